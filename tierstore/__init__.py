@@ -1,0 +1,71 @@
+"""A tiered, content-addressed store for model weights.
+
+>>> store = tierstore.init("./store")
+>>> store.save("ranker", "model_dir/", alias="prod")
+>>> model = store.load("ranker@prod")
+>>> model["encoder.weight"], model.tensor("emb.weight")[[3, 14, 15]]
+
+Names are imported when they are first used, so that ``import tierstore`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tierstore import errors
+    from tierstore.ids import Digest, ModelRef
+    from tierstore.modelstore.model import LoadStats, Model
+    from tierstore.modelstore.store import Alias, Store
+    from tierstore.modelstore.tensor import Tensor
+    from tierstore.modelstore.version import FileInfo, SaveStats, Version
+    from tierstore.wiring import init_store as init
+    from tierstore.wiring import open_store as open
+
+__all__ = [
+    "Alias",
+    "Digest",
+    "FileInfo",
+    "LoadStats",
+    "Model",
+    "ModelRef",
+    "SaveStats",
+    "Store",
+    "Tensor",
+    "Version",
+    "errors",
+    "init",
+    "open",
+]
+
+_HOMES = {
+    "Alias": "tierstore.modelstore.store:Alias",
+    "Digest": "tierstore.ids:Digest",
+    "FileInfo": "tierstore.modelstore.version:FileInfo",
+    "LoadStats": "tierstore.modelstore.model:LoadStats",
+    "Model": "tierstore.modelstore.model:Model",
+    "ModelRef": "tierstore.ids:ModelRef",
+    "SaveStats": "tierstore.modelstore.version:SaveStats",
+    "Store": "tierstore.modelstore.store:Store",
+    "Tensor": "tierstore.modelstore.tensor:Tensor",
+    "Version": "tierstore.modelstore.version:Version",
+    "init": "tierstore.wiring:init_store",
+    "open": "tierstore.wiring:open_store",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        module, _, attribute = _HOMES[name].partition(":")
+        value = getattr(import_module(module), attribute)
+    elif name == "errors":
+        value = import_module("tierstore.errors")
+    else:
+        raise AttributeError(f"module 'tierstore' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,107 @@
+"""Every exception that tierstore raises, grouped by what a handler would do about it.
+
+::
+
+    TierstoreError
+     ├─ UsageError              the call is wrong: fix the arguments                        exit 2
+     │   ├─ InvalidName         a model, alias, tensor or path name is not allowed
+     │   └─ ConfigError         a configuration key or value is not known
+     ├─ SourceError             what was given to save cannot be stored as it is            exit 1
+     │   ├─ InvalidSafetensors  the header breaks the safetensors rules
+     │   ├─ UnsafeSource        a pickle, or a path that leaves its directory
+     │   └─ SourceChanged       the file or array changed while it was being read
+     ├─ NotFound                no such store, model, version, alias, tensor or blob        exit 5
+     ├─ Conflict                someone else got there first, or it already exists          exit 6
+     ├─ Damaged                 stored bytes do not match their digest, checksum or form    exit 4
+     ├─ UnsupportedFormat       written by a newer tierstore: upgrade this one              exit 1
+     └─ BackendError            the storage itself failed                                   exit 1
+         ├─ PermissionDenied    it refused our credentials or our user                      exit 1
+         ├─ OutOfSpace          quota or disk full                                          exit 7
+         └─ Unreachable         no answer after the retries                                 exit 8
+
+A message says what happened, to which object, and what to do next. Nothing here is retried by the
+caller except ``Unreachable``: stores retry before they raise it.
+"""
+
+from __future__ import annotations
+
+
+class TierstoreError(Exception):
+    """Base of every error raised by tierstore; ``exit_code`` is what the CLI exits with."""
+
+    exit_code = 1
+
+
+class UsageError(TierstoreError, ValueError):
+    """The call itself is wrong."""
+
+    exit_code = 2
+
+
+class InvalidName(UsageError):
+    """A model, alias, tensor, file or reference name is not allowed."""
+
+
+class ConfigError(UsageError):
+    """A configuration key or value is unknown or out of its range."""
+
+
+class SourceError(TierstoreError):
+    """What was given to ``save`` cannot be stored as it is."""
+
+
+class InvalidSafetensors(SourceError, ValueError):
+    """A safetensors header breaks the format's rules."""
+
+
+class UnsafeSource(SourceError):
+    """A pickle, or a path that leaves its directory."""
+
+
+class SourceChanged(SourceError):
+    """A file or an array changed, or became shorter, while it was being saved."""
+
+
+class NotFound(TierstoreError, LookupError):
+    """No such store, model, version, alias, tensor or blob."""
+
+    exit_code = 5
+
+    def __str__(self) -> str:  # LookupError's own str() is the message; KeyError would quote it
+        return Exception.__str__(self)
+
+
+class Conflict(TierstoreError):
+    """The name is taken, or another writer got there first."""
+
+    exit_code = 6
+
+
+class Damaged(TierstoreError):
+    """Stored bytes do not match their digest, their checksum or the format."""
+
+    exit_code = 4
+
+
+class UnsupportedFormat(TierstoreError):
+    """The object needs a feature that this version of tierstore does not have."""
+
+
+class BackendError(TierstoreError):
+    """The storage behind a blob store failed."""
+
+
+class PermissionDenied(BackendError):
+    """The storage refused our credentials or our user."""
+
+
+class OutOfSpace(BackendError):
+    """A disk, quota or bucket is full."""
+
+    exit_code = 7
+
+
+class Unreachable(BackendError):
+    """The storage did not answer."""
+
+    exit_code = 8

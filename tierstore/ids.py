@@ -1,0 +1,150 @@
+"""The values that every floor speaks in: digests, byte ranges and references to models."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tierstore.errors import InvalidName
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Contiguous bytes, as every floor passes them on."""
+
+DIGEST_BYTES = 32
+
+_HEX = re.compile(r"[0-9a-f]+\Z")
+_MIN_PREFIX = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Digest:
+    """A BLAKE3-256 digest: the identity of a chunk, a pack or a manifest (32 raw bytes)."""
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != DIGEST_BYTES:
+            raise ValueError(f"a digest has {DIGEST_BYTES} bytes, not {len(self.raw)}")
+
+    @classmethod
+    def from_hex(cls, text: str) -> Digest:
+        """Parse 64 lower-case hex digits; ``InvalidName`` when it is anything else."""
+        if len(text) != 2 * DIGEST_BYTES or not _HEX.match(text):
+            raise InvalidName(f"not a digest: {text[:80]!r}; expected 64 lower-case hex digits")
+        return cls(bytes.fromhex(text))
+
+    @property
+    def hex(self) -> str:
+        """64 lower-case hex digits."""
+        return self.raw.hex()
+
+    @property
+    def short(self) -> str:
+        """``b3:`` and the first 12 hex digits, for people."""
+        return f"b3:{self.raw[:6].hex()}"
+
+    def __str__(self) -> str:
+        return f"b3:{self.hex}"
+
+
+def split_digests(column: bytes) -> list[bytes]:
+    """The raw digests that lie end to end in ``column``."""
+    return [column[at : at + DIGEST_BYTES] for at in range(0, len(column), DIGEST_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """The half-open range ``[start, stop)`` in bytes."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"not a byte range: [{self.start}, {self.stop})")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return ``name`` in NFC, or raise ``InvalidName``.
+
+    A name has 1 to 200 characters once normalised, no control characters, no ``@``, no backslash,
+    and no empty, ``.`` or ``..`` part between slashes.
+
+    Args:
+        kind: what the name is of, for the message ("model", "alias").
+        name: the name as the user gave it.
+    """
+    normal = unicodedata.normalize("NFC", name)
+    why = None
+    if not 1 <= len(normal) <= 200:
+        why = "it must have 1 to 200 characters"
+    elif any(unicodedata.category(c) in {"Cc", "Cs", "Cn", "Zl", "Zp"} for c in normal):
+        why = "it holds a control or unassigned character"
+    elif "@" in normal or "\\" in normal:
+        why = "it must not hold '@' or a backslash"
+    elif any(part in {"", ".", ".."} for part in normal.split("/")):
+        why = "it holds an empty, '.' or '..' part"
+    elif normal != normal.strip():
+        why = "it starts or ends with white space"
+    if why:
+        raise InvalidName(f"{kind} name {name[:80]!r} is not allowed: {why}")
+    return normal
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A parsed reference: ``model``, ``model@alias``, ``model@12`` or ``model@b3:<hex prefix>``.
+
+    Exactly one of ``alias``, ``number`` and ``prefix`` is set, or none for the newest version.
+    """
+
+    model: str
+    alias: str | None = None
+    number: int | None = None
+    prefix: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelRef:
+        """Parse what a user typed; ``InvalidName`` says what is wrong with it."""
+        model, at, rest = text.partition("@")
+        model = check_name("model", model)
+        if not at:
+            return cls(model)
+        if rest.startswith("b3:"):
+            prefix = rest[3:]
+            if not (_MIN_PREFIX <= len(prefix) <= 2 * DIGEST_BYTES and _HEX.match(prefix)):
+                raise InvalidName(
+                    f"reference {text[:120]!r}: after 'b3:' come {_MIN_PREFIX} to 64 "
+                    "lower-case hex digits"
+                )
+            return cls(model, prefix=prefix)
+        if rest.isascii() and rest.isdigit():
+            if len(rest) > 18 or int(rest) < 1:
+                raise InvalidName(f"reference {text[:120]!r}: versions are numbered from 1")
+            return cls(model, number=int(rest))
+        return cls(model, alias=check_alias(rest))
+
+    def __str__(self) -> str:
+        if self.alias is not None:
+            return f"{self.model}@{self.alias}"
+        if self.number is not None:
+            return f"{self.model}@{self.number}"
+        if self.prefix is not None:
+            return f"{self.model}@b3:{self.prefix}"
+        return self.model
+
+
+def check_alias(name: str) -> str:
+    """Return an alias name in NFC, or raise ``InvalidName``.
+
+    Digits alone would read as a version number, and ``b3:`` as a digest.
+    """
+    alias = check_name("alias", name)
+    if (alias.isascii() and alias.isdigit()) or alias.startswith("b3:"):
+        raise InvalidName(f"alias name {name!r} is not allowed: it reads as a version")
+    return alias
