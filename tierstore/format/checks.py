@@ -1,0 +1,43 @@
+"""What every parser of stored bytes shares: checksums and the errors for what breaks the format."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import blake3
+import xxhash
+
+from tierstore.errors import Damaged, UnsupportedFormat
+from tierstore.ids import Buffer, Digest
+
+KNOWN_FEATURES: frozenset[str] = frozenset()
+"""Names that may stand in an object's ``requires``; version 1 has none."""
+
+_UPGRADE = "it was written by a newer tierstore; upgrade this one to read it"
+
+
+def xxh3(data: Buffer) -> int:
+    """XXH3-64 with seed 0, as the format stores it."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def digest_of(data: Buffer) -> Digest:
+    """BLAKE3-256 of plain bytes: the identity of a chunk or a manifest."""
+    return Digest(blake3.blake3(data).digest())
+
+
+def damaged(name: str, why: str) -> NoReturn:
+    """Raise ``Damaged`` for the stored object ``name``."""
+    raise Damaged(f"{name} is damaged: {why}; run 'tierstore check' and restore it from a copy")
+
+
+def unsupported(name: str, what: str) -> NoReturn:
+    """Raise ``UnsupportedFormat`` for the stored object ``name``."""
+    raise UnsupportedFormat(f"{name} needs {what}: {_UPGRADE}")
+
+
+def check_requires(name: str, requires: list[str]) -> None:
+    """Refuse an object that needs a feature this version does not know."""
+    unknown = sorted(set(requires) - KNOWN_FEATURES)
+    if unknown:
+        unsupported(name, f"the feature {', '.join(map(repr, unknown))}")

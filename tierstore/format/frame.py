@@ -1,0 +1,231 @@
+"""Frames: one encoded chunk that says itself how it is decoded (SPEC.md section 3)."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tierstore.errors import UsageError
+from tierstore.format.checks import damaged, unsupported, xxh3
+from tierstore.format.dtypes import DTYPE_CODES, DTYPE_OF_CODE
+from tierstore.ids import Buffer, ByteRange
+
+MAX_PLAIN = 16 << 20
+MAX_CODEC_HEAD = 32 << 10
+MAX_BASES = 1024
+FIXED_BYTES = 80
+MAX_HEAD_NO_BASES = FIXED_BYTES + 12 * (MAX_PLAIN >> 16) + MAX_CODEC_HEAD + 8
+BLOCK_LOG2 = 18
+CODEC_RAW, CODEC_ZSTD, CODEC_PLANES, CODEC_DELTA = range(4)
+
+_MAGIC = b"TSFR"
+_FIXED = struct.Struct("<4s4B2IQI12s2B3H32s")
+_BLOCK = struct.Struct("<IQ")
+_PIECE = struct.Struct("<32s2I")
+_SUM = struct.Struct("<Q")
+_NO_NONCE = bytes(12)
+
+
+@dataclass(frozen=True, slots=True)
+class BasePiece:
+    """A byte range of a base chunk's plain bytes that a delta frame refers to."""
+
+    digest: bytes
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHead:
+    """All that a frame says about itself.
+
+    Attributes:
+        digest: of the chunk's plain bytes (32).
+        codec: how the payload is encoded (0 raw, 1 zstd, 2 planes, 3 delta).
+        dtype: the safetensors dtype, or ``""`` for bytes that are no tensor.
+        plain_len: bytes of the decoded chunk.
+        payload_len: bytes of the payload.
+        payload_xxh3: checksum of the payload.
+        block_log2: log2 of the plain bytes of one block.
+        ends: for each block the end of its payload, from the payload's start.
+        sums: for each block the xxh3 of its plain bytes.
+        bases: the pieces that, end to end, are the base of a delta.
+        codec_head: what the blocks share.
+        head_len: bytes before the payload.
+    """
+
+    digest: bytes
+    codec: int
+    dtype: str
+    plain_len: int
+    payload_len: int
+    payload_xxh3: int
+    block_log2: int
+    ends: tuple[int, ...]
+    sums: tuple[int, ...]
+    bases: tuple[BasePiece, ...]
+    codec_head: bytes
+    head_len: int
+
+    @property
+    def block_size(self) -> int:
+        """Plain bytes of a block; the last one may be shorter."""
+        return 1 << self.block_log2
+
+    @property
+    def frame_len(self) -> int:
+        """Bytes of the whole frame."""
+        return self.head_len + self.payload_len
+
+    def block_payload(self, index: int) -> ByteRange:
+        """Where a block's payload lies within the frame."""
+        start = self.ends[index - 1] if index else 0
+        return ByteRange(self.head_len + start, self.head_len + self.ends[index])
+
+    def block_plain(self, index: int) -> ByteRange:
+        """Which plain bytes of the chunk a block holds."""
+        start = index << self.block_log2
+        return ByteRange(start, min(start + self.block_size, self.plain_len))
+
+
+def build_head(
+    *,
+    digest: bytes,
+    codec: int,
+    dtype: str,
+    plain: Buffer,
+    codec_head: bytes,
+    ends: Sequence[int],
+    payload: Buffer,
+    block_log2: int = BLOCK_LOG2,
+    bases: Sequence[BasePiece] = (),
+) -> bytes:
+    """Return the head of the frame of one encoded chunk; its payload follows right behind.
+
+    Args:
+        digest: of ``plain``.
+        codec: codec id of ``payload``.
+        dtype: safetensors dtype, or ``""``.
+        plain: the chunk's plain bytes, for the blocks' checksums.
+        codec_head: the codec's own shared part.
+        ends: for each block the end of its payload.
+        payload: the blocks' payloads end to end.
+        block_log2: log2 of a block's plain bytes.
+        bases: the base pieces of a delta.
+    """
+    size = 1 << block_log2
+    view = memoryview(plain)
+    if (
+        len(view) > MAX_PLAIN
+        or len(payload) > len(view)
+        or len(codec_head) > MAX_CODEC_HEAD
+        or len(bases) > MAX_BASES
+    ):
+        raise UsageError(f"a chunk of {len(view)} bytes does not fit a frame's limits")
+    sums = [xxh3(view[at : at + size]) for at in range(0, len(view), size)]
+    parts = [
+        _FIXED.pack(
+            _MAGIC, 1, codec, DTYPE_CODES[dtype], 0, len(view), len(payload), xxh3(payload),
+            0, _NO_NONCE, block_log2, 0, len(bases), len(codec_head), 0, digest,
+        ),
+        *(_BLOCK.pack(end, value) for end, value in zip(ends, sums, strict=True)),
+        *(_PIECE.pack(piece.digest, piece.offset, piece.length) for piece in bases),
+        codec_head,
+    ]  # fmt: skip
+    head = b"".join(parts)
+    return head + _SUM.pack(xxh3(head))
+
+
+def build_frame(*, payload: Buffer, **fields: Any) -> tuple[bytes, int]:
+    """Return the whole frame and the length of its head; the arguments are those of
+    ``build_head``.
+    """
+    head = build_head(payload=payload, **fields)
+    return head + bytes(payload), len(head)
+
+
+def _head_len(blocks: int, bases: int, codec_head: int) -> int:
+    return FIXED_BYTES + _BLOCK.size * blocks + _PIECE.size * bases + codec_head + _SUM.size
+
+
+def parse_frame_head(data: Buffer, name: str, digest: bytes | None = None) -> FrameHead:
+    """Read the head at the start of ``data``, which may go on with the payload.
+
+    Args:
+        data: bytes from the frame's start, the whole head at least.
+        name: what the frame is, for messages.
+        digest: of the chunk that it must be the frame of; ``None`` takes any.
+
+    Raises:
+        Damaged: the head is cut short, of another chunk, or breaks its checksum, a limit or the
+            format.
+        UnsupportedFormat: it was written by a newer version.
+    """
+    if len(data) < FIXED_BYTES:
+        damaged(name, f"a frame head of {len(data)} bytes is cut short")
+    (magic, version, codec, dtype, flags, plain_len, payload_len, payload_sum, key_id, nonce,
+     block_log2, zero1, n_base, codec_len, zero2, found) = _FIXED.unpack_from(data)  # fmt: skip
+    if magic != _MAGIC:
+        damaged(name, "it does not begin with a frame")
+    if version != 1:
+        unsupported(name, f"frame version {version}")
+    if not 16 <= block_log2 <= 24:
+        damaged(name, f"a block size of 2^{block_log2} is out of range")
+    if plain_len > MAX_PLAIN or payload_len > plain_len:
+        damaged(name, f"lengths {plain_len} and {payload_len} are out of range")
+    if n_base > MAX_BASES or codec_len > MAX_CODEC_HEAD:
+        damaged(name, "its head is longer than the format allows")
+    blocks = (plain_len + (1 << block_log2) - 1) >> block_log2
+    head_len = _head_len(blocks, n_base, codec_len)
+    if len(data) < head_len:
+        damaged(name, f"its head of {head_len} bytes is cut short at {len(data)}")
+    view = memoryview(data)[:head_len]
+    if _SUM.unpack_from(view, head_len - _SUM.size)[0] != xxh3(view[: -_SUM.size]):
+        damaged(name, "the checksum of its head does not match")
+    if flags or key_id:
+        unsupported(name, f"frame flags {flags:#x} and key {key_id}")
+    if codec > CODEC_DELTA:
+        unsupported(name, f"codec {codec}")
+    if dtype not in DTYPE_OF_CODE and codec in (CODEC_PLANES, CODEC_DELTA):
+        unsupported(name, f"dtype code {dtype}")
+    if zero1 or zero2 or nonce != _NO_NONCE or (n_base > 0) != (codec == CODEC_DELTA):
+        damaged(name, "its head breaks the format")
+    if digest is not None and found != digest:
+        damaged(name, f"it is the frame of another chunk, b3:{found.hex()}")
+    ends, sums, pieces = _parse_tables(view, blocks, n_base)
+    if (ends[-1] if ends else 0) != payload_len or any(a > b for a, b in itertools.pairwise(ends)):
+        damaged(name, "the ends of its blocks are out of order")
+    if pieces and sum(piece.length for piece in pieces) != plain_len:
+        damaged(name, "its base pieces do not add up to the chunk")
+    return FrameHead(
+        found, codec, DTYPE_OF_CODE.get(dtype, ""), plain_len, payload_len, payload_sum, block_log2,
+        ends, sums, pieces, bytes(view[-_SUM.size - codec_len : -_SUM.size]), head_len,
+    )  # fmt: skip
+
+
+def _parse_tables(
+    head: memoryview, blocks: int, n_base: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[BasePiece, ...]]:
+    """The ends and sums of the blocks, and the base pieces, of a head that is long enough."""
+    middle = FIXED_BYTES + _BLOCK.size * blocks
+    table = list(_BLOCK.iter_unpack(head[FIXED_BYTES:middle]))
+    pieces = _PIECE.iter_unpack(head[middle : middle + _PIECE.size * n_base])
+    return (
+        tuple(end for end, _ in table),
+        tuple(value for _, value in table),
+        tuple(BasePiece(*row) for row in pieces),
+    )
+
+
+def frame_payload(head: FrameHead, frame: Buffer, name: str) -> memoryview:
+    """Return the payload of a whole frame after checking its length and checksum."""
+    view = memoryview(frame)
+    if len(view) != head.frame_len:
+        damaged(name, f"the frame has {len(view)} bytes instead of {head.frame_len}")
+    payload = view[head.head_len :]
+    if xxh3(payload) != head.payload_xxh3:
+        damaged(name, "the checksum of its payload does not match")
+    return payload

@@ -1,0 +1,70 @@
+"""Where every object lies: the keys of a store (SPEC.md sections 9 and 10)."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote
+
+from tierstore.errors import InvalidName
+from tierstore.ids import Digest
+
+CONFIG = "config.json"
+REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
+    "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
+)  # fmt: skip
+PROBES = "probes/"
+VERSION_LOG = "versions"
+ALIASES = "alias/"
+HEAD = "HEAD"
+_MAX_SEGMENT = 240
+
+
+def pack_key(pack: bytes) -> str:
+    """The key of a pack by its id."""
+    text = pack.hex()
+    return f"{PACKS}{text[:2]}/{text}"
+
+
+def version_key(digest: Digest) -> str:
+    """The key of a manifest."""
+    return VERSIONS + digest.hex
+
+
+def layout_key(digest: Digest) -> str:
+    """The key of the layout of a manifest."""
+    return LAYOUTS + digest.hex
+
+
+def move_key(pack: bytes) -> str:
+    """The key of the note that says where a pack's frames went."""
+    return MOVES + pack.hex()
+
+
+def segment(name: str) -> str:
+    """A model's or alias's name as one segment of a key."""
+    text = quote(name, safe="-._")
+    text = text.replace("~", "%7E")
+    if text.startswith("."):
+        text = "%2E" + text[1:]
+    if len(text) > _MAX_SEGMENT:
+        raise InvalidName(
+            f"name {name[:80]!r} is too long: percent-encoded it has {len(text)} characters, "
+            f"{_MAX_SEGMENT} are allowed"
+        )
+    return text
+
+
+def unsegment(text: str) -> str:
+    """The name behind a segment."""
+    return unquote(text, errors="strict")
+
+
+def ref_prefix(model: str, name: str) -> str:
+    """The folder of one ref log; ``name`` is ``versions`` or ``alias/<alias>``."""
+    if name.startswith(ALIASES):
+        name = ALIASES + segment(name.removeprefix(ALIASES))
+    return f"{REFS}{segment(model)}/{name}/"
+
+
+def entry_key(prefix: str, seq: int) -> str:
+    """The key of one entry of a ref log."""
+    return f"{prefix}{seq // 1000:06d}/{seq:09d}"

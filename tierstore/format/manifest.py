@@ -1,0 +1,201 @@
+"""Manifests: the content of one version (SPEC.md section 7)."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from tierstore.errors import InvalidName, InvalidSafetensors, UsageError
+from tierstore.format.checks import damaged, digest_of, unsupported
+from tierstore.format.safetensors import parse_header
+from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal, unseal
+from tierstore.ids import DIGEST_BYTES, Buffer, Digest
+
+MIN_CHUNK, MAX_CHUNK, DEFAULT_CHUNK = 1 << 20, 16 << 20, 4 << 20
+HASH = "blake3"
+_MAX_ITEMS = 1 << 20
+
+
+class TensorEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor of a file; ``begin`` counts from the start of the file's data section."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    cut: int = 0
+    chunks: bytes = b""
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file: a safetensors file with its header verbatim, or any other with its chunks."""
+
+    path: str
+    size: int
+    sha256: bytes
+    header: bytes = b""
+    tensors: tuple[TensorEntry, ...] = ()
+    chunks: bytes = b""
+
+
+class LineageEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What this content was made from."""
+
+    relation: str
+    digest: bytes
+
+
+class Manifest(Body, frozen=True, kw_only=True):
+    """The content of one version."""
+
+    kind: str = "full"
+    chunk_size: int = DEFAULT_CHUNK
+    hash: str = HASH
+    files: tuple[FileEntry, ...]
+    lineage: tuple[LineageEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One chunk in its place: ``length`` plain bytes at ``begin`` of the tensor or file."""
+
+    digest: bytes
+    begin: int
+    length: int
+
+
+def pieces(chunks: bytes, nbytes: int, chunk_size: int) -> Iterator[Piece]:
+    """The chunks of a tensor or file of ``nbytes`` bytes, in order."""
+    for at in range(0, nbytes, chunk_size):
+        row = 32 * (at // chunk_size)
+        yield Piece(chunks[row : row + 32], at, min(chunk_size, nbytes - at))
+
+
+def named_tensors(manifest: Manifest) -> Iterator[tuple[str, FileEntry, TensorEntry]]:
+    """Every tensor with its file and the name that tells it apart in the version: its own, or
+    ``path::name`` where several files hold one of that name.
+    """
+    count = Counter(tensor.name for file in manifest.files for tensor in file.tensors)
+    for file in manifest.files:
+        for tensor in file.tensors:
+            alone = count[tensor.name] == 1
+            yield tensor.name if alone else f"{file.path}::{tensor.name}", file, tensor
+
+
+def seal_manifest(manifest: Manifest) -> tuple[Digest, bytes]:
+    """Return the manifest's digest and its sealed object.
+
+    Raises ``UsageError`` when it lists more than the format allows.
+    """
+    if _lists_too_much(manifest):
+        raise UsageError(
+            f"a version has at most {_MAX_ITEMS} files and as many tensors; save this as several"
+        )
+    plain = encode_body(Kind.MANIFEST, manifest)
+    return digest_of(plain), seal(Kind.MANIFEST, plain)
+
+
+def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
+    """Unseal, verify and check a manifest.
+
+    Raises:
+        Damaged: its bytes do not match ``digest``, or what they say breaks the format.
+        UnsupportedFormat: it was written by a newer version.
+    """
+    plain = unseal(Kind.MANIFEST, data, name)
+    if digest_of(plain) != digest:
+        damaged(name, "its content does not match its digest")
+    manifest = decode_body(Kind.MANIFEST, plain, Manifest, name)
+    if manifest.kind != "full":
+        unsupported(name, f"manifests of kind {manifest.kind!r}")
+    if manifest.hash != HASH:
+        unsupported(name, f"the hash {manifest.hash!r}")
+    check_chunk_size(manifest.chunk_size, name)
+    if _lists_too_much(manifest):
+        damaged(name, "it lists more files or tensors than the format allows")
+    paths = [file.path for file in manifest.files]
+    if paths != sorted(set(paths)):
+        damaged(name, "its files are not in order")
+    folders = {path[:at] for path in paths for at, char in enumerate(path) if char == "/"}
+    if not folders.isdisjoint(paths):
+        damaged(name, f"{min(folders.intersection(paths))!r} is a file and a folder")
+    for file in manifest.files:
+        _check_file(file, manifest.chunk_size, name)
+    if any(len(entry.digest) != DIGEST_BYTES for entry in manifest.lineage):
+        damaged(name, "its lineage names something that is no digest")
+    return manifest
+
+
+def _lists_too_much(manifest: Manifest) -> bool:
+    tensors = sum(len(file.tensors) for file in manifest.files)
+    return len(manifest.files) > _MAX_ITEMS or tensors > _MAX_ITEMS
+
+
+def is_chunk_size(chunk_size: int) -> bool:
+    """Whether it is a power of two from 1 to 16 MiB."""
+    return MIN_CHUNK <= chunk_size <= MAX_CHUNK and not chunk_size & (chunk_size - 1)
+
+
+def check_chunk_size(chunk_size: int, name: str) -> None:
+    """Refuse a stored chunk size that is no power of two from 1 to 16 MiB."""
+    if not is_chunk_size(chunk_size):
+        damaged(name, f"a chunk size of {chunk_size} is out of range")
+
+
+def _check_file(file: FileEntry, chunk_size: int, name: str) -> None:
+    try:
+        check_path(file.path)
+    except InvalidName as error:
+        damaged(name, str(error))
+    if file.size < 0 or len(file.sha256) != DIGEST_BYTES:
+        damaged(name, f"{file.path!r} has no proper size and SHA-256")
+    if not file.header:
+        if file.tensors or not _covers(file.chunks, file.size, chunk_size):
+            damaged(name, f"the chunks of {file.path!r} do not cover it")
+        return
+    try:
+        header = parse_header(file.header, file.size)
+    except InvalidSafetensors as error:
+        damaged(name, f"{file.path!r}: {error}")
+    said = [(t.name, t.dtype, t.shape, t.begin) for t in header.tensors]
+    if file.chunks or said != [(t.name, t.dtype, t.shape, t.begin) for t in file.tensors]:
+        damaged(name, f"the tensors of {file.path!r} are not those of its header")
+    for tensor, info in zip(file.tensors, header.tensors, strict=True):
+        if tensor.cut:
+            unsupported(name, f"cut {tensor.cut} of tensor {tensor.name!r}")
+        if not _covers(tensor.chunks, info.end - info.begin, chunk_size):
+            damaged(name, f"the chunks of tensor {tensor.name!r} do not cover it")
+
+
+def _covers(chunks: bytes, nbytes: int, chunk_size: int) -> bool:
+    return len(chunks) == 32 * -(-nbytes // chunk_size)
+
+
+def check_path(path: str) -> str:
+    """Return ``path`` when it is a relative path that stays inside its directory.
+
+    Raises ``InvalidName`` for an absolute path, an empty, ``.`` or ``..`` part, a NUL, a backslash,
+    a drive letter, or one that is not in NFC or cannot be written as UTF-8.
+    """
+    why = None
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise InvalidName(f"file path {path!r} is not valid Unicode; rename the file") from None
+    if any(part in {"", ".", ".."} for part in path.split("/")):
+        why = "it must be relative and hold no empty, '.' or '..' part"
+    elif "\0" in path or "\\" in path:
+        why = "it holds a NUL or a backslash"
+    elif len(path) > 1 and path[1] == ":":
+        why = "it begins with a drive letter"
+    elif unicodedata.normalize("NFC", path) != path:
+        why = "it is not in Unicode's normal form C"
+    elif size > 4096:
+        why = "it is longer than 4096 bytes"
+    if why:
+        raise InvalidName(f"file path {path[:200]!r} is not allowed: {why}")
+    return path

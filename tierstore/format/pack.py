@@ -1,0 +1,143 @@
+"""Packs: immutable objects of many frames with an index in the footer (SPEC.md section 4)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from dataclasses import dataclass, replace
+
+import blake3
+import msgspec
+
+from tierstore.format.checks import damaged, unsupported, xxh3
+from tierstore.format.sealed import Kind, decode_body
+from tierstore.format.table import (
+    PACK_HEADER_BYTES,
+    ChunkPlace,
+    ChunkTable,
+    TableBody,
+    table_columns,
+)
+from tierstore.ids import Buffer
+
+TRAILER_BYTES = 64
+TARGET_BYTES = 64 << 20
+MAX_FRAME_BYTES = 128 << 20
+
+_HEAD_MAGIC, _TAIL_MAGIC = b"TSPK", b"TSPE"
+_HEADER = struct.Struct("<4s2BH16sI12s16sQ")
+_TRAILER = struct.Struct("<QII32sI4sQ")
+_MAX_INDEX = 32 << 20
+_TARGET_INDEX = 16 << 20
+_MAX_FRAMES = 1 << 20
+_ROW_BYTES = 32 + 4 * 4 + 1 + 4  # the columns of section 6 that an index has
+
+
+@dataclass(frozen=True, slots=True)
+class Trailer:
+    """A pack's last bytes: where its index is, and what the pack's id must be."""
+
+    index_offset: int
+    index_len: int
+    frames: int
+    pack_id: bytes
+
+
+class PackBuilder:
+    """Collects frames in load order and closes them into one pack."""
+
+    def __init__(self) -> None:
+        start = _HEADER.pack(
+            _HEAD_MAGIC, 1, 0, 0, os.urandom(16), 0, bytes(12), bytes(16), 0
+        )[:-8]  # fmt: skip
+        self._header = start + struct.pack("<Q", xxh3(start))
+        self._frames: list[Buffer] = []
+        self._places: list[ChunkPlace] = []
+        self.size = PACK_HEADER_BYTES
+        self._index_size = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to close the pack; many tiny frames fill its index first."""
+        return self.size >= TARGET_BYTES or self._index_size >= _TARGET_INDEX
+
+    def add(self, digest: bytes, frame: Buffer, head: int, plain: int, codec: int,
+            bases: tuple[bytes, ...] = ()) -> None:  # fmt: skip
+        """Append one frame; the caller closes the pack once it is ``full``."""
+        self._places.append(
+            ChunkPlace(digest, b"", self.size, len(frame), head, plain, codec, bases)
+        )
+        self._frames.append(frame)
+        self.size += len(frame)
+        self._index_size += _ROW_BYTES + 32 * len(bases)
+
+    def close(self) -> tuple[bytes, list[Buffer], list[ChunkPlace]]:
+        """Return the pack's id, its bytes as buffers to lay end to end, and its chunks' places."""
+        index = msgspec.msgpack.encode(TableBody(**table_columns(self._places)))
+        pack_id = blake3.blake3(self._header).update(index).digest()
+        fields = (self.size, len(index), len(self._frames), pack_id, 0, _TAIL_MAGIC)
+        start = _TRAILER.pack(*fields, 0)[:-8]
+        trailer = start + struct.pack("<Q", xxh3(start))
+        places = [replace(place, pack=pack_id) for place in self._places]
+        return pack_id, [self._header, *self._frames, index, trailer], places
+
+
+def parse_trailer(data: Buffer, pack_size: int, name: str) -> Trailer:
+    """Read a pack's last ``TRAILER_BYTES`` bytes and check them against the pack's size."""
+    if len(data) != TRAILER_BYTES or pack_size < PACK_HEADER_BYTES + TRAILER_BYTES:
+        damaged(name, f"a pack of {pack_size} bytes is too short")
+    offset, length, frames, pack_id, zero, magic, value = _TRAILER.unpack(data)
+    if magic != _TAIL_MAGIC:
+        damaged(name, "it does not end with a pack's trailer")
+    if value != xxh3(memoryview(data)[:-8]) or zero:
+        damaged(name, "the checksum of its trailer does not match")
+    if offset > PACK_HEADER_BYTES + MAX_FRAME_BYTES or length > _MAX_INDEX:
+        damaged(name, "its index is out of range")
+    if not 1 <= frames <= _MAX_FRAMES:
+        damaged(name, f"it says that it holds {frames} frames")
+    if offset < PACK_HEADER_BYTES or offset + length + TRAILER_BYTES != pack_size:
+        damaged(name, f"its index does not end where the pack of {pack_size} bytes does")
+    return Trailer(offset, length, frames, pack_id)
+
+
+def parse_index(header: Buffer, index: Buffer, trailer: Trailer, name: str) -> list[ChunkPlace]:
+    """Read a pack's index, checked against the pack's id.
+
+    Args:
+        header: the pack's first ``PACK_HEADER_BYTES`` bytes.
+        index: the bytes that the trailer points to.
+        trailer: of the same pack.
+        name: what the pack is, for messages.
+    """
+    check_header(header, name)
+    if blake3.blake3(bytes(header)).update(index).digest() != trailer.pack_id:
+        damaged(name, "its header and index do not give the pack's id")
+    table = ChunkTable(decode_body(Kind.SEGMENT, bytes(index), TableBody, name), name, own=True)
+    places = [replace(place, pack=trailer.pack_id) for place in table]
+    starts = itertools.accumulate((p.length for p in places), initial=PACK_HEADER_BYTES)
+    if len(places) != trailer.frames or list(starts) != [
+        *(place.offset for place in places), trailer.index_offset,
+    ]:  # fmt: skip
+        damaged(name, "the frames of its index do not lie end to end")
+    return places
+
+
+def check_header(header: Buffer, name: str) -> None:
+    """Check a pack's first ``PACK_HEADER_BYTES`` bytes."""
+    if len(header) != PACK_HEADER_BYTES:
+        damaged(name, "its header is cut short")
+    magic, version, flags, zero, _, key_id, nonce, zeros, value = _HEADER.unpack(header)
+    if magic != _HEAD_MAGIC:
+        damaged(name, "it does not begin with a pack's header")
+    if version != 1:
+        unsupported(name, f"pack version {version}")
+    if value != xxh3(memoryview(header)[:-8]):
+        damaged(name, "the checksum of its header does not match")
+    if flags or key_id:
+        unsupported(name, f"pack flags {flags:#x} and key {key_id}")
+    if zero or any(nonce) or any(zeros):
+        damaged(name, "its header breaks the format")

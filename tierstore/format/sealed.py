@@ -1,0 +1,168 @@
+"""Sealed objects: the one envelope of all stored objects but packs (SPEC.md section 5)."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Annotated, TypeVar
+
+import msgspec
+import zstandard
+
+from tierstore.errors import UsageError
+from tierstore.format.checks import check_requires, damaged, unsupported, xxh3
+from tierstore.ids import Buffer
+
+HEADER_BYTES = 56
+
+_MAGIC = b"TSOB"
+_HEADER = struct.Struct("<4s4BI12s4Q")
+_NO_NONCE = bytes(12)
+_PLAIN, _ZSTD = 0, 1
+_SLACK = 64 << 10
+_ZSTD_FROM = 512  # below this compressing saves less than it costs to look at
+
+
+class Kind(IntEnum):
+    """What a sealed object holds."""
+
+    MANIFEST = 1
+    LAYOUT = 2
+    SEGMENT = 3
+    FOLD = 4
+    MOVE = 5
+    REF = 6
+    LEASE = 7
+    HINT = 8
+    CONDEMNED = 9
+
+
+_MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT})
+
+
+def max_plain(kind: Kind) -> int:
+    """The limit on the plain bytes of an object of this kind."""
+    if kind in _MSGPACK:
+        return 512 << 20
+    return 64 << 20 if kind is Kind.CONDEMNED else 1 << 20
+
+
+def seal(kind: Kind, plain: bytes) -> bytes:
+    """Put a plain body into its envelope, compressed where that is smaller."""
+    if len(plain) > max_plain(kind):
+        raise UsageError(
+            f"a {kind.name.lower()} of {len(plain)} bytes is above the format's limit of "
+            f"{max_plain(kind)}; split the model into several"
+        )
+    encoding, body = _PLAIN, plain
+    if kind in _MSGPACK and len(plain) >= _ZSTD_FROM:
+        packed = zstandard.ZstdCompressor(level=3).compress(plain)
+        if len(packed) < len(plain):
+            encoding, body = _ZSTD, packed
+    fields = (_MAGIC, kind, 1, encoding, 0, 0, _NO_NONCE, len(plain), len(body), xxh3(body))
+    start = _HEADER.pack(*fields, 0)[:-8]
+    return start + struct.pack("<Q", xxh3(start)) + body
+
+
+def unseal(kind: Kind, data: Buffer, name: str) -> bytes:
+    """Return the plain body of a sealed object.
+
+    Raises:
+        Damaged: it is cut short, too long, or breaks a checksum, a limit or the format.
+        UnsupportedFormat: it was written by a newer version.
+    """
+    view = memoryview(data)
+    if len(view) < HEADER_BYTES:
+        damaged(name, f"{len(view)} bytes are too few")
+    (magic, found, version, encoding, flags, key_id, nonce, plain_len, body_len, body_sum,
+     head_sum) = _HEADER.unpack_from(view)  # fmt: skip
+    if magic != _MAGIC:
+        damaged(name, "it does not begin with a sealed object")
+    if version != 1:
+        unsupported(name, f"object version {version}")
+    if head_sum != xxh3(view[: HEADER_BYTES - 8]):
+        damaged(name, "the checksum of its header does not match")
+    if flags or key_id:
+        unsupported(name, f"flags {flags:#x} and key {key_id}")
+    if found != kind:
+        damaged(name, f"it holds kind {found} instead of {kind.value}")
+    if nonce != _NO_NONCE or plain_len > max_plain(kind) or body_len > plain_len + _SLACK:
+        damaged(name, f"lengths {plain_len} and {body_len} are out of range")
+    body = view[HEADER_BYTES:]
+    if len(body) != body_len:
+        damaged(name, f"it has {len(body)} bytes of body instead of {body_len}")
+    if xxh3(body) != body_sum:
+        damaged(name, "the checksum of its body does not match")
+    if encoding == _PLAIN:
+        plain = bytes(body)
+    elif encoding == _ZSTD:
+        plain = _decompress(body, plain_len, name)
+    else:
+        unsupported(name, f"body encoding {encoding}")
+    if len(plain) != plain_len:
+        damaged(name, f"its body has {len(plain)} plain bytes instead of {plain_len}")
+    return plain
+
+
+def _decompress(body: memoryview, plain_len: int, name: str) -> bytes:
+    try:
+        # the frame's own claim decides what zstandard allocates: check it against ours first
+        if zstandard.frame_content_size(body) != plain_len:
+            damaged(name, "its zstd body does not have the size it says")
+        decompressor = zstandard.ZstdDecompressor()
+        plain: bytes = decompressor.decompress(body, plain_len, allow_extra_data=False)
+        return plain
+    except zstandard.ZstdError as error:
+        damaged(name, f"zstd says {error}")
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every body: the features a reader must know come first."""
+
+    requires: list[str] = []
+
+
+class _Requires(msgspec.Struct):
+    """Only the features of a body: what is newer than this version is refused by them alone."""
+
+    requires: list[str]
+
+
+Hex32 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+"""16 bytes as lower-case hex digits."""
+
+Hex64 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+"""A digest or a pack's id as lower-case hex digits."""
+
+_B = TypeVar("_B", bound=Body)
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+
+def _decode(kind: Kind, plain: bytes, model: type[_S]) -> _S:
+    if kind in _MSGPACK:
+        return msgspec.msgpack.decode(plain, type=model)
+    return msgspec.json.decode(plain, type=model)
+
+
+def seal_body(kind: Kind, body: Body) -> bytes:
+    """Encode and seal a body."""
+    return seal(kind, encode_body(kind, body))
+
+
+def encode_body(kind: Kind, body: Body) -> bytes:
+    """The plain bytes of a body: msgpack or JSON by its kind."""
+    return msgspec.msgpack.encode(body) if kind in _MSGPACK else msgspec.json.encode(body)
+
+
+def unseal_body(kind: Kind, data: Buffer, model: type[_B], name: str) -> _B:
+    """Unseal and decode a body; refuses features that this version does not know."""
+    return decode_body(kind, unseal(kind, data, name), model, name)
+
+
+def decode_body(kind: Kind, plain: bytes, model: type[_B], name: str) -> _B:
+    """Decode the plain bytes of a body; refuses features that this version does not know."""
+    try:
+        check_requires(name, _decode(kind, plain, _Requires).requires)
+        return _decode(kind, plain, model)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        damaged(name, str(error))

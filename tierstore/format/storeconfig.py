@@ -1,0 +1,97 @@
+"""config.json: what a store is, for ever (SPEC.md section 10)."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import msgspec
+
+from tierstore.errors import Damaged
+from tierstore.format.checks import KNOWN_FEATURES, damaged, unsupported, xxh3
+from tierstore.format.manifest import DEFAULT_CHUNK, HASH, check_chunk_size
+from tierstore.ids import Buffer
+
+FORMAT = 1
+_MAX_BYTES = 1 << 20
+_ID = re.compile(r"[0-9a-f]{32}\Z")
+
+
+class Features(msgspec.Struct, forbid_unknown_fields=True):
+    """What a client must know before it reads, writes or deletes."""
+
+    read: list[str] = []
+    write: list[str] = []
+    gc: list[str] = []
+
+
+class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a store is: fixed at ``init`` but for its tiers."""
+
+    format: int = FORMAT
+    store_id: str
+    chunk_size: int = DEFAULT_CHUNK
+    hash: str = HASH
+    features: Features = msgspec.field(default_factory=Features)
+    tiers: list[dict[str, str]] = []
+
+
+def encode_config(config: StoreConfig) -> bytes:
+    """The stored form: JSON for people, with a checksum over its content."""
+    fields = msgspec.to_builtins(config)
+    fields["check"] = _check(fields)
+    return json.dumps(fields, indent=2).encode() + b"\n"
+
+
+def _check(fields: dict[str, object]) -> str:
+    compact = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return f"{xxh3(compact.encode()):016x}"
+
+
+def is_config(data: Buffer) -> bool:
+    """Whether a ``config.json`` is a store's at all, whole or damaged: models have one, too."""
+    try:
+        fields = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        return True  # a store's, damaged: nobody else keeps what is no JSON under this name
+    return not isinstance(fields, dict) or "store_id" in fields or "format" in fields
+
+
+def parse_config(data: Buffer, name: str) -> StoreConfig:
+    """Read and check a store's config.
+
+    Raises:
+        Damaged: it is no config, or its checksum does not match.
+        UnsupportedFormat: the store was made by a newer version.
+    """
+    if len(data) > _MAX_BYTES:
+        damaged(name, f"{len(data)} bytes are too many")
+    try:
+        fields = msgspec.json.decode(bytes(data), type=dict[str, object])
+        # a newer format may have other fields: say "newer" before saying "unknown field"
+        if isinstance(fields.get("format"), int) and fields["format"] != FORMAT:
+            unsupported(name, f"store format {fields['format']}")
+        if fields.pop("check", None) != _check(fields):
+            damaged(name, "its checksum does not match; it must not be edited by hand")
+        if unknown := sorted(set(fields) - set(StoreConfig.__struct_fields__)):
+            unsupported(name, f"the field {', '.join(map(repr, unknown))}")
+        config = msgspec.convert(fields, StoreConfig)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(f"{name} is damaged: {error}; restore it from a copy") from None
+    if msgspec.to_builtins(config) != fields:  # a default may change, a store may not
+        damaged(name, "a field is missing")
+    if config.hash != HASH:
+        unsupported(name, f"the hash {config.hash!r}")
+    if config.tiers:
+        unsupported(name, "more than one tier")
+    if not _ID.match(config.store_id):
+        damaged(name, "it has no proper store id")
+    check_chunk_size(config.chunk_size, name)
+    return config
+
+
+def check_features(config: StoreConfig, needed: str, name: str) -> None:
+    """Refuse to read, write or gc (``needed``) a store that asks for what we do not know."""
+    unknown = sorted(set(getattr(config.features, needed)) - KNOWN_FEATURES)
+    if unknown:
+        unsupported(name, f"the feature {', '.join(map(repr, unknown))}")

@@ -1,0 +1,216 @@
+"""Chunk tables: which chunk lies where, as columns (SPEC.md section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.format.checks import damaged
+from tierstore.format.frame import CODEC_DELTA, FIXED_BYTES, MAX_PLAIN
+from tierstore.format.sealed import Body
+from tierstore.ids import split_digests
+
+PACK_HEADER_BYTES = 64
+_MAX_FRAME = MAX_PLAIN + (128 << 10)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlace:
+    """Where one chunk lies.
+
+    Attributes:
+        digest: of the plain bytes (32).
+        pack: id of the pack (32 bytes; empty within a pack's own index).
+        offset: of the frame in the pack.
+        length: of the frame.
+        head: length of the frame's head.
+        plain: length of the plain bytes.
+        codec: of the frame.
+        bases: digests of the base chunks of a delta.
+    """
+
+    digest: bytes
+    pack: bytes
+    offset: int
+    length: int
+    head: int
+    plain: int
+    codec: int
+    bases: tuple[bytes, ...] = ()
+
+
+class TableBody(Body, frozen=True, kw_only=True):
+    """The columns as they are stored."""
+
+    pack_ids: bytes = b""
+    pack_sizes: bytes = b""
+    digests: bytes
+    packs: bytes = b""
+    offsets: bytes
+    lengths: bytes
+    heads: bytes
+    plains: bytes
+    codecs: bytes
+    base_starts: bytes = b""
+    bases: bytes = b""
+
+
+class ChunkTable:
+    """An immutable table of chunk places, found by digest or by row."""
+
+    __slots__ = ("_base_starts", "_columns", "_rows", "_where", "pack_ids", "pack_sizes")
+
+    def __init__(self, body: TableBody, name: str, *, own: bool = False) -> None:
+        """Check the columns of ``body``; ``Damaged`` names ``name``.
+
+        ``own``: the table is a pack's own index, where all rows lie in that pack.
+        """
+        count, odd = divmod(len(body.digests), 32)
+        self._columns = body
+        if own and (body.pack_ids or body.packs):
+            damaged(name, "a pack's own index lists packs")
+        columns = [body.offsets, body.lengths, body.heads, body.plains]
+        packs = np.zeros(count, "<u4") if own else _column(body.packs, count, name)
+        offsets, lengths, heads, plains = (_column(c, count, name) for c in columns)
+        n_packs, odd_packs = divmod(len(body.pack_ids), 32)
+        if odd or odd_packs or len(body.codecs) != count or len(body.pack_sizes) != 8 * n_packs:
+            damaged(name, "the columns of its chunk table differ in length")
+        self.pack_ids = split_digests(body.pack_ids)
+        self.pack_sizes = np.frombuffer(body.pack_sizes, "<u8").tolist()
+        self._rows = np.stack([packs, offsets, lengths, heads, plains]).astype(np.int64)
+        self._base_starts = self._check_bases(body, count, name)
+        self._check_rows(n_packs, own, name)
+        self._where: dict[bytes, int] | None = None
+
+    def _check_rows(self, n_packs: int, own: bool, name: str) -> None:
+        packs, offsets, lengths, heads, plains = self._rows
+        if not len(packs):
+            return
+        if not own and packs.max() >= n_packs:
+            damaged(name, "a chunk lies in a pack that is not listed")
+        if (
+            plains.max() > MAX_PLAIN
+            or lengths.max() > _MAX_FRAME
+            or heads.min() < FIXED_BYTES
+            or (heads > lengths).any()
+            or (lengths - heads > plains).any()
+            or offsets.min() < PACK_HEADER_BYTES
+            or (not own and (offsets + lengths > np.array(self.pack_sizes)[packs]).any())
+        ):
+            damaged(name, "a chunk's place is out of range")
+
+    def _check_bases(self, body: TableBody, count: int, name: str) -> npt.NDArray[np.int64] | None:
+        if not body.base_starts:
+            if body.bases or CODEC_DELTA in body.codecs:
+                damaged(name, "a delta has no bases in its chunk table")
+            return None
+        starts = _column(body.base_starts, count + 1, name).astype(np.int64)
+        if starts[0] or (np.diff(starts) < 0).any() or starts[-1] * 32 != len(body.bases):
+            damaged(name, "the bases of its chunk table are out of order")
+        delta = np.frombuffer(body.codecs, np.uint8) == CODEC_DELTA
+        if (delta != (np.diff(starts) > 0)).any():
+            damaged(name, "the frames with bases in its chunk table are not the deltas")
+        return starts
+
+    def __len__(self) -> int:
+        return len(self._columns.codecs)
+
+    def __iter__(self) -> Iterator[ChunkPlace]:
+        return (self.place(row) for row in range(len(self)))
+
+    def place(self, row: int) -> ChunkPlace:
+        """The place in one row."""
+        pack, offset, length, head, plain = self._rows[:, row].tolist()
+        bases: tuple[bytes, ...] = ()
+        if self._base_starts is not None:
+            first, last = self._base_starts[row : row + 2].tolist()
+            bases = tuple(split_digests(self._columns.bases[32 * first : 32 * last]))
+        return ChunkPlace(
+            self._columns.digests[32 * row : 32 * row + 32],
+            self.pack_ids[pack] if self.pack_ids else b"",
+            offset, length, head, plain, self._columns.codecs[row], bases,
+        )  # fmt: skip
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._rows_by_digest()
+
+    def find(self, digest: bytes) -> ChunkPlace | None:
+        """The place of a chunk, or ``None``."""
+        row = self._rows_by_digest().get(digest)
+        return None if row is None else self.place(row)
+
+    def _rows_by_digest(self) -> dict[bytes, int]:
+        if self._where is None:
+            every = split_digests(self._columns.digests)
+            self._where = {digest: row for row, digest in enumerate(every)}
+        return self._where
+
+    @property
+    def bases(self) -> list[bytes]:
+        """The digests of all bases, one after the other."""
+        return split_digests(self._columns.bases)
+
+    @property
+    def longest_frame(self) -> int:
+        """Length of the longest frame; 0 in an empty table."""
+        return int(self._rows[2].max(initial=0))
+
+
+def _column(data: bytes, count: int, name: str) -> npt.NDArray[np.uint32]:
+    if len(data) != 4 * count:
+        damaged(name, "the columns of its chunk table differ in length")
+    return np.frombuffer(data, "<u4")
+
+
+class Columns(TypedDict, total=False):
+    """The columns of a ``TableBody`` by name."""
+
+    pack_ids: bytes
+    pack_sizes: bytes
+    digests: bytes
+    packs: bytes
+    offsets: bytes
+    lengths: bytes
+    heads: bytes
+    plains: bytes
+    codecs: bytes
+    base_starts: bytes
+    bases: bytes
+
+
+def table_columns(
+    places: Sequence[ChunkPlace], pack_sizes: dict[bytes, int] | None = None
+) -> Columns:
+    """Return the stored columns of ``places``, as keyword arguments of a ``TableBody``.
+
+    Args:
+        places: one row each.
+        pack_sizes: bytes of every pack by id, in the order to list them; ``None`` for a pack's own
+            index, where all rows lie in that pack.
+    """
+    number = {pack: at for at, pack in enumerate(pack_sizes or ())}
+
+    def column(values: Sequence[int]) -> bytes:
+        return np.array(values, "<u4").tobytes()
+
+    columns: Columns = {
+        "digests": b"".join(p.digest for p in places),
+        "offsets": column([p.offset for p in places]),
+        "lengths": column([p.length for p in places]),
+        "heads": column([p.head for p in places]),
+        "plains": column([p.plain for p in places]),
+        "codecs": bytes(p.codec for p in places),
+    }
+    if pack_sizes is not None:
+        columns["pack_ids"] = b"".join(pack_sizes)
+        columns["pack_sizes"] = np.array(list(pack_sizes.values()), "<u8").tobytes()
+        columns["packs"] = column([number[p.pack] for p in places])
+    if any(p.bases for p in places):
+        starts = np.cumsum([0, *(len(p.bases) for p in places)])
+        columns["base_starts"] = starts.astype("<u4").tobytes()
+        columns["bases"] = b"".join(base for p in places for base in p.bases)
+    return columns
