@@ -1,0 +1,148 @@
+"""The plane and delta codecs in numpy: reads everything, writes zstd planes in place of Huffman
+ones.
+
+The layout is normative in tierstore/format/SPEC-codecs.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tierstore.codecs import huffman, zstd
+from tierstore.codecs.base import Form, block_bounds
+from tierstore.errors import Damaged
+
+_RAW, _CONST, _ZSTD, _HUFFMAN = range(4)
+_DESCRIPTOR = np.dtype([("mode", "u1"), ("table", "u1"), ("length", "<u4")])
+
+Words = NDArray[np.unsignedinteger]
+Result = tuple[bytes, tuple[int, ...], int]
+"""(head, ends, length of the payload)"""
+
+
+def _words(data: memoryview, form: Form) -> Words:
+    whole = data.nbytes // form.word * form.word
+    return np.frombuffer(data[:whole], f"<u{form.word}").astype(f"=u{form.word}", copy=False)
+
+
+def _ordered(words: Words, form: Form) -> Words:
+    """Floats in the order of their values: a set sign flips the magnitude. Its own inverse."""
+    if not form.is_float:
+        return words
+    top = 8 * form.word - 1
+    sign = words >> words.dtype.type(top)
+    return words ^ sign * words.dtype.type((1 << top) - 1)
+
+
+def _forward(words: Words, form: Form, base: memoryview | None) -> Words:
+    one, top = words.dtype.type(1), words.dtype.type(8 * form.word - 1)
+    if base is not None:
+        difference = _ordered(words, form) - _ordered(_words(base, form), form)
+        return difference << one ^ (~(difference >> top) + one)
+    return words << one | words >> top if form.rotates else words
+
+
+def _backward(words: Words, form: Form, base: memoryview | None) -> Words:
+    one, top = words.dtype.type(1), words.dtype.type(8 * form.word - 1)
+    if base is not None:
+        difference = words >> one ^ (~(words & one) + one)
+        return _ordered(_ordered(_words(base, form), form) + difference, form)
+    return words >> one | words << top if form.rotates else words
+
+
+def _encode_plane(plane: NDArray[np.uint8]) -> tuple[int, bytes]:
+    if plane.size and (plane == plane[0]).all():
+        return _CONST, plane[:1].tobytes()
+    plain = plane.tobytes()
+    counts = np.bincount(plane, minlength=256)
+    compress = zstd.compress_sparse if counts.max() > 0.8 * plane.size else zstd.compress_entropy
+    frame = compress(plain, plane.size - plane.size // 64 - 1) if plain else b""
+    return (_ZSTD, frame) if frame else (_RAW, plain)
+
+
+def _encode_block(plain: memoryview, form: Form, base: memoryview | None) -> bytes:
+    words = _forward(_words(plain, form), form, base)
+    planes = words.astype(f"<u{form.word}").view(np.uint8).reshape(-1, form.word)
+    stored = [_encode_plane(np.ascontiguousarray(planes[:, j])) for j in range(form.word)]
+    descriptors = np.array([(mode, 0, len(data)) for mode, data in stored], _DESCRIPTOR)
+    tail = plain[words.size * form.word :]
+    return b"".join([descriptors.tobytes(), *(data for _, data in stored), tail])
+
+
+def encode(
+    plain: memoryview, form: Form, base: memoryview | None, out: memoryview, block_size: int
+) -> Result | None:
+    """Encode into ``out``; None when the payload does not fit there."""
+    ends: list[int] = []
+    length = 0
+    for start in range(0, plain.nbytes, block_size):
+        block = slice(start, start + block_size)
+        payload = _encode_block(plain[block], form, None if base is None else base[block])
+        if length + len(payload) > out.nbytes:
+            return None
+        out[length : length + len(payload)] = payload
+        length += len(payload)
+        ends.append(length)
+    return b"", tuple(ends), length
+
+
+def _decode_plane(
+    mode: int, table: int, stored: memoryview, tables: list[huffman.Table], n: int
+) -> NDArray[np.uint8]:
+    data = np.frombuffer(stored, np.uint8)
+    if mode == _RAW and data.size == n and not table:
+        return data
+    if mode == _CONST and data.size == 1 and n and not table:
+        return np.full(n, data[0])
+    if mode == _ZSTD and data.size and n and not table:
+        return np.frombuffer(zstd.decompress(stored, n), np.uint8)
+    if mode == _HUFFMAN and n and table < len(tables):
+        return huffman.decode_plane(data, tables[table], n)
+    raise Damaged(
+        f"a plane of mode {mode}, table {table}, {data.size} bytes cannot hold {n} symbols"
+    )
+
+
+def _decode_block(
+    payload: memoryview,
+    tables: list[huffman.Table],
+    out: memoryview,
+    form: Form,
+    base: memoryview | None,
+) -> None:
+    n, tail = divmod(out.nbytes, form.word)
+    at = form.word * _DESCRIPTOR.itemsize
+    if payload.nbytes < at + tail:
+        raise Damaged(f"a block of {payload.nbytes} bytes is too short for its descriptors")
+    descriptors = np.frombuffer(payload[:at], _DESCRIPTOR)
+    if at + int(descriptors["length"].sum(dtype=np.uint64)) + tail != payload.nbytes:
+        raise Damaged("the planes of a block do not add up to its payload")
+    planes = np.empty((n, form.word), np.uint8)
+    for j, (mode, table, length) in enumerate(descriptors.tolist()):
+        planes[:, j] = _decode_plane(mode, table, payload[at : at + length], tables, n)
+        at += length
+    words = planes.view(f"<u{form.word}").ravel().astype(f"=u{form.word}", copy=False)
+    whole = n * form.word
+    out[:whole] = _backward(words, form, base).astype(f"<u{form.word}", copy=False).tobytes()
+    out[whole:] = payload[payload.nbytes - tail :]
+
+
+def decode(
+    head: bytes,
+    ends: Sequence[int],
+    payload: memoryview,
+    base: memoryview | None,
+    out: memoryview,
+    form: Form,
+    block_size: int,
+) -> None:
+    """Decode into exactly ``out``; ``Damaged`` when anything does not fit."""
+    tables = huffman.read_head(head)
+    bounds = block_bounds(ends, payload.nbytes, out.nbytes, block_size)
+    for index, start in enumerate(range(0, out.nbytes, block_size)):
+        block = slice(start, start + block_size)
+        stored = payload[bounds[index] : bounds[index + 1]]
+        _decode_block(stored, tables, out[block], form, None if base is None else base[block])
