@@ -1,0 +1,65 @@
+"""What an object store's answer means, told without repeating what it said.
+
+obstore's messages carry the server's whole answer and the request's address, which can hold an
+access key's id, a signature or a token: only the status and the S3 error code are kept.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tierstore.errors import (
+    BackendError,
+    Damaged,
+    NotFound,
+    OutOfSpace,
+    PermissionDenied,
+    TierstoreError,
+    Unreachable,
+)
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
+# Where the AWS, GCS and Azure clients look for credentials when the environment has none.
+_NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|metadata\.google|/latest/api/token")
+_FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+_NO_CONTAINER = frozenset({"NoSuchBucket", "ContainerNotFound"})
+
+
+def translated(error: Exception, doing: str, url: str) -> TierstoreError:
+    """The exception of ours for one of obstore's.
+
+    Args:
+        error: what obstore raised.
+        doing: the operation and its key, as in ``writing 'a/b' in``.
+        url: the store's own address.
+    """
+    text = str(error)
+    found = _STATUS.search(text)
+    status = int(found[1]) if found else None
+    found = _CODE.search(text)
+    code = found[1] if found else ""
+    said = " ".join(filter(None, [f"HTTP {status}" if status else "", code]))
+    message = f"{doing} {url} failed: {said or type(error).__name__}"
+    if code in _NO_CONTAINER:
+        return NotFound(f"{message}; create the bucket first, or check the URL")
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"{message}; there is no such blob, or no such bucket")
+    if code in _FULL_CODES or status == 507:
+        return OutOfSpace(f"{message}; free some space or raise the quota, then try again")
+    if _NO_CREDENTIALS.search(text):
+        return PermissionDenied(f"{message}; no credentials were found in the environment")
+    if status in {401, 403}:
+        return PermissionDenied(f"{message}; check the credentials and what they may do")
+    if status == 416:
+        return Damaged(f"{message}; the blob is shorter than it should be")
+    if "BadScheme" in text:
+        return BackendError(
+            f"{message}: its endpoint is plain http; set AWS_ALLOW_HTTP=true to allow that"
+        )
+    if status in {408, 429} or (status or 0) >= 500:
+        return Unreachable(f"{message} after the retries; try again later")
+    if status is None and "HTTP error" in text:
+        why = "it did not answer in time" if "kind: Timeout" in text else "no connection"
+        return Unreachable(f"{message} ({why}) after the retries; check the endpoint and network")
+    return BackendError(f"{message}; check the store's own log")

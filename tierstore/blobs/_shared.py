@@ -1,0 +1,94 @@
+"""What the stores share to take their arguments apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tierstore.blobs.base import RangeRead, check_key
+from tierstore.errors import InvalidName
+from tierstore.ids import Buffer
+
+
+def flat_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
+    """Return ``data`` as flat, read-only, non-empty byte views, in order and without a copy.
+
+    Raises:
+        TypeError: a part is not a C-contiguous buffer.
+    """
+    parts: Iterable[Buffer]
+    parts = (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    views = (memoryview(part) for part in parts)
+    # A zero-sized view of several dimensions cannot be cast, and an empty one writes nothing.
+    return [view.cast("B").toreadonly() for view in views if view.nbytes]
+
+
+def joined(data: Buffer | Sequence[Buffer]) -> bytes:
+    """Return ``data`` as one ``bytes``: the caller's own object if it is that, else one copy."""
+    return data if isinstance(data, bytes) else b"".join(flat_views(data))
+
+
+def by_key(reads: Sequence[RangeRead]) -> dict[str, list[RangeRead]]:
+    """Group ``reads`` by key, each group in the order of its offsets."""
+    groups: dict[str, list[RangeRead]] = {}
+    for read in reads:
+        groups.setdefault(read.key, []).append(read)
+    for group in groups.values():
+        group.sort(key=lambda read: read.start)
+    return groups
+
+
+def writable(out: memoryview) -> memoryview:
+    """Return ``out`` as flat bytes; ``TypeError`` or ``ValueError`` when it cannot be filled."""
+    if out.readonly:
+        raise ValueError("RangeRead.out must be writable")
+    return out.cast("B") if out.nbytes else memoryview(bytearray())
+
+
+def folders_of(keys: Iterable[str], prefix: str) -> Iterator[str]:
+    """The distinct first segments after ``prefix`` of those ``keys`` that have a second one."""
+    tails = (key[len(prefix) :].partition("/") for key in keys)
+    return iter(sorted({head for head, slash, _ in tails if slash}))
+
+
+def runs(reads: Sequence[RangeRead]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Join the sorted reads of one blob that touch: one request fills all buffers of a run.
+
+    Yields:
+        Where the run starts, in bytes, and its buffers, laid end to end; empty ones are left out.
+    """
+    start = stop = 0
+    outs: list[memoryview] = []
+    for read in reads:
+        if not read.out.nbytes:
+            continue
+        if outs and read.start != stop:
+            yield start, outs
+            outs = []
+        if not outs:
+            start = stop = read.start
+        outs.append(writable(read.out))
+        stop += read.out.nbytes
+    if outs:
+        yield start, outs
+
+
+def drop_front(views: list[memoryview], count: int) -> None:
+    """Take ``count`` bytes off the front of ``views``."""
+    done = 0
+    for view in views:
+        if count < view.nbytes:
+            break
+        count -= view.nbytes
+        done += 1
+    del views[:done]
+    if count:
+        views[0] = views[0][count:]
+
+
+def is_key(path: str) -> bool:
+    """Whether a path can be a blob's; what else lies in the storage is not listed."""
+    try:
+        check_key(path)
+    except InvalidName:
+        return False
+    return True

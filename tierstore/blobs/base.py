@@ -1,0 +1,168 @@
+"""The contract of a blob store: immutable bytes under a key.
+
+Every implementation MUST hold to this, and ``tierstore.testing.blob_contract`` checks it:
+
+* A key is 1 to 900 ASCII characters from ``[A-Za-z0-9._%+-/]``, made of non-empty segments none of
+  which is ``.`` or ``..``, at most 240 characters each. Anything else is ``InvalidName``.
+  No key lies below another: with a blob ``a``, a store may refuse ``a/b`` with ``BackendError``.
+* ``put`` is all-or-nothing: a reader sees the old bytes, or the new ones, or ``NotFound``, never a
+  part. When it returns the bytes survive a power loss, as far as the storage can promise it.
+* ``put`` and ``put_if_absent`` keep no reference to the caller's buffers after they return, and
+  never change them.
+* ``put_if_absent`` is atomic: of any number of racing callers exactly one gets ``True``. A store
+  that cannot promise it says so in its capabilities and raises ``BackendError``.
+* ``get`` and ``get_ranges`` return exactly what was asked or raise: a range that reaches past the
+  end is ``Damaged``, a missing key ``NotFound``, never a short read.
+* ``delete`` of a missing key is not an error.
+* ``list`` is consistent: a key whose ``put`` returned is listed, a deleted one is not.
+* All methods may be called by many threads at once.
+* Errors are those of ``tierstore.errors``, name the key and the store, and never hold credentials.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from tierstore.errors import InvalidName
+from tierstore.ids import Buffer, ByteRange
+
+_KEY = re.compile(r"[A-Za-z0-9._%+\-/]{1,900}\Z")
+_MAX_SEGMENT = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a store can do beyond the contract, as data.
+
+    Attributes:
+        put_if_absent: creation is atomic against every other client of the same storage.
+        durable: what ``put`` wrote survives this process (and, on a disk, a power loss).
+        local: reads cost no network, so many small ranges are as good as a few long ones.
+        atomic_put: ``put`` is all-or-nothing; only a foreign file system may lack this.
+    """
+
+    put_if_absent: bool
+    durable: bool
+    local: bool
+    atomic_put: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """One stored blob: its key, its size in bytes, and when the storage says it was written.
+
+    ``mtime`` is in seconds since the epoch by the storage's own clock.
+    """
+
+    key: str
+    size: int
+    mtime: float
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRead:
+    """One part of a ``get_ranges`` call: fill ``out`` from ``key``, beginning at ``start``."""
+
+    key: str
+    start: int
+    out: memoryview
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` when the contract allows it, else raise ``InvalidName``."""
+    if not _KEY.match(key) or any(
+        part in {"", ".", ".."} or len(part) > _MAX_SEGMENT for part in key.split("/")
+    ):
+        raise InvalidName(f"blob key {key[:120]!r} is not allowed")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return ``prefix`` when it is empty or a key followed by one slash, else ``InvalidName``."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise InvalidName(f"blob prefix {prefix[:120]!r} must be empty or end with '/'")
+        check_key(prefix[:-1])
+    return prefix
+
+
+class BlobStore(ABC):
+    """Immutable bytes by key; see the module's docstring for the contract."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where the store is, for messages: never holds a credential."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this store can do beyond the contract."""
+
+    @abstractmethod
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        """Write ``data`` (one buffer, or several to be laid end to end), replacing what was there.
+
+        Raises:
+            OutOfSpace, PermissionDenied, Unreachable, BackendError.
+        """
+
+    @abstractmethod
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        """Create ``key`` and return ``True``, or return ``False`` when it exists already.
+
+        A lost response can make a store report ``False`` for its own write: callers for whom that
+        matters put a unique id into ``data`` and read it back.
+        """
+
+    @abstractmethod
+    def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
+        """Return the whole blob, or exactly ``byte_range`` of it.
+
+        Raises:
+            NotFound: no such key.
+            Damaged: the blob ends before ``byte_range`` does.
+        """
+
+    @abstractmethod
+    def get_ranges(self, reads: Sequence[RangeRead]) -> None:
+        """Fill every ``out`` completely, in parallel where that helps; errors as in ``get``."""
+
+    @abstractmethod
+    def info(self, key: str) -> BlobInfo:
+        """Size and time of one blob; ``NotFound`` when it is missing."""
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove every key; one that is missing already is no error."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+        """Every blob whose key starts with ``prefix`` (empty, or ending in ``/``), by key order."""
+
+    @abstractmethod
+    def list_folders(self, prefix: str = "") -> Iterator[str]:
+        """The distinct next segments under ``prefix`` that have keys below them, in order.
+
+        ``a/x/1``, ``a/y/2`` and ``a/z`` give ``x`` and ``y`` for ``a/``; costs one level, not the
+        tree.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most stores hold nothing open
+        """Release connections and threads; calling it twice is fine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

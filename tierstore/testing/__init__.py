@@ -1,0 +1,1 @@
+"""Contract suites and faulty stores, for whoever writes a new backend."""

@@ -1,0 +1,261 @@
+"""Hypothesis strategies for every stored object, valid by construction (format/SPEC.md)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import blake3
+from hypothesis import strategies as st
+
+from tierstore.errors import InvalidName
+from tierstore.format.dtypes import DTYPE_CODES, DTYPES
+from tierstore.format.frame import CODEC_DELTA, BasePiece, build_head
+from tierstore.format.manifest import FileEntry, LineageEntry, Manifest, TensorEntry, check_path
+from tierstore.format.reflog import Hint, Lease, RefEntry
+from tierstore.format.safetensors import build_header
+from tierstore.format.storeconfig import Features, StoreConfig
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import check_name
+
+MAX_SEQ = 999_999_999
+
+
+@dataclass(frozen=True, slots=True)
+class FrameParts:
+    """The arguments of one call of ``build_head``."""
+
+    fields: dict[str, Any]
+
+    def build(self) -> tuple[bytes, int]:
+        """The frame, and the length of its head."""
+        head = build_head(**self.fields)
+        return head + bytes(self.fields["payload"]), len(head)
+
+
+def noise(size: int) -> st.SearchStrategy[bytes]:
+    """``size`` bytes, drawn as a seed: large inputs cost Hypothesis nothing."""
+    seeds = st.integers(0, 2**32 - 1)
+    return seeds.map(lambda seed: random.Random(seed).randbytes(size) if seed else bytes(size))
+
+
+def digests() -> st.SearchStrategy[bytes]:
+    """32 bytes, sometimes the same ones again."""
+    return st.one_of(noise(32), st.integers(0, 3).map(lambda n: bytes([n]) * 32))
+
+
+def hexes(size: int) -> st.SearchStrategy[str]:
+    """``size`` bytes as lower-case hex digits."""
+    return noise(size).map(bytes.hex)
+
+
+def chunk_sizes() -> st.SearchStrategy[int]:
+    """Every chunk size that a store may have."""
+    return st.integers(20, 24).map(lambda log2: 1 << log2)
+
+
+@st.composite
+def _parts_of(draw: st.DrawFn, total: int, count: int) -> list[int]:
+    """``count`` lengths that add up to ``total``, zeros among them."""
+    cuts = sorted(draw(st.lists(st.integers(0, total), min_size=count - 1, max_size=count - 1)))
+    return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> FrameParts:
+    """Frames of every codec, dtype and shape, with any payload: what the format's layer allows."""
+    log2 = draw(st.integers(16, 18))
+    edges = [0, 1, 7, (1 << log2) - 1, 1 << log2, (1 << log2) + 1]
+    size = draw(st.one_of(st.sampled_from(edges), st.integers(0, 3 << log2)))
+    plain = draw(noise(size))
+    codec = draw(st.integers(0, CODEC_DELTA if size else CODEC_DELTA - 1))
+    blocks = -(-size // (1 << log2))
+    payload = draw(noise(draw(st.integers(0, size))))
+    ends = list(accumulate(draw(_parts_of(len(payload), blocks)))) if blocks else []
+    bases: list[BasePiece] = []
+    if codec == CODEC_DELTA:
+        lengths = draw(_parts_of(size, draw(st.integers(1, 5))))
+        offsets = st.integers(0, 2**32 - 1)
+        bases = [BasePiece(draw(digests()), draw(offsets), length) for length in lengths]
+    return FrameParts(
+        {
+            "digest": blake3.blake3(plain).digest(),
+            "codec": codec,
+            "dtype": draw(st.sampled_from(sorted(DTYPE_CODES))),
+            "plain": plain,
+            "codec_head": draw(noise(draw(st.sampled_from([0, 1, 100, 32 << 10])))),
+            "ends": ends,
+            "payload": payload,
+            "block_log2": log2,
+            "bases": bases,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PackFrame:
+    """One frame as ``PackBuilder.add`` takes it."""
+
+    digest: bytes
+    frame: bytes
+    head: int
+    plain: int
+    codec: int
+    bases: tuple[bytes, ...]
+
+
+@st.composite
+def pack_frames(draw: st.DrawFn) -> list[PackFrame]:
+    """What goes into one pack: one to six frames, of few bytes and different digests."""
+    found: dict[bytes, PackFrame] = {}
+    for number in range(draw(st.integers(1, 6))):
+        plain = bytes([number]) + draw(noise(draw(st.integers(0, 40))))
+        digest = blake3.blake3(plain).digest()
+        bases = tuple(draw(st.lists(digests(), max_size=3)))
+        codec = CODEC_DELTA if bases else draw(st.integers(0, 2))
+        pieces = [BasePiece(base, 0, 0) for base in bases]
+        if pieces:
+            pieces[0] = BasePiece(bases[0], 0, len(plain))
+        head = build_head(
+            digest=digest, codec=codec, dtype="U8", plain=plain, codec_head=b"",
+            ends=[len(plain)], payload=plain, bases=pieces,
+        )  # fmt: skip
+        found[digest] = PackFrame(digest, head + plain, len(head), len(plain), codec, bases)
+    return list(found.values())
+
+
+@st.composite
+def places(draw: st.DrawFn) -> tuple[list[ChunkPlace], dict[bytes, int]]:
+    """The rows of a layout or an index segment, and the sizes of the packs they lie in."""
+    packs = draw(st.lists(noise(32), max_size=4, unique=True))
+    found: dict[bytes, ChunkPlace] = {}
+    sizes = dict.fromkeys(packs, 128)
+    for _ in range(draw(st.integers(0, 8)) if packs else 0):
+        digest, pack = draw(noise(32)), draw(st.sampled_from(packs))
+        bases = tuple(draw(st.lists(digests(), max_size=3)))
+        plain = draw(st.integers(0, 16 << 20))
+        head = draw(st.integers(88, 70000))
+        length = head + draw(st.integers(0, plain))
+        offset = draw(st.integers(64, 128 << 20))
+        codec = CODEC_DELTA if bases else draw(st.sampled_from([0, 1, 2]))
+        found[digest] = ChunkPlace(digest, pack, offset, length, head, plain, codec, bases)
+        sizes[pack] = max(sizes[pack], offset + length + draw(st.integers(0, 100)))
+    return list(found.values()), sizes
+
+
+def names() -> st.SearchStrategy[str]:
+    """Names of models and aliases as ``check_name`` returns them."""
+    text = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]), min_size=1, max_size=30)
+    odd = st.sampled_from(["org/model", ".hidden", "~", "a b", "é", "模型", "100%", "%2E", "A_-."])
+    return st.one_of(odd, text).map(_or_none(lambda name: check_name("model", name))).filter(bool)
+
+
+def paths() -> st.SearchStrategy[str]:
+    """Paths of files within a version."""
+    part = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+    return st.lists(part, min_size=1, max_size=3).map("/".join).map(_or_none(check_path)).filter(
+        bool
+    )  # fmt: skip
+
+
+def _or_none(check: Any) -> Any:
+    def checked(text: str) -> str | None:
+        try:
+            return str(check(text))
+        except InvalidName:
+            return None
+
+    return checked
+
+
+@st.composite
+def _tensor_file(draw: st.DrawFn, path: str, chunk_size: int) -> FileEntry:
+    specs = draw(
+        st.dictionaries(
+            st.text(max_size=10).filter(lambda name: name != "__metadata__"),
+            st.tuples(
+                st.sampled_from(list(DTYPES)),
+                # a multiple of eight elements, or none, is whole bytes of every dtype
+                st.lists(st.integers(0, 4), max_size=3).map(lambda shape: (8, *shape)),
+            ),
+            max_size=5,
+        )
+    )
+    if draw(st.booleans()):
+        specs["large"] = ("U8", (draw(st.integers(1, 3)) * chunk_size + 1,))
+    metadata = draw(st.none() | st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
+    header = build_header([(name, *spec) for name, spec in specs.items()], metadata)
+    tensors = tuple(
+        TensorEntry(
+            name=info.name, dtype=info.dtype, shape=info.shape, begin=info.begin,
+            chunks=draw(noise(32 * -(-(info.end - info.begin) // chunk_size))),
+        )
+        for info in header.tensors
+    )  # fmt: skip
+    size = len(header.raw) + header.data_size
+    sha = draw(noise(32))
+    return FileEntry(path=path, size=size, sha256=sha, header=header.raw, tensors=tensors)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    """Manifests of safetensors files and others, with lineage."""
+    chunk_size = draw(chunk_sizes())
+    files = []
+    chosen = draw(st.sets(paths(), max_size=4))
+    # a file cannot be another one's folder
+    chosen = {path for path in chosen if not any(o.startswith(f"{path}/") for o in chosen)}
+    for path in sorted(chosen):
+        if draw(st.booleans()):
+            files.append(draw(_tensor_file(path, chunk_size)))
+            continue
+        size = draw(st.sampled_from([0, 1, chunk_size, chunk_size + 1, 5 * chunk_size - 1]))
+        chunks = draw(noise(32 * -(-size // chunk_size)))
+        files.append(FileEntry(path=path, size=size, sha256=draw(noise(32)), chunks=chunks))
+    lineage = draw(st.lists(st.builds(LineageEntry, relation=st.text(), digest=noise(32))))
+    return Manifest(chunk_size=chunk_size, files=tuple(files), lineage=tuple(lineage))
+
+
+@st.composite
+def ref_entries(draw: st.DrawFn) -> RefEntry:
+    """Entries of a ref log, of every action."""
+    action = draw(st.sampled_from(["publish", "set", "remove", "rollback"]))
+    seq = draw(st.integers(1, MAX_SEQ))
+    gone = action == "remove"
+    return RefEntry(
+        seq=seq,
+        write_id=draw(hexes(16)),
+        action=action,  # type: ignore[arg-type]
+        version=None if gone else draw(st.integers(1, MAX_SEQ)),
+        manifest=None if gone else draw(hexes(32)),
+        previous=draw(st.none() | st.integers(1, seq - 1)) if seq > 1 else None,
+        time_us=draw(st.integers(0, 2**57 - 1)),
+        who=draw(st.text()),
+        message=draw(st.text()),
+        tool=draw(st.text()),
+    )
+
+
+def hints() -> st.SearchStrategy[Hint]:
+    """Hints of any sequence number."""
+    return st.builds(Hint, seq=st.integers(1, MAX_SEQ))
+
+
+def leases() -> st.SearchStrategy[Lease]:
+    """Leases of writers and readers."""
+    return st.builds(
+        Lease, id=hexes(16), role=st.sampled_from(["writer", "reader"]), who=st.text(),
+        host=st.text(), pid=st.integers(0, 2**22), ttl_s=st.integers(1, 10**6),
+        versions=st.lists(hexes(32), max_size=3),
+    )  # fmt: skip
+
+
+def configs() -> st.SearchStrategy[StoreConfig]:
+    """Configs that this version reads; features are left to ``check_features``."""
+    listed = st.lists(st.text(max_size=8), max_size=2)
+    return st.builds(
+        StoreConfig, store_id=hexes(16), chunk_size=chunk_sizes(),
+        features=st.builds(Features, read=listed, write=listed, gc=listed),
+    )  # fmt: skip
