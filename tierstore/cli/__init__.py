@@ -1,0 +1,18 @@
+"""The command line: ``tierstore`` (see ``tierstore --help``) and ``python -m tierstore``."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command in ``sys.argv`` and exit with its code."""
+    try:
+        from tierstore.cli._app import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while the program was being loaded, or printed its last line
+        print("tierstore: error: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

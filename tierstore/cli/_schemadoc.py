@@ -1,0 +1,84 @@
+"""SCHEMAS.md: what ``--json`` prints, from the structs that print it."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from tierstore.cli import _schemas as schemas
+
+OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
+    "init": (schemas.Init,),
+    "save": (schemas.Save,),
+    "load": (schemas.Load,),
+    "ls": (schemas.Models, schemas.Versions),
+    "stat": (schemas.Stat,),
+    "tensors": (schemas.Tensors,),
+    "diff": (schemas.DiffJson,),
+    "log": (schemas.Log,),
+    "alias set": (schemas.AliasJson,),
+    "alias rm": (schemas.AliasRemoved,),
+    "alias ls": (schemas.Aliases,),
+    "rollback": (schemas.AliasJson,),
+    "du": (schemas.Du,),
+    "check": (schemas.Check,),
+    "doctor": (schemas.Doctor,),
+    "demo": (schemas.Demo,),
+    "version": (schemas.VersionOutput,),
+}
+"""What each command prints; ``ls`` the first without and the second with a model."""
+
+
+def type_name(hint: object) -> str:
+    """A type as JSON people write it: ``int``, ``string``, ``[File]``, ``{name: int}``."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return f"[{type_name(args[0])}]"
+    if origin is dict:
+        return f"{{name: {type_name(args[1])}}}"
+    if origin is Literal:
+        return " | ".join(f'"{value}"' for value in args)
+    if args:
+        return " | ".join(map(type_name, args))
+    names = {str: "string", datetime: "time", type(None): "null", float: "number"}
+    assert isinstance(hint, type)
+    return names.get(hint, hint.__name__.removesuffix("Json"))
+
+
+def _parts(schema: Any) -> Iterator[type[schemas.Schema]]:
+    """The structs that ``schema`` is made of, itself first."""
+    yield schema
+    for field in msgspec.structs.fields(schema):
+        hints: tuple[Any, ...] = (field.type, *typing.get_args(field.type))
+        for hint in hints:
+            if isinstance(hint, type) and issubclass(hint, schemas.Schema):
+                yield from _parts(hint)
+
+
+def as_markdown() -> str:
+    """The text of SCHEMAS.md."""
+    about = (schemas.__doc__ or "").split("\n\n")[1]
+    lines = ["# What `--json` prints", "", *about.replace("``", "`").strip().splitlines(), ""]
+    lines += ["Made from `_schemas.py` by `python -m tierstore.cli._schemadoc`; do not edit.", ""]
+    for command, printed in [*OUTPUTS.items(), ("errors", (schemas.ErrorJson,))]:
+        lines += [f"## {command}", ""]
+        for schema in printed:
+            for part in dict.fromkeys(_parts(schema)):
+                lines += _described(part)
+    return "\n".join(lines)
+
+
+def _described(schema: type[schemas.Schema]) -> list[str]:
+    text = [line.strip() for line in (schema.__doc__ or "").strip().splitlines()]
+    name = type_name(schema)
+    lines = [f"**{name}**: {' '.join(filter(None, text)).replace('``', '`')}", ""]
+    fields = sorted(msgspec.structs.fields(schema), key=lambda field: field.name)
+    return [*lines, *(f"* `{f.name}`: {type_name(f.type)}" for f in fields), ""]
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

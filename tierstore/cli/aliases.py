@@ -1,0 +1,157 @@
+"""Commands on names: log, alias set, alias rm, alias ls, rollback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, table, when
+from tierstore.cli.models import Ref
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.store import Alias
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", show_default=False)]
+AliasName = Annotated[
+    str, typer.Argument(metavar="ALIAS", help="Such as prod.", show_default=False)
+]
+Message = Annotated[str, typer.Option("--message", "-m", metavar="MSG", help="Why.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "log")(log)
+    group = typer.Typer(
+        help="Set, remove and list names of versions.", rich_markup_mode=None, no_args_is_help=False
+    )
+    command(group, "set")(set_alias)
+    command(group, "rm")(remove)
+    command(group, "ls")(ls)
+    app.add_typer(group, name="alias")
+    command(app, "rollback")(rollback)
+
+
+def log(
+    cli: Cli,
+    ref: Annotated[
+        str, typer.Argument(metavar="MODEL[@ALIAS]", help="Whose history.", show_default=False)
+    ],
+) -> None:
+    """Show who published or moved what, when and why.
+
+    Newest first; of the versions of MODEL, or of one of its aliases.
+    """
+    from tierstore.errors import UsageError
+    from tierstore.ids import Digest, ModelRef
+    from tierstore.modelstore.version import when as time_of
+
+    parsed = ModelRef.parse(ref)
+    if parsed.number is not None or parsed.prefix is not None:
+        raise UsageError(f"{parsed} is one version: give MODEL or MODEL@ALIAS")
+    with cli.open() as store:
+        entries = list(store.history(parsed.model, parsed.alias))
+        if not entries:
+            store.resolve(ref)  # says what does not exist
+    data = schemas.Log(
+        model=parsed.model,
+        alias=parsed.alias,
+        entries=[
+            schemas.LogEntry(
+                seq=entry.seq,
+                action=entry.action,
+                version=entry.version,
+                digest=f"b3:{entry.manifest}" if entry.manifest else None,
+                time=time_of(entry),
+                who=entry.who,
+                message=entry.message,
+            )
+            for entry in entries
+        ],
+    )
+
+    def text() -> None:
+        titles = ("SEQ", "TIME", "ACTION", "VERSION", "DIGEST", "WHO", "MESSAGE")
+        rows = [
+            (
+                str(entry.seq),
+                when(time_of(entry)),
+                entry.action,
+                f"{parsed.model}@{entry.version}" if entry.version else "-",
+                Digest.from_hex(entry.manifest).short if entry.manifest else "-",
+                entry.who,
+                entry.message,
+            )
+            for entry in entries
+        ]
+        table([Column(title) for title in titles], rows)
+
+    ids = [f"{parsed.model}@{entry.version}" for entry in entries if entry.version]
+    cli.out.show(data, ids, text)
+
+
+def set_alias(
+    cli: Cli, model: ModelName, alias: AliasName, ref: Ref, message: Message = ""
+) -> None:
+    """Point an alias to a version."""
+    with cli.open() as store:
+        _show_pointed(cli, store.alias(model, alias, ref, message=message))
+
+
+def rollback(cli: Cli, model: ModelName, alias: AliasName, message: Message = "") -> None:
+    """Point an alias back to what it meant before.
+
+    No bytes are moved. Twice in a row goes back two steps.
+    """
+    with cli.open() as store:
+        _show_pointed(cli, store.rollback(model, alias, message=message))
+
+
+def alias_json(alias: Alias) -> schemas.AliasJson:
+    """An alias as it is printed."""
+    return schemas.AliasJson(
+        model=alias.model,
+        alias=alias.name,
+        version=alias.version.number,
+        digest=str(alias.version.digest),
+    )
+
+
+def _show_pointed(cli: Cli, alias: Alias) -> None:
+    name = f"{alias.model}@{alias.name}"
+    cli.out.show(
+        alias_json(alias),
+        [str(alias.version)],
+        lambda: print(f"{name} is now {alias.version} ({alias.version.digest.short})"),
+    )
+
+
+def remove(cli: Cli, model: ModelName, alias: AliasName, message: Message = "") -> None:
+    """Remove an alias; the versions stay, and so does its log."""
+    with cli.open() as store:
+        store.remove_alias(model, alias, message=message)
+    name = f"{model}@{alias}"
+    data = schemas.AliasRemoved(model=model, alias=alias)
+    cli.out.show(data, [name], lambda: print(f"removed {name}"))
+
+
+def ls(cli: Cli, model: ModelName) -> None:
+    """List the aliases of a model."""
+    with cli.open() as store:
+        store.versions(model, limit=1)  # a model that does not exist is an error
+        found = store.aliases(model)
+
+    def text() -> None:
+        rows = [
+            (one.name, str(one.version), one.version.digest.short, when(one.version.created))
+            for one in found
+        ]
+        if rows:
+            table([Column(t) for t in ("ALIAS", "VERSION", "DIGEST", "CREATED")], rows)
+        else:
+            print(f"{model} has no aliases; 'tierstore alias set {model} ALIAS REF' makes one")
+
+    data = schemas.Aliases(model=model, aliases=[alias_json(one) for one in found])
+    cli.out.show(data, [f"{one.model}@{one.name}" for one in found], text)

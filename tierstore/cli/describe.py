@@ -1,0 +1,212 @@
+"""Commands that describe versions: stat, tensors, diff."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, facts, size, table, when
+from tierstore.cli.models import REF_HELP, Ref, matching, version_fields, version_json
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.compare import ItemDiff
+    from tierstore.modelstore.model import Model
+    from tierstore.modelstore.tensor import Tensor
+
+CODECS = ("raw", "zstd", "planes", "delta")
+"""Names of the codecs by their stable ids."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "stat")(stat)
+    command(app, "tensors")(tensors)
+    command(app, "diff")(diff)
+
+
+def stat(cli: Cli, ref: Ref) -> None:
+    """Show a version: files, chunks, packs, aliases, lineage."""
+    with cli.open() as store:
+        model = store.load(ref)
+        aliases = [
+            alias.name
+            for alias in store.aliases(model.version.model)
+            if alias.version.number == model.version.number
+        ]
+    data = _stat_json(model, aliases)
+    cli.out.show(data, [str(model.version)], lambda: _print_stat(data))
+
+
+def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
+    from tierstore.modelstore.home import chunks_of
+
+    digests = chunks_of(model.manifest)
+    wanted = set(digests)
+    places = [place for place in model.layout if place.digest in wanted]
+    used: Counter[bytes] = Counter()
+    for place in model.layout:
+        used[place.pack] += place.length
+    return schemas.Stat(
+        **version_fields(model.version),
+        aliases=aliases,
+        files=[
+            schemas.StatFile(
+                path=file.path, bytes=file.size, sha256=file.sha256.hex(), tensors=len(file.tensors)
+            )
+            for file in model.manifest.files
+        ],
+        tensors=len(model),
+        logical_bytes=sum(file.size for file in model.manifest.files),
+        chunks=len(digests),
+        unique_chunks=len(places),
+        unique_bytes=sum(place.plain for place in places),
+        stored_bytes=sum(used.values()),
+        packs=[
+            schemas.Pack(pack=pack.hex(), bytes=whole, used_bytes=used[pack])
+            for pack, whole in zip(model.layout.pack_ids, model.layout.pack_sizes, strict=True)
+        ],
+        lineage=[
+            schemas.Lineage(relation=entry.relation, digest=f"b3:{entry.digest.hex()}")
+            for entry in model.manifest.lineage
+        ],
+    )
+
+
+def _print_stat(data: schemas.Stat) -> None:
+    ratio = data.stored_bytes / data.unique_bytes if data.unique_bytes else 1.0
+    packs = counted(len(data.packs), "pack")
+    items = f"{counted(data.tensors, 'tensor')} in {counted(len(data.files), 'file')}"
+    pairs = [
+        ("version", f"{data.model}@{data.version}"),
+        ("digest", data.digest),
+        ("created", f"{when(data.created)} by {data.who}"),
+        ("message", data.message),
+        ("aliases", ", ".join(data.aliases)),
+        ("size", f"{size(data.logical_bytes)}, {items}"),
+        ("chunks", f"{data.chunks}, {data.unique_chunks} of them distinct"),
+        ("stored", f"{size(data.stored_bytes)} in {packs}, ratio {ratio:.3f}"),
+        *(("lineage", f"{entry.relation} {entry.digest}") for entry in data.lineage),
+    ]
+    facts((name, value) for name, value in pairs if value)
+    print()
+    columns = [
+        Column("FILE"),
+        Column("SIZE", True),
+        Column("TENSORS", True),
+        Column("SHA-256", digest=True),
+    ]
+    rows = [
+        (file.path, size(file.bytes), str(file.tensors or "-"), file.sha256) for file in data.files
+    ]
+    table(columns, rows)
+    print()
+    columns = [Column("PACK", digest=True), Column("SIZE", True), Column("USED", True)]
+    table(columns, [(p.pack, size(p.bytes), size(p.used_bytes)) for p in data.packs])
+
+
+def tensors(
+    cli: Cli,
+    ref: Ref,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="GLOB", help="Only these; may be repeated."),
+    ] = None,
+) -> None:
+    """List tensors: dtype, shape, size, stored size, codec."""
+    with cli.open() as store:
+        model = store.load(ref)
+        names = matching(model, filter_) if filter_ else list(model)
+        found = [tensor_json(model.tensor(name)) for name in names]
+    version = model.version
+    data = schemas.Tensors(
+        model=version.model, version=version.number, digest=str(version.digest), tensors=found
+    )
+
+    def text() -> None:
+        columns = [
+            Column("TENSOR"), Column("DTYPE"), Column("SHAPE"), Column("SIZE", True),
+            Column("STORED", True), Column("RATIO", True), Column("CODEC"),
+        ]  # fmt: skip
+        rows = [
+            (
+                one.name, one.dtype, str(one.shape).replace(" ", ""), size(one.bytes),
+                size(one.stored_bytes), f"{one.ratio:.3f}", ",".join(one.codecs),
+            )
+            for one in found
+        ]  # fmt: skip
+        table(columns, rows)
+
+    cli.out.show(data, names, text)
+
+
+def tensor_json(tensor: Tensor) -> schemas.TensorJson:
+    """A tensor as it is printed; a chunk that occurs twice in it is stored once."""
+    places = {piece.place.digest: piece.place for piece in tensor.chunks()}
+    stored = sum(place.length for place in places.values())
+    return schemas.TensorJson(
+        name=tensor.name,
+        file=tensor.file,
+        dtype=tensor.dtype,
+        shape=list(tensor.shape),
+        bytes=tensor.nbytes,
+        stored_bytes=stored,
+        ratio=round(stored / tensor.nbytes, 4) if tensor.nbytes else 1.0,
+        codecs=dict(Counter(CODECS[place.codec] for place in places.values())),
+    )
+
+
+def diff(
+    cli: Cli,
+    old: Annotated[str, typer.Argument(metavar="OLD", help=REF_HELP, show_default=False)],
+    new: Annotated[str, typer.Argument(metavar="NEW", help=REF_HELP, show_default=False)],
+) -> None:
+    """Show what changed between two versions.
+
+    Tensor by tensor and file by file; reads only metadata.
+    """
+    with cli.open() as store:
+        found = store.diff(old, new)
+    data = schemas.DiffJson(
+        old=version_json(found.old),
+        new=version_json(found.new),
+        tensors=[_change(item) for item in found.tensors],
+        files=[_change(item) for item in found.files],
+        shared_bytes=found.shared_bytes,
+        new_bytes=found.new_bytes,
+    )
+    changed = [item for item in (*data.tensors, *data.files) if item.change != "same"]
+
+    def text() -> None:
+        columns = [Column("NAME"), Column("CHANGE"), Column("OLD", True), Column("NEW", True),
+                   Column("NEW CHUNKS", True)]  # fmt: skip
+        rows = [
+            (
+                item.name, item.change, size(item.old_bytes), size(item.new_bytes),
+                size(item.new_chunk_bytes),
+            )
+            for item in changed
+        ]  # fmt: skip
+        if rows:
+            table(columns, rows)
+            print()
+        same = len(data.tensors) + len(data.files) - len(changed)
+        print(
+            f"{len(changed)} changed, {same} the same; {found.new} shares "
+            f"{size(found.shared_bytes)} with {found.old}, {size(found.new_bytes)} are new"
+        )
+
+    cli.out.show(data, [item.name for item in changed], text)
+
+
+def _change(item: ItemDiff) -> schemas.Change:
+    return schemas.Change(
+        name=item.name,
+        change=item.change,
+        old_bytes=item.old_bytes,
+        new_bytes=item.new_bytes,
+        new_chunk_bytes=item.new_chunk_bytes,
+    )

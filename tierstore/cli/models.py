@@ -1,0 +1,257 @@
+"""Commands on models: save, load, ls."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, TypedDict
+
+import typer
+
+from tierstore.cli import _schemas as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, size, table, when
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.model import Model
+    from tierstore.modelstore.store import Store
+    from tierstore.modelstore.version import FileInfo, Version
+
+REF_HELP = "MODEL, MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST."
+Ref = Annotated[str, typer.Argument(metavar="REF", help=REF_HELP, show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "save")(save)
+    command(app, "load")(load)
+    command(app, "ls")(ls)
+
+
+class VersionFields(TypedDict):
+    """What every schema of a version begins with."""
+
+    model: str
+    version: int
+    digest: str
+    created: datetime
+    who: str
+    message: str
+
+
+def version_fields(version: Version) -> VersionFields:
+    """The fields of ``schemas.VersionJson``."""
+    return {
+        "model": version.model,
+        "version": version.number,
+        "digest": str(version.digest),
+        "created": version.created,
+        "who": version.who,
+        "message": version.message,
+    }
+
+
+def version_json(version: Version) -> schemas.VersionJson:
+    """A version as it is printed."""
+    return schemas.VersionJson(**version_fields(version))
+
+
+def save(
+    cli: Cli,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Its name; org/model is fine.", show_default=False),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A .safetensors file or a directory.", show_default=False
+        ),
+    ],
+    alias: Annotated[
+        str | None, typer.Option(metavar="A", help="Point this alias to the new version.")
+    ] = None,
+    message: Annotated[str, typer.Option("--message", "-m", metavar="MSG", help="Why.")] = "",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out these paths; may be repeated."),
+    ] = None,
+) -> None:
+    """Store a model as a new version.
+
+    Only what the store does not have yet is written.
+    """
+    with cli.open() as store, cli.progress(f"saving {model}") as progress:
+        version = store.save(
+            model, source, alias=alias, message=message, exclude=exclude or (), progress=progress
+        )
+    assert version.stats is not None
+    stats = version.stats
+    data = schemas.Save(
+        **version_fields(version),
+        alias=alias,
+        logical_bytes=stats.logical_bytes,
+        new_bytes=stats.new_bytes,
+        reused_bytes=stats.reused_bytes,
+        stored_bytes=stats.stored_bytes,
+        chunks=stats.chunks,
+        new_chunks=stats.new_chunks,
+        objects=stats.objects,
+        seconds=round(stats.seconds, 3),
+    )
+
+    def text() -> None:
+        also = f" = {version.model}@{alias}" if alias else ""
+        print(
+            f"{version}{also}: {size(stats.logical_bytes)}, new {size(stats.new_bytes)}, "
+            f"stored {size(stats.stored_bytes)}, {stats.seconds:.1f} s"
+        )
+
+    cli.out.show(data, [str(version)], text)
+
+
+def load(
+    cli: Cli,
+    ref: Ref,
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="Where to.", show_default=False)],
+    tensors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Only these tensors, as DIR/subset.safetensors; may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Write the files of a version, or some of its tensors.
+
+    The files are byte-identical to what was saved: their SHA-256 is compared.
+    """
+    with cli.open() as store, cli.progress(f"loading {ref}") as progress:
+        opened = store.load(ref)
+        if tensors:
+            names = matching(opened, tensors)
+            target = f"{to}/subset.safetensors"
+            files = [opened.export_tensors(names, target, progress=progress)]
+        else:
+            files = opened.export(to, progress=progress)
+        fetched = opened.stats.bytes_fetched
+    version = opened.version
+    data = schemas.Load(
+        model=version.model,
+        version=version.number,
+        digest=str(version.digest),
+        directory=to,
+        files=[file_json(file) for file in files],
+        bytes_fetched=fetched,
+    )
+    total = size(sum(file.size for file in files))
+    count = counted(len(files), "file")
+    cli.out.show(
+        data,
+        [f"{to}/{file.path}" for file in files],
+        lambda: print(f"{version}: {count}, {total} in {to}"),
+    )
+
+
+def file_json(file: FileInfo) -> schemas.File:
+    """A file as it is printed."""
+    return schemas.File(path=file.path, bytes=file.size, sha256=file.sha256)
+
+
+def matching(model: Model, globs: list[str]) -> list[str]:
+    """Names of the tensors that any of ``globs`` matches; ``NotFound`` if one matches nothing."""
+    from fnmatch import fnmatchcase
+
+    from tierstore.errors import NotFound
+
+    chosen: dict[str, None] = {}
+    for glob in globs:
+        found = [name for name in model if fnmatchcase(name, glob)]
+        if not found:
+            raise NotFound(
+                f"no tensor of {model.version} matches {glob!r}; "
+                f"'tierstore tensors {model.version}' lists them"
+            )
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def ls(
+    cli: Cli,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="List its versions.", show_default=False)
+    ] = None,
+) -> None:
+    """List models, or the versions of one."""
+    with cli.open() as store:
+        if model is None:
+            _ls_models(cli, store)
+        else:
+            _ls_versions(cli, store, model)
+
+
+def _ls_models(cli: Cli, store: Store) -> None:
+    found = []
+    for name in store.models():
+        newest = store.versions(name, limit=1)[0]
+        aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
+        found.append(
+            schemas.ListedModel(
+                model=name, versions=newest.number, latest=version_json(newest), aliases=aliases
+            )
+        )
+
+    def text() -> None:
+        columns = [
+            Column("MODEL"),
+            Column("VERSIONS", right=True),
+            Column("LATEST"),
+            Column("ALIASES"),
+        ]
+        rows = [
+            (
+                one.model,
+                str(one.versions),
+                when(one.latest.created),
+                ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()),
+            )
+            for one in found
+        ]
+        if rows:
+            table(columns, rows)
+        else:
+            print(f"no models in {store.url}; 'tierstore save MODEL SOURCE' stores one")
+
+    cli.out.show(schemas.Models(models=found), [one.model for one in found], text)
+
+
+def _ls_versions(cli: Cli, store: Store, model: str) -> None:
+    versions = store.versions(model)
+    pointing: dict[int, list[str]] = {}
+    for alias in store.aliases(model):
+        pointing.setdefault(alias.version.number, []).append(alias.name)
+    data = schemas.Versions(
+        model=versions[0].model,
+        versions=[
+            schemas.ListedVersion(
+                **version_fields(version),
+                aliases=pointing.get(version.number, []),
+            )
+            for version in versions
+        ],
+    )
+
+    def text() -> None:
+        titles = ("VERSION", "DIGEST", "CREATED", "WHO", "ALIASES", "MESSAGE")
+        rows = [
+            (
+                str(version),
+                version.digest.short,
+                when(version.created),
+                version.who,
+                ", ".join(pointing.get(version.number, [])),
+                version.message,
+            )
+            for version in versions
+        ]
+        table([Column(title) for title in titles], rows)
+
+    cli.out.show(data, [str(version) for version in versions], text)

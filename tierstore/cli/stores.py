@@ -1,0 +1,165 @@
+"""Commands on a whole store: init, du, check, version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, printable, shares, size, table
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.check import CheckReport
+    from tierstore.modelstore.compare import Usage
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "init")(init)
+    command(app, "du")(du)
+    command(app, "check")(check)
+    command(app, "version")(version)
+
+
+def init(
+    cli: Cli,
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="URL", help="Where to make it; instead of --store.", show_default=False
+        ),
+    ] = None,
+    chunk_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="A power of two from 1MiB to 16MiB; for ever.")
+    ] = "4MiB",
+) -> None:
+    """Make an empty store."""
+    import tierstore
+    from tierstore.config import parse_size
+
+    with tierstore.init(
+        url if url is not None else cli.url, chunk_size=parse_size(chunk_size)
+    ) as store:
+        config = store.home.config
+        data = schemas.Init(url=store.url, store_id=config.store_id, chunk_bytes=config.chunk_size)
+    cli.out.show(data, [data.url], lambda: print(f"made a store at {data.url}"))
+
+
+def du(
+    cli: Cli,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Only this one.", show_default=False)
+    ] = None,
+) -> None:
+    """Show sizes, and what dedup, codecs and deltas save."""
+    with cli.open() as store, cli.progress("adding up"):
+        usage = store.usage(model)
+    data = du_json(usage)
+    cli.out.show(data, [str(data.stored_bytes)], lambda: print_usage(data))
+
+
+def du_json(usage: Usage) -> schemas.Du:
+    """A ``Usage`` as it is printed."""
+    frames = usage.stored - usage.overhead
+    return schemas.Du(
+        models=usage.models,
+        versions=usage.versions,
+        chunks=usage.chunks,
+        packs=usage.packs,
+        logical_bytes=usage.logical,
+        unique_bytes=usage.unique,
+        stored_bytes=frames,
+        pack_bytes=usage.stored,
+        dedup_saved_bytes=usage.dedup_saved,
+        codec_saved_bytes=usage.codec_saved,
+        delta_saved_bytes=usage.delta_saved,
+        header_bytes=usage.unique - frames - usage.codec_saved - usage.delta_saved,
+        overhead_bytes=usage.overhead,
+    )
+
+
+def print_usage(data: schemas.Du) -> None:
+    """The table of ``du``: the lines below the first are its parts."""
+    parts = [
+        ("saved by dedup", data.dedup_saved_bytes, f"leaves {size(data.unique_bytes)} unique"),
+        ("saved by codecs", data.codec_saved_bytes, ""),
+        ("saved by deltas", data.delta_saved_bytes, ""),
+        ("headers", data.header_bytes, "kept in manifests"),
+        ("stored", data.stored_bytes, counted(data.chunks, "chunk")),
+    ]
+    every = zip(parts, shares([count for _, count, _ in parts]), strict=True)
+    rows = [
+        ("logical", size(data.logical_bytes), "100.0 %", counted(data.versions, "version")),
+        *((name, size(count), share, note) for (name, count, note), share in every),
+    ]
+    table([Column(""), Column("SIZE", right=True), Column("SHARE", right=True), Column("")], rows)
+    print(
+        f"in {counted(data.packs, 'pack')} of {size(data.pack_bytes)}, with "
+        f"{size(data.overhead_bytes)} of footers and others' chunks"
+    )
+
+
+def check(
+    cli: Cli,
+    read_data: Annotated[
+        bool, typer.Option("--read-data", help="Also decode and verify every chunk.")
+    ] = False,
+) -> None:
+    """Verify the store.
+
+    Exits with 4 when data or history is damaged; what is only garbage is listed too.
+    """
+    with cli.open() as store, cli.progress("checking") as progress:
+        report = store.check(read_data=read_data, progress=progress)
+    data = schemas.Check(
+        damaged=report.damaged,
+        findings=[
+            schemas.FindingJson(
+                severity=one.severity, key=one.key, what=one.what, needed_by=list(one.needed_by)
+            )
+            for one in report.findings
+        ],
+        refs=report.refs,
+        versions=report.versions,
+        packs=report.packs,
+        chunks=report.chunks,
+        data_bytes=report.data_bytes,
+    )
+    damaged = [one.key for one in report.findings if one.severity == "damage"]
+    cli.out.show(data, damaged, lambda: _print_report(report, read_data))
+    if report.damaged:
+        raise typer.Exit(4)
+
+
+def _print_report(report: CheckReport, read_data: bool) -> None:
+    for one in report.findings:
+        needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
+        print(printable(f"{one.severity}: {one.key}: {one.what}{needed}"))
+    looked = ", ".join(
+        counted(count, noun)
+        for count, noun in (
+            (report.refs, "ref"), (report.versions, "version"), (report.packs, "pack"),
+            (report.chunks, "chunk"),
+        )
+    )  # fmt: skip
+    data = f", {size(report.data_bytes)} of data" if read_data else " (data was not read)"
+    damage = sum(one.severity == "damage" for one in report.findings)
+    garbage = len(report.findings) - damage
+    verdict = f"{damage} damaged" if damage else "no damage"
+    waste = f", {counted(garbage, 'object')} of garbage" if garbage else ""
+    print(f"{verdict}{waste}; checked {looked}{data}")
+
+
+def version(cli: Cli) -> None:
+    """Show the version."""
+    import platform
+    from importlib.metadata import version as package_version
+
+    data = schemas.VersionOutput(
+        tierstore=package_version("tierstore"), python=platform.python_version()
+    )
+    cli.out.show(
+        data, [data.tierstore], lambda: print(f"tierstore {data.tierstore} on Python {data.python}")
+    )

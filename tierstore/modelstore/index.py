@@ -1,0 +1,209 @@
+"""The dedup index: which chunks the store has, cached in a local SQLite file.
+
+Home holds immutable index segments; this cache holds their rows. It is only ever a hint: a writer
+confirms what it takes from it before it publishes. The file can be deleted at any moment, and a
+damaged one is replaced. SQLite has no checksums of its own: every row carries one, because a wrong
+place would be published in a layout. When the file cannot be used the cache is kept in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format.checks import xxh3
+from tierstore.format.keys import INDEX
+from tierstore.format.layout import parse_segment
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import split_digests
+
+_log = logging.getLogger("tierstore.index")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS segments (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS packs (id BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS chunks (
+    digest BLOB PRIMARY KEY, pack BLOB NOT NULL, place BLOB NOT NULL, bases BLOB NOT NULL,
+    sum BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+_PLACE = struct.Struct("<4IB")
+_REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""Errors that a new file cures: damage, or tables of another version of this module."""
+
+_INHERITED: list[sqlite3.Connection] = []
+"""Connections of the process that we were forked from: closing one here could remove its log."""
+
+
+class ChunkIndex:
+    """Finds the place of a chunk by its digest.
+
+    Args:
+        home: where the segments lie.
+        path: the cache file; ``None`` keeps the cache in memory.
+    """
+
+    def __init__(self, home: BlobStore, path: Path | None) -> None:
+        self._home = home
+        self._path = path
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._pid = 0
+
+    def _connection(self) -> sqlite3.Connection:
+        # SQLite connections must not cross a fork
+        if self._db is not None and self._pid != os.getpid():
+            _INHERITED.append(self._db)
+            self._db = None
+        if self._db is None:
+            self._db = self._open()
+            self._pid = os.getpid()
+        return self._db
+
+    def _open(self) -> sqlite3.Connection:
+        if self._path is not None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                return self._connect(str(self._path))
+            except OSError as error:
+                _log.warning("the index cache is kept in memory: %s", error)
+                self._path = None
+        return self._connect(":memory:")
+
+    def _recover(self, error: sqlite3.Error) -> None:
+        """Leave a cache file that cannot be used: for a new one if it is bad, else for memory."""
+        self.close()
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if self._path is not None and code in _REPLACED:
+            _log.warning("the index cache %s is replaced: %s", self._path, error)
+            with contextlib.suppress(OSError):
+                self._remove_files()
+                return
+        _log.warning("the index cache is kept in memory: %s", error)
+        self._path = None
+
+    def _remove_files(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    @staticmethod
+    def _connect(where: str) -> sqlite3.Connection:
+        db = sqlite3.connect(where, timeout=30, check_same_thread=False, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = OFF")  # it can be lost: rebuilt from the segments
+            db.executescript(_SCHEMA)
+            db.execute("SELECT count(*) FROM segments").fetchone()
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def sync(self) -> None:
+        """Read the segments that are new in home."""
+        with self._lock:
+            for _ in range(2):  # a bad file is replaced, and the next one may not be writable
+                try:
+                    return self._sync()
+                except sqlite3.Error as error:
+                    self._recover(error)
+            self._path = None
+            return self._sync()
+
+    def _sync(self) -> None:
+        db = self._connection()
+        seen = {key for (key,) in db.execute("SELECT key FROM segments")}
+        for info in self._home.list(INDEX):
+            if info.key in seen:
+                continue
+            try:
+                table = parse_segment(self._home.get(info.key), f"index segment {info.key}")
+            except NotFound:  # replaced by a larger one since we listed
+                continue
+            except (Damaged, UnsupportedFormat) as error:  # a missed duplicate is only waste
+                _log.warning("skipped: %s", error)
+                continue
+            sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
+            self._add(info.key, table, sizes)
+
+    def add(self, key: str, places: Iterable[ChunkPlace], sizes: dict[bytes, int]) -> None:
+        """Take in one segment that was just written to home."""
+        with self._lock:
+            try:
+                self._add(key, places, sizes)
+            except sqlite3.Error as error:  # the next sync reads it from home
+                _log.warning("the index cache %s was not updated: %s", self._path, error)
+
+    def _add(self, key: str, places: Iterable[ChunkPlace], sizes: dict[bytes, int]) -> None:
+        rows = [_row(place) for place in places]
+        db = self._connection()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.executemany("INSERT OR REPLACE INTO packs VALUES (?, ?)", sizes.items())
+            db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
+            db.execute("INSERT OR IGNORE INTO segments VALUES (?)", (key,))
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def find(self, digest: bytes) -> tuple[ChunkPlace, int] | None:
+        """Where the chunk is said to lie, and the size of that pack; ``None`` if unknown."""
+        query = (
+            "SELECT pack, place, bases, sum, size FROM chunks JOIN packs ON packs.id = chunks.pack "
+            "WHERE digest = ?"
+        )
+        with self._lock:
+            try:
+                row = self._connection().execute(query, (digest,)).fetchone()
+            except sqlite3.DatabaseError as error:  # a missed duplicate is only waste
+                _log.warning("the index cache %s cannot be read: %s", self._path, error)
+                return None
+        if row is None:
+            return None
+        *columns, stored, size = row
+        if stored != _sum(digest, *columns):
+            _log.warning("a row of the index cache %s is damaged", self._path)
+            return None
+        pack, place, bases = columns
+        offset, length, head, plain, codec = _PLACE.unpack(place)
+        split = tuple(split_digests(bases))
+        return ChunkPlace(digest, pack, offset, length, head, plain, codec, split), size
+
+    def forget(self, packs: Iterable[bytes]) -> None:
+        """Drop what was said to lie in packs that are gone."""
+        with self._lock:
+            try:
+                db = self._connection()
+                db.executemany("DELETE FROM chunks WHERE pack = ?", [(pack,) for pack in packs])
+            except sqlite3.Error as error:  # the next save finds them gone again
+                _log.warning("the index cache %s was not updated: %s", self._path, error)
+
+    def close(self) -> None:
+        """Close the cache file."""
+        with self._lock:
+            if self._db is not None:
+                if self._pid == os.getpid():
+                    self._db.close()
+                else:
+                    _INHERITED.append(self._db)
+            self._db = None
+
+
+def _row(place: ChunkPlace) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    packed = _PLACE.pack(place.offset, place.length, place.head, place.plain, place.codec)
+    bases = b"".join(place.bases)
+    return place.digest, place.pack, packed, bases, _sum(place.digest, place.pack, packed, bases)
+
+
+def _sum(*columns: object) -> bytes:
+    # repr: in a damaged file a column can have any type
+    return xxh3(repr(columns).encode()).to_bytes(8, "little")

@@ -1,0 +1,262 @@
+"""A version that was opened for reading."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.errors import NotFound
+from tierstore.format.manifest import FileEntry, Manifest, named_tensors
+from tierstore.format.safetensors import parse_header
+from tierstore.format.table import ChunkTable
+from tierstore.modelstore.arrays import as_torch, writable_bytes
+from tierstore.modelstore.export import export_files, export_tensors
+from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.reader import Want
+from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
+from tierstore.modelstore.version import FileInfo, Version
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStats:
+    """What reading has cost so far.
+
+    Attributes:
+        bytes_fetched: bytes read from storage.
+        bytes_decoded: plain bytes decoded and verified.
+        requests: ranges read from storage.
+    """
+
+    bytes_fetched: int
+    bytes_decoded: int
+    requests: int
+
+
+class Model(Mapping[str, npt.NDArray[Any]]):
+    """The tensors of one version by name, each read when it is asked for.
+
+    ``model["w"]`` reads one tensor into a new numpy array; ``model.tensor("w")`` reads nothing yet.
+    bf16 and fp8 arrive as ``ml_dtypes``; F4 and F6, which numpy does not have, as packed ``uint8``
+    in one dimension. A name that several files hold is addressed as ``path::name``.
+    Thread-safe. Obtained from ``Store.load``.
+    """
+
+    def __init__(
+        self, version: Version, manifest: Manifest, content: Content, packs: Packs
+    ) -> None:
+        self.version = version
+        self.manifest = manifest
+        self._content, self._packs = content, packs
+        self._tensors = {
+            name: Tensor(content, entry, name, file.path)
+            for name, file, entry in named_tensors(manifest)
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __repr__(self) -> str:
+        return f"<Model {self.version} {self.version.digest.short}, {len(self)} tensors>"
+
+    # Mapping's own would read and compare all tensors
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.tensor(name).numpy()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor of this name as an array, or ``default`` when there is none."""
+        found = self._tensors.get(name)
+        return default if found is None else found.numpy()
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of this name, not read yet; ``NotFound`` when there is none."""
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise NotFound(
+                f"{self.version} has no tensor {name[:200]!r}; "
+                f"'tierstore tensors {self.version}' lists its {len(self)}"
+            ) from None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """``__metadata__`` of all safetensors files together; the first file wins."""
+        merged: dict[str, str] = {}
+        for file in self.files:
+            for key, value in (file.metadata or {}).items():
+                merged.setdefault(key, value)
+        return merged
+
+    @property
+    def files(self) -> list[FileInfo]:
+        """Every file of the version, by path."""
+        return [
+            FileInfo(
+                file.path, file.size, file.sha256.hex(),
+                parse_header(file.header, file.size).metadata if file.header else None,
+            )
+            for file in self.manifest.files
+        ]  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Plain bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    @property
+    def stats(self) -> LoadStats:
+        """What reading from this object has cost so far."""
+        return LoadStats(
+            self._packs.bytes_fetched, self._content.reader.bytes_decoded, self._packs.requests
+        )
+
+    def load(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Read tensors in parallel into new arrays, by name.
+
+        Args:
+            names: which; all of them by default.
+            progress: told the bytes done and the bytes in all.
+        """
+        return {name: t.view(data) for name, t, data in self._read(names, progress)}
+
+    def to_torch(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Like ``load``, into torch tensors on the CPU; needs the extra ``tierstore[torch]``."""
+        return {
+            name: as_torch(data, t.dtype, t.shape) for name, t, data in self._read(names, progress)
+        }
+
+    def _read(
+        self, names: Iterable[str] | None, progress: Callable[[int, int], None] | None
+    ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
+        chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
+        wants: list[Want] = []
+        out = []
+        for tensor in chosen:
+            data = np.empty(tensor.nbytes, np.uint8)
+            wants += tensor.wants(data.data)
+            out.append((tensor.name, tensor, data))
+        self._content.reader.read(wants, _counted(progress, sum(t.nbytes for t in chosen)))
+        return out
+
+    def load_into(self, buffers: Mapping[str, Any]) -> None:
+        """Read tensors into memory of the caller's.
+
+        Args:
+            buffers: for each tensor's name a writable, contiguous numpy array, torch tensor on the
+                CPU, or any other buffer, of exactly the tensor's bytes. After an error their
+                content is undefined.
+        """
+        wants: list[Want] = []
+        for name, target in buffers.items():
+            tensor = self.tensor(name)
+            wants += tensor.wants(writable_bytes(name, target, tensor.nbytes))
+        self._content.reader.read(wants)
+
+    def read_file(self, path: str) -> bytes:
+        """The whole content of one file, such as ``config.json``; ``NotFound`` if there is none."""
+        file = self.file_entry(path)
+        out = bytearray(file.size)
+        out[: len(file.header)] = file.header
+        data = memoryview(out)[len(file.header) :]
+        self._content.reader.read(
+            [Want(p.place, data[p.begin : p.begin + p.length]) for p in self.file_pieces(file)]
+        )
+        return bytes(out)
+
+    def file_entry(self, path: str) -> FileEntry:
+        """What the manifest says of one file; ``NotFound`` if there is none."""
+        for file in self.manifest.files:
+            if file.path == path:
+                return file
+        raise NotFound(
+            f"{self.version} has no file {path[:200]!r}; 'tierstore stat {self.version}' lists them"
+        )
+
+    def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
+        """The chunks of a file in order; ``begin`` counts from behind its header."""
+        return self._content.file_pieces(file)
+
+    def export(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[FileInfo]:
+        """Write every file, byte-identical to what was saved, below ``directory``.
+
+        Each file is written beside its place, compared with the SHA-256 recorded at save, and then
+        renamed. Files that are there already are replaced; others are left alone.
+
+        Raises:
+            Damaged: the bytes do not give the recorded SHA-256; the file is not put in place.
+            OutOfSpace, PermissionDenied: of the target.
+        """
+        title, files = str(self.version), self.manifest.files
+        export_files(self._content, title, files, directory, progress)
+        return self.files
+
+    def export_tensors(
+        self,
+        names: Sequence[str],
+        file: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FileInfo:
+        """Write some tensors as one new safetensors file, under the names that they have here.
+
+        The file is written beside its place and then renamed; one that is there is replaced.
+        ``__metadata__`` is the version's. Errors are those of ``export``, and ``NotFound`` for a
+        name that does not exist.
+        """
+        chosen = {name: self.tensor(name) for name in names}
+        return export_tensors(self._content, chosen, self.metadata or None, file, progress)
+
+    @property
+    def layout(self) -> ChunkTable:
+        """Where each distinct chunk of the version lies; bases of deltas are listed too."""
+        return self._content.table
+
+
+def _counted(
+    progress: Callable[[int, int], None] | None, total: int
+) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    lock = threading.Lock()
+    done = 0
+
+    def count(plain: int) -> None:
+        nonlocal done
+        with lock:
+            done += plain
+            progress(done, total)
+
+    return count

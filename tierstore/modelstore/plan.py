@@ -1,0 +1,118 @@
+"""Which bytes to read for what is wanted: pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.format.table import ChunkPlace
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One contiguous read: bytes ``[start, stop)`` of a pack, holding the frames ``items``.
+
+    ``items`` are indexes into the places that were planned.
+    """
+
+    pack: bytes
+    start: int
+    stop: int
+    items: tuple[int, ...]
+
+
+def plan_runs(places: Sequence[ChunkPlace], *, max_gap: int, max_run: int) -> list[Run]:
+    """Coalesce frames into as few reads as pay.
+
+    Frames of one pack that lie at most ``max_gap`` bytes apart are read together, up to ``max_run``
+    bytes; a frame longer than that is a run of its own. A frame that is wanted twice is read once.
+    Runs come in the order in which their first frame was asked for.
+
+    Args:
+        places: the frames wanted.
+        max_gap: bytes that may be read in vain to save a request.
+        max_run: longest run in bytes.
+    """
+    rank: dict[bytes, int] = {}
+    for place in places:
+        rank.setdefault(place.pack, len(rank))
+    order = sorted(range(len(places)), key=lambda i: (rank[places[i].pack], places[i].offset))
+    runs: list[Run] = []
+    group: list[int] = []
+    start = stop = 0
+    for index in order:
+        place = places[index]
+        end = place.offset + place.length
+        if group and (
+            place.pack != places[group[0]].pack
+            or place.offset - stop > max_gap
+            or (end > stop and end - start > max_run)
+        ):
+            runs.append(Run(places[group[0]].pack, start, stop, tuple(group)))
+            group = []
+        if not group:
+            start = stop = place.offset
+        group.append(index)
+        stop = max(stop, end)
+    if group:
+        runs.append(Run(places[group[0]].pack, start, stop, tuple(group)))
+    return sorted(runs, key=lambda run: min(run.items))
+
+
+def batches(items: Iterable[_T], size_of: Callable[[_T], int], limit: int) -> Iterator[list[_T]]:
+    """Neighbouring items that together have at most ``limit`` bytes, or one item alone."""
+    batch: list[_T] = []
+    size = 0
+    for item in items:
+        if batch and size + size_of(item) > limit:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += size_of(item)
+    if batch:
+        yield batch
+
+
+def spans_of_rows(rows: npt.NDArray[np.int64], row_bytes: int) -> list[tuple[int, int]]:
+    """The byte ranges ``[start, stop)`` that hold ``rows``, ascending, neighbours merged.
+
+    Args:
+        rows: row numbers in any order, repeats allowed.
+        row_bytes: bytes of one row.
+    """
+    if not len(rows) or not row_bytes:
+        return []
+    unique = np.unique(rows)
+    breaks = np.flatnonzero(np.diff(unique) > 1)
+    firsts = unique[np.concatenate(([0], breaks + 1))]
+    lasts = unique[np.concatenate((breaks, [len(unique) - 1]))]
+    return [
+        (first * row_bytes, (last + 1) * row_bytes)
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
+    ]
+
+
+def blocks_of_spans(
+    spans: Sequence[tuple[int, int]], begin: int, length: int, block: int
+) -> list[int]:
+    """Which blocks of a chunk hold bytes of ``spans``.
+
+    Args:
+        spans: byte ranges of the tensor, ascending and disjoint.
+        begin: where the chunk begins in the tensor.
+        length: plain bytes of the chunk.
+        block: plain bytes of a block.
+    """
+    wanted: dict[int, None] = {}
+    for start, stop in spans:
+        first = max(start, begin) - begin
+        last = min(stop, begin + length) - begin
+        if first < last:
+            wanted.update(dict.fromkeys(range(first // block, (last - 1) // block + 1)))
+    return list(wanted)

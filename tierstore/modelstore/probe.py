@@ -1,0 +1,43 @@
+"""What a store's storage really does, found out by trying."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError
+from tierstore.format.keys import PROBES
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one object that was written and deleted again showed.
+
+    Attributes:
+        put_if_absent: a second creation of the same key was refused.
+        clock_skew_s: the storage's clock minus this machine's, in seconds; as exact as the
+            storage's times (often whole seconds) and half the round trip.
+    """
+
+    put_if_absent: bool
+    clock_skew_s: float
+
+
+def probe(blobs: BlobStore) -> Probe:
+    """Create one small object, twice, look at its time, and delete it.
+
+    Raises:
+        PermissionDenied, OutOfSpace, Unreachable, BackendError: the storage did not take it.
+    """
+    key = PROBES + uuid.uuid4().hex
+    try:
+        before = time.time()
+        if not blobs.put_if_absent(key, b"1"):
+            raise BackendError(f"{blobs.url} says that a new object exists already: {key}")
+        middle = (before + time.time()) / 2
+        refused = not blobs.put_if_absent(key, b"2") and bytes(blobs.get(key)) == b"1"
+        return Probe(refused, blobs.info(key).mtime - middle)
+    finally:
+        blobs.delete([key])

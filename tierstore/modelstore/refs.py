@@ -1,0 +1,164 @@
+"""The ref log: which version a name means, and who said so when (format/SPEC.md section 9)."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version as package_version
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import (
+    BackendError,
+    Conflict,
+    Damaged,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+)
+from tierstore.format.keys import HEAD, entry_key, ref_prefix
+from tierstore.format.reflog import Action, Hint, RefEntry, parse_entry
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+
+_log = logging.getLogger("tierstore.refs")
+_ATTEMPTS = 1000
+_PAGE = 64
+
+
+def whoami() -> str:
+    """``user@host``, as recorded in every entry."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no such user id in this container
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+class RefLog:
+    """One ref of one model: an append-only log in home.
+
+    Args:
+        home: where the store's metadata lies.
+        model: name of the model.
+        name: ``versions`` or ``alias/<alias>``.
+    """
+
+    def __init__(self, home: BlobStore, model: str, name: str) -> None:
+        self._home = home
+        self._prefix = ref_prefix(model, name)
+        self.title = f"{model}@{name.removeprefix('alias/')}"
+
+    def last(self) -> RefEntry | None:
+        """The current entry, or ``None`` when the log is empty.
+
+        Begins at the hint and gallops up, then bisects: a hint that is missing, stale or damaged
+        costs 2 log2(n) reads and changes no result.
+        """
+        low = self.hinted()
+        best = self._find(low) if low else None
+        low = low if best else 0
+        step = 1
+        while (entry := self._find(low + step)) is not None:
+            low, best, step = low + step, entry, step * 2
+        high = low + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            entry = self._find(middle)
+            if entry is None:
+                high = middle
+            else:
+                low, best = middle, entry
+        return best
+
+    def hinted(self) -> int:
+        """The sequence number that the hint gives, 0 when it cannot be read: maybe outdated."""
+        try:
+            data = self._home.get(self._prefix + HEAD)
+            return max(0, unseal_body(Kind.HINT, data, Hint, self._prefix + HEAD).seq)
+        except (NotFound, Damaged, UnsupportedFormat):
+            return 0
+
+    def _find(self, seq: int) -> RefEntry | None:
+        key = entry_key(self._prefix, seq)
+        try:
+            return parse_entry(self._home.get(key), seq, f"ref entry {key}")
+        except NotFound:
+            return None
+
+    def entry(self, seq: int) -> RefEntry:
+        """The entry with this sequence number; ``NotFound`` when there is none."""
+        entry = self._find(seq)
+        if entry is None:
+            raise NotFound(f"{self.title} has no entry {seq}; 'tierstore log' lists them")
+        return entry
+
+    def entries(self, limit: int | None = None) -> Iterator[RefEntry]:
+        """The entries, newest first; at most ``limit``."""
+        last = self.last()
+        if last is None:
+            return
+        lowest = 1 if limit is None else max(1, last.seq - limit + 1)
+        with ThreadPoolExecutor(8, "tierstore-refs") as pool:
+            for top in range(last.seq, lowest - 1, -_PAGE):
+                yield from pool.map(self.entry, range(top, max(lowest, top - _PAGE + 1) - 1, -1))
+
+    def append(
+        self,
+        action: Action,
+        target: Callable[[RefEntry | None], tuple[int | None, str | None, int | None]],
+        message: str = "",
+    ) -> RefEntry:
+        """Append one entry and return it; racing writers each get their own place.
+
+        Args:
+            action: what is done.
+            target: given the current entry, returns version, manifest and previous of the new
+                one; called again when another writer came first. ``version`` 0 stands for the
+                new entry's own sequence number.
+            message: why.
+        """
+        for _ in range(_ATTEMPTS):
+            last = self.last()
+            seq = last.seq + 1 if last else 1
+            version, manifest, previous = target(last)
+            entry = RefEntry(
+                seq=seq,
+                write_id=uuid.uuid4().hex,
+                action=action,
+                version=seq if version == 0 else version,
+                manifest=manifest,
+                previous=previous,
+                time_us=time.time_ns() // 1000,
+                who=whoami(),
+                message=message,
+                tool=f"tierstore {package_version('tierstore')}",
+            )
+            if self._create(entry):
+                self._hint(seq)
+                return entry
+        raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
+
+    def _create(self, entry: RefEntry) -> bool:
+        key = entry_key(self._prefix, entry.seq)
+        lost: BackendError | None = None
+        try:
+            if self._home.put_if_absent(key, seal_body(Kind.REF, entry)):
+                return True
+        except BackendError as error:  # the answer may be lost, not the write: look
+            lost = error
+        there = self._find(entry.seq)
+        if there is not None and there.write_id == entry.write_id:
+            return True
+        if lost is not None:
+            raise lost
+        return False
+
+    def _hint(self, seq: int) -> None:
+        try:
+            self._home.put(self._prefix + HEAD, seal_body(Kind.HINT, Hint(seq=seq)))
+        except TierstoreError as error:  # the entry stands; a stale hint costs some reads
+            _log.warning("the hint of %s was not written: %s", self.title, error)

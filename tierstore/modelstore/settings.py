@@ -1,0 +1,48 @@
+"""What a store may use of the machine it runs on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Limits and places for one process.
+
+    Attributes:
+        cache_dir: local directory for what can be lost at any time (the dedup index).
+        threads: threads that hash, encode and decode.
+        memory_limit: bytes of staging memory that loads may use at once.
+    """
+
+    cache_dir: Path
+    threads: int = field(default_factory=lambda: cpu_count())
+    memory_limit: int = field(default_factory=lambda: default_memory_limit())
+
+
+def cpu_count() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_memory_limit() -> int:
+    """The smaller of 2 GiB and a quarter of the cgroup's limit or of the RAM, in bytes."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+            break
+    return min(2 << 30, total // 4)

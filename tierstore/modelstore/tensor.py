@@ -1,0 +1,282 @@
+"""One tensor of a version, read when it is asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.errors import UsageError
+from tierstore.format.dtypes import DTYPES, numpy_dtype
+from tierstore.format.manifest import FileEntry, TensorEntry, pieces
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.arrays import as_array, as_torch
+from tierstore.modelstore.plan import spans_of_rows
+from tierstore.modelstore.reader import ChunkReader, Part, Want
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPiece:
+    """One chunk: where it lies, and which bytes of the tensor or file it holds."""
+
+    place: ChunkPlace
+    begin: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """How the bytes of one version are reached: its layout and who reads it."""
+
+    table: ChunkTable
+    reader: ChunkReader
+    chunk_size: int
+
+    def placed(self, chunks: bytes, nbytes: int) -> Iterator[PlacedPiece]:
+        """The chunks of a tensor or file of ``nbytes`` bytes, in order."""
+        for piece in pieces(chunks, nbytes, self.chunk_size):
+            place = self.table.find(piece.digest)
+            assert place is not None  # Store.load checked that the layout holds every chunk
+            yield PlacedPiece(place, piece.begin, piece.length)
+
+    def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
+        """The chunks of a file in order; ``begin`` counts from behind its header."""
+        if not file.header:
+            return list(self.placed(file.chunks, file.size))
+        return [
+            PlacedPiece(piece.place, entry.begin + piece.begin, piece.length)
+            for entry in file.tensors
+            for piece in self.placed(entry.chunks, entry_bytes(entry))
+        ]
+
+
+class Tensor:
+    """A tensor of a version: its dtype and shape are known, its bytes stay in the store.
+
+    ``tensor[...]`` reads only the blocks (256 KiB of plain bytes) that hold the rows asked for, by
+    the index of the first dimension; further dimensions are taken from those rows in memory.
+    """
+
+    __slots__ = ("_content", "_entry", "_file_path", "name")
+
+    def __init__(self, content: Content, entry: TensorEntry, name: str, file_path: str) -> None:
+        self._content, self._entry = content, entry
+        self.name = name
+        self._file_path = file_path
+
+    @property
+    def file(self) -> str:
+        """Path of the file that holds it."""
+        return self._file_path
+
+    @property
+    def name_in_file(self) -> str:
+        """Its name in that file's header."""
+        return self._entry.name
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors dtype, such as ``BF16``."""
+        return self._entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape; ``()`` for a scalar."""
+        return self._entry.shape
+
+    @property
+    def ndim(self) -> int:
+        """Count of dimensions."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Plain bytes."""
+        return entry_bytes(self._entry)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a tensor without dimensions")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, {self.dtype}, {list(self.shape)}, {self.nbytes} bytes)"
+
+    def chunks(self) -> list[PlacedPiece]:
+        """Its chunks, in order."""
+        return list(self._content.placed(self._entry.chunks, self.nbytes))
+
+    def wants(self, out: memoryview) -> list[Want]:
+        """The reads that fill ``out`` (``nbytes`` long) with the whole tensor."""
+        return [Want(p.place, out[p.begin : p.begin + p.length]) for p in self.chunks()]
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """Read it all into a new array (see ``Model`` for bf16, fp8 and sub-byte dtypes)."""
+        return self.view(self._read())
+
+    def torch(self) -> torch.Tensor:
+        """Read it all into a new torch tensor on the CPU."""
+        return as_torch(self._read(), self.dtype, self.shape)
+
+    def view(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Its plain bytes as an array of its dtype and shape."""
+        return as_array(data, self.dtype, self.shape)
+
+    def _read(self) -> npt.NDArray[np.uint8]:
+        data = np.empty(self.nbytes, np.uint8)
+        self._content.reader.read(self.wants(data.data))
+        return data
+
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError(f"tensor {self.name!r} lies in the store: reading it makes a copy")
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        """Read a part: the first dimension by int, slice, list or integer array.
+
+        Raises:
+            IndexError: a row is out of range.
+            UsageError: the dtype has no numpy counterpart (sub-byte dtypes).
+        """
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
+        everything = first is Ellipsis or first is None or (isinstance(key, tuple) and not key)
+        if DTYPES[self.dtype].numpy is None and not everything:
+            raise UsageError(f"tensor {self.name!r} is {self.dtype}: its packed rows have no index")
+        if everything or not self.shape or _is_mask(first):
+            return np.asarray(self.numpy()[key])
+        if isinstance(first, slice):
+            return np.asarray(self._read_slice(first)[(slice(None), *rest)])
+        rows = _rows(first, self.shape[0], self.name)
+        taken = self._read_rows(rows.reshape(-1))
+        if not rest:
+            return taken.reshape(rows.shape + self.shape[1:])
+        # numpy's rules for the keys together, applied to the rows that were read
+        own = np.arange(rows.size).reshape(rows.shape) if rows.ndim else 0
+        return np.asarray(taken[(own, *rest)])
+
+    def _read_slice(self, key: slice) -> npt.NDArray[Any]:
+        start, stop, step = key.indices(self.shape[0])
+        if abs(step) != 1:
+            return self._read_rows(np.arange(start, stop, step))
+        if step == 1:
+            return self._read_span(start, max(start, stop))
+        return self._read_span(min(start, stop) + 1, start + 1)[::-1]
+
+    def _read_span(self, first: int, last: int) -> npt.NDArray[Any]:
+        """Rows ``[first, last)``: whole chunks go straight to their place, others by blocks."""
+        item = numpy_dtype(self.dtype)
+        row_bytes = _product(self.shape[1:]) * item.itemsize
+        low, high = first * row_bytes, last * row_bytes
+        out = np.empty(high - low, np.uint8)
+        pieces = [p for p in self.chunks() if p.begin < high and p.begin + p.length > low]
+        whole = [p for p in pieces if p.begin >= low and p.begin + p.length <= high]
+        rest = [p for p in pieces if p.begin < low or p.begin + p.length > high]
+        views = [out[p.begin - low : p.begin - low + p.length].data for p in whole]
+        self._content.reader.read(
+            [Want(p.place, view) for p, view in zip(whole, views, strict=True)]
+        )
+
+        def sink(begin: int, plain: memoryview) -> None:
+            start, stop = max(begin, low), min(begin + len(plain), high)
+            out[start - low : stop - low] = np.frombuffer(plain, np.uint8)[
+                start - begin : stop - begin
+            ]
+
+        spans = [(low, high)]
+        self._content.reader.read_parts(
+            [Part(p.place, p.begin, p.length, spans) for p in rest], sink
+        )
+        return out.view(item).reshape(last - first, *self.shape[1:])
+
+    def _read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        item = numpy_dtype(self.dtype)
+        row_bytes = _product(self.shape[1:]) * item.itemsize
+        out = np.empty((len(rows), row_bytes), np.uint8)
+        spans = spans_of_rows(rows, row_bytes)
+        if spans:
+            self._gather(spans, rows, out, row_bytes)
+        return out.reshape(-1).view(item).reshape(len(rows), *self.shape[1:])
+
+    def _gather(
+        self,
+        spans: list[tuple[int, int]],
+        rows: npt.NDArray[np.int64],
+        out: npt.NDArray[np.uint8],
+        row_bytes: int,
+    ) -> None:
+        """Copy wanted bytes from decoded blocks into ``out`` through one buffer of the spans."""
+        starts = np.array([start for start, _ in spans])
+        stops = np.array([stop for _, stop in spans])
+        offsets = np.concatenate(([0], np.cumsum(stops - starts)))
+        packed = np.empty(offsets[-1], np.uint8)
+        lock = threading.Lock()
+
+        def sink(begin: int, plain: memoryview) -> None:
+            block = np.frombuffer(plain, np.uint8)
+            end = begin + len(block)
+            low = int(np.searchsorted(stops, begin, "right"))
+            high = int(np.searchsorted(starts, end, "left"))
+            with lock:
+                for at in range(low, high):
+                    start, stop = max(int(starts[at]), begin), min(int(stops[at]), end)
+                    to = int(offsets[at]) + start - int(starts[at])
+                    packed[to : to + stop - start] = block[start - begin : stop - begin]
+
+        self._content.reader.read_parts(self._parts(spans), sink)
+        which = np.searchsorted(stops, rows * row_bytes, "right")
+        where = offsets[which] + rows * row_bytes - starts[which]
+        out[:] = packed.reshape(-1, row_bytes)[where // row_bytes]
+
+    def _parts(self, spans: list[tuple[int, int]]) -> list[Part]:
+        size = self._content.chunk_size
+        numbers: dict[int, list[tuple[int, int]]] = {}
+        for start, stop in spans:
+            for number in range(start // size, (stop - 1) // size + 1):
+                numbers.setdefault(number, []).append((start, stop))
+        chunks = self.chunks()
+        return [
+            Part(chunks[number].place, chunks[number].begin, chunks[number].length, own)
+            for number, own in numbers.items()
+        ]
+
+
+def entry_bytes(entry: TensorEntry) -> int:
+    """Plain bytes of a tensor."""
+    return _product(entry.shape) * DTYPES[entry.dtype].bits // 8
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+def _is_mask(key: Any) -> bool:
+    array = np.asarray(key) if isinstance(key, list | np.ndarray) else None
+    return array is not None and array.dtype == bool
+
+
+def _rows(key: Any, count: int, name: str) -> npt.NDArray[np.int64]:
+    rows = np.asarray(key)
+    if rows.size == 0:
+        rows = rows.astype(np.int64)
+    if rows.dtype.kind not in "iu":
+        raise IndexError(f"tensor {name!r} is indexed by ints, slices and arrays of ints")
+    outside = (rows < -count) | (rows >= count)  # before the cast: it would wrap a uint64
+    if outside.any():
+        bad = int(rows[outside].flat[0])
+        raise IndexError(f"row {bad} is out of range for tensor {name!r} with {count} rows")
+    rows = rows.astype(np.int64)
+    return np.where(rows < 0, rows + count, rows)

@@ -1,0 +1,85 @@
+"""What save gives back and history lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tierstore.format.reflog import RefEntry
+from tierstore.ids import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStats:
+    """What one save cost.
+
+    Attributes:
+        logical_bytes: size of the model's files.
+        new_bytes: plain bytes of chunks that the store did not have.
+        reused_bytes: plain bytes of chunks that it had, or that came again within the model.
+        stored_bytes: bytes written to storage, all objects together.
+        chunks: chunks in the model, repeats included.
+        new_chunks: chunks that were encoded and stored.
+        objects: objects written to storage.
+        seconds: wall time.
+    """
+
+    logical_bytes: int
+    new_bytes: int
+    reused_bytes: int
+    stored_bytes: int
+    chunks: int
+    new_chunks: int
+    objects: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One published version of a model.
+
+    Attributes:
+        model: its name.
+        number: counts the model's versions from 1.
+        digest: of the manifest: equal content has an equal digest.
+        created: when it was published, by the publisher's clock.
+        who: ``user@host`` of the publisher.
+        message: why.
+        stats: what the save cost; ``None`` unless this object came from ``save``.
+    """
+
+    model: str
+    number: int
+    digest: Digest
+    created: datetime
+    who: str
+    message: str
+    stats: SaveStats | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file of a version; ``metadata`` is a safetensors file's ``__metadata__``, if any."""
+
+    path: str
+    size: int
+    sha256: str
+    metadata: dict[str, str] | None
+
+
+def version_of(model: str, entry: RefEntry, stats: SaveStats | None = None) -> Version:
+    """The version that an entry of a model's ``versions`` log publishes."""
+    assert entry.version is not None
+    assert entry.manifest is not None
+    return Version(
+        model, entry.version, Digest.from_hex(entry.manifest), when(entry), entry.who,
+        entry.message, stats,
+    )  # fmt: skip
+
+
+def when(entry: RefEntry) -> datetime:
+    """The time of an entry, in UTC."""
+    return datetime.fromtimestamp(entry.time_us / 1e6, UTC)

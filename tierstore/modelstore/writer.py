@@ -1,0 +1,356 @@
+"""Save: every chunk is read once, hashed, encoded if it is new, packed, and last published.
+
+::
+
+    source -> pooled buffer -> digest -> known? -> yes: reuse its place
+       |                                  no: frame -> pack -> durable tier
+       +-> SHA-256 of the file, in order
+    then manifest, layout, confirm what was reused, ref entry, index segment (format/SPEC.md 11)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError, NotFound, SourceChanged, TierstoreError
+from tierstore.format.checks import digest_of
+from tierstore.format.keys import GC, INDEX, layout_key, pack_key, version_key
+from tierstore.format.layout import Condemned, seal_layout, seal_segment
+from tierstore.format.manifest import FileEntry, Manifest, TensorEntry, seal_manifest
+from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Digest
+from tierstore.modelstore.framing import BufferPool, Frame, frame_chunk, plain_view
+from tierstore.modelstore.index import ChunkIndex
+from tierstore.modelstore.leases import WriterLease
+from tierstore.modelstore.packer import Packer
+from tierstore.modelstore.plan import batches
+from tierstore.modelstore.source import SourceFile
+from tierstore.modelstore.version import SaveStats
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+_log = logging.getLogger("tierstore.writer")
+_ROUNDS = 5
+_BATCH = 1 << 20
+_IN_FLIGHT = 192 << 20
+"""Bytes for chunks that are read, encoded and waiting; two packs, in buffers of up to 103 MiB
+each, come on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """One chunk to be saved: ``length`` bytes at ``offset`` of a file."""
+
+    file: SourceFile
+    offset: int
+    length: int
+    dtype: str
+
+
+@dataclass(slots=True)
+class _Encoded:
+    """What a worker made of a chunk; ``frame`` is ``None`` when the chunk is stored already."""
+
+    digest: bytes
+    frame: Frame | None
+
+
+@dataclass(slots=True)
+class _State:
+    """What a save has found out so far, shared by its threads under ``lock``."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    claimed: set[bytes] = field(default_factory=set)
+    reused: dict[bytes, ChunkPlace] = field(default_factory=dict)
+    reused_packs: dict[bytes, int] = field(default_factory=dict)
+    gone: set[bytes] = field(default_factory=set)
+    sources: dict[bytes, _Chunk] = field(default_factory=dict)
+    order: dict[bytes, None] = field(default_factory=dict)
+
+
+class Writer:
+    """Runs one save.
+
+    Args:
+        home: where metadata and packs go.
+        index: finds chunks that the store has.
+        lease: held by the caller until the version is published.
+        chunk_size: of the store, in bytes.
+        threads: threads that hash and encode, at most as many as memory allows.
+        progress: told about every chunk.
+    """
+
+    def __init__(
+        self,
+        home: BlobStore,
+        index: ChunkIndex,
+        lease: WriterLease,
+        *,
+        chunk_size: int,
+        threads: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self._home, self._index, self._lease = home, index, lease
+        self._chunk_size, self._progress = chunk_size, progress
+        self._state = _State()
+        # each worker has two chunks in flight, the caller's thread two more; each is a buffer and
+        # one to encode into
+        threads = min(threads, max(1, (_IN_FLIGHT // chunk_size - 4) // 4))
+        self._depth = 2 * threads + 2
+        self._pool = BufferPool(chunk_size)
+        self._packer = Packer(home, self._pool)
+        self._workers = ThreadPoolExecutor(threads, "tierstore-encode")
+        self._began = time.monotonic()
+        self._total = self._headers = self._done = self._chunks = 0
+        self._meta_bytes = self._objects = 0
+
+    def write(self, files: Sequence[SourceFile]) -> Digest:
+        """Store the content of ``files``; the version exists once its digest is in a ref log."""
+        self._total = sum(file.size for file in files)
+        try:
+            entries = tuple(self._write_file(file) for file in files)
+            self._packer.finish()
+            manifest = Manifest(chunk_size=self._chunk_size, files=entries)
+            digest, sealed = seal_manifest(manifest)
+            self._create(version_key(digest), sealed)
+            self._write_layout(digest)
+        finally:
+            self._workers.shutdown(cancel_futures=True)
+            self._packer.close()
+        return digest
+
+    def _write_file(self, file: SourceFile) -> FileEntry:
+        sha = hashlib.sha256(file.header.raw if file.header else b"")
+        self._headers += file.data_start
+        digests = self._encode_all(self._chunks_of(file), sha.update)
+        file.finish()
+        tensors: list[TensorEntry] = []
+        chunks = b""
+        if file.header:
+            for info in file.header.tensors:
+                count = -(-(info.end - info.begin) // self._chunk_size)
+                own = b"".join(next(digests) for _ in range(count))
+                tensors.append(
+                    TensorEntry(
+                        name=info.name,
+                        dtype=info.dtype,
+                        shape=info.shape,
+                        begin=info.begin,
+                        chunks=own,
+                    )
+                )
+        else:
+            chunks = b"".join(digests)
+        return FileEntry(
+            path=file.path, size=file.size, sha256=sha.digest(),
+            header=file.header.raw if file.header else b"", tensors=tuple(tensors), chunks=chunks,
+        )  # fmt: skip
+
+    def _chunks_of(self, file: SourceFile) -> Iterator[_Chunk]:
+        spans = [(0, file.size, "")]
+        if file.header:
+            start = file.data_start
+            spans = [(start + t.begin, start + t.end, t.dtype) for t in file.header.tensors]
+        for begin, end, dtype in spans:
+            for at in range(begin, end, self._chunk_size):
+                yield _Chunk(file, at, min(self._chunk_size, end - at), dtype)
+
+    def _encode_all(
+        self, chunks: Iterator[_Chunk], on_read: Callable[[memoryview], None]
+    ) -> Iterator[bytes]:
+        """Read, hash and encode; return the digests in order.
+
+        The caller's thread reads, in order, and packs, in order; workers do the rest. Chunks are
+        handed over in batches, because a switch between threads costs more than a tiny chunk.
+        """
+        digests: list[bytes] = []
+        pending: deque[tuple[list[_Chunk], Future[list[_Encoded]]]] = deque()
+        for batch in batches(chunks, lambda chunk: chunk.length, _BATCH):
+            if len(pending) == self._depth:
+                digests += self._take(*pending.popleft())
+            buffer = self._pool.take()
+            view = plain_view(buffer, sum(chunk.length for chunk in batch))
+            batch[0].file.read_into(batch[0].offset, view)
+            on_read(view)
+            pending.append((batch, self._workers.submit(self._encode, buffer, batch)))
+        while pending:
+            digests += self._take(*pending.popleft())
+        return iter(digests)
+
+    def _take(self, batch: list[_Chunk], future: Future[list[_Encoded]]) -> list[bytes]:
+        results = future.result()
+        for chunk, encoded in zip(batch, results, strict=True):
+            if encoded.frame is not None:
+                self._packer.add(encoded.digest, encoded.frame)
+            self._state.order.setdefault(encoded.digest)
+            self._state.sources.setdefault(encoded.digest, chunk)
+            self._done += chunk.length
+        self._chunks += len(batch)
+        self._lease.keep()
+        if self._progress:
+            self._progress(self._headers + self._done, self._total)
+        return [encoded.digest for encoded in results]
+
+    def _encode(self, buffer: bytearray, batch: list[_Chunk]) -> list[_Encoded]:
+        """Take over ``buffer``, which holds the chunks of ``batch`` end to end."""
+        own = buffer if len(batch) == 1 else None
+        results = []
+        at = 0
+        for chunk in batch:
+            plain = plain_view(buffer, at + chunk.length)[at:]
+            at += chunk.length
+            digest = digest_of(plain).raw
+            frame = None if self._is_stored(digest) else self._frame(digest, plain, chunk, own)
+            results.append(_Encoded(digest, frame))
+        if own is None or results[0].frame is None:  # else the frame has it, or gave it back
+            self._pool.give(buffer)
+        return results
+
+    def _is_stored(self, digest: bytes) -> bool:
+        state = self._state
+        with state.lock:
+            if digest in state.claimed:
+                return True
+            state.claimed.add(digest)
+        found = self._index.find(digest)
+        if found is None or found[0].pack in state.gone:
+            return False
+        place, size = found
+        if any(self._index.find(base) is None for base in place.bases):
+            return False
+        with state.lock:
+            for one, pack_size in self._with_bases(place, size):
+                state.reused[one.digest] = one
+                state.reused_packs[one.pack] = pack_size
+        return True
+
+    def _with_bases(self, place: ChunkPlace, size: int) -> Iterator[tuple[ChunkPlace, int]]:
+        yield place, size
+        for base in place.bases:
+            found = self._index.find(base)
+            if found is not None:
+                yield found
+
+    def _frame(
+        self, digest: bytes, plain: memoryview, chunk: _Chunk, buffer: bytearray | None
+    ) -> Frame:
+        return frame_chunk(self._pool, plain, digest=digest, dtype=chunk.dtype, buffer=buffer)
+
+    def _write_layout(self, digest: Digest) -> None:
+        for _ in range(_ROUNDS):
+            gone = self._gone_packs()
+            if not gone:
+                break
+            self._store_again(gone)
+        else:
+            raise BackendError(
+                f"packs that this save relies on keep disappearing from {self._home.url}; nothing "
+                "was published. See that no other program deletes objects there, then save again"
+            )
+        # bases of reused deltas come last: they are read with their deltas, not in load order
+        order = [*self._state.order, *(d for d in self._state.reused if d not in self._state.order)]
+        places = [self._packer.places.get(d) or self._state.reused[d] for d in order]
+        sizes = {**self._state.reused_packs, **self._packer.pack_sizes}
+        used = {place.pack: sizes[place.pack] for place in places}
+        self._create(layout_key(digest), seal_layout(digest, places, used))
+
+    def _gone_packs(self) -> set[bytes]:
+        """Reused packs that are condemned or missing; the lease is renewed before the look."""
+        packs = dict(self._state.reused_packs)
+        if not self._lease.renew():  # it had ended: our own packs may be gone too
+            packs.update(self._packer.pack_sizes)
+        condemned = self._condemned() if packs else set()
+        with ThreadPoolExecutor(8, "tierstore-confirm") as pool:
+            there = pool.map(self._has_pack, packs, packs.values())
+        return {
+            pack for pack, has in zip(packs, there, strict=True) if not has or pack in condemned
+        }
+
+    def _has_pack(self, pack: bytes, size: int) -> bool:
+        try:
+            return self._home.info(pack_key(pack)).size == size
+        except NotFound:
+            return False
+
+    def _condemned(self) -> set[bytes]:
+        newest = max((info.key for info in self._home.list(GC)), default=None)
+        if newest is None:
+            return set()
+        listed = unseal_body(Kind.CONDEMNED, self._home.get(newest), Condemned, newest)
+        return {bytes.fromhex(pack) for pack in listed.packs}
+
+    def _store_again(self, gone: set[bytes]) -> None:
+        """Read the chunks of packs that are gone from the source again, and store them anew."""
+        state = self._state
+        state.gone |= gone
+        self._index.forget(gone)
+        every = {**state.reused, **self._packer.places}
+        lost = {digest for digest, place in every.items() if place.pack in gone}
+        # a base in a lost pack takes its deltas with it: they are stored standalone
+        lost |= {d for d, place in every.items() if not lost.isdisjoint(place.bases)}
+        for digest in filter(lost.__contains__, every):
+            state.reused.pop(digest, None)
+            self._packer.places.pop(digest, None)
+            if digest not in state.sources:
+                continue  # only ever a base
+            chunk = state.sources[digest]
+            buffer = self._pool.take()
+            plain = plain_view(buffer, chunk.length)
+            chunk.file.read_into(chunk.offset, plain)
+            if digest_of(plain).raw != digest:
+                raise SourceChanged(
+                    f"{chunk.file.path} changed while it was being saved; nothing was published"
+                )
+            self._packer.add(digest, self._frame(digest, plain, chunk, buffer))
+        for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
+            file.finish()
+        for pack in gone:
+            state.reused_packs.pop(pack, None)
+            self._packer.pack_sizes.pop(pack, None)
+        self._packer.finish()
+
+    def _create(self, key: str, data: bytes) -> None:
+        # an equal object may be there already: a manifest is its content, and of two layouts of one
+        # manifest ours is the one whose packs were just confirmed
+        self._home.put(key, data)
+        self._meta_bytes += len(data)
+        self._objects += 1
+
+    def publish_index(self) -> None:
+        """Tell later saves what this one stored; called once the version is published."""
+        if not self._packer.places:
+            return
+        key = INDEX + uuid.uuid4().hex
+        places, sizes = list(self._packer.places.values()), self._packer.pack_sizes
+        try:
+            self._create(key, seal_segment(places, sizes))
+        except TierstoreError as error:  # the version stands; a missed duplicate is only waste
+            _log.warning("the index segment of this save was not written: %s", error)
+            return
+        self._index.add(key, places, sizes)
+
+    def stats(self) -> SaveStats:
+        """What the save cost so far."""
+        places = self._packer.places
+        new_bytes = sum(place.plain for place in places.values())
+        return SaveStats(
+            logical_bytes=self._total,
+            new_bytes=new_bytes,
+            reused_bytes=self._done - new_bytes,
+            stored_bytes=sum(self._packer.pack_sizes.values()) + self._meta_bytes,
+            chunks=self._chunks,
+            new_chunks=len(places),
+            objects=len(self._packer.pack_sizes) + self._objects,
+            seconds=time.monotonic() - self._began,
+        )
