@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs what the benchmarks compare with: zipnn in an environment of its own (it needs torch),
+# and restic, borg and zstd from the distribution. Safe to run again; prints every version.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+env="$here/.envs/zipnn"
+python=${PYTHON:-python3.11}
+
+if ! "$env/bin/python" -c 'import torch, zipnn, safetensors, numpy' 2>/dev/null; then
+    "$python" -m venv "$env"
+    "$env/bin/pip" install --quiet torch==2.13.0 zipnn numpy safetensors
+fi
+
+missing=()
+for pair in restic:restic borg:borgbackup zstd:zstd; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+if ((${#missing[@]})); then
+    sudo=$(command -v sudo || true)
+    $sudo apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -qq -y --no-install-recommends "${missing[@]}"
+fi
+
+restic version
+borg --version
+zstd --version
+"$env/bin/python" - <<'EOF'
+from importlib.metadata import version
+for name in ("zipnn", "torch", "numpy", "safetensors"):
+    print(name, version(name))
+EOF

@@ -1,0 +1,27 @@
+"""What every test needs: a cache of its own, and how long Hypothesis may search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
+settings.register_profile(
+    "thorough", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the processes that they start, never touch the user's cache or store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("TIERSTORE_")]:
+            # the run itself may choose the kernels and the limits, never a store
+            if name not in {"TIERSTORE_NATIVE", "TIERSTORE_THREADS", "TIERSTORE_MEMORY_LIMIT"}:
+                patch.delenv(name)
+        patch.setenv("TIERSTORE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield

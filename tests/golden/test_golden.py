@@ -1,0 +1,188 @@
+"""Stores that earlier versions wrote are read in full, with the native kernels and without.
+
+The stores are never written again once their format is released: ``tests/golden/make.py`` made
+them, ``SHA256SUMS.json`` holds them to that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tierstore
+from tests.golden import content
+from tests.golden.make import EXPECTED, FUTURE, HERE, STORE, SUMS, sums
+from tierstore import codecs
+from tierstore.errors import NotFound, UnsupportedFormat
+from tierstore.format.dtypes import numpy_dtype
+from tierstore.modelstore.store import Store
+
+PACKED = {"F4", "F6_E2M3", "F6_E3M2"}
+"""dtypes that numpy lacks: read as packed bytes."""
+
+
+def native_or_not() -> list[bool]:
+    return [True, False] if codecs.native_info().built else [False]
+
+
+@pytest.fixture(params=native_or_not(), ids=lambda native: "native" if native else "numpy")
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A copy of the golden store: reading leaves a lease in the store that is read."""
+    before = codecs.native_info().in_use
+    shutil.copytree(STORE, tmp_path / "store")
+    with tierstore.open(tmp_path / "store") as opened:
+        assert codecs.use_native(request.param) is request.param
+        yield opened
+    codecs.use_native(before)
+
+
+def test_the_files_are_those_that_were_frozen() -> None:
+    frozen = json.loads(SUMS.read_text())
+    found = sums()
+    assert found.keys() == frozen.keys()
+    changed = [path for path, digest in found.items() if frozen[path] != digest]
+    assert not changed, f"changed under {HERE}: {changed}; restore them, they are never rewritten"
+
+
+def test_the_content_is_computed_as_it_was_then() -> None:
+    assert content.expected() == json.loads(EXPECTED.read_text())
+
+
+def test_check_finds_every_byte_intact(store: Store) -> None:
+    report = store.check(read_data=True)
+    assert [finding for finding in report.findings if finding.severity == "damage"] == []
+    assert report.garbage_keys == []
+    assert (report.refs, report.versions) == (12, 5)
+    assert report.data_bytes > 3_000_000
+
+
+@pytest.mark.parametrize("ref", sorted(content.versions()))
+def test_every_file_of_every_version(store: Store, ref: str, tmp_path: Path) -> None:
+    files = content.versions()[ref]
+    recorded = json.loads(EXPECTED.read_text())[ref]
+    model = store.load(ref)
+    assert {info.path: (info.size, info.sha256) for info in model.files} == {
+        path: (len(data), recorded[path]) for path, data in files.items()
+    }
+    for path, data in files.items():
+        assert model.read_file(path) == data, path
+    model.export(tmp_path / "out")
+    for path, data in files.items():
+        assert (tmp_path / "out" / path).read_bytes() == data, path
+    assert len(list(tmp_path.glob("out/**/*.*"))) == len(files)
+
+
+@pytest.mark.parametrize(
+    ("ref", "tensors", "renamed"),
+    [
+        ("org/model@1", content.first_tensors(), "layer.half"),
+        ("org/model@2", content.second_tensors(), "layer.half"),
+        ("by hand@1", content.delta_tensors(), None),
+        ("moved@1", content.small_tensors("moved"), None),
+        ("numpy@1", content.small_tensors("numpy"), None),
+    ],
+)
+def test_every_tensor(
+    store: Store, ref: str, tensors: dict[str, content.Tensor], renamed: str | None
+) -> None:
+    if renamed:  # another file has a tensor of this name too
+        tensors = dict(tensors)
+        tensors[f"model.safetensors::{renamed}"] = tensors.pop(renamed)
+        tensors[f"deeper/twin.safetensors::{renamed}"] = content.Tensor("U8", (3,), b"xyz")
+    model = store.load(ref)
+    assert set(model) == set(tensors)
+    for name, array in model.load().items():
+        one = tensors[name]
+        assert (model.tensor(name).dtype, model.tensor(name).shape) == (one.dtype, one.shape)
+        assert array.tobytes() == one.data, name
+        if one.dtype in PACKED:
+            assert array.dtype == np.uint8
+        else:
+            assert (array.dtype, array.shape) == (numpy_dtype(one.dtype), one.shape), name
+
+
+def test_some_rows(store: Store) -> None:
+    """Read by block, across chunks, out of a delta, out of small blocks, and out of moved packs."""
+    for ref, name, rows in (
+        ("org/model@2", "table", [699, 0, 262, 263, 524, 525]),
+        ("by hand@1", "fine-tuned", [0, 58_949, 58_950, 58_999]),
+        ("by hand@1", "blocks", [65_535, 65_536, 199_999]),
+        ("moved@1", "w", [59, 1]),
+        ("numpy@1", "w", [0, 30]),
+    ):
+        model = store.load(ref)
+        whole = model[name]
+        assert model.tensor(name)[rows].tobytes() == whole[rows].tobytes(), (ref, name)
+
+
+def test_names_and_history(store: Store) -> None:
+    assert store.models() == ["by hand", "moved", "numpy", "org/model"]
+    found = store.versions("org/model")
+    assert [version.number for version in found] == [3, 2, 1]
+    assert found[0].digest == found[2].digest != found[1].digest
+    assert [version.message for version in found][::-1] == [
+        f"saved as org/model@{number}" for number in (1, 2, 3)
+    ]
+    assert {alias.name: alias.version.number for alias in store.aliases("org/model")} == {
+        "prod": 1,
+        "a/é": 3,
+    }
+    assert [(e.action, e.version, e.previous) for e in store.history("org/model", "prod")] == [
+        ("rollback", 1, None),
+        ("set", 2, 1),
+        ("set", 1, None),
+    ]
+    assert [e.action for e in store.history("org/model", "gone")] == ["remove", "set"]
+    with pytest.raises(NotFound, match="gone"):
+        store.resolve("org/model@gone")
+    assert store.resolve(f"org/model@b3:{found[1].digest.hex[:8]}").number == 2
+    assert store.load("org/model@prod").metadata == {"format": "pt", "é": "\n"}
+
+
+def test_it_can_still_be_written_to(store: Store) -> None:
+    """Saving the same content finds every chunk, and gives the digest that it had then."""
+    path = Path(store.url.removeprefix("file://")).parent / "again"
+    for name, data in content.versions()["org/model@1"].items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    version = store.save("org/model", path)
+    assert version.stats is not None
+    assert (version.number, version.stats.new_chunks) == (4, 0)
+    assert version.digest == store.resolve("org/model@1").digest
+    assert not store.check(read_data=True).damaged
+
+
+@pytest.fixture
+def future(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FUTURE, tmp_path / "future"))
+
+
+def test_a_store_of_format_2_is_refused(future: Path) -> None:
+    with pytest.raises(UnsupportedFormat, match=r"store format 2.*upgrade"):
+        tierstore.open(future / "config")
+
+
+def test_a_manifest_that_requires_more_is_refused(future: Path) -> None:
+    with tierstore.open(future / "manifest") as store:
+        with pytest.raises(UnsupportedFormat, match=r"feature 'sparse'.*upgrade"):
+            store.load("model")
+        assert set(store.load("model@1").load()) == {"w", "b", "text"}
+
+
+def test_a_frame_with_an_unknown_flag_is_refused(future: Path) -> None:
+    with tierstore.open(future / "frame") as store:
+        model = store.load("model")
+        with pytest.raises(UnsupportedFormat, match=r"frame flags 0x20.*upgrade"):
+            model.load()
+
+
+def test_a_store_that_may_only_be_read(future: Path) -> None:
+    with tierstore.open(future / "write-feature") as store:
+        assert set(store.load("model").load()) == {"w", "b", "text"}
+        with pytest.raises(UnsupportedFormat, match=r"feature 'encrypt'.*upgrade"):
+            store.save("model", {"w": np.zeros(3, np.float32)})

@@ -1,0 +1,216 @@
+"""The program as a process: pipes, signals, full disks, start-up."""
+
+from __future__ import annotations
+
+import os
+import pty
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import tierstore
+
+PROGRAM = [sys.executable, "-m", "tierstore"]
+
+
+def run(*argv: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *argv], text=True, stdin=subprocess.DEVNULL, timeout=120,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    random = np.random.default_rng(0)
+    save_file(
+        {f"w{i}": random.standard_normal((700, 700), np.float32) for i in range(3)},
+        tmp_path / "model.safetensors",
+    )
+    with tierstore.init(tmp_path / "store") as made:
+        made.save("ranker", tmp_path / "model.safetensors", alias="prod")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIERSTORE_STORE", "store")
+    return tmp_path
+
+
+def sparse_model(path: Path, size: int) -> None:
+    """A valid file of ``size`` zeros that takes no space."""
+    header = f'{{"w":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}'.encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
+def test_both_ways_to_start(store: Path) -> None:
+    script = Path(sys.executable).with_name("tierstore")
+    for program in (PROGRAM, [str(script)]):
+        done = subprocess.run([*program, "ls"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("MODEL")
+        assert "ranker" in done.stdout
+
+
+def test_no_arguments_show_help(store: Path) -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Commands:" in done.stdout
+    assert run("--version").stdout == run("version", "-q").stdout
+
+
+def test_ls_loads_neither_rich_nor_a_network_client(store: Path) -> None:
+    code = (
+        "import sys; from tierstore.cli._app import run; assert run(['ls']) == 0\n"
+        "heavy = {'rich.console', 'obstore', 'fsspec', 'torch', 'safetensors', 'asyncio'}\n"
+        "print(*heavy & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "", done.stdout
+
+
+def test_nothing_is_cut_in_a_pipe(store: Path) -> None:
+    name = "a.very.long.name." * 12
+    with tierstore.open("store") as opened:
+        opened.save("long", {name: np.zeros(3, np.float32)})
+    done = run("tensors", "long", env={**os.environ, "COLUMNS": "40"})
+    assert name in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_closed_pipe_is_silent(store: Path) -> None:
+    with subprocess.Popen(
+        [*PROGRAM, "tensors", "ranker", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_full_output_is_an_error(store: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = run("ls", stdout=full)
+    assert done.returncode == 7
+    assert done.stderr == (
+        "tierstore: error: the output cannot be written: No space left on device; free some space\n"
+    )
+
+
+def test_an_output_that_cannot_hold_a_name(store: Path) -> None:
+    with tierstore.open("store") as opened:
+        opened.save("重み", {"w": np.zeros(3, np.float32)})
+    done = run("ls", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u91cd\\u307f" in done.stdout
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_a_full_disk_while_saving(store: Path) -> None:
+    assert run("init", "other").returncode == 0
+    done = run("--store", "other", "save", "m", "model.safetensors", preexec_fn=limit_files)
+    assert (done.returncode, done.stderr.count("\n")) == (7, 1), done.stderr
+    assert run("--store", "other", "ls", "-q").stdout == ""
+    assert run("--store", "other", "check").returncode == 0
+
+
+def test_a_full_disk_while_loading(store: Path) -> None:
+    for extra in ([], ["--tensors", "w*"]):
+        done = run("load", "ranker", "--to", "out", *extra, preexec_fn=limit_files)
+        assert (done.returncode, done.stderr.count("\n")) == (7, 1), done.stderr
+        assert list((store / "out").iterdir()) == []
+
+
+INTERRUPTED = "tierstore: error: interrupted"
+
+
+def interrupted_save(store: Path, *options: str, **settings: Any) -> subprocess.Popen[str]:
+    """Start a save that takes a minute."""
+    sparse_model(store / "large.safetensors", 256 << 30)
+    return subprocess.Popen(
+        [*PROGRAM, "save", "ranker", "large.safetensors", *options],
+        stdout=subprocess.PIPE, text=True, **{"stderr": subprocess.PIPE, **settings},
+    )  # fmt: skip
+
+
+def test_interrupting_a_save_in_a_pipe(store: Path) -> None:
+    with interrupted_save(store) as process:
+        time.sleep(3)  # a terminal would show progress by now
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", INTERRUPTED + "\n")
+    assert run("ls", "ranker", "-q").stdout == "ranker@1\n"
+    assert run("check").returncode == 0
+
+
+def test_tracebacks_only_when_asked_for(store: Path) -> None:
+    assert "Traceback" not in run("stat", "nope").stderr
+    done = run("stat", "nope", env={**os.environ, "TIERSTORE_DEBUG": "1"})
+    assert done.returncode == 5
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("tierstore: error: there is no model")
+
+
+def test_a_bug_is_one_line_and_says_how_to_see_more(store: Path) -> None:
+    code = (
+        "import tierstore, sys; from tierstore.cli import _app\n"
+        "tierstore.open = lambda url: 1 / 0\n"
+        "sys.exit(_app.run(['ls']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "tierstore: error: unexpected ZeroDivisionError: division by zero; "
+        "TIERSTORE_DEBUG=1 shows the traceback\n"
+    )
+
+
+def shown_on_terminal(store: Path, *options: str, until: str) -> str:
+    """What a save shows on a terminal until it is interrupted: at ``until``, or after 3 s."""
+    ours, theirs = pty.openpty()
+    with interrupted_save(
+        store, *options, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    ) as process:
+        os.close(theirs)
+        shown, began, sent = b"", time.monotonic(), False
+        while True:
+            readable, _, _ = select.select([ours], [], [], 0.1)
+            if readable:
+                try:
+                    shown += os.read(ours, 1 << 16)
+                except OSError:  # the program has ended
+                    break
+            enough = until.encode() in shown if until else time.monotonic() - began > 3
+            if enough and not sent:
+                process.send_signal(signal.SIGINT)
+                sent = True
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+    os.close(ours)
+    assert process.returncode == 130, shown
+    return shown.decode()
+
+
+def test_progress_on_a_terminal(store: Path) -> None:
+    shown = shown_on_terminal(store, until="of 256.0 GiB")
+    assert "saving ranker" in shown
+    assert INTERRUPTED in shown
+
+
+@pytest.mark.parametrize("option", ["-q", "--json"])
+def test_no_progress_when_quiet(store: Path, option: str) -> None:
+    shown = shown_on_terminal(store, option, until="")
+    assert "saving" not in shown
+    assert shown.count("\n") == 1, shown

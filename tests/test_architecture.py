@@ -1,0 +1,274 @@
+"""The floors, held by the code's own imports; and the sizes that keep modules readable.
+
+A floor imports only what is below it. Imports inside functions and under TYPE_CHECKING count too.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import tierstore
+
+ROOT = Path(tierstore.__file__).parent
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+FLOORS = {
+    "errors": 0, "ids": 0,
+    "format": 1, "codecs": 1, "blobs": 1, "placement": 1,
+    "tiers": 2,
+    "modelstore": 3, "variants": 3,
+    "config": 4, "wiring": 4,
+    "serving": 5, "cli": 5, "testing": 5, "__main__": 5,
+    "": 6,  # the package itself, which gives out the public names
+}  # fmt: skip
+SAME_FLOOR = {
+    ("ids", "errors"), ("variants", "modelstore"), ("wiring", "config"),
+    ("__main__", "cli"), ("cli", "serving"),
+}  # fmt: skip
+"""Imports within a floor that are allowed, (importer, imported)."""
+
+USES_PACKAGE = {"cli", "serving", "testing", "__main__"}
+"""Who may say ``import tierstore`` as a user does."""
+
+ALWAYS_THERE = {
+    "errors", "ids", "format", "codecs", "blobs", "modelstore", "config", "wiring", "testing",
+}  # fmt: skip
+NO_IO = {
+    "os", "io", "pathlib", "shutil", "tempfile", "glob", "mmap", "fcntl", "ctypes", "sqlite3",
+    "socket", "ssl", "http", "urllib", "selectors", "asyncio", "subprocess", "signal", "time",
+    "datetime", "threading", "multiprocessing", "concurrent", "logging",
+}  # fmt: skip
+"""What placement may not import: it is pure, without I/O, threads or a clock."""
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def top(self) -> str:
+        """Its file or folder right below the package; ``""`` for the package itself."""
+        return self.name.partition(".")[2].partition(".")[0]
+
+
+def _modules() -> list[Module]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = ["tierstore", *path.relative_to(ROOT).with_suffix("").parts]
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found.append(Module(name, path, ast.parse(path.read_text(), str(path))))
+    return found
+
+
+MODULES = _modules()
+NAMES = {module.name for module in MODULES}
+
+
+def imports_of(module: Module) -> Iterator[tuple[str, int]]:
+    """Every imported module's full name and the line, ``import_module("…")`` included."""
+    package = module.name if module.path.name == "__init__.py" else module.name.rpartition(".")[0]
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield (full if full in NAMES else base), node.lineno
+        elif isinstance(node, ast.Call) and node.args:
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            first = node.args[0]
+            if name in {"import_module", "__import__"} and isinstance(first, ast.Constant):
+                yield str(first.value), node.lineno
+
+
+def own_imports(module: Module) -> Iterator[tuple[str, str, int]]:
+    """Imports of tierstore: the full name, its top-level part, the line."""
+    for name, line in imports_of(module):
+        head, _, rest = name.partition(".")
+        if head == "tierstore":
+            yield name, rest.partition(".")[0], line
+
+
+def _report(problems: list[str]) -> None:
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_every_top_level_name_has_a_floor() -> None:
+    tops = {module.top for module in MODULES}
+    assert tops <= set(FLOORS), f"give these a floor: {sorted(tops - set(FLOORS))}"
+    assert tops >= ALWAYS_THERE, f"gone: {sorted(ALWAYS_THERE - tops)}"
+    assert (ROOT / "py.typed").is_file()
+
+
+def test_imports_go_down() -> None:
+    problems = []
+    for module in MODULES:
+        for name, top, line in own_imports(module):
+            if module.top == "" or top == module.top:
+                continue
+            if top == "":
+                allowed = module.top in USES_PACKAGE
+            else:
+                down = FLOORS[top] < FLOORS[module.top]
+                allowed = down or (module.top, top) in SAME_FLOOR
+            if not allowed:
+                problems.append(
+                    f"{module.path}:{line}: {module.name} (floor {FLOORS[module.top]}) imports "
+                    f"{name} (floor {FLOORS[top]})"
+                )
+    _report(problems)
+
+
+def test_concrete_stores_are_imported_only_where_they_are_wired() -> None:
+    problems = []
+    for module in MODULES:
+        if module.top in {"blobs", "wiring", "testing"}:
+            continue
+        problems += [
+            f"{module.path}:{line}: {module.name} imports {name}; take a BlobStore instead"
+            for name, top, line in own_imports(module)
+            if top == "blobs" and name != "tierstore.blobs.base"
+        ]
+    _report(problems)
+
+
+def test_only_config_reads_the_environment() -> None:
+    forbidden = {"environ", "environb", "getenv", "getenvb", "putenv"}
+    problems = []
+    for module in MODULES:
+        if module.top == "config":
+            continue
+        for node in ast.walk(module.tree):
+            used: set[str] = set()
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "os":
+                used = {node.attr}
+            elif isinstance(node, ast.ImportFrom) and node.module == "os":
+                used = {alias.name for alias in node.names}
+            problems += [
+                f"{module.path}:{node.lineno}: os.{name} outside of config.py"
+                for name in used & forbidden
+            ]
+    _report(problems)
+
+
+def test_placement_does_no_io() -> None:
+    problems = []
+    for module in MODULES:
+        if module.top != "placement":
+            continue
+        problems += [
+            f"{module.path}:{line}: placement is pure, it cannot import {name}"
+            for name, line in imports_of(module)
+            if name.partition(".")[0] in NO_IO
+        ]
+        problems += [
+            f"{module.path}:{node.lineno}: placement is pure, it cannot open files"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"open", "print"}
+        ]
+    _report(problems)
+
+
+def test_hypothesis_and_pytest_stay_in_testing() -> None:
+    _report([
+        f"{module.path}:{line}: {module.name} imports {name}"
+        for module in MODULES
+        if module.top != "testing"
+        for name, line in imports_of(module)
+        if name.partition(".")[0] in {"hypothesis", "pytest", "_pytest", "unittest"}
+    ])  # fmt: skip
+
+
+def test_modules_and_functions_are_short() -> None:
+    problems = []
+    for module in MODULES:
+        lines = len(module.path.read_text().splitlines())
+        if lines > MAX_MODULE_LINES:
+            problems.append(f"{module.path}: {lines} lines, {MAX_MODULE_LINES} are allowed")
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                length = node.end_lineno - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    problems.append(
+                        f"{module.path}:{node.lineno}: {node.name} has {length} lines, "
+                        f"{MAX_FUNCTION_LINES} are allowed"
+                    )
+    _report(problems)
+
+
+_IMPORT_ALL = """
+import importlib, sys, threading
+names, seen = sys.argv[1:], []
+for name in names:  # what others do when they are imported is theirs: load them first
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        if (error.name or "").startswith("tierstore"):
+            raise
+for name in [name for name in sys.modules if name.partition(".")[0] == "tierstore"]:
+    if name != "tierstore.codecs._native":
+        del sys.modules[name]
+WATCHED = ("socket.", "subprocess.", "os.system", "os.fork", "os.mkdir", "os.rename", "os.remove",
+           "sqlite3.", "urllib.", "shutil.", "tempfile.")
+def watch(event, args):
+    if event.startswith(WATCHED) or (
+        event == "open" and isinstance(args[1], str) and set("wax+") & set(args[1])
+        and "__pycache__" not in str(args[0])
+    ):
+        seen.append((event, str(args)[:200]))
+sys.addaudithook(watch)
+threads = threading.active_count()
+loaded = 0
+for name in names:
+    try:
+        importlib.import_module(name)
+        loaded += 1
+    except ImportError:
+        pass
+assert not seen, seen
+assert threading.active_count() == threads, threading.enumerate()
+print(loaded)
+"""
+
+
+def test_importing_any_module_only_defines_names() -> None:
+    """No network, process, thread, database or file that is written, by an audit hook."""
+    names = sorted(NAMES - {"tierstore.__main__"})
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", _IMPORT_ALL, *names], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= len(ALWAYS_THERE)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """The package's own ``__init__`` is left out: it gives out what others define."""
+    graph = {
+        module.name: {
+            name for name, _ in imports_of(module) if name in NAMES and name != "tierstore"
+        }
+        for module in MODULES
+        if module.top
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))

@@ -1,0 +1,76 @@
+"""Uses of the public API as a user's strict mypy sees them; checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+import numpy.typing as npt
+
+import tierstore
+from tierstore import (
+    Alias,
+    Digest,
+    FileInfo,
+    LoadStats,
+    Model,
+    ModelRef,
+    SaveStats,
+    Store,
+    Tensor,
+    Version,
+    errors,
+)
+
+
+def saves(path: Path, weights: Mapping[str, npt.NDArray[np.float32]]) -> Version:
+    with tierstore.init(path, chunk_size=1 << 20) as store:
+        assert_type(store, Store)
+        version = store.save("ranker", weights, alias="prod", message="m", metadata={"a": "b"})
+        assert_type(version, Version)
+        assert_type(version.digest, Digest)
+        assert_type(version.number, int)
+        assert_type(version.stats, SaveStats | None)
+        store.save("ranker", path, exclude=["*.tmp"], progress=lambda done, total: None)
+        return store.save("ranker", "model_dir/")
+
+
+def loads() -> npt.NDArray[Any]:
+    store = tierstore.open("s3://bucket/prefix")
+    assert_type(store, Store)
+    model = store.load("ranker@prod")
+    assert_type(model, Model)
+    assert_type(model["w"], npt.NDArray[Any])
+    assert_type(model.tensor("w"), Tensor)
+    assert_type(model.tensor("w").shape, tuple[int, ...])
+    assert_type(model.load(["w"]), dict[str, npt.NDArray[Any]])
+    assert_type(model.files, list[FileInfo])
+    assert_type(model.stats, LoadStats)
+    assert_type(model.read_file("config.json"), bytes)
+    model.load_into({"w": np.empty(3, np.float32)})
+    return model.tensor("w")[[3, 14, 15]]
+
+
+def names(store: Store) -> None:
+    assert_type(store.models(), list[str])
+    assert_type(store.versions("ranker", 3), list[Version])
+    assert_type(store.aliases("ranker"), list[Alias])
+    assert_type(store.alias("ranker", "prod", "ranker@2"), Alias)
+    assert_type(store.rollback("ranker", "prod"), Alias)
+    assert_type(ModelRef.parse("ranker@prod").alias, str | None)
+    assert_type(Digest.from_hex("00" * 32).hex, str)
+    try:
+        store.resolve("ranker@nothing")
+    except errors.NotFound as error:
+        assert_type(error, errors.NotFound)
+        assert_type(error.exit_code, int)
+
+
+def refused(store: Store) -> None:
+    store.save("ranker", 3)  # type: ignore[arg-type]
+    store.save("ranker", {}, alis="prod")  # type: ignore[call-arg]
+    store.load(b"ranker")  # type: ignore[arg-type]
+    tierstore.init("store", 1 << 20)  # type: ignore[call-arg]
+    store.load("ranker").tensor("w").dtype = "F32"  # type: ignore[misc]

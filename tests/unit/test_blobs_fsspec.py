@@ -1,0 +1,80 @@
+"""FsspecStore: what it promises of which file system, and how its failures read."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from tierstore.blobs.base import RangeRead
+from tierstore.blobs.fsspec_store import FsspecStore
+from tierstore.errors import (
+    BackendError,
+    ConfigError,
+    Damaged,
+    OutOfSpace,
+    PermissionDenied,
+    TierstoreError,
+    Unreachable,
+)
+
+
+def test_capabilities(tmp_path: Path) -> None:
+    local = FsspecStore(f"file://{tmp_path}").capabilities
+    assert (local.put_if_absent, local.durable, local.atomic_put) == (True, False, True)
+    memory = FsspecStore("memory://caps").capabilities
+    assert (memory.put_if_absent, memory.durable, memory.atomic_put) == (True, False, True)
+
+
+def test_a_foreign_file_system_creates_nothing() -> None:
+    store = FsspecStore("data://x")
+    with pytest.raises(BackendError, match="creates nothing atomically"):
+        store.put_if_absent("k", b"x")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), OutOfSpace),
+        (PermissionError(errno.EACCES, "Permission denied"), PermissionDenied),
+        (PermissionError("token=SECRET"), PermissionDenied),
+        (TimeoutError("token=SECRET"), Unreachable),
+        (ConnectionResetError("token=SECRET"), Unreachable),
+        (RuntimeError("token=SECRET"), BackendError),
+    ],
+)
+def test_failures_are_translated_without_their_text(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    kind: type[TierstoreError],
+) -> None:
+    store = FsspecStore(f"file://{tmp_path}")
+    store.put("k", b"old")
+
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(LocalFileSystem, "mv", fail)
+    with pytest.raises(TierstoreError, match="'k'") as caught:
+        store.put("k", b"new")
+    assert type(caught.value) is kind
+    assert "SECRET" not in str(caught.value)
+    assert bytes(store.get("k")) == b"old"
+    assert list((tmp_path / ".tmp~").iterdir()) == []
+
+
+def test_short_reads_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FsspecStore(f"file://{tmp_path}")
+    store.put("k", b"0123456789")
+    cat = LocalFileSystem.cat_file
+    monkeypatch.setattr(LocalFileSystem, "cat_file", lambda *args, **kw: cat(*args, **kw)[:-1])
+    with pytest.raises(Damaged, match="1 bytes before"):
+        store.get_ranges([RangeRead("k", 2, memoryview(bytearray(5)))])
+
+
+def test_a_protocol_that_nobody_knows() -> None:
+    with pytest.raises(ConfigError, match="nonsense"):
+        FsspecStore("nonsense://host/path")

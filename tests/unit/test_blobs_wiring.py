@@ -1,0 +1,97 @@
+"""open_blobs: which store a URL opens, and what is said about one that opens none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tierstore.blobs.fsspec_store import FsspecStore
+from tierstore.blobs.local import LocalStore
+from tierstore.blobs.object_store import ObjectStore
+from tierstore.errors import ConfigError, NotFound
+from tierstore.wiring import open_blobs
+
+
+def test_local_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFound, match="store"):
+        open_blobs("./store")
+    opened = open_blobs("./store", create=True)
+    assert isinstance(opened, LocalStore)
+    assert opened.root == tmp_path / "store"
+    (tmp_path / "a b#%").mkdir()
+    for url in ("store", f"{tmp_path}/store", f"file://{tmp_path}/store", opened.url):
+        assert open_blobs(url).url == opened.url
+    assert open_blobs(f"file://{tmp_path}/a%20b%23%25").url == open_blobs("a b#%").url
+
+
+def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    for create in (False, True):
+        with pytest.raises(Exception, match="directory") as caught:
+            open_blobs(f"{tmp_path}/f", create=create)
+        assert type(caught.value).__name__ == "BackendError"
+
+
+def test_object_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for url in ("s3://bucket/a/prefix", "s3://bucket", "gs://bucket/p", "az://container/p"):
+        store = open_blobs(f"{url}/")
+        assert isinstance(store, ObjectStore)
+        assert store.url == url
+
+
+def test_fsspec() -> None:
+    for url in ("memory://one", "fsspec+memory://one"):
+        assert open_blobs(url).url == "memory://one"
+    foreign = open_blobs("fsspec+data://x")
+    assert isinstance(foreign, FsspecStore)
+    assert not foreign.capabilities.put_if_absent
+    assert not foreign.capabilities.atomic_put
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "empty"),
+        ("ftp://host/x", "fsspec"),
+        ("http://host/x", "s3://bucket"),
+        ("file://host/x", "file:///path"),
+        ("file://", "file:///path"),
+        ("file:///x?y", "%3F"),
+        ("s3://", "bucket"),
+        ("s3:///x", "bucket"),
+        ("fsspec+nonsense://x", "nonsense"),
+    ],
+)
+def test_what_cannot_be_opened(url: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_blobs(url)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://key:SECRET@bucket/x", "s3://bucket/x?secret=SECRET", "gs://bucket/x#SECRET"]
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_blobs(url)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_an_fsspec_url_is_shown_without_credentials(tmp_path: Path) -> None:
+    store = FsspecStore("memory://user:SECRET@name/x")
+    assert store.url == "memory://name/x"
+
+
+def test_a_local_store_loads_no_network_client() -> None:
+    code = (
+        "import sys, tierstore.wiring as w; w.open_blobs('.'); "
+        "print([m for m in ('obstore', 'fsspec', 'pytest', 'asyncio') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

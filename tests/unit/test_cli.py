@@ -1,0 +1,168 @@
+"""The parts of the command line that need no store: printing, variables, schemas, errors."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tierstore import config, errors
+from tierstore.cli import _app, _command, _output, _schemadoc, _schemas
+from tierstore.cli._output import Column, printable, shares, size, table
+
+ROOT, KNOWN = _app.command_tree()
+COMMANDS = [
+    (" ".join(path), node) for path, node in _command.walk(ROOT) if not hasattr(node, "commands")
+]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def show(
+    monkeypatch: pytest.MonkeyPatch, columns: list[Column], rows: list[tuple[str, ...]], width: int
+) -> list[str]:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", str(width))
+    table(columns, rows)
+    return out.getvalue().splitlines()
+
+
+@given(st.lists(st.integers(0, 10**15), min_size=1, max_size=8).filter(any))
+def test_shares_add_up_and_are_near(parts: list[int]) -> None:
+    shown = [round(float(text.removesuffix(" %")) * 10) for text in shares(parts)]
+    assert sum(shown) == 1000
+    for part, tenths in zip(parts, shown, strict=True):
+        assert abs(part * 1000 / sum(parts) - tenths) < 1.01
+
+
+def test_shares_of_nothing() -> None:
+    assert shares([0, 0]) == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (91_000_000, "86.8 MiB"),
+        (5 << 60, "5120.0 PiB"),
+    ],
+)  # fmt: skip
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("encoder.ω.重み", "encoder.ω.重み"),
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("a\nb\rc", "a\\nb\\rc"),
+        ("user\u202etxt", "user\\u202etxt"),
+    ],
+)
+def test_what_moves_a_cursor_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [Column("NAME"), Column("SIZE", right=True), Column("MESSAGE")]
+    rows = [("ranker", "1.0 MiB", "why this was saved " * 10), ("重み", "2 B", "")]
+    lines = show(monkeypatch, columns, rows, 60)
+    assert max(map(len, lines)) <= 60, lines
+    assert "".join(lines).count("saved") == 10
+
+
+def test_long_names_stay_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "encoder.layer.0.attention.output.LayerNorm.weight"
+    columns = [Column("TENSOR"), Column("DTYPE"), Column("SIZE", right=True), Column("CODEC")]
+    rows = [(name, "F32", "576.0 KiB", "planes")]
+    assert name in show(monkeypatch, columns, rows, 52)
+    assert len(show(monkeypatch, columns, rows, 100)) == 2
+
+
+def test_digests_are_short_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("a", "0123456789abcdef" * 4)]
+    columns = [Column("FILE"), Column("SHA-256", digest=True)]
+    table(columns, rows)
+    assert rows[0][1] in capsys.readouterr().out
+    assert show(monkeypatch, columns, rows, 80)[1].endswith("0123456789ab…")
+
+
+@pytest.mark.parametrize(("name", "node"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_option_has_its_variable(name: str, node: Any) -> None:
+    found = {option.name: option.envvar for option in _command.options(node)}
+    assert found["store"] == config.STORE
+    assert (found["json"], found["quiet"]) == ("TIERSTORE_JSON", "TIERSTORE_QUIET")
+    prefix = f"TIERSTORE_{name.replace(' ', '_').upper()}_"
+    own = {option: variable for option, variable in found.items() if option not in _command.COMMON}
+    assert all(variable.startswith(prefix) for variable in own.values()), own
+    assert set(found.values()) <= KNOWN
+
+
+def test_the_variables() -> None:
+    assert {
+        "TIERSTORE_STORE", "TIERSTORE_JSON", "TIERSTORE_QUIET", "TIERSTORE_INIT_CHUNK_SIZE",
+        "TIERSTORE_SAVE_ALIAS", "TIERSTORE_SAVE_MESSAGE", "TIERSTORE_SAVE_EXCLUDE",
+        "TIERSTORE_LOAD_TO", "TIERSTORE_LOAD_TENSORS", "TIERSTORE_TENSORS_FILTER",
+        "TIERSTORE_ALIAS_SET_MESSAGE", "TIERSTORE_ALIAS_RM_MESSAGE", "TIERSTORE_ROLLBACK_MESSAGE",
+        "TIERSTORE_CHECK_READ_DATA", "TIERSTORE_DEMO_DIR", "TIERSTORE_DEMO_KEEP",
+    } == KNOWN  # fmt: skip
+
+
+def test_every_command_has_help_and_a_schema() -> None:
+    assert {name for name, _ in COMMANDS} == set(_schemadoc.OUTPUTS)
+    for name, node in COMMANDS:
+        assert node.help, f"{name} has no help"
+        for parameter in node.params:
+            assert getattr(parameter, "help", "") or parameter.name == "help", (name, parameter)
+
+
+def test_the_documented_schemas_are_current() -> None:
+    written = (Path(_schemas.__file__).parent / "SCHEMAS.md").read_text()
+    assert written == _schemadoc.as_markdown(), (
+        "run: python -m tierstore.cli._schemadoc > SCHEMAS.md"
+    )
+
+
+def test_unknown_variables_are_refused_with_the_nearest() -> None:
+    with pytest.raises(errors.ConfigError, match="did you mean TIERSTORE_SAVE_ALIAS"):
+        config.check_known(KNOWN, {"TIERSTORE_SAVE_ALAIS": "", "HOME": "/"})
+    with pytest.raises(errors.ConfigError, match="TIERSTORE_ZZZ"):
+        config.check_known(KNOWN, {"TIERSTORE_ZZZ": ""})
+    config.check_known(KNOWN, {**dict.fromkeys(config.KNOWN, "1"), "TIERSTORE_LOAD_TO": "x"})
+
+
+def all_errors(base: type[errors.TierstoreError]) -> list[type[errors.TierstoreError]]:
+    return [base, *(found for child in base.__subclasses__() for found in all_errors(child))]
+
+
+@pytest.mark.parametrize("kind", all_errors(errors.TierstoreError))
+def test_errors_keep_their_exit_code(kind: type[errors.TierstoreError]) -> None:
+    detail = _app._detail(kind("what happened"))
+    assert detail == _schemas.ErrorDetail(
+        type=kind.__name__, message="what happened", exit_code=kind.exit_code
+    )
+
+
+def test_exit_codes_are_fixed() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in all_errors(errors.TierstoreError)}
+    assert codes["UsageError"] == codes["ConfigError"] == codes["InvalidName"] == 2
+    assert (codes["Damaged"], codes["NotFound"], codes["Conflict"]) == (4, 5, 6)
+    assert (codes["OutOfSpace"], codes["Unreachable"], codes["BackendError"]) == (7, 8, 1)
+    assert _app._detail(KeyboardInterrupt()).exit_code == 130
+    assert _app._detail(ZeroDivisionError("x")).exit_code == 1
+
+
+def test_json_is_sorted_and_exact() -> None:
+    text = _output.as_json(_schemas.Init(url="ü", store_id="0", chunk_bytes=1 << 60))
+    assert text == '{"chunk_bytes": 1152921504606846976, "store_id": "0", "url": "ü"}'

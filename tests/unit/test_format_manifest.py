@@ -1,0 +1,206 @@
+"""Manifests: SPEC.md section 7 by hand, and everything a reader must refuse."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from tests.unit.format_by_hand import b3, msgpack, read_msgpack, read_sealed, sealed
+from tierstore.errors import Damaged, InvalidName, UnsupportedFormat, UsageError
+from tierstore.format.manifest import (
+    FileEntry,
+    LineageEntry,
+    Manifest,
+    Piece,
+    TensorEntry,
+    check_path,
+    parse_manifest,
+    pieces,
+    seal_manifest,
+)
+from tierstore.ids import Digest
+from tierstore.testing.strategies import manifests
+
+MIB = 1 << 20
+D = [b3(bytes([n])) for n in range(4)]
+SHA = b3(b"stands for a SHA-256")
+
+
+def header(tensors: dict[str, Any]) -> bytes:
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def entry(shape: list[int], begin: int, end: int, dtype: str = "U8") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+HEADER = header({"w": entry([MIB + 1], 0, MIB + 1), "none": entry([0], 0, 0)})
+NONE = {"name": "none", "dtype": "U8", "shape": [0], "begin": 0, "cut": 0, "chunks": b""}
+W = {"name": "w", "dtype": "U8", "shape": [MIB + 1], "begin": 0, "cut": 0, "chunks": D[0] + D[1]}
+TENSORS = {
+    "path": "model.safetensors", "size": len(HEADER) + MIB + 1, "sha256": SHA, "header": HEADER,
+    "tensors": [NONE, W], "chunks": b"",
+}  # fmt: skip
+PLAIN = {
+    "path": "config.json", "size": 3 * MIB, "sha256": SHA, "header": b"", "tensors": [],
+    "chunks": D[1] + D[2] + D[3],
+}  # fmt: skip
+FIELDS: dict[str, Any] = {
+    "requires": [], "kind": "full", "chunk_size": MIB, "hash": "blake3",
+    "files": [PLAIN, TENSORS], "lineage": [{"relation": "cast of", "digest": D[0]}],
+}  # fmt: skip
+
+
+def parse(fields: dict[str, Any]) -> Manifest:
+    plain = msgpack(fields)
+    return parse_manifest(sealed(1, plain), Digest(b3(plain)), "manifest X")
+
+
+def with_file(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return FIELDS | {"files": [base | changes]}
+
+
+def test_a_manifest_by_hand_is_read() -> None:
+    found = parse(FIELDS | {"new": "ignored"})
+    tensors = (
+        TensorEntry(name="none", dtype="U8", shape=(0,), begin=0),
+        TensorEntry(name="w", dtype="U8", shape=(MIB + 1,), begin=0, chunks=D[0] + D[1]),
+    )
+    size = len(HEADER) + MIB + 1
+    model = FileEntry(
+        path="model.safetensors", size=size, sha256=SHA, header=HEADER, tensors=tensors
+    )
+    config = FileEntry(path="config.json", size=3 * MIB, sha256=SHA, chunks=D[1] + D[2] + D[3])
+    assert found == Manifest(
+        chunk_size=MIB, files=(config, model),
+        lineage=(LineageEntry(relation="cast of", digest=D[0]),),
+    )  # fmt: skip
+    digest, data = seal_manifest(found)
+    kind, plain = read_sealed(data)
+    assert (kind, read_msgpack(plain)) == (1, FIELDS)
+    assert list(read_msgpack(plain)) == list(FIELDS), "the fields stand in the order of the table"
+    assert digest.raw == b3(plain)
+
+
+@given(manifests())
+def test_any_manifest_round_trips(manifest: Manifest) -> None:
+    digest, data = seal_manifest(manifest)
+    assert parse_manifest(data, digest, "x") == manifest
+    assert seal_manifest(manifest) == (digest, data)
+    plain = read_sealed(data)[1]
+    assert b3(plain) == digest.raw
+    stored = read_msgpack(plain)
+    assert [f["path"] for f in stored["files"]] == [f.path for f in manifest.files]
+    assert [[t["chunks"] for t in f["tensors"]] for f in stored["files"]] == [
+        [t.chunks for t in f.tensors] for f in manifest.files
+    ]
+    for file in manifest.files:
+        for one in file.tensors:
+            listed = list(pieces(one.chunks, file.size, manifest.chunk_size))
+            assert all(piece.length <= manifest.chunk_size for piece in listed)
+
+
+def test_the_pieces_of_a_file() -> None:
+    assert list(pieces(b"", 0, MIB)) == []
+    assert list(pieces(D[0] + D[1], MIB + 5, MIB)) == [Piece(D[0], 0, MIB), Piece(D[1], MIB, 5)]
+    assert list(pieces(D[0], MIB, MIB)) == [Piece(D[0], 0, MIB)]
+
+
+DAMAGED: dict[str, dict[str, Any]] = {
+    "chunk size of no power of two": FIELDS | {"chunk_size": 3 * MIB},
+    "chunk size below": FIELDS | {"chunk_size": MIB // 2, "files": []},
+    "chunk size above": FIELDS | {"chunk_size": 32 * MIB, "files": []},
+    "chunk size zero": FIELDS | {"chunk_size": 0, "files": []},
+    "files out of order": FIELDS | {"files": [TENSORS, PLAIN]},
+    "a file that is a folder": FIELDS
+    | {"files": [PLAIN | {"path": p} for p in ("a", "a-b", "a/b")]},
+    "a path twice": FIELDS | {"files": [PLAIN, PLAIN]},
+    "no files": {name: value for name, value in FIELDS.items() if name != "files"},
+    "lineage of no digest": FIELDS | {"lineage": [{"relation": "x", "digest": D[0][1:]}]},
+    "a bad path": with_file(PLAIN, path="../config.json"),
+    "a negative size": with_file(PLAIN, size=-1, chunks=b""),
+    "no SHA-256": with_file(PLAIN, sha256=SHA[:31]),
+    "a chunk too few": with_file(PLAIN, chunks=D[1] + D[2]),
+    "a chunk too many": with_file(PLAIN, chunks=b"".join(D)),
+    "odd chunks": with_file(PLAIN, chunks=(D[1] + D[2] + D[3])[:-1]),
+    "tensors without a header": with_file(PLAIN, tensors=[NONE]),
+    "a header that is none": with_file(TENSORS, header=b"x" * len(HEADER)),
+    "a header of another size": with_file(TENSORS, size=TENSORS["size"] + 1),
+    "chunks beside tensors": with_file(TENSORS, chunks=D[0]),
+    "a tensor less": with_file(TENSORS, tensors=[W]),
+    "a tensor more": with_file(TENSORS, tensors=[NONE, W, W]),
+    "tensors out of order": with_file(TENSORS, tensors=[W, NONE]),
+    **{
+        f"a tensor of another {name}": with_file(TENSORS, tensors=[NONE, W | {name: value}])
+        for name, value in (("name", "v"), ("dtype", "I8"), ("shape", [1, MIB + 1]), ("begin", 1))
+    },
+    "a tensor's chunk missing": with_file(TENSORS, tensors=[NONE, W | {"chunks": D[0]}]),
+    "a tensor's chunk too many": with_file(TENSORS, tensors=[NONE | {"chunks": D[0]}, W]),
+    "a file above the limit of tensors": with_file(PLAIN, tensors=[{}] * (MIB + 1)),
+}
+
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
+    "feature": (FIELDS | {"requires": ["sparse"]}, "'sparse'"),
+    "feature, and fields of another form": ({"requires": ["sparse"], "files": 5}, "'sparse'"),
+    "patch": (FIELDS | {"kind": "patch"}, "'patch'"),
+    "keyed hash": (FIELDS | {"hash": "blake3-keyed"}, "blake3-keyed"),
+    "content-defined cut": (with_file(TENSORS, tensors=[NONE, W | {"cut": 1}]), "cut 1"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damage_is_refused(case: str) -> None:
+    with pytest.raises(Damaged, match="manifest X is damaged"):
+        parse(DAMAGED[case])
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_is_newer_is_refused(case: str) -> None:
+    fields, what = UNSUPPORTED[case]
+    with pytest.raises(UnsupportedFormat, match=what):
+        parse(fields)
+
+
+def test_the_digest_is_checked_over_the_stored_bytes() -> None:
+    plain = msgpack(FIELDS)
+    with pytest.raises(Damaged, match="match its digest"):
+        parse_manifest(sealed(1, plain), Digest(D[0]), "x")
+    again = seal_manifest(parse(FIELDS))[0]
+    assert again.raw != b3(plain), "integers are longer here than in ours: readers do not re-encode"
+
+
+def test_more_tensors_or_files_than_the_format_allows() -> None:
+    one = TensorEntry(name="t", dtype="U8", shape=(0,), begin=0)
+    half = FileEntry(path="a", size=0, sha256=SHA, tensors=(one,) * (MIB // 2))
+    more = FileEntry(path="b", size=0, sha256=SHA, tensors=(one,) * (MIB // 2 + 1))
+    empty = FileEntry(path="c", size=0, sha256=SHA)
+    for files in ((half, more), (empty,) * (MIB + 1)):
+        with pytest.raises(UsageError, match="1048576 files"):
+            seal_manifest(Manifest(files=files))
+    plain = msgpack(FIELDS | {"files": []})
+    at = plain.index(b"files") + 5
+    row = msgpack({"path": "a", "size": 0, "sha256": SHA})
+    many = plain[:at] + b"\xdd" + (MIB + 1).to_bytes(4, "big") + row * (MIB + 1) + plain[at + 5 :]
+    with pytest.raises(Damaged, match="more files or tensors"):
+        parse_manifest(sealed(1, many, encoding=1), Digest(b3(many)), "x")
+
+
+BAD_PATHS = [
+    "", "/", "/a", "a/", "a//b", ".", "..", "a/.", "a/../b", "./a", "a\0b", "a\\b", "C:", "c:/x",
+    "e\u0301", "x" * 4097, "é" * 2049, "\ud800",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", BAD_PATHS, ids=ascii)
+def test_paths_that_leave_their_directory_or_cannot_be_files(path: str) -> None:
+    with pytest.raises(InvalidName, match=r"rename|not allowed"):
+        check_path(path)
+
+
+@pytest.mark.parametrize("path", ["a", "a/b/c", ".a", "..a", "a b", "é", "x" * 4096, "ab:c", " "])
+def test_paths_that_are_allowed(path: str) -> None:
+    assert check_path(path) == path

@@ -1,0 +1,106 @@
+"""Digests, byte ranges, names and references."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tierstore.errors import InvalidName
+from tierstore.ids import ByteRange, Digest, ModelRef, check_alias, check_name
+from tierstore.testing.strategies import names
+
+HEX = "0123456789abcdef" * 4
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_a_digest_and_its_hex(raw: bytes) -> None:
+    digest = Digest(raw)
+    assert Digest.from_hex(digest.hex) == digest
+    assert str(digest) == f"b3:{raw.hex()}"
+    assert digest.short == f"b3:{raw.hex()[:12]}"
+    assert (digest < Digest(b"\xff" * 32)) == (raw < b"\xff" * 32)
+
+
+@pytest.mark.parametrize("raw", [b"", bytes(31), bytes(33)])
+def test_no_digest(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        Digest(raw)
+
+
+@pytest.mark.parametrize(
+    "text", ["", HEX[1:], HEX + "0", HEX.upper(), HEX[:-1] + "g", HEX[:-1] + "\n", "٠" * 64]
+)
+def test_no_hex_of_a_digest(text: str) -> None:
+    with pytest.raises(InvalidName, match="64 lower-case hex digits"):
+        Digest.from_hex(text)
+
+
+def test_byte_ranges() -> None:
+    assert len(ByteRange(3, 10)) == 7
+    assert len(ByteRange(3, 3)) == 0
+    for start, stop in ((-1, 2), (3, 2)):
+        with pytest.raises(ValueError, match="byte range"):
+            ByteRange(start, stop)
+
+
+@given(names())
+def test_a_name_that_was_checked_is_a_reference_to_itself(name: str) -> None:
+    assert check_name("model", name) == name
+    assert ModelRef.parse(name) == ModelRef(name)
+    assert str(ModelRef.parse(name)) == name
+
+
+@given(st.text())
+def test_any_text_is_a_reference_or_an_invalid_name(text: str) -> None:
+    try:
+        ref = ModelRef.parse(text)
+    except InvalidName:
+        return
+    assert ModelRef.parse(str(ref)) == ref
+    assert sum(part is not None for part in (ref.alias, ref.number, ref.prefix)) <= 1
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("", "1 to 200"), ("x" * 201, "1 to 200"), ("a\nb", "control"), ("a\0", "control"),
+    ("\ud800", "control"), ("\u2028", "control"), ("\u0378", "unassigned"), ("a@b", "'@'"),
+    ("a\\b", "backslash"), ("/a", "empty"), ("a/", "empty"), ("a//b", "empty"), (".", "part"),
+    ("..", "part"), ("a/../b", "part"), (" a", "white space"), ("a ", "white space"),
+])  # fmt: skip
+def test_names_that_are_not_allowed(name: str, why: str) -> None:
+    with pytest.raises(InvalidName, match=f"model name .* is not allowed: .*{why}"):
+        check_name("model", name)
+
+
+def test_names_are_composed() -> None:
+    assert check_name("model", "e\u0301") == "é"
+    assert ModelRef.parse("e\u0301@e\u0301") == ModelRef("é", alias="é")
+
+
+@pytest.mark.parametrize(("text", "ref"), [
+    ("org/m", ModelRef("org/m")),
+    ("m@prod", ModelRef("m", alias="prod")),
+    ("m@12", ModelRef("m", number=12)),
+    ("m@007", ModelRef("m", number=7)),
+    ("m@b3:01234567", ModelRef("m", prefix="01234567")),
+    (f"m@b3:{HEX}", ModelRef("m", prefix=HEX)),
+    ("m@١", ModelRef("m", alias="١")),
+])  # fmt: skip
+def test_references(text: str, ref: ModelRef) -> None:
+    assert ModelRef.parse(text) == ref
+    assert ModelRef.parse(str(ref)) == ref
+
+
+@pytest.mark.parametrize("text", [
+    "", "@prod", "m@", "m@0", "m@00", f"m@{'9' * 19}", "m@b3:", "m@b3:0123456", f"m@b3:{HEX}0",
+    "m@b3:0123456G", "m@b3:ABCDEF01", "m@a@b", "m@ a", "m@b3:0123456\n",
+])  # fmt: skip
+def test_what_is_no_reference(text: str) -> None:
+    with pytest.raises(InvalidName):
+        ModelRef.parse(text)
+
+
+@pytest.mark.parametrize("name", ["12", "0", "b3:", "b3:0123", "", "a@b"])
+def test_aliases_that_would_read_as_versions(name: str) -> None:
+    with pytest.raises(InvalidName):
+        check_alias(name)

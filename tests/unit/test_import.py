@@ -1,0 +1,72 @@
+"""What ``import tierstore`` costs, and that the public names are there and typed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tierstore
+
+HEAVY = (
+    "torch", "obstore", "fsspec", "redis", "pymemcache", "typer", "rich", "numba", "numpy",
+    "ml_dtypes", "msgspec", "zstandard", "blake3", "sqlite3", "asyncio", "boto3", "hypothesis",
+    "pytest",
+)  # fmt: skip
+API = Path(__file__).parents[1] / "typing" / "api.py"
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after ``code``."""
+    show = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_import_loads_nothing_heavy() -> None:
+    found = loaded_by("import tierstore, tierstore.errors, tierstore.ids")
+    assert "tierstore" in found
+    assert found.isdisjoint(HEAVY), sorted(found & set(HEAVY))
+
+
+def test_a_local_store_loads_no_network_client(tmp_path: Path) -> None:
+    code = f"import tierstore; tierstore.init({str(tmp_path / 's')!r}).close()"
+    found = loaded_by(code)
+    unwanted = {"torch", "obstore", "fsspec", "redis", "pymemcache", "typer", "rich", "aiohttp"}
+    assert {"numpy", "msgspec"} <= found
+    assert found.isdisjoint(unwanted), sorted(found & unwanted)
+
+
+def test_public_names() -> None:
+    assert tierstore.__all__ == sorted(tierstore.__all__)
+    for name in tierstore.__all__:
+        assert getattr(tierstore, name) is not None, name
+    assert set(dir(tierstore)) >= set(tierstore.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tierstore.nothing  # noqa: B018
+
+
+def test_the_type_checker_sees_the_same_names() -> None:
+    tree = ast.parse(Path(tierstore.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname or alias.name
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == set(tierstore.__all__)
+
+
+def test_the_api_is_typed() -> None:
+    """mypy in strict mode accepts the uses in tests/typing/api.py and refuses the wrong ones."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", str(API)],
+        cwd=API.parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

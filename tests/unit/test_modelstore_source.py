@@ -1,0 +1,319 @@
+"""Sources: what is taken from a directory, what is refused, and what changes while it is read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import (
+    InvalidName,
+    InvalidSafetensors,
+    NotFound,
+    SourceChanged,
+    SourceError,
+    UnsafeSource,
+    UsageError,
+)
+from tierstore.modelstore.home import create_config
+from tierstore.modelstore.settings import Settings
+from tierstore.modelstore.source import ArrayFile, DiskFile, open_source
+from tierstore.modelstore.store import Store
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    blobs = MemoryStore("source")
+    create_config(blobs, MIB)
+    return Store(blobs, Settings(tmp_path / "cache", threads=2, memory_limit=64 * MIB))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    root = tmp_path / "model"
+    root.mkdir()
+    save_file({"w": np.arange(6, dtype=np.float32)}, root / "model.safetensors")
+    (root / "config.json").write_text("{}")
+    return root
+
+
+def paths(root: Path, *exclude: str) -> list[str]:
+    return [file.path for file in open_source(root, metadata=None, exclude=exclude)]
+
+
+def test_a_directory_gives_its_files_by_path(model: Path) -> None:
+    (model / "sub/deep").mkdir(parents=True)
+    (model / "sub/deep/x.txt").write_text("x")
+    (model / "a b").write_text("")
+    (model / ".hidden").write_text("h")
+    (model / "empty").mkdir()
+    assert paths(model) == [".hidden", "a b", "config.json", "model.safetensors", "sub/deep/x.txt"]
+
+
+def test_repositories_and_download_caches_are_left_out(model: Path) -> None:
+    for folder in (".git/objects", ".cache/huggingface/download", "sub/.git"):
+        (model / folder).mkdir(parents=True)
+        (model / folder / "x").write_text("x")
+    assert paths(model) == ["config.json", "model.safetensors", "sub/.git/x"]
+
+
+def test_exclude_takes_globs_of_files_and_folders(model: Path) -> None:
+    (model / "onnx").mkdir()
+    (model / "onnx/model.onnx").write_text("x")
+    assert paths(model, "*.json", "onnx/*") == ["model.safetensors"]
+    assert paths(model, "onnx", "*.JSON") == ["config.json", "model.safetensors"]
+
+
+def test_links_to_files_are_followed(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text("blob")
+    (model / "linked.txt").symlink_to("../blob")
+    assert "linked.txt" in paths(model)
+    files = {f.path: f for f in open_source(model, metadata=None, exclude=())}
+    assert files["linked.txt"].size == 4
+
+
+def test_links_to_folders_are_refused_unless_excluded(model: Path) -> None:
+    (model / "loop").symlink_to(".")
+    with pytest.raises(UnsafeSource, match="link to a folder"):
+        paths(model)
+    assert paths(model, "loop") == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "pipe", "socket-like link to a device"])
+def test_what_is_no_regular_file_is_refused_unless_excluded(model: Path, kind: str) -> None:
+    odd = model / "odd"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("/dev/zero" if "device" in kind else "nowhere")
+    with pytest.raises(UnsafeSource, match="not a regular file"):
+        paths(model)
+    assert paths(model, "odd") == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.safetensors", "pipe.bin"])
+def test_a_pipe_by_its_own_name_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UnsafeSource, match="not a regular file"):
+        open_source(tmp_path / name, metadata=None, exclude=())
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", "cafe\u0301.txt".encode(), b"a\\b"])
+def test_names_that_cannot_be_kept_are_refused_unless_excluded(model: Path, name: bytes) -> None:
+    with open(os.fsencode(model) + b"/" + name, "wb"):
+        pass
+    with pytest.raises(InvalidName, match="--exclude"):
+        paths(model)
+
+
+def test_a_missing_or_empty_source_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="does not exist"):
+        open_source(tmp_path / "no", metadata=None, exclude=())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no files"):
+        open_source(tmp_path / "empty", metadata=None, exclude=())
+
+
+def test_metadata_is_for_arrays_only(model: Path) -> None:
+    with pytest.raises(UsageError, match="in memory only"):
+        open_source(model, metadata={"a": "b"}, exclude=())
+
+
+def test_names_and_metadata_are_text(store: Store) -> None:
+    with pytest.raises(UsageError, match="'3'"):
+        store.save("m", {"w": np.zeros(2)}, metadata={"epoch": 3})  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="'1'"):
+        store.save("m", {1: np.zeros(2)})  # type: ignore[dict-item]
+    assert store.models() == []
+    store.save("m", {"w": np.zeros(2)}, metadata={"epoch": "3"})
+    assert store.load("m").metadata == {"epoch": "3"}
+
+
+def torch_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}))
+
+
+PICKLES: dict[str, Callable[[Path], object]] = {
+    "pytorch_model.bin": torch_zip,
+    "model.pt": lambda path: path.write_bytes(pickle.dumps({"w": [1.0]}, protocol=2)),
+    "MODEL.PTH": torch_zip,
+    "model.ckpt": lambda path: path.write_bytes(pickle.dumps({}, protocol=5)),
+    "model.pkl": lambda path: path.write_bytes(pickle.dumps({}, protocol=4)),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_are_refused_with_the_way_out(store: Store, model: Path, name: str) -> None:
+    PICKLES[name](model / name)
+    with pytest.raises(UnsafeSource, match=r"save_file.*--exclude") as caught:
+        store.save("m", model)
+    assert str(model / name) in str(caught.value)
+    assert store.models() == []
+    store.save("m", model, exclude=[f"*{Path(name).suffix}"])
+    assert [file.path for file in store.load("m").files] == ["config.json", "model.safetensors"]
+
+
+def test_a_binary_file_that_is_no_pickle_is_kept(store: Store, model: Path) -> None:
+    (model / "tokenizer.bin").write_bytes(b"TOK1" + bytes(100))
+    store.save("m", model)
+    assert store.load("m").read_file("tokenizer.bin") == b"TOK1" + bytes(100)
+
+
+HOSTILE = {
+    "empty": b"",
+    "seven bytes": b"1234567",
+    "huge length": b"\xff" * 8,
+    "length beyond the file": (100).to_bytes(8, "little") + b"{}",
+    "no JSON": (4).to_bytes(8, "little") + b"abcd",
+    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_header_is_refused_and_names_its_file(
+    store: Store, model: Path, kind: str
+) -> None:
+    (model / "z.safetensors").write_bytes(HOSTILE[kind])
+    with pytest.raises(InvalidSafetensors, match=r"z\.safetensors.*nothing was saved"):
+        store.save("m", model)
+    assert store.models() == []
+    assert not list(store.home.blobs.list("packs/"))
+
+
+# Changes while a source is read: a hook runs before the n-th read
+
+
+@pytest.fixture
+def before_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    def install(number: int, hook: Callable[[], object]) -> None:
+        count = 0
+        for kind in (DiskFile, ArrayFile):
+            real = kind.read_into
+
+            def read_into(self, offset, out, real=real):  # type: ignore[no-untyped-def]
+                nonlocal count
+                count += 1
+                if count == number:
+                    hook()
+                real(self, offset, out)
+
+            monkeypatch.setattr(kind, "read_into", read_into)
+
+    return install
+
+
+def big(path: Path) -> np.ndarray:
+    data = np.random.default_rng(1).integers(0, 256, 5 * MIB + 77, np.uint8)
+    save_file({"w": data}, path)
+    return data
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(b"changed")
+
+
+def replace(path: Path) -> None:
+    new = path.with_name("new")
+    new.write_bytes(path.read_bytes())
+    new.replace(path)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "grows": grow,
+    "is cut short": lambda path: os.truncate(path, 3 * MIB),
+    "is emptied": lambda path: os.truncate(path, 0),
+    "is written to": overwrite,
+    "is touched": lambda path: os.utime(path, ns=(1, 1)),
+    "is replaced": replace,
+}
+
+
+@pytest.mark.parametrize("number", [3, 6, 8])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_is_an_error(
+    store: Store, tmp_path: Path, before_read: Callable, change: str, number: int
+) -> None:
+    """Reads 1 and 2 are the header's, 3 to 8 the data's."""
+    path = tmp_path / "model.safetensors"
+    big(path)
+    before_read(number, lambda: CHANGES[change](path))
+    with pytest.raises(SourceChanged, match=r"model\.safetensors changed"):
+        store.save("m", path)
+    assert store.models() == []
+    assert not store.check(read_data=True).damaged
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_between_header_and_data_is_an_error(
+    store: Store, tmp_path: Path, change: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    big(path)
+    (file,) = open_source(path, metadata=None, exclude=())
+    CHANGES[change](path)
+    with pytest.raises(SourceChanged):
+        file.read_into(0, memoryview(bytearray(8)))
+    file.close()
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("number", [3, 5, 7])
+def test_an_array_that_changes_is_an_error_and_no_wrong_byte_is_kept(
+    store: Store, before_read: Callable, strided: bool, number: int
+) -> None:
+    # read 1 is of 'other', whose dtype is wider; from read 3 on a part of 'w' was taken
+    whole = np.random.default_rng(2).integers(0, 256, (1100, 5000), np.uint8)
+    array = whole.T if strided else whole
+
+    def train() -> None:
+        array[0, 0] ^= 1
+        array[-1, -1] ^= 1
+
+    before_read(number, train)
+    with pytest.raises(SourceChanged, match="array 'w' changed"):
+        store.save("m", {"w": array, "other": np.zeros(3)})
+    assert store.models() == []
+    store.save("m", {"w": array, "other": np.zeros(3)})
+    assert np.array_equal(store.load("m")["w"], array)
+    assert not store.check(read_data=True).damaged
+
+
+def test_an_array_that_is_written_to_all_the_time(store: Store) -> None:
+    import threading
+
+    array = np.zeros(6 * MIB, np.uint8)
+    stop = threading.Event()
+
+    def train() -> None:
+        value = 0
+        while not stop.is_set():
+            value = (value + 1) % 256
+            array[:] = value
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        with pytest.raises(SourceChanged):
+            store.save("m", {"w": array})
+    finally:
+        stop.set()
+        thread.join()
+    assert store.models() == []
+    assert not store.check(read_data=True).damaged
