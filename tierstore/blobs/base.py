@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from tierstore.errors import InvalidName
+from tierstore.errors import InvalidName, NotFound
 from tierstore.ids import Buffer, ByteRange
 
 _KEY = re.compile(r"[A-Za-z0-9._%+\-/]{1,900}\Z")
@@ -44,12 +45,17 @@ class Capabilities:
         durable: what ``put`` wrote survives this process (and, on a disk, a power loss).
         local: reads cost no network, so many small ranges are as good as a few long ones.
         atomic_put: ``put`` is all-or-nothing; only a foreign file system may lack this.
+        listable: ``list`` and ``list_folders`` work; a cache may lack this and raises
+            ``BackendError``.
+        max_blob: the largest blob in bytes; a larger one is refused with ``OutOfSpace``.
     """
 
     put_if_absent: bool
     durable: bool
     local: bool
     atomic_put: bool = True
+    listable: bool = True
+    max_blob: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +138,25 @@ class BlobStore(ABC):
     @abstractmethod
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
         """Fill every ``out`` completely, in parallel where that helps; errors as in ``get``."""
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
+        """The whole blobs of those ``keys`` that exist; in one round trip where that is possible.
+
+        A missing key is left out; other errors are as in ``get``.
+        """
+        found = {}
+        for key in keys:
+            with suppress(NotFound):
+                found[key] = self.get(key)
+        return found
+
+    def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
+        """``put`` each; in few round trips where that is possible.
+
+        After an error some may be written, each of them whole.
+        """
+        for key, data in blobs.items():
+            self.put(key, data)
 
     @abstractmethod
     def info(self, key: str) -> BlobInfo:

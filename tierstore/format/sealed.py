@@ -35,16 +35,20 @@ class Kind(IntEnum):
     LEASE = 7
     HINT = 8
     CONDEMNED = 9
+    TIERS = 10
+    PIN = 11
+    HEAT = 12
+    MOVER = 13
 
 
-_MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT})
+_MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT})
 
 
 def max_plain(kind: Kind) -> int:
     """The limit on the plain bytes of an object of this kind."""
-    if kind in _MSGPACK:
-        return 512 << 20
-    return 64 << 20 if kind is Kind.CONDEMNED else 1 << 20
+    if kind in {Kind.CONDEMNED, Kind.HEAT}:
+        return 64 << 20
+    return 512 << 20 if kind in _MSGPACK else 1 << 20
 
 
 def seal(kind: Kind, plain: bytes) -> bytes:

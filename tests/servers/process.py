@@ -1,0 +1,115 @@
+"""Starting real servers for tests: free ports, waiting until they answer, and never leaving any."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def free_port(below: int = 55000) -> int:
+    """A TCP port on loopback that nothing listens on now.
+
+    Below 55000 by default: a Redis cluster also takes the port 10000 above.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < below:
+            return port
+
+
+def program(name: str, package: str) -> str:
+    """The path of a server's program; fails with the Debian package that has it."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin"
+    found = shutil.which(name, path=path)
+    assert found, f"{name} is not installed: apt-get install --no-install-recommends {package}"
+    return found
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    ready: Callable[[], bool],
+    *,
+    log: Path,
+    seconds: float = 60.0,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the block ends; it dies with this process, whatever happens.
+
+    Args:
+        command: the program and its arguments; it stays in the foreground.
+        ready: asked until it says yes; may raise ``OSError`` while the server is not there.
+        log: where its output goes; its end is shown when it does not start.
+        seconds: how long it may take to get ready.
+        env: its environment, beside this process's own.
+        cwd: its working directory.
+    """
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})}, cwd=cwd, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+    try:
+        _wait(process, ready, log, seconds, str(command[0]))
+        yield process
+    finally:
+        stop(process)
+
+
+def _wait(
+    process: subprocess.Popen[bytes],
+    ready: Callable[[], bool],
+    log: Path,
+    seconds: float,
+    name: str,
+) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if ready():
+                return
+        except OSError:
+            pass
+        time.sleep(0.02)
+    end = log.read_text(errors="replace")[-2000:]
+    state = "runs but does not answer" if process.poll() is None else f"ended ({process.poll()})"
+    raise AssertionError(f"{name} {state} after at most {seconds} s:\n{end}")
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
+    """End a server: politely, then for sure. A stopped (SIGSTOP) one ends, too."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections on the port."""
+    with socket.create_connection((host, port), timeout=1):
+        return True

@@ -1,0 +1,74 @@
+"""What a store or tier has done so far: plain counters that a metrics page reads."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+LATENCY_BOUNDS_S = (
+    0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0,
+)  # fmt: skip
+"""Upper bounds of the latency histogram's buckets in seconds; the last bucket has none."""
+
+
+@dataclass(slots=True)
+class OpStats:
+    """One kind of operation: how often, how many bytes, how long, how often it failed.
+
+    ``buckets`` counts calls by latency, one more than ``LATENCY_BOUNDS_S``.
+    """
+
+    calls: int = 0
+    errors: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+
+
+@dataclass(slots=True)
+class TierStats:
+    """Counters of one tier. Thread-safe through ``record`` and ``count``.
+
+    Attributes:
+        ops: by operation: ``get``, ``put``, ``delete``, ``list``, ``info``.
+        hits: chunks or packs that a read found here.
+        misses: those it did not find.
+        hit_bytes: plain bytes (hot tiers) or frame bytes (durable tiers) of the hits.
+        admitted: chunks or packs taken in.
+        admitted_bytes: their bytes.
+        evicted: chunks or packs put out.
+        evicted_bytes: their bytes.
+        rejected: offers that were not taken: by policy, a full queue or a failure.
+        breaker_opened: how often the breaker began to skip the tier.
+        breaker_open: whether it skips the tier now.
+    """
+
+    ops: dict[str, OpStats] = field(default_factory=dict)
+    hits: int = 0
+    misses: int = 0
+    hit_bytes: int = 0
+    admitted: int = 0
+    admitted_bytes: int = 0
+    evicted: int = 0
+    evicted_bytes: int = 0
+    rejected: int = 0
+    breaker_opened: int = 0
+    breaker_open: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def record(self, op: str, seconds: float, nbytes: int = 0, *, failed: bool = False) -> None:
+        """Count one call of an operation."""
+        with self._lock:
+            stats = self.ops.setdefault(op, OpStats())
+            stats.calls += 1
+            stats.errors += failed
+            stats.bytes += nbytes
+            stats.seconds += seconds
+            stats.buckets[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
+
+    def count(self, **increments: int) -> None:
+        """Add to counters by name."""
+        with self._lock:
+            for name, by in increments.items():
+                setattr(self, name, getattr(self, name) + by)
