@@ -1,0 +1,111 @@
+"""Pins: versions that stay where they are fast (format/SPEC.md section 10)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat, UsageError
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.tiers import PINS, Pin, Role, pin_key
+from tierstore.ids import Digest
+from tierstore.modelstore.refs import whoami
+
+_log = logging.getLogger("tierstore.pins")
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedVersion:
+    """A version that is kept where it is fast.
+
+    Attributes:
+        version: digest of its manifest.
+        ref: what was named when it was pinned.
+        roles: the tiers that keep it: ``hot``, ``warm``.
+        until: when the pin ends; ``None`` when it ends by ``unpin`` only.
+        who: ``user@host`` of who pinned it.
+    """
+
+    version: Digest
+    ref: str
+    roles: tuple[Role, ...]
+    until: datetime | None
+    who: str
+
+
+class Pins:
+    """The pins of a store, one object in home for each pinned version."""
+
+    def __init__(self, home: BlobStore) -> None:
+        self._home = home
+
+    def add(
+        self, version: Digest, ref: str, roles: Sequence[Role], until: datetime | None = None
+    ) -> PinnedVersion:
+        """Pin a version, or replace its pin.
+
+        Args:
+            version: digest of its manifest.
+            ref: what the user named.
+            roles: ``hot``, ``warm`` or both.
+            until: an aware time in the future; ``None`` for no end.
+
+        Raises:
+            UsageError: no role, another role, or a time that is past.
+        """
+        chosen = sorted(set(roles))
+        if not chosen or not set(chosen) <= {"hot", "warm"}:
+            raise UsageError(f"a version is pinned in hot, warm or both, not in {list(roles)}")
+        if until is not None and until.timestamp() <= time.time():
+            raise UsageError(f"{until.isoformat()} is past; give a time to come, or none")
+        pin = Pin(
+            version=version.hex, ref=ref, roles=chosen, who=whoami(),
+            until_us=None if until is None else int(until.timestamp() * 1e6),
+        )  # fmt: skip
+        self._home.put(pin_key(version.hex), seal_body(Kind.PIN, pin))
+        return _shown(pin)
+
+    def remove(self, version: Digest) -> None:
+        """End a pin; ``NotFound`` when the version is not pinned."""
+        key = pin_key(version.hex)
+        self._home.info(key)
+        self._home.delete([key])
+
+    def active(self) -> list[PinnedVersion]:
+        """The pins that have not ended, by digest. One that cannot be read pins as if it could:
+
+        it is reported and kept for ever, because dropping it would lose what somebody wanted.
+        """
+        found = []
+        for info in self._home.list(PINS):
+            pin = self._read(info.key)
+            if pin is None:
+                continue
+            if pin.until_us is None or pin.until_us > time.time() * 1e6:
+                found.append(_shown(pin))
+        return found
+
+    def _read(self, key: str) -> Pin | None:
+        try:
+            return unseal_body(Kind.PIN, self._home.get(key), Pin, key)
+        except NotFound:  # unpinned since it was listed
+            return None
+        except (Damaged, UnsupportedFormat) as error:
+            _log.warning("%s; its version stays pinned everywhere until the pin is deleted", error)
+        with suppress(InvalidName):
+            digest = Digest.from_hex(key.removeprefix(PINS))
+            return Pin(version=digest.hex, ref=str(digest), roles=["hot", "warm"], until_us=None,
+                       who="unknown")  # fmt: skip
+        return None
+
+
+def _shown(pin: Pin) -> PinnedVersion:
+    until = None if pin.until_us is None else datetime.fromtimestamp(pin.until_us / 1e6, UTC)
+    return PinnedVersion(
+        Digest.from_hex(pin.version), pin.ref, tuple(pin.roles), until, pin.who
+    )  # fmt: skip
