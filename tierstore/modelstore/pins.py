@@ -77,9 +77,10 @@ class Pins:
         self._home.delete([key])
 
     def active(self) -> list[PinnedVersion]:
-        """The pins that have not ended, by digest. One that cannot be read pins as if it could:
+        """The pins that have not ended, by digest.
 
-        it is reported and kept for ever, because dropping it would lose what somebody wanted.
+        A pin that cannot be read is logged and holds its version everywhere and without end:
+        ignoring it would drop what somebody wanted to keep.
         """
         found = []
         for info in self._home.list(PINS):

@@ -1,0 +1,152 @@
+"""Metrics of the tiers for Prometheus; needs the extra ``tierstore[metrics]``.
+
+Counters are read when a page is asked for, so nothing is paid for them while weights are read.
+
+::
+
+    tierstore_tier_hits_total{tier,role}              reads that found their chunk or pack here
+    tierstore_tier_misses_total{tier,role}
+    tierstore_tier_hit_bytes_total{tier,role}
+    tierstore_tier_admitted_total, _admitted_bytes_total, _evicted_total, _evicted_bytes_total
+    tierstore_tier_rejected_total{tier,role}          offers that were not taken
+    tierstore_tier_requests_total{tier,role,op}       also _request_errors_, _request_bytes_
+    tierstore_tier_request_seconds{tier,role,op}      histogram
+    tierstore_tier_breaker_open{tier,role}            1 while the tier is skipped
+    tierstore_tier_breaker_opened_total{tier,role}
+    tierstore_<name>_total                            other totals: moves, heat flushes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tierstore.blobs.stats import LATENCY_BOUNDS_S, OpStats, TierStats
+from tierstore.errors import ConfigError, UsageError
+
+try:
+    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ConfigError("metrics need prometheus-client: pip install 'tierstore[metrics]'") from error
+
+if TYPE_CHECKING:
+    from threading import Thread
+    from wsgiref.simple_server import WSGIServer
+
+_COUNTERS = {
+    "hits": "Reads that found their chunk or pack in the tier.",
+    "misses": "Reads that did not find their chunk or pack in the tier.",
+    "hit_bytes": "Bytes of the hits.",
+    "admitted": "Chunks or packs taken in.",
+    "admitted_bytes": "Bytes taken in.",
+    "evicted": "Chunks or packs put out.",
+    "evicted_bytes": "Bytes put out.",
+    "rejected": "Offers that were not taken: by policy, a full queue or a failure.",
+    "breaker_opened": "How often the breaker began to skip the tier.",
+}
+_LABELS = ("tier", "role")
+_OP_LABELS = (*_LABELS, "op")
+
+
+@dataclass(frozen=True, slots=True)
+class TierSample:
+    """One tier of a process: its name and role, and its counters, which go on counting."""
+
+    name: str
+    role: str
+    stats: TierStats
+
+
+class TierCollector(Collector):
+    """Gives Prometheus the counters of all tiers of a process.
+
+    Args:
+        tiers: asked for the tiers at every page.
+        counters: asked for other totals of the process by name, such as ``moves``.
+    """
+
+    def __init__(
+        self,
+        tiers: Callable[[], Iterable[TierSample]],
+        counters: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        self._tiers, self._counters = tiers, counters
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, freshly read."""
+        tiers = list(self._tiers())
+        for name, text in _COUNTERS.items():
+            family = CounterMetricFamily(f"tierstore_tier_{name}", text, labels=_LABELS)
+            for tier in tiers:
+                family.add_metric([tier.name, tier.role], getattr(tier.stats, name))
+            yield family
+        breaker = GaugeMetricFamily(
+            "tierstore_tier_breaker_open", "1 while the tier is skipped.", labels=_LABELS
+        )
+        for tier in tiers:
+            breaker.add_metric([tier.name, tier.role], tier.stats.breaker_open)
+        yield breaker
+        yield from _requests(tiers)
+        for name, value in sorted(self._counters().items()):
+            yield CounterMetricFamily(f"tierstore_{name}", f"Count of {name}.", value=value)
+
+
+def _requests(tiers: list[TierSample]) -> Iterator[Metric]:
+    calls = CounterMetricFamily("tierstore_tier_requests", "Requests.", labels=_OP_LABELS)
+    errors = CounterMetricFamily(
+        "tierstore_tier_request_errors", "Requests that failed.", labels=_OP_LABELS
+    )
+    volume = CounterMetricFamily(
+        "tierstore_tier_request_bytes", "Bytes moved by requests.", labels=_OP_LABELS
+    )
+    seconds = HistogramMetricFamily(
+        "tierstore_tier_request_seconds", "Time of a request.", labels=_OP_LABELS
+    )
+    for tier in tiers:
+        for op, stats in sorted(tier.stats.ops.items()):
+            labels = [tier.name, tier.role, op]
+            calls.add_metric(labels, stats.calls)
+            errors.add_metric(labels, stats.errors)
+            volume.add_metric(labels, stats.bytes)
+            seconds.add_metric(labels, _buckets(stats), sum_value=stats.seconds)
+    yield from (calls, errors, volume, seconds)
+
+
+def _buckets(stats: OpStats) -> list[tuple[str, float]]:
+    """Cumulative counts by upper bound, as Prometheus wants them."""
+    total = 0
+    found = []
+    for bound, count in zip((*LATENCY_BOUNDS_S, float("inf")), list(stats.buckets), strict=True):
+        total += count
+        found.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
+    return found
+
+
+def registry_of(collector: TierCollector) -> CollectorRegistry:
+    """A registry of its own for the collector, so that it never meets another library's names."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry
+
+
+def serve(collector: TierCollector, host: str, port: int) -> tuple[WSGIServer, Thread]:
+    """Serve ``http://host:port/metrics`` from a thread; port 0 takes a free one.
+
+    Raises:
+        UsageError: the address is taken or not this machine's.
+    """
+    try:
+        return start_http_server(port, addr=host, registry=registry_of(collector))
+    except OSError as error:
+        raise UsageError(
+            f"metrics cannot be served on {host}:{port}: {error.strerror or error}; choose another "
+            "address"
+        ) from None
