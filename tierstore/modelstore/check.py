@@ -21,6 +21,8 @@ from tierstore.modelstore.packs import Packs, read_footer
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.reader import ChunkReader, Want
 from tierstore.modelstore.settings import Settings
+from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable import DurableTiers
 
 Severity = Literal["damage", "garbage"]
 _BATCH_BYTES = 64 << 20
@@ -103,7 +105,11 @@ class _Check:
         self._tables: dict[Digest, ChunkTable] = {}
         self._bad_packs: set[bytes] = set()
         self._saving = is_saving(home.blobs)
-        self._pack_sizes = {info.key: info.size for info in home.blobs.list(keys.PACKS)}
+        # each tier's copy of a pack is looked at: another one's being good does not mend it
+        self._copies = {
+            tier.name: {info.key: info.size for info in tier.store.list(keys.PACKS)}
+            for tier in home.packs.tiers
+        }
 
     def run(self, read_data: bool) -> CheckReport:
         self._check_refs()
@@ -219,25 +225,40 @@ class _Check:
                 self._bad_packs.add(pack)
 
     def _check_pack(self, pack: bytes, key: str, places: list[ChunkPlace]) -> None:
-        size = self._size_of(key)
-        if size is None:
-            packs = Packs(self._home.blobs)
+        copies = self._copies_of(key)
+        if not copies:
+            packs = Packs(self._home.blobs, self._home.packs)
             packs.follow(pack)  # NotFound unless it was rewritten
             for place in places:
                 packs.current(place)
             return
-        _, stored = read_footer(self._home.blobs, key, size)
         self._report.packs += 1
-        if not set(places) <= set(stored):
-            raise Damaged("a layout and the pack's own index do not agree")
+        bad: dict[str, Damaged | NotFound | UnsupportedFormat] = {}
+        for tier, size in copies:
+            try:
+                _, stored = read_footer(tier.store, key, size)
+                if not set(places) <= set(stored):
+                    raise Damaged("a layout and the pack's own index do not agree")
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                bad[tier.name] = error
+        if len(bad) == len(copies):
+            raise bad[copies[0][0].name]
+        for name, why in bad.items():
+            self._bad_copy(key, name, str(why))
 
-    def _size_of(self, key: str) -> int | None:
-        """Of a pack, also of one written since we listed them; ``None`` when it is gone."""
-        if key in self._pack_sizes:
-            return self._pack_sizes[key]
-        with suppress(NotFound):
-            return self._home.blobs.info(key).size
-        return None
+    def _bad_copy(self, key: str, tier: str, why: str) -> None:
+        """Damage that no version needs mended: another tier has the same bytes."""
+        self._damage(key, f"its copy in tier {tier} is bad, another one is good: {why}")
+
+    def _copies_of(self, key: str) -> list[tuple[DurableTier, int]]:
+        """The tiers that have a pack, also one written since we listed them, and its size there."""
+        tiers = self._home.packs.tiers
+        found = [(t, self._copies[t.name][key]) for t in tiers if key in self._copies[t.name]]
+        if not found:
+            for tier in tiers:
+                with suppress(NotFound):
+                    found.append((tier, tier.store.info(key).size))
+        return found
 
     def _check_segments(self) -> None:
         for info in self._home.blobs.list(keys.INDEX):
@@ -251,19 +272,35 @@ class _Check:
                 self._report.findings.append(Finding("garbage", info.key, what))
 
     def _check_data(self) -> None:
-        total = sum(place.plain for place in self._places)
+        """Every chunk of every tier's copy; what is in no tier is looked for through its moves."""
+        tiers = self._home.packs.tiers
+        held = [set(self._copies[tier.name]) for tier in tiers]
+        nowhere = {keys.pack_key(place.pack) for place in self._places}.difference(*held)
+        held[0] |= nowhere
+        work = [
+            (number, digest, [
+                place for place in table
+                if self._places[place][0] == digest and keys.pack_key(place.pack) in held[number]
+            ])
+            for number in range(len(tiers))
+            for digest, table in self._tables.items()
+        ]  # fmt: skip
+        total = sum(place.plain for _, _, places in work for place in places)
         done = 0
-        for digest, table in self._tables.items():
+        for number, digest, places in work:
+            first = DurableTiers([tiers[number], *tiers[:number], *tiers[number + 1 :]])
+            packs = Packs(self._home.blobs, first)
             reader = ChunkReader(
-                Packs(self._home.blobs), table, threads=self._settings.threads,
+                packs, self._tables[digest], threads=self._settings.threads,
                 memory_limit=self._settings.memory_limit,
             )  # fmt: skip
-            mine = [place for place in table if self._places[place][0] == digest]
-            for batch in batches(mine, lambda place: place.plain, _BATCH_BYTES):
+            for batch in batches(places, lambda place: place.plain, _BATCH_BYTES):
                 self._read_batch(reader, batch)
                 done += sum(place.plain for place in batch)
                 if self._progress:
                     self._progress(done, total)
+            for bad in packs.bad_copies:
+                self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
             self._report.data_bytes += reader.bytes_decoded
 
     def _read_batch(self, reader: ChunkReader, batch: list[ChunkPlace]) -> None:
@@ -282,7 +319,10 @@ class _Check:
         used = self._used_packs()
         self._saving = self._saving or is_saving(self._home.blobs)
         live = {digest.hex for digest in self._users}
-        self._garbage(set(self._pack_sizes) - used, "a pack that no version uses")
+        self._garbage(
+            {key for held in self._copies.values() for key in held} - used,
+            "a pack that no version uses",
+        )
         for prefix, what in ((keys.VERSIONS, "manifest"), (keys.LAYOUTS, "layout")):
             stored = {info.key for info in self._home.blobs.list(prefix)}
             unused = {key for key in stored if key.removeprefix(prefix) not in live}

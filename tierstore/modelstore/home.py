@@ -23,6 +23,7 @@ from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.packs import scan_packs
 from tierstore.modelstore.probe import probe
 from tierstore.modelstore.refs import RefLog
+from tierstore.tiers.durable import DurableTiers, home_tier
 
 
 def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
@@ -53,27 +54,46 @@ def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
         raise Conflict(f"{blobs.url} is a store already; open it, or choose another place")
 
 
+def read_config(blobs: BlobStore) -> StoreConfig:
+    """The config of the store at ``blobs``, once it is known that we can read it.
+
+    Raises:
+        NotFound: there is no store.
+        UnsupportedFormat: it was made by a newer version.
+    """
+    name = f"{blobs.url}/{keys.CONFIG}"
+    try:
+        data = blobs.get(keys.CONFIG)
+    except NotFound:
+        data = None
+    if data is None or not is_config(data):
+        raise NotFound(
+            f"{blobs.url} is not a store; make one with 'tierstore --store URL init', or check "
+            "the URL"
+        )
+    config = parse_config(data, name)
+    check_features(config, "read", name)
+    return config
+
+
 class Home:
     """Reads a store's metadata.
 
     Args:
         blobs: where the store lies.
+        packs: the tiers that hold its packs; by default they lie in home alone.
+        config: what ``read_config`` gave, if it was called already.
     """
 
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        packs: DurableTiers | None = None,
+        config: StoreConfig | None = None,
+    ) -> None:
         self.blobs = blobs
-        name = f"{blobs.url}/{keys.CONFIG}"
-        try:
-            data = blobs.get(keys.CONFIG)
-        except NotFound:
-            data = None
-        if data is None or not is_config(data):
-            raise NotFound(
-                f"{blobs.url} is not a store; make one with 'tierstore --store URL init', or check "
-                "the URL"
-            )
-        self.config = parse_config(data, name)
-        check_features(self.config, "read", name)
+        self.packs = packs or DurableTiers([home_tier(blobs)])
+        self.config = config or read_config(blobs)
 
     def log(self, model: str, name: str = keys.VERSION_LOG) -> RefLog:
         """The ref log of a model's versions, or of ``alias/<alias>``."""
@@ -124,13 +144,13 @@ class Home:
 
     def rebuild_layout(self, digest: Digest, manifest: Manifest) -> bytes:
         """The sealed layout of a manifest made anew from the packs' footers; not written."""
-        found, sizes = scan_packs(self.blobs)
+        found, sizes = scan_packs(self.packs)
         places: dict[bytes, ChunkPlace] = {}
         for chunk in chunks_of(manifest):
             if chunk not in found:
                 raise NotFound(
                     f"chunk b3:{chunk.hex()} of version b3:{digest.hex} is in no pack of "
-                    f"{self.blobs.url}; run 'tierstore check' and save the model again"
+                    f"{self.packs.url}; run 'tierstore check' and save the model again"
                 )
             places[chunk] = found[chunk]
             places.update((base, found[base]) for base in found[chunk].bases if base in found)

@@ -5,19 +5,16 @@ Nothing is returned that does not match its digest or, for a part of a chunk, it
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tierstore.codecs import decode, decode_block
 from tierstore.errors import Damaged, NotFound
-from tierstore.format.checks import damaged, digest_of, xxh3
-from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
 from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.decode import FrameDecoder, Part, Sink
 from tierstore.modelstore.packs import Packs
-from tierstore.modelstore.plan import Run, blocks_of_spans, plan_runs
+from tierstore.modelstore.plan import Run, plan_runs
 
 _MIB = 1 << 20
 _GAP = 256 << 10
@@ -32,27 +29,6 @@ class Want:
 
     place: ChunkPlace
     out: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A part of one chunk of a tensor: the spans to read, all in one chunk's range.
-
-    Attributes:
-        place: of the chunk.
-        begin: where the chunk begins in the tensor, in bytes.
-        length: plain bytes of the chunk.
-        spans: byte ranges of the tensor that are wanted, ascending; those outside are ignored.
-    """
-
-    place: ChunkPlace
-    begin: int
-    length: int
-    spans: Sequence[tuple[int, int]]
-
-
-Sink = Callable[[int, memoryview], None]
-"""Takes verified plain bytes and where in the tensor they begin; called from several threads."""
 
 
 class ChunkReader:
@@ -75,7 +51,8 @@ class ChunkReader:
         threads: int,
         memory_limit: int,
     ) -> None:
-        self._packs, self._table = packs, table
+        self._packs = packs
+        self._decoder = FrameDecoder(packs, table)
         self.memory_limit = memory_limit
         if not packs.local:
             threads = max(threads, _REMOTE_THREADS)
@@ -83,8 +60,11 @@ class ChunkReader:
         self._max_run = max(min(_RUN, staging // threads), _MIB)
         self._threads = max(1, min(threads, staging // max(self._max_run, table.longest_frame)))
         self._local = threading.local()
-        self._lock = threading.Lock()
-        self.bytes_decoded = 0
+
+    @property
+    def bytes_decoded(self) -> int:
+        """Plain bytes decoded and verified so far."""
+        return self._decoder.bytes_decoded
 
     def read(self, wants: Sequence[Want], on_chunk: Callable[[int], None] | None = None) -> None:
         """Fill every ``out``.
@@ -126,12 +106,13 @@ class ChunkReader:
     ) -> None:
         stage = self._staging(run.stop - run.start)
         try:
-            self._packs.read(run.pack, [(run.start, stage)])
+            tier = self._packs.read(run.pack, [(run.start, stage)])
         except NotFound:
             self._packs.follow(run.pack)
-            moved = [Want(places[i], wants[i].out) for i in run.items]
-            for want in moved:
-                self._read_moved(want)
+            for index in run.items:
+                self._decoder.read(places[index], wants[index].out)
+                if on_chunk:
+                    on_chunk(len(wants[index].out))
             return
         done: dict[int, memoryview] = {}
         for index in run.items:
@@ -140,61 +121,16 @@ class ChunkReader:
                 out[:] = done[place.offset]  # the same chunk twice in this model
             else:
                 at = place.offset - run.start
-                self._decode(place, stage[at : at + place.length], out)
+                self._decode(place, stage[at : at + place.length], out, tier)
                 done[place.offset] = out
             if on_chunk:
                 on_chunk(len(out))
 
-    def _read_moved(self, want: Want) -> None:
-        place = self._packs.current(want.place)
-        self._decode(place, self._packs.read_frame(place, 0, place.length), want.out)
-
-    def _decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
-        name = _frame_name(place)
-        head = parse_frame_head(frame, name, place.digest)
-        if head.plain_len != len(out):
-            damaged(name, f"it holds {head.plain_len} plain bytes instead of {len(out)}")
-        payload = frame_payload(head, frame, name)
-        base = self._base(head)
+    def _decode(self, place: ChunkPlace, frame: memoryview, out: memoryview, tier: str) -> None:
         try:
-            decode(
-                head.codec, head.codec_head, head.ends, payload, out, head.dtype,
-                block_size=head.block_size, base=base,
-            )  # fmt: skip
+            self._decoder.decode(place, frame, out)
         except Damaged as error:
-            damaged(name, str(error))
-        if digest_of(out).raw != head.digest:
-            damaged(name, "its plain bytes do not match their digest")
-        self._count(len(out))
-
-    def _count(self, plain: int) -> None:
-        with self._lock:
-            self.bytes_decoded += plain
-
-    def _base(self, head: FrameHead) -> memoryview | None:
-        """The plain base of a delta: pieces of other chunks, laid end to end."""
-        if not head.bases:
-            return None
-        base = memoryview(bytearray(head.plain_len))
-        ends = itertools.accumulate(piece.length for piece in head.bases)
-        placed = sorted(zip(head.bases, ends, strict=True), key=lambda row: row[0].digest)
-        # one base chunk after the other: a frame may name a thousand of them
-        for digest, rows in itertools.groupby(placed, key=lambda row: row[0].digest):
-            source = self._base_chunk(digest)
-            for piece, end in rows:
-                if piece.offset + piece.length > len(source):
-                    damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
-                stop = piece.offset + piece.length
-                base[end - piece.length : end] = source[piece.offset : stop]
-        return base
-
-    def _base_chunk(self, digest: bytes) -> memoryview:
-        place = self._table.find(digest)
-        if place is None or place.bases:
-            damaged(f"the layout around b3:{digest.hex()}", "the base of a delta is not standalone")
-        out = memoryview(bytearray(place.plain))
-        self._decode(place, self._packs.read_frame(place, 0, place.length), out)
-        return out
+            self._decoder.read(place, out, frozenset([tier]), error)
 
     def read_parts(self, parts: Sequence[Part], sink: Sink) -> None:
         """Read parts of chunks: their frames' heads first, then just the blocks that are wanted.
@@ -203,57 +139,4 @@ class ChunkReader:
             parts: what is wanted, of one tensor.
             sink: gets every decoded block that holds wanted bytes.
         """
-        self._each(parts, lambda part: self._read_part(part, sink))
-
-    def _read_part(self, part: Part, sink: Sink) -> None:
-        place = self._packs.current(part.place)
-        name = _frame_name(place)
-        head = parse_frame_head(self._packs.read_frame(place, 0, place.head), name, place.digest)
-        if head.plain_len != part.length or head.frame_len != place.length:
-            damaged(name, f"it holds {head.plain_len} plain bytes instead of {part.length}")
-        blocks = blocks_of_spans(part.spans, part.begin, part.length, head.block_size)
-        base = self._base(head)
-        for first, last in _neighbours(blocks):
-            start, stop = head.block_payload(first).start, head.block_payload(last).stop
-            payload = memoryview(self._packs.read_frame(place, start, stop))
-            for index in range(first, last + 1):
-                own = head.block_payload(index)
-                block = payload[own.start - start : own.stop - start]
-                plain = self._decode_block(head, index, block, base, name)
-                sink(part.begin + head.block_plain(index).start, plain)
-
-    def _decode_block(
-        self, head: FrameHead, index: int, payload: memoryview, base: memoryview | None, name: str
-    ) -> memoryview:
-        span = head.block_plain(index)
-        out = memoryview(bytearray(len(span)))
-        try:
-            decode_block(
-                head.codec, head.codec_head, payload, out, head.dtype, index=index,
-                block_size=head.block_size,
-                base=None if base is None else base[span.start : span.stop],
-            )  # fmt: skip
-        except Damaged as error:
-            damaged(name, str(error))
-        if xxh3(out) != head.sums[index]:
-            damaged(name, f"the checksum of its block {index} does not match")
-        self._count(len(out))
-        return out
-
-
-def _frame_name(place: ChunkPlace) -> str:
-    return f"chunk b3:{place.digest.hex()} in pack {place.pack.hex()} at {place.offset}"
-
-
-def _neighbours(blocks: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as ranges ``(first, last)`` of neighbours."""
-    first = last = None
-    for block in blocks:
-        if last is not None and block == last + 1:
-            last = block
-            continue
-        if first is not None and last is not None:
-            yield first, last
-        first = last = block
-    if first is not None and last is not None:
-        yield first, last
+        self._each(parts, lambda part: self._decoder.read_part(part, sink))

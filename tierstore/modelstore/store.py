@@ -14,7 +14,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, VERSION_LOG
 from tierstore.format.reflog import RefEntry
-from tierstore.format.storeconfig import check_features
+from tierstore.format.storeconfig import StoreConfig, check_features
 from tierstore.ids import ModelRef, check_alias, check_name
 from tierstore.modelstore.check import CheckReport, check_store
 from tierstore.modelstore.compare import Diff, Usage, compare, measure
@@ -29,6 +29,7 @@ from tierstore.modelstore.source import open_source
 from tierstore.modelstore.tensor import Content
 from tierstore.modelstore.version import Version, version_of
 from tierstore.modelstore.writer import Progress, Writer
+from tierstore.tiers.durable import DurableTiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,17 @@ class Store:
     version), ``model@alias``, ``model@12`` or ``model@b3:<at least 8 hex digits of the digest>``.
     """
 
-    def __init__(self, blobs: BlobStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        settings: Settings,
+        *,
+        packs: DurableTiers | None = None,
+        config: StoreConfig | None = None,
+    ) -> None:
+        """Open the store whose home is ``blobs``; see ``Home`` for ``packs`` and ``config``."""
         self._blobs, self._settings = blobs, settings
-        self.home = Home(blobs)
+        self.home = Home(blobs, packs, config)
         cache = settings.cache_dir / self.home.config.store_id / "index.sqlite"
         self._index = ChunkIndex(blobs, cache)
         self._lease = ReaderLease(blobs)
@@ -74,6 +83,7 @@ class Store:
         """End leases and close files; models loaded from here can no longer be read for sure."""
         self._lease.close()
         self._index.close()
+        self.home.packs.close()
         self._blobs.close()
 
     def save(
@@ -117,8 +127,9 @@ class Store:
             with WriterLease(self._blobs) as lease:
                 self._index.sync()
                 writer = Writer(
-                    self._blobs, self._index, lease, chunk_size=self.home.config.chunk_size,
-                    threads=self._settings.threads, progress=progress,
+                    self._blobs, self.home.packs, self._index, lease,
+                    chunk_size=self.home.config.chunk_size, threads=self._settings.threads,
+                    progress=progress,
                 )  # fmt: skip
                 digest = writer.write(files)
                 log = self.home.log(model)
@@ -155,7 +166,7 @@ class Store:
         self._lease.add(version.digest.hex)
         manifest = self.home.manifest(version.digest)
         table = self.home.layout(version.digest, manifest)
-        packs = Packs(self._blobs)
+        packs = Packs(self._blobs, self.home.packs)
         reader = ChunkReader(
             packs,
             table,

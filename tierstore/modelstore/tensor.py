@@ -15,8 +15,9 @@ from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.arrays import as_array, as_torch
+from tierstore.modelstore.decode import Part
 from tierstore.modelstore.plan import spans_of_rows
-from tierstore.modelstore.reader import ChunkReader, Part, Want
+from tierstore.modelstore.reader import ChunkReader, Want
 
 if TYPE_CHECKING:
     import torch

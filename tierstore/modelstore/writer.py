@@ -83,7 +83,8 @@ class Writer:
     """Runs one save.
 
     Args:
-        home: where metadata and packs go.
+        home: where metadata goes.
+        packs: where packs go.
         index: finds chunks that the store has.
         lease: held by the caller until the version is published.
         chunk_size: of the store, in bytes.
@@ -94,6 +95,7 @@ class Writer:
     def __init__(
         self,
         home: BlobStore,
+        packs: BlobStore,
         index: ChunkIndex,
         lease: WriterLease,
         *,
@@ -101,7 +103,7 @@ class Writer:
         threads: int,
         progress: Progress | None = None,
     ) -> None:
-        self._home, self._index, self._lease = home, index, lease
+        self._home, self._packs, self._index, self._lease = home, packs, index, lease
         self._chunk_size, self._progress = chunk_size, progress
         self._state = _State()
         # each worker has two chunks in flight, the caller's thread two more; each is a buffer and
@@ -109,7 +111,7 @@ class Writer:
         threads = min(threads, max(1, (_IN_FLIGHT // chunk_size - 4) // 4))
         self._depth = 2 * threads + 2
         self._pool = BufferPool(chunk_size)
-        self._packer = Packer(home, self._pool)
+        self._packer = Packer(packs, self._pool)
         self._workers = ThreadPoolExecutor(threads, "tierstore-encode")
         self._began = time.monotonic()
         self._total = self._headers = self._done = self._chunks = 0
@@ -255,7 +257,7 @@ class Writer:
             self._store_again(gone)
         else:
             raise BackendError(
-                f"packs that this save relies on keep disappearing from {self._home.url}; nothing "
+                f"packs that this save relies on keep disappearing from {self._packs.url}; nothing "
                 "was published. See that no other program deletes objects there, then save again"
             )
         # bases of reused deltas come last: they are read with their deltas, not in load order
@@ -279,7 +281,7 @@ class Writer:
 
     def _has_pack(self, pack: bytes, size: int) -> bool:
         try:
-            return self._home.info(pack_key(pack)).size == size
+            return self._packs.info(pack_key(pack)).size == size
         except NotFound:
             return False
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.stats import TierStats
@@ -37,6 +39,29 @@ class DurableTier:
     def takes_writes(self) -> bool:
         """Whether new packs may be put here."""
         return self.spec.state == "active"
+
+
+class ChunkRead(NamedTuple):
+    """One read of a chunk or of a part of it, wherever its bytes came from.
+
+    Attributes:
+        digest: of the chunk.
+        pack: id of the pack that its version's layout names.
+        plain: bytes of the whole chunk: what it takes in a hot tier of this node.
+        read: bytes of its frame that were wanted: what the read adds to the heat of the pack.
+    """
+
+    digest: bytes
+    pack: bytes
+    plain: int
+    read: int
+
+
+class HeatSink(Protocol):
+    """Takes note of what is read; called on the reading path, so it only ever counts in memory."""
+
+    def record(self, reads: Sequence[ChunkRead], /) -> None:
+        """Count these reads as happening now. Never raises, never waits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,219 @@
+"""From frames in packs to verified plain bytes: bases, blocks, and copies in other tiers.
+
+Nothing is returned that does not match its digest or, for a part of a chunk, its blocks' checksums.
+A frame whose copy in one tier is damaged is read from another tier that has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tierstore.codecs import decode, decode_block
+from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.format.checks import damaged, digest_of, xxh3
+from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.plan import blocks_of_spans
+
+Sink = Callable[[int, memoryview], None]
+"""Takes verified plain bytes and where in the tensor they begin; called from several threads."""
+
+Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
+"""One try to read a frame: avoids the tiers named first, adds those it read from to the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of one chunk of a tensor: the spans to read, all in one chunk's range.
+
+    Attributes:
+        place: of the chunk.
+        begin: where the chunk begins in the tensor, in bytes.
+        length: plain bytes of the chunk.
+        spans: byte ranges of the tensor that are wanted, ascending; those outside are ignored.
+    """
+
+    place: ChunkPlace
+    begin: int
+    length: int
+    spans: Sequence[tuple[int, int]]
+
+
+class FrameDecoder:
+    """Decodes the frames of one version. Thread-safe.
+
+    Args:
+        packs: where the frames lie.
+        table: the version's layout, for the bases of deltas.
+    """
+
+    def __init__(self, packs: Packs, table: ChunkTable) -> None:
+        self._packs, self._table = packs, table
+        self._lock = threading.Lock()
+        self.bytes_decoded = 0
+
+    def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
+        """Decode the frame of a chunk into ``out`` and verify it; ``Damaged`` when it is bad."""
+        name = _frame_name(place)
+        head = parse_frame_head(frame, name, place.digest)
+        if head.plain_len != len(out):
+            damaged(name, f"it holds {head.plain_len} plain bytes instead of {len(out)}")
+        payload = frame_payload(head, frame, name)
+        base = self._base(head)
+        try:
+            decode(
+                head.codec, head.codec_head, head.ends, payload, out, head.dtype,
+                block_size=head.block_size, base=base,
+            )  # fmt: skip
+        except Damaged as error:
+            damaged(name, str(error))
+        if digest_of(out).raw != head.digest:
+            damaged(name, "its plain bytes do not match their digest")
+        self._count(len(out))
+
+    def read(
+        self,
+        place: ChunkPlace,
+        out: memoryview,
+        bad: frozenset[str] = frozenset(),
+        error: Damaged | None = None,
+    ) -> None:
+        """Fetch a frame and decode it into ``out``.
+
+        Args:
+            place: of the frame, as the layout has it.
+            out: as long as the chunk.
+            bad: tiers whose copy was tried already ...
+            error: ... and what was wrong with it.
+        """
+
+        def attempt(avoid: frozenset[str], used: set[str]) -> None:
+            frame, tier = self._packs.read_frame(place, 0, place.length, avoid)
+            used.add(tier)
+            self.decode(place, frame, out)
+
+        self._from_good_copy(place, attempt, bad, error)
+
+    def read_part(self, part: Part, sink: Sink) -> None:
+        """Fetch the head of a frame, then just the blocks that are wanted."""
+
+        def attempt(avoid: frozenset[str], used: set[str]) -> None:
+            self._read_part(part, sink, avoid, used)
+
+        self._from_good_copy(part.place, attempt)
+
+    def _from_good_copy(
+        self,
+        place: ChunkPlace,
+        attempt: Attempt,
+        bad: frozenset[str] = frozenset(),
+        first: Damaged | None = None,
+    ) -> None:
+        """Run ``attempt``, and while it finds damage run it again on the copies in other tiers."""
+        while True:
+            used: set[str] = set()
+            try:
+                attempt(bad, used)
+            except Damaged as error:
+                first = first or error
+                if used <= bad:
+                    raise first from None
+                bad |= used
+            except (NotFound, BackendError):
+                if first is None:
+                    raise
+                raise first from None
+            else:
+                if first is not None:
+                    self._packs.note_bad_copy(place, bad, first)
+                return
+
+    def _count(self, plain: int) -> None:
+        with self._lock:
+            self.bytes_decoded += plain
+
+    def _base(self, head: FrameHead) -> memoryview | None:
+        """The plain base of a delta: pieces of other chunks, laid end to end."""
+        if not head.bases:
+            return None
+        base = memoryview(bytearray(head.plain_len))
+        ends = itertools.accumulate(piece.length for piece in head.bases)
+        placed = sorted(zip(head.bases, ends, strict=True), key=lambda row: row[0].digest)
+        # one base chunk after the other: a frame may name a thousand of them
+        for digest, rows in itertools.groupby(placed, key=lambda row: row[0].digest):
+            source = self._base_chunk(digest)
+            for piece, end in rows:
+                if piece.offset + piece.length > len(source):
+                    damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
+                stop = piece.offset + piece.length
+                base[end - piece.length : end] = source[piece.offset : stop]
+        return base
+
+    def _base_chunk(self, digest: bytes) -> memoryview:
+        place = self._table.find(digest)
+        if place is None or place.bases:
+            damaged(f"the layout around b3:{digest.hex()}", "the base of a delta is not standalone")
+        out = memoryview(bytearray(place.plain))
+        self.read(place, out)
+        return out
+
+    def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
+        place = self._packs.current(part.place)
+        name = _frame_name(place)
+        start_of_frame, tier = self._packs.read_frame(place, 0, place.head, avoid)
+        used.add(tier)
+        head = parse_frame_head(start_of_frame, name, place.digest)
+        if head.plain_len != part.length or head.frame_len != place.length:
+            damaged(name, f"it holds {head.plain_len} plain bytes instead of {part.length}")
+        blocks = blocks_of_spans(part.spans, part.begin, part.length, head.block_size)
+        base = self._base(head)
+        for first, last in _neighbours(blocks):
+            start, stop = head.block_payload(first).start, head.block_payload(last).stop
+            payload, tier = self._packs.read_frame(place, start, stop, avoid)
+            used.add(tier)
+            for index in range(first, last + 1):
+                own = head.block_payload(index)
+                block = memoryview(payload)[own.start - start : own.stop - start]
+                plain = self._decode_block(head, index, block, base, name)
+                sink(part.begin + head.block_plain(index).start, plain)
+
+    def _decode_block(
+        self, head: FrameHead, index: int, payload: memoryview, base: memoryview | None, name: str
+    ) -> memoryview:
+        span = head.block_plain(index)
+        out = memoryview(bytearray(len(span)))
+        try:
+            decode_block(
+                head.codec, head.codec_head, payload, out, head.dtype, index=index,
+                block_size=head.block_size,
+                base=None if base is None else base[span.start : span.stop],
+            )  # fmt: skip
+        except Damaged as error:
+            damaged(name, str(error))
+        if xxh3(out) != head.sums[index]:
+            damaged(name, f"the checksum of its block {index} does not match")
+        self._count(len(out))
+        return out
+
+
+def _frame_name(place: ChunkPlace) -> str:
+    return f"chunk b3:{place.digest.hex()} in pack {place.pack.hex()} at {place.offset}"
+
+
+def _neighbours(blocks: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as ranges ``(first, last)`` of neighbours."""
+    first = last = None
+    for block in blocks:
+        if last is not None and block == last + 1:
+            last = block
+            continue
+        if first is not None and last is not None:
+            yield first, last
+        first = last = block
+    if first is not None and last is not None:
+        yield first, last
