@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from tierstore.blobs.base import RangeRead, check_key
 from tierstore.errors import InvalidName
 from tierstore.ids import Buffer
+
+T = TypeVar("T")
 
 
 def flat_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
@@ -92,3 +95,17 @@ def is_key(path: str) -> bool:
     except InvalidName:
         return False
     return True
+
+
+def batches(sized: Iterable[tuple[T, int]], most_bytes: int, most_items: int) -> Iterator[list[T]]:
+    """Cut items with their sizes into runs within both limits; one too large stands alone."""
+    batch: list[T] = []
+    room = most_bytes
+    for item, size in sized:
+        if batch and (size > room or len(batch) == most_items):
+            yield batch
+            batch, room = [], most_bytes
+        batch.append(item)
+        room -= size
+    if batch:
+        yield batch
