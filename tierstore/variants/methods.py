@@ -1,0 +1,322 @@
+"""Lossy methods: a tensor to the parts that are stored, and back.
+
+A method is pure and deterministic. Its parts are named by a suffix to the tensor's own name; the
+empty suffix is the name itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.errors import UsageError
+
+Array = npt.NDArray[Any]
+Parts = Mapping[str, Array]
+_FLOATS: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+}  # fmt: skip
+"""The dtypes that can be approximated, by their safetensors names."""
+
+_CASTS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known of a tensor before it is read: its name, safetensors dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a float matrix with rows and columns."""
+        return self.dtype in _FLOATS and len(self.shape) == 2 and 0 not in self.shape
+
+
+class Method(ABC):
+    """One way to approximate tensors.
+
+    Attributes:
+        label: short name of the variant, such as ``int8-row``; also its default name.
+    """
+
+    label: str
+
+    @abstractmethod
+    def covers(self, tensor: Shape) -> bool:
+        """Whether the method approximates this tensor at all; others are kept as they are."""
+
+    @abstractmethod
+    def encode(self, array: Array) -> dict[str, Array]:
+        """The parts to store, by suffix."""
+
+    @abstractmethod
+    def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
+        """The approximation in the original's dtype and shape."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, str]:
+        """What ``method_of`` needs to make this method again."""
+
+
+@dataclass(frozen=True)
+class Cast(Method):
+    """Round to a narrower float, to nearest, ties to even."""
+
+    to: str
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return self.to
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {"cast": self.to}
+
+    def covers(self, tensor: Shape) -> bool:
+        wanted = _CASTS[self.to]
+        return tensor.dtype in _FLOATS and tensor.dtype != wanted and (
+            _BITS[tensor.dtype] > _BITS[wanted] or {tensor.dtype, wanted} == {"F16", "BF16"}
+        )  # fmt: skip
+
+    def encode(self, array: Array) -> dict[str, Array]:
+        with np.errstate(over="ignore"):  # beyond the range: infinite, as the error then says
+            return {"": array.astype(_FLOATS[_CASTS[self.to]])}
+
+    def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
+        return parts[""].astype(_FLOATS[dtype])
+
+
+@dataclass(frozen=True)
+class Int8Row(Method):
+    """Eight bits a value with a scale and an offset a row, in FBGEMM's fused layout.
+
+    A row of D values becomes D + 8 bytes: D codes, then the scale and the offset as little-endian
+    float32; ``value = code * scale + offset``, scale = (max - min) / 255, offset = min. This is
+    what ``torch.ops.quantized.embedding_bag_byte_prepack`` gives and ``embedding_bag_byte`` reads.
+    """
+
+    label: str = "int8-row"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {"int8": "row"}
+
+    def covers(self, tensor: Shape) -> bool:
+        return tensor.is_matrix
+
+    def encode(self, array: Array) -> dict[str, Array]:
+        rows = array.astype(np.float32)
+        _refuse_infinite(rows)
+        low = rows.min(axis=1, keepdims=True)
+        width = rows.max(axis=1, keepdims=True) - low
+        scale = (width / np.float32(255)).astype(np.float32)
+        # a row of equal values has no width: its codes are 0 and its offset says all
+        inverse = np.where(width > 0, np.float32(255) / (width + np.float32(1e-8)), np.float32(0))
+        codes = np.rint((rows - low) * inverse.astype(np.float32)).clip(0, 255).astype(np.uint8)
+        tail = np.concatenate([scale, low], axis=1).astype("<f4").view(np.uint8)
+        return {"": np.concatenate([codes, tail], axis=1)}
+
+    def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
+        fused = np.ascontiguousarray(parts[""])
+        tail = np.ascontiguousarray(fused[:, -8:]).view("<f4")
+        rows = fused[:, :-8].astype(np.float32) * tail[:, :1] + tail[:, 1:]
+        return np.asarray(rows.astype(_FLOATS[dtype]).reshape(shape))
+
+
+@dataclass(frozen=True)
+class Channel(Method):
+    """Eight bits a value, symmetric, with one scale an output channel (row of the weight).
+
+    The parts have the names of the ``compressed-tensors`` checkpoints: ``weight`` (I8 or F8_E4M3)
+    and ``weight_scale`` (``[rows, 1]``, in the original's dtype).
+    """
+
+    kind: Literal["int8", "fp8"]
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return "int8-channel" if self.kind == "int8" else "fp8-e4m3"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {"int8": "channel"} if self.kind == "int8" else {"fp8": "e4m3"}
+
+    def covers(self, tensor: Shape) -> bool:
+        return tensor.is_matrix and tensor.name.endswith(".weight") and tensor.dtype != "F64"
+
+    def encode(self, array: Array) -> dict[str, Array]:
+        rows = array.astype(np.float32)
+        _refuse_infinite(rows)
+        top = np.float32(127.0 if self.kind == "int8" else 448.0)
+        peak = np.abs(rows).max(axis=1, keepdims=True)
+        # the scale is rounded to the stored dtype first, so that codes fit what is read back
+        scale = np.where(peak > 0, peak / top, np.float32(1)).astype(array.dtype)
+        scale = np.maximum(scale, _least(array.dtype))
+        scaled = np.clip(rows / scale.astype(np.float32), -top, top)
+        if self.kind == "int8":
+            return {"": np.rint(scaled).astype(np.int8), "_scale": scale}
+        return {"": scaled.astype(ml_dtypes.float8_e4m3fn), "_scale": scale}
+
+    def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
+        rows = parts[""].astype(np.float32) * parts["_scale"].astype(np.float32)
+        return np.asarray(rows.astype(_FLOATS[dtype]).reshape(shape))
+
+
+@dataclass(frozen=True)
+class Prune(Method):
+    """Set the smallest values to zero, and store the others with a bit for every value.
+
+    ``magnitude`` drops ``share`` of each tensor; ``2:4`` the two smallest of every four neighbours
+    in a row. Parts: ``.values`` (what is left, in order) and ``.bitmask`` (little-endian bits).
+    """
+
+    pattern: Literal["magnitude", "2:4"]
+    share: float = 0.5
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return "sparse-2-4" if self.pattern == "2:4" else f"pruned-{self.share:g}"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {"prune": "2:4" if self.pattern == "2:4" else f"magnitude:{self.share!r}"}
+
+    def covers(self, tensor: Shape) -> bool:
+        return tensor.is_matrix and (self.pattern == "magnitude" or tensor.shape[1] % 4 == 0)
+
+    def encode(self, array: Array) -> dict[str, Array]:
+        size = np.abs(array.astype(np.float64))
+        size[np.isnan(size)] = np.inf  # never dropped
+        if self.pattern == "2:4":
+            groups = size.reshape(-1, 4)
+            order = np.argsort(groups, axis=1, kind="stable")
+            kept = np.ones_like(groups, dtype=bool)
+            np.put_along_axis(kept, order[:, :2], False, axis=1)
+            kept = kept.reshape(-1)
+        else:
+            flat = size.reshape(-1)
+            kept = np.ones(flat.size, dtype=bool)
+            drop = int(flat.size * self.share)
+            kept[np.argsort(flat, kind="stable")[:drop]] = False
+        bits = np.packbits(kept, bitorder="little")
+        return {".values": np.ascontiguousarray(array.reshape(-1)[kept]), ".bitmask": bits}
+
+    def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
+        count = int(np.prod(shape))
+        kept = np.unpackbits(parts[".bitmask"], count=count, bitorder="little").astype(bool)
+        out = np.zeros(count, _FLOATS[dtype])
+        out[kept] = parts[".values"]
+        return out.reshape(shape)
+
+
+@dataclass(frozen=True)
+class LowRank(Method):
+    """The product of two thin factors, by singular value decomposition.
+
+    The rank is given, or the least that keeps ``energy`` of the squared singular values. A tensor
+    whose factors would not be smaller is kept. Parts: ``.left`` ``[rows, rank]`` (singular values
+    included) and ``.right`` ``[rank, columns]``, both in the original's dtype.
+    """
+
+    energy: float | None = None
+    rank: int | None = None
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return f"rank-{self.rank}" if self.rank else f"low-rank-{self.energy:g}"
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        return {"low-rank": f"rank:{self.rank}" if self.rank else f"energy:{self.energy!r}"}
+
+    def covers(self, tensor: Shape) -> bool:
+        return tensor.is_matrix
+
+    def encode(self, array: Array) -> dict[str, Array]:
+        rows: Array = array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
+        _refuse_infinite(rows)
+        left, values, right = np.linalg.svd(
+            cast("npt.NDArray[np.float64]", rows), full_matrices=False
+        )
+        rank = self.rank or self._least(values)
+        if rank * (array.shape[0] + array.shape[1]) >= array.size:
+            return {"": array}
+        scaled = (left[:, :rank] * values[:rank]).astype(array.dtype)
+        return {".left": scaled, ".right": right[:rank].astype(array.dtype)}
+
+    def _least(self, values: Array) -> int:
+        assert self.energy is not None
+        kept = np.cumsum(values.astype(np.float64) ** 2)
+        return int(np.searchsorted(kept, self.energy * kept[-1])) + 1
+
+    def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
+        if "" in parts:
+            return parts[""]
+        wide = np.float64 if dtype == "F64" else np.float32
+        product = parts[".left"].astype(wide) @ parts[".right"].astype(wide)
+        return np.asarray(product.astype(_FLOATS[dtype]).reshape(shape))
+
+
+def _refuse_infinite(rows: Array) -> None:
+    if not np.isfinite(rows).all():
+        raise UsageError(
+            "it holds NaN or infinite values, which have no scale; leave it out with --keep"
+        )
+
+
+def method_of(parameters: Mapping[str, str]) -> Method:
+    """The method that these parameters describe, as ``Method.parameters`` and the CLI write them.
+
+    Raises:
+        UsageError: there is no such method, or a number is out of its range.
+    """
+    if len(parameters) != 1:
+        raise UsageError("give exactly one of cast, int8, fp8, prune and low-rank")
+    ((kind, value),) = parameters.items()
+    name, _, number = value.partition(":")
+    if kind == "cast" and value in _CASTS:
+        return Cast(value)
+    if kind == "int8" and value == "row":
+        return Int8Row()
+    if kind == "int8" and value == "channel":
+        return Channel("int8")
+    if kind == "fp8" and value == "e4m3":
+        return Channel("fp8")
+    if kind == "prune" and value == "2:4":
+        return Prune("2:4")
+    if kind == "prune" and name == "magnitude":
+        return Prune("magnitude", _number(kind, number, 0.0, 1.0))
+    if kind == "low-rank" and name == "energy":
+        return LowRank(energy=_number(kind, number, 0.0, 1.0))
+    if kind == "low-rank" and name == "rank" and number.isdigit() and int(number) > 0:
+        return LowRank(rank=int(number))
+    raise UsageError(
+        f"{kind}={value[:40]!r} is no method; there are cast=bf16|f16|f32, int8=row|channel, "
+        "fp8=e4m3, prune=magnitude:SHARE|2:4, low-rank=energy:SHARE|rank:N"
+    )
+
+
+def _number(kind: str, text: str, above: float, below: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = above
+    if not above < value < below:
+        raise UsageError(f"{kind}: {text[:40]!r} is not a number between {above:g} and {below:g}")
+    return value
+
+
+def _least(dtype: npt.DTypeLike) -> Any:
+    """The smallest positive number of a float dtype."""
+    return ml_dtypes.finfo(dtype).smallest_subnormal  # type: ignore[no-untyped-call]
