@@ -159,6 +159,11 @@ class ChunkTable:
         """Length of the longest frame; 0 in an empty table."""
         return int(self._rows[2].max(initial=0))
 
+    @property
+    def longest_chunk(self) -> int:
+        """Plain bytes of the longest chunk; 0 in an empty table."""
+        return int(self._rows[4].max(initial=0))
+
 
 def _column(data: bytes, count: int, name: str) -> npt.NDArray[np.uint32]:
     if len(data) != 4 * count:

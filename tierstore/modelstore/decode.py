@@ -6,7 +6,6 @@ A frame whose copy in one tier is damaged is read from another tier that has it.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.plan import blocks_of_spans
+from tierstore.modelstore.recent import Recent
 
 Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and where in the tensor they begin; called from several threads."""
@@ -50,17 +50,19 @@ class FrameDecoder:
     Args:
         packs: where the frames lie.
         table: the version's layout, for the bases of deltas.
+        keep: plain base chunks kept in memory: neighbours often share one.
     """
 
-    def __init__(self, packs: Packs, table: ChunkTable) -> None:
+    def __init__(self, packs: Packs, table: ChunkTable, keep: int) -> None:
         self._packs, self._table = packs, table
+        self._bases = Recent(self._base_chunk, keep)
         self._lock = threading.Lock()
         self.bytes_decoded = 0
 
     def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
         """Decode the frame of a chunk into ``out`` and verify it; ``Damaged`` when it is bad."""
         name = _frame_name(place)
-        head = parse_frame_head(frame, name, place.digest)
+        head = _head_of(frame, place)
         if head.plain_len != len(out):
             damaged(name, f"it holds {head.plain_len} plain bytes instead of {len(out)}")
         payload = frame_payload(head, frame, name)
@@ -98,6 +100,18 @@ class FrameDecoder:
             self.decode(place, frame, out)
 
         self._from_good_copy(place, attempt, bad, error)
+
+    def read_head(self, place: ChunkPlace) -> FrameHead:
+        """Fetch and check the head of a frame."""
+        heads: list[FrameHead] = []
+
+        def attempt(avoid: frozenset[str], used: set[str]) -> None:
+            start, tier = self._packs.read_frame(place, 0, place.head, avoid)
+            used.add(tier)
+            heads.append(_head_of(start, place))
+
+        self._from_good_copy(place, attempt)
+        return heads[0]
 
     def read_part(self, part: Part, sink: Sink) -> None:
         """Fetch the head of a frame, then just the blocks that are wanted."""
@@ -141,23 +155,56 @@ class FrameDecoder:
         """The plain base of a delta: pieces of other chunks, laid end to end."""
         if not head.bases:
             return None
+        whole = self._whole_base(head)
+        if whole is not None:
+            return whole
         base = memoryview(bytearray(head.plain_len))
-        ends = itertools.accumulate(piece.length for piece in head.bases)
-        placed = sorted(zip(head.bases, ends, strict=True), key=lambda row: row[0].digest)
         # one base chunk after the other: a frame may name a thousand of them
-        for digest, rows in itertools.groupby(placed, key=lambda row: row[0].digest):
-            source = self._base_chunk(digest)
-            for piece, end in rows:
-                if piece.offset + piece.length > len(source):
-                    damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
-                stop = piece.offset + piece.length
-                base[end - piece.length : end] = source[piece.offset : stop]
+        for digest, rows in _by_base(head, 0, head.plain_len):
+            self._base_place(digest, rows)
+            source = self._bases.get(digest)
+            for row in rows:
+                base[row.to : row.to + row.length] = source[row.offset : row.offset + row.length]
         return base
 
-    def _base_chunk(self, digest: bytes) -> memoryview:
+    def _whole_base(self, head: FrameHead) -> memoryview | None:
+        """The base, when it is one whole chunk: nothing needs to be copied."""
+        piece = head.bases[0]
+        place = self._base_place(piece.digest)
+        if len(head.bases) > 1 or piece.offset or place.plain != head.plain_len:
+            return None
+        return self._bases.get(piece.digest)
+
+    def _part_of_base(self, head: FrameHead, start: int, stop: int) -> memoryview | None:
+        """Bytes ``[start, stop)`` of the base of a delta; reads just the blocks that hold them."""
+        if not head.bases:
+            return None
+        out = memoryview(bytearray(stop - start))
+        for digest, rows in _by_base(head, start, stop):
+            place = self._base_place(digest, rows)
+
+            def sink(begin: int, plain: memoryview, rows: list[_Row] = rows) -> None:
+                for row in rows:
+                    low = max(begin, row.offset)
+                    high = min(begin + len(plain), row.offset + row.length)
+                    if low < high:
+                        to = row.to + low - row.offset
+                        out[to : to + high - low] = plain[low - begin : high - begin]
+
+            spans = sorted((row.offset, row.offset + row.length) for row in rows)
+            self.read_part(Part(place, 0, place.plain, spans), sink)
+        return out
+
+    def _base_place(self, digest: bytes, rows: Iterable[_Row] = ()) -> ChunkPlace:
         place = self._table.find(digest)
         if place is None or place.bases:
             damaged(f"the layout around b3:{digest.hex()}", "the base of a delta is not standalone")
+        if any(row.offset + row.length > place.plain for row in rows):
+            damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
+        return place
+
+    def _base_chunk(self, digest: bytes) -> memoryview:
+        place = self._base_place(digest)
         out = memoryview(bytearray(place.plain))
         self.read(place, out)
         return out
@@ -167,19 +214,22 @@ class FrameDecoder:
         name = _frame_name(place)
         start_of_frame, tier = self._packs.read_frame(place, 0, place.head, avoid)
         used.add(tier)
-        head = parse_frame_head(start_of_frame, name, place.digest)
+        head = _head_of(start_of_frame, place)
         if head.plain_len != part.length or head.frame_len != place.length:
             damaged(name, f"it holds {head.plain_len} plain bytes instead of {part.length}")
         blocks = blocks_of_spans(part.spans, part.begin, part.length, head.block_size)
-        base = self._base(head)
         for first, last in _neighbours(blocks):
+            plain_start = head.block_plain(first).start
+            base = self._part_of_base(head, plain_start, head.block_plain(last).stop)
             start, stop = head.block_payload(first).start, head.block_payload(last).stop
             payload, tier = self._packs.read_frame(place, start, stop, avoid)
             used.add(tier)
             for index in range(first, last + 1):
                 own = head.block_payload(index)
                 block = memoryview(payload)[own.start - start : own.stop - start]
-                plain = self._decode_block(head, index, block, base, name)
+                own = head.block_plain(index)
+                below = base[own.start - plain_start : own.stop - plain_start] if base else None
+                plain = self._decode_block(head, index, block, below, name)
                 sink(part.begin + head.block_plain(index).start, plain)
 
     def _decode_block(
@@ -190,8 +240,7 @@ class FrameDecoder:
         try:
             decode_block(
                 head.codec, head.codec_head, payload, out, head.dtype, index=index,
-                block_size=head.block_size,
-                base=None if base is None else base[span.start : span.stop],
+                block_size=head.block_size, base=base,
             )  # fmt: skip
         except Damaged as error:
             damaged(name, str(error))
@@ -199,6 +248,37 @@ class FrameDecoder:
             damaged(name, f"the checksum of its block {index} does not match")
         self._count(len(out))
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """``length`` bytes at ``offset`` of a base chunk, and where in the base they are wanted."""
+
+    offset: int
+    length: int
+    to: int
+
+
+def _by_base(head: FrameHead, start: int, stop: int) -> Iterator[tuple[bytes, list[_Row]]]:
+    """What bytes ``[start, stop)`` of a delta's base are made of, one base chunk at a time."""
+    rows: dict[bytes, list[_Row]] = {}
+    at = 0
+    for piece in head.bases:
+        low, high = max(at, start), min(at + piece.length, stop)
+        if low < high:
+            row = _Row(piece.offset + low - at, high - low, low - start)
+            rows.setdefault(piece.digest, []).append(row)
+        at += piece.length
+    yield from rows.items()
+
+
+def _head_of(frame: memoryview | bytearray, place: ChunkPlace) -> FrameHead:
+    """The head of the frame in ``place``, verified; a chunk that is a base has none itself."""
+    name = _frame_name(place)
+    head = parse_frame_head(frame, name, place.digest)
+    if head.bases and not place.bases:
+        damaged(name, "it is a delta, but the layout has no bases for it")
+    return head
 
 
 def _frame_name(place: ChunkPlace) -> str:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tierstore.errors import Damaged, NotFound
+from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.decode import FrameDecoder, Part, Sink
 from tierstore.modelstore.packs import Packs
@@ -34,7 +35,8 @@ class Want:
 class ChunkReader:
     """Reads chunks of one version with a bounded pool of threads.
 
-    Staging memory is one run of frames per thread, so ``memory_limit`` bounds the threads.
+    Staging memory is one run of frames per thread, and with deltas two chunks, so ``memory_limit``
+    bounds the threads.
 
     Args:
         packs: where the frames lie.
@@ -52,13 +54,16 @@ class ChunkReader:
         memory_limit: int,
     ) -> None:
         self._packs = packs
-        self._decoder = FrameDecoder(packs, table)
         self.memory_limit = memory_limit
         if not packs.local:
             threads = max(threads, _REMOTE_THREADS)
         staging = min(memory_limit, _STAGING)
         self._max_run = max(min(_RUN, staging // threads), _MIB)
-        self._threads = max(1, min(threads, staging // max(self._max_run, table.longest_frame)))
+        each = max(self._max_run, table.longest_frame)
+        if table.bases:  # a delta's base as it is kept, and put together from its pieces
+            each += 2 * table.longest_chunk
+        self._threads = max(1, min(threads, staging // each))
+        self._decoder = FrameDecoder(packs, table, keep=self._threads)
         self._local = threading.local()
 
     @property
@@ -131,6 +136,10 @@ class ChunkReader:
             self._decoder.decode(place, frame, out)
         except Damaged as error:
             self._decoder.read(place, out, frozenset([tier]), error)
+
+    def read_head(self, place: ChunkPlace) -> FrameHead:
+        """What the frame of a chunk says about itself."""
+        return self._decoder.read_head(place)
 
     def read_parts(self, parts: Sequence[Part], sink: Sink) -> None:
         """Read parts of chunks: their frames' heads first, then just the blocks that are wanted.

@@ -1,0 +1,49 @@
+"""The values used last, made once however many threads ask."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+_V = TypeVar("_V")
+
+
+class Recent(Generic[_V]):
+    """Keeps the ``count`` values that were asked for last. Thread-safe.
+
+    One thread makes a value while the others that want it wait; an error goes to all of them and
+    is not kept.
+    """
+
+    def __init__(self, make: Callable[[bytes], _V], count: int) -> None:
+        self._make, self._count = make, count
+        self._lock = threading.Lock()
+        self._values: OrderedDict[bytes, Future[_V]] = OrderedDict()
+
+    def get(self, key: bytes) -> _V:
+        """The value of ``key``; raises what making it raises."""
+        with self._lock:
+            future = self._values.get(key)
+            mine = future is None
+            if future is None:
+                future = self._values[key] = Future()
+            self._values.move_to_end(key)
+            while len(self._values) > self._count:
+                self._values.popitem(last=False)
+        if mine:
+            try:
+                future.set_result(self._make(key))
+            except BaseException as error:
+                future.set_exception(error)
+                with self._lock:
+                    if self._values.get(key) is future:
+                        del self._values[key]
+        return future.result()
+
+    def clear(self) -> None:
+        """Forget every value."""
+        with self._lock:
+            self._values.clear()
