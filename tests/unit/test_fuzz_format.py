@@ -32,6 +32,7 @@ from tests.unit import format_by_hand as hand
 from tierstore import codecs
 from tierstore.errors import Damaged, InvalidSafetensors, UnsupportedFormat
 from tierstore.format.frame import FrameHead, build_head, frame_payload, parse_frame_head
+from tierstore.format.heat import heat_entries, parse_heat
 from tierstore.format.layout import Condemned, Fold, Move, parse_layout, parse_segment
 from tierstore.format.manifest import parse_manifest, pieces
 from tierstore.format.pack import PackBuilder, Trailer, check_header, parse_index, parse_trailer
@@ -40,6 +41,7 @@ from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, unseal, unseal_body
 from tierstore.format.storeconfig import parse_config
 from tierstore.format.table import ChunkTable
+from tierstore.format.tiers import MoverLease, Pin, parse_tiers
 from tierstore.ids import Digest
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
@@ -362,7 +364,7 @@ def _fix_sealed(data: bytearray) -> None:
 
 
 def _unseal(data: bytes) -> None:
-    kind = Kind(data[4]) if len(data) > 4 and 1 <= data[4] <= 9 else Kind.REF
+    kind = Kind(data[4]) if len(data) > 4 and 1 <= data[4] <= 13 else Kind.REF
     plain = unseal(kind, data, "x")
     assert hand.read_sealed(data) == (kind, plain)
 
@@ -448,6 +450,23 @@ def _parse_entry(plain: bytes) -> None:
     assert datetime.fromtimestamp(entry.time_us / 1e6, UTC)
 
 
+def _parse_tiers(plain: bytes) -> None:
+    body = parse_tiers(hand.sealed(10, plain), 7, "x")
+    assert datetime.fromtimestamp(body.time_us / 1e6, UTC)
+    for spec in body.tiers:
+        assert 0 < spec.low <= spec.high <= 100
+        assert spec.timeout_ms > 0
+        assert spec.name != "home"
+
+
+def _parse_heat(plain: bytes) -> None:
+    body = parse_heat(hand.sealed(12, plain), "x")
+    for (kind, key), score in heat_entries(body).items():
+        assert kind in (0, 1)
+        assert len(key) == 32
+        assert abs(score) <= 1 << 15
+
+
 def _parse_config(data: bytes) -> None:
     """With the checksum made to fit where the text is JSON at all."""
     with contextlib.suppress(ValueError, RecursionError):
@@ -469,6 +488,27 @@ ENTRY = {
 LEASE = {
     "requires": [], "id": "ab" * 16, "role": "reader", "who": "w", "host": "h", "pid": 1,
     "ttl_s": 60, "versions": ["cd" * 32],
+}  # fmt: skip
+
+
+TIERS = {
+    "requires": [], "seq": 7, "write_id": "ab" * 16, "time_us": 1, "who": "w", "message": "",
+    "tiers": [{
+        "name": "warm", "role": "warm", "url": "file:///w", "size": 5, "high": 95, "low": 85,
+        "timeout_ms": 9, "state": "draining", "options": {"a": "b"}, "prices": {"c": "1.5"},
+    }],
+}  # fmt: skip
+PIN = {
+    "requires": [], "version": "ab" * 32, "ref": "m@1", "roles": ["hot", "warm"], "until_us": 5,
+    "who": "w",
+}  # fmt: skip
+MOVER = {
+    "requires": [], "seq": 1, "id": "ab" * 16, "who": "w", "host": "h", "pid": 1, "ttl_s": 60,
+    "done": False,
+}  # fmt: skip
+HEAT = {
+    "requires": [], "node": "n", "half_life_s": 9, "landmark_us": 5, "offset_us": -5,
+    "kinds": b"\0\1\1", "keys": bytes(64) + b"k" * 32, "scores": struct.pack("<3i", -1, 0, 1),
 }  # fmt: skip
 
 
@@ -516,7 +556,7 @@ def _of_msgpack(parse: Parse, cases: int, **fields: object) -> Target:
 
 SEALED_SEEDS = [
     hand.sealed(kind, body, encoding=encoding)
-    for kind in range(1, 10)
+    for kind in range(1, 14)
     for encoding, body in ((0, MANIFEST_PLAIN[:200]), (1, MANIFEST_PLAIN), (0, b""))
 ]
 ODD_FRAMES = [
@@ -556,6 +596,10 @@ TARGETS = {
     "condemned": _of_json(
         _body(Kind.CONDEMNED, Condemned), 5_000, requires=[], run="r", packs=["ab" * 32]
     ),
+    "tiers": _of_json(_parse_tiers, 15_000, **TIERS),
+    "pin": _of_json(_body(Kind.PIN, Pin), 5_000, **PIN),
+    "mover": _of_json(_body(Kind.MOVER, MoverLease), 5_000, **MOVER),
+    "heat": _of_msgpack(_parse_heat, 15_000, **HEAT),
     "config": _of_json(_parse_config, 20_000, **CONFIG),
     "safetensors header": Target(
         lambda data: parse_header(data, None), [HEADER], 60_000, _fix_length, JSON_TOKENS,

@@ -10,9 +10,13 @@ import msgspec
 from tierstore.errors import Damaged
 from tierstore.format.checks import KNOWN_FEATURES, damaged, unsupported, xxh3
 from tierstore.format.manifest import DEFAULT_CHUNK, HASH, check_chunk_size
+from tierstore.format.tiers import FEATURE as TIERS_FEATURE
 from tierstore.ids import Buffer
 
 FORMAT = 1
+STORE_FEATURES = KNOWN_FEATURES | {TIERS_FEATURE}
+"""Names that a config may ask for and this version knows."""
+
 _MAX_BYTES = 1 << 20
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 
@@ -83,7 +87,7 @@ def parse_config(data: Buffer, name: str) -> StoreConfig:
     if config.hash != HASH:
         unsupported(name, f"the hash {config.hash!r}")
     if config.tiers:
-        unsupported(name, "more than one tier")
+        unsupported(name, "tiers in its config")
     if not _ID.match(config.store_id):
         damaged(name, "it has no proper store id")
     check_chunk_size(config.chunk_size, name)
@@ -92,6 +96,6 @@ def parse_config(data: Buffer, name: str) -> StoreConfig:
 
 def check_features(config: StoreConfig, needed: str, name: str) -> None:
     """Refuse to read, write or gc (``needed``) a store that asks for what we do not know."""
-    unknown = sorted(set(getattr(config.features, needed)) - KNOWN_FEATURES)
+    unknown = sorted(set(getattr(config.features, needed)) - STORE_FEATURES)
     if unknown:
         unsupported(name, f"the feature {', '.join(map(repr, unknown))}")

@@ -1,4 +1,4 @@
-"""The store's list of tiers, and pins: sealed objects in home (SPEC.md section 10)."""
+"""The store's list of tiers, pins, and who may move packs: sealed objects (SPEC.md section 13)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Literal
 import msgspec
 
 from tierstore.format.checks import damaged
-from tierstore.format.sealed import Body, Hex64, Kind, seal_body, unseal_body
+from tierstore.format.sealed import Body, Hex32, Hex64, Kind, seal_body, unseal_body
 from tierstore.ids import Buffer
 
 TIERS = "tiers/"
 PINS = "pins/"
 HEAT = "heat/"
+MOVERS = "movers/"
 FEATURE = "tiers"
 """The feature name in config.json: a client that does not know it would miss packs."""
 
@@ -22,6 +23,10 @@ Role = Literal["hot", "shared", "warm", "cold"]
 
 DURABLE: frozenset[Role] = frozenset({"warm", "cold"})
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+_SECRET = re.compile(
+    r"(.*(password|passwd|secret|token|credential|signature|access.?key).*|sig|pass|pwd|key)\Z",
+    re.IGNORECASE,
+)
 HOME_NAME = "home"
 """The name of home as a durable tier; no other tier may have it."""
 
@@ -60,7 +65,7 @@ class TierList(Body, frozen=True, kw_only=True):
     """The tiers of a store, in the order in which they are read; one revision of the list."""
 
     seq: int
-    write_id: str
+    write_id: Hex32
     tiers: list[TierSpec]
     time_us: int
     who: str
@@ -85,12 +90,46 @@ class Pin(Body, frozen=True, kw_only=True):
     who: str
 
 
+class MoverLease(Body, frozen=True, kw_only=True):
+    """Who may move packs between tiers; renewed by writing it again.
+
+    Attributes:
+        seq: its number, in its key as well.
+        id: random, to know one's own.
+        who: ``user@host``.
+        host: name of the machine.
+        pid: process id.
+        ttl_s: it has ended when home's clock says that it is older than this ...
+        done: ... or when its mover said so.
+    """
+
+    seq: int
+    id: Hex32
+    who: str
+    host: str
+    pid: int
+    ttl_s: int
+    done: bool = False
+
+
+def has_secret(url: str) -> bool:
+    """Whether a URL has a password, or what looks like a key, in its authority or query."""
+    rest = url.partition("://")[2]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    query = re.split(r"[&;]", rest.partition("?")[2])
+    return ":" in authority.rpartition("@")[0] or any(
+        _SECRET.match(field.partition("=")[0]) for field in query
+    )
+
+
 def check_spec(spec: TierSpec, name: str) -> TierSpec:
     """Return a tier that is in range; ``Damaged`` names what is not."""
     if not _NAME.match(spec.name) or spec.name == HOME_NAME:
         damaged(name, f"{spec.name[:40]!r} is no name for a tier")
     if not spec.url or not 0 < spec.low <= spec.high <= 100 or spec.timeout_ms < 1:
         damaged(name, f"the URL, watermarks or timeout of tier {spec.name} are out of range")
+    if has_secret(spec.url) or any(map(_SECRET.match, spec.options)):
+        damaged(name, f"the URL or options of tier {spec.name} hold a password or key")
     if spec.size is not None and spec.size < 0:
         damaged(name, f"the size of tier {spec.name} is negative")
     return spec
@@ -99,6 +138,11 @@ def check_spec(spec: TierSpec, name: str) -> TierSpec:
 def tiers_key(seq: int) -> str:
     """The key of one revision of the list of tiers."""
     return f"{TIERS}{seq:09d}"
+
+
+def mover_key(seq: int) -> str:
+    """The key of one mover's lease."""
+    return f"{MOVERS}{seq:09d}"
 
 
 def pin_key(version: str) -> str:
@@ -114,8 +158,8 @@ def seal_tiers(tiers: TierList) -> bytes:
 def parse_tiers(data: Buffer, seq: int, name: str) -> TierList:
     """Unseal and check the revision ``seq``."""
     body = unseal_body(Kind.TIERS, data, TierList, name)
-    if body.seq != seq:
-        damaged(name, f"it is revision {body.seq}")
+    if body.seq != seq or not 0 <= body.time_us < 1 << 57:
+        damaged(name, f"its number is {body.seq}, or its time is out of range")
     names = [check_spec(spec, name).name for spec in body.tiers]
     if len(set(names)) != len(names):
         damaged(name, "two tiers have one name")

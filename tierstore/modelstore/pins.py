@@ -1,4 +1,4 @@
-"""Pins: versions that stay where they are fast (format/SPEC.md section 10)."""
+"""Pins: versions that stay where they are fast (format/SPEC.md section 13)."""
 
 from __future__ import annotations
 
