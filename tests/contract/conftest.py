@@ -2,4 +2,8 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tierstore.testing.blob_contract", "tierstore.testing.blob_races")
+pytest.register_assert_rewrite(
+    "tierstore.testing.blob_contract",
+    "tierstore.testing.blob_batches",
+    "tierstore.testing.blob_races",
+)

@@ -147,6 +147,10 @@ class RedisCluster:
         """As a store takes it: one node, which knows the others."""
         return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
 
+    def admin(self) -> Any:
+        """A client that shares no code with the store under test."""
+        return redis.RedisCluster(host="127.0.0.1", port=self.nodes[0].port)
+
 
 @contextmanager
 def cluster_running(folder: Path) -> Iterator[RedisCluster]:

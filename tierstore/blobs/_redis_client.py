@@ -77,7 +77,7 @@ _limit = threading.local()
 class _Parser(_HiredisParser):
     def read_from_socket(self, *args: Any, **kwargs: Any) -> Any:
         _check_limit()
-        return super().read_from_socket(*args, **kwargs)
+        return super().read_from_socket(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
 @dataclass(slots=True)

@@ -25,6 +25,12 @@ def flat_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
     return [view.cast("B").toreadonly() for view in views if view.nbytes]
 
 
+def size_of(data: Buffer | Sequence[Buffer]) -> int:
+    """The bytes of ``data`` when laid end to end."""
+    parts = (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    return sum(memoryview(part).nbytes for part in parts)
+
+
 def joined(data: Buffer | Sequence[Buffer]) -> bytes:
     """Return ``data`` as one ``bytes``: the caller's own object if it is that, else one copy."""
     return data if isinstance(data, bytes) else b"".join(flat_views(data))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tierstore.blobs._shared import batches, by_key, folders_of, is_key, joined, writable
+from tierstore.blobs._shared import batches, by_key, folders_of, is_key, joined, size_of, writable
 from tierstore.blobs.base import (
     BlobInfo,
     BlobStore,
@@ -106,13 +106,13 @@ class RedisStore(BlobStore):
         self.put_many({key: data})
 
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
-        self._check_size(check_key(key), _nbytes(data))
+        self._check_size(check_key(key), size_of(data))
         command = (*self._set(key, joined(data)), "NX")
         [reply] = self._client.run(f"creating {key!r}", [command])
         return reply is not None
 
     def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
-        sized = [(check_key(key), _nbytes(data)) for key, data in blobs.items()]
+        sized = [(check_key(key), size_of(data)) for key, data in blobs.items()]
         for key, size in sized:
             self._check_size(key, size)
         for batch in batches(sized, BATCH_BYTES, _BATCH_ITEMS):
@@ -291,12 +291,6 @@ def _span(key: str, reads: Sequence[RangeRead]) -> _Span:
     start = min((read.start for read in filled), default=0)
     stop = max((read.start + read.out.nbytes for read in filled), default=0)
     return _Span(key, start, stop, reads)
-
-
-def _nbytes(data: Buffer | Sequence[Buffer]) -> int:
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return memoryview(data).nbytes
-    return sum(memoryview(part).nbytes for part in data)
 
 
 def _doing(what: str, keys: Sequence[str]) -> str:
