@@ -211,10 +211,10 @@ def redis_plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServe
 
 @pytest.fixture(scope="session")
 def redis_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server that speaks TLS and wants a password."""
+    """A server that speaks TLS and wants a password; also at 127.0.0.2, unlike its certificate."""
     folder = tmp_path_factory.mktemp("redis-tls")
     make_certificate(folder)
-    options = ("--requirepass", PASSWORD)
+    options = ("--requirepass", PASSWORD, "--bind", "127.0.0.1", "127.0.0.2")
     with redis_running(folder, *options, tls=True, password=PASSWORD) as server:
         yield server
 

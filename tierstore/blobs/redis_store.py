@@ -265,6 +265,8 @@ class RedisStore(BlobStore):
     def _check_length(self, key: str, value: bytes, start: int, stop: int) -> None:
         if len(value) != stop - start:
             self._check_reach(key, stop)
+            if not value:  # it was not there, and is again
+                raise NotFound(self._no_blob(key))
             raise BackendError(f"{key!r} in {self.url} was replaced while it was read; try again")
 
     def _check_reach(self, key: str, stop: int) -> None:
