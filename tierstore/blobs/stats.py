@@ -40,6 +40,7 @@ class TierStats:
         evicted: chunks or packs put out.
         evicted_bytes: their bytes.
         rejected: offers that were not taken: by policy, a full queue or a failure.
+        damaged: chunks or packs that failed their check here and came from elsewhere.
         breaker_opened: how often the breaker began to skip the tier.
         breaker_open: whether it skips the tier now.
     """
@@ -53,6 +54,7 @@ class TierStats:
     evicted: int = 0
     evicted_bytes: int = 0
     rejected: int = 0
+    damaged: int = 0
     breaker_opened: int = 0
     breaker_open: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)

@@ -1,0 +1,120 @@
+"""One flight per chunk: of the threads that want the same chunk now, one fetches it.
+
+The leader copies the chunk into the buffers of all that wait for it, before its own call returns:
+nobody ever reads from memory that its owner may have changed meanwhile. When the leader fails, each
+of the others tries itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+
+
+class Flight:
+    """One chunk on its way; made and ended by its leader."""
+
+    __slots__ = ("boarding", "digest", "seats")
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+        self.boarding = True
+        self.seats: list[tuple[Waiting, memoryview]] = []
+
+
+class Waiting:
+    """One caller that waits for chunks which others fetch; a context manager that gives up."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._left: set[bytes] = set()
+        self._failed: list[bytes] = []
+        self._gone = False
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:  # from here on nobody writes into our buffers
+            self._gone = True
+
+    def add(self, digest: bytes) -> None:
+        """One more chunk to wait for."""
+        with self._changed:
+            self._left.add(digest)
+
+    def arrived(self, digest: bytes, out: memoryview, plain: memoryview | None) -> None:
+        """The leader's answer: the chunk, or ``None`` when it failed."""
+        with self._changed:
+            if self._gone:
+                return
+            if plain is None:
+                self._failed.append(digest)
+            else:
+                out[:] = plain
+            self._left.discard(digest)
+            if not self._left:
+                self._changed.notify_all()
+
+    def wait(self) -> list[bytes]:
+        """Block until every chunk has arrived or failed; returns those that failed."""
+        with self._changed:
+            while self._left:
+                self._changed.wait()
+            failed, self._failed = self._failed, []
+            return failed
+
+
+class Flights:
+    """The chunks that threads of this process are fetching now."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._flights: dict[bytes, Flight] = {}
+
+    def join(self, wanted: Mapping[bytes, memoryview], waiting: Waiting) -> dict[bytes, Flight]:
+        """Lead the flights of those chunks that nobody fetches, take a seat in the others.
+
+        Args:
+            wanted: by digest the buffer that the chunk is to be copied into.
+            waiting: told when the chunks arrive that others fetch.
+
+        Returns:
+            The flights to lead: each must be ended, by ``land`` or by ``fail``.
+        """
+        if self._pid != os.getpid():  # forked: the leaders are in the parent
+            self._reset()
+        led = {}
+        with self._lock:
+            for digest, out in wanted.items():
+                flight = self._flights.get(digest)
+                if flight is None or not flight.boarding:
+                    flight = self._flights[digest] = led[digest] = Flight(digest)
+                else:
+                    waiting.add(digest)
+                    flight.seats.append((waiting, out))
+        return led
+
+    def land(self, flight: Flight, plain: memoryview) -> None:
+        """Give the chunk to all that wait for it; ``plain`` is verified."""
+        self._end(flight, plain)
+
+    def fail(self, flights: Iterable[Flight]) -> None:
+        """Let all that wait for these chunks try themselves; ended flights are left alone."""
+        for flight in flights:
+            self._end(flight, None)
+
+    def _end(self, flight: Flight, plain: memoryview | None) -> None:
+        with self._lock:
+            if not flight.boarding:
+                return
+            flight.boarding = False
+            if self._flights.get(flight.digest) is flight:
+                del self._flights[flight.digest]
+        for waiting, out in flight.seats:
+            waiting.arrived(flight.digest, out, plain)
