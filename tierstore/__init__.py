@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tierstore import errors
     from tierstore.ids import Digest, ModelRef
     from tierstore.modelstore.model import LoadStats, Model
-    from tierstore.modelstore.store import Alias, Store
+    from tierstore.modelstore.names import Alias
+    from tierstore.modelstore.store import Store
     from tierstore.modelstore.tensor import Tensor
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
     from tierstore.wiring import init_store as init
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Alias": "tierstore.modelstore.store:Alias",
+    "Alias": "tierstore.modelstore.names:Alias",
     "Digest": "tierstore.ids:Digest",
     "FileInfo": "tierstore.modelstore.version:FileInfo",
     "LoadStats": "tierstore.modelstore.model:LoadStats",

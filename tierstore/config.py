@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tierstore.errors import ConfigError, UsageError
 from tierstore.modelstore.settings import Settings
@@ -37,7 +38,7 @@ def parse_size(text: str) -> int:
 
 def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings that the environment gives; ``ConfigError`` names a bad variable."""
-    chosen: dict[str, int] = {}
+    chosen: dict[str, Any] = {}
     if text := environ.get(THREADS):
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
             raise ConfigError(f"{THREADS}={text!r} is not a number of threads from 1 to 1024")

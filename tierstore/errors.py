@@ -12,6 +12,7 @@
      │   └─ SourceChanged       the file or array changed while it was being read
      ├─ NotFound                no such store, model, version, alias, tensor or blob        exit 5
      ├─ Conflict                someone else got there first, or it already exists          exit 6
+     │   └─ GateClosed          a rollout may not go on yet                                 exit 6
      ├─ Damaged                 stored bytes do not match their digest, checksum or form    exit 4
      ├─ UnsupportedFormat       written by a newer tierstore: upgrade this one              exit 1
      └─ BackendError            the storage itself failed                                   exit 1
@@ -75,6 +76,10 @@ class Conflict(TierstoreError):
     """The name is taken, or another writer got there first."""
 
     exit_code = 6
+
+
+class GateClosed(Conflict):
+    """A rollout's next step is not due, or a gate does not hold."""
 
 
 class Damaged(TierstoreError):

@@ -23,7 +23,7 @@ MIB = 1 << 20
 PLAIN = b"plain bytes of a body " * 40
 KINDS = {
     "MANIFEST": 1, "LAYOUT": 2, "SEGMENT": 3, "FOLD": 4, "MOVE": 5, "REF": 6, "LEASE": 7,
-    "HINT": 8, "CONDEMNED": 9, "TIERS": 10, "PIN": 11, "HEAT": 12, "MOVER": 13,
+    "HINT": 8, "CONDEMNED": 9, "TIERS": 10, "PIN": 11, "HEAT": 12, "MOVER": 13, "REPORT": 14,
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_what_is_newer_is_refused(case: str) -> None:
 def test_kinds_and_their_limits() -> None:
     assert {kind.name: kind.value for kind in Kind} == KINDS
     limits = {kind.value: max_plain(kind) for kind in Kind}
-    small = {4, 5, 6, 7, 8, 10, 11, 13}
+    small = {4, 5, 6, 7, 8, 10, 11, 13, 14}
     assert limits == dict.fromkeys((1, 2, 3), 512 * MIB) | dict.fromkeys(small, MIB) | {
         9: 64 * MIB, 12: 64 * MIB
     }  # fmt: skip

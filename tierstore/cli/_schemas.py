@@ -190,7 +190,7 @@ class LogEntry(Schema):
     """One entry; ``version`` and ``digest`` are null where an alias was removed."""
 
     seq: int
-    action: Literal["publish", "set", "remove", "rollback"]
+    action: str
     version: int | None
     digest: str | None
     time: datetime

@@ -12,7 +12,7 @@ from tierstore.cli._output import Column, table, when
 from tierstore.cli.models import Ref
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.store import Alias
+    from tierstore.modelstore.names import Alias
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", show_default=False)]
 AliasName = Annotated[

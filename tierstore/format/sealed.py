@@ -39,6 +39,7 @@ class Kind(IntEnum):
     PIN = 11
     HEAT = 12
     MOVER = 13
+    REPORT = 14
 
 
 _MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT})

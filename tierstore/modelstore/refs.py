@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as package_version
+from typing import NamedTuple
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import (
@@ -21,7 +22,7 @@ from tierstore.errors import (
     UnsupportedFormat,
 )
 from tierstore.format.keys import HEAD, entry_key, ref_prefix
-from tierstore.format.reflog import Action, Hint, RefEntry, parse_entry
+from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, parse_entry
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 
 _log = logging.getLogger("tierstore.refs")
@@ -38,6 +39,17 @@ def whoami() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
+class Target(NamedTuple):
+    """What a new entry says: the version (0 for the entry's own number) and its manifest, the entry
+    that a rollback goes back to, and where an alias is on its way to.
+    """
+
+    version: int | None
+    manifest: str | None
+    previous: int | None = None
+    rollout: Rollout | None = None
+
+
 class RefLog:
     """One ref of one model: an append-only log in home.
 
@@ -51,6 +63,10 @@ class RefLog:
         self._home = home
         self._prefix = ref_prefix(model, name)
         self.title = f"{model}@{name.removeprefix('alias/')}"
+
+    def key_of(self, seq: int) -> str:
+        """The key of one entry in home."""
+        return entry_key(self._prefix, seq)
 
     def last(self) -> RefEntry | None:
         """The current entry, or ``None`` when the log is empty.
@@ -109,29 +125,29 @@ class RefLog:
     def append(
         self,
         action: Action,
-        target: Callable[[RefEntry | None], tuple[int | None, str | None, int | None]],
+        target: Callable[[RefEntry | None], Target | tuple[int | None, str | None, int | None]],
         message: str = "",
     ) -> RefEntry:
         """Append one entry and return it; racing writers each get their own place.
 
         Args:
             action: what is done.
-            target: given the current entry, returns version, manifest and previous of the new
-                one; called again when another writer came first. ``version`` 0 stands for the
-                new entry's own sequence number.
+            target: given the current entry, returns what the new one says; called again when
+                another writer came first.
             message: why.
         """
         for _ in range(_ATTEMPTS):
             last = self.last()
             seq = last.seq + 1 if last else 1
-            version, manifest, previous = target(last)
+            goal = Target(*target(last))
             entry = RefEntry(
                 seq=seq,
                 write_id=uuid.uuid4().hex,
                 action=action,
-                version=seq if version == 0 else version,
-                manifest=manifest,
-                previous=previous,
+                version=seq if goal.version == 0 else goal.version,
+                manifest=goal.manifest,
+                previous=goal.previous,
+                rollout=goal.rollout,
                 time_us=time.time_ns() // 1000,
                 who=whoami(),
                 message=message,

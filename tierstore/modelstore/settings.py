@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +22,15 @@ class Settings:
         cache_dir: local directory for what can be lost at any time (the dedup index).
         threads: threads that hash, encode and decode.
         memory_limit: bytes of staging memory that loads may use at once.
+        node: this node's name, the same after a restart: it decides the node's turn in a rollout.
+        labels: what rollouts may ask for, such as ``region``.
     """
 
     cache_dir: Path
     threads: int = field(default_factory=lambda: cpu_count())
     memory_limit: int = field(default_factory=lambda: default_memory_limit())
+    node: str = field(default_factory=socket.gethostname)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def cpu_count() -> int:

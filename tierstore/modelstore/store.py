@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
-from tierstore.format.keys import ALIASES, VERSION_LOG
+from tierstore.errors import TierstoreError, UsageError
+from tierstore.format.manifest import Manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
-from tierstore.ids import ModelRef, check_alias, check_name
+from tierstore.ids import check_alias, check_name
+from tierstore.modelstore.basis import BaseFinder, Basis
 from tierstore.modelstore.check import CheckReport, check_store
 from tierstore.modelstore.compare import Diff, Usage, compare, measure
+from tierstore.modelstore.delta import DeltaBases
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import ReaderLease, WriterLease
 from tierstore.modelstore.model import Model
+from tierstore.modelstore.names import Alias, Names, check_case
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.source import open_source
+from tierstore.modelstore.source import SourceFile, open_source
 from tierstore.modelstore.tensor import Content
 from tierstore.modelstore.version import Version, version_of
-from tierstore.modelstore.writer import Progress, Writer
+from tierstore.modelstore.writer import Progress, Writer, encoders
 from tierstore.tiers.durable import DurableTiers
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A name that points to a version of a model; it moves, the version does not."""
-
-    model: str
-    name: str
-    version: Version
 
 
 class Store:
@@ -62,6 +55,7 @@ class Store:
         cache = settings.cache_dir / self.home.config.store_id / "index.sqlite"
         self._index = ChunkIndex(blobs, cache)
         self._lease = ReaderLease(blobs)
+        self._names = Names(self.home, settings.node, settings.labels)
 
     @property
     def url(self) -> str:
@@ -95,9 +89,13 @@ class Store:
         message: str = "",
         metadata: Mapping[str, str] | None = None,
         exclude: Sequence[str] = (),
+        base: str | None = "auto",
         progress: Progress | None = None,
     ) -> Version:
         """Store a model as a new version; what the store has already costs nothing.
+
+        A chunk that is new is stored as a delta where the same tensor of the base version, or its
+        rows wherever they moved, make one that is much smaller.
 
         Args:
             model: its name; ``org/model`` is fine.
@@ -107,18 +105,21 @@ class Store:
             message: why; kept in the log.
             metadata: ``__metadata__`` of the header, for tensors in memory.
             exclude: glob patterns of paths in the directory to leave out.
+            base: a reference to the base version; ``"auto"`` takes the newest version of the model
+                or else the most alike one of another model; ``None`` stores no deltas.
             progress: called with bytes done and bytes in all.
 
         Raises:
+            NotFound: there is no such ``source`` or ``base``.
             InvalidSafetensors, UnsafeSource, SourceChanged: of the source; nothing is published.
             OutOfSpace, PermissionDenied, Unreachable: of the storage; nothing is published, or the
                 message says that only ``alias`` was not moved.
         """
         model = check_name("model", model)
-        _check_case("model", model, self.home.models())
+        check_case("model", model, self.home.models())
         if alias is not None:
             alias = check_alias(alias)
-            _check_case("alias", alias, self.home.aliases(model))
+            check_case("alias", alias, self.home.aliases(model))
         check_features(self.home.config, "write", self.url)
         if not isinstance(source, Mapping):
             self._refuse_own(Path(source))
@@ -126,10 +127,11 @@ class Store:
         try:
             with WriterLease(self._blobs) as lease:
                 self._index.sync()
+                basis = self._basis(base, model, files)
                 writer = Writer(
                     self._blobs, self.home.packs, self._index, lease,
                     chunk_size=self.home.config.chunk_size, threads=self._settings.threads,
-                    progress=progress,
+                    basis=basis, progress=progress,
                 )  # fmt: skip
                 digest = writer.write(files)
                 log = self.home.log(model)
@@ -140,13 +142,26 @@ class Store:
                 file.close()
         if alias is not None:
             try:
-                self._point(model, alias, entry, message)
+                self._names.point(model, alias, entry, message)
             except TierstoreError as error:
                 raise type(error)(
                     f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
                     f"it: {error}"
                 ) from error
         return version_of(model, entry, writer.stats())
+
+    def _basis(self, base: str | None, model: str, files: Sequence[SourceFile]) -> Basis | None:
+        if base is None:
+            return None
+        if base == "auto":
+            return Basis(files, BaseFinder(self.home, self._as_base, model, files).find)
+        bases = self._as_base(self.resolve(base))
+        return Basis(files, lambda _: bases)
+
+    def _as_base(self, version: Version) -> DeltaBases:
+        manifest, content, _ = self._opened(version)
+        keep = min(self._settings.threads, encoders(manifest.chunk_size, deltas=True)) + 1
+        return DeltaBases(str(version), manifest, content, self._index.find, keep)
 
     def _refuse_own(self, source: Path) -> None:
         home = urlsplit(self.url)
@@ -164,6 +179,9 @@ class Store:
         """
         version = self.resolve(ref)
         self._lease.add(version.digest.hex)
+        return Model(version, *self._opened(version))
+
+    def _opened(self, version: Version) -> tuple[Manifest, Content, Packs]:
         manifest = self.home.manifest(version.digest)
         table = self.home.layout(version.digest, manifest)
         packs = Packs(self._blobs, self.home.packs)
@@ -173,56 +191,14 @@ class Store:
             threads=self._settings.threads,
             memory_limit=self._settings.memory_limit,
         )
-        return Model(version, manifest, Content(table, reader, manifest.chunk_size), packs)
+        return manifest, Content(table, reader, manifest.chunk_size), packs
 
     def resolve(self, ref: str) -> Version:
-        """The version that a reference means now; ``NotFound`` says which part does not exist."""
-        parsed = ModelRef.parse(ref)
-        log = self.home.log(parsed.model)
-        if parsed.number is not None:
-            entry = self._version_entry(parsed.model, parsed.number)
-        elif parsed.alias is not None:
-            pointed = self.home.log(parsed.model, ALIASES + parsed.alias).last()
-            if pointed is None or pointed.version is None:
-                raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
-            try:
-                entry = log.entry(pointed.version)
-            except NotFound:
-                raise NotFound(
-                    f"{parsed} points to {parsed.model}@{pointed.version}, whose entry is missing; "
-                    "run 'tierstore check', and restore it from a copy"
-                ) from None
-        elif parsed.prefix is not None:
-            entry = self._by_digest(parsed)
-        else:
-            last = log.last()
-            if last is None:
-                raise NotFound(f"there is no model {parsed.model!r}; 'tierstore ls' lists them")
-            entry = last
-        return version_of(parsed.model, entry)
+        """The version that a reference means now; ``NotFound`` says which part does not exist.
 
-    def _hint(self, model: str) -> str:
-        last = self.home.log(model).last()
-        if last is None:
-            return f"there is no model {model!r}: 'tierstore ls' lists them"
-        return f"{model} has versions 1 to {last.seq}: 'tierstore ls {model}' lists them"
-
-    def _version_entry(self, model: str, number: int) -> RefEntry:
-        try:
-            return self.home.log(model).entry(number)
-        except NotFound:
-            raise NotFound(f"{model}@{number} does not exist; {self._hint(model)}") from None
-
-    def _by_digest(self, parsed: ModelRef) -> RefEntry:
-        found: dict[str, RefEntry] = {}
-        for entry in self.home.log(parsed.model).entries():
-            if entry.manifest and entry.manifest.startswith(parsed.prefix or ""):
-                found.setdefault(entry.manifest, entry)
-        if not found:
-            raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
-        if len(found) > 1:
-            raise UsageError(f"{parsed} fits {len(found)} versions; give more digits")
-        return next(iter(found.values()))
+        During a rollout it is this node's: ``Settings.node`` decides.
+        """
+        return self._names.resolve(ref)
 
     def models(self) -> list[str]:
         """The names of all models, sorted."""
@@ -230,83 +206,35 @@ class Store:
 
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
         """The versions of a model, newest first; ``NotFound`` when there is no such model."""
-        model = check_name("model", model)
-        found = [version_of(model, entry) for entry in self.home.log(model).entries(limit)]
-        if not found:
-            raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
-        return found
+        return self._names.versions(model, limit)
 
     def aliases(self, model: str) -> list[Alias]:
         """The aliases of a model and the versions that they point to now."""
-        model = check_name("model", model)
-        found = []
-        for name in self.home.aliases(model):
-            pointed = self.home.log(model, ALIASES + name).last()
-            if pointed is not None and pointed.version is not None:
-                entry = self.home.log(model).entry(pointed.version)
-                found.append(Alias(model, name, version_of(model, entry)))
-        return found
+        return self._names.aliases(model)
 
     def history(self, model: str, alias: str | None = None) -> Iterator[RefEntry]:
         """Who pointed what where, when and why, newest first: of the versions or of one alias."""
-        model = check_name("model", model)
-        name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
-        return self.home.log(model, name).entries()
+        return self._names.history(model, alias)
 
     def alias(self, model: str, name: str, ref: str, *, message: str = "") -> Alias:
-        """Point an alias of ``model`` to a version of it (``ref``)."""
-        version = self.resolve(ref)
-        if version.model != check_name("model", model):
-            raise UsageError(f"{ref} is not a version of {model!r}; an alias stays in its model")
-        entry = self._version_entry(version.model, version.number)
-        self._point(version.model, check_alias(name), entry, message)
-        return Alias(version.model, check_alias(name), version)
+        """Point an alias of ``model`` to a version of it (``ref``).
 
-    def _point(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
-        _check_case("alias", alias, self.home.aliases(model))
-        check_features(self.home.config, "write", self.url)
-        self.home.log(model, ALIASES + alias).append(
-            "set",
-            lambda last: (entry.version, entry.manifest, last.seq if last else None),
-            message,
-        )
+        Raises:
+            Conflict: the alias is in a rollout.
+        """
+        return self._names.alias(model, name, ref, message)
 
     def remove_alias(self, model: str, name: str, *, message: str = "") -> None:
         """Remove an alias; the versions stay, and so does its log."""
-
-        def target(last: RefEntry | None) -> tuple[None, None, int]:
-            if last is None or last.version is None:
-                raise NotFound(f"{model}@{name} does not exist; {self._hint(model)}")
-            return None, None, last.seq
-
-        model = check_name("model", model)
-        check_features(self.home.config, "write", self.url)
-        log = self.home.log(model, ALIASES + check_alias(name))
-        log.append("remove", target, message)
+        self._names.remove_alias(model, name, message)
 
     def rollback(self, model: str, alias: str, *, message: str = "") -> Alias:
         """Point an alias back to what it meant before; moves no bytes.
 
-        Twice in a row goes back two steps. Raises ``NotFound`` when there is nothing before.
+        Twice in a row goes back two steps. Raises ``NotFound`` when there is nothing before. In a
+        rollout it gives every node the old version again, as ``Rollouts.abort`` does.
         """
-        model = check_name("model", model)
-        check_features(self.home.config, "write", self.url)
-        log = self.home.log(model, ALIASES + check_alias(alias))
-
-        def target(last: RefEntry | None) -> tuple[int | None, str | None, int | None]:
-            before = last
-            while before is not None and (
-                before.version is None or (last is not None and before.version == last.version)
-            ):
-                before = log.entry(before.previous) if before.previous else None
-            if last is None or before is None:
-                raise NotFound(f"{model}@{alias} has nothing to go back to; see 'tierstore log'")
-            return before.version, before.manifest, before.previous
-
-        entry = log.append("rollback", target, message)
-        assert entry.version is not None
-        version = version_of(model, self.home.log(model).entry(entry.version))
-        return Alias(model, alias, version)
+        return self._names.rollback(model, alias, message)
 
     def diff(self, old: str, new: str) -> Diff:
         """What changed between two versions, tensor by tensor; reads only metadata."""
@@ -323,12 +251,3 @@ class Store:
         """Verify everything; with ``read_data`` every chunk is decoded and compared too."""
         return check_store(self.home, read_data=read_data, settings=self._settings,
                            progress=progress)  # fmt: skip
-
-
-def _check_case(kind: str, name: str, existing: Iterable[str]) -> None:
-    for other in existing:
-        if other != name and other.casefold() == name.casefold():
-            raise Conflict(
-                f"{kind} {name!r} differs from the existing {other!r} only in case; "
-                "use that name, or a clearly different one"
-            )

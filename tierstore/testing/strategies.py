@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, get_args
 
 import blake3
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ from tierstore.errors import InvalidName
 from tierstore.format.dtypes import DTYPE_CODES, DTYPES
 from tierstore.format.frame import CODEC_DELTA, BasePiece, build_head
 from tierstore.format.manifest import FileEntry, LineageEntry, Manifest, TensorEntry, check_path
-from tierstore.format.reflog import Hint, Lease, RefEntry
+from tierstore.format.reflog import FULL_SHARE, Action, Gate, Hint, Lease, RefEntry, Rollout
 from tierstore.format.safetensors import build_header
 from tierstore.format.storeconfig import Features, StoreConfig
 from tierstore.format.table import ChunkPlace
@@ -221,13 +221,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
 @st.composite
 def ref_entries(draw: st.DrawFn) -> RefEntry:
     """Entries of a ref log, of every action."""
-    action = draw(st.sampled_from(["publish", "set", "remove", "rollback"]))
+    action = draw(st.sampled_from(get_args(Action)))
     seq = draw(st.integers(1, MAX_SEQ))
     gone = action == "remove"
     return RefEntry(
         seq=seq,
         write_id=draw(hexes(16)),
-        action=action,  # type: ignore[arg-type]
+        action=action,
         version=None if gone else draw(st.integers(1, MAX_SEQ)),
         manifest=None if gone else draw(hexes(32)),
         previous=draw(st.none() | st.integers(1, seq - 1)) if seq > 1 else None,
@@ -235,6 +235,30 @@ def ref_entries(draw: st.DrawFn) -> RefEntry:
         who=draw(st.text()),
         message=draw(st.text()),
         tool=draw(st.text()),
+        rollout=None if gone else draw(st.none() | rollouts()),
+    )
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> Rollout:
+    """Rollouts of any form, in any of their stages."""
+    shares = sorted(draw(st.sets(st.integers(1, FULL_SHARE - 1), max_size=6)))
+    numbers = st.decimals(-(10**9), 10**9, places=3).map("{:f}".format)
+    gate = st.builds(
+        Gate, metric=st.text(min_size=1, max_size=20), op=st.sampled_from(("<=", ">=")),
+        limit=numbers,
+    )  # fmt: skip
+    return Rollout(
+        version=draw(st.integers(1, MAX_SEQ)),
+        manifest=draw(hexes(32)),
+        salt=draw(hexes(16)),
+        stages=[*shares, FULL_SHARE],
+        stage=draw(st.integers(0, len(shares))),
+        every_s=draw(st.none() | st.integers(1, 10**6)),
+        gates=draw(st.lists(gate, max_size=2)),
+        labels=draw(st.dictionaries(st.text(), st.text(), max_size=2)),
+        windows=draw(st.lists(st.just("22:00-06:30"), max_size=1)),
+        paused=draw(st.booleans()),
     )
 
 

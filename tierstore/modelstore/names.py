@@ -1,0 +1,195 @@
+"""Names: which version a reference means, and the aliases that move between versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from tierstore.errors import Conflict, NotFound, UsageError
+from tierstore.format.keys import ALIASES, VERSION_LOG
+from tierstore.format.reflog import RefEntry
+from tierstore.format.storeconfig import check_features
+from tierstore.ids import ModelRef, check_alias, check_name
+from tierstore.modelstore.home import Home
+from tierstore.modelstore.refs import Target
+from tierstore.modelstore.turns import takes_new
+from tierstore.modelstore.version import Version, version_of
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name that points to a version of a model; it moves, the version does not."""
+
+    model: str
+    name: str
+    version: Version
+
+
+class Names:
+    """The names of a store, as this node sees them.
+
+    Args:
+        home: of the store.
+        node: this node's name, which decides its turn in a rollout.
+        labels: this node's labels.
+    """
+
+    def __init__(self, home: Home, node: str, labels: Mapping[str, str]) -> None:
+        self.home = home
+        self._node, self._labels = node, labels
+
+    def resolve(self, ref: str) -> Version:
+        """The version that a reference means now; ``NotFound`` says which part does not exist."""
+        parsed = ModelRef.parse(ref)
+        log = self.home.log(parsed.model)
+        if parsed.number is not None:
+            entry = self._version_entry(parsed.model, parsed.number)
+        elif parsed.alias is not None:
+            pointed = self.home.log(parsed.model, ALIASES + parsed.alias).last()
+            if pointed is None or pointed.version is None:
+                raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
+            number = pointed.version
+            if pointed.rollout and takes_new(pointed.rollout, self._node, self._labels):
+                number = pointed.rollout.version
+            try:
+                entry = log.entry(number)
+            except NotFound:
+                raise NotFound(
+                    f"{parsed} points to {parsed.model}@{number}, whose entry is missing; "
+                    "run 'tierstore check', and restore it from a copy"
+                ) from None
+        elif parsed.prefix is not None:
+            entry = self._by_digest(parsed)
+        else:
+            last = log.last()
+            if last is None:
+                raise NotFound(f"there is no model {parsed.model!r}; 'tierstore ls' lists them")
+            entry = last
+        return version_of(parsed.model, entry)
+
+    def _hint(self, model: str) -> str:
+        last = self.home.log(model).last()
+        if last is None:
+            return f"there is no model {model!r}: 'tierstore ls' lists them"
+        return f"{model} has versions 1 to {last.seq}: 'tierstore ls {model}' lists them"
+
+    def _version_entry(self, model: str, number: int) -> RefEntry:
+        try:
+            return self.home.log(model).entry(number)
+        except NotFound:
+            raise NotFound(f"{model}@{number} does not exist; {self._hint(model)}") from None
+
+    def _by_digest(self, parsed: ModelRef) -> RefEntry:
+        found: dict[str, RefEntry] = {}
+        for entry in self.home.log(parsed.model).entries():
+            if entry.manifest and entry.manifest.startswith(parsed.prefix or ""):
+                found.setdefault(entry.manifest, entry)
+        if not found:
+            raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
+        if len(found) > 1:
+            raise UsageError(f"{parsed} fits {len(found)} versions; give more digits")
+        return next(iter(found.values()))
+
+    def versions(self, model: str, limit: int | None = None) -> list[Version]:
+        """The versions of a model, newest first; ``NotFound`` when there is no such model."""
+        model = check_name("model", model)
+        found = [version_of(model, entry) for entry in self.home.log(model).entries(limit)]
+        if not found:
+            raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
+        return found
+
+    def aliases(self, model: str) -> list[Alias]:
+        """The aliases of a model and the versions that they point to now."""
+        model = check_name("model", model)
+        found = []
+        for name in self.home.aliases(model):
+            pointed = self.home.log(model, ALIASES + name).last()
+            if pointed is not None and pointed.version is not None:
+                entry = self.home.log(model).entry(pointed.version)
+                found.append(Alias(model, name, version_of(model, entry)))
+        return found
+
+    def history(self, model: str, alias: str | None = None) -> Iterator[RefEntry]:
+        """Who pointed what where, when and why, newest first: of the versions or of one alias."""
+        model = check_name("model", model)
+        name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
+        return self.home.log(model, name).entries()
+
+    def alias(self, model: str, name: str, ref: str, message: str) -> Alias:
+        """Point an alias of ``model`` to a version of it (``ref``)."""
+        version = self.resolve(ref)
+        if version.model != check_name("model", model):
+            raise UsageError(f"{ref} is not a version of {model!r}; an alias stays in its model")
+        entry = self._version_entry(version.model, version.number)
+        self.point(version.model, check_alias(name), entry, message)
+        return Alias(version.model, check_alias(name), version)
+
+    def point(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
+        """Append to an alias's log that it means the version of ``entry`` now.
+
+        Raises:
+            Conflict: the alias is in a rollout, or differs from another one only in case.
+        """
+
+        def target(last: RefEntry | None) -> Target:
+            _refuse_in_rollout(model, alias, last)
+            return Target(entry.version, entry.manifest, last.seq if last else None)
+
+        check_case("alias", alias, self.home.aliases(model))
+        check_features(self.home.config, "write", self.home.blobs.url)
+        self.home.log(model, ALIASES + alias).append("set", target, message)
+
+    def remove_alias(self, model: str, name: str, message: str) -> None:
+        """Remove an alias; the versions stay, and so does its log."""
+
+        def target(last: RefEntry | None) -> Target:
+            if last is None or last.version is None:
+                raise NotFound(f"{model}@{name} does not exist; {self._hint(model)}")
+            _refuse_in_rollout(model, name, last)
+            return Target(None, None, last.seq)
+
+        model = check_name("model", model)
+        check_features(self.home.config, "write", self.home.blobs.url)
+        log = self.home.log(model, ALIASES + check_alias(name))
+        log.append("remove", target, message)
+
+    def rollback(self, model: str, alias: str, message: str) -> Alias:
+        """Append that an alias means what it meant before; see ``Store.rollback``."""
+        model = check_name("model", model)
+        check_features(self.home.config, "write", self.home.blobs.url)
+        log = self.home.log(model, ALIASES + check_alias(alias))
+
+        def target(last: RefEntry | None) -> Target:
+            if last is not None and last.rollout is not None:
+                return Target(last.version, last.manifest, last.seq)
+            before = last
+            while before is not None and (
+                before.version is None or (last is not None and before.version == last.version)
+            ):
+                before = log.entry(before.previous) if before.previous else None
+            if last is None or before is None:
+                raise NotFound(f"{model}@{alias} has nothing to go back to; see 'tierstore log'")
+            return Target(before.version, before.manifest, before.previous)
+
+        entry = log.append("rollback", target, message)
+        assert entry.version is not None
+        version = version_of(model, self.home.log(model).entry(entry.version))
+        return Alias(model, alias, version)
+
+
+def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:
+    if last is not None and last.rollout is not None:
+        raise Conflict(
+            f"{model}@{alias} is on its way to {model}@{last.rollout.version}: "
+            "'tierstore rollout abort' or 'step' ends that first"
+        )
+
+
+def check_case(kind: str, name: str, existing: Iterable[str]) -> None:
+    """Refuse a new name that differs from an existing one only in case, with ``Conflict``."""
+    for other in existing:
+        if other != name and other.casefold() == name.casefold():
+            raise Conflict(
+                f"{kind} {name!r} differs from the existing {other!r} only in case; "
+                "use that name, or a clearly different one"
+            )
