@@ -82,9 +82,11 @@ class _Parser(_HiredisParser):
 
 @dataclass(slots=True)
 class _Process:
-    """What one process has open: pools by node, and which node has a slot of the cluster."""
+    """What one process has open: pools by node, which node has a slot of the cluster, and which
+    did not answer when they were last asked."""
 
     pools: dict[Address, BlockingConnectionPool] = field(default_factory=dict)
+    silent: set[Address] = field(default_factory=set)
     slots: list[Address | None] | None = None
 
 
@@ -185,9 +187,10 @@ class RedisClient:
         return process.slots
 
     def _asked_for_slots(self) -> list[Address | None]:
-        known = {*self.endpoint.addresses, *self._process().pools}
+        process = self._process()
+        known = {*self.endpoint.addresses, *process.pools}
         failure: Exception | None = None
-        for asked in sorted(known):
+        for asked in sorted(known, key=lambda address: (address in process.silent, address)):
             try:
                 [ranges] = self._exchange(asked, [("CLUSTER", "SLOTS")])
             except _SILENT as error:
@@ -239,7 +242,9 @@ class RedisClient:
                 for piece in connection.pack_commands(commands):
                     _check_limit()
                     connection.send_packed_command([piece])
-                return [_reply(connection) for _ in commands]
+                replies = [_reply(connection) for _ in commands]
+                self._process().silent.discard(address)
+                return replies
             except BaseException:
                 connection.disconnect()  # replies may still come: nobody else may read them
                 raise
@@ -247,7 +252,9 @@ class RedisClient:
                 pool.release(connection)
         except _SILENT:
             if self.endpoint.cluster:  # another node may have taken over
-                self._process().slots = None
+                process = self._process()
+                process.slots = None
+                process.silent.add(address)
             raise
 
     # Errors
