@@ -29,7 +29,7 @@ class Packer:
 
     def add(self, digest: bytes, frame: Frame) -> None:
         """Append one frame; blocks while two packs are waiting."""
-        self._builder.add(digest, frame.data, frame.head, frame.plain, frame.codec)
+        self._builder.add(digest, frame.data, frame.head, frame.plain, frame.codec, frame.bases)
         if frame.buffer is not None:
             self._held.append(frame.buffer)
         if self._builder.full:

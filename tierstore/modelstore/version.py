@@ -16,22 +16,33 @@ class SaveStats:
     Attributes:
         logical_bytes: size of the model's files.
         new_bytes: plain bytes of chunks that the store did not have.
+        delta_bytes: those of ``new_bytes`` whose chunks were stored as deltas.
+        delta_stored_bytes: what these deltas take.
         reused_bytes: plain bytes of chunks that it had, or that came again within the model.
         stored_bytes: bytes written to storage, all objects together.
         chunks: chunks in the model, repeats included.
         new_chunks: chunks that were encoded and stored.
         objects: objects written to storage.
         seconds: wall time.
+        base: the version that the deltas refer to, as ``model@number``; ``None`` without deltas.
     """
 
     logical_bytes: int
     new_bytes: int
+    delta_bytes: int
+    delta_stored_bytes: int
     reused_bytes: int
     stored_bytes: int
     chunks: int
     new_chunks: int
     objects: int
     seconds: float
+    base: str | None = None
+
+    @property
+    def full_bytes(self) -> int:
+        """Plain bytes of new chunks that were stored standalone."""
+        return self.new_bytes - self.delta_bytes
 
 
 @dataclass(frozen=True, slots=True)

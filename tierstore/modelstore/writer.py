@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -29,6 +29,8 @@ from tierstore.format.manifest import FileEntry, Manifest, TensorEntry, seal_man
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
+from tierstore.modelstore.basis import Basis
+from tierstore.modelstore.delta import LEAST_CHUNK
 from tierstore.modelstore.framing import BufferPool, Frame, frame_chunk, plain_view
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import WriterLease
@@ -50,12 +52,14 @@ each, come on top."""
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One chunk to be saved: ``length`` bytes at ``offset`` of a file."""
+    """One chunk to be saved: ``length`` bytes at ``offset`` of a file, ``begin`` of a tensor."""
 
     file: SourceFile
     offset: int
     length: int
     dtype: str
+    tensor: str = ""
+    begin: int = 0
 
 
 @dataclass(slots=True)
@@ -79,6 +83,15 @@ class _State:
     order: dict[bytes, None] = field(default_factory=dict)
 
 
+def encoders(chunk_size: int, *, deltas: bool) -> int:
+    """How many threads may encode at once.
+
+    Each has two chunks in flight, the caller's thread two more, and each of these is a buffer and
+    one to encode into; a delta needs a base as it was read and one put together.
+    """
+    return max(1, (_IN_FLIGHT // chunk_size - 4) // (6 if deltas else 4))
+
+
 class Writer:
     """Runs one save.
 
@@ -89,6 +102,7 @@ class Writer:
         lease: held by the caller until the version is published.
         chunk_size: of the store, in bytes.
         threads: threads that hash and encode, at most as many as memory allows.
+        basis: finds bases for new chunks; ``None`` stores them standalone.
         progress: told about every chunk.
     """
 
@@ -101,14 +115,14 @@ class Writer:
         *,
         chunk_size: int,
         threads: int,
+        basis: Basis | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._home, self._packs, self._index, self._lease = home, packs, index, lease
         self._chunk_size, self._progress = chunk_size, progress
         self._state = _State()
-        # each worker has two chunks in flight, the caller's thread two more; each is a buffer and
-        # one to encode into
-        threads = min(threads, max(1, (_IN_FLIGHT // chunk_size - 4) // 4))
+        self._basis = basis
+        threads = min(threads, encoders(chunk_size, deltas=basis is not None))
         self._depth = 2 * threads + 2
         self._pool = BufferPool(chunk_size)
         self._packer = Packer(packs, self._pool)
@@ -160,13 +174,14 @@ class Writer:
         )  # fmt: skip
 
     def _chunks_of(self, file: SourceFile) -> Iterator[_Chunk]:
-        spans = [(0, file.size, "")]
+        spans = [(0, file.size, "", "")]
         if file.header:
             start = file.data_start
-            spans = [(start + t.begin, start + t.end, t.dtype) for t in file.header.tensors]
-        for begin, end, dtype in spans:
+            spans = [(start + t.begin, start + t.end, t.dtype, t.name) for t in file.header.tensors]
+        for begin, end, dtype, name in spans:
             for at in range(begin, end, self._chunk_size):
-                yield _Chunk(file, at, min(self._chunk_size, end - at), dtype)
+                length = min(self._chunk_size, end - at)
+                yield _Chunk(file, at, length, dtype, name, at - begin)
 
     def _encode_all(
         self, chunks: Iterator[_Chunk], on_read: Callable[[memoryview], None]
@@ -213,7 +228,8 @@ class Writer:
             plain = plain_view(buffer, at + chunk.length)[at:]
             at += chunk.length
             digest = digest_of(plain).raw
-            frame = None if self._is_stored(digest) else self._frame(digest, plain, chunk, own)
+            stored = self._is_stored(digest) or self._is_in_base(digest, chunk)
+            frame = None if stored else self._frame(digest, plain, chunk, own)
             results.append(_Encoded(digest, frame))
         if own is None or results[0].frame is None:  # else the frame has it, or gave it back
             self._pool.give(buffer)
@@ -228,26 +244,46 @@ class Writer:
         found = self._index.find(digest)
         if found is None or found[0].pack in state.gone:
             return False
-        place, size = found
-        if any(self._index.find(base) is None for base in place.bases):
-            return False
-        with state.lock:
-            for one, pack_size in self._with_bases(place, size):
-                state.reused[one.digest] = one
-                state.reused_packs[one.pack] = pack_size
+        places = [found]
+        for base in found[0].bases:
+            below = self._index.find(base)
+            if below is None or below[0].bases:  # a base is standalone itself
+                return False
+            places.append(below)
+        self._reuse(places)
         return True
 
-    def _with_bases(self, place: ChunkPlace, size: int) -> Iterator[tuple[ChunkPlace, int]]:
-        yield place, size
-        for base in place.bases:
-            found = self._index.find(base)
-            if found is not None:
-                yield found
+    def _is_in_base(self, digest: bytes, chunk: _Chunk) -> bool:
+        """Whether the base version has the chunk, which the index did not know."""
+        if self._basis is None or chunk.length < LEAST_CHUNK or not chunk.tensor:
+            return False
+        places = self._basis.stored(digest)
+        if not places or any(place.pack in self._state.gone for place, _ in places):
+            return False
+        self._reuse(places)
+        return True
+
+    def _reuse(self, places: Iterable[tuple[ChunkPlace, int]]) -> None:
+        state = self._state
+        with state.lock:
+            for place, pack_size in places:
+                known = state.reused.get(place.digest)
+                if known is None or known.bases:  # what is standalone may be a base: it stays so
+                    state.reused[place.digest] = place
+                    state.reused_packs[place.pack] = pack_size
 
     def _frame(
         self, digest: bytes, plain: memoryview, chunk: _Chunk, buffer: bytearray | None
     ) -> Frame:
-        return frame_chunk(self._pool, plain, digest=digest, dtype=chunk.dtype, buffer=buffer)
+        base = None
+        if self._basis is not None and chunk.tensor and chunk.length >= LEAST_CHUNK:
+            base = self._basis.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
+        frame = frame_chunk(
+            self._pool, plain, digest=digest, dtype=chunk.dtype, buffer=buffer, base=base
+        )
+        if frame.bases and self._basis is not None:
+            self._reuse(self._basis.places(frame.bases))
+        return frame
 
     def _write_layout(self, digest: Digest) -> None:
         for _ in range(_ROUNDS):
@@ -314,7 +350,8 @@ class Writer:
                 raise SourceChanged(
                     f"{chunk.file.path} changed while it was being saved; nothing was published"
                 )
-            self._packer.add(digest, self._frame(digest, plain, chunk, buffer))
+            frame = frame_chunk(self._pool, plain, digest=digest, dtype=chunk.dtype, buffer=buffer)
+            self._packer.add(digest, frame)
         for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
             file.finish()
         for pack in gone:
@@ -346,10 +383,14 @@ class Writer:
         """What the save cost so far."""
         places = self._packer.places
         new_bytes = sum(place.plain for place in places.values())
+        deltas = [place for place in places.values() if place.bases]
         return SaveStats(
             logical_bytes=self._total,
             new_bytes=new_bytes,
             reused_bytes=self._done - new_bytes,
+            delta_bytes=sum(place.plain for place in deltas),
+            delta_stored_bytes=sum(place.length for place in deltas),
+            base=self._basis.bases.label if deltas and self._basis and self._basis.bases else None,
             stored_bytes=sum(self._packer.pack_sizes.values()) + self._meta_bytes,
             chunks=self._chunks,
             new_chunks=len(places),
