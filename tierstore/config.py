@@ -19,10 +19,14 @@ THREADS = "TIERSTORE_THREADS"
 MEMORY_LIMIT = "TIERSTORE_MEMORY_LIMIT"
 NATIVE = "TIERSTORE_NATIVE"
 DEBUG = "TIERSTORE_DEBUG"
-KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG)
+NODE = "TIERSTORE_NODE"
+LABELS = "TIERSTORE_LABELS"
+KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS)
 """What this module and the program read; each option of a command has a variable of its own."""
 
 _OFF = {"", "0", "false", "no", "off"}
+_TIME = re.compile(r"(\d{1,9})([smhd]?)\Z")
+_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\Z", re.IGNORECASE)
 
 
@@ -36,6 +40,22 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1000 if decimal else 1024) ** " KMGT".index(unit.upper() or " "))
 
 
+def parse_seconds(text: str) -> int:
+    """Seconds from ``90s``, ``30m``, ``2h``, ``7d`` or a plain count; ``ConfigError`` otherwise."""
+    match = _TIME.match(text.strip())
+    if not match or not (seconds := int(match[1]) * _UNIT_S[match[2]]):
+        raise ConfigError(f"{text!r} is not a time; write 90s, 30m, 2h or 7d")
+    return seconds
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """Labels from ``region=eu,gpu=h100``; ``ConfigError`` otherwise."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not name.strip() or not equals for name, equals, _ in pairs):
+        raise ConfigError(f"{text!r} are no labels; write NAME=VALUE,NAME=VALUE")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings that the environment gives; ``ConfigError`` names a bad variable."""
     chosen: dict[str, Any] = {}
@@ -47,6 +67,10 @@ def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
         chosen["memory_limit"] = parse_size(text)
         if chosen["memory_limit"] < 32 << 20:
             raise ConfigError(f"{MEMORY_LIMIT}={text!r} is too little; give 32MiB or more")
+    if node := environ.get(NODE):
+        chosen["node"] = node
+    if labels := environ.get(LABELS):
+        chosen["labels"] = parse_labels(labels)
     return Settings(cache_dir=_cache_dir(environ), **chosen)
 
 

@@ -116,7 +116,12 @@ def test_the_variables() -> None:
         "TIERSTORE_LOAD_TO", "TIERSTORE_LOAD_TENSORS", "TIERSTORE_TENSORS_FILTER",
         "TIERSTORE_ALIAS_SET_MESSAGE", "TIERSTORE_ALIAS_RM_MESSAGE", "TIERSTORE_ROLLBACK_MESSAGE",
         "TIERSTORE_CHECK_READ_DATA", "TIERSTORE_DEMO_DIR", "TIERSTORE_DEMO_KEEP",
-    } == KNOWN  # fmt: skip
+    } <= KNOWN  # fmt: skip
+    named = [option.envvar for _, node in COMMANDS for option in _command.options(node)]
+    assert set(named) == KNOWN
+    common = {"TIERSTORE_STORE", "TIERSTORE_JSON", "TIERSTORE_QUIET"}
+    own = [name for name in named if name not in common]
+    assert len(own) == len(set(own)), "two options share a variable"
 
 
 def test_every_command_has_help_and_a_schema() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tierstore.cli import aliases, demo, describe, doctor, models, stores
+from tierstore.cli import aliases, demo, describe, doctor, models, rollouts, stores
 from tierstore.cli._command import JsonOption, QuietOption, StoreOption, name_variables
 from tierstore.cli._output import as_json, printable
 from tierstore.cli._schemas import ErrorDetail, ErrorJson
@@ -20,8 +20,8 @@ from tierstore.config import DEBUG, is_on
 from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
-    "init", "save", "load", "ls", "stat", "tensors", "diff", "log", "alias", "rollback", "du",
-    "check", "doctor", "demo", "version",
+    "init", "save", "load", "ls", "stat", "tensors", "diff", "log", "alias", "rollback",
+    "rollout", "report", "du", "check", "doctor", "demo", "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
@@ -36,8 +36,8 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found, 6 co
 Every option is also an environment variable: TIERSTORE_<COMMAND>_<FLAG>, such as
 TIERSTORE_SAVE_ALIAS, or TIERSTORE_STORE, TIERSTORE_JSON and TIERSTORE_QUIET; an option
 that may be repeated takes words there. Others: TIERSTORE_CACHE_DIR, TIERSTORE_THREADS,
-TIERSTORE_MEMORY_LIMIT, TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1
-(tracebacks).
+TIERSTORE_MEMORY_LIMIT, TIERSTORE_NODE, TIERSTORE_LABELS=NAME=VALUE,...,
+TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (tracebacks).
 """
 # click's own class; this name is public in every version of typer
 _ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -73,7 +73,7 @@ def command_tree() -> tuple[Any, set[str]]:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    for module in (stores, models, describe, aliases, doctor, demo):
+    for module in (stores, models, describe, aliases, rollouts, doctor, demo):
         module.register(app)
     root: Any = typer.main.get_command(app)
     root.commands = {name: root.commands[name] for name in _ORDER}

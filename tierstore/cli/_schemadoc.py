@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tierstore.cli import _schemas as schemas
+from tierstore.cli import _schemas_rollout as rollout
 
 OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "init": (schemas.Init,),
@@ -24,6 +25,13 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "alias rm": (schemas.AliasRemoved,),
     "alias ls": (schemas.Aliases,),
     "rollback": (schemas.AliasJson,),
+    "rollout start": (rollout.RolloutJson,),
+    "rollout step": (rollout.RolloutJson, rollout.RolloutDone),
+    "rollout status": (rollout.Rollouts,),
+    "rollout pause": (rollout.RolloutJson,),
+    "rollout resume": (rollout.RolloutJson,),
+    "rollout abort": (rollout.RolloutDone,),
+    "report": (rollout.Reported,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),
     "doctor": (schemas.Doctor,),

@@ -187,12 +187,17 @@ class DiffJson(Schema):
 
 
 class LogEntry(Schema):
-    """One entry; ``version`` and ``digest`` are null where an alias was removed."""
+    """One entry; ``version`` and ``digest`` are null where an alias was removed.
+
+    In a rollout ``percent`` of the nodes get version ``to`` instead; both are null otherwise.
+    """
 
     seq: int
     action: str
     version: int | None
     digest: str | None
+    to: int | None
+    percent: float | None
     time: datetime
     who: str
     message: str

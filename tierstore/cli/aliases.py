@@ -12,6 +12,7 @@ from tierstore.cli._output import Column, table, when
 from tierstore.cli.models import Ref
 
 if TYPE_CHECKING:
+    from tierstore.format.reflog import RefEntry
     from tierstore.modelstore.names import Alias
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", show_default=False)]
@@ -46,6 +47,7 @@ def log(
     """
     from tierstore.errors import UsageError
     from tierstore.ids import Digest, ModelRef
+    from tierstore.modelstore.rollout import percent_of
     from tierstore.modelstore.version import when as time_of
 
     parsed = ModelRef.parse(ref)
@@ -64,6 +66,8 @@ def log(
                 action=entry.action,
                 version=entry.version,
                 digest=f"b3:{entry.manifest}" if entry.manifest else None,
+                to=entry.rollout.version if entry.rollout else None,
+                percent=percent_of(entry),
                 time=time_of(entry),
                 who=entry.who,
                 message=entry.message,
@@ -79,7 +83,7 @@ def log(
                 str(entry.seq),
                 when(time_of(entry)),
                 entry.action,
-                f"{parsed.model}@{entry.version}" if entry.version else "-",
+                _pointed_to(parsed.model, entry),
                 Digest.from_hex(entry.manifest).short if entry.manifest else "-",
                 entry.who,
                 entry.message,
@@ -90,6 +94,17 @@ def log(
 
     ids = [f"{parsed.model}@{entry.version}" for entry in entries if entry.version]
     cli.out.show(data, ids, text)
+
+
+def _pointed_to(model: str, entry: RefEntry) -> str:
+    from tierstore.modelstore.rollout import percent_of
+
+    if not entry.version:
+        return "-"
+    if entry.rollout:
+        on = f"{percent_of(entry):g} % {model}@{entry.rollout.version}"
+        return f"{model}@{entry.version}, {on}"
+    return f"{model}@{entry.version}"
 
 
 def set_alias(

@@ -77,6 +77,13 @@ class RolloutStatus:
         return self.rollout.stages[self.rollout.stage] * 100 / FULL_SHARE
 
 
+def percent_of(entry: RefEntry) -> float | None:
+    """Share of the nodes that an alias's entry gives the new version; ``None`` in no rollout."""
+    if entry.rollout is None:
+        return None
+    return entry.rollout.stages[entry.rollout.stage] * 100 / FULL_SHARE
+
+
 def parse_gate(text: str) -> Gate:
     """A gate from ``METRIC<=NUMBER`` or ``METRIC>=NUMBER``; ``UsageError`` otherwise."""
     match = _GATE.match(text)

@@ -25,11 +25,13 @@ from tierstore.modelstore.leases import ReaderLease, WriterLease
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.names import Alias, Names, check_case
 from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.reader import ChunkReader
+from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source
 from tierstore.modelstore.tensor import Content
-from tierstore.modelstore.version import Version, version_of
+from tierstore.modelstore.version import SaveStats, Version, version_of
 from tierstore.modelstore.writer import Progress, Writer, encoders
 from tierstore.tiers.durable import DurableTiers
 
@@ -61,6 +63,21 @@ class Store:
     def url(self) -> str:
         """Where the store is."""
         return self._blobs.url
+
+    @property
+    def node(self) -> str:
+        """This node's name."""
+        return self._settings.node
+
+    @property
+    def rollouts(self) -> Rollouts:
+        """Staged rollouts: aliases that move from version to version, share by share."""
+        return Rollouts(self.home)
+
+    @property
+    def pins(self) -> Pins:
+        """Versions that stay where they are fast."""
+        return Pins(self._blobs)
 
     def __enter__(self) -> Self:
         return self
@@ -125,18 +142,7 @@ class Store:
             self._refuse_own(Path(source))
         files = open_source(source, metadata=metadata, exclude=exclude)
         try:
-            with WriterLease(self._blobs) as lease:
-                self._index.sync()
-                basis = self._basis(base, model, files)
-                writer = Writer(
-                    self._blobs, self.home.packs, self._index, lease,
-                    chunk_size=self.home.config.chunk_size, threads=self._settings.threads,
-                    basis=basis, progress=progress,
-                )  # fmt: skip
-                digest = writer.write(files)
-                log = self.home.log(model)
-                entry = log.append("publish", lambda _: (0, digest.hex, None), message)
-                writer.publish_index()
+            entry, stats = self._publish(model, files, base, message, progress)
         finally:
             for file in files:
                 file.close()
@@ -148,7 +154,28 @@ class Store:
                     f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
                     f"it: {error}"
                 ) from error
-        return version_of(model, entry, writer.stats())
+        return version_of(model, entry, stats)
+
+    def _publish(
+        self,
+        model: str,
+        files: Sequence[SourceFile],
+        base: str | None,
+        message: str,
+        progress: Progress | None,
+    ) -> tuple[RefEntry, SaveStats]:
+        with WriterLease(self._blobs) as lease:
+            self._index.sync()
+            writer = Writer(
+                self._blobs, self.home.packs, self._index, lease,
+                chunk_size=self.home.config.chunk_size, threads=self._settings.threads,
+                basis=self._basis(base, model, files), progress=progress,
+            )  # fmt: skip
+            digest = writer.write(files)
+            log = self.home.log(model)
+            entry = log.append("publish", lambda _: (0, digest.hex, None), message)
+            writer.publish_index()
+            return entry, writer.stats()
 
     def _basis(self, base: str | None, model: str, files: Sequence[SourceFile]) -> Basis | None:
         if base is None:

@@ -1,0 +1,272 @@
+"""Commands on staged rollouts: rollout start, step, status, pause, resume, abort; report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_rollout as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, facts, table, when
+from tierstore.cli.aliases import Message
+from tierstore.cli.models import Ref
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.rollout import GateState, RolloutStatus
+    from tierstore.modelstore.version import Version
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL[@ALIAS]", help="The alias; prod if none is named.", show_default=False
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    group = typer.Typer(
+        help="Move an alias to a version stage by stage.",
+        rich_markup_mode=None,
+        no_args_is_help=False,
+    )
+    for name, function in (
+        ("start", start), ("step", step), ("status", status), ("pause", pause),
+        ("resume", resume), ("abort", abort),
+    ):  # fmt: skip
+        command(group, name)(function)
+    app.add_typer(group, name="rollout")
+    command(app, "report")(report)
+
+
+def start(
+    cli: Cli,
+    target: Target,
+    to: Annotated[
+        str, typer.Option("--to", metavar="REF", help="The new version: 13 or a reference.")
+    ],
+    stages: Annotated[
+        str, typer.Option(metavar="LIST", help="Percentages of the nodes, rising to 100.")
+    ] = "1,10,50,100",
+    every: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Least time between steps: 30m, 2h; an agent steps."),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC<=X", help="A bound that must hold before each step."),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Nodes without it wait for the last stage."),
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HH:MM-HH:MM", help="Steps only happen in it (UTC)."),
+    ] = None,
+    message: Message = "",
+) -> None:
+    """Begin to move an alias to a version.
+
+    The first stage begins at once. Which nodes are in it is decided by their names, and stays so.
+    """
+    from tierstore.config import parse_seconds
+    from tierstore.modelstore.rollout import parse_gate, parse_stages
+
+    model, alias = _split(target)
+    with cli.open() as store:
+        found = store.rollouts.start(
+            model,
+            alias,
+            store.resolve(f"{model}@{to}" if to.isdigit() else to),
+            stages=parse_stages(stages),
+            every_s=None if every is None else parse_seconds(every),
+            gates=[parse_gate(text) for text in gate or ()],
+            labels=_pairs(label or ()),
+            windows=window or (),
+            message=message,
+        )
+    _show(cli, found)
+
+
+def step(
+    cli: Cli,
+    target: Target,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it is early or a gate is closed.")
+    ] = False,
+    message: Message = "",
+) -> None:
+    """Go on to the next stage; after the last one the alias means the new version.
+
+    Exits with 6 when it is early, paused, or a gate does not hold.
+    """
+    model, alias = _split(target)
+    with cli.open() as store:
+        new = store.rollouts.status(model, alias).new
+        found = store.rollouts.step(model, alias, force=force, message=message)
+    if found is None:
+        _show_done(cli, f"{model}@{alias}", new)
+    else:
+        _show(cli, found)
+
+
+def status(
+    cli: Cli,
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL[@ALIAS]", help="Only this one.", show_default=False),
+    ] = None,
+) -> None:
+    """Show where rollouts are."""
+    with cli.open() as store:
+        if target is not None:
+            found = [store.rollouts.status(*_split(target))]
+        else:
+            found = store.rollouts.running()
+    data = schemas.Rollouts(rollouts=[rollout_json(one) for one in found])
+
+    def text() -> None:
+        if not found:
+            print("no rollout is under way; 'tierstore rollout start' begins one")
+        for number, one in enumerate(found):
+            if number:
+                print()
+            _print(one)
+
+    cli.out.show(data, [one.alias for one in found], text)
+
+
+def pause(cli: Cli, target: Target, message: Message = "") -> None:
+    """Refuse steps until resume; every node keeps what it has."""
+    with cli.open() as store:
+        _show(cli, store.rollouts.pause(*_split(target), message=message))
+
+
+def resume(cli: Cli, target: Target, message: Message = "") -> None:
+    """Allow steps again."""
+    with cli.open() as store:
+        _show(cli, store.rollouts.resume(*_split(target), message=message))
+
+
+def abort(cli: Cli, target: Target, message: Message = "") -> None:
+    """Give every node the old version again.
+
+    One small object is written; no bytes are moved.
+    """
+    model, alias = _split(target)
+    with cli.open() as store:
+        old = store.rollouts.abort(model, alias, message=message)
+    _show_done(cli, f"{model}@{alias}", old)
+
+
+def report(
+    cli: Cli,
+    ref: Ref,
+    values: Annotated[
+        list[str],
+        typer.Argument(metavar="METRIC=NUMBER...", help="What was measured.", show_default=False),
+    ],
+    node: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which node measured it; this one.")
+    ] = None,
+) -> None:
+    """Report what a node measured while it served a version, for the gates of a rollout."""
+    pairs = _pairs(values)
+    with cli.open() as store:
+        version = store.resolve(ref)
+        name = node if node is not None else store.node
+        store.rollouts.report(version, name, pairs)
+    data = schemas.Reported(model=version.model, version=version.number, node=name, values=pairs)
+    text = ", ".join(f"{metric} {value}" for metric, value in pairs.items())
+    cli.out.show(data, [str(version)], lambda: print(f"{name} reports of {version}: {text}"))
+
+
+def _split(target: str) -> tuple[str, str]:
+    from tierstore.errors import UsageError
+    from tierstore.ids import ModelRef
+
+    parsed = ModelRef.parse(target)
+    if parsed.number is not None or parsed.prefix is not None:
+        raise UsageError(f"{parsed} is one version: give MODEL@ALIAS")
+    return parsed.model, parsed.alias or "prod"
+
+
+def _pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
+    from tierstore.errors import UsageError
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{text!r}: write NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def rollout_json(status: RolloutStatus) -> schemas.RolloutJson:
+    """A rollout as it is printed."""
+    rollout = status.rollout
+    return schemas.RolloutJson(
+        alias=status.alias,
+        old=status.old.number,
+        new=status.new.number,
+        percent=status.percent,
+        stage=rollout.stage + 1,
+        stages=[share / 100 for share in rollout.stages],
+        paused=rollout.paused,
+        since=status.since,
+        due=status.due,
+        gates=[_gate_json(state) for state in status.gates],
+        labels=rollout.labels,
+        windows=rollout.windows,
+    )
+
+
+def _gate_json(state: GateState) -> schemas.GateJson:
+    return schemas.GateJson(
+        metric=state.gate.metric,
+        op=state.gate.op,
+        limit=state.gate.limit,
+        reports=len(state.values),
+        mean=sum(map(float, state.values)) / len(state.values) if state.values else None,
+        passes=state.passes,
+    )
+
+
+def _show(cli: Cli, status: RolloutStatus) -> None:
+    cli.out.show(rollout_json(status), [status.alias], lambda: _print(status))
+
+
+def _show_done(cli: Cli, alias: str, version: Version) -> None:
+    data = schemas.RolloutDone(alias=alias, version=version.number, digest=str(version.digest))
+    text = f"{alias} is {version} on every node now"
+    cli.out.show(data, [str(version)], lambda: print(text))
+
+
+def _print(status: RolloutStatus) -> None:
+    data = rollout_json(status)
+    model = status.new.model
+    shares = " ".join(
+        f"[{share:g} %]" if number == data.stage else f"{share:g} %"
+        for number, share in enumerate(data.stages, 1)
+    )
+    pairs = [
+        ("rollout", f"{data.alias}: {model}@{data.old} -> {model}@{data.new}"),
+        ("stage", f"{data.stage} of {len(data.stages)}: {shares}"),
+        ("since", when(data.since) + (", paused" if data.paused else "")),
+        ("next step", when(data.due) if data.due else "by hand"),
+        *(("only", f"nodes with {name}={value}") for name, value in data.labels.items()),
+        *(("window", f"{window} UTC") for window in data.windows),
+    ]
+    facts(pairs)
+    if data.gates:
+        words = {None: "waits for reports", True: "holds", False: "closed"}
+        rows = [
+            (f"{gate.metric}{gate.op}{gate.limit}",
+             "-" if gate.mean is None else f"{gate.mean:g}",
+             counted(gate.reports, "node"), words[gate.passes])
+            for gate in data.gates
+        ]  # fmt: skip
+        table([Column("GATE"), Column("MEAN", right=True), Column("FROM"), Column("STATE")], rows)
