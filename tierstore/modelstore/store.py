@@ -25,7 +25,9 @@ from tierstore.modelstore.leases import ReaderLease, WriterLease
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.names import Alias, Names, check_case
 from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.reader import ChunkReader
+from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source
 from tierstore.modelstore.tensor import Content
@@ -61,6 +63,21 @@ class Store:
     def url(self) -> str:
         """Where the store is."""
         return self._blobs.url
+
+    @property
+    def node(self) -> str:
+        """This node's name."""
+        return self._settings.node
+
+    @property
+    def rollouts(self) -> Rollouts:
+        """Staged rollouts: aliases that move from version to version, share by share."""
+        return Rollouts(self.home)
+
+    @property
+    def pins(self) -> Pins:
+        """Versions that stay where they are fast."""
+        return Pins(self._blobs)
 
     def __enter__(self) -> Self:
         return self
