@@ -6,7 +6,10 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 need=()
-for pair in gcc:gcc git:git; do command -v "${pair%%:*}" >/dev/null || need+=("${pair##*:}"); done
+for pair in gcc:gcc git:git openssl:openssl redis-server:redis-server redis-cli:redis-tools \
+    memcached:memcached; do
+    command -v "${pair%%:*}" >/dev/null || need+=("${pair##*:}")
+done
 "$python" -c 'import ensurepip' 2>/dev/null || need+=(python3-venv)
 "$python" - <<'PY' || need+=(python3-dev)
 import pathlib, sys, sysconfig
