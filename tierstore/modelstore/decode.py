@@ -19,6 +19,7 @@ from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.plan import blocks_of_spans
 from tierstore.modelstore.recent import Recent
+from tierstore.tiers.local import LocalHot
 
 Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and where in the tensor they begin; called from several threads."""
@@ -43,6 +44,12 @@ class Part:
     length: int
     spans: Sequence[tuple[int, int]]
 
+    @property
+    def wanted(self) -> int:
+        """Bytes of the spans that lie in the chunk."""
+        end = self.begin + self.length
+        return sum(max(0, min(stop, end) - max(start, self.begin)) for start, stop in self.spans)
+
 
 class FrameDecoder:
     """Decodes the frames of one version. Thread-safe.
@@ -51,10 +58,13 @@ class FrameDecoder:
         packs: where the frames lie.
         table: the version's layout, for the bases of deltas.
         keep: plain base chunks kept in memory: neighbours often share one.
+        local: asked for bases first.
     """
 
-    def __init__(self, packs: Packs, table: ChunkTable, keep: int) -> None:
-        self._packs, self._table = packs, table
+    def __init__(
+        self, packs: Packs, table: ChunkTable, keep: int, local: LocalHot | None = None
+    ) -> None:
+        self._packs, self._table, self._local = packs, table, local
         self._bases = Recent(self._base_chunk, keep)
         self._lock = threading.Lock()
         self.bytes_decoded = 0
@@ -206,7 +216,8 @@ class FrameDecoder:
     def _base_chunk(self, digest: bytes) -> memoryview:
         place = self._base_place(digest)
         out = memoryview(bytearray(place.plain))
-        self.read(place, out)
+        if self._local is None or not self._local.read_into([digest], [out])[0]:
+            self.read(place, out)
         return out
 
     def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:

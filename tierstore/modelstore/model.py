@@ -16,8 +16,8 @@ from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkTable
 from tierstore.modelstore.arrays import as_torch, writable_bytes
 from tierstore.modelstore.export import export_files, export_tensors
+from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.packs import Packs
-from tierstore.modelstore.reader import Want
 from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
 from tierstore.modelstore.version import FileInfo, Version
 
@@ -32,14 +32,18 @@ class LoadStats:
     """What reading has cost so far.
 
     Attributes:
-        bytes_fetched: bytes read from storage.
+        bytes_fetched: bytes read from durable tiers.
         bytes_decoded: plain bytes decoded and verified.
-        requests: ranges read from storage.
+        requests: ranges read from durable tiers.
+        bytes_by_tier: bytes read by the tier's name: frames, or plain bytes of this node's tier.
+        bytes_mapped: plain bytes of tensors that were mapped from this node's tier instead.
     """
 
     bytes_fetched: int
     bytes_decoded: int
     requests: int
+    bytes_by_tier: Mapping[str, int]
+    bytes_mapped: int
 
 
 class Model(Mapping[str, npt.NDArray[Any]]):
@@ -124,8 +128,13 @@ class Model(Mapping[str, npt.NDArray[Any]]):
     @property
     def stats(self) -> LoadStats:
         """What reading from this object has cost so far."""
+        reader = self._content.reader
         return LoadStats(
-            self._packs.bytes_fetched, self._content.reader.bytes_decoded, self._packs.requests
+            bytes_fetched=self._packs.bytes_fetched,
+            bytes_decoded=reader.bytes_decoded,
+            requests=self._packs.requests,
+            bytes_by_tier={**self._packs.bytes_by_tier, **reader.hot_bytes},
+            bytes_mapped=reader.bytes_mapped,
         )
 
     def load(
@@ -134,7 +143,9 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Read tensors in parallel into new arrays, by name.
+        """Read tensors in parallel into arrays of their own, by name.
+
+        What is hot on this node is mapped instead of copied; writing to it stays private.
 
         Args:
             names: which; all of them by default.
@@ -157,13 +168,18 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         self, names: Iterable[str] | None, progress: Callable[[int, int], None] | None
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
         chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
+        count = _counted(progress, sum(tensor.nbytes for tensor in chosen))
+        mapped = self._content.reader.map(lambda tensor: tensor.mapped(), chosen)
         wants: list[Want] = []
         out = []
-        for tensor in chosen:
-            data = np.empty(tensor.nbytes, np.uint8)
-            wants += tensor.wants(data.data)
+        for tensor, data in zip(chosen, mapped, strict=True):
+            if data is None:
+                data = np.empty(tensor.nbytes, np.uint8)
+                wants += tensor.wants(data.data)
+            elif count:
+                count(tensor.nbytes)
             out.append((tensor.name, tensor, data))
-        self._content.reader.read(wants, _counted(progress, sum(t.nbytes for t in chosen)))
+        self._content.reader.read(wants, count)
         return out
 
     def load_into(self, buffers: Mapping[str, Any]) -> None:

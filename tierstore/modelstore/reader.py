@@ -8,28 +8,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import TypeVar
 
-from tierstore.errors import Damaged, NotFound
+import numpy as np
+import numpy.typing as npt
+
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.decode import FrameDecoder, Part, Sink
+from tierstore.modelstore.fetch import Fetch, OnChunk, Source, Want
 from tierstore.modelstore.packs import Packs
-from tierstore.modelstore.plan import Run, plan_runs
+from tierstore.tiers.base import ChunkRead
+from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.local import LocalHot
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+MAP_FROM = 1 << 20
+"""Tensors of fewer bytes are copied: mapping them would cost more."""
 
 _MIB = 1 << 20
-_GAP = 256 << 10
 _RUN = 8 * _MIB
 _STAGING = 192 * _MIB  # beyond it more threads only wait for the memory bus
 _REMOTE_THREADS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """A whole chunk, and where its plain bytes go (``out`` has exactly their length)."""
-
-    place: ChunkPlace
-    out: memoryview
 
 
 class ChunkReader:
@@ -43,6 +45,7 @@ class ChunkReader:
         table: the version's layout, for the bases of deltas.
         threads: threads that decode.
         memory_limit: bytes of staging memory, of which 192 MiB are used at most.
+        hot: the hot tiers.
     """
 
     def __init__(
@@ -52,8 +55,9 @@ class ChunkReader:
         *,
         threads: int,
         memory_limit: int,
+        hot: HotTiers | None = None,
     ) -> None:
-        self._packs = packs
+        self._hot = hot if hot is not None else HotTiers()
         self.memory_limit = memory_limit
         if not packs.local:
             threads = max(threads, _REMOTE_THREADS)
@@ -63,31 +67,69 @@ class ChunkReader:
         if table.bases:  # a delta's base as it is kept, and put together from its pieces
             each += 2 * table.longest_chunk
         self._threads = max(1, min(threads, staging // each))
-        self._decoder = FrameDecoder(packs, table, keep=self._threads)
+        self._decoder = FrameDecoder(packs, table, keep=self._threads, local=self._hot.local)
         self._local = threading.local()
+        self._lock = threading.Lock()
+        self.hot_bytes: dict[str, int] = {}
+        """Bytes that came from hot tiers, by their names: plain ones of this node, else frames."""
+        self.bytes_mapped = 0
+        self._source = Source(
+            packs, self._decoder, self._hot, self._max_run, self._staging, self.each, self._count
+        )
 
     @property
     def bytes_decoded(self) -> int:
         """Plain bytes decoded and verified so far."""
         return self._decoder.bytes_decoded
 
-    def read(self, wants: Sequence[Want], on_chunk: Callable[[int], None] | None = None) -> None:
+    def read(
+        self,
+        wants: Sequence[Want],
+        on_chunk: OnChunk | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
         """Fill every ``out``.
 
         Args:
             wants: the chunks.
             on_chunk: told the plain bytes of each chunk when it is done, from several threads.
+            keep: put all of them into hot tiers, whatever the policy thinks, and wait for room.
         """
-        places = [self._packs.current(want.place) for want in wants]
-        runs = plan_runs(places, max_gap=_GAP, max_run=self._max_run)
-        self._each(runs, lambda run: self._read_run(run, places, wants, on_chunk))
+        Fetch(self._source, wants, on_chunk, keep=keep).run()
 
-    def _each(self, items: Sequence[object], work: Callable[..., None]) -> None:
+    def map_tensor(
+        self, places: Sequence[ChunkPlace], chunk_size: int, nbytes: int
+    ) -> npt.NDArray[np.uint8] | None:
+        """A tensor whose chunks are all hot on this node as one writable array, without copying.
+
+        Args:
+            places: its chunks in order.
+            chunk_size: of its version.
+            nbytes: of the tensor.
+
+        Returns:
+            ``None`` when it has to be read.
+        """
+        local = self._hot.local
+        if local is None or nbytes < MAP_FROM:
+            return None
+        found = local.map_tensor([place.digest for place in places], chunk_size, nbytes)
+        if found is not None:
+            self._hot.record([ChunkRead(p.digest, p.pack, p.plain, p.length) for p in places])
+            with self._lock:
+                self.bytes_mapped += nbytes
+        return found
+
+    def each(self, items: Sequence[object], work: Callable[..., None]) -> None:
+        """Run ``work`` on every item, in as many threads as memory allows."""
+        if not items:
+            return
         if len(items) == 1 or self._threads == 1:
             for item in items:
                 work(item)
             return
-        with ThreadPoolExecutor(min(self._threads, len(items) or 1), "tierstore-read") as pool:
+        with ThreadPoolExecutor(min(self._threads, len(items)), "tierstore-read") as pool:
             futures = [pool.submit(work, item) for item in items]
             try:
                 for future in futures:
@@ -96,46 +138,25 @@ class ChunkReader:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def map(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """What ``work`` gives for every item, in order."""
+        found: dict[int, _R] = {}
+
+        def one(number: int) -> None:
+            found[number] = work(items[number])
+
+        self.each(range(len(items)), one)
+        return [found[number] for number in range(len(items))]
+
     def _staging(self, size: int) -> memoryview:
         buffer: bytearray | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = self._local.buffer = bytearray(max(size, self._max_run))
         return memoryview(buffer)[:size]
 
-    def _read_run(
-        self,
-        run: Run,
-        places: Sequence[ChunkPlace],
-        wants: Sequence[Want],
-        on_chunk: Callable[[int], None] | None,
-    ) -> None:
-        stage = self._staging(run.stop - run.start)
-        try:
-            tier = self._packs.read(run.pack, [(run.start, stage)])
-        except NotFound:
-            self._packs.follow(run.pack)
-            for index in run.items:
-                self._decoder.read(places[index], wants[index].out)
-                if on_chunk:
-                    on_chunk(len(wants[index].out))
-            return
-        done: dict[int, memoryview] = {}
-        for index in run.items:
-            place, out = places[index], wants[index].out
-            if place.offset in done and done[place.offset] is not out:
-                out[:] = done[place.offset]  # the same chunk twice in this model
-            else:
-                at = place.offset - run.start
-                self._decode(place, stage[at : at + place.length], out, tier)
-                done[place.offset] = out
-            if on_chunk:
-                on_chunk(len(out))
-
-    def _decode(self, place: ChunkPlace, frame: memoryview, out: memoryview, tier: str) -> None:
-        try:
-            self._decoder.decode(place, frame, out)
-        except Damaged as error:
-            self._decoder.read(place, out, frozenset([tier]), error)
+    def _count(self, tier: str, nbytes: int) -> None:
+        with self._lock:
+            self.hot_bytes[tier] = self.hot_bytes.get(tier, 0) + nbytes
 
     def read_head(self, place: ChunkPlace) -> FrameHead:
         """What the frame of a chunk says about itself."""
@@ -148,4 +169,34 @@ class ChunkReader:
             parts: what is wanted, of one tensor.
             sink: gets every decoded block that holds wanted bytes.
         """
-        self._each(parts, lambda part: self._decoder.read_part(part, sink))
+        self.each(parts, lambda part: self._read_part(part, sink))
+        self._hot.record([
+            ChunkRead(
+                part.place.digest, part.place.pack, part.length,
+                part.wanted * part.place.length // max(1, part.length),
+            )
+            for part in parts
+        ])  # fmt: skip
+
+    def _read_part(self, part: Part, sink: Sink) -> None:
+        local = self._hot.local
+        plain = None if local is None else _hot_chunk(local, part.place)
+        if local is None or plain is None:
+            self._decoder.read_part(part, sink)
+            return
+        self._count(local.name, part.wanted)
+        for start, stop in part.spans:
+            low, high = max(start, part.begin), min(stop, part.begin + part.length)
+            if low < high:
+                sink(low, plain[low - part.begin : high - part.begin])
+
+
+def _hot_chunk(local: LocalHot, place: ChunkPlace) -> memoryview | None:
+    """A whole chunk of this node, of which only what is used is read."""
+    mapped = local.map_tensor([place.digest], place.plain, place.plain)
+    if mapped is not None:
+        return mapped.data
+    if place.plain >= MAP_FROM:
+        return None
+    out = memoryview(bytearray(place.plain))
+    return out if local.read_into([place.digest], [out])[0] else None

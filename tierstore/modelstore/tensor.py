@@ -16,8 +16,9 @@ from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.arrays import as_array, as_torch
 from tierstore.modelstore.decode import Part
+from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import spans_of_rows
-from tierstore.modelstore.reader import ChunkReader, Want
+from tierstore.modelstore.reader import ChunkReader
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,10 @@ class Tensor:
         return [Want(p.place, out[p.begin : p.begin + p.length]) for p in self.chunks()]
 
     def numpy(self) -> npt.NDArray[Any]:
-        """Read it all into a new array (see ``Model`` for bf16, fp8 and sub-byte dtypes)."""
+        """Read it all into an array of its own (see ``Model`` for bf16, fp8, sub-byte dtypes).
+
+        What is hot on this node is mapped instead of copied; writing to it stays private.
+        """
         return self.view(self._read())
 
     def torch(self) -> torch.Tensor:
@@ -130,9 +134,16 @@ class Tensor:
         """Its plain bytes as an array of its dtype and shape."""
         return as_array(data, self.dtype, self.shape)
 
+    def mapped(self) -> npt.NDArray[np.uint8] | None:
+        """Its plain bytes without copying them, if they are all hot on this node."""
+        places = [piece.place for piece in self.chunks()]
+        return self._content.reader.map_tensor(places, self._content.chunk_size, self.nbytes)
+
     def _read(self) -> npt.NDArray[np.uint8]:
-        data = np.empty(self.nbytes, np.uint8)
-        self._content.reader.read(self.wants(data.data))
+        data = self.mapped()
+        if data is None:
+            data = np.empty(self.nbytes, np.uint8)
+            self._content.reader.read(self.wants(data.data))
         return data
 
     def __array__(

@@ -118,3 +118,4 @@ class Flights:
                 del self._flights[flight.digest]
         for waiting, out in flight.seats:
             waiting.arrived(flight.digest, out, plain)
+        flight.seats.clear()

@@ -41,6 +41,12 @@ class LocalHot:
         boot_id: what changes when the machine starts again; the kernel's own by default.
     """
 
+    name: str
+    """How commands and messages call it."""
+
+    stats: TierStats
+    """What it has done so far."""
+
     def __init__(
         self,
         root: Path,

@@ -1,4 +1,4 @@
-"""Fills hot tiers behind the reader's back, with a bounded number of bytes in flight."""
+"""Fills a hot tier behind the reader's back, with a bounded number of bytes in flight."""
 
 from __future__ import annotations
 
@@ -6,50 +6,43 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from tierstore.ids import Buffer
 
-Take = Callable[[list[tuple[str, bytes]]], None]
-"""Writes blobs by key to a tier; called from the filler's thread, counts its own failures."""
-
+_K = TypeVar("_K")
 _log = logging.getLogger("tierstore.tiers")
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    take: Take
-    key: str
-    data: bytes
-
-
-class Filler:
-    """One thread that writes copies of what was read; what does not fit in is dropped.
+class Filler(Generic[_K]):
+    """One thread that hands copies of what was read to a tier; what does not fit in is dropped.
 
     Args:
-        budget: bytes of copies that may wait, the one being written included.
-        batch: a tier is given up to this many bytes at once.
+        take: writes a batch to the tier; called from the filler's thread, counts its own failures.
+        budget: bytes of copies that may wait, those being written included.
+        batch: bytes that are handed over at once, unless one alone has more.
     """
 
-    def __init__(self, budget: int, batch: int) -> None:
-        self._budget, self._batch = budget, batch
+    def __init__(
+        self, take: Callable[[Sequence[tuple[_K, bytes]]], None], budget: int, batch: int
+    ) -> None:
+        self._take, self._budget, self._batch = take, budget, batch
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._queue: deque[_Offer] = deque()
+        self._queue: deque[tuple[_K, bytes]] = deque()
         self._bytes = 0
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def offer(self, take: Take, key: str, data: Buffer, *, wait: bool = False) -> bool:
-        """Copy ``data`` and write it to a tier later.
+    def offer(self, key: _K, data: Buffer, *, wait: bool = False) -> bool:
+        """Copy ``data``, to be written later.
 
         Args:
-            take: of the tier.
-            key: of the blob there.
+            key: what the tier is told with it.
             data: its bytes; not referred to once this returns.
             wait: until there is room, instead of dropping it.
 
@@ -67,7 +60,10 @@ class Filler:
             self._bytes += size
         copy = bytes(data)  # not under the lock: readers offer in parallel
         with self._changed:
-            self._queue.append(_Offer(take, key, copy))
+            if self._closed:
+                self._bytes -= size
+                return False
+            self._queue.append((key, copy))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="tierstore-fill", daemon=True
@@ -90,8 +86,7 @@ class Filler:
             return
         with self._changed:
             self._closed = True
-            for offer in self._queue:
-                self._bytes -= len(offer.data)
+            self._bytes -= sum(len(data) for _, data in self._queue)
             self._queue.clear()
             self._changed.notify_all()
 
@@ -103,22 +98,19 @@ class Filler:
                     return
                 batch = self._next_batch()
             try:
-                batch[0].take([(offer.key, offer.data) for offer in batch])
-            except Exception:  # a hot tier never fails anything; the thread must live on
+                self._take(batch)
+            except Exception:  # a hot tier never fails anything, and the thread must live on
                 _log.exception("a hot tier could not be filled")
-            size = sum(len(offer.data) for offer in batch)
+            size = sum(len(data) for _, data in batch)
             del batch
             with self._changed:
                 self._bytes -= size
                 self._changed.notify_all()
 
-    def _next_batch(self) -> list[_Offer]:
-        """Neighbours for one tier, up to ``batch`` bytes, or one alone."""
+    def _next_batch(self) -> list[tuple[_K, bytes]]:
         batch = [self._queue.popleft()]
-        size = len(batch[0].data)
-        while self._queue and self._queue[0].take == batch[0].take:
-            size += len(self._queue[0].data)
-            if size > self._batch:
-                break
+        size = len(batch[0][1])
+        while self._queue and size + len(self._queue[0][1]) <= self._batch:
             batch.append(self._queue.popleft())
+            size += len(batch[-1][1])
         return batch

@@ -7,13 +7,13 @@ and a frame that fails its checks is a miss that is removed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import blake3
 
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.stats import TierStats
-from tierstore.errors import BackendError, Damaged, TierstoreError
+from tierstore.errors import BackendError, Damaged, TierstoreError, UnsupportedFormat
 from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import Buffer
@@ -69,18 +69,20 @@ class SharedHot:
         self.stats.count(hits=1, hit_bytes=plain)
 
     def bad(self, place: ChunkPlace, error: TierstoreError) -> None:
-        """A frame from here failed its checks: count it and remove it."""
+        """A frame from here failed its checks: count it, and remove it unless it is newer."""
         self.stats.count(misses=1, damaged=1)
-        _log.warning("tier %s had a bad frame, which is removed: %s", self.name, error)
+        _log.warning("tier %s had a bad frame: %s", self.name, error)
+        if isinstance(error, UnsupportedFormat):
+            return
         try:
             self.store.delete([frame_key(place)])
         except BackendError as failure:
             _log.debug("tier %s failed: %s", self.name, failure)
 
-    def put(self, frames: Mapping[str, Buffer]) -> None:
+    def take(self, frames: Sequence[tuple[str, Buffer]]) -> None:
         """Write frames by key; those that it cannot hold are counted as rejected."""
         limit = self.store.capabilities.max_blob
-        fitting = {k: v for k, v in frames.items() if limit is None or len(v) <= limit}
+        fitting = {key: frame for key, frame in frames if limit is None or len(frame) <= limit}
         try:
             self.store.put_many(fitting)
         except BackendError as error:

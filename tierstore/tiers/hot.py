@@ -1,0 +1,101 @@
+"""The hot tiers of one process: chunks of this node, frames that nodes share, and who fills them.
+
+Nothing here can fail a read: what a hot tier cannot give is a counted miss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Buffer
+from tierstore.placement.base import Access
+from tierstore.tiers.base import ChunkRead, HeatSink
+from tierstore.tiers.flight import Flights
+from tierstore.tiers.local import LocalHot
+from tierstore.tiers.offers import Filler
+from tierstore.tiers.shared import BATCH_BYTES, SharedHot, frame_key
+
+_BUDGET = 64 << 20
+_CLOSE_S = 30.0
+
+
+class HotTiers:
+    """What a reader asks before it asks the durable tiers. Thread-safe.
+
+    Args:
+        local: chunks on this node.
+        shared: tiers of frames, the fastest first.
+        heat: told what is read, for all nodes.
+        budget: bytes of copies that may wait to be written, to all hot tiers together.
+    """
+
+    def __init__(
+        self,
+        local: LocalHot | None = None,
+        shared: Sequence[SharedHot] = (),
+        *,
+        heat: HeatSink | None = None,
+        budget: int = _BUDGET,
+    ) -> None:
+        self.local, self.shared = local, tuple(shared)
+        self.flights = Flights()
+        self._heat = heat
+        share = budget // max(1, len(self.shared) + (local is not None))
+        self._plain = None if local is None else Filler(self._take_plain, share, BATCH_BYTES)
+        self._frames = [Filler(tier.take, share, BATCH_BYTES) for tier in self.shared]
+
+    def __bool__(self) -> bool:
+        """Whether there is a hot tier at all."""
+        return self.local is not None or bool(self.shared)
+
+    def record(self, reads: Sequence[ChunkRead]) -> None:
+        """Count reads as happening now, wherever their bytes came from."""
+        if self.local is not None:
+            now = time.time()
+            self.local.record([Access(read.digest, read.plain, now) for read in reads])
+        if self._heat is not None:
+            self._heat.record(reads)
+
+    def offer_plain(self, digest: bytes, plain: Buffer, *, keep: bool = False) -> None:
+        """Offer a verified chunk to this node's tier.
+
+        Args:
+            digest: of the chunk.
+            plain: its bytes; copied.
+            keep: whatever the policy thinks of it, and wait for room instead of dropping it.
+        """
+        if self._plain is not None and not self._plain.offer((digest, keep), plain, wait=keep):
+            assert self.local is not None
+            self.local.stats.count(rejected=1)
+
+    def offer_frame(self, place: ChunkPlace, frame: Buffer, *, keep: bool = False) -> None:
+        """Offer a verified frame to the tiers that nodes share."""
+        for tier, filler in zip(self.shared, self._frames, strict=True):
+            if not filler.offer(frame_key(place), frame, wait=keep):
+                tier.stats.count(rejected=1)
+
+    def _take_plain(self, batch: Sequence[tuple[tuple[bytes, bool], bytes]]) -> None:
+        assert self.local is not None
+        now = time.time()
+        for force in (False, True):
+            chunks = {digest: data for (digest, keep), data in batch if keep == force}
+            offers = [(Access(key, len(data), now), data) for key, data in chunks.items()]
+            if offers:
+                self.local.offer(offers, force=force)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until all that was offered is written or dropped; ``False`` when time is up."""
+        done = [filler.flush(timeout_s) for filler in self._frames]
+        return all(done) and (self._plain is None or self._plain.flush(timeout_s))
+
+    def close(self) -> None:
+        """Write what waits, for a while at most, and release connections."""
+        for filler in self._frames:
+            filler.close(_CLOSE_S)
+        for tier in self.shared:
+            tier.close()
+        if self._plain is not None and self.local is not None:
+            self._plain.close(_CLOSE_S)
+            self.local.close()
