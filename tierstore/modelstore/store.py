@@ -34,6 +34,7 @@ from tierstore.modelstore.tensor import Content
 from tierstore.modelstore.version import SaveStats, Version, version_of
 from tierstore.modelstore.writer import Progress, Writer, encoders
 from tierstore.tiers.durable import DurableTiers
+from tierstore.tiers.hot import HotTiers
 
 
 class Store:
@@ -49,11 +50,14 @@ class Store:
         settings: Settings,
         *,
         packs: DurableTiers | None = None,
+        hot: HotTiers | None = None,
         config: StoreConfig | None = None,
     ) -> None:
         """Open the store whose home is ``blobs``; see ``Home`` for ``packs`` and ``config``."""
         self._blobs, self._settings = blobs, settings
         self.home = Home(blobs, packs, config)
+        self.hot = hot if hot is not None else HotTiers()
+        """The hot tiers of this process; empty without any."""
         cache = settings.cache_dir / self.home.config.store_id / "index.sqlite"
         self._index = ChunkIndex(blobs, cache)
         self._lease = ReaderLease(blobs)
@@ -93,6 +97,7 @@ class Store:
     def close(self) -> None:
         """End leases and close files; models loaded from here can no longer be read for sure."""
         self._lease.close()
+        self.hot.close()
         self._index.close()
         self.home.packs.close()
         self._blobs.close()
@@ -217,6 +222,7 @@ class Store:
             table,
             threads=self._settings.threads,
             memory_limit=self._settings.memory_limit,
+            hot=self.hot,
         )
         return manifest, Content(table, reader, manifest.chunk_size), packs
 
