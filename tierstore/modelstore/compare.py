@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tierstore.format.frame import CODEC_DELTA
-from tierstore.format.manifest import Manifest, named_tensors, pieces
+from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import split_digests
-from tierstore.modelstore.home import Home
+from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.tensor import entry_bytes
 from tierstore.modelstore.version import Version
 
@@ -28,6 +28,7 @@ class ItemDiff:
         old_bytes: plain bytes before.
         new_bytes: plain bytes now.
         new_chunk_bytes: plain bytes of chunks of the new one that are nowhere in the old version.
+        stored_bytes: what the frames of these chunks take.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ItemDiff:
     old_bytes: int
     new_bytes: int
     new_chunk_bytes: int
+    stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Diff:
         files: the files without tensors of both, by path.
         shared_bytes: plain bytes of the new version whose chunks the old one has.
         new_bytes: plain bytes of the new version whose chunks it does not have.
+        stored_bytes: what the frames of these take.
+        delta_saved: plain bytes minus frame bytes of those that are stored as deltas.
     """
 
     old: Version
@@ -56,6 +60,8 @@ class Diff:
     files: tuple[ItemDiff, ...]
     shared_bytes: int
     new_bytes: int
+    stored_bytes: int
+    delta_saved: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +90,27 @@ def compare(home: Home, old: Version, new: Version) -> Diff:
         for item in items.values()
         for digest in split_digests(item.chunks)
     }
-    size = manifests[1].chunk_size
-    tensors = _compare_items(old_tensors, new_tensors, held, size)
-    files = _compare_items(old_files, new_files, held, size)
-    fresh = sum(item.new_chunk_bytes for item in (*tensors, *files))
-    total = sum(item.new_bytes for item in (*tensors, *files))
-    return Diff(old, new, tensors, files, total - fresh, fresh)
+    table = home.layout(new.digest, manifests[1])
+    fresh = {
+        digest: place
+        for digest in chunks_of(manifests[1])
+        if digest not in held and (place := table.find(digest)) is not None
+    }
+    tensors = _compare_items(old_tensors, new_tensors, fresh)
+    files = _compare_items(old_files, new_files, fresh)
+    items = (*tensors, *files)
+    new_bytes = sum(item.new_chunk_bytes for item in items)
+    return Diff(
+        old, new, tensors, files,
+        shared_bytes=sum(item.new_bytes for item in items) - new_bytes,
+        new_bytes=new_bytes,
+        stored_bytes=sum(place.length for place in fresh.values()),
+        delta_saved=sum(p.plain - p.length for p in fresh.values() if p.codec == CODEC_DELTA),
+    )  # fmt: skip
 
 
 def _compare_items(
-    old: Mapping[str, _Item], new: Mapping[str, _Item], held: set[bytes], chunk_size: int
+    old: Mapping[str, _Item], new: Mapping[str, _Item], fresh: Mapping[bytes, ChunkPlace]
 ) -> tuple[ItemDiff, ...]:
     found = []
     for name in sorted({*old, *new}):
@@ -105,15 +122,14 @@ def _compare_items(
         else:
             same = before.chunks == after.chunks and before.nbytes == after.nbytes
             change = "same" if same else "changed"
-        fresh = 0
-        if after is not None:
-            cut = pieces(after.chunks, after.nbytes, chunk_size)
-            fresh = sum(piece.length for piece in cut if piece.digest not in held)
+        own = split_digests(after.chunks) if after else []
         found.append(
             ItemDiff(
-                name, change, before.nbytes if before else 0, after.nbytes if after else 0, fresh
+                name, change, before.nbytes if before else 0, after.nbytes if after else 0,
+                sum(fresh[digest].plain for digest in own if digest in fresh),
+                sum(fresh[digest].length for digest in {*own} if digest in fresh),
             )
-        )
+        )  # fmt: skip
     return tuple(found)
 
 
@@ -134,7 +150,8 @@ class Usage:
         stored: bytes of the packs that hold them.
         dedup_saved: ``logical - unique``.
         codec_saved: plain bytes minus frame bytes, of chunks stored standalone.
-        delta_saved: plain bytes minus frame bytes, of chunks stored as a delta.
+        delta_saved: plain bytes minus frame bytes, of chunks stored as a delta; less the frames of
+            bases that none of these versions has as a chunk of its own.
         overhead: pack bytes that hold no frame of these versions.
         packs: count of packs.
         chunks: count of distinct chunks.
@@ -158,21 +175,24 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
     logical = headers = 0
     places: dict[bytes, ChunkPlace] = {}
     sizes: dict[bytes, int] = {}
+    own: set[bytes] = set()
     times = Counter(version.digest for every in versions.values() for version in every)
     for digest, count in times.items():
         manifest = home.manifest(digest)
         table = home.layout(digest, manifest)
         logical += count * sum(file.size for file in manifest.files)
         headers += sum(len(file.header) for file in manifest.files)
+        own.update(chunks_of(manifest))
         sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
         for place in table:
             places.setdefault(place.digest, place)
     used = {place.pack for place in places.values()}
     stored = sum(sizes[pack] for pack in used)
     saved = {True: 0, False: 0}
-    for place in places.values():
-        saved[place.codec == CODEC_DELTA] += place.plain - place.length
-    unique = headers + sum(place.plain for place in places.values())
+    for chunk, place in places.items():
+        mine = chunk in own
+        saved[place.codec == CODEC_DELTA or not mine] += mine * place.plain - place.length
+    unique = headers + sum(places[chunk].plain for chunk in own)
     return Usage(
         models=len(versions),
         versions=sum(times.values()),
@@ -184,5 +204,5 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
         delta_saved=saved[True],
         overhead=stored - sum(place.length for place in places.values()),
         packs=len(used),
-        chunks=len(places),
+        chunks=len(own),
     )

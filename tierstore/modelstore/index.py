@@ -34,6 +34,12 @@ CREATE TABLE IF NOT EXISTS chunks (
     sum BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+_ADD = """
+INSERT INTO chunks VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET
+    pack = excluded.pack, place = excluded.place, bases = excluded.bases, sum = excluded.sum
+WHERE excluded.bases = x'' OR chunks.bases != x'';
+"""
+"""A newer place replaces an older one, but no delta a standalone frame: that may be a base."""
 _PLACE = struct.Struct("<4IB")
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
@@ -147,7 +153,7 @@ class ChunkIndex:
         db.execute("BEGIN IMMEDIATE")
         try:
             db.executemany("INSERT OR REPLACE INTO packs VALUES (?, ?)", sizes.items())
-            db.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
+            db.executemany(_ADD, rows)
             db.execute("INSERT OR IGNORE INTO segments VALUES (?)", (key,))
             db.execute("COMMIT")
         except BaseException:

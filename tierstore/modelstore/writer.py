@@ -21,15 +21,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import BackendError, NotFound, SourceChanged, TierstoreError
+from tierstore.errors import BackendError, SourceChanged, TierstoreError
 from tierstore.format.checks import digest_of
-from tierstore.format.keys import GC, INDEX, layout_key, pack_key, version_key
-from tierstore.format.layout import Condemned, seal_layout, seal_segment
-from tierstore.format.manifest import FileEntry, Manifest, TensorEntry, seal_manifest
-from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.keys import INDEX, layout_key, version_key
+from tierstore.format.layout import seal_layout, seal_segment
+from tierstore.format.manifest import (
+    FileEntry,
+    LineageEntry,
+    Manifest,
+    TensorEntry,
+    seal_manifest,
+)  # fmt: skip
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.basis import Basis
+from tierstore.modelstore.confirm import gone_packs
 from tierstore.modelstore.delta import LEAST_CHUNK
 from tierstore.modelstore.framing import BufferPool, Frame, frame_chunk, plain_view
 from tierstore.modelstore.index import ChunkIndex
@@ -131,13 +137,13 @@ class Writer:
         self._total = self._headers = self._done = self._chunks = 0
         self._meta_bytes = self._objects = 0
 
-    def write(self, files: Sequence[SourceFile]) -> Digest:
+    def write(self, files: Sequence[SourceFile], lineage: Sequence[LineageEntry] = ()) -> Digest:
         """Store the content of ``files``; the version exists once its digest is in a ref log."""
         self._total = sum(file.size for file in files)
         try:
             entries = tuple(self._write_file(file) for file in files)
             self._packer.finish()
-            manifest = Manifest(chunk_size=self._chunk_size, files=entries)
+            manifest = Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
             digest, sealed = seal_manifest(manifest)
             self._create(version_key(digest), sealed)
             self._write_layout(digest)
@@ -308,25 +314,7 @@ class Writer:
         packs = dict(self._state.reused_packs)
         if not self._lease.renew():  # it had ended: our own packs may be gone too
             packs.update(self._packer.pack_sizes)
-        condemned = self._condemned() if packs else set()
-        with ThreadPoolExecutor(8, "tierstore-confirm") as pool:
-            there = pool.map(self._has_pack, packs, packs.values())
-        return {
-            pack for pack, has in zip(packs, there, strict=True) if not has or pack in condemned
-        }
-
-    def _has_pack(self, pack: bytes, size: int) -> bool:
-        try:
-            return self._packs.info(pack_key(pack)).size == size
-        except NotFound:
-            return False
-
-    def _condemned(self) -> set[bytes]:
-        newest = max((info.key for info in self._home.list(GC)), default=None)
-        if newest is None:
-            return set()
-        listed = unseal_body(Kind.CONDEMNED, self._home.get(newest), Condemned, newest)
-        return {bytes.fromhex(pack) for pack in listed.packs}
+        return gone_packs(self._home, self._packs, packs)
 
     def _store_again(self, gone: set[bytes]) -> None:
         """Read the chunks of packs that are gone from the source again, and store them anew."""

@@ -1,0 +1,202 @@
+"""Rebase: store chunks standalone that are expensive to read as deltas.
+
+A delta costs its own frame and its bases' at every read. Rebase encodes such chunks anew, puts them
+into new packs and writes the version's layout again; the old frames stay for whoever reads them now
+and for other versions, until nothing needs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tierstore.errors import TierstoreError, UsageError
+from tierstore.format.checks import damaged, digest_of
+from tierstore.format.keys import INDEX, layout_key
+from tierstore.format.layout import seal_layout, seal_segment
+from tierstore.format.manifest import Manifest
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.fetch import Want
+from tierstore.modelstore.framing import BufferPool, frame_chunk, plain_view
+from tierstore.modelstore.home import Home, chunks_of
+from tierstore.modelstore.index import ChunkIndex
+from tierstore.modelstore.leases import WriterLease
+from tierstore.modelstore.packer import Packer
+from tierstore.modelstore.tensor import Content
+
+COSTS = 1.5
+"""Bytes fetched for a delta and its bases that are too many, for each of a standalone frame."""
+
+_log = logging.getLogger("tierstore.rebase")
+
+
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """What a rebase did.
+
+    Attributes:
+        deltas: chunks of the version that were stored as deltas before.
+        chunks: those that are standalone now.
+        plain_bytes: of these.
+        stored_bytes: bytes written to storage.
+        cost_before: bytes fetched by a read of the whole version, for each byte that it would
+            fetch if all its frames were standalone.
+        cost_after: the same now.
+    """
+
+    deltas: int
+    chunks: int
+    plain_bytes: int
+    stored_bytes: int
+    cost_before: float
+    cost_after: float
+
+
+class ReadCosts:
+    """What reading the deltas of a version costs, by its layout alone.
+
+    A base that several deltas share is fetched once, so each bears its part. What a delta would
+    take standalone is estimated from its bases: they are the same tensor's content.
+    """
+
+    def __init__(self, table: ChunkTable, manifest: Manifest) -> None:
+        self._own = [place for d in dict.fromkeys(chunks_of(manifest)) if (place := table.find(d))]
+        own = {place.digest for place in self._own}
+        users: dict[bytes, int] = dict.fromkeys(own, 1)  # fetched for their own sake, too
+        for place in self._own:
+            for base in place.bases:
+                users[base] = users.get(base, 0) + 1
+        self._share: dict[bytes, float] = {}
+        self._ratio: dict[bytes, float] = {}
+        for base in {base for place in self._own for base in place.bases}:
+            at = table.find(base)
+            assert at is not None  # a layout holds every base
+            self._share[base] = at.length / users[base]
+            self._ratio[base] = at.length / max(1, at.plain)
+
+    @property
+    def deltas(self) -> list[ChunkPlace]:
+        """The chunks that are stored as deltas."""
+        return [place for place in self._own if place.bases]
+
+    def standalone(self, place: ChunkPlace) -> float:
+        """Bytes of the frame if it were standalone, as estimated."""
+        if not place.bases:
+            return place.length
+        return place.plain * sum(self._ratio[base] for base in place.bases) / len(place.bases)
+
+    def fetched(self, place: ChunkPlace) -> float:
+        """Bytes fetched to read the chunk."""
+        return place.length + sum(self._share[base] for base in place.bases)
+
+    def whole(self, instead: dict[bytes, int]) -> float:
+        """Cost of reading the version, where some frames are replaced by standalone ones.
+
+        Args:
+            instead: lengths of new standalone frames by chunk.
+        """
+        fetched = sum(instead.get(place.digest) or self.fetched(place) for place in self._own)
+        alone = sum(instead.get(place.digest) or self.standalone(place) for place in self._own)
+        return fetched / alone if alone else 1.0
+
+
+def rebase_version(
+    home: Home,
+    index: ChunkIndex,
+    digest: Digest,
+    manifest: Manifest,
+    content: Content,
+    *,
+    above: float,
+) -> Rebased:
+    """Store those deltas of a version standalone whose reading costs more than ``above``.
+
+    Args:
+        home: of the store.
+        index: is told about the new frames.
+        digest: of the version.
+        manifest: of the version.
+        content: its layout and who reads it.
+        above: bytes fetched for each byte of a standalone frame; 1 takes every delta.
+    """
+    if not above >= 1:
+        raise UsageError(f"a delta is never read for less than a standalone frame: {above} < 1")
+    costs = ReadCosts(content.table, manifest)
+    dear = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
+    before = costs.whole({})
+    if not dear:
+        return Rebased(len(costs.deltas), 0, 0, 0, before, before)
+    with WriterLease(home.blobs) as lease:
+        pool = BufferPool(manifest.chunk_size)
+        packer = Packer(home.packs, pool)
+        try:
+            for place, dtype in _with_dtypes(dear, manifest):
+                buffer = pool.take()
+                plain = plain_view(buffer, place.plain)
+                content.reader.read([Want(place, plain)])
+                if digest_of(plain).raw != place.digest:
+                    damaged(f"chunk b3:{place.digest.hex()}", "what was read is not its content")
+                frame = frame_chunk(pool, plain, digest=place.digest, dtype=dtype, buffer=buffer)
+                packer.add(place.digest, frame)
+                lease.keep()
+            packer.finish()
+        finally:
+            packer.close()
+        written = _write_layout(home, digest, manifest, content.table, packer)
+        written += _publish(home, index, packer)
+    new = {one: place.length for one, place in packer.places.items()}
+    return Rebased(
+        deltas=len(costs.deltas),
+        chunks=len(new),
+        plain_bytes=sum(place.plain for place in packer.places.values()),
+        stored_bytes=sum(packer.pack_sizes.values()) + written,
+        cost_before=before,
+        cost_after=costs.whole(new),
+    )
+
+
+def _with_dtypes(
+    places: Sequence[ChunkPlace], manifest: Manifest
+) -> Iterator[tuple[ChunkPlace, str]]:
+    dtypes: dict[bytes, str] = {}
+    for file in manifest.files:
+        for tensor in file.tensors:
+            for chunk in split_digests(tensor.chunks):
+                dtypes.setdefault(chunk, tensor.dtype)
+    return ((place, dtypes.get(place.digest, "")) for place in places)
+
+
+def _write_layout(
+    home: Home, digest: Digest, manifest: Manifest, table: ChunkTable, packer: Packer
+) -> int:
+    places: dict[bytes, ChunkPlace] = {}
+    for chunk in chunks_of(manifest):
+        place = packer.places.get(chunk) or table.find(chunk)
+        assert place is not None  # loading checked that the layout holds every chunk
+        places[chunk] = place
+    for place in list(places.values()):
+        for base in place.bases:
+            below = packer.places.get(base) or table.find(base)
+            assert below is not None
+            places.setdefault(base, below)
+    sizes = {**dict(zip(table.pack_ids, table.pack_sizes, strict=True)), **packer.pack_sizes}
+    used = {place.pack: sizes[place.pack] for place in places.values()}
+    data = seal_layout(digest, list(places.values()), used)
+    home.blobs.put(layout_key(digest), data)
+    return len(data)
+
+
+def _publish(home: Home, index: ChunkIndex, packer: Packer) -> int:
+    key = INDEX + uuid.uuid4().hex
+    places = list(packer.places.values())
+    data = seal_segment(places, packer.pack_sizes)
+    try:
+        home.blobs.put(key, data)
+    except TierstoreError as error:  # only duplicates may be missed
+        _log.warning("the index segment of this rebase was not written: %s", error)
+        return 0
+    index.add(key, places, packer.pack_sizes)
+    return len(data)
