@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.stats import TierStats
 from tierstore.format.tiers import Role, TierSpec
+from tierstore.tiers.marker import verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,13 @@ class DurableTier:
         spec: as configured for the store and this node.
         store: opened, guarded by its timeout and breaker, and metered into ``stats``.
         stats: what it has done so far.
+        store_id: of the store whose tier it must say it is; ``None`` for home.
     """
 
     spec: TierSpec
     store: BlobStore
     stats: TierStats = field(default_factory=TierStats)
+    store_id: str | None = None
 
     @property
     def name(self) -> str:
@@ -39,6 +42,11 @@ class DurableTier:
     def takes_writes(self) -> bool:
         """Whether new packs may be put here."""
         return self.spec.state == "active"
+
+    def verify(self) -> None:
+        """Raise ``Unreachable`` when what is there is not this tier: a mount that is missing."""
+        if self.store_id is not None:
+            verify(self.store, self.name, self.store_id)
 
 
 class ChunkRead(NamedTuple):

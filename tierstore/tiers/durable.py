@@ -98,6 +98,7 @@ class DurableTiers(BlobStore):
                 continue
             try:
                 tier.store.put(key, data)
+                tier.verify()  # it is safe only if the tier was there while it was written
             except BackendError as error:
                 failed = failed or error
                 self._report(tier, key, error)
@@ -148,13 +149,16 @@ class DurableTiers(BlobStore):
         avoid: frozenset[str] = frozenset(),
     ) -> tuple[DurableTier, _T]:
         failures: list[tuple[DurableTier, BackendError | Damaged]] = []
-        # twice: a pack that moves to a faster tier can be missed by one look from the fastest down
-        for _ in self.tiers[:2]:
+        # twice: a pack that moves to a faster tier can be missed by one look from the fastest down,
+        # and before a pack is called missing each tier must be what it is said to be
+        for again in (False, True)[: len(self.tiers)]:
             for number in self._order(key):
                 tier = self.tiers[number]
                 if tier.name in avoid:
                     continue
                 try:
+                    if again:
+                        tier.verify()
                     found = ask(tier)
                 except NotFound:
                     self._forget(key, number)

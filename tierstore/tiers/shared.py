@@ -81,9 +81,10 @@ class SharedHot:
 
     def take(self, frames: Sequence[tuple[str, Buffer]]) -> None:
         """Write frames by key; those that it cannot hold are counted as rejected."""
-        limit = self.store.capabilities.max_blob
-        fitting = {key: frame for key, frame in frames if limit is None or len(frame) <= limit}
+        fitting: dict[str, Buffer] = {}
         try:
+            limit = self.store.capabilities.max_blob
+            fitting = {key: frame for key, frame in frames if limit is None or len(frame) <= limit}
             self.store.put_many(fitting)
         except BackendError as error:
             _log.debug("tier %s failed: %s", self.name, error)

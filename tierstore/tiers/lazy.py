@@ -1,0 +1,91 @@
+"""A blob store that is opened when it is first used: opening one can take time, or fail."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
+from tierstore.errors import BackendError, TierstoreError, Unreachable
+from tierstore.ids import Buffer, ByteRange
+
+_log = logging.getLogger("tierstore.tiers")
+
+
+class LazyStore(BlobStore):
+    """Opens ``url`` with ``opener`` on first use; what keeps it from opening is ``Unreachable``.
+
+    Args:
+        url: for messages.
+        opener: opens and checks the store; called again after it failed.
+    """
+
+    def __init__(self, url: str, opener: Callable[[], BlobStore]) -> None:
+        self._url, self._opener = url, opener
+        self._lock = threading.Lock()
+        self._store: BlobStore | None = None
+        self._warned = False
+        self._pid = os.getpid()
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._open().capabilities
+
+    def _open(self) -> BlobStore:
+        store = self._store
+        if store is not None:
+            return store
+        if self._pid != os.getpid():  # forked while another thread may have held the lock
+            self._lock, self._pid = threading.Lock(), os.getpid()
+        with self._lock:
+            if self._store is None:
+                try:
+                    self._store = self._opener()
+                except BackendError:
+                    raise
+                except TierstoreError as error:
+                    if not self._warned:
+                        _log.warning("%s cannot be opened: %s", self._url, error)
+                        self._warned = True
+                    raise Unreachable(f"{self._url} cannot be opened: {error}") from error
+            return self._store
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        self._open().put(key, data)
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        return self._open().put_if_absent(key, data)
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
+        return self._open().get(key, byte_range)
+
+    def get_ranges(self, reads: Sequence[RangeRead]) -> None:
+        self._open().get_ranges(reads)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
+        return self._open().get_many(keys)
+
+    def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
+        self._open().put_many(blobs)
+
+    def info(self, key: str) -> BlobInfo:
+        return self._open().info(key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        self._open().delete(keys)
+
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+        return self._open().list(prefix)
+
+    def list_folders(self, prefix: str = "") -> Iterator[str]:
+        return self._open().list_folders(prefix)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
