@@ -9,18 +9,16 @@ long, is decided here:
 * redis-py's timeout is that of one ``recv``. A server that sends a byte now and then would hold a
   caller for ever, so the parser looks at the call's limit, too.
 
-A client may be used by many threads, and by a process forked from the one that made it: each
-process has connections of its own.
+A client may be used by many threads, and by a process forked from the one that made it: redis-py's
+pools give each process connections of its own.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import hiredis  # noqa: F401 - redis-py would quietly use its own parser, 3 to 5 times slower
@@ -80,22 +78,14 @@ class _Parser(_HiredisParser):
         return super().read_from_socket(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-@dataclass(slots=True)
-class _Process:
-    """What one process has open: pools by node, which node has a slot of the cluster, and which
-    did not answer when they were last asked."""
-
-    pools: dict[Address, BlockingConnectionPool] = field(default_factory=dict)
-    silent: set[Address] = field(default_factory=set)
-    slots: list[Address | None] | None = None
-
-
 class RedisClient:
     """Commands to one endpoint; nothing is connected before the first of them."""
 
     def __init__(self, endpoint: RedisEndpoint) -> None:
         self.endpoint = endpoint
-        self._by_process: dict[int, _Process] = {}
+        self._pools: dict[Address, BlockingConnectionPool] = {}
+        self._known_slots: list[Address | None] | None = None
+        self._silent: set[Address] = set()  # did not answer when they were last asked
 
     def run(self, doing: str, commands: Sequence[Command]) -> list[Any]:
         """Send the commands, each to the node that has its key, and return their raw replies.
@@ -155,16 +145,10 @@ class RedisClient:
 
     def close(self) -> None:
         """Close this process's connections; another call opens new ones."""
-        process = self._by_process.pop(os.getpid(), None)
-        if process is not None:
-            for pool in process.pools.values():
-                pool.disconnect()
+        for pool in list(self._pools.values()):
+            pool.disconnect()
 
     # Nodes
-
-    def _process(self) -> _Process:
-        # setdefault is atomic, where a lock that another thread holds during a fork stays locked.
-        return self._by_process.setdefault(os.getpid(), _Process())
 
     def _by_node(self, commands: Sequence[Command], which: list[int]) -> dict[Address, list[int]]:
         if not self.endpoint.cluster:
@@ -175,22 +159,21 @@ class RedisClient:
             key = commands[n][1]
             address = slots[key_slot(key if isinstance(key, bytes) else str(key).encode())]
             if address is None:
-                self._process().slots = None
+                self._known_slots = None
                 raise ClusterDownError("CLUSTERDOWN no node has the key's slot")
             groups.setdefault(address, []).append(n)
         return groups
 
     def _slots(self) -> list[Address | None]:
-        process = self._process()
-        if process.slots is None:
-            process.slots = self._asked_for_slots()
-        return process.slots
+        slots = self._known_slots
+        if slots is None:
+            self._known_slots = slots = self._asked_for_slots()
+        return slots
 
     def _asked_for_slots(self) -> list[Address | None]:
-        process = self._process()
-        known = {*self.endpoint.addresses, *process.pools}
+        known = {*self.endpoint.addresses, *self._pools}
         failure: Exception | None = None
-        for asked in sorted(known, key=lambda address: (address in process.silent, address)):
+        for asked in sorted(known, key=lambda address: (address in self._silent, address)):
             try:
                 [ranges] = self._exchange(asked, [("CLUSTER", "SLOTS")])
             except _SILENT as error:
@@ -213,8 +196,8 @@ class RedisClient:
     # Connections
 
     def _pool(self, address: Address) -> BlockingConnectionPool:
-        pools = self._process().pools
-        return pools.get(address) or pools.setdefault(address, self._new_pool(address))
+        # setdefault is atomic, where a lock that another thread holds in a fork would stay locked.
+        return self._pools.get(address) or self._pools.setdefault(address, self._new_pool(address))
 
     def _new_pool(self, address: Address) -> BlockingConnectionPool:
         endpoint = self.endpoint
@@ -243,7 +226,7 @@ class RedisClient:
                     _check_limit()
                     connection.send_packed_command([piece])
                 replies = [_reply(connection) for _ in commands]
-                self._process().silent.discard(address)
+                self._silent.discard(address)
                 return replies
             except BaseException:
                 connection.disconnect()  # replies may still come: nobody else may read them
@@ -252,9 +235,8 @@ class RedisClient:
                 pool.release(connection)
         except _SILENT:
             if self.endpoint.cluster:  # another node may have taken over
-                process = self._process()
-                process.slots = None
-                process.silent.add(address)
+                self._known_slots = None
+                self._silent.add(address)
             raise
 
     # Errors
