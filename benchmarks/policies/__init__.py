@@ -1,0 +1,1 @@
+"""Placement policies compared on access traces: streams, peers, the offline reference, replay."""
