@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ NATIVE = "TIERSTORE_NATIVE"
 DEBUG = "TIERSTORE_DEBUG"
 NODE = "TIERSTORE_NODE"
 LABELS = "TIERSTORE_LABELS"
-KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS)
+CONFIG = "TIERSTORE_CONFIG"
+KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS, CONFIG)
 """What this module and the program read; each option of a command has a variable of its own."""
 
 _OFF = {"", "0", "false", "no", "off"}
@@ -59,6 +62,8 @@ def parse_labels(text: str) -> dict[str, str]:
 def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings that the environment gives; ``ConfigError`` names a bad variable."""
     chosen: dict[str, Any] = {}
+    if named := node_config(environ).node:
+        chosen["node"] = named
     if text := environ.get(THREADS):
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
             raise ConfigError(f"{THREADS}={text!r} is not a number of threads from 1 to 1024")
@@ -86,11 +91,183 @@ def _cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def store_url(given: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """The store that the caller named, or else ``TIERSTORE_STORE``."""
-    url = given if given is not None else environ.get(STORE)
+    """The store that the caller named, or ``TIERSTORE_STORE``, or ``store`` in the node's file."""
+    url = given if given is not None else environ.get(STORE) or node_config(environ).store
     if not url:
         raise UsageError(f"no store is named: give its URL (--store), or set {STORE}")
     return url
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTier:
+    """What this node says of one tier; ``None`` where the store's own list holds.
+
+    Attributes:
+        url: where it is for this node.
+        size: quota in bytes.
+        enabled: whether this node uses it.
+        timeout_ms: of one request.
+        username: for Redis, SFTP and the like.
+        password: as it was found in a variable or file; never shown.
+        ca: path of a PEM file with the authorities to trust.
+        options: as in the list; these win.
+    """
+
+    url: str | None = None
+    size: int | None = None
+    enabled: bool = True
+    timeout_ms: int | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """A node's ``tierstore.toml``.
+
+    Attributes:
+        store: the store to open when none is named.
+        node: this node's name.
+        hot: the hot tier, whatever its name in the store's list; with ``url`` and ``size`` this
+            node has one even if the list has none.
+        tiers: by name.
+    """
+
+    store: str | None = None
+    node: str | None = None
+    hot: NodeTier | None = None
+    tiers: Mapping[str, NodeTier] = field(default_factory=dict)
+
+
+def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
+    """Read the node's file.
+
+    It is the one that ``TIERSTORE_CONFIG`` names (empty: none at all), or the first that exists of
+    ``$XDG_CONFIG_HOME/tierstore/tierstore.toml`` (by default in ``~/.config``) and
+    ``/etc/tierstore/tierstore.toml``.
+
+    Raises:
+        ConfigError: the file that was named cannot be read, or a key or value is not known.
+    """
+    path = _node_file(environ)
+    if path is None:
+        return NodeConfig()
+    try:
+        raw = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    return _parse_node(raw, str(path), environ)
+
+
+def _node_file(environ: Mapping[str, str]) -> Path | None:
+    if (named := environ.get(CONFIG)) is not None:
+        return Path(named) if named else None
+    base = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME", "") + "/.config")
+    for folder in (Path(base) / "tierstore", Path("/etc/tierstore")):
+        if (folder / "tierstore.toml").is_file():
+            return folder / "tierstore.toml"
+    return None
+
+
+def _parse_node(raw: Mapping[str, Any], path: str, environ: Mapping[str, str]) -> NodeConfig:
+    _check_keys(raw, [one.name for one in fields(NodeConfig)], path)
+    tiers = _typed(raw, "tiers", dict, path) or {}
+    hot = _typed(raw, "hot", dict, path)
+    return NodeConfig(
+        store=_typed(raw, "store", str, path),
+        node=_typed(raw, "node", str, path),
+        hot=None if hot is None else _parse_tier(hot, f"{path} [hot]", environ),
+        tiers={
+            name: _parse_tier(tier, f"{path} [tiers.{name}]", environ)
+            for name, tier in tiers.items()
+        },
+    )
+
+
+def _parse_tier(raw: object, where: str, environ: Mapping[str, str]) -> NodeTier:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where} must be a table")
+    known = [one.name for one in fields(NodeTier)]
+    known = ["timeout" if name == "timeout_ms" else name for name in known]
+    if "password" in raw:
+        raise ConfigError(
+            f"{where}: a password does not belong into this file; name the variable that holds it "
+            "(password_env) or a file of its own (password_file)"
+        )
+    known.remove("password")
+    _check_keys(raw, [*known, "password_env", "password_file"], where)
+    options = _typed(raw, "options", dict, where) or {}
+    size, timeout = raw.get("size"), raw.get("timeout")
+    return NodeTier(
+        url=_typed(raw, "url", str, where),
+        size=None if size is None else _quantity(size, parse_size, f"{where} size"),
+        enabled=raw.get("enabled") is None or bool(_typed(raw, "enabled", bool, where)),
+        timeout_ms=None if timeout is None else _quantity(timeout, parse_ms, f"{where} timeout"),
+        username=_typed(raw, "username", str, where),
+        password=_password(raw, where, environ),
+        ca=_typed(raw, "ca", str, where),
+        options={name: _option(value) for name, value in options.items()},
+    )
+
+
+def _check_keys(raw: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in raw:
+        if key not in (names := list(known)):
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            raise ConfigError(f"{where}: the key {key!r} is not known: {hint}")
+
+
+def _typed(raw: Mapping[str, Any], key: str, kind: type[Any], where: str) -> Any:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, kind):
+        name = {str: "text", dict: "a table", bool: "true or false"}[kind]
+        raise ConfigError(f"{where}: {key} must be {name}")
+    return value
+
+
+def _quantity(value: object, parse: Callable[[str], int], where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ConfigError(f"{where} must be a number or text")
+    try:
+        return parse(str(value))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def parse_ms(text: str) -> int:
+    """Milliseconds from ``500ms``, ``2.5s`` or a count of seconds; ``ConfigError`` otherwise."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*(ms|s|)", text.strip())
+    found = round(float(match[1]) * (1 if match[2] == "ms" else 1000)) if match else 0
+    if not found:
+        raise ConfigError(f"{text!r} is not a time; write 500ms or 5s")
+    return found
+
+
+def _option(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _password(raw: Mapping[str, Any], where: str, environ: Mapping[str, str]) -> str | None:
+    variable = _typed(raw, "password_env", str, where)
+    path = _typed(raw, "password_file", str, where)
+    if variable is not None and path is not None:
+        raise ConfigError(f"{where}: give password_env or password_file, not both")
+    if variable is not None:
+        if variable not in environ:
+            raise ConfigError(f"{where}: the variable {variable} (password_env) is not set")
+        return environ[variable]
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"{where}: the password_file {path} cannot be read: {why}") from None
 
 
 def http_allowed(environ: Mapping[str, str] = os.environ) -> bool:
