@@ -1,7 +1,23 @@
-"""This node's hot tier: plain chunks as immutable files in a directory of NVMe or tmpfs."""
+"""This node's hot tier: plain chunks as immutable files in a directory of NVMe or tmpfs.
+
+Reading opens files and nothing else: no lock, no index. Filling, evicting and pinning agree through
+an index that all processes of the node share. Linux and macOS; arrays are mapped on Linux only.
+
+What is trusted: a chunk was verified by whoever offered it, and is verified again at its first use
+after the machine was started, or after its disk had failed. A disk that loses or changes bytes
+while the machine runs, and says nothing, is found by ``scrub`` or with ``verify="always"``. A disk
+that fails under a mapped array kills the process (SIGBUS), as with every mapped file.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -10,14 +26,23 @@ import numpy as np
 import numpy.typing as npt
 
 from tierstore.blobs.stats import TierStats
-from tierstore.ids import Buffer
+from tierstore.format.checks import digest_of
 from tierstore.placement.base import Access, PlacementPolicy
+from tierstore.tiers import _mapping
+from tierstore.tiers._chunkfiles import kernel_boot_id
+from tierstore.tiers._hotdir import HotDirectory
+from tierstore.tiers._hotfill import HotFill, Offer
 from tierstore.tiers.base import TierUsage
 
-Offer: TypeAlias = tuple[Access, Buffer]
-"""A verified chunk: the read that brought it (key: its digest, time: since the epoch), its bytes."""
-
 Verify: TypeAlias = Literal["boot", "always"]
+
+MIN_MAPPED = 1 << 20
+"""Smaller tensors are copied: that costs less than a mapping."""
+
+_FLUSH_AT = 4096  # reads
+
+_log = logging.getLogger("tierstore.tiers")
+_instances: weakref.WeakSet[LocalHot] = weakref.WeakSet()
 
 
 class LocalHot:
@@ -35,17 +60,14 @@ class LocalHot:
         name: how commands and messages call it.
         high: percent of the quota up to which it is filled.
         low: percent of the quota down to which it is emptied when it is found above ``high``.
-        verify: ``boot`` compares a file with its digest when it is written, and at its first use
-            after a reboot; ``always`` at every use.
+        verify: ``boot`` compares a file with its digest at its first use after the machine was
+            started; ``always`` at every use.
+        half_life_s: of the heat that is kept beside the chunks.
+        retry_s: how long the directory is left alone after it failed.
         stats: what it has done so far.
-        boot_id: what changes when the machine starts again; the kernel's own by default.
+        boot_id: what changes when the machine is started; the kernel's own by default, and where
+            that does not say every use is verified.
     """
-
-    name: str
-    """How commands and messages call it."""
-
-    stats: TierStats
-    """What it has done so far."""
 
     def __init__(
         self,
@@ -58,14 +80,43 @@ class LocalHot:
         high: int = 95,
         low: int = 85,
         verify: Verify = "boot",
+        half_life_s: float = 3600.0,
+        retry_s: float = 30.0,
         stats: TierStats | None = None,
         boot_id: str | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.name, self.root, self.quota = name, root, quota
+        self.stats = stats or TierStats()
+        boot_id = boot_id or kernel_boot_id()
+        self._always = verify == "always" or boot_id is None
+        self._dir = HotDirectory(
+            name,
+            root,
+            store_id,
+            boot_id or "any",
+            policy,
+            high=quota * high // 100,
+            low=quota * low // 100,
+            half_life_s=half_life_s,
+            retry_s=retry_s,
+            stats=self.stats,
+        )
+        self._fill = HotFill(self._dir)
+        self._can_map = _mapping.SUPPORTED
+        self._scrubbed = b""
+        self._flusher: threading.Thread | None = None
+        self._dir.ready(self._dir.reading)
+        _instances.add(self)
 
     def resident(self, digests: Sequence[bytes]) -> list[bool]:
         """Whether each chunk has a file here; neither counts as a read nor verifies anything."""
-        raise NotImplementedError
+        if not self._dir.ready(self._dir.reading):
+            return [False] * len(digests)
+        try:
+            return [self._dir.files.exists(digest) for digest in digests]
+        except OSError as error:
+            self._dir.read_failed(error)
+            return [False] * len(digests)
 
     def read_into(self, digests: Sequence[bytes], outs: Sequence[memoryview]) -> list[bool]:
         """Copy chunks into buffers of exactly their plain bytes.
@@ -73,7 +124,36 @@ class LocalHot:
         Returns:
             Whether each was here; the others' buffers have undefined content.
         """
-        raise NotImplementedError
+        started = time.perf_counter()
+        found = []
+        usable = self._dir.ready(self._dir.reading)
+        failed = False
+        for digest, out in zip(digests, outs, strict=True):
+            here = False
+            if usable:
+                try:
+                    here = self._read(digest, out)
+                except OSError as error:
+                    failed = True
+                    self._dir.read_failed(error, digest)
+                    usable = not self._dir.reading.open
+            found.append(here)
+        if usable and not failed:
+            self._dir.reading.worked()
+        nbytes = sum(len(out) for out, here in zip(outs, found, strict=True) if here)
+        hits = sum(found)
+        self.stats.count(hits=hits, misses=len(found) - hits, hit_bytes=nbytes)
+        self.stats.record("get", time.perf_counter() - started, nbytes, failed=failed)
+        return found
+
+    def _read(self, digest: bytes, out: memoryview) -> bool:
+        if not self._dir.files.read_into(digest, out):
+            return False
+        if self._always and digest_of(out).raw != digest:
+            self._dir.files.remove(digest)
+            self._dir.on_bad(digest)
+            return False
+        return True
 
     def map_tensor(
         self, digests: Sequence[bytes], chunk_size: int, nbytes: int
@@ -93,11 +173,51 @@ class LocalHot:
             that are no whole pages, too many mappings in this process, not Linux): use
             ``read_into``. Only a mapped tensor counts as hits.
         """
-        raise NotImplementedError
+        if not self._can_map or nbytes < MIN_MAPPED or chunk_size % _mapping.PAGE:
+            return None
+        if len(digests) != -(-nbytes // chunk_size):
+            raise ValueError(f"{len(digests)} chunks of {chunk_size} are not {nbytes} bytes")
+        if not self._dir.ready(self._dir.reading):
+            return None
+        started = time.perf_counter()
+        try:
+            array = _mapping.map_files(
+                chunk_size, nbytes, lambda number, size: self._dir.files.open(digests[number], size)
+            )
+            if array is not None and self._always:
+                array = self._verified(array, digests, chunk_size)
+        except _mapping.MappingFailed as error:
+            _log.warning("tier %s copies from now on: %s", self.name, error)
+            self._can_map = False
+            return None
+        except OSError as error:
+            self._dir.read_failed(error)
+            self.stats.record("get", time.perf_counter() - started, failed=True)
+            return None
+        self._dir.reading.worked()
+        if array is not None:
+            self.stats.count(hits=len(digests), hit_bytes=nbytes)
+            self.stats.record("get", time.perf_counter() - started, nbytes)
+        return array
+
+    def _verified(
+        self, array: npt.NDArray[np.uint8], digests: Sequence[bytes], chunk_size: int
+    ) -> npt.NDArray[np.uint8] | None:
+        for number, digest in enumerate(digests):
+            begin = number * chunk_size
+            if digest_of(array[begin : begin + chunk_size].data).raw != digest:
+                self._dir.files.remove(digest)
+                self._dir.on_bad(digest)
+                return None
+        return array
 
     def record(self, accesses: Sequence[Access]) -> None:
         """Count reads, hit or miss, as heat: in memory; never waits."""
-        raise NotImplementedError
+        self._dir.book.reads.extend(accesses)
+        if len(self._dir.book.reads) >= _FLUSH_AT and self._flusher is None:
+            self._flusher = threading.Thread(target=self.flush, name="tierstore-heat", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter ends
+                self._flusher.start()
 
     def offer(self, offers: Sequence[Offer], *, force: bool = False) -> list[bool]:
         """Take in chunks that were read and verified, as far as the policy admits them.
@@ -111,27 +231,33 @@ class LocalHot:
         Returns:
             Whether each is here now.
         """
-        raise NotImplementedError
+        return self._fill.offer(offers, force)
 
     def evict(self, digests: Sequence[bytes] | None = None) -> int:
         """Remove these chunks, or all, but for pinned ones; returns the bytes that are free now."""
-        raise NotImplementedError
+        return self._dir.manage(lambda: self._dir.book.evict(digests), 0)
 
     def pin(self, digests: Sequence[bytes]) -> None:
         """Never evict these chunks until ``unpin``, here already or not."""
-        raise NotImplementedError
+        self._dir.manage(lambda: self._dir.book.pin(digests, True), None)
 
     def unpin(self, digests: Sequence[bytes]) -> None:
         """Undo ``pin``."""
-        raise NotImplementedError
+        self._dir.manage(lambda: self._dir.book.pin(digests, False), None)
 
     def usage(self) -> TierUsage:
         """What it holds now, of all processes together."""
-        raise NotImplementedError
+        used, objects, pinned = self._dir.manage(self._dir.book.totals, (0, 0, 0))
+        return TierUsage(used, objects, pinned, self.quota)
 
     def explain(self, digest: bytes, time: float) -> dict[str, float | str]:
         """Why the policy holds or does not hold a chunk."""
-        raise NotImplementedError
+
+        def explained() -> dict[str, float | str]:
+            pinned = "yes" if digest in self._dir.book.pinned else "no"
+            return {**self._dir.book.policy.explain(digest, time), "pinned": pinned}
+
+        return self._dir.manage(explained, {})
 
     def scrub(self, budget: int) -> int:
         """Compare about ``budget`` bytes of files with their digests, going on where it stopped.
@@ -139,12 +265,43 @@ class LocalHot:
         Returns:
             How many were wrong; they are removed.
         """
-        raise NotImplementedError
+        bad = 0
+        if not self._dir.ready(self._dir.reading):
+            return bad
+        try:
+            sizes = self._dir.files.sizes()
+            digests = sorted(sizes)
+            start = bisect_right(digests, self._scrubbed)
+            for digest in digests[start:] + digests[:start]:
+                if budget <= 0:
+                    break
+                bad += not self._dir.files.verify(digest)
+                budget -= sizes[digest]
+                self._scrubbed = digest
+        except OSError as error:
+            self._dir.read_failed(error)
+        return bad
 
     def flush(self) -> None:
         """Write the heat that was counted to the index, for the other processes."""
-        raise NotImplementedError
+        self._dir.manage(lambda: None, None)
+        self._flusher = None
 
     def close(self) -> None:
         """Flush and release the index; arrays that were mapped stay valid."""
-        raise NotImplementedError
+        self.flush()
+        self._dir.book.close()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child that was forked: threads and locks are the parent's."""
+        self._dir.reset()
+        self._flusher = None
+
+
+def _after_fork() -> None:
+    for one in list(_instances):
+        one.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,301 @@
+"""The files of this node's hot tier.
+
+::
+
+    <root>/<store id>/<boot id>/<digest>   verified since the machine started
+                      <other boot>/<…>     from before: verified before its first use
+                      tmp~/<digest>        being written, locked (flock) by its writer
+
+A file is immutable once it has its name, and is removed by unlinking: whoever has it open or mapped
+keeps it. Nothing is synced. After a power failure a file can hold anything, which is why files from
+before the last start are not trusted; the process that writes one may die at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from tierstore.format.checks import digest_of
+from tierstore.format.manifest import MAX_CHUNK
+from tierstore.ids import Buffer
+
+_TEMP = "tmp~"
+_NAME = re.compile(r"[0-9a-f]{64}\Z")
+_BOOT = re.compile(r"[0-9A-Za-z-]{1,64}(\.[0-9a-f]{8})?\Z")
+# O_NONBLOCK: opening a FIFO that someone put in a chunk's place must not hang
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_READ_ONLY = 0o444
+_BLOCK = 4096
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+
+def disk_size(nbytes: int) -> int:
+    """Bytes that a file takes on a disk of the usual block size."""
+    return -(-nbytes // _BLOCK) * _BLOCK
+
+
+def kernel_boot_id() -> str | None:
+    """What changes whenever the machine starts; ``None`` when the system does not say."""
+    try:
+        found = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return found if _BOOT.match(found) else None
+
+
+def try_lock(fd: int) -> bool:
+    """Lock an open file unless somebody else has; until ``fd`` is closed or its process ends."""
+    import fcntl  # POSIX only, as is this tier
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock(fd: int) -> None:
+    """Release the lock, also when a forked child has a copy of ``fd``."""
+    import fcntl
+
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+class ChunkFiles:
+    """Chunks by digest as files. Whatever fails raises ``OSError``.
+
+    Args:
+        root: the directory of the tier.
+        store_id: name of the store's folder below it.
+        boot_id: name of the folder of trusted files.
+        on_bad: told the digest of a file that was wrong, after it was removed.
+    """
+
+    def __init__(
+        self, root: Path, store_id: str, boot_id: str, on_bad: Callable[[bytes], None]
+    ) -> None:
+        self.root, self.folder = root, root / store_id
+        self._boot_id, self._on_bad = boot_id, on_bad
+        self._here = f"{self.folder}/{boot_id}"
+        self._temp = f"{self.folder}/{_TEMP}"
+        self._old: list[str] = []
+        self._device: int | None = None
+
+    def prepare(self) -> None:
+        """Make the folders, and find those from before the machine's last start.
+
+        Raises:
+            OSError: the directory is gone, on another disk than it was, cannot be written, or
+                everybody on the machine may write to it.
+        """
+        if self._device is None:
+            self.root.mkdir(parents=True, exist_ok=True)
+        found = self.root.stat()
+        if self._device not in (None, found.st_dev) and not self.folder.is_dir():
+            # not unmounted from where it was, to fill the disk below
+            raise OSError(errno.ENODEV, "another file system is mounted there now", str(self.root))
+        self._device = found.st_dev
+        for path in (self.folder, Path(self._here), Path(self._temp)):
+            path.mkdir(exist_ok=True)
+            if path.stat().st_mode & stat.S_IWOTH:
+                raise OSError(errno.EPERM, "everybody may write to it (chmod o-w)", str(path))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look which folders there are from before; other processes empty and remove them too."""
+        own = {self._boot_id, _TEMP}
+        with os.scandir(self.folder) as scan:
+            self._old = [
+                entry.path
+                for entry in scan
+                if entry.name not in own
+                and _BOOT.match(entry.name)
+                and entry.is_dir(follow_symlinks=False)
+            ]
+
+    def distrust(self) -> None:
+        """Compare every file with its digest before it is used again, in all processes."""
+        os.rename(self._here, f"{self._here}.{secrets.token_hex(4)}")  # noqa: PTH104
+        self.prepare()
+
+    # Reading
+
+    def open(self, digest: bytes, size: int) -> int | None:
+        """Open a chunk's file of exactly ``size`` bytes, verified if need be; ``None`` if none."""
+        name = digest.hex()
+        fd = _open(f"{self._here}/{name}")
+        if fd is None:
+            if not self._claim(digest):
+                return None
+            fd = _open(f"{self._here}/{name}")
+            if fd is None:
+                return None
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_size == size:
+            return fd
+        os.close(fd)
+        self.remove(digest)
+        self._on_bad(digest)
+        return None
+
+    def read_into(self, digest: bytes, out: memoryview) -> bool:
+        """Fill ``out`` with a chunk of exactly its length; ``False`` if there is none."""
+        fd = self.open(digest, len(out))
+        if fd is None:
+            return False
+        try:
+            at = 0
+            while at < len(out):
+                got = os.preadv(fd, [out[at:]], at)
+                if not got:  # somebody cut it short just now
+                    return False
+                at += got
+        finally:
+            os.close(fd)
+        return True
+
+    def exists(self, digest: bytes) -> bool:
+        """Whether there is a file for this chunk, verified or not."""
+        name = digest.hex()
+        # lexists and not access: no rights are asked for
+        return any(os.path.lexists(f"{folder}/{name}") for folder in (self._here, *self._old))
+
+    def verify(self, digest: bytes) -> bool:
+        """Compare a chunk's file with its digest; one that is wrong is removed: ``False``."""
+        right = self._checked(f"{self._here}/{digest.hex()}", digest)
+        if right is None:
+            self._claim(digest)
+        return right is not False
+
+    def _claim(self, digest: bytes) -> bool:
+        """Verify a file from before the last start, and move it to the trusted ones."""
+        for folder in self._old:
+            path = f"{folder}/{digest.hex()}"
+            if self._checked(path, digest):
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    os.rename(path, f"{self._here}/{digest.hex()}")  # noqa: PTH104
+                return True
+        return False
+
+    def _checked(self, path: str, digest: bytes) -> bool | None:
+        """Whether a file has the bytes of its digest, ``None`` if there is none; else remove it."""
+        fd = _open(path)
+        if fd is None:
+            return None
+        try:
+            data = _read_all(fd)
+        finally:
+            os.close(fd)
+        if data is not None and digest_of(data).raw == digest:
+            return True
+        _unlink(path)
+        self._on_bad(digest)
+        return False
+
+    # Writing: with the node's lock, but for the bytes themselves
+
+    def begin(self, digest: bytes) -> int:
+        """Make the unfinished file of a chunk; returns its descriptor, which keeps it locked."""
+        fd = os.open(f"{self._temp}/{digest.hex()}", _CREATE, _READ_ONLY)
+        try_lock(fd)
+        return fd
+
+    def write(self, fd: int, plain: Buffer) -> None:
+        """Write a chunk into its unfinished file, unless that was removed meanwhile."""
+        if not os.fstat(fd).st_nlink:
+            return
+        left = memoryview(plain)
+        try:
+            while left:
+                left = left[os.write(fd, left) :]
+        except OSError:
+            os.ftruncate(fd, 0)  # what it took is given back at once
+            raise
+
+    def publish(self, digest: bytes, fd: int) -> bool:
+        """Give a written file its name; ``False`` when it was removed meanwhile."""
+        path = f"{self._temp}/{digest.hex()}"
+        if not os.fstat(fd).st_nlink:
+            return False
+        os.rename(path, f"{self._here}/{digest.hex()}")  # noqa: PTH104
+        return True
+
+    def being_written(self, digest: bytes) -> bool:
+        """Whether a living process writes this chunk; what a dead one left is removed."""
+        path = f"{self._temp}/{digest.hex()}"
+        fd = _open(path)
+        if fd is None:
+            return False
+        try:
+            if not try_lock(fd):
+                return True
+            _unlink(path)
+            return False
+        finally:
+            os.close(fd)
+
+    def remove(self, digest: bytes) -> None:
+        """Unlink every file of a chunk, an unfinished one as well."""
+        name = digest.hex()
+        # in the order in which files move, so that none moves past us
+        for folder in (self._temp, *self._old, self._here):
+            _unlink(f"{folder}/{name}")
+
+    def sizes(self) -> dict[bytes, int]:
+        """The bytes of every chunk's file, verified or not."""
+        found: dict[bytes, int] = {}
+        for folder in (*self._old, self._here):
+            for digest in _names(folder):
+                with contextlib.suppress(FileNotFoundError):  # removed just now
+                    found[digest] = os.lstat(f"{folder}/{digest.hex()}").st_size
+        return found
+
+    def tidy(self) -> None:
+        """Remove what dead writers left, and folders from before that are empty."""
+        for digest in _names(self._temp):
+            self.being_written(digest)
+        for folder in self._old:
+            with contextlib.suppress(OSError):  # not empty
+                os.rmdir(folder)  # noqa: PTH106
+        self.refresh()
+
+
+def _open(path: str) -> int | None:
+    try:
+        return os.open(path, _READ)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
+
+
+def _read_all(fd: int) -> bytearray | None:
+    """The whole file, unless it is longer than any chunk or no file."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_CHUNK:
+        return None
+    data = bytearray(found.st_size)
+    at = 0
+    while at < len(data):
+        got = os.preadv(fd, [memoryview(data)[at:]], at)
+        if not got:
+            return None
+        at += got
+    return data
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def _names(folder: str) -> list[bytes]:
+    return [bytes.fromhex(name) for name in os.listdir(folder) if _NAME.match(name)]  # noqa: PTH208

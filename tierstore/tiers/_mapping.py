@@ -1,0 +1,155 @@
+"""Several files as one contiguous array, without copying.
+
+The address range is reserved first, and then each file is mapped over its part of it: private and
+writable, so that the pages are shared with every other process until somebody writes to them, and a
+page that is written to becomes the writer's own copy (mmap(2), MAP_PRIVATE and MAP_FIXED).
+
+Every file is a mapping of its own, and the kernel allows a process ``vm.max_map_count`` of them,
+for its heaps, libraries and threads as well: arrays use at most half.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SUPPORTED = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
+"""Where the numbers below are the kernel's."""
+
+PAGE = mmap.PAGESIZE
+
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_FAILED = ctypes.c_void_p(-1).value
+_DEFAULT_LIMIT = 65530
+
+_Array = npt.NDArray[np.uint8]
+
+
+class MappingFailed(Exception):
+    """The kernel does not map files here, or ran out of memory."""
+
+
+class _Budget:
+    """How many mappings the arrays of this process have; a forked child starts with the same."""
+
+    def __init__(self) -> None:
+        self._reset()
+        self._taken = 0
+        self._released: deque[int] = deque()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> bool:
+        with self._lock:
+            while self._released:
+                self._taken -= self._released.popleft()
+            if self._taken + count > map_limit() // 2:
+                return False
+            self._taken += count
+            return True
+
+    def release(self, count: int) -> None:
+        # takes no lock: it is called by the garbage collector, wherever a thread may be
+        self._released.append(count)
+
+
+_budget = _Budget()
+_torn: list[mmap.mmap] = []
+"""Ranges in which somebody else's mapping may lie by now: they are never unmapped."""
+
+
+class _Range(mmap.mmap):
+    """Reserved addresses; unmapped with the last array that views them."""
+
+    mappings = 0
+
+    def __del__(self) -> None:
+        _budget.release(self.mappings)
+
+
+def map_files(
+    chunk_size: int, nbytes: int, open_file: Callable[[int, int], int | None]
+) -> _Array | None:
+    """Map files end to end into a new array.
+
+    Args:
+        chunk_size: bytes of each file but the last, whole pages.
+        nbytes: of all files.
+        open_file: takes a file's number and its bytes; returns a descriptor of a file that has
+            exactly these, or ``None``.
+
+    Returns:
+        ``None`` when a file is missing, or when there are too many mappings already.
+
+    Raises:
+        MappingFailed: the kernel refuses.
+    """
+    count = -(-nbytes // chunk_size)
+    if not _budget.take(count):
+        return None
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    try:
+        reserved = _Range(-1, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    except (OSError, OverflowError) as error:
+        _budget.release(count)
+        raise MappingFailed(str(error)) from error
+    reserved.mappings = count
+    array = np.frombuffer(reserved, np.uint8)
+    address = array.__array_interface__["data"][0]
+    for number in range(count):
+        begin = number * chunk_size
+        length = min(chunk_size, nbytes - begin)
+        fd = open_file(number, length)
+        if fd is None:
+            return None
+        try:
+            _map(reserved, address + begin, length, fd)
+        finally:
+            os.close(fd)
+    return array
+
+
+def _map(reserved: mmap.mmap, address: int, length: int, fd: int) -> None:
+    call = _libc_mmap()
+    prot = mmap.PROT_READ | mmap.PROT_WRITE
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    if call(address, length, prot, flags | _MAP_FIXED, fd, 0) != _FAILED:
+        return
+    # It may have unmapped what was there, and others may have got that hole: keep out of it.
+    _torn.append(reserved)
+    error = ctypes.get_errno()
+    raise MappingFailed(f"mmap of {length} bytes: {os.strerror(error)}")
+
+
+@cache
+def _libc_mmap() -> Callable[..., Any]:
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = [
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+    ]  # fmt: skip
+    return function
+
+
+@cache
+def map_limit() -> int:
+    """How many mappings the kernel allows a process."""
+    try:
+        return int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        return _DEFAULT_LIMIT
