@@ -1,16 +1,13 @@
-"""Where a Redis is and how to reach it, without the client library: that is loaded to connect."""
+"""Where a Redis is and how to reach it; this needs no client library."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from tierstore.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tierstore.blobs._redis_client import RedisClient
 
 _PORT = 6379
 _FORMS = (
@@ -107,18 +104,3 @@ class RedisEndpoint:
         if not (text.isascii() and text.isdigit()) or (self.cluster and text != "0"):
             return -1
         return int(text)
-
-
-def connect(endpoint: RedisEndpoint) -> RedisClient:
-    """A client of the endpoint, which connects when it is first used.
-
-    Raises:
-        ConfigError: the libraries of the ``redis`` extra are not installed.
-    """
-    try:
-        from tierstore.blobs._redis_client import RedisClient
-    except ImportError as error:
-        raise ConfigError(
-            f"{endpoint.url} needs the packages redis and hiredis: pip install 'tierstore[redis]'"
-        ) from error
-    return RedisClient(endpoint)

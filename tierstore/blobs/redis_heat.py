@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tierstore.blobs._redis_connect import connect
 from tierstore.blobs._shared import batches
-from tierstore.blobs.redis_endpoint import RedisEndpoint, connect
+from tierstore.blobs.redis_endpoint import RedisEndpoint
 from tierstore.blobs.redis_store import check_redis_prefix
 
 if TYPE_CHECKING:

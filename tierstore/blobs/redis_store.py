@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tierstore.blobs._redis_connect import connect
 from tierstore.blobs._shared import batches, by_key, folders_of, is_key, joined, size_of, writable
 from tierstore.blobs.base import (
     BlobInfo,
@@ -24,7 +25,7 @@ from tierstore.blobs.base import (
     check_key,
     check_prefix,
 )
-from tierstore.blobs.redis_endpoint import RedisEndpoint, connect
+from tierstore.blobs.redis_endpoint import RedisEndpoint
 from tierstore.blobs.redis_health import RedisHealth, health_of
 from tierstore.errors import BackendError, ConfigError, Damaged, NotFound, OutOfSpace
 from tierstore.ids import Buffer, ByteRange
