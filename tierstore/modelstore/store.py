@@ -27,6 +27,7 @@ from tierstore.modelstore.names import Alias, Names, check_case
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.reader import ChunkReader
+from tierstore.modelstore.rebase import COSTS, Rebased, rebase_version
 from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source
@@ -272,6 +273,24 @@ class Store:
     def diff(self, old: str, new: str) -> Diff:
         """What changed between two versions, tensor by tensor; reads only metadata."""
         return compare(self.home, self.resolve(old), self.resolve(new))
+
+    def rebase(self, ref: str, *, above: float = COSTS) -> Rebased:
+        """Store those deltas of a version standalone whose reading costs too much.
+
+        Other versions and readers are not touched: the old frames stay while anything needs them.
+
+        Args:
+            ref: of the version.
+            above: bytes fetched for a delta and its bases, for each of a standalone frame, from
+                which on it is replaced; 1 replaces every delta.
+        """
+        check_features(self.home.config, "write", self.url)
+        version = self.resolve(ref)
+        self._lease.add(version.digest.hex)
+        manifest, content, _ = self._opened(version)
+        return rebase_version(
+            self.home, self._index, version.digest, manifest, content, above=above
+        )
 
     def usage(self, model: str | None = None) -> Usage:
         """Logical, unique and stored bytes, and what dedup, codec and delta saved."""
