@@ -282,3 +282,16 @@ def test_threads_share_one_index(path: Path) -> None:
         thread.join()
     assert wrong == []
     index.close()
+
+
+def test_a_delta_never_takes_the_place_of_a_standalone_frame(path: Path) -> None:
+    """It may be a base: a layout whose base is a delta could not be read."""
+    index = ChunkIndex(home_with(("a", segment(range(2)))), path)
+    index.sync()
+    delta, other = place(0, bases=(place(1).digest,)), bytes([8]) * 32
+    index.add("index/b", [delta, place(5, bases=(place(1).digest,))], {PACK: SIZE})
+    assert index.find(place(0).digest) == (place(0), SIZE)
+    index.add("index/c", [place(0, other), place(5, other)], {other: SIZE})
+    assert index.find(place(0).digest) == (place(0, other), SIZE)  # a newer one does
+    assert index.find(place(5).digest) == (place(5, other), SIZE)
+    index.close()

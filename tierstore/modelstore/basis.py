@@ -30,7 +30,7 @@ _SHARED = 0.25
 """Part of the new model's bytes in tensors of the same names and rows that makes a candidate."""
 _LIKE = 0.2
 """What a delta must save in the samples, on average, for a version to be a base at all."""
-_SAMPLES, _SAMPLE_BYTES, _AROUND = 4, 64 << 10, 1 << 20
+_SAMPLES, _SAMPLE_BYTES, _AROUND = 4, 64 << 10, 2 << 20
 
 TensorKey = tuple[str, str]
 """Path of the file and name in it."""
@@ -243,18 +243,23 @@ class BaseFinder:
         try:
             bases = self._open(version)
             tensors = tensors_of(bases, wanted)
-            likeness = [
-                tensors[sample.tensor.key].likeness(
-                    sample.begin, sample.window, sample.at, sample.length
-                )
-                if sample.tensor.key in tensors
-                else 0.0
-                for sample in self._samples
-            ]
+            likeness = [self._likeness(tensors, sample, version) for sample in self._samples]
         except TierstoreError as error:
             _log.warning("%s cannot be a base: %s", version, error)
             return 0.0, None
         return sum(likeness) / max(1, len(likeness)), bases
+
+    def _likeness(
+        self, tensors: dict[TensorKey, BaseTensor], sample: _Sample, version: Version
+    ) -> float:
+        tensor = tensors.get(sample.tensor.key)
+        if tensor is None:
+            return 0.0
+        found = tensor.likeness(sample.begin, sample.window, sample.at, sample.length)
+        if tensor.has_other_rows and version.model == self._model:
+            # rows came or went in our own model: the others may have moved far
+            return max(found, 0.5)
+        return found
 
 
 def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:

@@ -129,6 +129,7 @@ class BaseTensor:
         self._nbytes = entry_bytes(entry)
         self._chunks = split_digests(entry.chunks)
         self._rows = _rows_of(entry, shape)
+        self.has_other_rows = self._rows is not None and shape != entry.shape
         self._lock = threading.Lock()
         self._index: RowIndex | None = None
         self._misses = self._asked = 0
