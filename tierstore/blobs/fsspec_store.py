@@ -60,17 +60,18 @@ class FsspecStore(BlobStore):
 
     Args:
         url: what fsspec takes, such as ``memory://name`` or ``sftp://host/path``.
+        options: of the file system, as its own documentation names them.
 
     Raises:
         ConfigError: fsspec does not know the protocol, or a package for it is missing.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         self._protocol = url.partition("://")[0]
         self._url = _shown(url)
         try:
             # Cached listings would hide what other clients write.
-            self._fs, root = url_to_fs(url, use_listings_cache=False)
+            self._fs, root = url_to_fs(url, use_listings_cache=False, **(options or {}))
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"fsspec cannot open {self._url}: {_first_line(error)}; install the package for "

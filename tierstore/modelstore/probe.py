@@ -41,3 +41,19 @@ def probe(blobs: BlobStore) -> Probe:
         return Probe(refused, blobs.info(key).mtime - middle)
     finally:
         blobs.delete([key])
+
+
+def prove(blobs: BlobStore) -> None:
+    """Write one small object, read it back and remove it.
+
+    Raises:
+        PermissionDenied, OutOfSpace, Unreachable, BackendError: the storage did not do it.
+    """
+    key = PROBES + uuid.uuid4().hex
+    blobs.put(key, b"tierstore")
+    try:
+        found = bytes(blobs.get(key))
+    finally:
+        blobs.delete([key])
+    if found != b"tierstore":
+        raise BackendError(f"{blobs.url} does not give back what was written to it: {found[:20]!r}")

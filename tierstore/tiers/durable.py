@@ -40,10 +40,17 @@ class DurableTiers(BlobStore):
 
     Args:
         tiers: at least one.
+        reload: gives the tiers anew when the store's list of them has changed, else ``None``.
     """
 
-    def __init__(self, tiers: Sequence[DurableTier]) -> None:
+    def __init__(
+        self,
+        tiers: Sequence[DurableTier],
+        reload: Callable[[], Sequence[DurableTier] | None] = lambda: None,
+    ) -> None:
         self.tiers = tuple(tiers)
+        self._reload = reload
+        self._opened = list(tiers)
         self._lock = threading.Lock()
         self._where: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._failing: set[str] = set()
@@ -78,6 +85,17 @@ class DurableTiers(BlobStore):
         tier.stats.count(hits=1, hit_bytes=sum(read.out.nbytes for read in reads))
         return tier.name
 
+    def refresh(self) -> bool:
+        """Take over the store's list of tiers if it has changed; whether it had."""
+        tiers = self._reload()
+        if tiers is None:
+            return False
+        with self._lock:
+            self.tiers = tuple(tiers)
+            self._opened += [tier for tier in tiers if tier not in self._opened]
+            self._where.clear()
+        return True
+
     def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
         tier, found = self._ask(key, lambda tier: tier.store.get(key, byte_range))
         tier.stats.count(hits=1, hit_bytes=found.nbytes)
@@ -103,7 +121,7 @@ class DurableTiers(BlobStore):
                 failed = failed or error
                 self._report(tier, key, error)
             else:
-                self._mark(key, number)
+                self._mark(key, tier, number)
                 return
         raise failed or BackendError(f"no tier takes {key!r}: all of {self.url} are draining")
 
@@ -139,7 +157,7 @@ class DurableTiers(BlobStore):
         return iter(sorted({one for tier in self.tiers for one in tier.store.list_folders(prefix)}))
 
     def close(self) -> None:
-        for tier in self.tiers:
+        for tier in self._opened:
             tier.store.close()
 
     def _ask(
@@ -148,31 +166,34 @@ class DurableTiers(BlobStore):
         ask: Callable[[DurableTier], _T],
         avoid: frozenset[str] = frozenset(),
     ) -> tuple[DurableTier, _T]:
+        tiers = self.tiers
+        missing = NotFound(f"blob {key!r} is in none of {self.url}")
         failures: list[tuple[DurableTier, BackendError | Damaged]] = []
         # twice: a pack that moves to a faster tier can be missed by one look from the fastest down,
         # and before a pack is called missing each tier must be what it is said to be
-        for again in (False, True)[: len(self.tiers)]:
-            for number in self._order(key):
-                tier = self.tiers[number]
+        for again in (False, True)[: len(tiers)]:
+            for number in self._order(key, len(tiers)):
+                tier = tiers[number]
                 if tier.name in avoid:
                     continue
                 try:
                     if again:
                         tier.verify()
                     found = ask(tier)
-                except NotFound:
-                    self._forget(key, number)
-                    if len(self.tiers) == 1:
-                        raise
+                except NotFound as error:
+                    self._forget(key, tier, number)
+                    missing = missing if len(tiers) > 1 else error
                 except (BackendError, Damaged) as error:
                     failures.append((tier, error))
                     self._report(tier, key, error)
                 else:
-                    self._mark(key, number)
+                    self._mark(key, tier, number)
                     return tier, found
             if failures:
                 self._raise(key, failures)
-        raise NotFound(f"blob {key!r} is in none of {self.url}")
+        if self.refresh():
+            return self._ask(key, ask, avoid)
+        raise missing
 
     def _raise(
         self, key: str, failures: Sequence[tuple[DurableTier, BackendError | Damaged]]
@@ -185,18 +206,18 @@ class DurableTiers(BlobStore):
         why = "; ".join(f"tier {tier.name} could not be asked: {error}" for tier, error in unasked)
         raise kind(f"blob {key!r} was not found, but it may exist: {why}") from unasked[0][1]
 
-    def _order(self, key: str) -> Iterable[int]:
+    def _order(self, key: str, count: int) -> Iterable[int]:
         """The numbers of the tiers in the order in which to ask them."""
         with self._lock:
             first, seen = self._where.get(key, (0, 0.0))
-        if first == 0 or time.monotonic() - seen > _ASK_AGAIN_S:
-            return range(len(self.tiers))
-        return (first, *(n for n in range(len(self.tiers)) if n != first))
+        if not 0 < first < count or time.monotonic() - seen > _ASK_AGAIN_S:
+            return range(count)
+        return (first, *(n for n in range(count) if n != first))
 
-    def _mark(self, key: str, number: int) -> None:
+    def _mark(self, key: str, tier: DurableTier, number: int) -> None:
         now = time.monotonic()
         with self._lock:
-            self._failing.discard(self.tiers[number].name)
+            self._failing.discard(tier.name)
             known, seen = self._where.get(key, (-1, 0.0))
             if known != number or now - seen > _ASK_AGAIN_S:
                 self._where[key] = number, now
@@ -204,8 +225,8 @@ class DurableTiers(BlobStore):
             if len(self._where) > _REMEMBERED:
                 self._where.popitem(last=False)
 
-    def _forget(self, key: str, number: int) -> None:
-        self.tiers[number].stats.count(misses=1)
+    def _forget(self, key: str, tier: DurableTier, number: int) -> None:
+        tier.stats.count(misses=1)
         with self._lock:
             if self._where.get(key, (-1, 0.0))[0] == number:
                 del self._where[key]

@@ -1,0 +1,164 @@
+"""From a URL to the store behind it: the only place that knows every kind of store.
+
+Libraries are imported when they are needed: a local directory loads no network client.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tierstore import config
+from tierstore.blobs.base import BlobStore
+from tierstore.config import NodeTier
+from tierstore.errors import ConfigError
+from tierstore.format.tiers import DURABLE, TierSpec
+
+_OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+_FSSPEC_SCHEMES = ("memory", "hdfs", "webhdfs", "sftp", "smb")
+_REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
+_KNOWN = (
+    "a directory, file:///path, memory://name, s3://bucket/prefix, gs://bucket/prefix, "
+    "az://container/prefix, hdfs://, webhdfs://, sftp://, or fsspec+<protocol>://… for any fsspec "
+    "file system"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tier as this node has it: the list's and the node's settings together."""
+
+    spec: TierSpec
+    node: NodeTier
+    store_id: str
+
+
+def open_blobs(url: str, *, create: bool = False) -> BlobStore:
+    """Open the blob store at ``url``.
+
+    Args:
+        url: a path (``./dir``, ``/abs``), ``file:///abs``, ``memory://name`` (shared by everything
+            in this process that opens the same name), ``s3://``, ``gs://`` or ``az://`` with a
+            bucket and a prefix, or ``fsspec+<protocol>://…``.
+        create: make a local directory that is missing.
+
+    Raises:
+        ConfigError: the scheme is not known, or the URL is not complete.
+        NotFound: a local directory is missing and ``create`` is false.
+    """
+    return _open(url, {}, create=create)
+
+
+def _open(
+    url: str, options: Mapping[str, str], *, create: bool, node: NodeTier | None = None
+) -> BlobStore:
+    """Open a store that can hold blobs for good."""
+    scheme, colon, rest = url.partition("://")
+    if not url:
+        raise ConfigError(f"the store's URL is empty: use {_KNOWN}")
+    if not colon or scheme == "file":
+        from tierstore.blobs.local import LocalStore
+
+        _options(url, options, {})
+        return LocalStore(_local_path(url) if colon else url, create=create)
+    if scheme in _OBJECT_SCHEMES:
+        from tierstore.blobs.object_store import ObjectStore
+
+        chosen = _options(url, options, _OBJECT_OPTIONS)
+        return ObjectStore(url, **({"allow_http": config.http_allowed()} | chosen))
+    if scheme in _FSSPEC_SCHEMES or scheme.startswith("fsspec+"):
+        from tierstore.blobs.fsspec_store import FsspecStore
+
+        more: dict[str, Any] = dict(options)
+        if node is not None:
+            more |= {"username": node.username} if node.username else {}
+            more |= {"password": node.password} if node.password else {}
+        return FsspecStore(f"{scheme.removeprefix('fsspec+')}://{rest}", more)
+    raise ConfigError(f"stores of the kind {scheme[:40]!r} are not known: use {_KNOWN}")
+
+
+def _local_path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"} or not parts.path:
+        raise ConfigError(f"{url!r} has no absolute path: a file URL is file:///path")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{url!r}: write '?' as %3F and '#' as %23 in a file URL")
+    return unquote(parts.path)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise ConfigError(f"{text!r} must be true or false")
+    return text.lower() == "true"
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{text!r} must be a count")
+    return int(text)
+
+
+_OBJECT_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "endpoint": str, "region": str, "path_style": _flag, "storage_class": str, "profile": str,
+    "allow_http": _flag,
+}  # fmt: skip
+_CACHE_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "prefix": str, "ttl_s": _count, "connections": _count,
+}  # fmt: skip
+
+
+def _options(
+    what: str, given: Mapping[str, str], known: Mapping[str, Callable[[str], Any]]
+) -> dict[str, Any]:
+    """Parsed options; ``ConfigError`` names the nearest of those that are known."""
+    chosen = {}
+    for name, value in given.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+            )
+            raise ConfigError(f"{what} has no option {name!r}: {hint}")
+        try:
+            chosen[name] = known[name](value)
+        except ConfigError as error:
+            raise ConfigError(f"{what}, option {name}: {error}") from None
+    return chosen
+
+
+def open_tier(place: Place, *, create: bool = False) -> BlobStore:
+    """Open the tier's own store; ``ConfigError`` for an option that its kind does not know."""
+    spec, node = place.spec, place.node
+    scheme = spec.url.partition("://")[0]
+    if spec.role in DURABLE:
+        return _open(spec.url, spec.options, create=create, node=node)
+    if spec.role == "hot":
+        return _open(str(hot_directory(spec)), {}, create=create)
+    options = _options(f"tier {spec.name!r}", spec.options, _CACHE_OPTIONS)
+    options.setdefault("prefix", f"ts:{place.store_id[:16]}:")
+    if scheme in _REDIS_SCHEMES:
+        from tierstore.blobs.redis_endpoint import RedisEndpoint
+        from tierstore.blobs.redis_store import RedisStore
+
+        endpoint = RedisEndpoint(
+            spec.url, username=node.username, password=node.password, ca=node.ca,
+            timeout_s=spec.timeout_ms / 1000, connections=options.pop("connections", 8),
+        )  # fmt: skip
+        return RedisStore(endpoint, **options)
+    if scheme == "memcached":
+        from tierstore.blobs.memcached_store import MemcachedStore
+
+        return MemcachedStore(spec.url, timeout_s=spec.timeout_ms / 1000, **options)
+    return _open(spec.url, {}, create=create, node=node)
+
+
+def hot_directory(spec: TierSpec) -> Path:
+    """Where this node's hot tier lies."""
+    scheme, colon, _ = spec.url.partition("://")
+    if colon and scheme != "file":
+        raise ConfigError(f"the hot tier {spec.name!r} must be a directory of this node")
+    return Path(_local_path(spec.url) if colon else spec.url)

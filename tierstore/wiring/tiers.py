@@ -1,0 +1,134 @@
+"""The tiers of a store on this node: opened when needed, below their guards and meters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tierstore.blobs.base import BlobStore
+from tierstore.blobs.stats import TierStats
+from tierstore.config import NodeConfig, NodeTier
+from tierstore.errors import Conflict, Unreachable
+from tierstore.format.storeconfig import StoreConfig
+from tierstore.format.tiers import DURABLE, TierList, TierSpec
+from tierstore.modelstore.probe import prove
+from tierstore.modelstore.settings import Settings
+from tierstore.modelstore.tierlist import TierLog, check_tier
+from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable import home_tier
+from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.lazy import LazyStore
+from tierstore.tiers.marker import claim, verify
+from tierstore.tiers.shared import SharedHot
+from tierstore.wiring.backends import Place, hot_directory, open_tier
+
+_log = logging.getLogger("tierstore.wiring")
+_LONGEST_WAIT_MS = 30_000
+
+
+class Tiers:
+    """The tiers of one opened store, as its list and this node's file have them."""
+
+    def __init__(
+        self, home: BlobStore, own: StoreConfig, node: NodeConfig, current: TierList | None
+    ) -> None:
+        self._home, self._store_id, self._node = home, own.store_id, node
+        self._current = current
+        self._made: dict[str, DurableTier] = {}
+        for name in node.tiers.keys() - {spec.name for spec in self._specs()}:
+            _log.warning("this node's file has a tier %r, but the store has none", name)
+
+    def _specs(self) -> Sequence[TierSpec]:
+        return self._current.tiers if self._current else ()
+
+    def _places(self) -> list[Place]:
+        return [placed(spec, self._node, self._store_id) for spec in self._specs()]
+
+    def durable(self) -> list[DurableTier]:
+        """The durable tiers, home's own packs last."""
+        places = [place for place in self._places() if place.spec.role in DURABLE]
+        # a read may wait for every one of them, twice its timeout each
+        longest = max(1, _LONGEST_WAIT_MS // 2 // (len(places) + 1))
+        found = []
+        for place in places:
+            spec = msgspec.structs.replace(
+                place.spec, timeout_ms=min(place.spec.timeout_ms, longest)
+            )
+            made = self._made.get(spec.name)
+            if made is None or made.spec != spec:
+                stats = TierStats()
+                store = _stacked(Place(spec, place.node, self._store_id), stats)
+                made = self._made[spec.name] = DurableTier(spec, store, stats, self._store_id)
+            found.append(made)
+        return [*found, home_tier(self._home)]
+
+    def reload(self) -> list[DurableTier] | None:
+        """The durable tiers when the list has changed since."""
+        current = TierLog(self._home).current()
+        if current is None or (self._current and current.seq == self._current.seq):
+            return None
+        self._current = current
+        return self.durable()
+
+    def hot(self, settings: Settings) -> HotTiers:
+        """The hot tiers of this node; one that cannot be opened is never an error."""
+        shared = []
+        for place in self._places():
+            if place.spec.role == "shared" and place.node.enabled:
+                stats = TierStats()
+                shared.append(SharedHot(place.spec, _stacked(place, stats), stats))
+        return HotTiers(shared=shared, budget=min(64 << 20, settings.memory_limit // 8))
+
+
+def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:
+    """A tier of the list with what this node says of it."""
+    own = node.tiers.get(spec.name) or (node.hot if spec.role == "hot" else None) or NodeTier()
+    fields: dict[str, Any] = {"options": {**spec.options, **own.options}}
+    if own.url is not None:
+        fields["url"] = own.url
+    if own.size is not None:
+        fields["size"] = own.size
+    if own.timeout_ms is not None:
+        fields["timeout_ms"] = own.timeout_ms
+    merged = msgspec.structs.replace(spec, **fields)
+    check_tier(merged)
+    return Place(merged, own, store_id)
+
+
+def _stacked(place: Place, stats: TierStats) -> BlobStore:
+    """A tier's store as it is used: opened at its first use, and then known to be the right one."""
+
+    def opener() -> BlobStore:
+        if not place.node.enabled:
+            raise Unreachable(f"tier {place.spec.name} is not enabled on this node")
+        store = open_tier(place)
+        try:
+            if place.spec.role in DURABLE:
+                verify(store, place.spec.name, place.store_id)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    return LazyStore(place.spec.url, opener)
+
+
+def prove_tier(place: Place, home_url: str) -> None:
+    """Write, read and remove one object."""
+    check_tier(place.spec)
+    if place.spec.role == "hot":
+        hot_directory(place.spec).mkdir(parents=True, exist_ok=True)
+    with open_tier(place, create=True) as store:
+        if store.url == home_url:
+            raise Conflict(f"tier {place.spec.name!r} is where the store itself is: {home_url}")
+        prove(store)
+
+
+def claim_tier(place: Place) -> None:
+    """Mark a durable tier as this store's; ``Conflict`` when it is another one's."""
+    if place.spec.role in DURABLE:
+        with open_tier(place) as store:
+            claim(store, place.spec.name, place.store_id)
