@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.tensor import Tensor
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
+    from tierstore.variants.derive import derive
     from tierstore.wiring import init_store as init
     from tierstore.wiring import open_store as open
 
@@ -35,6 +36,7 @@ __all__ = [
     "Store",
     "Tensor",
     "Version",
+    "derive",
     "errors",
     "init",
     "open",
@@ -51,6 +53,7 @@ _HOMES = {
     "Store": "tierstore.modelstore.store:Store",
     "Tensor": "tierstore.modelstore.tensor:Tensor",
     "Version": "tierstore.modelstore.version:Version",
+    "derive": "tierstore.variants.derive:derive",
     "init": "tierstore.wiring:init_store",
     "open": "tierstore.wiring:open_store",
 }

@@ -24,7 +24,8 @@ DEBUG = "TIERSTORE_DEBUG"
 NODE = "TIERSTORE_NODE"
 LABELS = "TIERSTORE_LABELS"
 CONFIG = "TIERSTORE_CONFIG"
-KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS, CONFIG)
+PROFILE = "TIERSTORE_PROFILE"
+KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS, PROFILE, CONFIG)
 """What this module and the program read; each option of a command has a variable of its own."""
 
 _OFF = {"", "0", "false", "no", "off"}
@@ -74,6 +75,8 @@ def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
             raise ConfigError(f"{MEMORY_LIMIT}={text!r} is too little; give 32MiB or more")
     if node := environ.get(NODE):
         chosen["node"] = node
+    if profile := environ.get(PROFILE):
+        chosen["profile"] = profile
     if labels := environ.get(LABELS):
         chosen["labels"] = parse_labels(labels)
     return Settings(cache_dir=_cache_dir(environ), **chosen)

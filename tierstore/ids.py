@@ -16,6 +16,9 @@ DIGEST_BYTES = 32
 
 _HEX = re.compile(r"[0-9a-f]+\Z")
 _MIN_PREFIX = 8
+_VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+FULL = "full"
+"""In an order of preference: the version itself, not a variant of it."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -100,13 +103,15 @@ def check_name(kind: str, name: str) -> str:
 class ModelRef:
     """A parsed reference: ``model``, ``model@alias``, ``model@12`` or ``model@b3:<hex prefix>``.
 
-    Exactly one of ``alias``, ``number`` and ``prefix`` is set, or none for the newest version.
+    At most one of ``alias``, ``number`` and ``prefix`` is set; none for the newest version. Behind
+    what follows the ``@`` a variant can be named: ``model@12+int8-row``, ``model@+bf16``.
     """
 
     model: str
     alias: str | None = None
     number: int | None = None
     prefix: str | None = None
+    variant: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
@@ -115,6 +120,10 @@ class ModelRef:
         model = check_name("model", model)
         if not at:
             return cls(model)
+        rest, plus, last = rest.partition("+")
+        variant = check_variant(last) if plus else None
+        if plus and not rest:
+            return cls(model, variant=variant)
         if rest.startswith("b3:"):
             prefix = rest[3:]
             if not (_MIN_PREFIX <= len(prefix) <= 2 * DIGEST_BYTES and _HEX.match(prefix)):
@@ -122,29 +131,42 @@ class ModelRef:
                     f"reference {text[:120]!r}: after 'b3:' come {_MIN_PREFIX} to 64 "
                     "lower-case hex digits"
                 )
-            return cls(model, prefix=prefix)
+            return cls(model, prefix=prefix, variant=variant)
         if rest.isascii() and rest.isdigit():
             if len(rest) > 18 or int(rest) < 1:
                 raise InvalidName(f"reference {text[:120]!r}: versions are numbered from 1")
-            return cls(model, number=int(rest))
-        return cls(model, alias=check_alias(rest))
+            return cls(model, number=int(rest), variant=variant)
+        return cls(model, alias=check_alias(rest), variant=variant)
 
     def __str__(self) -> str:
-        if self.alias is not None:
-            return f"{self.model}@{self.alias}"
+        which = self.alias or ""
         if self.number is not None:
-            return f"{self.model}@{self.number}"
-        if self.prefix is not None:
-            return f"{self.model}@b3:{self.prefix}"
-        return self.model
+            which = str(self.number)
+        elif self.prefix is not None:
+            which = f"b3:{self.prefix}"
+        if self.variant is not None:
+            which += f"+{self.variant}"
+        return f"{self.model}@{which}" if which else self.model
 
 
 def check_alias(name: str) -> str:
     """Return an alias name in NFC, or raise ``InvalidName``.
 
-    Digits alone would read as a version number, and ``b3:`` as a digest.
+    Digits alone would read as a version number, ``b3:`` as a digest, and ``+`` begins a variant.
     """
     alias = check_name("alias", name)
-    if (alias.isascii() and alias.isdigit()) or alias.startswith("b3:"):
+    if (alias.isascii() and alias.isdigit()) or alias.startswith("b3:") or "+" in alias:
         raise InvalidName(f"alias name {name!r} is not allowed: it reads as a version")
     return alias
+
+
+def check_variant(name: str) -> str:
+    """Return a variant's name, or raise ``InvalidName``.
+
+    1 to 64 of ``a-z 0-9 . _ -``, beginning with a letter or digit; ``full`` means no variant.
+    """
+    if not _VARIANT.match(name) or name == FULL:
+        raise InvalidName(
+            f"variant name {name[:80]!r} is not allowed: use 1 to 64 of a-z, 0-9, '.', '_', '-'"
+        )
+    return name

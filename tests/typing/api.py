@@ -71,6 +71,6 @@ def names(store: Store) -> None:
 def refused(store: Store) -> None:
     store.save("ranker", 3)  # type: ignore[arg-type]
     store.save("ranker", {}, alis="prod")  # type: ignore[call-arg]
-    store.load(b"ranker")  # type: ignore[arg-type]
+    store.load(b"ranker")  # type: ignore[call-overload]
     tierstore.init("store", 1 << 20)  # type: ignore[call-arg]
     store.load("ranker").tensor("w").dtype = "F32"  # type: ignore[misc]

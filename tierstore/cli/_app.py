@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tierstore.cli import aliases, demo, describe, doctor, models, rollouts, stores
+from tierstore.cli import aliases, demo, describe, doctor, models, rollouts, stores, variants
 from tierstore.cli._command import JsonOption, QuietOption, StoreOption, name_variables
 from tierstore.cli._output import as_json, printable
 from tierstore.cli._schemas import ErrorDetail, ErrorJson
@@ -21,7 +21,8 @@ from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "log", "alias", "rollback",
-    "rollout", "report", "du", "check", "doctor", "demo", "version",
+    "rollout", "report", "derive", "variants", "lineage", "du", "check", "doctor", "demo",
+    "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
@@ -73,7 +74,7 @@ def command_tree() -> tuple[Any, set[str]]:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    for module in (stores, models, describe, aliases, rollouts, doctor, demo):
+    for module in (stores, models, describe, aliases, rollouts, variants, doctor, demo):
         module.register(app)
     root: Any = typer.main.get_command(app)
     root.commands = {name: root.commands[name] for name in _ORDER}

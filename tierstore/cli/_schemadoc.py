@@ -11,6 +11,7 @@ import msgspec
 
 from tierstore.cli import _schemas as schemas
 from tierstore.cli import _schemas_rollout as rollout
+from tierstore.cli import _schemas_variants as variants
 
 OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "init": (schemas.Init,),
@@ -32,6 +33,9 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "rollout resume": (rollout.RolloutJson,),
     "rollout abort": (rollout.RolloutDone,),
     "report": (rollout.Reported,),
+    "derive": (variants.Derived,),
+    "variants": (variants.Variants,),
+    "lineage": (variants.LineageTree,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),
     "doctor": (schemas.Doctor,),
@@ -57,14 +61,16 @@ def type_name(hint: object) -> str:
     return names.get(hint, hint.__name__.removesuffix("Json"))
 
 
-def _parts(schema: Any) -> Iterator[type[schemas.Schema]]:
-    """The structs that ``schema`` is made of, itself first."""
+def _parts(schema: Any, above: tuple[Any, ...] = ()) -> Iterator[type[schemas.Schema]]:
+    """The structs that ``schema`` is made of, itself first; one may hold itself."""
+    if schema in above:
+        return
     yield schema
     for field in msgspec.structs.fields(schema):
         hints: tuple[Any, ...] = (field.type, *typing.get_args(field.type))
         for hint in hints:
             if isinstance(hint, type) and issubclass(hint, schemas.Schema):
-                yield from _parts(hint)
+                yield from _parts(hint, (*above, schema))
 
 
 def as_markdown() -> str:

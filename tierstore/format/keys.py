@@ -14,6 +14,7 @@ REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
 PROBES = "probes/"
 VERSION_LOG = "versions"
 ALIASES = "alias/"
+VARIANTS = "variant/"
 HEAD = "HEAD"
 _MAX_SEGMENT = 240
 
@@ -59,9 +60,10 @@ def unsegment(text: str) -> str:
 
 
 def ref_prefix(model: str, name: str) -> str:
-    """The folder of one ref log; ``name`` is ``versions`` or ``alias/<alias>``."""
-    if name.startswith(ALIASES):
-        name = ALIASES + segment(name.removeprefix(ALIASES))
+    """The folder of one ref log: ``versions``, ``alias/<alias>`` or ``variant/<variant>``."""
+    for folder in (ALIASES, VARIANTS):
+        if name.startswith(folder):
+            name = folder + segment(name.removeprefix(folder))
     return f"{REFS}{segment(model)}/{name}/"
 
 

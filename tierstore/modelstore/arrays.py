@@ -81,9 +81,13 @@ class _Torch(ArrayBytes):
 def array_bytes(name: str, value: Any) -> ArrayBytes:
     """Return the bytes of a numpy array or torch tensor, without copying it where it is contiguous.
 
+    What is ``ArrayBytes`` already is returned as it is.
+
     Raises:
-        UsageError: ``value`` is neither, or its dtype has no safetensors name.
+        UsageError: ``value`` is none of these, or its dtype has no safetensors name.
     """
+    if isinstance(value, ArrayBytes):
+        return value
     torch_module = sys.modules.get("torch")
     if torch_module is not None and isinstance(value, torch_module.Tensor):
         return _from_torch(name, value)

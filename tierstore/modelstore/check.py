@@ -149,6 +149,8 @@ class _Check:
             if twin != model:
                 self._damage(key, f"{model!r} differs from {twin!r} only in case")
             self._check_log(model, keys.VERSION_LOG)
+            for variant in self._home.variants(model):
+                self._check_log(model, keys.VARIANTS + variant)
             for alias in self._home.aliases(model):
                 self._check_log(model, keys.ALIASES + alias)
 
@@ -177,7 +179,10 @@ class _Check:
         if entry.manifest is None:
             return
         digest = Digest.from_hex(entry.manifest)
-        if name == keys.VERSION_LOG:
+        if name.startswith(keys.VARIANTS):
+            variant = name.removeprefix(keys.VARIANTS)
+            self._users.setdefault(digest, []).append(f"{model}@{entry.version}+{variant}")
+        elif name == keys.VERSION_LOG:
             self._users.setdefault(digest, []).append(f"{model}@{entry.version}")
             if entry.version != entry.seq:
                 self._damage(key, f"it calls itself version {entry.version}")

@@ -109,6 +109,11 @@ class Home:
         found = self.blobs.list_folders(prefix + keys.ALIASES)
         return sorted(_names(found))
 
+    def variants(self, model: str) -> list[str]:
+        """The names of all variants that versions of a model have, sorted."""
+        prefix = keys.ref_prefix(model, keys.VERSION_LOG).removesuffix(keys.VERSION_LOG + "/")
+        return sorted(_names(self.blobs.list_folders(prefix + keys.VARIANTS)))
+
     def manifest(self, digest: Digest) -> Manifest:
         """The manifest of this digest, verified."""
         key = keys.version_key(digest)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import Conflict, NotFound, UsageError
-from tierstore.format.keys import ALIASES, VERSION_LOG
+from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
-from tierstore.ids import ModelRef, check_alias, check_name
+from tierstore.ids import FULL, ModelRef, check_alias, check_name
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.refs import Target
 from tierstore.modelstore.turns import takes_new
@@ -65,7 +65,58 @@ class Names:
             if last is None:
                 raise NotFound(f"there is no model {parsed.model!r}; 'tierstore ls' lists them")
             entry = last
-        return version_of(parsed.model, entry)
+        version = version_of(parsed.model, entry)
+        if parsed.variant is None:
+            return version
+        found = self.variant(version, parsed.variant)
+        if found is None:
+            names = [one.variant for one in self.variants(version) if one.variant]
+            has = f"it has {', '.join(names)}" if names else "it has none"
+            raise NotFound(
+                f"{version} has no variant {parsed.variant!r}; {has}: 'tierstore derive' makes one"
+            )
+        return found
+
+    def variant(self, version: Version, name: str) -> Version | None:
+        """The newest variant of this name that a version has; ``None`` when there is none."""
+        for entry in self.home.log(version.model, VARIANTS + name).entries():
+            if entry.version == version.number:
+                return version_of(version.model, entry, variant=name)
+        return None
+
+    def prefer(self, version: Version, order: Sequence[str]) -> Version:
+        """The first of these variants that a version has; a variant that was named stays.
+
+        Args:
+            version: a version, or a variant that somebody asked for by name.
+            order: names of variants; ``full`` is the version itself.
+
+        Raises:
+            NotFound: it has none of them.
+        """
+        if version.variant is not None:
+            return version
+        for name in order:
+            found = version if name == FULL else self.variant(version, name)
+            if found is not None:
+                return found
+        raise NotFound(
+            f"{version} has none of the variants {', '.join(order)}: 'tierstore derive' makes one; "
+            f"'{FULL}' in the profile stands for the version itself"
+        )
+
+    def variants(self, version: Version) -> list[Version]:
+        """All variants of a version, the newest of each name."""
+        found = (self.variant(version, name) for name in self.home.variants(version.model))
+        return [one for one in found if one is not None]
+
+    def all_variants(self, model: str) -> list[Version]:
+        """Every variant that any version of a model has or had."""
+        return [
+            version_of(model, entry, variant=name)
+            for name in self.home.variants(model)
+            for entry in self.home.log(model, VARIANTS + name).entries()
+        ]
 
     def _hint(self, model: str) -> str:
         last = self.home.log(model).last()
@@ -118,6 +169,8 @@ class Names:
     def alias(self, model: str, name: str, ref: str, message: str) -> Alias:
         """Point an alias of ``model`` to a version of it (``ref``)."""
         version = self.resolve(ref)
+        if version.variant is not None:
+            raise UsageError(f"{ref} is a variant; an alias points to versions")
         if version.model != check_name("model", model):
             raise UsageError(f"{ref} is not a version of {model!r}; an alias stays in its model")
         entry = self._version_entry(version.model, version.number)

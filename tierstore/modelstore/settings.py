@@ -24,6 +24,8 @@ class Settings:
         memory_limit: bytes of staging memory that loads may use at once.
         node: this node's name, the same after a restart: it decides the node's turn in a rollout.
         labels: what rollouts may ask for, such as ``region``.
+        profile: the variants that this node prefers, or a name in ``profiles``; see ``Store.load``.
+        profiles: orders of preference by name, each a list of variants with commas.
     """
 
     cache_dir: Path
@@ -31,6 +33,8 @@ class Settings:
     memory_limit: int = field(default_factory=lambda: default_memory_limit())
     node: str = field(default_factory=socket.gethostname)
     labels: Mapping[str, str] = field(default_factory=dict)
+    profile: str | None = None
+    profiles: Mapping[str, str] = field(default_factory=dict)
 
 
 def cpu_count() -> int:

@@ -173,8 +173,13 @@ class _explained:
 class ArrayFile(SourceFile):
     """Tensors in memory, laid out as the safetensors file that the library would write."""
 
-    def __init__(self, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None) -> None:
-        self.path = _ARRAYS_PATH
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        metadata: Mapping[str, str] | None,
+        path: str = _ARRAYS_PATH,
+    ) -> None:
+        self.path = path
         for text in [*tensors, *(metadata or {}), *(metadata or {}).values()]:
             if not isinstance(text, str):
                 raise UsageError(
@@ -221,6 +226,20 @@ class ArrayFile(SourceFile):
                     "Save a copy of it, or wait until the training step is done"
                 )
         self._sums = []
+
+
+class BytesFile(SourceFile):
+    """A file in memory that holds no tensors."""
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self.path, self.size, self.header = check_path(path), len(data), None
+        self.data = data
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        out[:] = self.data[offset : offset + len(out)]
+
+    def finish(self) -> None:
+        """Nothing can have changed."""
 
 
 def open_source(

@@ -6,19 +6,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 from urllib.parse import unquote, urlsplit
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import TierstoreError, UsageError
-from tierstore.format.manifest import Manifest
+from tierstore.format.manifest import LineageEntry, Manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
-from tierstore.ids import check_alias, check_name
+from tierstore.ids import FULL, Digest, check_alias, check_name, check_variant
 from tierstore.modelstore.basis import BaseFinder, Basis
 from tierstore.modelstore.check import CheckReport, check_store
 from tierstore.modelstore.compare import Diff, Usage, compare, measure
 from tierstore.modelstore.delta import DeltaBases
+from tierstore.modelstore.dequantized import Dequantized
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import ReaderLease, WriterLease
@@ -32,7 +33,7 @@ from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source
 from tierstore.modelstore.tensor import Content
-from tierstore.modelstore.version import SaveStats, Version, version_of
+from tierstore.modelstore.version import DISTILLED_FROM, SaveStats, Version, version_of
 from tierstore.modelstore.writer import Progress, Writer, encoders
 from tierstore.tiers.durable import DurableTiers
 from tierstore.tiers.hot import HotTiers
@@ -113,6 +114,7 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         exclude: Sequence[str] = (),
         base: str | None = "auto",
+        distilled_from: str | None = None,
         progress: Progress | None = None,
     ) -> Version:
         """Store a model as a new version; what the store has already costs nothing.
@@ -130,10 +132,11 @@ class Store:
             exclude: glob patterns of paths in the directory to leave out.
             base: a reference to the base version; ``"auto"`` takes the newest version of the model
                 or else the most alike one of another model; ``None`` stores no deltas.
+            distilled_from: a reference to the version that taught this one, for its lineage.
             progress: called with bytes done and bytes in all.
 
         Raises:
-            NotFound: there is no such ``source`` or ``base``.
+            NotFound: there is no such ``source``, ``base`` or teacher.
             InvalidSafetensors, UnsafeSource, SourceChanged: of the source; nothing is published.
             OutOfSpace, PermissionDenied, Unreachable: of the storage; nothing is published, or the
                 message says that only ``alias`` was not moved.
@@ -143,43 +146,69 @@ class Store:
         if alias is not None:
             alias = check_alias(alias)
             check_case("alias", alias, self.home.aliases(model))
-        check_features(self.home.config, "write", self.url)
         if not isinstance(source, Mapping):
             self._refuse_own(Path(source))
+        lineage = []
+        if distilled_from is not None:
+            teacher = self.resolve(distilled_from).digest
+            lineage = [LineageEntry(relation=DISTILLED_FROM, digest=teacher.raw)]
         files = open_source(source, metadata=metadata, exclude=exclude)
         try:
-            entry, stats = self._publish(model, files, base, message, progress)
+            entry, stats = self.publish(
+                files, lambda digest: self._append(model, digest, message), base=base,
+                model=model, lineage=lineage, progress=progress,
+            )  # fmt: skip
         finally:
             for file in files:
                 file.close()
         if alias is not None:
-            try:
-                self._names.point(model, alias, entry, message)
-            except TierstoreError as error:
-                raise type(error)(
-                    f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
-                    f"it: {error}"
-                ) from error
+            self._point_to_new(model, alias, entry, message)
         return version_of(model, entry, stats)
 
-    def _publish(
+    def _point_to_new(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
+        try:
+            self._names.point(model, alias, entry, message)
+        except TierstoreError as error:
+            raise type(error)(
+                f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
+                f"it: {error}"
+            ) from error
+
+    def _append(self, model: str, digest: Digest, message: str) -> RefEntry:
+        log = self.home.log(model)
+        return log.append("publish", lambda _: (0, digest.hex, None), message)
+
+    def publish(
         self,
-        model: str,
         files: Sequence[SourceFile],
+        append: Callable[[Digest], RefEntry],
+        *,
+        model: str,
         base: str | None,
-        message: str,
-        progress: Progress | None,
+        lineage: Sequence[LineageEntry] = (),
+        progress: Progress | None = None,
     ) -> tuple[RefEntry, SaveStats]:
+        """Store files and publish them by the entry that ``append`` writes; what ``save`` is
+        made of.
+
+        Args:
+            files: open sources, which the caller closes.
+            append: writes the ref log entry for the manifest's digest, once all is durable.
+            model: whose newest version ``base="auto"`` looks at first.
+            base: as for ``save``.
+            lineage: what the content was made from.
+            progress: called with bytes done and bytes in all.
+        """
+        check_features(self.home.config, "write", self.url)
         with WriterLease(self._blobs) as lease:
+            self.home.packs.refresh()  # no pack goes to a tier that is being drained
             self._index.sync()
             writer = Writer(
                 self._blobs, self.home.packs, self._index, lease,
                 chunk_size=self.home.config.chunk_size, threads=self._settings.threads,
                 basis=self._basis(base, model, files), progress=progress,
             )  # fmt: skip
-            digest = writer.write(files)
-            log = self.home.log(model)
-            entry = log.append("publish", lambda _: (0, digest.hex, None), message)
+            entry = append(writer.write(files, lineage))
             writer.publish_index()
             return entry, writer.stats()
 
@@ -203,16 +232,53 @@ class Store:
         ):
             raise UsageError(f"{source} holds the store itself; keep the store outside of it")
 
-    def load(self, ref: str) -> Model:
+    @overload
+    def load(
+        self, ref: str, *, profile: str | None = None, dequantize: Literal[False] = False
+    ) -> Model: ...
+
+    @overload
+    def load(
+        self, ref: str, *, profile: str | None = None, dequantize: Literal[True]
+    ) -> Dequantized: ...
+
+    def load(
+        self, ref: str, *, profile: str | None = None, dequantize: bool = False
+    ) -> Model | Dequantized:
         """Open a version for reading; nothing but its metadata is read yet.
 
+        Args:
+            ref: of the version; ``model@12+int8-row`` names a lossy variant of it.
+            profile: which variant suits this hardware, when ``ref`` names none: an order of
+                preference such as ``int8-channel,bf16,full`` (``full`` is the version itself), or
+                the name of one in ``Settings.profiles``. The first that exists is taken. By
+                default ``Settings.profile``, and without that the version itself.
+            dequantize: give a variant's tensors in the original's dtypes, approximated.
+
         Raises:
-            NotFound: no such model, alias or version.
+            NotFound: no such model, alias, version or variant.
             Damaged: its manifest or layout is damaged.
+            UsageError: ``dequantize`` for what is no variant.
         """
-        version = self.resolve(ref)
+        version = self._names.prefer(self.resolve(ref), self._preference(profile))
         self._lease.add(version.digest.hex)
-        return Model(version, *self._opened(version))
+        model = Model(version, *self._opened(version))
+        return Dequantized(model) if dequantize else model
+
+    def _preference(self, profile: str | None) -> list[str]:
+        chosen = profile if profile is not None else self._settings.profile
+        if not chosen:
+            return [FULL]
+        names = self._settings.profiles.get(chosen, chosen).split(",")
+        return [name if name == FULL else check_variant(name) for name in map(str.strip, names)]
+
+    def variants(self, ref: str) -> list[Version]:
+        """The lossy variants of a version, the newest of each name; see ``tierstore.derive``."""
+        return self._names.variants(self.resolve(ref))
+
+    def all_variants(self, model: str) -> list[Version]:
+        """Every lossy variant that any version of a model has or had."""
+        return self._names.all_variants(model)
 
     def _opened(self, version: Version) -> tuple[Manifest, Content, Packs]:
         manifest = self.home.manifest(version.digest)
@@ -295,7 +361,8 @@ class Store:
     def usage(self, model: str | None = None) -> Usage:
         """Logical, unique and stored bytes, and what dedup, codec and delta saved."""
         names = self.models() if model is None else [check_name("model", model)]
-        return measure(self.home, {name: self.versions(name) for name in names})
+        every = {name: [*self.versions(name), *self.all_variants(name)] for name in names}
+        return measure(self.home, every)
 
     def check(
         self, *, read_data: bool = False, progress: Callable[[int, int], None] | None = None

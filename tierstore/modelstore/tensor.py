@@ -124,11 +124,11 @@ class Tensor:
 
         What is hot on this node is mapped instead of copied; writing to it stays private.
         """
-        return self.view(self._read())
+        return self.view(self.read_bytes())
 
     def torch(self) -> torch.Tensor:
         """Read it all into a new torch tensor on the CPU."""
-        return as_torch(self._read(), self.dtype, self.shape)
+        return as_torch(self.read_bytes(), self.dtype, self.shape)
 
     def view(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Its plain bytes as an array of its dtype and shape."""
@@ -139,7 +139,8 @@ class Tensor:
         places = [piece.place for piece in self.chunks()]
         return self._content.reader.map_tensor(places, self._content.chunk_size, self.nbytes)
 
-    def _read(self) -> npt.NDArray[np.uint8]:
+    def read_bytes(self) -> npt.NDArray[np.uint8]:
+        """Its plain bytes, all of them, in one dimension."""
         data = self.mapped()
         if data is None:
             data = np.empty(self.nbytes, np.uint8)

@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 
+DERIVED_FROM, DISTILLED_FROM = "derived-from", "distilled-from"
+"""Relations in a manifest: of a lossy variant to its version, of a pupil to its teacher."""
+
 
 @dataclass(frozen=True, slots=True)
 class SaveStats:
@@ -57,6 +60,7 @@ class Version:
         who: ``user@host`` of the publisher.
         message: why.
         stats: what the save cost; ``None`` unless this object came from ``save``.
+        variant: name of the lossy variant of version ``number`` that this is, or ``None``.
     """
 
     model: str
@@ -66,9 +70,11 @@ class Version:
     who: str
     message: str
     stats: SaveStats | None = None
+    variant: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}@{self.number}"
+        variant = f"+{self.variant}" if self.variant else ""
+        return f"{self.model}@{self.number}{variant}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +87,15 @@ class FileInfo:
     metadata: dict[str, str] | None
 
 
-def version_of(model: str, entry: RefEntry, stats: SaveStats | None = None) -> Version:
-    """The version that an entry of a model's ``versions`` log publishes."""
+def version_of(
+    model: str, entry: RefEntry, stats: SaveStats | None = None, variant: str | None = None
+) -> Version:
+    """The version that an entry of a model's ``versions``, or of a variant's log publishes."""
     assert entry.version is not None
     assert entry.manifest is not None
     return Version(
         model, entry.version, Digest.from_hex(entry.manifest), when(entry), entry.who,
-        entry.message, stats,
+        entry.message, stats, variant,
     )  # fmt: skip
 
 

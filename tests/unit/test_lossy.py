@@ -11,13 +11,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import (
+    pack_to_int32,
+    unpack_from_int32,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tierstore.errors import UsageError
-from tierstore.variants.errors import compare, total
-from tierstore.variants.methods import Channel, Int8Row, LowRank, Prune, Shape, method_of
+from tierstore.lossy.errors import compare, total
+from tierstore.lossy.methods import Channel, Int8Row, LowRank, Prune, Shape, method_of
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 ALL: tuple[dict[str, str], ...] = (
@@ -87,9 +91,25 @@ def test_channel_scales_stand_beside_the_weight(kind: Any, dtype: str) -> None:
     assert parts["_scale"].shape == (array.shape[0], 1)
     assert parts["_scale"].dtype == array.dtype
     assert (parts["_scale"].astype(np.float32) > 0).all()
-    codes = parts[""].astype(np.float32)
-    assert np.isfinite(codes).all()
-    assert np.abs(codes).max() == (127 if kind == "int8" else 448)
+    if kind == "fp8":
+        codes = parts[""].astype(np.float32)
+        assert np.abs(codes).max() == 448
+        return
+    assert (parts["_packed"].dtype, parts["_packed"].shape) == (np.int32, (96, 16))
+    assert parts["_shape"].tolist() == [96, 64]
+    codes = parts["_packed"].view(np.uint8).astype(int) - 128
+    assert np.abs(codes).max() == 127
+
+
+@given(MATRICES)
+def test_int8_codes_are_what_compressed_tensors_unpacks(matrix: np.ndarray) -> None:
+    matrix = matrix[:, : max(1, matrix.shape[1] - 1)]  # widths that fill no whole word
+    parts = Channel("int8").encode(matrix)
+    packed = torch.from_numpy(parts["_packed"])
+    codes = unpack_from_int32(packed, 8, torch.Size(matrix.shape)).numpy()
+    back = Channel("int8").decode(parts, "F32", matrix.shape)
+    assert (back == codes.astype(np.float32) * parts["_scale"]).all()
+    assert (pack_to_int32(torch.from_numpy(codes), 8).numpy() == parts["_packed"]).all()
 
 
 @given(MATRICES, st.floats(0.01, 0.99))

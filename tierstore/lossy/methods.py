@@ -138,8 +138,9 @@ class Int8Row(Method):
 class Channel(Method):
     """Eight bits a value, symmetric, with one scale an output channel (row of the weight).
 
-    The parts have the names of the ``compressed-tensors`` checkpoints: ``weight`` (I8 or F8_E4M3)
-    and ``weight_scale`` (``[rows, 1]``, in the original's dtype).
+    The parts have the names of ``compressed-tensors`` checkpoints: ``weight_scale`` (``[rows, 1]``,
+    in the original's dtype), and ``weight`` (F8_E4M3) or, for int8, ``weight_packed`` (four codes,
+    each plus 128, in an I32, the first in its lowest byte) with ``weight_shape`` (I64).
     """
 
     kind: Literal["int8", "fp8"]
@@ -164,12 +165,20 @@ class Channel(Method):
         scale = np.where(peak > 0, peak / top, np.float32(1)).astype(array.dtype)
         scale = np.maximum(scale, _least(array.dtype))
         scaled = np.clip(rows / scale.astype(np.float32), -top, top)
-        if self.kind == "int8":
-            return {"": np.rint(scaled).astype(np.int8), "_scale": scale}
-        return {"": scaled.astype(ml_dtypes.float8_e4m3fn), "_scale": scale}
+        if self.kind == "fp8":
+            return {"": scaled.astype(ml_dtypes.float8_e4m3fn), "_scale": scale}
+        codes = (np.rint(scaled).astype(np.int16) + 128).astype(np.uint8)
+        padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 4)))
+        shape = np.array(array.shape, np.int64)
+        return {"_packed": padded.view("<i4"), "_scale": scale, "_shape": shape}
 
     def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
-        rows = parts[""].astype(np.float32) * parts["_scale"].astype(np.float32)
+        if self.kind == "fp8":
+            codes = parts[""].astype(np.float32)
+        else:
+            packed = np.ascontiguousarray(parts["_packed"]).view(np.uint8)
+            codes = packed[:, : shape[1]].astype(np.float32) - 128
+        rows = codes * parts["_scale"].astype(np.float32)
         return np.asarray(rows.astype(_FLOATS[dtype]).reshape(shape))
 
 

@@ -36,7 +36,9 @@ class TensorError:
         """Norm of the difference over the norm of the original; 0 for an exact copy."""
         if self.squared_error == 0:
             return 0.0
-        return math.sqrt(self.squared_error / self.squared_norm) if self.squared_norm else math.inf
+        if self.squared_norm == 0 or math.isinf(self.squared_error):
+            return math.inf
+        return math.sqrt(self.squared_error / self.squared_norm)
 
     @property
     def snr_db(self) -> float:

@@ -1,0 +1,82 @@
+"""The commands derive, variants and lineage of the real program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import tierstore
+from tierstore.cli import _app
+from tierstore.cli import _schemas_variants as schemas
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    with tierstore.init(tmp_path / "store") as store:
+        weight = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+        store.save("m", {"a.weight": weight, "a.bias": weight[0]}, alias="prod")
+    monkeypatch.setenv("TIERSTORE_STORE", str(tmp_path / "store"))
+
+    def go(*argv: str) -> tuple[int, str, str]:
+        code = _app.run(argv)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return go
+
+
+def parsed(run: Run, schema: Any, *argv: str) -> Any:
+    code, out, err = run(*argv, "--json")
+    assert (code, err) == (0, "")
+    return msgspec.json.decode(out.encode(), type=schema)
+
+
+def test_derive_list_and_draw(run: Run, tmp_path: Path) -> None:
+    assert "has no variants" in run("variants", "m")[1]
+    made = parsed(run, schemas.Derived, "derive", "m@prod", "--cast", "bf16", "--keep", "bias")
+    assert (made.ref, made.variant, made.kept) == ("m@1+bf16", "bf16", "bias")
+    assert [tensor.name for tensor in made.tensors] == ["a.weight"]
+    assert 0 < made.error.relative_l2 < 2**-8
+    code, out, _ = run("derive", "m", "--int8", "row", "--name", "cpu")
+    assert code == 0
+    assert out.startswith("m@1+cpu: ")
+    assert "signal to noise" in out
+    listed = parsed(run, schemas.Variants, "variants", "m@prod")
+    assert [one.ref for one in listed.variants] == ["m@1+bf16", "m@1+cpu"]
+    assert "int8 row" in run("variants", "m")[1]
+    code, out, _ = run("lineage", "m@1+cpu")
+    lines = out.splitlines()
+    assert lines[0].startswith("m@1  b3:")
+    assert "├─ m@1+cpu" in out or "└─ m@1+cpu" in out
+    assert sum(line.endswith("<-") for line in lines) == 1
+    tree = parsed(run, schemas.LineageTree, "lineage", "m")
+    assert tree.roots[0].asked
+    assert run("load", "m@1+cpu", "--to", str(tmp_path / "out"), "-q")[0] == 0
+    assert (tmp_path / "out" / "tierstore-variant.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["derive", "m"], 2, "exactly one"),
+        (["derive", "m", "--cast", "bf16", "--fp8", "e4m3"], 2, "exactly one"),
+        (["derive", "m", "--cast", "bf15"], 2, "is no method"),
+        (["derive", "m@9", "--cast", "bf16"], 5, "m@9 does not exist"),
+        (["derive", "m", "--fp8", "e4m3", "--max-error", "0.0001"], 1, "nothing was published"),
+        (["derive", "m", "--cast", "bf16", "--name", "Full"], 2, "not allowed"),
+        (["load", "m@1+bf16", "--to", "x"], 5, "no variant 'bf16'"),
+        (["lineage", "none"], 5, "no model"),
+    ],
+)  # fmt: skip
+def test_mistakes(run: Run, argv: list[str], code: int, text: str) -> None:
+    found, out, err = run(*argv)
+    assert (found, out) == (code, "")
+    assert text in err
+    assert parsed(run, schemas.Variants, "variants", "m").variants == []

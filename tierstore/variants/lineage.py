@@ -1,0 +1,99 @@
+"""Lineage: what a version was made from, and what was made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.ids import Digest
+from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version
+
+
+@dataclass(slots=True)
+class Node:
+    """One place in the tree.
+
+    Attributes:
+        digest: of the manifest.
+        names: versions and variants with this content, as references; empty when none is left.
+        relation: what its parent is to it, such as ``derived-from``; empty for a root.
+        children: what was made from it.
+        asked: whether it is the version that was asked for.
+    """
+
+    digest: Digest
+    names: list[str] = field(default_factory=list)
+    relation: str = ""
+    children: list[Node] = field(default_factory=list)
+    asked: bool = False
+
+
+def lineage(store: Store, ref: str) -> list[Node]:
+    """The trees that a version is in, from its oldest ancestors down.
+
+    Reads the manifest of every version and variant of the store once. One whose manifest cannot
+    be read is left out: ``check`` names it.
+    """
+    asked = store.resolve(ref)
+    nodes: dict[bytes, Node] = {}
+    parents: dict[bytes, list[tuple[bytes, str]]] = {}
+    for version in _everything(store):
+        node = nodes.setdefault(version.digest.raw, Node(version.digest))
+        node.names.append(str(version))
+        if version.digest.raw in parents:
+            continue
+        try:
+            manifest = store.home.manifest(version.digest)
+        except (Damaged, NotFound, UnsupportedFormat):
+            parents[version.digest.raw] = []
+            continue
+        parents[version.digest.raw] = [(one.digest, one.relation) for one in manifest.lineage]
+    roots = _roots(asked.digest.raw, parents)
+    return [_tree(root, "", nodes, parents, asked.digest.raw, ()) for root in roots]
+
+
+def _everything(store: Store) -> list[Version]:
+    found = []
+    for model in store.models():
+        found += store.versions(model)[::-1]
+        found += store.all_variants(model)[::-1]
+    return found
+
+
+def _roots(start: bytes, parents: dict[bytes, list[tuple[bytes, str]]]) -> list[bytes]:
+    """The oldest ancestors, each once; a circle, which no writer makes, ends where it began."""
+    seen: set[bytes] = set()
+    roots: dict[bytes, None] = {}
+    left = [start]
+    while left:
+        digest = left.pop()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        above = [parent for parent, _ in parents.get(digest, [])]
+        if above:
+            left += above
+        else:
+            roots[digest] = None
+    return list(roots) or [start]
+
+
+def _tree(
+    digest: bytes,
+    relation: str,
+    nodes: dict[bytes, Node],
+    parents: dict[bytes, list[tuple[bytes, str]]],
+    asked: bytes,
+    path: tuple[bytes, ...],
+) -> Node:
+    known = nodes.get(digest)
+    node = Node(Digest(digest), list(known.names) if known else [], relation, asked=digest == asked)
+    if digest not in path:
+        node.children = [
+            _tree(child, how, nodes, parents, asked, (*path, digest))
+            for child, above in parents.items()
+            for parent, how in above
+            if parent == digest
+        ]
+    return node
