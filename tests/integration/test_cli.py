@@ -108,6 +108,7 @@ CASES: dict[str, tuple[list[str], str, str]] = {
     "alias rm": (["alias", "rm", "ranker", "stable"], "removed", "ranker@stable"),
     "alias ls": (["alias", "ls", "ranker"], "stable", "ranker@prod\nranker@stable"),
     "rollback": (["rollback", "ranker", "prod", "-m", "bad"], "is now ranker@1", "ranker@1"),
+    "rebase": (["rebase", "ranker"], "0 of 0 deltas stored in full", "ranker@2"),
     "du": (["du"], "saved by dedup", "{stored}"),
     "du model": (["du", "ranker"], "saved by codecs", "{stored}"),
     "check": (["check"], "no damage", ""),
@@ -217,6 +218,30 @@ def test_stat_and_tensors_agree(place: Path, run: Program) -> None:
     assert (emb["dtype"], emb["shape"], emb["bytes"]) == ("F32", [2000, 300], 2_400_000)
     assert emb["codecs"] == {"planes": 1}
     assert emb["ratio"] == pytest.approx(emb["stored_bytes"] / emb["bytes"], abs=1e-4)
+
+
+def test_deltas_are_chosen_and_undone(place: Path, run: Program) -> None:
+    table = np.random.default_rng(3).standard_normal((300, 200), np.float32)
+    save_file({"emb": table}, place / "one.safetensors")
+    save_file({"emb": table * np.float32(1.00001)}, place / "two.safetensors")
+    assert answer(run, "save", "d", "one.safetensors")["base"] is None
+    assert answer(run, "save", "plain", "two.safetensors", "--base", "none")["delta_bytes"] == 0
+    save_file({"emb": table * np.float32(1.00003)}, place / "three.safetensors")
+    saved = answer(run, "save", "d", "three.safetensors", "--base", "d@1")
+    assert (saved["base"], saved["delta_bytes"]) == ("d@1", table.nbytes)
+    assert 0 < saved["delta_stored_bytes"] < saved["stored_bytes"]
+    save_file({"emb": table * np.float32(1.00002)}, place / "four.safetensors")
+    assert "as deltas against d@2" in run("save", "d", "four.safetensors").out
+    change = answer(run, "diff", "d@1", "d@2")
+    assert change["stored_bytes"] == saved["delta_stored_bytes"]
+    assert change["delta_saved_bytes"] == table.nbytes - saved["delta_stored_bytes"]
+    assert answer(run, "du", "d")["delta_saved_bytes"] > 0
+    assert run("du", "plain").code == 0
+    done = answer(run, "rebase", "d@2", "--above", "1")
+    assert (done["deltas"], done["chunks"], done["cost_after"]) == (1, 1, 1.0)
+    assert answer(run, "rebase", "d@2")["deltas"] == 0
+    assert run("save", "d", "one.safetensors", "--base", "nobody@1").code == 5
+    assert run("rebase", "d", "--above", "0.1").code == 2
 
 
 def test_aliases_and_rollback(place: Path, run: Program) -> None:

@@ -20,7 +20,7 @@ from tierstore.config import DEBUG, is_on
 from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
-    "init", "save", "load", "ls", "stat", "tensors", "diff", "log", "alias", "rollback",
+    "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
     "rollout", "report", "derive", "variants", "lineage", "du", "check", "doctor", "demo",
     "version",
 )  # fmt: skip

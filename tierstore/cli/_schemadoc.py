@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tierstore.cli import _schemas as schemas
+from tierstore.cli import _schemas_deltas as deltas
 from tierstore.cli import _schemas_rollout as rollout
 from tierstore.cli import _schemas_variants as variants
 
@@ -20,7 +21,8 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "ls": (schemas.Models, schemas.Versions),
     "stat": (schemas.Stat,),
     "tensors": (schemas.Tensors,),
-    "diff": (schemas.DiffJson,),
+    "diff": (deltas.DiffJson,),
+    "rebase": (deltas.Rebase,),
     "log": (schemas.Log,),
     "alias set": (schemas.AliasJson,),
     "alias rm": (schemas.AliasRemoved,),

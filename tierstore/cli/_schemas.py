@@ -42,12 +42,17 @@ class Save(VersionJson):
     """The new version, and what it cost.
 
     ``new_bytes`` are plain bytes that the store did not have, ``reused_bytes`` those it had, and
-    ``stored_bytes`` what was written to storage for the new ones.
+    ``stored_bytes`` what was written to storage for the new ones. Of the new ones ``delta_bytes``
+    are stored as deltas, which take ``delta_stored_bytes``; ``base`` is the version that they
+    refer to, ``MODEL@NUMBER``, or null.
     """
 
     alias: str | None
+    base: str | None
     logical_bytes: int
     new_bytes: int
+    delta_bytes: int
+    delta_stored_bytes: int
     reused_bytes: int
     stored_bytes: int
     chunks: int
@@ -163,27 +168,6 @@ class Tensors(Schema):
     version: int
     digest: str
     tensors: list[TensorJson]
-
-
-class Change(Schema):
-    """How one tensor or file changed; ``new_chunk_bytes`` are nowhere in the old version."""
-
-    name: str
-    change: Literal["added", "removed", "changed", "retyped", "same"]
-    old_bytes: int
-    new_bytes: int
-    new_chunk_bytes: int
-
-
-class DiffJson(Schema):
-    """What differs between two versions; unchanged items are listed too."""
-
-    old: VersionJson
-    new: VersionJson
-    tensors: list[Change]
-    files: list[Change]
-    shared_bytes: int
-    new_bytes: int
 
 
 class LogEntry(Schema):

@@ -10,6 +10,7 @@ import typer
 from tierstore.cli import _schemas as schemas
 from tierstore.cli._command import Cli, command
 from tierstore.cli._output import Column, counted, facts, size, table, when
+from tierstore.cli._schemas_deltas import Change, DiffJson
 from tierstore.cli.models import REF_HELP, Ref, matching, version_fields, version_json
 
 if TYPE_CHECKING:
@@ -170,23 +171,25 @@ def diff(
     """
     with cli.open() as store:
         found = store.diff(old, new)
-    data = schemas.DiffJson(
+    data = DiffJson(
         old=version_json(found.old),
         new=version_json(found.new),
         tensors=[_change(item) for item in found.tensors],
         files=[_change(item) for item in found.files],
         shared_bytes=found.shared_bytes,
         new_bytes=found.new_bytes,
+        stored_bytes=found.stored_bytes,
+        delta_saved_bytes=found.delta_saved,
     )
     changed = [item for item in (*data.tensors, *data.files) if item.change != "same"]
 
     def text() -> None:
         columns = [Column("NAME"), Column("CHANGE"), Column("OLD", True), Column("NEW", True),
-                   Column("NEW CHUNKS", True)]  # fmt: skip
+                   Column("NEW CHUNKS", True), Column("STORED", True)]  # fmt: skip
         rows = [
             (
                 item.name, item.change, size(item.old_bytes), size(item.new_bytes),
-                size(item.new_chunk_bytes),
+                size(item.new_chunk_bytes), size(item.stored_bytes),
             )
             for item in changed
         ]  # fmt: skip
@@ -196,17 +199,19 @@ def diff(
         same = len(data.tensors) + len(data.files) - len(changed)
         print(
             f"{len(changed)} changed, {same} the same; {found.new} shares "
-            f"{size(found.shared_bytes)} with {found.old}, {size(found.new_bytes)} are new"
+            f"{size(found.shared_bytes)} with {found.old}, {size(found.new_bytes)} are new and "
+            f"take {size(found.stored_bytes)}; deltas save {size(found.delta_saved)}"
         )
 
     cli.out.show(data, [item.name for item in changed], text)
 
 
-def _change(item: ItemDiff) -> schemas.Change:
-    return schemas.Change(
+def _change(item: ItemDiff) -> Change:
+    return Change(
         name=item.name,
         change=item.change,
         old_bytes=item.old_bytes,
         new_bytes=item.new_bytes,
         new_chunk_bytes=item.new_chunk_bytes,
+        stored_bytes=item.stored_bytes,
     )

@@ -10,6 +10,7 @@ import typer
 from tierstore.cli import _schemas as schemas
 from tierstore.cli._command import Cli, command
 from tierstore.cli._output import Column, counted, size, table, when
+from tierstore.cli._schemas_deltas import Rebase
 
 if TYPE_CHECKING:
     from tierstore.modelstore.model import Model
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     command(app, "save")(save)
     command(app, "load")(load)
     command(app, "ls")(ls)
+    command(app, "rebase")(rebase)
 
 
 class VersionFields(TypedDict):
@@ -75,6 +77,13 @@ def save(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Leave out these paths; may be repeated."),
     ] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            metavar="REF|auto|none",
+            help="Store new chunks as deltas against this version; auto finds the nearest one.",
+        ),
+    ] = "auto",
 ) -> None:
     """Store a model as a new version.
 
@@ -82,8 +91,9 @@ def save(
     """
     with cli.open() as store, cli.progress(f"saving {model}") as progress:
         version = store.save(
-            model, source, alias=alias, message=message, exclude=exclude or (), progress=progress
-        )
+            model, source, alias=alias, message=message, exclude=exclude or (),
+            base=None if base == "none" else base, progress=progress,
+        )  # fmt: skip
     assert version.stats is not None
     stats = version.stats
     data = schemas.Save(
@@ -91,6 +101,9 @@ def save(
         alias=alias,
         logical_bytes=stats.logical_bytes,
         new_bytes=stats.new_bytes,
+        delta_bytes=stats.delta_bytes,
+        delta_stored_bytes=stats.delta_stored_bytes,
+        base=stats.base,
         reused_bytes=stats.reused_bytes,
         stored_bytes=stats.stored_bytes,
         chunks=stats.chunks,
@@ -99,14 +112,20 @@ def save(
         seconds=round(stats.seconds, 3),
     )
 
-    def text() -> None:
-        also = f" = {version.model}@{alias}" if alias else ""
-        print(
-            f"{version}{also}: {size(stats.logical_bytes)}, new {size(stats.new_bytes)}, "
-            f"stored {size(stats.stored_bytes)}, {stats.seconds:.1f} s"
-        )
+    cli.out.show(data, [str(version)], lambda: _print_saved(data))
 
-    cli.out.show(data, [str(version)], text)
+
+def _print_saved(data: schemas.Save) -> None:
+    also = f" = {data.model}@{data.alias}" if data.alias else ""
+    print(
+        f"{data.model}@{data.version}{also}: {size(data.logical_bytes)}, new "
+        f"{size(data.new_bytes)}, stored {size(data.stored_bytes)}, {data.seconds:.1f} s"
+    )
+    if data.base:
+        print(
+            f"{size(data.delta_bytes)} as deltas against {data.base}, which take "
+            f"{size(data.delta_stored_bytes)}"
+        )
 
 
 def load(
@@ -172,6 +191,46 @@ def matching(model: Model, globs: list[str]) -> list[str]:
             )
         chosen.update(dict.fromkeys(found))
     return list(chosen)
+
+
+def rebase(
+    cli: Cli,
+    ref: Ref,
+    above: Annotated[
+        float,
+        typer.Option(
+            metavar="N",
+            help="Replace deltas that fetch more than N bytes for each of a full chunk; 1: all.",
+        ),
+    ] = 1.5,
+) -> None:
+    """Store deltas in full that cost too much to read.
+
+    Other versions and whoever reads this one now are not touched.
+    """
+    with cli.open() as store:
+        version = store.resolve(ref)
+        done = store.rebase(str(version), above=above)
+    data = Rebase(
+        model=version.model,
+        version=version.number,
+        digest=str(version.digest),
+        deltas=done.deltas,
+        chunks=done.chunks,
+        plain_bytes=done.plain_bytes,
+        stored_bytes=done.stored_bytes,
+        cost_before=round(done.cost_before, 3),
+        cost_after=round(done.cost_after, 3),
+    )
+
+    def text() -> None:
+        print(
+            f"{version}: {done.chunks} of {counted(done.deltas, 'delta')} stored in full, "
+            f"{size(done.stored_bytes)} written; a read fetches {done.cost_after:.2f} times what "
+            f"one without deltas would, {done.cost_before:.2f} before"
+        )
+
+    cli.out.show(data, [str(version)], text)
 
 
 def ls(
