@@ -181,8 +181,15 @@ class ZipNN:
         return answer
 
     def load(self, part: Part) -> None:
+        self._load(part, None)
+
+    def load_against(self, part: Part, base: Part) -> None:
+        """Hold a tensor and the one that its delta refers to."""
+        self._load(part, [str(base[0]), base[1], base[2]])
+
+    def _load(self, part: Part, base: list[str | int] | None) -> None:
         path, begin, end, dtype = part
-        request = {"load": [str(path), begin, end], "dtype": ZIPNN_DTYPES[dtype]}
+        request = {"load": [str(path), begin, end], "dtype": ZIPNN_DTYPES[dtype], "base": base}
         self._ask({**request, "piece": self.piece})
 
     def encode(self) -> tuple[float, int]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the benchmarks compare with: zipnn in an environment of its own (it needs torch),
-# and restic, borg and zstd from the distribution. Safe to run again; prints every version.
+# Installs what the benchmarks compare with: zipnn (it needs torch) and hf_xet, each in an
+# environment of its own, and restic, borg and zstd from the distribution. Safe to run again; prints
+# every version.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 env="$here/.envs/zipnn"
@@ -9,6 +10,12 @@ python=${PYTHON:-python3.11}
 if ! "$env/bin/python" -c 'import torch, zipnn, safetensors, numpy' 2>/dev/null; then
     "$python" -m venv "$env"
     "$env/bin/pip" install --quiet torch==2.13.0 zipnn numpy safetensors
+fi
+
+xet="$here/.envs/xet"
+if ! "$xet/bin/python" -c 'import hf_xet' 2>/dev/null; then
+    "$python" -m venv "$xet"
+    "$xet/bin/pip" install --quiet hf_xet
 fi
 
 missing=()
@@ -29,3 +36,4 @@ from importlib.metadata import version
 for name in ("zipnn", "torch", "numpy", "safetensors"):
     print(name, version(name))
 EOF
+"$xet/bin/python" -c 'from importlib.metadata import version; print("hf_xet", version("hf_xet"))'
