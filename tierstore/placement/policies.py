@@ -1,0 +1,30 @@
+"""The policies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tierstore.errors import ConfigError
+from tierstore.placement.base import PlacementPolicy
+from tierstore.placement.s3fifo import S3Fifo
+
+POLICIES: dict[str, Callable[[int], PlacementPolicy]] = {
+    policy.name: policy for policy in (S3Fifo,)
+}
+
+DEFAULT = S3Fifo.name
+"""The better one on the benchmark, ``benchmarks/bench_policies.py``."""
+
+
+def make(name: str, capacity: int) -> PlacementPolicy:
+    """The policy of that name for a cache of ``capacity`` bytes.
+
+    Raises:
+        ConfigError: there is none of that name, or the capacity is negative.
+    """
+    if name not in POLICIES:
+        names = ", ".join(POLICIES)
+        raise ConfigError(f"there is no placement policy {name!r}; use one of: {names}")
+    if capacity < 0:
+        raise ConfigError(f"a cache cannot hold {capacity} bytes")
+    return POLICIES[name](capacity)
