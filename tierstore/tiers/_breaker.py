@@ -1,4 +1,4 @@
-"""Skips a directory that fails, for a while."""
+"""Skips what fails, for a while: a directory, or a store on the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-_FAILURES = 3
+_LONGEST_S = 60.0
 
 _log = logging.getLogger("tierstore.tiers")
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC})
@@ -20,12 +20,24 @@ class Breaker:
 
     Args:
         what: for the log: "reading tier hot in /nvme/t".
-        retry_s: how long calls are skipped.
+        retry_s: how long calls are skipped; twice as long each time that this was in vain, up to a
+            minute.
         changed: called when it opens (``True``) and when it closes.
+        failures: so many in a row open it.
+        advice: what to look at, for the log.
     """
 
-    def __init__(self, what: str, retry_s: float, changed: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        what: str,
+        retry_s: float,
+        changed: Callable[[bool], None],
+        *,
+        failures: int,
+        advice: str,
+    ) -> None:
         self._what, self._retry_s, self._changed = what, retry_s, changed
+        self._limit, self._advice = failures, advice
         self.reset()
 
     def reset(self) -> None:
@@ -33,6 +45,8 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._until: float | None = None
+        self._pause_s = self._retry_s
+        self._trying = False
 
     @property
     def open(self) -> bool:
@@ -48,7 +62,8 @@ class Breaker:
             if self._until is not None and now < self._until:
                 return False
             if self._until is not None:
-                self._until = now + self._retry_s  # one tries, the others wait for it
+                self._until = now + self._pause_s  # one tries, the others wait for it
+                self._trying = True
             return True
 
     def worked(self) -> None:
@@ -56,30 +71,52 @@ class Breaker:
         if not self._failures and self._until is None:
             return
         with self._lock:
-            self._failures = 0
-            if self._until is None:
-                return
-            self._until = None
+            self._pause_s = self._retry_s
+            was_open = self._close(failures=0)
+        if was_open:
+            self._tell_closed()
+
+    def answered(self) -> None:
+        """A call that proves little succeeded: one more failure opens it again, and for longer."""
+        with self._lock:
+            self._lengthen()
+            was_open = self._close(failures=self._limit - 1)
+        if was_open:
+            self._tell_closed()
+
+    def _close(self, failures: int) -> bool:
+        self._failures, self._trying = failures, False
+        was_open, self._until = self._until is not None, None
+        return was_open
+
+    def _lengthen(self) -> None:
+        self._pause_s = min(2 * self._pause_s, max(_LONGEST_S, self._retry_s))
+
+    def _tell_closed(self) -> None:
         _log.warning("%s works again", self._what)
         self._changed(False)
 
-    def failed(self, error: OSError) -> None:
-        """A call failed: counted, unless it says nothing about the disk."""
-        if error.errno in _OURS:
+    def failed(self, error: Exception) -> None:
+        """A call failed: counted, unless it says nothing about what was called."""
+        if isinstance(error, OSError) and error.errno in _OURS:
             _log.debug("%s failed: %s", self._what, error)
             return
         with self._lock:
             self._failures += 1
-            if self._failures < _FAILURES:
+            if self._failures < self._limit:
                 return
             known = self._until is not None
-            self._until = time.monotonic() + self._retry_s
+            if known and self._trying:
+                self._lengthen()
+            self._trying = False
+            pause_s = self._pause_s
+            self._until = time.monotonic() + pause_s
         if not known:
             _log.warning(
-                "%s failed, it is skipped and tried again every %g s: %s; check that the disk is "
-                "mounted and may be written",
+                "%s failed, it is skipped and tried again after %g s: %s; %s",
                 self._what,
-                self._retry_s,
+                pause_s,
                 error,
+                self._advice,
             )
             self._changed(True)

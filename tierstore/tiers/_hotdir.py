@@ -17,6 +17,7 @@ from tierstore.tiers._hotbook import HotBook
 from tierstore.tiers._hotindex import HotIndex, IndexLost
 
 _LOCK_WAIT_S = 10.0
+_FAILURES = 3
 _LOST_BYTES = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE})
 """After these a file may hold anything."""
 
@@ -67,9 +68,15 @@ class HotDirectory:
             half_life_s=half_life_s,
             stats=stats,
         )
-        self.reading = Breaker(f"reading tier {name} in {root}", retry_s, self._changed)
-        self.filling = Breaker(f"filling tier {name} in {root}", retry_s, self._changed)
+        self.reading = self._breaker("reading", root, retry_s)
+        self.filling = self._breaker("filling", root, retry_s)
         self._prepared = self._suspect = False
+
+    def _breaker(self, doing: str, root: Path, retry_s: float) -> Breaker:
+        return Breaker(
+            f"{doing} tier {self._name} in {root}", retry_s, self._changed, failures=_FAILURES,
+            advice="check that the disk is mounted and may be written",
+        )  # fmt: skip
 
     def ready(self, breaker: Breaker) -> bool:
         """Whether to use the directory; after a failure, whether it is back."""

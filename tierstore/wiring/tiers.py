@@ -19,6 +19,7 @@ from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.tierlist import TierLog, check_tier
 from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable import home_tier
+from tierstore.tiers.guarded import GuardedStore
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.lazy import LazyStore
 from tierstore.tiers.marker import claim, verify
@@ -99,7 +100,9 @@ def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:
 
 
 def _stacked(place: Place, stats: TierStats) -> BlobStore:
-    """A tier's store as it is used: opened at its first use, and then known to be the right one."""
+    """A tier's store as it is used: opened at its first use, and then known to be the right one;
+    counted, and skipped while it fails.
+    """
 
     def opener() -> BlobStore:
         if not place.node.enabled:
@@ -113,7 +116,7 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
             raise
         return store
 
-    return LazyStore(place.spec.url, opener)
+    return GuardedStore(LazyStore(place.spec.url, opener), place.spec.name, stats)
 
 
 def prove_tier(place: Place, home_url: str) -> None:
