@@ -98,6 +98,8 @@ class ChunkFiles:
         """
         if self._device is None:
             self.root.mkdir(parents=True, exist_ok=True)
+        elif not self.root.exists() and self.root.parent.stat().st_dev == self._device:
+            self.root.mkdir(exist_ok=True)  # somebody removed it
         found = self.root.stat()
         if self._device not in (None, found.st_dev) and not self.folder.is_dir():
             # not unmounted from where it was, to fill the disk below
@@ -171,19 +173,24 @@ class ChunkFiles:
     def verify(self, digest: bytes) -> bool:
         """Compare a chunk's file with its digest; one that is wrong is removed: ``False``."""
         right = self._checked(f"{self._here}/{digest.hex()}", digest)
-        if right is None:
-            self._claim(digest)
-        return right is not False
+        return (self._claim(digest) if right is None else right) is not False
 
-    def _claim(self, digest: bytes) -> bool:
-        """Verify a file from before the last start, and move it to the trusted ones."""
+    def _claim(self, digest: bytes) -> bool | None:
+        """Verify a file from before the last start, and move it to the trusted ones.
+
+        Returns:
+            ``False`` when it was wrong, ``None`` when there is none.
+        """
+        found = None
         for folder in self._old:
             path = f"{folder}/{digest.hex()}"
-            if self._checked(path, digest):
+            right = self._checked(path, digest)
+            if right:
                 with contextlib.suppress(FileNotFoundError):  # another process was faster
                     os.rename(path, f"{self._here}/{digest.hex()}")  # noqa: PTH104
                 return True
-        return False
+            found = found if right is None else right
+        return found
 
     def _checked(self, path: str, digest: bytes) -> bool | None:
         """Whether a file has the bytes of its digest, ``None`` if there is none; else remove it."""

@@ -49,7 +49,8 @@ class _Budget:
         self._reset()
         self._taken = 0
         self._released: deque[int] = deque()
-        os.register_at_fork(after_in_child=self._reset)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -77,9 +78,10 @@ class _Range(mmap.mmap):
     """Reserved addresses; unmapped with the last array that views them."""
 
     mappings = 0
+    _release = staticmethod(_budget.release)  # the module may be gone before the last array
 
     def __del__(self) -> None:
-        _budget.release(self.mappings)
+        self._release(self.mappings)
 
 
 def map_files(

@@ -63,12 +63,12 @@ def _open(
     if not colon or scheme == "file":
         from tierstore.blobs.local import LocalStore
 
-        _options(url, options, {})
+        read_options(url, options, {})
         return LocalStore(_local_path(url) if colon else url, create=create)
     if scheme in _OBJECT_SCHEMES:
         from tierstore.blobs.object_store import ObjectStore
 
-        chosen = _options(url, options, _OBJECT_OPTIONS)
+        chosen = read_options(url, options, _OBJECT_OPTIONS)
         return ObjectStore(url, **({"allow_http": config.http_allowed()} | chosen))
     if scheme in _FSSPEC_SCHEMES or scheme.startswith("fsspec+"):
         from tierstore.blobs.fsspec_store import FsspecStore
@@ -111,7 +111,7 @@ _CACHE_OPTIONS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 
 
-def _options(
+def read_options(
     what: str, given: Mapping[str, str], known: Mapping[str, Callable[[str], Any]]
 ) -> dict[str, Any]:
     """Parsed options; ``ConfigError`` names the nearest of those that are known."""
@@ -138,7 +138,7 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
         return _open(spec.url, spec.options, create=create, node=node)
     if spec.role == "hot":
         return _open(str(hot_directory(spec)), {}, create=create)
-    options = _options(f"tier {spec.name!r}", spec.options, _CACHE_OPTIONS)
+    options = read_options(f"tier {spec.name!r}", spec.options, _CACHE_OPTIONS)
     options.setdefault("prefix", f"ts:{place.store_id[:16]}:")
     if scheme in _REDIS_SCHEMES:
         from tierstore.blobs.redis_endpoint import RedisEndpoint

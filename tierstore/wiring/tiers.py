@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,23 +12,39 @@ import msgspec
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.stats import TierStats
 from tierstore.config import NodeConfig, NodeTier
-from tierstore.errors import Conflict, Unreachable
+from tierstore.errors import ConfigError, Conflict, Unreachable
 from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.probe import prove
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.tierlist import TierLog, check_tier
+from tierstore.placement import policies
 from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable import home_tier
 from tierstore.tiers.guarded import GuardedStore
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.lazy import LazyStore
+from tierstore.tiers.local import LocalHot
 from tierstore.tiers.marker import claim, verify
 from tierstore.tiers.shared import SharedHot
-from tierstore.wiring.backends import Place, hot_directory, open_tier
+from tierstore.wiring.backends import Place, hot_directory, open_tier, read_options
 
 _log = logging.getLogger("tierstore.wiring")
 _LONGEST_WAIT_MS = 30_000
+
+
+def _verify(text: str) -> str:
+    if text not in {"boot", "always"}:
+        raise ConfigError(f"{text!r} must be boot or always")
+    return text
+
+
+def _policy(text: str) -> str:
+    policies.make(text, 0)
+    return text
+
+
+_HOT_OPTIONS: dict[str, Callable[[str], Any]] = {"policy": _policy, "verify": _verify}
 
 
 class Tiers:
@@ -75,13 +92,34 @@ class Tiers:
         return self.durable()
 
     def hot(self, settings: Settings) -> HotTiers:
-        """The hot tiers of this node; one that cannot be opened is never an error."""
+        """The hot tiers of this node; one that cannot be opened is never an error.
+
+        One that is being drained is not used: nothing in it is the only copy.
+        """
+        used = [p for p in self._places() if p.node.enabled and p.spec.state == "active"]
         shared = []
-        for place in self._places():
-            if place.spec.role == "shared" and place.node.enabled:
+        for place in used:
+            if place.spec.role == "shared":
                 stats = TierStats()
                 shared.append(SharedHot(place.spec, _stacked(place, stats), stats))
-        return HotTiers(shared=shared, budget=min(64 << 20, settings.memory_limit // 8))
+        return HotTiers(self._local(used), shared, budget=min(64 << 20, settings.memory_limit // 8))
+
+    def _local(self, used: Sequence[Place]) -> LocalHot | None:
+        place = next((place for place in used if place.spec.role == "hot"), self._own_hot())
+        if place is None:
+            return None
+        if place.spec.size is None:
+            _log.warning("%s; it is not used", _no_size(place.spec))
+            return None
+        return open_hot(place)
+
+    def _own_hot(self) -> Place | None:
+        """The hot tier that only this node's file knows."""
+        own = self._node.hot
+        if own is None or own.url is None or any(s.role == "hot" for s in self._specs()):
+            return None
+        spec = TierSpec(name="hot", role="hot", url=own.url)
+        return placed(spec, self._node, self._store_id) if own.enabled else None
 
 
 def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:
@@ -119,11 +157,36 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
     return GuardedStore(LazyStore(place.spec.url, opener), place.spec.name, stats)
 
 
+def open_hot(place: Place) -> LocalHot:
+    """This node's tier; nothing is said to the disk but that its folders are there.
+
+    Raises:
+        ConfigError: an option is not known, or the tier has no size.
+    """
+    spec = place.spec
+    chosen = read_options(f"tier {spec.name!r}", spec.options, _HOT_OPTIONS)
+    if spec.size is None:
+        raise ConfigError(_no_size(spec))
+    policy = chosen.pop("policy", policies.DEFAULT)
+    return LocalHot(
+        hot_directory(spec), place.store_id, spec.size,
+        partial(policies.make, policy), name=spec.name, high=spec.high, low=spec.low, **chosen,
+    )  # fmt: skip
+
+
+def _no_size(spec: TierSpec) -> str:
+    return (
+        f"the hot tier {spec.name!r} has no size; give it one in the store's list, or with 'size' "
+        "under [hot] in this node's tierstore.toml"
+    )
+
+
 def prove_tier(place: Place, home_url: str) -> None:
     """Write, read and remove one object."""
     check_tier(place.spec)
     if place.spec.role == "hot":
         hot_directory(place.spec).mkdir(parents=True, exist_ok=True)
+        open_hot(place)
     with open_tier(place, create=True) as store:
         if store.url == home_url:
             raise Conflict(f"tier {place.spec.name!r} is where the store itself is: {home_url}")
