@@ -1,0 +1,179 @@
+"""What tiers cost: storage, requests, retrieval and traffic, in decimals and never in floats.
+
+A month has 30 days, a GB is 2^30 bytes: the way clouds bill object storage. Prices are data: a
+tier's own ones come from its entry in the store's list of tiers, and ``LISTS`` has what public
+price pages said on a day. They change and differ between regions: edit them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from decimal import ROUND_HALF_UP, Decimal
+
+GB = 1 << 30
+MONTH_S = 30 * 86_400
+DAY_S = 86_400
+REQUEST_BYTES = 8 << 20
+"""What one ranged read of a pack asks for, at least."""
+
+_NONE = Decimal(0)
+_THOUSAND = Decimal(1000)
+_CENT = Decimal("0.01")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What one tier costs, in whatever currency its neighbours are in, too.
+
+    Attributes:
+        gb_month: storage of one GB for a month.
+        put_1000: a thousand writes.
+        get_1000: a thousand ranged reads.
+        retrieve_gb: reading a GB, a charge of the storage class.
+        egress_gb: carrying a GB to where it is used.
+        min_days: days that are paid for an object that is deleted sooner.
+    """
+
+    gb_month: Decimal = _NONE
+    put_1000: Decimal = _NONE
+    get_1000: Decimal = _NONE
+    retrieve_gb: Decimal = _NONE
+    egress_gb: Decimal = _NONE
+    min_days: Decimal = _NONE
+
+    @classmethod
+    def of(cls, prices: Mapping[str, str]) -> Prices:
+        """From decimals as text by name; ``ValueError`` names one that is none."""
+        known = {field.name for field in fields(cls)}
+        parsed = {}
+        for name, text in prices.items():
+            try:
+                value = Decimal(text)
+            except ArithmeticError:
+                value = Decimal(-1)
+            if name not in known or not value.is_finite() or value < 0:
+                raise ValueError(f"{name}={text!r} is no price; known are {', '.join(known)}")
+            parsed[name] = value
+        return cls(**parsed)
+
+    def storage(self, nbytes: int) -> Decimal:
+        """Keeping ``nbytes`` for a month."""
+        return self.gb_month * nbytes / GB
+
+    def requests(self, nbytes: int) -> Decimal:
+        """The requests of reading one blob of ``nbytes`` whole."""
+        return self.get_1000 * max(1, -(-nbytes // REQUEST_BYTES)) / _THOUSAND
+
+    def reading(self, nbytes: int) -> Decimal:
+        """Reading one blob of ``nbytes`` whole, once."""
+        traffic = (self.retrieve_gb + self.egress_gb) * nbytes / GB
+        return traffic + self.requests(nbytes)
+
+    def writing(self) -> Decimal:
+        """Writing one blob."""
+        return self.put_1000 / _THOUSAND
+
+    def unpaid(self, nbytes: int, age_s: float) -> Decimal:
+        """What is still charged for ``nbytes`` that are deleted ``age_s`` after being written."""
+        left = self.min_days - Decimal(age_s) / DAY_S
+        return self.storage(nbytes) * max(_NONE, left) * DAY_S / MONTH_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """What is paid in a month.
+
+    Attributes:
+        storage: for the bytes that are kept.
+        requests: for the reads' requests.
+        retrieval: charges of the storage class for what is read.
+        egress: for carrying what is read.
+    """
+
+    storage: Decimal = _NONE
+    requests: Decimal = _NONE
+    retrieval: Decimal = _NONE
+    egress: Decimal = _NONE
+
+    @property
+    def total(self) -> Decimal:
+        """The sum."""
+        return self.storage + self.requests + self.retrieval + self.egress
+
+    def __add__(self, other: Bill) -> Bill:
+        return Bill(
+            storage=self.storage + other.storage,
+            requests=self.requests + other.requests,
+            retrieval=self.retrieval + other.retrieval,
+            egress=self.egress + other.egress,
+        )
+
+
+def bill(prices: Prices, stored: int, reads: Decimal = _NONE) -> Bill:
+    """A month of keeping one pack of ``stored`` bytes and reading it ``reads`` times from there."""
+    return Bill(
+        storage=prices.storage(stored),
+        requests=prices.requests(stored) * reads,
+        retrieval=prices.retrieve_gb * stored / GB * reads,
+        egress=prices.egress_gb * stored / GB * reads,
+    )
+
+
+def shown(money: Decimal) -> str:
+    """A sum for people: two decimals, or two digits where that would show nothing."""
+    if abs(money) >= _CENT or not money:
+        return str(money.quantize(_CENT, ROUND_HALF_UP))
+    return f"{money:.1e}" if abs(money) < Decimal("0.0001") else f"{money:.2g}"
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """Prices that were public on a day.
+
+    Attributes:
+        prices: as text by name, as a tier's entry has them.
+        source: the page.
+        date: when they were known to hold, ISO 8601.
+        note: what else matters.
+    """
+
+    prices: Mapping[str, str]
+    source: str
+    date: str
+    note: str = ""
+
+
+_S3 = "https://aws.amazon.com/s3/pricing/ (US East, N. Virginia, USD, first 50 TB)"
+_EFS = "https://aws.amazon.com/efs/pricing/ (US East, N. Virginia, USD, regional)"
+_EBS = "https://aws.amazon.com/ebs/pricing/ (US East, N. Virginia, USD)"
+_DATE = "2025-01-01"
+
+
+def _s3(
+    gb_month: str, put: str, get: str, retrieve: str = "0", min_days: str = "0", note: str = ""
+) -> PriceList:
+    prices = {
+        "gb_month": gb_month, "put_1000": put, "get_1000": get, "retrieve_gb": retrieve,
+        "egress_gb": "0", "min_days": min_days,
+    }  # fmt: skip
+    return PriceList(prices, _S3, _DATE, note)
+
+
+LISTS: Mapping[str, PriceList] = {
+    "s3-standard": _s3("0.023", "0.005", "0.0004"),
+    "s3-express": _s3("0.11", "0.00113", "0.00003", "0.0006", note="and 0.0032 a GB written"),
+    "s3-ia": _s3("0.0125", "0.01", "0.001", "0.01", "30"),
+    "s3-onezone-ia": _s3("0.01", "0.01", "0.001", "0.01", "30"),
+    "s3-glacier-ir": _s3("0.004", "0.02", "0.01", "0.03", "90"),
+    "s3-glacier": _s3("0.0036", "0.03", "0.0004", "0.01", "90", "standard retrieval"),
+    "s3-deep-archive": _s3("0.00099", "0.05", "0.0004", "0.02", "180", "standard retrieval"),
+    "efs": PriceList(
+        {"gb_month": "0.30", "retrieve_gb": "0.03"}, _EFS, "2026-06-13",
+        "elastic throughput; and 0.06 a GB written",
+    ),
+    "ebs-gp3": PriceList({"gb_month": "0.08"}, _EBS, _DATE, "3000 IOPS and 125 MB/s included"),
+    "self-hosted": PriceList({}, "nobody sends a bill", _DATE),
+}  # fmt: skip
+"""Public prices by name, without traffic that leaves the region: about 0.09 a GB to the internet,
+0.02 to another region (``egress_gb``)."""

@@ -1,0 +1,325 @@
+"""Which packs should move between the durable tiers, and why: a pure plan, executed elsewhere.
+
+* A pack's heat is the bytes read of it over its bytes: how often it was read whole of late. Heat
+  per byte is what a byte of the faster tier earns by holding it, so packs compare by heat alone.
+  A pack that others refer to by delta frames counts as hot as the hottest of them.
+* The bar of a warm tier is its ``min_heat`` while a pack fits below the low watermark; else the
+  heat that would have to go for it, of all victims together, in proportion to its own bytes.
+* Above the bar x ``promote`` a pack is copied up (the slower copy stays). Below ``min_heat`` x
+  ``demote`` it leaves the warm tier, once the minimum that is paid for has passed. What was
+  written a short while ago is held to have been read once then.
+* Above the high watermark the coldest leave, down to the low one.
+* What was not read for a tier's ``ttl_s`` leaves; only this way are packs put into an archive.
+* Packs move together with the bases that their deltas need.
+* Tiers that drain are emptied, into whatever tiers remain.
+
+What a plan never does is held by ``Scene``.
+
+Aggregate victims: Einziger, Eytan, Friedman, Manes, "Lightweight Robust Size Aware Cache
+Management", ACM Transactions on Storage 18(3), 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import exp2, inf
+
+from tierstore.placement.scene import (
+    WARM,
+    MoveKind,
+    Plan,
+    PlannedMove,
+    Scene,
+    TierState,
+)
+from tierstore.placement.texts import age, human, short
+
+Target = Callable[[bytes, dict[str, int]], TierState | None]
+"""Where a pack goes, given the bytes by tier that others of its unit are about to take."""
+
+
+def rebalance(scene: Scene) -> Plan:
+    """The moves that the rules ask for. Deterministic; changes ``scene`` into what they lead to."""
+    planner = Planner(scene)
+    for tier in scene.tiers:
+        if tier.draining and tier.reachable:
+            planner.drain(tier)
+    # the slowest first: what they let go makes room for what the faster ones let go
+    for tier in reversed(scene.tiers):
+        planner.relieve(tier)
+        planner.expire(tier)
+    for tier in scene.tiers:
+        if tier.warm and tier.keeps:
+            planner.retire(tier)
+            planner.join(tier)
+            planner.raise_into(tier)
+    return planner.done()
+
+
+def drain(scene: Scene, tier: str) -> Plan:
+    """Empty the tier of this name into those that remain. Changes ``scene``."""
+    planner = Planner(scene)
+    planner.drain(scene.by_name[tier])
+    return planner.done()
+
+
+def relocate(scene: Scene, packs: Iterable[bytes], tier: str) -> Plan:
+    """Have packs, with the bases that they need, in the tier of this name and in no faster one.
+
+    Slower copies stay. Changes ``scene``.
+    """
+    planner = Planner(scene)
+    for pack in packs:
+        planner.relocate(pack, scene.by_name[tier])
+    return planner.done()
+
+
+class Planner:
+    """Collects the moves of one plan; each is made in ``scene`` at once."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.moves: list[PlannedMove] = []
+        self.notes: list[str] = []
+        self._left: set[bytes] = set()
+        """Packs that left a tier: they do not come back in the same plan."""
+
+    def done(self) -> Plan:
+        """The plan so far."""
+        return Plan(tuple(self.moves), tuple(dict.fromkeys(self.notes)))
+
+    # Leaving a tier
+
+    def relieve(self, tier: TierState) -> None:
+        """Bring a tier that is too full down to its low watermark."""
+        scene = self.scene
+        if not tier.keeps or scene.room(tier) >= 0:
+            return
+        full = (
+            f"tier {tier.name} holds {human(scene.used[tier.name])}, above its high watermark of "
+            f"{tier.high} % of {human(tier.size or 0)}"
+        )
+        for pack in scene.residents(tier):
+            if scene.used[tier.name] <= tier.low_bytes:
+                return
+            if scene.has(pack, tier):
+                why = f"{full}, and its heat of {scene.worth[pack]:.2g} is the lowest"
+                self.leave(pack, tier, why, scene.worth[pack])
+        if scene.room(tier) < 0:
+            self.notes.append(
+                f"{full}: what is left is pinned, or no slower tier has room for it; raise its "
+                f"size, or that of a slower tier"
+            )
+
+    def retire(self, tier: TierState) -> None:
+        """Let go what is below the bar of a warm tier."""
+        scene, bar = self.scene, tier.min_heat * self.scene.rules.demote
+        for pack in scene.residents(tier):
+            if scene.worth[pack] >= bar:
+                return
+            if scene.has(pack, tier) and self._paid(pack, tier):
+                why = (
+                    f"its heat of {scene.worth[pack]:.2g} is below {bar:.2g}, "
+                    f"{scene.rules.demote:g} x the bar of tier {tier.name}"
+                )
+                self.leave(pack, tier, why, tier.min_heat)
+
+    def expire(self, tier: TierState) -> None:
+        """Let go what was not read for longer than the tier keeps it, even into an archive."""
+        scene = self.scene
+        if tier.ttl_s is None or not tier.keeps:
+            return
+        bar = exp2(-tier.ttl_s / scene.rules.half_life_s)
+        for pack in scene.residents(tier):
+            if scene.worth[pack] >= bar:
+                return
+            old = scene.age(pack, tier) >= tier.ttl_s
+            if old and scene.has(pack, tier) and self._paid(pack, tier):
+                why = f"it was not read for {age(tier.ttl_s)}, as long as tier {tier.name} keeps it"
+                self.leave(pack, tier, why, bar, archive=True)
+
+    def _paid(self, pack: bytes, tier: TierState) -> bool:
+        return not tier.prices.unpaid(self.scene.packs[pack].size, self.scene.age(pack, tier))
+
+    def leave(
+        self, pack: bytes, tier: TierState, why: str, bar: float, *, archive: bool = False
+    ) -> bool:
+        """Have a pack, and those there that need it, leave for slower tiers; whether they do."""
+
+        def slower(one: bytes, coming: dict[str, int]) -> TierState | None:
+            return self._shelf(one, self.scene.slower(tier), coming, archive=archive)
+
+        return self._leave(self.scene.leaving_with(pack, tier), tier, slower, why, bar)
+
+    def _leave(
+        self, unit: Sequence[bytes], tier: TierState, target: Target, why: str, bar: float,
+        kind: MoveKind | None = None,
+    ) -> bool:  # fmt: skip
+        scene, targets = self.scene, {}
+        coming: dict[str, int] = {}
+        for pack in unit:
+            found = target(pack, coming)
+            if found is None:
+                return False
+            targets[pack] = found
+            if not scene.has(pack, found):
+                coming[found.name] = coming.get(found.name, 0) + scene.packs[pack].size
+        if not scene.may_leave(unit, tier, targets):
+            return False
+        for pack in unit:
+            reason = why if pack == unit[-1] else f"pack {short(unit[-1])}, which it needs, leaves"
+            step = kind or ("drop" if scene.has(pack, targets[pack]) else "demote")
+            self.moves.append(scene.move(step, pack, tier, targets[pack], reason, bar))
+        self._left.update(unit)
+        return True
+
+    def _shelf(
+        self, pack: bytes, tiers: Iterable[TierState], coming: dict[str, int], *,
+        archive: bool = False,
+    ) -> TierState | None:  # fmt: skip
+        """The first of the tiers that has the pack, or else that has room for it."""
+        scene, size = self.scene, self.scene.packs[pack].size
+        usable = [t for t in tiers if t.keeps or (archive and t.archive and t.reachable)]
+        usable = [tier for tier in usable if not tier.draining]
+        for tier in usable:
+            if scene.has(pack, tier) and not tier.archive:
+                return tier
+        for tier in usable:
+            if tier.takes and size <= scene.room(tier) - coming.get(tier.name, 0):
+                return tier
+        return None
+
+    def drain(self, tier: TierState) -> None:
+        """Move every pack out of a tier, to one of the same class if there is room."""
+        scene = self.scene
+        others = sorted(
+            (other for other in scene.tiers if other is not tier),
+            key=lambda t: (t.depth != tier.depth, scene.rank(t) < scene.rank(tier), scene.rank(t)),
+        )
+
+        def anywhere(pack: bytes, coming: dict[str, int]) -> TierState | None:
+            return self._shelf(pack, others, coming, archive=tier.archive)
+
+        for pack in scene.residents(tier):
+            if scene.has(pack, tier):
+                unit = scene.leaving_with(pack, tier)
+                self._leave(unit, tier, anywhere, f"tier {tier.name} is drained", 0.0, "drain")
+        stuck = len(scene.residents(tier))
+        if stuck:
+            self.notes.append(
+                f"packs that cannot leave tier {tier.name}: {stuck}; they are pinned, or no other "
+                "tier has room for them"
+            )
+
+    # Entering a tier
+
+    def join(self, tier: TierState) -> None:
+        """Have the bases where the deltas are, or the deltas where their bases are."""
+        scene = self.scene
+        for pack in scene.residents(tier):
+            if scene.has(pack, tier) and self._apart(pack, tier):
+                unit = [p for p in scene.with_bases(pack) if scene.depth(p) > WARM]
+                why = f"pack {short(pack)} in tier {tier.name} needs it"
+                if not self._enter(unit, tier, why, tier.min_heat):
+                    why = f"tier {tier.name} has no room for the packs that it needs"
+                    self.leave(pack, tier, why, tier.min_heat)
+
+    def _apart(self, pack: bytes, tier: TierState) -> bool:
+        scene = self.scene
+        return any(scene.depth(base) > tier.depth for base in scene.with_bases(pack))
+
+    def raise_into(self, tier: TierState) -> None:
+        """Copy up what is hotter than the bar, for the victims that are colder."""
+        scene = self.scene
+        hottest = sorted(scene.packs, key=lambda pack: (-scene.heat[pack], pack))
+        for pack in hottest:
+            if scene.heat[pack] <= tier.min_heat * scene.rules.promote:
+                return
+            if scene.rank(scene.fastest(pack)) <= scene.rank(tier):
+                continue
+            unit = self.entering(pack, tier)
+            if self._left.isdisjoint(unit):
+                self._raise(pack, unit, tier)
+
+    def entering(self, pack: bytes, tier: TierState) -> list[bytes]:
+        """The pack, and what it needs that lies in a slower class, itself last."""
+        scene = self.scene
+        return [p for p in scene.with_bases(pack) if p == pack or scene.depth(p) > tier.depth]
+
+    def _raise(self, pack: bytes, unit: Sequence[bytes], tier: TierState) -> None:
+        scene = self.scene
+        bar, victims = self.bar(unit, tier, scene.heat[pack] / scene.rules.promote)
+        if scene.heat[pack] <= bar * scene.rules.promote:
+            return
+        why = f"its heat of {scene.heat[pack]:.2g} is above {scene.rules.promote:g} x {bar:.2g}"
+        for victim in victims:
+            if not scene.has(victim, tier):
+                continue
+            makes_room = f"it makes room for pack {short(pack)}, which is hotter"
+            self.leave(victim, tier, makes_room, scene.worth[victim])
+        if scene.can_enter(unit, tier, to_low=True):
+            self._enter(unit, tier, why, bar, last=pack)
+
+    def _enter(
+        self, unit: Sequence[bytes], tier: TierState, why: str, bar: float,
+        last: bytes | None = None,
+    ) -> bool:  # fmt: skip
+        """Copy the packs of a unit up; whether there was room."""
+        scene = self.scene
+        if not scene.can_enter(unit, tier):
+            return False
+        if any(scene.fastest(pack).archive for pack in unit if not scene.has(pack, tier)):
+            return False  # it cannot be read
+        for pack in unit:
+            if not scene.has(pack, tier):
+                named = last is None or pack == last
+                reason = why if named else f"pack {short(last or b'')}, which needs it, comes too"
+                source = scene.fastest(pack)
+                kind: MoveKind = "promote"
+                self.moves.append(scene.move(kind, pack, source, tier, reason, bar))
+        return True
+
+    def bar(
+        self, unit: Sequence[bytes], tier: TierState, limit: float
+    ) -> tuple[float, list[bytes]]:
+        """The heat that a unit must have to enter, and what leaves for it.
+
+        Looking for victims ends when they are worth more than ``limit``.
+        """
+        scene = self.scene
+        size = sum(scene.packs[pack].size for pack in unit)
+        missing = size - scene.room(tier, to_low=True)
+        if missing <= 0:
+            return tier.min_heat, []
+        value, victims = 0.0, dict[bytes, None]()
+        for resident in scene.residents(tier):
+            group = scene.leaving_with(resident, tier)
+            if not scene.pinned.isdisjoint(group) or not set(unit).isdisjoint(group):
+                continue
+            for victim in (one for one in group if one not in victims):
+                victims[victim] = None
+                value += scene.packs[victim].size * scene.worth[victim]
+                missing -= scene.packs[victim].size
+            bar = max(tier.min_heat, value / size)
+            if missing <= 0 or bar > limit:
+                return bar, list(victims)
+        return inf, []
+
+    def relocate(self, pack: bytes, tier: TierState) -> None:
+        """Have a pack in a tier and in no faster one."""
+        scene = self.scene
+        name = f"pack {short(pack)}"
+        why = f"it was asked for in tier {tier.name}"
+        if not scene.has(pack, tier) and scene.rank(scene.fastest(pack)) > scene.rank(tier):
+            if not self._enter(self.entering(pack, tier), tier, why, 0.0, last=pack):
+                self.notes.append(f"{name} is not copied: tier {tier.name} has no room, or what "
+                                  "it needs is in an archive")  # fmt: skip
+            return
+        for faster in scene.tiers[: scene.rank(tier)]:
+            if scene.has(pack, faster):
+                unit = scene.leaving_with(pack, faster)
+                if not self._leave(unit, faster, lambda p, _: tier, why, 0.0):
+                    self.notes.append(
+                        f"{name} stays in tier {faster.name}: it is pinned there, packs in other "
+                        f"warm tiers need it, or tier {tier.name} has no room"
+                    )
