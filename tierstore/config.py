@@ -171,7 +171,8 @@ def _node_file(environ: Mapping[str, str]) -> Path | None:
         return Path(named) if named else None
     base = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME", "") + "/.config")
     for folder in (Path(base) / "tierstore", Path("/etc/tierstore")):
-        if (folder / "tierstore.toml").is_file():
+        # os.path: a folder that this user may not enter has no file for this user
+        if os.path.isfile(folder / "tierstore.toml"):  # noqa: PTH113
             return folder / "tierstore.toml"
     return None
 

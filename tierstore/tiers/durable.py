@@ -232,6 +232,8 @@ class DurableTiers(BlobStore):
                 del self._where[key]
 
     def _report(self, tier: DurableTier, key: str, error: BackendError | Damaged) -> None:
+        if len(self.tiers) == 1:  # nothing stands in for it: the error itself reaches the caller
+            return
         if isinstance(error, Damaged):
             _log.error("the copy of %s in tier %s is damaged: %s", key, tier.name, error)
             return
