@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.tensor import Tensor
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
+    from tierstore.serving.safetensors import load_file, safe_open
     from tierstore.variants.derive import derive
     from tierstore.wiring import init_store as init
     from tierstore.wiring import open_store as open
@@ -39,7 +40,9 @@ __all__ = [
     "derive",
     "errors",
     "init",
+    "load_file",
     "open",
+    "safe_open",
 ]
 
 _HOMES = {
@@ -55,7 +58,9 @@ _HOMES = {
     "Version": "tierstore.modelstore.version:Version",
     "derive": "tierstore.variants.derive:derive",
     "init": "tierstore.wiring:init_store",
+    "load_file": "tierstore.serving.safetensors:load_file",
     "open": "tierstore.wiring:open_store",
+    "safe_open": "tierstore.serving.safetensors:safe_open",
 }
 
 

@@ -11,6 +11,7 @@
      │   ├─ UnsafeSource        a pickle, or a path that leaves its directory
      │   └─ SourceChanged       the file or array changed while it was being read
      ├─ NotFound                no such store, model, version, alias, tensor or blob        exit 5
+     │   └─ FileMissing         no such file of a version; a FileNotFoundError              exit 5
      ├─ Conflict                someone else got there first, or it already exists          exit 6
      │   └─ GateClosed          a rollout may not go on yet                                 exit 6
      ├─ Damaged                 stored bytes do not match their digest, checksum or form    exit 4
@@ -70,6 +71,10 @@ class NotFound(TierstoreError, LookupError):
 
     def __str__(self) -> str:  # LookupError's own str() is the message; KeyError would quote it
         return Exception.__str__(self)
+
+
+class FileMissing(NotFound, FileNotFoundError):
+    """No such file, for those who read ``tierstore://`` URLs as they read paths."""
 
 
 class Conflict(TierstoreError):

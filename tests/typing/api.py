@@ -53,6 +53,14 @@ def loads() -> npt.NDArray[Any]:
     return model.tensor("w")[[3, 14, 15]]
 
 
+def files() -> None:
+    with tierstore.safe_open("tierstore://ranker@prod/m.safetensors", framework="pt") as file:
+        assert_type(file.keys(), list[str])
+        assert_type(file.metadata(), dict[str, str] | None)
+        assert_type(file.get_slice("w").get_shape(), list[int])
+    assert_type(tierstore.load_file("m.safetensors", device="cpu"), dict[str, Any])
+
+
 def names(store: Store) -> None:
     assert_type(store.models(), list[str])
     assert_type(store.versions("ranker", 3), list[Version])

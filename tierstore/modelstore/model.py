@@ -17,6 +17,7 @@ from tierstore.format.table import ChunkTable
 from tierstore.modelstore.arrays import as_torch, writable_bytes
 from tierstore.modelstore.export import export_files, export_tensors
 from tierstore.modelstore.fetch import Want
+from tierstore.modelstore.fileview import FileView
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
 from tierstore.modelstore.version import FileInfo, Version
@@ -198,14 +199,11 @@ class Model(Mapping[str, npt.NDArray[Any]]):
 
     def read_file(self, path: str) -> bytes:
         """The whole content of one file, such as ``config.json``; ``NotFound`` if there is none."""
-        file = self.file_entry(path)
-        out = bytearray(file.size)
-        out[: len(file.header)] = file.header
-        data = memoryview(out)[len(file.header) :]
-        self._content.reader.read(
-            [Want(p.place, data[p.begin : p.begin + p.length]) for p in self.file_pieces(file)]
-        )
-        return bytes(out)
+        return self.open_file(path).read()
+
+    def open_file(self, path: str) -> FileView:
+        """One file, to be read by ranges; ``NotFound`` if there is none."""
+        return FileView(self._content, self.file_entry(path))
 
     def file_entry(self, path: str) -> FileEntry:
         """What the manifest says of one file; ``NotFound`` if there is none."""

@@ -260,10 +260,14 @@ class Store:
             Damaged: its manifest or layout is damaged.
             UsageError: ``dequantize`` for what is no variant.
         """
-        version = self._names.prefer(self.resolve(ref), self._preference(profile))
+        version = self.choose(ref, profile=profile)
         self._lease.add(version.digest.hex)
         model = Model(version, *self._opened(version))
         return Dequantized(model) if dequantize else model
+
+    def choose(self, ref: str, *, profile: str | None = None) -> Version:
+        """The version or variant that ``load`` would open now; arguments and errors are its."""
+        return self._names.prefer(self.resolve(ref), self._preference(profile))
 
     def _preference(self, profile: str | None) -> list[str]:
         chosen = profile if profile is not None else self._settings.profile

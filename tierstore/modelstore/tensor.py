@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,32 @@ class Content:
             for entry in file.tensors
             for piece in self.placed(entry.chunks, entry_bytes(entry))
         ]
+
+    def read_span(
+        self, chunks: Sequence[PlacedPiece], low: int, high: int, out: memoryview
+    ) -> None:
+        """Read bytes ``[low, high)`` of a tensor or file: whole chunks go straight to their place,
+        of others just the blocks that hold wanted bytes are read.
+
+        Args:
+            chunks: those of the tensor or file that overlap the span; others are ignored.
+            low: counted as ``begin`` of the chunks is.
+            high: likewise.
+            out: as long as the span.
+        """
+        chunks = [p for p in chunks if p.begin < high and p.begin + p.length > low]
+        whole = [p for p in chunks if p.begin >= low and p.begin + p.length <= high]
+        rest = [p for p in chunks if p.begin < low or p.begin + p.length > high]
+        self.reader.read(
+            [Want(p.place, out[p.begin - low : p.begin - low + p.length]) for p in whole]
+        )
+
+        def sink(begin: int, plain: memoryview) -> None:
+            start, stop = max(begin, low), min(begin + len(plain), high)
+            out[start - low : stop - low] = plain[start - begin : stop - begin]
+
+        spans = [(low, high)]
+        self.reader.read_parts([Part(p.place, p.begin, p.length, spans) for p in rest], sink)
 
 
 class Tensor:
@@ -147,6 +173,10 @@ class Tensor:
             self._content.reader.read(self.wants(data.data))
         return data
 
+    def read_span(self, low: int, high: int, out: memoryview) -> None:
+        """Read its plain bytes ``[low, high)`` into ``out``, which is as long as that."""
+        self._content.read_span(self.chunks(), low, high, out)
+
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
     ) -> npt.NDArray[Any]:
@@ -187,29 +217,10 @@ class Tensor:
         return self._read_span(min(start, stop) + 1, start + 1)[::-1]
 
     def _read_span(self, first: int, last: int) -> npt.NDArray[Any]:
-        """Rows ``[first, last)``: whole chunks go straight to their place, others by blocks."""
         item = numpy_dtype(self.dtype)
         row_bytes = _product(self.shape[1:]) * item.itemsize
-        low, high = first * row_bytes, last * row_bytes
-        out = np.empty(high - low, np.uint8)
-        pieces = [p for p in self.chunks() if p.begin < high and p.begin + p.length > low]
-        whole = [p for p in pieces if p.begin >= low and p.begin + p.length <= high]
-        rest = [p for p in pieces if p.begin < low or p.begin + p.length > high]
-        views = [out[p.begin - low : p.begin - low + p.length].data for p in whole]
-        self._content.reader.read(
-            [Want(p.place, view) for p, view in zip(whole, views, strict=True)]
-        )
-
-        def sink(begin: int, plain: memoryview) -> None:
-            start, stop = max(begin, low), min(begin + len(plain), high)
-            out[start - low : stop - low] = np.frombuffer(plain, np.uint8)[
-                start - begin : stop - begin
-            ]
-
-        spans = [(low, high)]
-        self._content.reader.read_parts(
-            [Part(p.place, p.begin, p.length, spans) for p in rest], sink
-        )
+        out = np.empty((last - first) * row_bytes, np.uint8)
+        self.read_span(first * row_bytes, last * row_bytes, out.data)
         return out.view(item).reshape(last - first, *self.shape[1:])
 
     def _read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

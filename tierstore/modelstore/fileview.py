@@ -1,0 +1,82 @@
+"""A stored file as a range of bytes, read where it is asked for."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from tierstore.format.manifest import FileEntry
+from tierstore.modelstore.tensor import Content
+
+
+class FileView:
+    """One file of a version, byte for byte as it was saved; nothing is read until it is asked for.
+
+    A read fetches the chunks that lie in its range, and of those at its ends the blocks (256 KiB of
+    plain bytes) that hold wanted bytes; the header of a safetensors file costs nothing. Every byte
+    is verified. Thread-safe. Obtained from ``Model.open_file``.
+    """
+
+    def __init__(self, content: Content, entry: FileEntry) -> None:
+        self._content, self._entry = content, entry
+        # an empty tensor has no chunks, so the pieces leave no gap
+        self._pieces = content.file_pieces(entry)
+        self._begins = [piece.begin for piece in self._pieces]
+
+    @property
+    def path(self) -> str:
+        """Its path in the version."""
+        return self._entry.path
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._entry.size
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the whole file, as 64 hex digits."""
+        return self._entry.sha256.hex()
+
+    @property
+    def header(self) -> bytes:
+        """The length field and header of a safetensors file; empty for any other."""
+        return self._entry.header
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __repr__(self) -> str:
+        return f"<FileView {self.path!r}, {self.size} bytes>"
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes from ``offset`` on: ``length`` of them, or fewer where the file ends.
+
+        Raises:
+            ValueError: ``offset`` or ``length`` is negative.
+        """
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError(f"offset {offset} and length {length} must not be negative")
+        left = max(0, self.size - offset)
+        out = bytearray(left if length is None else min(left, length))
+        self.read_into(offset, memoryview(out))
+        return bytes(out)
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """Read from ``offset`` on into ``out`` (writable bytes) until it is full or the file ends.
+
+        Returns:
+            How many bytes were read; after an error those of ``out`` are undefined.
+        """
+        if offset < 0:
+            raise ValueError(f"offset {offset} must not be negative")
+        count = min(len(out), max(0, self.size - offset))
+        header = self._entry.header
+        head = header[offset : offset + count]
+        out[: len(head)] = head
+        low, high = offset + len(head) - len(header), offset + count - len(header)
+        if low < high:
+            first = bisect_right(self._begins, low) - 1
+            last = bisect_right(self._begins, high - 1)
+            pieces = self._pieces[first:last]
+            self._content.read_span(pieces, low, high, out[len(head) : count])
+        return count

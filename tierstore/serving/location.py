@@ -1,0 +1,136 @@
+"""``tierstore://`` URLs: a file of a version, wherever a path of a file is expected.
+
+::
+
+    tierstore://ranker@prod/model.safetensors        ranker@prod, ranker@12, ranker@12+int8-row
+    tierstore://org/ranker/config.json               the newest version of org/ranker
+    tierstore://ranker@prod/a.txt?store=s3://models  in this store, not the one that
+                                                     TIERSTORE_STORE or the node's file names
+
+Nothing is decoded: ``%2e`` is the name's own characters. The reference ends at the first ``/``
+behind its ``@``. Without ``@`` it is the shortest run of leading parts that names a model. An alias
+that holds ``/`` cannot be written here; its version's number can.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from tierstore.errors import FileMissing, InvalidName, NotFound
+from tierstore.format.manifest import check_path
+from tierstore.ids import ModelRef
+from tierstore.modelstore.fileview import FileView
+from tierstore.modelstore.model import Model
+from tierstore.modelstore.store import Store
+from tierstore.serving.opened import open_model, open_shared
+
+SCHEME = "tierstore://"
+_STORE = "?store="
+_COLLAPSED = re.compile(r"tierstore:/(?=[^/])")
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What a URL says: ``rest`` is all between the scheme and ``?store=``.
+
+    Attributes:
+        rest: a reference, and the path of a file behind it.
+        store: URL of the store; ``None`` for the one that is configured.
+    """
+
+    rest: str
+    store: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> Location:
+        """Take a URL apart; ``InvalidName`` when it is not ours or holds nothing."""
+        if not url.startswith(SCHEME):
+            raise InvalidName(f"{url[:200]!r} is no {SCHEME} URL")
+        rest, _, store = url[len(SCHEME) :].partition(_STORE)
+        if not rest.strip("/"):
+            raise InvalidName(f"{url[:200]!r} names no model: write {SCHEME}model@alias/file")
+        return cls(rest, store or None)
+
+
+def is_stored(path: object) -> bool:
+    """Whether it is a ``tierstore://`` URL; ``Path`` objects, which make ``//`` a ``/``, too."""
+    if isinstance(path, os.PathLike):
+        found = os.fspath(path)
+        return isinstance(found, str) and _COLLAPSED.match(found) is not None
+    return isinstance(path, str) and path.startswith(SCHEME)
+
+
+def url_of(path: str | os.PathLike[str]) -> str:
+    """The URL that ``is_stored`` recognised."""
+    return _COLLAPSED.sub(SCHEME, os.fspath(path), count=1)
+
+
+def split_rest(store: Store, rest: str) -> tuple[str, str]:
+    """The reference and the path (empty for the version itself) in ``rest`` of a ``Location``.
+
+    Raises:
+        InvalidName: either is not allowed, such as a path with ``..``.
+        NotFound: no part of it names a model.
+    """
+    rest = rest.rstrip("/") if rest.rstrip("/") else rest
+    model, at, behind = rest.partition("@")
+    if at:
+        selector, _, path = behind.partition("/")
+        ref = f"{model}@{selector}"
+        ModelRef.parse(ref)
+    else:
+        ref, path = _shortest_model(store, rest)
+    return ref, check_path(path) if path else ""
+
+
+def _shortest_model(store: Store, rest: str) -> tuple[str, str]:
+    parts = rest.split("/")
+    for count in range(1, len(parts) + 1):
+        name = "/".join(parts[:count])
+        if ModelRef.parse(name) and store.home.log(name).last() is not None:
+            return name, "/".join(parts[count:])
+    raise NotFound(f"there is no model {rest[:200]!r}; 'tierstore ls' lists them")
+
+
+def open_ref(ref: str, store: Store | None = None) -> Model:
+    """Open the version that ``ref`` means: a reference, or a ``tierstore://`` URL of a version.
+
+    Args:
+        ref: as ``Store.load`` takes it, or a URL without a file.
+        store: where; by default the one in the URL, or that is configured.
+
+    Raises:
+        InvalidName: the URL names a file.
+        NotFound: there is no such version.
+    """
+    location = Location.parse(ref) if ref.startswith(SCHEME) else None
+    if location is None:
+        return open_model(None, ref) if store is None else store.load(ref)
+    url = location.store
+    name, path = split_rest(open_shared(url) if store is None else store, location.rest)
+    if path:
+        raise InvalidName(f"{ref[:200]!r} names the file {path[:200]!r}; leave it out")
+    return open_model(url, name) if store is None else store.load(name)
+
+
+def open_file(url: str) -> tuple[Model, FileView]:
+    """The version and the file that a URL means.
+
+    Raises:
+        FileMissing: there is no such model, version or file.
+        InvalidName: the URL is malformed, or its path leaves the version.
+    """
+    location = Location.parse(url)
+    store = open_shared(location.store)
+    try:
+        ref, path = split_rest(store, location.rest)
+        model = open_model(location.store, ref)
+        if path:
+            return model, model.open_file(path)
+    except FileMissing:
+        raise
+    except NotFound as error:
+        raise FileMissing(f"No such file or directory: {url[:500]}: {error}") from None
+    raise FileMissing(f"No such file or directory: {url[:500]}: it names a version, but no file")

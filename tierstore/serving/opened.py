@@ -1,0 +1,90 @@
+"""The stores and versions that this process reads through URLs, each opened once."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections import OrderedDict
+
+from tierstore import config
+from tierstore.errors import TierstoreError
+from tierstore.modelstore.model import Model
+from tierstore.modelstore.store import Store
+from tierstore.wiring import open_store
+
+_MODELS = 8
+"""Versions kept open: their manifests and layouts, no weights."""
+
+
+class _Opened:
+    """Thread-safe; a forked child opens its own, since connections cannot be shared."""
+
+    def __init__(self) -> None:
+        self._reset()
+        self._registered = False
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._stores: dict[str, Store] = {}
+        self._models: OrderedDict[tuple[str, str, str], Model] = OrderedDict()
+
+    def store(self, url: str) -> Store:
+        with self._lock:
+            found = self._stores.get(url)
+            if found is None:
+                found = self._stores[url] = open_store(url)
+            if not self._registered:
+                self._registered = True
+                atexit.register(self.close)
+            return found
+
+    def model(self, url: str, ref: str) -> Model:
+        store = self.store(url)
+        version = store.choose(ref)
+        key = (url, str(version), version.digest.hex)
+        with self._lock:
+            if key in self._models:
+                self._models.move_to_end(key)
+                return self._models[key]
+        model = store.load(str(version))
+        with self._lock:
+            self._models[key] = model
+            while len(self._models) > _MODELS:
+                self._models.popitem(last=False)
+        return model
+
+    def close(self) -> None:
+        with self._lock:
+            stores = list(self._stores.values())
+            self._stores.clear()
+            self._models.clear()
+        for store in stores:
+            try:
+                store.close()
+            except TierstoreError:  # at exit: its lease ends by itself
+                continue
+
+
+_opened = _Opened()
+
+
+def open_shared(url: str | None) -> Store:
+    """The store at ``url``, or the configured one; opened once and closed when the process ends.
+
+    Raises:
+        UsageError: no store is named.
+        NotFound: there is none.
+    """
+    return _opened.store(config.store_url(url))
+
+
+def open_model(url: str | None, ref: str) -> Model:
+    """Open the version that ``ref`` means now in ``open_shared(url)``; the last few stay open."""
+    return _opened.model(config.store_url(url), ref)
+
+
+def close_shared() -> None:
+    """Close them all; models and files that were opened through URLs can no longer be read."""
+    _opened.close()
