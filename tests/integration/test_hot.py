@@ -143,3 +143,27 @@ def test_rows_of_a_hot_tensor_are_read_from_this_node(tmp_path: Path) -> None:
         assert rows.tobytes() == MODEL["big"][[3, 300, 699]].tobytes()
         assert model.tensor("big")[100:500].tobytes() == MODEL["big"][100:500].tobytes()
         assert model.stats.bytes_fetched == 0
+
+
+def test_what_is_read_is_counted_in_home_for_all_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path, hot_spec(tmp_path)).close()
+    for node in ("one", "two"):
+        monkeypatch.setenv("TIERSTORE_NODE", node)
+        with open_store(tmp_path / "store") as store:
+            load(store)
+    with open_store(tmp_path / "store") as store:
+        view = store.heat()
+        [chunk] = [piece.place for piece in store.load("m").tensor("bias").chunks()]
+        assert view.chunk(chunk.digest) == pytest.approx(2.0, rel=1e-3)
+        stored = {place.digest: place.length for place in store.load("m").layout}
+        assert sum(view.packs().values()) == pytest.approx(2 * sum(stored.values()), rel=1e-3)
+    assert sorted(p.name for p in (tmp_path / "store" / "heat").iterdir()) == ["one", "two"]
+
+
+def test_a_store_without_tiers_counts_nothing(tmp_path: Path) -> None:
+    with made(tmp_path) as store:
+        load(store)
+        assert store.heat().packs() == {}
+    assert not (tmp_path / "store" / "heat").exists()

@@ -1,4 +1,4 @@
-"""Heat, landmark and news through a real Redis; and what ``health`` finds."""
+"""Heat and news through a real Redis; and what ``health`` finds."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from tierstore.blobs.redis_endpoint import RedisEndpoint
 from tierstore.blobs.redis_heat import RedisHeat
 from tierstore.blobs.redis_store import RedisStore
 from tierstore.errors import Unreachable
+from tierstore.tiers.base import ChunkRead
+from tierstore.tiers.heat import HeatRecorder, SumsLedger
 
 __all__ = ["redis_acl", "redis_cluster", "redis_plain"]
 
@@ -56,39 +58,35 @@ def test_sums_of_many_writers(heat: RedisHeat) -> None:
     names = [f"{n:064x}" for n in range(2500)]
 
     def add(turn: int) -> None:
-        heat.add({name: 0.1 * n for n, name in enumerate(names)})
+        heat.add({name: 0.1 * n for n, name in enumerate(names)}, 7)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(8)))
-    scores = heat.scores([*names, "never seen"])
+    scores = heat.scores([*names, "never seen"], 7)
     assert scores == pytest.approx({name: 0.8 * n for n, name in enumerate(names)})
-    top = heat.top(3)
+    top = heat.top(3, 7)
     assert [name for name, _ in top] == names[:-4:-1]
     assert top[0][1] == pytest.approx(0.8 * 2499)
-    assert heat.top(0) == []
-    assert heat.trim(10) == 2490
-    assert [name for name, _ in heat.top(100)] == names[:-11:-1]
-    assert heat.trim(10) == 0
+    assert heat.top(0, 7) == []
+    assert heat.trim(10, 7) == 2490
+    assert [name for name, _ in heat.top(100, 7)] == names[:-11:-1]
+    assert heat.trim(10, 7) == 0
+    assert heat.top(100, 6) == heat.top(100, 8) == []
+    heat.drop(6)
+    assert len(heat.top(100, 7)) == 10
+    heat.drop(7)
+    assert heat.top(100, 7) == []
 
 
 def test_scores_are_exact(heat: RedisHeat) -> None:
     values = {"a": 1e-300, "b": 1e300, "c": 0.1, "d": -1 / 3, "e": 2.0**53 + 2}
-    heat.add(values)
-    assert heat.scores(list(values)) == values
-    heat.add({})
-    assert heat.scores([]) == {}
+    heat.add(values, 0)
+    assert heat.scores(list(values), 0) == values
+    heat.add({}, 0)
+    assert heat.scores([], 0) == {}
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="'a'"):
-            heat.add({"a": bad})
-
-
-def test_one_landmark(heat: RedisHeat, endpoint: RedisEndpoint, prefix: str) -> None:
-    other = RedisHeat(endpoint, prefix=prefix)
-    with ThreadPoolExecutor(8) as pool:
-        seen = set(pool.map(lambda n: (heat, other)[n % 2].landmark(1.7e9 + n / 3), range(16)))
-    assert len(seen) == 1
-    assert heat.landmark(5.0) in seen
-    other.close()
+            heat.add({"a": bad}, 0)
 
 
 def test_time_is_of_the_server(heat: RedisHeat) -> None:
@@ -114,21 +112,18 @@ def test_news(heat: RedisHeat, endpoint: RedisEndpoint, prefix: str) -> None:
 def test_heat_is_no_blob_and_blobs_are_no_heat(
     heat: RedisHeat, endpoint: RedisEndpoint, prefix: str
 ) -> None:
-    heat.add({"k": 1.0})
-    heat.landmark(1.0)
+    heat.add({"k": 1.0}, 3)
     with RedisStore(endpoint, prefix=prefix) as store:
         assert list(store.list()) == []
         store.put("heat", b"x")
         assert [info.key for info in store.list()] == ["heat"]
-    assert heat.scores(["k", "heat"]) == {"k": 1.0}
+    assert heat.scores(["k", "heat"], 3) == {"k": 1.0}
 
 
 def test_heat_stays_when_blobs_expire(redis_plain: RedisServer, prefix: str) -> None:
     heat = RedisHeat(RedisEndpoint(redis_plain.url), prefix=prefix)
-    heat.add({"k": 1.0})
-    heat.landmark(1.0)
-    for name in ("~heat", "~landmark"):
-        assert redis_plain.admin().ttl(prefix + name) == -1
+    heat.add({"k": 1.0}, 3)
+    assert redis_plain.admin().ttl(f"{prefix}~heat:3") == -1
     heat.close()
 
 
@@ -186,3 +181,20 @@ def test_health_for_a_user_who_may_not_ask(redis_acl: RedisServer) -> None:
     [finding] = health.findings
     assert "unknown" in finding
     assert "+info" in finding
+
+
+def test_nodes_share_heat_through_it(endpoint: RedisEndpoint, prefix: str) -> None:
+    """Two nodes an hour apart and home agree with each other; times are the server's."""
+    clocks = (lambda: 5.0, lambda: 5.0 + 3600)
+    nodes = [
+        HeatRecorder(SumsLedger(RedisHeat(endpoint, prefix=prefix)), clock=clock)
+        for clock in clocks
+    ]
+    for node in nodes:
+        node.record([ChunkRead(bytes(32), bytes([7]) * 32, 10, 1000)] * 3)
+        assert node.flush()
+    for node in nodes:
+        view = node.view()
+        assert view.chunk(bytes(32)) == pytest.approx(6.0, rel=1e-3)
+        assert view.pack(bytes([7]) * 32) == pytest.approx(6000.0, rel=1e-3)
+        assert view.now == pytest.approx(time.time(), abs=60)

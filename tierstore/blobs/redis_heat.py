@@ -1,7 +1,8 @@
-"""What the nodes of a store tell each other through one Redis: heat, a landmark, and news.
+"""What the nodes of a store tell each other through one Redis: heat, the time, and news.
 
-Heat is one sorted set. It has no time to live, so that ``volatile-lfu`` never evicts it; ``trim``
-is what bounds it. Names of keys and channels hold a ``~``, which is in no blob's key.
+Heat is a sorted set for each period, a number that the caller counts time by. It has no time to
+live, so that ``volatile-lfu`` never evicts it; ``trim`` and ``drop`` are what bounds it. Names of
+keys and channels hold a ``~``, which is in no blob's key.
 
 An ACL user needs, beside what blobs need, ``&<prefix>* +@pubsub +time``.
 """
@@ -38,10 +39,12 @@ class RedisHeat:
 
     def __init__(self, endpoint: RedisEndpoint, *, prefix: str = "tier:") -> None:
         self._prefix = check_redis_prefix(prefix)
-        self._heat = f"{prefix}~heat"
         self._client = connect(endpoint)
 
-    def add(self, increments: Mapping[str, float]) -> None:
+    def _heat(self, period: int) -> str:
+        return f"{self._prefix}~heat:{period}"
+
+    def add(self, increments: Mapping[str, float], period: int) -> None:
         """Add to the heat of each name; finite numbers only.
 
         After an error some were added, and nobody knows which: adding them again counts double.
@@ -49,42 +52,40 @@ class RedisHeat:
         for name, by in increments.items():
             if not math.isfinite(by):
                 raise ValueError(f"the heat of {name!r} cannot change by {by}")
+        key = self._heat(period)
         sized = ((name, len(name) + 60) for name in increments)
         for batch in batches(sized, _BATCH_BYTES, _BATCH):
-            commands = [("ZINCRBY", self._heat, repr(increments[name]), name) for name in batch]
+            commands = [("ZINCRBY", key, repr(increments[name]), name) for name in batch]
             self._client.run("adding heat", commands)
 
-    def scores(self, names: Sequence[str]) -> dict[str, float]:
+    def scores(self, names: Sequence[str], period: int) -> dict[str, float]:
         """The heat of those of the names that have any."""
         found = {}
         for batch in batches(((name, len(name)) for name in names), _BATCH_BYTES, _BATCH):
-            [scores] = self._client.run("reading heat", [("ZMSCORE", self._heat, *batch)])
+            [scores] = self._client.run("reading heat", [("ZMSCORE", self._heat(period), *batch)])
             pairs = zip(batch, scores, strict=True)
             found.update({name: float(score) for name, score in pairs if score is not None})
         return found
 
-    def top(self, count: int) -> list[tuple[str, float]]:
+    def top(self, count: int, period: int) -> list[tuple[str, float]]:
         """The ``count`` hottest names, the hottest first."""
         if count < 1:
             return []
-        command = ("ZREVRANGE", self._heat, 0, count - 1, "WITHSCORES")
+        command = ("ZREVRANGE", self._heat(period), 0, count - 1, "WITHSCORES")
         [flat] = self._client.run("reading heat", [command])
         return [
             (name.decode(), float(score)) for name, score in zip(flat[::2], flat[1::2], strict=True)
         ]
 
-    def trim(self, keep: int) -> int:
+    def trim(self, keep: int, period: int) -> int:
         """Forget all but the ``keep`` hottest names; return how many were forgotten."""
-        command = ("ZREMRANGEBYRANK", self._heat, 0, -keep - 1)
+        command = ("ZREMRANGEBYRANK", self._heat(period), 0, -keep - 1)
         [removed] = self._client.run("trimming heat", [command])
         return int(removed)
 
-    def landmark(self, proposed: float) -> float:
-        """The time that all heat is counted from: ``proposed`` when there was none yet."""
-        name = f"{self._prefix}~landmark"
-        commands = [("SET", name, repr(proposed), "NX"), ("GET", name)]
-        [_, landmark] = self._client.run("reading the landmark", commands)
-        return float(landmark)
+    def drop(self, period: int) -> None:
+        """Forget a period."""
+        self._client.run("dropping heat", [("UNLINK", self._heat(period))])
 
     def time(self) -> float:
         """Seconds since the epoch by the server's clock."""

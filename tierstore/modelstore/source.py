@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from tierstore.errors import (
     InvalidName,
@@ -306,3 +307,12 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
 
 def _excluded(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def refuse_store(source: Path, store_url: str) -> None:
+    """Raise ``UsageError`` for a source that holds the store it would be saved into."""
+    home = urlsplit(store_url)
+    if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(
+        source.resolve()
+    ):
+        raise UsageError(f"{source} holds the store itself; keep the store outside of it")

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
-from urllib.parse import unquote, urlsplit
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import TierstoreError, UsageError
+from tierstore.errors import TierstoreError
 from tierstore.format.manifest import LineageEntry, Manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
@@ -31,12 +30,16 @@ from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.rebase import COSTS, Rebased, rebase_version
 from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.source import SourceFile, open_source
+from tierstore.modelstore.source import SourceFile, open_source, refuse_store
 from tierstore.modelstore.tensor import Content
 from tierstore.modelstore.version import DISTILLED_FROM, SaveStats, Version, version_of
 from tierstore.modelstore.writer import Progress, Writer, encoders
 from tierstore.tiers.durable import DurableTiers
+from tierstore.tiers.heat import NO_HEAT, HeatRecorder, HeatView
 from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.upkeep import Upkeep, upkeep_tasks
+
+_CLOSE_S = 5.0
 
 
 class Store:
@@ -53,13 +56,19 @@ class Store:
         *,
         packs: DurableTiers | None = None,
         hot: HotTiers | None = None,
+        heat: HeatRecorder | None = None,
         config: StoreConfig | None = None,
     ) -> None:
-        """Open the store whose home is ``blobs``; see ``Home`` for ``packs`` and ``config``."""
+        """Open the store whose home is ``blobs``; see ``Home`` for ``packs`` and ``config``.
+
+        ``heat`` counts what is read; without it nothing is counted.
+        """
         self._blobs, self._settings = blobs, settings
         self.home = Home(blobs, packs, config)
         self.hot = hot if hot is not None else HotTiers()
         """The hot tiers of this process; empty without any."""
+        self._heat = heat
+        self._upkeep = Upkeep(upkeep_tasks(self.hot, heat))
         cache = settings.cache_dir / self.home.config.store_id / "index.sqlite"
         self._index = ChunkIndex(blobs, cache)
         self._lease = ReaderLease(blobs)
@@ -99,6 +108,9 @@ class Store:
     def close(self) -> None:
         """End leases and close files; models loaded from here can no longer be read for sure."""
         self._lease.close()
+        self._upkeep.close(_CLOSE_S)
+        if self._heat is not None:
+            self._heat.flush()
         self.hot.close()
         self._index.close()
         self.home.packs.close()
@@ -147,7 +159,7 @@ class Store:
             alias = check_alias(alias)
             check_case("alias", alias, self.home.aliases(model))
         if not isinstance(source, Mapping):
-            self._refuse_own(Path(source))
+            refuse_store(Path(source), self.url)
         lineage = []
         if distilled_from is not None:
             teacher = self.resolve(distilled_from).digest
@@ -225,13 +237,6 @@ class Store:
         keep = min(self._settings.threads, encoders(manifest.chunk_size, deltas=True)) + 1
         return DeltaBases(str(version), manifest, content, self._index.find, keep)
 
-    def _refuse_own(self, source: Path) -> None:
-        home = urlsplit(self.url)
-        if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(
-            source.resolve()
-        ):
-            raise UsageError(f"{source} holds the store itself; keep the store outside of it")
-
     @overload
     def load(
         self, ref: str, *, profile: str | None = None, dequantize: Literal[False] = False
@@ -262,6 +267,7 @@ class Store:
         """
         version = self.choose(ref, profile=profile)
         self._lease.add(version.digest.hex)
+        self._upkeep.start()
         model = Model(version, *self._opened(version))
         return Dequantized(model) if dequantize else model
 
@@ -361,6 +367,14 @@ class Store:
         return rebase_version(
             self.home, self._index, version.digest, manifest, content, above=above
         )
+
+    def heat(self) -> HeatView:
+        """How often chunks and packs were read of late, by all nodes that share this store.
+
+        Raises:
+            BackendError: what the nodes counted cannot be read.
+        """
+        return NO_HEAT if self._heat is None else self._heat.view()
 
     def usage(self, model: str | None = None) -> Usage:
         """Logical, unique and stored bytes, and what dedup, codec and delta saved."""

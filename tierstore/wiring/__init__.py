@@ -102,9 +102,10 @@ def _store(blobs: BlobStore) -> Store:
         own = read_config(blobs)
         current = TierLog(blobs).current() if FEATURE in own.features.read else None
         tiers = Tiers(blobs, own, node, current)
+        heat = tiers.heat(settings)
         return Store(
             blobs, settings, packs=DurableTiers(tiers.durable(), tiers.reload),
-            hot=tiers.hot(settings), config=own,
+            hot=tiers.hot(settings, heat), heat=heat, config=own,
         )  # fmt: skip
     except BaseException:
         blobs.close()

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tierstore import config
@@ -18,9 +18,13 @@ from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, TierSpec
 
+if TYPE_CHECKING:
+    from tierstore.blobs.redis_endpoint import RedisEndpoint
+    from tierstore.blobs.redis_heat import RedisHeat
+
 _OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _FSSPEC_SCHEMES = ("memory", "hdfs", "webhdfs", "sftp", "smb")
-_REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
+REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
 _KNOWN = (
     "a directory, file:///path, memory://name, s3://bucket/prefix, gs://bucket/prefix, "
     "az://container/prefix, hdfs://, webhdfs://, sftp://, or fsspec+<protocol>://… for any fsspec "
@@ -138,22 +142,41 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
         return _open(spec.url, spec.options, create=create, node=node)
     if spec.role == "hot":
         return _open(str(hot_directory(spec)), {}, create=create)
-    options = read_options(f"tier {spec.name!r}", spec.options, _CACHE_OPTIONS)
-    options.setdefault("prefix", f"ts:{place.store_id[:16]}:")
-    if scheme in _REDIS_SCHEMES:
-        from tierstore.blobs.redis_endpoint import RedisEndpoint
+    options = _cache_options(place)
+    if scheme in REDIS_SCHEMES:
         from tierstore.blobs.redis_store import RedisStore
 
-        endpoint = RedisEndpoint(
-            spec.url, username=node.username, password=node.password, ca=node.ca,
-            timeout_s=spec.timeout_ms / 1000, connections=options.pop("connections", 8),
-        )  # fmt: skip
-        return RedisStore(endpoint, **options)
+        return RedisStore(_redis_endpoint(place, options), **options)
     if scheme == "memcached":
         from tierstore.blobs.memcached_store import MemcachedStore
 
         return MemcachedStore(spec.url, timeout_s=spec.timeout_ms / 1000, **options)
     return _open(spec.url, {}, create=create, node=node)
+
+
+def open_sums(place: Place) -> RedisHeat:
+    """The heat that nodes share through a tier's Redis."""
+    from tierstore.blobs.redis_heat import RedisHeat
+
+    options = _cache_options(place)
+    return RedisHeat(_redis_endpoint(place, options), prefix=options["prefix"])
+
+
+def _cache_options(place: Place) -> dict[str, Any]:
+    options = read_options(f"tier {place.spec.name!r}", place.spec.options, _CACHE_OPTIONS)
+    options.setdefault("prefix", f"ts:{place.store_id[:16]}:")
+    return options
+
+
+def _redis_endpoint(place: Place, options: dict[str, Any]) -> RedisEndpoint:
+    """Takes what is its own out of ``options``."""
+    from tierstore.blobs.redis_endpoint import RedisEndpoint
+
+    node = place.node
+    return RedisEndpoint(
+        place.spec.url, username=node.username, password=node.password, ca=node.ca,
+        timeout_s=place.spec.timeout_ms / 1000, connections=options.pop("connections", 8),
+    )  # fmt: skip
 
 
 def hot_directory(spec: TierSpec) -> Path:

@@ -19,15 +19,24 @@ from tierstore.modelstore.probe import prove
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.tierlist import TierLog, check_tier
 from tierstore.placement import policies
-from tierstore.tiers.base import DurableTier
+from tierstore.tiers.base import DurableTier, HeatSink
 from tierstore.tiers.durable import home_tier
 from tierstore.tiers.guarded import GuardedStore
+from tierstore.tiers.heat import HeatLedger, HeatRecorder, SumsLedger
+from tierstore.tiers.homeheat import HomeLedger
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.lazy import LazyStore
 from tierstore.tiers.local import LocalHot
 from tierstore.tiers.marker import claim, verify
 from tierstore.tiers.shared import SharedHot
-from tierstore.wiring.backends import Place, hot_directory, open_tier, read_options
+from tierstore.wiring.backends import (
+    REDIS_SCHEMES,
+    Place,
+    hot_directory,
+    open_sums,
+    open_tier,
+    read_options,
+)
 
 _log = logging.getLogger("tierstore.wiring")
 _LONGEST_WAIT_MS = 30_000
@@ -91,18 +100,38 @@ class Tiers:
         self._current = current
         return self.durable()
 
-    def hot(self, settings: Settings) -> HotTiers:
+    def heat(self, settings: Settings) -> HeatRecorder | None:
+        """Where this node's reads are counted: the first Redis, or home; nowhere without tiers."""
+        ledger: HeatLedger | None = None
+        for place in self._used():
+            if place.spec.role == "shared" and place.spec.url.partition("://")[0] in REDIS_SCHEMES:
+                try:
+                    ledger = SumsLedger(open_sums(place))
+                except ConfigError as error:  # as for its chunks: it is not used
+                    _log.warning("what is read is not counted: %s", error)
+                break
+        else:
+            if self._specs():
+                lock = settings.cache_dir / self._store_id / "heat.lock"
+                ledger = HomeLedger(self._home, settings.node, lock)
+        return None if ledger is None else HeatRecorder(ledger)
+
+    def _used(self) -> list[Place]:
+        return [p for p in self._places() if p.node.enabled and p.spec.state == "active"]
+
+    def hot(self, settings: Settings, heat: HeatSink | None) -> HotTiers:
         """The hot tiers of this node; one that cannot be opened is never an error.
 
         One that is being drained is not used: nothing in it is the only copy.
         """
-        used = [p for p in self._places() if p.node.enabled and p.spec.state == "active"]
+        used = self._used()
         shared = []
         for place in used:
             if place.spec.role == "shared":
                 stats = TierStats()
                 shared.append(SharedHot(place.spec, _stacked(place, stats), stats))
-        return HotTiers(self._local(used), shared, budget=min(64 << 20, settings.memory_limit // 8))
+        budget = min(64 << 20, settings.memory_limit // 8)
+        return HotTiers(self._local(used), shared, heat=heat, budget=budget)
 
     def _local(self, used: Sequence[Place]) -> LocalHot | None:
         place = next((place for place in used if place.spec.role == "hot"), self._own_hot())

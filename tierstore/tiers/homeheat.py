@@ -1,0 +1,142 @@
+"""Heat through home, where there is no Redis: one small object for each node (SPEC.md section 13).
+
+Only a node writes its own object, and its processes do so one after the other. Times are by home's
+clock, as its storage stamps what is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.heat import (
+    CHUNK,
+    PACK,
+    HeatBody,
+    heat_columns,
+    heat_entries,
+    heat_key,
+    parse_heat,
+    seal_heat,
+)
+from tierstore.format.tiers import HEAT
+from tierstore.placement.heat import HeatMap
+from tierstore.tiers.heat import HALF_LIFE_S
+
+_KEPT = {PACK: 8192, CHUNK: 4096}
+"""Entries of a node's object by kind, the hottest: at most 450 KB."""
+
+_log = logging.getLogger("tierstore.heat")
+
+
+class HomeLedger:
+    """Every node's heat as an object of its own in home.
+
+    Args:
+        home: where the objects lie.
+        node: this node's name.
+        lock: a file on this node that its processes lock while they write.
+        clock: seconds that never run backwards.
+    """
+
+    def __init__(
+        self,
+        home: BlobStore,
+        node: str,
+        lock: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._home, self._node, self._lock = home, node, lock
+        self._key = heat_key(keys.segment(node))
+        self._clock = clock
+        self._ahead: float | None = None
+
+    def now(self) -> float:
+        """Home's clock: asked once, by writing something, and counted on from there."""
+        if self._ahead is None:
+            probe = keys.PROBES + secrets.token_hex(16)
+            try:
+                self._home.put(probe, b"")
+                self._ahead = self._home.info(probe).mtime - self._clock()
+            except NotFound as error:
+                raise BackendError(f"{probe} was written to home and is not there") from error
+            finally:
+                with contextlib.suppress(BackendError):
+                    self._home.delete([probe])
+        return self._clock() + self._ahead
+
+    def add(self, heat: HeatMap) -> None:
+        with self._alone():
+            now = self.now()
+            total = HeatMap(HALF_LIFE_S, now)
+            own = self._read(self._key)
+            if own is not None:
+                total.merge(own)
+            total.merge(heat)
+            self._home.put(self._key, seal_heat(self._body(total, now)))
+
+    def _body(self, total: HeatMap, now: float) -> HeatBody:
+        entries: dict[tuple[int, bytes], float] = {}
+        scores = total.scores(now)
+        for kind, limit in _KEPT.items():
+            of_kind = [key for key in scores if key[0] == kind]
+            of_kind.sort(key=lambda key: (-scores[key], key))
+            entries |= {(kind, key[1:]): scores[key] for key in of_kind[:limit]}
+        kinds, names, values = heat_columns(entries)
+        offset_us = round((time.time() - now) * 1e6)
+        return HeatBody(
+            node=self._node, half_life_s=HALF_LIFE_S, landmark_us=round(now * 1e6) + offset_us,
+            offset_us=offset_us, kinds=kinds, keys=names, scores=values,
+        )  # fmt: skip
+
+    def load(self) -> HeatMap:
+        total = HeatMap(HALF_LIFE_S, self.now())
+        for info in self._home.list(HEAT):
+            heat = self._read(info.key)
+            if heat is not None:
+                total.merge(heat)
+        return total
+
+    def _read(self, key: str) -> HeatMap | None:
+        """A node's heat by home's clock; a hint that cannot be read is none."""
+        try:
+            body = parse_heat(self._home.get(key), f"heat {key}")
+        except NotFound:
+            return None
+        except (Damaged, UnsupportedFormat) as error:
+            _log.warning("%s; it is not counted", error)
+            return None
+        if body.half_life_s != HALF_LIFE_S:
+            return None
+        landmark = (body.landmark_us - body.offset_us) / 1e6
+        scores = {bytes((kind,)) + name: one for (kind, name), one in heat_entries(body).items()}
+        return HeatMap.from_scores(HALF_LIFE_S, landmark, scores)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process of this node at a time; where files cannot be locked, all at once."""
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        try:
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise BackendError(f"{self._lock} cannot be locked: {error}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
