@@ -70,7 +70,11 @@ class File(Schema):
 
 
 class Load(Schema):
-    """What was written: ``files`` by their paths below ``directory``."""
+    """What was written: ``files`` by their paths below ``directory``.
+
+    ``bytes_fetched`` were read from durable tiers. Of the plain bytes ``reused_bytes`` came out of
+    hot tiers, ``delta_bytes`` as deltas, and ``full_bytes`` from frames that stand alone.
+    """
 
     model: str
     version: int
@@ -78,6 +82,9 @@ class Load(Schema):
     directory: str
     files: list[File]
     bytes_fetched: int
+    reused_bytes: int
+    delta_bytes: int
+    full_bytes: int
 
 
 class ListedModel(Schema):

@@ -151,7 +151,7 @@ def load(
             files = [opened.export_tensors(names, target, progress=progress)]
         else:
             files = opened.export(to, progress=progress)
-        fetched = opened.stats.bytes_fetched
+        cost = opened.stats
     version = opened.version
     data = schemas.Load(
         model=version.model,
@@ -159,14 +159,20 @@ def load(
         digest=str(version.digest),
         directory=to,
         files=[file_json(file) for file in files],
-        bytes_fetched=fetched,
+        bytes_fetched=cost.bytes_fetched,
+        reused_bytes=cost.bytes_reused,
+        delta_bytes=cost.bytes_delta,
+        full_bytes=cost.bytes_full,
     )
     total = size(sum(file.size for file in files))
     count = counted(len(files), "file")
     cli.out.show(
         data,
         [f"{to}/{file.path}" for file in files],
-        lambda: print(f"{version}: {count}, {total} in {to}"),
+        lambda: print(
+            f"{version}: {count}, {total} in {to}; fetched {size(cost.bytes_fetched)}, reused "
+            f"{size(cost.bytes_reused)}"
+        ),
     )
 
 

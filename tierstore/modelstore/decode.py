@@ -9,20 +9,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from tierstore.codecs import decode, decode_block
-from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.checks import damaged, digest_of, xxh3
 from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.plan import blocks_of_spans
 from tierstore.modelstore.recent import Recent
-from tierstore.tiers.local import LocalHot
+from tierstore.tiers.hot import HotTiers
 
 Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and where in the tensor they begin; called from several threads."""
+
+Came: TypeAlias = Literal["reused", "delta", "full"]
+"""How plain bytes came: out of a hot tier or by another reader of this process, or else from a
+durable tier as a delta or standalone."""
+
+MAP_FROM = 1 << 20
+"""What has fewer bytes is copied: mapping it would cost more."""
 
 Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
 """One try to read a frame: avoids the tiers named first, adds those it read from to the second."""
@@ -58,19 +65,28 @@ class FrameDecoder:
         packs: where the frames lie.
         table: the version's layout, for the bases of deltas.
         keep: plain base chunks kept in memory: neighbours often share one.
-        local: asked for bases first.
+        hot: asked first for parts of chunks and for the bases of deltas.
     """
 
     def __init__(
-        self, packs: Packs, table: ChunkTable, keep: int, local: LocalHot | None = None
+        self, packs: Packs, table: ChunkTable, keep: int, hot: HotTiers | None = None
     ) -> None:
-        self._packs, self._table, self._local = packs, table, local
+        self._packs, self._table = packs, table
+        self._hot = hot if hot is not None else HotTiers()
         self._bases = Recent(self._base_chunk, keep)
         self._lock = threading.Lock()
         self.bytes_decoded = 0
 
     def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
         """Decode the frame of a chunk into ``out`` and verify it; ``Damaged`` when it is bad."""
+        try:
+            self._decode(place, frame, out)
+        except Damaged:
+            if not self._drop_bad_bases(place):
+                raise
+            self._decode(place, frame, out)
+
+    def _decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
         name = _frame_name(place)
         head = _head_of(frame, place)
         if head.plain_len != len(out):
@@ -123,13 +139,35 @@ class FrameDecoder:
         self._from_good_copy(place, attempt)
         return heads[0]
 
-    def read_part(self, part: Part, sink: Sink) -> None:
-        """Fetch the head of a frame, then just the blocks that are wanted."""
+    def read_part(self, part: Part, sink: Sink) -> Came:
+        """Give ``sink`` what is wanted: out of this node's tier, or from the head of the frame and
+        just the blocks that hold it.
+        """
+        plain = self._on_this_node(part.place)
+        if plain is not None:
+            for start, stop in part.spans:
+                low, high = max(start, part.begin), min(stop, part.begin + part.length)
+                if low < high:
+                    sink(low, plain[low - part.begin : high - part.begin])
+            return "reused"
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
             self._read_part(part, sink, avoid, used)
 
         self._from_good_copy(part.place, attempt)
+        return "delta" if part.place.bases else "full"
+
+    def _on_this_node(self, place: ChunkPlace) -> memoryview | None:
+        """The plain bytes of a chunk that is hot here, of which only what is used is read."""
+        local = self._hot.local
+        if local is None:
+            return None
+        if place.plain >= MAP_FROM:
+            mapped = local.map_tensor([place.digest], place.plain, place.plain)
+            if mapped is not None:
+                return mapped.data
+        out = memoryview(bytearray(place.plain))
+        return out if local.read_into([place.digest], [out])[0] else None
 
     def _from_good_copy(
         self,
@@ -214,11 +252,41 @@ class FrameDecoder:
         return place
 
     def _base_chunk(self, digest: bytes) -> memoryview:
+        """The plain bytes of a base, from wherever they are near."""
         place = self._base_place(digest)
+        plain = self._on_this_node(place)
+        if plain is not None:
+            return plain
         out = memoryview(bytearray(place.plain))
-        if self._local is None or not self._local.read_into([digest], [out])[0]:
+        if not self._from_shared(place, out):
             self.read(place, out)
+        self._hot.offer_plain(digest, out)  # the next version's deltas will ask for it again
         return out
+
+    def _drop_bad_bases(self, place: ChunkPlace) -> bool:
+        """Whether a base was bad that is kept on this node: its disk may have changed it."""
+        found = False
+        for digest in set(place.bases) if self._hot.local is not None else ():
+            if digest_of(self._bases.get(digest)).raw != digest:
+                assert self._hot.local is not None
+                self._hot.local.reject(digest)
+                self._bases.forget(digest)
+                found = True
+        return found
+
+    def _from_shared(self, place: ChunkPlace, out: memoryview) -> bool:
+        for tier in self._hot.shared:
+            frame = tier.get([place]).get(place.digest)
+            if frame is None:
+                continue
+            try:
+                self.decode(place, frame, out)
+            except (Damaged, UnsupportedFormat) as error:
+                tier.bad(place, error)
+                continue
+            tier.hit(len(out))
+            return True
+        return False
 
     def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
         place = self._packs.current(part.place)

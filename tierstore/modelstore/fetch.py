@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.decode import FrameDecoder
+from tierstore.modelstore.decode import Came, FrameDecoder
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.plan import Run, batches, plan_runs
 from tierstore.tiers.base import ChunkRead
@@ -51,6 +51,7 @@ class Source:
         staging: a buffer of at least so many bytes, the calling thread's own.
         each: runs a function for every item, in several threads.
         count: told how many bytes came from a hot tier, by its name.
+        tally: told the plain bytes of each chunk and how it came.
     """
 
     packs: Packs
@@ -60,6 +61,7 @@ class Source:
     staging: Callable[[int], memoryview]
     each: Callable[[Sequence[object], Callable[..., None]], None]
     count: Callable[[str, int], None]
+    tally: Callable[[Came, int], None]
 
 
 class Fetch:
@@ -98,7 +100,7 @@ class Fetch:
                         self._fetch(window)
                     failed = set(self._waiting.wait())
                     for digest in self._seated - failed:
-                        self._done(self._wants[digest])
+                        self._done(self._wants[digest], "reused")
                     self._seated.clear()
                     # who fetched these could not: try ourselves, and fail for our own reasons
                     todo = [self._wants[digest] for digest in failed]
@@ -141,7 +143,7 @@ class Fetch:
         for want, hit in zip(wants, found, strict=True):
             if hit:
                 self._source.count(local.name, len(want.out))
-                self._done(want)
+                self._done(want, "reused")
             else:
                 left.append(want)
         return left
@@ -170,7 +172,7 @@ class Fetch:
         tier.hit(len(want.out))
         self._source.count(tier.name, len(frame))
         self._hot.offer_plain(want.place.digest, want.out, keep=self._keep)
-        self._done(want)
+        self._done(want, "reused")
         return True
 
     # Durable tiers
@@ -208,7 +210,7 @@ class Fetch:
 
     def _came(self, want: Want) -> None:
         self._hot.offer_plain(want.place.digest, want.out, keep=self._keep)
-        self._done(want)
+        self._done(want, "delta" if want.place.bases else "full")
 
     # One flight per chunk
 
@@ -224,8 +226,9 @@ class Fetch:
             self._seated.update(new.keys() - flights.keys())
         return [want for want in wants if want.place.digest in self._led]
 
-    def _done(self, want: Want) -> None:
+    def _done(self, want: Want, came: Came) -> None:
         """The chunk is in its buffer: hand it on."""
+        self._source.tally(came, len(want.out))
         flight = self._led.get(want.place.digest)
         if flight is not None:
             self._hot.flights.land(flight, want.out)

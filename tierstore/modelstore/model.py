@@ -38,6 +38,10 @@ class LoadStats:
         requests: ranges read from durable tiers.
         bytes_by_tier: bytes read by the tier's name: frames, or plain bytes of this node's tier.
         bytes_mapped: plain bytes of tensors that were mapped from this node's tier instead.
+        bytes_reused: plain bytes that came out of hot tiers, mapped ones included, or by another
+            reader of this process at the same time.
+        bytes_delta: plain bytes of chunks that came from durable tiers as deltas.
+        bytes_full: plain bytes of chunks that came from durable tiers standalone.
     """
 
     bytes_fetched: int
@@ -45,6 +49,9 @@ class LoadStats:
     requests: int
     bytes_by_tier: Mapping[str, int]
     bytes_mapped: int
+    bytes_reused: int
+    bytes_delta: int
+    bytes_full: int
 
 
 class Model(Mapping[str, npt.NDArray[Any]]):
@@ -136,6 +143,9 @@ class Model(Mapping[str, npt.NDArray[Any]]):
             requests=self._packs.requests,
             bytes_by_tier={**self._packs.bytes_by_tier, **reader.hot_bytes},
             bytes_mapped=reader.bytes_mapped,
+            bytes_reused=reader.plain["reused"],
+            bytes_delta=reader.plain["delta"],
+            bytes_full=reader.plain["full"],
         )
 
     def load(

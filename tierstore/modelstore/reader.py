@@ -15,18 +15,14 @@ import numpy.typing as npt
 
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.modelstore.decode import FrameDecoder, Part, Sink
+from tierstore.modelstore.decode import MAP_FROM, Came, FrameDecoder, Part, Sink
 from tierstore.modelstore.fetch import Fetch, OnChunk, Source, Want
 from tierstore.modelstore.packs import Packs
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.hot import HotTiers
-from tierstore.tiers.local import LocalHot
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-MAP_FROM = 1 << 20
-"""Tensors of fewer bytes are copied: mapping them would cost more."""
 
 _MIB = 1 << 20
 _RUN = 8 * _MIB
@@ -67,15 +63,18 @@ class ChunkReader:
         if table.bases:  # a delta's base as it is kept, and put together from its pieces
             each += 2 * table.longest_chunk
         self._threads = max(1, min(threads, staging // each))
-        self._decoder = FrameDecoder(packs, table, keep=self._threads, local=self._hot.local)
+        self._decoder = FrameDecoder(packs, table, keep=self._threads, hot=self._hot)
         self._local = threading.local()
         self._lock = threading.Lock()
         self.hot_bytes: dict[str, int] = {}
         """Bytes that came from hot tiers, by their names: plain ones of this node, else frames."""
         self.bytes_mapped = 0
+        self.plain: dict[Came, int] = {"reused": 0, "delta": 0, "full": 0}
+        """Plain bytes that were read, by how they came."""
         self._source = Source(
-            packs, self._decoder, self._hot, self._max_run, self._staging, self.each, self._count
-        )
+            packs, self._decoder, self._hot, self._max_run, self._staging, self.each, self._count,
+            self._tally,
+        )  # fmt: skip
 
     @property
     def bytes_decoded(self) -> int:
@@ -117,6 +116,7 @@ class ChunkReader:
         found = local.map_tensor([place.digest for place in places], chunk_size, nbytes)
         if found is not None:
             self._hot.record([ChunkRead(p.digest, p.pack, p.plain, p.length) for p in places])
+            self._tally("reused", nbytes)
             with self._lock:
                 self.bytes_mapped += nbytes
         return found
@@ -158,6 +158,10 @@ class ChunkReader:
         with self._lock:
             self.hot_bytes[tier] = self.hot_bytes.get(tier, 0) + nbytes
 
+    def _tally(self, came: Came, nbytes: int) -> None:
+        with self._lock:
+            self.plain[came] += nbytes
+
     def read_head(self, place: ChunkPlace) -> FrameHead:
         """What the frame of a chunk says about itself."""
         return self._decoder.read_head(place)
@@ -179,24 +183,7 @@ class ChunkReader:
         ])  # fmt: skip
 
     def _read_part(self, part: Part, sink: Sink) -> None:
-        local = self._hot.local
-        plain = None if local is None else _hot_chunk(local, part.place)
-        if local is None or plain is None:
-            self._decoder.read_part(part, sink)
-            return
-        self._count(local.name, part.wanted)
-        for start, stop in part.spans:
-            low, high = max(start, part.begin), min(stop, part.begin + part.length)
-            if low < high:
-                sink(low, plain[low - part.begin : high - part.begin])
-
-
-def _hot_chunk(local: LocalHot, place: ChunkPlace) -> memoryview | None:
-    """A whole chunk of this node, of which only what is used is read."""
-    mapped = local.map_tensor([place.digest], place.plain, place.plain)
-    if mapped is not None:
-        return mapped.data
-    if place.plain >= MAP_FROM:
-        return None
-    out = memoryview(bytearray(place.plain))
-    return out if local.read_into([place.digest], [out])[0] else None
+        came = self._decoder.read_part(part, sink)
+        self._tally(came, part.wanted)
+        if came == "reused" and self._hot.local is not None:
+            self._count(self._hot.local.name, part.wanted)

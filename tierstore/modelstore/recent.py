@@ -43,6 +43,11 @@ class Recent(Generic[_V]):
                         del self._values[key]
         return future.result()
 
+    def forget(self, key: bytes) -> None:
+        """Make the value anew when it is asked for again."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def clear(self) -> None:
         """Forget every value."""
         with self._lock:

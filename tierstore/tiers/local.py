@@ -150,10 +150,15 @@ class LocalHot:
         if not self._dir.files.read_into(digest, out):
             return False
         if self._always and digest_of(out).raw != digest:
-            self._dir.files.remove(digest)
-            self._dir.on_bad(digest)
+            self.reject(digest)
             return False
         return True
+
+    def reject(self, digest: bytes) -> None:
+        """Remove a chunk whose bytes proved wrong."""
+        with contextlib.suppress(OSError):
+            self._dir.files.remove(digest)
+        self._dir.on_bad(digest)
 
     def map_tensor(
         self, digests: Sequence[bytes], chunk_size: int, nbytes: int
@@ -206,8 +211,7 @@ class LocalHot:
         for number, digest in enumerate(digests):
             begin = number * chunk_size
             if digest_of(array[begin : begin + chunk_size].data).raw != digest:
-                self._dir.files.remove(digest)
-                self._dir.on_bad(digest)
+                self.reject(digest)
                 return None
         return array
 
