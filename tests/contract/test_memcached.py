@@ -10,6 +10,7 @@ import pytest
 from tests.servers.memcached import MemcachedServer, memcached_pair
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memcached_store import MemcachedStore
+from tierstore.errors import OutOfSpace
 from tierstore.testing.blob_contract import BlobStoreContract
 
 __all__ = ["memcached_pair"]
@@ -72,3 +73,10 @@ class TestTwoMemcached(MemcachedContract):
         self, memcached_pair: tuple[MemcachedServer, MemcachedServer]
     ) -> Sequence[MemcachedServer]:
         return memcached_pair
+
+    def test_the_least_limit_holds_whichever_server_a_key_falls_to(self, store: BlobStore) -> None:
+        most = store.capabilities.max_blob
+        assert most is not None
+        for n in range(10):
+            with pytest.raises(OutOfSpace, match=str(most)):
+                store.put(f"k/{n}", bytes(most + 1))

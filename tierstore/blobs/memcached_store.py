@@ -11,6 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
@@ -87,18 +88,15 @@ class MemcachedStore(BlobStore):
     @property
     def capabilities(self) -> Capabilities:
         """``max_blob`` is the least of the servers' limits; of those that answer now."""
-        limits = []
         for address in self._client.addresses:
-            try:
-                limits.append(self._limit(address))
-            except BackendError:
-                continue
+            with suppress(BackendError):
+                self._limit(address)
         return Capabilities(
             put_if_absent=True,
             durable=False,
             local=False,
             listable=False,
-            max_blob=min(limits, default=None),
+            max_blob=min(self._limits.values(), default=None),
         )
 
     # Writing
@@ -209,11 +207,13 @@ class MemcachedStore(BlobStore):
         return known
 
     def _check_size(self, address: Address, key: str, size: int) -> None:
-        if size > self._limit(address):
+        # The least of the limits that are known: a blob's size decides, not which server its key
+        # falls to. Those of other servers are not asked for here: they may hang.
+        most = min(self._limit(address), *self._limits.copy().values())
+        if size > most:
             raise OutOfSpace(
-                f"blob {key!r} has {size} bytes, and its server in {self._url} takes at most "
-                f"{self._limit(address)}: start it with a higher limit (-I), or keep such blobs "
-                "in another tier"
+                f"blob {key!r} has {size} bytes, and the servers of {self._url} take at most "
+                f"{most}: start them with a higher limit (-I), or keep such blobs in another tier"
             )
 
     def _expire(self) -> int:
