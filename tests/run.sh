@@ -6,8 +6,9 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 need=()
+PATH="$PATH:/usr/sbin:/sbin"
 for pair in gcc:gcc git:git openssl:openssl redis-server:redis-server redis-cli:redis-tools \
-    memcached:memcached; do
+    memcached:memcached ceph:ceph-common ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw; do
     command -v "${pair%%:*}" >/dev/null || need+=("${pair##*:}")
 done
 "$python" -c 'import ensurepip' 2>/dev/null || need+=(python3-venv)

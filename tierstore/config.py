@@ -28,6 +28,10 @@ PROFILE = "TIERSTORE_PROFILE"
 KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS, PROFILE, CONFIG)
 """What this module and the program read; each option of a command has a variable of its own."""
 
+_AWS_CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE",
+)  # fmt: skip
 _OFF = {"", "0", "false", "no", "off"}
 _TIME = re.compile(r"(\d{1,9})([smhd]?)\Z")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -280,6 +284,26 @@ def http_allowed(environ: Mapping[str, str] = os.environ) -> bool:
     obstore reads this variable itself, but not once it is given any client options.
     """
     return environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on", "y"}
+
+
+def aws_profile(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The profile of AWS's own files to take credentials from.
+
+    It is ``AWS_PROFILE``, or ``default`` where there is a file of credentials, and none where the
+    environment gives credentials or says where this machine gets them.
+    """
+    if any(environ.get(name) for name in _AWS_CREDENTIALS):
+        return None
+    if named := environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE"):
+        return named
+    file = environ.get("AWS_SHARED_CREDENTIALS_FILE")
+    path = Path(file) if file else Path(environ.get("HOME", "/")) / ".aws" / "credentials"
+    return "default" if path.is_file() else None
+
+
+def aws_ca(environ: Mapping[str, str] = os.environ) -> str | None:
+    """A PEM file with the authorities to trust: ``AWS_CA_BUNDLE``."""
+    return environ.get("AWS_CA_BUNDLE") or None
 
 
 def native_wanted(environ: Mapping[str, str] = os.environ) -> bool:

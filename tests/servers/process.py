@@ -113,3 +113,27 @@ def listening(port: int, host: str = "127.0.0.1") -> bool:
     """Whether something accepts connections on the port."""
     with socket.create_connection((host, port), timeout=1):
         return True
+
+
+def make_certificate(folder: Path) -> None:
+    """``ca.pem``, an authority, and ``cert.pem`` and ``key.pem`` that it signed.
+
+    They are for 127.0.0.1 and localhost.
+    """
+    _openssl(folder, "ca-key.pem", "ca.pem", "tierstore tests", "basicConstraints=critical,CA:TRUE")
+    _openssl(
+        folder, "key.pem", "cert.pem", "localhost", "basicConstraints=critical,CA:FALSE",
+        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-CA", str(folder / "ca.pem"), "-CAkey", str(folder / "ca-key.pem"),
+    )  # fmt: skip
+
+
+def _openssl(folder: Path, key: str, out: str, name: str, kind: str, *more: str) -> None:
+    command = [
+        program("openssl", "openssl"), "req", "-x509", "-newkey", "ec",
+        "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30", "-subj", f"/CN={name}",
+        "-config", "/dev/null", "-addext", kind,
+        "-keyout", str(folder / key), "-out", str(folder / out), *more,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.servers.process import free_port, program, running
+from tests.servers.process import free_port, make_certificate, program, running
 
 PACKAGE = "redis-server"
 USER, PASSWORD = "tier", "tier-Secret-7"
@@ -84,8 +84,8 @@ class RedisServer:
             "--daemonize", "no", "--loglevel", "warning", *self.options,
         ]  # fmt: skip
         if tls:
-            key = self.folder / "key.pem"
-            command += ["--tls-port", tls, "--tls-cert-file", self.ca, "--tls-key-file", key]
+            key, own = self.folder / "key.pem", self.folder / "cert.pem"
+            command += ["--tls-port", tls, "--tls-cert-file", own, "--tls-key-file", key]
             command += ["--tls-ca-cert-file", self.ca, "--tls-auth-clients", "no"]
         log = self.folder / "log"
         self._process = self._stack.enter_context(
@@ -189,17 +189,6 @@ def _cluster_info(node: RedisServer) -> bytes:
         answer: bytes = connection.read_response()
         admin.connection_pool.release(connection)
         return answer
-
-
-def make_certificate(folder: Path) -> None:
-    """A key and a certificate for 127.0.0.1 and localhost that signs itself."""
-    command = [
-        program("openssl", "openssl"), "req", "-x509", "-newkey", "ec",
-        "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30", "-subj", "/CN=localhost",
-        "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        "-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.pem"),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 @pytest.fixture(scope="session")

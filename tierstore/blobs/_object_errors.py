@@ -59,6 +59,11 @@ def translated(error: Exception, doing: str, url: str) -> TierstoreError:
         )
     if status in {408, 429} or (status or 0) >= 500:
         return Unreachable(f"{message} after the retries; try again later")
+    if status is None and "InvalidCertificate" in text:
+        return Unreachable(
+            f"{message}: its TLS certificate is not trusted; give the authority that signed it "
+            "(the tier's ca, or AWS_CA_BUNDLE)"
+        )
     if status is None and "HTTP error" in text:
         why = "it did not answer in time" if "kind: Timeout" in text else "no connection"
         return Unreachable(f"{message} ({why}) after the retries; check the endpoint and network")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Executor, wait
 from typing import TypeVar
 
 from tierstore.blobs.base import RangeRead, check_key
@@ -10,6 +11,7 @@ from tierstore.errors import InvalidName
 from tierstore.ids import Buffer
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def flat_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
@@ -115,3 +117,20 @@ def batches(sized: Iterable[tuple[T, int]], most_bytes: int, most_items: int) ->
         room -= size
     if batch:
         yield batch
+
+
+def each(pool: Executor, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do ``work`` on all items at once; when this returns or raises, none is being worked on.
+
+    The first error ends it: what has not begun is left out.
+    """
+    if len(items) == 1:
+        return [work(items[0])]
+    futures = [pool.submit(work, item) for item in items]
+    for future in wait(futures, return_when=FIRST_EXCEPTION).not_done:
+        future.cancel()
+    wait(futures)
+    for future in futures:
+        if not future.cancelled() and (error := future.exception()):
+            raise error
+    return [future.result() for future in futures]

@@ -9,6 +9,7 @@ Azure ``ObjectStore`` is faster.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import threading
 import time
@@ -131,7 +132,8 @@ class FsspecStore(BlobStore):
                 self._check_reach(key, byte_range.stop)  # before so much is allocated
             if not len(byte_range):
                 return memoryview(b"")
-            data = self._fs.cat_file(path, byte_range.start, byte_range.stop)
+            with self._reaching(key, byte_range.stop):
+                data = self._fs.cat_file(path, start=byte_range.start, end=byte_range.stop)
         return self._complete(key, data, byte_range.stop, len(byte_range))
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
@@ -151,7 +153,7 @@ class FsspecStore(BlobStore):
                 on_error="return",
             )
         for (key, start, stop, outs), data in zip(wanted, found, strict=True):
-            with self._errors("reading", key):
+            with self._errors("reading", key), self._reaching(key, stop):
                 if isinstance(data, BaseException):
                     raise data
             view = self._complete(key, data, stop, stop - start)
@@ -238,6 +240,17 @@ class FsspecStore(BlobStore):
         if stop > size:
             self._complete(key, b"", stop, stop - size)
 
+    @contextmanager
+    def _reaching(self, key: str, stop: int) -> Iterator[None]:
+        """When reading a range fails: it is ``Damaged`` if the blob ends before ``stop``."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception:
+            self._check_reach(key, stop)
+            raise
+
     def _no_blob(self, key: str) -> str:
         return f"no blob {key!r} in {self._url}"
 
@@ -258,7 +271,8 @@ class FsspecStore(BlobStore):
 
 def _translated(error: Exception, message: str) -> TierstoreError:
     if isinstance(error, OSError) and error.errno is not None:
-        return _files.translated(error, f"{message}: {error.strerror}")
+        why = error.strerror or os.strerror(error.errno)
+        return _files.translated(error, f"{message}: {why}")
     message = f"{message}: {type(error).__name__}"
     if isinstance(error, PermissionError):
         return PermissionDenied(f"{message}; check the credentials and what they may do")

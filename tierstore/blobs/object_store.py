@@ -4,8 +4,13 @@ Credentials, region and endpoint come from the usual environment variables (``AW
 ``GOOGLE_*``, ``AZURE_*``), which obstore reads itself: they are never part of the URL. A plain
 ``http`` endpoint needs ``allow_http``; a store by URL takes that from ``AWS_ALLOW_HTTP=true``.
 
-A blob is one PUT, never a multipart upload, so that a crash leaves nothing that has to be aborted
-and ``If-None-Match`` covers all of it.
+What is created is one PUT, so that ``If-None-Match`` covers all of it, and so is all that is small.
+A large blob goes up in parts, several at once, each of them sent again alone when it fails; a crash
+can leave parts that were never put together, which a lifecycle rule of the bucket removes
+(``AbortIncompleteMultipartUpload``).
+
+Nothing hangs: a read fails when no byte came for ``timeout_s``, or when it has brought fewer than
+64 KiB/s after twice that; any other request after twice ``timeout_s``.
 """
 
 from __future__ import annotations
@@ -14,20 +19,18 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import from_url
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 
+from tierstore.blobs._object_connect import S3_SCHEMES, Access, check_url, connect
 from tierstore.blobs._object_errors import translated
-from tierstore.blobs._shared import by_key, drop_front, flat_views, is_key, runs
+from tierstore.blobs._shared import by_key, drop_front, each, flat_views, is_key, runs
 from tierstore.blobs.base import (
     BlobInfo,
     BlobStore,
@@ -47,13 +50,15 @@ from tierstore.errors import (
 from tierstore.ids import Buffer, ByteRange
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore import Attributes, GetResult
 
 _PART_BYTES = 8 << 20  # a long read is split into requests of this size
 _THREADS = 8  # with 8 MiB parts, as fast as raw sockets
 _DELETE_BATCH = 1000  # the most that S3's DeleteObjects takes
-_READ_TIMEOUT_S = 30  # of one request for at most one part
-_WRITE_TIMEOUT_S = 300  # of one request for a whole blob
+_ONE_PUT = 16 << 20  # a larger blob is written in parts,
+_PUT_PART = 5 << 20  # the least that S3 allows,
+_PUTS = 4  # so many at once
+_LEAST_RATE = 64 << 10  # bytes per second: a request that brings fewer is not worth waiting for
 _CREATE_TRIES = 6
 _CHANGED_TRIES = 3
 
@@ -74,29 +79,38 @@ class ObjectStore(BlobStore):
 
     Args:
         url: ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
-        allow_http: whether the endpoint may be plain ``http``.
+        storage_class: of what is written, as the storage calls it (``STANDARD_IA``); by default
+            the bucket's own.
+        timeout_s: see above; seconds.
         retry_s: requests that failed are sent again for this long, in seconds, with jittered
-            exponential backoff; the last one may then run into its own timeout.
+            exponential backoff; by default ``timeout_s``.
+        access: fields of ``Access``: ``endpoint``, ``region``, ``path_style``, ``profile``,
+            ``ca``, ``allow_http``.
 
     Raises:
         ConfigError: the URL holds credentials or options, or the environment is incomplete.
     """
 
-    def __init__(self, url: str, *, allow_http: bool = False, retry_s: float = 30.0) -> None:
-        parts = urlsplit(url)
-        # The URL is not repeated: what is wrong with it may be that it holds a secret.
-        if "@" in parts.netloc and parts.scheme not in {"abfs", "abfss"}:
-            raise ConfigError("a store's URL must not hold credentials: use the environment")
-        if parts.query or parts.fragment:
-            raise ConfigError("a store's URL must not hold '?' or '#': use the environment")
-        if not parts.netloc:
-            raise ConfigError(f"{url!r} names no bucket: use {parts.scheme}://bucket/prefix")
-        self._url = url.rstrip("/")
-        self._bulk_delete = parts.scheme in {"s3", "s3a"}
+    def __init__(
+        self,
+        url: str,
+        *,
+        storage_class: str | None = None,
+        timeout_s: float = 15.0,
+        retry_s: float | None = None,
+        **access: Any,
+    ) -> None:
+        self._url = check_url(url)
+        scheme = self._url.partition("://")[0]
+        self._bulk_delete = scheme in S3_SCHEMES
+        self._attributes: Attributes = {"Storage-Class": storage_class} if storage_class else {}
+        self._timeout_s = timeout_s
+        retry_s = timeout_s if retry_s is None else retry_s
         try:
-            self._quick = from_url(url, **_settings(retry_s, _READ_TIMEOUT_S, allow_http))
-            self._slow = from_url(url, **_settings(retry_s, _WRITE_TIMEOUT_S, allow_http))
+            self._reads, self._others = connect(self._url, Access(**access), timeout_s, retry_s)
         except _OBSTORE_ERRORS as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(
                 f"{self._url} cannot be opened ({type(error).__name__}): check the URL and the "
                 "region, endpoint and credentials in the environment"
@@ -114,8 +128,14 @@ class ObjectStore(BlobStore):
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         check_key(key)
+        views = flat_views(data)
         with self._errors("writing", key):
-            obstore.put(self._slow, key, flat_views(data), use_multipart=False)
+            if sum(view.nbytes for view in views) > _ONE_PUT:
+                # a lost response: what completed the upload is done, or the upload is gone
+                with contextlib.suppress(NotFoundError):
+                    self._put(key, views, chunk_size=_PUT_PART, max_concurrency=_PUTS)
+                    return
+            self._put(key, views, use_multipart=False)
 
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
         check_key(key)
@@ -123,7 +143,7 @@ class ObjectStore(BlobStore):
         for attempt in range(_CREATE_TRIES):
             with self._errors("creating", key):
                 try:
-                    obstore.put(self._slow, key, views, mode="create", use_multipart=False)
+                    self._put(key, views, mode="create", use_multipart=False)
                     return True
                 except AlreadyExistsError:
                     # S3 also says this (409 ConditionalRequestConflict) when another request for
@@ -140,10 +160,12 @@ class ObjectStore(BlobStore):
         check_key(key)
         if byte_range is None:
             with self._errors("reading", key):
-                return memoryview(obstore.get(self._slow, key).bytes())
-        if 0 < len(byte_range) <= _PART_BYTES:
-            return self._fetch(key, byte_range.start, byte_range.stop)[0]
-        self._check_reach(key, byte_range.stop)  # before so much is allocated
+                answer = obstore.get(self._reads, key)
+                out = memoryview(bytearray(answer.meta["size"]))
+                self._receive(key, answer, [out], 0)
+            return out
+        if not 0 < len(byte_range) <= _PART_BYTES:
+            self._check_reach(key, byte_range.stop)  # before so much is allocated
         out = memoryview(bytearray(len(byte_range)))
         self.get_ranges([RangeRead(key, byte_range.start, out)])
         return out
@@ -158,10 +180,7 @@ class ObjectStore(BlobStore):
             for start, outs in runs(group):
                 parts += [_Part(key, at, cut) for at, cut in _cuts(start, outs)]
         for _ in range(_CHANGED_TRIES):
-            if len(parts) == 1:
-                tags = [self._fill(parts[0])]
-            else:
-                tags = list(self._pool().map(self._fill, parts))
+            tags = each(self._pool(), self._fill, parts)
             versions = {(part.key, tag) for part, tag in zip(parts, tags, strict=True)}
             if len(versions) == len({key for key, _ in versions}):
                 return
@@ -169,21 +188,37 @@ class ObjectStore(BlobStore):
             f"{parts[0].key!r} in {self._url} was replaced each time that it was read; try again"
         )
 
+    def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
+        wanted = [check_key(key) for key in dict.fromkeys(keys)]
+
+        def one(key: str) -> memoryview | None:
+            with contextlib.suppress(NotFound):
+                return self.get(key)
+            return None
+
+        found = zip(wanted, each(self._pool(), one, wanted), strict=True)
+        return {key: data for key, data in found if data is not None}
+
+    def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
+        for key in blobs:
+            check_key(key)
+        each(self._pool(), lambda blob: self.put(*blob), list(blobs.items()))
+
     def info(self, key: str) -> BlobInfo:
         check_key(key)
         with self._errors("reading", key):
-            found = obstore.head(self._quick, key)
+            found = obstore.head(self._others, key)
         return BlobInfo(key, found["size"], found["last_modified"].timestamp())
 
     def delete(self, keys: Iterable[str]) -> None:
         checked = [check_key(key) for key in keys]
         if not self._bulk_delete:
-            list(self._pool().map(self._delete_one, checked))
+            each(self._pool(), self._delete_one, checked)
             return
         for at in range(0, len(checked), _DELETE_BATCH):
             batch = checked[at : at + _DELETE_BATCH]
             with self._errors("deleting", batch[0]):
-                obstore.delete(self._quick, batch)
+                obstore.delete(self._others, batch)
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)
@@ -192,7 +227,7 @@ class ObjectStore(BlobStore):
     def list_folders(self, prefix: str = "") -> Iterator[str]:
         check_prefix(prefix)
         with self._errors("listing", prefix):
-            found = obstore.list_with_delimiter(self._quick, prefix[:-1] or None)
+            found = obstore.list_with_delimiter(self._others, prefix[:-1] or None)
         return iter(sorted(path[len(prefix) :] for path in found["common_prefixes"]))
 
     def close(self) -> None:
@@ -204,7 +239,7 @@ class ObjectStore(BlobStore):
     def _list(self, prefix: str) -> Iterator[BlobInfo]:
         last = ""
         with self._errors("listing", prefix):
-            for chunk in obstore.list(self._quick, prefix[:-1] or None, chunk_size=1000):
+            for chunk in obstore.list(self._others, prefix[:-1] or None, chunk_size=1000):
                 for found in chunk:
                     key = found["path"]
                     if key <= last:
@@ -213,23 +248,42 @@ class ObjectStore(BlobStore):
                     if is_key(key):
                         yield BlobInfo(key, found["size"], found["last_modified"].timestamp())
 
+    def _put(self, key: str, views: Sequence[memoryview], **how: Any) -> None:
+        obstore.put(self._others, key, views, attributes=self._attributes or None, **how)
+
     def _fill(self, part: _Part) -> str | None:
         """Fetch one part; return the version of the blob that it was taken from."""
         stop = part.start + sum(out.nbytes for out in part.outs)
-        data, tag = self._fetch(part.key, part.start, stop)
-        at = 0
-        for out in part.outs:
-            out[:] = data[at : at + out.nbytes]
-            at += out.nbytes
-        return tag
+        with self._errors("reading", part.key):
+            answer = obstore.get(self._reads, part.key, options={"range": (part.start, stop)})
+            self._receive(part.key, answer, part.outs, part.start)
+        return answer.meta["e_tag"]
 
-    def _fetch(self, key: str, start: int, stop: int) -> tuple[memoryview, str | None]:
-        with self._errors("reading", key):
-            answer = obstore.get(self._quick, key, options={"range": (start, stop)})
-            data = memoryview(answer.bytes())
-        if data.nbytes != stop - start:
+    def _receive(self, key: str, answer: GetResult, outs: Sequence[memoryview], start: int) -> None:
+        """Fill ``outs`` from an answer while it comes."""
+        room, begun, got = list(outs), time.monotonic(), 0
+        stop = start + sum(out.nbytes for out in outs)
+        for chunk in answer.stream(min_chunk_size=1):
+            view = memoryview(chunk)
+            got += view.nbytes
+            if start + got > stop:
+                raise BackendError(
+                    f"{self._url} answers with more of {key!r} than it was asked for; check what "
+                    "lies between here and the storage"
+                )
+            while view.nbytes:
+                count = min(view.nbytes, room[0].nbytes)
+                room[0][:count] = view[:count]
+                view = view[count:]
+                drop_front(room, count)
+            passed = time.monotonic() - begun
+            if passed > 2 * self._timeout_s and got < passed * _LEAST_RATE:
+                raise Unreachable(
+                    f"reading {key!r} in {self._url} failed: {got} bytes in {passed:.0f} s are "
+                    "too slow; check the network"
+                )
+        if start + got < stop:
             raise self._too_short(key, stop, answer.meta["size"])
-        return data, answer.meta["e_tag"]
 
     def _check_reach(self, key: str, stop: int) -> None:
         size = self.info(key).size
@@ -245,7 +299,7 @@ class ObjectStore(BlobStore):
 
     def _delete_one(self, key: str) -> None:
         with contextlib.suppress(NotFound), self._errors("deleting", key):
-            obstore.delete(self._quick, key)
+            obstore.delete(self._others, key)
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -283,15 +337,3 @@ def _cuts(start: int, outs: Sequence[memoryview]) -> Iterator[tuple[int, list[me
         yield start, part
         start += length
         drop_front(left, length)
-
-
-def _settings(retry_s: float, timeout_s: float, allow_http: bool) -> dict[str, Any]:
-    client: ClientConfig = {"timeout": timedelta(seconds=timeout_s), "connect_timeout": "5s"}
-    if allow_http:
-        client["allow_http"] = True
-    retry: RetryConfig = {
-        "max_retries": 20,
-        "retry_timeout": timedelta(seconds=retry_s),
-        "backoff": {"max_backoff": timedelta(seconds=5)},
-    }
-    return {"client_options": client, "retry_config": retry}

@@ -58,7 +58,12 @@ def open_blobs(url: str, *, create: bool = False) -> BlobStore:
 
 
 def _open(
-    url: str, options: Mapping[str, str], *, create: bool, node: NodeTier | None = None
+    url: str,
+    options: Mapping[str, str],
+    *,
+    create: bool,
+    node: NodeTier | None = None,
+    timeout_s: float | None = None,
 ) -> BlobStore:
     """Open a store that can hold blobs for good."""
     scheme, colon, rest = url.partition("://")
@@ -73,7 +78,13 @@ def _open(
         from tierstore.blobs.object_store import ObjectStore
 
         chosen = read_options(url, options, _OBJECT_OPTIONS)
-        return ObjectStore(url, **({"allow_http": config.http_allowed()} | chosen))
+        if scheme in ("s3", "s3a"):
+            chosen.setdefault("profile", config.aws_profile())
+        chosen.setdefault("allow_http", config.http_allowed())
+        ca = (node.ca if node else None) or config.aws_ca()
+        if timeout_s is not None:
+            chosen["timeout_s"] = timeout_s
+        return ObjectStore(url, ca=ca, **chosen)
     if scheme in _FSSPEC_SCHEMES or scheme.startswith("fsspec+"):
         from tierstore.blobs.fsspec_store import FsspecStore
 
@@ -139,7 +150,8 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
     spec, node = place.spec, place.node
     scheme = spec.url.partition("://")[0]
     if spec.role in DURABLE:
-        return _open(spec.url, spec.options, create=create, node=node)
+        limit = spec.timeout_ms / 1000
+        return _open(spec.url, spec.options, create=create, node=node, timeout_s=limit)
     if spec.role == "hot":
         return _open(str(hot_directory(spec)), {}, create=create)
     options = _cache_options(place)

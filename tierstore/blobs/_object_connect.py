@@ -1,0 +1,138 @@
+"""How an object store is reached: address, credentials, trust, limits of time.
+
+Credentials are never part of a URL, an option or a message. They come from the environment or from
+the machine itself (instance, container or pod identity), which obstore asks, or from a profile of
+AWS's own files, which boto3 reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from obstore.store import from_url
+
+from tierstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+S3_SCHEMES = frozenset({"s3", "s3a"})
+_ONLY_S3 = ("endpoint", "region", "path_style", "profile")
+_CONNECT_S = 5.0
+_ANY_LENGTH = timedelta(hours=1)  # reads are bounded by what they bring, not by how long they take
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach the bucket, beside what the environment says.
+
+    Attributes:
+        endpoint: of what speaks S3: ``https://host:port``.
+        region: of the bucket.
+        path_style: the bucket is part of the path instead of the host's name.
+        profile: of AWS's own configuration files.
+        ca: path of a PEM file with authorities to trust beside the system's own.
+        allow_http: whether the endpoint may be plain ``http``.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool | None = None
+    profile: str | None = None
+    ca: str | None = None
+    allow_http: bool = False
+
+
+def check_url(url: str) -> str:
+    """Return a store's URL without its last slash; ``ConfigError`` when it is not complete."""
+    parts = urlsplit(url)
+    # The URL is not repeated: what is wrong with it may be that it holds a secret.
+    if "@" in parts.netloc and parts.scheme not in {"abfs", "abfss"}:
+        raise ConfigError("a store's URL must not hold credentials: use the environment")
+    if parts.query or parts.fragment:
+        raise ConfigError("a store's URL must not hold '?' or '#': use the environment")
+    if not parts.netloc:
+        raise ConfigError(f"{url!r} names no bucket: use {parts.scheme}://bucket/prefix")
+    return url.rstrip("/")
+
+
+def connect(
+    url: str, access: Access, timeout_s: float, retry_s: float
+) -> tuple[ObjectStore, ObjectStore]:
+    """The bucket twice, nothing is asked of it yet: for reading, and for everything else.
+
+    A request that reads ends when nothing came for ``timeout_s``, any other after twice that.
+
+    Raises:
+        ConfigError: it cannot be opened, or a setting is not for this kind of store.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme not in S3_SCHEMES:
+        for name in _ONLY_S3:
+            if getattr(access, name) is not None:
+                raise ConfigError(f"{url}: the setting {name} is for s3:// alone")
+    config: dict[str, Any] = {}
+    if access.endpoint is not None:
+        config["endpoint"] = access.endpoint
+    if access.region is not None:
+        config["region"] = access.region
+    if access.path_style is not None:
+        config["virtual_hosted_style_request"] = not access.path_style
+    provider = _profile(access.profile) if access.profile else None
+    if provider is not None and "region" not in config and provider.config.get("region"):
+        config["region"] = provider.config["region"]
+    client: ClientConfig = {
+        "connect_timeout": timedelta(seconds=min(_CONNECT_S, timeout_s)),
+        "allow_http": access.allow_http or (access.endpoint or "").startswith("http://"),
+    }
+    if access.ca is not None:
+        client["root_certificate"] = _certificates(access.ca)
+    retry: RetryConfig = {
+        "max_retries": 20,
+        "retry_timeout": timedelta(seconds=retry_s),
+        "backoff": {"max_backoff": timedelta(seconds=min(5.0, timeout_s))},
+    }
+    limit = timedelta(seconds=timeout_s)
+
+    settings: dict[str, Any] = {
+        "config": config or None, "retry_config": retry, "credential_provider": provider,
+    }  # fmt: skip
+    reads: ClientConfig = {**client, "timeout": _ANY_LENGTH, "read_timeout": limit}
+    others: ClientConfig = {**client, "timeout": 2 * limit}
+    return (
+        from_url(url, client_options=reads, **settings),
+        from_url(url, client_options=others, **settings),
+    )
+
+
+def _profile(name: str) -> Any:
+    """What asks boto3 for a profile's credentials; ``None`` for a default that nobody named."""
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        if name == "default":
+            return None
+        raise ConfigError(
+            f"the AWS profile {name!r} needs boto3: pip install 'tierstore[s3]', or put the "
+            "credentials into the environment"
+        ) from None
+    try:
+        return Boto3CredentialProvider(boto3.Session(profile_name=name))
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError(
+            f"the AWS profile {name!r} gives no credentials ({type(error).__name__}): check "
+            "~/.aws/config and ~/.aws/credentials, or AWS_PROFILE"
+        ) from None
+
+
+def _certificates(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the file of authorities {path} cannot be read: {error}") from None
