@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tierstore import errors
+    from tierstore.format.tiers import TierSpec
     from tierstore.ids import Digest, ModelRef
     from tierstore.modelstore.model import LoadStats, Model
     from tierstore.modelstore.names import Alias
@@ -36,6 +37,7 @@ __all__ = [
     "SaveStats",
     "Store",
     "Tensor",
+    "TierSpec",
     "Version",
     "derive",
     "errors",
@@ -55,6 +57,7 @@ _HOMES = {
     "SaveStats": "tierstore.modelstore.version:SaveStats",
     "Store": "tierstore.modelstore.store:Store",
     "Tensor": "tierstore.modelstore.tensor:Tensor",
+    "TierSpec": "tierstore.format.tiers:TierSpec",
     "Version": "tierstore.modelstore.version:Version",
     "derive": "tierstore.variants.derive:derive",
     "init": "tierstore.wiring:init_store",

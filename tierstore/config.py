@@ -147,6 +147,10 @@ class NodeConfig:
     hot: NodeTier | None = None
     tiers: Mapping[str, NodeTier] = field(default_factory=dict)
 
+    def tier(self, name: str, role: str) -> NodeTier:
+        """What this node says of one tier."""
+        return self.tiers.get(name) or (self.hot if role == "hot" else None) or NodeTier()
+
 
 def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
     """Read the node's file.

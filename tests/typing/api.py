@@ -20,6 +20,7 @@ from tierstore import (
     SaveStats,
     Store,
     Tensor,
+    TierSpec,
     Version,
     errors,
 )
@@ -76,9 +77,24 @@ def names(store: Store) -> None:
         assert_type(error.exit_code, int)
 
 
+def tiers(path: Path) -> list[TierSpec]:
+    warm = TierSpec(name="warm", role="warm", url="file:///mnt/ceph", size=50 << 30, high=90)
+    prices = {"gb_month": "0.0125"}
+    cold = TierSpec(name="cold", role="cold", url="s3://bucket/prefix", prices=prices)
+    store = tierstore.init(path, tiers=[warm, cold])
+    assert_type(store, Store)
+    assert_type(store.tiers(), list[TierSpec])
+    assert_type(warm.size, int | None)
+    assert_type(warm.options, dict[str, str])
+    return store.tiers()
+
+
 def refused(store: Store) -> None:
     store.save("ranker", 3)  # type: ignore[arg-type]
     store.save("ranker", {}, alis="prod")  # type: ignore[call-arg]
     store.load(b"ranker")  # type: ignore[call-overload]
     tierstore.init("store", 1 << 20)  # type: ignore[call-arg]
+    tierstore.init("store", tiers=["file:///mnt/ceph"])  # type: ignore[list-item]
+    TierSpec(name="warm", role="tepid", url="file:///w")  # type: ignore[arg-type]
+    store.tiers()[0].size = 3  # type: ignore[misc]
     store.load("ranker").tensor("w").dtype = "F32"  # type: ignore[misc]

@@ -169,5 +169,5 @@ def test_exit_codes_are_fixed() -> None:
 
 
 def test_json_is_sorted_and_exact() -> None:
-    text = _output.as_json(_schemas.Init(url="ü", store_id="0", chunk_bytes=1 << 60))
-    assert text == '{"chunk_bytes": 1152921504606846976, "store_id": "0", "url": "ü"}'
+    text = _output.as_json(_schemas.File(path="ü", sha256="0", bytes=1 << 60))
+    assert text == '{"bytes": 1152921504606846976, "path": "ü", "sha256": "0"}'

@@ -12,16 +12,26 @@ from typing import Annotated, Any
 
 import typer
 
-from tierstore.cli import aliases, demo, describe, doctor, models, rollouts, stores, variants
+from tierstore.cli import (
+    aliases,
+    demo,
+    describe,
+    doctor,
+    models,
+    rollouts,
+    stores,
+    tiers,
+    variants,
+)
 from tierstore.cli._command import JsonOption, QuietOption, StoreOption, name_variables
-from tierstore.cli._output import as_json, printable
+from tierstore.cli._output import as_json, printable, show_warnings
 from tierstore.cli._schemas import ErrorDetail, ErrorJson
 from tierstore.config import DEBUG, is_on
 from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
-    "rollout", "report", "derive", "variants", "lineage", "du", "check", "doctor", "demo",
+    "rollout", "report", "derive", "variants", "lineage", "tier", "du", "check", "doctor", "demo",
     "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -74,7 +84,9 @@ def command_tree() -> tuple[Any, set[str]]:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_common)
-    for module in (stores, models, describe, aliases, rollouts, variants, doctor, demo):
+    for module in (
+        stores, models, describe, aliases, rollouts, variants, tiers, doctor, demo
+    ):  # fmt: skip
         module.register(app)
     root: Any = typer.main.get_command(app)
     root.commands = {name: root.commands[name] for name in _ORDER}
@@ -83,6 +95,7 @@ def command_tree() -> tuple[Any, set[str]]:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; prints any error, and returns the exit code."""
+    show_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a name that the terminal's encoding lacks is escaped, not an error
         sys.stdout.reconfigure(errors="backslashreplace")

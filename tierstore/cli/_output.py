@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import textwrap
@@ -54,6 +55,21 @@ def as_json(data: Schema, indent: int | None = None) -> str:
 
     plain = msgspec.to_builtins(data)
     return json.dumps(plain, indent=indent, sort_keys=True, ensure_ascii=False)
+
+
+class _Warnings(logging.Handler):
+    """Prints what the library warns of on stderr, in the form of the program's own errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.levelname.lower()
+        print(f"tierstore: {kind}: {printable(record.getMessage())}", file=sys.stderr)
+
+
+def show_warnings() -> None:
+    """Have warnings of the library printed; calling it again changes nothing."""
+    logger = logging.getLogger("tierstore")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings(logging.WARNING))
 
 
 def printable(text: str) -> str:

@@ -39,6 +39,13 @@ class ProgressBar:
             bar, task = self._bar
             bar.update(task, completed=done, total=total)
 
+    def describe(self, what: str) -> None:
+        """Say that something else is done now."""
+        self._what = what
+        if self._bar:
+            bar, task = self._bar
+            bar.update(task, description=printable(what))
+
     def __enter__(self) -> Self:
         if self._timer:
             self._timer.start()

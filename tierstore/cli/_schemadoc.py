@@ -12,10 +12,11 @@ import msgspec
 from tierstore.cli import _schemas as schemas
 from tierstore.cli import _schemas_deltas as deltas
 from tierstore.cli import _schemas_rollout as rollout
+from tierstore.cli import _schemas_tiers as tiers
 from tierstore.cli import _schemas_variants as variants
 
 OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
-    "init": (schemas.Init,),
+    "init": (tiers.Init,),
     "save": (schemas.Save,),
     "load": (schemas.Load,),
     "ls": (schemas.Models, schemas.Versions),
@@ -38,6 +39,12 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "derive": (variants.Derived,),
     "variants": (variants.Variants,),
     "lineage": (variants.LineageTree,),
+    "tier ls": (tiers.Tiers,),
+    "tier add": (tiers.TierJson,),
+    "tier set": (tiers.TierJson,),
+    "tier drain": (tiers.TierDrained,),
+    "tier rm": (tiers.TierRemoved,),
+    "tier example": (tiers.TierExample,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),
     "doctor": (schemas.Doctor,),

@@ -30,14 +30,6 @@ class VersionJson(Schema):
     message: str
 
 
-class Init(Schema):
-    """The new store."""
-
-    url: str
-    store_id: str
-    chunk_bytes: int
-
-
 class Save(VersionJson):
     """The new version, and what it cost.
 

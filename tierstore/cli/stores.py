@@ -7,8 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli import _schemas as schemas
+from tierstore.cli import _schemas_tiers as tier_schemas
 from tierstore.cli._command import Cli, command
 from tierstore.cli._output import Column, counted, printable, shares, size, table
+from tierstore.cli._tierargs import (
+    ColdSize,
+    ColdUrl,
+    HotSize,
+    HotUrl,
+    MemcachedUrl,
+    RedisUrl,
+    TierOptions,
+    TierPrices,
+    WarmSize,
+    WarmUrl,
+    first_tiers,
+    tier_json,
+)
 
 if TYPE_CHECKING:
     from tierstore.modelstore.check import CheckReport
@@ -34,17 +49,49 @@ def init(
     chunk_size: Annotated[
         str, typer.Option(metavar="SIZE", help="A power of two from 1MiB to 16MiB; for ever.")
     ] = "4MiB",
+    hot: HotUrl = None,
+    hot_size: HotSize = None,
+    redis: RedisUrl = None,
+    memcached: MemcachedUrl = None,
+    warm: WarmUrl = None,
+    warm_size: WarmSize = None,
+    cold: ColdUrl = None,
+    cold_size: ColdSize = None,
+    option: TierOptions = None,
+    price: TierPrices = None,
 ) -> None:
-    """Make an empty store."""
+    """Make an empty store.
+
+    Its metadata lie at URL, and its packs too unless it has other tiers. Each tier must prove
+    itself first; 'tierstore tier add' adds more later. Passwords and keys are never part of a URL:
+    see 'tierstore tier example'.
+    """
     import tierstore
     from tierstore.config import parse_size
 
-    with tierstore.init(
-        url if url is not None else cli.url, chunk_size=parse_size(chunk_size)
-    ) as store:
+    given = {
+        "hot": (hot, hot_size), "redis": (redis, None), "memcached": (memcached, None),
+        "warm": (warm, warm_size), "cold": (cold, cold_size),
+    }  # fmt: skip
+    tiers = first_tiers(given, option, price)
+    with (
+        cli.progress("trying the tiers"),
+        tierstore.init(
+            url if url is not None else cli.url, chunk_size=parse_size(chunk_size), tiers=tiers
+        ) as store,
+    ):
         config = store.home.config
-        data = schemas.Init(url=store.url, store_id=config.store_id, chunk_bytes=config.chunk_size)
-    cli.out.show(data, [data.url], lambda: print(f"made a store at {data.url}"))
+        data = tier_schemas.Init(
+            url=store.url, store_id=config.store_id, chunk_bytes=config.chunk_size,
+            tiers=[tier_json(tier) for tier in store.tiers()],
+        )  # fmt: skip
+
+    def text() -> None:
+        print(f"made a store at {data.url}")
+        for tier in data.tiers:
+            print(printable(f"with {tier.role} tier {tier.name}: {tier.url}"))
+
+    cli.out.show(data, [data.url], text)
 
 
 def du(

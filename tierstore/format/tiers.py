@@ -122,9 +122,14 @@ def has_secret(url: str) -> bool:
     )
 
 
+def is_tier_name(name: str) -> bool:
+    """Whether a tier may be called so."""
+    return _NAME.match(name) is not None and name != HOME_NAME
+
+
 def check_spec(spec: TierSpec, name: str) -> TierSpec:
     """Return a tier that is in range; ``Damaged`` names what is not."""
-    if not _NAME.match(spec.name) or spec.name == HOME_NAME:
+    if not is_tier_name(spec.name):
         damaged(name, f"{spec.name[:40]!r} is no name for a tier")
     if not spec.url or not 0 < spec.low <= spec.high <= 100 or spec.timeout_ms < 1:
         damaged(name, f"the URL, watermarks or timeout of tier {spec.name} are out of range")

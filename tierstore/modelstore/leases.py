@@ -31,16 +31,22 @@ def _new_lease(role: Literal["writer", "reader"]) -> Lease:
     )  # fmt: skip
 
 
-def is_saving(home: BlobStore) -> bool:
-    """Whether a save seems to be running: a writer's lease that has not ended by this clock."""
+def writers(home: BlobStore) -> dict[str, Lease]:
+    """The saves that seem to run: writers' leases, by id, that have not ended by this clock."""
+    found = {}
     for info in home.list(LEASES):
         try:
             lease = unseal_body(Kind.LEASE, home.get(info.key), Lease, info.key)
         except (Damaged, NotFound, UnsupportedFormat):
             continue
         if lease.role == "writer" and time.time() - info.mtime < lease.ttl_s:
-            return True
-    return False
+            found[lease.id] = lease
+    return found
+
+
+def is_saving(home: BlobStore) -> bool:
+    """Whether a save seems to be running."""
+    return bool(writers(home))
 
 
 class WriterLease:

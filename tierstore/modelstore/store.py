@@ -13,6 +13,7 @@ from tierstore.errors import TierstoreError
 from tierstore.format.manifest import LineageEntry, Manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
+from tierstore.format.tiers import TierSpec
 from tierstore.ids import FULL, Digest, check_alias, check_name, check_variant
 from tierstore.modelstore.basis import BaseFinder, Basis
 from tierstore.modelstore.check import CheckReport, check_store
@@ -32,6 +33,7 @@ from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source, refuse_store
 from tierstore.modelstore.tensor import Content
+from tierstore.modelstore.tierlist import TierLog
 from tierstore.modelstore.version import DISTILLED_FROM, SaveStats, Version, version_of
 from tierstore.modelstore.writer import Progress, Writer, encoders
 from tierstore.tiers.durable import DurableTiers
@@ -309,6 +311,11 @@ class Store:
         During a rollout it is this node's: ``Settings.node`` decides.
         """
         return self._names.resolve(ref)
+
+    def tiers(self) -> list[TierSpec]:
+        """The tiers beside home, the fastest first, as all nodes agree on them now."""
+        current = TierLog(self._blobs).current()
+        return list(current.tiers) if current else []
 
     def models(self) -> list[str]:
         """The names of all models, sorted."""

@@ -23,6 +23,7 @@ from tierstore.format.tiers import (
     TierSpec,
     check_spec,
     has_secret,
+    is_tier_name,
     parse_tiers,
     seal_tiers,
     tiers_key,
@@ -69,7 +70,7 @@ class TierLog:
         revision = TierList(
             seq=current.seq + 1 if current else 1,
             write_id=uuid.uuid4().hex,
-            tiers=_checked(change(old)),
+            tiers=checked(change(old)),
             time_us=time.time_ns() // 1000,
             who=whoami(),
             message=message,
@@ -144,7 +145,8 @@ def find(tiers: Iterable[TierSpec], name: str) -> TierSpec:
     return known[name]
 
 
-def _checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
+def checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
+    """The tiers, when a store may have them; ``ConfigError`` says why not."""
     for spec in tiers:
         check_tier(spec)
     hot = [tier.name for tier in tiers if tier.role == "hot"]
@@ -160,6 +162,16 @@ def check_tier(spec: TierSpec) -> None:
             f"the URL of tier {spec.name!r} holds a password or key, and every node would read it; "
             "leave it out, and give 'username' and 'password_env' or 'password_file' under "
             f"[tiers.{spec.name}] in each node's tierstore.toml, or the usual AWS_* variables"
+        )
+    if not is_tier_name(spec.name):
+        raise ConfigError(
+            f"{spec.name[:40]!r} is no name for a tier: use up to 32 of a-z, 0-9 and -, a letter "
+            "first, and not 'home', which is the store itself"
+        )
+    if not 0 < spec.low <= spec.high <= 100:
+        raise ConfigError(
+            f"tier {spec.name!r}: its watermarks must be percent of its quota, the low one "
+            f"({spec.low}) not above the high one ({spec.high})"
         )
     try:
         check_spec(spec, "the new list of tiers")

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 from tierstore import codecs, config
 from tierstore.blobs.base import BlobStore
+from tierstore.format.keys import CONFIG
 from tierstore.format.manifest import DEFAULT_CHUNK
-from tierstore.format.tiers import FEATURE, TierList, TierSpec
+from tierstore.format.tiers import FEATURE, TierSpec, tiers_key
 from tierstore.modelstore.home import create_config, read_config
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tierlist import TierLog, added
+from tierstore.modelstore.tierlist import TierLog
 from tierstore.tiers.durable import DurableTiers
 from tierstore.wiring.backends import open_blobs
-from tierstore.wiring.tiers import Tiers, claim_tier, placed, prove_tier
+from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved
+from tierstore.wiring.tiers import Tiers
 
-__all__ = ["add_tier", "init_store", "open_blobs", "open_store"]
+__all__ = ["init_store", "open_blobs", "open_store"]
 
 
 def init_store(
@@ -30,49 +32,31 @@ def init_store(
     Args:
         url: as for ``open_store``; a local directory is made if it is missing.
         chunk_size: bytes of a chunk, a power of two from 1 to 16 MiB; fixed for ever.
-        tiers: beside home; each must prove itself first.
+        tiers: beside home; each must prove itself first, and nothing is made when one does not.
 
     Raises:
+        ConfigError: a tier is not as it must be.
         Conflict: there is a store already, or a tier is another store's.
-        BackendError: the storage lacks what a store needs.
+        BackendError: the storage lacks what a store needs, or a tier cannot be used.
     """
-    blobs = open_blobs(config.store_url(_text(url)), create=True)
-    try:
-        node = config.node_config()
-        for spec in tiers:
-            prove_tier(placed(spec, node, ""), blobs.url)
-        create_config(blobs, chunk_size)
-        store_id = read_config(blobs).store_id
-        for spec in tiers:
-            claim_tier(placed(spec, node, store_id))
-        if tiers:
-            TierLog(blobs).change(lambda _: _sorted(tiers), "init")
-    except BaseException:
-        blobs.close()
-        raise
+    specs = ordered(tiers)
+    home = config.store_url(_text(url))
+    with fresh_folder(home):
+        blobs = open_blobs(home, create=True)
+        try:
+            with proved(specs, blobs.url):
+                create_config(blobs, chunk_size)
+                try:
+                    claim_tiers(specs, read_config(blobs).store_id)
+                    if specs:
+                        TierLog(blobs).change(lambda _: specs, "init")
+                except BaseException:
+                    blobs.delete([CONFIG, tiers_key(1)])
+                    raise
+        except BaseException:
+            blobs.close()
+            raise
     return _store(blobs)
-
-
-def _sorted(tiers: Sequence[TierSpec]) -> list[TierSpec]:
-    found: list[TierSpec] = []
-    for spec in tiers:
-        found = added(found, spec)
-    return found
-
-
-def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
-    """Add a tier to a store, once it has proved itself; the store must be opened anew to use it.
-
-    Raises:
-        ConfigError: it is not as a tier must be.
-        Conflict: its name is taken, its place is another store's, or somebody else changed the
-            tiers at the same time.
-        BackendError: it cannot be written to, read or cleaned.
-    """
-    place = placed(spec, config.node_config(), store.home.config.store_id)
-    prove_tier(place, store.url)
-    claim_tier(place)
-    return TierLog(store.home.blobs).change(lambda tiers: added(tiers, spec), message)
 
 
 def open_store(url: str | os.PathLike[str] | None = None) -> Store:

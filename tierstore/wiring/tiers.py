@@ -11,11 +11,10 @@ import msgspec
 
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.stats import TierStats
-from tierstore.config import NodeConfig, NodeTier
-from tierstore.errors import ConfigError, Conflict, Unreachable
+from tierstore.config import NodeConfig
+from tierstore.errors import ConfigError, NotFound, Unreachable
 from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
-from tierstore.modelstore.probe import prove
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.tierlist import TierLog, check_tier
 from tierstore.placement import policies
@@ -27,7 +26,7 @@ from tierstore.tiers.homeheat import HomeLedger
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.lazy import LazyStore
 from tierstore.tiers.local import LocalHot
-from tierstore.tiers.marker import claim, verify
+from tierstore.tiers.marker import verify
 from tierstore.tiers.shared import SharedHot
 from tierstore.wiring.backends import (
     REDIS_SCHEMES,
@@ -153,7 +152,7 @@ class Tiers:
 
 def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:
     """A tier of the list with what this node says of it."""
-    own = node.tiers.get(spec.name) or (node.hot if spec.role == "hot" else None) or NodeTier()
+    own = node.tier(spec.name, spec.role)
     fields: dict[str, Any] = {"options": {**spec.options, **own.options}}
     if own.url is not None:
         fields["url"] = own.url
@@ -174,7 +173,12 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
     def opener() -> BlobStore:
         if not place.node.enabled:
             raise Unreachable(f"tier {place.spec.name} is not enabled on this node")
-        store = open_tier(place)
+        try:
+            store = open_tier(place)
+        except NotFound:
+            raise Unreachable(
+                f"tier {place.spec.name} has no directory {place.spec.url}: is it mounted?"
+            ) from None
         try:
             if place.spec.role in DURABLE:
                 verify(store, place.spec.name, place.store_id)
@@ -193,9 +197,8 @@ def open_hot(place: Place) -> LocalHot:
         ConfigError: an option is not known, or the tier has no size.
     """
     spec = place.spec
-    chosen = read_options(f"tier {spec.name!r}", spec.options, _HOT_OPTIONS)
-    if spec.size is None:
-        raise ConfigError(_no_size(spec))
+    chosen = hot_options(spec)
+    assert spec.size is not None
     policy = chosen.pop("policy", policies.DEFAULT)
     return LocalHot(
         hot_directory(spec), place.store_id, spec.size,
@@ -203,27 +206,15 @@ def open_hot(place: Place) -> LocalHot:
     )  # fmt: skip
 
 
+def hot_options(spec: TierSpec) -> dict[str, Any]:
+    """The options of a hot tier; ``ConfigError`` when it cannot be one."""
+    if spec.size is None:
+        raise ConfigError(_no_size(spec))
+    return read_options(f"tier {spec.name!r}", spec.options, _HOT_OPTIONS)
+
+
 def _no_size(spec: TierSpec) -> str:
     return (
         f"the hot tier {spec.name!r} has no size; give it one in the store's list, or with 'size' "
         "under [hot] in this node's tierstore.toml"
     )
-
-
-def prove_tier(place: Place, home_url: str) -> None:
-    """Write, read and remove one object."""
-    check_tier(place.spec)
-    if place.spec.role == "hot":
-        hot_directory(place.spec).mkdir(parents=True, exist_ok=True)
-        open_hot(place)
-    with open_tier(place, create=True) as store:
-        if store.url == home_url:
-            raise Conflict(f"tier {place.spec.name!r} is where the store itself is: {home_url}")
-        prove(store)
-
-
-def claim_tier(place: Place) -> None:
-    """Mark a durable tier as this store's; ``Conflict`` when it is another one's."""
-    if place.spec.role in DURABLE:
-        with open_tier(place) as store:
-            claim(store, place.spec.name, place.store_id)

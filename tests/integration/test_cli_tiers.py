@@ -1,0 +1,427 @@
+"""The commands on tiers of the real program, with real caches and directories."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import tierstore
+from tests.servers.memcached import MemcachedServer, memcached_running
+from tests.servers.redis import PASSWORD, USER, RedisServer, redis_acl, redis_plain
+from tierstore.cli import _app, _tierargs
+from tierstore.cli import _schemas_tiers as tier_schemas
+from tierstore.config import _parse_node
+from tierstore.modelstore.leases import WriterLease
+from tierstore.wiring import manage
+
+__all__ = ["redis_acl", "redis_plain"]
+
+WEIGHTS = {"w": np.random.default_rng(0).standard_normal((600, 500)).astype(np.float32)}
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code in (0, 3), self.err
+        return json.loads(self.out)
+
+
+Program = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def memcached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemcachedServer]:
+    """A server with the item limit that memcached has by default, 1 MiB."""
+    with memcached_running(tmp_path_factory.mktemp("memcached")) as server:
+        yield server
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Program:
+    """The program in an empty directory, where ``store`` is the store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIERSTORE_STORE", "store")
+    monkeypatch.setenv("TIERSTORE_CONFIG", "")
+
+    def go(*argv: str) -> Done:
+        code = _app.run(argv)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return go
+
+
+@pytest.fixture
+def durable(run: Program) -> Program:
+    """With a warm and a cold tier in directories, and one model, which is in the warm one."""
+    assert run("init", "--warm", "warm", "--cold", "cold").code == 0
+    with tierstore.open("store") as store:
+        store.save("m", WEIGHTS)
+    return run
+
+
+def tree() -> list[str]:
+    return sorted(path.as_posix() for path in Path().rglob("*"))
+
+
+def refused(done: Done, code: int, *words: str) -> None:
+    """One line on stderr, the right code, and nothing on stdout."""
+    assert (done.code, done.out) == (code, ""), done
+    (line,) = done.err.splitlines()
+    assert line.startswith("tierstore: error: ")
+    for word in words:
+        assert word in line, line
+
+
+# init
+
+
+def test_init_with_every_kind_of_tier(
+    run: Program, redis_plain: RedisServer, memcached: MemcachedServer
+) -> None:
+    done = run(
+        "init", "./store", "--hot", "nvme", "--hot-size", "1GB", "--redis", redis_plain.url,
+        "--memcached", f"memcached://127.0.0.1:{memcached.port}",
+        "--warm", "warm", "--warm-size", "2TB",
+        "--cold", Path("cold").absolute().as_uri(), "--price", "cold.gb_month=0.0125",
+        "--option", "redis.ttl_s=60",
+    )  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert "with hot tier hot: file://" in done.out
+    tiers = msgspec.json.decode(run("tier", "ls", "--json").out, type=tier_schemas.Tiers).tiers
+    assert [(tier.name, tier.role) for tier in tiers] == [
+        ("hot", "hot"), ("redis", "shared"), ("memcached", "shared"), ("warm", "warm"),
+        ("cold", "cold"),
+    ]  # fmt: skip
+    by_name = {tier.name: tier for tier in tiers}
+    assert by_name["warm"].url == Path("warm").absolute().as_uri(), "absolute, for other processes"
+    assert by_name["warm"].size_bytes == 2 * 10**12
+    assert by_name["cold"].prices == {"gb_month": "0.0125"}
+    assert by_name["redis"].options == {"ttl_s": "60"}
+    assert not list(Path("warm").rglob("probes/*")), "the proof is cleaned up"
+    with tierstore.open("store") as store:
+        store.save("m", WEIGHTS)
+        assert store.load("m")["w"].tobytes() == WEIGHTS["w"].tobytes()
+    assert list(Path("warm/packs").rglob("*"))
+    assert not Path("store/packs").exists()
+
+
+BAD_INITS: dict[str, tuple[list[str], int, list[str]]] = {
+    "secret": (["--redis", "redis://me:sesame@h"], 2, ["password_env", "'redis'"]),
+    "secret in a query": (["--cold", "s3://b/p?secret_key=sesame"], 2, ["'cold'"]),
+    "no size": (["--hot", "hot"], 2, ["has no size"]),
+    "size alone": (["--warm-size", "1GB"], 2, ["--warm"]),
+    "bad size": (["--warm", "warm", "--warm-size", "many"], 2, ["50GB"]),
+    "unreachable": (["--warm", "w", "--redis", "redis://127.0.0.1:1"], 8, ["'redis'", "refused"]),
+    "not redis": (["--redis", "http://h"], 2, ["--redis", "redis://"]),
+    "cache as warm": (["--warm", "redis://h"], 2, ["shared tier"]),
+    "in the store": (["--warm", "store/warm"], 6, ["within each other"]),
+    "around the store": (["--warm", "."], 6, ["within each other"]),
+    "same place": (["--warm", "w", "--cold", "w"], 6, ["tier 'warm'"]),
+    "option": (["--warm", "w", "--option", "warm.pth=1"], 2, ["no option 'pth'"]),
+    "near option": (["--cold", "s3://b", "--option", "cold.storage_clas=A"], 2, ["storage_class"]),
+    "option of nothing": (["--warm", "w", "--option", "cold.region=x"], 2, ["no tier 'cold'"]),
+    "option without tier": (["--warm", "w", "--option", "region=x"], 2, ["TIER.NAME=VALUE"]),
+    "price": (["--warm", "w", "--price", "warm.gb_mnth=1"], 2, ["gb_month"]),
+    "price value": (["--warm", "w", "--price", "warm.gb_month=-1"], 2, ["0.023"]),
+    "not a directory": (["--warm", "file"], 1, ["'warm'"]),
+    "forgets": (["--warm", "memory://x"], 2, ["forgets"]),
+    "chunk size": (["--warm", "w", "--chunk-size", "3MiB"], 2, ["power of two"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_INITS)
+def test_a_bad_init_leaves_nothing(name: str, run: Program) -> None:
+    argv, code, words = BAD_INITS[name]
+    Path("file").write_text("")
+    before = tree()
+    done = run("init", *argv)
+    refused(done, code, *words)
+    assert tree() == before
+    assert "sesame" not in done.err
+    line = json.loads(run("init", *argv, "--json").err)
+    assert line["error"]["exit_code"] == code
+    assert "sesame" not in str(line)
+    assert run("init", "--warm", "w").code == 0, "and it works the next time"
+
+
+def test_another_stores_tier_is_refused(durable: Program) -> None:
+    before = tree()
+    refused(durable("init", "other", "--warm", "warm"), 6, "a tier of another store")
+    refused(durable("init", "other", "--cold", "cold2", "--warm", "warm"), 6, "another store")
+    refused(durable("init", "other", "--warm", "store"), 6, "is a store itself")
+    assert tree() == before
+    assert durable("init", "other").code == 0
+    before = tree()
+    refused(durable("--store", "other", "tier", "add", "x", "warm"), 6, "another store")
+    refused(durable("tier", "add", "x", "other"), 6, "is a store itself")
+    assert tree() == before
+
+
+# tier add and set
+
+BAD_ADDS: dict[str, tuple[list[str], int, list[str]]] = {
+    "name taken": (["warm", "w2"], 6, ["'warm' already"]),
+    "place taken": (["w2", "warm"], 6, ["tier 'warm' of this store"]),
+    "the store": (["w2", "store"], 6, ["is where the store itself is"]),
+    "name": (["W2", "w2"], 2, ["a-z, 0-9"]),
+    "home": (["home", "w2"], 2, ["the store itself"]),
+    "role": (["w2", "w2", "--role", "tepid"], 2, ["hot, shared, warm, cold"]),
+    "secret": (["r", "redis://:sesame@h:1"], 2, ["password_env"]),
+    "secret option": (["w2", "s3://b/p", "--option", "secret_key=sesame"], 2, ["password or key"]),
+    "no value": (["w2", "w2", "--option", "sesame"], 2, ["NAME=VALUE"]),
+    "watermarks": (["w2", "w2", "--high", "50"], 2, ["low one (85)"]),
+    "watermark": (["w2", "w2", "--high", "101"], 2, ["--high", "100"]),
+    "timeout": (["w2", "w2", "--timeout", "soon"], 2, ["500ms"]),
+    "second hot": (["h2", "h2", "--role", "hot", "--size", "1GB"], 2, ["one hot tier"]),
+    "size of a cache": (["r", "redis://h", "--size", "1GB"], 2, ["maxmemory"]),
+    "bucket": (["c", "s3://"], 2, ["bucket"]),
+    "kind": (["c", "ftps://h/p"], 2, ["'ftps'"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ADDS)
+def test_a_bad_tier_changes_nothing(name: str, run: Program) -> None:
+    assert run("init", "--warm", "warm", "--hot", "hot", "--hot-size", "1GB").code == 0
+    before = tree()
+    argv, code, words = BAD_ADDS[name]
+    done = run("tier", "add", *argv)
+    assert "sesame" not in done.err or name == "no value"
+    refused(done, code, *words)
+    assert tree() == before
+
+
+def test_add_and_set(durable: Program) -> None:
+    done = durable("tier", "add", "cache", "h", "--role", "hot", "--size", "5GB", "-m", "nvme")
+    assert (done.code, done.out) == (0, f"added hot tier cache: {Path('h').absolute().as_uri()}\n")
+    changed = durable(
+        "tier", "set", "cache", "--size", "6GB", "--high", "80", "--low", "70", "--timeout", "2s",
+        "--price", "gb_month=0.1", "--json",
+    ).json  # fmt: skip
+    assert (changed["size_bytes"], changed["timeout_ms"]) == (6 * 10**9, 2000)
+    assert (changed["high_percent"], changed["low_percent"]) == (80, 70)
+    out = durable("tier", "set", "cache", "--price", "gb_month=", "--price", "min_days=30").out
+    assert "min_days=30" in out
+    assert "gb_month" not in out
+    assert durable("tier", "set", "warm", "--size", "none", "--json").json["size_bytes"] is None
+    refused(durable("tier", "set", "cache"), 2, "nothing to change")
+    refused(durable("tier", "set", "cahce", "--high", "90"), 5, "cache, warm, cold")
+    refused(durable("tier", "set", "cache", "--url", "s3://b/p"), 2, "directory of this node")
+
+
+def test_a_quota_below_what_is_there(durable: Program) -> None:
+    refused(durable("tier", "set", "warm", "--size", "1KB"), 2, "holds ", "KiB", "--force")
+    done = durable("tier", "set", "warm", "--size", "1KB", "--force", "--json")
+    assert done.json["size_bytes"] == 1000
+
+
+def test_a_tier_that_was_moved(durable: Program) -> None:
+    refused(durable("tier", "set", "warm", "--url", "elsewhere"), 8, "has no tier.json")
+    assert not Path("elsewhere").exists()
+    refused(durable("tier", "set", "warm", "--url", "cold"), 8, "is the tier 'cold'")
+    shutil.move("warm", "elsewhere")
+    assert durable("load", "m", "--to", "out").code == 8, "its packs are not where the list says"
+    assert durable("tier", "set", "warm", "--url", "elsewhere").code == 0
+    assert durable("load", "m", "--to", "out").code == 0
+
+
+def test_two_tiers_that_became_one_place_are_not_taken_for_two(
+    durable: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moving packs from one to the other would delete them."""
+    Path("node.toml").write_text(f'[tiers.cold]\nurl = "{Path("warm").absolute().as_uri()}"\n')
+    monkeypatch.setenv("TIERSTORE_CONFIG", "node.toml")
+    assert durable("load", "m", "--to", "out").code == 0
+    refused(durable("tier", "drain", "warm"), 8, "is the tier 'warm' of the store, not 'cold'")
+
+
+def test_two_who_change_at_once(durable: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody adds the same tier while we try ours: theirs stays as it is."""
+    real = manage.claim_tiers
+
+    def slow(*args: Any) -> None:
+        monkeypatch.setattr(manage, "claim_tiers", real)
+        real(*args)
+        with tierstore.open("store") as store:
+            manage.add_tier(store, tierstore.TierSpec(name="x", role="warm", url="x"))
+
+    monkeypatch.setattr(manage, "claim_tiers", slow)
+    refused(durable("tier", "add", "x", "x"), 6, "'x' already")
+    assert Path("x/tier.json").exists()
+
+
+# tier drain and rm
+
+
+def test_a_tier_with_last_copies_is_not_removed(durable: Program) -> None:
+    refused(durable("tier", "rm", "warm"), 6, "tier drain warm")
+    done = durable("tier", "drain", "warm", "-m", "worn out")
+    assert (done.code, done.err) == (3, "")
+    assert "1 pack" in done.out
+    left = durable("tier", "drain", "warm", "--json").json
+    assert left["only_packs"] == left["packs"] == 1
+    assert (
+        left["only_bytes"]
+        == left["bytes"]
+        == sum(path.stat().st_size for path in Path("warm/packs").rglob("*") if path.is_file())
+    )
+    refused(durable("tier", "rm", "warm"), 6, "1 pack that no other tier has")
+    refused(durable("tier", "rm", "warm", "--force"), 6, "1 pack that no other tier has")
+    assert durable("ls").code == 0
+    shutil.copytree("warm/packs", "cold/packs")
+    assert durable("tier", "drain", "warm").code == 0
+    removed = durable("tier", "rm", "warm", "--json").json
+    assert (removed["left_packs"], removed["left_bytes"]) == (1, left["bytes"])
+    assert not Path("warm/tier.json").exists(), "another store may have the place now"
+    assert durable("tier", "ls", "-q").out == "cold\n"
+    assert durable("load", "m", "--to", "out").code == 0
+
+
+def test_what_is_saved_while_a_tier_drains_goes_elsewhere(durable: Program) -> None:
+    assert durable("tier", "drain", "warm").code == 3
+    with tierstore.open("store") as store:
+        store.save("n", {"w": WEIGHTS["w"] + 1})
+    assert durable("tier", "drain", "warm", "--json").json["packs"] == 1
+    done = durable("tier", "drain", "warm", "--undo", "--json").json
+    assert done["state"] == "active"
+    refused(durable("tier", "drain", "warm", "--undo"), 2, "not being drained")
+    refused(durable("tier", "drain", "home"), 5, "warm, cold")
+
+
+def test_removing_waits_for_saves_that_may_know_the_old_list(
+    durable: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree("warm/packs", "cold/packs")
+    assert durable("tier", "drain", "warm").code == 0
+    monkeypatch.setattr(manage, "_POLL_S", 0.01)
+    with tierstore.open("store") as store, WriterLease(store.home.blobs):
+        monkeypatch.setattr(manage, "WAIT_S", 0.05)
+        refused(durable("tier", "rm", "warm"), 6, "are under way")
+        told = threading.Event()
+        seen: list[Any] = []
+
+        def rm() -> None:
+            with tierstore.open("store") as own:
+                seen.append(manage.remove_tier(own, "warm", waiting=lambda who: told.set()))
+
+        monkeypatch.setattr(manage, "WAIT_S", 60.0)
+        thread = threading.Thread(target=rm)
+        thread.start()
+        assert told.wait(30)
+        assert not seen
+    thread.join(30)
+    assert seen[0].spec.name == "warm"
+
+
+def test_a_save_that_began_before_does_not_lose_its_pack(durable: Program) -> None:
+    """A writer with the old list finds that its pack went to a place that is no tier any more."""
+    with tierstore.open("store") as late:
+        late.home.packs.get("packs/" + next(Path("warm/packs").rglob("*/*")).relative_to(
+            "warm/packs").as_posix())  # fmt: skip
+        shutil.copytree("warm/packs", "cold/packs")
+        assert durable("tier", "drain", "warm").code == 0
+        assert durable("tier", "rm", "warm").code == 0
+        late.home.packs.put("packs/00/" + "0" * 64, b"pack")
+    assert Path("cold/packs/00").exists()
+
+
+def test_a_tier_that_is_gone(durable: Program) -> None:
+    shutil.rmtree("warm")
+    done = durable("tier", "rm", "warm")
+    refused(done, 8, "--force", "is it mounted?")
+    assert durable("tier", "ls", "-q").out == "warm\ncold\n"
+    done = durable("tier", "rm", "warm", "--force")
+    assert done.code == 0
+    assert "could not be asked" in done.out
+    assert durable("tier", "add", "warm", "warm").code == 0, "an empty one in its place"
+
+
+def test_caches_are_removed_at_once(run: Program, redis_plain: RedisServer) -> None:
+    assert run("init", "--hot", "h", "--hot-size", "1GB", "--redis", redis_plain.url).code == 0
+    refused(run("tier", "drain", "redis"), 2, "tier rm redis")
+    assert "ends by itself" in run("tier", "rm", "redis").out
+    assert "left in file://" in run("tier", "rm", "hot").out
+    refused(run("tier", "rm", "hot"), 5, "none")
+
+
+# This node
+
+
+def test_a_password_from_the_nodes_file(
+    run: Program, redis_acl: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("init", "--redis", redis_acl.url, "--option", "redis.prefix=tier:x:")
+    refused(run(*argv), 1, "'redis'")
+    Path("node.toml").write_text(f'[tiers.redis]\nusername = "{USER}"\npassword_env = "SESAME"\n')
+    monkeypatch.setenv("TIERSTORE_CONFIG", "node.toml")
+    refused(run(*argv), 2, "SESAME", "not set")
+    monkeypatch.setenv("SESAME", PASSWORD)
+    for done in (
+        run(*argv),
+        run("tier", "ls"),
+        run("tier", "ls", "redis"),
+        run("tier", "ls", "--json"),
+    ):
+        assert done.code == 0, done.err
+        assert PASSWORD not in done.out + done.err
+    assert PASSWORD.encode() not in b"".join(
+        path.read_bytes() for path in Path("store").rglob("*") if path.is_file()
+    )
+
+
+def test_what_this_node_has_otherwise(durable: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("node.toml").write_text('[tiers.cold]\nenabled = false\n[tiers.warm]\nurl = "/mnt/w"\n')
+    monkeypatch.setenv("TIERSTORE_CONFIG", "node.toml")
+    out = durable("tier", "ls").out
+    assert "off here" in out
+    assert "own URL here" in out
+    warm, cold = durable("tier", "ls", "--json").json["tiers"]
+    assert (warm["node_url"], cold["enabled"]) == ("/mnt/w", False)
+    assert "has it at /mnt/w" in durable("tier", "ls", "warm").out
+
+
+def test_the_example_of_a_nodes_file_is_read(run: Program) -> None:
+    import tomllib
+
+    text = run("tier", "example").out
+    assert run("tier", "example", "--json").json == {"text": text}
+    node = _parse_node(tomllib.loads(text), "example", {"TIER_REDIS_PASSWORD": "x"})
+    assert node.hot is not None
+    assert node.hot.size == 50 * 10**9
+    assert node.tiers["redis"].timeout_ms == 500
+    for key in ("enabled", "password_file", "password_env", "ca", "options", "username"):
+        assert key in text
+
+
+def test_each_options_variable(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIERSTORE_INIT_WARM", "w")
+    monkeypatch.setenv("TIERSTORE_INIT_PRICE", "warm.gb_month=1 warm.min_days=2")
+    assert run("init", "--json").json["tiers"][0]["prices"] == {"gb_month": "1", "min_days": "2"}
+
+
+@pytest.mark.parametrize(
+    ("url", "role"),
+    [
+        ("/mnt/x", "warm"), ("file:///x", "warm"), ("hdfs://h/x", "warm"), ("sftp://h/x", "warm"),
+        ("s3://b/x", "cold"), ("fsspec+s3://b/x", "cold"), ("gs://b/x", "cold"),
+        ("rediss://h", "shared"), ("unix:///s", "shared"), ("memcached://h:1", "shared"),
+    ],
+)  # fmt: skip
+def test_the_role_that_a_url_suggests(url: str, role: str) -> None:
+    assert _tierargs.role_of(url) == role

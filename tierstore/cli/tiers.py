@@ -1,0 +1,322 @@
+"""Commands on the tiers of a store: tier ls, add, set, drain, rm, example."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_tiers as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, facts, size, table
+from tierstore.cli._tierargs import (
+    High,
+    Low,
+    Options,
+    PricesOption,
+    fields_of,
+    pairs,
+    role_of,
+    sized,
+    tier_json,
+    updated,
+)
+from tierstore.cli.aliases import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tierstore.tiers.census import Holding
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the tier.", show_default=False)]
+Timeout = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Of one request: 500ms, 5s (the default).")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    group = typer.Typer(
+        help="Say where packs and chunks lie: this node, Redis, file systems, S3.",
+        rich_markup_mode=None,
+        no_args_is_help=False,
+    )
+    for name, function in (
+        ("ls", ls), ("add", add), ("set", change), ("drain", drain), ("rm", remove),
+        ("example", example),
+    ):  # fmt: skip
+        command(group, name)(function)
+    app.add_typer(group, name="tier")
+
+
+def ls(
+    cli: Cli,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Only this one.", show_default=False)
+    ] = None,
+) -> None:
+    """List the tiers in the order in which they are read.
+
+    Of one tier also its options and prices.
+    """
+    from tierstore.modelstore.tierlist import find
+
+    with cli.open() as store:
+        found = store.tiers()
+        home = store.url
+    chosen = found if name is None else [find(found, name)]
+    data = schemas.Tiers(home=home, tiers=[tier_json(spec) for spec in chosen])
+
+    def text() -> None:
+        if name is not None:
+            _print_tier(data.tiers[0])
+        else:
+            _print_tiers(data)
+
+    cli.out.show(data, [tier.name for tier in data.tiers], text)
+
+
+def add(
+    cli: Cli,
+    name: Name,
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="A directory, redis://, memcached://, s3:// ...", show_default=False
+        ),
+    ],
+    role: Annotated[
+        str | None,
+        typer.Option(metavar="ROLE", help="hot, shared, warm or cold; by default from the URL."),
+    ] = None,
+    quota: Annotated[
+        str | None, typer.Option("--size", metavar="SIZE", help="Quota, such as 50GB.")
+    ] = None,
+    high: High = None,
+    low: Low = None,
+    timeout: Timeout = None,
+    option: Options = None,
+    price: PricesOption = None,
+    message: Message = "",
+) -> None:
+    """Add a tier, once it has proved itself.
+
+    One object is written, read back and removed. Passwords and keys go into each node's
+    tierstore.toml or environment, never into the URL.
+    """
+    from tierstore.config import parse_ms
+    from tierstore.errors import UsageError
+    from tierstore.format.tiers import TierSpec
+    from tierstore.modelstore.tierlist import ROLES
+    from tierstore.wiring.manage import add_tier
+
+    chosen = role if role is not None else role_of(url)
+    if chosen not in ROLES:
+        raise UsageError(f"{chosen!r} is no role of a tier; use {', '.join(ROLES)}")
+    spec = TierSpec(
+        name=name, role=chosen, url=url, options=pairs(option), prices=pairs(price),
+        **fields_of(
+            size=sized(quota), high=high, low=low,
+            timeout_ms=None if timeout is None else parse_ms(timeout),
+        ),
+    )  # fmt: skip
+    with cli.open() as store, cli.progress("trying the tier"):
+        tiers = add_tier(store, spec, message).tiers
+    (added,) = (tier for tier in tiers if tier.name == name)
+    data = tier_json(added)
+    text = f"added {data.role} tier {data.name}: {data.url}"
+    cli.out.show(data, [data.name], lambda: print(text))
+
+
+def change(
+    cli: Cli,
+    name: Name,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where it has been moved to.")
+    ] = None,
+    quota: Annotated[
+        str | None, typer.Option("--size", metavar="SIZE", help="Quota, such as 50GB, or none.")
+    ] = None,
+    high: High = None,
+    low: Low = None,
+    timeout: Timeout = None,
+    option: Options = None,
+    price: PricesOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if it holds more than its new quota.")
+    ] = False,
+    message: Message = "",
+) -> None:
+    """Change a tier; what is not named stays.
+
+    NAME= removes an option or a price. An own directory of this node, or its password, is set
+    in its tierstore.toml instead.
+    """
+    from tierstore.config import parse_ms
+    from tierstore.errors import UsageError
+    from tierstore.format.tiers import DURABLE
+    from tierstore.modelstore.tierlist import find
+    from tierstore.wiring.manage import change_tier, held
+
+    fields = fields_of(
+        url=url, high=high, low=low, timeout_ms=None if timeout is None else parse_ms(timeout)
+    )
+    if quota is not None:
+        fields["size"] = sized(quota)
+    with cli.open() as store, cli.progress("trying the tier"):
+        old = find(store.tiers(), name)
+        if option:
+            fields["options"] = updated(old.options, pairs(option))
+        if price:
+            fields["prices"] = updated(old.prices, pairs(price))
+        if not fields:
+            raise UsageError("nothing to change: give --size, --url, --option ...")
+        most = fields.get("size")
+        if most is not None and old.role in DURABLE and not force:
+            used = held(store, name)
+            if used > most:
+                raise UsageError(
+                    f"tier {name!r} holds {size(used)}, more than a quota of {size(most)}; "
+                    "--force sets it, and the mover then moves packs out of it"
+                )
+        data = tier_json(change_tier(store, name, message, **fields))
+    cli.out.show(data, [data.name], lambda: _print_tier(data))
+
+
+def drain(
+    cli: Cli,
+    name: Name,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take new packs again.")] = False,
+    message: Message = "",
+) -> None:
+    """Write nothing new to a tier, so that it can be removed.
+
+    Says what is still in it. Exits with 3 while it holds packs that no other tier has.
+    """
+    from tierstore.wiring.manage import drain_tier, undrain_tier
+
+    with cli.open() as store, cli.progress(f"asking tier {name}"):
+        left = (undrain_tier if undo else drain_tier)(store, name, message)
+    data = schemas.TierDrained(
+        name=name, state="active" if undo else "draining", packs=len(left.packs), bytes=left.used,
+        only_packs=len(left.only), only_bytes=left.only_bytes,
+    )  # fmt: skip
+    cli.out.show(data, sorted(left.only), lambda: print(_drained(data)))
+    if left.only and not undo:
+        raise typer.Exit(3)
+
+
+def _drained(data: schemas.TierDrained) -> str:
+    holds = f"it holds {counted(data.packs, 'pack')} of {size(data.bytes)}"
+    if data.state == "active":
+        return f"tier {data.name} takes new packs again; {holds}"
+    takes = f"tier {data.name} takes no new packs"
+    if not data.packs:
+        return f"{takes} and is empty; 'tierstore tier rm {data.name}' removes it"
+    if not data.only_packs:
+        return (
+            f"{takes}; {holds}, each of them in another tier too; "
+            f"'tierstore tier rm {data.name}' removes it"
+        )
+    return (
+        f"{takes}; {holds}, and {counted(data.only_packs, 'pack')} of {size(data.only_bytes)} are "
+        "in no other tier"
+    )
+
+
+def remove(
+    cli: Cli,
+    name: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if it is gone, with what only it holds.")
+    ] = False,
+    message: Message = "",
+) -> None:
+    """Take a tier off the list.
+
+    Nothing in it is deleted. Refused while it takes new packs (drain it first) or holds a pack
+    that no other tier has.
+    """
+    from tierstore.wiring.manage import remove_tier
+
+    def waiting(who: Sequence[str]) -> None:
+        progress.describe(f"waiting for saves by {', '.join(who)}")
+
+    with cli.open() as store, cli.progress(f"asking tier {name}") as progress:
+        done = remove_tier(store, name, message, force=force, waiting=waiting)
+    left = done.left
+    data = schemas.TierRemoved(
+        name=name,
+        url=done.spec.url,
+        left_packs=None if left is None else len(left.packs),
+        left_bytes=None if left is None else left.used,
+    )
+    cli.out.show(data, [name], lambda: print(_removed(data, done.spec.role, left)))
+
+
+def _removed(data: schemas.TierRemoved, role: str, left: Holding | None) -> str:
+    gone = f"removed tier {data.name}"
+    if role == "hot":
+        return f"{gone}; its files are left in {data.url} on each node"
+    if role == "shared":
+        return f"{gone}; what it holds ends by itself"
+    if left is None:
+        return f"{gone}, which could not be asked; 'tierstore check' finds what is lost with it"
+    if left.packs:
+        return (
+            f"{gone}; {counted(len(left.packs), 'pack')} of {size(left.used)}, which other tiers "
+            f"have too, are left in {data.url}"
+        )
+    return f"{gone}; nothing is left in {data.url}"
+
+
+def example(cli: Cli) -> None:
+    """Print a tierstore.toml with comments: what a node can say."""
+    from importlib.resources import files
+
+    text = (files("tierstore.cli") / "tierstore.example.toml").read_text("utf-8")
+    data = schemas.TierExample(text=text)
+    cli.out.show(data, text.splitlines(), lambda: print(text, end=""))
+
+
+def _print_tiers(data: schemas.Tiers) -> None:
+    rows = [
+        (tier.name, tier.role, _quota(tier), _watermarks(tier),
+         _state(tier), tier.url)
+        for tier in data.tiers
+    ]  # fmt: skip
+    rows.append(("home", "cold", "-", "-", "", data.home))
+    columns = [
+        Column("TIER"), Column("ROLE"), Column("QUOTA", right=True),
+        Column("WATERMARKS", right=True), Column("STATE"), Column("URL"),
+    ]  # fmt: skip
+    table(columns, rows)
+
+
+def _quota(tier: schemas.TierJson) -> str:
+    return "-" if tier.size_bytes is None else size(tier.size_bytes)
+
+
+def _watermarks(tier: schemas.TierJson) -> str:
+    return "-" if tier.size_bytes is None else f"{tier.low_percent}-{tier.high_percent} %"
+
+
+def _state(tier: schemas.TierJson) -> str:
+    if not tier.enabled:
+        return "off here"
+    return tier.state + (", own URL here" if tier.node_url else "")
+
+
+def _print_tier(tier: schemas.TierJson) -> None:
+    facts([
+        ("tier", f"{tier.name}, {tier.role}, {tier.state}"),
+        ("url", tier.url),
+        ("quota", "none" if tier.size_bytes is None else
+         f"{size(tier.size_bytes)}: emptied above {tier.high_percent} %, down to "
+         f"{tier.low_percent} %"),
+        ("timeout", f"{tier.timeout_ms / 1000:g} s"),
+        *(("option", f"{name}={value}") for name, value in tier.options.items()),
+        *(("price", f"{name}={value}") for name, value in tier.prices.items()),
+        *([("this node", f"has it at {tier.node_url}")] if tier.node_url else []),
+        *([] if tier.enabled else [("this node", "does not use it: enabled = false")]),
+    ])  # fmt: skip

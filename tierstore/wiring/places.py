@@ -1,0 +1,165 @@
+"""The places of new tiers: proved, and marked as the store's, before a list names them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from tierstore import config
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import ConfigError, Conflict, TierstoreError
+from tierstore.format.tiers import DURABLE, TierSpec
+from tierstore.modelstore.probe import prove
+from tierstore.modelstore.tierlist import added, checked
+from tierstore.tiers.marker import check_free, claim, release
+from tierstore.wiring.backends import Place, hot_directory, open_tier
+from tierstore.wiring.tiers import hot_options, placed
+
+
+def canonical(spec: TierSpec) -> TierSpec:
+    """With a path as an absolute file URL: a list of tiers is read in any working directory."""
+    if not spec.url or "://" in spec.url:
+        return spec
+    return msgspec.structs.replace(spec, url=Path(spec.url).absolute().as_uri())
+
+
+def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:
+    """The tiers of a new store in the order in which they are read.
+
+    Raises:
+        ConfigError: a store cannot have them.
+        Conflict: two have one name.
+    """
+    found: list[TierSpec] = []
+    for spec in specs:
+        found = added(found, canonical(spec))
+    return checked(found)
+
+
+@contextlib.contextmanager
+def fresh_folder(url: str) -> Iterator[None]:
+    """Remove the directory that ``url`` names again when it was made in a block that failed.
+
+    Directories only: what somebody put into it stays.
+    """
+    local = "://" not in url or _is_file(url)
+    folder = Path(unquote(urlsplit(url).path) if _is_file(url) else url)
+    new = [] if not local or not url else [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        yield
+    except BaseException:
+        for top, _, _ in os.walk(new[-1], topdown=False) if new else ():
+            with contextlib.suppress(OSError):
+                Path(top).rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def proved(specs: Sequence[TierSpec], home: str, store_id: str = "") -> Iterator[None]:
+    """Have every tier written to, read and cleaned; what was made for it goes if the block fails.
+
+    Args:
+        specs: new tiers, or old ones in new places.
+        home: URL of the store.
+        store_id: of the store; empty when it is still to be made.
+    """
+    node = config.node_config()
+    with contextlib.ExitStack() as made:
+        for spec in specs:
+            place = placed(spec, node, store_id)
+            with named(spec.name):
+                _check_kind(place.spec)
+                made.enter_context(fresh_folder(place.spec.url))
+                _prove(place, home)
+        yield
+
+
+def _check_kind(spec: TierSpec) -> None:
+    if spec.role == "hot":
+        hot_directory(spec)
+        hot_options(spec)
+    if spec.role == "shared" and spec.size is not None:
+        raise ConfigError("a shared tier takes no size: Redis has maxmemory, Memcached has -m")
+
+
+def _prove(place: Place, home: str) -> None:
+    spec = place.spec
+    with open_tier(place, create=True) as store:
+        _check_place(store, home)
+        if spec.role in DURABLE:
+            if not store.capabilities.durable and not home.startswith("memory://"):
+                raise ConfigError(
+                    f"{store.url} forgets what it holds, so it cannot be a {spec.role} tier"
+                )
+            if not place.store_id:
+                check_free(store, spec.name, place.store_id)
+        prove(store)
+
+
+def _check_place(store: BlobStore, home: str) -> None:
+    if store.url == home:
+        raise Conflict(f"{home} is where the store itself is; choose another place")
+    paths = [Path(unquote(urlsplit(url).path)) for url in (store.url, home) if _is_file(url)]
+    if len(paths) == 2:
+        mine, other = (path.resolve() for path in paths)
+        if mine.is_relative_to(other) or other.is_relative_to(mine):
+            raise Conflict(
+                f"{mine} and the store in {other} lie within each other; keep them apart"
+            )
+
+
+def _is_file(url: str) -> bool:
+    return url.startswith("file://")
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Errors say which tier they are of."""
+    try:
+        yield
+    except TierstoreError as error:
+        if str(error).startswith((f"tier {name!r}", f"tier {name} ")):
+            raise
+        raise type(error)(f"tier {name!r}: {error}") from error
+
+
+def claim_tiers(specs: Sequence[TierSpec], store_id: str, taken: Collection[str] = ()) -> None:
+    """Mark durable tiers as this store's.
+
+    Args:
+        specs: new tiers.
+        store_id: of the store.
+        taken: names of the tiers that it has already.
+
+    Raises:
+        Conflict: one is another store's, or another tier of this one; none is marked then.
+    """
+    node = config.node_config()
+    claimed: list[Place] = []
+    try:
+        for spec in specs:
+            if spec.role not in DURABLE:
+                continue
+            place = placed(spec, node, store_id)
+            with named(spec.name), open_tier(place) as store:
+                names = [*taken, *(one.spec.name for one in claimed)]
+                claim(store, spec.name, store_id, names)
+            claimed.append(place)
+    except BaseException:
+        release_tiers([place.spec for place in claimed], store_id)
+        raise
+
+
+def release_tiers(specs: Sequence[TierSpec], store_id: str) -> None:
+    """Undo ``claim_tiers`` as far as that can be done."""
+    node = config.node_config()
+    for spec in specs:
+        if spec.role in DURABLE:
+            place = placed(spec, node, store_id)
+            with contextlib.suppress(TierstoreError), open_tier(place) as store:
+                release(store, store_id)
