@@ -93,7 +93,7 @@ def _open(
             more |= {"username": node.username} if node.username else {}
             more |= {"password": node.password} if node.password else {}
         return FsspecStore(f"{scheme.removeprefix('fsspec+')}://{rest}", more)
-    if scheme in _REDIS_SCHEMES or scheme == "memcached":
+    if scheme in REDIS_SCHEMES or scheme == "memcached":
         raise ConfigError(f"a cache ({scheme}://) can only be a shared tier: it forgets")
     raise ConfigError(f"stores of the kind {scheme[:40]!r} are not known: use {_KNOWN}")
 
