@@ -27,6 +27,7 @@ from tierstore.modelstore.model import Model
 from tierstore.modelstore.names import Alias, Names, check_case
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.pins import Pins
+from tierstore.modelstore.placing import Placement
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.rebase import COSTS, Rebased, rebase_version
 from tierstore.modelstore.rollout import Rollouts
@@ -95,6 +96,11 @@ class Store:
     def pins(self) -> Pins:
         """Versions that stay where they are fast."""
         return Pins(self._blobs)
+
+    @property
+    def placement(self) -> Placement:
+        """Where packs lie in the durable tiers, and what moves them."""
+        return Placement(self.home, self.pins)
 
     def __enter__(self) -> Self:
         return self

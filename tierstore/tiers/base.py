@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.stats import TierStats
 from tierstore.format.tiers import Role, TierSpec
+from tierstore.tiers.archive import Archive
 from tierstore.tiers.marker import verify
 
 
@@ -21,12 +22,14 @@ class DurableTier:
         store: opened, guarded by its timeout and breaker, and metered into ``stats``.
         stats: what it has done so far.
         store_id: of the store whose tier it must say it is; ``None`` for home.
+        archive: how packs are frozen and restored, for a tier in an archive class.
     """
 
     spec: TierSpec
     store: BlobStore
     stats: TierStats = field(default_factory=TierStats)
     store_id: str | None = None
+    archive: Archive | None = None
 
     @property
     def name(self) -> str:

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
-from tierstore.errors import BackendError, Damaged, NotFound, Unreachable
+from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, Unreachable
 from tierstore.format.tiers import HOME_NAME, TierSpec
 from tierstore.ids import Buffer, ByteRange
 from tierstore.tiers.base import DurableTier
+from tierstore.tiers.room import Room
 
 _log = logging.getLogger("tierstore.tiers")
 _T = TypeVar("_T")
@@ -54,6 +55,7 @@ class DurableTiers(BlobStore):
         self._lock = threading.Lock()
         self._where: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._failing: set[str] = set()
+        self._rooms: dict[str, Room] = {}
 
     @property
     def url(self) -> str:
@@ -85,12 +87,18 @@ class DurableTiers(BlobStore):
         tier.stats.count(hits=1, hit_bytes=sum(read.out.nbytes for read in reads))
         return tier.name
 
+    def room(self, tier: DurableTier) -> Room:
+        """How much one of the tiers may still take."""
+        with self._lock:
+            return self._rooms.setdefault(tier.name, Room(tier))
+
     def refresh(self) -> bool:
         """Take over the store's list of tiers if it has changed; whether it had."""
         tiers = self._reload()
         if tiers is None:
             return False
         with self._lock:
+            self._rooms.clear()
             self.tiers = tuple(tiers)
             self._opened += [tier for tier in tiers if tier not in self._opened]
             self._where.clear()
@@ -109,13 +117,18 @@ class DurableTiers(BlobStore):
         return self._ask(key, lambda tier: tier.store.info(key))[1]
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
-        """Write to the first tier that takes it; every one that refused is reported."""
+        """Write to the first tier that has room and takes it; every one that fails is reported."""
         failed: BackendError | None = None
+        parts = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
+        size = sum(memoryview(part).nbytes for part in parts)
         for number, tier in enumerate(self.tiers):
             if not tier.takes_writes:
                 continue
             try:
+                if not self.room(tier).fits(size):
+                    continue
                 tier.store.put(key, data)
+                self.room(tier).add(size)
                 tier.verify()  # it is safe only if the tier was there while it was written
             except BackendError as error:
                 failed = failed or error
@@ -123,7 +136,7 @@ class DurableTiers(BlobStore):
             else:
                 self._mark(key, tier, number)
                 return
-        raise failed or BackendError(f"no tier takes {key!r}: all of {self.url} are draining")
+        raise failed or OutOfSpace(f"no tier takes {key!r}: {self.url} are full or draining")
 
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
         if len(self.tiers) > 1:

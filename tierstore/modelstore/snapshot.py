@@ -1,0 +1,160 @@
+"""What the durable tiers hold, how hot it is and what must stay: all that a plan is made from."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TypeVar
+
+from tierstore.errors import BackendError, ConfigError, NotFound
+from tierstore.format.keys import PACKS
+from tierstore.format.tiers import HOME_NAME
+from tierstore.modelstore.home import Home
+from tierstore.modelstore.packgraph import PackGraph
+from tierstore.modelstore.pins import Pins
+from tierstore.placement.cost import Prices
+from tierstore.placement.scene import PackState, Rules, Scene, TierState
+from tierstore.tiers.base import DurableTier
+
+_log = logging.getLogger("tierstore.mover")
+_N = TypeVar("_N", float, None)
+
+MIN_HEAT, TTL = "min_heat", "ttl_s"
+MOVER_OPTIONS = (MIN_HEAT, TTL)
+"""Options of a durable tier that are for the mover and not for the tier's backend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the durable tiers held at one moment.
+
+    Attributes:
+        packs: every pack.
+        tiers: the tiers in order.
+        now: seconds since the epoch.
+        pinned: packs that stay in warm tiers.
+        bases: packs that hold the bases of others.
+        notes: what could not be asked, for people.
+    """
+
+    packs: Sequence[PackState]
+    tiers: Sequence[TierState]
+    now: float
+    pinned: frozenset[bytes]
+    bases: Mapping[bytes, Iterable[bytes]]
+    notes: tuple[str, ...] = ()
+
+    def scene(self) -> Scene:
+        """A scene to plan in, which planning changes."""
+        return Scene(
+            self.packs, self.tiers, now=self.now, pinned=self.pinned, bases=self.bases,
+            rules=Rules(),
+        )  # fmt: skip
+
+
+def snapshot(
+    home: Home,
+    graph: PackGraph,
+    pinned: frozenset[bytes],
+    read: Mapping[bytes, float],
+    draining: str | None = None,
+) -> Snapshot:
+    """List every durable tier.
+
+    Args:
+        home: of the store.
+        graph: of its packs.
+        pinned: packs that stay in warm tiers.
+        read: bytes read of each pack, decayed to now.
+        draining: name of a tier to take for one that drains.
+
+    Raises:
+        ConfigError: an option or price of a tier is not one.
+    """
+    home.packs.refresh()
+    durable = home.packs.tiers
+    tiers: list[TierState] = []
+    notes: list[str] = []
+    copies: dict[bytes, dict[str, float]] = {}
+    sizes: dict[bytes, int] = {}
+    for tier in durable:
+        state = _state(tier, durable, draining, reachable=True)
+        try:
+            found = _listed(tier)
+        except BackendError as error:
+            notes.append(f"tier {tier.name} could not be asked, its packs are left alone: {error}")
+            state, found = _state(tier, durable, draining, reachable=False), []
+        tiers.append(state)
+        for pack, size, mtime in found:
+            copies.setdefault(pack, {})[tier.name] = mtime
+            sizes[pack] = max(size, sizes.get(pack, 0))
+    packs = [
+        PackState(pack, sizes[pack], read.get(pack, 0.0) / max(1, sizes[pack]), have)
+        for pack, have in copies.items()
+    ]
+    return Snapshot(packs, tiers, time.time(), pinned, graph.bases(), tuple(notes))
+
+
+def pinned_packs(pins: Pins, graph: PackGraph) -> frozenset[bytes]:
+    """The packs of versions that are pinned in warm tiers.
+
+    Raises:
+        Damaged, BackendError: pins, or the layout of a pinned version, cannot be read.
+    """
+    found: set[bytes] = set()
+    for pin in pins.active():
+        if "warm" not in pin.roles:
+            continue
+        try:
+            found.update(graph.packs_of(pin.version))
+        except NotFound as error:
+            _log.warning("the pin of %s holds nothing: %s", pin.ref, error)
+    return frozenset(found)
+
+
+def _listed(tier: DurableTier) -> list[tuple[bytes, int, float]]:
+    tier.verify()
+    return [
+        (bytes.fromhex(info.key.rpartition("/")[2]), info.size, info.mtime)
+        for info in tier.store.list(PACKS)
+    ]
+
+
+def _state(
+    tier: DurableTier, tiers: Sequence[DurableTier], draining: str | None, *, reachable: bool
+) -> TierState:
+    spec = tier.spec
+    cold = [t for t in tiers if t.role == "cold" and t.name != HOME_NAME and t.takes_writes]
+    try:
+        return TierState(
+            name=spec.name,
+            warm=spec.role == "warm",
+            size=spec.size,
+            high=spec.high,
+            low=spec.low,
+            prices=Prices.of(spec.prices),
+            draining=not tier.takes_writes or spec.name == draining,
+            # home holds the metadata: it takes packs only when no other tier is for keeping them
+            takes=spec.name != HOME_NAME or all(t.archive is not None for t in cold),
+            reachable=reachable,
+            archive=tier.archive is not None,
+            min_heat=_number(spec.options, MIN_HEAT, 1.0),
+            ttl_s=_number(spec.options, TTL, None),
+        )
+    except ValueError as error:
+        raise ConfigError(f"tier {spec.name!r}: {error}") from None
+
+
+def _number(options: Mapping[str, str], name: str, default: _N) -> float | _N:
+    if name not in options:
+        return default
+    try:
+        value = float(options[name])
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < inf:
+        raise ValueError(f"{name}={options[name]!r} is not a number such as 2.5")
+    return value

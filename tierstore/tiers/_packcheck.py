@@ -1,0 +1,35 @@
+"""Whether the bytes of a whole pack are what they should be."""
+
+from __future__ import annotations
+
+from tierstore.errors import Damaged
+from tierstore.format.checks import damaged
+from tierstore.format.frame import frame_payload, parse_frame_head
+from tierstore.format.keys import pack_key
+from tierstore.format.pack import TRAILER_BYTES, parse_index, parse_trailer
+from tierstore.format.table import PACK_HEADER_BYTES
+
+
+def check_pack(key: str, data: memoryview) -> None:
+    """Check a pack's id, its index, and each frame's head and payload; decodes nothing.
+
+    Args:
+        key: under which it is stored.
+        data: all of its bytes.
+
+    Raises:
+        Damaged: of any byte of it.
+        UnsupportedFormat: it was written by a newer version; it cannot be checked here.
+    """
+    name = f"pack {key}"
+    if len(data) < PACK_HEADER_BYTES + TRAILER_BYTES:
+        raise Damaged(f"{name} is damaged: {len(data)} bytes are too few; restore it from a copy")
+    trailer = parse_trailer(data[-TRAILER_BYTES:], len(data), name)
+    stop = trailer.index_offset + trailer.index_len
+    index = data[trailer.index_offset : stop]
+    if pack_key(trailer.pack_id) != key:
+        damaged(name, f"it is the pack {trailer.pack_id.hex()}")
+    for place in parse_index(data[:PACK_HEADER_BYTES], index, trailer, name):
+        frame = data[place.offset : place.offset + place.length]
+        head = parse_frame_head(frame[: place.head], name, place.digest)
+        frame_payload(head, frame, name)
