@@ -100,7 +100,7 @@ class Store:
     @property
     def placement(self) -> Placement:
         """Where packs lie in the durable tiers, and what moves them."""
-        return Placement(self.home, self.pins)
+        return Placement(self.home, self.pins, lambda: self.heat().packs())
 
     def __enter__(self) -> Self:
         return self

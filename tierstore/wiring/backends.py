@@ -17,6 +17,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, TierSpec
+from tierstore.modelstore.snapshot import MOVER_OPTIONS
 
 if TYPE_CHECKING:
     from tierstore.blobs.redis_endpoint import RedisEndpoint
@@ -153,7 +154,8 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
     scheme = spec.url.partition("://")[0]
     if spec.role in DURABLE:
         limit = spec.timeout_ms / 1000
-        return _open(spec.url, spec.options, create=create, node=node, timeout_s=limit)
+        own = {name: text for name, text in spec.options.items() if name not in MOVER_OPTIONS}
+        return _open(spec.url, own, create=create, node=node, timeout_s=limit)
     if spec.role == "hot":
         return _open(str(hot_directory(spec)), {}, create=create)
     options = _cache_options(place)
