@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tierstore.errors import Conflict, NotFound, UsageError
+from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
@@ -176,6 +176,16 @@ class Names:
         entry = self._version_entry(version.model, version.number)
         self.point(version.model, check_alias(name), entry, message)
         return Alias(version.model, check_alias(name), version)
+
+    def point_to_new(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
+        """Point an alias to a version that was just published; errors say that it was."""
+        try:
+            self.point(model, alias, entry, message)
+        except TierstoreError as error:
+            raise type(error)(
+                f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
+                f"it: {error}"
+            ) from error
 
     def point(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
         """Append to an alias's log that it means the version of ``entry`` now.

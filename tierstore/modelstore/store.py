@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import TierstoreError
 from tierstore.format.manifest import LineageEntry, Manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
@@ -182,17 +181,8 @@ class Store:
             for file in files:
                 file.close()
         if alias is not None:
-            self._point_to_new(model, alias, entry, message)
+            self._names.point_to_new(model, alias, entry, message)
         return version_of(model, entry, stats)
-
-    def _point_to_new(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
-        try:
-            self._names.point(model, alias, entry, message)
-        except TierstoreError as error:
-            raise type(error)(
-                f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
-                f"it: {error}"
-            ) from error
 
     def _append(self, model: str, digest: Digest, message: str) -> RefEntry:
         log = self.home.log(model)
