@@ -369,10 +369,12 @@ def test_install_reaches_who_has_imported_it_and_uninstall_undoes_it(case: Case)
         safetensors.safe_open(case.pair("plain.safetensors")[1], "np")
 
 
-def test_a_version_without_its_url_is_opened_by_reference(case: Case) -> None:
+def test_a_reference_or_the_url_of_a_part(case: Case) -> None:
     for ref in ("org/ranker@prod", "tierstore://org/ranker@prod", "tierstore://org/ranker@prod/"):
-        assert str(location.open_ref(ref).version) == "org/ranker@1"
-    with pytest.raises(errors.InvalidName, match="names the file"):
-        location.open_ref("tierstore://org/ranker@prod/config.json")
+        model, path = location.open_ref(ref)
+        assert (str(model.version), path) == ("org/ranker@1", "")
+    with tierstore.open() as store:
+        model, path = location.open_ref("tierstore://org/ranker@prod/sub", store)
+        assert (str(model.version), path) == ("org/ranker@1", "sub")
     with pytest.raises(errors.NotFound):
         location.open_ref("tierstore://org/nothing")

@@ -136,14 +136,20 @@ def as_torch(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) ->
         import torch
     except ImportError:
         raise UsageError("torch is not installed: pip install 'tierstore[torch]'") from None
-    plain = torch.from_numpy(data)
+    return typed_torch(torch.from_numpy(data), dtype, shape)
+
+
+def typed_torch(plain: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """View plain bytes (uint8, one dimension, on any device) as ``as_torch`` does."""
+    import torch
+
     if DTYPES[dtype].numpy is None:
         return plain
     name = next((torch for torch, ours in _TORCH_DTYPES.items() if ours == dtype), "")
     if not hasattr(torch, name):
         raise UsageError(f"this torch ({torch.__version__}) has no dtype for {dtype}; upgrade it")
-    if not data.nbytes:
-        return torch.empty(shape, dtype=getattr(torch, name))
+    if not plain.numel():
+        return torch.empty(shape, dtype=getattr(torch, name), device=plain.device)
     return plain.view(getattr(torch, name)).reshape(shape)
 
 

@@ -261,7 +261,7 @@ class BaseTensor:
             start, stop = max(begin, at), min(begin + len(plain), at + length)
             out[start - at : stop - at] = plain[start - begin : stop - begin]
 
-        content.reader.read_parts(parts, sink)
+        content.reader.read_parts([(part, sink) for part in parts])
         return out
 
 

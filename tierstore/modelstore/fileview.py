@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from tierstore.format.manifest import FileEntry
-from tierstore.modelstore.tensor import Content
+from tierstore.modelstore.tensor import Content, Span
 
 
 class FileView:
@@ -78,5 +78,5 @@ class FileView:
             first = bisect_right(self._begins, low) - 1
             last = bisect_right(self._begins, high - 1)
             pieces = self._pieces[first:last]
-            self._content.read_span(pieces, low, high, out[len(head) : count])
+            self._content.read_spans([Span(pieces, low, high, out[len(head) : count])])
         return count

@@ -166,20 +166,19 @@ class ChunkReader:
         """What the frame of a chunk says about itself."""
         return self._decoder.read_head(place)
 
-    def read_parts(self, parts: Sequence[Part], sink: Sink) -> None:
+    def read_parts(self, parts: Sequence[tuple[Part, Sink]]) -> None:
         """Read parts of chunks: their frames' heads first, then just the blocks that are wanted.
 
         Args:
-            parts: what is wanted, of one tensor.
-            sink: gets every decoded block that holds wanted bytes.
+            parts: what is wanted, and what gets every decoded block that holds wanted bytes.
         """
-        self.each(parts, lambda part: self._read_part(part, sink))
+        self.each(parts, lambda one: self._read_part(*one))
         self._hot.record([
             ChunkRead(
                 part.place.digest, part.place.pack, part.length,
                 part.wanted * part.place.length // max(1, part.length),
             )
-            for part in parts
+            for part, _ in parts
         ])  # fmt: skip
 
     def _read_part(self, part: Part, sink: Sink) -> None:

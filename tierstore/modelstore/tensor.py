@@ -15,7 +15,7 @@ from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.arrays import as_array, as_torch
-from tierstore.modelstore.decode import Part
+from tierstore.modelstore.decode import Part, Sink
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import spans_of_rows
 from tierstore.modelstore.reader import ChunkReader
@@ -31,6 +31,28 @@ class PlacedPiece:
     place: ChunkPlace
     begin: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes ``[low, high)`` of a tensor or file, and where they go.
+
+    Attributes:
+        chunks: those of the tensor or file that overlap the span; others are ignored.
+        low: counted as ``begin`` of the chunks is.
+        high: likewise.
+        out: as long as the span.
+    """
+
+    chunks: Sequence[PlacedPiece]
+    low: int
+    high: int
+    out: memoryview
+
+    def take(self, begin: int, plain: memoryview) -> None:
+        """Copy what belongs here of plain bytes that begin at ``begin``."""
+        start, stop = max(begin, self.low), min(begin + len(plain), self.high)
+        self.out[start - self.low : stop - self.low] = plain[start - begin : stop - begin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +80,23 @@ class Content:
             for piece in self.placed(entry.chunks, entry_bytes(entry))
         ]
 
-    def read_span(
-        self, chunks: Sequence[PlacedPiece], low: int, high: int, out: memoryview
-    ) -> None:
-        """Read bytes ``[low, high)`` of a tensor or file: whole chunks go straight to their place,
-        of others just the blocks that hold wanted bytes are read.
-
-        Args:
-            chunks: those of the tensor or file that overlap the span; others are ignored.
-            low: counted as ``begin`` of the chunks is.
-            high: likewise.
-            out: as long as the span.
+    def read_spans(self, spans: Sequence[Span]) -> None:
+        """Fill every ``out``: whole chunks go straight to their place, of others just the blocks
+        that hold wanted bytes are read.
         """
-        chunks = [p for p in chunks if p.begin < high and p.begin + p.length > low]
-        whole = [p for p in chunks if p.begin >= low and p.begin + p.length <= high]
-        rest = [p for p in chunks if p.begin < low or p.begin + p.length > high]
-        self.reader.read(
-            [Want(p.place, out[p.begin - low : p.begin - low + p.length]) for p in whole]
-        )
-
-        def sink(begin: int, plain: memoryview) -> None:
-            start, stop = max(begin, low), min(begin + len(plain), high)
-            out[start - low : stop - low] = plain[start - begin : stop - begin]
-
-        spans = [(low, high)]
-        self.reader.read_parts([Part(p.place, p.begin, p.length, spans) for p in rest], sink)
+        wants: list[Want] = []
+        parts: list[tuple[Part, Sink]] = []
+        for span in spans:
+            for p in span.chunks:
+                end = p.begin + p.length
+                if p.begin >= span.low and end <= span.high:
+                    at = p.begin - span.low
+                    wants.append(Want(p.place, span.out[at : at + p.length]))
+                elif p.begin < span.high and end > span.low:
+                    part = Part(p.place, p.begin, p.length, [(span.low, span.high)])
+                    parts.append((part, span.take))
+        self.reader.read(wants)
+        self.reader.read_parts(parts)
 
 
 class Tensor:
@@ -98,6 +112,11 @@ class Tensor:
         self._content, self._entry = content, entry
         self.name = name
         self._file_path = file_path
+
+    @property
+    def content(self) -> Content:
+        """How the bytes of its version are reached."""
+        return self._content
 
     @property
     def file(self) -> str:
@@ -175,7 +194,7 @@ class Tensor:
 
     def read_span(self, low: int, high: int, out: memoryview) -> None:
         """Read its plain bytes ``[low, high)`` into ``out``, which is as long as that."""
-        self._content.read_span(self.chunks(), low, high, out)
+        self._content.read_spans([Span(self.chunks(), low, high, out)])
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
@@ -257,7 +276,7 @@ class Tensor:
                     to = int(offsets[at]) + start - int(starts[at])
                     packed[to : to + stop - start] = block[start - begin : stop - begin]
 
-        self._content.reader.read_parts(self._parts(spans), sink)
+        self._content.reader.read_parts([(part, sink) for part in self._parts(spans)])
         which = np.searchsorted(stops, rows * row_bytes, "right")
         where = offsets[which] + rows * row_bytes - starts[which]
         out[:] = packed.reshape(-1, row_bytes)[where // row_bytes]

@@ -94,25 +94,26 @@ def _shortest_model(store: Store, rest: str) -> tuple[str, str]:
     raise NotFound(f"there is no model {rest[:200]!r}; 'tierstore ls' lists them")
 
 
-def open_ref(ref: str, store: Store | None = None) -> Model:
-    """Open the version that ``ref`` means: a reference, or a ``tierstore://`` URL of a version.
+def open_ref(ref: str, store: Store | None = None) -> tuple[Model, str]:
+    """Open the version that ``ref`` means.
 
     Args:
-        ref: as ``Store.load`` takes it, or a URL without a file.
+        ref: as ``Store.load`` takes it, or a ``tierstore://`` URL.
         store: where; by default the one in the URL, or that is configured.
 
+    Returns:
+        The version, and what the URL names in it: a file or folder, or an empty path for all.
+
     Raises:
-        InvalidName: the URL names a file.
         NotFound: there is no such version.
+        InvalidName: the reference or the path is not allowed.
     """
-    location = Location.parse(ref) if ref.startswith(SCHEME) else None
-    if location is None:
-        return open_model(None, ref) if store is None else store.load(ref)
+    if not ref.startswith(SCHEME):
+        return (open_model(None, ref) if store is None else store.load(ref)), ""
+    location = Location.parse(ref)
     url = location.store
     name, path = split_rest(open_shared(url) if store is None else store, location.rest)
-    if path:
-        raise InvalidName(f"{ref[:200]!r} names the file {path[:200]!r}; leave it out")
-    return open_model(url, name) if store is None else store.load(name)
+    return (open_model(url, name) if store is None else store.load(name)), path
 
 
 def open_file(url: str) -> tuple[Model, FileView]:

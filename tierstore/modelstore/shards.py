@@ -1,0 +1,199 @@
+"""Parts of tensors for tensor parallelism: every rank reads its own bytes and no others.
+
+A part along the first dimension is one contiguous range. One along another dimension is a strip:
+the same columns of many rows. Frames hold blocks of 256 KiB, so a strip of rows that are shorter
+than that needs every block; of rows of a MiB and more it needs about its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tierstore.errors import UsageError
+from tierstore.format.dtypes import DTYPES
+from tierstore.modelstore.decode import Part, Sink
+from tierstore.modelstore.fetch import Want
+from tierstore.modelstore.plan import batches
+from tierstore.modelstore.tensor import Content, PlacedPiece, Span, Tensor
+
+_WIDE = 1 << 20
+"""Rows of so many bytes are read by blocks; of shorter ones nearly all blocks are needed anyway."""
+_WINDOW = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Bytes ``[low, high)`` of each row from ``first`` up to ``last``, where a row has ``row``."""
+
+    row: int
+    low: int
+    high: int
+    first: int = 0
+    last: int = 1
+
+    @property
+    def width(self) -> int:
+        """Bytes of each row."""
+        return self.high - self.low
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it, end to end."""
+        return self.width * (self.last - self.first)
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is one contiguous range of the tensor."""
+        return self.width == self.row or self.last - self.first == 1
+
+    def split(self, limit: int) -> Iterator[Strip]:
+        """Cut it into strips of at most ``limit`` bytes; end to end they give the same bytes."""
+        if self.last - self.first == 1:
+            for low in range(self.low, self.high, limit):
+                high = min(low + limit, self.high)
+                yield Strip(self.row, low, high, self.first, self.last)
+        elif self.width > limit:
+            for first in range(self.first, self.last):
+                yield from Strip(self.row, self.low, self.high, first, first + 1).split(limit)
+        elif self.width:
+            rows = limit // self.width
+            for first in range(self.first, self.last, rows):
+                last = min(first + rows, self.last)
+                yield Strip(self.row, self.low, self.high, first, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one rank holds of a tensor."""
+
+    strip: Strip
+    shape: tuple[int, ...]
+
+
+def whole(tensor: Tensor) -> Shard:
+    """All of a tensor."""
+    return Shard(Strip(tensor.nbytes, 0, tensor.nbytes), tensor.shape)
+
+
+def shard_of(tensor: Tensor, rank: int, world: int, dim: int) -> Shard:
+    """The part of rank ``rank`` of ``world`` along ``dim``, which may count from the end.
+
+    Parts are those of ``torch.chunk`` and DTensor: of ``ceil(extent / world)`` each, the last ones
+    shorter or empty.
+
+    Raises:
+        UsageError: there is no such dimension, or packed elements would have to be taken apart.
+    """
+    if not -tensor.ndim <= dim < tensor.ndim:
+        raise UsageError(f"tensor {tensor.name!r} of shape {list(tensor.shape)} has no dim {dim}")
+    dim %= tensor.ndim
+    extent = tensor.shape[dim]
+    each = -(-extent // world)
+    start, stop = min(rank * each, extent), min((rank + 1) * each, extent)
+    inner = DTYPES[tensor.dtype].bits
+    for size in tensor.shape[dim + 1 :]:
+        inner *= size
+    rows = 1
+    for size in tensor.shape[:dim]:
+        rows *= size
+    if any(at * inner % 8 for at in (start, stop, extent)):
+        raise UsageError(
+            f"tensor {tensor.name!r} is {tensor.dtype}: part {rank} of {world} along dim {dim} "
+            "does not begin and end with a byte"
+        )
+    strip = Strip(extent * inner // 8, start * inner // 8, stop * inner // 8, 0, rows)
+    return Shard(strip, (*tensor.shape[:dim], stop - start, *tensor.shape[dim + 1 :]))
+
+
+@dataclass(frozen=True, slots=True)
+class StripRead:
+    """A strip of a tensor, and where its bytes go, end to end (``out`` is as long as that)."""
+
+    tensor: Tensor
+    strip: Strip
+    out: memoryview
+
+    def chunks(self) -> list[PlacedPiece]:
+        """The chunks that hold bytes of it."""
+        strip, size = self.strip, self.tensor.content.chunk_size
+        low = strip.first * strip.row + strip.low
+        high = (strip.last - 1) * strip.row + strip.high
+        return self.tensor.chunks()[low // size : -(-high // size)] if self.strip.nbytes else []
+
+    def spans(self, piece: PlacedPiece) -> list[tuple[int, int]]:
+        """The byte ranges of the tensor that are wanted of one chunk."""
+        strip, end = self.strip, piece.begin + piece.length
+        first = max(strip.first, piece.begin // strip.row)
+        last = min(strip.last, -(-end // strip.row))
+        every = [
+            (row * strip.row + strip.low, row * strip.row + strip.high)
+            for row in range(first, last)
+        ]
+        return [(low, high) for low, high in every if low < end and high > piece.begin]
+
+    def take(self, begin: int, plain: memoryview) -> None:
+        """Copy what belongs here of plain bytes of the tensor that begin at ``begin``."""
+        strip, row, end = self.strip, self.strip.row, begin + len(plain)
+        out = np.frombuffer(self.out, np.uint8).reshape(-1, strip.width)
+        data = np.frombuffer(plain, np.uint8)
+        first, last = max(strip.first, begin // row), min(strip.last, -(-end // row))
+        full, beyond = max(first, -(-begin // row)), min(last, end // row)
+        if full < beyond:
+            rows = data[full * row - begin : beyond * row - begin].reshape(-1, row)
+            out[full - strip.first : beyond - strip.first] = rows[:, strip.low : strip.high]
+        for at in {first, last - 1}:
+            if full <= at < beyond:
+                continue
+            low = max(begin, at * row + strip.low)
+            high = min(end, at * row + strip.high)
+            if low < high:
+                to = low - at * row - strip.low
+                out[at - strip.first, to : to + high - low] = data[low - begin : high - begin]
+
+
+def read_strips(reads: Sequence[StripRead]) -> None:
+    """Fill every ``out``; all tensors are of one version."""
+    reads = [read for read in reads if read.strip.nbytes]
+    if not reads:
+        return
+    content = reads[0].tensor.content
+    spans = [_span(read) for read in reads if read.strip.is_range]
+    strips = [read for read in reads if not read.strip.is_range]
+    content.read_spans(spans)
+    _read_wide(content, [read for read in strips if read.strip.row >= _WIDE])
+    _read_narrow(content, [read for read in strips if read.strip.row < _WIDE])
+
+
+def _span(read: StripRead) -> Span:
+    strip = read.strip
+    low = strip.first * strip.row + strip.low
+    return Span(read.chunks(), low, low + strip.nbytes, read.out)
+
+
+def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
+    parts: list[tuple[Part, Sink]] = []
+    for read in reads:
+        for piece in read.chunks():
+            spans = read.spans(piece)
+            if spans:
+                parts.append((Part(piece.place, piece.begin, piece.length, spans), read.take))
+    content.reader.read_parts(parts)
+
+
+def _read_narrow(content: Content, reads: Sequence[StripRead]) -> None:
+    """Whole chunks, a window of them at a time, of which the columns are copied."""
+    window = min(_WINDOW, content.reader.memory_limit // 8)
+    every = [(read, piece) for read in reads for piece in read.chunks()]
+    for group in batches(every, lambda one: one[1].length, window):
+        buffer = memoryview(bytearray(sum(piece.length for _, piece in group)))
+        at = 0
+        wants: list[Want] = []
+        for _, piece in group:
+            wants.append(Want(piece.place, buffer[at : at + piece.length]))
+            at += piece.length
+        content.reader.read(wants)
+        for (read, piece), want in zip(group, wants, strict=True):
+            read.take(piece.begin, want.out)

@@ -1,0 +1,44 @@
+"""Weights that a module uses under several names, such as an embedding and its output layer."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import torch
+
+
+def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """For every name all names of the same tensor, itself among them.
+
+    Args:
+        tensors: of ``state_dict(keep_vars=True)``: parameters and buffers themselves.
+    """
+    groups: dict[Hashable, list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(_identity(tensor), []).append(name)
+    return {name: group for group in groups.values() for name in group}
+
+
+def _identity(tensor: torch.Tensor) -> Hashable:
+    """Equal for what is the same memory seen in the same way."""
+    if tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def bind_ties(module: torch.nn.Module, ties: Mapping[str, list[str]]) -> None:
+    """Make the names of each group mean one tensor again: the first one's."""
+    for name, group in ties.items():
+        if name == group[0]:
+            for other in group[1:]:
+                _bind(module, name, other)
+
+
+def _bind(module: torch.nn.Module, name: str, other: str) -> None:
+    source, _, leaf = name.rpartition(".")
+    target, _, other_leaf = other.rpartition(".")
+    owner, user = module.get_submodule(source), module.get_submodule(target)
+    if leaf in owner._parameters:
+        user._parameters[other_leaf] = owner._parameters[leaf]
+    else:
+        user._buffers[other_leaf] = owner._buffers[leaf]
