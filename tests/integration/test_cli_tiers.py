@@ -16,6 +16,7 @@ import pytest
 
 import tierstore
 from tests.servers.memcached import MemcachedServer, memcached_running
+from tests.servers.moto import Moto, moto_server
 from tests.servers.redis import PASSWORD, USER, RedisServer, redis_acl, redis_plain
 from tierstore.cli import _app, _tierargs
 from tierstore.cli import _schemas_tiers as tier_schemas
@@ -23,7 +24,7 @@ from tierstore.config import _parse_node
 from tierstore.modelstore.leases import WriterLease
 from tierstore.wiring import manage
 
-__all__ = ["redis_acl", "redis_plain"]
+__all__ = ["moto_server", "redis_acl", "redis_plain"]
 
 WEIGHTS = {"w": np.random.default_rng(0).standard_normal((600, 500)).astype(np.float32)}
 
@@ -425,3 +426,75 @@ def test_each_options_variable(run: Program, monkeypatch: pytest.MonkeyPatch) ->
 )  # fmt: skip
 def test_the_role_that_a_url_suggests(url: str, role: str) -> None:
     assert _tierargs.role_of(url) == role
+
+
+# store validate
+
+
+def validated(done: Done) -> tier_schemas.Validation:
+    assert done.code == 0, done.err
+    return msgspec.json.decode(done.out, type=tier_schemas.Validation)
+
+
+def test_validate_a_directory(run: Program) -> None:
+    Path("place").mkdir()
+    found = validated(run("store", "validate", "place", "--json"))
+    assert found.can_be == ["home", "warm", "cold"]
+    assert all(check.ok for check in found.checks)
+    assert list(Path("place").iterdir()) == [], "nothing is left there"
+    out = run("store", "validate", "place").out
+    assert "one of 8 writers at once won" in out
+    assert "a store's home, a warm tier, a cold tier" in out
+    assert run("store", "validate", "place", "-q").out.split() == ["home", "warm", "cold"]
+
+
+def test_validate_caches(
+    run: Program, redis_plain: RedisServer, memcached: MemcachedServer
+) -> None:
+    found = validated(run("store", "validate", redis_plain.url, "--json"))
+    assert found.can_be == ["shared"]
+    assert redis_plain.admin().dbsize() == 0 or not list(redis_plain.admin().keys("*validate*"))
+    found = validated(run("store", "validate", f"memcached://127.0.0.1:{memcached.port}", "--json"))
+    assert (found.can_be, found.listable) == (["shared"], False)
+    assert found.max_object_bytes is not None
+    assert found.max_object_bytes < 1 << 20
+    seen = {check.what: check.ok for check in found.checks}
+    assert seen["large objects"] is None
+    assert seen["race to create"]
+
+
+def test_validate_object_storage(
+    run: Program, moto_server: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto_server.environment.items():
+        monkeypatch.setenv(name, value)
+    moto_server.client().create_bucket(Bucket="validated")
+    found = validated(run("store", "validate", "s3://validated/x", "--json"))
+    assert found.can_be == ["home", "warm", "cold"]
+    assert "Contents" not in moto_server.client().list_objects_v2(Bucket="validated")
+    refused(run("store", "validate", "s3://validated/x", "--option", "regio=x"), 2, "'region'")
+    found = validated(run("store", "validate", "fsspec+memory://validated", "--json"))
+    assert found.can_be == ["shared"]
+
+
+def test_validate_with_what_the_nodes_file_says(
+    run: Program, redis_acl: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("node.toml").write_text(
+        f'[tiers.cache]\nusername = "{USER}"\npassword_env = "SESAME"\n'
+        '[tiers.cache.options]\nprefix = "tier:x:"\n'
+    )
+    monkeypatch.setenv("TIERSTORE_CONFIG", "node.toml")
+    monkeypatch.setenv("SESAME", PASSWORD)
+    refused(run("store", "validate", redis_acl.url), 1, redis_acl.url)
+    done = run("store", "validate", redis_acl.url, "--as", "cache", "--json")
+    assert validated(done).can_be == ["shared"]
+
+
+def test_validating_what_cannot_be_used(run: Program) -> None:
+    refused(run("store", "validate", "redis://:sesame@h"), 2, "--as NAME")
+    assert "sesame" not in run("store", "validate", "redis://:sesame@h").err
+    refused(run("store", "validate", "nowhere"), 5, "nowhere")
+    refused(run("store", "validate", "redis://127.0.0.1:1"), 8, "refused")
+    refused(run("store", "validate", "ftps://h"), 2, "'ftps'")
+    assert not Path("nowhere").exists()

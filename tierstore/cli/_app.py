@@ -14,6 +14,7 @@ import typer
 
 from tierstore.cli import (
     aliases,
+    backends,
     demo,
     describe,
     doctor,
@@ -31,8 +32,8 @@ from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
-    "rollout", "report", "derive", "variants", "lineage", "tier", "du", "check", "doctor", "demo",
-    "version",
+    "rollout", "report", "derive", "variants", "lineage", "tier", "store", "du", "check", "doctor",
+    "demo", "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
@@ -85,7 +86,7 @@ def command_tree() -> tuple[Any, set[str]]:
     )
     app.callback()(_common)
     for module in (
-        stores, models, describe, aliases, rollouts, variants, tiers, doctor, demo
+        stores, models, describe, aliases, rollouts, variants, tiers, backends, doctor, demo
     ):  # fmt: skip
         module.register(app)
     root: Any = typer.main.get_command(app)

@@ -44,6 +44,7 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "tier set": (tiers.TierJson,),
     "tier drain": (tiers.TierDrained,),
     "tier rm": (tiers.TierRemoved,),
+    "store validate": (tiers.Validation,),
     "tier example": (tiers.TierExample,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),

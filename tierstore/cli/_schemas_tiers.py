@@ -74,3 +74,32 @@ class TierExample(Schema):
     """A node's file with comments, as TOML."""
 
     text: str
+
+
+Use = Literal["home", "warm", "cold", "shared"]
+
+
+class ValidationCheck(Schema):
+    """One thing that was tried; ``ok`` is null for what the storage does not claim to do."""
+
+    what: str
+    ok: bool | None
+    detail: str
+
+
+class Validation(Schema):
+    """What storage did when it was tried, what it claims, and what it ``can_be``.
+
+    ``can_be`` holds ``home``, ``warm``, ``cold`` or ``shared``; ``max_object_bytes`` is null for
+    no limit.
+    """
+
+    url: str
+    checks: list[ValidationCheck]
+    can_be: list[Use]
+    put_if_absent: bool
+    durable: bool
+    local: bool
+    atomic_put: bool
+    listable: bool
+    max_object_bytes: int | None

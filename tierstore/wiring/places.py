@@ -53,10 +53,16 @@ def fresh_folder(url: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for top, _, _ in os.walk(new[-1], topdown=False) if new else ():
-            with contextlib.suppress(OSError):
-                Path(top).rmdir()
+        if new:
+            remove_empty(new[-1])
         raise
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a directory and those below it, as far as they hold no files."""
+    for top, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(top).rmdir()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,92 @@
+"""Commands on storage that is not a store yet: store validate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_tiers as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import facts, size
+from tierstore.cli._tierargs import Options, pairs, role_of
+
+if TYPE_CHECKING:
+    from tierstore.blobs.base import Capabilities
+
+_WORDS = {True: "yes", False: "FAILED", None: "no"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    group = typer.Typer(
+        help="Try storage before it is used.", rich_markup_mode=None, no_args_is_help=False
+    )
+    command(group, "validate")(validate)
+    app.add_typer(group, name="store")
+
+
+def validate(
+    cli: Cli,
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="A directory, s3://, hdfs://, redis:// ...", show_default=False
+        ),
+    ],
+    tier: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="With what this node's file says of this tier."),
+    ] = None,
+    option: Options = None,
+) -> None:
+    """Show what storage can and cannot do, by doing it.
+
+    Writes, reads, lists, races to create and deletes; nothing is left there.
+
+    Exits with 1 when it does not do what it claims.
+    """
+    from tierstore.wiring import validate as trying
+
+    with cli.progress("trying it"):
+        shown, can, found = trying.validate(
+            url, role_of(url), name=tier if tier is not None else "tried", options=pairs(option)
+        )
+    can_be: list[schemas.Use] = ["home"] if found.home else []
+    if found.durable:
+        can_be += ["warm", "cold"]
+    elif found.shared:
+        can_be.append("shared")
+    data = schemas.Validation(
+        url=shown,
+        checks=[
+            schemas.ValidationCheck(what=one.what, ok=one.ok, detail=one.detail)
+            for one in found.checks
+        ],
+        can_be=can_be,
+        put_if_absent=can.put_if_absent,
+        durable=can.durable,
+        local=can.local,
+        atomic_put=can.atomic_put,
+        listable=can.listable,
+        max_object_bytes=can.max_blob,
+    )
+    cli.out.show(data, can_be, lambda: _print(data, can))
+    if found.broken:
+        raise typer.Exit(1)
+
+
+def _print(data: schemas.Validation, can: Capabilities) -> None:
+    limit = "none" if can.max_blob is None else size(can.max_blob)
+    uses = {
+        "home": "a store's home", "warm": "a warm tier", "cold": "a cold tier",
+        "shared": "a shared hot tier",
+    }  # fmt: skip
+    can_be = ", ".join(uses[one] for one in data.can_be) or "nothing that tierstore needs"
+    print(data.url)
+    facts([
+        *((one.what, f"{_WORDS[one.ok]}: {one.detail}") for one in data.checks),
+        ("largest object", limit),
+        ("near", "on this machine" if can.local else "over the network"),
+        ("it can be", can_be),
+    ])  # fmt: skip
