@@ -17,6 +17,10 @@ DIGEST_BYTES = 32
 _HEX = re.compile(r"[0-9a-f]+\Z")
 _MIN_PREFIX = 8
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+DEFAULT_ALIAS = "prod"
+"""What is meant where an alias is needed and none is named."""
+
+RELEASE = "release:"
 FULL = "full"
 """In an order of preference: the version itself, not a variant of it."""
 
@@ -103,8 +107,12 @@ def check_name(kind: str, name: str) -> str:
 class ModelRef:
     """A parsed reference: ``model``, ``model@alias``, ``model@12`` or ``model@b3:<hex prefix>``.
 
-    At most one of ``alias``, ``number`` and ``prefix`` is set; none for the newest version. Behind
-    what follows the ``@`` a variant can be named: ``model@12+int8-row``, ``model@+bf16``.
+    ``model@release:search`` is the version that a release names, ``release`` being a reference to
+    that: ``search@prod`` unless another one is given (``model@release:search@12``).
+
+    At most one of ``alias``, ``number``, ``prefix`` and ``release`` is set; none for the newest
+    version. Behind what follows the ``@`` a variant can be named: ``model@12+int8-row``,
+    ``model@+bf16``.
     """
 
     model: str
@@ -112,6 +120,7 @@ class ModelRef:
     number: int | None = None
     prefix: str | None = None
     variant: str | None = None
+    release: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
@@ -124,6 +133,8 @@ class ModelRef:
         variant = check_variant(last) if plus else None
         if plus and not rest:
             return cls(model, variant=variant)
+        if rest.startswith(RELEASE):
+            return cls(model, release=_release(rest.removeprefix(RELEASE)), variant=variant)
         if rest.startswith("b3:"):
             prefix = rest[3:]
             if not (_MIN_PREFIX <= len(prefix) <= 2 * DIGEST_BYTES and _HEX.match(prefix)):
@@ -144,18 +155,29 @@ class ModelRef:
             which = str(self.number)
         elif self.prefix is not None:
             which = f"b3:{self.prefix}"
+        elif self.release is not None:
+            which = RELEASE + self.release
         if self.variant is not None:
             which += f"+{self.variant}"
         return f"{self.model}@{which}" if which else self.model
 
 
+def _release(text: str) -> str:
+    parsed = ModelRef.parse(text)
+    if parsed.release is not None:
+        raise InvalidName(f"reference {text[:120]!r}: a release names no releases")
+    return str(parsed) if "@" in text else f"{parsed}@{DEFAULT_ALIAS}"
+
+
 def check_alias(name: str) -> str:
     """Return an alias name in NFC, or raise ``InvalidName``.
 
-    Digits alone would read as a version number, ``b3:`` as a digest, and ``+`` begins a variant.
+    Digits alone would read as a version number, ``b3:`` as a digest, ``release:`` as a release, and
+    ``+`` begins a variant.
     """
     alias = check_name("alias", name)
-    if (alias.isascii() and alias.isdigit()) or alias.startswith("b3:") or "+" in alias:
+    digits = alias.isascii() and alias.isdigit()
+    if digits or alias.startswith(("b3:", RELEASE)) or "+" in alias:
         raise InvalidName(f"alias name {name!r} is not allowed: it reads as a version")
     return alias
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -11,13 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tierstore
 from tests.integration.kit import created, settings
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, GateClosed, NotFound, UsageError
+from tierstore.ids import Digest
 from tierstore.modelstore import rollout as module
 from tierstore.modelstore.pins import Pins
-from tierstore.modelstore.rollout import Rollouts, advance, parse_gate, parse_stages
+from tierstore.modelstore.refs import RefLog
+from tierstore.modelstore.reports import parse_gate, parse_stages
+from tierstore.modelstore.rollout import Rollouts, advance, advance_all
 from tierstore.modelstore.store import Store
 
 NODES = [f"node-{number}" for number in range(400)]
@@ -99,8 +104,69 @@ def test_the_old_version_is_pinned_until_it_is_over(store: Store) -> None:
     assert pins.active() == []
     pins.add(store.resolve("m@2").digest, "mine", ["warm"])
     rollouts.start("m", "prod", store.resolve("m@3"))
+    assert sorted(pin.ref for pin in pins.active()) == ["mine", "rollout of m@prod"]
     rollouts.abort("m", "prod")
     assert [pin.ref for pin in pins.active()] == ["mine"], "a user's own pin stays"
+
+
+def test_each_rollout_holds_a_pin_of_its_own(store: Store) -> None:
+    rollouts, pins = Rollouts(store.home), Pins(store.home.blobs)
+    store.alias("m", "canary", "m@1")
+    for alias in ("prod", "canary"):
+        rollouts.start("m", alias, store.resolve("m@2"))
+    rollouts.abort("m", "canary")
+    assert [(pin.ref, pin.version) for pin in pins.active()] == [
+        ("rollout of m@prod", store.resolve("m@1").digest)
+    ], "the other rollout still needs it"
+    store.rollback("m", "prod")
+    assert pins.active() == []
+
+
+def test_pins_of_a_process_that_died_are_tidied_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts, pins = Rollouts(store.home), Pins(store.home.blobs)
+    rollouts.start("m", "prod", store.resolve("m@2"))
+    with monkeypatch.context() as dying:
+        dying.setattr(Rollouts, "settle", lambda *_: None)
+        rollouts.abort("m", "prod")
+    assert len(pins.active()) == 1
+    assert advance_all(rollouts) == {}
+    assert pins.active() == []
+
+
+def test_who_loses_the_start_leaves_no_pin(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = Rollouts(store.home)
+    held = Rollouts._hold
+
+    def faster(self: Rollouts, log: RefLog, versions: list[Digest]) -> None:
+        held(self, log, versions)
+        monkeypatch.setattr(Rollouts, "_hold", held)
+        store.alias("m", "prod", "m@3")
+
+    monkeypatch.setattr(Rollouts, "_hold", faster)
+    with pytest.raises(Conflict, match="somebody else changed"):
+        rollouts.start("m", "prod", store.resolve("m@2"))
+    assert Pins(store.home.blobs).active() == []
+
+
+@pytest.mark.parametrize("how", ["abort", "rollback"])
+def test_going_back_takes_less_than_a_second(tmp_path: Path, how: str) -> None:
+    """The bound of the feature, on a directory, whatever the model's size."""
+    with tierstore.init(tmp_path / "store") as store:
+        big = np.random.default_rng(0).standard_normal((1024, 4096), np.float32)
+        for number in (0, 1):
+            store.save("m", {"w": big + np.float32(number)})
+        store.alias("m", "prod", "m@1")
+        store.rollouts.start("m", "prod", store.resolve("m@2"))
+        packs = {info.key for info in store.home.blobs.list("packs/")}
+        began = time.monotonic()
+        if how == "abort":
+            store.rollouts.abort("m", "prod")
+        else:
+            store.rollback("m", "prod")
+        assert time.monotonic() - began < 1
+        assert {info.key for info in store.home.blobs.list("packs/")} == packs
 
 
 def test_gates_wait_for_reports_and_close(store: Store) -> None:

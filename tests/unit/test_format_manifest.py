@@ -14,6 +14,7 @@ from tierstore.format.manifest import (
     FileEntry,
     LineageEntry,
     Manifest,
+    Member,
     Piece,
     TensorEntry,
     check_path,
@@ -86,6 +87,25 @@ def test_a_manifest_by_hand_is_read() -> None:
     assert digest.raw == b3(plain)
 
 
+RELEASE: dict[str, Any] = FIELDS | {
+    "kind": "release", "files": [], "lineage": [],
+    "members": [{"model": m, "version": n, "manifest": D[n]} for m, n in (("a", 2), ("b/c", 1))],
+}  # fmt: skip
+
+
+def test_a_release_by_hand_is_read_and_ours_is_the_same() -> None:
+    found = parse(RELEASE)
+    assert found == Manifest(
+        kind="release", chunk_size=MIB, files=(),
+        members=(Member(model="a", version=2, manifest=D[2]),
+                 Member(model="b/c", version=1, manifest=D[1])),
+    )  # fmt: skip
+    digest, data = seal_manifest(found)
+    plain = read_sealed(data)[1]
+    assert (read_msgpack(plain), digest.raw) == (RELEASE, b3(plain))
+    assert list(read_msgpack(plain)) == list(RELEASE)
+
+
 @given(manifests())
 def test_any_manifest_round_trips(manifest: Manifest) -> None:
     digest, data = seal_manifest(manifest)
@@ -110,7 +130,18 @@ def test_the_pieces_of_a_file() -> None:
     assert list(pieces(D[0], MIB, MIB)) == [Piece(D[0], 0, MIB)]
 
 
+A, B = RELEASE["members"]
 DAMAGED: dict[str, dict[str, Any]] = {
+    "a release without members": RELEASE | {"members": []},
+    "a release that says nothing of members": FIELDS | {"kind": "release", "files": []},
+    "members of no release": FIELDS | {"members": [A]},
+    "a release with files": RELEASE | {"files": [PLAIN]},
+    "a release with lineage": RELEASE | {"lineage": FIELDS["lineage"]},
+    "members out of order": RELEASE | {"members": [B, A]},
+    "one model twice": RELEASE | {"members": [A, A | {"version": 1}]},
+    "a member that is no version": RELEASE | {"members": [A | {"version": 0}]},
+    "a member with no digest": RELEASE | {"members": [A | {"manifest": D[0][:31]}]},
+    "too many members": RELEASE | {"members": [A | {"model": f"{n:04}"} for n in range(1001)]},
     "chunk size of no power of two": FIELDS | {"chunk_size": 3 * MIB},
     "chunk size below": FIELDS | {"chunk_size": MIB // 2, "files": []},
     "chunk size above": FIELDS | {"chunk_size": 32 * MIB, "files": []},

@@ -241,6 +241,8 @@ def test_keys_are_those_of_the_specification() -> None:
     prefix = keys.ref_prefix("org/model", "versions")
     assert prefix == "refs/org%2Fmodel/versions/"
     assert keys.ref_prefix("m", "alias/a/b") == "refs/m/alias/a%2Fb/"
+    assert keys.ref_prefix("m", "variant/int8-row") == "refs/m/variant/int8-row/"
+    assert keys.REPORTS == "reports/"
     assert keys.HEAD == "HEAD"
     assert keys.entry_key(prefix, 1) == prefix + "000000/000000001"
     assert keys.entry_key(prefix, 999_999_999) == prefix + "999999/999999999"

@@ -58,7 +58,7 @@ def test_any_text_is_a_reference_or_an_invalid_name(text: str) -> None:
     except InvalidName:
         return
     assert ModelRef.parse(str(ref)) == ref
-    assert sum(part is not None for part in (ref.alias, ref.number, ref.prefix)) <= 1
+    assert sum(part is not None for part in (ref.alias, ref.number, ref.prefix, ref.release)) <= 1
 
 
 @pytest.mark.parametrize(("name", "why"), [
@@ -85,6 +85,12 @@ def test_names_are_composed() -> None:
     ("m@b3:01234567", ModelRef("m", prefix="01234567")),
     (f"m@b3:{HEX}", ModelRef("m", prefix=HEX)),
     ("m@١", ModelRef("m", alias="١")),
+    ("m@+bf16", ModelRef("m", variant="bf16")),
+    ("m@12+int8-row", ModelRef("m", number=12, variant="int8-row")),
+    ("m@release:org/s", ModelRef("m", release="org/s@prod")),
+    ("m@release:s@12", ModelRef("m", release="s@12")),
+    ("m@release:s@next+bf16", ModelRef("m", release="s@next", variant="bf16")),
+    ("m@release:e\u0301@canary", ModelRef("m", release="é@canary")),
 ])  # fmt: skip
 def test_references(text: str, ref: ModelRef) -> None:
     assert ModelRef.parse(text) == ref
@@ -93,14 +99,17 @@ def test_references(text: str, ref: ModelRef) -> None:
 
 @pytest.mark.parametrize("text", [
     "", "@prod", "m@", "m@0", "m@00", f"m@{'9' * 19}", "m@b3:", "m@b3:0123456", f"m@b3:{HEX}0",
-    "m@b3:0123456G", "m@b3:ABCDEF01", "m@a@b", "m@ a", "m@b3:0123456\n",
+    "m@b3:0123456G", "m@b3:ABCDEF01", "m@a@b", "m@ a", "m@b3:0123456\n", "m@release:",
+    "m@release:s@", "m@release:s@a@b", "m@release:s@release:t", "m@release:s+", "m@12+A",
 ])  # fmt: skip
 def test_what_is_no_reference(text: str) -> None:
     with pytest.raises(InvalidName):
         ModelRef.parse(text)
 
 
-@pytest.mark.parametrize("name", ["12", "0", "b3:", "b3:0123", "", "a@b"])
+@pytest.mark.parametrize(
+    "name", ["12", "0", "b3:", "b3:0123", "", "a@b", "a+b", "release:", "release:s"]
+)
 def test_aliases_that_would_read_as_versions(name: str) -> None:
     with pytest.raises(InvalidName):
         check_alias(name)

@@ -19,6 +19,7 @@ from tierstore.cli import (
     describe,
     doctor,
     models,
+    releases,
     rollouts,
     stores,
     tiers,
@@ -32,13 +33,14 @@ from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
-    "rollout", "report", "derive", "variants", "lineage", "tier", "store", "du", "check", "doctor",
-    "demo", "version",
+    "rollout", "report", "release", "derive", "variants", "lineage", "tier", "store", "du",
+    "check", "doctor", "demo", "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
 
-A reference (REF) is MODEL (its newest version), MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST.
+A reference (REF) is MODEL (its newest version), MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST;
+MODEL@12+NAME is a lossy variant, MODEL@release:NAME the version that a release names.
 
 \b
 Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found, 6 conflict,
@@ -49,7 +51,7 @@ Every option is also an environment variable: TIERSTORE_<COMMAND>_<FLAG>, such a
 TIERSTORE_SAVE_ALIAS, or TIERSTORE_STORE, TIERSTORE_JSON and TIERSTORE_QUIET; an option
 that may be repeated takes words there. Others: TIERSTORE_CACHE_DIR, TIERSTORE_THREADS,
 TIERSTORE_MEMORY_LIMIT, TIERSTORE_NODE, TIERSTORE_LABELS=NAME=VALUE,...,
-TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (tracebacks).
+TIERSTORE_PROFILE, TIERSTORE_CONFIG (a file), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (tracebacks).
 """
 # click's own class; this name is public in every version of typer
 _ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -86,7 +88,8 @@ def command_tree() -> tuple[Any, set[str]]:
     )
     app.callback()(_common)
     for module in (
-        stores, models, describe, aliases, rollouts, variants, tiers, backends, doctor, demo
+        stores, models, describe, aliases, rollouts, releases, variants, tiers, backends, doctor,
+        demo,
     ):  # fmt: skip
         module.register(app)
     root: Any = typer.main.get_command(app)

@@ -11,6 +11,7 @@ import msgspec
 
 from tierstore.cli import _schemas as schemas
 from tierstore.cli import _schemas_deltas as deltas
+from tierstore.cli import _schemas_releases as releases
 from tierstore.cli import _schemas_rollout as rollout
 from tierstore.cli import _schemas_tiers as tiers
 from tierstore.cli import _schemas_variants as variants
@@ -36,6 +37,9 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "rollout resume": (rollout.RolloutJson,),
     "rollout abort": (rollout.RolloutDone,),
     "report": (rollout.Reported,),
+    "release create": (releases.ReleaseJson,),
+    "release ls": (releases.ReleaseNames, releases.ReleaseList),
+    "release show": (releases.ReleaseJson,),
     "derive": (variants.Derived,),
     "variants": (variants.Variants,),
     "lineage": (variants.LineageTree,),
@@ -52,7 +56,7 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "demo": (schemas.Demo,),
     "version": (schemas.VersionOutput,),
 }
-"""What each command prints; ``ls`` the first without and the second with a model."""
+"""What each command prints; ``ls`` and ``release ls`` the second where they are given a name."""
 
 
 def type_name(hint: object) -> str:

@@ -257,6 +257,8 @@ def _ls_models(cli: Cli, store: Store) -> None:
     found = []
     for name in store.models():
         newest = store.versions(name, limit=1)[0]
+        if newest.is_release:
+            continue
         aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
         found.append(
             schemas.ListedModel(

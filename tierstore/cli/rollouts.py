@@ -13,7 +13,8 @@ from tierstore.cli.aliases import Message
 from tierstore.cli.models import Ref
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.rollout import GateState, RolloutStatus
+    from tierstore.modelstore.reports import GateState
+    from tierstore.modelstore.rollout import RolloutStatus
     from tierstore.modelstore.version import Version
 
 Target = Annotated[
@@ -72,7 +73,7 @@ def start(
     The first stage begins at once. Which nodes are in it is decided by their names, and stays so.
     """
     from tierstore.config import parse_seconds
-    from tierstore.modelstore.rollout import parse_gate, parse_stages
+    from tierstore.modelstore.reports import parse_gate, parse_stages
 
     model, alias = _split(target)
     with cli.open() as store:

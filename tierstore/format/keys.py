@@ -11,7 +11,7 @@ CONFIG = "config.json"
 REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
     "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
 )  # fmt: skip
-PROBES = "probes/"
+PROBES, REPORTS = "probes/", "reports/"
 VERSION_LOG = "versions"
 ALIASES = "alias/"
 VARIANTS = "variant/"

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -17,6 +18,8 @@ from tierstore.ids import DIGEST_BYTES, Buffer, Digest
 
 MIN_CHUNK, MAX_CHUNK, DEFAULT_CHUNK = 1 << 20, 16 << 20, 4 << 20
 HASH = "blake3"
+FULL_KIND, RELEASE_KIND = "full", "release"
+MAX_MEMBERS = 1000
 _MAX_ITEMS = 1 << 20
 
 
@@ -49,14 +52,23 @@ class LineageEntry(msgspec.Struct, frozen=True, kw_only=True):
     digest: bytes
 
 
-class Manifest(Body, frozen=True, kw_only=True):
-    """The content of one version."""
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the versions that a release names."""
 
-    kind: str = "full"
+    model: str
+    version: Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
+    manifest: bytes
+
+
+class Manifest(Body, frozen=True, kw_only=True):
+    """The content of one version; of a release the members, and no files."""
+
+    kind: str = FULL_KIND
     chunk_size: int = DEFAULT_CHUNK
     hash: str = HASH
     files: tuple[FileEntry, ...]
     lineage: tuple[LineageEntry, ...] = ()
+    members: tuple[Member, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +122,7 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
     if digest_of(plain) != digest:
         damaged(name, "its content does not match its digest")
     manifest = decode_body(Kind.MANIFEST, plain, Manifest, name)
-    if manifest.kind != "full":
+    if manifest.kind not in {FULL_KIND, RELEASE_KIND}:
         unsupported(name, f"manifests of kind {manifest.kind!r}")
     if manifest.hash != HASH:
         unsupported(name, f"the hash {manifest.hash!r}")
@@ -127,7 +139,21 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
         _check_file(file, manifest.chunk_size, name)
     if any(len(entry.digest) != DIGEST_BYTES for entry in manifest.lineage):
         damaged(name, "its lineage names something that is no digest")
+    _check_members(manifest, name)
     return manifest
+
+
+def _check_members(manifest: Manifest, name: str) -> None:
+    members = manifest.members
+    if (manifest.kind == RELEASE_KIND) != bool(members):
+        damaged(name, "a release has members, and nothing else has")
+    if not members:
+        return
+    models = [member.model for member in members]
+    if manifest.files or manifest.lineage or models != sorted(set(models)):
+        damaged(name, "it is no proper release")
+    if len(members) > MAX_MEMBERS or any(len(m.manifest) != DIGEST_BYTES for m in members):
+        damaged(name, "its members are too many, or one has no digest")
 
 
 def _lists_too_much(manifest: Manifest) -> bool:

@@ -11,7 +11,7 @@ from tierstore.format.sealed import Body, Hex32, Hex64, Kind, unseal_body
 from tierstore.ids import Buffer
 
 Action = Literal[
-    "publish", "derive", "set", "remove", "rollback",
+    "publish", "release", "derive", "set", "remove", "rollback",
     "start", "step", "pause", "resume", "finish", "abort",
 ]  # fmt: skip
 Seq = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]

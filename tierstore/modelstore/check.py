@@ -198,6 +198,7 @@ class _Check:
             self._report.versions += 1
         if manifest is None:
             return
+        self._check_members(manifest, users)
         key = keys.layout_key(digest)
         with self._noting(key, users):
             try:
@@ -211,6 +212,14 @@ class _Check:
             self._tables[digest] = table
             for place in table:
                 self._places.setdefault(place, []).append(digest)
+
+    def _check_members(self, manifest: Manifest, users: list[str]) -> None:
+        """That the log of every member of a release says what the release does."""
+        for member in manifest.members or ():
+            log = self._home.log(member.model)
+            with self._noting(log.key_of(member.version), users):
+                if log.entry(member.version).manifest != member.manifest.hex():
+                    raise Damaged(f"a release means b3:{member.manifest.hex()} by it")
 
     def _users_of(self, digests: list[Digest]) -> list[str]:
         return sorted({user for digest in digests for user in self._users[digest]})

@@ -11,6 +11,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, ModelRef, check_alias, check_name
 from tierstore.modelstore.home import Home
+from tierstore.modelstore.members import members_of
 from tierstore.modelstore.refs import Target
 from tierstore.modelstore.turns import takes_new
 from tierstore.modelstore.version import Version, version_of
@@ -42,6 +43,8 @@ class Names:
         """The version that a reference means now; ``NotFound`` says which part does not exist."""
         parsed = ModelRef.parse(ref)
         log = self.home.log(parsed.model)
+        if parsed.release is not None:
+            return self._of_release(parsed, parsed.release)
         if parsed.number is not None:
             entry = self._version_entry(parsed.model, parsed.number)
         elif parsed.alias is not None:
@@ -65,15 +68,24 @@ class Names:
             if last is None:
                 raise NotFound(f"there is no model {parsed.model!r}; 'tierstore ls' lists them")
             entry = last
-        version = version_of(parsed.model, entry)
-        if parsed.variant is None:
+        return self._with_variant(version_of(parsed.model, entry), parsed.variant)
+
+    def _of_release(self, parsed: ModelRef, ref: str) -> Version:
+        release = self.resolve(ref)
+        members = members_of(self.home, release)
+        if parsed.model not in members:
+            raise NotFound(f"{release} has no {parsed.model!r}: it names {', '.join(members)}")
+        return self._with_variant(members[parsed.model], parsed.variant)
+
+    def _with_variant(self, version: Version, name: str | None) -> Version:
+        if name is None:
             return version
-        found = self.variant(version, parsed.variant)
+        found = self.variant(version, name)
         if found is None:
             names = [one.variant for one in self.variants(version) if one.variant]
             has = f"it has {', '.join(names)}" if names else "it has none"
             raise NotFound(
-                f"{version} has no variant {parsed.variant!r}; {has}: 'tierstore derive' makes one"
+                f"{version} has no variant {name!r}; {has}: 'tierstore derive' makes one"
             )
         return found
 
@@ -201,6 +213,11 @@ class Names:
         check_case("alias", alias, self.home.aliases(model))
         check_features(self.home.config, "write", self.home.blobs.url)
         self.home.log(model, ALIASES + alias).append("set", target, message)
+
+    def check_movable(self, model: str, alias: str) -> None:
+        """Raise ``Conflict`` where ``point`` would: before anything is published."""
+        check_case("alias", alias, self.home.aliases(model))
+        _refuse_in_rollout(model, alias, self.home.log(model, ALIASES + alias).last())
 
     def remove_alias(self, model: str, name: str, message: str) -> None:
         """Remove an alias; the versions stay, and so does its log."""

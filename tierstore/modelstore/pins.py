@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from blake3 import blake3
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat, UsageError
@@ -39,7 +41,7 @@ class PinnedVersion:
 
 
 class Pins:
-    """The pins of a store, one object in home for each pinned version."""
+    """The pins of a store: small objects in home, one for each version and who holds it."""
 
     def __init__(self, home: BlobStore) -> None:
         self._home = home
@@ -47,7 +49,7 @@ class Pins:
     def add(
         self, version: Digest, ref: str, roles: Sequence[Role], until: datetime | None = None
     ) -> PinnedVersion:
-        """Pin a version, or replace its pin.
+        """Pin a version for a user, or replace that pin.
 
         Args:
             version: digest of its manifest.
@@ -71,10 +73,30 @@ class Pins:
         return _shown(pin)
 
     def remove(self, version: Digest) -> None:
-        """End a pin; ``NotFound`` when the version is not pinned."""
+        """End a user's pin; ``NotFound`` when the version has none."""
         key = pin_key(version.hex)
         self._home.info(key)
         self._home.delete([key])
+
+    def hold(self, holder: str, versions: Iterable[Digest]) -> None:
+        """Let ``holder`` pin exactly these versions, in hot and warm tiers, until it says else.
+
+        A pin of its own beside a user's and other holders', so that none ends another's.
+
+        Args:
+            holder: what needs them, such as ``rollout of ranker@prod``.
+            versions: digests of their manifests; none ends all pins of this holder.
+        """
+        mark = "-" + blake3(holder.encode()).hexdigest()[:16]
+        wanted = {pin_key(version.hex) + mark: version for version in versions}
+        held = [info.key for info in self._home.list(PINS) if info.key.endswith(mark)]
+        for key, version in wanted.items():
+            pin = Pin(version=version.hex, ref=holder, roles=["hot", "warm"], until_us=None,
+                      who=whoami())  # fmt: skip
+            if key not in held:
+                self._home.put(key, seal_body(Kind.PIN, pin))
+        if over := [key for key in held if key not in wanted]:
+            self._home.delete(over)
 
     def active(self) -> list[PinnedVersion]:
         """The pins that have not ended, by digest.
@@ -99,7 +121,7 @@ class Pins:
         except (Damaged, UnsupportedFormat) as error:
             _log.warning("%s; its version stays pinned everywhere until the pin is deleted", error)
         with suppress(InvalidName):
-            digest = Digest.from_hex(key.removeprefix(PINS))
+            digest = Digest.from_hex(key.removeprefix(PINS).partition("-")[0])
             return Pin(version=digest.hex, ref=str(digest), roles=["hot", "warm"], until_us=None,
                        who="unknown")  # fmt: skip
         return None

@@ -8,7 +8,7 @@ rollout comes from. Of two administrators who act at once one gets ``Conflict``.
 
 from __future__ import annotations
 
-import re
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,33 +18,21 @@ from typing import Literal
 
 import msgspec
 
-from tierstore.errors import Conflict, Damaged, GateClosed, NotFound, UnsupportedFormat, UsageError
+from tierstore.errors import Conflict, GateClosed, NotFound, TierstoreError, UsageError
 from tierstore.format import keys
-from tierstore.format.reflog import FULL_SHARE, Action, Gate, RefEntry, Report, Rollout
-from tierstore.format.sealed import Kind, seal_body, unseal_body
-from tierstore.ids import check_alias, check_name
+from tierstore.format.reflog import FULL_SHARE, Action, Gate, RefEntry, Rollout
+from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.home import Home
+from tierstore.modelstore.members import contents_of
 from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.refs import RefLog, Target
-from tierstore.modelstore.turns import holds, next_window
+from tierstore.modelstore.reports import GateState, gate_states, write_report
+from tierstore.modelstore.turns import next_window
 from tierstore.modelstore.version import Version, version_of, when
 
-REPORTS = "reports/"
-_GATE = re.compile(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*\Z")
-_PINNED = "rollout of "
+_HOLDER = "rollout of "
 
-
-@dataclass(frozen=True, slots=True)
-class GateState:
-    """A gate and what was reported for it since the stage began, from how many nodes."""
-
-    gate: Gate
-    values: tuple[str, ...]
-
-    @property
-    def passes(self) -> bool | None:
-        """Whether the mean is within the bound; ``None`` when nothing was reported."""
-        return holds(self.gate, list(self.values)) if self.values else None
+_log = logging.getLogger("tierstore.rollout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,37 +72,6 @@ def percent_of(entry: RefEntry) -> float | None:
     return entry.rollout.stages[entry.rollout.stage] * 100 / FULL_SHARE
 
 
-def parse_gate(text: str) -> Gate:
-    """A gate from ``METRIC<=NUMBER`` or ``METRIC>=NUMBER``; ``UsageError`` otherwise."""
-    match = _GATE.match(text)
-    try:
-        if match:
-            return msgspec.convert(
-                dict(zip(("metric", "op", "limit"), match.groups(), strict=True)), Gate
-            )
-    except msgspec.ValidationError:
-        pass
-    raise UsageError(f"{text[:80]!r} is no gate; write METRIC<=NUMBER, such as p99_ms<=12.5")
-
-
-def parse_stages(text: str) -> list[int]:
-    """Stages in hundredths of a percent from percentages such as ``1,10,50,100``.
-
-    Raises:
-        UsageError: they are no numbers, do not rise, or do not end with 100.
-    """
-    try:
-        stages = [round(float(part) * 100) for part in text.split(",")]
-    except (ValueError, OverflowError):
-        stages = []
-    if not stages or stages != sorted(set(stages)) or stages[0] < 1 or stages[-1] != FULL_SHARE:
-        raise UsageError(
-            f"{text[:80]!r} are no stages; write rising percentages that end with 100, such as "
-            "1,10,50,100"
-        )
-    return stages
-
-
 class Rollouts:
     """The rollouts of a store."""
 
@@ -136,7 +93,8 @@ class Rollouts:
     ) -> RolloutStatus:
         """Begin to move an alias to ``to``; the first stage begins at once.
 
-        The version that the alias has now is pinned warm until the rollout is over.
+        The version that the alias has now, or each member of that release, is pinned in hot and
+        warm tiers until the rollout is over.
 
         Args:
             model: of the alias.
@@ -164,14 +122,20 @@ class Rollouts:
         except msgspec.ValidationError as error:
             raise UsageError(f"this rollout makes no sense: {error}") from None
         log = self._log(model, alias)
+        if to.model != check_name("model", model) or to.variant is not None:
+            raise UsageError(f"{to} is no version of {model!r}; {log.title} goes to one of those")
         last = self._current(log, model, alias)
         if last.rollout is not None:
             raise Conflict(f"{log.title} is in a rollout already; finish or abort that one first")
         if last.version == to.number:
             raise UsageError(f"{log.title} means {to} already")
-        old = self._version(model, last)
-        self._pin(old, log.title)
-        entry = self._append(log, "start", last, self._same(last, rollout), message)
+        # before any node turns to the new version
+        self._hold(log, contents_of(self._home, self._version(model, last)))
+        try:
+            entry = self._append(log, "start", last, self._same(last, rollout), message)
+        except Conflict:
+            self.settle(model, alias)
+            raise
         return self._status(model, log, entry)
 
     def step(
@@ -200,7 +164,7 @@ class Rollouts:
         if rollout.stage == len(rollout.stages):
             done = Target(rollout.version, rollout.manifest, last.seq)
             self._append(log, "finish", last, done, message)
-            self._unpin(status.old, log.title)
+            self.settle(model, alias)
             return None
         entry = self._append(log, "step", last, self._same(last, rollout), message)
         return self._status(model, log, entry)
@@ -230,8 +194,35 @@ class Rollouts:
         self._running(log, last)
         old = self._version(model, last)
         self._append(log, "abort", last, self._same(last, None), message)
-        self._unpin(old, log.title)
+        self.settle(model, alias)
         return old
+
+    def settle(self, model: str, alias: str) -> None:
+        """Pin what the rollout of an alias comes from; with no rollout end the pins of the last.
+
+        Every change does it; it is there for what a process that died left behind.
+        """
+        log = self._log(model, alias)
+        last = log.last()
+        try:
+            held = []
+            if last is not None and last.rollout is not None:
+                held = contents_of(self._home, self._version(model, last))
+            self._hold(log, held)
+        except TierstoreError as error:  # the log has changed all the same, and that is what counts
+            _log.warning("the pins of the rollout of %s are not as they should be: %s", log.title,
+                         error)  # fmt: skip
+
+    def settle_all(self) -> None:
+        """``settle`` every alias for whose rollout something is pinned."""
+        titles = {pin.ref for pin in Pins(self._home.blobs).active()}
+        for title in sorted(titles):
+            model, at, alias = title.removeprefix(_HOLDER).partition("@")
+            if title.startswith(_HOLDER) and at:
+                self.settle(model, alias)
+
+    def _hold(self, log: RefLog, versions: list[Digest]) -> None:
+        Pins(self._home.blobs).hold(f"{_HOLDER}{log.title}", versions)
 
     def status(self, model: str, alias: str) -> RolloutStatus:
         """Where the rollout of an alias is; ``NotFound`` when there is none."""
@@ -262,32 +253,7 @@ class Rollouts:
         Raises:
             UsageError: a value is not a plain decimal number.
         """
-        try:
-            body = msgspec.convert(
-                {"version": version.digest.hex, "node": node, "values": dict(values)}, Report
-            )
-        except msgspec.ValidationError as error:
-            raise UsageError(f"a report gives decimal numbers by metric: {error}") from None
-        key = f"{_reports(version)}{keys.segment(node)}"
-        self._home.blobs.put(key, seal_body(Kind.REPORT, body))
-
-    def _gate_states(self, rollout: Rollout, new: Version, key: str) -> tuple[GateState, ...]:
-        if not rollout.gates:
-            return ()
-        # both times are the storage's own, so that no node's clock matters
-        began = self._home.blobs.info(key).mtime
-        values: dict[str, list[str]] = {}
-        for info in self._home.blobs.list(_reports(new)):
-            if info.mtime < began:
-                continue
-            try:
-                data = self._home.blobs.get(info.key)
-                report = unseal_body(Kind.REPORT, data, Report, info.key)
-            except (NotFound, Damaged, UnsupportedFormat):
-                continue  # as if the node had not reported
-            for metric, value in report.values.items():
-                values.setdefault(metric, []).append(value)
-        return tuple(GateState(g, tuple(values.get(g.metric, ()))) for g in rollout.gates)
+        write_report(self._home.blobs, version, node, values)
 
     def _status(self, model: str, log: RefLog, entry: RefEntry) -> RolloutStatus:
         rollout = entry.rollout
@@ -297,7 +263,7 @@ class Rollouts:
         due = rollout.every_s and datetime.fromtimestamp(since.timestamp() + rollout.every_s, UTC)
         return RolloutStatus(
             log.title, self._version(model, entry), new, rollout, since, due or None,
-            self._gate_states(rollout, new, log.key_of(entry.seq)), entry.seq,
+            gate_states(self._home.blobs, rollout.gates, new, log.key_of(entry.seq)), entry.seq,
         )  # fmt: skip
 
     def _log(self, model: str, alias: str) -> RefLog:
@@ -334,20 +300,6 @@ class Rollouts:
             return target
 
         return log.append(action, only_after_what_was_seen, message)
-
-    def _pin(self, old: Version, title: str) -> None:
-        pins = Pins(self._home.blobs)
-        if not any(pin.version == old.digest for pin in pins.active()):
-            pins.add(old.digest, f"{_PINNED}{title}", ["hot", "warm"])
-
-    def _unpin(self, old: Version, title: str) -> None:
-        pins = Pins(self._home.blobs)
-        if any(p.version == old.digest and p.ref == f"{_PINNED}{title}" for p in pins.active()):
-            pins.remove(old.digest)
-
-
-def _reports(version: Version) -> str:
-    return f"{REPORTS}{keys.segment(version.model)}/{version.digest.hex}/"
 
 
 def _check_gates(status: RolloutStatus, now: Callable[[], float] = time.time) -> None:
@@ -392,3 +344,9 @@ def advance(rollouts: Rollouts, status: RolloutStatus) -> Verdict:
     except Conflict:
         return "waiting"  # somebody was faster
     return "finished" if after is None else "stepped"
+
+
+def advance_all(rollouts: Rollouts) -> dict[str, Verdict]:
+    """``advance`` every rollout that is under way, and tidy up behind those that died; by alias."""
+    rollouts.settle_all()
+    return {status.alias: advance(rollouts, status) for status in rollouts.running()}

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from tierstore.blobs.base import BlobStore
+from tierstore.errors import UsageError
 from tierstore.format.manifest import LineageEntry, Manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
@@ -29,6 +30,7 @@ from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.placing import Placement
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.rebase import COSTS, Rebased, rebase_version
+from tierstore.modelstore.releases import Releases, refuse_mixed
 from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source, refuse_store
@@ -48,7 +50,8 @@ class Store:
     """A store of models. Get one from ``tierstore.init`` or ``tierstore.open``.
 
     Thread-safe; a context manager that closes it. References are written ``model`` (the newest
-    version), ``model@alias``, ``model@12`` or ``model@b3:<at least 8 hex digits of the digest>``.
+    version), ``model@alias``, ``model@12`` or ``model@b3:<at least 8 hex digits of the digest>``;
+    ``model@release:search`` is the version that a release names.
     """
 
     def __init__(
@@ -90,6 +93,11 @@ class Store:
     def rollouts(self) -> Rollouts:
         """Staged rollouts: aliases that move from version to version, share by share."""
         return Rollouts(self.home)
+
+    @property
+    def releases(self) -> Releases:
+        """Releases: versions of several models behind one switch."""
+        return Releases(self._names)
 
     @property
     def pins(self) -> Pins:
@@ -161,10 +169,7 @@ class Store:
                 message says that only ``alias`` was not moved.
         """
         model = check_name("model", model)
-        check_case("model", model, self.home.models())
-        if alias is not None:
-            alias = check_alias(alias)
-            check_case("alias", alias, self.home.aliases(model))
+        self._check_names(model, alias)
         if not isinstance(source, Mapping):
             refuse_store(Path(source), self.url)
         lineage = []
@@ -181,12 +186,21 @@ class Store:
             for file in files:
                 file.close()
         if alias is not None:
-            self._names.point_to_new(model, alias, entry, message)
+            self._names.point_to_new(model, check_alias(alias), entry, message)
         return version_of(model, entry, stats)
 
+    def _check_names(self, model: str, alias: str | None) -> None:
+        check_case("model", model, self.home.models())
+        refuse_mixed(model, self.home.log(model).last(), release=False)
+        if alias is not None:
+            self._names.check_movable(model, check_alias(alias))
+
     def _append(self, model: str, digest: Digest, message: str) -> RefEntry:
-        log = self.home.log(model)
-        return log.append("publish", lambda _: (0, digest.hex, None), message)
+        def target(last: RefEntry | None) -> tuple[int, str, None]:
+            refuse_mixed(model, last, release=False)
+            return 0, digest.hex, None
+
+        return self.home.log(model).append("publish", target, message)
 
     def publish(
         self,
@@ -290,6 +304,12 @@ class Store:
 
     def _opened(self, version: Version) -> tuple[Manifest, Content, Packs]:
         manifest = self.home.manifest(version.digest)
+        if manifest.members:
+            raise UsageError(
+                f"{version} is a release: it holds no tensors, but names "
+                f"{', '.join(f'{m.model}@{m.version}' for m in manifest.members)}; "
+                f"load MODEL@release:{version}"
+            )
         table = self.home.layout(version.digest, manifest)
         packs = Packs(self._blobs, self.home.packs)
         reader = ChunkReader(
@@ -347,11 +367,18 @@ class Store:
         Twice in a row goes back two steps. Raises ``NotFound`` when there is nothing before. In a
         rollout it gives every node the old version again, as ``Rollouts.abort`` does.
         """
-        return self._names.rollback(model, alias, message)
+        back = self._names.rollback(model, alias, message)
+        self.rollouts.settle(model, alias)
+        return back
 
     def diff(self, old: str, new: str) -> Diff:
         """What changed between two versions, tensor by tensor; reads only metadata."""
-        return compare(self.home, self.resolve(old), self.resolve(new))
+        versions = [self.resolve(old), self.resolve(new)]
+        for version in versions:
+            if version.is_release:
+                raise UsageError(f"{version} is a release: 'tierstore release show' shows what it "
+                                 "names, and diff compares the members")  # fmt: skip
+        return compare(self.home, *versions)
 
     def rebase(self, ref: str, *, above: float = COSTS) -> Rebased:
         """Store those deltas of a version standalone whose reading costs too much.

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 
 DERIVED_FROM, DISTILLED_FROM = "derived-from", "distilled-from"
 """Relations in a manifest: of a lossy variant to its version, of a pupil to its teacher."""
+
+
+RELEASED: Final = "release"
+"""The action of an entry that publishes a release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Version:
         message: why.
         stats: what the save cost; ``None`` unless this object came from ``save``.
         variant: name of the lossy variant of version ``number`` that this is, or ``None``.
+        is_release: whether it has no content of its own, but names versions of several models.
     """
 
     model: str
@@ -71,6 +77,7 @@ class Version:
     message: str
     stats: SaveStats | None = None
     variant: str | None = None
+    is_release: bool = False
 
     def __str__(self) -> str:
         variant = f"+{self.variant}" if self.variant else ""
@@ -95,7 +102,7 @@ def version_of(
     assert entry.manifest is not None
     return Version(
         model, entry.version, Digest.from_hex(entry.manifest), when(entry), entry.who,
-        entry.message, stats, variant,
+        entry.message, stats, variant, entry.action == RELEASED,
     )  # fmt: skip
 
 

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from tierstore.errors import InvalidName
 from tierstore.format.dtypes import DTYPE_CODES, DTYPES
 from tierstore.format.frame import CODEC_DELTA, BasePiece, build_head
-from tierstore.format.manifest import FileEntry, LineageEntry, Manifest, TensorEntry, check_path
+from tierstore.format.manifest import (
+    RELEASE_KIND,
+    FileEntry,
+    LineageEntry,
+    Manifest,
+    Member,
+    TensorEntry,
+    check_path,
+)
 from tierstore.format.reflog import FULL_SHARE, Action, Gate, Hint, Lease, RefEntry, Rollout
 from tierstore.format.safetensors import build_header
 from tierstore.format.storeconfig import Features, StoreConfig
@@ -200,8 +208,18 @@ def _tensor_file(draw: st.DrawFn, path: str, chunk_size: int) -> FileEntry:
 
 
 @st.composite
+def _releases(draw: st.DrawFn, chunk_size: int) -> Manifest:
+    models = sorted(draw(st.sets(st.text(min_size=1, max_size=8), min_size=1, max_size=4)))
+    members = tuple(
+        Member(model=model, version=draw(st.integers(1, MAX_SEQ)), manifest=draw(noise(32)))
+        for model in models
+    )
+    return Manifest(kind=RELEASE_KIND, chunk_size=chunk_size, files=(), members=members)
+
+
+@st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    """Manifests of safetensors files and others, with lineage."""
+    """Manifests of safetensors files and others, with lineage, and of releases."""
     chunk_size = draw(chunk_sizes())
     files = []
     chosen = draw(st.sets(paths(), max_size=4))
@@ -214,6 +232,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
         size = draw(st.sampled_from([0, 1, chunk_size, chunk_size + 1, 5 * chunk_size - 1]))
         chunks = draw(noise(32 * -(-size // chunk_size)))
         files.append(FileEntry(path=path, size=size, sha256=draw(noise(32)), chunks=chunks))
+    if not files and draw(st.booleans()):
+        return draw(_releases(chunk_size))
     lineage = draw(st.lists(st.builds(LineageEntry, relation=st.text(), digest=noise(32))))
     return Manifest(chunk_size=chunk_size, files=tuple(files), lineage=tuple(lineage))
 

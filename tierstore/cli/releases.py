@@ -1,0 +1,172 @@
+"""Commands on releases: release create, ls, show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_releases as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, facts, table, when
+from tierstore.cli.aliases import Message
+from tierstore.cli.models import Ref, version_fields
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.releases import Release
+    from tierstore.modelstore.store import Store
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    group = typer.Typer(
+        help="Tie versions of several models to one switch.",
+        rich_markup_mode=None,
+        no_args_is_help=False,
+    )
+    command(group, "create")(create)
+    command(group, "ls")(ls)
+    command(group, "show")(show)
+    app.add_typer(group, name="release")
+
+
+def create(
+    cli: Cli,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of the release.", show_default=False)
+    ],
+    members: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="REF...", help="Its members, each of another model.", show_default=False
+        ),
+    ] = None,
+    based_on: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RELEASE", help="Take the other members from this one."),
+    ] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="A", help="Point this alias to it, on every node at once.")
+    ] = None,
+    message: Message = "",
+) -> None:
+    """Make a release: versions of several models that belong together.
+
+    'alias set', 'rollout start' and 'rollback' of NAME switch all of them at once, and
+    MODEL@release:NAME is the member that NAME@prod means.
+    """
+    with cli.open() as store:
+        made = store.releases.create(
+            name, members or (), based_on=based_on, alias=alias, message=message
+        )
+        data = _release_json(store, made)
+    also = f" = {name}@{alias}" if alias else ""
+    cli.out.show(data, [str(made)], lambda: _print(data, also))
+
+
+def ls(
+    cli: Cli,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="List the releases of it.", show_default=False),
+    ] = None,
+) -> None:
+    """List the names of releases, or the releases of one."""
+    with cli.open() as store:
+        if name is None:
+            _ls_names(cli, store)
+        else:
+            _ls_releases(cli, store, name)
+
+
+def show(cli: Cli, ref: Ref) -> None:
+    """Show what a release names, and what the one before it named."""
+    with cli.open() as store:
+        data = _release_json(store, store.releases.get(ref))
+    ids = [f"{one.model}@{one.version}" for one in data.members]
+    cli.out.show(data, ids, lambda: _print(data, ""))
+
+
+def _ls_names(cli: Cli, store: Store) -> None:
+    found = []
+    for name in store.releases.names():
+        latest = _release_json(store, store.releases.get(name))
+        aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
+        found.append(
+            schemas.ListedRelease(
+                name=name, releases=latest.version, latest=latest, aliases=aliases
+            )
+        )
+
+    def text() -> None:
+        columns = [
+            Column("NAME"), Column("RELEASES", right=True), Column("LATEST"), Column("MEMBERS"),
+            Column("ALIASES"),
+        ]  # fmt: skip
+        rows = [
+            (one.name, str(one.releases), when(one.latest.created), _members(one.latest),
+             ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()))
+            for one in found
+        ]  # fmt: skip
+        if rows:
+            table(columns, rows)
+        else:
+            print("no releases; 'tierstore release create NAME REF...' makes one")
+
+    cli.out.show(schemas.ReleaseNames(names=found), [one.name for one in found], text)
+
+
+def _ls_releases(cli: Cli, store: Store, name: str) -> None:
+    versions = store.versions(name)
+    found = [_release_json(store, store.releases.get(str(version))) for version in versions]
+
+    def text() -> None:
+        titles = ("RELEASE", "CREATED", "MEMBERS", "WHO", "MESSAGE")
+        rows = [
+            (f"{one.model}@{one.version}", when(one.created), _members(one), one.who, one.message)
+            for one in found
+        ]
+        table([Column(title) for title in titles], rows)
+
+    data = schemas.ReleaseList(name=name, releases=found)
+    cli.out.show(data, [f"{one.model}@{one.version}" for one in found], text)
+
+
+def _release_json(store: Store, release: Release) -> schemas.ReleaseJson:
+    version = release.version
+    before = {}
+    if version.number > 1:
+        before = dict(store.releases.get(f"{version.model}@{version.number - 1}").members)
+    return schemas.ReleaseJson(
+        **version_fields(version),
+        members=[
+            schemas.MemberJson(
+                model=model, version=member.number, digest=str(member.digest),
+                was=before[model].number if model in before else None,
+            )
+            for model, member in release.members.items()
+        ],
+    )  # fmt: skip
+
+
+def _members(release: schemas.ReleaseJson) -> str:
+    return " ".join(f"{one.model}@{one.version}" for one in release.members)
+
+
+def _print(data: schemas.ReleaseJson, also: str) -> None:
+    from tierstore.ids import Digest
+
+    facts([
+        ("release", f"{data.model}@{data.version}{also}"),
+        ("created", f"{when(data.created)} by {data.who}"),
+        *([("message", data.message)] if data.message else []),
+    ])  # fmt: skip
+    rows = [
+        (one.model, str(one.version), "-" if one.was is None else str(one.was),
+         Digest.from_hex(one.digest.removeprefix("b3:")).short)
+        for one in data.members
+    ]  # fmt: skip
+    columns = [
+        Column("MODEL"), Column("VERSION", right=True), Column("WAS", right=True), Column("DIGEST"),
+    ]  # fmt: skip
+    table(columns, rows)
