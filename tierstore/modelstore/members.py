@@ -32,6 +32,15 @@ def members_of(home: Home, release: Version) -> dict[str, Version]:
     return found
 
 
+def refuse_release(version: Version) -> None:
+    """Raise ``UsageError`` where something asks a release for content of its own."""
+    if version.is_release:
+        raise UsageError(
+            f"{version} is a release: it holds no tensors, but names versions of models, which "
+            f"'tierstore release show' lists; load MODEL@release:{version}"
+        )
+
+
 def contents_of(home: Home, version: Version) -> list[Digest]:
     """The manifests that hold what a version serves: its own, or its members' of a release."""
     if not version.is_release:

@@ -9,12 +9,12 @@ from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
-from tierstore.ids import FULL, ModelRef, check_alias, check_name
+from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.members import members_of
 from tierstore.modelstore.refs import Target
 from tierstore.modelstore.turns import takes_new
-from tierstore.modelstore.version import Version, version_of
+from tierstore.modelstore.version import RELEASED, Version, version_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,22 @@ class Names:
         name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
         return self.home.log(model, name).entries()
 
+    def check_new(self, model: str, alias: str | None) -> None:
+        """Raise ``Conflict`` where ``publish`` or ``point`` would, before anything is stored."""
+        check_case("model", model, self.home.models())
+        refuse_mixed(model, self.home.log(model).last(), release=False)
+        if alias is not None:
+            self.check_movable(model, check_alias(alias))
+
+    def publish(self, model: str, digest: Digest, message: str) -> RefEntry:
+        """Append a new version to a model's log."""
+
+        def target(last: RefEntry | None) -> tuple[int, str, None]:
+            refuse_mixed(model, last, release=False)
+            return 0, digest.hex, None
+
+        return self.home.log(model).append("publish", target, message)
+
     def alias(self, model: str, name: str, ref: str, message: str) -> Alias:
         """Point an alias of ``model`` to a version of it (``ref``)."""
         version = self.resolve(ref)
@@ -263,6 +279,13 @@ def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:
             f"{model}@{alias} is on its way to {model}@{last.rollout.version}: "
             "'tierstore rollout abort' or 'step' ends that first"
         )
+
+
+def refuse_mixed(name: str, last: RefEntry | None, *, release: bool) -> None:
+    """Raise ``Conflict`` when a name that has versions of one kind is to get one of the other."""
+    if last is not None and (last.action == RELEASED) != release:
+        kinds = ("a model", "a release") if release else ("a release", "a model")
+        raise Conflict(f"{name!r} is the name of {kinds[0]}; choose another one for {kinds[1]}")
 
 
 def check_case(kind: str, name: str, existing: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tierstore.errors import Conflict, InvalidName, UsageError
+from tierstore.errors import InvalidName, UsageError
 from tierstore.format.keys import layout_key, version_key
 from tierstore.format.layout import seal_layout
 from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member, seal_manifest
@@ -19,7 +19,7 @@ from tierstore.format.storeconfig import check_features
 from tierstore.ids import check_alias, check_name
 from tierstore.modelstore.leases import WriterLease
 from tierstore.modelstore.members import members_of
-from tierstore.modelstore.names import Names, check_case
+from tierstore.modelstore.names import Names, check_case, refuse_mixed
 from tierstore.modelstore.version import RELEASED, Version, version_of
 
 
@@ -37,13 +37,6 @@ class Release:
 
     def __str__(self) -> str:
         return str(self.version)
-
-
-def refuse_mixed(name: str, last: RefEntry | None, *, release: bool) -> None:
-    """Raise ``Conflict`` when a name that has versions of one kind is to get one of the other."""
-    if last is not None and (last.action == RELEASED) != release:
-        kinds = ("a model", "a release") if release else ("a release", "a model")
-        raise Conflict(f"{name!r} is the name of {kinds[0]}; choose another one for {kinds[1]}")
 
 
 class Releases:

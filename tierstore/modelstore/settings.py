@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tierstore.ids import FULL, check_variant
+
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -35,6 +37,21 @@ class Settings:
     labels: Mapping[str, str] = field(default_factory=dict)
     profile: str | None = None
     profiles: Mapping[str, str] = field(default_factory=dict)
+
+    def preference(self, profile: str | None) -> list[str]:
+        """The variants that are preferred, best first; ``full`` is the version itself.
+
+        Args:
+            profile: such a list with commas, or a name in ``profiles``; ``None`` takes this node's.
+
+        Raises:
+            InvalidName: something in it is no variant's name.
+        """
+        chosen = profile if profile is not None else self.profile
+        if not chosen:
+            return [FULL]
+        names = self.profiles.get(chosen, chosen).split(",")
+        return [name if name == FULL else check_variant(name) for name in map(str.strip, names)]
 
 
 def cpu_count() -> int:

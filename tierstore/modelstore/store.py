@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import UsageError
 from tierstore.format.manifest import LineageEntry, Manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
 from tierstore.format.tiers import TierSpec
-from tierstore.ids import FULL, Digest, check_alias, check_name, check_variant
+from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.basis import BaseFinder, Basis
 from tierstore.modelstore.check import CheckReport, check_store
 from tierstore.modelstore.compare import Diff, Usage, compare, measure
@@ -23,14 +22,15 @@ from tierstore.modelstore.dequantized import Dequantized
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import ReaderLease, WriterLease
+from tierstore.modelstore.members import refuse_release
 from tierstore.modelstore.model import Model
-from tierstore.modelstore.names import Alias, Names, check_case
+from tierstore.modelstore.names import Alias, Names
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.placing import Placement
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.rebase import COSTS, Rebased, rebase_version
-from tierstore.modelstore.releases import Releases, refuse_mixed
+from tierstore.modelstore.releases import Releases
 from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source, refuse_store
@@ -169,7 +169,7 @@ class Store:
                 message says that only ``alias`` was not moved.
         """
         model = check_name("model", model)
-        self._check_names(model, alias)
+        self._names.check_new(model, alias)
         if not isinstance(source, Mapping):
             refuse_store(Path(source), self.url)
         lineage = []
@@ -179,7 +179,7 @@ class Store:
         files = open_source(source, metadata=metadata, exclude=exclude)
         try:
             entry, stats = self.publish(
-                files, lambda digest: self._append(model, digest, message), base=base,
+                files, lambda digest: self._names.publish(model, digest, message), base=base,
                 model=model, lineage=lineage, progress=progress,
             )  # fmt: skip
         finally:
@@ -188,19 +188,6 @@ class Store:
         if alias is not None:
             self._names.point_to_new(model, check_alias(alias), entry, message)
         return version_of(model, entry, stats)
-
-    def _check_names(self, model: str, alias: str | None) -> None:
-        check_case("model", model, self.home.models())
-        refuse_mixed(model, self.home.log(model).last(), release=False)
-        if alias is not None:
-            self._names.check_movable(model, check_alias(alias))
-
-    def _append(self, model: str, digest: Digest, message: str) -> RefEntry:
-        def target(last: RefEntry | None) -> tuple[int, str, None]:
-            refuse_mixed(model, last, release=False)
-            return 0, digest.hex, None
-
-        return self.home.log(model).append("publish", target, message)
 
     def publish(
         self,
@@ -285,14 +272,7 @@ class Store:
 
     def choose(self, ref: str, *, profile: str | None = None) -> Version:
         """The version or variant that ``load`` would open now; arguments and errors are its."""
-        return self._names.prefer(self.resolve(ref), self._preference(profile))
-
-    def _preference(self, profile: str | None) -> list[str]:
-        chosen = profile if profile is not None else self._settings.profile
-        if not chosen:
-            return [FULL]
-        names = self._settings.profiles.get(chosen, chosen).split(",")
-        return [name if name == FULL else check_variant(name) for name in map(str.strip, names)]
+        return self._names.prefer(self.resolve(ref), self._settings.preference(profile))
 
     def variants(self, ref: str) -> list[Version]:
         """The lossy variants of a version, the newest of each name; see ``tierstore.derive``."""
@@ -303,13 +283,8 @@ class Store:
         return self._names.all_variants(model)
 
     def _opened(self, version: Version) -> tuple[Manifest, Content, Packs]:
+        refuse_release(version)
         manifest = self.home.manifest(version.digest)
-        if manifest.members:
-            raise UsageError(
-                f"{version} is a release: it holds no tensors, but names "
-                f"{', '.join(f'{m.model}@{m.version}' for m in manifest.members)}; "
-                f"load MODEL@release:{version}"
-            )
         table = self.home.layout(version.digest, manifest)
         packs = Packs(self._blobs, self.home.packs)
         reader = ChunkReader(
@@ -375,9 +350,7 @@ class Store:
         """What changed between two versions, tensor by tensor; reads only metadata."""
         versions = [self.resolve(old), self.resolve(new)]
         for version in versions:
-            if version.is_release:
-                raise UsageError(f"{version} is a release: 'tierstore release show' shows what it "
-                                 "names, and diff compares the members")  # fmt: skip
+            refuse_release(version)
         return compare(self.home, *versions)
 
     def rebase(self, ref: str, *, above: float = COSTS) -> Rebased:
