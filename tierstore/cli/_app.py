@@ -13,12 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from tierstore.cli import (
+    agent,
     aliases,
     backends,
     demo,
     describe,
     doctor,
     models,
+    placing,
     releases,
     rollouts,
     stores,
@@ -33,8 +35,8 @@ from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
-    "rollout", "report", "release", "derive", "variants", "lineage", "tier", "store", "du",
-    "check", "doctor", "demo", "version",
+    "rollout", "report", "release", "derive", "variants", "lineage", "tier", "store", "explain",
+    "rebalance", "mv", "agent", "du", "check", "doctor", "demo", "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
@@ -88,7 +90,8 @@ def command_tree() -> tuple[Any, set[str]]:
     )
     app.callback()(_common)
     for module in (
-        stores, models, describe, aliases, rollouts, releases, variants, tiers, backends, doctor,
+        stores, models, describe, aliases, rollouts, releases, variants, tiers, backends, placing,
+        agent, doctor,
         demo,
     ):  # fmt: skip
         module.register(app)

@@ -11,6 +11,7 @@ import msgspec
 
 from tierstore.cli import _schemas as schemas
 from tierstore.cli import _schemas_deltas as deltas
+from tierstore.cli import _schemas_placing as placing
 from tierstore.cli import _schemas_releases as releases
 from tierstore.cli import _schemas_rollout as rollout
 from tierstore.cli import _schemas_tiers as tiers
@@ -50,6 +51,10 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "tier rm": (tiers.TierRemoved,),
     "store validate": (tiers.Validation,),
     "tier example": (tiers.TierExample,),
+    "explain": (placing.Explained,),
+    "rebalance": (placing.Moves,),
+    "mv": (placing.Moves,),
+    "agent": (placing.AgentEnded,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),
     "doctor": (schemas.Doctor,),

@@ -1,0 +1,125 @@
+"""The command that runs until it is told to end: agent."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tierstore.cli import _schemas_placing as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import counted, size
+from tierstore.cli.placing import BudgetOption, Share, budget_of
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.store import Store
+    from tierstore.serving.agent import Agent
+    from tierstore.serving.metrics import TierSample
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    command(app, "agent")(agent)
+
+
+def agent(
+    cli: Cli,
+    every: Annotated[
+        str, typer.Option(metavar="TIME", help="From the end of one round to the next.")
+    ] = "60s",
+    budget: BudgetOption = None,
+    share: Share = 1.0,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve /metrics for Prometheus; port 0 is free."),
+    ] = None,
+    log: Annotated[
+        str, typer.Option(metavar="FORM", help="text, or json for one object a line.")
+    ] = "text",
+) -> None:
+    """Move packs and step rollouts, again and again, in the foreground.
+
+    Any number may run; one at a time moves packs. SIGTERM or SIGINT end it between two pieces of
+    work. Logs go to stderr.
+    """
+    from tierstore.config import parse_seconds
+    from tierstore.errors import UsageError
+    from tierstore.serving.agent import Agent, ended_by_signals
+
+    if log not in ("text", "json"):
+        raise UsageError(f"{log!r} is no form of a log: text or json")
+    pause, limit = parse_seconds(every), budget_of(budget, share)
+    with ExitStack() as stack:
+        stack.enter_context(_logging("json" if log == "json" else "text"))
+        store = stack.enter_context(cli.open())
+        runs = Agent(store, every_s=pause, budget=limit)
+        stack.enter_context(ended_by_signals(runs.stop))
+        if metrics is not None:
+            stack.enter_context(_metrics(metrics, store, runs))
+        runs.run()
+        data = schemas.AgentEnded(
+            rounds=runs.stats.rounds, moves=runs.moves.moves, failed=runs.moves.failed,
+            moved_bytes=runs.moves.moved_bytes, rollout_steps=runs.stats.rollout_steps,
+        )  # fmt: skip
+    cli.out.show(data, [], lambda: print(_ended(data)))
+
+
+def _ended(data: schemas.AgentEnded) -> str:
+    failed = f", {data.failed} failed" if data.failed else ""
+    return (
+        f"ended after {counted(data.rounds, 'round')}: {counted(data.moves, 'move')} of "
+        f"{size(data.moved_bytes)}{failed}"
+    )
+
+
+@contextmanager
+def _logging(form: Literal["text", "json"]) -> Iterator[None]:
+    from tierstore.serving.agent import JsonLines
+
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else text)
+    logger = logging.getLogger("tierstore")
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
+
+
+@contextmanager
+def _metrics(address: str, store: Store, runs: Agent) -> Iterator[None]:
+    from tierstore.errors import UsageError
+    from tierstore.serving.metrics import TierCollector, serve
+
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise UsageError(f"{address!r} is no address for metrics: give PORT or HOST:PORT")
+    collector = TierCollector(lambda: _samples(store), runs.counters)
+    server, thread = serve(collector, host.strip("[]") or "127.0.0.1", int(port))
+    logging.getLogger("tierstore.agent").info(
+        "metrics at http://%s:%d/metrics", host or "127.0.0.1", server.server_port
+    )
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _samples(store: Store) -> list[TierSample]:
+    from tierstore.serving.metrics import TierSample
+
+    durable = [TierSample(t.name, t.role, t.stats) for t in store.home.packs.tiers]
+    shared = [TierSample(t.name, "shared", t.stats) for t in store.hot.shared]
+    local = store.hot.local
+    own = [] if local is None else [TierSample(local.name, "hot", local.stats)]
+    return [*own, *shared, *durable]

@@ -1,0 +1,251 @@
+"""Commands on where packs lie: rebalance, mv, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_placing as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, facts, printable, size, table
+from tierstore.errors import NotFound
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.placing import Explanation, MoveReport, Placement
+    from tierstore.modelstore.store import Store
+    from tierstore.placement.scene import Plan, PlannedMove
+    from tierstore.tiers.budget import Budget
+    from tierstore.tiers.mover import Moved
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan; move nothing.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="SIZE", help="Bytes a second at most, read and written."),
+]
+Share = Annotated[
+    float, typer.Option(metavar="X", min=0.01, max=1.0, help="Share of the bandwidth there is.")
+]
+Target = Annotated[
+    str, typer.Argument(metavar="REF|PACK", help="A version or a pack's id.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "rebalance")(rebalance)
+    command(app, "mv")(move)
+    command(app, "explain")(explain)
+
+
+def budget_of(size: str | None, share: float) -> Budget:
+    """What the options say that moving may take."""
+    from tierstore.config import parse_size
+    from tierstore.tiers.budget import Budget
+
+    return Budget(None if size is None else max(1, parse_size(size)), share)
+
+
+def rebalance(
+    cli: Cli, dry_run: DryRun = False, budget: BudgetOption = None, share: Share = 1.0
+) -> None:
+    """Move packs to the tiers that their reads have earned, once.
+
+    'tierstore agent' does it again and again. Exits with 3 when something could not be done.
+    """
+    limit = budget_of(budget, share)
+    _carry_out(
+        cli, dry_run, lambda _, placement: placement.plan(),
+        lambda _, placement, progress: placement.rebalance(budget=limit, progress=progress),
+    )  # fmt: skip
+
+
+def move(
+    cli: Cli,
+    target: Target,
+    to: Annotated[str, typer.Option("--to", metavar="TIER", help="The tier: warm, cold, home.")],
+    dry_run: DryRun = False,
+    budget: BudgetOption = None,
+    share: Share = 1.0,
+) -> None:
+    """Have the packs of a version in a tier, and in no faster one.
+
+    What they need for their deltas comes along. Packs are shared: other versions' may move, too.
+    'tierstore pin' keeps them there. Exits with 3 when something could not be done.
+    """
+    limit = budget_of(budget, share)
+    _carry_out(
+        cli, dry_run,
+        lambda store, placement: placement.plan_move(packs_of(store, target), to),
+        lambda store, placement, progress: placement.move(
+            packs_of(store, target), to, budget=limit, progress=progress
+        ),
+    )  # fmt: skip
+
+
+def packs_of(store: Store, target: str) -> list[bytes]:
+    """The packs of a version, or the one that is meant by the first digits of its id."""
+    try:
+        version = store.resolve(target)
+    except NotFound:
+        pack = store.placement.find(target)
+        if pack is None:
+            raise
+        return [pack]
+    return store.placement.packs_of(version.digest)
+
+
+def _carry_out(
+    cli: Cli,
+    dry_run: bool,
+    plan: Callable[[Store, Placement], Plan],
+    run: Callable[[Store, Placement, Callable[[Moved], None]], MoveReport],
+) -> None:
+    with cli.open() as store, cli.progress("moving packs") as progress:
+        if dry_run:
+            made = plan(store, store.placement)
+            data = _planned(made)
+        else:
+            done = 0
+
+            def moved(one: Moved) -> None:
+                nonlocal done
+                done += 1
+                progress.describe(f"{counted(done, 'pack')} moved")
+
+            data = _done(run(store, store.placement, moved))
+    cli.out.show(data, [one.pack for one in data.moves], lambda: print_moves(data))
+    if not data.complete:
+        raise typer.Exit(3)
+
+
+def _planned(plan: Plan) -> schemas.Moves:
+    moves = [_move_json(move, move.bytes if move.copies else 0) for move in plan.moves]
+    return _moves(plan, moves, dry_run=True, complete=True)
+
+
+def _done(report: MoveReport) -> schemas.Moves:
+    moves = []
+    for one in report.moved:
+        shown = _move_json(one.move, one.copied)
+        shown.status, shown.problem = one.status, one.why
+        moves.append(shown)
+    return _moves(report.plan, moves, dry_run=False, complete=report.complete)
+
+
+def _moves(
+    plan: Plan, moves: list[schemas.MoveJson], *, dry_run: bool, complete: bool
+) -> schemas.Moves:
+    return schemas.Moves(
+        dry_run=dry_run,
+        complete=complete,
+        moves=moves,
+        notes=list(plan.notes),
+        copied_bytes=sum(move.copied_bytes for move in moves),
+        saving_month=f"{plan.expected_saving:f}",
+        cost_once=f"{plan.cost_once:f}",
+    )
+
+
+def _move_json(move: PlannedMove, copied: int) -> schemas.MoveJson:
+    return schemas.MoveJson(
+        kind=move.kind, pack=move.pack.hex(), source=move.source, target=move.target,
+        bytes=move.bytes, copied_bytes=copied, why=move.why, heat=move.heat, bar=move.bar,
+        saving_month=f"{move.expected_saving:f}", cost_once=f"{move.cost_once:f}",
+        status="planned", problem="",
+    )  # fmt: skip
+
+
+def print_moves(data: schemas.Moves) -> None:
+    """The table of a plan or of what was done."""
+    from decimal import Decimal
+
+    from tierstore.placement.cost import shown
+
+    columns = [
+        Column("MOVE"), Column("PACK", digest=True), Column("FROM"), Column("TO"),
+        Column("SIZE", right=True), Column("SAVES/MONTH", right=True), Column("WHY"),
+    ]  # fmt: skip
+    rows = [
+        (one.kind if one.status in {"planned", "done"} else f"{one.kind}: {one.status}",
+         one.pack, one.source, one.target, size(one.bytes), shown(Decimal(one.saving_month)),
+         one.problem or one.why)
+        for one in data.moves
+    ]  # fmt: skip
+    if rows:
+        table(columns, rows)
+    for note in data.notes:
+        print(printable(f"note: {note}"))
+    verb = "would move" if data.dry_run else "moved"
+    if not rows:
+        print("nothing to move")
+    else:
+        print(
+            f"{verb} {counted(len(rows), 'pack')}, {size(data.copied_bytes)} copied; saves "
+            f"{shown(Decimal(data.saving_month))} a month, costs "
+            f"{shown(Decimal(data.cost_once))} once"
+        )
+
+
+def explain(cli: Cli, target: Target) -> None:
+    """Show where each pack of a version is, its heat, and what would move it, when."""
+    with cli.open() as store, cli.progress("listing the tiers"):
+        packs = packs_of(store, target)
+        found = store.placement.explain(packs)
+    known = {one.pack for one in found}
+    data = schemas.Explained(
+        ref=target,
+        packs=[_explained(one) for one in found],
+        missing=[pack.hex() for pack in packs if pack not in known],
+    )
+    cli.out.show(data, [one.pack for one in data.packs], lambda: _print_explained(data))
+
+
+def _explained(one: Explanation) -> schemas.PackExplained:
+    return schemas.PackExplained(
+        pack=one.pack.hex(),
+        bytes=one.size,
+        tiers=list(one.copies),
+        heat=one.heat,
+        counted_heat=one.counted,
+        pinned=one.pinned,
+        bases=[pack.hex() for pack in one.bases],
+        needed_by=[pack.hex() for pack in one.needed_by],
+        outlooks=[
+            schemas.OutlookJson(
+                tier=each.tier, resident=each.resident, bar=each.bar,
+                promote_above=each.promote_above, demote_below=each.demote_below,
+                leaves_in_s=each.leaves_in_s, why=each.why,
+            )
+            for each in one.outlooks
+        ],
+        now=[f"{move.kind} from {move.source} to {move.target}: {move.why}" for move in one.moves],
+    )  # fmt: skip
+
+
+def _print_explained(data: schemas.Explained) -> None:
+    for number, one in enumerate(data.packs):
+        if number:
+            print()
+        needs = f"{counted(len(one.bases), 'pack')} for its deltas" if one.bases else ""
+        pairs = [
+            ("pack", f"{one.pack}, {size(one.bytes)}, in {', '.join(one.tiers)}"),
+            ("heat", f"read {one.heat:.2g} times of late" + _counts_as(one)),
+            *([("pinned", "it does not leave the warm tiers")] if one.pinned else []),
+            *([("needs", needs)] if needs else []),
+            *([("needed by", counted(len(one.needed_by), "pack"))] if one.needed_by else []),
+            *((each.tier, ("" if each.resident else "not there: ") + each.why)
+              for each in one.outlooks),
+            *(("now", text) for text in one.now),
+        ]  # fmt: skip
+        facts(pairs)
+    for pack in data.missing:
+        print(f"pack {pack} is in no tier that could be asked")
+
+
+def _counts_as(one: schemas.PackExplained) -> str:
+    if one.counted_heat <= one.heat:
+        return ""
+    why = "a pack that needs it is hotter" if one.needed_by else "it is new"
+    return f", counts as {one.counted_heat:.2g}: {why}"

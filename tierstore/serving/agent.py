@@ -1,0 +1,174 @@
+"""The agent of a store: moves packs, steps rollouts, and serves its metrics, until told to end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from tierstore.errors import Conflict, TierstoreError
+from tierstore.modelstore.rollout import advance
+from tierstore.modelstore.store import Store
+from tierstore.tiers.budget import Budget
+from tierstore.tiers.mover import MoverStats
+
+_log = logging.getLogger("tierstore.agent")
+
+
+@dataclass(slots=True)
+class AgentStats:
+    """What an agent has done so far.
+
+    Attributes:
+        rounds: times that it looked whether something is to be moved.
+        refused: rounds in which another mover was at work.
+        failed_rounds: rounds that ended early, by an error.
+        rollout_steps: steps of rollouts that it made.
+    """
+
+    rounds: int = 0
+    refused: int = 0
+    failed_rounds: int = 0
+    rollout_steps: int = 0
+
+
+class Agent:
+    """Does what a store needs now and then. For one thread; ``stop`` may be set by any.
+
+    Args:
+        store: open; not closed.
+        every_s: seconds from the end of one round to the next.
+        budget: what moving may take of the bandwidth.
+        stop: ends it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        every_s: float = 60.0,
+        budget: Budget | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._store, self._every_s, self._budget = store, every_s, budget
+        self.stop = stop or threading.Event()
+        self.stats = AgentStats()
+        self._placement = store.placement
+
+    @property
+    def moves(self) -> MoverStats:
+        """What was moved so far."""
+        return self._placement.stats
+
+    def run(self) -> None:
+        """Work until ``stop`` is set; an error is logged, and the next round tries again."""
+        _log.info("the agent of %s begins", self._store.url)
+        while not self.stop.is_set():
+            self.round()
+            self.stop.wait(self._every_s)
+        _log.info("the agent of %s ends", self._store.url)
+
+    def round(self) -> None:
+        """One look at rollouts and at where packs lie."""
+        began = time.monotonic()
+        self.stats.rounds += 1
+        try:
+            self._advance()
+            report = self._placement.rebalance(budget=self._budget, stop=self.stop)
+        except Conflict as error:
+            self.stats.refused += 1
+            _log.info("%s", error)
+            return
+        except TierstoreError as error:
+            self.stats.failed_rounds += 1
+            _log.warning("a round was given up: %s", error)
+            return
+        for note in report.plan.notes:
+            _log.warning("%s", note)
+        fields = {
+            "event": "round",
+            "planned": len(report.plan.moves),
+            "done": sum(one.status == "done" for one in report.moved),
+            "copied_bytes": sum(one.copied for one in report.moved),
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        _log.log(
+            logging.INFO if report.moved else logging.DEBUG,
+            "%d of %d moves done", fields["done"], fields["planned"], extra={"fields": fields},
+        )  # fmt: skip
+
+    def _advance(self) -> None:
+        for status in self._store.rollouts.running():
+            verdict = advance(self._store.rollouts, status)
+            if verdict in ("stepped", "finished"):
+                self.stats.rollout_steps += 1
+                _log.info("the rollout of %s: %s", status.alias, verdict)
+            elif verdict == "closed":
+                _log.warning("a gate of the rollout of %s is closed", status.alias)
+
+    def counters(self) -> Mapping[str, float]:
+        """Totals for the metrics page, by name."""
+        moves, own = self.moves, self.stats
+        return {
+            "moves": moves.moves,
+            "moves_failed": moves.failed,
+            "moves_skipped": moves.skipped,
+            "moved_bytes": moves.moved_bytes,
+            "dropped_bytes": moves.dropped_bytes,
+            "damaged_copies": moves.damaged,
+            "agent_rounds": own.rounds,
+            "agent_rounds_failed": own.failed_rounds,
+            "agent_rounds_refused": own.refused,
+            "rollout_steps": own.rollout_steps,
+        }
+
+
+@contextmanager
+def ended_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set ``stop``; a second one does what it always does. Main thread only."""
+    chosen = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in chosen}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for each in chosen:
+            signal.signal(each, before[each])
+
+    for number in chosen:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in chosen:
+            signal.signal(number, before[number])
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what the record adds to them."""
+
+    def __init__(self, clock: Callable[[float], str] | None = None) -> None:
+        super().__init__()
+        self._clock = clock or _rfc3339
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "time": self._clock(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def _rfc3339(seconds: float) -> str:
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{whole}.{int(seconds % 1 * 1000):03d}Z"
