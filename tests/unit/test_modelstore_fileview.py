@@ -67,6 +67,9 @@ def test_every_range_is_the_files_own(case: Case, path: str, data: st.DataObject
     view = case.store.load("m").open_file(path)
     expected = whole[offset:] if length is None else whole[offset : offset + length]
     assert view.read(offset, length) == expected
+    if length is not None:
+        ranges = [(0, 20), (offset, length), (offset // 2, 9)]
+        assert view.read_ranges(ranges) == [whole[at : at + count] for at, count in ranges]
     out = bytearray(b"x" * (len(expected) + 3))
     assert view.read_into(offset, memoryview(out)) >= len(expected)
     assert out[: len(expected)] == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.tensor import Content, Span
@@ -54,12 +55,19 @@ class FileView:
         Raises:
             ValueError: ``offset`` or ``length`` is negative.
         """
-        if offset < 0 or (length is not None and length < 0):
-            raise ValueError(f"offset {offset} and length {length} must not be negative")
-        left = max(0, self.size - offset)
-        out = bytearray(left if length is None else min(left, length))
-        self.read_into(offset, memoryview(out))
-        return bytes(out)
+        return self.read_ranges([(offset, self.size if length is None else length)])[0]
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Like ``read``, for many offsets and lengths at once, in parallel."""
+        outs: list[bytearray] = []
+        for offset, length in ranges:
+            if length < 0:
+                raise ValueError(f"length {length} must not be negative")
+            outs.append(bytearray(min(length, max(0, self.size - offset))))
+        self._fill(
+            [(offset, memoryview(out)) for (offset, _), out in zip(ranges, outs, strict=True)]
+        )
+        return [bytes(out) for out in outs]
 
     def read_into(self, offset: int, out: memoryview) -> int:
         """Read from ``offset`` on into ``out`` (writable bytes) until it is full or the file ends.
@@ -67,16 +75,22 @@ class FileView:
         Returns:
             How many bytes were read; after an error those of ``out`` are undefined.
         """
-        if offset < 0:
-            raise ValueError(f"offset {offset} must not be negative")
         count = min(len(out), max(0, self.size - offset))
-        header = self._entry.header
-        head = header[offset : offset + count]
-        out[: len(head)] = head
-        low, high = offset + len(head) - len(header), offset + count - len(header)
-        if low < high:
-            first = bisect_right(self._begins, low) - 1
-            last = bisect_right(self._begins, high - 1)
-            pieces = self._pieces[first:last]
-            self._content.read_spans([Span(pieces, low, high, out[len(head) : count])])
+        self._fill([(offset, out[:count])])
         return count
+
+    def _fill(self, targets: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill buffers that do not reach past the file's end."""
+        spans: list[Span] = []
+        header = self._entry.header
+        for offset, out in targets:
+            if offset < 0:
+                raise ValueError(f"offset {offset} must not be negative")
+            head = header[offset : offset + len(out)]
+            out[: len(head)] = head
+            low, high = offset + len(head) - len(header), offset + len(out) - len(header)
+            if low < high:
+                first = bisect_right(self._begins, low) - 1
+                pieces = self._pieces[first : bisect_right(self._begins, high - 1)]
+                spans.append(Span(pieces, low, high, out[len(head) :]))
+        self._content.read_spans(spans)

@@ -5,7 +5,7 @@
     tierstore://ranker@prod/model.safetensors        ranker@prod, ranker@12, ranker@12+int8-row
     tierstore://org/ranker/config.json               the newest version of org/ranker
     tierstore://ranker@prod/a.txt?store=s3://models  in this store, not the one that
-                                                     TIERSTORE_STORE or the node's file names
+                                                     TIERSTORESTORE or the node's file names
 
 Nothing is decoded: ``%2e`` is the name's own characters. The reference ends at the first ``/``
 behind its ``@``. Without ``@`` it is the shortest run of leading parts that names a model. An alias
@@ -27,7 +27,7 @@ from tierstore.modelstore.store import Store
 from tierstore.serving.opened import open_model, open_shared
 
 SCHEME = "tierstore://"
-_STORE = "?store="
+STORE = "?store="
 _COLLAPSED = re.compile(r"tierstore:/(?=[^/])")
 
 
@@ -48,7 +48,7 @@ class Location:
         """Take a URL apart; ``InvalidName`` when it is not ours or holds nothing."""
         if not url.startswith(SCHEME):
             raise InvalidName(f"{url[:200]!r} is no {SCHEME} URL")
-        rest, _, store = url[len(SCHEME) :].partition(_STORE)
+        rest, _, store = url[len(SCHEME) :].partition(STORE)
         if not rest.strip("/"):
             raise InvalidName(f"{url[:200]!r} names no model: write {SCHEME}model@alias/file")
         return cls(rest, store or None)

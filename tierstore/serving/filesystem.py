@@ -1,0 +1,343 @@
+"""``tierstore://`` for all that reads through fsspec: pandas, pyarrow, dask, ``fsspec.open``.
+
+::
+
+    tierstore://                                     the models of the store, as folders
+    tierstore://ranker/                              the files of its newest version
+    tierstore://ranker@prod/sub/model.safetensors    a file of a version
+
+Files never change, so nothing but reading is possible; ``put`` of a local directory makes a new
+version of a model from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from fsspec.utils import isfilelike, stringify_path
+
+from tierstore import config
+from tierstore.errors import FileMissing, NotFound, UsageError
+from tierstore.format.manifest import FileEntry
+from tierstore.ids import ModelRef
+from tierstore.modelstore.fileview import FileView
+from tierstore.modelstore.model import Model
+from tierstore.modelstore.store import Store
+from tierstore.serving.location import SCHEME, STORE, split_rest
+from tierstore.serving.opened import open_model, open_shared
+
+_WINDOW = 64 << 20
+
+
+class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """The models of a store as a read-only file system; see the module.
+
+    Args:
+        store: URL of the store; by default what ``TIERSTORE_STORE`` or the node's file says.
+        refresh_s: how many seconds a reference keeps meaning the version that it meant when it was
+            first used, so that files read one after the other are of one version.
+
+    Raises:
+        FileMissing: no such model, version or file; a ``FileNotFoundError``.
+        InvalidName: a path is not allowed, such as one with ``..``.
+    """
+
+    protocol = "tierstore"
+    root_marker = ""
+
+    def __init__(self, store: str | None = None, refresh_s: float = 10.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._url, self._refresh_s = store, refresh_s
+        self._seen: dict[tuple[str, str], tuple[float, str]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(one) for one in path]
+        text = str(stringify_path(path)).removeprefix(SCHEME)
+        return text.partition(STORE)[0].strip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        _, _, store = path.partition(STORE)
+        return {"store": store} if store else {}
+
+    @property
+    def store(self) -> Store:
+        """The store itself."""
+        return open_shared(self._url)
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Look up again what references mean."""
+        self._seen.clear()
+
+    def _open_version(self, rest: str) -> tuple[Model, str]:
+        """The version that a path names, and the path in it; ``NotFound`` when there is none."""
+        ref, path = split_rest(self.store, rest)
+        key = config.store_url(self._url), ref
+        at, version = self._seen.get(key, (0.0, ""))
+        if version and time.monotonic() - at < self._refresh_s:
+            return open_model(self._url, version), path
+        model = open_model(self._url, ref)
+        self._seen[key] = time.monotonic(), str(model.version)
+        return model, path
+
+    def _open_view(self, path: str) -> tuple[Model, FileView]:
+        rest = self._strip_protocol(path)
+        try:
+            model, inner = self._open_version(rest)
+            return model, model.open_file(inner)
+        except NotFound as error:
+            _missing(path, error)
+
+    # Listing
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        """What a folder holds, or the one file that ``path`` names."""
+        rest = self._strip_protocol(path)
+        entries = self._folder(rest)
+        return entries if detail else [entry["name"] for entry in entries]
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """``name``, ``size`` and ``type``; of a file also its ``sha256``, ``version`` and when that
+        was ``created``.
+        """
+        rest = self._strip_protocol(path)
+        entries = self._folder(rest)
+        alone = len(entries) == 1 and entries[0]["name"] == rest
+        return entries[0] if alone else _folder_entry(rest)
+
+    def ukey(self, path: str) -> str:
+        """The SHA-256 of a file."""
+        return str(self.info(path)["sha256"])
+
+    def created(self, path: str) -> Any:
+        """When the version was published."""
+        return self._open_view(path)[0].version.created
+
+    modified = created
+
+    def _folder(self, rest: str) -> list[dict[str, Any]]:
+        """What lies right below ``rest``; the file itself when it is one."""
+        if not rest:
+            return _children(rest, self.store.models())
+        try:
+            model, inner = self._open_version(rest)
+        except NotFound as error:
+            if "@" not in rest:
+                below = [name for name in self.store.models() if name.startswith(f"{rest}/")]
+                if below:
+                    return _children(rest, below)
+            _missing(rest, error)
+        base = rest.removesuffix(inner).rstrip("/")
+        if any(file.path == inner for file in model.manifest.files):
+            return [_file_entry(f"{base}/{inner}", model, model.file_entry(inner))]
+        prefix = f"{inner}/" if inner else ""
+        inside = [file for file in model.manifest.files if file.path.startswith(prefix)]
+        if inner and not inside:
+            _missing(rest, f"{model.version} has no such file")
+        entries = {}
+        for file in inside:
+            child, slash, _ = file.path[len(prefix) :].partition("/")
+            name = f"{base}/{prefix}{child}"
+            entries[name] = _folder_entry(name) if slash else _file_entry(name, model, file)
+        return list(entries.values())
+
+    # Reading
+
+    def _open(
+        self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any
+    ) -> _StoredFile:
+        if mode != "rb":
+            _refuse(f"opening {path[:200]!r} for writing")
+        kwargs.pop("autocommit", None)
+        return _StoredFile(self, path, mode, block_size or "default", **kwargs)
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
+        """The bytes ``[start, end)`` of a file; negative ones count from its end."""
+        _, view = self._open_view(path)
+        return view.read_ranges([_range(view, start, end)])[0]
+
+    def cat_ranges(
+        self,
+        paths: list[str],
+        starts: int | list[int | None] | None,
+        ends: int | list[int | None] | None,
+        max_gap: int | None = None,
+        on_error: str = "return",
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Many ranges at once; those of one file are read together and in parallel.
+
+        ``max_gap`` is accepted: the store joins ranges itself.
+        """
+        if not isinstance(paths, list):
+            raise TypeError("paths must be a list")
+        starts = starts if isinstance(starts, list) else [starts] * len(paths)
+        ends = ends if isinstance(ends, list) else [ends] * len(paths)
+        if len(starts) != len(paths) or len(ends) != len(paths):
+            raise ValueError("paths, starts and ends must be of one length")
+        out: list[Any] = [b""] * len(paths)
+        for path in dict.fromkeys(paths):
+            mine = [number for number, one in enumerate(paths) if one == path]
+            try:
+                _, view = self._open_view(path)
+                ranges = [_range(view, starts[number], ends[number]) for number in mine]
+                read: Sequence[Any] = view.read_ranges(ranges)
+            except Exception as error:
+                if on_error != "return":
+                    raise
+                read = [error] * len(mine)
+            for number, data in zip(mine, read, strict=True):
+                out[number] = data
+        return out
+
+    def get_file(
+        self,
+        rpath: str,
+        lpath: Any = None,
+        callback: Any = DEFAULT_CALLBACK,
+        outfile: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Copy one file to a local path or an open file; of a folder, only make it."""
+        if outfile is None and not isfilelike(lpath):
+            if self.isdir(rpath):
+                Path(lpath).mkdir(parents=True, exist_ok=True)
+                return
+            local = LocalFileSystem(auto_mkdir=True)
+            local.makedirs(local._parent(lpath), exist_ok=True)
+        _, view = self._open_view(rpath)
+        callback.set_size(view.size)
+        target = outfile if outfile is not None else lpath
+        if isfilelike(target):
+            _copy(view, target, callback)
+            return
+        with open(target, "wb") as file:
+            _copy(view, file, callback)
+
+    # Saving
+
+    def put(
+        self,
+        lpath: Any,
+        rpath: str,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save a local directory as a new version: ``put("dir/", "tierstore://ranker@prod")``.
+
+        Args:
+            lpath: of one directory.
+            rpath: a model, and an alias to point to the new version if one is named.
+            recursive: must be true.
+            callback: told the bytes done.
+            maxdepth: must be ``None``.
+        """
+        source = lpath[0] if isinstance(lpath, list) and len(lpath) == 1 else lpath
+        ref = ModelRef.parse(self._strip_protocol(rpath))
+        source = str(stringify_path(source)).removeprefix("file://")
+        if not recursive or maxdepth is not None or not Path(source).is_dir():
+            _refuse("putting anything but a whole directory (with recursive=True)")
+        if ref.number is not None or ref.prefix is not None or ref.variant is not None:
+            _refuse(f"putting into {ref}, a version that exists")
+
+        def progress(done: int, total: int) -> None:
+            callback.set_size(total)
+            callback.absolute_update(done)
+
+        self.store.save(ref.model, source, alias=ref.alias, progress=progress)
+        self.invalidate_cache()
+
+    def put_file(self, lpath: Any, rpath: str, **kwargs: Any) -> None:
+        """Not possible: files of a version never change."""
+        _refuse(f"putting {str(lpath)[:200]!r}")
+
+    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
+        """Not possible: files of a version never change."""
+        _refuse(f"writing {path[:200]!r}")
+
+    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        """Not possible: files of a version never change."""
+        _refuse(f"copying to {path2[:200]!r}")
+
+    def _rm(self, path: str) -> None:
+        _refuse(f"removing {path[:200]!r}")
+
+    def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
+        """Not possible: folders are those of the files that were saved."""
+        _refuse(f"making the folder {path[:200]!r}")
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Not possible: folders are those of the files that were saved."""
+        _refuse(f"making the folder {path[:200]!r}")
+
+    def rmdir(self, path: str) -> None:
+        """Not possible."""
+        _refuse(f"removing the folder {path[:200]!r}")
+
+
+class _StoredFile(AbstractBufferedFile):  # type: ignore[misc]
+    """An open file; it stays the one that was opened, wherever its alias moves."""
+
+    def __init__(self, fs: TierstoreFileSystem, path: str, mode: str, block_size: Any,
+                 **kwargs: Any) -> None:  # fmt: skip
+        _, self._view = fs._open_view(path)
+        kwargs["size"] = self._view.size
+        super().__init__(fs, path, mode, block_size, **kwargs)
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self._view.read(start, max(0, end - start))
+
+
+def _folder_entry(name: str) -> dict[str, Any]:
+    return {"name": name, "size": 0, "type": "directory"}
+
+
+def _file_entry(name: str, model: Model, file: FileEntry) -> dict[str, Any]:
+    return {
+        "name": name, "size": file.size, "type": "file", "sha256": file.sha256.hex(),
+        "version": str(model.version), "created": model.version.created,
+    }  # fmt: skip
+
+
+def _children(rest: str, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The folders right below ``rest`` in which models lie."""
+    prefix = f"{rest}/" if rest else ""
+    below = {prefix + name.removeprefix(prefix).partition("/")[0] for name in names}
+    return [_folder_entry(name) for name in sorted(below)]
+
+
+def _range(view: FileView, start: int | None, end: int | None) -> tuple[int, int]:
+    """Offset and length of ``[start, end)`` as Python slices understand it."""
+    low, high, _ = slice(start, end).indices(view.size)
+    return low, max(0, high - low)
+
+
+def _copy(view: FileView, target: Any, callback: Any) -> None:
+    buffer = memoryview(bytearray(min(_WINDOW, view.size)))
+    for offset in range(0, view.size, _WINDOW):
+        count = view.read_into(offset, buffer)
+        target.write(buffer[:count])
+        callback.relative_update(count)
+
+
+def _missing(path: str, why: object) -> NoReturn:
+    raise FileMissing(f"No such file or directory: {path[:500]!r}: {why}") from None
+
+
+def _refuse(what: str) -> NoReturn:
+    raise UsageError(
+        f"{what} is not possible: versions never change; 'put' a whole directory, or Store.save, "
+        "makes a new one"
+    )
