@@ -150,6 +150,14 @@ class BlobStore(ABC):
                 found[key] = self.get(key)
         return found
 
+    def present(self, keys: Sequence[str]) -> set[str]:
+        """Those of ``keys`` that exist; in few round trips where that is possible."""
+        found = set()
+        for key in keys:
+            with suppress(NotFound):
+                found.add(self.info(key).key)
+        return found
+
     def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
         """``put`` each; in few round trips where that is possible.
 

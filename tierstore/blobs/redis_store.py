@@ -171,6 +171,14 @@ class RedisStore(BlobStore):
                     found[key] = memoryview(value)
         return found
 
+    def present(self, keys: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for batch in batches(((check_key(key), 0) for key in keys), BATCH_BYTES, _BATCH_ITEMS):
+            commands = [("EXISTS", self._name(key)) for key in batch]
+            replies = self._client.run(_doing("looking for", batch), commands)
+            found.update(key for key, exists in zip(batch, replies, strict=True) if exists)
+        return found
+
     def info(self, key: str) -> BlobInfo:
         check_key(key)
         found = self._infos([key])

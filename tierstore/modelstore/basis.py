@@ -278,3 +278,20 @@ def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:
         file, start = starts[one.key]
         file.read_into(start + begin, window)
         yield _Sample(one, begin, window, at, length)
+
+
+def basis_of(
+    files: Sequence[SourceFile],
+    base: str | None,
+    model: str,
+    home: Home,
+    as_base: Callable[[Version], DeltaBases],
+    resolve: Callable[[str], Version],
+) -> Basis | None:
+    """What a save of ``files`` takes as its base: ``auto`` finds it, a reference names it."""
+    if base is None:
+        return None
+    if base == "auto":
+        return Basis(files, BaseFinder(home, as_base, model, files).find)
+    bases = as_base(resolve(base))
+    return Basis(files, lambda _: bases)

@@ -19,6 +19,7 @@ from tierstore.modelstore.export import export_files, export_tensors
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.fileview import FileView
 from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
 from tierstore.modelstore.version import FileInfo, Version
 
@@ -136,17 +137,7 @@ class Model(Mapping[str, npt.NDArray[Any]]):
     @property
     def stats(self) -> LoadStats:
         """What reading from this object has cost so far."""
-        reader = self._content.reader
-        return LoadStats(
-            bytes_fetched=self._packs.bytes_fetched,
-            bytes_decoded=reader.bytes_decoded,
-            requests=self._packs.requests,
-            bytes_by_tier={**self._packs.bytes_by_tier, **reader.hot_bytes},
-            bytes_mapped=reader.bytes_mapped,
-            bytes_reused=reader.plain["reused"],
-            bytes_delta=reader.plain["delta"],
-            bytes_full=reader.plain["full"],
-        )
+        return stats_of(self._content.reader, self._packs)
 
     def load(
         self,
@@ -179,7 +170,7 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         self, names: Iterable[str] | None, progress: Callable[[int, int], None] | None
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
         chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
-        count = _counted(progress, sum(tensor.nbytes for tensor in chosen))
+        count = counted(progress, sum(tensor.nbytes for tensor in chosen))
         mapped = self._content.reader.map(lambda tensor: tensor.mapped(), chosen)
         wants: list[Want] = []
         out = []
@@ -269,9 +260,24 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         return self._content.table
 
 
-def _counted(
+def stats_of(reader: ChunkReader, packs: Packs) -> LoadStats:
+    """What a reader and its packs have cost so far."""
+    return LoadStats(
+        bytes_fetched=packs.bytes_fetched,
+        bytes_decoded=reader.bytes_decoded,
+        requests=packs.requests,
+        bytes_by_tier={**packs.bytes_by_tier, **reader.hot_bytes},
+        bytes_mapped=reader.bytes_mapped,
+        bytes_reused=reader.plain["reused"],
+        bytes_delta=reader.plain["delta"],
+        bytes_full=reader.plain["full"],
+    )
+
+
+def counted(
     progress: Callable[[int, int], None] | None, total: int
 ) -> Callable[[int], None] | None:
+    """``progress`` of ``total`` bytes as something that is told the bytes of each chunk."""
     if progress is None:
         return None
     lock = threading.Lock()

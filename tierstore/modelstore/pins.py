@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,10 +41,15 @@ class PinnedVersion:
 
 
 class Pins:
-    """The pins of a store: small objects in home, one for each version and who holds it."""
+    """The pins of a store: small objects in home, one for each version and who holds it.
 
-    def __init__(self, home: BlobStore) -> None:
-        self._home = home
+    Args:
+        home: where they lie.
+        changed: called after one was added or removed.
+    """
+
+    def __init__(self, home: BlobStore, changed: Callable[[], None] = lambda: None) -> None:
+        self._home, self._changed = home, changed
 
     def add(
         self, version: Digest, ref: str, roles: Sequence[Role], until: datetime | None = None
@@ -70,6 +75,7 @@ class Pins:
             until_us=None if until is None else int(until.timestamp() * 1e6),
         )  # fmt: skip
         self._home.put(pin_key(version.hex), seal_body(Kind.PIN, pin))
+        self._changed()
         return _shown(pin)
 
     def remove(self, version: Digest) -> None:
@@ -77,6 +83,7 @@ class Pins:
         key = pin_key(version.hex)
         self._home.info(key)
         self._home.delete([key])
+        self._changed()
 
     def hold(self, holder: str, versions: Iterable[Digest]) -> None:
         """Let ``holder`` pin exactly these versions, in hot and warm tiers, until it says else.
@@ -97,6 +104,7 @@ class Pins:
                 self._home.put(key, seal_body(Kind.PIN, pin))
         if over := [key for key in held if key not in wanted]:
             self._home.delete(over)
+        self._changed()
 
     def active(self) -> list[PinnedVersion]:
         """The pins that have not ended, by digest.

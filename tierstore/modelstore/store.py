@@ -9,17 +9,18 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from tierstore.blobs.base import BlobStore
-from tierstore.format.manifest import LineageEntry, Manifest
+from tierstore.format.manifest import LineageEntry
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import Digest, check_alias, check_name
-from tierstore.modelstore.basis import BaseFinder, Basis
+from tierstore.modelstore.basis import basis_of
 from tierstore.modelstore.check import CheckReport, check_store
 from tierstore.modelstore.compare import Diff, Usage, compare, measure
 from tierstore.modelstore.delta import DeltaBases
 from tierstore.modelstore.dequantized import Dequantized
 from tierstore.modelstore.home import Home
+from tierstore.modelstore.hotpins import HotPins
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import ReaderLease, WriterLease
 from tierstore.modelstore.members import refuse_release
@@ -37,6 +38,7 @@ from tierstore.modelstore.source import SourceFile, open_source, refuse_store
 from tierstore.modelstore.tensor import Content
 from tierstore.modelstore.tierlist import TierLog
 from tierstore.modelstore.version import DISTILLED_FROM, SaveStats, Version, version_of
+from tierstore.modelstore.warming import HOT, Opened, Warming, Warmth
 from tierstore.modelstore.writer import Progress, Writer, encoders
 from tierstore.tiers.durable import DurableTiers
 from tierstore.tiers.heat import NO_HEAT, HeatRecorder, HeatView
@@ -73,7 +75,8 @@ class Store:
         self.hot = hot if hot is not None else HotTiers()
         """The hot tiers of this process; empty without any."""
         self._heat = heat
-        self._upkeep = Upkeep(upkeep_tasks(self.hot, heat))
+        self._hot_pins = HotPins(self.home, self.hot.local)
+        self._upkeep = Upkeep(upkeep_tasks(self.hot, heat, self._hot_pins.sync))
         cache = settings.cache_dir / self.home.config.store_id / "index.sqlite"
         self._index = ChunkIndex(blobs, cache)
         self._lease = ReaderLease(blobs)
@@ -102,7 +105,12 @@ class Store:
     @property
     def pins(self) -> Pins:
         """Versions that stay where they are fast."""
-        return Pins(self._blobs)
+        return Pins(self._blobs, self._hot_pins.sync)
+
+    @property
+    def warming(self) -> Warming:
+        """What is in hot tiers; brings versions there, and out again."""
+        return Warming(self.hot, self._hot_pins, self._opened, self._settings)
 
     @property
     def placement(self) -> Placement:
@@ -217,19 +225,12 @@ class Store:
             writer = Writer(
                 self._blobs, self.home.packs, self._index, lease,
                 chunk_size=self.home.config.chunk_size, threads=self._settings.threads,
-                basis=self._basis(base, model, files), progress=progress,
+                basis=basis_of(files, base, model, self.home, self._as_base, self.resolve),
+                progress=progress,
             )  # fmt: skip
             entry = append(writer.write(files, lineage))
             writer.publish_index()
             return entry, writer.stats()
-
-    def _basis(self, base: str | None, model: str, files: Sequence[SourceFile]) -> Basis | None:
-        if base is None:
-            return None
-        if base == "auto":
-            return Basis(files, BaseFinder(self.home, self._as_base, model, files).find)
-        bases = self._as_base(self.resolve(base))
-        return Basis(files, lambda _: bases)
 
     def _as_base(self, version: Version) -> DeltaBases:
         manifest, content, _ = self._opened(version)
@@ -264,11 +265,15 @@ class Store:
             Damaged: its manifest or layout is damaged.
             UsageError: ``dequantize`` for what is no variant.
         """
-        version = self.choose(ref, profile=profile)
-        self._lease.add(version.digest.hex)
-        self._upkeep.start()
+        version = self._leased(self.choose(ref, profile=profile))
         model = Model(version, *self._opened(version))
         return Dequantized(model) if dequantize else model
+
+    def _leased(self, version: Version) -> Version:
+        """A version that will be read: garbage collection leaves it alone from now on."""
+        self._lease.add(version.digest.hex)
+        self._upkeep.start()
+        return version
 
     def choose(self, ref: str, *, profile: str | None = None) -> Version:
         """The version or variant that ``load`` would open now; arguments and errors are its."""
@@ -282,17 +287,14 @@ class Store:
         """Every lossy variant that any version of a model has or had."""
         return self._names.all_variants(model)
 
-    def _opened(self, version: Version) -> tuple[Manifest, Content, Packs]:
+    def _opened(self, version: Version, hot: HotTiers | None = None) -> Opened:
         refuse_release(version)
         manifest = self.home.manifest(version.digest)
         table = self.home.layout(version.digest, manifest)
         packs = Packs(self._blobs, self.home.packs)
+        limit = self._settings.memory_limit
         reader = ChunkReader(
-            packs,
-            table,
-            threads=self._settings.threads,
-            memory_limit=self._settings.memory_limit,
-            hot=self.hot,
+            packs, table, threads=self._settings.threads, memory_limit=limit, hot=hot or self.hot
         )
         return manifest, Content(table, reader, manifest.chunk_size), packs
 
@@ -364,19 +366,22 @@ class Store:
                 which on it is replaced; 1 replaces every delta.
         """
         check_features(self.home.config, "write", self.url)
-        version = self.resolve(ref)
-        self._lease.add(version.digest.hex)
+        version = self._leased(self.resolve(ref))
         manifest, content, _ = self._opened(version)
         return rebase_version(
             self.home, self._index, version.digest, manifest, content, above=above
         )
 
-    def heat(self) -> HeatView:
-        """How often chunks and packs were read of late, by all nodes that share this store.
+    def warmup(self, ref: str, *, tier: str = HOT, progress: Progress | None = None) -> Warmth:
+        """Bring a version into a hot tier before it is asked for; see ``Warming.bring``."""
+        return self.warming.bring(self._leased(self.resolve(ref)), tier, progress)
 
-        Raises:
-            BackendError: what the nodes counted cannot be read.
-        """
+    def evict(self, ref: str | None = None, *, tier: str = HOT) -> int:
+        """Free a hot tier of a version, or of all that is not pinned; the bytes freed."""
+        return self.warming.evict(None if ref is None else self.resolve(ref), tier)
+
+    def heat(self) -> HeatView:
+        """How often chunks and packs were read of late, by all nodes that share this store."""
         return NO_HEAT if self._heat is None else self._heat.view()
 
     def usage(self, model: str | None = None) -> Usage:

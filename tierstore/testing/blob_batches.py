@@ -65,6 +65,14 @@ class BlobBatches:
         assert store.get_many(["m/3"]) == {"m/3": blobs["m/3"]}
         assert store.get_many(["m/3", "m/4", "m/3"]) == {key: blobs[key] for key in ("m/3", "m/4")}
 
+    def test_present(self, store: BlobStore, other: BlobStore) -> None:
+        keys = [f"p/{n}" for n in range(self.many_at_once)]
+        store.put_many({key: b"" if n % 7 else b"x" for n, key in enumerate(keys)})
+        assert other.present([*keys, "nope", "no/pe", "p"]) == set(keys)
+        assert other.present([]) == set()
+        with pytest.raises(InvalidName):
+            other.present(["p/1", "a//b"])
+
     def test_put_many(self, store: BlobStore, other: BlobStore) -> None:
         store.put("m/1", b"before")
         parts: list[Buffer] = [b"ab", bytearray(b"cde"), memoryview(b"fg")]

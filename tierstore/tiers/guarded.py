@@ -82,6 +82,9 @@ class GuardedStore(BlobStore):
             lambda found: sum(data.nbytes for data in found.values()),
         )
 
+    def present(self, keys: Sequence[str]) -> set[str]:
+        return self._read("info", lambda: self.inner.present(keys))
+
     def info(self, key: str) -> BlobInfo:
         return self._read("info", lambda: self.inner.info(key))
 

@@ -90,12 +90,17 @@ class HotTiers:
         done = [filler.flush(timeout_s) for filler in self._frames]
         return all(done) and (self._plain is None or self._plain.flush(timeout_s))
 
-    def close(self) -> None:
-        """Write what waits, for a while at most, and release connections."""
+    def stop(self) -> None:
+        """Write what waits, for a while at most, and take no more; the tiers stay open."""
         for filler in self._frames:
             filler.close(_CLOSE_S)
+        if self._plain is not None:
+            self._plain.close(_CLOSE_S)
+
+    def close(self) -> None:
+        """``stop``, and release connections."""
+        self.stop()
         for tier in self.shared:
             tier.close()
-        if self._plain is not None and self.local is not None:
-            self._plain.close(_CLOSE_S)
+        if self.local is not None:
             self.local.close()

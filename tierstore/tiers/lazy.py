@@ -71,6 +71,9 @@ class LazyStore(BlobStore):
     def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
         return self._open().get_many(keys)
 
+    def present(self, keys: Sequence[str]) -> set[str]:
+        return self._open().present(keys)
+
     def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
         self._open().put_many(blobs)
 

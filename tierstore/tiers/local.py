@@ -29,10 +29,12 @@ from tierstore.blobs.stats import TierStats
 from tierstore.format.checks import digest_of
 from tierstore.placement.base import Access, PlacementPolicy
 from tierstore.tiers import _mapping
-from tierstore.tiers._chunkfiles import kernel_boot_id
+from tierstore.tiers._chunkfiles import disk_size, kernel_boot_id
 from tierstore.tiers._hotdir import HotDirectory
 from tierstore.tiers._hotfill import HotFill, Offer
 from tierstore.tiers.base import TierUsage
+
+__all__ = ["MIN_MAPPED", "LocalHot", "Verify", "disk_size"]
 
 Verify: TypeAlias = Literal["boot", "always"]
 
@@ -86,6 +88,8 @@ class LocalHot:
         boot_id: str | None = None,
     ) -> None:
         self.name, self.root, self.quota = name, root, quota
+        self.capacity = quota * high // 100
+        """Bytes up to which it is filled."""
         self.stats = stats or TierStats()
         boot_id = boot_id or kernel_boot_id()
         self._always = verify == "always" or boot_id is None
@@ -95,7 +99,7 @@ class LocalHot:
             store_id,
             boot_id or "any",
             policy,
-            high=quota * high // 100,
+            high=self.capacity,
             low=quota * low // 100,
             half_life_s=half_life_s,
             retry_s=retry_s,
@@ -248,6 +252,10 @@ class LocalHot:
     def unpin(self, digests: Sequence[bytes]) -> None:
         """Undo ``pin``."""
         self._dir.manage(lambda: self._dir.book.pin(digests, False), None)
+
+    def pinned(self) -> set[bytes]:
+        """The chunks that are pinned, here already or not."""
+        return self._dir.manage(lambda: set(self._dir.book.pinned), set())
 
     def usage(self) -> TierUsage:
         """What it holds now, of all processes together."""

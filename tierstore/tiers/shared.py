@@ -95,6 +95,24 @@ class SharedHot:
             admitted_bytes=sum(len(frame) for frame in fitting.values()),
         )
 
+    def present(self, places: Sequence[ChunkPlace]) -> list[ChunkPlace]:
+        """Those of the chunks whose frames are here; none when it cannot be asked."""
+        keys = {frame_key(place): place for place in places}
+        try:
+            found = self.store.present(list(keys))
+        except BackendError as error:
+            _log.debug("tier %s failed: %s", self.name, error)
+            return []
+        return [place for key, place in keys.items() if key in found]
+
+    def remove(self, places: Sequence[ChunkPlace]) -> None:
+        """Delete frames.
+
+        Raises:
+            BackendError: some may still be here.
+        """
+        self.store.delete([frame_key(place) for place in places])
+
     def close(self) -> None:
         """Release connections."""
         self.store.close()

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tierstore.errors import BackendError
 from tierstore.tiers.heat import HeatRecorder
 from tierstore.tiers.hot import HotTiers
 
 _HEAT_S = 30.0
 _INDEX_S = 60.0
+_PINS_S = 60.0
 _SCRUB_S, _SCRUB_BYTES = 60.0, 16 << 20
 """A terabyte is read through once in 45 days, for 0.3 MB/s."""
 
@@ -27,13 +29,15 @@ class Task:
 
     Attributes:
         name: for the log.
-        every_s: seconds between two runs, the first of which is after as long.
+        every_s: seconds between two runs.
         run: does it.
+        at_once: whether the first is at the start, and not after as long.
     """
 
     name: str
     every_s: float
     run: Callable[[], object]
+    at_once: bool = False
 
 
 class Upkeep:
@@ -72,24 +76,30 @@ class Upkeep:
             thread.join(timeout_s)
 
     def _run(self) -> None:
-        due = {task: time.monotonic() + task.every_s for task in self._tasks}
+        now = time.monotonic()
+        due = {task: now + (0.0 if task.at_once else task.every_s) for task in self._tasks}
         while not self._stop.wait(max(0.0, min(due.values()) - time.monotonic())):
             for task in self._tasks:
                 if due[task] <= time.monotonic() and not self._stop.is_set():
                     try:
                         task.run()
+                    except BackendError as error:  # of a storage that may be back the next time
+                        _log.info("%s failed: %s", task.name, error)
                     except Exception:  # none of them may end the others
                         _log.warning("%s failed", task.name, exc_info=True)
                     due[task] = time.monotonic() + task.every_s
 
 
-def upkeep_tasks(hot: HotTiers, heat: HeatRecorder | None) -> list[Task]:
+def upkeep_tasks(
+    hot: HotTiers, heat: HeatRecorder | None, sync_pins: Callable[[], None]
+) -> list[Task]:
     """What the tiers of a process need."""
     tasks = []
     if heat is not None:
         tasks.append(Task("handing over heat", _HEAT_S, heat.flush))
     local = hot.local
     if local is not None:
+        tasks.append(Task("looking for pins", _PINS_S, sync_pins, at_once=True))
         tasks.append(Task("noting reads in the hot tier", _INDEX_S, local.flush))
         tasks.append(Task("verifying the hot tier", _SCRUB_S, lambda: local.scrub(_SCRUB_BYTES)))
     return tasks
