@@ -13,16 +13,16 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from fsspec.core import url_to_fs
-
 from tierstore.blobs import _files
-from tierstore.blobs._shared import by_key, flat_views, is_key, joined, runs
+from tierstore.blobs._fsspec_kinds import open_kind
+from tierstore.blobs._shared import by_key, each, is_key, joined, runs
 from tierstore.blobs.base import (
     BlobInfo,
     BlobStore,
@@ -42,43 +42,56 @@ from tierstore.errors import (
 )
 from tierstore.ids import Buffer, ByteRange
 
+_R = TypeVar("_R")
 _TEMP_DIR = ".tmp~"  # "~" is in no key
-_LOCAL = frozenset({"file", "local"})
-# One request carries the whole blob, and it appears when that has been answered.
-_WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
 _UNCHECKED_MAX = 8 << 20  # bytes that are asked for without a look whether they are there
 _MEMORY_LOCK = threading.Lock()  # fsspec has one memory file system per process
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created", "modificationTime")
+_THREADS = 8
+_LEFT_OVER_S = 86_400  # a file that is being written is not older than this
+_UNREACHABLE = frozenset({
+    "TimeoutError", "ConnectionError", "Timeout", "SSHException", "EOFError", "BotoCoreError",
+})  # fmt: skip
+_DENIED = frozenset({"PermissionError", "AuthenticationException", "NoCredentialsError"})
 
 
 class FsspecStore(BlobStore):
     """Blobs below a path of an fsspec file system.
 
     On ``file`` a blob is written beside and renamed, or hard-linked to create it, but not synced,
-    and symbolic links are followed. On ``memory`` a lock of this process makes creation atomic.
-    Elsewhere ``put_if_absent`` is refused, and where a write is not one request a reader can see a
-    part of it (``Capabilities.atomic_put``).
+    and symbolic links are followed. On ``webhdfs`` and ``sftp`` (of OpenSSH) it is renamed, with or
+    without overwriting. On ``memory`` a lock of this process makes creation atomic. Elsewhere
+    ``put_if_absent`` is refused, and where a write is not one request a reader can see a part of it
+    (``Capabilities.atomic_put``).
 
     Args:
         url: what fsspec takes, such as ``memory://name`` or ``sftp://host/path``.
         options: of the file system, as its own documentation names them.
+        timeout_s: how long ``webhdfs`` and ``sftp`` wait for an answer or for more of it.
 
     Raises:
         ConfigError: fsspec does not know the protocol, or a package for it is missing.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, url: str, options: Mapping[str, Any] | None = None, *, timeout_s: float = 15.0
+    ) -> None:
         self._protocol = url.partition("://")[0]
         self._url = _shown(url)
         try:
-            # Cached listings would hide what other clients write.
-            self._fs, root = url_to_fs(url, use_listings_cache=False, **(options or {}))
+            self._kind = open_kind(url, options or {}, timeout_s)
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"fsspec cannot open {self._url}: {_first_line(error)}; install the package for "
                 f"{self._protocol!r}, or check the URL"
             ) from None
-        self._root = root.rstrip("/")
+        except Exception as error:
+            raise _translated(error, f"opening {self._url} failed") from None
+        self._root = self._kind.root
+        self._folders: set[str] = set()
+        self._swept = False
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
 
     @property
     def url(self) -> str:
@@ -86,25 +99,26 @@ class FsspecStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        known = self._protocol in _LOCAL or self._protocol == "memory"
+        memory = self._protocol == "memory"
+        here = self._kind.local or memory
         return Capabilities(
-            put_if_absent=known,
-            durable=not known,
-            local=known,
-            atomic_put=known or self._protocol in _WHOLE,
+            put_if_absent=self._kind.creates or memory,
+            durable=not here,
+            local=here,
+            atomic_put=self._kind.whole,
         )
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         path = self._path(key)
-        with self._errors("writing", key):
-            if self._protocol in _LOCAL:
-                with self._temp_file(path, data) as temp:
-                    self._fs.mv(temp, path)
+        with self._errors("writing", key), self._kind.use() as fs:
+            if self._kind.renames:
+                with self._temp_file(fs, path, data) as temp:
+                    self._kind.replace(fs, temp, path)
                 return
-            if self._protocol not in _WHOLE:
-                self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+            if self._kind.folders:
+                self._make_folder(fs, _parent(path))
             with _MEMORY_LOCK if self._protocol == "memory" else contextlib.nullcontext():
-                self._fs.pipe_file(path, joined(data))
+                self._kind.write(fs, path, data)
 
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
         path = self._path(key)
@@ -113,28 +127,27 @@ class FsspecStore(BlobStore):
                 f"cannot create blob {key!r} in {self._url}: fsspec's {self._protocol!r} creates "
                 "nothing atomically; use another store for this"
             )
-        with self._errors("creating", key):
-            if self._protocol in _LOCAL:
-                return self._link(path, data)
+        with self._errors("creating", key), self._kind.use() as fs:
+            if self._kind.creates:
+                with self._temp_file(fs, path, data) as temp:
+                    return self._kind.create(fs, temp, path)
             content = joined(data)
             with _MEMORY_LOCK:
-                if self._fs.isfile(path):
+                if fs.isfile(path):
                     return False
-                self._fs.pipe_file(path, content)
+                fs.pipe_file(path, content)
                 return True
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
         path = self._path(key)
-        with self._errors("reading", key):
-            if byte_range is None:
-                return memoryview(self._fs.cat_file(path))
-            if not 0 < len(byte_range) <= _UNCHECKED_MAX:
-                self._check_reach(key, byte_range.stop)  # before so much is allocated
-            if not len(byte_range):
-                return memoryview(b"")
-            with self._reaching(key, byte_range.stop):
-                data = self._fs.cat_file(path, start=byte_range.start, end=byte_range.stop)
-        return self._complete(key, data, byte_range.stop, len(byte_range))
+        if byte_range is None:
+            with self._errors("reading", key), self._reaching(key, 0), self._kind.use() as fs:
+                return memoryview(self._kind.read(fs, path, 0, None))
+        if not 0 < len(byte_range) <= _UNCHECKED_MAX:
+            self._check_reach(key, byte_range.stop)  # before so much is allocated
+        if not len(byte_range):
+            return memoryview(b"")
+        return self._read(key, byte_range.start, byte_range.stop)
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
         wanted = []
@@ -143,89 +156,142 @@ class FsspecStore(BlobStore):
             for read in group:
                 if not read.out.nbytes:
                     self._check_reach(key, read.start)
-            for start, outs in runs(group):
-                wanted.append((key, start, start + sum(out.nbytes for out in outs), outs))
-        with self._errors("reading", wanted[0][0] if wanted else ""):
-            found = self._fs.cat_ranges(
-                [self._path(key) for key, _, _, _ in wanted],
-                [start for _, start, _, _ in wanted],
-                [stop for _, _, stop, _ in wanted],
-                on_error="return",
-            )
-        for (key, start, stop, outs), data in zip(wanted, found, strict=True):
-            with self._errors("reading", key), self._reaching(key, stop):
-                if isinstance(data, BaseException):
-                    raise data
-            view = self._complete(key, data, stop, stop - start)
+            wanted += [(key, start, outs) for start, outs in runs(group)]
+
+        def fill(run: tuple[str, int, list[memoryview]]) -> None:
+            key, start, outs = run
+            view = self._read(key, start, start + sum(out.nbytes for out in outs))
             for out in outs:
                 out[:] = view[: out.nbytes]
                 view = view[out.nbytes :]
 
+        self._each(fill, wanted)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
+        wanted = [check_key(key) for key in dict.fromkeys(keys)]
+
+        def one(key: str) -> memoryview | None:
+            with contextlib.suppress(NotFound):
+                return self.get(key)
+            return None
+
+        found = zip(wanted, self._each(one, wanted), strict=True)
+        return {key: data for key, data in found if data is not None}
+
+    def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
+        for key in blobs:
+            check_key(key)
+        self._each(lambda blob: self.put(*blob), list(blobs.items()))
+
     def info(self, key: str) -> BlobInfo:
         path = self._path(key)
-        with self._errors("reading", key):
-            found = self._fs.info(path)
+        with self._errors("reading", key), self._kind.use() as fs:
+            found = fs.info(path)
         if found["type"] != "file":
             raise NotFound(self._no_blob(key))
         return BlobInfo(key, found["size"], _mtime(found))
 
     def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            path = self._path(key)
-            missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
-            with self._errors("deleting", key), contextlib.suppress(*missing):
-                self._fs.rm_file(path)
+        self._each(self._delete, [(key, self._path(key)) for key in keys])
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)
-        below = f"{self._root}/{prefix}"
-        with self._errors("listing", prefix):
-            found = self._fs.find(below.rstrip("/"), detail=True)
-        keys = sorted(
-            (path[len(self._root) + 1 :], about)
+        below = f"{self._root}/{self._kind.name_of(prefix)}"
+        with self._errors("listing", prefix), self._kind.use() as fs:
+            found = fs.find(below.rstrip("/"), detail=True)
+        start = len(self._root) + 1
+        keys = {
+            self._kind.key_of(path[start:]): about
             for path, about in found.items()
             if path.startswith(below)
-        )
-        return (BlobInfo(key, about["size"], _mtime(about)) for key, about in keys if is_key(key))
+        }
+        return (
+            BlobInfo(key, keys[key]["size"], _mtime(keys[key])) for key in sorted(keys)
+            if is_key(key)
+        )  # fmt: skip
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
         check_prefix(prefix)
-        below = f"{self._root}/{prefix}".rstrip("/")
-        with self._errors("listing", prefix):
+        below = f"{self._root}/{self._kind.name_of(prefix)}".rstrip("/")
+        with self._errors("listing", prefix), self._kind.use() as fs:
             try:
-                found = self._fs.ls(below, detail=True)
+                found = fs.ls(below, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return iter(())
             paths = [about["name"] for about in found if about["type"] == "directory"]
             # Deleting blobs can leave directories: only one that holds a blob counts.
-            full = [path for path in paths if any(files for _, _, files in self._fs.walk(path))]
-        names = (path.rstrip("/").rpartition("/")[2] for path in full)
+            full = [path for path in paths if any(files for _, _, files in fs.walk(path))]
+        names = (self._kind.key_of(path.rstrip("/").rpartition("/")[2]) for path in full)
         return iter(sorted(name for name in names if is_key(name)))
 
-    def _link(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
-        with self._temp_file(path, data) as temp:
-            try:
-                self._fs.link(temp, path)
-            except FileExistsError:
-                return False
-            return True
+    def close(self) -> None:
+        with self._lock:
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown()
+        self._kind.close()
+
+    def _read(self, key: str, start: int, stop: int) -> memoryview:
+        path = self._path(key)
+        with self._errors("reading", key), self._reaching(key, stop), self._kind.use() as fs:
+            data = self._kind.read(fs, path, start, stop)
+        return self._complete(key, data, stop, stop - start)
+
+    def _delete(self, one: tuple[str, str]) -> None:
+        key, path = one
+        missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
+        with self._errors("deleting", key), contextlib.suppress(*missing), self._kind.use() as fs:
+            # an empty directory must stay: somebody may be about to write into it
+            if not self._kind.folders or fs.isfile(path):
+                fs.rm_file(path)
+
+    def _each(self, work: Callable[[Any], _R], items: Sequence[Any]) -> Sequence[_R]:
+        if self._kind.local or len(items) < 2:
+            return [work(item) for item in items]
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tierstore-fs")
+            threads = self._threads
+        return each(threads, work, items)
 
     @contextmanager
-    def _temp_file(self, path: str, data: Buffer | Sequence[Buffer]) -> Iterator[str]:
+    def _temp_file(self, fs: Any, path: str, data: Buffer | Sequence[Buffer]) -> Iterator[str]:
         temp = f"{self._root}/{_TEMP_DIR}/{secrets.token_hex(12)}"
-        self._fs.makedirs(self._fs._parent(temp), exist_ok=True)
-        self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+        self._make_folder(fs, _parent(temp))
+        self._make_folder(fs, _parent(path))
         try:
-            with self._fs.open(temp, "wb") as file:
-                for view in flat_views(data):
-                    file.write(view)
+            self._kind.write(fs, temp, data)
+            if not self._swept:
+                self._swept = True
+                self._sweep(fs, temp)
             yield temp
+        except FileNotFoundError:
+            self._folders.clear()  # somebody removed one that we made
+            raise
         finally:
-            with contextlib.suppress(OSError):  # renamed away
-                self._fs.rm_file(temp)
+            with contextlib.suppress(Exception):  # renamed away
+                fs.rm_file(temp)
+
+    def _sweep(self, fs: Any, temp: str) -> None:
+        """Remove what writers left that were killed, long before ``temp`` was written."""
+        with contextlib.suppress(OSError):
+            now = _mtime(fs.info(temp))
+            for about in fs.ls(_parent(temp), detail=True):
+                if _mtime(about) < now - _LEFT_OVER_S:
+                    fs.rm_file(about["name"])
+
+    def _make_folder(self, fs: Any, path: str) -> None:
+        if path in self._folders:
+            return
+        try:
+            fs.makedirs(path, exist_ok=True)
+        except Exception:
+            if not fs.isdir(path):  # another thread may have made it meanwhile
+                fs.makedirs(path, exist_ok=True)
+        self._folders.add(path)
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{check_key(key)}"
+        return f"{self._root}/{self._kind.name_of(check_key(key))}"
 
     def _complete(self, key: str, data: bytes, stop: int, length: int) -> memoryview:
         if len(data) != length:
@@ -242,13 +308,14 @@ class FsspecStore(BlobStore):
 
     @contextmanager
     def _reaching(self, key: str, stop: int) -> Iterator[None]:
-        """When reading a range fails: it is ``Damaged`` if the blob ends before ``stop``."""
+        """When reading fails: it is ``NotFound``, or ``Damaged`` if it ends before ``stop``."""
         try:
             yield
         except FileNotFoundError:
             raise
-        except Exception:
-            self._check_reach(key, stop)
+        except Exception as error:
+            if _kind_of(error) is BackendError:
+                self._check_reach(key, stop)
             raise
 
     def _no_blob(self, key: str) -> str:
@@ -269,16 +336,28 @@ class FsspecStore(BlobStore):
             raise _translated(error, f"{doing} {key!r} in {self._url} failed") from None
 
 
+def _kind_of(error: Exception) -> type[BackendError]:
+    names = {one.__name__ for one in type(error).__mro__}
+    if names & _DENIED:
+        return PermissionDenied
+    return Unreachable if names & _UNREACHABLE else BackendError
+
+
 def _translated(error: Exception, message: str) -> TierstoreError:
-    if isinstance(error, OSError) and error.errno is not None:
+    kind = _kind_of(error)
+    if isinstance(error, OSError) and error.errno is not None and kind is not Unreachable:
         why = error.strerror or os.strerror(error.errno)
         return _files.translated(error, f"{message}: {why}")
     message = f"{message}: {type(error).__name__}"
-    if isinstance(error, PermissionError):
+    if kind is PermissionDenied:
         return PermissionDenied(f"{message}; check the credentials and what they may do")
-    if isinstance(error, TimeoutError | ConnectionError):
+    if kind is Unreachable:
         return Unreachable(f"{message}; check the address and the network")
     return BackendError(f"{message}; check the file system's own log")
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _shown(url: str) -> str:
@@ -304,4 +383,6 @@ def _mtime(about: Mapping[str, Any]) -> float:
         value = datetime.fromisoformat(value)
     if isinstance(value, datetime):
         return value.timestamp()
-    return float(value) if value is not None else time.time()
+    if value is None:
+        return time.time()
+    return float(value) / (1000 if "modificationTime" in about else 1)

@@ -17,6 +17,9 @@ _RACERS = 8
 class BlobRaces:
     """Part of ``BlobStoreContract``, which has the fixtures and says how to use it."""
 
+    turns = 20
+    """Races: fewer for a store that takes long for each write."""
+
     def raw_get(self, store: BlobStore, key: str) -> bytes:
         """The stored bytes, seen from beneath the store's own methods where that can be."""
         return bytes(store.get(key))
@@ -45,7 +48,7 @@ class BlobRaces:
             with pytest.raises(BackendError):
                 store.put_if_absent("k", b"x")
             return
-        for turn in range(20):
+        for turn in range(self.turns):
             key = f"race/{turn}"
             ready = threading.Barrier(_RACERS)
 
@@ -85,7 +88,7 @@ class BlobRaces:
         with ThreadPoolExecutor(4) as pool:
             readers = [pool.submit(read) for _ in range(4)]
             try:
-                for turn in range(40):
+                for turn in range(2 * self.turns):
                     store.put("k", versions[turn % len(versions)])
             finally:
                 done.set()
@@ -99,7 +102,7 @@ class BlobRaces:
             client = other if n % 2 else store
             rng = random.Random(n)
             mine: dict[str, bytes] = {}
-            for _ in range(25):
+            for _ in range(self.turns):
                 key = f"t/{n}/{rng.randrange(5)}"
                 if rng.random() < 0.5:
                     mine[key] = rng.randbytes(rng.randrange(2000))
