@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+# as plugins, each server starts once for the whole run, and not once for each module
+pytest_plugins = ["tests.servers.ceph", "tests.servers.hdfs", "tests.servers.sftp"]
+
 settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True)
 settings.register_profile(
     "thorough", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]

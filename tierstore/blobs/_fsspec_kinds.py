@@ -61,8 +61,10 @@ class Kind:
         return name
 
     def read(self, fs: Any, path: str, start: int, stop: int | None) -> bytes:
-        """Bytes ``[start, stop)`` of a file (to its end for ``None``), fewer if it is shorter."""
-        data: bytes = fs.cat_file(path, start=start, end=stop)
+        """Bytes ``[start, stop)`` of a file (all of it for ``None``), fewer if it is shorter."""
+        # an empty file has no range at all
+        span = {} if stop is None else {"start": start, "end": stop}
+        data: bytes = fs.cat_file(path, **span)
         return data
 
     def write(self, fs: Any, path: str, data: Data) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _FSSPEC_SCHEMES = ("memory", "hdfs", "webhdfs", "sftp", "smb")
 REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
+_FSSPEC_LOGIN = {"webhdfs": ("user", "password"), "s3": ("key", "secret")}
+"""What fsspec's file systems call a user and a password, where it is not just that."""
 _KNOWN = (
     "a directory, file:///path, memory://name, s3://bucket/prefix, gs://bucket/prefix, "
     "az://container/prefix, hdfs://, webhdfs://, sftp://, or fsspec+<protocol>://… for any fsspec "
@@ -89,11 +91,14 @@ def _open(
     if scheme in _FSSPEC_SCHEMES or scheme.startswith("fsspec+"):
         from tierstore.blobs.fsspec_store import FsspecStore
 
+        protocol = scheme.removeprefix("fsspec+")
         more: dict[str, Any] = dict(options)
+        user, password = _FSSPEC_LOGIN.get(protocol, ("username", "password"))
         if node is not None:
-            more |= {"username": node.username} if node.username else {}
-            more |= {"password": node.password} if node.password else {}
-        return FsspecStore(f"{scheme.removeprefix('fsspec+')}://{rest}", more)
+            more |= {user: node.username} if node.username else {}
+            more |= {password: node.password} if node.password else {}
+        limit = {} if timeout_s is None else {"timeout_s": timeout_s}
+        return FsspecStore(f"{protocol}://{rest}", more, **limit)
     if scheme in REDIS_SCHEMES or scheme == "memcached":
         raise ConfigError(f"a cache ({scheme}://) can only be a shared tier: it forgets")
     raise ConfigError(f"stores of the kind {scheme[:40]!r} are not known: use {_KNOWN}")
