@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -26,7 +27,7 @@ from tierstore.modelstore.shards import StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.store import Store
 from tierstore.serving._upload import upload
 from tierstore.serving.opened import close_shared
-from tierstore.torch import load_model, state_dict
+from tierstore.torch import iter_weights, load_model, state_dict
 
 MIB = 1 << 20
 RNG = np.random.default_rng(0)
@@ -83,6 +84,22 @@ def test_on_the_meta_device_nothing_is_read(store: Store) -> None:
     assert model.stats.bytes_fetched == 0
     half = state_dict("m", store=store, device="meta", shard=(1, 2))
     assert half["rows"].shape == (1500, 1000)
+
+
+@pytest.mark.parametrize("window", [1000, MIB, 1 << 30])
+def test_weights_one_after_the_other(store: Store, window: int) -> None:
+    got = dict(iter_weights("m@prod", window=window))
+    assert list(got) == list(state_dict("m@prod"))
+    assert {name: bits(tensor) for name, tensor in got.items()} == {
+        name: bits(tensor) for name, tensor in TENSORS.items()
+    }
+    assert [name for name, _ in iter_weights("m", names=["rows", "bias"])] == ["rows", "bias"]
+    with pytest.raises(errors.NotFound):
+        iter_weights("m", names=["nothing"])
+    stopped = iter_weights("m", window=1000)
+    next(stopped)
+    stopped.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("tierstore-ahead")]
 
 
 # Parts

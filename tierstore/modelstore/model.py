@@ -223,6 +223,7 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         self,
         directory: str | os.PathLike[str],
         *,
+        weights: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[FileInfo]:
         """Write every file, byte-identical to what was saved, below ``directory``.
@@ -230,13 +231,22 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         Each file is written beside its place, compared with the SHA-256 recorded at save, and then
         renamed. Files that are there already are replaced; others are left alone.
 
+        Args:
+            directory: made if it is missing.
+            weights: with ``False`` safetensors files are left out.
+            progress: told the bytes done and the bytes in all.
+
+        Returns:
+            The files that were written.
+
         Raises:
             Damaged: the bytes do not give the recorded SHA-256; the file is not put in place.
             OutOfSpace, PermissionDenied: of the target.
         """
-        title, files = str(self.version), self.manifest.files
-        export_files(self._content, title, files, directory, progress)
-        return self.files
+        files = [file for file in self.manifest.files if weights or not file.header]
+        export_files(self._content, str(self.version), files, directory, progress)
+        written = {file.path for file in files}
+        return [file for file in self.files if file.path in written]
 
     def export_tensors(
         self,

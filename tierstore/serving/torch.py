@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from tierstore.errors import NotFound, UsageError
 from tierstore.modelstore.arrays import as_torch, typed_torch
 from tierstore.modelstore.model import Model
+from tierstore.modelstore.plan import batches
 from tierstore.modelstore.shards import Shard, StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.tensor import Tensor
@@ -37,6 +40,9 @@ or a function of name and shape; ``None`` for a tensor that every rank has whole
 
 _Shards: TypeAlias = dict[str, tuple[Tensor, Shard]]
 
+
+WINDOW = 256 << 20
+"""Bytes that ``iter_weights`` reads at once."""
 
 _CPU = torch.device("cpu")
 
@@ -76,12 +82,61 @@ def state_dict(
         UsageError: ``shard`` or ``dim`` is out of range, or torch has no such dtype.
     """
     tensors = _tensors(*open_ref(ref, store))
+    chosen = _chosen(ref, tensors, names)
+    shards = {name: (tensors[name], _shard(name, tensors[name], shard, dim)) for name in chosen}
+    return _read(shards, torch.device(device))
+
+
+def iter_weights(
+    ref: str,
+    *,
+    store: Store | None = None,
+    names: Iterable[str] | None = None,
+    window: int = WINDOW,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read tensors one after the other onto the CPU; the next ones are read meanwhile.
+
+    What is hot on this node is mapped. At most twice ``window``, or the largest tensor, is held.
+
+    Args:
+        ref: as for ``state_dict``.
+        store: as for ``state_dict``.
+        names: which, in this order; by default all, in the order in which they are stored.
+        window: bytes to read at once.
+
+    Raises:
+        NotFound, UsageError: as ``state_dict``, before the first tensor.
+    """
+    tensors = _tensors(*open_ref(ref, store))
+    chosen = _chosen(ref, tensors, names)
+    groups = list(batches(chosen, lambda name: tensors[name].nbytes, window))
+
+    def read(group: list[str]) -> dict[str, torch.Tensor]:
+        return _read_on_cpu({name: (tensors[name], whole(tensors[name])) for name in group})
+
+    return _ahead(read, groups)
+
+
+def _ahead(
+    read: Callable[[list[str]], dict[str, torch.Tensor]], groups: Sequence[list[str]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    with ThreadPoolExecutor(1, "tierstore-ahead") as pool:
+        pending = deque(pool.submit(read, group) for group in groups[:1])
+        for number in range(len(groups)):
+            group = pending.popleft().result()
+            if number + 1 < len(groups):
+                pending.append(pool.submit(read, groups[number + 1]))
+            while group:  # what was handed on is not held here any longer
+                name = next(iter(group))
+                yield name, group.pop(name)
+
+
+def _chosen(ref: str, tensors: Mapping[str, Tensor], names: Iterable[str] | None) -> list[str]:
     chosen = list(tensors if names is None else names)
     for name in chosen:
         if name not in tensors:
             raise NotFound(f"{ref} has no tensor {name[:200]!r}")
-    shards = {name: (tensors[name], _shard(name, tensors[name], shard, dim)) for name in chosen}
-    return _read(shards, torch.device(device))
+    return chosen
 
 
 def load_model(
