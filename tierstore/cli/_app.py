@@ -26,6 +26,7 @@ from tierstore.cli import (
     stores,
     tiers,
     variants,
+    warming,
 )
 from tierstore.cli._command import JsonOption, QuietOption, StoreOption, name_variables
 from tierstore.cli._output import as_json, printable, show_warnings
@@ -35,8 +36,9 @@ from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
-    "rollout", "report", "release", "derive", "variants", "lineage", "tier", "store", "explain",
-    "rebalance", "mv", "agent", "du", "check", "doctor", "demo", "version",
+    "rollout", "report", "release", "derive", "variants", "lineage", "tier", "store", "warmup",
+    "evict", "pin", "unpin", "pins", "explain", "rebalance", "mv", "agent", "du", "check", "doctor",
+    "demo", "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
@@ -90,9 +92,8 @@ def command_tree() -> tuple[Any, set[str]]:
     )
     app.callback()(_common)
     for module in (
-        stores, models, describe, aliases, rollouts, releases, variants, tiers, backends, placing,
-        agent, doctor,
-        demo,
+        stores, models, describe, aliases, rollouts, releases, variants, tiers, backends, warming,
+        placing, agent, doctor, demo,
     ):  # fmt: skip
         module.register(app)
     root: Any = typer.main.get_command(app)

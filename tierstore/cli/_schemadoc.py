@@ -16,6 +16,7 @@ from tierstore.cli import _schemas_releases as releases
 from tierstore.cli import _schemas_rollout as rollout
 from tierstore.cli import _schemas_tiers as tiers
 from tierstore.cli import _schemas_variants as variants
+from tierstore.cli import _schemas_warming as warming
 
 OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "init": (tiers.Init,),
@@ -51,6 +52,11 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "tier rm": (tiers.TierRemoved,),
     "store validate": (tiers.Validation,),
     "tier example": (tiers.TierExample,),
+    "warmup": (warming.Warmup,),
+    "evict": (warming.Evicted,),
+    "pin": (warming.PinJson,),
+    "unpin": (warming.Unpinned,),
+    "pins": (warming.Pins,),
     "explain": (placing.Explained,),
     "rebalance": (placing.Moves,),
     "mv": (placing.Moves,),

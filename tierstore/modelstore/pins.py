@@ -81,7 +81,12 @@ class Pins:
     def remove(self, version: Digest) -> None:
         """End a user's pin; ``NotFound`` when the version has none."""
         key = pin_key(version.hex)
-        self._home.info(key)
+        try:
+            self._home.info(key)
+        except NotFound:
+            raise NotFound(
+                f"version {version} is not pinned by a user; 'tierstore pins' lists what is"
+            ) from None
         self._home.delete([key])
         self._changed()
 

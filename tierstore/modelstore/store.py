@@ -374,7 +374,7 @@ class Store:
 
     def warmup(self, ref: str, *, tier: str = HOT, progress: Progress | None = None) -> Warmth:
         """Bring a version into a hot tier before it is asked for; see ``Warming.bring``."""
-        return self.warming.bring(self._leased(self.resolve(ref)), tier, progress)
+        return self.warming.bring(self._leased(self.choose(ref)), tier, progress)
 
     def evict(self, ref: str | None = None, *, tier: str = HOT) -> int:
         """Free a hot tier of a version, or of all that is not pinned; the bytes freed."""

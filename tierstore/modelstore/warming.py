@@ -43,6 +43,7 @@ class Warmth:
         missing_chunks: those that are not there.
         bytes: what all of them take there.
         missing_bytes: what those take that are not there.
+        plain_bytes: of all of them, plain.
         stats: what was read to bring it there; ``None`` when nothing was asked to be read.
         seconds: that this took.
     """
@@ -53,6 +54,7 @@ class Warmth:
     missing_chunks: int
     bytes: int
     missing_bytes: int
+    plain_bytes: int
     stats: LoadStats | None
     seconds: float
 
@@ -218,8 +220,9 @@ def _warmth(
         return sum(place.plain if here else place.length for place in places)
 
     return Warmth(
-        version, target.name, len(needed), len(missing), size(needed), size(missing), stats, seconds
-    )
+        version, target.name, len(needed), len(missing), size(needed), size(missing),
+        sum(place.plain for place in needed), stats, seconds,
+    )  # fmt: skip
 
 
 def _read(

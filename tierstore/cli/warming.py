@@ -1,0 +1,233 @@
+"""Commands that bring versions near and keep them there: warmup, evict, pin, unpin, pins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from tierstore.cli import _schemas_warming as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, size, table, when
+
+if TYPE_CHECKING:
+    from tierstore.cli._progress import ProgressBar
+    from tierstore.format.tiers import Role
+    from tierstore.modelstore.pins import PinnedVersion
+    from tierstore.modelstore.store import Store
+    from tierstore.modelstore.version import Version
+    from tierstore.modelstore.warming import Warmth
+
+Ref = Annotated[str, typer.Argument(metavar="REF", help="A version.", show_default=False)]
+NOT_RESIDENT = 3
+WARM = "warm"
+_AGAIN_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "warmup")(warmup)
+    command(app, "evict")(evict)
+    command(app, "pin")(pin)
+    command(app, "unpin")(unpin)
+    command(app, "pins")(pins)
+
+
+def warmup(
+    cli: Cli,
+    ref: Ref,
+    tier: Annotated[
+        str, typer.Option(metavar="TIER", help="hot (this node's), warm, or a hot tier's name.")
+    ] = "hot",
+    check: Annotated[bool, typer.Option("--check", help="Only look; bring nothing.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Try, or look, again until it is resident.")
+    ] = False,
+    timeout: Annotated[str, typer.Option(metavar="TIME", help="With --wait: so long.")] = "1h",
+) -> None:
+    """Bring a version into a tier before it is asked for.
+
+    Only what is missing is fetched. Exits with 0 only when the whole version is resident, else
+    with 3.
+    """
+    from tierstore.config import parse_seconds
+
+    until = time.monotonic() + (parse_seconds(timeout) if wait else 0.0)
+    with cli.open() as store, cli.progress(f"warming {ref}") as progress:
+        once = _in_warm_tiers if tier == WARM else _in_hot_tier
+        data = _repeated(lambda: once(store, ref, tier, check, progress), until)
+    cli.out.show(data, [data.digest] if data.resident else [], lambda: _print_warmup(data))
+    if not data.resident:
+        raise typer.Exit(NOT_RESIDENT)
+
+
+def _repeated(once: Callable[[], schemas.Warmup], until: float) -> schemas.Warmup:
+    """Again while it is not resident, or a storage does not answer, and there is time."""
+    from tierstore.errors import BackendError
+
+    while True:
+        try:
+            data = once()
+        except BackendError:
+            if time.monotonic() + _AGAIN_S > until:
+                raise
+        else:
+            if data.resident or time.monotonic() + _AGAIN_S > until:
+                return data
+        time.sleep(_AGAIN_S)
+
+
+def _in_hot_tier(
+    store: Store, ref: str, tier: str, check: bool, progress: ProgressBar
+) -> schemas.Warmup:
+    if check:
+        return _warmth(ref, store.warming.look(store.choose(ref), tier))
+    return _warmth(ref, store.warmup(ref, tier=tier, progress=progress))
+
+
+def _warmth(ref: str, warm: Warmth) -> schemas.Warmup:
+    stats = warm.stats
+    delta, full = (stats.bytes_delta, stats.bytes_full) if stats else (0, 0)
+    return schemas.Warmup(
+        ref=ref, version=str(warm.version), digest=str(warm.version.digest), tier=warm.tier,
+        resident=warm.resident, objects=warm.chunks, missing_objects=warm.missing_chunks,
+        fetched_bytes=stats.bytes_fetched if stats else 0,
+        reused_bytes=warm.plain_bytes - delta - full if stats else 0,
+        delta_bytes=delta, full_bytes=full, seconds=round(warm.seconds, 3),
+    )  # fmt: skip
+
+
+def _in_warm_tiers(
+    store: Store, ref: str, tier: str, check: bool, progress: ProgressBar
+) -> schemas.Warmup:
+    version: Version = store.choose(ref)
+    placement, started, copied = store.placement, time.monotonic(), 0
+    if not check:
+        report = placement.warm(version.digest)
+        copied = sum(one.copied for one in report.moved)
+    missing = placement.not_warm(version.digest)
+    return schemas.Warmup(
+        ref=ref, version=str(version), digest=str(version.digest), tier=tier,
+        resident=not missing, objects=len(placement.packs_of(version.digest)),
+        missing_objects=len(missing), fetched_bytes=copied, reused_bytes=0, delta_bytes=0,
+        full_bytes=0, seconds=round(time.monotonic() - started, 3),
+    )  # fmt: skip
+
+
+def _print_warmup(data: schemas.Warmup) -> None:
+    noun = "pack" if data.tier == WARM else "chunk"
+    have = data.objects - data.missing_objects
+    state = "resident" if data.resident else "not resident"
+    print(f"{data.version}: {state} in {data.tier}, {have} of {counted(data.objects, noun)}")
+    if data.reused_bytes or data.delta_bytes or data.full_bytes:
+        print(
+            f"fetched {size(data.fetched_bytes)} in {data.seconds:.1f} s; reused "
+            f"{size(data.reused_bytes)}, by deltas {size(data.delta_bytes)}, in full "
+            f"{size(data.full_bytes)}"
+        )
+
+
+def evict(
+    cli: Cli,
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="Only this version.", show_default=False)
+    ] = None,
+    tier: Annotated[
+        str, typer.Option(metavar="TIER", help="hot (this node's), or a hot tier's name.")
+    ] = "hot",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Everything that is not pinned, instead of REF.")
+    ] = False,
+) -> None:
+    """Free a hot tier of a version, or of all; what is pinned stays.
+
+    Nothing is lost: hot tiers hold copies. Chunks that other versions share go, too.
+    """
+    from tierstore.errors import UsageError
+
+    if (ref is None) != everything:
+        raise UsageError("give either REF, or --all to evict every version")
+    with cli.open() as store, cli.progress("evicting"):
+        freed = store.evict(ref, tier=tier)
+    data = schemas.Evicted(ref=ref, tier=tier, freed_bytes=freed)
+    cli.out.show(data, [str(freed)], lambda: print(f"{size(freed)} freed in {tier}"))
+
+
+def pin(
+    cli: Cli,
+    ref: Ref,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE", help="hot or warm; may be repeated; by default both."),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="2027-01-31, 2027-01-31T12:00Z, or 12h from now."),
+    ] = None,
+) -> None:
+    """Keep a version in hot and warm tiers; again: replace its pin.
+
+    It is not fetched by this: see 'tierstore warmup'.
+    """
+    roles = cast("list[Role]", tier or ["hot", "warm"])
+    with cli.open() as store:
+        pinned = store.pins.add(store.resolve(ref).digest, ref, roles, _time(until))
+    data = _pin_json(pinned)
+    end = f"until {when(data.until)}" if data.until else "until it is unpinned"
+    cli.out.show(
+        data, [data.digest], lambda: print(f"{ref} is pinned in {' and '.join(data.tiers)} {end}")
+    )
+
+
+def unpin(cli: Cli, ref: Ref) -> None:
+    """End the pin of a version."""
+    with cli.open() as store:
+        version = store.resolve(ref)
+        store.pins.remove(version.digest)
+    data = schemas.Unpinned(ref=ref, digest=str(version.digest))
+    cli.out.show(data, [data.digest], lambda: print(f"{ref} is not pinned any more"))
+
+
+def pins(cli: Cli) -> None:
+    """List the pins that have not ended."""
+    with cli.open() as store:
+        data = schemas.Pins(pins=[_pin_json(one) for one in store.pins.active()])
+    rows = [
+        (one.ref, ", ".join(one.tiers), when(one.until) if one.until else "-", one.who, one.digest)
+        for one in data.pins
+    ]
+    columns = [
+        Column("REF"), Column("IN"), Column("UNTIL"), Column("WHO"), Column("DIGEST", digest=True),
+    ]  # fmt: skip
+    cli.out.show(data, [one.digest for one in data.pins], lambda: table(columns, rows))
+
+
+def _pin_json(pinned: PinnedVersion) -> schemas.PinJson:
+    return schemas.PinJson(
+        ref=pinned.ref, digest=str(pinned.version), until=pinned.until, who=pinned.who,
+        tiers=["hot" if role == "hot" else "warm" for role in pinned.roles],
+    )  # fmt: skip
+
+
+def _time(text: str | None) -> datetime | None:
+    """A date, a time or how long from now; without a zone in UTC."""
+    from tierstore.config import parse_seconds
+    from tierstore.errors import ConfigError, UsageError
+
+    if text is None:
+        return None
+    try:
+        return datetime.now(UTC) + timedelta(seconds=parse_seconds(text))
+    except ConfigError:
+        pass
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"{text!r} is no time: write 2027-01-31, 2027-01-31T12:00Z, or 12h for 12 hours from "
+            "now"
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
