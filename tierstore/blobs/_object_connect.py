@@ -65,7 +65,7 @@ def connect(
 ) -> tuple[ObjectStore, ObjectStore]:
     """The bucket twice, nothing is asked of it yet: for reading, and for everything else.
 
-    A request that reads ends when nothing came for ``timeout_s``, any other after twice that.
+    A request that reads ends when nothing came for ``timeout_s``, any other after as long.
 
     Raises:
         ConfigError: it cannot be opened, or a setting is not for this kind of store.
@@ -102,7 +102,7 @@ def connect(
         "config": config or None, "retry_config": retry, "credential_provider": provider,
     }  # fmt: skip
     reads: ClientConfig = {**client, "timeout": _ANY_LENGTH, "read_timeout": limit}
-    others: ClientConfig = {**client, "timeout": 2 * limit}
+    others: ClientConfig = {**client, "timeout": limit}
     return (
         from_url(url, client_options=reads, **settings),
         from_url(url, client_options=others, **settings),

@@ -106,6 +106,7 @@ class FsspecStore(BlobStore):
             durable=not here,
             local=here,
             atomic_put=self._kind.whole,
+            bounded=here,
         )
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:

@@ -83,7 +83,9 @@ class LocalStore(BlobStore):
     def capabilities(self) -> Capabilities:
         """Probed once: a file system without hard links cannot create atomically."""
         local = not _files.is_network(str(self._root))
-        return Capabilities(put_if_absent=self._probe_links(), durable=True, local=local)
+        return Capabilities(
+            put_if_absent=self._probe_links(), durable=True, local=local, bounded=local
+        )
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         check_key(key)

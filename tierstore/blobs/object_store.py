@@ -10,7 +10,8 @@ can leave parts that were never put together, which a lifecycle rule of the buck
 (``AbortIncompleteMultipartUpload``).
 
 Nothing hangs: a read fails when no byte came for ``timeout_s``, or when it has brought fewer than
-64 KiB/s after twice that; any other request after twice ``timeout_s``.
+64 KiB/s since then; any other request, of which the largest carries 8 MiB, when it has no answer
+after ``timeout_s``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 _PART_BYTES = 8 << 20  # a long read is split into requests of this size
 _THREADS = 8  # with 8 MiB parts, as fast as raw sockets
 _DELETE_BATCH = 1000  # the most that S3's DeleteObjects takes
-_ONE_PUT = 16 << 20  # a larger blob is written in parts,
+_ONE_PUT = 8 << 20  # a larger blob is written in parts,
 _PUT_PART = 5 << 20  # the least that S3 allows,
 _PUTS = 4  # so many at once
 _LEAST_RATE = 64 << 10  # bytes per second: a request that brings fewer is not worth waiting for
@@ -199,6 +200,11 @@ class ObjectStore(BlobStore):
         found = zip(wanted, each(self._pool(), one, wanted), strict=True)
         return {key: data for key, data in found if data is not None}
 
+    def present(self, keys: Sequence[str]) -> set[str]:
+        wanted = [check_key(key) for key in dict.fromkeys(keys)]
+        found = zip(wanted, each(self._pool(), self._exists, wanted), strict=True)
+        return {key for key, there in found if there}
+
     def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
         for key in blobs:
             check_key(key)
@@ -277,7 +283,7 @@ class ObjectStore(BlobStore):
                 view = view[count:]
                 drop_front(room, count)
             passed = time.monotonic() - begun
-            if passed > 2 * self._timeout_s and got < passed * _LEAST_RATE:
+            if passed > self._timeout_s and got < passed * _LEAST_RATE:
                 raise Unreachable(
                     f"reading {key!r} in {self._url} failed: {got} bytes in {passed:.0f} s are "
                     "too slow; check the network"

@@ -19,6 +19,7 @@ from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.tierlist import TierLog, check_tier
 from tierstore.placement import policies
 from tierstore.tiers.base import DurableTier, HeatSink
+from tierstore.tiers.deadline import DeadlineStore, within
 from tierstore.tiers.durable import home_tier
 from tierstore.tiers.guarded import GuardedStore
 from tierstore.tiers.heat import HeatLedger, HeatRecorder, SumsLedger
@@ -173,8 +174,9 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
     def opener() -> BlobStore:
         if not place.node.enabled:
             raise Unreachable(f"tier {place.spec.name} is not enabled on this node")
+        limit_s = place.spec.timeout_ms / 1000
         try:
-            store = open_tier(place)
+            store = within(limit_s, f"opening {place.spec.url}", lambda: _opened(place, limit_s))
         except NotFound:
             raise Unreachable(
                 f"tier {place.spec.name} has no directory {place.spec.url}: is it mounted?"
@@ -188,6 +190,13 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
         return store
 
     return GuardedStore(LazyStore(place.spec.url, opener), place.spec.name, stats)
+
+
+def _opened(place: Place, limit_s: float) -> BlobStore:
+    store = open_tier(place)
+    if place.spec.role in DURABLE and not store.capabilities.bounded:
+        return DeadlineStore(store, limit_s)
+    return store
 
 
 def open_hot(place: Place) -> LocalHot:
