@@ -67,8 +67,11 @@ def parse_labels(text: str) -> dict[str, str]:
 def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings that the environment gives; ``ConfigError`` names a bad variable."""
     chosen: dict[str, Any] = {}
-    if named := node_config(environ).node:
-        chosen["node"] = named
+    node_file = node_config(environ)
+    if node_file.node:
+        chosen["node"] = node_file.node
+    chosen |= {"labels": node_file.labels, "profiles": node_file.profiles}
+    chosen["profile"] = node_file.profile
     if text := environ.get(THREADS):
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
             raise ConfigError(f"{THREADS}={text!r} is not a number of threads from 1 to 1024")
@@ -137,6 +140,9 @@ class NodeConfig:
     Attributes:
         store: the store to open when none is named.
         node: this node's name.
+        labels: what rollouts may ask for, such as ``region``.
+        profile: the variants that this node prefers, or a name in ``profiles``.
+        profiles: orders of preference by name: text with commas, or a list.
         hot: the hot tier, whatever its name in the store's list; with ``url`` and ``size`` this
             node has one even if the list has none.
         tiers: by name.
@@ -144,6 +150,9 @@ class NodeConfig:
 
     store: str | None = None
     node: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    profile: str | None = None
+    profiles: Mapping[str, str] = field(default_factory=dict)
     hot: NodeTier | None = None
     tiers: Mapping[str, NodeTier] = field(default_factory=dict)
 
@@ -192,6 +201,9 @@ def _parse_node(raw: Mapping[str, Any], path: str, environ: Mapping[str, str]) -
     return NodeConfig(
         store=_typed(raw, "store", str, path),
         node=_typed(raw, "node", str, path),
+        labels=_texts(raw, "labels", path),
+        profile=_typed(raw, "profile", str, path),
+        profiles=_texts(raw, "profiles", path),
         hot=None if hot is None else _parse_tier(hot, f"{path} [hot]", environ),
         tiers={
             name: _parse_tier(tier, f"{path} [tiers.{name}]", environ)
@@ -240,6 +252,17 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type[Any], where: str) -> Any
         name = {str: "text", dict: "a table", bool: "true or false"}[kind]
         raise ConfigError(f"{where}: {key} must be {name}")
     return value
+
+
+def _texts(raw: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
+    """A table of texts; a list of texts is one with commas."""
+    found = {}
+    for name, value in (_typed(raw, key, dict, where) or {}).items():
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise ConfigError(f"{where} [{key}]: {name} must be text")
+        found[name] = ",".join(parts)
+    return found
 
 
 def _quantity(value: object, parse: Callable[[str], int], where: str) -> int:
