@@ -53,6 +53,55 @@ def test_what_comes_back_has_the_original_form(
     assert (back.dtype, back.shape) == (matrix.dtype, matrix.shape)
 
 
+@pytest.mark.parametrize(
+    "parameters", [p for p in ALL if method_of(p).by_rows], ids=str
+)  # fmt: skip
+@given(matrix=MATRICES, at=st.integers(0, 3))
+def test_blocks_of_rows_are_the_whole(
+    parameters: Mapping[str, str], matrix: np.ndarray, at: int
+) -> None:
+    """As long as a block has a multiple of eight rows, what is stored does not depend on them."""
+    method = method_of(parameters)
+    matrix = np.concatenate([matrix] * 3)
+    blocks = [method.encode_rows(block) for block in np.split(matrix, [8 * at]) if len(block)]
+    joined = {k: np.concatenate([block[k] for block in blocks]) for k in blocks[0]}
+    parts = {**joined, **method.whole(matrix.shape)}
+    whole = method.encode(matrix)
+    assert {k: v.tobytes() for k, v in parts.items()} == {k: v.tobytes() for k, v in whole.items()}
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from(
+        [0.0, -0.0, 1.0, -1.0, 2.0, math.nan, math.inf])),
+    st.floats(0.01, 0.99),
+)  # fmt: skip
+def test_of_equal_values_the_first_are_dropped(values: np.ndarray, share: float) -> None:
+    size = np.abs(values.astype(np.float64))
+    size[np.isnan(size)] = np.inf
+    size[np.isinf(values)] = 1e300
+    expected = np.ones(values.size, bool)
+    expected[np.argsort(size, kind="stable")[: int(values.size * share)]] = False
+    parts = Prune("magnitude", share).encode(values[None])
+    kept = np.unpackbits(parts[".bitmask"], count=values.size, bitorder="little").astype(bool)
+    assert (kept == expected).all()
+    assert parts[".values"].tobytes() == values[expected].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(80, 60), (60, 80), (50, 50)])
+@pytest.mark.parametrize("true_rank", [5, 50])
+def test_low_rank_is_the_best_there_is(shape: tuple[int, int], true_rank: int) -> None:
+    """Against the singular value decomposition of a library, in float64 (Eckart and Young)."""
+    rng = np.random.default_rng(2)
+    left, right = (rng.standard_normal(s) for s in ((shape[0], true_rank), (true_rank, shape[1])))
+    array = (left @ right).astype(np.float32)
+    u, values, v = np.linalg.svd(array.astype(np.float64), full_matrices=False)
+    for rank in (1, 4, 12):
+        best = (u[:, :rank] * values[:rank]) @ v[:rank]
+        method = LowRank(rank=rank)
+        back = method.decode(method.encode(array), "F32", shape)
+        assert np.linalg.norm(back - best) <= 1e-5 * np.linalg.norm(array)
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize(
     ("parameters", "relative"),

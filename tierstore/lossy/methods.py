@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +25,7 @@ _FLOATS: dict[str, Any] = {
 """The dtypes that can be approximated, by their safetensors names."""
 
 _CASTS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_SVD_BLOCK = 1 << 22
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 
 
@@ -35,6 +36,11 @@ class Shape:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it has a dtype that can be approximated."""
+        return self.dtype in _FLOATS
 
     @property
     def is_matrix(self) -> bool:
@@ -55,9 +61,24 @@ class Method(ABC):
     def covers(self, tensor: Shape) -> bool:
         """Whether the method approximates this tensor at all; others are kept as they are."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether rows do not depend on each other: the parts of a tensor are then those of its
+        blocks of rows, end to end, as long as a block has a multiple of eight rows.
+        """
+        return True
+
     @abstractmethod
+    def encode_rows(self, array: Array) -> dict[str, Array]:
+        """The parts of a block of rows by suffix, but for what ``whole`` gives."""
+
+    def whole(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Parts that say something of a whole tensor of this shape."""
+        return {}
+
     def encode(self, array: Array) -> dict[str, Array]:
         """The parts to store, by suffix."""
+        return {**self.encode_rows(array), **self.whole(array.shape)}
 
     @abstractmethod
     def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
@@ -89,7 +110,7 @@ class Cast(Method):
             _BITS[tensor.dtype] > _BITS[wanted] or {tensor.dtype, wanted} == {"F16", "BF16"}
         )  # fmt: skip
 
-    def encode(self, array: Array) -> dict[str, Array]:
+    def encode_rows(self, array: Array) -> dict[str, Array]:
         with np.errstate(over="ignore"):  # beyond the range: infinite, as the error then says
             return {"": array.astype(_FLOATS[_CASTS[self.to]])}
 
@@ -115,7 +136,7 @@ class Int8Row(Method):
     def covers(self, tensor: Shape) -> bool:
         return tensor.is_matrix
 
-    def encode(self, array: Array) -> dict[str, Array]:
+    def encode_rows(self, array: Array) -> dict[str, Array]:
         rows = array.astype(np.float32)
         _refuse_infinite(rows)
         low = rows.min(axis=1, keepdims=True)
@@ -156,7 +177,7 @@ class Channel(Method):
     def covers(self, tensor: Shape) -> bool:
         return tensor.is_matrix and tensor.name.endswith(".weight") and tensor.dtype != "F64"
 
-    def encode(self, array: Array) -> dict[str, Array]:
+    def encode_rows(self, array: Array) -> dict[str, Array]:
         rows = array.astype(np.float32)
         _refuse_infinite(rows)
         top = np.float32(127.0 if self.kind == "int8" else 448.0)
@@ -169,8 +190,10 @@ class Channel(Method):
             return {"": scaled.astype(ml_dtypes.float8_e4m3fn), "_scale": scale}
         codes = (np.rint(scaled).astype(np.int16) + 128).astype(np.uint8)
         padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 4)))
-        shape = np.array(array.shape, np.int64)
-        return {"_packed": padded.view("<i4"), "_scale": scale, "_shape": shape}
+        return {"_packed": padded.view("<i4"), "_scale": scale}
+
+    def whole(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        return {"_shape": np.array(shape, np.int64)} if self.kind == "int8" else {}
 
     def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
         if self.kind == "fp8":
@@ -204,9 +227,12 @@ class Prune(Method):
     def covers(self, tensor: Shape) -> bool:
         return tensor.is_matrix and (self.pattern == "magnitude" or tensor.shape[1] % 4 == 0)
 
-    def encode(self, array: Array) -> dict[str, Array]:
-        size = np.abs(array.astype(np.float64))
-        size[np.isnan(size)] = np.inf  # never dropped
+    @property
+    def by_rows(self) -> bool:
+        return self.pattern == "2:4"
+
+    def encode_rows(self, array: Array) -> dict[str, Array]:
+        size = _magnitudes(array)
         if self.pattern == "2:4":
             groups = size.reshape(-1, 4)
             order = np.argsort(groups, axis=1, kind="stable")
@@ -214,10 +240,7 @@ class Prune(Method):
             np.put_along_axis(kept, order[:, :2], False, axis=1)
             kept = kept.reshape(-1)
         else:
-            flat = size.reshape(-1)
-            kept = np.ones(flat.size, dtype=bool)
-            drop = int(flat.size * self.share)
-            kept[np.argsort(flat, kind="stable")[:drop]] = False
+            kept = _all_but_smallest(size.reshape(-1), int(array.size * self.share))
         bits = np.packbits(kept, bitorder="little")
         return {".values": np.ascontiguousarray(array.reshape(-1)[kept]), ".bitmask": bits}
 
@@ -234,8 +257,8 @@ class LowRank(Method):
     """The product of two thin factors, by singular value decomposition.
 
     The rank is given, or the least that keeps ``energy`` of the squared singular values. A tensor
-    whose factors would not be smaller is kept. Parts: ``.left`` ``[rows, rank]`` (singular values
-    included) and ``.right`` ``[rank, columns]``, both in the original's dtype.
+    whose factors would not be smaller is kept. Parts: ``.left`` ``[rows, rank]`` and ``.right``
+    ``[rank, columns]``, both in the original's dtype; the singular values are in the longer one.
     """
 
     energy: float | None = None
@@ -252,21 +275,25 @@ class LowRank(Method):
     def covers(self, tensor: Shape) -> bool:
         return tensor.is_matrix
 
-    def encode(self, array: Array) -> dict[str, Array]:
+    @property
+    def by_rows(self) -> bool:
+        return False
+
+    def encode_rows(self, array: Array) -> dict[str, Array]:
         rows: Array = array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
         _refuse_infinite(rows)
-        left, values, right = np.linalg.svd(
-            cast("npt.NDArray[np.float64]", rows), full_matrices=False
-        )
-        rank = self.rank or self._least(values)
+        squares, vectors = _spectrum(rows)
+        rank = self.rank or self._least(squares)
         if rank * (array.shape[0] + array.shape[1]) >= array.size:
             return {"": array}
-        scaled = (left[:, :rank] * values[:rank]).astype(array.dtype)
-        return {".left": scaled, ".right": right[:rank].astype(array.dtype)}
+        thin = np.ascontiguousarray(vectors[:, :rank]).astype(rows.dtype)
+        tall = rows.shape[0] >= rows.shape[1]
+        left, right = (rows @ thin, thin.T) if tall else (thin, thin.T @ rows)
+        return {".left": left.astype(array.dtype), ".right": right.astype(array.dtype)}
 
-    def _least(self, values: Array) -> int:
+    def _least(self, squares: Array) -> int:
         assert self.energy is not None
-        kept = np.cumsum(values.astype(np.float64) ** 2)
+        kept = np.cumsum(squares)
         return int(np.searchsorted(kept, self.energy * kept[-1])) + 1
 
     def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
@@ -275,6 +302,41 @@ class LowRank(Method):
         wide = np.float64 if dtype == "F64" else np.float32
         product = parts[".left"].astype(wide) @ parts[".right"].astype(wide)
         return np.asarray(product.astype(_FLOATS[dtype]).reshape(shape))
+
+
+def _magnitudes(array: Array) -> npt.NDArray[Any]:
+    """The bits but for the sign: they are in the order of the absolute values, NaN last."""
+    bits = np.ascontiguousarray(array).view(f"<u{array.dtype.itemsize}")
+    found: npt.NDArray[Any] = bits & bits.dtype.type((1 << 8 * bits.dtype.itemsize - 1) - 1)
+    return found
+
+
+def _all_but_smallest(size: npt.NDArray[Any], drop: int) -> npt.NDArray[np.bool_]:
+    """What is left without the ``drop`` smallest; of equal ones the first go."""
+    if not drop:
+        return np.ones(size.size, dtype=bool)
+    bound = np.partition(size, drop - 1)[drop - 1]
+    kept: npt.NDArray[np.bool_] = size > bound
+    ties = np.flatnonzero(size == bound)
+    kept[ties[drop - (size.size - int(kept.sum()) - ties.size) :]] = True
+    return kept
+
+
+def _spectrum(rows: Array) -> tuple[Array, Array]:
+    """The squared singular values, largest first, and the singular vectors of the shorter side in
+    the columns.
+
+    From that side's Gram matrix in float64: of a tall table nothing but that is held beside it.
+    Values below 1e-8 of the largest are not exact; nobody keeps those.
+    """
+    long = rows if rows.shape[0] >= rows.shape[1] else rows.T
+    gram = np.zeros((long.shape[1],) * 2)
+    step = max(1, _SVD_BLOCK // long.shape[1])
+    for at in range(0, long.shape[0], step):
+        block = long[at : at + step].astype(np.float64)
+        gram += block.T @ block
+    squares, vectors = np.linalg.eigh(gram)
+    return np.maximum(squares[::-1], 0), vectors[:, ::-1]
 
 
 def _refuse_infinite(rows: Array) -> None:

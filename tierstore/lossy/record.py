@@ -54,7 +54,8 @@ class VariantRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         parameters: the method, as ``method_of`` takes it.
         kept: the pattern of tensor names that were left as they are; empty for none.
         tool: what made it.
-        error: of the whole model: all tensors that were approximated together.
+        error: of the whole model: all its float tensors as if they were one, also those that were
+            kept.
         tensors: by the original's name as ``Model`` has it.
     """
 

@@ -70,7 +70,7 @@ class Store:
 
         ``heat`` counts what is read; without it nothing is counted.
         """
-        self._blobs, self._settings = blobs, settings
+        self._blobs, self.settings = blobs, settings
         self.home = Home(blobs, packs, config)
         self.hot = hot if hot is not None else HotTiers()
         """The hot tiers of this process; empty without any."""
@@ -90,7 +90,7 @@ class Store:
     @property
     def node(self) -> str:
         """This node's name."""
-        return self._settings.node
+        return self.settings.node
 
     @property
     def rollouts(self) -> Rollouts:
@@ -110,7 +110,7 @@ class Store:
     @property
     def warming(self) -> Warming:
         """What is in hot tiers; brings versions there, and out again."""
-        return Warming(self.hot, self._hot_pins, self._opened, self._settings)
+        return Warming(self.hot, self._hot_pins, self._opened, self.settings)
 
     @property
     def placement(self) -> Placement:
@@ -224,7 +224,7 @@ class Store:
             self._index.sync()
             writer = Writer(
                 self._blobs, self.home.packs, self._index, lease,
-                chunk_size=self.home.config.chunk_size, threads=self._settings.threads,
+                chunk_size=self.home.config.chunk_size, threads=self.settings.threads,
                 basis=basis_of(files, base, model, self.home, self._as_base, self.resolve),
                 progress=progress,
             )  # fmt: skip
@@ -234,7 +234,7 @@ class Store:
 
     def _as_base(self, version: Version) -> DeltaBases:
         manifest, content, _ = self._opened(version)
-        keep = min(self._settings.threads, encoders(manifest.chunk_size, deltas=True)) + 1
+        keep = min(self.settings.threads, encoders(manifest.chunk_size, deltas=True)) + 1
         return DeltaBases(str(version), manifest, content, self._index.find, keep)
 
     @overload
@@ -277,7 +277,7 @@ class Store:
 
     def choose(self, ref: str, *, profile: str | None = None) -> Version:
         """The version or variant that ``load`` would open now; arguments and errors are its."""
-        return self._names.prefer(self.resolve(ref), self._settings.preference(profile))
+        return self._names.prefer(self.resolve(ref), self.settings.preference(profile))
 
     def variants(self, ref: str) -> list[Version]:
         """The lossy variants of a version, the newest of each name; see ``tierstore.derive``."""
@@ -292,9 +292,9 @@ class Store:
         manifest = self.home.manifest(version.digest)
         table = self.home.layout(version.digest, manifest)
         packs = Packs(self._blobs, self.home.packs)
-        limit = self._settings.memory_limit
+        limit = self.settings.memory_limit
         reader = ChunkReader(
-            packs, table, threads=self._settings.threads, memory_limit=limit, hot=hot or self.hot
+            packs, table, threads=self.settings.threads, memory_limit=limit, hot=hot or self.hot
         )
         return manifest, Content(table, reader, manifest.chunk_size), packs
 
@@ -394,5 +394,5 @@ class Store:
         self, *, read_data: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> CheckReport:
         """Verify everything; with ``read_data`` every chunk is decoded and compared too."""
-        return check_store(self.home, read_data=read_data, settings=self._settings,
+        return check_store(self.home, read_data=read_data, settings=self.settings,
                            progress=progress)  # fmt: skip

@@ -6,16 +6,17 @@ reference that names it finds it. Its lineage names the version that it was made
 
 from __future__ import annotations
 
+import logging
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from tierstore.errors import SourceError, UsageError
+from tierstore.errors import Damaged, NotFound, SourceError, UnsupportedFormat, UsageError
 from tierstore.format.keys import VARIANTS
 from tierstore.format.manifest import FileEntry, LineageEntry
 from tierstore.format.safetensors import parse_header
@@ -29,30 +30,55 @@ from tierstore.lossy.record import (
     encode_record,
     error_record,
 )
-from tierstore.modelstore.arrays import ArrayBytes, array_bytes
+from tierstore.modelstore.arrays import ArrayBytes
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.source import ArrayFile, BytesFile, SourceFile
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.tensor import Tensor
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
+from tierstore.variants._spool import Spool, Spooled
 from tierstore.variants.compressed import with_quantization
 
 CHANNEL_KEEPS = r"(^|\.)(\w*emb\w*|wte|wpe|shared|lm_head)(\.|$)"
 """What ``int8=channel`` and ``fp8`` leave as it is by default: these are no linear layers, or ones
 that suffer most."""
 
+_log = logging.getLogger("tierstore.derive")
+
 Progress = Callable[[int, int], None]
 """Called with tensor bytes done and in all."""
 
 
+_BLOCK = 4 << 20
+"""Elements that are approximated at once, where rows do not depend on each other."""
+
+
 @dataclass(slots=True)
 class _Work:
-    """What has been approximated so far."""
+    """What has been approximated so far.
 
+    ``errors`` are those of all float tensors, also of those that stay as they are.
+    """
+
+    method: Method
+    keep: re.Pattern[str] | None
+    spool: Spool
+    progress: Progress | None
+    total: int
     tensors: dict[str, TensorRecord] = field(default_factory=dict)
     errors: list[TensorError] = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
     done: int = 0
+
+    def covers(self, shape: Shape) -> bool:
+        """Whether a tensor is approximated."""
+        return self.method.covers(shape) and not (self.keep and self.keep.search(shape.name))
+
+    def add(self, nbytes: int) -> None:
+        """Tell that so much of the model was looked at."""
+        self.done += nbytes
+        if self.progress:
+            self.progress(self.done, self.total)
 
 
 class _Kept(ArrayBytes):
@@ -61,14 +87,16 @@ class _Kept(ArrayBytes):
     def __init__(self, tensor: Tensor) -> None:
         self.dtype, self.shape = tensor.dtype, tensor.shape
         self._tensor = tensor
-        self._bytes: npt.NDArray[np.uint8] | None = None
 
     def read_into(self, start: int, out: memoryview) -> None:
-        if self._bytes is None:
-            self._bytes = self._tensor.read_bytes()
-        np.frombuffer(out, np.uint8)[:] = self._bytes[start : start + len(out)]
-        if start + len(out) == self._tensor.nbytes:
-            self._bytes = None
+        self._tensor.read_span(start, start + len(out), out)
+
+
+class _Derived(ArrayFile):
+    """Arrays that nobody else can change while they are saved."""
+
+    def finish(self) -> None:
+        pass
 
 
 def derive(
@@ -89,11 +117,14 @@ def derive(
         ref: of the version.
         parameters: the method: one of ``cast`` (``bf16``, ``f16``, ``f32``), ``int8`` (``row``,
             ``channel``), ``fp8`` (``e4m3``), ``prune`` (``magnitude:0.5``, ``2:4``) and
-            ``low-rank`` (``energy:0.99``, ``rank:64``).
+            ``low-rank`` (``energy:0.99``, ``rank:64``). Tensors are taken in blocks of rows, and
+            the variant waits in ``Settings.cache_dir`` until it is saved; only ``magnitude`` and
+            ``low-rank`` hold a tensor as a whole.
         keep: a regular expression; tensors whose names it finds are left as they are. By default
             nothing, or what ``CHANNEL_KEEPS`` finds for the methods of linear layers.
         name: of the variant; by default the method's label, such as ``int8-row``.
-        max_error: largest relative L2 error of the whole model that is published.
+        max_error: largest relative L2 error of the whole model that is published: of all its float
+            tensors as if they were one, those that are kept included.
         message: why; kept in the log.
         progress: called with tensor bytes done and in all.
 
@@ -113,29 +144,20 @@ def derive(
         raise UsageError(f"{version} is a variant already: derive from {version.model}@"
                          f"{version.number}")  # fmt: skip
     model = store.load(f"{version.model}@{version.number}", profile=FULL)
-    work = _Work()
-    files = [
-        _derived_file(model, file, method, kept, work, progress)
-        for file in model.manifest.files
-        if file.path != PATH
-    ]
-    if not work.tensors:
-        raise UsageError(f"{label} approximates no tensor of {version}: see 'tierstore tensors'")
-    if isinstance(method, Channel):
-        files = with_quantization(files, method.kind, work.kept)
-    record = _record(label, version, method, kept, work, max_error)
-    files.append(BytesFile(PATH, encode_record(record)))
-    return _publish(store, version, label, files, message)
+    with Spool(store.settings.cache_dir) as spool:
+        work = _Work(method, kept, spool, progress, model.nbytes)
+        files = [_derived_file(model, file, work) for file in model.manifest.files]
+        if not work.tensors:
+            raise UsageError(
+                f"{label} approximates no tensor of {version}: see 'tierstore tensors'"
+            )
+        if isinstance(method, Channel):
+            files = with_quantization(files, method.kind, work.kept)
+        files.append(BytesFile(PATH, encode_record(_record(label, version, work, max_error))))
+        return _publish(store, version, label, files, message)
 
 
-def _record(
-    label: str,
-    version: Version,
-    method: Method,
-    kept: re.Pattern[str] | None,
-    work: _Work,
-    max_error: float | None,
-) -> VariantRecord:
+def _record(label: str, version: Version, work: _Work, max_error: float | None) -> VariantRecord:
     error = total(work.errors)
     if max_error is not None and not error.relative_l2 <= max_error:
         raise SourceError(
@@ -143,9 +165,9 @@ def _record(
             f"of {max_error:g}; nothing was published"
         )
     return VariantRecord(
-        name=label, base=version.digest.hex, parameters=method.parameters,
-        kept=kept.pattern if kept else "", error=error_record(error), tensors=work.tensors,
-        tool=f"tierstore {package_version('tierstore')}",
+        name=label, base=version.digest.hex, parameters=work.method.parameters,
+        kept=work.keep.pattern if work.keep else "", error=error_record(error),
+        tensors=work.tensors, tool=f"tierstore {package_version('tierstore')}",
     )  # fmt: skip
 
 
@@ -160,10 +182,22 @@ def _publish(
         sorted(files, key=lambda file: file.path),
         append,
         model=version.model,
-        base=None,
+        base=_newest_of(store, version.model, label),
         lineage=[LineageEntry(relation=DERIVED_FROM, digest=version.digest.raw)],
     )
     return version_of(version.model, entry, stats, label)
+
+
+def _newest_of(store: Store, model: str, label: str) -> str | None:
+    """The newest variant of this name, of any version: a base of deltas, unless it is damaged."""
+    last = store.home.log(model, VARIANTS + label).last()
+    if last is None:
+        return None
+    try:
+        return str(store.load(f"{model}@{last.version}+{label}").version)
+    except (Damaged, NotFound, UnsupportedFormat) as error:
+        _log.warning("the variant %s of %s is no base: %s", label, model, error)
+        return None
 
 
 def _pattern(text: str) -> re.Pattern[str] | None:
@@ -173,14 +207,7 @@ def _pattern(text: str) -> re.Pattern[str] | None:
         raise UsageError(f"keep {text[:80]!r} is no regular expression: {error}") from None
 
 
-def _derived_file(
-    model: Model,
-    file: FileEntry,
-    method: Method,
-    kept: re.Pattern[str] | None,
-    work: _Work,
-    progress: Progress | None,
-) -> SourceFile:
+def _derived_file(model: Model, file: FileEntry, work: _Work) -> SourceFile:
     if not file.header:
         return BytesFile(file.path, model.read_file(file.path))
     own = {
@@ -191,38 +218,50 @@ def _derived_file(
     arrays: dict[str, Any] = {}
     for name, tensor in own.items():
         shape = Shape(name, tensor.dtype, tensor.shape)
-        if method.covers(shape) and not (kept and kept.search(name)):
-            parts: dict[str, Any] = _approximated(tensor, name, method, work)
+        if work.covers(shape):
+            parts: dict[str, Any] = _approximated(tensor, name, work)
         else:
             parts = {name: _Kept(tensor)}
             if shape.is_matrix:
                 work.kept.add(name)
+            if shape.is_float:
+                work.errors += [compare(block, block) for block in _blocks(tensor)]
         if taken := sorted((arrays.keys() | own.keys() - {name}) & parts.keys()):
             raise UsageError(f"{tensor.name!r} would be stored as {taken[0]!r}, which is taken; "
                              "leave it out with --keep")  # fmt: skip
         arrays |= parts
-        work.done += tensor.nbytes
-        if progress:
-            progress(work.done, model.nbytes)
-    metadata = parse_header(file.header, file.size).metadata
-    return ArrayFile(arrays, metadata, file.path)
+        work.add(tensor.nbytes)
+    return _Derived(arrays, parse_header(file.header, file.size).metadata, file.path)
 
 
-def _approximated(
-    tensor: Tensor, name: str, method: Method, work: _Work
-) -> dict[str, npt.NDArray[Any]]:
-    original = tensor.numpy()
-    try:
-        encoded = method.encode(original)
-    except UsageError as why:
-        raise UsageError(f"tensor {tensor.name!r} cannot be approximated: {why}") from None
-    parts = {suffix: np.ascontiguousarray(part) for suffix, part in encoded.items()}
-    error = compare(original, method.decode(parts, tensor.dtype, tensor.shape))
-    work.errors.append(error)
+def _approximated(tensor: Tensor, name: str, work: _Work) -> dict[str, Any]:
+    """The parts to store, by their names; what they are is recorded."""
+    parts: dict[str, Any] = {}
+    errors = []
+    for block in _blocks(tensor) if work.method.by_rows else [tensor.numpy()]:
+        try:
+            encoded = work.method.encode_rows(block)
+        except UsageError as why:
+            raise UsageError(f"tensor {tensor.name!r} cannot be approximated: {why}") from None
+        errors.append(compare(block, work.method.decode(encoded, tensor.dtype, block.shape)))
+        for suffix, part in encoded.items():
+            parts.setdefault(suffix, Spooled(work.spool, part)).append(part)
+    parts |= work.method.whole(tensor.shape)
+    work.errors += errors
     work.tensors[tensor.name] = TensorRecord(
         dtype=tensor.dtype, shape=list(tensor.shape), file=tensor.file,
-        parts={suffix: tensor.name + suffix for suffix in parts}, error=error_record(error),
+        parts={suffix: tensor.name + suffix for suffix in parts},
+        error=error_record(total(errors)),
     )  # fmt: skip
-    for suffix, part in parts.items():
-        array_bytes(name + suffix, part)  # a dtype without a name in safetensors is refused here
     return {name + suffix: part for suffix, part in parts.items()}
+
+
+def _blocks(tensor: Tensor) -> Iterator[npt.NDArray[Any]]:
+    """The rows of a tensor in order, read in blocks of a multiple of eight rows."""
+    if not tensor.shape or not tensor.nbytes:
+        yield tensor.numpy()
+        return
+    rows = tensor.shape[0]
+    step = max(8, _BLOCK * rows // math.prod(tensor.shape) // 8 * 8)
+    for first in range(0, rows, step):
+        yield tensor[first : min(rows, first + step)]
