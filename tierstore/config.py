@@ -171,7 +171,7 @@ def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
     Raises:
         ConfigError: the file that was named cannot be read, or a key or value is not known.
     """
-    path = _node_file(environ)
+    path = node_file(environ)
     if path is None:
         return NodeConfig()
     try:
@@ -183,7 +183,8 @@ def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
     return _parse_node(raw, str(path), environ)
 
 
-def _node_file(environ: Mapping[str, str]) -> Path | None:
+def node_file(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The node's file that is read, if there is one."""
     if (named := environ.get(CONFIG)) is not None:
         return Path(named) if named else None
     base = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME", "") + "/.config")

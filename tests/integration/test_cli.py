@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import tierstore
 from tierstore.cli import _app
 from tierstore.cli import _schemas as schemas
+from tierstore.cli import _schemas_health as health
 from tierstore.cli._schemadoc import OUTPUTS
 
 
@@ -377,7 +378,7 @@ def test_doctor_tells_of_a_store_that_cannot_be_used(place: Path, run: Program) 
     assert done.code == 4
     assert "NOT usable" in done.out
     assert done.err.count("\n") == 1
-    data = msgspec.json.decode(run("doctor", "--json").out, type=schemas.Doctor)
+    data = msgspec.json.decode(run("doctor", "--json").out, type=health.Doctor)
     assert data.store is not None
     assert "config.json" in (data.store.error or "")
 

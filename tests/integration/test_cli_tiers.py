@@ -18,10 +18,13 @@ import tierstore
 from tests.servers.memcached import MemcachedServer, memcached_running
 from tests.servers.moto import Moto, moto_server
 from tests.servers.redis import PASSWORD, USER, RedisServer, redis_acl, redis_plain
+from tierstore.blobs.local import LocalStore
 from tierstore.cli import _app, _tierargs
 from tierstore.cli import _schemas_tiers as tier_schemas
 from tierstore.config import _parse_node
+from tierstore.errors import OutOfSpace
 from tierstore.modelstore.leases import WriterLease
+from tierstore.modelstore.moverlease import HeldLease
 from tierstore.wiring import manage
 
 __all__ = ["moto_server", "redis_acl", "redis_plain"]
@@ -98,7 +101,7 @@ def test_init_with_every_kind_of_tier(
 ) -> None:
     done = run(
         "init", "./store", "--hot", "nvme", "--hot-size", "1GB", "--redis", redis_plain.url,
-        "--memcached", f"memcached://127.0.0.1:{memcached.port}",
+        "--memcached", f"memcached://{memcached.address}",
         "--warm", "warm", "--warm-size", "2TB",
         "--cold", Path("cold").absolute().as_uri(), "--price", "cold.gb_month=0.0125",
         "--option", "redis.ttl_s=60",
@@ -270,45 +273,93 @@ def test_two_who_change_at_once(durable: Program, monkeypatch: pytest.MonkeyPatc
 # tier drain and rm
 
 
-def test_a_tier_with_last_copies_is_not_removed(durable: Program) -> None:
+def pack_bytes(tier: str) -> int:
+    return sum(path.stat().st_size for path in Path(tier, "packs").rglob("*") if path.is_file())
+
+
+def test_a_tier_is_drained_and_removed(durable: Program) -> None:
     refused(durable("tier", "rm", "warm"), 6, "tier drain warm")
+    size = pack_bytes("warm")
+    left = durable("tier", "drain", "warm", "--dry-run", "--json").json
+    assert (left["packs"], left["only_packs"], left["only_bytes"]) == (1, 1, size)
+    assert (left["state"], left["dry_run"]) == ("active", True)
+    assert (left["moved_packs"], left["moved_bytes"]) == (1, size)
+    assert (pack_bytes("warm"), pack_bytes("cold")) == (size, 0)
     done = durable("tier", "drain", "warm", "-m", "worn out")
-    assert (done.code, done.err) == (3, "")
-    assert "1 pack" in done.out
-    left = durable("tier", "drain", "warm", "--json").json
-    assert left["only_packs"] == left["packs"] == 1
-    assert (
-        left["only_bytes"]
-        == left["bytes"]
-        == sum(path.stat().st_size for path in Path("warm/packs").rglob("*") if path.is_file())
-    )
-    refused(durable("tier", "rm", "warm"), 6, "1 pack that no other tier has")
-    refused(durable("tier", "rm", "warm", "--force"), 6, "1 pack that no other tier has")
-    assert durable("ls").code == 0
-    shutil.copytree("warm/packs", "cold/packs")
-    assert durable("tier", "drain", "warm").code == 0
+    assert (done.code, done.err) == (0, "")
+    assert "moved 1 pack" in done.out
+    assert "it is empty" in done.out
+    assert (pack_bytes("warm"), pack_bytes("cold")) == (0, size)
+    again = durable("tier", "drain", "warm", "--json").json
+    assert (again["state"], again["moved_packs"], again["packs"]) == ("draining", 0, 0)
     removed = durable("tier", "rm", "warm", "--json").json
-    assert (removed["left_packs"], removed["left_bytes"]) == (1, left["bytes"])
+    assert (removed["left_packs"], removed["left_bytes"]) == (0, 0)
     assert not Path("warm/tier.json").exists(), "another store may have the place now"
     assert durable("tier", "ls", "-q").out == "cold\n"
     assert durable("load", "m", "--to", "out").code == 0
+    assert durable("tier", "drain", "cold", "-q").code == 0, "home takes what is left"
+    assert durable("tier", "rm", "cold").code == 0
+    assert pack_bytes("store") == size
+    assert durable("load", "m", "--to", "out2").code == 0
+
+
+def test_a_tier_with_last_copies_is_not_removed(
+    durable: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be moved out is said, and stays."""
+    monkeypatch.setattr(LocalStore, "put", refusing(LocalStore.put))
+    done = durable("tier", "drain", "warm")
+    assert done.code == 3
+    assert "it holds 1 pack" in done.out
+    assert "in no other tier" in done.out
+    assert "disk full" in done.out
+    assert len(durable("tier", "drain", "warm", "-q").out.split()) == 1
+    refused(durable("tier", "rm", "warm"), 6, "1 pack that no other tier has")
+    refused(durable("tier", "rm", "warm", "--force"), 6, "1 pack that no other tier has")
+    assert durable("load", "m", "--to", "out").code == 0
+
+
+def refusing(put: Callable[..., None]) -> Callable[..., None]:
+    def refuse(store: LocalStore, key: str, data: Any) -> None:
+        if key.startswith("packs/"):
+            raise OutOfSpace("disk full")
+        put(store, key, data)
+
+    return refuse
+
+
+def test_copies_may_be_left(durable: Program) -> None:
+    shutil.copytree("warm/packs", "cold/packs")
+    with tierstore.open("store") as store:
+        manage.drain_tier(store, "warm")
+    removed = durable("tier", "rm", "warm", "--json").json
+    assert (removed["left_packs"], removed["left_bytes"]) == (1, pack_bytes("cold"))
+    assert durable("load", "m", "--to", "out").code == 0
+
+
+def test_no_tier_is_removed_while_a_mover_is_at_work(durable: Program) -> None:
+    """It may be dropping from another tier what this one has."""
+    assert durable("tier", "drain", "warm").code == 0
+    with tierstore.open("store") as store, HeldLease(store.home.blobs):
+        refused(durable("tier", "rm", "warm"), 6, "mover")
+    assert durable("tier", "rm", "warm").code == 0
 
 
 def test_what_is_saved_while_a_tier_drains_goes_elsewhere(durable: Program) -> None:
-    assert durable("tier", "drain", "warm").code == 3
+    assert durable("tier", "drain", "warm").code == 0
     with tierstore.open("store") as store:
         store.save("n", {"w": WEIGHTS["w"] + 1})
-    assert durable("tier", "drain", "warm", "--json").json["packs"] == 1
+    assert durable("tier", "drain", "warm", "--json").json["packs"] == 0
     done = durable("tier", "drain", "warm", "--undo", "--json").json
     assert done["state"] == "active"
     refused(durable("tier", "drain", "warm", "--undo"), 2, "not being drained")
+    refused(durable("tier", "drain", "warm", "--undo", "--dry-run"), 2, "together")
     refused(durable("tier", "drain", "home"), 5, "warm, cold")
 
 
 def test_removing_waits_for_saves_that_may_know_the_old_list(
     durable: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree("warm/packs", "cold/packs")
     assert durable("tier", "drain", "warm").code == 0
     monkeypatch.setattr(manage, "_POLL_S", 0.01)
     with tierstore.open("store") as store, WriterLease(store.home.blobs):
@@ -335,7 +386,6 @@ def test_a_save_that_began_before_does_not_lose_its_pack(durable: Program) -> No
     with tierstore.open("store") as late:
         late.home.packs.get("packs/" + next(Path("warm/packs").rglob("*/*")).relative_to(
             "warm/packs").as_posix())  # fmt: skip
-        shutil.copytree("warm/packs", "cold/packs")
         assert durable("tier", "drain", "warm").code == 0
         assert durable("tier", "rm", "warm").code == 0
         late.home.packs.put("packs/00/" + "0" * 64, b"pack")
@@ -453,8 +503,8 @@ def test_validate_caches(
 ) -> None:
     found = validated(run("store", "validate", redis_plain.url, "--json"))
     assert found.can_be == ["shared"]
-    assert redis_plain.admin().dbsize() == 0 or not list(redis_plain.admin().keys("*validate*"))
-    found = validated(run("store", "validate", f"memcached://127.0.0.1:{memcached.port}", "--json"))
+    assert not list(redis_plain.admin().keys("*validate*"))
+    found = validated(run("store", "validate", f"memcached://{memcached.address}", "--json"))
     assert (found.can_be, found.listable) == (["shared"], False)
     assert found.max_object_bytes is not None
     assert found.max_object_bytes < 1 << 20
@@ -498,3 +548,115 @@ def test_validating_what_cannot_be_used(run: Program) -> None:
     refused(run("store", "validate", "redis://127.0.0.1:1"), 8, "refused")
     refused(run("store", "validate", "ftps://h"), 2, "'ftps'")
     assert not Path("nowhere").exists()
+
+
+# df and doctor
+
+
+def by_name(done: Done) -> dict[str, Any]:
+    return {tier["name"]: tier for tier in done.json["tiers"]}
+
+
+@pytest.fixture
+def filled(run: Program, redis_plain: RedisServer, memcached: MemcachedServer) -> Program:
+    """A store with tiers of every kind, one model, and chunks of it in the hot ones."""
+    redis_plain.admin().flushall()
+    assert run(
+        "init", "--hot", "hot", "--hot-size", "1GB", "--redis", redis_plain.url,
+        "--memcached", f"memcached://{memcached.address}", "--warm", "warm", "--warm-size", "2MB",
+        "--cold", "cold",
+    ).code == 0  # fmt: skip
+    with tierstore.open("store") as store:
+        version = store.save("m", WEIGHTS)
+        store.pins.add(version.digest, "m", ["warm"])
+        store.load("m").load()
+    return run
+
+
+def test_df(filled: Program, redis_plain: RedisServer) -> None:
+    done = filled("df", "--json")
+    msgspec.json.decode(done.out, type=tier_schemas.Df, strict=True)
+    tiers = by_name(done)
+    assert list(tiers) == ["hot", "redis", "memcached", "warm", "cold", "home"]
+    assert tiers["warm"]["used_bytes"] == tiers["warm"]["pinned_bytes"] == pack_bytes("warm")
+    assert (tiers["warm"]["objects"], tiers["warm"]["quota_bytes"]) == (1, 2_000_000)
+    assert (tiers["cold"]["objects"], tiers["cold"]["used_bytes"]) == (0, 0)
+    assert (tiers["hot"]["objects"], tiers["hot"]["quota_bytes"]) == (1, 10**9)
+    assert tiers["hot"]["used_bytes"] >= WEIGHTS["w"].nbytes
+    keys = redis_plain.admin().keys("ts:*")
+    frames = [len(redis_plain.admin().get(key)) for key in keys if b"~" not in key]
+    assert tiers["redis"]["used_bytes"] == sum(frames)
+    assert tiers["redis"]["objects"] == len(frames) == 1
+    assert tiers["redis"]["quota_bytes"] is None, "this one has no maxmemory"
+    assert tiers["memcached"]["quota_bytes"] == 64 << 20
+    assert tiers["memcached"]["servers"][0]["max_value_bytes"] == 1 << 20
+    out = filled("df").out
+    (warm,) = (line for line in out.splitlines() if line.startswith("warm"))
+    for text in ("1 pack", "1.9 MiB", "85-95 %"):
+        assert text in warm
+    assert max(map(len, out.splitlines())) <= 80
+    assert filled("df", "-q").out.split() == list(tiers)
+
+
+def test_df_of_a_store_without_tiers(run: Program) -> None:
+    assert run("init").code == 0
+    assert list(by_name(run("df", "--json"))) == ["home"]
+
+
+def test_df_says_what_cannot_be_asked(filled: Program, redis_plain: RedisServer) -> None:
+    shutil.rmtree("cold")
+    assert filled("tier", "set", "redis", "--timeout", "200ms").code == 0
+    redis_plain.pause()
+    try:
+        done = filled("df")
+        health = filled("doctor", "--json")
+    finally:
+        redis_plain.resume()
+    assert done.code == 3
+    rows = {line.split()[0]: line for line in done.out.splitlines()}
+    assert rows["cold"].endswith("DOWN") or "is it mounted?" in done.out
+    assert "DOWN" in done.out
+    assert "1 pack" in done.out, "the others are shown"
+    assert health.code == 3
+    tiers = by_name(health)
+    assert "is it mounted?" in tiers["cold"]["error"]
+    assert redis_plain.url in tiers["redis"]["error"]
+    assert tiers["warm"]["error"] is None
+
+
+def test_doctor_looks_at_every_tier(filled: Program, redis_plain: RedisServer) -> None:
+    done = filled("doctor", "--json")
+    tiers = by_name(done)
+    assert all(tier["error"] is None for tier in tiers.values())
+    assert any("volatile-lfu" in text for text in tiers["redis"]["problems"])
+    assert any("maxmemory" in text for text in tiers["redis"]["problems"])
+    assert tiers["hot"]["disk"]["total_bytes"] > tiers["hot"]["disk"]["free_bytes"] > 0
+    assert tiers["hot"]["disk"]["kind"]
+    out = filled("doctor").out
+    for text in ("evicts by noeviction", "values up to 1.0 MiB", "node file"):
+        assert text in out
+    redis_plain.admin().config_set("maxmemory-policy", "volatile-lfu")
+    redis_plain.admin().config_set("maxmemory", 64 << 20)
+    try:
+        assert by_name(filled("doctor", "--json"))["redis"]["problems"] == []
+        assert by_name(filled("df", "--json"))["redis"]["quota_bytes"] == 64 << 20
+    finally:
+        redis_plain.admin().config_set("maxmemory-policy", "noeviction")
+        redis_plain.admin().config_set("maxmemory", 0)
+
+
+def test_doctor_counts_frames_that_memcached_does_not_take(filled: Program) -> None:
+    assert by_name(filled("doctor", "--json"))["memcached"]["problems"] == []
+    with tierstore.open("store") as store:
+        random = np.random.default_rng(1).integers(0, 256, 3 << 20).astype(np.uint8)
+        store.save("large", {"w": random, "v": random[: 2 << 20]})
+    (problem,) = by_name(filled("doctor", "--json"))["memcached"]["problems"]
+    assert problem.startswith("2 of 3 frames (5 MiB) are larger than the ")
+    assert "-I" in problem
+
+
+def test_doctor_on_a_quota_that_the_disk_has_not(run: Program) -> None:
+    assert run("init", "--hot", "hot", "--hot-size", "900TB").code == 0
+    done = run("doctor")
+    assert done.code == 0
+    assert "is more than the" in done.out

@@ -137,7 +137,13 @@ def has_file(folder: int) -> bool:
 
 
 def is_network(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
-    """Whether ``path`` lies on a file system that another machine serves; ``False`` if unknown.
+    """Whether ``path`` lies on a file system that another machine serves; ``False`` if unknown."""
+    kind = kind_of(path, mounts) or ""
+    return kind in _NETWORK or kind.startswith("fuse.")
+
+
+def kind_of(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
+    """The type of the file system that ``path`` lies on, such as ``ext4``; ``None`` if unknown.
 
     Source: proc_pid_mountinfo(5); the fifth field is the mount point, the type follows the dash.
     """
@@ -145,14 +151,14 @@ def is_network(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
         with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
             lines = [line.split() for line in file]
     except OSError:
-        return False
+        return None
     real = os.path.realpath(path) + "/"
     best, kind = "", ""
     for fields in lines:
         point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]).rstrip("/") + "/"
         if real.startswith(point) and len(point) >= len(best):
             best, kind = point, fields[fields.index("-") + 1]
-    return kind in _NETWORK or kind.startswith("fuse.")
+    return kind or None
 
 
 def is_regular(found: os.stat_result) -> bool:

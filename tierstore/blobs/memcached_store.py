@@ -24,6 +24,7 @@ from tierstore.blobs.base import (
     check_key,
     check_prefix,
 )
+from tierstore.blobs.memcached_health import MemcachedHealth, health_of
 from tierstore.errors import BackendError, ConfigError, Damaged, NotFound, OutOfSpace
 from tierstore.ids import Buffer, ByteRange
 
@@ -98,6 +99,14 @@ class MemcachedStore(BlobStore):
             listable=False,
             max_blob=min(self._limits.values(), default=None),
         )
+
+    def health(self) -> Sequence[MemcachedHealth]:
+        """What each server says of itself, and what is not as a hot tier needs it.
+
+        Raises:
+            Unreachable, BackendError: one cannot be asked.
+        """
+        return health_of(self._client)
 
     # Writing
 

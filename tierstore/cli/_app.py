@@ -23,6 +23,7 @@ from tierstore.cli import (
     placing,
     releases,
     rollouts,
+    space,
     stores,
     tiers,
     variants,
@@ -36,9 +37,12 @@ from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
-    "rollout", "report", "release", "derive", "variants", "lineage", "tier", "store", "warmup",
-    "evict", "pin", "unpin", "pins", "explain", "rebalance", "mv", "agent", "du", "check", "doctor",
-    "demo", "version",
+    "rollout", "report", "release",
+    "derive", "variants", "lineage",
+    "tier", "store", "df",
+    "warmup", "evict", "pin", "unpin", "pins",
+    "explain", "rebalance", "mv", "agent",
+    "du", "check", "doctor", "demo", "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
@@ -92,8 +96,13 @@ def command_tree() -> tuple[Any, set[str]]:
     )
     app.callback()(_common)
     for module in (
-        stores, models, describe, aliases, rollouts, releases, variants, tiers, backends, warming,
-        placing, agent, doctor, demo,
+        stores, models, describe, aliases,
+        rollouts, releases,
+        variants,
+        tiers, backends, space,
+        warming,
+        placing, agent,
+        doctor, demo,
     ):  # fmt: skip
         module.register(app)
     root: Any = typer.main.get_command(app)

@@ -11,6 +11,7 @@ import msgspec
 
 from tierstore.cli import _schemas as schemas
 from tierstore.cli import _schemas_deltas as deltas
+from tierstore.cli import _schemas_health as health
 from tierstore.cli import _schemas_placing as placing
 from tierstore.cli import _schemas_releases as releases
 from tierstore.cli import _schemas_rollout as rollout
@@ -61,9 +62,10 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "rebalance": (placing.Moves,),
     "mv": (placing.Moves,),
     "agent": (placing.AgentEnded,),
+    "df": (tiers.Df,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),
-    "doctor": (schemas.Doctor,),
+    "doctor": (health.Doctor,),
     "demo": (schemas.Demo,),
     "version": (schemas.VersionOutput,),
 }

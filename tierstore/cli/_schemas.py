@@ -262,47 +262,6 @@ class Check(Schema):
     data_bytes: int
 
 
-class Kernels(Schema):
-    """The native codec kernels; ``instructions`` is null where they were not built."""
-
-    built: bool
-    in_use: bool
-    instructions: str | None
-
-
-class StoreHealth(Schema):
-    """The store as seen from here; ``clock_skew_seconds`` is the storage's clock minus ours.
-
-    ``error`` says why the store could not be opened or written to; the rest is then null.
-    """
-
-    url: str
-    format: int | None = None
-    store_id: str | None = None
-    chunk_bytes: int | None = None
-    features: list[str] | None = None
-    put_if_absent: bool | None = None
-    clock_skew_seconds: float | None = None
-    error: str | None = None
-
-
-class Doctor(Schema):
-    """What tierstore finds on this machine; a library that is not installed is null."""
-
-    tierstore: str
-    python: str
-    platform: str
-    kernels: Kernels
-    threads: int
-    memory_limit_bytes: int
-    cache_dir: str
-    cache_writable: bool
-    cache_bytes: int
-    libraries: dict[str, str | None]
-    optional_libraries: dict[str, str | None]
-    store: StoreHealth | None
-
-
 class DemoStep(Schema):
     """One save of the demo."""
 

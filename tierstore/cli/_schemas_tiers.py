@@ -46,11 +46,65 @@ class Tiers(Schema):
     tiers: list[TierJson]
 
 
+class ServerJson(Schema):
+    """One Redis or Memcached server; null is what it did not say.
+
+    ``used_bytes`` and ``evicted`` are of all that it holds, whoever's it is; a ``limit_bytes`` of 0
+    is no limit; ``max_value_bytes`` bounds one value.
+    """
+
+    node: str
+    version: str | None
+    used_bytes: int | None
+    limit_bytes: int | None
+    evicted: int | None
+    max_value_bytes: int | None
+    policy: str | None
+    persistent: bool | None
+
+
+class TierUsageJson(Schema):
+    """What a tier holds; null is what is not known.
+
+    ``used_bytes`` are of this store (in Memcached, which cannot tell, of all), in ``objects`` packs
+    or chunks; ``pinned_bytes`` may not be evicted or moved. ``error`` says why it could not be
+    asked. The last one is ``home``.
+    """
+
+    name: str
+    role: Literal["hot", "shared", "warm", "cold"]
+    url: str
+    state: Literal["active", "draining"]
+    enabled: bool
+    used_bytes: int | None
+    objects: int | None
+    pinned_bytes: int | None
+    quota_bytes: int | None
+    high_percent: int
+    low_percent: int
+    servers: list[ServerJson]
+    error: str | None
+
+
+class Df(Schema):
+    """What every tier holds."""
+
+    tiers: list[TierUsageJson]
+
+
 class TierDrained(Schema):
-    """What is still in a tier that takes no more packs; ``only`` is what no other tier has."""
+    """What was moved out of a tier and what is in it; ``only`` is what no other tier has.
+
+    ``problems`` say which packs could not be moved, and why. With ``dry_run`` nothing was moved,
+    and ``moved`` is what would be.
+    """
 
     name: str
     state: Literal["active", "draining"]
+    dry_run: bool
+    moved_packs: int
+    moved_bytes: int
+    problems: list[str]
     packs: int
     bytes: int
     only_packs: int

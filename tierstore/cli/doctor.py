@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tierstore.cli import _schemas as schemas
+from tierstore.cli import _schemas_health as schemas
 from tierstore.cli._command import Cli, command
 from tierstore.cli._output import facts, size
+from tierstore.cli._tierhealth import tier_facts, tier_health_json
 from tierstore.errors import TierstoreError, UsageError
 
 if TYPE_CHECKING:
@@ -34,29 +36,34 @@ def register(app: typer.Typer) -> None:
 def doctor(cli: Cli) -> None:
     """Show what this installation and the store are like.
 
-    Versions, kernels, limits, libraries; whether the store is reachable and does what it must.
+    Versions, kernels, limits, libraries; whether the store and each of its tiers can be used and
+    do what they must, and how the caches are set up.
 
-    Exits like any other command would when the store that was named cannot be used.
+    Exits like any other command would when the store that was named cannot be used, and with 3
+    when a tier cannot.
     """
     from tierstore import codecs, config
 
     codecs.use_native(config.native_wanted())
     try:
-        store, error = _store_health(config.store_url(cli.url))
+        with cli.progress("trying the store and its tiers"):
+            store, tiers, error = _store_health(config.store_url(cli.url))
     except UsageError:  # none is named, which is fine here
-        store, error = None, None
-    data = _data(store)
+        store, tiers, error = None, [], None
+    data = _data(store, tiers)
     cli.out.show(data, _problems(data), lambda: _print(data, codecs.native_info()))
     if error:
         raise error
+    if any(tier.error for tier in tiers):
+        raise typer.Exit(3)
 
 
-def _data(store: schemas.StoreHealth | None) -> schemas.Doctor:
+def _data(store: schemas.StoreHealth | None, tiers: list[schemas.TierHealthJson]) -> schemas.Doctor:
     import platform
 
     from tierstore import codecs, config
 
-    settings = config.settings_from()
+    settings, node_file = config.settings_from(), config.node_file()
     kernels = codecs.native_info()
     return schemas.Doctor(
         tierstore=_installed("tierstore") or "not installed",
@@ -72,7 +79,9 @@ def _data(store: schemas.StoreHealth | None) -> schemas.Doctor:
         cache_bytes=_bytes_below(settings.cache_dir),
         libraries={name: _installed(name) for name in _CORE},
         optional_libraries={name: _installed(name) for name in _OPTIONAL},
+        node_file=None if node_file is None else str(node_file),
         store=store,
+        tiers=tiers,
     )
 
 
@@ -93,15 +102,22 @@ def _writable(folder: Path) -> bool:
 
 
 def _bytes_below(folder: Path) -> int:
-    return sum(
-        (Path(top) / name).lstat().st_size for top, _, names in os.walk(folder) for name in names
-    )
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # removed since it was listed
+                total += (Path(top) / name).lstat().st_size
+    return total
 
 
-def _store_health(url: str) -> tuple[schemas.StoreHealth, TierstoreError | None]:
+def _store_health(
+    url: str,
+) -> tuple[schemas.StoreHealth, list[schemas.TierHealthJson], TierstoreError | None]:
     import tierstore
     from tierstore.modelstore.probe import probe
+    from tierstore.wiring.health import examine_tiers
 
+    tiers: list[schemas.TierHealthJson] = []
     known: dict[str, object] = {"url": url}
     try:
         with tierstore.open(url) as store:
@@ -119,10 +135,11 @@ def _store_health(url: str) -> tuple[schemas.StoreHealth, TierstoreError | None]
                 "put_if_absent": found.put_if_absent,
                 "clock_skew_seconds": round(found.clock_skew_s, 3),
             }
+            tiers = [tier_health_json(tier) for tier in examine_tiers(store)]
     except TierstoreError as error:
         known["error"] = str(error)
-        return schemas.StoreHealth(**known), error  # type: ignore[arg-type]
-    return schemas.StoreHealth(**known), None  # type: ignore[arg-type]
+        return schemas.StoreHealth(**known), tiers, error  # type: ignore[arg-type]
+    return schemas.StoreHealth(**known), tiers, None  # type: ignore[arg-type]
 
 
 def _problems(data: schemas.Doctor) -> list[str]:
@@ -143,6 +160,8 @@ def _problems(data: schemas.Doctor) -> list[str]:
         )
     if data.store and abs(data.store.clock_skew_seconds or 0.0) > _SKEW_S:
         found.append("this machine's clock and the storage's differ: see that both use NTP")
+    for tier in data.tiers:
+        found += [f"tier {tier.name}: {problem}" for problem in tier.problems]
     return found
 
 
@@ -162,7 +181,9 @@ def _print(data: schemas.Doctor, kernels: NativeInfo) -> None:
             ("optional", f"{name} {found or 'is not installed'} ({_OPTIONAL[name]})")
             for name, found in data.optional_libraries.items()
         ),
+        ("node file", data.node_file or "none; see 'tierstore tier example'"),
         *_store_facts(data.store),
+        *(fact for tier in data.tiers for fact in tier_facts(tier)),
         *(("problem", problem) for problem in _problems(data)),
     ]
     facts(pairs)

@@ -8,7 +8,7 @@ import typer
 
 from tierstore.cli import _schemas_tiers as schemas
 from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, facts, size, table
+from tierstore.cli._output import Column, counted, facts, printable, size, table
 from tierstore.cli._tierargs import (
     High,
     Low,
@@ -22,11 +22,13 @@ from tierstore.cli._tierargs import (
     updated,
 )
 from tierstore.cli.aliases import Message
+from tierstore.cli.placing import BudgetOption, DryRun, Share, budget_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tierstore.tiers.census import Holding
+    from tierstore.tiers.mover import Moved
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the tier.", show_default=False)]
 Timeout = Annotated[
@@ -187,41 +189,79 @@ def drain(
     cli: Cli,
     name: Name,
     undo: Annotated[bool, typer.Option("--undo", help="Let it take new packs again.")] = False,
+    dry_run: DryRun = False,
+    budget: BudgetOption = None,
+    share: Share = 1.0,
     message: Message = "",
 ) -> None:
-    """Write nothing new to a tier, so that it can be removed.
+    """Move all packs out of a tier, and nothing new into it.
 
-    Says what is still in it. Exits with 3 while it holds packs that no other tier has.
+    Then it can be removed. What was moved stays so when this is stopped; run it again to go on.
+    Exits with 3 while packs are left that no other tier has.
     """
-    from tierstore.wiring.manage import drain_tier, undrain_tier
+    from tierstore.errors import UsageError
+    from tierstore.modelstore.tierlist import find
+    from tierstore.placement.scene import Plan
+    from tierstore.wiring.manage import contents, drain_tier, undrain_tier
 
-    with cli.open() as store, cli.progress(f"asking tier {name}"):
-        left = (undrain_tier if undo else drain_tier)(store, name, message)
+    if undo and dry_run:
+        raise UsageError("--undo and --dry-run do not go together")
+    moved: list[Moved] = []
+    limit = budget_of(budget, share)
+
+    def count(one: Moved) -> None:
+        moved.append(one)
+        progress.describe(f"draining tier {name}: {counted(len(moved), 'pack')} looked at")
+
+    with cli.open() as store, cli.progress(f"draining tier {name}") as progress:
+        plan = Plan()
+        if undo:
+            left = undrain_tier(store, name, message)
+        elif dry_run:
+            left, plan = contents(store, name), store.placement.plan_drain(name)
+        else:
+            drain_tier(store, name, message)
+            plan = store.placement.drain(name, budget=limit, progress=count).plan
+            left = contents(store, name)
+        state = find(store.tiers(), name).state
     data = schemas.TierDrained(
-        name=name, state="active" if undo else "draining", packs=len(left.packs), bytes=left.used,
-        only_packs=len(left.only), only_bytes=left.only_bytes,
-    )  # fmt: skip
-    cli.out.show(data, sorted(left.only), lambda: print(_drained(data)))
-    if left.only and not undo:
+        name=name,
+        state=state,
+        dry_run=dry_run,
+        moved_packs=len(plan.moves) if dry_run else sum(one.status == "done" for one in moved),
+        moved_bytes=plan.copied_bytes if dry_run else sum(one.copied for one in moved),
+        problems=[*plan.notes]
+        + [f"{one.move.pack.hex()}: {one.why}" for one in moved if one.status == "failed"],
+        packs=len(left.packs),
+        bytes=left.used,
+        only_packs=len(left.only),
+        only_bytes=left.only_bytes,
+    )
+    cli.out.show(data, sorted(left.only), lambda: _print_drained(data))
+    if left.only and not (undo or dry_run):
         raise typer.Exit(3)
 
 
-def _drained(data: schemas.TierDrained) -> str:
-    holds = f"it holds {counted(data.packs, 'pack')} of {size(data.bytes)}"
-    if data.state == "active":
-        return f"tier {data.name} takes new packs again; {holds}"
-    takes = f"tier {data.name} takes no new packs"
-    if not data.packs:
-        return f"{takes} and is empty; 'tierstore tier rm {data.name}' removes it"
-    if not data.only_packs:
-        return (
-            f"{takes}; {holds}, each of them in another tier too; "
-            f"'tierstore tier rm {data.name}' removes it"
+def _print_drained(data: schemas.TierDrained) -> None:
+    moved = ""
+    if data.moved_packs:
+        did = "would move" if data.dry_run else "moved"
+        packs = (
+            f"{counted(data.moved_packs, 'pack')} out of it, {size(data.moved_bytes)} by copying"
         )
-    return (
-        f"{takes}; {holds}, and {counted(data.only_packs, 'pack')} of {size(data.only_bytes)} are "
-        "in no other tier"
-    )
+        moved = f"; {did} {packs}"
+    takes = "takes new packs" if data.state == "active" else "takes no new packs"
+    print(f"tier {data.name} {takes}{moved}")
+    for problem in data.problems:
+        print(printable(f"problem: {problem}"))
+    if data.packs:
+        only = f"{data.only_packs} of them ({size(data.only_bytes)}) in no other tier"
+        elsewhere = only if data.only_packs else "each of them in another tier, too"
+        print(f"it holds {counted(data.packs, 'pack')} of {size(data.bytes)}, {elsewhere}")
+    else:
+        print("it is empty")
+    if data.state == "draining" and not data.only_packs:
+        print(f"'tierstore tier rm {data.name}' removes it from the list")
 
 
 def remove(

@@ -14,6 +14,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import Conflict, Unreachable, UsageError
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.leases import writers
+from tierstore.modelstore.moverlease import HeldLease
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.tierlist import TierLog, added, changed, check_tier, find, removed
 from tierstore.tiers.base import DurableTier
@@ -101,31 +102,35 @@ def held(store: Store, name: str) -> int:
         return sum(packs_of(_durable(store, name)).values())
 
 
-def drain_tier(store: Store, name: str, message: str = "") -> Holding:
-    """Have nothing new written to a durable tier; returns what is still in it.
+def contents(store: Store, name: str) -> Holding:
+    """What a durable tier holds.
 
     Raises:
         UsageError: it is a hot tier, which holds copies only.
     """
-    spec = find(store.tiers(), name)
-    if spec.role not in DURABLE:
+    if find(store.tiers(), name).role not in DURABLE:
         raise UsageError(
             f"tier {name!r} holds copies only: there is nothing to drain; "
             f"'tierstore tier rm {name}' removes it"
         )
-    if spec.state != "draining":
-        change_tier(store, name, message, state="draining")
     store.home.packs.refresh()
     return holding(store.home.packs.tiers, name)
+
+
+def drain_tier(store: Store, name: str, message: str = "") -> None:
+    """Have nothing new written to a durable tier; ``Store.placement`` moves what is in it."""
+    contents(store, name)
+    if find(store.tiers(), name).state != "draining":
+        change_tier(store, name, message, state="draining")
 
 
 def undrain_tier(store: Store, name: str, message: str = "") -> Holding:
     """Have new packs written to a tier again; returns what is in it."""
+    found = contents(store, name)
     if find(store.tiers(), name).state == "active":
         raise UsageError(f"tier {name!r} is not being drained")
     change_tier(store, name, message, state="active")
-    store.home.packs.refresh()
-    return holding(store.home.packs.tiers, name)
+    return found
 
 
 def remove_tier(
@@ -146,12 +151,18 @@ def remove_tier(
         waiting: told who saves, while it waits for saves that may still write to the tier.
 
     Raises:
-        Conflict: it still takes packs, or it holds the only copy of one.
+        Conflict: it still takes packs, it holds the only copy of one, or a mover is at work.
         Unreachable: a durable tier cannot be asked what it holds.
     """
     spec = find(store.tiers(), name)
-    left = _left(store, spec, force, waiting) if spec.role in DURABLE else None
-    TierLog(store.home.blobs).change(lambda tiers: removed(tiers, name), message)
+    log = TierLog(store.home.blobs)
+    if spec.role not in DURABLE:
+        log.change(lambda tiers: removed(tiers, name), message)
+        return Removed(spec, None)
+    with HeldLease(store.home.blobs) as lease:  # a mover may be dropping what this tier has
+        left = _left(store, spec, force, waiting, lease.keep)
+        lease.check()
+        log.change(lambda tiers: removed(tiers, name), message)
     if left is not None:
         # a writer with the old list sees by this that its pack went to the wrong place
         release_tiers([spec], store.home.config.store_id)
@@ -159,7 +170,11 @@ def remove_tier(
 
 
 def _left(
-    store: Store, spec: TierSpec, force: bool, waiting: Callable[[Sequence[str]], None]
+    store: Store,
+    spec: TierSpec,
+    force: bool,
+    waiting: Callable[[Sequence[str]], None],
+    keep: Callable[[], None],
 ) -> Holding | None:
     """What a durable tier holds, once nobody writes to it; ``Conflict`` if that is a last copy."""
     try:
@@ -175,7 +190,12 @@ def _left(
         raise Conflict(
             f"tier {spec.name!r} takes new packs; run 'tierstore tier drain {spec.name}' first"
         )
-    _wait_for_saves(store.home.blobs, waiting)
+
+    def waits(who: Sequence[str]) -> None:
+        keep()
+        waiting(who)
+
+    _wait_for_saves(store.home.blobs, waits)
     found = holding(store.home.packs.tiers, spec.name)
     if found.only:
         packs = "1 pack" if len(found.only) == 1 else f"{len(found.only)} packs"

@@ -1,0 +1,87 @@
+"""Commands on the room that tiers have: df."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from tierstore.cli import _schemas_tiers as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, printable, size, table
+from tierstore.cli._tierhealth import server_json
+
+if TYPE_CHECKING:
+    from tierstore.wiring.survey import TierReport
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "df")(df)
+
+
+def df(cli: Cli) -> None:
+    """Show what each tier holds, and how much it may.
+
+    Of packs in durable tiers, of chunks in this node's hot tier and in Redis or Memcached. 'du'
+    shows what versions are made of instead.
+
+    Exits with 3 when a tier could not be asked.
+    """
+    from tierstore.wiring.survey import survey
+
+    with cli.open() as store, cli.progress("asking the tiers"):
+        reports = survey(store)
+    data = schemas.Df(tiers=[usage_json(report) for report in reports])
+    cli.out.show(data, [tier.name for tier in data.tiers], lambda: _print(data))
+    if any(tier.error for tier in data.tiers):
+        raise typer.Exit(3)
+
+
+def usage_json(report: TierReport) -> schemas.TierUsageJson:
+    """A tier's use as it is printed."""
+    spec = report.spec
+    return schemas.TierUsageJson(
+        name=spec.name,
+        role=spec.role,
+        url=spec.url,
+        state=spec.state,
+        enabled=report.enabled,
+        used_bytes=report.used,
+        objects=report.objects,
+        pinned_bytes=report.pinned,
+        quota_bytes=report.quota,
+        high_percent=spec.high,
+        low_percent=spec.low,
+        servers=[server_json(server) for server in report.servers],
+        error=report.error,
+    )
+
+
+def _print(data: schemas.Df) -> None:
+    columns = [
+        Column("TIER"), Column("ROLE"), Column("USED", right=True), Column("QUOTA", right=True),
+        Column("USE", right=True), Column("KEPT AT", right=True), Column("PINNED", right=True),
+        Column("HOLDS", right=True), Column(""),
+    ]  # fmt: skip
+    table(columns, [_row(tier) for tier in data.tiers])
+    for tier in data.tiers:
+        if tier.error:
+            print(printable(f"{tier.name}: {tier.error}"))
+
+
+def _row(tier: schemas.TierUsageJson) -> tuple[str, ...]:
+    known = [tier.used_bytes, tier.quota_bytes, tier.pinned_bytes]
+    used, quota, pinned = ("-" if count is None else size(count) for count in known)
+    share = "-"
+    if tier.used_bytes is not None and tier.quota_bytes:
+        share = f"{100 * tier.used_bytes / tier.quota_bytes:.0f} %"
+    bounded = tier.quota_bytes is not None and tier.role != "shared"
+    noun = "chunk" if tier.role in ("hot", "shared") else "pack"
+    note = "DOWN" if tier.error else "" if tier.state == "active" else tier.state
+    return (
+        tier.name, tier.role, used, quota, share,
+        f"{tier.low_percent}-{tier.high_percent} %" if bounded else "-", pinned,
+        "-" if tier.objects is None else counted(tier.objects, noun),
+        note if tier.enabled else "off here",
+    )  # fmt: skip
