@@ -323,7 +323,7 @@ def test_a_store_with_an_unknown_write_feature_is_read_but_not_written(
     blobs = store.home.blobs
     config = StoreConfig(store_id="0" * 32, features=Features(write=["later"]))
     blobs.put("config.json", encode_config(config))
-    again = Store(blobs, store._settings)
+    again = Store(blobs, store.settings)
     before = [info.key for info in blobs.list("refs/")]
     with pytest.raises(UnsupportedFormat, match="'later'"):
         WRITES[write](again)
