@@ -93,7 +93,14 @@ class DurableTiers(BlobStore):
             return self._rooms.setdefault(tier.name, Room(tier))
 
     def refresh(self) -> bool:
-        """Take over the store's list of tiers if it has changed; whether it had."""
+        """Take over the store's list of tiers if it has changed; whether it had.
+
+        How much room they have is asked anew.
+        """
+        with self._lock:
+            rooms = list(self._rooms.values())
+        for room in rooms:
+            room.forget()
         tiers = self._reload()
         if tiers is None:
             return False
