@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 from tierstore.errors import ConfigError
 from tierstore.placement.base import PlacementPolicy
+from tierstore.placement.density import ValueDensity
 from tierstore.placement.s3fifo import S3Fifo
 
 POLICIES: dict[str, Callable[[int], PlacementPolicy]] = {
-    policy.name: policy for policy in (S3Fifo,)
+    ValueDensity.name: ValueDensity,
+    S3Fifo.name: S3Fifo,
 }
 
-DEFAULT = S3Fifo.name
+DEFAULT = ValueDensity.name
 """The better one on the benchmark, ``benchmarks/bench_policies.py``."""
 
 

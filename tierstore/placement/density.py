@@ -1,0 +1,177 @@
+"""Value density: keep what was read most of late, per byte; the knobs are chosen by trials.
+
+An object's value per byte is its heat times what a hit saves per byte. The coldest residents leave,
+and a newcomer has to be worth what it displaces (``ranked.py``). How fast heat decays and how high
+that bar is decides everything, and the best choice differs between caches: a short half-life and no
+bar are LRU, which is best when all that is alive fits; a long one and a high bar keep a stable part
+of what does not fit. So small trial caches, one for each choice, replay a sample of the keys at the
+same share of the capacity, and the cache goes on with the knobs of the trial that has missed the
+fewest bytes of late. Heat and residents stay as they are when the knobs change.
+
+Sampling by key keeps an object's reads together, and the trials' sizes relative to their working
+sets: Waldspurger, Saemundsson, Ahmad, Park, "Cache Modeling and Optimization using Miniature
+Simulations", USENIX ATC 2017. The sample is as small as leaves 64 objects in each trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from zlib import crc32
+
+from tierstore.placement.base import Access, Admission, PlacementPolicy
+from tierstore.placement.ranked import REMEMBERED, Knobs, RankedCache
+
+DEFAULT = Knobs(half_life_s=3600.0, bar=0.0)
+"""What is used until trials have seen enough: short enough to follow, and nothing stays out."""
+
+TRIED = tuple(
+    Knobs(DEFAULT.half_life_s * 2.0 ** (1.5 * step), bar)
+    for step in range(-4, 5)
+    for bar in (0.0, 1.5)
+)
+"""Half-lives of 56 seconds to 2.7 days."""
+
+_TRIAL_OBJECTS = 64
+_SAMPLED_LEAST = 32
+"""One key of so many is sampled in a large cache."""
+
+_MEMORY = 2.0
+_MEMORY_LEAST = 500
+"""A trial's misses weigh half after so many sampled reads, times its residents, and at least."""
+
+
+class _Trials:
+    """One small cache for each choice, and what each has missed of late."""
+
+    def __init__(self, main: RankedCache) -> None:
+        self._every = _sampling(main.count)
+        self._mask = self._every - 1
+        every = self._every
+        self._caches = [
+            RankedCache(main.capacity // every, knobs, REMEMBERED // every) for knobs in TRIED
+        ]
+        self._missed = [0.0] * len(TRIED)
+        self._weight = 1.0
+        self._seen = 0
+        self._look_at = 0
+        residents = main.count // self._every
+        self._memory = max(_MEMORY_LEAST, _MEMORY * residents)
+        self._growth = 2.0 ** (1.0 / self._memory)
+        self._pause = max(16, residents // 4)
+        self._look_at = int(self._memory / 4)
+        for key, entry in main.known():
+            if not crc32(key) & self._mask:
+                for cache in self._caches:
+                    cache.adopt(key, entry)
+        for cache in self._caches:
+            cache.evict(cache.used - cache.capacity)
+
+    def suits(self, residents: int) -> bool:
+        """Whether the sample still fits the number of residents."""
+        return self._every / 4 <= _sampling(residents) <= self._every * 4
+
+    def read(self, key: bytes, size: int, time: float, worth: float) -> bool:
+        """Replay a read in all trials if its key is sampled; whether it is time to look at them."""
+        if crc32(key) & self._mask:
+            return False
+        self._weight *= self._growth
+        for number, cache in enumerate(self._caches):
+            entry = cache.read(key, time, worth)
+            if not entry.ticket:
+                self._missed[number] += size * worth * self._weight
+                if size <= cache.capacity:
+                    cache.admit(key, entry, size, time)
+        self._seen += 1
+        if self._seen < self._look_at:
+            return False
+        self._look_at = self._seen + self._pause
+        return True
+
+    def best(self, current: Knobs) -> Knobs:
+        """The knobs that have missed the fewest bytes of late."""
+        missed = [amount / self._weight for amount in self._missed]
+        self._missed, self._weight = missed, 1.0
+        least = min(missed)
+        if current in TRIED and missed[TRIED.index(current)] <= least:
+            return current
+        return TRIED[missed.index(least)]
+
+
+def _sampling(residents: int) -> int:
+    """One key of how many is sampled: a power of two."""
+    every = 1
+    while every < _SAMPLED_LEAST and residents >= 2 * every * _TRIAL_OBJECTS:
+        every *= 2
+    return every
+
+
+class ValueDensity(PlacementPolicy):
+    """See the module's docstring."""
+
+    name = "density"
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._cache = RankedCache(capacity, DEFAULT)
+        self._trials: _Trials | None = None
+
+    def record(self, access: Access) -> None:
+        self._cache.read(access.key, access.time, access.cost)
+        trials = self._trials
+        if trials is not None and trials.read(access.key, access.size, access.time, access.cost):
+            self._look(trials)
+
+    def admit(self, access: Access) -> Admission:
+        cache = self._cache
+        if cache.resident(access.key):
+            return Admission(True)
+        if not cache.fits(access.size):
+            return Admission(False)
+        if self._trials is None and cache.used + access.size > self.capacity:
+            self._trials = _Trials(cache)
+        entry = cache.known_entry(access.key, access.time, access.cost)
+        victims = cache.admit(access.key, entry, access.size, access.time)
+        return Admission(False) if victims is None else Admission(True, victims)
+
+    def victims(self, nbytes: int, time: float) -> tuple[bytes, ...]:
+        return self._cache.evict(nbytes)
+
+    def seed(self, objects: Iterable[tuple[bytes, int, float]], time: float) -> None:
+        for key, size, heat in objects:
+            self._cache.place(key, size, heat, time)
+
+    def forget(self, key: bytes) -> None:
+        self._cache.forget(key)
+
+    def pin(self, key: bytes) -> None:
+        self._cache.pin(key)
+
+    def unpin(self, key: bytes) -> None:
+        self._cache.unpin(key)
+
+    @property
+    def used(self) -> int:
+        return self._cache.used
+
+    @property
+    def knobs(self) -> Knobs:
+        """The ones in use."""
+        return self._cache.knobs
+
+    def explain(self, key: bytes, time: float) -> dict[str, float | str]:
+        cache = self._cache
+        return {
+            "policy": self.name,
+            "resident": "yes" if cache.resident(key) else "no",
+            "heat": cache.heat(key, time),
+            "bar": cache.threshold(time),
+            "half_life_s": cache.knobs.half_life_s,
+            "admission_factor": cache.knobs.bar,
+        }
+
+    def _look(self, trials: _Trials) -> None:
+        knobs = trials.best(self._cache.knobs)
+        if knobs != self._cache.knobs:
+            self._cache.retune(knobs)
+        if not trials.suits(self._cache.count):
+            self._trials = _Trials(self._cache)
