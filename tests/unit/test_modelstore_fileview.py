@@ -117,3 +117,21 @@ def test_a_damaged_range_is_never_returned(case: Case) -> None:
         assert view.read(0, 1000) == FILES["sub/plain.bin"][:1000], "its first block is good"
     finally:
         case.blobs.put(key, good)
+
+
+@given(path=st.sampled_from(sorted(FILES)), data=st.data())
+def test_spans_cover_a_range_and_end_where_chunks_end(
+    case: Case, path: str, data: st.DataObject
+) -> None:
+    whole = FILES[path]
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole)))
+    most = data.draw(st.sampled_from([1000, MIB, MIB + 300, 10 * MIB]))
+    model = case.store.load("m")
+    view = model.open_file(path)
+    spans = list(view.spans(start, stop, most))
+    assert b"".join(view.read(a, b - a) for a, b in spans) == whole[start:stop]
+    file = model.file_entry(path)
+    edges = {piece.begin + len(file.header) for piece in model.file_pieces(file)}
+    assert {b for _, b in spans[:-1]} <= edges
+    assert all(b > a for a, b in spans)

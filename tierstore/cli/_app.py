@@ -23,6 +23,7 @@ from tierstore.cli import (
     placing,
     releases,
     rollouts,
+    serve,
     space,
     stores,
     tiers,
@@ -42,6 +43,7 @@ _ORDER = (
     "tier", "store", "df",
     "warmup", "evict", "pin", "unpin", "pins",
     "explain", "rebalance", "mv", "agent",
+    "serve",
     "du", "check", "doctor", "demo", "version",
 )  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -102,6 +104,7 @@ def command_tree() -> tuple[Any, set[str]]:
         tiers, backends, space,
         warming,
         placing, agent,
+        serve,
         doctor, demo,
     ):  # fmt: skip
         module.register(app)

@@ -15,6 +15,7 @@ from tierstore.cli import _schemas_health as health
 from tierstore.cli import _schemas_placing as placing
 from tierstore.cli import _schemas_releases as releases
 from tierstore.cli import _schemas_rollout as rollout
+from tierstore.cli import _schemas_serve as serve
 from tierstore.cli import _schemas_tiers as tiers
 from tierstore.cli import _schemas_variants as variants
 from tierstore.cli import _schemas_warming as warming
@@ -63,6 +64,7 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "mv": (placing.Moves,),
     "agent": (placing.AgentEnded,),
     "df": (tiers.Df,),
+    "serve hub": (serve.Serving,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),
     "doctor": (health.Doctor,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.tensor import Content, Span
@@ -48,6 +48,29 @@ class FileView:
 
     def __repr__(self) -> str:
         return f"<FileView {self.path!r}, {self.size} bytes>"
+
+    def spans(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+        """Cut a range into parts of about ``most`` bytes that end where chunks end.
+
+        Whoever reads a file part by part reads it along these, so that no chunk is fetched twice.
+
+        Args:
+            start: of the range.
+            stop: of the range, at most the file's size.
+            most: bytes of a part; a chunk that is larger is a part of its own.
+        """
+        head = len(self._entry.header)
+        while start < stop:
+            end = min(stop, start + most)
+            if end < stop:
+                before = bisect_right(self._begins, end - head) - 1
+                edge = self._begins[before] + head if before >= 0 else 0
+                if edge <= start:  # one chunk alone is larger
+                    after = bisect_right(self._begins, start - head)
+                    edge = self._begins[after] + head if after < len(self._begins) else stop
+                end = min(stop, edge)
+            yield start, end
+            start = end
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes from ``offset`` on: ``length`` of them, or fewer where the file ends.

@@ -185,24 +185,32 @@ class Names:
         if alias is not None:
             self.check_movable(model, check_alias(alias))
 
-    def publish(self, model: str, digest: Digest, message: str) -> RefEntry:
-        """Append a new version to a model's log."""
+    def publish(
+        self, model: str, digest: Digest, message: str, after: int | None = None
+    ) -> RefEntry:
+        """Append a new version to a model's log.
+
+        Raises:
+            Conflict: the newest version is not number ``after``, if given; 0 for none.
+        """
 
         def target(last: RefEntry | None) -> tuple[int, str, None]:
             refuse_mixed(model, last, release=False)
+            if after is not None and after != (last.seq if last else 0):
+                raise Conflict(f"{model} has another newest version than {after} by now")
             return 0, digest.hex, None
 
         return self.home.log(model).append("publish", target, message)
 
-    def alias(self, model: str, name: str, ref: str, message: str) -> Alias:
-        """Point an alias of ``model`` to a version of it (``ref``)."""
+    def alias(self, model: str, name: str, ref: str, message: str, was: int | None) -> Alias:
+        """Point an alias of ``model`` to a version of it (``ref``); see ``Store.alias``."""
         version = self.resolve(ref)
         if version.variant is not None:
             raise UsageError(f"{ref} is a variant; an alias points to versions")
         if version.model != check_name("model", model):
             raise UsageError(f"{ref} is not a version of {model!r}; an alias stays in its model")
         entry = self._version_entry(version.model, version.number)
-        self.point(version.model, check_alias(name), entry, message)
+        self.point(version.model, check_alias(name), entry, message, was)
         return Alias(version.model, check_alias(name), version)
 
     def point_to_new(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
@@ -215,15 +223,20 @@ class Names:
                 f"it: {error}"
             ) from error
 
-    def point(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
+    def point(
+        self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
+    ) -> None:
         """Append to an alias's log that it means the version of ``entry`` now.
 
         Raises:
-            Conflict: the alias is in a rollout, or differs from another one only in case.
+            Conflict: the alias is in a rollout, differs from another one only in case, or does not
+                mean version ``was`` now.
         """
 
         def target(last: RefEntry | None) -> Target:
             _refuse_in_rollout(model, alias, last)
+            if was is not None and (last is None or last.version != was):
+                raise Conflict(f"{model}@{alias} does not point to {model}@{was} now; look again")
             return Target(entry.version, entry.manifest, last.seq if last else None)
 
         check_case("alias", alias, self.home.aliases(model))

@@ -326,13 +326,15 @@ class Store:
         """Who pointed what where, when and why, newest first: of the versions or of one alias."""
         return self._names.history(model, alias)
 
-    def alias(self, model: str, name: str, ref: str, *, message: str = "") -> Alias:
+    def alias(
+        self, model: str, name: str, ref: str, *, message: str = "", was: int | None = None
+    ) -> Alias:
         """Point an alias of ``model`` to a version of it (``ref``).
 
         Raises:
-            Conflict: the alias is in a rollout.
+            Conflict: the alias is in a rollout, or does not point to version ``was``, if given.
         """
-        return self._names.alias(model, name, ref, message)
+        return self._names.alias(model, name, ref, message, was)
 
     def remove_alias(self, model: str, name: str, *, message: str = "") -> None:
         """Remove an alias; the versions stay, and so does its log."""

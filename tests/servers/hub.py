@@ -1,0 +1,54 @@
+"""The gateway of a store, started as an operator starts it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_START_S = 60.0
+_STOP_S = 60.0
+
+
+@dataclass
+class Gateway:
+    """A gateway that answers."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+@contextmanager
+def gateway(store: str, spool: Path, *options: str) -> Iterator[Gateway]:
+    """Run ``tierstore serve hub`` on a free port until the block ends; it must end cleanly."""
+    command = [
+        sys.executable, "-m", "tierstore", "--store", store, "serve", "hub", "--json",
+        "--port", "0", "--spool", str(spool), *options,
+    ]  # fmt: skip
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                process.wait(_START_S)
+                errors.seek(0)
+                raise AssertionError(f"{command}:\n{errors.read().decode()[-3000:]}")
+            yield Gateway(json.loads(line)["url"], process)
+            process.terminate()
+            assert process.wait(_STOP_S) == 0
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            errors.seek(0)
+            print(errors.read().decode()[-5000:])

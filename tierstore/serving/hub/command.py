@@ -1,0 +1,59 @@
+"""``tierstore serve hub``: from options to a running gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tierstore import config
+from tierstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.store import Store
+
+
+def serve(
+    store: Store,
+    host: str,
+    port: int,
+    *,
+    ready: Callable[[str], None],
+    tokens: Path | None,
+    spool: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+) -> None:
+    """Serve a store until a signal ends it.
+
+    Args:
+        store: closed by the caller.
+        host: address to listen on.
+        port: of it; 0 takes a free one.
+        ready: called with the gateway's URL once it answers.
+        tokens: file of tokens.
+        spool: folder for uploads; by default beside the store's cache.
+        certificate: PEM, for https.
+        key: PEM, the certificate's.
+
+    Raises:
+        ConfigError: the extra ``hub`` is not installed, or the file of tokens is not one.
+        UsageError: the address cannot be listened on.
+    """
+    try:
+        from tierstore.serving.hub.app import make_app
+        from tierstore.serving.hub.server import listen, run
+    except ImportError as error:
+        raise ConfigError(f"the gateway needs {error.name}: pip install 'tierstore[hub]'") from None
+    cache = config.settings_from().cache_dir
+    folder = spool or cache / store.home.config.store_id / "uploads"
+    app = make_app(store, folder, tokens=tokens)
+    where = listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    scheme = "https" if certificate is not None else "http"
+    url = f"{scheme}://{shown}:{where.getsockname()[1]}"
+    run(
+        app, where, ready=lambda: ready(url),
+        certificate=None if certificate is None else str(certificate),
+        key=None if key is None else str(key),
+    )  # fmt: skip

@@ -1,0 +1,262 @@
+"""A commit of the Hub as a save: the files it names, and from its parent those it does not."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tierstore.errors import Conflict, InvalidName, NotFound
+from tierstore.format.manifest import FileEntry, check_path
+from tierstore.format.reflog import RefEntry
+from tierstore.format.safetensors import parse_header
+from tierstore.ids import Digest
+from tierstore.modelstore.fileview import FileView
+from tierstore.modelstore.model import Model
+from tierstore.modelstore.names import Names
+from tierstore.modelstore.source import SUFFIX, BytesFile, DiskFile, SourceFile
+from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version, version_of
+from tierstore.serving.hub.answers import HubError
+from tierstore.serving.hub.repos import MAIN, OID_DIGITS, Repos
+from tierstore.serving.hub.spool import Spool, check_oid
+
+_LARGEST_INLINE = 10 << 20
+_VERSIONS_SEARCHED = 64
+
+
+@dataclass(slots=True)
+class Request:
+    """What a commit asks for.
+
+    Attributes:
+        summary: first line of the message.
+        description: the rest of it.
+        parent: commit id that the branch must be at; ``None`` for wherever it is.
+        inline: content by path of files that came within the commit.
+        uploaded: SHA-256 and size (``None``: not said) by path of files uploaded before.
+        removed: paths of files and folders; a folder ends with ``/``.
+    """
+
+    summary: str = ""
+    description: str = ""
+    parent: str | None = None
+    inline: dict[str, bytes] = field(default_factory=dict)
+    uploaded: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        """For the log."""
+        return "\n\n".join(part for part in (self.summary, self.description) if part)
+
+
+def parse_commit(body: bytes) -> Request:
+    """Read the lines of JSON that clients send.
+
+    Raises:
+        HubError: 400, a line is not as it must be, or a path leaves the repository.
+    """
+    found = Request()
+    for line in body.splitlines():
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+            key, value = item["key"], item["value"]
+            _take(found, key, value)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InvalidName):
+                raise HubError(400, str(error)) from None
+            raise HubError(400, "a line of the commit is malformed") from None
+    return found
+
+
+def _take(found: Request, key: str, value: Mapping[str, Any]) -> None:
+    if key == "header":
+        found.summary = str(value.get("summary", ""))[:1000]
+        found.description = str(value.get("description") or "")[:100_000]
+        parent = value.get("parentCommit")
+        if parent is not None and not (isinstance(parent, str) and 7 <= len(parent) <= 64):
+            raise HubError(400, "parentCommit is no commit id")
+        found.parent = parent
+    elif key == "file":
+        path = check_path(value["path"])
+        if value.get("encoding", "base64") != "base64":
+            raise HubError(400, "the content of a file must be in base64")
+        try:
+            data = base64.b64decode(value["content"], validate=True)
+        except binascii.Error:
+            raise HubError(400, f"the content of {path[:200]} is not base64") from None
+        if len(data) > _LARGEST_INLINE:
+            raise HubError(400, f"{path[:200]} is too large for a commit: upload it by git-lfs")
+        found.inline[path] = data
+        found.uploaded.pop(path, None)
+    elif key == "lfsFile":
+        path = check_path(value["path"])
+        size = value.get("size")
+        oid, _ = check_oid(value["oid"], 0 if size is None else size)
+        found.uploaded[path] = (oid, size)
+        found.inline.pop(path, None)
+    elif key == "deletedFile":
+        found.removed.append(check_path(value["path"]))
+    elif key == "deletedFolder":
+        found.removed.append(check_path(value["path"].rstrip("/")) + "/")
+    else:
+        raise HubError(400, f"this gateway does not know {str(key)[:50]!r} in a commit")
+
+
+class StoredFile(SourceFile):
+    """A file that some version has already."""
+
+    def __init__(self, view: FileView, path: str) -> None:
+        self._view = view
+        self.path, self.size = path, view.size
+        self.header = parse_header(view.header, view.size) if view.header else None
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        self._view.read_into(offset, out)
+
+    def finish(self) -> None:
+        """What is stored does not change."""
+
+
+class Committer:
+    """Publishes commits.
+
+    Args:
+        repos: finds versions.
+        spool: has what was uploaded.
+    """
+
+    def __init__(self, repos: Repos, spool: Spool) -> None:
+        self._repos, self._spool = repos, spool
+
+    @property
+    def _store(self) -> Store:
+        return self._repos.store
+
+    def commit(self, model: str, branch: str, asked: Request, who: str | None) -> Version:
+        """Publish a new version of ``model`` on a branch.
+
+        Without a parent that was asked for, files that others committed meanwhile are kept.
+
+        Args:
+            model: its name.
+            branch: ``main``, or an alias.
+            asked: what it is made of.
+            who: name of the token, for the message.
+
+        Raises:
+            HubError: 412, the branch is not at the parent; 404, there is no such branch, or a file
+                was not uploaded.
+        """
+        for _ in range(8):
+            parent = self._head(model, branch)
+            if asked.parent is not None and not _is_at(parent, asked.parent):
+                raise HubError(412, f"{branch} is not at {asked.parent}: somebody was faster")
+            try:
+                return self._publish(model, branch, parent, asked, who)
+            except Conflict:
+                if asked.parent is not None:
+                    raise HubError(412, f"{branch} moved meanwhile: somebody was faster") from None
+        raise HubError(409, f"{branch} keeps moving; try again")
+
+    def _head(self, model: str, branch: str) -> Version | None:
+        try:
+            if branch == MAIN:
+                return self._repos.main(model)
+            return self._store.resolve(f"{model}@{branch}")
+        except NotFound:
+            if branch != MAIN:
+                raise HubError(
+                    404, f"{model} has no branch {branch[:200]!r}", "RevisionNotFound"
+                ) from None
+            return None
+
+    def _publish(
+        self, model: str, branch: str, parent: Version | None, asked: Request, who: str | None
+    ) -> Version:
+        before = None if parent is None else self._store.load(str(parent))
+        files = sorted(self._files(model, before, asked), key=lambda file: file.path)
+        if not files:
+            raise HubError(400, "a commit must leave at least one file")
+        names = Names(self._store.home, self._store.node, {})
+        names.check_new(model, None)
+        newest = self._store.home.log(model).last()
+        message = f"{asked.message} ({who})" if who else asked.message
+
+        def append(digest: Digest) -> RefEntry:
+            if parent is not None and digest == parent.digest:  # nothing changed
+                return self._store.home.log(model).entry(parent.number)
+
+            return names.publish(model, digest, message, newest.seq if newest else 0)
+
+        try:
+            entry, _ = self._store.publish(files, append, model=model, base="auto")
+        finally:
+            for file in files:
+                file.close()
+        version = version_of(model, entry)
+        moved = branch != MAIN or any(a.name == MAIN for a in self._store.aliases(model))
+        if moved and version.number != (parent.number if parent else 0):
+            self._store.alias(
+                model, branch, str(version), message=message,
+                was=parent.number if parent is not None else None,
+            )  # fmt: skip
+        self._repos.forget(model)
+        self._spool.drop(model, [oid for oid, _ in asked.uploaded.values()])
+        return version
+
+    def _files(self, model: str, before: Model | None, asked: Request) -> Iterator[SourceFile]:
+        named = asked.inline.keys() | asked.uploaded.keys()
+        if before is not None:
+            for entry in before.manifest.files:
+                if entry.path not in named and not _removed(entry.path, asked.removed):
+                    yield StoredFile(before.open_file(entry.path), entry.path)
+        for path, data in asked.inline.items():
+            if path.endswith(SUFFIX) and data:
+                yield DiskFile(path, self._spool.keep(model, data))
+            else:
+                yield BytesFile(path, data)
+        for path, (oid, size) in asked.uploaded.items():
+            spooled = self._spool.find(model, oid, size)
+            if spooled is not None:
+                yield DiskFile(path, spooled)
+                continue
+            view = self.find_stored(model, before, oid)
+            if view is None:
+                raise HubError(404, f"{path[:200]} was not uploaded, or too long ago: upload it")
+            yield StoredFile(view, path)
+
+    def find_stored(self, model: str, newest: Model | None, oid: str) -> FileView | None:
+        """A file with this SHA-256 in one of the last versions of a model."""
+        found = _with_sha256(newest, oid)
+        if found is not None or newest is None:
+            return found
+        for version in self._store.versions(model, _VERSIONS_SEARCHED):
+            found = _with_sha256(self._store.load(str(version)), oid)
+            if found is not None:
+                return found
+        return None
+
+
+def _with_sha256(model: Model | None, oid: str) -> FileView | None:
+    def same(file: FileEntry) -> bool:
+        return file.sha256.hex() == oid
+
+    if model is None:
+        return None
+    found = next(filter(same, model.manifest.files), None)
+    return None if found is None else model.open_file(found.path)
+
+
+def _is_at(parent: Version | None, commit: str) -> bool:
+    return parent is not None and parent.digest.hex[:OID_DIGITS].startswith(commit[:OID_DIGITS])
+
+
+def _removed(path: str, removed: list[str]) -> bool:
+    return any(path == one or (one.endswith("/") and path.startswith(one)) for one in removed)

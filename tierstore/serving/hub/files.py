@@ -1,0 +1,171 @@
+"""Sending files: ranges, conditions, and bodies read from the tiers while they are sent.
+
+A body is never assembled: two parts of some MiB are in memory at a time, the one that is being sent
+and the one that is being read. A client that takes nothing for a while is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tierstore.errors import TierstoreError
+from tierstore.modelstore.fileview import FileView
+from tierstore.serving.hub.answers import HubError
+from tierstore.serving.hub.tree import Blob
+
+_log = logging.getLogger("tierstore.hub")
+_PART = 8 << 20
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
+_JSON = ".json"
+_TEXT = (".txt", ".md", ".py", ".yaml", ".yml", ".gitattributes", ".gitignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The bytes of a file that are sent; ``partial`` when a range was asked for."""
+
+    start: int
+    stop: int
+    partial: bool
+
+
+def span_of(request: Request, blob: Blob) -> Span:
+    """The part of a file that a request asks for.
+
+    Several ranges in one request get the whole file, as RFC 9110 allows; clients of the Hub never
+    ask for them.
+
+    Raises:
+        HubError: 416, the range lies behind the end.
+    """
+    whole = Span(0, blob.size, False)
+    match = _RANGE.match(request.headers.get("range", "").replace(" ", ""))
+    if_range = request.headers.get("if-range")
+    if match is None or (if_range is not None and not _same(if_range, blob.etag)):
+        return whole
+    first, last = match.groups()
+    if not first and not last:
+        return whole
+    if not first:
+        start, stop = max(0, blob.size - int(last)), blob.size
+    else:
+        start, stop = int(first), min(blob.size, int(last) + 1) if last else blob.size
+        if last and int(last) < start:
+            return whole  # not a range at all
+    if start >= stop:
+        raise HubError(
+            416, f"{blob.path} has {blob.size} bytes",
+            headers={"Content-Range": f"bytes */{blob.size}"},
+        )  # fmt: skip
+    return Span(start, stop, True)
+
+
+def is_fresh(request: Request, blob: Blob) -> bool:
+    """Whether the caller has this very file already (``If-None-Match``)."""
+    named = request.headers.get("if-none-match")
+    return named is not None and any(
+        tag.strip() == "*" or _same(tag, blob.etag) for tag in named.split(",")
+    )
+
+
+def _same(tag: str, etag: str) -> bool:
+    return tag.strip().removeprefix("W/").strip('"') == etag
+
+
+def headers_of(blob: Blob, commit: str, span: Span) -> dict[str, str]:
+    """What is sent with a file, whether its body follows or not."""
+    name = blob.path.rpartition("/")[2]
+    found = {
+        "ETag": f'"{blob.etag}"',
+        "X-Linked-ETag": f'"{blob.etag}"',
+        "X-Linked-Size": str(blob.size),
+        "X-Repo-Commit": commit,
+        "Accept-Ranges": "bytes",
+        "Content-Type": _type_of(name),
+        "Content-Length": str(span.stop - span.start),
+        "Content-Disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
+        # nothing that a model holds runs in a browser
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+    if span.partial:
+        found["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{blob.size}"
+    return found
+
+
+def _type_of(name: str) -> str:
+    if name.endswith(_JSON):
+        return "application/json"
+    return "text/plain; charset=utf-8" if name.endswith(_TEXT) else "application/octet-stream"
+
+
+class FileBody(Response):
+    """The answer that holds a part of a file.
+
+    Args:
+        view: of the file.
+        span: what is sent.
+        headers: those of the answer.
+        sent: told how many bytes went out, part by part.
+        stall_s: seconds for which a client may take nothing.
+    """
+
+    def __init__(
+        self,
+        view: FileView,
+        span: Span,
+        headers: dict[str, str],
+        *,
+        sent: Callable[[int], None],
+        stall_s: float,
+    ) -> None:
+        super().__init__(status_code=206 if span.partial else 200, headers=headers)
+        self.raw_headers = [
+            (key.lower().encode("latin-1"), value.encode("latin-1"))
+            for key, value in headers.items()
+        ]
+        self._view, self._span, self._sent, self._stall_s = view, span, sent, stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; what fails behind the first byte can only cut the connection."""
+        parts = self._view.spans(self._span.start, self._span.stop, _PART)
+        reading = self._next(parts)
+        # the first part is there before the status is: an error still has an answer of its own
+        part = None if reading is None else await reading
+        reading = self._next(parts)
+        try:
+            start = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **start})
+            while part is not None:
+                message = {"type": "http.response.body", "body": part, "more_body": True}
+                await asyncio.wait_for(send(message), self._stall_s)
+                self._sent(len(part))
+                part = None if reading is None else await reading
+                reading = self._next(parts)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TierstoreError as error:
+            _log.error("sending %s was broken off: %s", self._view.path, error)
+            raise ConnectionAbortedError(str(error)) from None
+        except TimeoutError:
+            _log.warning("a client that took nothing for %g s is cut off", self._stall_s)
+            raise ConnectionAbortedError("the client stalled") from None
+        finally:
+            if reading is not None:
+                reading.cancel()
+
+    def _next(self, parts: Iterator[tuple[int, int]]) -> asyncio.Task[bytes] | None:
+        span = next(parts, None)
+        if span is None:
+            return None
+        start, stop = span
+        return asyncio.create_task(run_in_threadpool(self._view.read, start, stop - start))

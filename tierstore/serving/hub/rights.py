@@ -1,0 +1,168 @@
+"""Who may read and write which models: bearer tokens, of which the file holds only hashes.
+
+::
+
+    [[token]]
+    name = "search-team"
+    sha256 = "…"                  # of the token: printf %s "$TOKEN" | sha256sum
+    read = ["ranker", "search/*"]
+    write = ["search/*"]
+
+    [anonymous]                   # without it nobody reads without a token
+    read = ["public/*"]
+
+Patterns are those of ``fnmatch``, case-sensitive. Who may write may read. The file is read again
+when it changes: a token that was taken out ends with its next request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tierstore.errors import ConfigError
+from tierstore.serving.hub.answers import HubError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class _Rights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+
+
+class _Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    sha256: str
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: tuple[_Token, ...] = ()
+    anonymous: _Rights = _Rights()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and what they may do.
+
+    Attributes:
+        name: of the token; ``None`` for nobody in particular.
+        read: patterns of models.
+        write: patterns of models.
+    """
+
+    name: str | None
+    read: tuple[str, ...]
+    write: tuple[str, ...] = ()
+
+    def may_read(self, model: str) -> bool:
+        """Whether this caller may know of a model."""
+        return any(fnmatchcase(model, pattern) for pattern in (*self.read, *self.write))
+
+    def may_write(self, model: str) -> bool:
+        """Whether this caller may add versions to a model."""
+        return any(fnmatchcase(model, pattern) for pattern in self.write)
+
+
+class Tokens:
+    """The tokens of a gateway; thread-safe.
+
+    Args:
+        path: of the file; ``None`` lets everybody read everything and nobody write.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not as above.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int] | None = None
+        self._anonymous = Caller(None, ("*",))
+        self._known: Mapping[str, Caller] = {}
+        if path is not None:
+            self._read_again(path)
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Who sends this ``Authorization`` header.
+
+        Raises:
+            HubError: 401, the token is not known or not one of ours.
+        """
+        if self._path is not None:
+            self._refresh(self._path)
+        if authorization is None:
+            return self._anonymous
+        kind, _, token = authorization.partition(" ")
+        if kind.lower() == "bearer" and self._path is None:
+            return self._anonymous  # clients send the token they have, whoever it is for
+        found = self._known.get(hashlib.sha256(token.strip().encode("utf-8")).hexdigest())
+        if kind.lower() != "bearer" or found is None:
+            raise HubError(401, "Invalid credentials in Authorization header")
+        return found
+
+    def _refresh(self, path: Path) -> None:
+        try:
+            found = path.stat()
+        except OSError:
+            found = None
+        with self._lock:
+            if found is not None and (found.st_mtime_ns, found.st_ino) == self._seen:
+                return
+            try:
+                self._read_again(path)
+            except ConfigError as error:
+                # nobody is let in on what a broken file may have meant
+                self._known, self._anonymous, self._seen = {}, Caller(None, ()), None
+                raise HubError(503, f"the gateway's tokens cannot be read: {error}") from None
+
+    def _read_again(self, path: Path) -> None:
+        try:
+            found = path.stat()
+            file = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            raise ConfigError(f"{path} is not a file of tokens: {error}") from None
+        known = {}
+        for token in file.token:
+            if not _SHA256.match(token.sha256):
+                raise ConfigError(
+                    f"{path}: sha256 of token {token.name!r} is not 64 lower-case hex digits; "
+                    'make it with printf %s "$TOKEN" | sha256sum'
+                )
+            read = (*token.read, *file.anonymous.read)
+            known[token.sha256] = Caller(token.name, read, token.write)
+        self._known = known
+        self._anonymous = Caller(None, file.anonymous.read, file.anonymous.write)
+        self._seen = (found.st_mtime_ns, found.st_ino)
+
+
+def whoami(caller: Caller) -> dict[str, Any]:
+    """The body of ``/api/whoami-v2``."""
+    return {
+        "type": "user",
+        "id": caller.name,
+        "name": caller.name,
+        "fullname": caller.name,
+        "isPro": False,
+        "orgs": [],
+        "auth": {
+            "type": "access_token",
+            "accessToken": {
+                "displayName": caller.name,
+                "role": "write" if caller.write else "read",
+            },
+        },
+    }

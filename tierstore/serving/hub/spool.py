@@ -1,0 +1,190 @@
+"""Where uploaded files wait for the commit that names them: a folder on the gateway's disk.
+
+A file is there under its SHA-256, which was computed here from the bytes that arrived, or not at
+all. Files of one repository are never seen by another. What no commit names is swept after a day;
+the store itself holds nothing of it, so an upload that was given up costs no storage there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+
+from tierstore.serving.hub.answers import HubError
+
+_SECRET = "secret"
+_KEPT_S = 24 * 3600
+_COPY = 4 << 20
+_OID = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def check_oid(oid: object, size: object) -> tuple[str, int]:
+    """A SHA-256 and a size from a request, or ``HubError`` 422."""
+    if not (isinstance(oid, str) and _OID.match(oid)):
+        raise HubError(422, "oid must be a SHA-256 of 64 lower-case hex digits")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 50:
+        raise HubError(422, "size must be a count of bytes")
+    return oid, size
+
+
+class Spool:
+    """The uploads of one gateway; its processes may share the folder. Thread-safe.
+
+    Args:
+        root: the folder, for one store; made when it is missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._key = self._secret()
+        self.sweep()
+
+    def _secret(self) -> bytes:
+        path = self._root / _SECRET
+        fresh = self._root / f"{_SECRET}-{secrets.token_hex(8)}"
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):  # the gateway's other processes have one
+                os.link(fresh, path)
+        finally:
+            fresh.unlink()
+        return path.read_bytes()
+
+    # Permission to upload travels in the URL: clients send no token with the bytes
+
+    def sign(self, repo: str, oid: str, size: int, part: int, expires: int) -> str:
+        """The signature of a URL to upload one file, or one part of it (0 for the whole)."""
+        text = "\0".join([repo, oid, str(size), str(part), str(expires)])
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+    def check(self, repo: str, oid: str, size: int, part: int, expires: int, given: str) -> None:
+        """Raise ``HubError`` 403 unless the signature is ours and has not expired."""
+        right = self.sign(repo, oid, size, part, expires)
+        if not hmac.compare_digest(right.encode(), given.encode()) or expires < time.time():
+            raise HubError(403, "this upload was not allowed here, or took too long: begin again")
+
+    # Files
+
+    def _folder(self, repo: str) -> Path:
+        return self._root / hashlib.sha256(repo.encode()).hexdigest()[:32]
+
+    def find(self, repo: str, oid: str, size: int | None) -> Path | None:
+        """A file that arrived whole; ``None`` when it is not here."""
+        path = self._folder(repo) / oid
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)  # whoever asks is about to use it
+            if size is None or path.stat().st_size == size:
+                return path
+        return None
+
+    async def receive(
+        self, repo: str, oid: str, size: int, part: int, parts: AsyncIterator[bytes]
+    ) -> str:
+        """Write what comes to a file of its own, and put it in place once it is all there.
+
+        Returns:
+            The SHA-256 of what came.
+
+        Raises:
+            HubError: 400, it is not what ``oid`` and ``size`` say; nothing is kept.
+        """
+        folder = self._folder(repo)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        partial = folder / f"{oid}.{part}.{secrets.token_hex(8)}.partial"
+        sha = hashlib.sha256()
+        count = 0
+
+        def write(file: object, data: bytes) -> None:
+            file.write(data)  # type: ignore[attr-defined]
+            sha.update(data)
+
+        try:
+            with partial.open("xb", buffering=0) as file:
+                async for data in parts:
+                    count += len(data)
+                    await run_in_threadpool(write, file, data)
+            if part == 0 and (count, sha.hexdigest()) != (size, oid):
+                raise HubError(400, f"{count} bytes with the SHA-256 {sha.hexdigest()} came")
+            partial.replace(folder / (f"{oid}.{part}" if part else oid))
+        except OSError as error:
+            raise HubError(507, f"the gateway cannot keep the upload: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+        return sha.hexdigest()
+
+    def join(self, repo: str, oid: str, size: int, count: int) -> None:
+        """Put the parts 1 to ``count`` together.
+
+        Raises:
+            HubError: 400, one is missing or they are not what ``oid`` and ``size`` say.
+        """
+        folder = self._folder(repo)
+        sha, total = hashlib.sha256(), 0
+        partial = folder / f"{oid}.joined.{secrets.token_hex(8)}.partial"
+        try:
+            with partial.open("xb") as out:
+                for number in range(1, count + 1):
+                    with (folder / f"{oid}.{number}").open("rb") as file:
+                        while data := file.read(_COPY):
+                            out.write(data)
+                            sha.update(data)
+                            total += len(data)
+            if (total, sha.hexdigest()) != (size, oid):
+                raise HubError(400, f"the parts have {total} bytes and another SHA-256")
+            partial.replace(folder / oid)
+        except FileNotFoundError:
+            raise HubError(400, "a part of the upload is missing: begin again") from None
+        except OSError as error:
+            raise HubError(507, f"the gateway cannot keep the upload: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+        for number in range(1, count + 1):
+            with contextlib.suppress(FileNotFoundError):
+                (folder / f"{oid}.{number}").unlink()
+
+    def keep(self, repo: str, data: bytes) -> Path:
+        """Write a small file that came within a commit."""
+        folder = self._folder(repo)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        path = folder / hashlib.sha256(data).hexdigest()
+        partial = folder / f"{path.name}.{secrets.token_hex(8)}.partial"
+        partial.write_bytes(data)
+        partial.replace(path)
+        return path
+
+    def drop(self, repo: str, oids: list[str]) -> None:
+        """Remove files that a commit took in."""
+        for oid in oids:
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder(repo) / oid).unlink()
+
+    def sweep(self, older_than_s: float = _KEPT_S) -> None:
+        """Remove what was not touched for so long."""
+        horizon = time.time() - older_than_s
+        for folder in self._root.iterdir():
+            if not folder.is_dir():
+                continue
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    if path.stat().st_mtime < horizon:
+                        path.unlink(missing_ok=True)
+                folder.rmdir()  # only when it is empty now
+
+    def free(self) -> int:
+        """Bytes of room on the disk."""
+        return shutil.disk_usage(self._root).free
