@@ -18,7 +18,7 @@ from tierstore.codecs.base import FORMS
 from tierstore.errors import Damaged, NotFound, UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.frame import CODEC_DELTA
-from tierstore.format.keys import pack_key
+from tierstore.format.keys import pack_key, version_key
 from tierstore.format.layout import Condemned
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.store import Store
@@ -445,6 +445,29 @@ def test_rebase_stores_dear_deltas_standalone(store: Store, blobs: MemoryStore) 
     with pytest.raises(UsageError):
         store.rebase("m@2", above=0.5)
     is_sound(store)
+
+
+def test_a_sweep_rebases_what_is_dear_as_a_whole(store: Store, blobs: MemoryStore) -> None:
+    """What an agent runs: each version is looked at once, and cheap ones stay deltas."""
+    first = model()
+    store.save("m", first)
+    near = {name: tuned(array, step=1e-6) for name, array in first.items()}
+    far = {name: tuned(array, step=0.02) for name, array in first.items()}
+    store.save("m", near)
+    store.save("m", far)
+    rebasing = store.rebasing
+    done = rebasing.sweep()
+    assert list(done) == ["m@3"], "reading m@2 costs little more than its bases do"
+    assert done["m@3"].cost_before > 1.5 >= done["m@3"].cost_after
+    assert any(place.bases for place in places(store, "m@2"))
+    assert rebasing.sweep() == {}
+    equal(store.load("m@3").load(), far)
+    for seed, base in ((5, "auto"), (7, "m@1")):
+        other = {name: tuned(array, seed, step=0.02) for name, array in first.items()}
+        store.save("m", other, base=base)
+    blobs.put(version_key(store.resolve("m@4").digest), b"damaged")
+    assert list(rebasing.sweep()) == ["m@5"], "a damaged version is left to check"
+    assert store.rebasing.sweep(lambda: True) == {}
 
 
 def test_a_rebased_version_is_a_base_itself(store: Store) -> None:

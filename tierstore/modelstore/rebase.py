@@ -2,21 +2,29 @@
 
 A delta costs its own frame and its bases' at every read. Rebase encodes such chunks anew, puts them
 into new packs and writes the version's layout again; the old frames stay for whoever reads them now
-and for other versions, until nothing needs them.
+and for other versions, until nothing needs them. Of one version any delta may be replaced; an agent
+does so where the version as a whole costs too much.
 """
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tierstore.errors import TierstoreError, UsageError
+from tierstore.errors import (
+    Damaged,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+    UsageError,
+)
 from tierstore.format.checks import damaged, digest_of
-from tierstore.format.keys import INDEX, layout_key
+from tierstore.format.keys import INDEX, VARIANTS, VERSION_LOG, layout_key
 from tierstore.format.layout import seal_layout, seal_segment
 from tierstore.format.manifest import Manifest
+from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.fetch import Want
@@ -25,12 +33,16 @@ from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import WriterLease
 from tierstore.modelstore.packer import Packer
+from tierstore.modelstore.refs import RefLog
 from tierstore.modelstore.tensor import Content
+from tierstore.modelstore.version import Version, version_of
 
 COSTS = 1.5
 """Bytes fetched for a delta and its bases that are too many, for each of a standalone frame."""
 
 _log = logging.getLogger("tierstore.rebase")
+
+Opener = Callable[[Version], tuple[Manifest, Content, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,59 +115,110 @@ class ReadCosts:
         return fetched / alone if alone else 1.0
 
 
-def rebase_version(
-    home: Home,
-    index: ChunkIndex,
-    digest: Digest,
-    manifest: Manifest,
-    content: Content,
-    *,
-    above: float,
-) -> Rebased:
-    """Store those deltas of a version standalone whose reading costs more than ``above``.
+class Rebasing:
+    """Rebases versions of a store.
 
     Args:
         home: of the store.
         index: is told about the new frames.
-        digest: of the version.
-        manifest: of the version.
-        content: its layout and who reads it.
-        above: bytes fetched for each byte of a standalone frame; 1 takes every delta.
+        opened: gives a version's manifest, and its layout with who reads it.
     """
-    if not above >= 1:
-        raise UsageError(f"a delta is never read for less than a standalone frame: {above} < 1")
-    costs = ReadCosts(content.table, manifest)
-    dear = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
-    before = costs.whole({})
-    if not dear:
-        return Rebased(len(costs.deltas), 0, 0, 0, before, before)
-    with WriterLease(home.blobs) as lease:
-        pool = BufferPool(manifest.chunk_size)
-        packer = Packer(home.packs, pool)
-        try:
-            for place, dtype in _with_dtypes(dear, manifest):
-                buffer = pool.take()
-                plain = plain_view(buffer, place.plain)
-                content.reader.read([Want(place, plain)])
-                if digest_of(plain).raw != place.digest:
-                    damaged(f"chunk b3:{place.digest.hex()}", "what was read is not its content")
-                frame = frame_chunk(pool, plain, digest=place.digest, dtype=dtype, buffer=buffer)
-                packer.add(place.digest, frame)
-                lease.keep()
-            packer.finish()
-        finally:
-            packer.close()
-        written = _write_layout(home, digest, manifest, content.table, packer)
-        written += _publish(home, index, packer)
-    new = {one: place.length for one, place in packer.places.items()}
-    return Rebased(
-        deltas=len(costs.deltas),
-        chunks=len(new),
-        plain_bytes=sum(place.plain for place in packer.places.values()),
-        stored_bytes=sum(packer.pack_sizes.values()) + written,
-        cost_before=before,
-        cost_after=costs.whole(new),
-    )
+
+    def __init__(self, home: Home, index: ChunkIndex, opened: Opener) -> None:
+        self._home, self._index, self._opened = home, index, opened
+        self._looked_at: dict[tuple[str, str], int] = {}
+
+    def version(self, version: Version, above: float = COSTS) -> Rebased:
+        """Store those deltas of a version standalone whose reading costs more than ``above``.
+
+        Args:
+            version: to rebase.
+            above: bytes fetched for each byte of a standalone frame; 1 takes every delta.
+        """
+        if not above >= 1:
+            raise UsageError(f"a delta is never read for less than a standalone frame: {above} < 1")
+        check_features(self._home.config, "write", self._home.blobs.url)
+        manifest, content, *_ = self._opened(version)
+        costs = ReadCosts(content.table, manifest)
+        dear = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
+        before = costs.whole({})
+        if not dear:
+            return Rebased(len(costs.deltas), 0, 0, 0, before, before)
+        packer, meta = self._store_dear(version.digest, manifest, content, dear)
+        return Rebased(
+            deltas=len(costs.deltas),
+            chunks=len(packer.places),
+            plain_bytes=sum(place.plain for place in packer.places.values()),
+            stored_bytes=sum(packer.pack_sizes.values()) + meta,
+            cost_before=before,
+            cost_after=costs.whole({one: at.length for one, at in packer.places.items()}),
+        )
+
+    def sweep(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Rebased]:
+        """Rebase the versions that cost more than ``COSTS`` to read as a whole, by their names.
+
+        What an agent does now and then: this object remembers what it looked at, so that each
+        version and variant is looked at once. One that cannot be read is left to ``check``.
+
+        Args:
+            stop: asked before each version.
+        """
+        done = {}
+        for log, seq, model, variant in self._new():
+            if stop():
+                break
+            try:
+                version = version_of(model, log.entry(seq), variant=variant or None)
+                if not version.is_release and self._is_dear(version):
+                    done[str(version)] = self.version(version)
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                _log.warning("entry %d of %s is not rebased: %s", seq, log.title, error)
+            self._looked_at[model, variant] = seq
+        return done
+
+    def _new(self) -> Iterator[tuple[RefLog, int, str, str]]:
+        """Entries written since the last look: their logs, the oldest of each first."""
+        for model in self._home.models():
+            for variant in ["", *self._home.variants(model)]:
+                log = self._home.log(model, VARIANTS + variant if variant else VERSION_LOG)
+                last = log.last()
+                before = self._looked_at.get((model, variant), 0)
+                for seq in range(before + 1, last.seq + 1 if last else 0):
+                    yield log, seq, model, variant
+
+    def _is_dear(self, version: Version) -> bool:
+        manifest, content, *_ = self._opened(version)
+        if not len(content.table.bases):
+            return False
+        return ReadCosts(content.table, manifest).whole({}) > COSTS
+
+    def _store_dear(
+        self, digest: Digest, manifest: Manifest, content: Content, dear: Sequence[ChunkPlace]
+    ) -> tuple[Packer, int]:
+        """Store these chunks of a version standalone, and write its layout again: what was packed,
+        and the bytes of other objects.
+        """
+        with WriterLease(self._home.blobs) as lease:
+            pool = BufferPool(manifest.chunk_size)
+            packer = Packer(self._home.packs, pool)
+            try:
+                for place, dtype in _with_dtypes(dear, manifest):
+                    buffer = pool.take()
+                    plain = plain_view(buffer, place.plain)
+                    content.reader.read([Want(place, plain)])
+                    if digest_of(plain).raw != place.digest:
+                        name = f"chunk b3:{place.digest.hex()}"
+                        damaged(name, "what was read is not its content")
+                    packer.add(
+                        place.digest,
+                        frame_chunk(pool, plain, digest=place.digest, dtype=dtype, buffer=buffer),
+                    )
+                    lease.keep()
+                packer.finish()
+            finally:
+                packer.close()
+            meta = _write_layout(self._home, digest, manifest, content.table, packer)
+            return packer, meta + _publish(self._home, self._index, packer)
 
 
 def _with_dtypes(

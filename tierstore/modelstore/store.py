@@ -30,7 +30,7 @@ from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.placing import Placement
 from tierstore.modelstore.reader import ChunkReader
-from tierstore.modelstore.rebase import COSTS, Rebased, rebase_version
+from tierstore.modelstore.rebase import COSTS, Rebased, Rebasing
 from tierstore.modelstore.releases import Releases
 from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
@@ -101,6 +101,11 @@ class Store:
     def releases(self) -> Releases:
         """Releases: versions of several models behind one switch."""
         return Releases(self._names)
+
+    @property
+    def rebasing(self) -> Rebasing:
+        """What ``rebase`` is made of, and what an agent runs over all versions."""
+        return Rebasing(self.home, self._index, self._opened)
 
     @property
     def pins(self) -> Pins:
@@ -367,12 +372,7 @@ class Store:
             above: bytes fetched for a delta and its bases, for each of a standalone frame, from
                 which on it is replaced; 1 replaces every delta.
         """
-        check_features(self.home.config, "write", self.url)
-        version = self._leased(self.resolve(ref))
-        manifest, content, _ = self._opened(version)
-        return rebase_version(
-            self.home, self._index, version.digest, manifest, content, above=above
-        )
+        return self.rebasing.version(self._leased(self.resolve(ref)), above)
 
     def warmup(self, ref: str, *, tier: str = HOT, progress: Progress | None = None) -> Warmth:
         """Bring a version into a hot tier before it is asked for; see ``Warming.bring``."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from tierstore.errors import Conflict, TierstoreError
-from tierstore.modelstore.rollout import advance
+from tierstore.modelstore.rollout import advance_all
 from tierstore.modelstore.store import Store
 from tierstore.tiers.budget import Budget
 from tierstore.tiers.mover import MoverStats
@@ -30,12 +30,14 @@ class AgentStats:
         refused: rounds in which another mover was at work.
         failed_rounds: rounds that ended early, by an error.
         rollout_steps: steps of rollouts that it made.
+        rebased: versions that cost too much to read, of which deltas were stored in full.
     """
 
     rounds: int = 0
     refused: int = 0
     failed_rounds: int = 0
     rollout_steps: int = 0
+    rebased: int = 0
 
 
 class Agent:
@@ -59,7 +61,7 @@ class Agent:
         self._store, self._every_s, self._budget = store, every_s, budget
         self.stop = stop or threading.Event()
         self.stats = AgentStats()
-        self._placement = store.placement
+        self._placement, self._rebasing = store.placement, store.rebasing
 
     @property
     def moves(self) -> MoverStats:
@@ -80,6 +82,7 @@ class Agent:
         self.stats.rounds += 1
         try:
             self._advance()
+            self._rebase()
             report = self._placement.rebalance(budget=self._budget, stop=self.stop)
         except Conflict as error:
             self.stats.refused += 1
@@ -104,13 +107,18 @@ class Agent:
         )  # fmt: skip
 
     def _advance(self) -> None:
-        for status in self._store.rollouts.running():
-            verdict = advance(self._store.rollouts, status)
+        for alias, verdict in advance_all(self._store.rollouts).items():
             if verdict in ("stepped", "finished"):
                 self.stats.rollout_steps += 1
-                _log.info("the rollout of %s: %s", status.alias, verdict)
+                _log.info("the rollout of %s: %s", alias, verdict)
             elif verdict == "closed":
-                _log.warning("a gate of the rollout of %s is closed", status.alias)
+                _log.warning("a gate of the rollout of %s is closed", alias)
+
+    def _rebase(self) -> None:
+        for name, done in self._rebasing.sweep(self.stop.is_set).items():
+            self.stats.rebased += 1
+            _log.info("%s is rebased: a read of it cost %.2f times a full one, now %.2f", name,
+                      done.cost_before, done.cost_after)  # fmt: skip
 
     def counters(self) -> Mapping[str, float]:
         """Totals for the metrics page, by name."""
@@ -126,6 +134,7 @@ class Agent:
             "agent_rounds_failed": own.failed_rounds,
             "agent_rounds_refused": own.refused,
             "rollout_steps": own.rollout_steps,
+            "rebased": own.rebased,
         }
 
 
