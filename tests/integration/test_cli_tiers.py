@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -660,3 +670,85 @@ def test_doctor_on_a_quota_that_the_disk_has_not(run: Program) -> None:
     done = run("doctor")
     assert done.code == 0
     assert "is more than the" in done.out
+
+
+# top
+
+
+def test_top(filled: Program) -> None:
+    """``filled`` read the model in a process of its own: this one, which has closed the store."""
+    done = filled("top", "--json")
+    data = msgspec.json.decode(done.out, type=tier_schemas.Top, strict=True)
+    tiers = {tier.name: tier for tier in data.tiers}
+    assert list(tiers) == ["hot", "redis", "memcached", "warm", "cold", "home"]
+    assert tiers["home"].role == "home"
+    assert tiers["warm"].hits >= 1
+    assert tiers["warm"].hit_ratio == 1.0
+    assert tiers["hot"].misses >= 1
+    assert data.served_bytes == sum(tier.served_bytes for tier in data.tiers)
+    (leader,) = data.leaders
+    assert (leader.tiers, leader.versions) == (["warm"], ["m@1"])
+    assert leader.bytes == pack_bytes("warm")
+    assert leader.heat_bytes > 0
+    for argv in (("top", "--once"), ("top",)):
+        out = filled(*argv).out
+        assert "read most of late" in out
+        assert "m@1" in out
+        assert max(map(len, out.splitlines()[1:])) <= 80
+    assert filled("top", "-q").out.strip() == leader.pack
+    assert filled("top", "-n", "0", "-q").out == ""
+    refused(filled("top", "-n", "-1"), 2, "--count")
+
+
+READS_AND_STAYS = """
+import sys, time, tierstore
+store = tierstore.open("store")
+store.load("m").load()
+print("read", flush=True)
+time.sleep(600)
+"""
+
+
+def test_top_sees_other_processes_while_they_run(filled: Program) -> None:
+    before = filled("top", "--json").json
+    command = [sys.executable, "-c", READS_AND_STAYS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "read\n"
+            deadline = time.monotonic() + 60
+            while (now := filled("top", "--json").json)["running"] == 0:
+                assert time.monotonic() < deadline, now
+                time.sleep(0.2)
+        finally:
+            reader.kill()
+    assert now["processes"] == before["processes"] + 1
+    assert now["served_bytes"] - before["served_bytes"] >= WEIGHTS["w"].nbytes
+
+
+def test_top_on_a_terminal(filled: Program) -> None:
+    """It draws again and again on the second screen, until Ctrl-C, which is no error."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "tierstore", "top", "--interval", "1"]
+    with subprocess.Popen(command, stdin=side, stdout=side, stderr=subprocess.PIPE) as process:
+        os.close(side)
+        seen = b""
+        while seen.count(b"TIER ") < 2:
+            seen += os.read(main, 4096)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+            while data := os.read(main, 4096):
+                seen += data
+        assert process.stderr is not None
+        assert (process.wait(30), process.stderr.read()) == (0, b"")
+    os.close(main)
+    assert seen.startswith(b"\x1b[?1049h")
+    assert seen.endswith(b"\x1b[?1049l"), "the first screen is back"
+
+
+def test_top_of_a_store_that_nobody_reads(run: Program) -> None:
+    assert run("init").code == 0
+    done = run("top")
+    assert (done.code, done.err) == (0, "")
+    assert "no process of this node has read" in done.out

@@ -91,8 +91,9 @@ def size(count: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """``1 file``, ``2 files``, ``2 processes``."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def when(time: datetime) -> str:

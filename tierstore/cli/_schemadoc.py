@@ -65,6 +65,7 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "agent": (placing.AgentEnded,),
     "df": (tiers.Df,),
     "serve hub": (serve.Serving,),
+    "top": (tiers.Top,),
     "du": (schemas.Du,),
     "check": (schemas.Check,),
     "doctor": (health.Doctor,),

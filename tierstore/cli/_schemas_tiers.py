@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from tierstore.cli._schemas import Schema
@@ -157,3 +158,57 @@ class Validation(Schema):
     atomic_put: bool
     listable: bool
     max_object_bytes: int | None
+
+
+class TierActivityJson(Schema):
+    """What this node's processes did in one tier in the last hour; null is what is not known.
+
+    ``hit_ratio`` is of the chunks or packs that were asked for there, ``served_share`` the part of
+    all bytes that came from there, both from 0 to 1. ``served_bytes`` are plain bytes of hot and
+    frames of other tiers. ``skipped``: it failed, and is tried again later; ``error``: why it could
+    not be asked what it holds.
+    """
+
+    name: str
+    role: Literal["hot", "shared", "warm", "cold", "home"]
+    used_bytes: int | None
+    quota_bytes: int | None
+    hits: int
+    misses: int
+    hit_ratio: float | None
+    served_bytes: int
+    served_share: float | None
+    bytes_per_second: float
+    admitted: int
+    evicted: int
+    rejected: int
+    damaged: int
+    errors: int
+    skipped: bool
+    error: str | None
+
+
+class LeaderJson(Schema):
+    """A pack that is read much: ``heat_bytes`` of it by all nodes, half of them after a day.
+
+    ``bytes`` is its size, null when no tier has it; ``tiers`` have it, ``versions`` need it.
+    """
+
+    pack: str
+    heat_bytes: int
+    bytes: int | None
+    tiers: list[str]
+    versions: list[str]
+
+
+class Top(Schema):
+    """What is read from where: ``running`` of ``processes`` that read in the last hour still do."""
+
+    store: str
+    node: str
+    time: datetime
+    running: int
+    processes: int
+    served_bytes: int
+    tiers: list[TierActivityJson]
+    leaders: list[LeaderJson]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Buffer
 from tierstore.placement.base import Access
+from tierstore.tiers.activity import Activity
 from tierstore.tiers.base import ChunkRead, HeatSink
 from tierstore.tiers.flight import Flights
 from tierstore.tiers.local import LocalHot
@@ -41,6 +42,8 @@ class HotTiers:
     ) -> None:
         self.local, self.shared = local, tuple(shared)
         self.flights = Flights()
+        self.activity: Activity | None = None
+        """Tells the other processes of this node what this one reads, if it is set."""
         self._heat = heat
         share = budget // max(1, len(self.shared) + (local is not None))
         self._plain = None if local is None else Filler(self._take_plain, share, BATCH_BYTES)
@@ -100,6 +103,8 @@ class HotTiers:
     def close(self) -> None:
         """``stop``, and release connections."""
         self.stop()
+        if self.activity is not None:
+            self.activity.publish(ended=True)
         for tier in self.shared:
             tier.close()
         if self.local is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import BackendError
+from tierstore.tiers.activity import EVERY_S
 from tierstore.tiers.heat import HeatRecorder
 from tierstore.tiers.hot import HotTiers
 
@@ -97,6 +98,8 @@ def upkeep_tasks(
     tasks = []
     if heat is not None:
         tasks.append(Task("handing over heat", _HEAT_S, heat.flush))
+    if hot.activity is not None:
+        tasks.append(Task("publishing counters", EVERY_S, hot.activity.publish))
     local = hot.local
     if local is not None:
         tasks.append(Task("looking for pins", _PINS_S, sync_pins, at_once=True))

@@ -13,10 +13,11 @@ from tierstore.format.tiers import FEATURE, TierSpec, tiers_key
 from tierstore.modelstore.home import create_config, read_config
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.tierlist import TierLog
+from tierstore.tiers.activity import Activity
 from tierstore.tiers.durable import DurableTiers
 from tierstore.wiring.backends import open_blobs
 from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved
-from tierstore.wiring.tiers import Tiers
+from tierstore.wiring.tiers import Tiers, activity_folder, counters
 
 __all__ = ["init_store", "open_blobs", "open_store"]
 
@@ -87,10 +88,10 @@ def _store(blobs: BlobStore) -> Store:
         current = TierLog(blobs).current() if FEATURE in own.features.read else None
         tiers = Tiers(blobs, own, node, current)
         heat = tiers.heat(settings)
-        return Store(
-            blobs, settings, packs=DurableTiers(tiers.durable(), tiers.reload),
-            hot=tiers.hot(settings, heat), heat=heat, config=own,
-        )  # fmt: skip
+        packs, hot = DurableTiers(tiers.durable(), tiers.reload), tiers.hot(settings, heat)
+        folder = activity_folder(settings, own.store_id)
+        hot.activity = Activity(folder, lambda: counters(packs, hot))
+        return Store(blobs, settings, packs=packs, hot=hot, heat=heat, config=own)
     except BaseException:
         blobs.close()
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from tierstore.modelstore.tierlist import TierLog, check_tier
 from tierstore.placement import policies
 from tierstore.tiers.base import DurableTier, HeatSink
 from tierstore.tiers.deadline import DeadlineStore, within
-from tierstore.tiers.durable import home_tier
+from tierstore.tiers.durable import DurableTiers, home_tier
 from tierstore.tiers.guarded import GuardedStore
 from tierstore.tiers.heat import HeatLedger, HeatRecorder, SumsLedger
 from tierstore.tiers.homeheat import HomeLedger
@@ -149,6 +150,18 @@ class Tiers:
             return None
         spec = TierSpec(name="hot", role="hot", url=own.url)
         return placed(spec, self._node, self._store_id) if own.enabled else None
+
+
+def counters(packs: DurableTiers, hot: HotTiers) -> dict[str, TierStats]:
+    """The counters of a process's tiers by name, in the order in which they are asked."""
+    found = {} if hot.local is None else {hot.local.name: hot.local.stats}
+    found |= {tier.name: tier.stats for tier in hot.shared}
+    return found | {tier.name: tier.stats for tier in packs.tiers}
+
+
+def activity_folder(settings: Settings, store_id: str) -> Path:
+    """Where the processes of this node say what they read of a store."""
+    return settings.cache_dir / store_id / "activity"
 
 
 def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:

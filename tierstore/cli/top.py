@@ -1,0 +1,208 @@
+"""tierstore top: what is read from where, as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_tiers as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, printable, size, table
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.store import Store
+    from tierstore.wiring.overview import Leader, Leaders, TierActivity
+    from tierstore.wiring.survey import TierReport
+
+_SURVEY_S = 30.0
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    command(app, "top")(top)
+
+
+def top(
+    cli: Cli,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print once; so do --json, -q and a pipe.")
+    ] = False,
+    interval: Annotated[
+        int, typer.Option(metavar="SECONDS", min=1, max=3600, help="Between two looks.")
+    ] = 2,
+    count: Annotated[
+        int, typer.Option("--count", "-n", metavar="N", min=0, max=100, help="Packs to show.")
+    ] = 10,
+) -> None:
+    """Show what is read from which tier, and which packs are read most.
+
+    Hit ratios and bytes are those of this node's processes in the last hour, which say so in the
+    cache directory; heat is that of all nodes. Ends with Ctrl-C.
+    """
+    with cli.open() as store:
+        view = _View(store, count)
+        if once or cli.out.json or cli.out.quiet or not sys.stdout.isatty():
+            with cli.progress("asking the tiers"):
+                data = view.look()
+            cli.out.show(data, [leader.pack for leader in data.leaders], lambda: _print(data))
+            return
+        with contextlib.suppress(KeyboardInterrupt), _screen():
+            while True:
+                _show(view.look())
+                time.sleep(interval)
+
+
+class _View:
+    """Looks again and again; what is dear to ask is asked less often."""
+
+    def __init__(self, store: Store, count: int) -> None:
+        from tierstore.wiring.overview import Leaders
+
+        self._store, self._count = store, count
+        self._source: Leaders = Leaders(store)
+        self._asked = -_SURVEY_S
+        self._reports: dict[str, TierReport] = {}
+        self._leaders: list[Leader] = []
+
+    def look(self) -> schemas.Top:
+        from tierstore.wiring.overview import overview
+        from tierstore.wiring.survey import survey
+
+        if time.monotonic() - self._asked >= _SURVEY_S:
+            self._reports = {one.spec.name: one for one in survey(self._store)}
+            self._leaders = self._source.top(self._count)
+            self._asked = time.monotonic()
+        now = overview(self._store)
+        return schemas.Top(
+            store=self._store.url,
+            node=self._store.node,
+            time=datetime.now(UTC),
+            running=now.alive,
+            processes=now.processes,
+            served_bytes=now.served,
+            tiers=[
+                _tier_json(one, self._reports.get(one.name), now.served) for one in now.tiers
+            ],
+            leaders=[_leader_json(leader) for leader in self._leaders],
+        )  # fmt: skip
+
+
+def _tier_json(
+    one: TierActivity, report: TierReport | None, served: int
+) -> schemas.TierActivityJson:
+    counts = one.counts
+    return schemas.TierActivityJson(
+        name=one.name,
+        role=one.role,
+        used_bytes=None if report is None else report.used,
+        quota_bytes=None if report is None else report.quota,
+        hits=counts.hits,
+        misses=counts.misses,
+        hit_ratio=one.hit_ratio,
+        served_bytes=counts.hit_bytes,
+        served_share=counts.hit_bytes / served if served else None,
+        bytes_per_second=one.bytes_per_s,
+        admitted=counts.admitted,
+        evicted=counts.evicted,
+        rejected=counts.rejected,
+        damaged=counts.damaged,
+        errors=counts.errors,
+        skipped=counts.breaker_open,
+        error=None if report is None else report.error,
+    )
+
+
+def _leader_json(leader: Leader) -> schemas.LeaderJson:
+    return schemas.LeaderJson(
+        pack=leader.pack.hex(),
+        heat_bytes=round(leader.heat),
+        bytes=leader.size,
+        tiers=list(leader.tiers),
+        versions=list(leader.versions),
+    )
+
+
+def _print(data: schemas.Top) -> None:
+    clock = data.time.astimezone().strftime("%H:%M:%S")
+    running = f"{counted(data.running, 'process')} reading now"
+    print(printable(f"{data.store}  {data.node}  {clock}"))
+    print(f"{running}, {data.processes} in the last hour")
+    print()
+    columns = [
+        Column("TIER"), Column("ROLE"), Column("HOLDS", right=True), Column("FULL", right=True),
+        Column("HIT RATE", right=True), Column("SERVED", right=True), Column("SHARE", right=True),
+        Column("NOW", right=True), Column("FAILED", right=True), Column(""),
+    ]  # fmt: skip
+    table(columns, [_row(tier) for tier in data.tiers])
+    if not data.served_bytes:
+        print("\nno process of this node has read from the store in the last hour")
+    if data.leaders:
+        print("\nread most of late, by all nodes:")
+        columns = [
+            Column("PACK"), Column("READ", right=True), Column("SIZE", right=True),
+            Column("TIMES", right=True), Column("IN"), Column("FOR"),
+        ]  # fmt: skip
+        table(columns, [_leader_row(leader) for leader in data.leaders])
+
+
+def _row(tier: schemas.TierActivityJson) -> tuple[str, ...]:
+    full = "-"
+    if tier.used_bytes is not None and tier.quota_bytes:
+        full = f"{100 * tier.used_bytes / tier.quota_bytes:.0f} %"
+    state = "DOWN" if tier.error else "skipped" if tier.skipped else ""
+    return (
+        tier.name, tier.role, "-" if tier.used_bytes is None else size(tier.used_bytes), full,
+        "-" if tier.hit_ratio is None else f"{100 * tier.hit_ratio:.1f} %",
+        size(tier.served_bytes),
+        "-" if tier.served_share is None else f"{100 * tier.served_share:.0f} %",
+        f"{size(round(tier.bytes_per_second))}/s" if tier.bytes_per_second else "-",
+        str(tier.errors + tier.damaged), state,
+    )  # fmt: skip
+
+
+def _leader_row(leader: schemas.LeaderJson) -> tuple[str, ...]:
+    times = f"{leader.heat_bytes / leader.bytes:.1f}" if leader.bytes else "-"
+    more = f" and {len(leader.versions) - 1} more" if len(leader.versions) > 1 else ""
+    return (
+        leader.pack[:12], size(leader.heat_bytes),
+        "-" if leader.bytes is None else size(leader.bytes), times,
+        ", ".join(leader.tiers) or "nowhere",
+        leader.versions[0] + more if leader.versions else "no version",
+    )  # fmt: skip
+
+
+class _Screenful(io.StringIO):
+    """Takes what is printed for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[None]:
+    """The terminal's second screen, without a cursor; the first one comes back at the end."""
+    sys.stdout.write(_ENTER)
+    try:
+        yield
+    finally:
+        sys.stdout.write(_LEAVE)
+        sys.stdout.flush()
+
+
+def _show(data: schemas.Top) -> None:
+    text = _Screenful()
+    with contextlib.redirect_stdout(text):
+        _print(data)
+    lines: Sequence[str] = text.getvalue().splitlines()[: shutil.get_terminal_size().lines - 1]
+    sys.stdout.write(_HOME + "".join(f"{line}{_REST_OF_LINE}\n" for line in lines) + _REST)
+    sys.stdout.flush()

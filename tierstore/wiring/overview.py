@@ -1,0 +1,155 @@
+"""What the tiers of a store do on this node, and what is read most by all nodes."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tierstore.errors import TierstoreError
+from tierstore.format.keys import pack_key
+from tierstore.format.tiers import HOME_NAME, Role
+from tierstore.modelstore.store import Store
+from tierstore.tiers.activity import COUNTERS, EVERY_S, ProcessActivity, TierCounts, activities
+from tierstore.wiring.tiers import activity_folder
+
+WINDOW_S = 3600.0
+"""Processes that were heard of in so many seconds are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierActivity:
+    """What the processes of this node did in one tier.
+
+    Attributes:
+        name: of the tier.
+        role: of the tier; ``home`` for the packs in home.
+        counts: of all processes together.
+        bytes_per_s: read from it just now.
+    """
+
+    name: str
+    role: Role | Literal["home"]
+    counts: TierCounts
+    bytes_per_s: float
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Hits of all questions; ``None`` when it was not asked."""
+        asked = self.counts.hits + self.counts.misses
+        return self.counts.hits / asked if asked else None
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """A pack that is read much.
+
+    Attributes:
+        pack: id.
+        heat: bytes read of it by all nodes, each half as much after a day.
+        size: bytes; ``None`` when it is nowhere.
+        tiers: names of the durable tiers that have it.
+        versions: ``model@number`` of those that need it, the newest of each model first.
+    """
+
+    pack: bytes
+    heat: float
+    size: int | None
+    tiers: tuple[str, ...]
+    versions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One look.
+
+    Attributes:
+        alive: processes that run now.
+        processes: those that were heard of in the window.
+        tiers: in the order in which they are asked.
+    """
+
+    alive: int
+    processes: int
+    tiers: tuple[TierActivity, ...]
+
+    @property
+    def served(self) -> int:
+        """Bytes of all hits in all tiers."""
+        return sum(tier.counts.hit_bytes for tier in self.tiers)
+
+
+def overview(store: Store, window_s: float = WINDOW_S) -> Overview:
+    """What the processes of this node that read this store did; reads local files only."""
+    now = time.time()
+    folder = activity_folder(store.settings, store.home.config.store_id)
+    seen = list(activities(folder, now - window_s))
+    roles: dict[str, Role | Literal["home"]] = {}
+    if store.hot.local is not None:  # it may be one that only this node's file knows
+        roles[store.hot.local.name] = "hot"
+    roles |= {spec.name: spec.role for spec in store.tiers()}
+    roles[HOME_NAME] = "home"
+    tiers = [_summed(name, role, seen, now) for name, role in roles.items()]
+    return Overview(sum(one.alive(now) for one in seen), len(seen), tuple(tiers))
+
+
+def _summed(
+    name: str, role: Role | Literal["home"], seen: Sequence[ProcessActivity], now: float
+) -> TierActivity:
+    total, rate = TierCounts(), 0.0
+    for process in seen:
+        counts = process.tiers.get(name)
+        if counts is None:
+            continue
+        for field in COUNTERS:
+            setattr(total, field, getattr(total, field) + getattr(counts, field))
+        if not process.ended and counts.recent_s and now - process.updated < 2 * EVERY_S:
+            rate += counts.recent_bytes / counts.recent_s
+        total.breaker_open |= counts.breaker_open and process.alive(now)
+    return TierActivity(name, role, total, rate)
+
+
+class Leaders:
+    """Which packs are read most, and by which versions they are needed. For one thread.
+
+    Args:
+        store: whose packs they are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._packs: dict[str, frozenset[bytes]] = {}
+
+    def top(self, count: int) -> list[Leader]:
+        """The ``count`` hottest packs; reads the layout of every version once."""
+        heat = self._store.heat().packs()
+        hottest = heapq.nsmallest(count, heat.items(), key=lambda item: (-item[1], item[0]))
+        users: dict[bytes, list[str]] = {pack: [] for pack, _ in hottest}
+        if users:
+            self._note_users(users)
+        return [self._leader(pack, value, users[pack]) for pack, value in hottest]
+
+    def _note_users(self, users: dict[bytes, list[str]]) -> None:
+        for model in self._store.models():
+            for version in self._store.versions(model):
+                packs = self._packs.get(version.digest.hex)
+                if packs is None:
+                    try:
+                        packs = frozenset(self._store.placement.packs_of(version.digest))
+                    except TierstoreError:
+                        packs = frozenset()
+                    self._packs[version.digest.hex] = packs
+                for pack in packs & users.keys():
+                    users[pack].append(str(version))
+
+    def _leader(self, pack: bytes, heat: float, versions: Sequence[str]) -> Leader:
+        size, tiers = None, []
+        for tier in self._store.home.packs.tiers:
+            try:
+                size = tier.store.info(pack_key(pack)).size
+                tiers.append(tier.name)
+            except TierstoreError:
+                continue
+        return Leader(pack, heat, size, tuple(tiers), tuple(versions))
