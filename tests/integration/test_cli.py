@@ -103,7 +103,9 @@ CASES: dict[str, tuple[list[str], str, str]] = {
         "2 changed, 3 the same",
         "layer.0.bias\nlayer.0.weight",
     ),
-    "log": (["log", "ranker"], "publish", "ranker@2\nranker@1"),
+    "log": (["log"], "org/other", "org/other@1\nranker@1\nranker@2\nranker@2\nranker@1\nranker@1"),
+    "log model": (["log", "ranker"], "publish", "ranker@2\nranker@1"),
+    "log some": (["log", "--limit", "1"], "org/other", "org/other@1"),
     "log alias": (["log", "ranker@prod"], "second", "ranker@2\nranker@1"),
     "alias set": (["alias", "set", "ranker", "new", "ranker@1"], "ranker@new is now", "ranker@1"),
     "alias rm": (["alias", "rm", "ranker", "stable"], "removed", "ranker@stable"),
@@ -123,7 +125,7 @@ def schema_of(name: str) -> type[schemas.Schema]:
     words = name.split()
     if name in OUTPUTS:
         return OUTPUTS[name][0]
-    return OUTPUTS[words[0]][1 if name == "ls model" else 0]
+    return OUTPUTS[words[0]][1 if name in {"ls model", "log model", "log alias"} else 0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -304,6 +306,8 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "bad name": (["save", "../up", "a"], 2, "not allowed"),
     "log of a version": (["log", "ranker@1"], 2, "ranker@1 is one version"),
     "log of nothing": (["log", "nope@prod"], 5, "'nope'"),
+    "log of no alias": (["log", "ranker@nope"], 5, "nothing is logged of ranker@nope"),
+    "log of no variant": (["log", "ranker@+nope"], 5, "nothing is logged of ranker@+nope"),
     "no such tensors": (["load", "ranker", "--to", "x", "--tensors", "zz*"], 5, "'zz*'"),
     "aliases of nothing": (["alias", "ls", "nope"], 5, "'nope'"),
     "removing nothing": (["alias", "rm", "ranker", "nope"], 5, "ranker@nope"),

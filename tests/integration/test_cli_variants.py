@@ -12,6 +12,7 @@ import pytest
 
 import tierstore
 from tierstore.cli import _app
+from tierstore.cli import _schemas as common
 from tierstore.cli import _schemas_variants as schemas
 
 Run = Callable[..., tuple[int, str, str]]
@@ -48,6 +49,13 @@ def test_derive_list_and_draw(run: Run, tmp_path: Path) -> None:
     assert code == 0
     assert out.startswith("m@1+cpu: ")
     assert "signal to noise" in out
+    entries = parsed(run, common.Log, "log", "m@+cpu").entries
+    assert [(entry.action, entry.version) for entry in entries] == [("derive", 1)]
+    every = parsed(run, common.History, "log").entries
+    assert [(entry.ref, entry.action) for entry in every] == [
+        ("m@+cpu", "derive"), ("m@+bf16", "derive"), ("m@prod", "set"), ("m", "publish"),
+    ]  # fmt: skip
+    assert run("log", "--limit", "2", "-q")[1] == "m@1+cpu\nm@1+bf16\n"
     listed = parsed(run, schemas.Variants, "variants", "m@prod")
     assert [one.ref for one in listed.variants] == ["m@1+bf16", "m@1+cpu"]
     assert "int8 row" in run("variants", "m")[1]

@@ -29,7 +29,7 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "tensors": (schemas.Tensors,),
     "diff": (deltas.DiffJson,),
     "rebase": (deltas.Rebase,),
-    "log": (schemas.Log,),
+    "log": (schemas.History, schemas.Log),
     "alias set": (schemas.AliasJson,),
     "alias rm": (schemas.AliasRemoved,),
     "alias ls": (schemas.Aliases,),
@@ -72,7 +72,7 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "demo": (schemas.Demo,),
     "version": (schemas.VersionOutput,),
 }
-"""What each command prints; ``ls`` and ``release ls`` the second where they are given a name."""
+"""What each command prints; ``ls``, ``log`` and ``release ls`` the second when given a name."""
 
 
 def type_name(hint: object) -> str:

@@ -187,11 +187,26 @@ class LogEntry(Schema):
 
 
 class Log(Schema):
-    """Who did what when, newest first; ``alias`` is null for the log of the versions."""
+    """Who did what when, newest first; ``alias`` and ``variant`` are null for the log of the
+    versions.
+    """
 
     model: str
     alias: str | None
+    variant: str | None
     entries: list[LogEntry]
+
+
+class HistoryEntry(LogEntry):
+    """One entry of the log of ``ref``: ``MODEL``, ``MODEL@ALIAS`` or ``MODEL@+VARIANT``."""
+
+    ref: str
+
+
+class History(Schema):
+    """What happened to anything in the store, newest first."""
+
+    entries: list[HistoryEntry]
 
 
 class AliasJson(Schema):

@@ -13,6 +13,7 @@ from tierstore.cli.models import Ref
 
 if TYPE_CHECKING:
     from tierstore.format.reflog import RefEntry
+    from tierstore.modelstore.history import Logged
     from tierstore.modelstore.names import Alias
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", show_default=False)]
@@ -38,62 +39,108 @@ def register(app: typer.Typer) -> None:
 def log(
     cli: Cli,
     ref: Annotated[
-        str, typer.Argument(metavar="MODEL[@ALIAS]", help="Whose history.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="MODEL[@ALIAS|@+VARIANT]", help="Whose history; all.", show_default=False
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the newest N entries.")
+    ] = None,
 ) -> None:
     """Show who published or moved what, when and why.
 
-    Newest first; of the versions of MODEL, or of one of its aliases.
+    Newest first: of the versions or releases of MODEL, of one of its aliases or variants, or of
+    everything in the store.
     """
+    from itertools import islice
+
     from tierstore.errors import UsageError
-    from tierstore.ids import Digest, ModelRef
+    from tierstore.ids import ModelRef
+    from tierstore.modelstore.history import history_of, whole_history
+
+    with cli.open() as store:
+        if ref is None:
+            _show_history(cli, whole_history(store.home, limit))
+            return
+        parsed = ModelRef.parse(ref)
+        if any(one is not None for one in (parsed.number, parsed.prefix, parsed.release)):
+            raise UsageError(f"{parsed} is one version: give MODEL or MODEL@ALIAS")
+        if parsed.variant is None:
+            store.resolve(parsed.model)  # says what does not exist
+        entries = list(islice(history_of(store.home, parsed), limit))
+    data = schemas.Log(
+        model=parsed.model, alias=parsed.alias, variant=parsed.variant,
+        entries=[_entry_json(one) for one in entries],
+    )  # fmt: skip
+    cli.out.show(data, _ids(entries), lambda: _print_log(entries, [], []))
+
+
+def _show_history(cli: Cli, entries: list[Logged]) -> None:
+    data = schemas.History(
+        entries=[
+            schemas.HistoryEntry(
+                ref=str(one.ref), **{f: getattr(_entry_json(one), f) for f in _ENTRY_FIELDS}
+            )
+            for one in entries
+        ]
+    )
+    refs = [str(one.ref) for one in entries]
+    cli.out.show(data, _ids(entries), lambda: _print_log(entries, ["OF"], refs))
+
+
+_ENTRY_FIELDS = schemas.LogEntry.__struct_fields__
+
+
+def _entry_json(logged: Logged) -> schemas.LogEntry:
     from tierstore.modelstore.rollout import percent_of
     from tierstore.modelstore.version import when as time_of
 
-    parsed = ModelRef.parse(ref)
-    if parsed.number is not None or parsed.prefix is not None:
-        raise UsageError(f"{parsed} is one version: give MODEL or MODEL@ALIAS")
-    with cli.open() as store:
-        entries = list(store.history(parsed.model, parsed.alias))
-        if not entries:
-            store.resolve(ref)  # says what does not exist
-    data = schemas.Log(
-        model=parsed.model,
-        alias=parsed.alias,
-        entries=[
-            schemas.LogEntry(
-                seq=entry.seq,
-                action=entry.action,
-                version=entry.version,
-                digest=f"b3:{entry.manifest}" if entry.manifest else None,
-                to=entry.rollout.version if entry.rollout else None,
-                percent=percent_of(entry),
-                time=time_of(entry),
-                who=entry.who,
-                message=entry.message,
-            )
-            for entry in entries
-        ],
+    entry = logged.entry
+    return schemas.LogEntry(
+        seq=entry.seq,
+        action=entry.action,
+        version=entry.version,
+        digest=f"b3:{entry.manifest}" if entry.manifest else None,
+        to=entry.rollout.version if entry.rollout else None,
+        percent=percent_of(entry),
+        time=time_of(entry),
+        who=entry.who,
+        message=entry.message,
     )
 
-    def text() -> None:
-        titles = ("SEQ", "TIME", "ACTION", "VERSION", "DIGEST", "WHO", "MESSAGE")
-        rows = [
-            (
-                str(entry.seq),
-                when(time_of(entry)),
-                entry.action,
-                _pointed_to(parsed.model, entry),
-                Digest.from_hex(entry.manifest).short if entry.manifest else "-",
-                entry.who,
-                entry.message,
-            )
-            for entry in entries
-        ]
-        table([Column(title) for title in titles], rows)
 
-    ids = [f"{parsed.model}@{entry.version}" for entry in entries if entry.version]
-    cli.out.show(data, ids, text)
+def _ids(entries: list[Logged]) -> list[str]:
+    variants = [f"+{one.ref.variant}" if one.ref.variant else "" for one in entries]
+    return [
+        f"{one.ref.model}@{one.entry.version}{variant}"
+        for one, variant in zip(entries, variants, strict=True)
+        if one.entry.version
+    ]
+
+
+def _print_log(entries: list[Logged], more: list[str], refs: list[str]) -> None:
+    from tierstore.ids import Digest
+    from tierstore.modelstore.version import when as time_of
+
+    titles = ("SEQ", "TIME", "ACTION", "VERSION", "DIGEST", "WHO", "MESSAGE")
+    rows = [
+        (
+            *refs[number : number + 1],
+            str(entry.seq),
+            when(time_of(entry)),
+            entry.action,
+            _pointed_to(ref.model, entry),
+            Digest.from_hex(entry.manifest).short if entry.manifest else "-",
+            entry.who,
+            entry.message,
+        )
+        for number, (ref, entry) in enumerate((one.ref, one.entry) for one in entries)
+    ]
+    if rows:
+        table([Column(title) for title in (*more, *titles)], rows)
+    else:
+        print("nothing has happened; 'tierstore save MODEL SOURCE' stores a model")
 
 
 def _pointed_to(model: str, entry: RefEntry) -> str:
