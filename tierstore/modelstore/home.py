@@ -20,6 +20,7 @@ from tierstore.format.storeconfig import (
 )
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.news import News
 from tierstore.modelstore.packs import scan_packs
 from tierstore.modelstore.probe import probe
 from tierstore.modelstore.refs import RefLog
@@ -94,10 +95,18 @@ class Home:
         self.blobs = blobs
         self.packs = packs or DurableTiers([home_tier(blobs)])
         self.config = config or read_config(blobs)
+        self.news: News | None = None
+        """Told of every entry that this process appends to a ref log."""
+
+    def close(self) -> None:
+        """Release the tiers; ``blobs`` is the caller's."""
+        if self.news is not None:
+            self.news.close()
+        self.packs.close()
 
     def log(self, model: str, name: str = keys.VERSION_LOG) -> RefLog:
         """The ref log of a model's versions, or of ``alias/<alias>``."""
-        return RefLog(self.blobs, model, name)
+        return RefLog(self.blobs, model, name, self.news)
 
     def models(self) -> list[str]:
         """The names of all models, sorted; a folder that is no model's is left to ``check``."""

@@ -24,6 +24,7 @@ from tierstore.errors import (
 from tierstore.format.keys import HEAD, entry_key, ref_prefix
 from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, parse_entry
 from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.modelstore.news import News
 
 _log = logging.getLogger("tierstore.refs")
 _ATTEMPTS = 1000
@@ -57,10 +58,11 @@ class RefLog:
         home: where the store's metadata lies.
         model: name of the model.
         name: ``versions`` or ``alias/<alias>``.
+        news: told of every entry that is appended.
     """
 
-    def __init__(self, home: BlobStore, model: str, name: str) -> None:
-        self._home = home
+    def __init__(self, home: BlobStore, model: str, name: str, news: News | None = None) -> None:
+        self._home, self._model, self._news = home, model, news
         self._prefix = ref_prefix(model, name)
         self.title = f"{model}@{name.removeprefix('alias/')}"
 
@@ -155,6 +157,8 @@ class RefLog:
             )
             if self._create(entry):
                 self._hint(seq)
+                if self._news is not None:
+                    self._news.tell(self._model)
                 return entry
         raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
 

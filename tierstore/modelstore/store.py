@@ -141,7 +141,7 @@ class Store:
             self._heat.flush()
         self.hot.close()
         self._index.close()
-        self.home.packs.close()
+        self.home.close()
         self._blobs.close()
 
     def save(

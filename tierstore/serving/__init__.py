@@ -1,0 +1,38 @@
+"""How serving processes read from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.store import Store
+    from tierstore.serving.follow import Follower, Update
+
+
+def follow(
+    ref: str,
+    on_ready: Callable[[Update], None],
+    *,
+    store: Store | None = None,
+    profile: str | None = None,
+    poll_s: float = 5.0,
+    warm: bool = True,
+) -> Follower:
+    """Keep this process on the version that ``ref`` means; see ``follow.Follower``.
+
+    Args:
+        ref: such as ``ranker@prod``.
+        on_ready: told each version once it is read and verified; the old one serves until it
+            returns.
+        store: by default the configured one, opened once for this process.
+        profile: as for ``Store.load``.
+        poll_s: seconds between two looks, on average.
+        warm: bring versions into this node's hot tier, where it has one.
+    """
+    from tierstore.serving.follow import Follower
+    from tierstore.serving.opened import open_shared
+
+    if store is None:
+        store = open_shared(None)
+    return Follower(store, ref, on_ready, profile=profile, poll_s=poll_s, warm=warm)

@@ -91,7 +91,9 @@ def _store(blobs: BlobStore) -> Store:
         packs, hot = DurableTiers(tiers.durable(), tiers.reload), tiers.hot(settings, heat)
         folder = activity_folder(settings, own.store_id)
         hot.activity = Activity(folder, lambda: counters(packs, hot))
-        return Store(blobs, settings, packs=packs, hot=hot, heat=heat, config=own)
+        store = Store(blobs, settings, packs=packs, hot=hot, heat=heat, config=own)
+        store.home.news = tiers.news()
+        return store
     except BaseException:
         blobs.close()
         raise

@@ -38,6 +38,7 @@ from tierstore.wiring.backends import (
     open_tier,
     read_options,
 )
+from tierstore.wiring.news import RedisNews
 
 _log = logging.getLogger("tierstore.wiring")
 _LONGEST_WAIT_MS = 30_000
@@ -104,18 +105,27 @@ class Tiers:
     def heat(self, settings: Settings) -> HeatRecorder | None:
         """Where this node's reads are counted: the first Redis, or home; nowhere without tiers."""
         ledger: HeatLedger | None = None
+        if (place := self._redis()) is not None:
+            try:
+                ledger = SumsLedger(open_sums(place))
+            except ConfigError as error:  # as for its chunks: it is not used
+                _log.warning("what is read is not counted: %s", error)
+        elif self._specs():
+            lock = settings.cache_dir / self._store_id / "heat.lock"
+            ledger = HomeLedger(self._home, settings.node, lock)
+        return None if ledger is None else HeatRecorder(ledger)
+
+    def news(self) -> RedisNews | None:
+        """Where nodes tell each other what changed: the first Redis; nowhere without one."""
+        place = self._redis()
+        return None if place is None else RedisNews(place)
+
+    def _redis(self) -> Place | None:
+        """The first Redis that nodes share."""
         for place in self._used():
             if place.spec.role == "shared" and place.spec.url.partition("://")[0] in REDIS_SCHEMES:
-                try:
-                    ledger = SumsLedger(open_sums(place))
-                except ConfigError as error:  # as for its chunks: it is not used
-                    _log.warning("what is read is not counted: %s", error)
-                break
-        else:
-            if self._specs():
-                lock = settings.cache_dir / self._store_id / "heat.lock"
-                ledger = HomeLedger(self._home, settings.node, lock)
-        return None if ledger is None else HeatRecorder(ledger)
+                return place
+        return None
 
     def _used(self) -> list[Place]:
         return [p for p in self._places() if p.node.enabled and p.spec.state == "active"]

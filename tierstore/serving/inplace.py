@@ -1,0 +1,125 @@
+"""Applying a new version to weights that serve: only what changed is written, under a guard.
+
+The new tensors lie beside the live ones while both are compared, at nobody's cost. What differs is
+gathered first, so that the guard is held for little more than copying it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.errors import UsageError
+from tierstore.modelstore.arrays import array_bytes, writable_bytes
+from tierstore.serving.follow import Update
+
+_BLOCK = 256
+"""Bytes that are compared and written together: a row of an embedding, about."""
+
+_SEGMENT = 32 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class InPlace:
+    """``on_ready`` of a follower for weights that stay where they are in memory.
+
+    Without ``batch_bytes`` a version is applied under one hold of the guard: whoever holds it while
+    answering never sees a mix of two versions. With it the guard is given back after each batch, so
+    that no hold takes long, and between two batches some tensors are new and some old.
+
+    Args:
+        state: for each tensor's name a writable, contiguous numpy array, or torch tensor on the
+            CPU. Names that it lacks are not applied.
+        guard: held while live weights are written; a lock that requests take, too.
+        batch_bytes: how much to write under one hold.
+
+    Attributes:
+        longest_pause_s: the longest that the guard was held, waiting for it not counted.
+        written_bytes: by the last update.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Any],
+        guard: AbstractContextManager[Any],
+        *,
+        batch_bytes: int | None = None,
+    ) -> None:
+        if batch_bytes is not None and batch_bytes < _BLOCK:
+            raise UsageError(f"a batch of {batch_bytes} bytes is too small: give {_BLOCK} or more")
+        self._state, self._guard = state, guard
+        self._batch = batch_bytes
+        self.longest_pause_s = 0.0
+        self.written_bytes = 0
+
+    def __call__(self, update: Update) -> None:
+        """Apply an update.
+
+        Raises:
+            UsageError: a tensor has another size or dtype than the live one, or is not in the
+                version; nothing was written.
+        """
+        pairs = self._pairs(update)
+        staged = [part for live, new in pairs for part in _differences(live, new)]
+        self.written_bytes = sum(values.nbytes for _, _, values in staged)
+        for batch in self._batches(staged):
+            with self._guard:
+                began = time.perf_counter()
+                for live, where, values in batch:
+                    live[where] = values
+                self.longest_pause_s = max(self.longest_pause_s, time.perf_counter() - began)
+
+    def _pairs(self, update: Update) -> list[tuple[Bytes, Bytes]]:
+        missing = sorted(self._state.keys() - update.tensors.keys())
+        if missing:
+            raise UsageError(f"{update.version} has no tensor {missing[0]!r} to apply")
+        changed = update.changed if update.previous is not None else tuple(self._state)
+        found = []
+        for name in changed:
+            if name not in self._state:
+                continue
+            new, target = update.tensors[name], self._state[name]
+            here, there = array_bytes(name, target), update.model.tensor(name)
+            if (here.dtype, tuple(here.shape)) != (there.dtype, tuple(there.shape)):
+                raise UsageError(
+                    f"tensor {name!r} is {there.dtype} {list(there.shape)} in {update.version}, "
+                    f"and {here.dtype} {list(here.shape)} here: load it anew instead"
+                )
+            live = np.frombuffer(writable_bytes(name, target, new.nbytes), np.uint8)
+            found.append((live, new.reshape(-1).view(np.uint8)))
+        return found
+
+    def _batches(
+        self, staged: list[tuple[Bytes, Any, Bytes]]
+    ) -> list[list[tuple[Bytes, Any, Bytes]]]:
+        if self._batch is None:
+            return [staged] if staged else []
+        rows = max(1, self._batch // _BLOCK)
+        return [
+            [(live, where[at : at + rows], values[at : at + rows])]
+            for live, where, values in staged
+            for at in range(0, len(values), rows)
+        ]
+
+
+def _differences(live: Bytes, new: Bytes) -> list[tuple[Bytes, Any, Bytes]]:
+    """What to write where: a view of the live bytes in rows, numbers of rows, their new content."""
+    whole = live.nbytes // _BLOCK * _BLOCK
+    rows, fresh = live[:whole].reshape(-1, _BLOCK), new[:whole].reshape(-1, _BLOCK)
+    found: list[tuple[Bytes, Any, Bytes]] = []
+    step = _SEGMENT // _BLOCK
+    for at in range(0, len(rows), step):
+        old, now = rows[at : at + step], fresh[at : at + step]
+        where = np.flatnonzero((old.view(np.uint64) != now.view(np.uint64)).any(axis=1))
+        if where.size:
+            found.append((old, where, now[where]))
+    if (live[whole:] != new[whole:]).any():
+        tail = live[whole:].reshape(1, -1)
+        found.append((tail, np.zeros(1, np.intp), new[whole:].reshape(1, -1).copy()))
+    return found

@@ -1,0 +1,80 @@
+"""News through the Redis of a shared tier."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from tierstore.errors import TierstoreError
+from tierstore.wiring.backends import Place, open_sums
+
+if TYPE_CHECKING:
+    from tierstore.blobs.redis_heat import Listener, RedisHeat
+
+_log = logging.getLogger("tierstore.news")
+_CHANNEL = "news"
+_WAITING = 1000
+
+
+class RedisNews:
+    """Tells from a thread of its own, so that a Redis that is down delays nobody.
+
+    Args:
+        place: of the tier.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._opened: RedisHeat | None = None
+        self._told: queue.Queue[str] = queue.Queue(_WAITING)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def _redis(self) -> RedisHeat:
+        with self._lock:
+            if self._opened is None:  # its client takes a while to import
+                self._opened = open_sums(self._place)
+            return self._opened
+
+    def tell(self, model: str) -> None:
+        """Say that a model changed; dropped when too much is waiting."""
+        try:
+            self._told.put_nowait(model)
+        except queue.Full:
+            return
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="tierstore-news", daemon=True
+                )
+                try:
+                    self._thread.start()
+                except RuntimeError:  # the interpreter ends
+                    self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if self._told.empty():
+                    self._thread = None
+                    return
+            try:
+                self._redis().publish(_CHANNEL, self._told.get())
+            except TierstoreError as error:  # whoever listens looks for himself, only later
+                _log.info("news were not told: %s", error)
+
+    def listen(self) -> AbstractContextManager[Listener]:
+        """Hear what is told while the block runs; this holds one connection."""
+        return self._redis().listen(_CHANNEL)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Tell what waits, for a while at most."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+        if self._opened is not None:
+            self._opened.close()
