@@ -329,6 +329,11 @@ def aws_profile(environ: Mapping[str, str] = os.environ) -> str | None:
     return "default" if path.is_file() else None
 
 
+def aws_region(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The region that the environment names; obstore finds it itself, boto3 only one of the two."""
+    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None
+
+
 def aws_ca(environ: Mapping[str, str] = os.environ) -> str | None:
     """A PEM file with the authorities to trust: ``AWS_CA_BUNDLE``."""
     return environ.get("AWS_CA_BUNDLE") or None

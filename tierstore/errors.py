@@ -19,6 +19,7 @@
      └─ BackendError            the storage itself failed                                   exit 1
          ├─ PermissionDenied    it refused our credentials or our user                      exit 1
          ├─ OutOfSpace          quota or disk full                                          exit 7
+         ├─ Archived            it must be restored from an archive first                   exit 1
          └─ Unreachable         no answer after the retries                                 exit 8
 
 A message says what happened, to which object, and what to do next. Nothing here is retried by the
@@ -109,6 +110,10 @@ class OutOfSpace(BackendError):
     """A disk, quota or bucket is full."""
 
     exit_code = 7
+
+
+class Archived(BackendError):
+    """The object is in an archive class; ``tierstore restore`` asks for a copy to read."""
 
 
 class Unreachable(BackendError):

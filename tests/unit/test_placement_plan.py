@@ -280,7 +280,8 @@ def follow(made: dict[str, object], plan: Plan, *, strict: bool = True) -> dict[
         assert move.source in where[move.pack], move
         assert move.copies == (move.target not in where[move.pack]), move
         assert not target.draining, move
-        assert not (move.copies and source.archive and move.kind == "promote"), "it is frozen"
+        frozen = move.copies and source.archive and move.kind == "promote"
+        assert not frozen or move.why.startswith(("it was asked for", "pack")), "it is frozen"
         warm = depth(move.pack) == 0
         if move.copies:
             where[move.pack].add(move.target)

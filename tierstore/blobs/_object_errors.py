@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from tierstore.errors import (
+    Archived,
     BackendError,
     Damaged,
     NotFound,
@@ -45,6 +46,8 @@ def translated(error: Exception, doing: str, url: str) -> TierstoreError:
         return NotFound(f"{message}; create the bucket first, or check the URL")
     if isinstance(error, FileNotFoundError):
         return NotFound(f"{message}; there is no such blob, or no such bucket")
+    if code == "InvalidObjectState":
+        return Archived(f"{message}; it is archived: 'tierstore restore' makes it readable")
     if code in _FULL_CODES or status == 507:
         return OutOfSpace(f"{message}; free some space or raise the quota, then try again")
     if _NO_CREDENTIALS.search(text):

@@ -15,6 +15,7 @@ import typer
 from tierstore.cli import (
     agent,
     aliases,
+    archives,
     backends,
     demo,
     describe,
@@ -43,7 +44,7 @@ _ORDER = (
     "derive", "variants", "lineage",
     "tier", "store", "df", "top",
     "warmup", "evict", "pin", "unpin", "pins",
-    "explain", "rebalance", "mv", "agent",
+    "explain", "rebalance", "mv", "restore", "agent",
     "serve",
     "du", "check", "doctor", "demo", "version",
 )  # fmt: skip
@@ -104,7 +105,7 @@ def command_tree() -> tuple[Any, set[str]]:
         variants,
         tiers, backends, space, top,
         warming,
-        placing, agent,
+        placing, archives, agent,
         serve,
         doctor, demo,
     ):  # fmt: skip

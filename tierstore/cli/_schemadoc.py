@@ -62,6 +62,7 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "explain": (placing.Explained,),
     "rebalance": (placing.Moves,),
     "mv": (placing.Moves,),
+    "restore": (placing.Restored,),
     "agent": (placing.AgentEnded,),
     "df": (tiers.Df,),
     "serve hub": (serve.Serving,),

@@ -93,10 +93,10 @@ class Explained(Schema):
 
 
 class Restored(Schema):
-    """Packs of a version that only an archive has, by state.
+    """The packs of a version by whether they can be read.
 
-    ``restoring`` are on their way, ``restored`` can be read for some days, ``readable`` never
-    needed it.
+    ``readable`` need no archive, ``restored`` can be read for some days, ``restoring`` are on their
+    way, ``archived`` were not asked for, ``missing`` are nowhere.
     """
 
     ref: str
@@ -104,6 +104,8 @@ class Restored(Schema):
     readable: int
     restored: int
     restoring: int
+    archived: int
+    missing: int
 
 
 class AgentEnded(Schema):

@@ -55,6 +55,7 @@ class CheckReport:
         refs: ref log entries read.
         versions: distinct manifests verified.
         packs: packs whose footer was verified.
+        archived: packs that only an archive has: they are there, and cannot be verified.
         chunks: distinct chunks that versions need.
         data_bytes: plain bytes decoded and compared with their digests; 0 without ``read_data``.
     """
@@ -63,6 +64,7 @@ class CheckReport:
     refs: int = 0
     versions: int = 0
     packs: int = 0
+    archived: int = 0
     chunks: int = 0
     data_bytes: int = 0
 
@@ -247,6 +249,10 @@ class _Check:
             for place in places:
                 packs.current(place)
             return
+        copies = [(tier, size) for tier, size in copies if tier.archive is None]
+        if not copies:
+            self._report.archived += 1
+            return
         self._report.packs += 1
         bad: dict[str, Damaged | NotFound | UnsupportedFormat] = {}
         for tier, size in copies:
@@ -288,9 +294,10 @@ class _Check:
 
     def _check_data(self) -> None:
         """Every chunk of every tier's copy; what is in no tier is looked for through its moves."""
-        tiers = self._home.packs.tiers
+        everywhere = [set(copies) for copies in self._copies.values()]
+        tiers = [tier for tier in self._home.packs.tiers if tier.archive is None]
         held = [set(self._copies[tier.name]) for tier in tiers]
-        nowhere = {keys.pack_key(place.pack) for place in self._places}.difference(*held)
+        nowhere = {keys.pack_key(place.pack) for place in self._places}.difference(*everywhere)
         held[0] |= nowhere
         work = [
             (number, digest, [

@@ -23,6 +23,7 @@ from tierstore.tiers.budget import Budget
 from tierstore.tiers.mover import Moved, Mover, MoverStats
 
 _SHORTEST_PREFIX = 8
+_BEST = ("readable", "restored", "restoring", "archived")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,43 @@ class Placement:
             )
             for pack in sorted(known, key=lambda p: (-scene.worth[p], p))
         ]
+
+    def readiness(self, packs: Iterable[bytes]) -> dict[bytes, str]:
+        """Whether packs can be read: ``readable``, ``restored`` (for a while), ``restoring``,
+        ``archived`` or ``missing``.
+
+        Raises:
+            BackendError: a tier cannot be asked.
+        """
+        tiers = self._home.packs.tiers
+        quick = [tier for tier in tiers if tier.archive is None]
+        found = {}
+        for pack in packs:
+            if any(_has(tier, pack) for tier in quick):
+                found[pack] = "readable"
+                continue
+            states = [tier.archive.state(pack_key(pack))[0] for tier in tiers
+                      if tier.archive is not None and _has(tier, pack)]  # fmt: skip
+            found[pack] = min(states, key=_BEST.index, default="missing")
+        return found
+
+    def restore(
+        self, packs: Iterable[bytes], days: int = 7, speed: str = "Standard"
+    ) -> dict[bytes, str]:
+        """Ask for readable copies of those packs that only an archive has; ``readiness`` then.
+
+        Args:
+            packs: those that are wanted.
+            days: for which the copies are kept.
+            speed: ``Expedited``, ``Standard`` or ``Bulk``: minutes, hours, or half a day.
+        """
+        wanted = self.readiness(packs)
+        for pack, state in wanted.items():
+            for tier in self._home.packs.tiers if state == "archived" else ():
+                if tier.archive is not None and _has(tier, pack):
+                    tier.archive.restore(pack_key(pack), days, speed)
+                    break
+        return self.readiness(wanted)
 
     # Planning
 

@@ -262,14 +262,18 @@ class Planner:
 
     def _enter(
         self, unit: Sequence[bytes], tier: TierState, why: str, bar: float,
-        last: bytes | None = None,
+        last: bytes | None = None, *, frozen: bool = False,
     ) -> bool:  # fmt: skip
-        """Copy the packs of a unit up; whether there was room."""
+        """Copy the packs of a unit up; whether there was room.
+
+        What only an archive has cannot be read, unless it was restored (``frozen``).
+        """
         scene = self.scene
         if not scene.can_enter(unit, tier):
             return False
-        if any(scene.fastest(pack).archive for pack in unit if not scene.has(pack, tier)):
-            return False  # it cannot be read
+        archived = any(scene.fastest(p).archive for p in unit if not scene.has(p, tier))
+        if archived and not frozen:
+            return False
         for pack in unit:
             if not scene.has(pack, tier):
                 named = last is None or pack == last
@@ -311,9 +315,9 @@ class Planner:
         name = f"pack {short(pack)}"
         why = f"it was asked for in tier {tier.name}"
         if not scene.has(pack, tier) and scene.rank(scene.fastest(pack)) > scene.rank(tier):
-            if not self._enter(self.entering(pack, tier), tier, why, 0.0, last=pack):
-                self.notes.append(f"{name} is not copied: tier {tier.name} has no room, or what "
-                                  "it needs is in an archive")  # fmt: skip
+            unit = self.entering(pack, tier)
+            if not self._enter(unit, tier, why, 0.0, last=pack, frozen=True):
+                self.notes.append(f"{name} is not copied: tier {tier.name} has no room")
             return
         for faster in scene.tiers[: scene.rank(tier)]:
             if scene.has(pack, faster):

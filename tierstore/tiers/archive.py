@@ -2,24 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
-
-ArchiveState = Literal["readable", "archived", "restoring", "restored"]
-"""``readable``: never archived; ``restored``: archived, with a copy to read for a while."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveInfo:
-    """One object of an archive tier.
-
-    Attributes:
-        state: whether it can be read.
-        until: when a restored copy ends, as the storage says it; empty when it does not.
-    """
-
-    state: ArchiveState
-    until: str = ""
+from typing import Protocol
 
 
 class Archive(Protocol):
@@ -28,8 +11,12 @@ class Archive(Protocol):
     def freeze(self, key: str) -> None:
         """Have the storage keep an object, that was written and verified, in the archive class."""
 
-    def state(self, key: str) -> ArchiveInfo:
-        """Whether an object can be read; ``NotFound`` when there is none."""
+    def state(self, key: str) -> tuple[str, str]:
+        """Whether an object can be read, and until when, as the storage says it.
+
+        ``readable``: it is not archived; ``archived``; ``restoring``; ``restored``: archived, with
+        a copy that can be read for a while. Raises ``NotFound`` when there is no such object.
+        """
 
     def restore(self, key: str, days: int, speed: str) -> None:
         """Ask for a copy that can be read for so many days; again asking is fine.

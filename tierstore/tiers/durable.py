@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
-from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, Unreachable
+from tierstore.errors import Archived, BackendError, Damaged, NotFound, OutOfSpace, Unreachable
 from tierstore.format.tiers import HOME_NAME, TierSpec
 from tierstore.ids import Buffer, ByteRange
 from tierstore.tiers.base import DurableTier
@@ -121,7 +121,9 @@ class DurableTiers(BlobStore):
             self.read([read for read in reads if read.key == key])
 
     def info(self, key: str) -> BlobInfo:
-        return self._ask(key, lambda tier: tier.store.info(key))[1]
+        """Of a copy that can be read at once: one in an archive is not relied on by anything."""
+        archives = frozenset(tier.name for tier in self.tiers if tier.archive is not None)
+        return self._ask(key, lambda tier: tier.store.info(key), archives)[1]
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         """Write to the first tier that has room and takes it; every one that fails is reported."""
@@ -129,7 +131,7 @@ class DurableTiers(BlobStore):
         parts = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
         size = sum(memoryview(part).nbytes for part in parts)
         for number, tier in enumerate(self.tiers):
-            if not tier.takes_writes:
+            if not tier.takes_writes or tier.archive is not None:
                 continue
             try:
                 if not self.room(tier).fits(size):
@@ -219,6 +221,8 @@ class DurableTiers(BlobStore):
         self, key: str, failures: Sequence[tuple[DurableTier, BackendError | Damaged]]
     ) -> NoReturn:
         unasked = [(tier, error) for tier, error in failures if isinstance(error, BackendError)]
+        if unasked and all(isinstance(error, Archived) for _, error in unasked):
+            raise unasked[0][1]
         if len(self.tiers) == 1 or not unasked:
             raise failures[0][1]
         kinds = {type(error) for _, error in unasked}
@@ -256,6 +260,8 @@ class DurableTiers(BlobStore):
             return
         if isinstance(error, Damaged):
             _log.error("the copy of %s in tier %s is damaged: %s", key, tier.name, error)
+            return
+        if isinstance(error, Archived):
             return
         with self._lock:
             known = tier.name in self._failing

@@ -24,7 +24,7 @@ from tierstore.blobs.base import (
     check_prefix,
 )
 from tierstore.blobs.stats import TierStats
-from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError, Unreachable
+from tierstore.errors import Archived, BackendError, Damaged, NotFound, TierstoreError, Unreachable
 from tierstore.ids import Buffer, ByteRange
 from tierstore.tiers._breaker import Breaker
 
@@ -153,6 +153,9 @@ class GuardedStore(BlobStore):
         failed = False
         try:
             yield done
+        except Archived:  # an answer, too
+            breaker.worked()
+            raise
         except BackendError as error:
             failed = True
             self._why = str(error)

@@ -22,13 +22,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import blake3
 
 from tierstore.blobs.base import RangeRead
 from tierstore.errors import (
+    Archived,
     BackendError,
     Damaged,
     NotFound,
@@ -104,19 +105,6 @@ class MoverStats:
     damaged: int = 0
 
 
-@dataclass(slots=True)
-class _Run:
-    """What one run has learned.
-
-    Attributes:
-        down: tiers that failed: what needs them is skipped.
-        full: tiers that had no room.
-    """
-
-    down: dict[str, str] = field(default_factory=dict)
-    full: set[str] = field(default_factory=set)
-
-
 class Mover:
     """Moves packs between durable tiers, one at a time. For one thread.
 
@@ -145,6 +133,10 @@ class Mover:
         self._lease, self._budget = lease, budget or Budget()
         self._stop = stop or threading.Event()
         self._may_leave = may_leave
+        self._down: dict[str, str] = {}
+        """Tiers that failed in this run, and why: what needs them is skipped."""
+        self._full: set[str] = set()
+        """Tiers that had no room in this run."""
         self.stopped = False
         """Whether it ended before the last move."""
         self.stats = stats or MoverStats()
@@ -157,14 +149,15 @@ class Mover:
         Raises:
             Conflict: the lease is lost; nothing was deleted without it.
         """
-        run = _Run()
+        self._down.clear()
+        self._full.clear()
         for move in moves:
             began = time.monotonic()
             status: Status = "failed"
             why, copied = "", 0
             try:
                 self._pause(0)
-                why, copied = self._carry_out(move, run)
+                why, copied = self._carry_out(move)
                 status = "skipped" if why else "done"
             except _Stopped:
                 self.stopped = True
@@ -197,33 +190,33 @@ class Mover:
             f": {moved.why}" if moved.why else "", extra={"fields": fields},
         )  # fmt: skip
 
-    def _carry_out(self, move: PlannedMove, run: _Run) -> tuple[str, int]:
+    def _carry_out(self, move: PlannedMove) -> tuple[str, int]:
         """Why it was skipped, or nothing; and bytes that were copied."""
         source, target = self._tiers[move.source], self._tiers[move.target]
         for tier in (source, target):
-            if tier.name in run.down:
-                return f"tier {tier.name} failed before: {run.down[tier.name]}", 0
+            if tier.name in self._down:
+                return f"tier {tier.name} failed before: {self._down[tier.name]}", 0
         self._refuse(move, source, target)
         key = pack_key(move.pack)
-        with self._asking(target, run):
+        with self._asking(target):
             target.verify()
             there = _size(target, key)
         if there == move.bytes and not move.drops:
             return "it is there already", 0
-        if there is None and target.name in run.full:
+        if there is None and target.name in self._full:
             return f"tier {target.name} has no room", 0
-        data = self._kept(target, key, run) if there is not None else None
+        data = self._kept(target, key) if there is not None else None
         copied = 0
         if data is None:
-            data = self._read_good(key, source, target, run)
+            data = self._read_good(key, source, target)
             if data is None:
                 return "the pack is gone: nothing needs it any more", 0
-            self._copy(target, key, data, run)
+            self._copy(target, key, data)
             copied = len(data)
         if move.drops:
             if not self._may_leave(move):
                 return "it was pinned since the plan was made", copied
-            self._drop(source, target, key, data, run)
+            self._drop(source, target, key, data)
         return "", copied
 
     def _refuse(self, move: PlannedMove, source: DurableTier, target: DurableTier) -> None:
@@ -241,21 +234,19 @@ class Mover:
 
     # Reading and checking
 
-    def _kept(self, target: DurableTier, key: str, run: _Run) -> bytearray | None:
+    def _kept(self, target: DurableTier, key: str) -> bytearray | None:
         """The bytes of the copy that the target has; ``None`` when it is damaged, or frozen."""
         if target.archive is not None:  # it cannot be read back, so it cannot be relied on
             return None
         try:
-            return self._read(target, key, run)
+            return self._read(target, key)
         except Damaged as error:
             self._note_damage(target, key, error)
         except NotFound:  # deleted since
             pass
         return None
 
-    def _read_good(
-        self, key: str, source: DurableTier, target: DurableTier, run: _Run
-    ) -> bytearray | None:
+    def _read_good(self, key: str, source: DurableTier, target: DurableTier) -> bytearray | None:
         """The pack's bytes from the source, or else from any tier but the target that has it good.
 
         ``None`` when no tier has it.
@@ -263,11 +254,11 @@ class Mover:
         others = [tier for tier in self._tiers.values() if tier not in (source, target)]
         failure: TierstoreError | None = None
         for tier in (source, *others):
-            if tier.name in run.down:
-                failure = failure or BackendError(run.down[tier.name])
+            if tier.name in self._down:
+                failure = failure or BackendError(self._down[tier.name])
                 continue
             try:
-                return self._read(tier, key, run)
+                return self._read(tier, key)
             except NotFound:
                 continue
             except Damaged as error:
@@ -279,8 +270,8 @@ class Mover:
             raise failure
         return None
 
-    def _read(self, tier: DurableTier, key: str, run: _Run) -> bytearray:
-        with self._asking(tier, run):
+    def _read(self, tier: DurableTier, key: str) -> bytearray:
+        with self._asking(tier):
             tier.verify()
             data = bytearray(tier.store.info(key).size)
             view = memoryview(data)
@@ -299,12 +290,12 @@ class Mover:
 
     # Writing
 
-    def _copy(self, target: DurableTier, key: str, data: bytearray, run: _Run) -> None:
+    def _copy(self, target: DurableTier, key: str, data: bytearray) -> None:
         """Write a pack and read it back."""
         room = self._all.room(target)
-        with self._asking(target, run):
+        with self._asking(target):
             if not room.fits(len(data)):
-                run.full.add(target.name)
+                self._full.add(target.name)
                 raise OutOfSpace(f"tier {target.name} has no room left in its quota for {key}")
             began = time.monotonic()
             target.store.put(key, data)
@@ -343,18 +334,16 @@ class Mover:
             self._spend(len(out), began)
         return "" if digest.digest() == blake3.blake3(data).digest() else "its bytes differ"
 
-    def _drop(
-        self, source: DurableTier, target: DurableTier, key: str, data: bytearray, run: _Run
-    ) -> None:
+    def _drop(self, source: DurableTier, target: DurableTier, key: str, data: bytearray) -> None:
         """Delete a copy, now that another one was verified."""
-        with self._asking(target, run):
+        with self._asking(target):
             target.verify()
-        with self._asking(source, run):
+        with self._asking(source):
             self._lease.check()
             source.store.delete([key])
         self._all.room(source).add(-len(data))
         source.stats.count(evicted=1, evicted_bytes=len(data))
-        with self._asking(target, run):
+        with self._asking(target):
             if _size(target, key) is None:
                 source.store.put(key, data)
                 raise Damaged(
@@ -365,15 +354,17 @@ class Mover:
     # Between the pieces
 
     @contextmanager
-    def _asking(self, tier: DurableTier, run: _Run) -> Iterator[None]:
+    def _asking(self, tier: DurableTier) -> Iterator[None]:
         """Remember when a tier fails, so that the rest of the plan does not wait for it again."""
         try:
             yield
+        except Archived:
+            raise
         except OutOfSpace:
-            run.full.add(tier.name)
+            self._full.add(tier.name)
             raise
         except BackendError as error:
-            run.down.setdefault(tier.name, str(error))
+            self._down.setdefault(tier.name, str(error))
             raise
 
     def _spend(self, nbytes: int, began: float) -> None:

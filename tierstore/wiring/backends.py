@@ -18,6 +18,7 @@ from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.snapshot import MOVER_OPTIONS
+from tierstore.tiers.archive import Archive
 
 if TYPE_CHECKING:
     from tierstore.blobs.redis_endpoint import RedisEndpoint
@@ -160,6 +161,8 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
     if spec.role in DURABLE:
         limit = spec.timeout_ms / 1000
         own = {name: text for name, text in spec.options.items() if name not in MOVER_OPTIONS}
+        if is_archive(spec):
+            del own["storage_class"]  # packs are frozen once they were written and verified
         return _open(spec.url, own, create=create, node=node, timeout_s=limit)
     if spec.role == "hot":
         return _open(str(hot_directory(spec)), {}, create=create)
@@ -173,6 +176,32 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
 
         return MemcachedStore(spec.url, timeout_s=spec.timeout_ms / 1000, **options)
     return _open(spec.url, {}, create=create, node=node)
+
+
+def is_archive(spec: TierSpec) -> bool:
+    """Whether a tier's packs are read only after a restore."""
+    chosen = spec.options.get("storage_class")
+    if not chosen or spec.role not in DURABLE or not spec.url.startswith(("s3://", "s3a://")):
+        return False
+    from tierstore.blobs.s3_archive import ARCHIVE_CLASSES
+
+    return chosen in ARCHIVE_CLASSES
+
+
+def open_archive(place: Place) -> Archive | None:
+    """What freezes and restores a tier's packs; ``None`` for a tier that is read at once."""
+    if not is_archive(place.spec):
+        return None
+    from tierstore.blobs.s3_archive import S3Archive
+
+    spec, node = place.spec, place.node
+    own = {name: text for name, text in spec.options.items() if name not in MOVER_OPTIONS}
+    chosen = read_options(spec.url, own, _OBJECT_OPTIONS)
+    kind = chosen.pop("storage_class")
+    chosen.setdefault("profile", config.aws_profile())
+    chosen.setdefault("region", config.aws_region())
+    ca = node.ca or config.aws_ca()
+    return S3Archive(spec.url, kind, timeout_s=spec.timeout_ms / 1000, ca=ca, **chosen)
 
 
 def open_sums(place: Place) -> RedisHeat:

@@ -34,6 +34,7 @@ from tierstore.wiring.backends import (
     REDIS_SCHEMES,
     Place,
     hot_directory,
+    open_archive,
     open_sums,
     open_tier,
     read_options,
@@ -89,8 +90,10 @@ class Tiers:
             made = self._made.get(spec.name)
             if made is None or made.spec != spec:
                 stats = TierStats()
-                store = _stacked(Place(spec, place.node, self._store_id), stats)
-                made = self._made[spec.name] = DurableTier(spec, store, stats, self._store_id)
+                here = Place(spec, place.node, self._store_id)
+                made = self._made[spec.name] = DurableTier(
+                    spec, _stacked(here, stats), stats, self._store_id, open_archive(here)
+                )
             found.append(made)
         return [*found, home_tier(self._home)]
 

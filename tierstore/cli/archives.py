@@ -1,0 +1,80 @@
+"""The command on archive storage classes: restore."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_placing as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import counted
+from tierstore.cli.placing import Target, packs_of
+from tierstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SPEEDS = ("expedited", "standard", "bulk")
+_POLL_S = 15.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    command(app, "restore")(restore)
+
+
+def restore(
+    cli: Cli,
+    target: Target,
+    days: Annotated[
+        int, typer.Option(metavar="N", min=1, max=365, help="Keep the readable copy so long.")
+    ] = 7,
+    speed: Annotated[
+        str,
+        typer.Option(metavar="WORD", help="expedited, standard or bulk (half a day)."),
+    ] = "standard",
+    check: Annotated[bool, typer.Option("--check", help="Ask for nothing; only look.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until all of it can be read.")] = False,
+) -> None:
+    """Ask an archive (GLACIER, DEEP_ARCHIVE) for a version's packs.
+
+    What was restored can be read for some days; 'tierstore mv' then brings it back for good. Exits
+    with 3 while not all of it can be read.
+    """
+    if speed not in _SPEEDS:
+        raise UsageError(f"{speed!r} is no speed: {', '.join(_SPEEDS)}")
+    with cli.open() as store, cli.progress("asking the tiers") as progress:
+        packs, placement = packs_of(store, target), store.placement
+        if check:
+            found = placement.readiness(packs)
+        else:
+            found = placement.restore(packs, days, speed.capitalize())
+        while wait and _open(found):
+            progress.describe(f"waiting for {counted(_open(found), 'pack')}")
+            time.sleep(_POLL_S)
+            found = placement.readiness(packs)
+    states = Counter(found.values())
+    data = schemas.Restored(
+        ref=target, packs=len(found), readable=states["readable"], restored=states["restored"],
+        restoring=states["restoring"], archived=states["archived"], missing=states["missing"],
+    )  # fmt: skip
+    waiting = [pack.hex() for pack, state in found.items() if state not in ("readable", "restored")]
+    cli.out.show(data, waiting, lambda: print(_told(data)))
+    if waiting:
+        raise typer.Exit(3)
+
+
+def _open(found: Mapping[bytes, str]) -> int:
+    return sum(state in ("restoring", "archived") for state in found.values())
+
+
+def _told(data: schemas.Restored) -> str:
+    words = [
+        (data.readable, "readable at once"), (data.restored, "restored for a while"),
+        (data.restoring, "being restored"), (data.archived, "archived"), (data.missing, "missing"),
+    ]  # fmt: skip
+    told = ", ".join(f"{count} {word}" for count, word in words if count)
+    return f"{counted(data.packs, 'pack')}: {told or 'nothing to restore'}"
