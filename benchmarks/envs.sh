@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the benchmarks compare with: zipnn (it needs torch) and hf_xet, each in an
-# environment of its own, and restic, borg and zstd from the distribution. Safe to run again; prints
+# Installs what the benchmarks compare with: zipnn (it needs torch), hf_xet, and the readers of S3,
+# each in an environment of its own, and restic, borg and zstd from the distribution. Safe to run again; prints
 # every version.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,6 +16,14 @@ xet="$here/.envs/xet"
 if ! "$xet/bin/python" -c 'import hf_xet' 2>/dev/null; then
     "$python" -m venv "$xet"
     "$xet/bin/pip" install --quiet hf_xet
+fi
+
+s3="$here/.envs/s3"
+if ! "$s3/bin/python" -c 'import boto3, obstore, runai_model_streamer, s3fs' 2>/dev/null; then
+    "$python" -m venv "$s3"
+    # without a lower bound pip goes back to an s3fs of years ago
+    "$s3/bin/pip" install --quiet torch==2.13.0 numpy safetensors runai-model-streamer \
+        runai-model-streamer-s3 'boto3>=1.40' obstore 's3fs>=2025.3' 'aiobotocore>=2.20'
 fi
 
 missing=()
@@ -37,3 +45,8 @@ for name in ("zipnn", "torch", "numpy", "safetensors"):
     print(name, version(name))
 EOF
 "$xet/bin/python" -c 'from importlib.metadata import version; print("hf_xet", version("hf_xet"))'
+"$s3/bin/python" - <<'EOF'
+from importlib.metadata import version
+for name in ("runai-model-streamer", "boto3", "obstore", "s3fs"):
+    print(name, version(name))
+EOF
