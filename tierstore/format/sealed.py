@@ -12,6 +12,7 @@ import zstandard
 from tierstore.errors import UsageError
 from tierstore.format.checks import check_requires, damaged, unsupported, xxh3
 from tierstore.ids import Buffer
+from tierstore.prepared import prepared
 
 HEADER_BYTES = 56
 
@@ -145,8 +146,8 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 
 def _decode(kind: Kind, plain: bytes, model: type[_S]) -> _S:
     if kind in _MSGPACK:
-        return msgspec.msgpack.decode(plain, type=model)
-    return msgspec.json.decode(plain, type=model)
+        return msgspec.msgpack.decode(plain, type=prepared(model))
+    return msgspec.json.decode(plain, type=prepared(model))
 
 
 def seal_body(kind: Kind, body: Body) -> bytes:

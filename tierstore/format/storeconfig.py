@@ -12,6 +12,7 @@ from tierstore.format.checks import KNOWN_FEATURES, damaged, unsupported, xxh3
 from tierstore.format.manifest import DEFAULT_CHUNK, HASH, check_chunk_size
 from tierstore.format.tiers import FEATURE as TIERS_FEATURE
 from tierstore.ids import Buffer
+from tierstore.prepared import prepared
 
 FORMAT = 1
 STORE_FEATURES = KNOWN_FEATURES | {TIERS_FEATURE}
@@ -79,7 +80,7 @@ def parse_config(data: Buffer, name: str) -> StoreConfig:
             damaged(name, "its checksum does not match; it must not be edited by hand")
         if unknown := sorted(set(fields) - set(StoreConfig.__struct_fields__)):
             unsupported(name, f"the field {', '.join(map(repr, unknown))}")
-        config = msgspec.convert(fields, StoreConfig)
+        config = msgspec.convert(fields, prepared(StoreConfig))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"{name} is damaged: {error}; restore it from a copy") from None
     if msgspec.to_builtins(config) != fields:  # a default may change, a store may not

@@ -13,6 +13,7 @@ import msgspec
 from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.ids import Buffer
 from tierstore.lossy.errors import TensorError
+from tierstore.prepared import prepared
 
 PATH = "tierstore-variant.json"
 FORMAT = 1
@@ -98,6 +99,6 @@ def parse_record(data: Buffer, name: str) -> VariantRecord:
         fields = msgspec.json.decode(bytes(data), type=dict[str, msgspec.Raw])
         if msgspec.json.decode(fields.get("format", b"null")) != FORMAT:
             raise UnsupportedFormat(f"{name} was written by a newer tierstore; upgrade this one")
-        return msgspec.json.decode(bytes(data), type=VariantRecord)
+        return msgspec.json.decode(bytes(data), type=prepared(VariantRecord))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"{name} is no variant's record: {error}") from None

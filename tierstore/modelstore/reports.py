@@ -15,6 +15,7 @@ from tierstore.format.reflog import FULL_SHARE, Gate, Report
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.turns import holds
 from tierstore.modelstore.version import Version
+from tierstore.prepared import prepared
 
 _GATE = re.compile(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*\Z")
 
@@ -38,7 +39,7 @@ def parse_gate(text: str) -> Gate:
     try:
         if match:
             return msgspec.convert(
-                dict(zip(("metric", "op", "limit"), match.groups(), strict=True)), Gate
+                dict(zip(("metric", "op", "limit"), match.groups(), strict=True)), prepared(Gate)
             )
     except msgspec.ValidationError:
         pass
@@ -67,7 +68,8 @@ def write_report(home: BlobStore, version: Version, node: str, values: Mapping[s
     """Record what a node measured while it served ``version``; see ``Rollouts.report``."""
     try:
         body = msgspec.convert(
-            {"version": version.digest.hex, "node": node, "values": dict(values)}, Report
+            {"version": version.digest.hex, "node": node, "values": dict(values)},
+            prepared(Report),
         )
     except msgspec.ValidationError as error:
         raise UsageError(f"a report gives decimal numbers by metric: {error}") from None

@@ -29,6 +29,7 @@ from tierstore.modelstore.refs import RefLog, Target
 from tierstore.modelstore.reports import GateState, gate_states, write_report
 from tierstore.modelstore.turns import next_window
 from tierstore.modelstore.version import Version, version_of, when
+from tierstore.prepared import prepared
 
 _HOLDER = "rollout of "
 
@@ -118,7 +119,7 @@ class Rollouts:
             "labels": dict(labels or {}), "windows": list(windows),
         }  # fmt: skip
         try:
-            rollout = msgspec.convert(msgspec.to_builtins(fields), Rollout)
+            rollout = msgspec.convert(msgspec.to_builtins(fields), prepared(Rollout))
         except msgspec.ValidationError as error:
             raise UsageError(f"this rollout makes no sense: {error}") from None
         log = self._log(model, alias)

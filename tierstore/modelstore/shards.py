@@ -184,10 +184,15 @@ def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
 
 
 def _read_narrow(content: Content, reads: Sequence[StripRead]) -> None:
-    """Whole chunks, a window of them at a time, of which the columns are copied."""
+    """Whole chunks, a window of them at a time, of which the columns are copied.
+
+    Ranks on one node need the same chunks: each begins at another place, as far into the model as
+    its columns lie in a row, and later finds in the node's hot tier what the others have read.
+    """
     window = min(_WINDOW, content.reader.memory_limit // 8)
     every = [(read, piece) for read in reads for piece in read.chunks()]
-    for group in batches(every, lambda one: one[1].length, window):
+    begin = len(every) * reads[0].strip.low // reads[0].strip.row if reads else 0
+    for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].length, window):
         buffer = memoryview(bytearray(sum(piece.length for _, piece in group)))
         at = 0
         wants: list[Want] = []
