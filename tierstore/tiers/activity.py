@@ -21,6 +21,7 @@ from typing import TypeAlias
 import msgspec
 
 from tierstore.blobs.stats import TierStats
+from tierstore.prepared import prepared
 
 EVERY_S = 2.0
 """Seconds between two looks at the counters."""
@@ -197,6 +198,6 @@ def activities(folder: Path, since: float) -> Iterator[ProcessActivity]:
             info = path.stat()
             if info.st_mtime < since or info.st_size > _MAX_BYTES:
                 continue
-            yield msgspec.json.decode(path.read_bytes(), type=ProcessActivity)
+            yield msgspec.json.decode(path.read_bytes(), type=prepared(ProcessActivity))
         except (OSError, msgspec.MsgspecError) as error:
             _log.debug("%s: %s", path, error)
