@@ -4,6 +4,7 @@
 * ``tiled-bf16``, ``tiled-f32``: about 1 GiB of copies of the model, each with its weights
   multiplied by 1 + 1e-3 * N(0, 1) and then cast, so that no chunk occurs twice but the statistics
   stay real.
+* ``layers-bf16``: 290 tensors of the shapes of a language model (Qwen2-0.5B), 0.92 GiB.
 * ``emb-bf16``: one tensor ``emb.weight`` of 2**20 rows by 512, 1 GiB, made of word embeddings'
   rows, perturbed likewise.
 
@@ -15,6 +16,7 @@ Run: ``python -m benchmarks.data [NAME ...]``; prints the paths.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -128,6 +130,35 @@ def _tiled(path: Path, dtype: np.dtype[Any]) -> None:
     write_file(path, described, values)
 
 
+def _layers(path: Path) -> None:
+    """The shapes of Qwen2-0.5B, filled with MiniLM's word embeddings, perturbed likewise."""
+    vocabulary, width, inner, keys, layers = 151_936, 896, 4864, 128, 24
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        shapes |= {
+            f"{at}self_attn.q_proj.weight": (width, width), f"{at}self_attn.q_proj.bias": (width,),
+            f"{at}self_attn.k_proj.weight": (keys, width), f"{at}self_attn.k_proj.bias": (keys,),
+            f"{at}self_attn.v_proj.weight": (keys, width), f"{at}self_attn.v_proj.bias": (keys,),
+            f"{at}self_attn.o_proj.weight": (width, width),
+            f"{at}mlp.gate_proj.weight": (inner, width), f"{at}mlp.up_proj.weight": (inner, width),
+            f"{at}mlp.down_proj.weight": (width, inner),
+            f"{at}input_layernorm.weight": (width,),
+            f"{at}post_attention_layernorm.weight": (width,),
+        }  # fmt: skip
+    shapes |= {"model.norm.weight": (width,)}
+    words = source_tensors()[WORDS].reshape(-1)
+
+    def values(name: str) -> Iterator[Array]:
+        count, first = math.prod(shapes[name]), 0
+        while first < count:
+            some = words[: min(len(words), count - first)]
+            yield _cast(_perturb(some, (2, first, *name.encode())), DTYPES["bf16"])
+            first += len(some)
+
+    write_file(path, [(name, "BF16", shape) for name, shape in shapes.items()], values)
+
+
 def _embedding(path: Path) -> None:
     words = source_tensors()[WORDS]
     width = EMB_WIDTH - words.shape[1]
@@ -149,6 +180,7 @@ _MAKERS: dict[str, Callable[[Path], None]] = {
     "tiled-bf16": lambda path: _tiled(path, DTYPES["bf16"]),
     "tiled-f32": lambda path: _tiled(path, DTYPES["f32"]),
     "emb-bf16": _embedding,
+    "layers-bf16": _layers,
 }
 NAMES = tuple(_MAKERS)
 

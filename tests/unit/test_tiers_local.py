@@ -22,7 +22,7 @@ from tierstore.format.checks import digest_of
 from tierstore.placement.base import Access
 from tierstore.placement.policies import POLICIES, make
 from tierstore.tiers import _mapping
-from tierstore.tiers.local import LocalHot
+from tierstore.tiers.local import MIN_MAPPED, LocalHot
 
 MIB = 1 << 20
 STORE = "s" * 32
@@ -188,7 +188,7 @@ def test_a_chunk_that_is_missing_or_wrong_maps_nothing(tmp_path: Path) -> None:
 
 def test_small_tensors_and_odd_chunks_are_not_mapped(tmp_path: Path) -> None:
     tier = hot(tmp_path)
-    digest, data = one = chunk(1, MIB - 1)
+    digest, data = one = chunk(1, MIN_MAPPED - 1)
     offer(tier, one)
     assert tier.map_tensor([digest], MIB, len(data)) is None
     assert tier.map_tensor([digest] * 2, MIB + 1, 2 * MIB + 2) is None

@@ -22,6 +22,7 @@ _TORCH_DTYPES = {
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
+_TORCH_NAMES = {ours: torch for torch, ours in _TORCH_DTYPES.items()}
 
 
 class ArrayBytes(ABC):
@@ -145,12 +146,12 @@ def typed_torch(plain: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torc
 
     if DTYPES[dtype].numpy is None:
         return plain
-    name = next((torch for torch, ours in _TORCH_DTYPES.items() if ours == dtype), "")
-    if not hasattr(torch, name):
+    kind = getattr(torch, _TORCH_NAMES.get(dtype, ""), None)
+    if kind is None:
         raise UsageError(f"this torch ({torch.__version__}) has no dtype for {dtype}; upgrade it")
     if not plain.numel():
-        return torch.empty(shape, dtype=getattr(torch, name), device=plain.device)
-    return plain.view(getattr(torch, name)).reshape(shape)
+        return torch.empty(shape, dtype=kind, device=plain.device)
+    return plain.view(kind).reshape(shape)
 
 
 def writable_bytes(name: str, target: Any, nbytes: int) -> memoryview:

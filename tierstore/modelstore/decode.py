@@ -20,6 +20,7 @@ from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.plan import blocks_of_spans
 from tierstore.modelstore.recent import Recent
 from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.local import MIN_MAPPED
 
 Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and where in the tensor they begin; called from several threads."""
@@ -27,9 +28,6 @@ Sink = Callable[[int, memoryview], None]
 Came: TypeAlias = Literal["reused", "delta", "full"]
 """How plain bytes came: out of a hot tier or by another reader of this process, or else from a
 durable tier as a delta or standalone."""
-
-MAP_FROM = 1 << 20
-"""What has fewer bytes is copied: mapping it would cost more."""
 
 Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
 """One try to read a frame: avoids the tiers named first, adds those it read from to the second."""
@@ -162,7 +160,7 @@ class FrameDecoder:
         local = self._hot.local
         if local is None:
             return None
-        if place.plain >= MAP_FROM:
+        if place.plain >= MIN_MAPPED:
             mapped = local.map_tensor([place.digest], place.plain, place.plain)
             if mapped is not None:
                 return mapped.data

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.modelstore.decode import MAP_FROM, Came, FrameDecoder, Part, Sink
+from tierstore.modelstore.decode import Came, FrameDecoder, Part, Sink
 from tierstore.modelstore.fetch import Fetch, OnChunk, Source, Want
 from tierstore.modelstore.packs import Packs
 from tierstore.tiers.base import ChunkRead
@@ -54,6 +54,7 @@ class ChunkReader:
         hot: HotTiers | None = None,
     ) -> None:
         self._hot = hot if hot is not None else HotTiers()
+        self._table = table
         self.memory_limit = memory_limit
         if not packs.local:
             threads = max(threads, _REMOTE_THREADS)
@@ -98,12 +99,12 @@ class ChunkReader:
         Fetch(self._source, wants, on_chunk, keep=keep).run()
 
     def map_tensor(
-        self, places: Sequence[ChunkPlace], chunk_size: int, nbytes: int
+        self, digests: Sequence[bytes], chunk_size: int, nbytes: int
     ) -> npt.NDArray[np.uint8] | None:
         """A tensor whose chunks are all hot on this node as one writable array, without copying.
 
         Args:
-            places: its chunks in order.
+            digests: of its chunks in order.
             chunk_size: of its version.
             nbytes: of the tensor.
 
@@ -111,15 +112,19 @@ class ChunkReader:
             ``None`` when it has to be read.
         """
         local = self._hot.local
-        if local is None or nbytes < MAP_FROM:
+        if local is None:
             return None
-        found = local.map_tensor([place.digest for place in places], chunk_size, nbytes)
+        found = local.map_tensor(digests, chunk_size, nbytes)
         if found is not None:
-            self._hot.record([ChunkRead(p.digest, p.pack, p.plain, p.length) for p in places])
-            self._tally("reused", nbytes)
+            self._hot.record_later(lambda: self._reads_of(digests))
             with self._lock:
+                self.plain["reused"] += nbytes
                 self.bytes_mapped += nbytes
         return found
+
+    def _reads_of(self, digests: Sequence[bytes]) -> list[ChunkRead]:
+        places = [place for place in map(self._table.find, digests) if place is not None]
+        return [ChunkRead(p.digest, p.pack, p.plain, p.length) for p in places]
 
     def each(self, items: Sequence[object], work: Callable[..., None]) -> None:
         """Run ``work`` on every item, in as many threads as memory allows."""
@@ -142,10 +147,13 @@ class ChunkReader:
         """What ``work`` gives for every item, in order."""
         found: dict[int, _R] = {}
 
-        def one(number: int) -> None:
-            found[number] = work(items[number])
+        def some(numbers: range) -> None:
+            for number in numbers:
+                found[number] = work(items[number])
 
-        self.each(range(len(items)), one)
+        # in slices: handing a thread one item costs more than most items do
+        slices = min(len(items), 4 * self._threads)
+        self.each([range(first, len(items), slices) for first in range(slices)], some)
         return [found[number] for number in range(len(items))]
 
     def _staging(self, size: int) -> memoryview:

@@ -73,7 +73,6 @@ class Store:
         self._blobs, self.settings = blobs, settings
         self.home = Home(blobs, packs, config)
         self.hot = hot if hot is not None else HotTiers()
-        """The hot tiers of this process; empty without any."""
         self._heat = heat
         self._hot_pins = HotPins(self.home, self.hot.local)
         self._upkeep = Upkeep(upkeep_tasks(self.hot, heat, self._hot_pins.sync))
@@ -137,9 +136,9 @@ class Store:
         """End leases and close files; models loaded from here can no longer be read for sure."""
         self._lease.close()
         self._upkeep.close(_CLOSE_S)
+        self.hot.close()
         if self._heat is not None:
             self._heat.flush()
-        self.hot.close()
         self._index.close()
         self.home.close()
         self._blobs.close()
@@ -384,6 +383,7 @@ class Store:
 
     def heat(self) -> HeatView:
         """How often chunks and packs were read of late, by all nodes that share this store."""
+        self.hot.drain()
         return NO_HEAT if self._heat is None else self._heat.view()
 
     def usage(self, model: str | None = None) -> Usage:

@@ -14,11 +14,13 @@ from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import split_digests
 from tierstore.modelstore.arrays import as_array, as_torch
 from tierstore.modelstore.decode import Part, Sink
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import spans_of_rows
 from tierstore.modelstore.reader import ChunkReader
+from tierstore.tiers.local import MIN_MAPPED
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +183,11 @@ class Tensor:
 
     def mapped(self) -> npt.NDArray[np.uint8] | None:
         """Its plain bytes without copying them, if they are all hot on this node."""
-        places = [piece.place for piece in self.chunks()]
-        return self._content.reader.map_tensor(places, self._content.chunk_size, self.nbytes)
+        nbytes = self.nbytes
+        if nbytes < MIN_MAPPED:
+            return None
+        reader, size = self._content.reader, self._content.chunk_size
+        return reader.map_tensor(split_digests(self._entry.chunks), size, nbytes)
 
     def read_bytes(self) -> npt.NDArray[np.uint8]:
         """Its plain bytes, all of them, in one dimension."""

@@ -6,7 +6,8 @@ Nothing here can fail a read: what a hot tier cannot give is a counted miss.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Buffer
@@ -20,6 +21,7 @@ from tierstore.tiers.shared import BATCH_BYTES, SharedHot, frame_key
 
 _BUDGET = 64 << 20
 _CLOSE_S = 30.0
+_LATER = 4096
 
 
 class HotTiers:
@@ -45,6 +47,7 @@ class HotTiers:
         self.activity: Activity | None = None
         """Tells the other processes of this node what this one reads, if it is set."""
         self._heat = heat
+        self._later: deque[tuple[float, Callable[[], Sequence[ChunkRead]]]] = deque()
         share = budget // max(1, len(self.shared) + (local is not None))
         self._plain = None if local is None else Filler(self._take_plain, share, BATCH_BYTES)
         self._frames = [Filler(tier.take, share, BATCH_BYTES) for tier in self.shared]
@@ -55,9 +58,26 @@ class HotTiers:
 
     def record(self, reads: Sequence[ChunkRead]) -> None:
         """Count reads as happening now, wherever their bytes came from."""
+        self._record(reads, time.time())
+
+    def record_later(self, reads: Callable[[], Sequence[ChunkRead]]) -> None:
+        """``record``, but looked at when there is time: for reads that cost less than counting."""
+        self._later.append((time.time(), reads))
+        if len(self._later) > _LATER:
+            self.drain()
+
+    def drain(self) -> None:
+        """Count what ``record_later`` was told."""
+        while self._later:
+            try:
+                when, reads = self._later.popleft()
+            except IndexError:  # another thread was faster
+                return
+            self._record(reads(), when)
+
+    def _record(self, reads: Sequence[ChunkRead], when: float) -> None:
         if self.local is not None:
-            now = time.time()
-            self.local.record([Access(read.digest, read.plain, now) for read in reads])
+            self.local.record([Access(read.digest, read.plain, when) for read in reads])
         if self._heat is not None:
             self._heat.record(reads)
 
@@ -81,6 +101,7 @@ class HotTiers:
 
     def _take_plain(self, batch: Sequence[tuple[tuple[bytes, bool], bytes]]) -> None:
         assert self.local is not None
+        self.drain()  # the policy is told of a read before what it brought is offered
         now = time.time()
         for force in (False, True):
             chunks = {digest: data for (digest, keep), data in batch if keep == force}
@@ -90,11 +111,13 @@ class HotTiers:
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all that was offered is written or dropped; ``False`` when time is up."""
+        self.drain()
         done = [filler.flush(timeout_s) for filler in self._frames]
         return all(done) and (self._plain is None or self._plain.flush(timeout_s))
 
     def stop(self) -> None:
         """Write what waits, for a while at most, and take no more; the tiers stay open."""
+        self.drain()
         for filler in self._frames:
             filler.close(_CLOSE_S)
         if self._plain is not None:

@@ -15,6 +15,10 @@ from tierstore.tiers.activity import EVERY_S
 from tierstore.tiers.heat import HeatRecorder
 from tierstore.tiers.hot import HotTiers
 
+_SOON_S = 2.0
+"""Not at once: the first load is not to share its processor with it."""
+
+_DRAIN_S = 5.0
 _HEAT_S = 30.0
 _INDEX_S = 60.0
 _PINS_S = 60.0
@@ -32,13 +36,13 @@ class Task:
         name: for the log.
         every_s: seconds between two runs.
         run: does it.
-        at_once: whether the first is at the start, and not after as long.
+        soon: whether the first is soon after the start, and not after as long.
     """
 
     name: str
     every_s: float
     run: Callable[[], object]
-    at_once: bool = False
+    soon: bool = False
 
 
 class Upkeep:
@@ -78,7 +82,7 @@ class Upkeep:
 
     def _run(self) -> None:
         now = time.monotonic()
-        due = {task: now + (0.0 if task.at_once else task.every_s) for task in self._tasks}
+        due = {task: now + (_SOON_S if task.soon else task.every_s) for task in self._tasks}
         while not self._stop.wait(max(0.0, min(due.values()) - time.monotonic())):
             for task in self._tasks:
                 if due[task] <= time.monotonic() and not self._stop.is_set():
@@ -95,14 +99,14 @@ def upkeep_tasks(
     hot: HotTiers, heat: HeatRecorder | None, sync_pins: Callable[[], None]
 ) -> list[Task]:
     """What the tiers of a process need."""
-    tasks = []
+    tasks = [Task("counting what was mapped", _DRAIN_S, hot.drain)]
     if heat is not None:
         tasks.append(Task("handing over heat", _HEAT_S, heat.flush))
     if hot.activity is not None:
         tasks.append(Task("publishing counters", EVERY_S, hot.activity.publish))
     local = hot.local
     if local is not None:
-        tasks.append(Task("looking for pins", _PINS_S, sync_pins, at_once=True))
+        tasks.append(Task("looking for pins", _PINS_S, sync_pins, soon=True))
         tasks.append(Task("noting reads in the hot tier", _INDEX_S, local.flush))
         tasks.append(Task("verifying the hot tier", _SCRUB_S, lambda: local.scrub(_SCRUB_BYTES)))
     return tasks
