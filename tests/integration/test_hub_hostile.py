@@ -84,6 +84,25 @@ def test_ranges_and_conditions(running: Gateway) -> None:
     assert (status, headers["content-length"], body) == (200, str(len(whole)), b"")
 
 
+def test_health_and_metrics(running: Gateway) -> None:
+    status, _, body = ask(running, "GET", "/healthz")
+    assert (status, json.loads(body)["status"]) == (200, "ok")
+    before = ask(running, "GET", "/metrics")[2].decode()
+    ask(running, "GET", "/m/resolve/main/model.safetensors")
+    after = ask(running, "GET", "/metrics")[2].decode()
+
+    def value(page: str, name: str) -> float:
+        lines = [line for line in page.splitlines() if line.startswith(f"{name} ")]
+        return float(lines[0].split()[1])
+
+    assert (
+        value(after, "tierstore_hub_requests_total")
+        >= value(before, "tierstore_hub_requests_total") + 2
+    )
+    assert value(after, "tierstore_hub_sent_bytes_total") > 0
+    assert 'tierstore_tier_hits_total{role="cold",tier="home"}' in after
+
+
 @pytest.mark.parametrize(
     "path",
     [

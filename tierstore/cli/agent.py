@@ -18,7 +18,7 @@ from tierstore.cli.placing import BudgetOption, Share, budget_of
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.serving.agent import Agent
-    from tierstore.serving.metrics import TierSample
+    from tierstore.serving.node import Following
 
 
 def register(app: typer.Typer) -> None:
@@ -40,11 +40,21 @@ def agent(
     log: Annotated[
         str, typer.Option(metavar="FORM", help="text, or json for one object a line.")
     ] = "text",
+    follow: Annotated[
+        list[str] | None,
+        typer.Option("--follow", metavar="REF", help="Keep it hot on this node; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Follow what was followed on this node last.")
+    ] = False,
 ) -> None:
     """Move packs and step rollouts, again and again, in the foreground.
 
     Any number may run; one at a time moves packs. SIGTERM or SIGINT end it between two pieces of
     work. Logs go to stderr.
+
+    With --follow it brings each version that REF comes to mean into this node's hot tier, the first
+    REF first, before the processes that serve it ask.
     """
     from tierstore.config import parse_seconds
     from tierstore.errors import UsageError
@@ -58,8 +68,9 @@ def agent(
         store = stack.enter_context(cli.open())
         runs = Agent(store, every_s=pause, budget=limit)
         stack.enter_context(ended_by_signals(runs.stop))
+        following = stack.enter_context(_following(store, follow or [], resume))
         if metrics is not None:
-            stack.enter_context(_metrics(metrics, store, runs))
+            stack.enter_context(_metrics(metrics, store, runs, following))
         runs.run()
         data = schemas.AgentEnded(
             rounds=runs.stats.rounds, moves=runs.moves.moves, failed=runs.moves.failed,
@@ -94,15 +105,36 @@ def _logging(form: Literal["text", "json"]) -> Iterator[None]:
         logger.setLevel(before[1])
 
 
-@contextmanager
-def _metrics(address: str, store: Store, runs: Agent) -> Iterator[None]:
+def _following(store: Store, refs: list[str], resume: bool) -> Following:
+    from tierstore.config import settings_from
     from tierstore.errors import UsageError
-    from tierstore.serving.metrics import TierCollector, serve
+    from tierstore.ids import ModelRef
+    from tierstore.serving.node import Following, Served
+
+    for ref in refs:
+        ModelRef.parse(ref)
+    if (refs or resume) and store.hot.local is None:
+        raise UsageError(
+            "this node has no hot tier to keep anything in: see 'tierstore tier example'"
+        )
+    path = settings_from().cache_dir / store.home.config.store_id / "served.json"
+    served = Served(path)
+    return Following(store, refs or (list(served.refs()) if resume else []), served)
+
+
+@contextmanager
+def _metrics(address: str, store: Store, runs: Agent, following: Following) -> Iterator[None]:
+    from tierstore.errors import UsageError
+    from tierstore.serving.metrics import Gauge, TierCollector, samples, serve
 
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise UsageError(f"{address!r} is no address for metrics: give PORT or HOST:PORT")
-    collector = TierCollector(lambda: _samples(store), runs.counters)
+    collector = TierCollector(
+        lambda: samples(store),
+        lambda: {**runs.counters(), **following.counters()},
+        lambda: [Gauge(*values) for values in following.values()],
+    )
     server, thread = serve(collector, host.strip("[]") or "127.0.0.1", int(port))
     logging.getLogger("tierstore.agent").info(
         "metrics at http://%s:%d/metrics", host or "127.0.0.1", server.server_port
@@ -113,13 +145,3 @@ def _metrics(address: str, store: Store, runs: Agent) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def _samples(store: Store) -> list[TierSample]:
-    from tierstore.serving.metrics import TierSample
-
-    durable = [TierSample(t.name, t.role, t.stats) for t in store.home.packs.tiers]
-    shared = [TierSample(t.name, "shared", t.stats) for t in store.hot.shared]
-    local = store.hot.local
-    own = [] if local is None else [TierSample(local.name, "hot", local.stats)]
-    return [*own, *shared, *durable]

@@ -108,6 +108,7 @@ class Follower:
         poll_s: seconds between two looks, on average; each is drawn from half to one and a half of
             it, so that a fleet does not ask at once.
         warm: bring the version into this node's hot tier first, for the other processes too.
+        read: read the tensors; without it ``Update.tensors`` is empty, for whoever only warms.
     """
 
     def __init__(
@@ -119,11 +120,13 @@ class Follower:
         profile: str | None = None,
         poll_s: float = 5.0,
         warm: bool = True,
+        read: bool = True,
     ) -> None:
         self._store, self._ref, self._on_ready = store, ref, on_ready
         self._model_name = ModelRef.parse(ref).model
         self._profile, self._poll_s = profile, poll_s
         self._warm = warm and store.hot.local is not None
+        self._reads = read
         self._current = _Current(status=Status(ref))
         self._changed = threading.Condition()
         self._wake = threading.Event()
@@ -156,6 +159,14 @@ class Follower:
         with self._changed:
             return self._changed.wait_for(there, timeout_s)
 
+    def settle(self, timeout_s: float) -> None:
+        """Wait until the first attempt is over, whether it worked or not."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.status.swaps or self.status.failures or self._stopped.is_set(),
+                timeout_s,
+            )
+
     def look(self) -> None:
         """Look now, without waiting for the next time."""
         self._wake.set()
@@ -164,6 +175,8 @@ class Follower:
         """Stop following; a swap that is under way is finished first."""
         self._stopped.set()
         self._wake.set()
+        with self._changed:
+            self._changed.notify_all()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
@@ -216,12 +229,14 @@ class Follower:
         before = self._current.update
         same = () if before is None else _unchanged(before.model, model)
         changed = tuple(name for name in model if name not in same)
-        tensors: dict[str, npt.NDArray[Any]] = dict(model.load(changed))
-        if before is not None:
-            tensors |= {name: before.tensors[name] for name in same}
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        if self._reads:
+            tensors |= model.load(changed)
+            if before is not None:
+                tensors |= {name: before.tensors[name] for name in same}
         return Update(
             model=model,
-            tensors=MappingProxyType({name: tensors[name] for name in model}),
+            tensors=MappingProxyType({name: tensors[name] for name in model if name in tensors}),
             changed=changed,
             previous=None if before is None else before.version,
             load_s=time.perf_counter() - began,

@@ -14,6 +14,7 @@ Counters are read when a page is asked for, so nothing is paid for them while we
     tierstore_tier_breaker_open{tier,role}            1 while the tier is skipped
     tierstore_tier_breaker_opened_total{tier,role}
     tierstore_<name>_total                            other totals: moves, heat flushes
+    tierstore_follow_staleness_seconds{ref}           also _load_seconds, _version, _failing
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from tierstore.blobs.stats import LATENCY_BOUNDS_S, OpStats, TierStats
 from tierstore.errors import ConfigError, UsageError
 
 try:
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import (
+        CONTENT_TYPE_LATEST,
+        CollectorRegistry,
+        generate_latest,
+        start_http_server,
+    )
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,
@@ -40,6 +46,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from threading import Thread
     from wsgiref.simple_server import WSGIServer
+
+    from tierstore.modelstore.store import Store
 
 _COUNTERS = {
     "hits": "Reads that found their chunk or pack in the tier.",
@@ -65,20 +73,46 @@ class TierSample:
     stats: TierStats
 
 
+def samples(store: Store) -> list[TierSample]:
+    """The tiers of an open store, the fastest first."""
+    durable = [TierSample(t.name, t.role, t.stats) for t in store.home.packs.tiers]
+    shared = [TierSample(t.name, "shared", t.stats) for t in store.hot.shared]
+    local = store.hot.local
+    own = [] if local is None else [TierSample(local.name, "hot", local.stats)]
+    return [*own, *shared, *durable]
+
+
+def page_of(collector: TierCollector) -> tuple[bytes, str]:
+    """A page of metrics and its type, for a server of one's own."""
+    return generate_latest(registry_of(collector)), CONTENT_TYPE_LATEST
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A value that goes up and down, ``tierstore_<name>`` with its labels."""
+
+    name: str
+    text: str
+    labels: Mapping[str, str]
+    value: float
+
+
 class TierCollector(Collector):
     """Gives Prometheus the counters of all tiers of a process.
 
     Args:
         tiers: asked for the tiers at every page.
         counters: asked for other totals of the process by name, such as ``moves``.
+        gauges: asked for other values of the process.
     """
 
     def __init__(
         self,
         tiers: Callable[[], Iterable[TierSample]],
         counters: Callable[[], Mapping[str, float]] = dict,
+        gauges: Callable[[], Iterable[Gauge]] = list,
     ) -> None:
-        self._tiers, self._counters = tiers, counters
+        self._tiers, self._counters, self._gauges = tiers, counters, gauges
 
     def collect(self) -> Iterator[Metric]:
         """All families, freshly read."""
@@ -97,6 +131,14 @@ class TierCollector(Collector):
         yield from _requests(tiers)
         for name, value in sorted(self._counters().items()):
             yield CounterMetricFamily(f"tierstore_{name}", f"Count of {name}.", value=value)
+        families: dict[str, GaugeMetricFamily] = {}
+        for gauge in self._gauges():
+            found = families.setdefault(
+                gauge.name,
+                GaugeMetricFamily(f"tierstore_{gauge.name}", gauge.text, labels=[*gauge.labels]),
+            )
+            found.add_metric([*gauge.labels.values()], gauge.value)
+        yield from families.values()
 
 
 def _requests(tiers: list[TierSample]) -> Iterator[Metric]:

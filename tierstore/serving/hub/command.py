@@ -11,6 +11,7 @@ from tierstore.errors import ConfigError
 
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
+    from tierstore.serving.hub.stats import HubStats
 
 
 def serve(
@@ -47,7 +48,7 @@ def serve(
         raise ConfigError(f"the gateway needs {error.name}: pip install 'tierstore[hub]'") from None
     cache = config.settings_from().cache_dir
     folder = spool or cache / store.home.config.store_id / "uploads"
-    app = make_app(store, folder, tokens=tokens)
+    app = make_app(store, folder, tokens=tokens, metrics=_metrics(store))
     where = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if certificate is not None else "http"
@@ -57,3 +58,11 @@ def serve(
         certificate=None if certificate is None else str(certificate),
         key=None if key is None else str(key),
     )  # fmt: skip
+
+
+def _metrics(store: Store) -> Callable[[HubStats], tuple[bytes, str]] | None:
+    try:
+        from tierstore.serving.metrics import TierCollector, page_of, samples
+    except ConfigError:  # the extra is not installed
+        return None
+    return lambda stats: page_of(TierCollector(lambda: samples(store), stats.totals))
