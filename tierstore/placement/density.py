@@ -10,7 +10,7 @@ fewest bytes of late. Heat and residents stay as they are when the knobs change.
 
 Sampling by key keeps an object's reads together, and the trials' sizes relative to their working
 sets: Waldspurger, Saemundsson, Ahmad, Park, "Cache Modeling and Optimization using Miniature
-Simulations", USENIX ATC 2017. The sample is as small as leaves 64 objects in each trial.
+Simulations", USENIX ATC 2017. The sample is as small as leaves 16 objects in each trial.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TRIED = tuple(
 )
 """Half-lives of 56 seconds to 2.7 days."""
 
-_TRIAL_OBJECTS = 64
+_TRIAL_OBJECTS = 16
 _SAMPLED_LEAST = 32
 """One key of so many is sampled in a large cache."""
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from math import exp2, log2
 
 _COLDEST = 1e-300
@@ -114,10 +114,9 @@ class RankedCache:
         """The heat above which a small newcomer would enter now; 0.0 while there is room."""
         if self.used < self.capacity:
             return 0.0
-        coldest = next(self._coldest(), None)
+        coldest = self._coldest()
         if coldest is None:
             return 0.0
-        heappush(self._heap, coldest)
         return self.knobs.bar * self._value(coldest[0], time)
 
     def fits(self, size: int) -> bool:
@@ -134,37 +133,36 @@ class RankedCache:
         if room >= size:
             self._enter(key, entry, size)
             return ()
-        bar = self.knobs.bar
+        bar, heap, entries = self.knobs.bar, self._heap, self._entries
         budget = self._decayed(entry, time) * size
-        cost, popped = 0.0, []
-        for item in self._coldest():
-            popped.append(item)
-            victim = self._entries[item[2]]
-            cost += bar * self._value(item[0], time) * victim.size
+        cost = 0.0
+        victims: list[tuple[float, int, bytes]] = []
+        while room < size:
+            coldest = self._coldest()
+            assert coldest is not None, "all but the pinned is in the heap"
+            victim = entries[coldest[2]]
+            if bar:
+                cost += bar * self._value(coldest[0], time) * victim.size
+                if cost > budget:
+                    for item in victims:
+                        heappush(heap, item)
+                    return None
+            victims.append(heappop(heap))
             room += victim.size
-            if cost > budget or room >= size:
-                break
-        if cost > budget:
-            for item in popped:
-                heappush(self._heap, item)
-            return None
-        victims = tuple(item[2] for item in popped)
-        for victim_key in victims:
-            self._leave(victim_key, self._entries[victim_key])
+        for _, _, gone in victims:
+            self._leave(entries[gone])
         self._enter(key, entry, size)
-        return victims
+        return tuple(gone for _, _, gone in victims)
 
     def evict(self, nbytes: int) -> tuple[bytes, ...]:
         """Let the coldest go: ``nbytes`` of them, or all that are not pinned."""
-        gone: list[bytes] = []
-        if nbytes > 0:
-            for _, _, key in self._coldest():
-                entry = self._entries[key]
-                nbytes -= entry.size
-                self._leave(key, entry)
-                gone.append(key)
-                if nbytes <= 0:
-                    break
+        gone = []
+        while nbytes > 0 and self._coldest() is not None:
+            key = heappop(self._heap)[2]
+            entry = self._entries[key]
+            nbytes -= entry.size
+            self._leave(entry)
+            gone.append(key)
         return tuple(gone)
 
     def place(self, key: bytes, size: int, heat: float, time: float) -> None:
@@ -183,7 +181,7 @@ class RankedCache:
         if entry is not None and entry.ticket:
             if key in self._pins:
                 self._held -= entry.size
-            self._leave(key, entry)
+            self._leave(entry)
 
     def pin(self, key: bytes) -> None:
         """Take an object out of the ranking, resident or not."""
@@ -241,7 +239,7 @@ class RankedCache:
             self._held += size
         self._push(key, entry)
 
-    def _leave(self, key: bytes, entry: Entry) -> None:
+    def _leave(self, entry: Entry) -> None:
         self.used -= entry.size
         self.count -= 1
         entry.size = entry.ticket = 0
@@ -252,19 +250,20 @@ class RankedCache:
         entry.ticket = self._tickets
         heappush(self._heap, (self._score(entry), entry.ticket, key))
 
-    def _coldest(self) -> Iterator[tuple[float, int, bytes]]:
-        """Take residents that are not pinned from the heap, the coldest first."""
-        heap, entries = self._heap, self._entries
+    def _coldest(self) -> tuple[float, int, bytes] | None:
+        """The top of the heap, once it is a resident that is not pinned, at its score of now."""
+        heap, entries, half_life_s = self._heap, self._entries, self._half_life_s
         while heap:
-            score, ticket, key = heappop(heap)
+            score, ticket, key = top = heap[0]
             entry = entries.get(key)
             if entry is None or entry.ticket != ticket or key in self._pins:
+                heappop(heap)
                 continue
-            now = self._score(entry)
-            if now > score and heap and now > heap[0][0]:
-                heappush(heap, (now, ticket, key))
-            else:
-                yield now, ticket, key
+            now = log2(entry.heat) + entry.last / half_life_s
+            if now == score:
+                return top
+            heapreplace(heap, (now, ticket, key))
+        return None
 
     def _prune(self) -> None:
         """Forget the coldest of those that are not resident."""
