@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the benchmarks compare with: zipnn (it needs torch), hf_xet, and the readers of S3,
-# each in an environment of its own, and restic, borg and zstd from the distribution. Safe to run again; prints
-# every version.
+# Installs what the benchmarks compare with: zipnn (it needs torch), hf_xet, the readers of S3, and
+# libcachesim (GPL: never in one process with tierstore), each in an environment of its own, and
+# restic, borg and zstd from the distribution. Safe to run again; prints every version.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 env="$here/.envs/zipnn"
@@ -24,6 +24,12 @@ if ! "$s3/bin/python" -c 'import boto3, obstore, runai_model_streamer, s3fs' 2>/
     # without a lower bound pip goes back to an s3fs of years ago
     "$s3/bin/pip" install --quiet torch==2.13.0 numpy safetensors runai-model-streamer \
         runai-model-streamer-s3 'boto3>=1.40' obstore 's3fs>=2025.3' 'aiobotocore>=2.20'
+fi
+
+cachesim="$here/.envs/cachesim"
+if ! "$cachesim/bin/python" -c 'import libcachesim' 2>/dev/null; then
+    "$python" -m venv "$cachesim"
+    "$cachesim/bin/pip" install --quiet libcachesim
 fi
 
 missing=()
@@ -50,3 +56,4 @@ from importlib.metadata import version
 for name in ("runai-model-streamer", "boto3", "obstore", "s3fs"):
     print(name, version(name))
 EOF
+"$cachesim/bin/python" -c 'from importlib.metadata import version; print("libcachesim", version("libcachesim"))'
