@@ -12,7 +12,7 @@ from tierstore.format.checks import xxh3
 from tierstore.format.storeconfig import parse_config
 from tierstore.format.tiers import TierSpec, tiers_key
 from tierstore.modelstore.home import Home, create_config, read_config
-from tierstore.modelstore.tierlist import TierLog, added, changed, find, removed
+from tierstore.modelstore.tierlist import TierLog, added, changed, check_tier, find, removed
 from tierstore.testing.faulty import Fault, FaultyStore
 
 WARM = TierSpec(name="warm", role="warm", url="file:///w")
@@ -165,3 +165,11 @@ def test_a_damaged_list_is_no_empty_list(home: MemoryStore) -> None:
     home.put("tiers/what", b"")
     with pytest.raises(Damaged, match="tiers/what"):
         TierLog(home).current()
+
+
+@pytest.mark.parametrize("options", [{"min_heat": "much"}, {"ttl_s": "-1"}, {"ttl_s": "inf"}])
+def test_options_for_the_mover_are_numbers(options: dict[str, str]) -> None:
+    spec = TierSpec(name="cold", role="cold", url="memory://cold", options=options)
+    with pytest.raises(ConfigError, match="is not a number such as"):
+        check_tier(spec)
+    check_tier(TierSpec(name="cold", role="cold", url="memory://cold", options={"ttl_s": "9e5"}))

@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import TypeVar
 
 from tierstore.errors import BackendError, ConfigError, NotFound
 from tierstore.format.keys import PACKS
@@ -15,16 +13,12 @@ from tierstore.format.tiers import HOME_NAME
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.packgraph import PackGraph
 from tierstore.modelstore.pins import Pins
+from tierstore.modelstore.tierlist import MIN_HEAT, TTL, mover_option
 from tierstore.placement.cost import Prices
 from tierstore.placement.scene import PackState, Rules, Scene, TierState
 from tierstore.tiers.base import DurableTier
 
 _log = logging.getLogger("tierstore.mover")
-_N = TypeVar("_N", float, None)
-
-MIN_HEAT, TTL = "min_heat", "ttl_s"
-MOVER_OPTIONS = (MIN_HEAT, TTL)
-"""Options of a durable tier that are for the mover and not for the tier's backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +122,7 @@ def _state(
 ) -> TierState:
     spec = tier.spec
     cold = [t for t in tiers if t.role == "cold" and t.name != HOME_NAME and t.takes_writes]
+    min_heat = mover_option(spec, MIN_HEAT)
     try:
         return TierState(
             name=spec.name,
@@ -141,20 +136,8 @@ def _state(
             takes=spec.name != HOME_NAME or all(t.archive is not None for t in cold),
             reachable=reachable,
             archive=tier.archive is not None,
-            min_heat=_number(spec.options, MIN_HEAT, 1.0),
-            ttl_s=_number(spec.options, TTL, None),
+            min_heat=1.0 if min_heat is None else min_heat,
+            ttl_s=mover_option(spec, TTL),
         )
     except ValueError as error:
         raise ConfigError(f"tier {spec.name!r}: {error}") from None
-
-
-def _number(options: Mapping[str, str], name: str, default: _N) -> float | _N:
-    if name not in options:
-        return default
-    try:
-        value = float(options[name])
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < inf:
-        raise ValueError(f"{name}={options[name]!r} is not a number such as 2.5")
-    return value

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal, InvalidOperation
+from math import inf
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from tierstore.errors import BackendError, ConfigError, Conflict, Damaged, NotFo
 from tierstore.format.keys import CONFIG
 from tierstore.format.storeconfig import Features, encode_config
 from tierstore.format.tiers import (
+    DURABLE,
     FEATURE,
     TIERS,
     Role,
@@ -33,6 +35,11 @@ from tierstore.modelstore.refs import whoami
 
 ROLES: tuple[Role, ...] = ("hot", "shared", "warm", "cold")
 """From the fastest to the slowest: the order in which tiers are read."""
+
+MIN_HEAT, TTL = "min_heat", "ttl_s"
+MOVER_OPTIONS = (MIN_HEAT, TTL)
+"""Options of a durable tier that are for the mover: the heat that it asks for, seconds after which
+what nobody read leaves it."""
 
 PRICES = ("gb_month", "put_1000", "get_1000", "retrieve_gb", "egress_gb", "min_days")
 Change = Callable[[Sequence[TierSpec]], Sequence[TierSpec]]
@@ -178,6 +185,9 @@ def check_tier(spec: TierSpec) -> None:
     except Damaged as error:
         why = str(error).partition(" is damaged: ")[2].partition("; run ")[0]
         raise ConfigError(f"tier {spec.name!r}: {why}") from None
+    if spec.role in DURABLE:
+        for option in MOVER_OPTIONS:
+            mover_option(spec, option)
     for price, value in spec.prices.items():
         if price not in PRICES:
             near = difflib.get_close_matches(price, PRICES, 1) or [", ".join(PRICES)]
@@ -188,3 +198,17 @@ def check_tier(spec: TierSpec) -> None:
             bad = True
         if bad:
             raise ConfigError(f"tier {spec.name!r}: {price}={value!r} is not a price such as 0.023")
+
+
+def mover_option(spec: TierSpec, name: str) -> float | None:
+    """An option for the mover; ``ConfigError`` when it is no number from 0."""
+    text = spec.options.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < inf:
+        raise ConfigError(f"tier {spec.name!r}: {name}={text!r} is not a number such as 2.5")
+    return value

@@ -21,7 +21,8 @@ Management", ACM Transactions on Storage 18(3), 2022.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import exp2, inf
 
 from tierstore.placement.scene import (
@@ -81,6 +82,7 @@ class Planner:
         self.scene = scene
         self.moves: list[PlannedMove] = []
         self.notes: list[str] = []
+        self._sorted: dict[str, deque[bytes]] = {}
         self._left: set[bytes] = set()
         """Packs that left a tier: they do not come back in the same plan."""
 
@@ -296,7 +298,7 @@ class Planner:
         if missing <= 0:
             return tier.min_heat, []
         value, victims = 0.0, dict[bytes, None]()
-        for resident in scene.residents(tier):
+        for resident in self._coldest(tier):
             group = scene.leaving_with(resident, tier)
             if not scene.pinned.isdisjoint(group) or not set(unit).isdisjoint(group):
                 continue
@@ -308,6 +310,20 @@ class Planner:
             if missing <= 0 or bar > limit:
                 return bar, list(victims)
         return inf, []
+
+    def _coldest(self, tier: TierState) -> Iterator[bytes]:
+        """What may make room in a tier, the coldest first; what was copied there just now is not.
+
+        Sorted once: a plan asks for each pack that it would like to promote.
+        """
+        scene = self.scene
+        if tier.name not in self._sorted:
+            found = [pack for pack in scene.residents(tier) if pack not in scene.pinned]
+            self._sorted[tier.name] = deque(found)
+        waiting = self._sorted[tier.name]
+        while waiting and not scene.has(waiting[0], tier):
+            waiting.popleft()
+        return (pack for pack in waiting if scene.has(pack, tier))
 
     def relocate(self, pack: bytes, tier: TierState) -> None:
         """Have a pack in a tier and in no faster one."""

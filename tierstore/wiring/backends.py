@@ -17,7 +17,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, TierSpec
-from tierstore.modelstore.snapshot import MOVER_OPTIONS
+from tierstore.modelstore.tierlist import MOVER_OPTIONS
 from tierstore.tiers.archive import Archive
 
 if TYPE_CHECKING:
