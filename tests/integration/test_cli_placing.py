@@ -219,6 +219,19 @@ def test_two_agents(place: Path) -> None:
     assert len(packs(place, "cold")) == 2
 
 
+def test_the_agent_steps_rollouts(place: Path) -> None:
+    with tierstore.open(place / "store") as store:
+        store.alias("m", "prod", "m@1")
+        store.rollouts.start("m", "prod", store.resolve("m@2"), stages=[500, 10_000], every_s=1)
+    with agent(place, "--log", "json", "--every", "1s", "--json") as process:
+        lines(process, lambda line: line["message"] == "the rollout of m@prod: finished")
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+        assert msgspec.json.decode(out, type=schemas.AgentEnded).rollout_steps >= 1
+    with tierstore.open(place / "store") as store:
+        assert store.resolve("m@prod").number == 2
+
+
 def test_what_an_agent_is_not_told(run: Run) -> None:
     assert run("agent", "--log", "xml")[0] == 2
     assert run("agent", "--metrics", "here")[0] == 2
