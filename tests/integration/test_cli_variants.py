@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import tierstore
 from tierstore.cli import _app
@@ -66,8 +67,19 @@ def test_derive_list_and_draw(run: Run, tmp_path: Path) -> None:
     assert sum(line.endswith("<-") for line in lines) == 1
     tree = parsed(run, schemas.LineageTree, "lineage", "m")
     assert tree.roots[0].asked
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / "pupil.safetensors")
+    pupil = str(tmp_path / "pupil.safetensors")
+    assert run("save", "pupil", pupil, "--distilled-from", "m@prod", "-q")[0] == 0
+    assert "pupil@1" in run("lineage", "m")[1]
+    assert "distilled-from" in run("lineage", "pupil")[1]
+    assert run("save", "pupil", pupil, "--distilled-from", "m@7")[0] == 5
     assert run("load", "m@1+cpu", "--to", str(tmp_path / "out"), "-q")[0] == 0
     assert (tmp_path / "out" / "tierstore-variant.json").is_file()
+    for profile, variant in (("tpu,cpu,full", "cpu"), ("tpu,full", None)):
+        to = str(tmp_path / f"for-{variant}")
+        loaded = parsed(run, common.Load, "load", "m@prod", "--to", to, "--profile", profile)
+        assert (loaded.version, loaded.variant) == (1, variant)
+    assert run("load", "m", "--to", str(tmp_path / "x"), "--profile", "tpu")[0] == 5
 
 
 @pytest.mark.parametrize(

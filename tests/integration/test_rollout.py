@@ -109,6 +109,19 @@ def test_the_old_version_is_pinned_until_it_is_over(store: Store) -> None:
     assert [pin.ref for pin in pins.active()] == ["mine"], "a user's own pin stays"
 
 
+def test_the_variants_that_nodes_serve_are_pinned_too(tmp_path: Path) -> None:
+    with created(MemoryStore(), tmp_path) as store:
+        for number in range(2):
+            store.save("m", {"w": np.full((64, 64), number, np.float32)})
+        store.alias("m", "prod", "m@1")
+        kept = tierstore.derive(store, "m@1", {"cast": "bf16"})
+        tierstore.derive(store, "m@2", {"cast": "bf16"})
+        store.rollouts.start("m", "prod", store.resolve("m@2"))
+        assert {pin.version for pin in store.pins.active()} == {
+            store.resolve("m@1").digest, kept.digest,
+        }  # fmt: skip
+
+
 def test_each_rollout_holds_a_pin_of_its_own(store: Store) -> None:
     rollouts, pins = Rollouts(store.home), Pins(store.home.blobs)
     store.alias("m", "canary", "m@1")

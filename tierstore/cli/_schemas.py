@@ -66,10 +66,12 @@ class Load(Schema):
 
     ``bytes_fetched`` were read from durable tiers. Of the plain bytes ``reused_bytes`` came out of
     hot tiers, ``delta_bytes`` as deltas, and ``full_bytes`` from frames that stand alone.
+    ``variant`` is null for the version itself.
     """
 
     model: str
     version: int
+    variant: str | None
     digest: str
     directory: str
     files: list[File]

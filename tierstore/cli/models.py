@@ -84,6 +84,10 @@ def save(
             help="Store new chunks as deltas against this version; auto finds the nearest one.",
         ),
     ] = "auto",
+    distilled_from: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="The version that taught this one, for its lineage."),
+    ] = None,
 ) -> None:
     """Store a model as a new version.
 
@@ -92,7 +96,8 @@ def save(
     with cli.open() as store, cli.progress(f"saving {model}") as progress:
         version = store.save(
             model, source, alias=alias, message=message, exclude=exclude or (),
-            base=None if base == "none" else base, progress=progress,
+            base=None if base == "none" else base, distilled_from=distilled_from,
+            progress=progress,
         )  # fmt: skip
     assert version.stats is not None
     stats = version.stats
@@ -138,13 +143,19 @@ def load(
             metavar="GLOB", help="Only these tensors, as DIR/subset.safetensors; may be repeated."
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Variants by preference, or a profile's name; 'full': none."
+        ),
+    ] = None,
 ) -> None:
     """Write the files of a version, or some of its tensors.
 
     The files are byte-identical to what was saved: their SHA-256 is compared.
     """
     with cli.open() as store, cli.progress(f"loading {ref}") as progress:
-        opened = store.load(ref)
+        opened = store.load(ref, profile=profile)
         if tensors:
             names = matching(opened, tensors)
             target = f"{to}/subset.safetensors"
@@ -156,6 +167,7 @@ def load(
     data = schemas.Load(
         model=version.model,
         version=version.number,
+        variant=version.variant,
         digest=str(version.digest),
         directory=to,
         files=[file_json(file) for file in files],

@@ -1,11 +1,26 @@
-"""What a release names (SPEC.md 14.4)."""
+"""What belongs to a version: its variants, and the members of a release (SPEC.md section 14)."""
 
 from __future__ import annotations
 
 from tierstore.errors import Damaged, NotFound, UsageError
+from tierstore.format.keys import VARIANTS
 from tierstore.ids import Digest
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.version import Version, version_of
+
+
+def variant_of(home: Home, version: Version, name: str) -> Version | None:
+    """The newest variant of this name that a version has; ``None`` when there is none."""
+    for entry in home.log(version.model, VARIANTS + name).entries():
+        if entry.version == version.number:
+            return version_of(version.model, entry, variant=name)
+    return None
+
+
+def variants_of(home: Home, version: Version) -> list[Version]:
+    """All variants of a version, the newest of each name."""
+    found = (variant_of(home, version, name) for name in home.variants(version.model))
+    return [one for one in found if one is not None]
 
 
 def members_of(home: Home, release: Version) -> dict[str, Version]:
@@ -42,7 +57,8 @@ def refuse_release(version: Version) -> None:
 
 
 def contents_of(home: Home, version: Version) -> list[Digest]:
-    """The manifests that hold what a version serves: its own, or its members' of a release."""
-    if not version.is_release:
-        return [version.digest]
-    return [member.digest for member in members_of(home, version).values()]
+    """The manifests of all that nodes may serve of a version: its own and its variants', or those
+    of a release's members.
+    """
+    versions = members_of(home, version).values() if version.is_release else [version]
+    return [one.digest for member in versions for one in (member, *variants_of(home, member))]

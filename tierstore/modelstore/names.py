@@ -11,7 +11,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home import Home
-from tierstore.modelstore.members import members_of
+from tierstore.modelstore.members import members_of, variant_of, variants_of
 from tierstore.modelstore.refs import Target
 from tierstore.modelstore.turns import takes_new
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -91,10 +91,7 @@ class Names:
 
     def variant(self, version: Version, name: str) -> Version | None:
         """The newest variant of this name that a version has; ``None`` when there is none."""
-        for entry in self.home.log(version.model, VARIANTS + name).entries():
-            if entry.version == version.number:
-                return version_of(version.model, entry, variant=name)
-        return None
+        return variant_of(self.home, version, name)
 
     def prefer(self, version: Version, order: Sequence[str]) -> Version:
         """The first of these variants that a version has; a variant that was named stays.
@@ -119,8 +116,7 @@ class Names:
 
     def variants(self, version: Version) -> list[Version]:
         """All variants of a version, the newest of each name."""
-        found = (self.variant(version, name) for name in self.home.variants(version.model))
-        return [one for one in found if one is not None]
+        return variants_of(self.home, version)
 
     def all_variants(self, model: str) -> list[Version]:
         """Every variant that any version of a model has or had."""

@@ -94,8 +94,8 @@ class Rollouts:
     ) -> RolloutStatus:
         """Begin to move an alias to ``to``; the first stage begins at once.
 
-        The version that the alias has now, or each member of that release, is pinned in hot and
-        warm tiers until the rollout is over.
+        The version that the alias has now with its variants, or each member of that release, is
+        pinned in hot and warm tiers until the rollout is over.
 
         Args:
             model: of the alias.
