@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +251,19 @@ def test_other_files_go_along(minilm: Store, tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (MINILM / name).read_bytes()
     record = json.loads((tmp_path / "out" / PATH).read_text())
     assert record["base"] == minilm.resolve("minilm@1").digest.hex
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_cast_says_so_in_the_config(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MINILM, folder)
+    config = json.loads((MINILM / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: "float32"}))
+    with created(MemoryStore(), tmp_path) as store:
+        store.save("m", folder)
+        store.load(str(tierstore.derive(store, "m", {"cast": "bf16"}))).export(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config | {key: "bfloat16"}
+    assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
 
 def test_lineage_is_a_tree(small: Store) -> None:

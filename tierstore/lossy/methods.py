@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ml_dtypes
 import numpy as np
@@ -94,7 +94,7 @@ class Method(ABC):
 class Cast(Method):
     """Round to a narrower float, to nearest, ties to even."""
 
-    to: str
+    to: Literal["bf16", "f16", "f32"]
 
     @property
     def label(self) -> str:  # type: ignore[override]
@@ -357,7 +357,7 @@ def method_of(parameters: Mapping[str, str]) -> Method:
     ((kind, value),) = parameters.items()
     name, _, number = value.partition(":")
     if kind == "cast" and value in _CASTS:
-        return Cast(value)
+        return Cast(cast("Literal['bf16', 'f16', 'f32']", value))
     if kind == "int8" and value == "row":
         return Int8Row()
     if kind == "int8" and value == "channel":

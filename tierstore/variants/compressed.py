@@ -1,12 +1,14 @@
-"""``config.json`` of a checkpoint with quantised linear layers, as vLLM and transformers read it.
+"""``config.json`` of a checkpoint with approximated weights, as vLLM and transformers read it.
 
-The names are those of the ``compressed-tensors`` format: its ``quantization_config`` says which
-modules have quantised weights, and scales beside them. Activations stay as they are.
+For quantised linear layers the names are those of the ``compressed-tensors`` format: its
+``quantization_config`` says which modules have quantised weights, and scales beside them.
+Activations stay as they are.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 from tierstore.errors import SourceError
@@ -14,6 +16,8 @@ from tierstore.modelstore.source import BytesFile, SourceFile
 
 _CONFIG = "config.json"
 _WEIGHT = ".weight"
+_DTYPES = ("dtype", "torch_dtype")
+"""The newer and the older name of the key."""
 
 
 def with_quantization(
@@ -26,12 +30,37 @@ def with_quantization(
         kind: of the weights: signed integers or F8_E4M3, one scale a row.
         kept: names of the matrices that were not quantised.
     """
+    return _with_config(files, lambda data: _described(data, kind, kept))
+
+
+def with_dtype(files: list[SourceFile], dtype: Literal["bf16", "f16", "f32"]) -> list[SourceFile]:
+    """The files with a ``config.json`` that names the dtype of the weights, if it named one."""
+    names = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+    def described(data: bytes) -> bytes:
+        try:
+            config = json.loads(data)
+        except ValueError:
+            return data
+        keys = [key for key in _DTYPES if isinstance(config, dict) and key in config]
+        if not keys:
+            return data
+        return _encoded(config | dict.fromkeys(keys, names[dtype]))
+
+    return _with_config(files, described)
+
+
+def _with_config(files: list[SourceFile], described: Callable[[bytes], bytes]) -> list[SourceFile]:
     return [
-        BytesFile(_CONFIG, _described(file.data, kind, kept))
+        BytesFile(_CONFIG, described(file.data))
         if file.path == _CONFIG and isinstance(file, BytesFile)
         else file
         for file in files
     ]
+
+
+def _encoded(config: dict[str, Any]) -> bytes:
+    return json.dumps(config, indent=2).encode() + b"\n"
 
 
 def _described(data: bytes, kind: Literal["int8", "fp8"], kept: set[str]) -> bytes:
@@ -64,4 +93,4 @@ def _described(data: bytes, kind: Literal["int8", "fp8"], kept: set[str]) -> byt
             }
         },
     }
-    return json.dumps(config, indent=2).encode() + b"\n"
+    return _encoded(config)

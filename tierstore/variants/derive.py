@@ -22,7 +22,7 @@ from tierstore.format.manifest import FileEntry, LineageEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.ids import FULL, Digest, check_variant
 from tierstore.lossy.errors import TensorError, compare, total
-from tierstore.lossy.methods import Channel, Method, Shape, method_of
+from tierstore.lossy.methods import Cast, Channel, Method, Shape, method_of
 from tierstore.lossy.record import (
     PATH,
     TensorRecord,
@@ -37,7 +37,7 @@ from tierstore.modelstore.store import Store
 from tierstore.modelstore.tensor import Tensor
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
 from tierstore.variants._spool import Spool, Spooled
-from tierstore.variants.compressed import with_quantization
+from tierstore.variants.compressed import with_dtype, with_quantization
 
 CHANNEL_KEEPS = r"(^|\.)(\w*emb\w*|wte|wpe|shared|lm_head)(\.|$)"
 """What ``int8=channel`` and ``fp8`` leave as it is by default: these are no linear layers, or ones
@@ -153,6 +153,8 @@ def derive(
             )
         if isinstance(method, Channel):
             files = with_quantization(files, method.kind, work.kept)
+        elif isinstance(method, Cast):
+            files = with_dtype(files, method.to)
         files.append(BytesFile(PATH, encode_record(_record(label, version, work, max_error))))
         return _publish(store, version, label, files, message)
 
