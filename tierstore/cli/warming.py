@@ -172,9 +172,13 @@ def pin(
 
     It is not fetched by this: see 'tierstore warmup'.
     """
+    from tierstore.modelstore.members import refuse_release
+
     roles = cast("list[Role]", tier or ["hot", "warm"])
     with cli.open() as store:
-        pinned = store.pins.add(store.resolve(ref).digest, ref, roles, _time(until))
+        version = store.resolve(ref)
+        refuse_release(version)
+        pinned = store.pins.add(version.digest, ref, roles, _time(until))
     data = _pin_json(pinned)
     end = f"until {when(data.until)}" if data.until else "until it is unpinned"
     cli.out.show(
