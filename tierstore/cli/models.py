@@ -15,7 +15,7 @@ from tierstore.cli._schemas_deltas import Rebase
 if TYPE_CHECKING:
     from tierstore.modelstore.model import Model
     from tierstore.modelstore.store import Store
-    from tierstore.modelstore.version import FileInfo, Version
+    from tierstore.modelstore.version import FileInfo, SaveStats, Version
 
 REF_HELP = "MODEL, MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST."
 Ref = Annotated[str, typer.Argument(metavar="REF", help=REF_HELP, show_default=False)]
@@ -100,8 +100,12 @@ def save(
             progress=progress,
         )  # fmt: skip
     assert version.stats is not None
-    stats = version.stats
-    data = schemas.Save(
+    data = _saved_json(version, version.stats, alias)
+    cli.out.show(data, [str(version)], lambda: _print_saved(data))
+
+
+def _saved_json(version: Version, stats: SaveStats, alias: str | None) -> schemas.Save:
+    return schemas.Save(
         **version_fields(version),
         alias=alias,
         logical_bytes=stats.logical_bytes,
@@ -116,8 +120,6 @@ def save(
         objects=stats.objects,
         seconds=round(stats.seconds, 3),
     )
-
-    cli.out.show(data, [str(version)], lambda: _print_saved(data))
 
 
 def _print_saved(data: schemas.Save) -> None:
