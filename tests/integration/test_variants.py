@@ -17,9 +17,16 @@ from safetensors.numpy import load_file
 from transformers import AutoModel, AutoTokenizer
 
 import tierstore
-from tests.integration.kit import created, settings
+from tests.integration.kit import created, settings, small_disk
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import InvalidName, NotFound, SourceError, UsageError
+from tierstore.errors import (
+    BackendError,
+    InvalidName,
+    NotFound,
+    OutOfSpace,
+    SourceError,
+    UsageError,
+)
 from tierstore.format.keys import version_key
 from tierstore.format.manifest import LineageEntry
 from tierstore.lossy.record import PATH, VariantRecord
@@ -264,6 +271,23 @@ def test_a_cast_says_so_in_the_config(tmp_path: Path, key: str) -> None:
         store.load(str(tierstore.derive(store, "m", {"cast": "bf16"}))).export(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config | {key: "bfloat16"}
     assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_no_room_for_what_waits(tmp_path: Path) -> None:
+    with created(MemoryStore(), tmp_path / "cache") as store:
+        store.save("m", {"w": np.ones((2048, 2048), np.float32)})
+        before = {info.key for info in store.home.blobs.list("refs/")}
+        with small_disk(tmp_path / "small", "2m", 2 << 20) as folder:
+            node = Store(store.home.blobs, replace(settings(folder), threads=1))
+            with pytest.raises(OutOfSpace, match="TIERSTORE_CACHE_DIR"):
+                tierstore.derive(node, "m", {"cast": "bf16"})
+            node.close()
+        (tmp_path / "file").write_text("")
+        node = Store(store.home.blobs, settings(tmp_path / "cache"))
+        node.settings = replace(node.settings, cache_dir=tmp_path / "file" / "x")
+        with pytest.raises(BackendError, match="waits there"):
+            tierstore.derive(node, "m", {"cast": "bf16"})
+        assert {info.key for info in store.home.blobs.list("refs/")} == before
 
 
 def test_lineage_is_a_tree(small: Store) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tierstore.errors import BackendError, OutOfSpace, PermissionDenied
 from tierstore.format.dtypes import name_of
 from tierstore.modelstore.arrays import ArrayBytes
 
@@ -21,12 +25,30 @@ class Spool:
 
     Args:
         folder: where it lies; made if need be.
+
+    Raises:
+        PermissionDenied, OutOfSpace, BackendError: nothing can be written there.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        self._folder = folder
+        with self._told():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self.size = 0
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            denied = isinstance(error, PermissionError) or error.errno == errno.EROFS
+            kind = OutOfSpace if full else PermissionDenied if denied else BackendError
+            raise kind(
+                f"{self._folder}: {error.strerror}; a variant waits there until it is saved: make "
+                "room, or set TIERSTORE_CACHE_DIR to another place"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -43,7 +65,8 @@ class Spool:
         """Write bytes behind the others; returns where they begin."""
         start = self.size
         while data:
-            written = self._file.write(data)
+            with self._told():
+                written = self._file.write(data)
             self.size += written
             data = data[written:]
         return start
