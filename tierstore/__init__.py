@@ -4,6 +4,7 @@
 >>> store.save("ranker", "model_dir/", alias="prod")
 >>> model = store.load("ranker@prod")
 >>> model["encoder.weight"], model.tensor("emb.weight")[[3, 14, 15]]
+>>> store.patch("ranker@prod", {"emb.weight": tierstore.Rows(indices, values)}, alias="prod")
 
 Names are imported when they are first used, so that ``import tierstore`` costs next to nothing.
 """
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from tierstore import errors
     from tierstore.format.tiers import TierSpec
     from tierstore.ids import Digest, ModelRef
+    from tierstore.modelstore.changes import Dense, Elements, Rows
+    from tierstore.modelstore.fold import Folded
     from tierstore.modelstore.model import LoadStats, Model
     from tierstore.modelstore.names import Alias
+    from tierstore.modelstore.patches import Patch
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.tensor import Tensor
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
@@ -29,11 +33,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alias",
+    "Dense",
     "Digest",
+    "Elements",
     "FileInfo",
+    "Folded",
     "LoadStats",
     "Model",
     "ModelRef",
+    "Patch",
+    "Rows",
     "SaveStats",
     "Store",
     "Tensor",
@@ -49,11 +58,16 @@ __all__ = [
 
 _HOMES = {
     "Alias": "tierstore.modelstore.names:Alias",
+    "Dense": "tierstore.modelstore.changes:Dense",
     "Digest": "tierstore.ids:Digest",
+    "Elements": "tierstore.modelstore.changes:Elements",
     "FileInfo": "tierstore.modelstore.version:FileInfo",
+    "Folded": "tierstore.modelstore.fold:Folded",
     "LoadStats": "tierstore.modelstore.model:LoadStats",
     "Model": "tierstore.modelstore.model:Model",
     "ModelRef": "tierstore.ids:ModelRef",
+    "Patch": "tierstore.modelstore.patches:Patch",
+    "Rows": "tierstore.modelstore.changes:Rows",
     "SaveStats": "tierstore.modelstore.version:SaveStats",
     "Store": "tierstore.modelstore.store:Store",
     "Tensor": "tierstore.modelstore.tensor:Tensor",

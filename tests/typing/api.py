@@ -12,11 +12,16 @@ import numpy.typing as npt
 import tierstore
 from tierstore import (
     Alias,
+    Dense,
     Digest,
+    Elements,
     FileInfo,
+    Folded,
     LoadStats,
     Model,
     ModelRef,
+    Patch,
+    Rows,
     SaveStats,
     Store,
     Tensor,
@@ -60,6 +65,21 @@ def files() -> None:
         assert_type(file.metadata(), dict[str, str] | None)
         assert_type(file.get_slice("w").get_shape(), list[int])
     assert_type(tierstore.load_file("m.safetensors", device="cpu"), dict[str, Any])
+
+
+def patches(store: Store, values: npt.NDArray[np.float32]) -> None:
+    changes = {"emb": Rows([1, 2], values), "b": Dense(values), "w": Elements([0], values)}
+    assert_type(store.patch("ranker@prod", changes, alias="prod", message="m"), Version)
+    store.patch("ranker", Path("patch.safetensors"), fold=False)
+    patch = Patch.of("b3:" + "00" * 32, {"b": Dense(values)}, {"b": (3,)})
+    patch.save("patch.safetensors")
+    store.patch("ranker", Patch.open("patch.safetensors"))
+    for one in store.patches(since="ranker@1"):
+        assert_type(one, Patch)
+        assert_type(one.version, Version | None)
+        one.apply_to({"emb": values})
+    assert_type(store.fold("ranker", at_least=8), Folded)
+    store.patch("ranker", 3)  # type: ignore[arg-type]
 
 
 def names(store: Store) -> None:

@@ -172,12 +172,13 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "a tensor's chunk missing": with_file(TENSORS, tensors=[NONE, W | {"chunks": D[0]}]),
     "a tensor's chunk too many": with_file(TENSORS, tensors=[NONE | {"chunks": D[0]}, W]),
     "a file above the limit of tensors": with_file(PLAIN, tensors=[{}] * (MIB + 1)),
+    "a patch that lies on nothing": FIELDS | {"kind": "patch"},
 }
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "feature": (FIELDS | {"requires": ["sparse"]}, "'sparse'"),
     "feature, and fields of another form": ({"requires": ["sparse"], "files": 5}, "'sparse'"),
-    "patch": (FIELDS | {"kind": "patch"}, "'patch'"),
+    "kind": (FIELDS | {"kind": "mosaic"}, "'mosaic'"),
     "keyed hash": (FIELDS | {"hash": "blake3-keyed"}, "blake3-keyed"),
     "content-defined cut": (with_file(TENSORS, tensors=[NONE, W | {"cut": 1}]), "cut 1"),
 }

@@ -21,7 +21,7 @@ from tierstore.format.layout import (
     seal_segment,
 )
 from tierstore.format.sealed import Body, Kind, seal_body, unseal_body
-from tierstore.format.table import ChunkPlace, TableBody
+from tierstore.format.table import ChunkPlace, TableBody, join_tables
 from tierstore.ids import Digest
 from tierstore.testing.strategies import places
 
@@ -66,6 +66,26 @@ def test_a_table_by_hand_is_read() -> None:
         assert (table.pack_ids, table.pack_sizes) == ([P, Q], [10_000, 5_000])
         assert [table.find(row.digest) for row in ROWS] == ROWS
         assert table.find(b3(b"nowhere")) is None
+
+
+def test_tables_are_joined() -> None:
+    one = parse_segment(segment(), "x")
+    alone = ChunkPlace(b3(b"alone"), Q, 900, 150, 90, 80, 1)
+    again = ChunkPlace(A, P, 2000, 300, 100, 300, 0)
+    two = parse_segment(seal_segment([alone, again], {Q: 5_000, P: 10_000}), "y")
+    assert join_tables([one], "z") is one
+    for tables, found_at in (([one, two], again), ([two, one], ROWS[0])):
+        joined = join_tables(tables, "z")
+        assert list(joined) == [row for table in tables for row in table]
+        assert sorted(zip(joined.pack_ids, joined.pack_sizes, strict=True)) == sorted(
+            [(P, 10_000), (Q, 5_000)]
+        )
+        assert joined.find(A) == found_at
+        assert joined.find(C) == ROWS[2]
+        assert joined.bases == [A, B]
+        assert joined.longest_frame == 436
+    empty = parse_segment(seal_segment([], {}), "e")
+    assert list(join_tables([empty, two, empty], "z")) == list(two)
 
 
 def test_our_table_is_the_one_of_the_specification() -> None:

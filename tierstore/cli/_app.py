@@ -21,6 +21,7 @@ from tierstore.cli import (
     describe,
     doctor,
     models,
+    patches,
     placing,
     releases,
     rollouts,
@@ -40,6 +41,7 @@ from tierstore.errors import OutOfSpace, TierstoreError
 
 _ORDER = (
     "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
+    "patch", "patches", "fold",
     "rollout", "report", "release",
     "derive", "variants", "lineage",
     "tier", "store", "df", "top",
@@ -102,6 +104,7 @@ def command_tree() -> tuple[Any, set[str]]:
     for module in (
         stores, models, describe, aliases,
         rollouts, releases,
+        patches,
         variants,
         tiers, backends, space, top,
         warming,

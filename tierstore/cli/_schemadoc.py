@@ -12,6 +12,7 @@ import msgspec
 from tierstore.cli import _schemas as schemas
 from tierstore.cli import _schemas_deltas as deltas
 from tierstore.cli import _schemas_health as health
+from tierstore.cli import _schemas_patches as patches
 from tierstore.cli import _schemas_placing as placing
 from tierstore.cli import _schemas_releases as releases
 from tierstore.cli import _schemas_rollout as rollout
@@ -28,6 +29,9 @@ OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
     "stat": (schemas.Stat,),
     "tensors": (schemas.Tensors,),
     "diff": (deltas.DiffJson,),
+    "patch": (patches.Patched,),
+    "patches": (patches.Patches,),
+    "fold": (patches.Fold,),
     "rebase": (deltas.Rebase,),
     "log": (schemas.History, schemas.Log),
     "alias set": (schemas.AliasJson,),

@@ -110,7 +110,10 @@ class Versions(Schema):
 
 
 class StatFile(File):
-    """A file, and its count of tensors (0 for a file that is not safetensors)."""
+    """A file, and its count of tensors (0 for a file that is not safetensors).
+
+    ``sha256`` is empty where patches change the file, until the version is folded.
+    """
 
     tensors: int
 
@@ -134,7 +137,7 @@ class Stat(VersionJson):
     """A version in full.
 
     ``unique_bytes`` are plain bytes of its distinct chunks, ``stored_bytes`` what those take in
-    packs (shared with other versions where chunks are shared).
+    packs (shared with other versions where chunks are shared). ``patches`` are applied by reads.
     """
 
     aliases: list[str]
@@ -146,6 +149,7 @@ class Stat(VersionJson):
     unique_bytes: int
     stored_bytes: int
     packs: list[Pack]
+    patches: int
     lineage: list[Lineage]
 
 

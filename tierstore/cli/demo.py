@@ -174,7 +174,7 @@ class _Demo:
         chunks: Counter[tuple[str, str]] = Counter()
         plain: Counter[tuple[str, str]] = Counter()
         stored: Counter[tuple[str, str]] = Counter()
-        pieces = [(t.dtype, p.place) for t in map(model.tensor, model) for p in t.chunks()]
+        pieces = [(t.dtype, p) for t in map(model.tensor, model) for p in t.places()]
         pieces += [
             ("files", piece.place)
             for file in model.manifest.files

@@ -45,7 +45,8 @@ def stat(cli: Cli, ref: Ref) -> None:
 def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
     from tierstore.modelstore.home import chunks_of
 
-    digests = chunks_of(model.manifest)
+    manifests = [model.manifest, *model.patches]
+    digests = [digest for manifest in manifests for digest in chunks_of(manifest)]
     wanted = set(digests)
     places = [place for place in model.layout if place.digest in wanted]
     used: Counter[bytes] = Counter()
@@ -70,6 +71,7 @@ def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
             schemas.Pack(pack=pack.hex(), bytes=whole, used_bytes=used[pack])
             for pack, whole in zip(model.layout.pack_ids, model.layout.pack_sizes, strict=True)
         ],
+        patches=len(model.patches),
         lineage=[
             schemas.Lineage(relation=entry.relation, digest=f"b3:{entry.digest.hex()}")
             for entry in model.manifest.lineage
@@ -90,6 +92,7 @@ def _print_stat(data: schemas.Stat) -> None:
         ("size", f"{size(data.logical_bytes)}, {items}"),
         ("chunks", f"{data.chunks}, {data.unique_chunks} of them distinct"),
         ("stored", f"{size(data.stored_bytes)} in {packs}, ratio {ratio:.3f}"),
+        ("patches", f"{data.patches}; 'tierstore fold' stores it whole" if data.patches else ""),
         *(("lineage", f"{entry.relation} {entry.digest}") for entry in data.lineage),
     ]
     facts((name, value) for name, value in pairs if value)
@@ -101,7 +104,8 @@ def _print_stat(data: schemas.Stat) -> None:
         Column("SHA-256", digest=True),
     ]
     rows = [
-        (file.path, size(file.bytes), str(file.tensors or "-"), file.sha256) for file in data.files
+        (file.path, size(file.bytes), str(file.tensors or "-"), file.sha256 or "-")
+        for file in data.files
     ]
     table(columns, rows)
     print()
@@ -146,7 +150,7 @@ def tensors(
 
 def tensor_json(tensor: Tensor) -> schemas.TensorJson:
     """A tensor as it is printed; a chunk that occurs twice in it is stored once."""
-    places = {piece.place.digest: piece.place for piece in tensor.chunks()}
+    places = {place.digest: place for place in tensor.places()}
     stored = sum(place.length for place in places.values())
     return schemas.TensorJson(
         name=tensor.name,

@@ -146,12 +146,15 @@ def _variant_json(store: Store, version: Version) -> schemas.VariantJson:
 
 
 def _derived_json(store: Store, made: Version, version: Version) -> schemas.Derived:
+    from tierstore.ids import FULL
+
     shown = _variant_json(store, made)
+    original = store.load(str(version), profile=FULL)
     assert made.stats is not None
     return schemas.Derived(
         **{field: getattr(shown, field) for field in shown.__struct_fields__},
         logical_bytes=made.stats.logical_bytes,
-        original_bytes=sum(file.size for file in store.home.manifest(version.digest).files),
+        original_bytes=sum(file.size for file in original.files),
         stored_bytes=made.stats.stored_bytes,
     )
 

@@ -10,8 +10,9 @@ import xxhash
 from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.ids import Buffer, Digest
 
-KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Names that may stand in an object's ``requires``; version 1 has none."""
+PATCH_FEATURE = "patch"
+KNOWN_FEATURES: frozenset[str] = frozenset({PATCH_FEATURE})
+"""Names that may stand in an object's ``requires``."""
 
 _UPGRADE = "it was written by a newer tierstore; upgrade this one to read it"
 

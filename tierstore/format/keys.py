@@ -35,6 +35,11 @@ def layout_key(digest: Digest) -> str:
     return LAYOUTS + digest.hex
 
 
+def fold_key(digest: Digest) -> str:
+    """The key of the note that names the full manifest of a patch version."""
+    return FOLDS + digest.hex
+
+
 def move_key(pack: bytes) -> str:
     """The key of the note that says where a pack's frames went."""
     return MOVES + pack.hex()

@@ -30,6 +30,14 @@ class Fold(Body, frozen=True, kw_only=True):
     full: Hex64
 
 
+def parse_fold(data: Buffer, patch: Digest, name: str) -> Digest:
+    """Unseal the fold of ``patch``; the digest of the full manifest that equals it."""
+    fold = unseal_body(Kind.FOLD, data, Fold, name)
+    if fold.patch != patch.hex:
+        damaged(name, "it is the fold of another version")
+    return Digest.from_hex(fold.full)
+
+
 class Condemned(Body, frozen=True, kw_only=True):
     """Packs that will be deleted."""
 

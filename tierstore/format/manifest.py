@@ -11,14 +11,15 @@ from typing import Annotated
 import msgspec
 
 from tierstore.errors import InvalidName, InvalidSafetensors, UsageError
-from tierstore.format.checks import damaged, digest_of, unsupported
+from tierstore.format.checks import PATCH_FEATURE, damaged, digest_of, unsupported
+from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal, unseal
 from tierstore.ids import DIGEST_BYTES, Buffer, Digest
 
 MIN_CHUNK, MAX_CHUNK, DEFAULT_CHUNK = 1 << 20, 16 << 20, 4 << 20
 HASH = "blake3"
-FULL_KIND, RELEASE_KIND = "full", "release"
+FULL_KIND, PATCH_KIND, RELEASE_KIND = "full", "patch", "release"
 MAX_MEMBERS = 1000
 _MAX_ITEMS = 1 << 20
 
@@ -69,6 +70,20 @@ class Manifest(Body, frozen=True, kw_only=True):
     files: tuple[FileEntry, ...]
     lineage: tuple[LineageEntry, ...] = ()
     members: tuple[Member, ...] | msgspec.UnsetType = msgspec.UNSET
+    patch: PatchInfo | msgspec.UnsetType = msgspec.UNSET
+
+
+def patch_manifest(file: FileEntry, patch: PatchInfo, chunk_size: int) -> Manifest:
+    """The manifest of a patch version, whose patch file is ``file``."""
+    return Manifest(
+        requires=[PATCH_FEATURE], kind=PATCH_KIND, chunk_size=chunk_size, files=(file,),
+        patch=patch, lineage=(LineageEntry(relation=PATCH_OF, digest=patch.base.raw),),
+    )  # fmt: skip
+
+
+def patch_info(manifest: Manifest) -> PatchInfo | None:
+    """What a patch manifest lies on; ``None`` for a full one."""
+    return None if manifest.patch is msgspec.UNSET else manifest.patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +137,7 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
     if digest_of(plain) != digest:
         damaged(name, "its content does not match its digest")
     manifest = decode_body(Kind.MANIFEST, plain, Manifest, name)
-    if manifest.kind not in {FULL_KIND, RELEASE_KIND}:
+    if manifest.kind not in {FULL_KIND, PATCH_KIND, RELEASE_KIND}:
         unsupported(name, f"manifests of kind {manifest.kind!r}")
     if manifest.hash != HASH:
         unsupported(name, f"the hash {manifest.hash!r}")
@@ -140,7 +155,24 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
     if any(len(entry.digest) != DIGEST_BYTES for entry in manifest.lineage):
         damaged(name, "its lineage names something that is no digest")
     _check_members(manifest, name)
+    _check_patch(manifest, name)
     return manifest
+
+
+def _check_patch(manifest: Manifest, name: str) -> None:
+    info = patch_info(manifest)
+    if (manifest.kind == PATCH_KIND) != (info is not None):
+        damaged(name, "its kind does not fit its fields")
+    if info is None:
+        return
+    if [file.path for file in manifest.files] != [PATCH_PATH] or not manifest.files[0].header:
+        damaged(name, f"its only file is not {PATCH_PATH}")
+    file = manifest.files[0]
+    wrong = check_patch_info(info, parse_header(file.header, file.size), manifest.chunk_size)
+    if wrong:
+        damaged(name, wrong)
+    if [(one.relation, one.digest) for one in manifest.lineage] != [(PATCH_OF, info.base.raw)]:
+        damaged(name, "its lineage does not name its base")
 
 
 def _check_members(manifest: Manifest, name: str) -> None:

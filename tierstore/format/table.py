@@ -165,6 +165,39 @@ class ChunkTable:
         return int(self._rows[4].max(initial=0))
 
 
+def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
+    """One table of all rows of several, in their order; ``name`` is for messages.
+
+    A chunk that several place is found where the last of them says.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    bodies = [table._columns for table in tables]
+    packs, starts = [], [np.zeros(1, np.int64)]
+    number: dict[bytes, int] = {}
+    sizes: dict[bytes, int] = {}
+    bases = 0
+    for table, body in zip(tables, bodies, strict=True):
+        numbers = [number.setdefault(pack, len(number)) for pack in table.pack_ids]
+        packs.append(np.array(numbers, np.int64)[np.frombuffer(body.packs, "<u4")])
+        sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
+        own = table._base_starts
+        starts.append((np.zeros(len(table), np.int64) if own is None else own[1:]) + bases)
+        bases += len(body.bases) // 32
+
+    def column(field: str) -> bytes:
+        return b"".join(getattr(body, field) for body in bodies)
+
+    body = TableBody(
+        pack_ids=b"".join(sizes), pack_sizes=np.array(list(sizes.values()), "<u8").tobytes(),
+        digests=column("digests"), packs=np.concatenate(packs).astype("<u4").tobytes(),
+        offsets=column("offsets"), lengths=column("lengths"), heads=column("heads"),
+        plains=column("plains"), codecs=column("codecs"), bases=column("bases"),
+        base_starts=np.concatenate(starts).astype("<u4").tobytes() if bases else b"",
+    )  # fmt: skip
+    return ChunkTable(body, name)
+
+
 def _column(data: bytes, count: int, name: str) -> npt.NDArray[np.uint32]:
     if len(data) != 4 * count:
         damaged(name, "the columns of its chunk table differ in length")

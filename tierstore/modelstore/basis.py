@@ -15,6 +15,7 @@ from tierstore.errors import TierstoreError
 from tierstore.format.manifest import Manifest, TensorEntry, named_tensors
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
+from tierstore.modelstore.chain import bottom_manifest
 from tierstore.modelstore.delta import LEAST_CHUNK, BaseTensor, DeltaBases
 from tierstore.modelstore.framing import Base
 from tierstore.modelstore.home import Home
@@ -212,7 +213,7 @@ class BaseFinder:
                 version = self._newest(model)
                 if version is None:
                     return None
-                found = matches(wanted, self._home.manifest(version.digest))
+                found = matches(wanted, bottom_manifest(self._home, version.digest))
             except TierstoreError as error:  # its damage is nothing to this save
                 _log.info("%s is not looked at as a base: %s", model, error)
                 return None

@@ -15,6 +15,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
+from tierstore.modelstore.check_patches import look_at_folds, named_below, needed_below
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.leases import is_saving
@@ -116,6 +117,8 @@ class _Check:
 
     def run(self, read_data: bool) -> CheckReport:
         self._check_refs()
+        for digest in list(self._users):
+            self._note_users(named_below(self._home, digest), self._users[digest])
         for digest in self._users:
             self._check_version(digest)
         self._check_packs()
@@ -191,6 +194,11 @@ class _Check:
         elif digest not in self._users:
             self._damage(key, f"it points to b3:{digest.hex}, which no version has")
 
+    def _note_users(self, needed: list[Digest], users: list[str]) -> None:
+        for digest in needed:
+            known = self._users.setdefault(digest, [])
+            known += [user for user in users if user not in known]
+
     def _check_version(self, digest: Digest) -> None:
         users = self._users[digest]
         key = keys.version_key(digest)
@@ -201,6 +209,8 @@ class _Check:
         if manifest is None:
             return
         self._check_members(manifest, users)
+        with self._noting(key, users):
+            needed_below(self._home, digest)
         key = keys.layout_key(digest)
         with self._noting(key, users):
             try:
@@ -349,6 +359,10 @@ class _Check:
             stored = {info.key for info in self._home.blobs.list(prefix)}
             unused = {key for key in stored if key.removeprefix(prefix) not in live}
             self._garbage(unused, f"a {what} that no ref points to")
+        bad, unused = look_at_folds(self._home, live)
+        self._garbage(unused, "a fold of no version")
+        what = "a damaged fold: the patches below are read instead; it can be deleted"
+        self._report.findings += [Finding("garbage", key, what) for key in bad]
 
     def _used_packs(self) -> set[str]:
         """Keys of the packs in layouts, and of those that hold their frames once these are gone."""

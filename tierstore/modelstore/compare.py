@@ -7,11 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tierstore.errors import NotFound
 from tierstore.format.frame import CODEC_DELTA
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.format.table import ChunkPlace
-from tierstore.ids import split_digests
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.chain import (
+    Chain,
+    chain_table,
+    find_chain,
+    full_manifest,
+    patch_manifests,
+    unfolded,
+)
 from tierstore.modelstore.home import Home, chunks_of
+from tierstore.modelstore.patched import parts_of
 from tierstore.modelstore.tensor import entry_bytes
 from tierstore.modelstore.version import Version
 
@@ -71,29 +81,64 @@ class _Item:
     nbytes: int
 
 
-def _items(manifest: Manifest) -> tuple[dict[str, _Item], dict[str, _Item]]:
-    tensors = {
-        name: _Item((t.dtype, t.shape), t.chunks, entry_bytes(t))
-        for name, _, t in named_tensors(manifest)
-    }
-    files = {f.path: _Item((), f.chunks, f.size) for f in manifest.files if not f.header}
-    return tensors, files
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A version as a full manifest and the patches on it."""
+
+    chain: Chain
+    full: Manifest
+    patches: Sequence[Manifest]
+
+    def items(self) -> tuple[dict[str, _Item], dict[str, _Item]]:
+        """Tensors by name and other files by path; a patch's chunks follow those below it."""
+        patched: dict[str, bytes] = {}
+        for manifest in self.patches:
+            for one in parts_of(manifest, ""):
+                infos = [info for info in (one.part.indices, one.part.values) if info]
+                own = b"".join(one.entries[info.name].chunks for info in infos)
+                patched[one.part.target] = patched.get(one.part.target, b"") + own
+        tensors = {
+            name: _Item((t.dtype, t.shape), t.chunks + patched.get(name, b""), entry_bytes(t))
+            for name, _, t in named_tensors(self.full)
+        }
+        files = {f.path: _Item((), f.chunks, f.size) for f in self.full.files if not f.header}
+        return tensors, files
+
+
+def _view(home: Home, chain: Chain) -> _View:
+    return _View(chain, full_manifest(home, chain.full), patch_manifests(home, chain.patches))
+
+
+def _views(home: Home, old: Version, new: Version) -> tuple[_View, _View]:
+    """Both versions; by their patches where they have the same full manifest below them."""
+    try:
+        chains = [unfolded(home, version.digest) for version in (old, new)]
+    except NotFound:  # what was folded may be gone
+        chains = []
+    if not chains or chains[0].full != chains[1].full:
+        chains = [find_chain(home, version.digest) for version in (old, new)]
+    return _view(home, chains[0]), _view(home, chains[1])
 
 
 def compare(home: Home, old: Version, new: Version) -> Diff:
-    """Compare two versions by the digests of their chunks."""
-    manifests = [home.manifest(version.digest) for version in (old, new)]
-    (old_tensors, old_files), (new_tensors, new_files) = (_items(m) for m in manifests)
+    """Compare two versions by the digests of their chunks.
+
+    What a patch touches counts as changed, and its indices and values as the new bytes.
+    """
+    before, after = _views(home, old, new)
+    (old_tensors, old_files), (new_tensors, new_files) = before.items(), after.items()
     held = {
         digest
         for items in (old_tensors, old_files)
         for item in items.values()
         for digest in split_digests(item.chunks)
     }
-    table = home.layout(new.digest, manifests[1])
+    table = chain_table(home, after.chain, after.full, after.patches)
     fresh = {
         digest: place
-        for digest in chunks_of(manifests[1])
+        for items in (new_tensors, new_files)
+        for item in items.values()
+        for digest in split_digests(item.chunks)
         if digest not in held and (place := table.find(digest)) is not None
     }
     tensors = _compare_items(old_tensors, new_tensors, fresh)
@@ -102,7 +147,7 @@ def compare(home: Home, old: Version, new: Version) -> Diff:
     new_bytes = sum(item.new_chunk_bytes for item in items)
     return Diff(
         old, new, tensors, files,
-        shared_bytes=sum(item.new_bytes for item in items) - new_bytes,
+        shared_bytes=max(0, sum(item.new_bytes for item in items) - new_bytes),
         new_bytes=new_bytes,
         stored_bytes=sum(place.length for place in fresh.values()),
         delta_saved=sum(p.plain - p.length for p in fresh.values() if p.codec == CODEC_DELTA),
@@ -177,15 +222,22 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
     sizes: dict[bytes, int] = {}
     own: set[bytes] = set()
     times = Counter(version.digest for every in versions.values() for version in every)
+    seen: set[Digest] = set()
     for digest, count in times.items():
-        manifest = home.manifest(digest)
-        table = home.layout(digest, manifest)
-        logical += count * sum(file.size for file in manifest.files)
-        headers += sum(len(file.header) for file in manifest.files)
-        own.update(chunks_of(manifest))
-        sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
-        for place in table:
-            places.setdefault(place.digest, place)
+        chain = find_chain(home, digest)
+        full = full_manifest(home, chain.full)
+        logical += count * sum(file.size for file in full.files)
+        patches = dict(zip(chain.patches, patch_manifests(home, chain.patches), strict=True))
+        for one, manifest in {chain.full: full, digest: chain.top, **patches}.items():
+            if one in seen:
+                continue
+            seen.add(one)
+            table = home.layout(one, manifest)
+            headers += sum(len(file.header) for file in manifest.files)
+            own.update(chunks_of(manifest))
+            sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
+            for place in table:
+                places.setdefault(place.digest, place)
     used = {place.pack for place in places.values()}
     stored = sum(sizes[pack] for pack in used)
     saved = {True: 0, False: 0}

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 
 from tierstore.errors import BackendError, Damaged, OutOfSpace, PermissionDenied, UnsafeSource
@@ -62,17 +62,13 @@ def export_tensors(
         [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()],
         metadata,
     )
-    pieces = [
-        PlacedPiece(piece.place, info.begin + piece.begin, piece.length)
-        for info in header.tensors
-        for piece in tensors[info.name].chunks()
-    ]
+    windows = _windows_of([tensors[info.name] for info in header.tensors], content)
     sha = hashlib.sha256()
     done, total = 0, len(header.raw) + header.data_size
     with explained(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     with explained(target), written_beside(target) as fd:
-        for window in chain([memoryview(header.raw)], _windows(content, pieces)):
+        for window in chain([memoryview(header.raw)], windows):
             sha.update(window)
             _write_all(fd, window)
             done += len(window)
@@ -140,6 +136,23 @@ def _write_file(
             f"{file.path} of {title} does not give the SHA-256 recorded when it was saved; "
             "the file was not written; run 'tierstore check --read-data'"
         )
+
+
+def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryview]:
+    """The bytes of tensors, one after the other."""
+    if any(tensor.base is not tensor for tensor in tensors):  # patched: in no chunks as they are
+        for tensor in tensors:
+            for low in range(0, tensor.nbytes, _WINDOW):
+                out = memoryview(bytearray(min(_WINDOW, tensor.nbytes - low)))
+                tensor.read_span(low, low + len(out), out)
+                yield out
+        return
+    begins = accumulate((tensor.nbytes for tensor in tensors), initial=0)
+    yield from _windows(content, [
+        PlacedPiece(piece.place, begin + piece.begin, piece.length)
+        for tensor, begin in zip(tensors, begins, strict=False)
+        for piece in tensor.chunks()
+    ])  # fmt: skip
 
 
 def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memoryview]:

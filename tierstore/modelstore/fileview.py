@@ -104,16 +104,22 @@ class FileView:
 
     def _fill(self, targets: Sequence[tuple[int, memoryview]]) -> None:
         """Fill buffers that do not reach past the file's end."""
-        spans: list[Span] = []
+        data: list[tuple[int, memoryview]] = []
         header = self._entry.header
         for offset, out in targets:
             if offset < 0:
                 raise ValueError(f"offset {offset} must not be negative")
             head = header[offset : offset + len(out)]
             out[: len(head)] = head
-            low, high = offset + len(head) - len(header), offset + len(out) - len(header)
-            if low < high:
-                first = bisect_right(self._begins, low) - 1
-                pieces = self._pieces[first : bisect_right(self._begins, high - 1)]
-                spans.append(Span(pieces, low, high, out[len(head) :]))
+            if len(head) < len(out):
+                data.append((offset + len(head) - len(header), out[len(head) :]))
+        self._fill_data(data)
+
+    def _fill_data(self, targets: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill buffers with what lies behind the header, counted from there."""
+        spans = []
+        for low, out in targets:
+            first = bisect_right(self._begins, low) - 1
+            pieces = self._pieces[first : bisect_right(self._begins, low + len(out) - 1)]
+            spans.append(Span(pieces, low, low + len(out), out))
         self._content.read_spans(spans)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.ids import Digest
+from tierstore.modelstore.chain import find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.pins import Pins
 from tierstore.tiers.local import LocalHot
@@ -37,15 +38,22 @@ class HotPins:
             BackendError: home cannot say.
         """
         pinned = [pin.version for pin in Pins(self._home.blobs).active() if "hot" in pin.roles]
-        self._chunks = {version: self._of(version) for version in pinned}
-        return set().union(*self._chunks.values())
+        found = {version: self._of(version) for version in pinned}
+        self._chunks = {one: own for one, own in self._chunks.items() if one in found}
+        return set().union(*found.values())
 
     def _of(self, version: Digest) -> frozenset[bytes]:
         known = self._chunks.get(version)
         if known is not None:
             return known
         try:
-            return frozenset(chunks_of(self._home.manifest(version)))
+            chain = find_chain(self._home, version)
+            manifests = [full_manifest(self._home, chain.full)]
+            manifests += patch_manifests(self._home, chain.patches)
+            found = frozenset(digest for one in manifests for digest in chunks_of(one))
+            if not chain.patches:  # else it will be folded some day
+                self._chunks[version] = found
+            return found
         except (NotFound, Damaged, UnsupportedFormat) as error:
             _log.warning("a pinned version is not kept hot: %s", error)
             return frozenset()

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.errors import NotFound
-from tierstore.format.manifest import FileEntry, Manifest, named_tensors
+from tierstore.errors import NotFound, UsageError
+from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkTable
 from tierstore.modelstore.arrays import as_torch, writable_bytes
 from tierstore.modelstore.export import export_files, export_tensors
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.fileview import FileView
+from tierstore.modelstore.opener import Opened
 from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.patched import lay_over, read_whole
+from tierstore.modelstore.patchedfile import PatchedFileView
 from tierstore.modelstore.reader import ChunkReader
-from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
+from tierstore.modelstore.tensor import PlacedPiece, Tensor
 from tierstore.modelstore.version import FileInfo, Version
 
 if TYPE_CHECKING:
@@ -64,16 +67,18 @@ class Model(Mapping[str, npt.NDArray[Any]]):
     Thread-safe. Obtained from ``Store.load``.
     """
 
-    def __init__(
-        self, version: Version, manifest: Manifest, content: Content, packs: Packs
-    ) -> None:
+    def __init__(self, version: Version, opened: Opened, fold: Callable[[], Opened]) -> None:
+        """Read a version through ``opened``; ``fold`` folds it first, for what needs its files."""
         self.version = version
-        self.manifest = manifest
-        self._content, self._packs = content, packs
-        self._tensors = {
-            name: Tensor(content, entry, name, file.path)
-            for name, file, entry in named_tensors(manifest)
-        }
+        self._fold = fold
+        self._use(opened)
+
+    def _use(self, opened: Opened) -> None:
+        self.manifest = opened.manifest
+        self._content, self._packs = opened.content, opened.packs
+        self._tensors, self._patched = opened.tensors, opened.patched
+        self.patches = opened.patches
+        """Manifests of the patches that reads apply, the oldest first; empty once folded."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -120,7 +125,7 @@ class Model(Mapping[str, npt.NDArray[Any]]):
 
     @property
     def files(self) -> list[FileInfo]:
-        """Every file of the version, by path."""
+        """Every file of the version, by path; what patches change has no SHA-256 until a fold."""
         return [
             FileInfo(
                 file.path, file.size, file.sha256.hex(),
@@ -171,17 +176,19 @@ class Model(Mapping[str, npt.NDArray[Any]]):
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
         chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
         count = counted(progress, sum(tensor.nbytes for tensor in chosen))
-        mapped = self._content.reader.map(lambda tensor: tensor.mapped(), chosen)
+        reader = self._content.reader
+        mapped = reader.map(lambda tensor: tensor.base.mapped(), chosen)
         wants: list[Want] = []
         out = []
         for tensor, data in zip(chosen, mapped, strict=True):
             if data is None:
                 data = np.empty(tensor.nbytes, np.uint8)
-                wants += tensor.wants(data.data)
+                wants += tensor.base.wants(data.data)
             elif count:
                 count(tensor.nbytes)
             out.append((tensor.name, tensor, data))
-        self._content.reader.read(wants, count)
+        reader.read(wants, count)
+        lay_over(reader, [(tensor, data) for _, tensor, data in out])
         return out
 
     def load_into(self, buffers: Mapping[str, Any]) -> None:
@@ -192,11 +199,12 @@ class Model(Mapping[str, npt.NDArray[Any]]):
                 CPU, or any other buffer, of exactly the tensor's bytes. After an error their
                 content is undefined.
         """
-        wants: list[Want] = []
+        items = []
         for name, target in buffers.items():
             tensor = self.tensor(name)
-            wants += tensor.wants(writable_bytes(name, target, tensor.nbytes))
-        self._content.reader.read(wants)
+            view = writable_bytes(name, target, tensor.nbytes)
+            items.append((tensor, np.frombuffer(view, np.uint8)))
+        read_whole(self._content.reader, items)
 
     def read_file(self, path: str) -> bytes:
         """The whole content of one file, such as ``config.json``; ``NotFound`` if there is none."""
@@ -204,7 +212,10 @@ class Model(Mapping[str, npt.NDArray[Any]]):
 
     def open_file(self, path: str) -> FileView:
         """One file, to be read by ranges; ``NotFound`` if there is none."""
-        return FileView(self._content, self.file_entry(path))
+        entry = self.file_entry(path)
+        if path in self._patched:
+            return PatchedFileView(self._content, entry, self._tensors.values())
+        return FileView(self._content, entry)
 
     def file_entry(self, path: str) -> FileEntry:
         """What the manifest says of one file; ``NotFound`` if there is none."""
@@ -216,7 +227,15 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         )
 
     def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
-        """The chunks of a file in order; ``begin`` counts from behind its header."""
+        """The chunks of a file in order; ``begin`` counts from behind its header.
+
+        Raises ``UsageError`` for a file that patches change: its bytes lie in no chunks.
+        """
+        if file.path in self._patched:
+            raise UsageError(
+                f"{file.path} of {self.version} lies in patches: 'tierstore fold {self.version}' "
+                "makes it a file"
+            )
         return self._content.file_pieces(file)
 
     def export(
@@ -229,7 +248,8 @@ class Model(Mapping[str, npt.NDArray[Any]]):
         """Write every file, byte-identical to what was saved, below ``directory``.
 
         Each file is written beside its place, compared with the SHA-256 recorded at save, and then
-        renamed. Files that are there already are replaced; others are left alone.
+        renamed. Files that are there already are replaced; others are left alone. A version that
+        lies on patches is folded first, as a SHA-256 is that of a whole file.
 
         Args:
             directory: made if it is missing.
@@ -243,6 +263,8 @@ class Model(Mapping[str, npt.NDArray[Any]]):
             Damaged: the bytes do not give the recorded SHA-256; the file is not put in place.
             OutOfSpace, PermissionDenied: of the target.
         """
+        if self._patched:
+            self._use(self._fold())
         files = [file for file in self.manifest.files if weights or not file.header]
         export_files(self._content, str(self.version), files, directory, progress)
         written = {file.path for file in files}

@@ -193,7 +193,9 @@ class Names:
         def target(last: RefEntry | None) -> tuple[int, str, None]:
             refuse_mixed(model, last, release=False)
             if after is not None and after != (last.seq if last else 0):
-                raise Conflict(f"{model} has another newest version than {after} by now")
+                raise Conflict(
+                    f"{model} has another newest version than {after} by now: look again"
+                )
             return 0, digest.hex, None
 
         return self.home.log(model).append("publish", target, message)
@@ -209,10 +211,12 @@ class Names:
         self.point(version.model, check_alias(name), entry, message, was)
         return Alias(version.model, check_alias(name), version)
 
-    def point_to_new(self, model: str, alias: str, entry: RefEntry, message: str) -> None:
+    def point_to_new(
+        self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
+    ) -> None:
         """Point an alias to a version that was just published; errors say that it was."""
         try:
-            self.point(model, alias, entry, message)
+            self.point(model, alias, entry, message, was)
         except TierstoreError as error:
             raise type(error)(
                 f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
@@ -224,25 +228,30 @@ class Names:
     ) -> None:
         """Append to an alias's log that it means the version of ``entry`` now.
 
+        Args:
+            model: of the alias.
+            alias: its name.
+            entry: of the version.
+            message: why.
+            was: the number of the version that it must mean until then.
+
         Raises:
             Conflict: the alias is in a rollout, differs from another one only in case, or does not
                 mean version ``was`` now.
         """
 
         def target(last: RefEntry | None) -> Target:
-            _refuse_in_rollout(model, alias, last)
-            if was is not None and (last is None or last.version != was):
-                raise Conflict(f"{model}@{alias} does not point to {model}@{was} now; look again")
+            _refuse_to_move(model, alias, last, was)
             return Target(entry.version, entry.manifest, last.seq if last else None)
 
         check_case("alias", alias, self.home.aliases(model))
         check_features(self.home.config, "write", self.home.blobs.url)
         self.home.log(model, ALIASES + alias).append("set", target, message)
 
-    def check_movable(self, model: str, alias: str) -> None:
+    def check_movable(self, model: str, alias: str, was: int | None = None) -> None:
         """Raise ``Conflict`` where ``point`` would: before anything is published."""
         check_case("alias", alias, self.home.aliases(model))
-        _refuse_in_rollout(model, alias, self.home.log(model, ALIASES + alias).last())
+        _refuse_to_move(model, alias, self.home.log(model, ALIASES + alias).last(), was)
 
     def remove_alias(self, model: str, name: str, message: str) -> None:
         """Remove an alias; the versions stay, and so does its log."""
@@ -295,6 +304,15 @@ def refuse_mixed(name: str, last: RefEntry | None, *, release: bool) -> None:
     if last is not None and (last.action == RELEASED) != release:
         kinds = ("a model", "a release") if release else ("a release", "a model")
         raise Conflict(f"{name!r} is the name of {kinds[0]}; choose another one for {kinds[1]}")
+
+
+def _refuse_to_move(model: str, alias: str, last: RefEntry | None, was: int | None) -> None:
+    _refuse_in_rollout(model, alias, last)
+    if was is not None and (last is None or last.version != was):
+        raise Conflict(
+            f"{model}@{alias} does not point to {model}@{was} now: somebody else moved it; look "
+            "again"
+        )
 
 
 def check_case(kind: str, name: str, existing: Iterable[str]) -> None:

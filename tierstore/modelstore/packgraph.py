@@ -10,6 +10,7 @@ from tierstore.format.keys import LAYOUTS
 from tierstore.format.layout import parse_layout
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
+from tierstore.modelstore.chain import version_table
 from tierstore.modelstore.home import Home
 
 _log = logging.getLogger("tierstore.mover")
@@ -23,12 +24,12 @@ class PackGraph:
         self._seen: dict[str, tuple[float, frozenset[tuple[bytes, bytes]]]] = {}
 
     def packs_of(self, version: Digest) -> list[bytes]:
-        """The packs that hold a version's chunks and their bases.
+        """The packs that hold a version's chunks and their bases, those of its patches included.
 
         Raises:
             NotFound, Damaged: the version's metadata cannot be read.
         """
-        return list(self._home.layout(version, self._home.manifest(version)).pack_ids)
+        return list(version_table(self._home, version).pack_ids)
 
     def bases(self) -> dict[bytes, set[bytes]]:
         """By pack, the other packs that hold the bases of its delta frames, in any version.

@@ -32,6 +32,7 @@ from tierstore.modelstore.framing import BufferPool, frame_chunk, plain_view
 from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import WriterLease
+from tierstore.modelstore.opener import Opened
 from tierstore.modelstore.packer import Packer
 from tierstore.modelstore.refs import RefLog
 from tierstore.modelstore.tensor import Content
@@ -41,8 +42,6 @@ COSTS = 1.5
 """Bytes fetched for a delta and its bases that are too many, for each of a standalone frame."""
 
 _log = logging.getLogger("tierstore.rebase")
-
-Opener = Callable[[Version], tuple[Manifest, Content, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +120,10 @@ class Rebasing:
     Args:
         home: of the store.
         index: is told about the new frames.
-        opened: gives a version's manifest, and its layout with who reads it.
+        opened: opens what a version lies on, the patches left out.
     """
 
-    def __init__(self, home: Home, index: ChunkIndex, opened: Opener) -> None:
+    def __init__(self, home: Home, index: ChunkIndex, opened: Callable[[Version], Opened]) -> None:
         self._home, self._index, self._opened = home, index, opened
         self._looked_at: dict[tuple[str, str], int] = {}
 
@@ -138,13 +137,14 @@ class Rebasing:
         if not above >= 1:
             raise UsageError(f"a delta is never read for less than a standalone frame: {above} < 1")
         check_features(self._home.config, "write", self._home.blobs.url)
-        manifest, content, *_ = self._opened(version)
+        full = self._opened(version)
+        manifest, content = full.manifest, full.content
         costs = ReadCosts(content.table, manifest)
         dear = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
         before = costs.whole({})
         if not dear:
             return Rebased(len(costs.deltas), 0, 0, 0, before, before)
-        packer, meta = self._store_dear(version.digest, manifest, content, dear)
+        packer, meta = self._store_dear(full.digest, manifest, content, dear)
         return Rebased(
             deltas=len(costs.deltas),
             chunks=len(packer.places),
@@ -187,7 +187,8 @@ class Rebasing:
                     yield log, seq, model, variant
 
     def _is_dear(self, version: Version) -> bool:
-        manifest, content, *_ = self._opened(version)
+        full = self._opened(version)
+        manifest, content = full.manifest, full.content
         if not len(content.table.bases):
             return False
         return ReadCosts(content.table, manifest).whole({}) > COSTS

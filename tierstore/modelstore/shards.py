@@ -159,12 +159,32 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     reads = [read for read in reads if read.strip.nbytes]
     if not reads:
         return
+    for read in [read for read in reads if read.tensor.base is not read.tensor]:
+        _read_patched(read)
+    reads = [read for read in reads if read.tensor.base is read.tensor]
+    if not reads:
+        return
     content = reads[0].tensor.content
     spans = [_span(read) for read in reads if read.strip.is_range]
     strips = [read for read in reads if not read.strip.is_range]
     content.read_spans(spans)
     _read_wide(content, [read for read in strips if read.strip.row >= _WIDE])
     _read_narrow(content, [read for read in strips if read.strip.row < _WIDE])
+
+
+def _read_patched(read: StripRead) -> None:
+    """Of a tensor with patches on it, which lies in no chunks as it is: rows, window by window."""
+    strip = read.strip
+    if strip.is_range:
+        low = strip.first * strip.row + strip.low
+        read.tensor.read_span(low, low + strip.nbytes, read.out)
+        return
+    step = max(1, _WINDOW // strip.row)
+    for first in range(strip.first, strip.last, step):
+        begin = first * strip.row
+        window = memoryview(bytearray(min(step, strip.last - first) * strip.row))
+        read.tensor.read_span(begin, begin + len(window), window)
+        read.take(begin, window)
 
 
 def _span(read: StripRead) -> Span:

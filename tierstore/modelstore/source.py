@@ -12,6 +12,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -27,13 +28,14 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.checks import xxh3
-from tierstore.format.manifest import check_path
+from tierstore.format.manifest import FileEntry, check_path
 from tierstore.format.safetensors import (
     Header,
     build_header,
     header_length,
     parse_header,
 )
+from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.arrays import ArrayBytes, array_bytes
 
 SUFFIX = ".safetensors"
@@ -42,12 +44,31 @@ _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"
 _ARRAYS_PATH = "model.safetensors"
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the store has of a file already.
+
+    Attributes:
+        entry: of the file.
+        places: where its chunks lie, in order, and the sizes of those packs.
+        bases: the same of the bases of those that are deltas.
+    """
+
+    entry: FileEntry
+    places: Sequence[tuple[ChunkPlace, int]]
+    bases: Sequence[tuple[ChunkPlace, int]]
+
+
 class SourceFile(ABC):
-    """One file to be saved: its path in the version, its size and its safetensors header."""
+    """One file to be saved: its path in the version, its size and its safetensors header.
+
+    One with ``kept`` is stored already as that says, and is not read.
+    """
 
     path: str
     size: int
     header: Header | None
+    kept: Kept | None = None
 
     @property
     def data_start(self) -> int:

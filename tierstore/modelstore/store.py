@@ -17,7 +17,6 @@ from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.basis import basis_of
 from tierstore.modelstore.check import CheckReport, check_store
 from tierstore.modelstore.compare import Diff, Usage, compare, measure
-from tierstore.modelstore.delta import DeltaBases
 from tierstore.modelstore.dequantized import Dequantized
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.hotpins import HotPins
@@ -26,20 +25,19 @@ from tierstore.modelstore.leases import ReaderLease, WriterLease
 from tierstore.modelstore.members import refuse_release
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.names import Alias, Names
-from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.opener import Opener
 from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.placing import Placement
-from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.rebase import COSTS, Rebased, Rebasing
 from tierstore.modelstore.releases import Releases
 from tierstore.modelstore.rollout import Rollouts
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.source import SourceFile, open_source, refuse_store
-from tierstore.modelstore.tensor import Content
+from tierstore.modelstore.storepatches import StorePatches
 from tierstore.modelstore.tierlist import TierLog
 from tierstore.modelstore.version import DISTILLED_FROM, SaveStats, Version, version_of
-from tierstore.modelstore.warming import HOT, Opened, Warming, Warmth
-from tierstore.modelstore.writer import Progress, Writer, encoders
+from tierstore.modelstore.warming import HOT, Warming, Warmth
+from tierstore.modelstore.writer import Progress, Writer
 from tierstore.tiers.durable import DurableTiers
 from tierstore.tiers.heat import NO_HEAT, HeatRecorder, HeatView
 from tierstore.tiers.hot import HotTiers
@@ -48,7 +46,7 @@ from tierstore.tiers.upkeep import Upkeep, upkeep_tasks
 _CLOSE_S = 5.0
 
 
-class Store:
+class Store(StorePatches):
     """A store of models. Get one from ``tierstore.init`` or ``tierstore.open``.
 
     Thread-safe; a context manager that closes it. References are written ``model`` (the newest
@@ -80,6 +78,7 @@ class Store:
         self._index = ChunkIndex(blobs, cache)
         self._lease = ReaderLease(blobs)
         self._names = Names(self.home, settings.node, settings.labels)
+        self._opener = Opener(self.home, settings, self._index, self.hot)
 
     @property
     def url(self) -> str:
@@ -104,7 +103,7 @@ class Store:
     @property
     def rebasing(self) -> Rebasing:
         """What ``rebase`` is made of, and what an agent runs over all versions."""
-        return Rebasing(self.home, self._index, self._opened)
+        return Rebasing(self.home, self._index, self._opener.open_full)
 
     @property
     def pins(self) -> Pins:
@@ -114,7 +113,7 @@ class Store:
     @property
     def warming(self) -> Warming:
         """What is in hot tiers; brings versions there, and out again."""
-        return Warming(self.hot, self._hot_pins, self._opened, self.settings)
+        return Warming(self.hot, self._hot_pins, self._opener.open, self.settings)
 
     @property
     def placement(self) -> Placement:
@@ -229,17 +228,12 @@ class Store:
             writer = Writer(
                 self._blobs, self.home.packs, self._index, lease,
                 chunk_size=self.home.config.chunk_size, threads=self.settings.threads,
-                basis=basis_of(files, base, model, self.home, self._as_base, self.resolve),
+                basis=basis_of(files, base, model, self.home, self._opener.as_base, self.resolve),
                 progress=progress,
             )  # fmt: skip
             entry = append(writer.write(files, lineage))
             writer.publish_index()
             return entry, writer.stats()
-
-    def _as_base(self, version: Version) -> DeltaBases:
-        manifest, content, _ = self._opened(version)
-        keep = min(self.settings.threads, encoders(manifest.chunk_size, deltas=True)) + 1
-        return DeltaBases(str(version), manifest, content, self._index.find, keep)
 
     @overload
     def load(
@@ -270,7 +264,7 @@ class Store:
             UsageError: ``dequantize`` for what is no variant.
         """
         version = self._leased(self.choose(ref, profile=profile))
-        model = Model(version, *self._opened(version))
+        model = Model(version, self._opener.open(version), lambda: self._folded(version))
         return Dequantized(model) if dequantize else model
 
     def _leased(self, version: Version) -> Version:
@@ -290,17 +284,6 @@ class Store:
     def all_variants(self, model: str) -> list[Version]:
         """Every lossy variant that any version of a model has or had."""
         return self._names.all_variants(model)
-
-    def _opened(self, version: Version, hot: HotTiers | None = None) -> Opened:
-        refuse_release(version)
-        manifest = self.home.manifest(version.digest)
-        table = self.home.layout(version.digest, manifest)
-        packs = Packs(self._blobs, self.home.packs)
-        limit = self.settings.memory_limit
-        reader = ChunkReader(
-            packs, table, threads=self.settings.threads, memory_limit=limit, hot=hot or self.hot
-        )
-        return manifest, Content(table, reader, manifest.chunk_size), packs
 
     def resolve(self, ref: str) -> Version:
         """The version that a reference means now; ``NotFound`` says which part does not exist.

@@ -158,9 +158,18 @@ class Tensor:
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.dtype}, {list(self.shape)}, {self.nbytes} bytes)"
 
+    @property
+    def base(self) -> Tensor:
+        """The tensor that is stored in chunks of its own: itself, unless patches lie on it."""
+        return self
+
     def chunks(self) -> list[PlacedPiece]:
-        """Its chunks, in order."""
+        """Its chunks, in order; ``UsageError`` when patches lie on it (see ``base``)."""
         return list(self._content.placed(self._entry.chunks, self.nbytes))
+
+    def places(self) -> list[ChunkPlace]:
+        """Where all chunks lie that reading it needs, without the bases of deltas."""
+        return [piece.place for piece in self.chunks()]
 
     def wants(self, out: memoryview) -> list[Want]:
         """The reads that fill ``out`` (``nbytes`` long) with the whole tensor."""
@@ -248,13 +257,21 @@ class Tensor:
         return out.view(item).reshape(last - first, *self.shape[1:])
 
     def _read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        item = numpy_dtype(self.dtype)
-        row_bytes = _product(self.shape[1:]) * item.itemsize
+        out = self.read_rows(rows).reshape(-1)
+        return out.view(numpy_dtype(self.dtype)).reshape(len(rows), *self.shape[1:])
+
+    def read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """The plain bytes of rows of the first dimension, (rows, bytes of a row).
+
+        Args:
+            rows: their numbers, in range, in any order, repeats allowed. A row begins at a byte.
+        """
+        row_bytes = _product(self.shape[1:]) * DTYPES[self.dtype].bits // 8
         out = np.empty((len(rows), row_bytes), np.uint8)
         spans = spans_of_rows(rows, row_bytes)
         if spans:
             self._gather(spans, rows, out, row_bytes)
-        return out.reshape(-1).view(item).reshape(len(rows), *self.shape[1:])
+        return out
 
     def _gather(
         self,

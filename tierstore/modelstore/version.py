@@ -86,7 +86,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """One file of a version; ``metadata`` is a safetensors file's ``__metadata__``, if any."""
+    """One file of a version.
+
+    Attributes:
+        path: in the version, ``/`` between its parts.
+        size: in bytes.
+        sha256: 64 hex digits; empty for a file that patches change, until the version is folded.
+        metadata: a safetensors file's ``__metadata__``, if any.
+    """
 
     path: str
     size: int

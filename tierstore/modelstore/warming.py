@@ -5,20 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from tierstore.errors import OutOfSpace, UsageError
-from tierstore.format.manifest import Manifest
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.fetch import OnChunk, Want
 from tierstore.modelstore.home import chunks_of
 from tierstore.modelstore.hotpins import HotPins
 from tierstore.modelstore.model import LoadStats, counted, stats_of
-from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.opener import Opened
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.tensor import Content
 from tierstore.modelstore.version import Version
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.local import LocalHot, disk_size
@@ -28,8 +26,6 @@ HOT = "hot"
 _BATCH = 128 << 20
 
 Progress = Callable[[int, int], None]
-Opened: TypeAlias = tuple[Manifest, Content, Packs]
-"""What a version holds, how it is read, and what that costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,7 @@ class Warming:
     def look(self, version: Version, tier: str) -> Warmth:
         """How much of a version is there; chunks count as there until they prove damaged."""
         target = self._tier(tier)
-        needed = _needed(target, *self._open(version, self._hot)[:2])
+        needed = _needed(target, self._open(version, self._hot))
         return _warmth(version, target, needed, None, 0.0)
 
     def bring(self, version: Version, tier: str, progress: Progress | None = None) -> Warmth:
@@ -124,7 +120,7 @@ class Warming:
             self._pins.sync()
             if version is None:
                 return target.evict()
-            needed = _needed(target, *self._open(version, self._hot)[:2])
+            needed = _needed(target, self._open(version, self._hot))
             return target.evict([place.digest for place in needed])
         if version is None:
             raise UsageError(
@@ -132,7 +128,7 @@ class Warming:
                 "emptied as a whole"
             )
         kept = self._pins.chunks()
-        needed = _needed(target, *self._open(version, self._hot)[:2])
+        needed = _needed(target, self._open(version, self._hot))
         gone = target.present([place for place in needed if place.digest not in kept])
         target.remove(gone)
         return sum(place.length for place in gone)
@@ -153,7 +149,7 @@ class Warming:
     def _bring_here(
         self, target: LocalHot, version: Version, progress: Progress | None
     ) -> tuple[LoadStats, list[ChunkPlace]]:
-        needed = _needed(target, *self._open(version, self._hot)[:2])
+        needed = _needed(target, self._open(version, self._hot))
         size = sum(disk_size(place.plain) for place in needed)
         if size > target.capacity:
             raise OutOfSpace(
@@ -173,26 +169,27 @@ class Warming:
         version: Version,
         progress: Progress | None,
     ) -> tuple[LoadStats, list[ChunkPlace]]:
-        manifest, content, packs = self._open(version, hot)
-        needed = _needed(target, manifest, content)
+        opened = self._open(version, hot)
+        needed = _needed(target, opened)
         count = counted(progress, sum(place.plain for place in needed))
         missing = _missing(target, needed)
         if count:
             count(sum(p.plain for p in needed) - sum(p.plain for p in missing))
-        _read(content.reader, missing, self._batch, count)
-        return stats_of(content.reader, packs), needed
+        _read(opened.content.reader, missing, self._batch, count)
+        return stats_of(opened.content.reader, opened.packs), needed
 
 
-def _needed(target: LocalHot | SharedHot, manifest: Manifest, content: Content) -> list[ChunkPlace]:
+def _needed(target: LocalHot | SharedHot, opened: Opened) -> list[ChunkPlace]:
     """What must be in the tier: plain chunks here, and frames with those that they need there."""
     found: dict[bytes, ChunkPlace] = {}
-    for digest in chunks_of(manifest):
-        place = content.table.find(digest)
+    table = opened.content.table
+    for digest in [d for one in (opened.manifest, *opened.patches) for d in chunks_of(one)]:
+        place = table.find(digest)
         assert place is not None  # it was checked when the version was opened
         found[digest] = place
     if isinstance(target, SharedHot):
         for digest in [base for place in found.values() for base in place.bases]:
-            place = content.table.find(digest)
+            place = table.find(digest)
             assert place is not None
             found.setdefault(digest, place)
     return list(found.values())

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, SourceChanged, TierstoreError
@@ -30,8 +28,10 @@ from tierstore.format.manifest import (
     LineageEntry,
     Manifest,
     TensorEntry,
+    patch_manifest,
     seal_manifest,
 )  # fmt: skip
+from tierstore.format.patch import PatchInfo
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.basis import Basis
@@ -42,7 +42,8 @@ from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import WriterLease
 from tierstore.modelstore.packer import Packer
 from tierstore.modelstore.plan import batches
-from tierstore.modelstore.source import SourceFile
+from tierstore.modelstore.savestate import Encoded, SaveState, SourceChunk
+from tierstore.modelstore.source import Kept, SourceFile
 from tierstore.modelstore.version import SaveStats
 
 Progress = Callable[[int, int], None]
@@ -54,39 +55,6 @@ _BATCH = 1 << 20
 _IN_FLIGHT = 192 << 20
 """Bytes for chunks that are read, encoded and waiting; two packs, in buffers of up to 103 MiB
 each, come on top."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """One chunk to be saved: ``length`` bytes at ``offset`` of a file, ``begin`` of a tensor."""
-
-    file: SourceFile
-    offset: int
-    length: int
-    dtype: str
-    tensor: str = ""
-    begin: int = 0
-
-
-@dataclass(slots=True)
-class _Encoded:
-    """What a worker made of a chunk; ``frame`` is ``None`` when the chunk is stored already."""
-
-    digest: bytes
-    frame: Frame | None
-
-
-@dataclass(slots=True)
-class _State:
-    """What a save has found out so far, shared by its threads under ``lock``."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    claimed: set[bytes] = field(default_factory=set)
-    reused: dict[bytes, ChunkPlace] = field(default_factory=dict)
-    reused_packs: dict[bytes, int] = field(default_factory=dict)
-    gone: set[bytes] = field(default_factory=set)
-    sources: dict[bytes, _Chunk] = field(default_factory=dict)
-    order: dict[bytes, None] = field(default_factory=dict)
 
 
 def encoders(chunk_size: int, *, deltas: bool) -> int:
@@ -126,7 +94,7 @@ class Writer:
     ) -> None:
         self._home, self._packs, self._index, self._lease = home, packs, index, lease
         self._chunk_size, self._progress = chunk_size, progress
-        self._state = _State()
+        self._state = SaveState()
         self._basis = basis
         threads = min(threads, encoders(chunk_size, deltas=basis is not None))
         self._depth = 2 * threads + 2
@@ -139,12 +107,26 @@ class Writer:
 
     def write(self, files: Sequence[SourceFile], lineage: Sequence[LineageEntry] = ()) -> Digest:
         """Store the content of ``files``; the version exists once its digest is in a ref log."""
+        lines = tuple(lineage)
+        return self._write(
+            files,
+            lambda entries: Manifest(chunk_size=self._chunk_size, files=entries, lineage=lines),
+        )
+
+    def write_patch(self, file: SourceFile, info: PatchInfo) -> Digest:
+        """Store a patch file as what ``info`` says; like ``write``."""
+        return self._write(
+            [file], lambda entries: patch_manifest(entries[0], info, self._chunk_size)
+        )
+
+    def _write(
+        self, files: Sequence[SourceFile], describe: Callable[[tuple[FileEntry, ...]], Manifest]
+    ) -> Digest:
         self._total = sum(file.size for file in files)
         try:
             entries = tuple(self._write_file(file) for file in files)
             self._packer.finish()
-            manifest = Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
-            digest, sealed = seal_manifest(manifest)
+            digest, sealed = seal_manifest(describe(entries))
             self._create(version_key(digest), sealed)
             self._write_layout(digest)
         finally:
@@ -153,6 +135,8 @@ class Writer:
         return digest
 
     def _write_file(self, file: SourceFile) -> FileEntry:
+        if file.kept is not None:
+            return self._keep(file, file.kept)
         sha = hashlib.sha256(file.header.raw if file.header else b"")
         self._headers += file.data_start
         digests = self._encode_all(self._chunks_of(file), sha.update)
@@ -179,7 +163,19 @@ class Writer:
             header=file.header.raw if file.header else b"", tensors=tuple(tensors), chunks=chunks,
         )  # fmt: skip
 
-    def _chunks_of(self, file: SourceFile) -> Iterator[_Chunk]:
+    def _keep(self, file: SourceFile, kept: Kept) -> FileEntry:
+        """Take over a file that is stored: it is read only if its packs turn out to be gone."""
+        for (place, _), chunk in zip(kept.places, self._chunks_of(file), strict=True):
+            self._state.claimed.add(place.digest)
+            self._state.order.setdefault(place.digest)
+            self._state.sources.setdefault(place.digest, chunk)
+            self._done += chunk.length
+            self._chunks += 1
+        self._reuse([*kept.places, *kept.bases])
+        self._headers += file.data_start
+        return kept.entry
+
+    def _chunks_of(self, file: SourceFile) -> Iterator[SourceChunk]:
         spans = [(0, file.size, "", "")]
         if file.header:
             start = file.data_start
@@ -187,10 +183,10 @@ class Writer:
         for begin, end, dtype, name in spans:
             for at in range(begin, end, self._chunk_size):
                 length = min(self._chunk_size, end - at)
-                yield _Chunk(file, at, length, dtype, name, at - begin)
+                yield SourceChunk(file, at, length, dtype, name, at - begin)
 
     def _encode_all(
-        self, chunks: Iterator[_Chunk], on_read: Callable[[memoryview], None]
+        self, chunks: Iterator[SourceChunk], on_read: Callable[[memoryview], None]
     ) -> Iterator[bytes]:
         """Read, hash and encode; return the digests in order.
 
@@ -198,7 +194,7 @@ class Writer:
         handed over in batches, because a switch between threads costs more than a tiny chunk.
         """
         digests: list[bytes] = []
-        pending: deque[tuple[list[_Chunk], Future[list[_Encoded]]]] = deque()
+        pending: deque[tuple[list[SourceChunk], Future[list[Encoded]]]] = deque()
         for batch in batches(chunks, lambda chunk: chunk.length, _BATCH):
             if len(pending) == self._depth:
                 digests += self._take(*pending.popleft())
@@ -211,7 +207,7 @@ class Writer:
             digests += self._take(*pending.popleft())
         return iter(digests)
 
-    def _take(self, batch: list[_Chunk], future: Future[list[_Encoded]]) -> list[bytes]:
+    def _take(self, batch: list[SourceChunk], future: Future[list[Encoded]]) -> list[bytes]:
         results = future.result()
         for chunk, encoded in zip(batch, results, strict=True):
             if encoded.frame is not None:
@@ -225,7 +221,7 @@ class Writer:
             self._progress(self._headers + self._done, self._total)
         return [encoded.digest for encoded in results]
 
-    def _encode(self, buffer: bytearray, batch: list[_Chunk]) -> list[_Encoded]:
+    def _encode(self, buffer: bytearray, batch: list[SourceChunk]) -> list[Encoded]:
         """Take over ``buffer``, which holds the chunks of ``batch`` end to end."""
         own = buffer if len(batch) == 1 else None
         results = []
@@ -236,7 +232,7 @@ class Writer:
             digest = digest_of(plain).raw
             stored = self._is_stored(digest) or self._is_in_base(digest, chunk)
             frame = None if stored else self._frame(digest, plain, chunk, own)
-            results.append(_Encoded(digest, frame))
+            results.append(Encoded(digest, frame))
         if own is None or results[0].frame is None:  # else the frame has it, or gave it back
             self._pool.give(buffer)
         return results
@@ -259,7 +255,7 @@ class Writer:
         self._reuse(places)
         return True
 
-    def _is_in_base(self, digest: bytes, chunk: _Chunk) -> bool:
+    def _is_in_base(self, digest: bytes, chunk: SourceChunk) -> bool:
         """Whether the base version has the chunk, which the index did not know."""
         if self._basis is None or chunk.length < LEAST_CHUNK or not chunk.tensor:
             return False
@@ -279,7 +275,7 @@ class Writer:
                     state.reused_packs[place.pack] = pack_size
 
     def _frame(
-        self, digest: bytes, plain: memoryview, chunk: _Chunk, buffer: bytearray | None
+        self, digest: bytes, plain: memoryview, chunk: SourceChunk, buffer: bytearray | None
     ) -> Frame:
         base = None
         if self._basis is not None and chunk.tensor and chunk.length >= LEAST_CHUNK:

@@ -114,8 +114,9 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return entries[0] if alone else _folder_entry(rest)
 
     def ukey(self, path: str) -> str:
-        """The SHA-256 of a file."""
-        return str(self.info(path)["sha256"])
+        """The SHA-256 of a file; where patches change it, what names the version's file."""
+        model, view = self._open_view(path)
+        return view.sha256 or f"{model.version.digest.hex}/{view.path}"
 
     def created(self, path: str) -> Any:
         """When the version was published."""

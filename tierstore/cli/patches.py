@@ -1,0 +1,192 @@
+"""Commands on patches: patch, patches, fold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli import _schemas_patches as schemas
+from tierstore.cli._command import Cli, command
+from tierstore.cli._output import Column, counted, size, table
+from tierstore.cli.aliases import Message
+from tierstore.cli.models import REF_HELP, Ref, version_fields
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.patches import Patch
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    command(app, "patch")(patch)
+    command(app, "patches")(patches)
+    command(app, "fold")(fold)
+
+
+def patch(
+    cli: Cli,
+    ref: Ref,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A patch file made for this version.", show_default=False
+        ),
+    ],
+    alias: Annotated[
+        str | None, typer.Option(metavar="A", help="Point this alias to the new version.")
+    ] = None,
+    message: Message = "",
+    no_fold: Annotated[
+        bool,
+        typer.Option("--no-fold", help="Leave folding to 'tierstore fold'; 16 patches are enough."),
+    ] = False,
+) -> None:
+    """Publish a version that differs from another by a patch file.
+
+    Costs what changed, not what the model has.
+    """
+    from tierstore.ids import FULL
+    from tierstore.modelstore.patches import Patch
+
+    with cli.open() as store:
+        base = store.resolve(ref)
+        given = Patch.open(file)
+        version = store.patch(ref, given, alias=alias, message=message, fold=not no_fold)
+        folded = not store.load(str(version), profile=FULL).patches
+    assert version.stats is not None
+    data = schemas.Patched(
+        **version_fields(version),
+        base=str(base),
+        alias=alias,
+        tensors=len(given.parts),
+        bytes=given.nbytes,
+        stored_bytes=version.stats.stored_bytes,
+        folded=folded,
+        seconds=round(version.stats.seconds, 3),
+    )
+
+    def text() -> None:
+        also = f" = {data.model}@{alias}" if alias else ""
+        then = ", folded" if folded else ""
+        print(
+            f"{version}{also}: {base} with {counted(data.tensors, 'tensor')} patched, "
+            f"{size(data.bytes)}, stored {size(data.stored_bytes)}{then}, {data.seconds:.2f} s"
+        )
+
+    cli.out.show(data, [str(version)], text)
+
+
+def patches(
+    cli: Cli,
+    since: Annotated[
+        str,
+        typer.Argument(metavar="SINCE", help=f"What there is: {REF_HELP}", show_default=False),
+    ],
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="What is wanted; the model's newest by default."),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="DIR", help="Write each as a patch file.")
+    ] = None,
+) -> None:
+    """List the patches that lead from one version to a newer one."""
+    with cli.open() as store:
+        first = store.resolve(since)
+        last = store.resolve(first.model if until is None else until)
+        found = []
+        for number, one in enumerate(store.patches(str(first), str(last)), 1):
+            where = None if to is None else _write(one, Path(to), number)
+            found.append(_patch_json(one, where))
+    data = schemas.Patches(since=str(first), until=str(last), patches=found)
+
+    def text() -> None:
+        columns = [
+            Column("VERSION"), Column("TENSORS", True), Column("ROWS", True),
+            Column("ELEMENTS", True), Column("DENSE", True), Column("SIZE", True),
+            Column("STORED", True),
+        ]  # fmt: skip
+        rows = [
+            (
+                one.version or "-", str(len(one.tensors)),
+                *(str(_count(one, kind)) for kind in ("rows", "elements", "dense")),
+                size(one.bytes), size(one.stored_bytes),
+            )
+            for one in found
+        ]  # fmt: skip
+        if rows:
+            table(columns, rows)
+        else:
+            print(f"{first} and {last} are the same")
+
+    cli.out.show(data, [one.file or one.version or one.base for one in found], text)
+
+
+def _write(patch: Patch, folder: Path, number: int) -> str:
+    from tierstore.modelstore.export import explained
+
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    name = f"{patch.version.number:09d}" if patch.version else f"{number}-{patch.base.hex[:12]}"
+    path = folder / f"{name}.safetensors"
+    patch.save(path)
+    return str(path)
+
+
+def _count(one: schemas.PatchJson, kind: str) -> int:
+    return sum(tensor.count for tensor in one.tensors if tensor.kind == kind)
+
+
+def _patch_json(patch: Patch, where: str | None) -> schemas.PatchJson:
+    return schemas.PatchJson(
+        version=str(patch.version) if patch.version else None,
+        base=str(patch.base),
+        bytes=patch.nbytes,
+        stored_bytes=patch.stored_bytes or 0,
+        tensors=[
+            schemas.PatchedTensor(
+                name=name, kind=part.kind, dtype=part.dtype, shape=list(part.shape),
+                count=part.count,
+            )
+            for name, part in patch.parts.items()
+        ],
+        file=where,
+    )  # fmt: skip
+
+
+def fold(
+    cli: Cli,
+    ref: Ref,
+    at_least: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Do nothing with fewer patches on it.")
+    ] = 1,
+) -> None:
+    """Store a version that lies on patches as a whole.
+
+    Its digest and its content stay; safe at any time, for cron: folding twice does nothing.
+    """
+    with cli.open() as store, cli.progress(f"folding {ref}") as progress:
+        done = store.fold(ref, at_least=at_least, progress=progress)
+    version, stats = done.version, done.stats
+    data = schemas.Fold(
+        model=version.model,
+        version=version.number,
+        digest=str(version.digest),
+        patches=done.patches,
+        full=str(done.full),
+        new_bytes=stats.new_bytes if stats else 0,
+        stored_bytes=stats.stored_bytes if stats else 0,
+        seconds=round(stats.seconds, 3) if stats else 0.0,
+    )
+
+    def text() -> None:
+        if stats is None:
+            print(f"{version}: nothing to fold")
+            return
+        print(
+            f"{version}: {done.patches} patches folded, {size(data.new_bytes)} of new "
+            f"chunks stored as {size(data.stored_bytes)}, {data.seconds:.1f} s"
+        )
+
+    cli.out.show(data, [str(version)], text)

@@ -1,0 +1,253 @@
+"""Patches: what changed in some tensors, as a safetensors file (SPEC.md section 7.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, NoReturn
+
+import msgspec
+
+from tierstore.errors import InvalidName, InvalidSafetensors
+from tierstore.format.dtypes import dtype_bits
+from tierstore.format.safetensors import Header, TensorInfo, build_header
+from tierstore.ids import DIGEST_BYTES, Digest, split_digests
+
+PatchKind = Literal["rows", "elements", "dense"]
+
+PATCH_PATH = "patch.safetensors"
+PATCH_OF = "patch-of"
+"""The relation of a patch version to its base."""
+MAX_CHAIN = 1024
+INDEX_DTYPE = "I64"
+_INDEX_BYTES, _TOUCHED_BYTES = 8, 16
+_FORMAT = "tierstore-patch/1"
+_INDICES, _VALUES = "indices", "values"
+_INTEGERS = {"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
+
+_decode_shapes = msgspec.json.Decoder(
+    dict[str, tuple[Annotated[int, msgspec.Meta(ge=0)], ...]]
+).decode
+
+
+class PatchInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a patch manifest says beyond its file.
+
+    Attributes:
+        chain: digests of the manifests that it lies on, 32 bytes each, the oldest first. The last
+            is its base; the first is a full manifest, or one that has a fold.
+        touched: for each tensor of the file, in its order, the first and the last index in each of
+            its chunks (8 bytes each); empty for what holds no indices.
+    """
+
+    chain: bytes
+    touched: tuple[bytes, ...]
+
+    @property
+    def digests(self) -> list[Digest]:
+        """The manifests that it lies on, the oldest first."""
+        return [Digest(raw) for raw in split_digests(self.chain)]
+
+    @property
+    def base(self) -> Digest:
+        """The manifest that it was made for."""
+        return Digest(self.chain[-DIGEST_BYTES:])
+
+
+@dataclass(frozen=True, slots=True)
+class PatchPart:
+    """What a patch does to one tensor.
+
+    Attributes:
+        target: name of the tensor in the version.
+        kind: ``rows`` of its first dimension, ``elements`` of the flat tensor, or ``dense``.
+        shape: of the target.
+        values: the new values: rows (n, *shape[1:]), elements (n,), or the whole tensor.
+        indices: where they go (n,); ``None`` for ``dense``.
+    """
+
+    target: str
+    kind: PatchKind
+    shape: tuple[int, ...]
+    values: TensorInfo
+    indices: TensorInfo | None
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors dtype of the target."""
+        return self.values.dtype
+
+    @property
+    def count(self) -> int:
+        """How many rows or elements are replaced; 1 for the whole tensor."""
+        return self.indices.shape[0] if self.indices else 1
+
+    @property
+    def limit(self) -> int:
+        """Every index is below it."""
+        return self.shape[0] if self.kind == "rows" else _product(self.shape)
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes that one index stands for."""
+        count = _product(self.shape[1:]) if self.kind == "rows" else 1
+        return count * dtype_bits(self.dtype) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSpec:
+    """A patch file's header, understood: the base, and what happens to each tensor by its name."""
+
+    base: Digest
+    parts: Mapping[str, PatchPart]
+
+
+def part_names(kind: PatchKind, target: str) -> tuple[str, str]:
+    """Names in the patch file of the indices and of the values for a tensor."""
+    return f"{kind}.{_INDICES}/{target}", f"{kind}.{_VALUES}/{target}"
+
+
+def build_patch_header(
+    base: Digest, parts: Iterable[tuple[str, PatchKind, str, tuple[int, ...], int]]
+) -> Header:
+    """The header of a patch file.
+
+    Args:
+        base: of the version that it is for.
+        parts: target, kind, dtype and shape of the target, count of indices.
+
+    Raises:
+        UsageError: a name cannot stand in a header.
+    """
+    tensors: list[tuple[str, str, tuple[int, ...]]] = []
+    shapes: dict[str, list[int]] = {}
+    for target, kind, dtype, shape, count in parts:
+        indices, values = part_names(kind, target)
+        shapes[target] = list(shape)
+        of_values = shape
+        if kind != "dense":
+            tensors.append((indices, INDEX_DTYPE, (count,)))
+            of_values = (count, *shape[1:]) if kind == "rows" else (count,)
+        tensors.append((values, dtype, of_values))
+    text = json.dumps(shapes, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return build_header(tensors, {"format": _FORMAT, "base": base.hex, "shapes": text})
+
+
+def parse_patch(header: Header) -> PatchSpec:
+    """Understand the header of a patch file.
+
+    Raises ``InvalidSafetensors`` with what is wrong with it.
+    """
+    metadata = header.metadata or {}
+    if metadata.get("format") != _FORMAT:
+        _refuse(f"its metadata has no format {_FORMAT!r}")
+    try:
+        base = Digest.from_hex(metadata.get("base", "").removeprefix("b3:"))
+        shapes = _decode_shapes(metadata.get("shapes", ""))
+    except InvalidName:
+        _refuse("its metadata names no base by 64 hex digits")
+    except msgspec.MsgspecError as error:
+        _refuse(f"its metadata does not give the shapes of the tensors: {error}")
+    infos = {info.name: info for info in header.tensors}
+    parts = {target: _part(target, shape, infos) for target, shape in shapes.items()}
+    if infos:
+        _refuse(f"it holds {next(iter(infos))[:200]!r}, which belongs to no patched tensor")
+    return PatchSpec(base, parts)
+
+
+def _part(target: str, shape: tuple[int, ...], infos: dict[str, TensorInfo]) -> PatchPart:
+    """What happens to ``target``; takes its tensors out of ``infos``."""
+    kinds: tuple[PatchKind, ...] = ("rows", "elements", "dense")
+    found = [kind for kind in kinds if part_names(kind, target)[1] in infos]
+    if len(found) != 1:
+        what = "no values" if not found else "several kinds of values"
+        _refuse(f"it has {what} for tensor {target[:200]!r}")
+    kind = found[0]
+    of_indices, of_values = part_names(kind, target)
+    values = infos.pop(of_values)
+    indices = infos.pop(of_indices, None) if kind != "dense" else None
+    if kind != "dense" and indices is None:
+        _refuse(f"it has no {of_indices[:200]!r}")
+    part = PatchPart(target, kind, shape, values, indices)
+    _check_part(part)
+    return part
+
+
+def _check_part(part: PatchPart) -> None:
+    target = part.target[:200]
+    bits = dtype_bits(part.dtype)
+    if part.kind == "dense":
+        wanted: tuple[int, ...] = part.shape
+    else:
+        assert part.indices is not None
+        if part.indices.dtype not in _INTEGERS or len(part.indices.shape) != 1:
+            _refuse(f"the indices for {target!r} are not integers in one dimension")
+        if part.kind == "rows" and not part.shape:
+            _refuse(f"tensor {target!r} has no dimensions, so it has no rows")
+        whole = _product(part.shape[1:]) * bits if part.kind == "rows" else bits
+        if whole % 8:
+            _refuse(f"one of the {part.kind} of {target!r} is {whole} bits of {part.dtype}: it "
+                    "does not begin at a byte")  # fmt: skip
+        count = part.indices.shape[0]
+        wanted = (count, *part.shape[1:]) if part.kind == "rows" else (count,)
+    if part.values.shape != wanted:
+        _refuse(
+            f"the values for {target!r} have the shape {list(part.values.shape)} instead of "
+            f"{list(wanted)}"
+        )
+
+
+def check_patch_info(info: PatchInfo, header: Header, chunk_size: int) -> str | None:
+    """What contradicts itself in a patch manifest; ``None`` when all is well."""
+    count, odd = divmod(len(info.chain), DIGEST_BYTES)
+    if odd or not 1 <= count <= MAX_CHAIN:
+        return "it does not name the manifests that it lies on"
+    try:
+        spec = parse_patch(header)
+    except InvalidSafetensors as error:
+        return str(error)
+    if spec.base != info.base:
+        return "its file is a patch of another version"
+    if len(info.touched) != len(header.tensors):
+        return "what it touches does not fit its file"
+    limits = {part.indices.name: part.limit for part in spec.parts.values() if part.indices}
+    for tensor, touched in zip(header.tensors, info.touched, strict=True):
+        limit = limits.get(tensor.name)
+        chunks = 0 if limit is None else -(-(tensor.end - tensor.begin) // chunk_size)
+        if limit is not None and tensor.dtype != INDEX_DTYPE:
+            return f"{tensor.name[:200]!r} is not {INDEX_DTYPE}"
+        if len(touched) != _TOUCHED_BYTES * chunks or not _rises(touched, limit or 0):
+            return f"what it touches does not fit {tensor.name[:200]!r}"
+    return None
+
+
+def touched_ranges(touched: bytes) -> list[tuple[int, int]]:
+    """The first and the last index in each chunk."""
+    return [
+        (
+            int.from_bytes(touched[at : at + _INDEX_BYTES], "little"),
+            int.from_bytes(touched[at + _INDEX_BYTES : at + _TOUCHED_BYTES], "little"),
+        )
+        for at in range(0, len(touched), _TOUCHED_BYTES)
+    ]
+
+
+def _rises(touched: bytes, limit: int) -> bool:
+    last = -1
+    for first, end in touched_ranges(touched):
+        if not last < first <= end < limit:
+            return False
+        last = end
+    return True
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total
+
+
+def _refuse(why: str) -> NoReturn:
+    raise InvalidSafetensors(f"it is no patch: {why}")

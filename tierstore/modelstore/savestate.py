@@ -1,0 +1,43 @@
+"""What one save has found out so far."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.framing import Frame
+from tierstore.modelstore.source import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class SourceChunk:
+    """One chunk to be saved: ``length`` bytes at ``offset`` of a file, ``begin`` of a tensor."""
+
+    file: SourceFile
+    offset: int
+    length: int
+    dtype: str
+    tensor: str = ""
+    begin: int = 0
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What a worker made of a chunk; ``frame`` is ``None`` when the chunk is stored already."""
+
+    digest: bytes
+    frame: Frame | None
+
+
+@dataclass(slots=True)
+class SaveState:
+    """What a save has found out so far, shared by its threads under ``lock``."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    claimed: set[bytes] = field(default_factory=set)
+    reused: dict[bytes, ChunkPlace] = field(default_factory=dict)
+    reused_packs: dict[bytes, int] = field(default_factory=dict)
+    gone: set[bytes] = field(default_factory=set)
+    sources: dict[bytes, SourceChunk] = field(default_factory=dict)
+    order: dict[bytes, None] = field(default_factory=dict)
