@@ -238,6 +238,13 @@ class Model(Mapping[str, npt.NDArray[Any]]):
             )
         return self._content.file_pieces(file)
 
+    def fold(self) -> None:
+        """Fold a version that lies on patches, so that its files have a SHA-256; see
+        ``Store.fold``. Nothing happens to any other.
+        """
+        if self._patched:
+            self._use(self._fold())
+
     def export(
         self,
         directory: str | os.PathLike[str],
@@ -263,8 +270,7 @@ class Model(Mapping[str, npt.NDArray[Any]]):
             Damaged: the bytes do not give the recorded SHA-256; the file is not put in place.
             OutOfSpace, PermissionDenied: of the target.
         """
-        if self._patched:
-            self._use(self._fold())
+        self.fold()
         files = [file for file in self.manifest.files if weights or not file.header]
         export_files(self._content, str(self.version), files, directory, progress)
         written = {file.path for file in files}

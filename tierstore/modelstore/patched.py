@@ -219,6 +219,11 @@ class PatchedTensor(Tensor):
         """The tensor that the patches lie on."""
         return self._base
 
+    @property
+    def signature(self) -> bytes:
+        parts = [(one.indices.signature, one.values.signature) for one in self.overlays]
+        return b"".join([self._base.signature, *(own for pair in parts for own in pair)])
+
     def chunks(self) -> list[PlacedPiece]:
         raise UsageError(
             f"tensor {self.name!r} has patches on it, its bytes are in no chunks as they are: read "

@@ -26,10 +26,10 @@ import numpy.typing as npt
 
 from tierstore.errors import TierstoreError
 from tierstore.format.keys import ALIASES
-from tierstore.format.manifest import TensorEntry, named_tensors
 from tierstore.ids import ModelRef
 from tierstore.modelstore.model import LoadStats, Model
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.tensor import Tensor
 from tierstore.modelstore.version import Version
 
 _log = logging.getLogger("tierstore.follow")
@@ -314,13 +314,9 @@ class Follower:
 
 def _unchanged(old: Model, new: Model) -> frozenset[str]:
     """Names of the tensors that are the same in both, bit for bit."""
-    before = {name: _content(entry) for name, _, entry in named_tensors(old.manifest)}
-    return frozenset(
-        name
-        for name, _, entry in named_tensors(new.manifest)
-        if before.get(name) == _content(entry)
-    )
+    before = {name: _content(old.tensor(name)) for name in old}
+    return frozenset(name for name in new if before.get(name) == _content(new.tensor(name)))
 
 
-def _content(entry: TensorEntry) -> tuple[object, ...]:
-    return (entry.dtype, entry.shape, entry.chunks)
+def _content(tensor: Tensor) -> tuple[object, ...]:
+    return (tensor.dtype, tensor.shape, tensor.signature)

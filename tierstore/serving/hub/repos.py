@@ -119,6 +119,7 @@ class Repos:
                 return self._models[key]
         try:
             model = self.store.load(str(commit.version))
+            model.fold()  # what this gateway says of a file begins with its SHA-256
         except NotFound:
             raise HubError(410, f"{commit.version} is gone") from None
         with self._lock:

@@ -1,0 +1,91 @@
+"""Patched versions behind what serves models: followers, files by name, the gateway."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tierstore
+from tests.integration.kit import equal
+from tierstore import Dense, Rows
+from tierstore.modelstore.store import Store
+from tierstore.serving import follow
+from tierstore.serving.follow import Update
+from tierstore.serving.hub.repos import Commit, Repos
+from tierstore.serving.hub.tree import Blobs
+
+TABLE = np.random.default_rng(0).standard_normal((3000, 100), np.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with tierstore.init(tmp_path / "store", chunk_size=1 << 20) as one:
+        one.save("m", {"emb": TABLE, "bias": TABLE[0], "other": TABLE[1]}, alias="prod")
+        yield one
+
+
+def after(number: int) -> dict[str, np.ndarray]:
+    table = TABLE.copy()
+    for version in range(2, number + 1):
+        table[version] = version
+    return {"emb": table, "bias": TABLE[number if number > 1 else 0], "other": TABLE[1]}
+
+
+def patch(store: Store, number: int) -> None:
+    row = np.full((1, 100), number, np.float32)
+    changes = {"emb": Rows([number], row), "bias": Dense(TABLE[number])}
+    assert store.patch("m@prod", changes, alias="prod").number == number
+
+
+def test_a_follower_sees_what_patches_change(store: Store) -> None:
+    seen: list[Update] = []
+    with follow("m@prod", seen.append, store=store, poll_s=0.05) as follower:
+        assert follower.wait(30)
+        for number in (2, 3):
+            patch(store, number)
+            assert follower.wait(30, number=number)
+            assert set(seen[-1].changed) == {"emb", "bias"}
+            equal(seen[-1].tensors, after(number))
+        store.rollback("m", "prod")
+        assert follower.wait(30, number=2)
+        equal(seen[-1].tensors, after(2))
+
+
+def test_equal_signatures_mean_equal_bytes(store: Store) -> None:
+    patch(store, 2)
+    first, second = store.load("m@1"), store.load("m@2")
+    same = {name for name in first if first.tensor(name).signature == second.tensor(name).signature}
+    assert same == {"other"}
+    again = store.load("m@2")
+    assert all(again.tensor(name).signature == second.tensor(name).signature for name in again)
+
+
+def test_safe_open_of_a_patched_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch(store, 2)
+    monkeypatch.setenv("TIERSTORE_STORE", store.url)
+    with tierstore.safe_open("tierstore://m@2/model.safetensors", "np") as file:
+        equal({name: file.get_tensor(name) for name in file.keys()}, after(2))  # noqa: SIM118
+        some = file.get_slice("emb")[1:4]
+        assert some.tobytes() == after(2)["emb"][1:4].tobytes()
+    plain = store.load("m@2").open_file("model.safetensors")
+    assert (plain.sha256, len(plain.read())) == ("", plain.size)
+
+
+def test_the_gateway_gives_out_what_has_a_sha256(store: Store) -> None:
+    patch(store, 2)
+    patch(store, 3)
+    digests = set()
+    for number in (2, 3):
+        version = store.resolve(f"m@{number}")
+        model = Repos(store).open(Commit(version, version.digest.hex[:40]))
+        (file,) = model.files
+        data = model.open_file(file.path).read()
+        assert hashlib.sha256(data).hexdigest() == file.sha256
+        blob = Blobs().of_file(model, model.file_entry(file.path))
+        digests.add(blob)
+        assert not store.load(f"m@{number}").patches
+    assert len(digests) == 2
