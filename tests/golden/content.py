@@ -155,13 +155,75 @@ def versions() -> dict[str, dict[str, bytes]]:
     }
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a patch does to a tensor: units of ``data`` go to ``indices``, all of it without."""
+
+    kind: str
+    indices: tuple[int, ...]
+    data: bytes
+
+
+def patch_steps() -> list[dict[str, Change]]:
+    """The patches of the golden store of patches, in order."""
+
+    def rows(seed: str, indices: tuple[int, ...], width: int) -> Change:
+        return Change("rows", indices, stream(seed, len(indices) * width))
+
+    every = {
+        f"every.{name}": Change("dense", (), stream(f"patched {name}", 600 * row.bits // 8))
+        if at % 2
+        else rows(f"rows {name}", (2, 0), 200 * row.bits // 8)
+        for at, (name, row) in enumerate(DTYPES.items())
+        if name != "BOOL"
+    }
+    return [
+        {
+            "table": rows("first", (699, 3, 262, 3, 524), 4000),  # 3 twice: the last one wins
+            "layer.double": Change("elements", (1499, 0, 77), stream("doubles", 24)),
+            "scalar": Change("elements", (0,), stream("scalar", 8)),
+            "none": Change("rows", (), b""),
+        },
+        every,
+        {"table": rows("third", (3, 4, 5), 4000), "ids": rows("ids", (4999,), 8)},
+        {"a::b/c %2F ~": Change("dense", (), b"wxyz"), "table": rows("last", (0, 699), 4000)},
+    ]
+
+
+FOLDED_STEP = 3
+"""After so many patches the golden store has a fold."""
+
+
+def patch_states() -> list[dict[str, Tensor]]:
+    """The tensors of every version of that store, by plain byte arithmetic."""
+    states = [first_tensors()]
+    for step in patch_steps():
+        after = dict(states[-1])
+        for name, change in step.items():
+            data = bytearray(after[name].data)
+            if change.kind == "dense":
+                data[:] = change.data
+            else:
+                unit = len(change.data) // max(1, len(change.indices))
+                for number, index in enumerate(change.indices):
+                    part = change.data[number * unit : number * unit + unit]
+                    data[index * unit : index * unit + unit] = part
+            after[name] = Tensor(after[name].dtype, after[name].shape, bytes(data))
+        states.append(after)
+    return states
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 def expected() -> dict[str, Any]:
     """SHA-256 of every file of every version."""
+    files = versions() | {
+        f"patched@{number}": {"model.safetensors": file_of(tensors, None)}
+        for number, tensors in enumerate(patch_states(), 1)
+    }
     return {
-        ref: {path: sha256(data) for path, data in sorted(files.items())}
-        for ref, files in versions().items()
+        ref: {path: sha256(data) for path, data in sorted(own.items())}
+        for ref, own in files.items()
     }

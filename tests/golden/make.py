@@ -1,9 +1,11 @@
 """Writes the golden stores; run once for a format version, never again after its release.
 
-    python -m tests.golden.make
+    python -m tests.golden.make [patches]
 
-``v1`` is a store of format 1 with one of everything; ``future`` holds stores that this version must
-refuse. Packs are named by random bytes, so two runs write different stores with the same content.
+``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has; ``future``
+holds stores that this version must refuse. With ``patches`` only that one is written, and the
+others stay as they are. Packs are named by random bytes, so two runs write different stores with
+the same content.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from pathlib import Path
 
 import tierstore
 from tests.golden import content
-from tierstore import codecs
+from tierstore import Dense, Elements, Rows, codecs
 from tierstore.blobs.base import BlobStore
 from tierstore.format.checks import digest_of, xxh3
+from tierstore.format.dtypes import DTYPES
 from tierstore.format.frame import BasePiece, build_head, parse_frame_head
 from tierstore.format.keys import (
     CONFIG,
@@ -41,19 +44,29 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore import leases, refs
+from tierstore.modelstore.arrays import ArrayBytes
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.packs import read_footer
 from tierstore.wiring import open_blobs
 
 HERE = Path(__file__).parent
-STORE, FUTURE = HERE / "v1", HERE / "future"
+STORE, FUTURE, PATCHES = HERE / "v1", HERE / "future", HERE / "patches"
 SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     if not codecs.native_info().built:
         sys.exit("the golden store needs frames of the native kernels: build them first")
     refs.whoami = leases.whoami = lambda: "golden@example.org"
+    if names != ["patches"]:
+        _make_all()
+    shutil.rmtree(PATCHES, ignore_errors=True)
+    _save_patches()
+    EXPECTED.write_text(json.dumps(content.expected(), indent=1) + "\n")
+    SUMS.write_text(json.dumps(sums(), indent=1) + "\n")
+
+
+def _make_all() -> None:
     for folder in (STORE, FUTURE):
         shutil.rmtree(folder, ignore_errors=True)
     versions = content.versions()
@@ -65,13 +78,11 @@ def main() -> None:
     _assert_one_of_everything(blobs)
     blobs.close()
     _write_future()
-    EXPECTED.write_text(json.dumps(content.expected(), indent=1) + "\n")
-    SUMS.write_text(json.dumps(sums(), indent=1) + "\n")
 
 
 def sums() -> dict[str, str]:
     """SHA-256 of every file of the golden stores."""
-    files = sorted(path for folder in (STORE, FUTURE) for path in folder.rglob("*"))
+    files = sorted(path for folder in (STORE, FUTURE, PATCHES) for path in folder.rglob("*"))
     return {
         path.relative_to(HERE).as_posix(): content.sha256(path.read_bytes())
         for path in files
@@ -105,6 +116,45 @@ def _save_models(versions: Mapping[str, Mapping[str, bytes]]) -> None:
         store.alias("org/model", "gone", "org/model@2")
         store.remove_alias("org/model", "gone", message="not needed")
         store.alias("org/model", "a/é", "org/model@3")
+
+
+class _Raw(ArrayBytes):
+    """Plain bytes under any dtype."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
+        self.dtype, self.shape, self._data = dtype, shape, data
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        out[:] = self._data[start : start + len(out)]
+
+
+def change_of(tensor: content.Tensor, change: content.Change) -> Rows | Elements | Dense:
+    """A change as ``Store.patch`` takes it."""
+    packed = DTYPES[tensor.dtype].numpy is None
+    count = len(change.indices)
+    if change.kind == "dense":
+        shape = (len(change.data),) if packed else tensor.shape
+        return Dense(_Raw("U8" if packed else tensor.dtype, shape, change.data))
+    if change.kind == "elements":
+        return Elements(change.indices, _Raw(tensor.dtype, (count,), change.data))
+    inner = (len(change.data) // max(1, count),) if packed else tensor.shape[1:]
+    values = _Raw("U8" if packed else tensor.dtype, (count, *inner), change.data)
+    return Rows(change.indices, values)
+
+
+def _save_patches() -> None:
+    tensors = content.first_tensors()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tierstore.init(PATCHES, chunk_size=content.CHUNK) as store,
+    ):
+        files = {"model.safetensors": content.file_of(tensors, None)}
+        store.save("patched", write_files(Path(scratch), files), alias="prod")
+        for number, step in enumerate(content.patch_steps(), 1):
+            changes = {name: change_of(tensors[name], change) for name, change in step.items()}
+            store.patch("patched@prod", changes, alias="prod", message=f"step {number}", fold=False)
+            if number == content.FOLDED_STEP:
+                store.fold("patched@prod")
 
 
 def _write_by_hand(blobs: BlobStore, file: bytes) -> None:
@@ -280,4 +330,4 @@ def _change_frame(blobs: BlobStore) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -16,8 +16,8 @@ import pytest
 
 import tierstore
 from tests.golden import content
-from tests.golden.make import EXPECTED, FUTURE, HERE, STORE, SUMS, sums
-from tierstore import codecs
+from tests.golden.make import EXPECTED, FUTURE, HERE, PATCHES, STORE, SUMS, sums
+from tierstore import Dense, codecs
 from tierstore.errors import NotFound, UnsupportedFormat
 from tierstore.format.dtypes import numpy_dtype
 from tierstore.modelstore.store import Store
@@ -39,6 +39,62 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         assert codecs.use_native(request.param) is request.param
         yield opened
     codecs.use_native(before)
+
+
+@pytest.fixture(params=native_or_not(), ids=lambda native: "native" if native else "numpy")
+def patched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A copy of the golden store of patches: four on one another, the third one folded."""
+    before = codecs.native_info().in_use
+    shutil.copytree(PATCHES, tmp_path / "store")
+    with tierstore.open(tmp_path / "store") as opened:
+        assert codecs.use_native(request.param) is request.param
+        yield opened
+    codecs.use_native(before)
+
+
+def test_every_patched_version(patched: Store, tmp_path: Path) -> None:
+    recorded = json.loads(EXPECTED.read_text())
+    for number, tensors in enumerate(content.patch_states(), 1):
+        model = patched.load(f"patched@{number}")
+        assert len(model.patches) == [0, 1, 2, 0, 1][number - 1]
+        for name, array in model.load().items():
+            assert array.tobytes() == tensors[name].data, (number, name)
+        rows = [699, 3, 4, 0, 262]
+        whole = np.frombuffer(tensors["table"].data, "<f4").reshape(700, 1000)
+        assert model.tensor("table")[rows].tobytes() == whole[rows].tobytes()
+        sha256 = recorded[f"patched@{number}"]["model.safetensors"]
+        data = model.read_file("model.safetensors")
+        assert content.sha256(data) == sha256
+        if not model.patches:
+            assert model.files[0].sha256 == sha256
+    (written,) = patched.load("patched@5").export(tmp_path / "out")  # folds it first
+    assert written.sha256 == recorded["patched@5"]["model.safetensors"]
+    report = patched.check(read_data=True)
+    assert report.findings == []
+
+
+def test_the_patches_themselves(patched: Store) -> None:
+    first, *_, last = content.patch_states()
+    state = {
+        name: np.frombuffer(bytearray(one.data), np.uint8)
+        if one.dtype in PACKED
+        else np.frombuffer(bytearray(one.data), numpy_dtype(one.dtype)).reshape(one.shape)
+        for name, one in first.items()
+    }
+    found = list(patched.patches(since="patched@1"))
+    assert [set(one.parts) for one in found] == [set(step) for step in content.patch_steps()]
+    for one in found:
+        one.apply_to(state)
+    assert {name: array.tobytes() for name, array in state.items()} == {
+        name: one.data for name, one in last.items()
+    }
+
+
+def test_a_patch_on_the_golden_store(patched: Store) -> None:
+    version = patched.patch("patched@prod", {"layer.single": Dense(np.zeros((2, 3001), "f4"))})
+    assert version.number == 6
+    assert not patched.load("patched@6")["layer.single"].any()
+    assert not patched.check(read_data=True).damaged
 
 
 def test_the_files_are_those_that_were_frozen() -> None:
