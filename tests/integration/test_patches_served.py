@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 
 import tierstore
-from tests.integration.kit import equal
+from tests.integration.kit import MIB, equal
 from tierstore import Dense, Rows
+from tierstore.blobs.local import LocalStore
+from tierstore.modelstore.packgraph import PackGraph
+from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
+from tierstore.placement.policies import DEFAULT, make
 from tierstore.serving import follow
 from tierstore.serving.follow import Update
 from tierstore.serving.hub.repos import Commit, Repos
 from tierstore.serving.hub.tree import Blobs
+from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.local import LocalHot
 
 TABLE = np.random.default_rng(0).standard_normal((3000, 100), np.float32)
 
@@ -89,3 +95,36 @@ def test_the_gateway_gives_out_what_has_a_sha256(store: Store) -> None:
         digests.add(blob)
         assert not store.load(f"m@{number}").patches
     assert len(digests) == 2
+
+
+def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: Path) -> None:
+    local = LocalHot(
+        tmp_path / "hot", store.home.config.store_id, 64 * MIB, lambda size: make(DEFAULT, size)
+    )
+    own = Settings(tmp_path / "cache", threads=2, memory_limit=64 * MIB)
+    with Store(LocalStore(tmp_path / "store"), own, hot=HotTiers(local)) as node:
+        assert node.warmup("m@1").resident
+        patch(store, 2)
+        model = node.load("m@2")
+        equal(model.load(), after(2))
+        assert model.stats.bytes_fetched < 4096
+        assert not node.warming.look(node.resolve("m@2"), "hot").missing_bytes
+        patch(store, 3)
+        warm = node.warmup("m@3")
+        assert warm.resident
+        assert warm.stats is not None
+        assert warm.stats.bytes_fetched < 4096
+        equal(node.load("m@3").load(), after(3))
+        node.pins.add(node.resolve("m@3").digest, "m@3", ["hot"])
+        before = local.pinned()
+        assert len(before) == warm.chunks
+        store.fold("m@3")
+        node.pins.add(node.resolve("m@3").digest, "m@3", ["hot"])
+        assert local.pinned() != before
+
+
+def test_packs_of_a_patched_version_are_kept_together(store: Store) -> None:
+    patch(store, 2)
+    graph = PackGraph(store.home)
+    first, second = (store.resolve(f"m@{number}").digest for number in (1, 2))
+    assert set(graph.packs_of(first)) < set(graph.packs_of(second))
