@@ -213,6 +213,36 @@ def test_columns_of_wide_rows_cost_their_share(store: Store) -> None:
     assert model.stats.bytes_fetched < 0.9 * sum(p.place.length for p in tensor.chunks())
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_ranks_of_one_node_share_what_they_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int
+) -> None:
+    """Of tensors that are cut below a block, and of columns, ranks need the same bytes."""
+    generator = np.random.default_rng(3)
+    tensors = {f"t{n}": generator.standard_normal((96, 250 * n), np.float32) for n in range(1, 9)}
+    store.save(f"node{dim}", tensors)
+    node = tmp_path / "node.toml"
+    node.write_text(f'[hot]\nurl = "{tmp_path}/hot"\nsize = "64MiB"\n')
+    monkeypatch.setenv("TIERSTORE_CONFIG", str(node))
+    fetched, parts = 0, []
+    for rank in range(4):
+        with tierstore.open() as opened:
+            model = opened.load(f"node{dim}")
+            shards = [shard_of(model.tensor(name), rank, 4, dim) for name in tensors]
+            outs = [np.empty(shard.shape, np.float32) for shard in shards]
+            read_strips([
+                StripRead(model.tensor(name), shard.strip, memoryview(out).cast("B"))
+                for name, shard, out in zip(tensors, shards, outs, strict=True)
+            ])  # fmt: skip
+            parts.append(outs)
+            fetched += model.stats.bytes_fetched
+            opened.hot.flush()
+    for number, array in enumerate(tensors.values()):
+        assert np.array_equal(np.concatenate([outs[number] for outs in parts], dim), array)
+    frames = sum(p.place.length for name in model for p in model.tensor(name).chunks())
+    assert fetched <= 1.02 * frames
+
+
 # Staging, the way onto other devices
 
 

@@ -98,6 +98,11 @@ class ChunkReader:
         """
         Fetch(self._source, wants, on_chunk, keep=keep).run()
 
+    @property
+    def keeps_chunks(self) -> bool:
+        """Whether whole chunks that are read are kept for this node's other processes."""
+        return self._hot.local is not None
+
     def map_tensor(
         self, digests: Sequence[bytes], chunk_size: int, nbytes: int
     ) -> npt.NDArray[np.uint8] | None:

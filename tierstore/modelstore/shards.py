@@ -21,6 +21,8 @@ from tierstore.modelstore.tensor import Content, PlacedPiece, Span, Tensor
 
 _WIDE = 1 << 20
 """Rows of so many bytes are read by blocks; of shorter ones nearly all blocks are needed anyway."""
+_SMALL = 1 << 20
+"""Tensors of so few bytes are read whole where this node keeps them for its other ranks."""
 _WINDOW = 64 << 20
 
 
@@ -165,11 +167,19 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     if not reads:
         return
     content = reads[0].tensor.content
-    spans = [_span(read) for read in reads if read.strip.is_range]
-    strips = [read for read in reads if not read.strip.is_range]
+    spans: list[Span] = []
+    wide: list[StripRead] = []
+    entire: list[StripRead] = []
+    for read in reads:
+        if content.reader.keeps_chunks and read.tensor.nbytes <= _SMALL:
+            entire.append(read)
+        elif read.strip.is_range:
+            spans.append(_span(read))
+        else:
+            (wide if read.strip.row >= _WIDE else entire).append(read)
     content.read_spans(spans)
-    _read_wide(content, [read for read in strips if read.strip.row >= _WIDE])
-    _read_narrow(content, [read for read in strips if read.strip.row < _WIDE])
+    _read_wide(content, wide)
+    _read_whole(content, entire)
 
 
 def _read_patched(read: StripRead) -> None:
@@ -203,15 +213,16 @@ def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
     content.reader.read_parts(parts)
 
 
-def _read_narrow(content: Content, reads: Sequence[StripRead]) -> None:
-    """Whole chunks, a window of them at a time, of which the columns are copied.
+def _read_whole(content: Content, reads: Sequence[StripRead]) -> None:
+    """Whole chunks, a window of them at a time, of which what is wanted is copied.
 
     Ranks on one node need the same chunks: each begins at another place, as far into the model as
     its columns lie in a row, and later finds in the node's hot tier what the others have read.
     """
     window = min(_WINDOW, content.reader.memory_limit // 8)
     every = [(read, piece) for read in reads for piece in read.chunks()]
-    begin = len(every) * reads[0].strip.low // reads[0].strip.row if reads else 0
+    cut = next((read.strip for read in reads if read.strip.low), None)
+    begin = len(every) * cut.low // cut.row if cut else 0
     for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].length, window):
         buffer = memoryview(bytearray(sum(piece.length for _, piece in group)))
         at = 0
