@@ -62,7 +62,7 @@ def test_both_ways_to_start(store: Path) -> None:
 def test_no_arguments_show_help(store: Path) -> None:
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Commands:" in done.stdout
+    assert "Models:" in done.stdout
     assert run("--version").stdout == run("version", "-q").stdout
 
 

@@ -99,7 +99,7 @@ def test_abort_and_what_is_shown(run: Run) -> None:
         (["rollout", "start", "m@2", "--to", "2"], 2, "give MODEL@ALIAS"),
         (["rollout", "step", "m"], 5, "in no rollout"),
         (["rollout", "abort", "m"], 5, "in no rollout"),
-        (["report", "m@2", "p99_ms=fast"], 2, "decimal numbers"),
+        (["report", "m@2", "p99_ms=fast"], 2, "decimal number"),
         (["report", "m@2", "p99_ms"], 2, "NAME=VALUE"),
     ],
 )  # fmt: skip

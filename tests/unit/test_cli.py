@@ -132,6 +132,21 @@ def test_every_command_has_help_and_a_schema() -> None:
             assert getattr(parameter, "help", "") or parameter.name == "help", (name, parameter)
 
 
+def test_every_command_fits_the_list_of_commands() -> None:
+    """At 80 columns no line of a list of commands is cut short."""
+    for path, node in _command.walk(ROOT):
+        children = getattr(node, "commands", {})
+        for name, child in children.items():
+            room = 80 - max(map(len, children)) - 6
+            text = child.get_short_help_str(1000)
+            assert len(text) <= room, (*path, name, text)
+
+
+def test_help_shows_arguments_by_their_names() -> None:
+    usage = ROOT.commands["save"].get_usage(ROOT.make_context("tierstore", ["version"], obj=KNOWN))
+    assert usage.endswith("[OPTIONS] MODEL SOURCE")
+
+
 def test_the_documented_schemas_are_current() -> None:
     written = (Path(_schemas.__file__).parent / "SCHEMAS.md").read_text()
     assert written == _schemadoc.as_markdown(), (

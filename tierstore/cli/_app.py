@@ -34,38 +34,32 @@ from tierstore.cli import (
     warming,
 )
 from tierstore.cli._command import JsonOption, QuietOption, StoreOption, name_variables
+from tierstore.cli._help import arrange
 from tierstore.cli._output import as_json, printable, show_warnings
 from tierstore.cli._schemas import ErrorDetail, ErrorJson
 from tierstore.config import DEBUG, is_on
 from tierstore.errors import OutOfSpace, TierstoreError
 
-_ORDER = (
-    "init", "save", "load", "ls", "stat", "tensors", "diff", "rebase", "log", "alias", "rollback",
-    "patch", "patches", "fold",
-    "rollout", "report", "release",
-    "derive", "variants", "lineage",
-    "tier", "store", "df", "top",
-    "warmup", "evict", "pin", "unpin", "pins",
-    "explain", "rebalance", "mv", "restore", "agent",
-    "serve",
-    "du", "check", "doctor", "demo", "version",
-)  # fmt: skip
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
 
-A reference (REF) is MODEL (its newest version), MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST;
-MODEL@12+NAME is a lossy variant, MODEL@release:NAME the version that a release names.
+\b
+A reference (REF) is MODEL (its newest version), MODEL@ALIAS, MODEL@12 or
+MODEL@b3:DIGEST; MODEL@12+NAME is a lossy variant, MODEL@release:NAME the
+version that a release names.
 
 \b
-Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found, 6 conflict,
-7 quota or disk full, 8 storage unreachable, 130 interrupted.
+Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found,
+6 conflict, 7 quota or disk full, 8 storage unreachable, 130 interrupted.
 
 \b
-Every option is also an environment variable: TIERSTORE_<COMMAND>_<FLAG>, such as
-TIERSTORE_SAVE_ALIAS, or TIERSTORE_STORE, TIERSTORE_JSON and TIERSTORE_QUIET; an option
-that may be repeated takes words there. Others: TIERSTORE_CACHE_DIR, TIERSTORE_THREADS,
-TIERSTORE_MEMORY_LIMIT, TIERSTORE_NODE, TIERSTORE_LABELS=NAME=VALUE,...,
-TIERSTORE_PROFILE, TIERSTORE_CONFIG (a file), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (tracebacks).
+Every option is also an environment variable: TIERSTORE_<COMMAND>_<FLAG>, such
+as TIERSTORE_SAVE_ALIAS, or TIERSTORE_STORE, TIERSTORE_JSON, TIERSTORE_QUIET;
+an option that may be repeated takes words there. Others: TIERSTORE_CACHE_DIR,
+TIERSTORE_THREADS, TIERSTORE_MEMORY_LIMIT, TIERSTORE_NODE, TIERSTORE_PROFILE,
+TIERSTORE_LABELS=NAME=VALUE,..., TIERSTORE_CONFIG (this node's tierstore.toml:
+see 'tierstore tier example'), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (prints
+tracebacks).
 """
 # click's own class; this name is public in every version of typer
 _ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -114,7 +108,7 @@ def command_tree() -> tuple[Any, set[str]]:
     ):  # fmt: skip
         module.register(app)
     root: Any = typer.main.get_command(app)
-    root.commands = {name: root.commands[name] for name in _ORDER}
+    arrange(root)
     return root, name_variables(root)
 
 

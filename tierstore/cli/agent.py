@@ -48,10 +48,10 @@ def agent(
         bool, typer.Option("--resume", help="Follow what was followed on this node last.")
     ] = False,
 ) -> None:
-    """Move packs and step rollouts, again and again, in the foreground.
+    """Move packs and step rollouts until it is stopped.
 
-    Any number may run; one at a time moves packs. SIGTERM or SIGINT end it between two pieces of
-    work. Logs go to stderr.
+    In the foreground. Any number may run; one at a time moves packs. SIGTERM or SIGINT end it
+    between two pieces of work. Logs go to stderr.
 
     With --follow it brings each version that REF comes to mean into this node's hot tier, the first
     REF first, before the processes that serve it ask.

@@ -189,7 +189,10 @@ def print_moves(data: schemas.Moves) -> None:
 
 
 def explain(cli: Cli, target: Target) -> None:
-    """Show where each pack of a version is, its heat, and what would move it, when."""
+    """Show where each pack of a version is, and why.
+
+    Its heat, the bar that it is held against, and what would move it, and when.
+    """
     with cli.open() as store, cli.progress("listing the tiers"):
         packs = packs_of(store, target)
         found = store.placement.explain(packs)

@@ -99,9 +99,10 @@ def step(
     ] = False,
     message: Message = "",
 ) -> None:
-    """Go on to the next stage; after the last one the alias means the new version.
+    """Go on to the next stage.
 
-    Exits with 6 when it is early, paused, or a gate does not hold.
+    After the last one the alias means the new version. Exits with 6 when it is early, paused, or
+    a gate does not hold.
     """
     model, alias = _split(target)
     with cli.open() as store:
@@ -173,7 +174,10 @@ def report(
         str | None, typer.Option(metavar="NAME", help="Which node measured it; this one.")
     ] = None,
 ) -> None:
-    """Report what a node measured while it served a version, for the gates of a rollout."""
+    """Report what a node measured, for the gates of a rollout.
+
+    It is what was measured while the node served the version.
+    """
     pairs = _pairs(values)
     with cli.open() as store:
         version = store.resolve(ref)

@@ -39,7 +39,7 @@ Timeout = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     group = typer.Typer(
-        help="Say where packs and chunks lie: this node, Redis, file systems, S3.",
+        help="Say where packs and chunks lie: disk, Redis, S3 ...",
         rich_markup_mode=None,
         no_args_is_help=False,
     )

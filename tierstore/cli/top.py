@@ -44,7 +44,7 @@ def top(
         int, typer.Option("--count", "-n", metavar="N", min=0, max=100, help="Packs to show.")
     ] = 10,
 ) -> None:
-    """Show what is read from which tier, and which packs are read most.
+    """Show what is read from which tier, and what is read most.
 
     Hit ratios and bytes are those of this node's processes in the last hour, which say so in the
     cache directory; heat is that of all nodes. Ends with Ctrl-C.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -27,8 +28,14 @@ FULL_SHARE = 10_000
 Share = Annotated[int, msgspec.Meta(ge=1, le=FULL_SHARE)]
 """A share of the nodes in hundredths of a percent."""
 
-Decimal = Annotated[str, msgspec.Meta(pattern=r"\A-?[0-9]{1,30}(\.[0-9]{1,30})?\Z")]
+_DECIMAL = r"\A-?[0-9]{1,30}(\.[0-9]{1,30})?\Z"
+Decimal = Annotated[str, msgspec.Meta(pattern=_DECIMAL)]
 """A decimal number as text: exact, and the same in every language."""
+
+
+def is_decimal(text: str) -> bool:
+    """Whether ``text`` is a decimal number."""
+    return re.match(_DECIMAL, text) is not None
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

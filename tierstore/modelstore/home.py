@@ -69,8 +69,7 @@ def read_config(blobs: BlobStore) -> StoreConfig:
         data = None
     if data is None or not is_config(data):
         raise NotFound(
-            f"{blobs.url} is not a store; make one with 'tierstore --store URL init', or check "
-            "the URL"
+            f"{blobs.url} is not a store; make one with 'tierstore init URL', or check the URL"
         )
     config = parse_config(data, name)
     check_features(config, "read", name)

@@ -50,7 +50,8 @@ class Names:
         elif parsed.alias is not None:
             pointed = self.home.log(parsed.model, ALIASES + parsed.alias).last()
             if pointed is None or pointed.version is None:
-                raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
+                hint = self._alias_hint if log.last() else self._hint
+                raise NotFound(f"{parsed} does not exist; {hint(parsed.model)}")
             number = pointed.version
             if pointed.rollout and takes_new(pointed.rollout, self._node, self._labels):
                 number = pointed.rollout.version
@@ -130,7 +131,12 @@ class Names:
         last = self.home.log(model).last()
         if last is None:
             return f"there is no model {model!r}: 'tierstore ls' lists them"
-        return f"{model} has versions 1 to {last.seq}: 'tierstore ls {model}' lists them"
+        many = "version 1 only" if last.seq == 1 else f"versions 1 to {last.seq}"
+        return f"{model} has {many}: 'tierstore ls {model}' lists them"
+
+    def _alias_hint(self, model: str) -> str:
+        names = ", ".join(alias.name for alias in self.aliases(model))
+        return f"the aliases of {model} are: {names}" if names else f"{model} has no alias"
 
     def _version_entry(self, model: str, number: int) -> RefEntry:
         try:
@@ -258,7 +264,8 @@ class Names:
 
         def target(last: RefEntry | None) -> Target:
             if last is None or last.version is None:
-                raise NotFound(f"{model}@{name} does not exist; {self._hint(model)}")
+                hint = self._alias_hint if self.home.log(model).last() else self._hint
+                raise NotFound(f"{model}@{name} does not exist; {hint(model)}")
             _refuse_in_rollout(model, name, last)
             return Target(None, None, last.seq)
 
@@ -282,7 +289,10 @@ class Names:
             ):
                 before = log.entry(before.previous) if before.previous else None
             if last is None or before is None:
-                raise NotFound(f"{model}@{alias} has nothing to go back to; see 'tierstore log'")
+                raise NotFound(
+                    f"{model}@{alias} has nothing to go back to; see 'tierstore log "
+                    f"{model}@{alias}'"
+                )
             return Target(before.version, before.manifest, before.previous)
 
         entry = log.append("rollback", target, message)

@@ -11,7 +11,7 @@ import msgspec
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
 from tierstore.format import keys
-from tierstore.format.reflog import FULL_SHARE, Gate, Report
+from tierstore.format.reflog import FULL_SHARE, Gate, Report, is_decimal
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.turns import holds
 from tierstore.modelstore.version import Version
@@ -66,13 +66,10 @@ def parse_stages(text: str) -> list[int]:
 
 def write_report(home: BlobStore, version: Version, node: str, values: Mapping[str, str]) -> None:
     """Record what a node measured while it served ``version``; see ``Rollouts.report``."""
-    try:
-        body = msgspec.convert(
-            {"version": version.digest.hex, "node": node, "values": dict(values)},
-            prepared(Report),
-        )
-    except msgspec.ValidationError as error:
-        raise UsageError(f"a report gives decimal numbers by metric: {error}") from None
+    for metric, value in values.items():
+        if not is_decimal(value):
+            raise UsageError(f"{metric}={value}: write a decimal number, such as {metric}=12.5")
+    body = Report(version=version.digest.hex, node=node, values=dict(values))
     home.put(f"{_folder(version)}{keys.segment(node)}", seal_body(Kind.REPORT, body))
 
 
