@@ -23,7 +23,7 @@ Options = Annotated[
 ]
 PricesOption = Annotated[
     list[str] | None,
-    typer.Option("--price", metavar="NAME=X", help="gb_month, put_1000, get_1000, retrieve_gb ..."),
+    typer.Option("--price", metavar="NAME=X", help="gb_month, get_1000 ..., or list=s3-standard."),
 ]
 High = Annotated[
     int | None,
@@ -86,6 +86,19 @@ def by_tier(texts: Iterable[str] | None, names: Iterable[str]) -> dict[str, dict
     return found
 
 
+def priced(prices: Mapping[str, str]) -> dict[str, str]:
+    """Prices by name, where ``list`` stands for a public price list; others win over it."""
+    name = prices.get("list")
+    if name is None:
+        return dict(prices)
+    from tierstore.placement.cost import LISTS
+
+    if name not in LISTS:
+        raise UsageError(f"there is no price list {name!r}; there are {', '.join(LISTS)}")
+    own = {price: value for price, value in prices.items() if price != "list"}
+    return {**LISTS[name].prices, **own}
+
+
 def first_tiers(
     given: Mapping[str, tuple[str | None, str | None]],
     option: Iterable[str] | None,
@@ -114,7 +127,7 @@ def first_tiers(
         specs.append(
             TierSpec(
                 name=name, role=roles.get(name, "shared"), url=url or "", size=sized(size),
-                options=options[name], prices=prices[name],
+                options=options[name], prices=priced(prices[name]),
             )
         )  # fmt: skip
     return specs

@@ -16,6 +16,7 @@ from tierstore.cli._tierargs import (
     PricesOption,
     fields_of,
     pairs,
+    priced,
     role_of,
     sized,
     tier_json,
@@ -116,7 +117,7 @@ def add(
     if chosen not in ROLES:
         raise UsageError(f"{chosen!r} is no role of a tier; use {', '.join(ROLES)}")
     spec = TierSpec(
-        name=name, role=chosen, url=url, options=pairs(option), prices=pairs(price),
+        name=name, role=chosen, url=url, options=pairs(option), prices=priced(pairs(price)),
         **fields_of(
             size=sized(quota), high=high, low=low,
             timeout_ms=None if timeout is None else parse_ms(timeout),
@@ -170,7 +171,7 @@ def change(
         if option:
             fields["options"] = updated(old.options, pairs(option))
         if price:
-            fields["prices"] = updated(old.prices, pairs(price))
+            fields["prices"] = updated(old.prices, priced(pairs(price)))
         if not fields:
             raise UsageError("nothing to change: give --size, --url, --option ...")
         most = fields.get("size")

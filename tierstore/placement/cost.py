@@ -151,18 +151,25 @@ _DATE = "2025-01-01"
 
 
 def _s3(
-    gb_month: str, put: str, get: str, retrieve: str = "0", min_days: str = "0", note: str = ""
+    gb_month: str,
+    put: str,
+    get: str,
+    retrieve: str = "0",
+    min_days: str = "0",
+    note: str = "",
+    date: str = _DATE,
 ) -> PriceList:
     prices = {
         "gb_month": gb_month, "put_1000": put, "get_1000": get, "retrieve_gb": retrieve,
         "egress_gb": "0", "min_days": min_days,
     }  # fmt: skip
-    return PriceList(prices, _S3, _DATE, note)
+    return PriceList(prices, _S3, date, note)
 
 
 LISTS: Mapping[str, PriceList] = {
     "s3-standard": _s3("0.023", "0.005", "0.0004"),
-    "s3-express": _s3("0.11", "0.00113", "0.00003", "0.0006", note="and 0.0032 a GB written"),
+    "s3-express": _s3("0.11", "0.00113", "0.00003", "0.0006", note="and 0.0032 a GB written",
+                      date="2025-04-10"),
     "s3-ia": _s3("0.0125", "0.01", "0.001", "0.01", "30"),
     "s3-onezone-ia": _s3("0.01", "0.01", "0.001", "0.01", "30"),
     "s3-glacier-ir": _s3("0.004", "0.02", "0.01", "0.03", "90"),
