@@ -82,8 +82,9 @@ def test_a_release_from_its_making_to_rollback(run: Run, tmp_path: Path) -> None
     )  # fmt: skip
     assert [e.action for e in parsed(run, schemas.Log, "log", "search").entries] == ["release"] * 2
     assert run("check")[0] == 0
-    code, _, err = run("pin", "search@1")
-    assert (code, "is a release" in err) == (2, True)
+    for argv in (["pin", "search@1"], ["warmup", "search@1", "--tier", "warm"]):
+        code, _, err = run(*argv)
+        assert (code, "is a release" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

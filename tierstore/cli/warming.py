@@ -176,8 +176,7 @@ def pin(
 
     roles = cast("list[Role]", tier or ["hot", "warm"])
     with cli.open() as store:
-        version = store.resolve(ref)
-        refuse_release(version)
+        version = refuse_release(store.resolve(ref))
         pinned = store.pins.add(version.digest, ref, roles, _time(until))
     data = _pin_json(pinned)
     end = f"until {when(data.until)}" if data.until else "until it is unpinned"

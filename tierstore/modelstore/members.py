@@ -47,13 +47,14 @@ def members_of(home: Home, release: Version) -> dict[str, Version]:
     return found
 
 
-def refuse_release(version: Version) -> None:
-    """Raise ``UsageError`` where something asks a release for content of its own."""
+def refuse_release(version: Version) -> Version:
+    """The version; ``UsageError`` where something asks a release for content of its own."""
     if version.is_release:
         raise UsageError(
             f"{version} is a release: it holds no tensors, but names versions of models, which "
             f"'tierstore release show' lists; load MODEL@release:{version}"
         )
+    return version
 
 
 def contents_of(home: Home, version: Version) -> list[Digest]:

@@ -11,7 +11,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home import Home
-from tierstore.modelstore.members import members_of, variant_of, variants_of
+from tierstore.modelstore.members import members_of, refuse_release, variant_of, variants_of
 from tierstore.modelstore.refs import Target
 from tierstore.modelstore.turns import takes_new
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -103,7 +103,9 @@ class Names:
 
         Raises:
             NotFound: it has none of them.
+            UsageError: it is a release, which holds nothing itself.
         """
+        refuse_release(version)
         if version.variant is not None:
             return version
         for name in order:
