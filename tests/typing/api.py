@@ -109,6 +109,19 @@ def tiers(path: Path) -> list[TierSpec]:
     return store.tiers()
 
 
+def variants_and_switches(store: Store) -> None:
+    assert_type(tierstore.derive(store, "ranker", {"int8": "row"}, max_error=0.01), Version)
+    approximated = store.load("ranker@12+int8-row", dequantize=True)
+    assert_type(approximated["w"], npt.NDArray[Any])
+    assert_type(store.load("ranker@prod", profile="cpu-int8"), Model)
+    assert_type(store.variants("ranker@prod"), list[Version])
+    release = store.releases.create("search", ["ranker@1", "tokenizer@4"], alias="prod")
+    assert_type(release.members, Mapping[str, Version])
+    assert_type(store.rollouts.start("search", "prod", store.resolve("search@2")).percent, float)
+    assert_type(store.rollouts.abort("search", "prod"), Version)
+    assert_type(store.rebase("ranker@2", above=2).chunks, int)
+
+
 def refused(store: Store) -> None:
     store.save("ranker", 3)  # type: ignore[arg-type]
     store.save("ranker", {}, alis="prod")  # type: ignore[call-arg]
