@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from safetensors.numpy import save_file
 
 from tests.integration.kit import MIB, created, equal, opened
+from tierstore import Dense, Elements, Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import NotFound, OutOfSpace, Unreachable
+from tierstore.errors import Conflict, NotFound, OutOfSpace, Unreachable
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 
 # mostly one of them, so that things happen to it
@@ -121,6 +122,48 @@ class StoreMachine(RuleBasedStateMachine):
                 last = self.store.home.log(model, f"alias/{alias}").last()
                 if last is not None and last.version == before + 1:
                     self._point(model, alias, before + 1)
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data(), alias=st.none() | ALIASES, after=st.none() | st.integers(0, 9))
+    def patch(self, data: st.DataObject, alias: str | None, after: int | None) -> None:
+        """Patch any version; with ``after`` the process dies after so many changes of the store."""
+        model = data.draw(st.sampled_from(sorted(self.versions)))
+        own = self.versions[model]
+        number = data.draw(st.integers(1, len(own)))
+        base = own[number - 1]
+        if not base:
+            return
+        name = data.draw(st.sampled_from(sorted(base)))
+        array = base[name].copy()
+        count = len(array)
+        some = data.draw(st.lists(st.integers(0, count - 1), max_size=4)) if count else []
+        values = np.arange(5, 5 + len(some)).astype(array.dtype)
+        for index, value in zip(some, values, strict=True):
+            array[index] = value
+        kind = data.draw(st.sampled_from([Rows, Elements, Dense]))
+        change = Dense(array) if kind is Dense else kind(some, values)
+        ref, changes = f"{model}@{number}", {name: change}
+        content = {**base, name: array}
+        if after is None:
+            assert self.store.patch(ref, changes, alias=alias).number == len(own) + 1
+            self._saved(model, content, alias)
+            return
+        with contextlib.suppress(Crashed, Conflict):  # or the chain is full
+            dying = opened(FaultyStore(self.blobs, crash_after=after), self.root / "cache")
+            dying.patch(ref, changes, fold=False)
+        last = self.store.home.log(model).last()
+        if last is not None and last.seq > len(own):
+            self._saved(model, content, None)
+
+    @precondition(lambda self: self.versions)
+    @rule(data=st.data())
+    def fold(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(sorted(self.versions)))
+        number = data.draw(st.integers(1, len(self.versions[model])))
+        before = self.store.resolve(f"{model}@{number}")
+        self.store.fold(str(before))
+        assert not self.store.load(str(before)).patches
+        assert self.store.resolve(str(before)) == before
 
     @precondition(lambda self: self.versions)
     @rule(data=st.data(), alias=ALIASES)
