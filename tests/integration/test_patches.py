@@ -121,6 +121,8 @@ def test_a_tiny_publish_is_five_new_objects(blobs: MemoryStore, cache: Path) -> 
     read = {key for op, key in watched.calls if op in ("get", "get_ranges", "info", "list")}
     assert not {key for key in read if key.startswith(("packs/", "layouts/", "index/"))}, read
     assert not list(blobs.list("leases/"))
+    writes = [key for op, key in watched.calls if op in ("put", "put_if_absent", "delete")]
+    assert len(writes) == 9  # these, the hints, and a lease that comes and goes
 
 
 def test_bytes_are_those_of_what_changed(store: Store) -> None:

@@ -72,9 +72,14 @@ class WriterLease:
         self._renewed = time.monotonic()
         return not lapsed
 
+    @property
+    def is_young(self) -> bool:
+        """Whether less than a third of its time has passed."""
+        return self._renewed > 0 and time.monotonic() - self._renewed <= TTL_S / 3
+
     def keep(self) -> None:
-        """Renew it if a third of its time has passed; cheap enough to call often."""
-        if time.monotonic() - self._renewed > TTL_S / 3:
+        """Renew it unless it is young; cheap enough to call often."""
+        if not self.is_young:
             self.renew()
 
     def __exit__(

@@ -308,6 +308,8 @@ class Writer:
     def _gone_packs(self) -> set[bytes]:
         """Reused packs that are condemned or missing; the lease is renewed before the look."""
         packs = dict(self._state.reused_packs)
+        if not packs and self._lease.is_young:  # one object less for whoever publishes little
+            return set()
         if not self._lease.renew():  # it had ended: our own packs may be gone too
             packs.update(self._packer.pack_sizes)
         return gone_packs(self._home, self._packs, packs)
