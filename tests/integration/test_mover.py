@@ -476,6 +476,13 @@ def test_a_tier_that_cannot_be_asked_is_left_alone(world: World) -> None:
     assert isinstance(plan, Plan)
 
 
+def test_what_is_no_pack_is_left_alone(world: World) -> None:
+    world.stores["warm"].inner.put("packs/ab/notes", b"not ours")
+    assert world.placement().rebalance().complete
+    left = [info.key for info in world.stores["warm"].inner.list("packs/")]
+    assert left == ["packs/ab/notes"]
+
+
 def test_the_budget_is_kept() -> None:
     clock = [0.0]
     budget = Budget(10 * MIB, clock=lambda: clock[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tierstore.placement.scene import PackState, Rules, Scene, TierState
 from tierstore.tiers.base import DurableTier
 
 _log = logging.getLogger("tierstore.mover")
+_PACK = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,12 @@ def pinned_packs(pins: Pins, graph: PackGraph) -> frozenset[bytes]:
 
 def _listed(tier: DurableTier) -> list[tuple[bytes, int, float]]:
     tier.verify()
-    return [
-        (bytes.fromhex(info.key.rpartition("/")[2]), info.size, info.mtime)
-        for info in tier.store.list(PACKS)
-    ]
+    found = []
+    for info in tier.store.list(PACKS):
+        name = info.key.rpartition("/")[2]
+        if _PACK.match(name):  # anything else is nobody's pack: 'check' calls it garbage
+            found.append((bytes.fromhex(name), info.size, info.mtime))
+    return found
 
 
 def _state(
