@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.tensor import Tensor
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
+    from tierstore.serving.observe import open_store as open
     from tierstore.serving.safetensors import load_file, safe_open
     from tierstore.variants.derive import derive
     from tierstore.wiring import init_store as init
-    from tierstore.wiring import open_store as open
 
 __all__ = [
     "Alias",
@@ -76,7 +76,7 @@ _HOMES = {
     "derive": "tierstore.variants.derive:derive",
     "init": "tierstore.wiring:init_store",
     "load_file": "tierstore.serving.safetensors:load_file",
-    "open": "tierstore.wiring:open_store",
+    "open": "tierstore.serving.observe:open_store",
     "safe_open": "tierstore.serving.safetensors:safe_open",
 }
 

@@ -25,7 +25,12 @@ NODE = "TIERSTORE_NODE"
 LABELS = "TIERSTORE_LABELS"
 CONFIG = "TIERSTORE_CONFIG"
 PROFILE = "TIERSTORE_PROFILE"
-KNOWN = (STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS, PROFILE, CONFIG)
+METRICS = "TIERSTORE_METRICS"
+LOG = "TIERSTORE_LOG"
+KNOWN = (
+    STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS, PROFILE, CONFIG, METRICS,
+    LOG,
+)  # fmt: skip
 """What this module and the program read; each option of a command has a variable of its own."""
 
 _AWS_CREDENTIALS = (
@@ -337,6 +342,33 @@ def aws_region(environ: Mapping[str, str] = os.environ) -> str | None:
 def aws_ca(environ: Mapping[str, str] = os.environ) -> str | None:
     """A PEM file with the authorities to trust: ``AWS_CA_BUNDLE``."""
     return environ.get("AWS_CA_BUNDLE") or None
+
+
+@dataclass(frozen=True, slots=True)
+class Observing:
+    """What a process that loads tells of itself.
+
+    Attributes:
+        metrics: host and port to serve ``/metrics`` on; port 0 takes a free one.
+        log: ``text`` or ``json`` lines on stderr.
+    """
+
+    metrics: tuple[str, int] | None = None
+    log: str | None = None
+
+
+def observing(environ: Mapping[str, str] = os.environ) -> Observing:
+    """``TIERSTORE_METRICS`` and ``TIERSTORE_LOG``; ``ConfigError`` for what means nothing."""
+    log = environ.get(LOG) or None
+    if log not in (None, "text", "json"):
+        raise ConfigError(f"{LOG}={log!r} is no form of a log: text or json")
+    address = environ.get(METRICS)
+    if not address:
+        return Observing(None, log)
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ConfigError(f"{METRICS}={address!r} is no address: give PORT or HOST:PORT")
+    return Observing((host.strip("[]") or "127.0.0.1", int(port)), log)
 
 
 def native_wanted(environ: Mapping[str, str] = os.environ) -> bool:

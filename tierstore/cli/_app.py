@@ -59,7 +59,8 @@ an option that may be repeated takes words there. Others: TIERSTORE_CACHE_DIR,
 TIERSTORE_THREADS, TIERSTORE_MEMORY_LIMIT, TIERSTORE_NODE, TIERSTORE_PROFILE,
 TIERSTORE_LABELS=NAME=VALUE,..., TIERSTORE_CONFIG (this node's tierstore.toml:
 see 'tierstore tier example'), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (prints
-tracebacks).
+tracebacks). A program that loads through the library also serves metrics at
+TIERSTORE_METRICS=[HOST:]PORT, and logs to stderr with TIERSTORE_LOG=json.
 """
 # click's own class; this name is public in every version of typer
 _ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]

@@ -43,9 +43,9 @@ class Cli:
 
     def open(self) -> Store:
         """Open the store; a context manager that closes it."""
-        import tierstore
+        from tierstore.wiring import open_store  # a command serves no metrics of its own
 
-        return tierstore.open(self.url)
+        return open_store(self.url)
 
     def progress(self, what: str) -> ProgressBar:
         """A progress bar, unless ``--json`` or ``-q`` was given."""

@@ -126,13 +126,14 @@ def _following(store: Store, refs: list[str], resume: bool) -> Following:
 def _metrics(address: str, store: Store, runs: Agent, following: Following) -> Iterator[None]:
     from tierstore.errors import UsageError
     from tierstore.serving.metrics import Gauge, TierCollector, samples, serve
+    from tierstore.serving.observe import heat_counters
 
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise UsageError(f"{address!r} is no address for metrics: give PORT or HOST:PORT")
     collector = TierCollector(
         lambda: samples(store),
-        lambda: {**runs.counters(), **following.counters()},
+        lambda: {**runs.counters(), **following.counters(), **heat_counters([store])},
         lambda: [Gauge(*values) for values in following.values()],
     )
     server, thread = serve(collector, host.strip("[]") or "127.0.0.1", int(port))

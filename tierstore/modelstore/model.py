@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from tierstore.modelstore.patchedfile import PatchedFileView
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.tensor import PlacedPiece, Tensor
 from tierstore.modelstore.version import FileInfo, Version
+
+_log = logging.getLogger("tierstore.load")
 
 if TYPE_CHECKING:
     import os
@@ -189,6 +192,10 @@ class Model(Mapping[str, npt.NDArray[Any]]):
             out.append((tensor.name, tensor, data))
         reader.read(wants, count)
         lay_over(reader, [(tensor, data) for _, tensor, data in out])
+        if _log.isEnabledFor(logging.INFO):
+            told: dict[str, Any] = {f"{how}_bytes": n for how, n in reader.plain.items()}
+            told |= {"version": str(self.version), "fetched_bytes": self._packs.bytes_fetched}
+            _log.info("read %d tensors of %s", len(out), self.version, extra={"fields": told})
         return out
 
     def load_into(self, buffers: Mapping[str, Any]) -> None:

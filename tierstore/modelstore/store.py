@@ -71,7 +71,7 @@ class Store(StorePatches):
         self._blobs, self.settings = blobs, settings
         self.home = Home(blobs, packs, config)
         self.hot = hot if hot is not None else HotTiers()
-        self._heat = heat
+        self.recorder = heat
         self._hot_pins = HotPins(self.home, self.hot.local)
         self._upkeep = Upkeep(upkeep_tasks(self.hot, heat, self._hot_pins.sync))
         cache = settings.cache_dir / self.home.config.store_id / "index.sqlite"
@@ -136,8 +136,8 @@ class Store(StorePatches):
         self._lease.close()
         self._upkeep.close(_CLOSE_S)
         self.hot.close()
-        if self._heat is not None:
-            self._heat.flush()
+        if self.recorder is not None:
+            self.recorder.flush()
         self._index.close()
         self.home.close()
         self._blobs.close()
@@ -367,7 +367,7 @@ class Store(StorePatches):
     def heat(self) -> HeatView:
         """How often chunks and packs were read of late, by all nodes that share this store."""
         self.hot.drain()
-        return NO_HEAT if self._heat is None else self._heat.view()
+        return NO_HEAT if self.recorder is None else self.recorder.view()
 
     def usage(self, model: str | None = None) -> Usage:
         """Logical, unique and stored bytes, and what dedup, codec and delta saved."""

@@ -11,7 +11,7 @@ from tierstore import config
 from tierstore.errors import TierstoreError
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.store import Store
-from tierstore.wiring import open_store
+from tierstore.serving.observe import open_store
 
 _MODELS = 8
 """Versions kept open: their manifests and layouts, no weights."""

@@ -1,0 +1,126 @@
+"""A process that loads and says so: metrics and JSON logs, when its environment asks for them.
+
+``TIERSTORE_METRICS=[HOST:]PORT`` serves ``/metrics`` of all stores that the process opens, for
+Prometheus; ``TIERSTORE_LOG=json`` (or ``text``) writes what the package logs to stderr, JSON as one
+object a line. Without them nothing is imported, served or written. Neither ever fails a load: an
+address that is taken is a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tierstore import config, wiring
+from tierstore.errors import TierstoreError
+from tierstore.modelstore.store import Store
+
+if TYPE_CHECKING:
+    from tierstore.serving.metrics import TierSample
+
+_log = logging.getLogger("tierstore.metrics")
+
+
+class _Observed:
+    """The stores of this process, and what is served of them."""
+
+    def __init__(self) -> None:
+        self._reset()
+        self.stores: weakref.WeakSet[Store] = weakref.WeakSet()
+        self._handler: logging.Handler | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        """The server's thread is the parent's, and so is its port: a child serves nothing."""
+        self._lock = threading.Lock()
+        self.address: tuple[str, int] | None = None
+
+    def add(self, store: Store, wanted: config.Observing) -> None:
+        with self._lock:
+            self.stores.add(store)
+            if wanted.log is not None and self._handler is None:
+                self._handler = _handler(wanted.log)
+                logger = logging.getLogger("tierstore")
+                logger.addHandler(self._handler)
+                logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+                logger.propagate = False
+            if wanted.metrics is not None and self.address is None:
+                self.address = self._serve(*wanted.metrics)
+
+    def _serve(self, host: str, port: int) -> tuple[str, int]:
+        try:
+            from tierstore.serving.metrics import TierCollector, serve
+
+            server, _ = serve(TierCollector(self.samples, self.counters), host, port)
+        except TierstoreError as error:
+            _log.warning("%s", error)
+            return host, 0
+        _log.info("metrics at http://%s:%d/metrics", host, server.server_port)
+        return host, server.server_port
+
+    def samples(self) -> list[TierSample]:
+        """Every tier of every store that is open."""
+        from tierstore.serving.metrics import TierSample, samples
+
+        found: dict[tuple[str, str], TierSample] = {}
+        for store in list(self.stores):
+            for one in samples(store):
+                name = one.name
+                if (name, one.role) in found:  # of another store in this process
+                    name = f"{name}@{store.home.config.store_id[:8]}"
+                found[name, one.role] = TierSample(name, one.role, one.stats)
+        return list(found.values())
+
+    def counters(self) -> dict[str, float]:
+        """Totals of all stores."""
+        return heat_counters(list(self.stores))
+
+
+OBSERVED = _Observed()
+
+
+def open_store(url: str | os.PathLike[str] | None = None) -> Store:
+    """Open a store.
+
+    Its tiers are opened when they are needed. ``TIERSTORE_METRICS`` and ``TIERSTORE_LOG`` make the
+    process tell what it does, see ``tierstore.serving.observe``.
+
+    Args:
+        url: a directory, ``s3://bucket/prefix`` or what else ``tierstore.wiring.open_blobs`` takes;
+            by default what ``TIERSTORE_STORE`` or the node's file says.
+
+    Raises:
+        NotFound: there is no store.
+        UnsupportedFormat: it was made by a newer tierstore.
+        ConfigError: a variable has a value that means nothing.
+    """
+    wanted = config.observing()
+    store = wiring.open_store(url)
+    if wanted.metrics is not None or wanted.log is not None:
+        OBSERVED.add(store, wanted)
+    return store
+
+
+def heat_counters(stores: Iterable[Store]) -> dict[str, float]:
+    """How often heat was handed over to all nodes, and of how many chunks and packs."""
+    stats = [store.recorder.stats for store in stores if store.recorder is not None]
+    return {
+        "heat_flushes": sum(one.flushes for one in stats),
+        "heat_flush_failures": sum(one.failures for one in stats),
+        "heat_keys": sum(one.keys for one in stats),
+    }
+
+
+def _handler(form: str) -> logging.Handler:
+    from tierstore.serving.agent import JsonLines
+
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else text)
+    return handler
