@@ -111,7 +111,7 @@ def s3fs_ranges(bucket: str, key: str) -> Callable[[], int]:
         size = fs.info(path)["size"]
         starts = list(range(0, size, PART))
         stops = [min(start + PART, size) for start in starts]
-        return b"".join(fs.cat_ranges([path] * len(starts), starts, stops))
+        return b"".join(fs.cat_ranges([path] * len(starts), starts, stops, batch_size=THREADS))
 
     return _s3fs(bucket, key, read)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.servers.ceph import CephFs
 from tests.servers.hdfs import Hdfs
 from tests.servers.sftp import Sftp
 from tierstore.blobs.base import BlobStore
@@ -74,8 +75,8 @@ class TestCephFs(BlobStoreContract):
     many, turns = 300, 10
 
     @pytest.fixture(autouse=True)
-    def _url(self, cephfs: Path) -> None:
-        self.root = cephfs / uuid.uuid4().hex
+    def _url(self, cephfs: CephFs) -> None:
+        self.root = cephfs.path / uuid.uuid4().hex
 
     @pytest.fixture
     def store(self) -> Iterator[BlobStore]:

@@ -219,8 +219,29 @@ def ceph_cluster(folder: Path, *, address: str = "127.0.0.1", gigabytes: int = 4
         yield ceph
 
 
+@dataclass
+class CephFs:
+    """CephFS, mounted, and the process that does it.
+
+    Attributes:
+        path: where it is mounted.
+        process: ceph-fuse; while it is stopped every access hangs.
+    """
+
+    path: Path
+    process: subprocess.Popen[bytes]
+
+    def pause(self) -> None:
+        """Let it hang, as a mount does whose servers are gone."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+
 @contextmanager
-def cephfs_mounted(ceph: Ceph) -> Iterator[Path]:
+def cephfs_mounted(ceph: Ceph) -> Iterator[CephFs]:
     """CephFS of the cluster, mounted by ceph-fuse."""
     mount = ceph.folder / "mnt"
     mount.mkdir()
@@ -233,7 +254,7 @@ def cephfs_mounted(ceph: Ceph) -> Iterator[Path]:
         stack.callback(process.kill)
         unmount = [program("umount", "mount"), "-l", str(mount)]
         stack.callback(lambda: subprocess.run(unmount, check=True, timeout=60))
-        yield mount
+        yield CephFs(mount, process)
 
 
 def _configure(ceph: Ceph, gigabytes: int) -> None:
@@ -318,8 +339,8 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
 
 
 @pytest.fixture(scope="session")
-def cephfs(ceph: Ceph) -> Iterator[Path]:
+def cephfs(ceph: Ceph) -> Iterator[CephFs]:
     """CephFS, mounted: a test makes a directory of its own."""
     need_fuse("CephFS")
-    with cephfs_mounted(ceph) as mount:
-        yield mount
+    with cephfs_mounted(ceph) as mounted:
+        yield mounted
