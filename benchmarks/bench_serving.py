@@ -90,13 +90,16 @@ def first_inference(name: str, model: str, file: Path, parent: Path, rounds: int
     assert len(answers) == 1, f"the answers differ: {answers}"
     seconds = {who: [one.extra["seconds"] for one in some] for who, some in samples.items()}
     ratios = {who: paired_ratio(seconds[who], seconds[base]) for who in others}
+    cpu = {who: [one.extra["cpu_in"] for one in some] for who, some in samples.items()}
     show(
-        f"{name}: to the first inference", ["way", "load s", "to first answer s", "of safetensors",
-                                            "peak MB"],
+        f"{name}: to the first inference",
+        ["way", "load s", "to first answer s", "of safetensors", "CPU s", "of safetensors",
+         "peak MB"],
         [
             [who, median(some, "load"), median(some, "seconds"),
              target(ratios[who], "<=", TIMES_LIBRARY) if "hot" in who
-             else f"{ratios.get(who, 1.0):.3f}", median(some, "peak") / 1e6]
+             else f"{ratios.get(who, 1.0):.3f}", median(some, "cpu_in"),
+             f"{paired_ratio(cpu[who], cpu[base]):.3f}", median(some, "peak") / 1e6]
             for who, some in samples.items()
         ],
     )  # fmt: skip

@@ -84,12 +84,12 @@ def first_inference(model: str, file: str, load: Callable[[nn.Module], object]) 
     torch.set_num_threads(2)
     module, forward = MAKERS[model](file)
     with torch.inference_mode():
-        start = time.perf_counter()
+        cpu, start = time.process_time(), time.perf_counter()
         load(module)
         loaded = time.perf_counter()
         answer = float(forward(module))
-        done = time.perf_counter()
-    return {"seconds": done - start, "load": loaded - start, "answer": answer}
+        done, cpu = time.perf_counter(), time.process_time() - cpu
+    return {"seconds": done - start, "load": loaded - start, "cpu_in": cpu, "answer": answer}
 
 
 def by_library(file: str) -> Callable[[nn.Module], object]:
