@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the benchmarks compare with: zipnn (it needs torch), hf_xet, the readers of S3, and
 # libcachesim (GPL: never in one process with tierstore), each in an environment of its own, and
-# restic, borg and zstd from the distribution. Safe to run again; prints every version.
+# restic, borg, zstd, nginx and curl from the distribution. Safe to run again; prints every version.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 env="$here/.envs/zipnn"
@@ -33,7 +33,8 @@ if ! "$cachesim/bin/python" -c 'import libcachesim' 2>/dev/null; then
 fi
 
 missing=()
-for pair in restic:restic borg:borgbackup zstd:zstd; do
+PATH="$PATH:/usr/sbin"
+for pair in restic:restic borg:borgbackup zstd:zstd nginx:nginx-light curl:curl; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if ((${#missing[@]})); then
