@@ -5,8 +5,8 @@
 
 Seconds run from an open store or the file's path, imports done, to the dictionary of tensors
 (``mapped``) and on to the last page touched (``touched``); ``opened`` is the store's own. With
-``--hold`` it then waits for a line on its standard input before it ends, so that another process
-can map the same pages beside it.
+``--hold`` it then waits for a line on its standard input, prints its memory again, and ends with
+the next line: so that another process can map the same pages beside it.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def main() -> None:
     if "--hold" in sys.argv:
         sys.stdin.readline()
         print(json.dumps(memory()), flush=True)
+        sys.stdin.readline()  # the other process is still to look
 
 
 if __name__ == "__main__":
