@@ -99,13 +99,14 @@ def upkeep_tasks(
     hot: HotTiers, heat: HeatRecorder | None, sync_pins: Callable[[], None]
 ) -> list[Task]:
     """What the tiers of a process need."""
-    tasks = [Task("counting what was mapped", _DRAIN_S, hot.drain)]
+    tasks = []
     if heat is not None:
         tasks.append(Task("handing over heat", _HEAT_S, heat.flush))
     if hot.activity is not None:
         tasks.append(Task("publishing counters", EVERY_S, hot.activity.publish))
     local = hot.local
     if local is not None:
+        tasks.append(Task("counting what was mapped", _DRAIN_S, hot.drain))
         tasks.append(Task("looking for pins", _PINS_S, sync_pins, soon=True))
         tasks.append(Task("noting reads in the hot tier", _INDEX_S, local.flush))
         tasks.append(Task("verifying the hot tier", _SCRUB_S, lambda: local.scrub(_SCRUB_BYTES)))
