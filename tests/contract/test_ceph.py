@@ -64,3 +64,4 @@ class TestRadosgw(CephContract):
 
 class TestS3fs(CephContract):
     scheme = "fsspec+s3"
+    many = 300  # it deletes one by one
