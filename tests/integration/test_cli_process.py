@@ -165,8 +165,8 @@ def test_tracebacks_only_when_asked_for(store: Path) -> None:
 
 def test_a_bug_is_one_line_and_says_how_to_see_more(store: Path) -> None:
     code = (
-        "import tierstore, sys; from tierstore.cli import _app\n"
-        "tierstore.open = lambda url: 1 / 0\n"
+        "import sys; from tierstore.cli import _app, _command\n"
+        "_command.Cli.open = lambda cli: 1 / 0\n"
         "sys.exit(_app.run(['ls']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
