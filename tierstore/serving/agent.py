@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from tierstore.errors import Conflict, TierstoreError
+from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.modelstore.rollout import advance_all
 from tierstore.modelstore.store import Store
 from tierstore.tiers.budget import Budget
 from tierstore.tiers.mover import MoverStats
 
 _log = logging.getLogger("tierstore.agent")
+_FOLD_FROM = 8
+"""Patches from which on a version is folded: half of a chain that is full."""
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class AgentStats:
         failed_rounds: rounds that ended early, by an error.
         rollout_steps: steps of rollouts that it made.
         rebased: versions that cost too much to read, of which deltas were stored in full.
+        folded: versions on many patches of which the full content was stored.
     """
 
     rounds: int = 0
@@ -38,6 +41,7 @@ class AgentStats:
     failed_rounds: int = 0
     rollout_steps: int = 0
     rebased: int = 0
+    folded: int = 0
 
 
 class Agent:
@@ -62,6 +66,7 @@ class Agent:
         self.stop = stop or threading.Event()
         self.stats = AgentStats()
         self._placement, self._rebasing = store.placement, store.rebasing
+        self._newest: dict[str, int] = {}
 
     @property
     def moves(self) -> MoverStats:
@@ -83,6 +88,7 @@ class Agent:
         try:
             self._advance()
             self._rebase()
+            self._fold()
             report = self._placement.rebalance(budget=self._budget, stop=self.stop)
         except Conflict as error:
             self.stats.refused += 1
@@ -120,6 +126,22 @@ class Agent:
             _log.info("%s is rebased: a read of it cost %.2f times a full one, now %.2f", name,
                       done.cost_before, done.cost_after)  # fmt: skip
 
+    def _fold(self) -> None:
+        """Fold the newest version of each model while its chain of patches still has room."""
+        for model in self._store.models():
+            newest = self._store.resolve(model)
+            if self.stop.is_set() or newest.is_release or self._newest.get(model) == newest.number:
+                continue
+            self._newest[model] = newest.number
+            try:
+                done = self._store.fold(str(newest), at_least=_FOLD_FROM)
+            except (Damaged, NotFound, UnsupportedFormat) as error:  # 'check' tells more
+                _log.warning("%s is not folded: %s", newest, error)
+                continue
+            if done.stats is not None:
+                self.stats.folded += 1
+                _log.info("%s is folded: it lay on %d patches", newest, done.patches)
+
     def counters(self) -> Mapping[str, float]:
         """Totals for the metrics page, by name."""
         moves, own = self.moves, self.stats
@@ -135,6 +157,7 @@ class Agent:
             "agent_rounds_refused": own.refused,
             "rollout_steps": own.rollout_steps,
             "rebased": own.rebased,
+            "folded": own.folded,
         }
 
 
