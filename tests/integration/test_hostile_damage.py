@@ -286,7 +286,9 @@ def manifest_of(made: Made) -> Manifest:
 
 CRAFTED = {
     "an unknown feature": ({"requires": ["later"]}, UnsupportedFormat),
-    "another kind": ({"kind": "patch"}, UnsupportedFormat),
+    "another kind": ({"kind": "later"}, UnsupportedFormat),
+    "a patch without a base": ({"kind": "patch"}, Damaged),
+    "a release without members": ({"kind": "release"}, Damaged),
     "another hash": ({"hash": "sha3"}, UnsupportedFormat),
     "a chunk size of its own": ({"chunk_size": 3 << 20}, Damaged),
     "no chunk size": ({"chunk_size": 0}, Damaged),

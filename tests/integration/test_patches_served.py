@@ -18,7 +18,7 @@ from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 from tierstore.placement.policies import DEFAULT, make
 from tierstore.serving import follow
-from tierstore.serving.follow import Update
+from tierstore.serving.follower import Update
 from tierstore.serving.hub.repos import Commit, Repos
 from tierstore.serving.hub.tree import Blobs
 from tierstore.tiers.hot import HotTiers

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
-    from tierstore.serving.follow import Follower, Update
+    from tierstore.serving.follower import Follower, Update
 
 
 def follow(
@@ -19,7 +19,7 @@ def follow(
     poll_s: float = 5.0,
     warm: bool = True,
 ) -> Follower:
-    """Keep this process on the version that ``ref`` means; see ``follow.Follower``.
+    """Keep this process on the version that ``ref`` means; see ``follower.Follower``.
 
     Args:
         ref: such as ``ranker@prod``.
@@ -30,7 +30,7 @@ def follow(
         poll_s: seconds between two looks, on average.
         warm: bring versions into this node's hot tier, where it has one.
     """
-    from tierstore.serving.follow import Follower
+    from tierstore.serving.follower import Follower
     from tierstore.serving.opened import open_shared
 
     if store is None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tierstore.errors import UsageError
 from tierstore.modelstore.arrays import array_bytes, writable_bytes
-from tierstore.serving.follow import Update
+from tierstore.serving.follower import Update
 
 _BLOCK = 256
 """Bytes that are compared and written together: a row of an embedding, about."""

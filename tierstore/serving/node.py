@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tierstore.modelstore.store import Store
-from tierstore.serving.follow import Follower, Status, Update
+from tierstore.serving.follower import Follower, Status, Update
 
 _log = logging.getLogger("tierstore.follow")
 _FIRST_S = 3600.0
