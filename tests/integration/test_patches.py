@@ -536,7 +536,8 @@ def test_the_subset_of_a_patched_version_is_exported(store: Store, tmp_path: Pat
 
 
 def test_into_the_callers_memory_and_torch(store: Store) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     changes = {
         "emb": Rows(torch.tensor([5, 1]), torch.full((2, WIDTH), 7.0)),
         "layer.bias": Dense(torch.arange(64, dtype=torch.float32)),
