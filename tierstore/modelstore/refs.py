@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version as package_version
 from typing import NamedTuple
 
 from tierstore.blobs.base import BlobStore
@@ -138,6 +137,8 @@ class RefLog:
                 another writer came first.
             message: why.
         """
+        from importlib.metadata import version as package_version  # slow, and only writers need it
+
         for _ in range(_ATTEMPTS):
             last = self.last()
             seq = last.seq + 1 if last else 1

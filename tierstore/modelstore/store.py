@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tierstore.blobs.base import BlobStore
 from tierstore.format.manifest import LineageEntry
@@ -15,9 +15,6 @@ from tierstore.format.storeconfig import StoreConfig, check_features
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.basis import basis_of
-from tierstore.modelstore.check import CheckReport, check_store
-from tierstore.modelstore.compare import Diff, Usage, compare, measure
-from tierstore.modelstore.dequantized import Dequantized
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.hotpins import HotPins
 from tierstore.modelstore.index import ChunkIndex
@@ -27,7 +24,6 @@ from tierstore.modelstore.model import Model
 from tierstore.modelstore.names import Alias, Names
 from tierstore.modelstore.opener import Opener
 from tierstore.modelstore.pins import Pins
-from tierstore.modelstore.placing import Placement
 from tierstore.modelstore.rebase import COSTS, Rebased, Rebasing
 from tierstore.modelstore.releases import Releases
 from tierstore.modelstore.rollout import Rollouts
@@ -44,6 +40,12 @@ from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.upkeep import Upkeep, upkeep_tasks
 
 _CLOSE_S = 5.0
+
+if TYPE_CHECKING:  # what most commands do without is imported where it is used
+    from tierstore.modelstore.check import CheckReport
+    from tierstore.modelstore.compare import Diff, Usage
+    from tierstore.modelstore.dequantized import Dequantized
+    from tierstore.modelstore.placing import Placement
 
 
 class Store(StorePatches):
@@ -118,6 +120,8 @@ class Store(StorePatches):
     @property
     def placement(self) -> Placement:
         """Where packs lie in the durable tiers, and what moves them."""
+        from tierstore.modelstore.placing import Placement
+
         return Placement(self.home, self.pins, lambda: self.heat().packs())
 
     def __enter__(self) -> Self:
@@ -265,7 +269,11 @@ class Store(StorePatches):
         """
         version = self._leased(self.choose(ref, profile=profile))
         model = Model(version, self._opener.open(version), lambda: self._folded(version))
-        return Dequantized(model) if dequantize else model
+        if not dequantize:
+            return model
+        from tierstore.modelstore.dequantized import Dequantized
+
+        return Dequantized(model)
 
     def _leased(self, version: Version) -> Version:
         """A version that will be read: garbage collection leaves it alone from now on."""
@@ -342,6 +350,8 @@ class Store(StorePatches):
         versions = [self.resolve(old), self.resolve(new)]
         for version in versions:
             refuse_release(version)
+        from tierstore.modelstore.compare import compare
+
         return compare(self.home, *versions)
 
     def rebase(self, ref: str, *, above: float = COSTS) -> Rebased:
@@ -373,11 +383,15 @@ class Store(StorePatches):
         """Logical, unique and stored bytes, and what dedup, codec and delta saved."""
         names = self.models() if model is None else [check_name("model", model)]
         every = {name: [*self.versions(name), *self.all_variants(name)] for name in names}
+        from tierstore.modelstore.compare import measure
+
         return measure(self.home, every)
 
     def check(
         self, *, read_data: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> CheckReport:
         """Verify everything; with ``read_data`` every chunk is decoded and compared too."""
+        from tierstore.modelstore.check import check_store
+
         return check_store(self.home, read_data=read_data, settings=self.settings,
                            progress=progress)  # fmt: skip
