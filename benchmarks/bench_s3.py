@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -36,7 +37,7 @@ from benchmarks.common import (
     target,
     write_results,
 )
-from benchmarks.link import ADDRESS, Link, link
+from benchmarks.link import Link, link
 from tests.servers.ceph import Ceph, ceph_cluster
 
 PEER = HERE / ".envs" / "s3" / "bin" / "python"
@@ -119,7 +120,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(dir=file.parent) as folder,
         link() as at,
-        ceph_cluster(Path(folder), address=ADDRESS) as ceph,
+        ceph_cluster(Path(folder), address=at.address) as ceph,
     ):
         env, bucket = environment(ceph), ceph.bucket()
         store = f"s3://{bucket}/{uuid.uuid4().hex}"
@@ -130,7 +131,7 @@ def main() -> None:
         ours = [sys.executable, "-m", "benchmarks.load_child", "ours", store]
         runs = {"ours": partial(child, at, env, ours)} | {
             tool: partial(child, at, env, [str(PEER), str(HERE / "s3_peer.py"), tool, bucket, KEY])
-            for tool in ("obstore", "boto3", "runai", "s3fs", "s3fs-ranges")
+            for tool in ("obstore", "boto3", "runai", "s3fs")
         }
         for name, rate in (("free", None), ("capped", RATE)):
             results[name] = compare(at, runs, rate, size, given.rounds)
@@ -140,4 +141,5 @@ def main() -> None:
 if __name__ == "__main__":
     if os.getuid() != 0:
         raise SystemExit("a network namespace needs root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and take the link down
     main()

@@ -1,8 +1,9 @@
 """A network between two ends of this machine whose bandwidth can be capped.
 
 A pair of virtual interfaces joins this machine to a network namespace of its own. Servers listen
-on ``ADDRESS`` on this side, clients run in the namespace by ``Link.command``, and what the servers
-send passes a token bucket (``tc tbf``). Needs Linux, root and iproute2; nothing stays behind.
+on ``Link.address`` on this side, clients run in the namespace by ``Link.command``, and what the
+servers send passes a token bucket (``tc tbf``). Needs Linux, root and iproute2; nothing stays
+behind.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ADDRESS = "10.213.7.1"
-_CLIENT = "10.213.7.2"
 _BURST = "256k"  # several packets as large as the kernel makes them
 _LATENCY = "50ms"
 
 
 @dataclass(frozen=True)
 class Link:
-    """One end here, the other in the namespace ``name``."""
+    """One end here, the other in the namespace ``name``.
+
+    Attributes:
+        name: of the interface here and of the namespace.
+        address: of the end here.
+    """
 
     name: str
+    address: str
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command, to be run at the other end."""
@@ -50,15 +55,18 @@ def link() -> Iterator[Link]:
     """Set it up, uncapped."""
     name = f"ts{os.getpid()}"
     inner = f"{name}c"
+    # four addresses of our own: another process may have a link, too
+    number = os.getpid() % (1 << 14)
+    here, there = (f"10.213.{number >> 6}.{((number & 63) << 2) + end}" for end in (1, 2))
     _run("ip", "netns", "add", name)
     try:
         _run("ip", "link", "add", name, "type", "veth", "peer", "name", inner, "netns", name)
-        _run("ip", "addr", "add", f"{ADDRESS}/30", "dev", name)
+        _run("ip", "addr", "add", f"{here}/30", "dev", name)
         _run("ip", "link", "set", name, "up")
-        _run("ip", "-n", name, "addr", "add", f"{_CLIENT}/30", "dev", inner)
+        _run("ip", "-n", name, "addr", "add", f"{there}/30", "dev", inner)
         _run("ip", "-n", name, "link", "set", inner, "up")
         _run("ip", "-n", name, "link", "set", "lo", "up")
-        yield Link(name)
+        yield Link(name, here)
     finally:
         _run("ip", "netns", "del", name)
 

@@ -103,24 +103,10 @@ def runai(bucket: str, key: str) -> Callable[[], int]:
 
 
 def s3fs_(bucket: str, key: str) -> Callable[[], int]:
-    return _s3fs(bucket, key, lambda fs, path: fs.cat_file(path))
-
-
-def s3fs_ranges(bucket: str, key: str) -> Callable[[], int]:
-    def read(fs: Any, path: str) -> bytes:
-        size = fs.info(path)["size"]
-        starts = list(range(0, size, PART))
-        stops = [min(start + PART, size) for start in starts]
-        return b"".join(fs.cat_ranges([path] * len(starts), starts, stops, batch_size=THREADS))
-
-    return _s3fs(bucket, key, read)
-
-
-def _s3fs(bucket: str, key: str, read: Callable[[Any, str], bytes]) -> Callable[[], int]:
     import s3fs
 
     fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-    return lambda: touch(read(fs, f"{bucket}/{key}"))
+    return lambda: touch(fs.cat_file(f"{bucket}/{key}"))
 
 
 TOOLS: dict[str, Callable[[str, str], Callable[[], int]]] = {
@@ -128,7 +114,6 @@ TOOLS: dict[str, Callable[[str, str], Callable[[], int]]] = {
     "boto3": boto3_,
     "runai": runai,
     "s3fs": s3fs_,
-    "s3fs-ranges": s3fs_ranges,
 }
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ mon data avail crit = 1
 mon data avail warn = 1
 
 [client]
-rgw frontends = beast endpoint={address}:{s3} {tls}
+rgw frontends = beast endpoint={address}:{s3} tcp_nodelay=1 {tls}
 rgw enable usage log = false
 rgw enable ops log = false
 rgw init timeout = 240
