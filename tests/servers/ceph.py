@@ -22,7 +22,14 @@ import pytest
 from botocore.config import Config
 
 from tests.servers.machine import need_fuse
-from tests.servers.process import free_port, listening, make_certificate, program, running
+from tests.servers.process import (
+    free_port,
+    listening,
+    make_certificate,
+    pause_process,
+    program,
+    running,
+)
 
 ACCESS_KEY = "AKIACEPHCEPHCEPHCEPH"
 SECRET_KEY = "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"
@@ -181,7 +188,7 @@ class Ceph:
     def pause_gateway(self) -> None:
         """Let it hang: connections are taken, but never answered."""
         assert self._gateway is not None
-        self._gateway.send_signal(signal.SIGSTOP)
+        pause_process(self._gateway.pid)
 
     def resume_gateway(self) -> None:
         """Let it go on."""
@@ -233,7 +240,7 @@ class CephFs:
 
     def pause(self) -> None:
         """Let it hang, as a mount does whose servers are gone."""
-        self.process.send_signal(signal.SIGSTOP)
+        pause_process(self.process.pid)
 
     def resume(self) -> None:
         """Let it go on."""

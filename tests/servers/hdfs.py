@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.servers.hadoop_jars import class_path
-from tests.servers.process import free_port, program, running
+from tests.servers.process import free_port, pause_process, program, running
 
 _PACKAGE = "openjdk-17-jre-headless"
 _START_S = 120.0
@@ -56,7 +56,7 @@ class Hdfs:
     def pause(self) -> None:
         """Let the datanode hang: connections are taken, but never answered."""
         assert self.datanode is not None
-        self.datanode.send_signal(signal.SIGSTOP)
+        pause_process(self.datanode.pid)
 
     def resume(self) -> None:
         """Let it go on."""

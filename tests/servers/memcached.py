@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pymemcache.client.base import Client
 
-from tests.servers.process import free_port, listening, program, running
+from tests.servers.process import free_port, listening, pause_process, program, running
 
 PACKAGE = "memcached"
 
@@ -65,7 +65,7 @@ class MemcachedServer:
     def pause(self) -> None:
         """Let it hang: connections are taken, but never answered."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        pause_process(self._process.pid)
 
     def resume(self) -> None:
         """Let it go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -137,3 +138,18 @@ def _openssl(folder: Path, key: str, out: str, name: str, kind: str, *more: str)
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def pause_process(pid: int) -> None:
+    """Pause a process, and wait until each of its threads has stopped: none answers any more."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        states = []
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        if set(states) <= {"T", "t"}:
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"process {pid} does not stop: {states}")

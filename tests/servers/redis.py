@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.servers.process import free_port, make_certificate, program, running
+from tests.servers.process import free_port, make_certificate, pause_process, program, running
 
 PACKAGE = "redis-server"
 USER, PASSWORD = "tier", "tier-Secret-7"
@@ -106,7 +106,7 @@ class RedisServer:
     def pause(self) -> None:
         """Let it hang: connections are taken, but never answered."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        pause_process(self._process.pid)
 
     def resume(self) -> None:
         """Let it go on."""
