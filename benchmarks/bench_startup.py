@@ -33,6 +33,7 @@ def main() -> None:
         with tierstore.init(Path(folder) / "store") as store:
             for number in range(MODELS):
                 store.save(f"model-{number}", {"w": np.arange(8.0)}, alias="prod")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody compiles at every start
         os.environ["TIERSTORE_STORE"] = str(Path(folder) / "store")
 
         def run(*argv: str) -> object:

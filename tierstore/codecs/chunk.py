@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from tierstore.codecs import zstd
 from tierstore.codecs.base import (
     DELTA,
@@ -20,6 +18,7 @@ from tierstore.codecs.base import (
     flat,
 )
 from tierstore.codecs.native import decode_planes, encode_planes
+from tierstore.deferred import np
 from tierstore.errors import Damaged, UsageError
 from tierstore.ids import Buffer
 

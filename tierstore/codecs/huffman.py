@@ -9,12 +9,14 @@ steps (list ranking by pointer jumping, Wyllie 1979).
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from tierstore.codecs.base import MAX_HEAD
+from tierstore.deferred import np
 from tierstore.errors import Damaged
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LOG = 11
 STREAMS = 5

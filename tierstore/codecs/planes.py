@@ -7,18 +7,22 @@ The layout is normative in tierstore/format/SPEC-codecs.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from tierstore.codecs import huffman, zstd
 from tierstore.codecs.base import Form, block_bounds
+from tierstore.deferred import np
 from tierstore.errors import Damaged
 
-_RAW, _CONST, _ZSTD, _HUFFMAN = range(4)
-_DESCRIPTOR = np.dtype([("mode", "u1"), ("table", "u1"), ("length", "<u4")])
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Words = NDArray[np.unsignedinteger]
+    Words = NDArray[np.unsignedinteger]
+
+_RAW, _CONST, _ZSTD, _HUFFMAN = range(4)
+_DESCRIPTOR = [("mode", "u1"), ("table", "u1"), ("length", "<u4")]
+_DESCRIPTOR_BYTES = 6
+
 Result = tuple[bytes, tuple[int, ...], int]
 """(head, ends, length of the payload)"""
 
@@ -114,7 +118,7 @@ def _decode_block(
     base: memoryview | None,
 ) -> None:
     n, tail = divmod(out.nbytes, form.word)
-    at = form.word * _DESCRIPTOR.itemsize
+    at = form.word * _DESCRIPTOR_BYTES
     if payload.nbytes < at + tail:
         raise Damaged(f"a block of {payload.nbytes} bytes is too short for its descriptors")
     descriptors = np.frombuffer(payload[:at], _DESCRIPTOR)

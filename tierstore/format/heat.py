@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
+from tierstore.deferred import np
 from tierstore.format.checks import damaged
 from tierstore.format.sealed import Body, Kind, seal_body, unseal_body
 from tierstore.format.tiers import HEAT
 from tierstore.ids import Buffer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CHUNK, PACK = 0, 1
 """Kinds of entries: the key is a chunk's digest, or a pack's id."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-import numpy as np
-import numpy.typing as npt
-
+from tierstore.deferred import np
 from tierstore.format.checks import damaged
 from tierstore.format.frame import CODEC_DELTA, FIXED_BYTES, MAX_PLAIN
 from tierstore.format.sealed import Body
 from tierstore.ids import split_digests
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PACK_HEADER_BYTES = 64
 _MAX_FRAME = MAX_PLAIN + (128 << 10)

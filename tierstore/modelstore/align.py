@@ -14,10 +14,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from tierstore.deferred import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    _U64 = npt.NDArray[np.uint64]
+    _I64 = npt.NDArray[np.int64]
 
 KEY_WORDS = 16
 """Words that make a key: 16 signs and exponents of real weights have about 48 bits of entropy."""
@@ -28,16 +34,17 @@ _LEAST_RUN = 256
 
 _SAMPLES, _SAMPLE_WORDS = 64, 256
 
-_U64 = npt.NDArray[np.uint64]
-_I64 = npt.NDArray[np.int64]
-
 _EXPONENTS = {
     "F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "C64": 0x7F80 << 16, "BF16": 0x7F80, "F16": 0x7C00,
     "F8_E4M3": 0x78, "F8_E5M2": 0x7C, "F8_E4M3FNUZ": 0x78, "F8_E5M2FNUZ": 0x7C,
 }  # fmt: skip
-_COEFFICIENTS = np.random.default_rng(0x7135).integers(
-    1 << 63, (1 << 64) - 1, (2, KEY_WORDS), np.uint64
-) | np.uint64(1)
+
+
+@cache
+def _coefficients() -> _U64:
+    """Odd, of the multiply-shift hash: (2, ``KEY_WORDS``)."""
+    random = np.random.default_rng(0x7135)
+    return random.integers(1 << 63, (1 << 64) - 1, (2, KEY_WORDS), np.uint64) | np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +84,10 @@ class Rows:
         sums = np.zeros(count, np.uint64)
         for at in range(min(width, KEY_WORDS)):
             column = words[:, at * width // KEY_WORDS if width > KEY_WORDS else at]
-            sums += _mix(column.astype(np.uint64) + _COEFFICIENTS[0, at])
+            sums += _mix(column.astype(np.uint64) + _coefficients()[0, at])
         found = np.zeros(max(0, count - self.window + 1), np.uint64)
         for at in range(self.window):
-            found += sums[at : at + len(found)] * _COEFFICIENTS[1, at]
+            found += sums[at : at + len(found)] * _coefficients()[1, at]
         return _mix(found)
 
 

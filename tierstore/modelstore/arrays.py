@@ -6,13 +6,12 @@ import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from tierstore.deferred import np
 from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES, name_of, numpy_dtype
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 _TORCH_DTYPES = {

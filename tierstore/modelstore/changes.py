@@ -7,11 +7,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from tierstore.deferred import np
 from tierstore.errors import InvalidSafetensors, NotFound, UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.patch import (
@@ -27,8 +25,11 @@ from tierstore.ids import Digest
 from tierstore.modelstore.arrays import array_bytes, as_array
 from tierstore.modelstore.source import DiskFile
 
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-Indices: TypeAlias = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Bytes: TypeAlias = npt.NDArray[np.uint8]
+    Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 class Change:

@@ -10,12 +10,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from tierstore.codecs import DELTA, encode
 from tierstore.codecs.base import FORMS
+from tierstore.deferred import np
 from tierstore.errors import TierstoreError
 from tierstore.format.checks import damaged, digest_of
 from tierstore.format.frame import MAX_BASES, BasePiece
@@ -28,6 +27,9 @@ from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.framing import Base
 from tierstore.modelstore.recent import Recent
 from tierstore.modelstore.tensor import Content, entry_bytes
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _log = logging.getLogger("tierstore.delta")
 

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from tierstore.deferred import np
 from tierstore.errors import NotFound, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
@@ -32,6 +30,7 @@ _log = logging.getLogger("tierstore.load")
 if TYPE_CHECKING:
     import os
 
+    import numpy.typing as npt
     import torch
 
 
@@ -61,7 +60,7 @@ class LoadStats:
     bytes_full: int
 
 
-class Model(Mapping[str, npt.NDArray[Any]]):
+class Model(Mapping[str, "npt.NDArray[Any]"]):
     """The tensors of one version by name, each read when it is asked for.
 
     ``model["w"]`` reads one tensor into a new numpy array; ``model.tensor("w")`` reads nothing yet.

@@ -13,21 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from tierstore.deferred import np
 from tierstore.errors import UsageError
 from tierstore.format.checks import damaged
 from tierstore.format.manifest import Manifest, TensorEntry, named_tensors, patch_info
 from tierstore.format.patch import PatchPart, parse_patch, touched_ranges
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.changes import Bytes, Indices
 from tierstore.modelstore.fetch import OnChunk, Want
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tierstore.modelstore.changes import Bytes, Indices
 
 _WINDOW = 64 << 20
 """Bytes of patches that are read at once."""

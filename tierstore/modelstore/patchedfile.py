@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from tierstore.deferred import np
 from tierstore.format.manifest import FileEntry
-from tierstore.modelstore.changes import Bytes
 from tierstore.modelstore.fileview import FileView
 from tierstore.modelstore.patched import read_whole
 from tierstore.modelstore.tensor import Content, Tensor
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.changes import Bytes
 
 
 class PatchedFileView(FileView):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
+from tierstore.deferred import np
 from tierstore.errors import NotFound, UsageError
 from tierstore.format.checks import damaged
 from tierstore.format.dtypes import DTYPES
@@ -17,7 +16,6 @@ from tierstore.format.safetensors import Header, TensorInfo
 from tierstore.ids import Digest
 from tierstore.modelstore.arrays import array_bytes, as_array, writable_bytes
 from tierstore.modelstore.changes import (
-    Bytes,
     Change,
     Dense,
     Elements,
@@ -31,8 +29,11 @@ from tierstore.modelstore.export import explained, written_beside
 from tierstore.modelstore.patched import scatter
 from tierstore.modelstore.version import Version
 
-Read: TypeAlias = Callable[[Sequence[TensorInfo]], list[Bytes]]
-"""Gives the plain bytes of tensors of a patch file."""
+if TYPE_CHECKING:
+    from tierstore.modelstore.changes import Bytes
+
+    Read: TypeAlias = Callable[[Sequence[TensorInfo]], list[Bytes]]
+    """Gives the plain bytes of tensors of a patch file."""
 
 
 class Patch:

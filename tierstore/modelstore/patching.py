@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
+from tierstore.deferred import np
 from tierstore.errors import Conflict
 from tierstore.format.manifest import Manifest, named_tensors, patch_info
 from tierstore.format.patch import PATCH_PATH, PatchInfo, parse_patch
@@ -22,7 +21,6 @@ from tierstore.format.safetensors import TensorInfo, parse_header
 from tierstore.ids import Digest
 from tierstore.modelstore.chain import Chain, find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.changes import (
-    Bytes,
     Change,
     Encoded,
     Target,
@@ -39,6 +37,9 @@ from tierstore.modelstore.source import SourceFile
 from tierstore.modelstore.tensor import Tensor, entry_bytes
 from tierstore.modelstore.version import SaveStats, Version, version_of
 from tierstore.modelstore.writer import Writer
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.changes import Bytes
 
 FULL_CHAIN = 16
 """Patches on one another that a reader should have to apply at most."""

@@ -8,11 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
+from tierstore.deferred import np
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.decode import Came, FrameDecoder, Part, Sink
@@ -20,6 +18,9 @@ from tierstore.modelstore.fetch import Fetch, OnChunk, Source, Want
 from tierstore.modelstore.packs import Packs
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.hot import HotTiers
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

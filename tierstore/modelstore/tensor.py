@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
+from tierstore.deferred import np
 from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.manifest import FileEntry, TensorEntry, pieces
@@ -23,6 +21,7 @@ from tierstore.modelstore.reader import ChunkReader
 from tierstore.tiers.local import MIN_MAPPED
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 

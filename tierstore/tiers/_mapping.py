@@ -20,10 +20,14 @@ from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from tierstore.deferred import np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    _Array = npt.NDArray[np.uint8]
 
 SUPPORTED = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
 """Where the numbers below are the kernel's."""
@@ -34,8 +38,6 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _FAILED = ctypes.c_void_p(-1).value
 _DEFAULT_LIMIT = 65530
-
-_Array = npt.NDArray[np.uint8]
 
 
 class MappingFailed(Exception):

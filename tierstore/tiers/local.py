@@ -20,12 +20,10 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tierstore.blobs.stats import TierStats
+from tierstore.deferred import np
 from tierstore.format.checks import digest_of
 from tierstore.placement.base import Access, PlacementPolicy
 from tierstore.tiers import _mapping
@@ -33,6 +31,9 @@ from tierstore.tiers._chunkfiles import disk_size, kernel_boot_id
 from tierstore.tiers._hotdir import HotDirectory
 from tierstore.tiers._hotfill import HotFill, Offer
 from tierstore.tiers.base import TierUsage
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["MIN_MAPPED", "LocalHot", "Verify", "disk_size"]
 
