@@ -77,7 +77,7 @@ def test_a_plan_is_shown_and_then_carried_out(run: Run, place: Path) -> None:
     code, out, _ = run("rebalance", "--dry-run")
     assert code == 0
     assert re.search(
-        r"demote +[0-9a-f]{64} +warm +cold .* is below 0.8, 0.8 x the bar of tier", out
+        r"demote +[0-9a-f]{64} +warm +cold .* is below 0.2, 0.8 x the bar of tier", out
     )
     assert "would move 2 packs" in out
     assert "saves 0.52 a month, costs 0.01 once" in out
@@ -131,7 +131,7 @@ def test_explaining(run: Run, place: Path) -> None:
     code, out, _ = run("explain", explained.packs[0].pack[:10])
     assert code == 0
     assert re.search(r"heat +read 2 times of late", out)
-    assert re.search(r"warm +it leaves when its heat is below 0.8: in 3\d.* hours if nobody", out)
+    assert re.search(r"warm +it leaves when its heat is below 0.2: in 1\d.* hours if nobody", out)
     code, _, _ = run("explain", "0123456789")
     assert code == 5
     code, out, _ = run("explain", "m@1", "-q")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.placement.cost import DAY_S, GB, Prices
+from tierstore.placement.heat import HALF_LIFE_S
 from tierstore.placement.outlook import outlook
 from tierstore.placement.plan import drain, rebalance, relocate
 from tierstore.placement.scene import PackState, Plan, Scene, TierState
@@ -19,7 +20,7 @@ from tierstore.placement.scene import PackState, Plan, Scene, TierState
 NOW = 1e9
 LONG_AGO = NOW - 100 * DAY_S
 A, B, C, D = (bytes([n]) * 32 for n in range(1, 5))
-WARM = TierState("warm", warm=True)
+WARM = TierState("warm", warm=True, min_heat=1.0)
 COLD = TierState("cold", warm=False)
 ICE = TierState("ice", warm=False, archive=True)
 HOME = TierState("home", warm=False, takes=False)
@@ -147,6 +148,14 @@ def test_a_time_to_live_leads_into_an_archive_and_never_loses_the_last_copy() ->
     assert not rebalance(scene(pack(A, 0, "cold"), tiers=(full, ICE))).moves
 
 
+def test_a_time_to_live_that_is_longer_than_heat_remembers_ends_too() -> None:
+    years = replace(COLD, ttl_s=2000 * DAY_S)
+    old = pack(A, 0, "cold", at=NOW - 2001 * DAY_S)
+    assert steps(rebalance(scene(old, tiers=(years, ICE)))) == [("demote", A, "cold", "ice")]
+    read = replace(old, heat=2.0 ** -(140 * DAY_S / HALF_LIFE_S))
+    assert not rebalance(scene(read, tiers=(years, ICE))).moves, "it was read 140 days ago"
+
+
 def test_the_minimum_storage_duration_is_waited_for_unless_the_tier_is_full() -> None:
     dear = replace(WARM, prices=Prices.of({"gb_month": "3", "min_days": "30"}))
     young = pack(A, 0, "warm", at=NOW - 10 * DAY_S, size=GB)
@@ -164,7 +173,7 @@ def test_what_it_saves() -> None:
     plan = rebalance(scene(pack(A, 0, "warm", size=GB), tiers=(dear, cheap)))
     assert (plan.expected_saving, plan.cost_once) == (Decimal("0.28"), Decimal("0.005"))
     plan = rebalance(scene(pack(A, 100, "cold", size=GB), tiers=(dear, cheap)))
-    reads = 100 * 0.6931471805599453 * 30
+    reads = 100 * 0.6931471805599453 * 30 * DAY_S / HALF_LIFE_S
     assert float(plan.expected_saving) == pytest.approx(reads * (0.01 + 128 * 0.0001) - 0.30)
     assert float(plan.cost_once) == pytest.approx(0.01 + 128 * 0.0001)
     bill = scene(pack(A, 100, "cold", size=GB), tiers=(dear, cheap)).bill()["cold"]
@@ -199,8 +208,8 @@ def test_moving_as_asked() -> None:
 def test_what_would_move_a_pack_and_when() -> None:
     [there, cold] = outlook(scene(pack(A, 1.6, "warm", "cold")), A)
     assert (there.tier, there.bar, there.demote_below) == ("warm", 1, 0.8)
-    assert there.leaves_in_s == pytest.approx(DAY_S)
-    assert there.why == "it leaves when its heat is below 0.8: in 24 hours if nobody reads it"
+    assert there.leaves_in_s == pytest.approx(HALF_LIFE_S)
+    assert there.why == "it leaves when its heat is below 0.8: in 4 hours if nobody reads it"
     assert (cold.resident, cold.leaves_in_s) == (True, None)
     [warm, _] = outlook(scene(pack(A, 0.1, "cold")), A)
     assert (warm.resident, warm.bar, warm.promote_above) == (False, 1, 1.25)

@@ -15,11 +15,10 @@ from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import BackendError, Unreachable
 from tierstore.format.heat import parse_heat
-from tierstore.placement.heat import HeatMap
+from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED, HeatMap
 from tierstore.testing.faulty import Fault, FaultyStore
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.heat import (
-    HALF_LIFE_S,
     HeatLedger,
     HeatRecorder,
     HeatView,
@@ -179,7 +178,7 @@ def test_sums_stay_finite_for_ever_and_go_on_from_one_period_to_the_next() -> No
     sums = Sums(world)
     ledger = SumsLedger(sums)
     recorder = HeatRecorder(ledger, clock=lambda: world.time)
-    world.time = 82 * 256 * HALF_LIFE_S - 10.0  # the end of a period
+    world.time = 139 * REMEMBERED * HALF_LIFE_S - 10.0  # the end of a period
     recorder.record([read_of(1)] * 8)
     assert recorder.view().chunk(bytes([1]) * 32) == pytest.approx(8.0)
     world.time += HALF_LIFE_S  # in the next one
@@ -187,7 +186,7 @@ def test_sums_stay_finite_for_ever_and_go_on_from_one_period_to_the_next() -> No
     recorder.record([read_of(1)])
     assert recorder.view().chunk(bytes([1]) * 32) == pytest.approx(5.0)
     for _ in range(40):
-        world.time += 100 * HALF_LIFE_S
+        world.time += 350 * HALF_LIFE_S
         recorder.record([read_of(1)])
         assert recorder.view().chunk(bytes([1]) * 32) == pytest.approx(1.0)
         assert len(sums.periods) <= 3

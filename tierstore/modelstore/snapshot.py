@@ -16,7 +16,7 @@ from tierstore.modelstore.packgraph import PackGraph
 from tierstore.modelstore.pins import Pins
 from tierstore.modelstore.tierlist import MIN_HEAT, TTL, mover_option
 from tierstore.placement.cost import Prices
-from tierstore.placement.scene import PackState, Rules, Scene, TierState
+from tierstore.placement.scene import BAR, PackState, Rules, Scene, TierState
 from tierstore.tiers.base import DurableTier
 
 _log = logging.getLogger("tierstore.mover")
@@ -140,7 +140,7 @@ def _state(
             takes=spec.name != HOME_NAME or all(t.archive is not None for t in cold),
             reachable=reachable,
             archive=tier.archive is not None,
-            min_heat=1.0 if min_heat is None else min_heat,
+            min_heat=BAR if min_heat is None else min_heat,
             ttl_s=mover_option(spec, TTL),
         )
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp2, inf, log2
+from math import inf, log2
 
 from tierstore.placement.plan import Planner
 from tierstore.placement.scene import Scene, TierState
@@ -68,7 +68,7 @@ def _leaving(scene: Scene, pack: bytes, tier: TierState) -> Outlook:
     if tier.warm:
         bar, below = tier.min_heat, tier.min_heat * scene.rules.demote
     elif tier.ttl_s is not None:
-        bar = below = exp2(-tier.ttl_s / half_life)
+        bar = below = scene.unread(tier.ttl_s)
         wait = tier.ttl_s - scene.age(pack, tier)
     else:
         return stays("it stays: nothing but a tier that is too full moves it down from here")

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from math import exp2, inf
+from math import inf
 
 from tierstore.placement.scene import (
     WARM,
@@ -131,7 +131,7 @@ class Planner:
         scene = self.scene
         if tier.ttl_s is None or not tier.keeps:
             return
-        bar = exp2(-tier.ttl_s / scene.rules.half_life_s)
+        bar = scene.unread(tier.ttl_s)
         for pack in scene.residents(tier):
             if scene.worth[pack] >= bar:
                 return

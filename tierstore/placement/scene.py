@@ -19,10 +19,14 @@ from math import exp2, inf, log
 from typing import Literal
 
 from tierstore.placement.cost import MONTH_S, Bill, Prices, bill
+from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED
 
 MoveKind = Literal["promote", "demote", "drop", "drain"]
 """``promote``: copy to a faster tier; ``demote``: copy to a slower tier, then drop from the source;
 ``drop``: from the source, ``target`` has it; ``drain``: as ``demote``, to whatever tier remains."""
+
+BAR = 0.25
+"""Heat that a warm tier asks for even when it has room: what is read about once a day."""
 
 WARM, COLD, ARCHIVE = 0, 1, 2
 """Classes of tiers by how fast they answer."""
@@ -43,8 +47,9 @@ class TierState:
         takes: whether packs may be moved to it unless somebody asks for that.
         reachable: it could be asked what it holds.
         archive: what it holds is read only after a restore.
-        min_heat: heat that a warm tier asks for even when it has room.
-        ttl_s: a pack that was not read for so long leaves; ``None`` for never.
+        min_heat: see ``BAR``.
+        ttl_s: a pack that was not read for so long leaves; ``None`` for never. Reads of more than
+            150 days ago are forgotten.
     """
 
     name: str
@@ -57,7 +62,7 @@ class TierState:
     takes: bool = True
     reachable: bool = True
     archive: bool = False
-    min_heat: float = 1.0
+    min_heat: float = BAR
     ttl_s: float | None = None
 
     @property
@@ -108,7 +113,7 @@ class Rules:
         demote: times the bar, below which it leaves.
     """
 
-    half_life_s: float = 86_400.0
+    half_life_s: float = HALF_LIFE_S
     promote: float = 1.25
     demote: float = 0.8
 
@@ -347,6 +352,10 @@ class Scene:
             why=why, heat=self.worth[pack], bar=bar, cost_once=once,
             expected_saving=before - self._monthly(pack),
         )  # fmt: skip
+
+    def unread(self, seconds: float) -> float:
+        """The heat of what was last read so long ago, as far as heat remembers."""
+        return exp2(-min(seconds / self.rules.half_life_s, REMEMBERED))
 
     # Money
 

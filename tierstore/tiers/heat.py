@@ -16,11 +16,8 @@ from typing import Protocol
 
 from tierstore.errors import BackendError
 from tierstore.format.heat import CHUNK, PACK
-from tierstore.placement.heat import HeatMap
+from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED, HeatMap
 from tierstore.tiers.base import ChunkRead
-
-HALF_LIFE_S = 86_400
-"""After a day a read counts half: what is read nightly stays known, last month's does not."""
 
 _LIMIT = 1 << 16
 """Keys that are kept in memory until they are handed over; the coldest are forgotten."""
@@ -193,8 +190,8 @@ class HeatSums(Protocol):
         """Forget all of a period."""
 
 
-_PERIOD_S = 256 * HALF_LIFE_S
-"""One landmark for so long: sums stay far below the largest double, 2^1024."""
+_PERIOD_S = REMEMBERED * HALF_LIFE_S
+"""One landmark for so long: sums, of bytes too, stay below the largest double, 2^1024."""
 
 _KEPT = 1 << 17  # keys in the server: about 20 MB
 _LOADED = 1 << 16

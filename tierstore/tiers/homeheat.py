@@ -29,8 +29,7 @@ from tierstore.format.heat import (
     seal_heat,
 )
 from tierstore.format.tiers import HEAT
-from tierstore.placement.heat import HeatMap
-from tierstore.tiers.heat import HALF_LIFE_S
+from tierstore.placement.heat import HALF_LIFE_S, HeatMap
 
 _KEPT = {PACK: 8192, CHUNK: 4096}
 """Entries of a node's object by kind, the hottest: at most 450 KB."""
