@@ -28,11 +28,11 @@ def packs_of_frames(draw: st.DrawFn) -> list[ChunkPlace]:
     return draw(st.lists(st.sampled_from(every), max_size=30)) if every else []
 
 
-@given(packs_of_frames(), st.integers(0, 20), st.integers(1, 100))
+@given(packs_of_frames(), st.integers(0, 20), st.integers(1, 100), st.integers(0, 400))
 def test_runs_cover_what_is_wanted_once_and_keep_their_bounds(
-    places: list[ChunkPlace], max_gap: int, max_run: int
+    places: list[ChunkPlace], max_gap: int, max_run: int, tail: int
 ) -> None:
-    runs = plan_runs(places, max_gap=max_gap, max_run=max_run)
+    runs = plan_runs(places, max_gap=max_gap, max_run=max_run, tail=tail)
     assert sorted(i for run in runs for i in run.items) == list(range(len(places)))
     for run in runs:
         own = [places[i] for i in run.items]
@@ -54,6 +54,14 @@ def test_runs_cover_what_is_wanted_once_and_keep_their_bounds(
 def test_without_bounds_there_is_one_run_a_pack(places: list[ChunkPlace]) -> None:
     runs = plan_runs(places, max_gap=10**6, max_run=10**6)
     assert len(runs) == len({one.pack for one in places})
+
+
+def test_the_last_runs_are_short() -> None:
+    places = [place(1, 64 + 10 * at, 10) for at in range(64)]
+    runs = plan_runs(places, max_gap=0, max_run=80, tail=120)
+    assert [len(run.items) for run in runs] == [8] * 7 + [2] * 4
+    runs = plan_runs(places, max_gap=0, max_run=80, tail=10**6)
+    assert [len(run.items) for run in runs] == [8] * 6 + [2] * 8, "a quarter at most"
 
 
 @given(st.lists(st.integers(0, 200)), st.integers(0, 9))

@@ -7,6 +7,7 @@ AWS's own files, which boto3 reads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -62,10 +63,11 @@ def check_url(url: str) -> str:
 
 def connect(
     url: str, access: Access, timeout_s: float, retry_s: float
-) -> tuple[ObjectStore, ObjectStore]:
-    """The bucket twice, nothing is asked of it yet: for reading, and for everything else.
+) -> tuple[ObjectStore, Callable[[], ObjectStore]]:
+    """The bucket for reading, of which nothing is asked yet; and what gives it for all else.
 
-    A request that reads ends when nothing came for ``timeout_s``, any other after as long.
+    A request that reads ends when nothing came for ``timeout_s``, any other after as long. A client
+    takes some 10 ms to make, and whoever only reads needs one.
 
     Raises:
         ConfigError: it cannot be opened, or a setting is not for this kind of store.
@@ -105,7 +107,7 @@ def connect(
     others: ClientConfig = {**client, "timeout": limit}
     return (
         from_url(url, client_options=reads, **settings),
-        from_url(url, client_options=others, **settings),
+        lambda: from_url(url, client_options=others, **settings),
     )
 
 

@@ -52,6 +52,7 @@ from tierstore.ids import Buffer, ByteRange
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetResult
+    from obstore.store import ObjectStore as ObstoreStore
 
 _PART_BYTES = 8 << 20  # a long read is split into requests of this size
 _THREADS = 8  # with 8 MiB parts, as fast as raw sockets
@@ -108,7 +109,7 @@ class ObjectStore(BlobStore):
         self._timeout_s = timeout_s
         retry_s = timeout_s if retry_s is None else retry_s
         try:
-            self._reads, self._others = connect(self._url, Access(**access), timeout_s, retry_s)
+            found = connect(self._url, Access(**access), timeout_s, retry_s)
         except _OBSTORE_ERRORS as error:
             if isinstance(error, ConfigError):
                 raise
@@ -116,8 +117,10 @@ class ObjectStore(BlobStore):
                 f"{self._url} cannot be opened ({type(error).__name__}): check the URL and the "
                 "region, endpoint and credentials in the environment"
             ) from None
+        self._reads, self._connect_others = found
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
+        self._other: ObstoreStore | None = None
 
     @property
     def url(self) -> str:
@@ -306,6 +309,14 @@ class ObjectStore(BlobStore):
     def _delete_one(self, key: str) -> None:
         with contextlib.suppress(NotFound), self._errors("deleting", key):
             obstore.delete(self._others, key)
+
+    @property
+    def _others(self) -> ObstoreStore:
+        """The bucket for what is no reading."""
+        with self._lock:
+            if self._other is None:
+                self._other = self._connect_others()
+            return self._other
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:

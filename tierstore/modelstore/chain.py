@@ -32,12 +32,14 @@ class Chain:
         full: digest of the full manifest of ``start``; the same, unless it is a fold.
         patches: manifests of kind ``patch`` that lie on ``start``, the oldest first; the last is
             the version itself. Empty when the version is full or folded.
+        bottom: the full manifest, unless it is a fold's, which finding the chain did not read.
     """
 
     top: Manifest
     start: Digest
     full: Digest
     patches: tuple[Digest, ...]
+    bottom: Manifest | None = None
 
 
 def find_chain(home: Home, digest: Digest) -> Chain:
@@ -59,7 +61,7 @@ def find_chain(home: Home, digest: Digest) -> Chain:
         patches += below[:-1]
         digest = below[-1]
         manifest = home.manifest(digest)
-    return Chain(top, digest, digest, tuple(reversed(patches)))
+    return Chain(top, digest, digest, tuple(reversed(patches)), manifest)
 
 
 def unfolded(home: Home, digest: Digest) -> Chain:
@@ -70,7 +72,7 @@ def unfolded(home: Home, digest: Digest) -> Chain:
         patches += [digest, *reversed(info.digests[1:])]
         digest = info.digests[0]
         manifest = home.manifest(digest)
-    return Chain(top, digest, digest, tuple(reversed(patches)))
+    return Chain(top, digest, digest, tuple(reversed(patches)), manifest)
 
 
 def fold_of(home: Home, digest: Digest) -> Digest | None:
@@ -88,17 +90,19 @@ def fold_of(home: Home, digest: Digest) -> Digest | None:
         return None
 
 
-def full_manifest(home: Home, digest: Digest) -> Manifest:
-    """A manifest of kind ``full``, as a chain must end with one."""
-    manifest = home.manifest(digest)
+def full_manifest(home: Home, chain: Chain) -> Manifest:
+    """The manifest of kind ``full`` that a chain must end with; read, if it was not yet."""
+    if chain.bottom is not None:
+        return chain.bottom
+    manifest = home.manifest(chain.full)
     if patch_info(manifest) is not None:
-        damaged(f"the fold at manifest {version_key(digest)}", "it is a patch itself")
+        damaged(f"the fold at manifest {version_key(chain.full)}", "it is a patch itself")
     return manifest
 
 
 def bottom_manifest(home: Home, digest: Digest) -> Manifest:
     """The full manifest below a version: its own, unless patches lie between."""
-    return full_manifest(home, find_chain(home, digest).full)
+    return full_manifest(home, find_chain(home, digest))
 
 
 def patch_manifests(home: Home, patches: Sequence[Digest]) -> list[Manifest]:
@@ -118,7 +122,7 @@ def chain_table(
 def version_table(home: Home, digest: Digest) -> ChunkTable:
     """Where all chunks lie that reading a version needs, and their bases."""
     chain = find_chain(home, digest)
-    full = full_manifest(home, chain.full)
+    full = full_manifest(home, chain)
     return chain_table(home, chain, full, patch_manifests(home, chain.patches))
 
 

@@ -22,7 +22,7 @@ def needed_below(home: Home, digest: Digest) -> list[Digest]:
     chain = find_chain(home, digest)
     patches = patch_manifests(home, chain.patches)
     titles = [f"patch {version_key(one)}" for one in chain.patches]
-    full = full_manifest(home, chain.full)
+    full = full_manifest(home, chain)
     for _ in fitting_parts(full, list(zip(titles, patches, strict=True))):
         pass  # it is the looking that tells
     needed = dict.fromkeys([chain.full, chain.start, *chain.patches])

@@ -106,7 +106,7 @@ class _View:
 
 
 def _view(home: Home, chain: Chain) -> _View:
-    return _View(chain, full_manifest(home, chain.full), patch_manifests(home, chain.patches))
+    return _View(chain, full_manifest(home, chain), patch_manifests(home, chain.patches))
 
 
 def _views(home: Home, old: Version, new: Version) -> tuple[_View, _View]:
@@ -225,7 +225,7 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
     seen: set[Digest] = set()
     for digest, count in times.items():
         chain = find_chain(home, digest)
-        full = full_manifest(home, chain.full)
+        full = full_manifest(home, chain)
         logical += count * sum(file.size for file in full.files)
         patches = dict(zip(chain.patches, patch_manifests(home, chain.patches), strict=True))
         for one, manifest in {chain.full: full, digest: chain.top, **patches}.items():

@@ -5,13 +5,14 @@
     wants -> chunks on this node -> frames that nodes share -> runs of frames from durable tiers
                                     (what another thread fetches now is waited for)
 
-A read goes window by window, so that what it claims for itself is never far from being read.
+Where nodes share frames a read goes window by window, so that what it claims for itself is never
+far from being read.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
@@ -48,6 +49,7 @@ class Source:
         decoder: of the version's frames.
         hot: the hot tiers.
         max_run: bytes of the longest run of frames.
+        tail: see ``plan_runs``.
         staging: a buffer of at least so many bytes, the calling thread's own.
         each: runs a function for every item, in several threads.
         count: told how many bytes came from a hot tier, by its name.
@@ -58,6 +60,7 @@ class Source:
     decoder: FrameDecoder
     hot: HotTiers
     max_run: int
+    tail: int
     staging: Callable[[int], memoryview]
     each: Callable[[Sequence[object], Callable[..., None]], None]
     count: Callable[[str, int], None]
@@ -96,7 +99,7 @@ class Fetch:
         with self._waiting:
             try:
                 while todo:
-                    for window in batches(todo, lambda want: want.place.length, _WINDOW):
+                    for window in self._windows(todo):
                         self._fetch(window)
                     failed = set(self._waiting.wait())
                     for digest in self._seated - failed:
@@ -111,6 +114,14 @@ class Fetch:
             for want in self._wants.values()
         ])  # fmt: skip
 
+    def _windows(self, wants: list[Want]) -> Iterable[list[Want]]:
+        """What is claimed at once: where nodes share frames, what was asked of them; else what is
+        read next, whatever the window, and between two windows nothing would be on its way.
+        """
+        if not self._hot.shared:
+            return [wants]
+        return batches(wants, lambda want: want.place.length, _WINDOW)
+
     def _fetch(self, wants: Sequence[Want]) -> None:
         if self._hot:
             wants = self._from_hot(wants)
@@ -118,7 +129,8 @@ class Fetch:
 
     def _plan(self, wants: Sequence[Want]) -> list[Run]:
         places = [self._packs.current(want.place) for want in wants]
-        return plan_runs(places, max_gap=_GAP, max_run=self._source.max_run)
+        source = self._source
+        return plan_runs(places, max_gap=_GAP, max_run=source.max_run, tail=source.tail)
 
     # Hot tiers
 

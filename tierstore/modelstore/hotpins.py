@@ -48,7 +48,7 @@ class HotPins:
             return known
         try:
             chain = find_chain(self._home, version)
-            manifests = [full_manifest(self._home, chain.full)]
+            manifests = [full_manifest(self._home, chain)]
             manifests += patch_manifests(self._home, chain.patches)
             found = frozenset(digest for one in manifests for digest in chunks_of(one))
             if not chain.patches:  # else it will be folded some day

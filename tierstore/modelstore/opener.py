@@ -81,7 +81,7 @@ class Opener:
         """Open the full manifest that a version lies on, without the patches between."""
         refuse_release(version)
         chain = find_chain(self._home, version.digest)
-        full = full_manifest(self._home, chain.full)
+        full = full_manifest(self._home, chain)
         return self._opened(Chain(full, chain.start, chain.full, ()), full, [])
 
     def as_base(self, version: Version) -> DeltaBases:
@@ -92,7 +92,7 @@ class Opener:
 
     def open_chain(self, chain: Chain, hot: HotTiers | None = None) -> Opened:
         """Open a version whose chain is known."""
-        full = full_manifest(self._home, chain.full)
+        full = full_manifest(self._home, chain)
         return self._opened(chain, full, patch_manifests(self._home, chain.patches), hot)
 
     def _opened(

@@ -78,7 +78,7 @@ def look_below(home: Home, digest: Digest) -> Below:
     chain = find_chain(home, digest)
     patches = patch_manifests(home, chain.patches)
     total = sum(entry_bytes(tensor) for one in patches for tensor in one.files[0].tensors)
-    return Below(chain, full_manifest(home, chain.full), total)
+    return Below(chain, full_manifest(home, chain), total)
 
 
 class _PatchFile(SourceFile):

@@ -28,7 +28,9 @@ class Run:
     items: tuple[int, ...]
 
 
-def plan_runs(places: Sequence[ChunkPlace], *, max_gap: int, max_run: int) -> list[Run]:
+def plan_runs(
+    places: Sequence[ChunkPlace], *, max_gap: int, max_run: int, tail: int = 0
+) -> list[Run]:
     """Coalesce frames into as few reads as pay.
 
     Frames of one pack that lie at most ``max_gap`` bytes apart are read together, up to ``max_run``
@@ -39,6 +41,9 @@ def plan_runs(places: Sequence[ChunkPlace], *, max_gap: int, max_run: int) -> li
         places: the frames wanted.
         max_gap: bytes that may be read in vain to save a request.
         max_run: longest run in bytes.
+        tail: so many bytes at the end, but no more than a quarter of all, are read in runs a
+            quarter as long: threads that share a link end at one time, and what each fetched last
+            is decoded when nothing is on its way any more.
     """
     rank: dict[bytes, int] = {}
     for place in places:
@@ -47,19 +52,23 @@ def plan_runs(places: Sequence[ChunkPlace], *, max_gap: int, max_run: int) -> li
     runs: list[Run] = []
     group: list[int] = []
     start = stop = 0
+    left = sum(place.length for place in places)
+    tail, limit = min(tail, left // 4), max_run
     for index in order:
         place = places[index]
         end = place.offset + place.length
         if group and (
             place.pack != places[group[0]].pack
             or place.offset - stop > max_gap
-            or (end > stop and end - start > max_run)
+            or (end > stop and end - start > limit)
         ):
             runs.append(Run(places[group[0]].pack, start, stop, tuple(group)))
             group = []
         if not group:
             start = stop = place.offset
+            limit = max_run if left > tail else max_run // 4
         group.append(index)
+        left -= place.length
         stop = max(stop, end)
     if group:
         runs.append(Run(places[group[0]].pack, start, stop, tuple(group)))

@@ -74,8 +74,9 @@ class ChunkReader:
         self.plain: dict[Came, int] = {"reused": 0, "delta": 0, "full": 0}
         """Plain bytes that were read, by how they came."""
         self._source = Source(
-            packs, self._decoder, self._hot, self._max_run, self._staging, self.each, self._count,
-            self._tally,
+            packs, self._decoder, self._hot, self._max_run,
+            0 if packs.local else self._threads * self._max_run,
+            self._staging, self.each, self._count, self._tally,
         )  # fmt: skip
 
     @property

@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -76,10 +76,12 @@ class RefLog:
         costs 2 log2(n) reads and changes no result.
         """
         low = self.hinted()
-        best = self._find(low) if low else None
-        low = low if best else 0
-        step = 1
-        while (entry := self._find(low + step)) is not None:
+        known = self._read([low, low + 1]) if low else {}  # as a rule there is nothing behind it
+        best = known.get(low)
+        if best and low + 1 not in known:
+            return best
+        low, step = low if best else 0, 1
+        while (entry := known.get(low + step) or self._find(low + step)) is not None:
             low, best, step = low + step, entry, step * 2
         high = low + step
         while high - low > 1:
@@ -105,6 +107,15 @@ class RefLog:
             return parse_entry(self._home.get(key), seq, f"ref entry {key}")
         except NotFound:
             return None
+
+    def _read(self, seqs: Sequence[int]) -> dict[int, RefEntry]:
+        """Those of the entries that exist, asked for together."""
+        keys = {entry_key(self._prefix, seq): seq for seq in seqs}
+        found = self._home.get_many(list(keys))
+        return {
+            keys[key]: parse_entry(data, keys[key], f"ref entry {key}")
+            for key, data in found.items()
+        }
 
     def entry(self, seq: int) -> RefEntry:
         """The entry with this sequence number; ``NotFound`` when there is none."""
