@@ -6,7 +6,7 @@ version from a store in a bucket, its caches empty; ``obstore``, ``boto3``, ``ru
 and ``s3fs`` read the raw safetensors file from the same bucket. Each load is a fresh process; all
 touch every cache line and agree about the bytes.
 
-Run: ``python -m benchmarks.bench_s3 [--rounds 5]`` as root, after ``benchmarks/envs.sh``
+Run: ``python -m benchmarks.bench_s3 [--rounds 5] [--only LINK]`` as root, after ``envs.sh``
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from benchmarks.link import Link, link
 from tests.servers.ceph import Ceph, ceph_cluster
 
 PEER = HERE / ".envs" / "s3" / "bin" / "python"
-RATE = "1gbit"
+LINKS = {"free": None, "capped": "1gbit"}
 BEST_OF = ("obstore", "boto3", "runai")
 CAPPED_TIMES, FREE_TIMES, S3FS_TIMES = 0.72, 1.0, 0.35
 KEY = "raw/model.safetensors"
@@ -111,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--input", default="tiled-bf16")
+    parser.add_argument("--only", choices=LINKS)
     given = parser.parse_args()
     if not PEER.exists():
         raise SystemExit("run benchmarks/envs.sh first")
@@ -133,9 +134,10 @@ def main() -> None:
             tool: partial(child, at, env, [str(PEER), str(HERE / "s3_peer.py"), tool, bucket, KEY])
             for tool in ("obstore", "boto3", "runai", "s3fs")
         }
-        for name, rate in (("free", None), ("capped", RATE)):
-            results[name] = compare(at, runs, rate, size, given.rounds)
-    write_results("s3", results)
+        for name, rate in LINKS.items():
+            if given.only in {None, name}:
+                results[name] = compare(at, runs, rate, size, given.rounds)
+    write_results(f"s3-{given.only}" if given.only else "s3", results)
 
 
 if __name__ == "__main__":

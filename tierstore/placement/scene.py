@@ -25,9 +25,7 @@ MoveKind = Literal["promote", "demote", "drop", "drain"]
 """``promote``: copy to a faster tier; ``demote``: copy to a slower tier, then drop from the source;
 ``drop``: from the source, ``target`` has it; ``drain``: as ``demote``, to whatever tier remains."""
 
-BAR = 0.25
-"""Heat that a warm tier asks for even when it has room: what is read about once a day."""
-
+BAR = 0.25  # what is read about once a day
 WARM, COLD, ARCHIVE = 0, 1, 2
 """Classes of tiers by how fast they answer."""
 
@@ -47,9 +45,8 @@ class TierState:
         takes: whether packs may be moved to it unless somebody asks for that.
         reachable: it could be asked what it holds.
         archive: what it holds is read only after a restore.
-        min_heat: see ``BAR``.
-        ttl_s: a pack that was not read for so long leaves; ``None`` for never. Reads of more than
-            150 days ago are forgotten.
+        min_heat: heat that a warm tier asks for even when it has room.
+        ttl_s: a pack not read for so long leaves (reads are remembered for 150 days at least).
     """
 
     name: str
