@@ -99,6 +99,12 @@ def test_a_base_comes_and_stays_with_what_needs_it() -> None:
     assert [move.pack for move in plan.moves] == [B, A], "the delta leaves first"
 
 
+def test_a_base_makes_no_room_for_what_needs_it() -> None:
+    full = replace(WARM, size=100, high=100, low=100)
+    now = pack(A, 9, "warm", size=75), pack(B, 2, "cold", size=25), pack(C, 0, "warm", size=1)
+    assert not rebalance(scene(*now, tiers=(full, COLD), bases={B: [C]})).moves
+
+
 def test_a_base_that_is_too_far_away_is_fetched_or_its_deltas_go() -> None:
     now = [pack(A, 0.1, "cold", size=50), pack(B, 1, "warm")]
     plan = rebalance(scene(*now, bases={B: [A]}))

@@ -297,10 +297,11 @@ class Planner:
         missing = size - scene.room(tier, to_low=True)
         if missing <= 0:
             return tier.min_heat, []
+        needed = {base for pack in unit for base in scene.with_bases(pack)}
         value, victims = 0.0, dict[bytes, None]()
         for resident in self._coldest(tier):
             group = scene.leaving_with(resident, tier)
-            if not scene.pinned.isdisjoint(group) or not set(unit).isdisjoint(group):
+            if not scene.pinned.isdisjoint(group) or not needed.isdisjoint(group):
                 continue
             for victim in (one for one in group if one not in victims):
                 victims[victim] = None
