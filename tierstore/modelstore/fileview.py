@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from tierstore.format.manifest import FileEntry
+from tierstore.modelstore.reader import FilePart
 from tierstore.modelstore.tensor import Content, Span
+
+_LEAST = 64 << 10
+"""Less is read rather than sent from its file: that costs less than opening it."""
 
 
 class FileView:
@@ -91,6 +96,28 @@ class FileView:
             [(offset, memoryview(out)) for (offset, _), out in zip(ranges, outs, strict=True)]
         )
         return [bytes(out) for out in outs]
+
+    def parts(self, start: int, stop: int) -> list[bytes | FilePart]:
+        """Bytes ``[start, stop)`` in order, to be sent: chunks that are hot on this node as open
+        files, which the caller closes, the others read.
+        """
+        found: list[bytes | FilePart] = []
+        head = len(self._entry.header)
+        at = start
+        first = max(0, bisect_right(self._begins, start - head) - 1)
+        for piece in self._pieces[first : bisect_right(self._begins, stop - head - 1)]:
+            begin = piece.begin + head
+            low, high = max(at, begin), min(stop, begin + piece.length)
+            part = self._content.reader.open_chunk(piece.place) if high - low >= _LEAST else None
+            if part is None:
+                continue
+            if at < low:
+                found.append(self.read(at, low - at))
+            found.append(replace(part, offset=low - begin, count=high - low))
+            at = high
+        if at < stop:
+            found.append(self.read(at, stop - at))
+        return found
 
     def read_into(self, offset: int, out: memoryview) -> int:
         """Read from ``offset`` on into ``out`` (writable bytes) until it is full or the file ends.

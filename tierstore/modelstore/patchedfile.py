@@ -9,6 +9,7 @@ from tierstore.deferred import np
 from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.fileview import FileView
 from tierstore.modelstore.patched import read_whole
+from tierstore.modelstore.reader import FilePart
 from tierstore.modelstore.tensor import Content, Tensor
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class PatchedFileView(FileView):
         begins = {tensor.name: tensor.begin for tensor in entry.tensors}
         own = [tensor for tensor in tensors if tensor.file == entry.path and tensor.nbytes]
         self._tensors = [(begins[tensor.name_in_file], tensor) for tensor in own]
+
+    def parts(self, start: int, stop: int) -> list[bytes | FilePart]:
+        """As ``FileView.parts``; what lies under patches is never sent as it is."""
+        return [self.read(start, stop - start)]
 
     def _fill_data(self, targets: Sequence[tuple[int, memoryview]]) -> None:
         whole: list[tuple[Tensor, Bytes]] = []

@@ -8,6 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from typing import TYPE_CHECKING, TypeVar
 
 from tierstore.deferred import np
@@ -29,6 +32,26 @@ _MIB = 1 << 20
 _RUN = 8 * _MIB
 _STAGING = 192 * _MIB  # beyond it more threads only wait for the memory bus
 _REMOTE_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Bytes that lie in a file of this node, which is immutable and open: nothing of it is read.
+
+    Attributes:
+        file: closed by whoever got this.
+        offset: of the first byte.
+        count: of the bytes.
+        failed: to be told when reading the file fails.
+    """
+
+    file: FileIO
+    offset: int
+    count: int
+    failed: Callable[[OSError], None]
+
+    def __len__(self) -> int:
+        return self.count
 
 
 class ChunkReader:
@@ -128,6 +151,17 @@ class ChunkReader:
                 self.plain["reused"] += nbytes
                 self.bytes_mapped += nbytes
         return found
+
+    def open_chunk(self, place: ChunkPlace) -> FilePart | None:
+        """A chunk that is hot on this node as an open file; ``None`` when it has to be read."""
+        local = self._hot.local
+        file = None if local is None else local.open(place.digest, place.plain)
+        if local is None or file is None:
+            return None
+        self._hot.record_later(lambda: self._reads_of([place.digest]))
+        self._tally("reused", place.plain)
+        self._count(local.name, place.plain)
+        return FilePart(file, 0, place.plain, partial(local.failed, place.digest))
 
     def _reads_of(self, digests: Sequence[bytes]) -> list[ChunkRead]:
         places = [place for place in map(self._table.find, digests) if place is not None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -20,11 +20,14 @@ from starlette.types import Receive, Scope, Send
 
 from tierstore.errors import TierstoreError
 from tierstore.modelstore.fileview import FileView
+from tierstore.modelstore.reader import FilePart
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.tree import Blob
+from tierstore.serving.hub.zerocopy import EXTENSION
 
 _log = logging.getLogger("tierstore.hub")
 _PART = 8 << 20
+_PIECE = 1 << 20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 _JSON = ".json"
 _TEXT = (".txt", ".md", ".py", ".yaml", ".yml", ".gitattributes", ".gitignore")
@@ -116,8 +119,8 @@ class FileBody(Response):
         view: of the file.
         span: what is sent.
         headers: those of the answer.
-        sent: told how many bytes went out, part by part.
-        stall_s: seconds for which a client may take nothing.
+        sent: told how many bytes went out, piece by piece.
+        stall_s: seconds for which a client may take less than 1 MiB.
     """
 
     def __init__(
@@ -138,21 +141,25 @@ class FileBody(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; what fails behind the first byte can only cut the connection."""
-        parts = self._view.spans(self._span.start, self._span.stop, _PART)
-        reading = self._next(parts)
+        take = self._view.parts if EXTENSION in scope.get("extensions", ()) else self._read
+        spans = self._view.spans(self._span.start, self._span.stop, _PART)
+        reading = _next(take, spans)
         # the first part is there before the status is: an error still has an answer of its own
-        part = None if reading is None else await reading
-        reading = self._next(parts)
+        parts = await asyncio.shield(reading) if reading is not None else None
+        gone: asyncio.Task[None] | None = None
         try:
-            start = {"status": self.status_code, "headers": self.raw_headers}
-            await send({"type": "http.response.start", **start})
-            while part is not None:
-                message = {"type": "http.response.body", "body": part, "more_body": True}
-                await asyncio.wait_for(send(message), self._stall_s)
-                self._sent(len(part))
-                part = None if reading is None else await reading
-                reading = self._next(parts)
+            await send(
+                {"type": "http.response.start", "status": self.status_code,
+                 "headers": self.raw_headers}
+            )  # fmt: skip
+            gone = asyncio.create_task(_gone(receive))
+            while parts is not None:
+                reading = _next(take, spans)
+                await self._send(parts, send, gone)
+                parts = await asyncio.shield(reading) if reading is not None else None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except _Gone:
+            _log.info("the client went away in the middle of %s", self._view.path)
         except TierstoreError as error:
             _log.error("sending %s was broken off: %s", self._view.path, error)
             raise ConnectionAbortedError(str(error)) from None
@@ -160,12 +167,74 @@ class FileBody(Response):
             _log.warning("a client that took nothing for %g s is cut off", self._stall_s)
             raise ConnectionAbortedError("the client stalled") from None
         finally:
+            if gone is not None:
+                gone.cancel()
             if reading is not None:
-                reading.cancel()
+                reading.add_done_callback(_release)
 
-    def _next(self, parts: Iterator[tuple[int, int]]) -> asyncio.Task[bytes] | None:
-        span = next(parts, None)
-        if span is None:
-            return None
-        start, stop = span
-        return asyncio.create_task(run_in_threadpool(self._view.read, start, stop - start))
+    def _read(self, start: int, stop: int) -> Sequence[bytes | FilePart]:
+        return [self._view.read(start, stop - start)]
+
+    async def _send(
+        self, parts: Sequence[bytes | FilePart], send: Send, gone: asyncio.Task[None]
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        sent, taken = 0, clock()
+        try:
+            async with asyncio.timeout(self._stall_s) as limit:
+                for part in parts:
+                    for at in range(0, len(part), _PIECE):
+                        if gone.done():
+                            raise _Gone
+                        count = min(_PIECE, len(part) - at)
+                        await _send_piece(part, at, count, send)
+                        sent += count
+                        if (now := clock()) > taken + self._stall_s / 8:
+                            limit.reschedule(now + self._stall_s)
+                            taken = now
+        finally:
+            self._sent(sent)
+            _close(parts)
+
+
+class _Gone(Exception):
+    """The client closed the connection."""
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_piece(part: bytes | FilePart, at: int, count: int, send: Send) -> None:
+    if isinstance(part, bytes):
+        piece = memoryview(part)[at : at + count]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        return
+    message = {"file": part.file, "offset": part.offset + at, "count": count, "more_body": True}
+    try:
+        await send({"type": EXTENSION, **message})
+    except ConnectionError:
+        raise _Gone from None
+    except OSError as error:
+        part.failed(error)
+        raise ConnectionAbortedError(f"this node's hot tier failed: {error}") from None
+
+
+def _next(
+    take: Callable[[int, int], Sequence[bytes | FilePart]], spans: Iterator[tuple[int, int]]
+) -> asyncio.Task[Sequence[bytes | FilePart]] | None:
+    span = next(spans, None)
+    return None if span is None else asyncio.create_task(run_in_threadpool(take, *span))
+
+
+def _release(reading: asyncio.Task[Sequence[bytes | FilePart]]) -> None:
+    if not reading.cancelled() and reading.exception() is None:
+        _close(reading.result())
+
+
+def _close(parts: Sequence[bytes | FilePart]) -> None:
+    for part in parts:
+        if not isinstance(part, bytes):
+            part.file.close()

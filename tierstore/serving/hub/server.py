@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tierstore.errors import UsageError
+from tierstore.serving.hub.zerocopy import ZeroCopyProtocol
 
 _BACKLOG = 2048
 _MOST_AT_ONCE = 1024
@@ -76,7 +77,8 @@ def run(
     settings = uvicorn.Config(
         app,
         # h11 bounds the size of headers; bodies of some MiB cost it nothing
-        http="h11",
+        http=ZeroCopyProtocol,
+        loop="asyncio",  # uvloop has no sendfile
         ws="none",
         lifespan="off",
         h11_max_incomplete_event_size=_HEADERS,
