@@ -28,6 +28,7 @@ from tierstore.serving.hub.zerocopy import EXTENSION
 _log = logging.getLogger("tierstore.hub")
 _PART = 8 << 20
 _PIECE = 1 << 20
+_NOTICED_S = 5.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 _JSON = ".json"
 _TEXT = (".txt", ".md", ".py", ".yaml", ".yml", ".gitattributes", ".gitignore")
@@ -159,6 +160,8 @@ class FileBody(Response):
                 parts = await asyncio.shield(reading) if reading is not None else None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except _Gone:
+            if gone is not None:  # the server is to have noticed, too, before this ends
+                await asyncio.wait([gone], timeout=_NOTICED_S)
             _log.info("the client went away in the middle of %s", self._view.path)
         except TierstoreError as error:
             _log.error("sending %s was broken off: %s", self._view.path, error)

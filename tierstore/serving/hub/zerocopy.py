@@ -46,8 +46,9 @@ class ZeroCopyProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # writing is paused until the buffer is empty: then a file may follow
-        transport.set_write_buffer_limits(high=0)
+        if self.scheme == "http":
+            # writing is paused until the buffer is empty: then a file may follow
+            transport.set_write_buffer_limits(high=0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -72,12 +73,12 @@ class ZeroCopyProtocol(H11Protocol):
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:
         """Send bytes of an open file; ``ConnectionError`` when it is the client's fault."""
-        if self.transport.is_closing():
-            return
+        self._still_open()
         self.conn.send_with_data_passthrough(h11.Data(data=cast(bytes, _Length(count))))
         await self.flow.drain()
         to = self.transport.get_extra_info("socket").fileno()
-        while count and not self.transport.is_closing():
+        while count:
+            self._still_open()
             try:
                 sent = os.sendfile(to, file, offset, count)
             except BlockingIOError:
@@ -95,6 +96,10 @@ class ZeroCopyProtocol(H11Protocol):
             if not sent:
                 raise OSError(errno.EIO, f"a file ended {count} bytes too early")
             offset, count = offset + sent, count - sent
+
+    def _still_open(self) -> None:
+        if self.transport.is_closing():
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the client went away")
 
     async def _room(self) -> None:
         """Wait until the socket takes more, or is closed."""
