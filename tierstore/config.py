@@ -388,9 +388,15 @@ def check_known(more: Iterable[str] = (), environ: Mapping[str, str] = os.enviro
         more: known variables beside those of this module.
         environ: what to look through.
     """
+    for name in unknown_variables(more, environ):
+        near = difflib.get_close_matches(name, sorted({*KNOWN, *more}), 1)
+        hint = f"did you mean {near[0]}?" if near else "'tierstore --help' names those that are"
+        raise ConfigError(f"the environment variable {name} is not known: {hint}")
+
+
+def unknown_variables(
+    more: Iterable[str] = (), environ: Mapping[str, str] = os.environ
+) -> list[str]:
+    """The ``TIERSTORE_*`` variables that nothing reads, sorted; arguments as above."""
     known = {*KNOWN, *more}
-    for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
-            near = difflib.get_close_matches(name, sorted(known), 1)
-            hint = f"did you mean {near[0]}?" if near else "'tierstore --help' names those that are"
-            raise ConfigError(f"the environment variable {name} is not known: {hint}")
+    return [name for name in sorted(environ) if name.startswith(PREFIX) and name not in known]

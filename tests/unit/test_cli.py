@@ -12,13 +12,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore import config, errors
-from tierstore.cli import _app, _command, _output, _schemadoc, _schemas
+from tierstore.cli import _app, _command, _help, _output, _schemadoc, _schemas
 from tierstore.cli._output import Column, printable, shares, size, table
 
 ROOT, KNOWN = _app.command_tree()
 COMMANDS = [
     (" ".join(path), node) for path, node in _command.walk(ROOT) if not hasattr(node, "commands")
 ]
+
+
+def test_the_whole_program_has_every_command() -> None:
+    listed = {name for names in _help.SECTIONS.values() for name in names}
+    assert set(ROOT.commands) == listed == {n for names in _app.COMMANDS.values() for n in names}
+
+
+@pytest.mark.parametrize("name", sorted(ROOT.commands))
+def test_a_command_is_there_when_the_line_names_it(name: str) -> None:
+    """And is the same as in the whole program, options and environment variables included."""
+    root, known = _app.command_tree(["--store", "s", name, "--json"])
+    assert len(root.commands) < len(ROOT.commands)
+    assert known < KNOWN
+    part, whole = ([(path, [(o.opts, o.envvar) for o in _command.options(node)])
+                    for path, node in _command.walk(r.commands[name], (name,))]
+                   for r in (root, ROOT))  # fmt: skip
+    assert part == whole
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["ls", "-h"], ["--store", "s"], ["no-command"]])
+def test_without_a_command_the_whole_program_is_there(argv: list[str]) -> None:
+    assert set(_app.command_tree(argv)[0].commands) == set(ROOT.commands)
 
 
 class Terminal(io.StringIO):

@@ -7,37 +7,17 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from tierstore.cli import (
-    agent,
-    aliases,
-    archives,
-    backends,
-    demo,
-    describe,
-    doctor,
-    models,
-    patches,
-    placing,
-    releases,
-    rollouts,
-    serve,
-    space,
-    stores,
-    tiers,
-    top,
-    variants,
-    warming,
-)
 from tierstore.cli._command import JsonOption, QuietOption, StoreOption, name_variables
 from tierstore.cli._help import arrange
 from tierstore.cli._output import as_json, printable, show_warnings
 from tierstore.cli._schemas import ErrorDetail, ErrorJson
-from tierstore.config import DEBUG, is_on
+from tierstore.config import DEBUG, is_on, unknown_variables
 from tierstore.errors import OutOfSpace, TierstoreError
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -62,6 +42,29 @@ see 'tierstore tier example'), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (prints
 tracebacks). A program that loads through the library also serves metrics at
 TIERSTORE_METRICS=[HOST:]PORT, and logs to stderr with TIERSTORE_LOG=json.
 """
+COMMANDS = {
+    "stores": ("init", "du", "check", "version"),
+    "models": ("save", "load", "ls", "rebase"),
+    "describe": ("stat", "tensors", "diff"),
+    "aliases": ("alias", "log", "rollback"),
+    "rollouts": ("rollout", "report"),
+    "releases": ("release",),
+    "patches": ("patch", "patches", "fold"),
+    "variants": ("derive", "variants", "lineage"),
+    "tiers": ("tier",),
+    "backends": ("store",),
+    "space": ("df",),
+    "top": ("top",),
+    "warming": ("warmup", "evict", "pin", "unpin", "pins"),
+    "placing": ("rebalance", "mv", "explain"),
+    "archives": ("restore",),
+    "agent": ("agent",),
+    "serve": ("serve",),
+    "doctor": ("doctor",),
+    "demo": ("demo",),
+}
+"""The files of commands, and what each adds to the program."""
+_HELP = ["-h", "--help"]
 # click's own class; this name is public in every version of typer
 _ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
 
@@ -85,29 +88,27 @@ def _common(
     """Its values are read by each command through the context."""
 
 
-def command_tree() -> tuple[Any, set[str]]:
-    """The click command of the program, and the environment variables that its options read."""
+def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
+    """The click command of the program, and the environment variables that its options read.
+
+    Args:
+        argv: a command line; commands whose names it does not contain may be left out. Making the
+            whole tree takes longer than most commands do.
+    """
+    asked = [file for file, names in COMMANDS.items() if not set(names).isdisjoint(argv)]
+    if not asked or not set(_HELP).isdisjoint(argv):
+        asked = list(COMMANDS)
     app = typer.Typer(
         name="tierstore",
         help=_ABOUT,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": _HELP},
     )
     app.callback()(_common)
-    for module in (
-        stores, models, describe, aliases,
-        rollouts, releases,
-        patches,
-        variants,
-        tiers, backends, space, top,
-        warming,
-        placing, archives, agent,
-        serve,
-        doctor, demo,
-    ):  # fmt: skip
-        module.register(app)
+    for file in asked:
+        import_module(f"tierstore.cli.{file}").register(app)
     root: Any = typer.main.get_command(app)
     arrange(root)
     return root, name_variables(root)
@@ -120,7 +121,9 @@ def run(argv: Sequence[str]) -> int:
         # a name that the terminal's encoding lacks is escaped, not an error
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        root, known = command_tree()
+        root, known = command_tree(argv)
+        if unknown_variables(known):  # as far as these commands know
+            root, known = command_tree()
         with root.make_context("tierstore", list(argv) or ["--help"], obj=known) as context:
             root.invoke(context)
         sys.stdout.flush()

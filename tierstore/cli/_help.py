@@ -26,8 +26,8 @@ SECTIONS = {
 def arrange(root: Any) -> None:
     """Order the commands of a click tree, and change how its help is printed."""
     order = [name for names in SECTIONS.values() for name in names]
-    assert set(order) == set(root.commands), set(order) ^ set(root.commands)
-    root.commands = {name: root.commands[name] for name in order}
+    assert set(order) >= set(root.commands), set(root.commands) - set(order)
+    root.commands = {name: root.commands[name] for name in order if name in root.commands}
     root.format_commands = lambda context, formatter: _write_sections(root, context, formatter)
     for _, node in walk(root):
         for parameter in node.params:
