@@ -22,4 +22,12 @@ else:
 
     np = _Numpy()
 
-__all__ = ["np"]
+__all__ = ["import_numpy", "np"]
+
+
+def import_numpy() -> None:
+    """Import it now, before threads start that would compete with the import for the interpreter.
+
+    Each of its hundreds of files is waited for, and every wait gives the others a turn of 5 ms.
+    """
+    import numpy  # noqa: F401

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tierstore.blobs.base import BlobStore
+from tierstore.deferred import import_numpy
 from tierstore.errors import BackendError, SourceChanged, TierstoreError
 from tierstore.format.checks import digest_of
 from tierstore.format.keys import INDEX, layout_key, version_key
@@ -92,6 +93,7 @@ class Writer:
         basis: Basis | None = None,
         progress: Progress | None = None,
     ) -> None:
+        import_numpy()
         self._home, self._packs, self._index, self._lease = home, packs, index, lease
         self._chunk_size, self._progress = chunk_size, progress
         self._state = SaveState()
