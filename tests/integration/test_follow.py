@@ -17,8 +17,8 @@ from tests.servers.redis import RedisServer, redis_running
 from tierstore.errors import UsageError
 from tierstore.format.tiers import TierSpec
 from tierstore.serving import follow
-from tierstore.serving.follower import Update
 from tierstore.serving.inplace import InPlace
+from tierstore.serving.update import Update
 from tierstore.wiring import init_store, open_store
 
 RNG = np.random.default_rng(3)

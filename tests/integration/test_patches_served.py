@@ -18,9 +18,9 @@ from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 from tierstore.placement.policies import DEFAULT, make
 from tierstore.serving import follow
-from tierstore.serving.follower import Update
 from tierstore.serving.hub.repos import Commit, Repos
 from tierstore.serving.hub.tree import Blobs
+from tierstore.serving.update import Update
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.local import LocalHot
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,10 @@ _TORCH_DTYPES = {
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
 _TORCH_NAMES = {ours: torch for torch, ours in _TORCH_DTYPES.items()}
+
+
+_OWN_MAPPING = 32 << 20
+"""From here on malloc maps memory and never keeps it (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 
 class ArrayBytes(ABC):
@@ -117,6 +123,21 @@ def _from_torch(name: str, tensor: torch.Tensor) -> ArrayBytes:
     if tensor.is_meta:
         raise UsageError(f"tensor {name!r} is on the meta device and has no data")
     return _Torch(dtype, tensor.detach())
+
+
+def new_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Memory for plain bytes; what is in it means nothing.
+
+    Much of it is mapped: numpy would hold the interpreter while the kernel takes it back, and stop
+    every thread for that long, 100 ms for 1 GiB of small pages. A mapping lets it go.
+    """
+    if nbytes < _OWN_MAPPING:
+        return np.empty(nbytes, np.uint8)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def as_array(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from tierstore.errors import NotFound, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkTable
-from tierstore.modelstore.arrays import as_torch, writable_bytes
+from tierstore.modelstore.arrays import as_torch, new_bytes, writable_bytes
 from tierstore.modelstore.export import export_files, export_tensors
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.fileview import FileView
@@ -58,6 +58,17 @@ class LoadStats:
     bytes_reused: int
     bytes_delta: int
     bytes_full: int
+
+    def __add__(self, other: LoadStats) -> LoadStats:
+        tiers = dict(self.bytes_by_tier)
+        for name, nbytes in other.bytes_by_tier.items():
+            tiers[name] = tiers.get(name, 0) + nbytes
+        return LoadStats(
+            self.bytes_fetched + other.bytes_fetched, self.bytes_decoded + other.bytes_decoded,
+            self.requests + other.requests, tiers, self.bytes_mapped + other.bytes_mapped,
+            self.bytes_reused + other.bytes_reused, self.bytes_delta + other.bytes_delta,
+            self.bytes_full + other.bytes_full,
+        )  # fmt: skip
 
 
 class Model(Mapping[str, "npt.NDArray[Any]"]):
@@ -184,7 +195,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         out = []
         for tensor, data in zip(chosen, mapped, strict=True):
             if data is None:
-                data = np.empty(tensor.nbytes, np.uint8)
+                data = new_bytes(tensor.nbytes)
                 wants += tensor.base.wants(data.data)
             elif count:
                 count(tensor.nbytes)

@@ -31,6 +31,7 @@ from tierstore.modelstore.version import Version
 
 if TYPE_CHECKING:
     from tierstore.modelstore.changes import Bytes
+    from tierstore.modelstore.model import LoadStats
 
     Read: TypeAlias = Callable[[Sequence[TensorInfo]], list[Bytes]]
     """Gives the plain bytes of tensors of a patch file."""
@@ -45,7 +46,7 @@ class Patch:
 
     def __init__(
         self, header: Header, spec: PatchSpec, read: Read, version: Version | None = None,
-        stored_bytes: int | None = None,
+        stored_bytes: int | None = None, stats: Callable[[], LoadStats] | None = None,
     ) -> None:  # fmt: skip
         self._header, self._spec, self._read = header, spec, read
         self.base: Digest = spec.base
@@ -56,6 +57,7 @@ class Patch:
         """The version that it gives; ``None`` unless it came from a store."""
         self.stored_bytes = stored_bytes
         """What it takes in the store; ``None`` unless it came from there."""
+        self._stats = stats
 
     @classmethod
     def of(
@@ -102,6 +104,11 @@ class Patch:
     def __repr__(self) -> str:
         what = f" -> {self.version}" if self.version else ""
         return f"<Patch {self.base.short}{what}, {len(self.parts)} tensors, {self.nbytes} bytes>"
+
+    @property
+    def stats(self) -> LoadStats | None:
+        """What reading it has cost so far; ``None`` unless it came from a store."""
+        return None if self._stats is None else self._stats()
 
     @property
     def nbytes(self) -> int:

@@ -31,6 +31,7 @@ from tierstore.modelstore.changes import (
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import WriterLease
+from tierstore.modelstore.model import stats_of
 from tierstore.modelstore.opener import Opener
 from tierstore.modelstore.patches import Patch
 from tierstore.modelstore.source import SourceFile
@@ -196,7 +197,7 @@ def _opened(
     (file,) = manifest.files
     header = parse_header(file.header, file.size)
     table = home.layout(digest, manifest)
-    content, _ = opener.content(table, manifest.chunk_size)
+    content, packs = opener.content(table, manifest.chunk_size)
     entries = {entry.name: entry for entry in file.tensors}
 
     def read(infos: Sequence[TensorInfo]) -> list[Bytes]:
@@ -210,7 +211,9 @@ def _opened(
         return out
 
     stored = sum(place.length for place in table)
-    return Patch(header, parse_patch(header), read, version, stored)
+    return Patch(
+        header, parse_patch(header), read, version, stored, lambda: stats_of(content.reader, packs)
+    )
 
 
 def _numbered(home: Home, until: Version, digests: Sequence[Digest]) -> dict[Digest, Version]:

@@ -13,7 +13,7 @@ from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import split_digests
-from tierstore.modelstore.arrays import as_array, as_torch
+from tierstore.modelstore.arrays import as_array, as_torch, new_bytes
 from tierstore.modelstore.decode import Part, Sink
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import spans_of_rows
@@ -206,7 +206,7 @@ class Tensor:
         """Its plain bytes, all of them, in one dimension."""
         data = self.mapped()
         if data is None:
-            data = np.empty(self.nbytes, np.uint8)
+            data = new_bytes(self.nbytes)
             self._content.reader.read(self.wants(data.data))
         return data
 

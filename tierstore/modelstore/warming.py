@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tierstore.errors import OutOfSpace, UsageError
 from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.arrays import new_bytes
 from tierstore.modelstore.fetch import OnChunk, Want
 from tierstore.modelstore.home import chunks_of
 from tierstore.modelstore.hotpins import HotPins
@@ -226,14 +227,14 @@ def _read(
     reader: ChunkReader, places: Sequence[ChunkPlace], batch: int, count: OnChunk | None
 ) -> None:
     """Read chunks for the sake of the hot tiers alone, some at a time."""
-    room = bytearray(0)
+    room = new_bytes(0)
     for some in batches(places, lambda place: place.plain, batch):
         total = sum(place.plain for place in some)
         if len(room) < total:
-            room = bytearray(total)
+            room = new_bytes(total)
         wants = []
         at = 0
         for place in some:
-            wants.append(Want(place, memoryview(room)[at : at + place.plain]))
+            wants.append(Want(place, room.data[at : at + place.plain]))
             at += place.plain
         reader.read(wants, count, keep=True)

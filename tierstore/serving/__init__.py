@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
-    from tierstore.serving.follower import Follower, Update
+    from tierstore.serving.follower import Follower
+    from tierstore.serving.update import Update
 
 
 def follow(

@@ -8,7 +8,8 @@
 A thread of its own hears of changes through Redis where the store has one, and looks by itself
 every few seconds anyway. What is new is read and verified while the old version serves; then
 ``on_ready`` is called once, and only when it returned is the new version the current one. Whatever
-fails on the way, the old one stays, and the reason is told.
+fails on the way, the old one stays, and the reason is told. A version that failed is tried again
+after 1, 2, 4 … 60 seconds; what the reference means by then goes first.
 """
 
 from __future__ import annotations
@@ -17,53 +18,21 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
 
-import numpy.typing as npt
-
-from tierstore.errors import TierstoreError
+from tierstore.errors import TierstoreError, Unreachable
 from tierstore.format.keys import ALIASES
 from tierstore.ids import ModelRef
-from tierstore.modelstore.model import LoadStats, Model
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tensor import Tensor
 from tierstore.modelstore.version import Version
+from tierstore.serving.update import Update, read_update
 
 _log = logging.getLogger("tierstore.follow")
 _RETRY_S, _LONGEST_S = 1.0, 60.0
 _LISTEN_S = 0.5
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """A version that is ready to serve.
-
-    Attributes:
-        model: the version, opened.
-        tensors: all of its tensors, read and verified; what did not change are the very arrays of
-            the update before, so treat them as read-only.
-        changed: names of the tensors that differ from the update before; all of them in the first.
-        previous: the version that serves now; ``None`` for the first.
-        load_s: seconds that reading took.
-        stats: what reading cost.
-    """
-
-    model: Model
-    tensors: Arrays
-    changed: tuple[str, ...]
-    previous: Version | None
-    load_s: float
-    stats: LoadStats
-
-    @property
-    def version(self) -> Version:
-        """Which version it is."""
-        return self.model.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +57,24 @@ class Status:
     swaps: int = 0
     failures: int = 0
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A version that could not be served, and when it is tried again: reading it costs."""
+
+    version: str
+    pause_s: float
+    due: float
+
+    @classmethod
+    def again(cls, last: _Refused | None, version: str) -> _Refused:
+        same = last is not None and last.version == version
+        pause = min(2 * last.pause_s, _LONGEST_S) if last is not None and same else _RETRY_S
+        return cls(version, pause, time.monotonic() + pause)
+
+    def waits(self, version: str) -> bool:
+        return version == self.version and time.monotonic() < self.due
 
 
 @dataclass(slots=True)
@@ -128,6 +115,7 @@ class Follower:
         self._warm = warm and store.hot.local is not None
         self._reads = read
         self._current = _Current(status=Status(ref))
+        self._refused: _Refused | None = None
         self._changed = threading.Condition()
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -195,56 +183,53 @@ class Follower:
     # The follower's own thread
 
     def _run(self) -> None:
-        retry = _RETRY_S
+        pause = _RETRY_S
         while not self._stopped.is_set():
             self._wake.clear()
             try:
                 self._round()
             except Exception as error:
                 self._failed(error)
-                self._wake.wait(min(retry, self._poll_s))
-                retry = min(retry * 2, _LONGEST_S)
+                self._wake.wait(min(pause, self._poll_s))
+                pause = min(pause * 2, _LONGEST_S)
             else:
-                retry = _RETRY_S
-                self._wake.wait(random.uniform(0.5, 1.5) * self._poll_s)
+                pause = _RETRY_S
+                self._wake.wait(self._until_next())
+
+    def _until_next(self) -> float:
+        """Seconds to the next look."""
+        look = random.uniform(0.5, 1.5) * self._poll_s
+        if self._refused is None:
+            return look
+        return min(look, max(0.0, self._refused.due - time.monotonic()))
 
     def _round(self) -> None:
         wanted = self._store.choose(self._ref, profile=self._profile)
         served = self._current.status.version
         if served is not None and str(served) == str(wanted):
+            self._refused = None
             self._cleared()
             return
-        _log.info("%s means %s now", self._ref, wanted)
-        update = self._read(wanted)
-        if self._stopped.is_set():
+        if self._refused is not None and self._refused.waits(str(wanted)):
             return
-        self._on_ready(update)
-        self._served(update)
+        _log.info("%s means %s now", self._ref, wanted)
+        try:
+            update = read_update(
+                self._store, wanted, self._current.update, warm=self._warm, read=self._reads
+            )
+            since = self._meant_since(wanted)
+            if self._stopped.is_set():
+                return
+            self._on_ready(update)
+        except Unreachable:  # of the storage, not of the version
+            raise
+        except Exception:
+            self._refused = _Refused.again(self._refused, str(wanted))
+            raise
+        self._refused = None
+        self._served(update, max(0.0, time.time() - since))
 
-    def _read(self, wanted: Version) -> Update:
-        began = time.perf_counter()
-        if self._warm:
-            self._store.warmup(str(wanted))
-        model = self._store.load(str(wanted))
-        before = self._current.update
-        same = () if before is None else _unchanged(before.model, model)
-        changed = tuple(name for name in model if name not in same)
-        tensors: dict[str, npt.NDArray[Any]] = {}
-        if self._reads:
-            tensors |= model.load(changed)
-            if before is not None:
-                tensors |= {name: before.tensors[name] for name in same}
-        return Update(
-            model=model,
-            tensors=MappingProxyType({name: tensors[name] for name in model if name in tensors}),
-            changed=changed,
-            previous=None if before is None else before.version,
-            load_s=time.perf_counter() - began,
-            stats=model.stats,
-        )
-
-    def _served(self, update: Update) -> None:
-        staleness = max(0.0, time.time() - self._meant_since(update.version))
+    def _served(self, update: Update, staleness: float) -> None:
         with self._changed:
             self._current.update = update
             self._current.status = Status(
@@ -253,7 +238,7 @@ class Follower:
             self._changed.notify_all()
         _log.info(
             "%s serves %s: %d of %d tensors changed, read in %.3f s, %.3f s after it was meant",
-            self._ref, update.version, len(update.changed), len(update.tensors), update.load_s,
+            self._ref, update.version, len(update.changed), len(update.model), update.load_s,
             staleness,
         )  # fmt: skip
 
@@ -275,19 +260,13 @@ class Follower:
                 "following %s failed, and %s: %s", self._ref, serves, told, exc_info=unexpected
             )
         with self._changed:
-            self._current.status = Status(
-                self._ref, status.version, status.staleness_s, status.load_s, status.swaps,
-                status.failures + 1, told,
-            )  # fmt: skip
+            self._current.status = replace(status, failures=status.failures + 1, error=told)
             self._changed.notify_all()
 
     def _cleared(self) -> None:
-        status = self.status
-        if status.failures:
+        if self.status.failures:
             with self._changed:
-                self._current.status = Status(
-                    self._ref, status.version, status.staleness_s, status.load_s, status.swaps
-                )
+                self._current.status = replace(self.status, failures=0, error="")
                 self._changed.notify_all()
 
     # News
@@ -310,13 +289,3 @@ class Follower:
                 _log.info("not told of changes for a while: %s", error)
                 self._stopped.wait(pause)
                 pause = min(pause * 2, _LONGEST_S)
-
-
-def _unchanged(old: Model, new: Model) -> frozenset[str]:
-    """Names of the tensors that are the same in both, bit for bit."""
-    before = {name: _content(old.tensor(name)) for name in old}
-    return frozenset(name for name in new if before.get(name) == _content(new.tensor(name)))
-
-
-def _content(tensor: Tensor) -> tuple[object, ...]:
-    return (tensor.dtype, tensor.shape, tensor.signature)

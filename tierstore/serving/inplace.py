@@ -6,6 +6,7 @@ gathered first, so that the guard is held for little more than copying it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,10 +17,11 @@ import numpy.typing as npt
 
 from tierstore.errors import UsageError
 from tierstore.modelstore.arrays import array_bytes, writable_bytes
-from tierstore.serving.follower import Update
+from tierstore.modelstore.version import Version
+from tierstore.serving.update import Update
 
 _BLOCK = 256
-"""Bytes that are compared and written together: a row of an embedding, about."""
+"""Least bytes that are compared and written together."""
 
 _SEGMENT = 32 << 20
 
@@ -31,13 +33,14 @@ class InPlace:
 
     Without ``batch_bytes`` a version is applied under one hold of the guard: whoever holds it while
     answering never sees a mix of two versions. With it the guard is given back after each batch, so
-    that no hold takes long, and between two batches some tensors are new and some old.
+    that no hold takes long: each row is of one version, but between two batches some are new and
+    some old. Where neither will do, swap ``Update.tensors`` instead.
 
     Args:
         state: for each tensor's name a writable, contiguous numpy array, or torch tensor on the
             CPU. Names that it lacks are not applied.
         guard: held while live weights are written; a lock that requests take, too.
-        batch_bytes: how much to write under one hold.
+        batch_bytes: how much to write under one hold; a row (of the first dimension) at least.
 
     Attributes:
         longest_pause_s: the longest that the guard was held, waiting for it not counted.
@@ -55,6 +58,7 @@ class InPlace:
             raise UsageError(f"a batch of {batch_bytes} bytes is too small: give {_BLOCK} or more")
         self._state, self._guard = state, guard
         self._batch = batch_bytes
+        self._applied: Version | None = None
         self.longest_pause_s = 0.0
         self.written_bytes = 0
 
@@ -66,20 +70,23 @@ class InPlace:
                 version; nothing was written.
         """
         pairs = self._pairs(update)
-        staged = [part for live, new in pairs for part in _differences(live, new)]
+        staged = [part for pair in pairs for part in _differences(*pair)]
         self.written_bytes = sum(values.nbytes for _, _, values in staged)
+        self._applied = None  # until all of it is written, nobody knows what is there
         for batch in self._batches(staged):
             with self._guard:
                 began = time.perf_counter()
                 for live, where, values in batch:
                     live[where] = values
                 self.longest_pause_s = max(self.longest_pause_s, time.perf_counter() - began)
+        self._applied = update.version
 
-    def _pairs(self, update: Update) -> list[tuple[Bytes, Bytes]]:
+    def _pairs(self, update: Update) -> list[tuple[Bytes, Bytes, int]]:
         missing = sorted(self._state.keys() - update.tensors.keys())
         if missing:
             raise UsageError(f"{update.version} has no tensor {missing[0]!r} to apply")
-        changed = update.changed if update.previous is not None else tuple(self._state)
+        known = self._applied is not None and str(self._applied) == str(update.previous)
+        changed = update.changed if known else tuple(self._state)
         found = []
         for name in changed:
             if name not in self._state:
@@ -92,7 +99,9 @@ class InPlace:
                     f"and {here.dtype} {list(here.shape)} here: load it anew instead"
                 )
             live = np.frombuffer(writable_bytes(name, target, new.nbytes), np.uint8)
-            found.append((live, new.reshape(-1).view(np.uint8)))
+            row = new.nbytes // new.shape[0] if new.ndim and new.nbytes else 1
+            unit = _BLOCK if self._batch is None else _rows_together(row)
+            found.append((live, new.reshape(-1).view(np.uint8), unit))
         return found
 
     def _batches(
@@ -100,20 +109,29 @@ class InPlace:
     ) -> list[list[tuple[Bytes, Any, Bytes]]]:
         if self._batch is None:
             return [staged] if staged else []
-        rows = max(1, self._batch // _BLOCK)
-        return [
-            [(live, where[at : at + rows], values[at : at + rows])]
-            for live, where, values in staged
-            for at in range(0, len(values), rows)
-        ]
+        found = []
+        for live, where, values in staged:
+            rows = max(1, self._batch // values.shape[1])
+            for at in range(0, len(values), rows):
+                found.append([(live, where[at : at + rows], values[at : at + rows])])
+        return found
 
 
-def _differences(live: Bytes, new: Bytes) -> list[tuple[Bytes, Any, Bytes]]:
-    """What to write where: a view of the live bytes in rows, numbers of rows, their new content."""
-    whole = live.nbytes // _BLOCK * _BLOCK
-    rows, fresh = live[:whole].reshape(-1, _BLOCK), new[:whole].reshape(-1, _BLOCK)
+def _rows_together(row: int) -> int:
+    """Bytes of the fewest rows of ``row`` bytes that are ``_BLOCK`` or more, and whole words."""
+    word = row * (8 // math.gcd(row, 8))
+    return word * -(-_BLOCK // word)
+
+
+def _differences(live: Bytes, new: Bytes, unit: int) -> list[tuple[Bytes, Any, Bytes]]:
+    """What to write where: a view of the live bytes in units, numbers of units, their new content.
+
+    ``unit`` is a multiple of 8 bytes; what is written is whole units, and what remains at the end.
+    """
+    whole = live.nbytes // unit * unit
+    rows, fresh = live[:whole].reshape(-1, unit), new[:whole].reshape(-1, unit)
     found: list[tuple[Bytes, Any, Bytes]] = []
-    step = _SEGMENT // _BLOCK
+    step = max(1, _SEGMENT // unit)
     for at in range(0, len(rows), step):
         old, now = rows[at : at + step], fresh[at : at + step]
         where = np.flatnonzero((old.view(np.uint64) != now.view(np.uint64)).any(axis=1))

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tierstore.modelstore.store import Store
-from tierstore.serving.follower import Follower, Status, Update
+from tierstore.serving.follower import Follower, Status
+from tierstore.serving.update import Update
 
 _log = logging.getLogger("tierstore.follow")
 _FIRST_S = 3600.0

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierstore.errors import NotFound, UsageError
-from tierstore.modelstore.arrays import as_torch, typed_torch
+from tierstore.modelstore.arrays import as_torch, new_bytes, typed_torch
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.shards import Shard, StripRead, read_strips, shard_of, whole
@@ -304,7 +304,7 @@ def _read_on_cpu(shards: _Shards) -> dict[str, torch.Tensor]:
         plain |= {name: data for name, data in zip(entire, mapped, strict=True) if data is not None}
     for name, (tensor, shard) in shards.items():
         if name not in plain:
-            plain[name] = np.empty(shard.strip.nbytes, np.uint8)
+            plain[name] = new_bytes(shard.strip.nbytes)
             reads.append(StripRead(tensor, shard.strip, plain[name].data))
     read_strips(reads)
     return {

@@ -1,0 +1,154 @@
+"""What a follower reads of a new version: what it does not have yet, while the old one serves.
+
+With a hot tier on this node the version is brought there and mapped, so that all processes of the
+node share it. Without one, patches that lie between the old version and the new are laid over
+copies of the old arrays, and only without those a tensor that changed is read as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.errors import Conflict, NotFound, OutOfSpace, UsageError
+from tierstore.modelstore.arrays import new_bytes
+from tierstore.modelstore.model import LoadStats, Model
+from tierstore.modelstore.patches import Patch
+from tierstore.modelstore.store import Store
+from tierstore.modelstore.tensor import Tensor
+from tierstore.modelstore.version import Version
+
+_log = logging.getLogger("tierstore.follow")
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A version that is ready to serve.
+
+    Attributes:
+        model: the version, opened.
+        tensors: all of its tensors, read and verified; what did not change are the very arrays of
+            the update before, so treat them as read-only.
+        changed: names of the tensors that differ from the update before; all of them in the first.
+        previous: the version that serves now; ``None`` for the first.
+        load_s: seconds that reading took.
+        stats: what reading cost, bringing it into this node's hot tier included.
+    """
+
+    model: Model
+    tensors: Arrays
+    changed: tuple[str, ...]
+    previous: Version | None
+    load_s: float
+    stats: LoadStats
+
+    @property
+    def version(self) -> Version:
+        """Which version it is."""
+        return self.model.version
+
+
+def read_update(
+    store: Store, wanted: Version, before: Update | None, *, warm: bool, read: bool
+) -> Update:
+    """Read a version.
+
+    Args:
+        store: that has it.
+        wanted: the version.
+        before: what serves now.
+        warm: bring it into this node's hot tier first.
+        read: read the tensors; without it only the hot tier gets them, and must have room.
+
+    Raises:
+        OutOfSpace: there is no room in the hot tier, and nothing else was asked for.
+        NotFound, Damaged, BackendError: of the version.
+    """
+    began = time.perf_counter()
+    costs = _warmed(store, wanted, needed=not read) if warm else []
+    model = store.load(str(wanted))
+    patches = None if before is None else _patches(store, before, model)
+    changed = _changed(before, model, patches)
+    tensors: dict[str, Array] = {}
+    if read:
+        if before is not None:
+            tensors |= {name: before.tensors[name] for name in model if name not in changed}
+        if before is not None and patches is not None and store.hot.local is None:
+            tensors |= _laid_over(before, changed, patches)
+            costs += [patch.stats for patch in patches if patch.stats is not None]
+        else:
+            tensors |= model.load(changed)
+    return Update(
+        model=model,
+        tensors=MappingProxyType({name: tensors[name] for name in model if name in tensors}),
+        changed=changed,
+        previous=None if before is None else before.version,
+        load_s=time.perf_counter() - began,
+        stats=sum(costs, model.stats),
+    )
+
+
+def _warmed(store: Store, wanted: Version, *, needed: bool) -> list[LoadStats]:
+    try:
+        warmth = store.warmup(str(wanted))
+    except OutOfSpace as error:
+        if needed:
+            raise
+        _log.warning("%s is read without the hot tier: %s", wanted, error)
+        return []
+    if needed and not warmth.resident:
+        raise OutOfSpace(
+            f"{warmth.missing_bytes} of {warmth.bytes} bytes of {wanted} could not be kept in tier "
+            f"{warmth.tier!r} of this node: 'tierstore doctor' and the log say why"
+        )
+    return [] if warmth.stats is None else [warmth.stats]
+
+
+def _patches(store: Store, before: Update, model: Model) -> list[Patch] | None:
+    """Those that lead from one version to the other; ``None`` when it does not lie on that."""
+    try:
+        return list(store.patches(str(before.version), str(model.version)))
+    except (Conflict, NotFound, UsageError):
+        return None
+
+
+def _changed(
+    before: Update | None, model: Model, patches: Iterable[Patch] | None
+) -> tuple[str, ...]:
+    if before is None:
+        return tuple(model)
+    if patches is not None:
+        touched = {name for patch in patches for name in patch.parts}
+        return tuple(name for name in model if name in touched)
+    old = {name: _content(before.model.tensor(name)) for name in before.model}
+    return tuple(name for name in model if old.get(name) != _content(model.tensor(name)))
+
+
+def _content(tensor: Tensor) -> tuple[object, ...]:
+    """Where it is equal, so are the tensors, bit for bit."""
+    return (tensor.dtype, tensor.shape, tensor.signature)
+
+
+def _laid_over(
+    before: Update, changed: Iterable[str], patches: Sequence[Patch]
+) -> dict[str, Array]:
+    """Tensors as the patches make them from the old ones, which serve on as they are."""
+    fresh: dict[str, Array] = {}
+    for name in changed:
+        old = before.tensors[name]
+        plain = new_bytes(old.nbytes)
+        np.copyto(plain, old.reshape(-1).view(np.uint8))
+        fresh[name] = plain.view(old.dtype).reshape(old.shape)
+    for patch in patches:
+        patch.apply_to(fresh, [name for name in patch.parts if name in fresh])
+    return fresh
