@@ -1,0 +1,1 @@
+"""A fleet in small: node processes that follow an alias, for a test and for a benchmark."""
