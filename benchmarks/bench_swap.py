@@ -1,0 +1,270 @@
+"""A model of 1 GiB is replaced while it answers requests: the pause, and whether answers mix.
+
+Four tables of 256 MiB; a new version has 1 % other rows, at random places, and these carry its
+number, so that every answer tells of which version the weights were. Four threads look rows up
+(closed loop, 1 ms apart) in a process of its own. A version is published before, and while requests
+run only the alias is moved (or the file renamed), so that what is measured is the node's own work.
+A request's time counts from when it was due, so that one that could not even begin is seen:
+
+* ``swap``: ``serving.follow``, whose arrays replace the old ones at once; with a hot tier on the
+  node, and without one.
+* ``in place``: ``InPlace`` writes what changed into weights that stay, under the lock that requests
+  take; all at once, and in batches, between which an answer may see both versions.
+* ``file``: what one does without a store: load the new safetensors file, swap.
+
+Published as a patch (``Store.patch``), and as a whole version (``Store.save``), all of whose chunks
+differ. Each swap stands beside a window without one. Staleness runs from the alias's move to the
+moment when the new version served; whoever looks for news does so every 50 ms.
+
+Run: ``python -m benchmarks.bench_swap [--rounds 5] [--ways …] [--publish patch save]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+import tierstore
+from benchmarks.common import HERE, MIB, show, target, write_results
+from benchmarks.swap_child import STAMPED
+
+PAUSE_S = 0.05
+HOW = ["patch", "save"]
+TABLES, WIDTH = 4, 64
+SHARE = 0.01
+QUIET_S = 2.0
+AFTER_S = 1.0
+BATCH = 256 << 10
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass
+class Way:
+    """One way to serve: what the child is told, and whether its node has a hot tier."""
+
+    kind: str
+    hot: bool = True
+    batch: int = 0
+    windows: dict[str, list[dict[str, Any]]] = field(
+        default_factory=lambda: {"quiet": [], "swap": []}
+    )
+
+
+def ways() -> dict[str, Way]:
+    return {
+        "swap": Way("swap"),
+        "swap, no hot tier": Way("swap", hot=False),
+        "in place": Way("inplace"),
+        "in place, batches": Way("inplace", batch=BATCH),
+        "file": Way("file", hot=False),
+    }
+
+
+class Content:
+    """The versions of the model: 1 % of the rows of each table carry their number."""
+
+    def __init__(self, gib: float) -> None:
+        rng = np.random.default_rng(1)
+        rows = int(gib * (1 << 30)) // TABLES // WIDTH // 4
+        self.stamped = np.sort(rng.choice(rows, int(rows * SHARE), replace=False))
+        self.tables: dict[str, Array] = {
+            f"table{n}": rng.standard_normal((rows, WIDTH), np.float32) for n in range(TABLES)
+        }
+        self.make(1)
+
+    def make(self, number: int) -> dict[str, tierstore.Rows]:
+        """Make the tables those of a version; what changed."""
+        rng = np.random.default_rng(1000 + number)
+        changes = {}
+        for name, table in self.tables.items():
+            values = rng.standard_normal((len(self.stamped), WIDTH), np.float32)
+            values[:, [0, -1]] = number
+            table[self.stamped] = values
+            changes[name] = tierstore.Rows(self.stamped, values)
+        return changes
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        return {**self.tables, STAMPED: self.stamped}
+
+
+class Child:
+    """A serving process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def say(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{text}\n")
+        self._process.stdin.flush()
+
+    def hear(self, event: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            found = json.loads(line)
+            if found["event"] == event:
+                return dict(found)
+        raise SystemExit(f"the serving process ended with {self._process.wait()}")
+
+
+@contextmanager
+def serving(folder: Path, name: str, way: Way, source: Path) -> Iterator[Child]:
+    own = folder / name.replace(", ", "-").replace(" ", "-")
+    own.mkdir()
+    config = own / "node.toml"
+    config.write_text(f'[hot]\nurl = "{own / "hot"}"\nsize = "3GiB"\n' if way.hot else "")
+    env = {
+        **os.environ, "TIERSTORE_CONFIG": str(config), "TIERSTORE_CACHE_DIR": str(own / "cache"),
+    }  # fmt: skip
+    argv = [sys.executable, "-m", "benchmarks.swap_child", way.kind, str(source), ref_of(name)]
+    with subprocess.Popen(
+        argv, env=env, cwd=HERE.parent, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            child = Child(process)
+            child.hear("served")
+            if way.batch:
+                child.say(f"batch {way.batch}")
+            yield child
+            assert process.stdin is not None
+            process.stdin.close()
+        except BaseException:
+            process.kill()
+            raise
+
+
+def alias_of(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def ref_of(name: str) -> str:
+    return f"ranker@{alias_of(name)}"
+
+
+def window(child: Child, seconds: float) -> dict[str, Any]:
+    child.say("begin")
+    time.sleep(seconds)
+    child.say("end")
+    return child.hear("window")
+
+
+def swap_window(child: Child, number: int, publish: Any) -> dict[str, Any]:
+    child.say("begin")
+    time.sleep(AFTER_S)
+    meant = time.time()
+    publish()
+    while (served := child.hear("served"))["number"] != number:
+        pass
+    time.sleep(AFTER_S)
+    child.say("end")
+    found = child.hear("window")
+    for what in ("load_s", "fetched", "ready_s"):
+        found[what] = served[what]
+    found["staleness_s"] = served["time"] - meant
+    if number not in found["versions"]:
+        raise SystemExit(f"version {number} was served, but no answer came from it")
+    return found
+
+
+def compare(chosen: Mapping[str, Way], how: str, rounds: int, gib: float) -> None:
+    with tempfile.TemporaryDirectory(dir=HERE / ".data") as place, ExitStack() as stack:
+        folder = Path(place)
+        content = Content(gib)
+        file, fresh = folder / "model.safetensors", folder / "fresh.safetensors"
+        store = stack.enter_context(tierstore.init(folder / "store"))
+        store.save("ranker", content.tensors, base=None)
+        safetensors.numpy.save_file(content.tensors, file)
+        children = {}
+        for name, way in chosen.items():
+            if way.kind != "file":
+                store.alias("ranker", alias_of(name), "ranker@1")
+            source = file if way.kind == "file" else folder / "store"
+            children[name] = stack.enter_context(serving(folder, name, way, source))
+        for number in range(2, rounds + 2):
+            changes = content.make(number)
+            if how == "patch":
+                store.patch(f"ranker@{number - 1}", changes, fold=False)
+            else:
+                store.save("ranker", content.tensors, base=f"ranker@{number - 1}")
+            if "file" in chosen:
+                safetensors.numpy.save_file(content.tensors, fresh)
+            os.sync()
+            for name, way in chosen.items():
+
+                def publish(name: str = name, way: Way = way, number: int = number) -> None:
+                    if way.kind == "file":
+                        fresh.replace(file)
+                    else:
+                        store.alias("ranker", alias_of(name), f"ranker@{number}")
+
+                way.windows["quiet"].append(window(children[name], QUIET_S))
+                way.windows["swap"].append(swap_window(children[name], number, publish))
+                print(".", end="", flush=True, file=sys.stderr)
+        print(file=sys.stderr)
+
+
+def most(windows: list[dict[str, Any]], what: str) -> float:
+    return float(max(one[what] for one in windows))
+
+
+def middle(windows: list[dict[str, Any]], what: str) -> float:
+    return statistics.median(float(one[what]) for one in windows)
+
+
+def table(how: str, chosen: Mapping[str, Way], gib: float) -> None:
+    rows = []
+    for name, way in chosen.items():
+        quiet, swaps = way.windows["quiet"], way.windows["swap"]
+        requests, answered = (sum(one[w] for one in swaps) for w in ("requests", "answered"))
+        pause = most(swaps, "longest_s")
+        rows.append([
+            name, target(1e3 * pause, "<=", 1e3 * PAUSE_S) if way.kind != "file" else 1e3 * pause,
+            1e3 * most(quiet, "longest_s"), 1e3 * most(swaps, "gap_s"),
+            f"{1e3 * middle(swaps, 'p50_s'):.2f} / {1e3 * middle(quiet, 'p50_s'):.2f}",
+            f"{1e3 * middle(swaps, 'p999_s'):.1f} / {1e3 * middle(quiet, 'p999_s'):.1f}",
+            f"{answered}/{requests}", sum(one["mixed"] + one["backwards"] for one in swaps),
+            f"{middle(swaps, 'staleness_s'):.2f}", f"{middle(swaps, 'fetched') / MIB:.1f}",
+            f"{most(swaps, 'peak_rss') / MIB:.0f}",
+        ])  # fmt: skip
+    show(
+        f"{gib:g} GiB, 1 % of the rows changed, published as a {how}: requests meanwhile",
+        ["way", "longest ms", "without", "longest gap ms", "p50 ms, without", "p99.9 ms, without",
+         "answered", "mixed", "stale s", "fetched MiB", "peak MiB"],
+        rows,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--publish", nargs="+", choices=HOW, default=HOW)
+    parser.add_argument("--ways", nargs="+", choices=list(ways()), default=list(ways()))
+    options = parser.parse_args()
+    results = {}
+    for how in options.publish:
+        chosen = {name: way for name, way in ways().items() if name in options.ways}
+        compare(chosen, how, options.rounds, options.gib)
+        table(how, chosen, options.gib)
+        results[how] = chosen
+    write_results("swap", {"gib": options.gib, "results": results})
+
+
+if __name__ == "__main__":
+    main()
