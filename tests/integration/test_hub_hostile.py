@@ -331,7 +331,7 @@ def test_a_broken_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
 
 def test_uploads_are_swept_and_signatures_expire(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
-    path = spool.keep("m", b"data")
+    path = spool.keep("m", [b"data"])
     assert spool.find("m", path.name, 4) == path
     assert spool.find("other", path.name, 4) is None
     assert spool.find("m", path.name, 5) is None

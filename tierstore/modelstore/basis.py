@@ -70,7 +70,7 @@ def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
             info.dtype, info.shape, info.end - info.begin,
         )
         for file, info in every
-        if info.end - info.begin >= LEAST_CHUNK
+        if info.end - info.begin >= LEAST_CHUNK and file.kept is None
     ]  # fmt: skip
 
 

@@ -6,7 +6,6 @@ do change: these have a SHA-256. Chunks that change become deltas against the fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import BackendError
@@ -15,17 +14,16 @@ from tierstore.format.layout import Fold
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Kind, seal_body
-from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.basis import Basis
 from tierstore.modelstore.chain import find_chain, fold_of
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.home import Home
 from tierstore.modelstore.index import ChunkIndex
+from tierstore.modelstore.kept import KeptFile
 from tierstore.modelstore.leases import WriterLease
 from tierstore.modelstore.opener import Opened, Opener
 from tierstore.modelstore.patchedfile import PatchedFileView
-from tierstore.modelstore.source import Kept, SourceFile
+from tierstore.modelstore.source import SourceFile
 from tierstore.modelstore.version import SaveStats, Version
 from tierstore.modelstore.writer import Progress, Writer
 
@@ -49,26 +47,6 @@ class Folded:
     stats: SaveStats | None
 
 
-class _KeptFile(SourceFile):
-    """A file that no patch changes."""
-
-    def __init__(self, opened: Opened, file: FileEntry) -> None:
-        self.path, self.size = file.path, file.size
-        self.header = parse_header(file.header, file.size) if file.header else None
-        self._content = opened.content
-        self._pieces = opened.content.file_pieces(file)
-        places = [piece.place for piece in self._pieces]
-        self.kept = Kept(file, *_with_bases(opened, places))
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        at = offset - self.data_start  # one whole chunk, whose pack is gone
-        piece = next(piece for piece in self._pieces if piece.begin == at)
-        self._content.reader.read([Want(piece.place, out)])
-
-    def finish(self) -> None:
-        """Nothing in the store changes."""
-
-
 class _PatchedFile(SourceFile):
     """A file with patches on it, read in order through a window."""
 
@@ -88,19 +66,6 @@ class _PatchedFile(SourceFile):
 
     def finish(self) -> None:
         """Nothing in the store changes."""
-
-
-def _with_bases(
-    opened: Opened, places: Sequence[ChunkPlace]
-) -> tuple[list[tuple[ChunkPlace, int]], list[tuple[ChunkPlace, int]]]:
-    """The places with their packs' sizes, and those of the bases of deltas."""
-    table = opened.content.table
-    sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
-    below = [table.find(base) for place in places for base in place.bases]
-    return (
-        [(place, sizes[place.pack]) for place in places],
-        [(place, sizes[place.pack]) for place in below if place is not None],
-    )
 
 
 def fold_version(
@@ -130,7 +95,9 @@ def fold_version(
         return Folded(version, 0, chain.full, None)
     opened = opener.open_chain(chain)
     files = [
-        _PatchedFile(opened, file) if file.path in opened.patched else _KeptFile(opened, file)
+        _PatchedFile(opened, file)
+        if file.path in opened.patched
+        else KeptFile(opened.content, file, file.path)
         for file in opened.manifest.files
     ]
     base = opener.as_base(version)

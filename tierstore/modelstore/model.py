@@ -17,6 +17,7 @@ from tierstore.modelstore.arrays import as_torch, new_bytes, writable_bytes
 from tierstore.modelstore.export import export_files, export_tensors
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.fileview import FileView
+from tierstore.modelstore.kept import KeptFile
 from tierstore.modelstore.opener import Opened
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.patched import lay_over, read_whole
@@ -233,6 +234,23 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         if path in self._patched:
             return PatchedFileView(self._content, entry, self._tensors.values())
         return FileView(self._content, entry)
+
+    def keep(self, path: str, as_path: str) -> KeptFile | None:
+        """A file as a source of a new version that moves none of its bytes.
+
+        Args:
+            path: of it here.
+            as_path: in the new version.
+
+        Returns:
+            ``None`` when it has to be read: patches lie on it, or the new path makes it a file of
+            another kind.
+        """
+        entry = self.file_entry(path)
+        same_kind = path.rpartition(".")[2] == as_path.rpartition(".")[2]
+        if path in self._patched or not same_kind:
+            return None
+        return KeptFile(self._content, entry, as_path)
 
     def file_entry(self, path: str) -> FileEntry:
         """What the manifest says of one file; ``NotFound`` if there is none."""

@@ -125,6 +125,10 @@ class Writer:
         self, files: Sequence[SourceFile], describe: Callable[[tuple[FileEntry, ...]], Manifest]
     ) -> Digest:
         self._total = sum(file.size for file in files)
+        for kept in [file.kept for file in files if file.kept is not None]:
+            # before anything is encoded: what these rely on must stay as it is stored
+            self._state.claimed |= {place.digest for place, _ in [*kept.places, *kept.bases]}
+            self._reuse([*kept.places, *kept.bases])
         try:
             entries = tuple(self._write_file(file) for file in files)
             self._packer.finish()
@@ -168,12 +172,10 @@ class Writer:
     def _keep(self, file: SourceFile, kept: Kept) -> FileEntry:
         """Take over a file that is stored: it is read only if its packs turn out to be gone."""
         for (place, _), chunk in zip(kept.places, self._chunks_of(file), strict=True):
-            self._state.claimed.add(place.digest)
             self._state.order.setdefault(place.digest)
             self._state.sources.setdefault(place.digest, chunk)
             self._done += chunk.length
             self._chunks += 1
-        self._reuse([*kept.places, *kept.bases])
         self._headers += file.data_start
         return kept.entry
 

@@ -7,14 +7,13 @@ import binascii
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from tierstore.errors import Conflict, InvalidName, NotFound
-from tierstore.format.manifest import FileEntry, check_path
+from tierstore.format.manifest import check_path
 from tierstore.format.reflog import RefEntry
-from tierstore.format.safetensors import parse_header
 from tierstore.ids import Digest
-from tierstore.modelstore.fileview import FileView
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.names import Names
 from tierstore.modelstore.source import SUFFIX, BytesFile, DiskFile, SourceFile
@@ -26,6 +25,7 @@ from tierstore.serving.hub.spool import Spool, check_oid
 
 _LARGEST_INLINE = 10 << 20
 _VERSIONS_SEARCHED = 64
+_COPY = 8 << 20
 
 
 @dataclass(slots=True)
@@ -109,21 +109,6 @@ def _take(found: Request, key: str, value: Mapping[str, Any]) -> None:
         raise HubError(400, f"this gateway does not know {str(key)[:50]!r} in a commit")
 
 
-class StoredFile(SourceFile):
-    """A file that some version has already."""
-
-    def __init__(self, view: FileView, path: str) -> None:
-        self._view = view
-        self.path, self.size = path, view.size
-        self.header = parse_header(view.header, view.size) if view.header else None
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        self._view.read_into(offset, out)
-
-    def finish(self) -> None:
-        """What is stored does not change."""
-
-
 class Committer:
     """Publishes commits.
 
@@ -181,6 +166,8 @@ class Committer:
         self, model: str, branch: str, parent: Version | None, asked: Request, who: str | None
     ) -> Version:
         before = None if parent is None else self._store.load(str(parent))
+        if before is not None:
+            before.fold()  # files are kept whole
         files = sorted(self._files(model, before, asked), key=lambda file: file.path)
         if not files:
             raise HubError(400, "a commit must leave at least one file")
@@ -216,10 +203,10 @@ class Committer:
         if before is not None:
             for entry in before.manifest.files:
                 if entry.path not in named and not _removed(entry.path, asked.removed):
-                    yield StoredFile(before.open_file(entry.path), entry.path)
+                    yield self._kept(model, before, entry.path, entry.path)
         for path, data in asked.inline.items():
             if path.endswith(SUFFIX) and data:
-                yield DiskFile(path, self._spool.keep(model, data))
+                yield DiskFile(path, self._spool.keep(model, [data]))
             else:
                 yield BytesFile(path, data)
         for path, (oid, size) in asked.uploaded.items():
@@ -227,31 +214,30 @@ class Committer:
             if spooled is not None:
                 yield DiskFile(path, spooled)
                 continue
-            view = self.find_stored(model, before, oid)
-            if view is None:
+            found = self._find_stored(model, before, oid)
+            if found is None:
                 raise HubError(404, f"{path[:200]} was not uploaded, or too long ago: upload it")
-            yield StoredFile(view, path)
+            yield self._kept(model, *found, path)
 
-    def find_stored(self, model: str, newest: Model | None, oid: str) -> FileView | None:
-        """A file with this SHA-256 in one of the last versions of a model."""
-        found = _with_sha256(newest, oid)
-        if found is not None or newest is None:
-            return found
-        for version in self._store.versions(model, _VERSIONS_SEARCHED):
-            found = _with_sha256(self._store.load(str(version)), oid)
-            if found is not None:
-                return found
+    def _kept(self, model: str, holder: Model, path: str, as_path: str) -> SourceFile:
+        kept = holder.keep(path, as_path)
+        if kept is not None and holder.manifest.chunk_size == self._store.home.config.chunk_size:
+            return kept
+        # it has to be cut in another way: its new name makes it another kind of file
+        view = holder.open_file(path)
+        parts = (view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY))
+        return DiskFile(as_path, self._spool.keep(model, parts))
+
+    def _find_stored(self, model: str, newest: Model | None, oid: str) -> tuple[Model, str] | None:
+        """A file with this SHA-256 in one of the last versions of a model, and that version."""
+        if newest is None:
+            return None
+        versions = self._store.versions(model, _VERSIONS_SEARCHED)
+        for holder in chain([newest], (self._store.load(str(version)) for version in versions)):
+            for file in holder.manifest.files:
+                if file.sha256.hex() == oid:
+                    return holder, file.path
         return None
-
-
-def _with_sha256(model: Model | None, oid: str) -> FileView | None:
-    def same(file: FileEntry) -> bool:
-        return file.sha256.hex() == oid
-
-    if model is None:
-        return None
-    found = next(filter(same, model.manifest.files), None)
-    return None if found is None else model.open_file(found.path)
 
 
 def _is_at(parent: Version | None, commit: str) -> bool:

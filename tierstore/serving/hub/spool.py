@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -157,14 +157,23 @@ class Spool:
             with contextlib.suppress(FileNotFoundError):
                 (folder / f"{oid}.{number}").unlink()
 
-    def keep(self, repo: str, data: bytes) -> Path:
-        """Write a small file that came within a commit."""
+    def keep(self, repo: str, parts: Iterable[bytes]) -> Path:
+        """Write a file that did not come by an upload of its own."""
         folder = self._folder(repo)
         folder.mkdir(exist_ok=True, mode=0o700)
-        path = folder / hashlib.sha256(data).hexdigest()
-        partial = folder / f"{path.name}.{secrets.token_hex(8)}.partial"
-        partial.write_bytes(data)
-        partial.replace(path)
+        partial = folder / f"{secrets.token_hex(16)}.partial"
+        sha = hashlib.sha256()
+        try:
+            with partial.open("xb") as file:
+                for part in parts:
+                    file.write(part)
+                    sha.update(part)
+            path = folder / sha.hexdigest()
+            partial.replace(path)
+        except OSError as error:
+            raise HubError(507, f"the gateway cannot keep the file: {error.strerror}") from None
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     def drop(self, repo: str, oids: list[str]) -> None:

@@ -1,0 +1,162 @@
+"""A commit of the gateway moves no bytes of the files that it keeps."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import tierstore
+from tierstore.modelstore.store import Store
+from tierstore.serving.hub.commits import Committer, parse_commit
+from tierstore.serving.hub.repos import Repos
+from tierstore.serving.hub.spool import Spool
+
+MIB = 1 << 20
+
+
+class Watched:
+    """Counts what is read of packs and written at all."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read = self.written = 0
+        blobs = store.home.blobs
+        get, ranges, put = blobs.get, blobs.get_ranges, blobs.put
+
+        def counted_get(key: str, *args: object, **more: object) -> object:
+            data = get(key, *args, **more)  # type: ignore[arg-type]
+            self.read += len(data) if key.startswith("packs/") else 0
+            return data
+
+        def counted_ranges(key: str, wanted: object) -> object:
+            wanted = list(wanted)  # type: ignore[call-overload]
+            self.read += sum(len(out) for _, out in wanted)
+            return ranges(key, wanted)
+
+        def counted_put(key: str, data: bytes, *args: object, **more: object) -> object:
+            self.written += len(data)
+            return put(key, data, *args, **more)  # type: ignore[arg-type]
+
+        for name, counted in {
+            "get": counted_get, "get_ranges": counted_ranges, "put": counted_put,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(blobs, name, counted)
+
+
+def commit_of(files: dict[str, bytes]) -> bytes:
+    lines: list[dict[str, object]] = [{"key": "header", "value": {"summary": "s"}}]
+    for path, data in files.items():
+        content = base64.b64encode(data).decode()
+        lines.append({"key": "file", "value": {"path": path, "content": content}})
+    return "\n".join(map(json.dumps, lines)).encode()
+
+
+def uploaded(path: str, oid: str, size: int) -> bytes:
+    value = {"path": path, "algo": "sha256", "oid": oid, "size": size}
+    return json.dumps({"key": "lfsFile", "value": value}).encode()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return tierstore.init(tmp_path / "store")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(2):
+        tensors = {"w": rng.standard_normal(2 * MIB).astype("f4"), "b": np.ones(3)}
+        save_file(tensors, folder / f"model-{number}.safetensors")
+    (folder / "config.json").write_text("{}")
+    (folder / "data.txt").write_bytes(rng.bytes(3 * MIB))
+    return folder
+
+
+def test_an_incremental_commit(
+    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save("m", source)
+    committer = Committer(Repos(store), Spool(tmp_path / "spool"))
+    watched = Watched(store, monkeypatch)
+    version = committer.commit("m", "main", parse_commit(commit_of({"config.json": b"[1]"})), None)
+    assert version.number == 2
+    assert watched.read == 0, "files that are kept were read"
+    assert watched.written < 20_000
+    monkeypatch.undo()
+    (source / "config.json").write_bytes(b"[1]")
+    assert version.digest == store.save("other", source).digest  # as if all had been sent
+    store.load("m").export(tmp_path / "out")
+    for path in source.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert store.check(read_data=True).findings == []
+
+
+def test_a_file_is_renamed_without_being_sent(
+    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save("m", source)
+    entry = store.load("m").file_entry("model-0.safetensors")
+    committer = Committer(Repos(store), Spool(tmp_path / "spool"))
+    watched = Watched(store, monkeypatch)
+    body = uploaded("renamed.safetensors", entry.sha256.hex(), entry.size)
+    committer.commit("m", "main", parse_commit(body), None)
+    assert watched.read == 0
+    monkeypatch.undo()
+    model = store.load("m@2")
+    wanted = (source / "model-0.safetensors").read_bytes()
+    assert model.open_file("renamed.safetensors").read() == wanted
+    assert model.tensor("renamed.safetensors::w").shape == (2 * MIB,)
+    # as another kind of file it is read as one
+    body = uploaded("weights.safetensors", entry.sha256.hex(), entry.size)
+    committer.commit("m", "main", parse_commit(body.replace(b".safetensors", b".dat")), None)
+    entry = store.load("m@3").file_entry("weights.dat")
+    assert not entry.header
+    committer.commit(
+        "m", "main", parse_commit(uploaded("x.safetensors", entry.sha256.hex(), entry.size)), None
+    )
+    assert store.load("m@4").file_entry("x.safetensors").header
+    assert store.check(read_data=True).findings == []
+
+
+def test_patches_are_folded_and_the_rest_kept(
+    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save("m", source)
+    name = "model-0.safetensors::b"
+    store.patch("m", {name: tierstore.Dense(np.zeros(3))})
+    committer = Committer(Repos(store), Spool(tmp_path / "spool"))
+    version = committer.commit("m", "main", parse_commit(commit_of({"config.json": b"[1]"})), None)
+    model = store.load(str(version))
+    np.testing.assert_array_equal(model[name], np.zeros(3))
+    assert (
+        model.open_file("model-1.safetensors").read()
+        == (source / "model-1.safetensors").read_bytes()
+    )
+    assert store.check(read_data=True).findings == []
+
+
+def test_a_new_file_finds_its_base_while_others_are_kept(
+    store: Store, source: Path, tmp_path: Path
+) -> None:
+    store.save("m", source)
+    spool = Spool(tmp_path / "spool")
+    committer = Committer(Repos(store), spool)
+    w = np.random.default_rng(1).standard_normal(2 * MIB).astype("f4")
+    w[::7] *= np.float32(1.0001)
+    save_file({"w": w, "b": np.ones(3)}, tmp_path / "new.safetensors")
+    data = (tmp_path / "new.safetensors").read_bytes()
+    oid = spool.keep("m", [data]).name
+    body = uploaded("model-0.safetensors", oid, len(data))
+    committer.commit("m", "main", parse_commit(body), None)
+    assert store.load("m").open_file("model-0.safetensors").read() == data
+    assert any(place.bases for place in store.load("m").tensor("model-0.safetensors::w").places())
+    # the new version's own deltas are kept in turn, with their bases
+    committer.commit("m", "main", parse_commit(commit_of({"a.txt": b"a"})), None)
+    assert store.load("m@3").open_file("model-0.safetensors").read() == data
+    assert store.check(read_data=True).findings == []
