@@ -1,26 +1,38 @@
-"""The native codec kernels; everything else about the package is in pyproject.toml.
+"""The native parts; everything else about the package is in pyproject.toml.
 
-The extension is optional: where it does not build, tierstore reads and writes the same format
-with numpy.
+They are optional: where they do not build, tierstore reads and writes the same format with numpy,
+and opens a hot tier's files one by one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 KERNELS = Path("tierstore/codecs/kernels")
 
+
+def extension(name: str, *sources: str, depends: Sequence[str] = ()) -> Extension:
+    return Extension(
+        name,
+        sources=list(sources),
+        depends=list(depends),
+        define_macros=[("Py_LIMITED_API", "0x030B0000")],
+        extra_compile_args=["-O3"],
+        py_limited_api=True,
+        optional=True,
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
+        extension(
             "tierstore.codecs._native",
-            sources=["tierstore/codecs/_native.c", *sorted(map(str, KERNELS.glob("*.c")))],
+            "tierstore/codecs/_native.c",
+            *sorted(map(str, KERNELS.glob("*.c"))),
             depends=sorted(map(str, KERNELS.glob("*.h"))),
-            define_macros=[("Py_LIMITED_API", "0x030B0000")],
-            extra_compile_args=["-O3"],
-            py_limited_api=True,
-            optional=True,
-        )
+        ),
+        extension("tierstore.tiers._chunkio", "tierstore/tiers/_chunkio.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

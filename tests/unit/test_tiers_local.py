@@ -11,8 +11,9 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import pytest
 from tierstore.format.checks import digest_of
 from tierstore.placement.base import Access
 from tierstore.placement.policies import POLICIES, make
-from tierstore.tiers import _mapping
+from tierstore.tiers import _mapping, _whole
 from tierstore.tiers.local import MIN_MAPPED, LocalHot
 
 MIB = 1 << 20
@@ -129,6 +130,16 @@ def test_verify_always_reads_nothing_that_changed_while_the_machine_ran(tmp_path
 # Mapping
 
 
+@pytest.fixture(params=[True, False], ids=["native", "python"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether files are taken all at once by the extension, or one by one."""
+    if request.param:
+        assert _whole._native is not None, "it is not built: pip install -e . needs a C compiler"
+    else:
+        monkeypatch.setattr(_whole, "_native", None)
+    return bool(request.param)
+
+
 def tensor_of(tier: LocalHot, nbytes: int) -> tuple[list[bytes], bytes]:
     chunks = [chunk(n, min(MIB, nbytes - n * MIB)) for n in range(-(-nbytes // MIB))]
     assert all(offer(tier, *chunks, force=True))
@@ -136,7 +147,7 @@ def tensor_of(tier: LocalHot, nbytes: int) -> tuple[list[bytes], bytes]:
 
 
 @pytest.mark.parametrize("nbytes", [MIB, 3 * MIB, 5 * MIB + 12345])
-def test_a_tensor_of_several_chunks_is_one_array(tmp_path: Path, nbytes: int) -> None:
+def test_a_tensor_of_several_chunks_is_one_array(tmp_path: Path, native: bool, nbytes: int) -> None:
     tier = hot(tmp_path)
     digests, data = tensor_of(tier, nbytes)
     array = tier.map_tensor(digests, MIB, nbytes)
@@ -147,7 +158,7 @@ def test_a_tensor_of_several_chunks_is_one_array(tmp_path: Path, nbytes: int) ->
     assert tier.stats.hits == len(digests)
 
 
-def test_writing_to_an_array_reaches_nobody_else(tmp_path: Path) -> None:
+def test_writing_to_an_array_reaches_nobody_else(tmp_path: Path, native: bool) -> None:
     tier = hot(tmp_path)
     digests, data = tensor_of(tier, 3 * MIB)
     one = tier.map_tensor(digests, MIB, 3 * MIB)
@@ -162,7 +173,9 @@ def test_writing_to_an_array_reaches_nobody_else(tmp_path: Path) -> None:
     assert hot(tmp_path).scrub(8 * MIB) == 0
 
 
-def test_an_array_outlives_its_files_its_tier_and_its_directory(tmp_path: Path) -> None:
+def test_an_array_outlives_its_files_its_tier_and_its_directory(
+    tmp_path: Path, native: bool
+) -> None:
     tier = hot(tmp_path / "t")
     digests, data = tensor_of(tier, 3 * MIB)
     array = tier.map_tensor(digests, MIB, 3 * MIB)
@@ -178,12 +191,77 @@ def test_an_array_outlives_its_files_its_tier_and_its_directory(tmp_path: Path) 
     assert view.tobytes() == data[MIB:]
 
 
-def test_a_chunk_that_is_missing_or_wrong_maps_nothing(tmp_path: Path) -> None:
+def test_a_chunk_that_is_missing_or_wrong_maps_nothing(tmp_path: Path, native: bool) -> None:
     tier = hot(tmp_path)
     digests, _ = tensor_of(tier, 4 * MIB)
     files(tmp_path)[digests[2].hex()].unlink()
     assert tier.map_tensor(digests, MIB, 4 * MIB) is None
     assert tier.stats.hits == 0
+
+
+@pytest.mark.parametrize("harm", ["cut", "longer", "link", "pipe", "folder"])
+def test_what_is_not_the_chunks_file_gives_no_tensor(
+    tmp_path: Path, native: bool, harm: str
+) -> None:
+    tier = hot(tmp_path)
+    small = chunk(50, 5000)
+    digests, data = tensor_of(tier, 3 * MIB)
+    offer(tier, small, force=True)
+    for digest, size in ((digests[1], MIB), (small[0], 5000)):
+        path = files(tmp_path)[digest.hex()]
+        path.chmod(0o644)
+        if harm in {"cut", "longer"}:
+            os.truncate(path, size + (7 if harm == "longer" else -7))
+            continue
+        path.rename(tmp_path / f"was-{size}")
+        if harm == "link":
+            path.symlink_to(tmp_path / f"was-{size}")
+        elif harm == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+    wanted = [(b"".join(digests), 3 * MIB), (small[0], 5000), (digests[0], MIB)]
+    found = tier.tensors(wanted, MIB)
+    assert [array is not None for array in found] == [False, False, True]
+    assert found[2] is not None
+    assert found[2].tobytes() == data[:MIB]
+
+
+def test_many_tensors_at_once(tmp_path: Path, native: bool) -> None:
+    tier = hot(tmp_path)
+    sizes = [0, 1, 4097, MIN_MAPPED - 1, MIN_MAPPED, MIB, MIB + 1, 2 * MIB + 4096]
+    wanted, datas = [], []
+    for number, nbytes in enumerate(sizes):
+        lengths = [min(MIB, nbytes - at) for at in range(0, nbytes, MIB)]
+        chunks = [chunk(100 * number + at, length) for at, length in enumerate(lengths)]
+        offer(tier, *chunks, force=True)
+        wanted.append((b"".join(digest for digest, _ in chunks), nbytes))
+        datas.append(b"".join(data for _, data in chunks))
+    missing = (chunk(999)[0], MIB)
+    found = tier.tensors([*wanted, missing], MIB)
+    assert [None if a is None else a.tobytes() for a in found] == [*datas, None]
+    assert all(array.flags.writeable for array in found if array is not None)
+    assert tier.stats.hits == sum(len(digests) // 32 for digests, _ in wanted)
+    assert tier.stats.hit_bytes == sum(sizes)
+
+
+def test_the_extension_refuses_what_does_not_fit(tmp_path: Path, native: bool) -> None:
+    if not native:
+        return
+    out = bytearray(10)
+    for items, chunk_size, why in [
+        ((), 0, "a chunk of 0 bytes"),
+        (((bytes(32), out), (bytes(64), out)), 10, "2 digests do not fit 10 bytes"),
+        (((bytes(33), out),), 10, "1 digests do not fit 10 bytes"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            _whole._native.fill(str(tmp_path), items, chunk_size, False)
+    with pytest.raises(BufferError):
+        _whole._native.fill(str(tmp_path), ((bytes(32), bytes(10)),), 10, False)
+    with pytest.raises(TypeError):
+        _whole._native.fill(str(tmp_path), [(bytes(32), out)], 10, False)
+    assert _whole._native.fill(str(tmp_path / "none"), ((bytes(32), out),), 10, False) == [2]
+    out.append(1)  # no buffer is held any longer
 
 
 def test_small_tensors_and_odd_chunks_are_not_mapped(tmp_path: Path) -> None:
@@ -196,7 +274,7 @@ def test_small_tensors_and_odd_chunks_are_not_mapped(tmp_path: Path) -> None:
         tier.map_tensor([digest] * 2, MIB, MIB)
 
 
-def test_mappings_are_released_with_the_last_view(tmp_path: Path) -> None:
+def test_mappings_are_released_with_the_last_view(tmp_path: Path, native: bool) -> None:
     tier = hot(tmp_path)
     digests, _ = tensor_of(tier, 4 * MIB)
 
@@ -234,7 +312,7 @@ def test_half_of_the_kernels_mappings_at_most(
 
 
 def test_a_kernel_that_does_not_map_is_asked_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tier = hot(tmp_path)
     digests, _ = tensor_of(tier, 2 * MIB)
@@ -245,6 +323,12 @@ def test_a_kernel_that_does_not_map_is_asked_once(
         ctypes.set_errno(errno.ENODEV)
         return ctypes.c_void_p(-1).value
 
+    def no_fill(folder: str, items: Sequence[object], *args: object) -> list[int]:
+        calls.append(items)
+        return [-errno.ENODEV] * len(items)
+
+    if native:
+        monkeypatch.setattr(_whole, "_native", SimpleNamespace(fill=no_fill))
     monkeypatch.setattr(_mapping, "_libc_mmap", lambda: refused)
     for _ in range(3):
         assert tier.map_tensor(digests, MIB, 2 * MIB) is None

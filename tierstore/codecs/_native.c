@@ -3,6 +3,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <string.h>
+
 #include "kernels/kernels.h"
 
 static PyObject *Damage; /* raised for payloads that are not well formed; a ValueError */

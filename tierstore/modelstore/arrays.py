@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import sys
 from abc import ABC, abstractmethod
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tierstore.deferred import np
@@ -157,7 +158,17 @@ def as_torch(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) ->
         import torch
     except ImportError:
         raise UsageError("torch is not installed: pip install 'tierstore[torch]'") from None
-    return typed_torch(torch.from_numpy(data), dtype, shape)
+    if DTYPES[dtype].numpy is None or not data.nbytes:
+        return typed_torch(torch.from_numpy(data), dtype, shape)
+    # one view less than typed_torch makes: of thousands of tensors that counts
+    return torch.frombuffer(data, dtype=_torch_dtype(torch, dtype)).view(shape)
+
+
+def _torch_dtype(library: ModuleType, dtype: str) -> torch.dtype:
+    kind: torch.dtype | None = getattr(library, _TORCH_NAMES.get(dtype, ""), None)
+    if kind is None:
+        raise UsageError(f"this torch ({library.__version__}) has no dtype for {dtype}; upgrade it")
+    return kind
 
 
 def typed_torch(plain: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -166,9 +177,7 @@ def typed_torch(plain: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torc
 
     if DTYPES[dtype].numpy is None:
         return plain
-    kind = getattr(torch, _TORCH_NAMES.get(dtype, ""), None)
-    if kind is None:
-        raise UsageError(f"this torch ({torch.__version__}) has no dtype for {dtype}; upgrade it")
+    kind = _torch_dtype(torch, dtype)
     if not plain.numel():
         return torch.empty(shape, dtype=kind, device=plain.device)
     return plain.view(kind).reshape(shape)

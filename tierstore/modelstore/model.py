@@ -23,7 +23,7 @@ from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.patched import lay_over, read_whole
 from tierstore.modelstore.patchedfile import PatchedFileView
 from tierstore.modelstore.reader import ChunkReader
-from tierstore.modelstore.tensor import PlacedPiece, Tensor
+from tierstore.modelstore.tensor import PlacedPiece, Tensor, hot_bases
 from tierstore.modelstore.version import FileInfo, Version
 
 _log = logging.getLogger("tierstore.load")
@@ -189,12 +189,11 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         self, names: Iterable[str] | None, progress: Callable[[int, int], None] | None
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
         chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
-        count = counted(progress, sum(tensor.nbytes for tensor in chosen))
+        count = counted(progress, sum(t.nbytes for t in chosen)) if progress else None
         reader = self._content.reader
-        mapped = reader.map(lambda tensor: tensor.base.mapped(), chosen)
         wants: list[Want] = []
         out = []
-        for tensor, data in zip(chosen, mapped, strict=True):
+        for tensor, data in zip(chosen, hot_bases(chosen), strict=True):
             if data is None:
                 data = new_bytes(tensor.nbytes)
                 wants += tensor.base.wants(data.data)

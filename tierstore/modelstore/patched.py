@@ -239,8 +239,8 @@ class PatchedTensor(Tensor):
             places += [*overlay.indices.places(), *overlay.values.places()]
         return places
 
-    def mapped(self) -> Bytes | None:
-        data = self._base.mapped()
+    def hot(self) -> Bytes | None:
+        data = self._base.hot()
         if data is not None:
             lay_over(self._content.reader, [(self, data)])
         return data

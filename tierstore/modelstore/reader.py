@@ -11,22 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tierstore.deferred import np
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import split_digests
 from tierstore.modelstore.decode import Came, FrameDecoder, Part, Sink
 from tierstore.modelstore.fetch import Fetch, OnChunk, Source, Want
 from tierstore.modelstore.packs import Packs
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.local import MIN_MAPPED, Stored
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 _MIB = 1 << 20
 _RUN = 8 * _MIB
@@ -128,29 +127,42 @@ class ChunkReader:
         """Whether whole chunks that are read are kept for this node's other processes."""
         return self._hot.local is not None
 
-    def map_tensor(
-        self, digests: Sequence[bytes], chunk_size: int, nbytes: int
-    ) -> npt.NDArray[np.uint8] | None:
-        """A tensor whose chunks are all hot on this node as one writable array, without copying.
+    def hot_tensors(
+        self, wanted: Sequence[Stored], chunk_size: int
+    ) -> list[npt.NDArray[np.uint8] | None]:
+        """Tensors whose chunks are all hot on this node, each as a writable array of its own,
+        mapped where that pays.
 
         Args:
-            digests: of its chunks in order.
-            chunk_size: of its version.
-            nbytes: of the tensor.
+            wanted: of each the digests of its chunks in order, end to end, and its bytes.
+            chunk_size: of their version.
 
         Returns:
-            ``None`` when it has to be read.
+            ``None`` for those that have to be read.
         """
         local = self._hot.local
         if local is None:
-            return None
-        found = local.map_tensor(digests, chunk_size, nbytes)
-        if found is not None:
-            self._hot.record_later(lambda: self._reads_of(digests))
+            return [None] * len(wanted)
+        found: dict[int, npt.NDArray[np.uint8] | None] = {}
+
+        def take(numbers: range) -> None:
+            arrays = local.tensors([wanted[at] for at in numbers], chunk_size)
+            found.update(zip(numbers, arrays, strict=True))
+
+        # mixed, as what is verified first takes its time
+        slices = min(len(wanted), self._threads)
+        self.each([range(first, len(wanted), slices) for first in range(slices)], take)
+        here = [one for at, one in enumerate(wanted) if found[at] is not None]
+        mapped = sum(nbytes for _, nbytes in here if nbytes >= MIN_MAPPED)
+        nbytes = sum(nbytes for _, nbytes in here)
+        if here:
+            self._hot.record_later(lambda: self._reads_of(here))
             with self._lock:
                 self.plain["reused"] += nbytes
-                self.bytes_mapped += nbytes
-        return found
+                self.bytes_mapped += mapped
+            if nbytes > mapped:
+                self._count(local.name, nbytes - mapped)
+        return [found[at] for at in range(len(wanted))]
 
     def open_chunk(self, place: ChunkPlace) -> FilePart | None:
         """A chunk that is hot on this node as an open file; ``None`` when it has to be read."""
@@ -158,12 +170,13 @@ class ChunkReader:
         file = None if local is None else local.open(place.digest, place.plain)
         if local is None or file is None:
             return None
-        self._hot.record_later(lambda: self._reads_of([place.digest]))
+        self._hot.record_later(lambda: self._reads_of([(place.digest, place.plain)]))
         self._tally("reused", place.plain)
         self._count(local.name, place.plain)
         return FilePart(file, 0, place.plain, partial(local.failed, place.digest))
 
-    def _reads_of(self, digests: Sequence[bytes]) -> list[ChunkRead]:
+    def _reads_of(self, tensors: Sequence[Stored]) -> list[ChunkRead]:
+        digests = split_digests(b"".join(digests for digests, _ in tensors))
         places = [place for place in map(self._table.find, digests) if place is not None]
         return [ChunkRead(p.digest, p.pack, p.plain, p.length) for p in places]
 
@@ -183,19 +196,6 @@ class ChunkReader:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-    def map(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-        """What ``work`` gives for every item, in order."""
-        found: dict[int, _R] = {}
-
-        def some(numbers: range) -> None:
-            for number in numbers:
-                found[number] = work(items[number])
-
-        # in slices: handing a thread one item costs more than most items do
-        slices = min(len(items), 4 * self._threads)
-        self.each([range(first, len(items), slices) for first in range(slices)], some)
-        return [found[number] for number in range(len(items))]
 
     def _staging(self, size: int) -> memoryview:
         buffer: bytearray | None = getattr(self._local, "buffer", None)

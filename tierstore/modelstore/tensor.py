@@ -12,13 +12,11 @@ from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.ids import split_digests
 from tierstore.modelstore.arrays import as_array, as_torch, new_bytes
 from tierstore.modelstore.decode import Part, Sink
 from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import spans_of_rows
 from tierstore.modelstore.reader import ChunkReader
-from tierstore.tiers.local import MIN_MAPPED
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -194,17 +192,15 @@ class Tensor:
         """Its plain bytes as an array of its dtype and shape."""
         return as_array(data, self.dtype, self.shape)
 
-    def mapped(self) -> npt.NDArray[np.uint8] | None:
-        """Its plain bytes without copying them, if they are all hot on this node."""
-        nbytes = self.nbytes
-        if nbytes < MIN_MAPPED:
-            return None
-        reader, size = self._content.reader, self._content.chunk_size
-        return reader.map_tensor(split_digests(self._entry.chunks), size, nbytes)
+    def hot(self) -> npt.NDArray[np.uint8] | None:
+        """Its plain bytes as an array of their own, mapped if they are many, if all are hot on this
+        node.
+        """
+        return hot_bases([self])[0]
 
     def read_bytes(self) -> npt.NDArray[np.uint8]:
         """Its plain bytes, all of them, in one dimension."""
-        data = self.mapped()
+        data = self.hot()
         if data is None:
             data = new_bytes(self.nbytes)
             self._content.reader.read(self.wants(data.data))
@@ -318,6 +314,16 @@ class Tensor:
             Part(chunks[number].place, chunks[number].begin, chunks[number].length, own)
             for number, own in numbers.items()
         ]
+
+
+def hot_bases(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]:
+    """``Tensor.hot`` of the ``base`` of many of one version: patches are still to be laid over."""
+    if not tensors:
+        return []
+    content, bases = tensors[0].content, [tensor.base for tensor in tensors]
+    return content.reader.hot_tensors(
+        [(one.signature, one.nbytes) for one in bases], content.chunk_size
+    )
 
 
 def entry_bytes(entry: TensorEntry) -> int:

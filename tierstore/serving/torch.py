@@ -18,10 +18,11 @@ import numpy.typing as npt
 from tierstore.errors import NotFound, UsageError
 from tierstore.modelstore.arrays import as_torch, new_bytes, typed_torch
 from tierstore.modelstore.model import Model
+from tierstore.modelstore.patched import lay_over
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.shards import Shard, StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tensor import Tensor
+from tierstore.modelstore.tensor import Tensor, hot_bases
 from tierstore.serving.location import open_ref
 
 try:
@@ -298,10 +299,11 @@ def _read_on_cpu(shards: _Shards) -> dict[str, torch.Tensor]:
     plain: dict[str, npt.NDArray[np.uint8]] = {}
     reads: list[StripRead] = []
     entire = [name for name, (tensor, shard) in shards.items() if shard == whole(tensor)]
-    if entire:
+    hot = hot_bases([shards[name][0] for name in entire])
+    plain |= {name: data for name, data in zip(entire, hot, strict=True) if data is not None}
+    if plain:
         reader = shards[entire[0]][0].content.reader
-        mapped = reader.map(lambda name: shards[name][0].mapped(), entire)
-        plain |= {name: data for name, data in zip(entire, mapped, strict=True) if data is not None}
+        lay_over(reader, [(shards[name][0], data) for name, data in plain.items()])
     for name, (tensor, shard) in shards.items():
         if name not in plain:
             plain[name] = new_bytes(shard.strip.nbytes)

@@ -89,6 +89,16 @@ class ChunkFiles:
         self._old: list[str] = []
         self._device: int | None = None
 
+    @property
+    def trusted(self) -> str:
+        """The folder of files that were verified since the machine started."""
+        return self._here
+
+    @property
+    def has_old(self) -> bool:
+        """Whether there are files from before that, as far as is known."""
+        return bool(self._old)
+
     def prepare(self) -> None:
         """Make the folders, and find those from before the machine's last start.
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tierstore.deferred import np
 
@@ -86,19 +86,11 @@ class _Range(mmap.mmap):
         self._release(self.mappings)
 
 
-def map_files(
-    chunk_size: int, nbytes: int, open_file: Callable[[int, int], int | None]
-) -> _Array | None:
-    """Map files end to end into a new array.
-
-    Args:
-        chunk_size: bytes of each file but the last, whole pages.
-        nbytes: of all files.
-        open_file: takes a file's number and its bytes; returns a descriptor of a file that has
-            exactly these, or ``None``.
+def reserve(chunk_size: int, nbytes: int) -> mmap.mmap | None:
+    """Reserve addresses for files of ``chunk_size`` bytes each that have ``nbytes`` together.
 
     Returns:
-        ``None`` when a file is missing, or when there are too many mappings already.
+        ``None`` when there are too many mappings already.
 
     Raises:
         MappingFailed: the kernel refuses.
@@ -113,31 +105,53 @@ def map_files(
         _budget.release(count)
         raise MappingFailed(str(error)) from error
     reserved.mappings = count
-    array = np.frombuffer(reserved, np.uint8)
+    return reserved
+
+
+def map_files(
+    reserved: mmap.mmap, array: _Array, chunk_size: int, open_file: Callable[[int, int], int | None]
+) -> bool:
+    """Map files end to end over reserved addresses.
+
+    Args:
+        reserved: by ``reserve``.
+        array: a view of all of them.
+        chunk_size: bytes of each file but the last, whole pages.
+        open_file: takes a file's number and its bytes; returns a descriptor of a file that has
+            exactly these, or ``None``.
+
+    Returns:
+        ``False`` when a file is missing.
+
+    Raises:
+        MappingFailed: the kernel refuses.
+    """
     address = array.__array_interface__["data"][0]
-    for number in range(count):
-        begin = number * chunk_size
-        length = min(chunk_size, nbytes - begin)
-        fd = open_file(number, length)
+    for begin in range(0, array.nbytes, chunk_size):
+        length = min(chunk_size, array.nbytes - begin)
+        fd = open_file(begin // chunk_size, length)
         if fd is None:
-            return None
+            return False
         try:
             _map(reserved, address + begin, length, fd)
         finally:
             os.close(fd)
-    return array
+    return True
 
 
 def _map(reserved: mmap.mmap, address: int, length: int, fd: int) -> None:
     call = _libc_mmap()
     prot = mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    if call(address, length, prot, flags | _MAP_FIXED, fd, 0) != _FAILED:
-        return
+    if call(address, length, prot, flags | _MAP_FIXED, fd, 0) == _FAILED:
+        refused(reserved, ctypes.get_errno())
+
+
+def refused(reserved: mmap.mmap, error: int) -> NoReturn:
+    """Raise ``MappingFailed`` for an error of mmap(2) over reserved addresses."""
     # It may have unmapped what was there, and others may have got that hole: keep out of it.
     _torn.append(reserved)
-    error = ctypes.get_errno()
-    raise MappingFailed(f"mmap of {length} bytes: {os.strerror(error)}")
+    raise MappingFailed(f"mmap over {len(reserved)} bytes: {os.strerror(error)}")
 
 
 @cache

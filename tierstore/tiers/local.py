@@ -26,23 +26,20 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tierstore.blobs.stats import TierStats
 from tierstore.deferred import np
 from tierstore.format.checks import digest_of
+from tierstore.ids import DIGEST_BYTES
 from tierstore.placement.base import Access, PlacementPolicy
-from tierstore.tiers import _mapping
 from tierstore.tiers._chunkfiles import disk_size, kernel_boot_id
 from tierstore.tiers._hotdir import HotDirectory
 from tierstore.tiers._hotfill import HotFill, Offer
+from tierstore.tiers._whole import MIN_MAPPED, Stored, WholeTensors
 from tierstore.tiers.base import TierUsage
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MIN_MAPPED", "LocalHot", "Verify", "disk_size"]
+__all__ = ["MIN_MAPPED", "LocalHot", "Stored", "Verify", "disk_size"]
 
 Verify: TypeAlias = Literal["boot", "always"]
-
-MIN_MAPPED = 128 << 10
-"""Smaller tensors are copied: that costs less than a mapping (measured; at 1 MiB five times as
-much)."""
 
 _FLUSH_AT = 4096  # reads
 
@@ -109,7 +106,7 @@ class LocalHot:
             stats=self.stats,
         )
         self._fill = HotFill(self._dir)
-        self._can_map = _mapping.SUPPORTED
+        self._whole = WholeTensors(name, self._dir.files, self._always, self.reject)
         self._scrubbed = b""
         self._flusher: threading.Thread | None = None
         self._dir.ready(self._dir.reading)
@@ -197,57 +194,45 @@ class LocalHot:
     def map_tensor(
         self, digests: Sequence[bytes], chunk_size: int, nbytes: int
     ) -> npt.NDArray[np.uint8] | None:
-        """The chunks of one tensor as one writable array, without copying.
+        """``tensors`` of one that has at least 128 KiB; a smaller one gives ``None``."""
+        if nbytes < MIN_MAPPED:
+            return None
+        return self.tensors([(b"".join(digests), nbytes)], chunk_size)[0]
 
-        Writing to it is private to the array and never reaches the files; evicting the chunks does
-        not hurt it. The memory is released with the last view.
+    def tensors(
+        self, wanted: Sequence[Stored], chunk_size: int
+    ) -> list[npt.NDArray[np.uint8] | None]:
+        """Whole tensors, each as a writable array of its own: mapped, or copied below 128 KiB.
+
+        Writing to one that is mapped is private to the array and never reaches the files; evicting
+        the chunks does not hurt it. The memory is released with the last view.
 
         Args:
-            digests: its chunks in order; each but the last has ``chunk_size`` bytes.
-            chunk_size: of the store.
-            nbytes: of the tensor.
+            wanted: of each tensor the digests of its chunks in order, end to end, and its bytes.
+            chunk_size: bytes of each chunk of a tensor but the last.
 
         Returns:
-            ``None`` when a chunk is missing or mapping cannot be done (a tensor under 128 KiB,
-            chunks that are no whole pages, too many mappings in this process, not Linux): use
-            ``read_into``. Only a mapped tensor counts as hits.
+            ``None`` for a tensor of which a chunk is missing, or that cannot be mapped (chunks that
+            are no whole pages, too many mappings in this process, not Linux): use ``read_into``.
+            Only what is found counts as hits.
         """
-        if not self._can_map or nbytes < MIN_MAPPED or chunk_size % _mapping.PAGE:
-            return None
-        if len(digests) != -(-nbytes // chunk_size):
-            raise ValueError(f"{len(digests)} chunks of {chunk_size} are not {nbytes} bytes")
-        if not self._dir.ready(self._dir.reading):
-            return None
         started = time.perf_counter()
-        try:
-            array = _mapping.map_files(
-                chunk_size, nbytes, lambda number, size: self._dir.files.open(digests[number], size)
-            )
-            if array is not None and self._always:
-                array = self._verified(array, digests, chunk_size)
-        except _mapping.MappingFailed as error:
-            _log.warning("tier %s copies from now on: %s", self.name, error)
-            self._can_map = False
-            return None
-        except OSError as error:
+        nothing: list[npt.NDArray[np.uint8] | None] = [None] * len(wanted)
+        if not self._dir.ready(self._dir.reading):
+            return nothing
+        errors: list[OSError] = []
+        found = self._whole.take(wanted, chunk_size, errors)
+        for error in errors:
             self._dir.read_failed(error)
-            self.stats.record("get", time.perf_counter() - started, failed=True)
-            return None
-        self._dir.reading.worked()
-        if array is not None:
-            self.stats.count(hits=len(digests), hit_bytes=nbytes)
-            self.stats.record("get", time.perf_counter() - started, nbytes)
-        return array
-
-    def _verified(
-        self, array: npt.NDArray[np.uint8], digests: Sequence[bytes], chunk_size: int
-    ) -> npt.NDArray[np.uint8] | None:
-        for number, digest in enumerate(digests):
-            begin = number * chunk_size
-            if digest_of(array[begin : begin + chunk_size].data).raw != digest:
-                self.reject(digest)
-                return None
-        return array
+        if not errors:
+            self._dir.reading.worked()
+        here = [one for one, array in zip(wanted, found, strict=True) if array is not None]
+        if here or errors:
+            nbytes = sum(nbytes for _, nbytes in here)
+            hits = sum(len(digests) for digests, _ in here) // DIGEST_BYTES
+            self.stats.count(hits=hits, hit_bytes=nbytes)
+            self.stats.record("get", time.perf_counter() - started, nbytes, failed=bool(errors))
+        return found
 
     def record(self, accesses: Sequence[Access]) -> None:
         """Count reads, hit or miss, as heat: in memory; never waits."""
