@@ -108,6 +108,7 @@ def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: 
         model = node.load("m@2")
         equal(model.load(), after(2))
         assert model.stats.bytes_fetched < 4096
+        assert node.hot.flush(30)
         assert not node.warming.look(node.resolve("m@2"), "hot").missing_bytes
         patch(store, 3)
         warm = node.warmup("m@3")
