@@ -122,8 +122,8 @@ class NodeTier:
         size: quota in bytes.
         enabled: whether this node uses it.
         timeout_ms: of one request.
-        username: for Redis, SFTP and the like.
-        password: as it was found in a variable or file; never shown.
+        username: for Redis, SFTP and the like; on S3 the id of an access key ...
+        password: ... and the secret key; as it was found in a variable or file; never shown.
         ca: path of a PEM file with the authorities to trust.
         options: as in the list; these win.
     """

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import obstore
 import pytest
 
 from tests.servers.ceph import ACCESS_KEY, SECRET_KEY, Ceph
 from tierstore.blobs.base import RangeRead
 from tierstore.blobs.object_store import ObjectStore
-from tierstore.config import NodeTier
+from tierstore.config import NodeTier, node_config
 from tierstore.errors import ConfigError, PermissionDenied, Unreachable
 from tierstore.format.tiers import TierSpec
 from tierstore.wiring import open_blobs
-from tierstore.wiring.backends import Place, open_tier
+from tierstore.wiring.backends import Place, open_archive, open_tier
 
 _MIB = 1 << 20
 
@@ -148,6 +150,50 @@ def test_the_default_profile_is_used_as_other_tools_do(ceph: Ceph, tmp_path: Pat
 def test_the_environment_wins_over_a_default_profile(ceph: Ceph, tmp_path: Path) -> None:
     _profiles(tmp_path, _credentials("default", "wrong"))
     _works(_tier(ceph.bucket(), endpoint=ceph.endpoint))
+
+
+def _node(tmp_path: Path, text: str, environ: dict[str, str]) -> NodeTier:
+    file = tmp_path / "tierstore.toml"
+    file.write_text("[tiers.cold]\n" + text)
+    return node_config({"TIERSTORE_CONFIG": str(file), **environ}).tier("cold", "cold")
+
+
+def test_the_nodes_file_names_an_access_key_for_one_tier(
+    ceph: Ceph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f'username = "{ACCESS_KEY}"\npassword_env = "COLD_SECRET"\n'
+    own = _node(tmp_path, text, {"COLD_SECRET": SECRET_KEY})
+    # of other keys, for other tiers
+    _profiles(tmp_path, _credentials("default", "wrong"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOTHEROTHEROTHER")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a token of the other key")
+    bucket = ceph.bucket()
+    place = replace(_tier(bucket, endpoint=ceph.endpoint), node=own)
+    _works(place)
+    frozen = msgspec.structs.replace(
+        place.spec, options={**place.spec.options, "storage_class": "GLACIER"}
+    )
+    archive = open_archive(replace(place, spec=frozen))
+    assert archive is not None
+    assert archive.state("k") == ("readable", "")
+    assert SECRET_KEY not in repr(place)
+    wrong = _node(tmp_path, text, {"COLD_SECRET": "wrong"})
+    with open_tier(replace(place, node=wrong)) as store, pytest.raises(PermissionDenied) as caught:
+        store.get("k")
+    assert ACCESS_KEY not in str(caught.value)
+
+
+def test_half_an_access_key_is_none(tmp_path: Path) -> None:
+    for text in ('username = "a"\n', 'password_env = "S"\n'):
+        own = _node(tmp_path, text, {"S": "very-secret"})
+        with pytest.raises(ConfigError, match="in two parts") as caught:
+            open_tier(replace(_tier("bucket"), node=own))
+        assert "very-secret" not in str(caught.value)
+    spec = TierSpec(name="cold", role="cold", url="gs://bucket/p")
+    own = NodeTier(username="a", password="very-secret")
+    with pytest.raises(ConfigError, match="use the environment"):
+        open_tier(Place(spec, own, "00" * 16))
 
 
 @pytest.mark.usefixtures("keys")

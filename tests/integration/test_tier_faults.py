@@ -18,6 +18,7 @@ from tests.servers.hdfs import Hdfs
 from tests.servers.proxy import Faults, Proxy, proxying
 from tests.servers.redis import RedisServer, redis_running
 from tests.servers.sftp import Sftp
+from tierstore import wiring
 from tierstore.config import NodeTier
 from tierstore.errors import Unreachable
 from tierstore.format.tiers import TierSpec
@@ -144,6 +145,29 @@ def test_a_mount_whose_server_hangs(tmp_path: Path, cache: Path, cephfs: CephFs,
             assert min(_timed_load(store) for _ in range(3)) < _TIMEOUT_MS / 1000 + _SLACK_S / 2
         finally:
             cephfs.resume()
+        _timed_load(store)
+
+
+def test_a_home_on_a_mount_whose_server_hangs(
+    tmp_path: Path, cache: Path, cephfs: CephFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_s = _TIMEOUT_MS / 1000
+    monkeypatch.setattr(wiring, "HOME_LIMIT_S", limit_s)
+    home = str(cephfs.path / uuid.uuid4().hex)
+    with init_store(home, chunk_size=MIB) as store:
+        store.save("m", _MODEL)
+    with open_store(home) as store:
+        model = store.load("m")
+        cephfs.pause()
+        try:
+            for hangs in (model.load, lambda: store.load("m"), lambda: open_store(home)):
+                begun = time.monotonic()
+                with pytest.raises(Unreachable, match="did not end in"):
+                    hangs()
+                assert time.monotonic() - begun < 2 * limit_s + _SLACK_S
+        finally:
+            cephfs.resume()
+        equal(model.load(), _MODEL)
         _timed_load(store)
 
 

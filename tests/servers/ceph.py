@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from tests.servers.machine import need_fuse
 from tests.servers.process import (
@@ -30,6 +28,7 @@ from tests.servers.process import (
     program,
     running,
 )
+from tests.servers.s3 import S3Server
 
 ACCESS_KEY = "AKIACEPHCEPHCEPHCEPH"
 SECRET_KEY = "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"
@@ -99,7 +98,7 @@ rgw init timeout = 240
 
 
 @dataclass
-class Ceph:
+class Ceph(S3Server):
     """A running cluster: where it is, what a client needs, and radosgw to be paused or killed.
 
     Attributes:
@@ -108,6 +107,9 @@ class Ceph:
         port: of radosgw.
         tls_port: of radosgw, too.
     """
+
+    access_key = ACCESS_KEY
+    secret_key = SECRET_KEY
 
     folder: Path
     address: str = "127.0.0.1"
@@ -137,28 +139,6 @@ class Ceph:
     def ca(self) -> Path:
         """The certificate to trust."""
         return self.folder / "ca.pem"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a client of S3 needs."""
-        return {
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ALLOW_HTTP": "true",
-        }
-
-    def client(self) -> Any:
-        """A boto3 client: it shares no code with the store under test."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            config=Config(s3={"addressing_style": "path"}, max_pool_connections=32),
-        )
 
     def bucket(self) -> str:
         """The name of a new bucket."""

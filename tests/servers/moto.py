@@ -21,40 +21,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
+
+from tests.servers.s3 import S3Server
 
 _ROOT = Path(__file__).parents[2]
 ACCESS_KEY = "AKIATESTTESTTESTTEST"
 SECRET_KEY = "wJalrXUtnFEMIxSECRETxbPxRfiCYEXAMPLEKEY"
 
 
-class Moto:
+class Moto(S3Server):
     """Where the server listens, and what a test does beneath the store under test."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
+    access_key = ACCESS_KEY
+    secret_key = SECRET_KEY
+
+    def __init__(self, port: int) -> None:
+        self._port = port
 
     @property
-    def environment(self) -> dict[str, str]:
-        """What a client needs to reach the server."""
-        return {
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ALLOW_HTTP": "true",
-        }
-
-    def client(self) -> Any:
-        """A boto3 client: it shares no code with the store under test."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-        )
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
 
 
 @contextlib.contextmanager
@@ -70,7 +57,7 @@ def running() -> Iterator[Moto]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    moto = Moto(f"http://127.0.0.1:{port}")
+    moto = Moto(port)
     try:
         _wait(process, moto)
         yield moto

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
+from tierstore.blobs.base import BlobInfo, BlobStore, RangeRead
 from tierstore.blobs.local import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import NotFound, Unreachable
@@ -151,12 +151,7 @@ def test_a_long_call_has_its_limit_for_each_part(inner: Hanging) -> None:
     assert store.info("k").size == 40 << 20
 
 
-def test_capabilities_say_that_it_is_bounded(tmp_path: Path) -> None:
-    class Unbounded(LocalStore):
-        @property
-        def capabilities(self) -> Capabilities:
-            return Capabilities(put_if_absent=True, durable=True, local=False, bounded=False)
-
-    store = DeadlineStore(Unbounded(tmp_path), 1.0)
-    assert store.capabilities.bounded
-    assert not store.capabilities.local
+def test_it_is_bounded_and_else_what_it_wraps(inner: Hanging) -> None:
+    store = DeadlineStore(inner, _LIMIT_S)
+    assert store.bounded
+    assert store.capabilities == inner.capabilities

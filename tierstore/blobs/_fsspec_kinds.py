@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,15 +29,11 @@ class Kind:
     Attributes:
         local: it is on this machine, and goes with it.
         whole: a write is seen all or not at all.
-        renames: a blob is written under another name, then ``replace`` or ``create`` renames it.
-        creates: a new file can be created atomically.
         folders: directories must exist before something is written below them.
     """
 
     local = False
     whole = False
-    renames = False
-    creates = False
     folders = True
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:
@@ -71,13 +68,19 @@ class Kind:
         """Write a file, replacing what is there."""
         fs.pipe_file(path, joined(data))
 
+
+class Renaming(Kind, ABC):
+    """A blob is written under another name, and renamed atomically: over what is there, or not."""
+
+    whole = True
+
+    @abstractmethod
     def replace(self, fs: Any, source: str, path: str) -> None:
         """Rename, replacing what is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def create(self, fs: Any, source: str, path: str) -> bool:
         """Rename unless there is something: then ``False``, and ``source`` may be left."""
-        raise NotImplementedError
 
 
 class Whole(Kind):
@@ -87,10 +90,10 @@ class Whole(Kind):
     folders = False
 
 
-class Local(Kind):
+class Local(Renaming):
     """This machine's own: written, then renamed, or hard-linked to create it."""
 
-    local = whole = renames = creates = True
+    local = True
 
     def write(self, fs: Any, path: str, data: Data) -> None:
         with fs.open(path, "wb") as file:
@@ -108,10 +111,8 @@ class Local(Kind):
         return True
 
 
-class WebHdfs(Kind):
+class WebHdfs(Renaming):
     """HDFS by its HTTP interface, whose rename is atomic and can refuse to overwrite."""
-
-    whole = renames = creates = True
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:
         # an instance of our own: it gets our limit of time
@@ -161,13 +162,12 @@ class WebHdfs(Kind):
         return True
 
 
-class Sftp(Kind):
+class Sftp(Renaming):
     """SFTP by paramiko, whose connections serve one thread at a time.
 
     OpenSSH's rename links and unlinks, so that it never overwrites; its extension does.
     """
 
-    whole = renames = creates = True
     _KEPT = 8
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:

@@ -1,14 +1,14 @@
 """How an object store is reached: address, credentials, trust, limits of time.
 
-Credentials are never part of a URL, an option or a message. They come from the environment or from
-the machine itself (instance, container or pod identity), which obstore asks, or from a profile of
-AWS's own files, which boto3 reads.
+Credentials are never part of a URL, an option or a message. They come from the node's own file, for
+one tier alone; or else from the environment or the machine itself (instance, container or pod
+identity), which obstore asks, or from a profile of AWS's own files, which boto3 reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from obstore.store import from_url
 from tierstore.errors import ConfigError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Credential
 
 S3_SCHEMES = frozenset({"s3", "s3a"})
 _ONLY_S3 = ("endpoint", "region", "path_style", "profile")
@@ -38,6 +38,7 @@ class Access:
         profile: of AWS's own configuration files.
         ca: path of a PEM file with authorities to trust beside the system's own.
         allow_http: whether the endpoint may be plain ``http``.
+        login: id of an access key and the secret key, which go before all others.
     """
 
     endpoint: str | None = None
@@ -46,6 +47,7 @@ class Access:
     profile: str | None = None
     ca: str | None = None
     allow_http: bool = False
+    login: tuple[str, str] | None = field(default=None, repr=False)
 
 
 def check_url(url: str) -> str:
@@ -84,9 +86,13 @@ def connect(
         config["region"] = access.region
     if access.path_style is not None:
         config["virtual_hosted_style_request"] = not access.path_style
-    provider = _profile(access.profile) if access.profile else None
-    if provider is not None and "region" not in config and provider.config.get("region"):
-        config["region"] = provider.config["region"]
+    provider: Any = None
+    if access.login is not None:
+        provider = _Login(*access.login)
+    elif access.profile:
+        provider = _profile(access.profile)
+        if provider is not None and "region" not in config and provider.config.get("region"):
+            config["region"] = provider.config["region"]
     client: ClientConfig = {
         "connect_timeout": timedelta(seconds=min(_CONNECT_S, timeout_s)),
         "allow_http": access.allow_http or (access.endpoint or "").startswith("http://"),
@@ -109,6 +115,22 @@ def connect(
         from_url(url, client_options=reads, **settings),
         lambda: from_url(url, client_options=others, **settings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    """Gives one access key: as a setting of obstore it would be joined by a session token that the
+    environment holds, of another key.
+    """
+
+    key_id: str
+    secret: str = field(repr=False)
+
+    def __call__(self) -> S3Credential:
+        return {
+            "access_key_id": self.key_id, "secret_access_key": self.secret, "token": None,
+            "expires_at": None,
+        }  # fmt: skip
 
 
 def _profile(name: str) -> Any:

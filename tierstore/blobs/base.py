@@ -47,7 +47,6 @@ class Capabilities:
         atomic_put: ``put`` is all-or-nothing; only a foreign file system may lack this.
         listable: ``list`` and ``list_folders`` work; a cache may lack this and raises
             ``BackendError``.
-        bounded: no call waits much longer than a timeout that the store was given.
         max_blob: the largest blob in bytes; a larger one is refused with ``OutOfSpace``.
     """
 
@@ -56,7 +55,6 @@ class Capabilities:
     local: bool
     atomic_put: bool = True
     listable: bool = True
-    bounded: bool = True
     max_blob: int | None = None
 
 
@@ -111,6 +109,11 @@ class BlobStore(ABC):
     @abstractmethod
     def capabilities(self) -> Capabilities:
         """What this store can do beyond the contract."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether no call waits much longer than a timeout that the store was given."""
+        return True
 
     @abstractmethod
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from tierstore.blobs import _files
-from tierstore.blobs._fsspec_kinds import open_kind
+from tierstore.blobs._fsspec_kinds import Renaming, open_kind
 from tierstore.blobs._shared import by_key, each, is_key, joined, runs
 from tierstore.blobs.base import (
     BlobInfo,
@@ -99,20 +99,22 @@ class FsspecStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        memory = self._protocol == "memory"
-        here = self._kind.local or memory
+        memory, here = self._protocol == "memory", self.bounded
         return Capabilities(
-            put_if_absent=self._kind.creates or memory,
+            put_if_absent=isinstance(self._kind, Renaming) or memory,
             durable=not here,
             local=here,
             atomic_put=self._kind.whole,
-            bounded=here,
         )
+
+    @property
+    def bounded(self) -> bool:
+        return self._kind.local or self._protocol == "memory"
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         path = self._path(key)
         with self._errors("writing", key), self._kind.use() as fs:
-            if self._kind.renames:
+            if isinstance(self._kind, Renaming):
                 with self._temp_file(fs, path, data) as temp:
                     self._kind.replace(fs, temp, path)
                 return
@@ -129,7 +131,7 @@ class FsspecStore(BlobStore):
                 "nothing atomically; use another store for this"
             )
         with self._errors("creating", key), self._kind.use() as fs:
-            if self._kind.creates:
+            if isinstance(self._kind, Renaming):
                 with self._temp_file(fs, path, data) as temp:
                     return self._kind.create(fs, temp, path)
             content = joined(data)

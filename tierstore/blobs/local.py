@@ -82,10 +82,12 @@ class LocalStore(BlobStore):
     @cached_property
     def capabilities(self) -> Capabilities:
         """Probed once: a file system without hard links cannot create atomically."""
-        local = not _files.is_network(str(self._root))
-        return Capabilities(
-            put_if_absent=self._probe_links(), durable=True, local=local, bounded=local
-        )
+        return Capabilities(put_if_absent=self._probe_links(), durable=True, local=self.bounded)
+
+    @cached_property
+    def bounded(self) -> bool:
+        """A mount whose server is gone lets every call hang."""
+        return not _files.is_network(str(self._root))
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         check_key(key)

@@ -1,7 +1,8 @@
 """Blobs in S3 (and what speaks it), Google Cloud Storage or Azure Blob Storage, through obstore.
 
 Credentials, region and endpoint come from the usual environment variables (``AWS_*``,
-``GOOGLE_*``, ``AZURE_*``), which obstore reads itself: they are never part of the URL. A plain
+``GOOGLE_*``, ``AZURE_*``), which obstore reads itself, where nothing else says them: they are never
+part of the URL. A plain
 ``http`` endpoint needs ``allow_http``; a store by URL takes that from ``AWS_ALLOW_HTTP=true``.
 
 What is created is one PUT, so that ``If-None-Match`` covers all of it, and so is all that is small.
@@ -87,7 +88,7 @@ class ObjectStore(BlobStore):
         retry_s: requests that failed are sent again for this long, in seconds, with jittered
             exponential backoff; by default ``timeout_s``.
         access: fields of ``Access``: ``endpoint``, ``region``, ``path_style``, ``profile``,
-            ``ca``, ``allow_http``.
+            ``ca``, ``allow_http``, ``login``.
 
     Raises:
         ConfigError: the URL holds credentials or options, or the environment is incomplete.

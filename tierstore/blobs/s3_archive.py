@@ -155,7 +155,10 @@ def _connected(access: Access, timeout_s: float) -> Any:
         connect_timeout=min(5.0, timeout_s), read_timeout=timeout_s,
         retries={"mode": "standard", "max_attempts": 5}, s3={"addressing_style": style},
     )  # fmt: skip
-    return boto3.Session(profile_name=access.profile).client(
+    key_id, secret = access.login or (None, None)
+    profile = None if access.login else access.profile
+    session = boto3.Session(key_id, secret, profile_name=profile)
+    return session.client(
         "s3", endpoint_url=access.endpoint, region_name=access.region, verify=access.ca,
         config=settings,
     )  # fmt: skip

@@ -7,7 +7,6 @@ the caller's buffers, so that whatever it does later harms nobody.
 
 from __future__ import annotations
 
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,8 +55,7 @@ class DeadlineStore(BlobStore):
     def __init__(self, inner: BlobStore, timeout_s: float) -> None:
         self._inner, self._timeout_s = inner, timeout_s
         self._slots = threading.BoundedSemaphore(_MOST)
-        found = within(timeout_s, f"asking {inner.url}", lambda: inner.capabilities)
-        self._capabilities = dataclasses.replace(found, bounded=True)
+        self._capabilities: Capabilities | None = None
 
     @property
     def url(self) -> str:
@@ -65,6 +63,9 @@ class DeadlineStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            what = f"asking {self.url}"
+            self._capabilities = within(self._timeout_s, what, lambda: self._inner.capabilities)
         return self._capabilities
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:

@@ -14,12 +14,18 @@ from tierstore.modelstore.home import create_config, read_config
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.tierlist import TierLog
 from tierstore.tiers.activity import Activity
+from tierstore.tiers.deadline import DeadlineStore, within
 from tierstore.tiers.durable import DurableTiers
 from tierstore.wiring.backends import open_blobs
 from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved
 from tierstore.wiring.tiers import Tiers, activity_folder, counters
 
 __all__ = ["init_store", "open_blobs", "open_store"]
+
+HOME_LIMIT_S = 15.0
+"""A call of home that had no answer for so long failed, as in an object store; with the tiers that
+are asked before, a read waits for 30 seconds at most.
+"""
 
 
 def init_store(
@@ -43,7 +49,7 @@ def init_store(
     specs = ordered(tiers)
     home = config.store_url(_text(url))
     with fresh_folder(home):
-        blobs = open_blobs(home, create=True)
+        blobs = _open_home(home, create=True)
         try:
             with proved(specs, blobs.url):
                 create_config(blobs, chunk_size)
@@ -73,11 +79,17 @@ def open_store(url: str | os.PathLike[str] | None = None) -> Store:
         NotFound: there is no store.
         UnsupportedFormat: it was made by a newer tierstore.
     """
-    return _store(open_blobs(config.store_url(_text(url))))
+    return _store(_open_home(config.store_url(_text(url))))
 
 
 def _text(url: str | os.PathLike[str] | None) -> str | None:
     return None if url is None else os.fspath(url)
+
+
+def _open_home(url: str, *, create: bool = False) -> BlobStore:
+    """Open a store's home, whose calls end: a mount whose server is gone would hang for ever."""
+    blobs = within(HOME_LIMIT_S, "opening the store's home", lambda: open_blobs(url, create=create))
+    return blobs if blobs.bounded else DeadlineStore(blobs, HOME_LIMIT_S)
 
 
 def _store(blobs: BlobStore) -> Store:

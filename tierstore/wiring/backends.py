@@ -82,6 +82,7 @@ def _open(
         from tierstore.blobs.object_store import ObjectStore
 
         chosen = read_options(url, options, _OBJECT_OPTIONS)
+        chosen["login"] = _login(url, node)
         if scheme in ("s3", "s3a"):
             chosen.setdefault("profile", config.aws_profile())
         chosen.setdefault("allow_http", config.http_allowed())
@@ -103,6 +104,22 @@ def _open(
     if scheme in REDIS_SCHEMES or scheme == "memcached":
         raise ConfigError(f"a cache ({scheme}://) can only be a shared tier: it forgets")
     raise ConfigError(f"stores of the kind {scheme[:40]!r} are not known: use {_KNOWN}")
+
+
+def _login(url: str, node: NodeTier | None) -> tuple[str, str] | None:
+    """The access key that this node's file names for a tier."""
+    if node is None or not (node.username or node.password):
+        return None
+    if not url.startswith(("s3://", "s3a://")):
+        raise ConfigError(
+            f"{url} takes no username and no password in this node's file: use the environment"
+        )
+    if not (node.username and node.password):
+        raise ConfigError(
+            f"{url} takes an access key in two parts: its id as username, and the secret key by "
+            "password_env or password_file"
+        )
+    return node.username, node.password
 
 
 def _local_path(url: str) -> str:
@@ -200,6 +217,7 @@ def open_archive(place: Place) -> Archive | None:
     kind = chosen.pop("storage_class")
     chosen.setdefault("profile", config.aws_profile())
     chosen.setdefault("region", config.aws_region())
+    chosen["login"] = _login(spec.url, node)
     ca = node.ca or config.aws_ca()
     return S3Archive(spec.url, kind, timeout_s=spec.timeout_ms / 1000, ca=ca, **chosen)
 

@@ -220,7 +220,7 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
 
 def _opened(place: Place, limit_s: float) -> BlobStore:
     store = open_tier(place)
-    if place.spec.role in DURABLE and not store.capabilities.bounded:
+    if place.spec.role in DURABLE and not store.bounded:
         return DeadlineStore(store, limit_s)
     return store
 
