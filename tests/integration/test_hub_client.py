@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +96,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         store.save("team/ranker", source, alias="prod", message="first")
         store.save("team/ranker", model_at(root / "v2", 2), message="second\n\nwith a reason")
         store.save("plain", source)
+        store.releases.create("tonight", ["team/ranker@1", "plain"])
         with gateway(store.url, root / "spool") as running:
             yield Setting(running, store, source, Client(running.url, root / "hf"))
 
@@ -217,6 +219,18 @@ def test_errors_are_the_clients_own(setting: Setting) -> None:
     ]  # fmt: skip
 
 
+def test_a_release_is_no_repository(setting: Setting) -> None:
+    found = setting.client.python(
+        "def kind(call, *a):\n"
+        "    try: return call(*a)\n"
+        "    except Exception as e: return type(e).__name__\n"
+        "show([kind(f, 'tonight') for f in (api.model_info, api.list_repo_files,"
+        " api.list_repo_refs, api.list_repo_commits, hub.snapshot_download)]"
+        " + [sorted(m.id for m in api.list_models())])"
+    )
+    assert found == ["RepositoryNotFoundError"] * 5 + [["plain", "team/ranker"]]
+
+
 def test_a_download_that_was_cut_off_goes_on(setting: Setting, tmp_path: Path) -> None:
     whole = (setting.source / "model.safetensors").read_bytes()
     with cutting(setting.gateway.port, after=1_000_000, cuts=2) as cutter:
@@ -334,6 +348,52 @@ def test_a_large_file_comes_in_parts(writable: tuple[Setting, Path], tmp_path: P
         str(path),
     )
     np.testing.assert_array_equal(setting.store.load("team/large")["w"], words)
+
+
+def received(setting: Setting) -> int:
+    with urllib.request.urlopen(f"{setting.client.url}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    name = "tierstore_hub_received_bytes"
+    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(name))
+
+
+def test_an_upload_that_was_interrupted_goes_on(
+    writable: tuple[Setting, Path], tmp_path: Path
+) -> None:
+    setting, _ = writable
+    rng = np.random.default_rng(6)
+    sizes = {}
+    for name in ("a", "b"):
+        save_file({"w": rng.integers(0, 99, 3 << 20, dtype="u1")}, tmp_path / f"{name}.safetensors")
+        sizes[name] = (tmp_path / f"{name}.safetensors").stat().st_size
+    before = received(setting)
+    setting.client.python(  # ends before its commit, with the first of two files sent
+        "from huggingface_hub import CommitOperationAdd as Add\n"
+        "api.preupload_lfs_files('team/again', [Add('a.safetensors', sys.argv[1])])",
+        str(tmp_path / "a.safetensors"),
+    )
+    assert received(setting) - before == sizes["a"]
+    hf = str(Path(sys.executable).parent / "hf")
+    done = setting.client.run(hf, "upload", "team/again", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert received(setting) - before == sizes["a"] + sizes["b"]
+    setting.store.load("team/again").export(tmp_path / "out")
+    for name in ("a", "b"):
+        file = f"{name}.safetensors"
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_a_release_takes_no_commit(writable: tuple[Setting, Path]) -> None:
+    setting, _ = writable
+    setting.store.save("team/member", {"w": np.ones(3)})
+    setting.store.releases.create("team/tonight", ["team/member"])
+    found = setting.client.python(
+        "from huggingface_hub import CommitOperationAdd as Add\n"
+        "try: api.create_commit('team/tonight', [Add('a.txt', b'1')], commit_message='m')\n"
+        "except Exception as e: show(e.response.status_code)"
+    )
+    assert found in (404, 409)
+    assert setting.store.resolve("team/tonight").is_release
 
 
 def test_a_pickle_is_refused_with_the_way_out(

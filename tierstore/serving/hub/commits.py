@@ -127,7 +127,10 @@ class Committer:
     def commit(self, model: str, branch: str, asked: Request, who: str | None) -> Version:
         """Publish a new version of ``model`` on a branch.
 
-        Without a parent that was asked for, files that others committed meanwhile are kept.
+        Without a parent that was asked for, files that others committed meanwhile are kept. Whether
+        the branch may move is looked at before the version is published. Where an alias is moved
+        by somebody else between these two, milliseconds apart, the version stays in the log under
+        its number, no branch means it, and the answer says so: a log is never rewritten.
 
         Args:
             model: its name.
@@ -138,16 +141,19 @@ class Committer:
         Raises:
             HubError: 412, the branch is not at the parent; 404, there is no such branch, or a file
                 was not uploaded.
+            Conflict: the name is a release's, or another model's but for case.
         """
+        names = Names(self._store.home, self._store.node, {})
+        names.check_new(model, None)
         for _ in range(8):
             parent = self._head(model, branch)
             if asked.parent is not None and not _is_at(parent, asked.parent):
                 raise HubError(412, f"{branch} is not at {asked.parent}: somebody was faster")
             try:
-                return self._publish(model, branch, parent, asked, who)
-            except Conflict:
+                return self._publish(names, model, branch, parent, asked, who)
+            except Conflict as error:
                 if asked.parent is not None:
-                    raise HubError(412, f"{branch} moved meanwhile: somebody was faster") from None
+                    raise HubError(412, f"{branch} moved meanwhile: {error}") from None
         raise HubError(409, f"{branch} keeps moving; try again")
 
     def _head(self, model: str, branch: str) -> Version | None:
@@ -163,7 +169,13 @@ class Committer:
             return None
 
     def _publish(
-        self, model: str, branch: str, parent: Version | None, asked: Request, who: str | None
+        self,
+        names: Names,
+        model: str,
+        branch: str,
+        parent: Version | None,
+        asked: Request,
+        who: str | None,
     ) -> Version:
         before = None if parent is None else self._store.load(str(parent))
         if before is not None:
@@ -171,15 +183,16 @@ class Committer:
         files = sorted(self._files(model, before, asked), key=lambda file: file.path)
         if not files:
             raise HubError(400, "a commit must leave at least one file")
-        names = Names(self._store.home, self._store.node, {})
-        names.check_new(model, None)
         newest = self._store.home.log(model).last()
         message = f"{asked.message} ({who})" if who else asked.message
+        pointed = branch != MAIN or any(a.name == MAIN for a in self._store.aliases(model))
+        was = parent.number if parent is not None else None
 
         def append(digest: Digest) -> RefEntry:
             if parent is not None and digest == parent.digest:  # nothing changed
                 return self._store.home.log(model).entry(parent.number)
-
+            if pointed:
+                names.check_movable(model, branch, was)
             return names.publish(model, digest, message, newest.seq if newest else 0)
 
         try:
@@ -188,12 +201,8 @@ class Committer:
             for file in files:
                 file.close()
         version = version_of(model, entry)
-        moved = branch != MAIN or any(a.name == MAIN for a in self._store.aliases(model))
-        if moved and version.number != (parent.number if parent else 0):
-            self._store.alias(
-                model, branch, str(version), message=message,
-                was=parent.number if parent is not None else None,
-            )  # fmt: skip
+        if pointed and version.number != was:
+            names.point_to_new(model, branch, entry, message, was)
         self._repos.forget(model)
         self._spool.drop(model, [oid for oid, _ in asked.uploaded.values()])
         return version

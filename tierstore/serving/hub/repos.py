@@ -17,7 +17,7 @@ from tierstore.errors import InvalidName, NotFound, UsageError
 from tierstore.format.keys import ALIASES
 from tierstore.modelstore.model import Model
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.version import Version
+from tierstore.modelstore.version import Version, version_of
 from tierstore.serving.hub.answers import HubError, repo_not_found, revision_not_found
 from tierstore.serving.hub.rights import Caller
 
@@ -33,6 +33,12 @@ _FRESH_S = 1.0
 def oid_of(version: Version) -> str:
     """A version's commit id."""
     return version.digest.hex[:OID_DIGITS]
+
+
+def _no_release(version: Version) -> Version:
+    if version.is_release:  # it has no files: to clients there is no such repository
+        raise NotFound(f"{version} is a release, not a model")
+    return version
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +68,10 @@ class Repos:
         if not caller.may_read(model):
             raise hidden
         try:
-            exists = self.store.home.log(model).last() is not None
+            last = self.store.home.log(model).last()
         except InvalidName:
             raise hidden from None
-        if not exists:
+        if last is None or version_of(model, last).is_release:
             raise repo_not_found(model, anonymous=False)
 
     def commit(self, model: str, revision: str, caller: Caller) -> Commit:
@@ -93,16 +99,16 @@ class Repos:
             if revision == MAIN:
                 return self.main(model)
             which = f"b3:{revision}" if _OID.match(revision) else revision
-            return self.store.resolve(f"{model}@{which}")
+            return _no_release(self.store.resolve(f"{model}@{which}"))
         except (NotFound, UsageError):
             self.check_read(model, caller)
             raise revision_not_found(revision) from None
 
     def main(self, model: str) -> Version:
-        """What ``main`` means; ``NotFound`` without any version."""
+        """What ``main`` means; ``NotFound`` without any version, and for a release."""
         pointed = self.store.home.log(model, ALIASES + MAIN).last()
         named = pointed is not None and pointed.version is not None
-        return self.store.resolve(f"{model}@{MAIN}" if named else model)
+        return _no_release(self.store.resolve(f"{model}@{MAIN}" if named else model))
 
     def forget(self, model: str) -> None:
         """Look again what the branches of a model mean: somebody here moved one."""
