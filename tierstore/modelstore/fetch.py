@@ -27,6 +27,7 @@ from tierstore.tiers.shared import BATCH_BYTES, SharedHot
 
 _GAP = 256 << 10
 _WINDOW = 512 << 20
+_SHORT_RUN = 2 << 20  # of a network
 
 OnChunk = Callable[[int], None]
 """Told the plain bytes of each chunk when it is done, from several threads."""
@@ -49,7 +50,7 @@ class Source:
         decoder: of the version's frames.
         hot: the hot tiers.
         max_run: bytes of the longest run of frames.
-        tail: see ``plan_runs``.
+        sharing: threads that share a link; 0 where a read costs no network.
         staging: a buffer of at least so many bytes, the calling thread's own.
         each: runs a function for every item, in several threads.
         count: told how many bytes came from a hot tier, by its name.
@@ -60,7 +61,7 @@ class Source:
     decoder: FrameDecoder
     hot: HotTiers
     max_run: int
-    tail: int
+    sharing: int
     staging: Callable[[int], memoryview]
     each: Callable[[Sequence[object], Callable[..., None]], None]
     count: Callable[[str, int], None]
@@ -129,8 +130,11 @@ class Fetch:
 
     def _plan(self, wants: Sequence[Want]) -> list[Run]:
         places = [self._packs.current(want.place) for want in wants]
-        source = self._source
-        return plan_runs(places, max_gap=_GAP, max_run=source.max_run, tail=source.tail)
+        limit, sharing = self._source.max_run, self._source.sharing
+        if sharing:  # of a small model, too, every thread gets some: they end together
+            total = sum(place.length for place in places)
+            limit = min(limit, max(_SHORT_RUN, total // (3 * sharing)))
+        return plan_runs(places, max_gap=_GAP, max_run=limit, tail=limit * sharing)
 
     # Hot tiers
 

@@ -97,7 +97,7 @@ class ChunkReader:
         """Plain bytes that were read, by how they came."""
         self._source = Source(
             packs, self._decoder, self._hot, self._max_run,
-            0 if packs.local else self._threads * self._max_run,
+            0 if packs.local else self._threads,
             self._staging, self.each, self._count, self._tally,
         )  # fmt: skip
 

@@ -241,21 +241,21 @@ class Store(StorePatches):
 
     @overload
     def load(
-        self, ref: str, *, profile: str | None = None, dequantize: Literal[False] = False
+        self, ref: str | Version, *, profile: str | None = None, dequantize: Literal[False] = False
     ) -> Model: ...
 
     @overload
     def load(
-        self, ref: str, *, profile: str | None = None, dequantize: Literal[True]
+        self, ref: str | Version, *, profile: str | None = None, dequantize: Literal[True]
     ) -> Dequantized: ...
 
     def load(
-        self, ref: str, *, profile: str | None = None, dequantize: bool = False
+        self, ref: str | Version, *, profile: str | None = None, dequantize: bool = False
     ) -> Model | Dequantized:
         """Open a version for reading; nothing but its metadata is read yet.
 
         Args:
-            ref: of the version; ``model@12+int8-row`` names a lossy variant of it.
+            ref: of the version, or itself; ``model@12+int8-row`` names a lossy variant of it.
             profile: which variant suits this hardware, when ``ref`` names none: an order of
                 preference such as ``int8-channel,bf16,full`` (``full`` is the version itself), or
                 the name of one in ``Settings.profiles``. The first that exists is taken. By
@@ -267,7 +267,8 @@ class Store(StorePatches):
             Damaged: its manifest or layout is damaged.
             UsageError: ``dequantize`` for what is no variant.
         """
-        version = self._leased(self.choose(ref, profile=profile))
+        chosen = ref if isinstance(ref, Version) else self.choose(ref, profile=profile)
+        version = self._leased(chosen)
         model = Model(version, self._opener.open(version), lambda: self._folded(version))
         if not dequantize:
             return model

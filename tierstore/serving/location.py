@@ -72,7 +72,7 @@ def split_rest(store: Store, rest: str) -> tuple[str, str]:
 
     Raises:
         InvalidName: either is not allowed, such as a path with ``..``.
-        NotFound: no part of it names a model.
+        NotFound: none of several parts names a model.
     """
     rest = rest.rstrip("/") if rest.rstrip("/") else rest
     model, at, behind = rest.partition("@")
@@ -87,6 +87,9 @@ def split_rest(store: Store, rest: str) -> tuple[str, str]:
 
 def _shortest_model(store: Store, rest: str) -> tuple[str, str]:
     parts = rest.split("/")
+    if len(parts) == 1:  # opening it tells whether it exists
+        ModelRef.parse(rest)
+        return rest, ""
     for count in range(1, len(parts) + 1):
         name = "/".join(parts[:count])
         if ModelRef.parse(name) and store.home.log(name).last() is not None:

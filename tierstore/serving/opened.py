@@ -48,7 +48,7 @@ class _Opened:
             if key in self._models:
                 self._models.move_to_end(key)
                 return self._models[key]
-        model = store.load(str(version))
+        model = store.load(version)
         with self._lock:
             self._models[key] = model
             while len(self._models) > _MODELS:
