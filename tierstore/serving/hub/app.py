@@ -21,6 +21,7 @@ from tierstore.modelstore.home import read_config
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.answers import HubError, of_error
 from tierstore.serving.hub.commits import Committer
+from tierstore.serving.hub.openapi import describe
 from tierstore.serving.hub.reading import Reading
 from tierstore.serving.hub.repos import Repos
 from tierstore.serving.hub.rights import Tokens
@@ -109,12 +110,22 @@ def make_app(
         return JSONResponse({"status": "ok", "store": store.home.config.store_id})
 
     def page(request: Request) -> Response:
+        """What this gateway has done, for Prometheus."""
         if metrics is None:
             raise HubError(404, "metrics need the extra tierstore[metrics]")
         body, kind = metrics(stats)
         return Response(body, media_type=kind)
 
-    routes = [Route("/healthz", health), Route("/metrics", page), *_routes(reading, writing)]
+    def description(request: Request) -> Response:
+        """What there is to ask for, as OpenAPI."""
+        return JSONResponse(describe(routes))
+
+    routes = [
+        Route("/healthz", health),
+        Route("/metrics", page),
+        Route("/openapi.json", description),
+        *_routes(reading, writing),
+    ]
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response] | Response]] = {
         HubError: lambda _, error: error.response(),
         TierstoreError: lambda _, error: of_error(error).response(),
