@@ -16,13 +16,13 @@ from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.check_patches import look_at_folds, named_below, needed_below
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.leases import is_saving
 from tierstore.modelstore.packs import Packs, read_footer
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.settings import Settings
+from tierstore.modelstore.sharing import Want
 from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable import DurableTiers
 

@@ -23,9 +23,9 @@ from tierstore.format.table import ChunkPlace
 from tierstore.ids import split_digests
 from tierstore.modelstore.align import RowIndex, Rows, Span, clamped, looks_moved, spans_of
 from tierstore.modelstore.decode import Part
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.framing import Base
 from tierstore.modelstore.recent import Recent
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.tensor import Content, entry_bytes
 
 if TYPE_CHECKING:

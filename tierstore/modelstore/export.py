@@ -15,8 +15,8 @@ from pathlib import Path
 from tierstore.errors import BackendError, Damaged, OutOfSpace, PermissionDenied, UnsafeSource
 from tierstore.format.manifest import FileEntry, check_path
 from tierstore.format.safetensors import build_header
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import batches
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
 from tierstore.modelstore.version import FileInfo
 

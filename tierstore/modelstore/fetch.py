@@ -3,7 +3,7 @@
 ::
 
     wants -> chunks on this node -> frames that nodes share -> runs of frames from durable tiers
-                                    (what another thread fetches now is waited for)
+           (what another thread or process of this node fetches now is waited for)
 
 Where nodes share frames a read goes window by window, so that what it claims for itself is never
 far from being read.
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.decode import Came, FrameDecoder
 from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.plan import Run, batches, plan_runs
+from tierstore.modelstore.sharing import Sharing, Want
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.flight import Flight, Waiting
 from tierstore.tiers.hot import HotTiers
@@ -31,14 +31,6 @@ _SHORT_RUN = 2 << 20  # of a network
 
 OnChunk = Callable[[int], None]
 """Told the plain bytes of each chunk when it is done, from several threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """A whole chunk, and where its plain bytes go (``out`` has exactly their length)."""
-
-    place: ChunkPlace
-    out: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +67,21 @@ class Fetch:
         source: where chunks come from.
         wants: the chunks; one that is wanted several times is read once.
         on_chunk: told about each of ``wants``.
-        keep: wait for room to keep what is read in hot tiers, instead of dropping it.
+        keep: put all of it into hot tiers, whatever the policy thinks, and wait for room.
+        share: wait for room to keep what is read in this node's tier, instead of dropping it.
     """
 
     def __init__(
-        self, source: Source, wants: Sequence[Want], on_chunk: OnChunk | None, *, keep: bool
+        self,
+        source: Source,
+        wants: Sequence[Want],
+        on_chunk: OnChunk | None,
+        *,
+        keep: bool,
+        share: bool = False,
     ) -> None:
-        self._source, self._on_chunk, self._keep = source, on_chunk, keep
+        self._source, self._on_chunk = source, on_chunk
+        self._keep, self._share = keep, share
         self._hot, self._packs = source.hot, source.packs
         self._wants: dict[bytes, Want] = {}
         self._again: dict[bytes, list[memoryview]] = {}
@@ -93,6 +93,7 @@ class Fetch:
         self._led: dict[bytes, Flight] = {}
         self._waiting = Waiting()
         self._seated: set[bytes] = set()
+        self._sharing = Sharing(source.hot.local, self._from_local)
 
     def run(self) -> None:
         """Fill every buffer."""
@@ -102,6 +103,8 @@ class Fetch:
                 while todo:
                     for window in self._windows(todo):
                         self._fetch(window)
+                    while left := self._sharing.wait():
+                        self._from_durable(left)
                     failed = set(self._waiting.wait())
                     for digest in self._seated - failed:
                         self._done(self._wants[digest], "reused")
@@ -109,6 +112,7 @@ class Fetch:
                     # who fetched these could not: try ourselves, and fail for our own reasons
                     todo = [self._wants[digest] for digest in failed]
             finally:
+                self._sharing.end()
                 self._hot.flights.fail(self._led.values())
         self._hot.record([
             ChunkRead(want.place.digest, want.place.pack, want.place.plain, want.place.length)
@@ -126,6 +130,9 @@ class Fetch:
     def _fetch(self, wants: Sequence[Want]) -> None:
         if self._hot:
             wants = self._from_hot(wants)
+        self._from_durable(wants)
+
+    def _from_durable(self, wants: Sequence[Want]) -> None:
         self._source.each(self._plan(wants), lambda run: self._read_run(run, wants))
 
     def _plan(self, wants: Sequence[Want]) -> list[Run]:
@@ -195,7 +202,7 @@ class Fetch:
 
     def _read_run(self, run: Run, wants: Sequence[Want]) -> None:
         mine = [wants[index] for index in run.items]
-        led = self._lead(mine)
+        led = self._sharing.claim(self._lead(mine))
         if len(led) == len(mine):
             self._read_led(run, wants)
             return
@@ -225,7 +232,8 @@ class Fetch:
             self._came(want)
 
     def _came(self, want: Want) -> None:
-        self._hot.offer_plain(want.place.digest, want.out, keep=self._keep)
+        self._sharing.handed_over(want.place.digest)
+        self._hot.offer_plain(want.place.digest, want.out, keep=self._keep, wait=self._share)
         self._done(want, "delta" if want.place.bases else "full")
 
     # One flight per chunk

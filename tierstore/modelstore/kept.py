@@ -9,7 +9,7 @@ import msgspec
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.fetch import Want
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.source import Kept, SourceFile
 from tierstore.modelstore.tensor import Content
 

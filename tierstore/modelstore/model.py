@@ -15,7 +15,6 @@ from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkTable
 from tierstore.modelstore.arrays import as_torch, new_bytes, writable_bytes
 from tierstore.modelstore.export import export_files, export_tensors
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.fileview import FileView
 from tierstore.modelstore.kept import KeptFile
 from tierstore.modelstore.opener import Opened
@@ -23,6 +22,7 @@ from tierstore.modelstore.packs import Packs
 from tierstore.modelstore.patched import lay_over, read_whole
 from tierstore.modelstore.patchedfile import PatchedFileView
 from tierstore.modelstore.reader import ChunkReader
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.tensor import PlacedPiece, Tensor, hot_bases
 from tierstore.modelstore.version import FileInfo, Version
 

@@ -22,9 +22,10 @@ from tierstore.format.manifest import Manifest, TensorEntry, named_tensors, patc
 from tierstore.format.patch import PatchPart, parse_patch, touched_ranges
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.fetch import OnChunk, Want
+from tierstore.modelstore.fetch import OnChunk
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.reader import ChunkReader
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.tensor import Content, PlacedPiece, Tensor
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import split_digests
 from tierstore.modelstore.decode import Came, FrameDecoder, Part, Sink
-from tierstore.modelstore.fetch import Fetch, OnChunk, Source, Want
+from tierstore.modelstore.fetch import Fetch, OnChunk, Source
 from tierstore.modelstore.packs import Packs
+from tierstore.modelstore.sharing import Want
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.local import MIN_MAPPED, Stored
@@ -112,6 +113,7 @@ class ChunkReader:
         on_chunk: OnChunk | None = None,
         *,
         keep: bool = False,
+        share: bool = False,
     ) -> None:
         """Fill every ``out``.
 
@@ -119,8 +121,9 @@ class ChunkReader:
             wants: the chunks.
             on_chunk: told the plain bytes of each chunk when it is done, from several threads.
             keep: put all of them into hot tiers, whatever the policy thinks, and wait for room.
+            share: other processes of this node want the same now: wait for room in its tier.
         """
-        Fetch(self._source, wants, on_chunk, keep=keep).run()
+        Fetch(self._source, wants, on_chunk, keep=keep, share=share).run()
 
     @property
     def keeps_chunks(self) -> bool:

@@ -27,7 +27,6 @@ from tierstore.format.manifest import Manifest
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.framing import BufferPool, frame_chunk, plain_view
 from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.index import ChunkIndex
@@ -35,6 +34,7 @@ from tierstore.modelstore.leases import WriterLease
 from tierstore.modelstore.opener import Opened
 from tierstore.modelstore.packer import Packer
 from tierstore.modelstore.refs import RefLog
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.tensor import Content
 from tierstore.modelstore.version import Version, version_of
 

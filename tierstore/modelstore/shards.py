@@ -3,26 +3,26 @@
 A part along the first dimension is one contiguous range. One along another dimension is a strip:
 the same columns of many rows. Frames hold blocks of 256 KiB, so a strip of rows that are shorter
 than that needs every block; of rows of a MiB and more it needs about its share.
+
+Where the processes of a node share a hot tier, chunks are read whole, each by one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.modelstore.decode import Part, Sink
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import batches
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.tensor import Content, PlacedPiece, Span, Tensor
 
 _WIDE = 1 << 20
 """Rows of so many bytes are read by blocks; of shorter ones nearly all blocks are needed anyway."""
-_SMALL = 1 << 20
-"""Tensors of so few bytes are read whole where this node keeps them for its other ranks."""
 _WINDOW = 64 << 20
 
 
@@ -169,15 +169,19 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     content = reads[0].tensor.content
     spans: list[Span] = []
     wide: list[StripRead] = []
-    entire: list[StripRead] = []
+    entire: list[tuple[StripRead, PlacedPiece]] = []
     for read in reads:
-        if content.reader.keeps_chunks and read.tensor.nbytes <= _SMALL:
-            entire.append(read)
-        elif read.strip.is_range:
-            spans.append(_span(read))
+        if read.strip.is_range:
+            span, cut = _span(read), []
+            if content.reader.keeps_chunks:
+                cut = [p for p in span.chunks if not span.holds(p)]
+            spans.append(replace(span, chunks=[p for p in span.chunks if p not in cut]))
+            entire += [(read, piece) for piece in cut]
+        elif read.strip.row >= _WIDE and not content.reader.keeps_chunks:
+            wide.append(read)
         else:
-            (wide if read.strip.row >= _WIDE else entire).append(read)
-    content.read_spans(spans)
+            entire += [(read, piece) for piece in read.chunks()]
+    content.read_spans(spans, share=True)
     _read_wide(content, wide)
     _read_whole(content, entire)
 
@@ -213,16 +217,14 @@ def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
     content.reader.read_parts(parts)
 
 
-def _read_whole(content: Content, reads: Sequence[StripRead]) -> None:
+def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]) -> None:
     """Whole chunks, a window of them at a time, of which what is wanted is copied.
 
     Ranks on one node need the same chunks: each begins at another place, as far into the model as
-    its columns lie in a row, and later finds in the node's hot tier what the others have read.
+    its part lies in a tensor, and finds in the node's hot tier what the others have read.
     """
     window = min(_WINDOW, content.reader.memory_limit // 8)
-    every = [(read, piece) for read in reads for piece in read.chunks()]
-    cut = next((read.strip for read in reads if read.strip.low), None)
-    begin = len(every) * cut.low // cut.row if cut else 0
+    begin = len(every) * _part(every[0][0].strip) // 1000 if every else 0
     for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].length, window):
         buffer = memoryview(bytearray(sum(piece.length for _, piece in group)))
         at = 0
@@ -230,6 +232,11 @@ def _read_whole(content: Content, reads: Sequence[StripRead]) -> None:
         for _, piece in group:
             wants.append(Want(piece.place, buffer[at : at + piece.length]))
             at += piece.length
-        content.reader.read(wants)
+        content.reader.read(wants, share=True)
         for (read, piece), want in zip(group, wants, strict=True):
             read.take(piece.begin, want.out)
+
+
+def _part(strip: Strip) -> int:
+    """Where a strip begins, in thousandths of its row."""
+    return 1000 * strip.low // strip.row

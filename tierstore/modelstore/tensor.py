@@ -14,9 +14,9 @@ from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.arrays import as_array, as_torch, new_bytes
 from tierstore.modelstore.decode import Part, Sink
-from tierstore.modelstore.fetch import Want
 from tierstore.modelstore.plan import spans_of_rows
 from tierstore.modelstore.reader import ChunkReader
+from tierstore.modelstore.sharing import Want
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -47,6 +47,10 @@ class Span:
     low: int
     high: int
     out: memoryview
+
+    def holds(self, chunk: PlacedPiece) -> bool:
+        """Whether all of a chunk is wanted."""
+        return chunk.begin >= self.low and chunk.begin + chunk.length <= self.high
 
     def take(self, begin: int, plain: memoryview) -> None:
         """Copy what belongs here of plain bytes that begin at ``begin``."""
@@ -79,22 +83,22 @@ class Content:
             for piece in self.placed(entry.chunks, entry_bytes(entry))
         ]
 
-    def read_spans(self, spans: Sequence[Span]) -> None:
+    def read_spans(self, spans: Sequence[Span], *, share: bool = False) -> None:
         """Fill every ``out``: whole chunks go straight to their place, of others just the blocks
-        that hold wanted bytes are read.
+        that hold wanted bytes are read. ``share`` is that of ``ChunkReader.read``.
         """
         wants: list[Want] = []
         parts: list[tuple[Part, Sink]] = []
         for span in spans:
             for p in span.chunks:
                 end = p.begin + p.length
-                if p.begin >= span.low and end <= span.high:
+                if span.holds(p):
                     at = p.begin - span.low
                     wants.append(Want(p.place, span.out[at : at + p.length]))
                 elif p.begin < span.high and end > span.low:
                     part = Part(p.place, p.begin, p.length, [(span.low, span.high)])
                     parts.append((part, span.take))
-        self.reader.read(wants)
+        self.reader.read(wants, share=share)
         self.reader.read_parts(parts)
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from tierstore.errors import OutOfSpace, UsageError
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.arrays import new_bytes
-from tierstore.modelstore.fetch import OnChunk, Want
+from tierstore.modelstore.fetch import OnChunk
 from tierstore.modelstore.home import chunks_of
 from tierstore.modelstore.hotpins import HotPins
 from tierstore.modelstore.model import LoadStats, counted, stats_of
@@ -18,6 +18,7 @@ from tierstore.modelstore.opener import Opened
 from tierstore.modelstore.plan import batches
 from tierstore.modelstore.reader import ChunkReader
 from tierstore.modelstore.settings import Settings
+from tierstore.modelstore.sharing import Want
 from tierstore.modelstore.version import Version
 from tierstore.tiers.hot import HotTiers
 from tierstore.tiers.local import LocalHot, disk_size

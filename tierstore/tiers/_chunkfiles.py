@@ -5,6 +5,7 @@
     <root>/<store id>/<boot id>/<digest>   verified since the machine started
                       <other boot>/<…>     from before: verified before its first use
                       tmp~/<digest>        being written, locked (flock) by its writer
+                      claims               what processes are fetching now, see _claims.py
 
 A file is immutable once it has its name, and is removed by unlinking: whoever has it open or mapped
 keeps it. Nothing is synced. After a power failure a file can hold anything, which is why files from

@@ -81,16 +81,21 @@ class HotTiers:
         if self._heat is not None:
             self._heat.record(reads)
 
-    def offer_plain(self, digest: bytes, plain: Buffer, *, keep: bool = False) -> None:
-        """Offer a verified chunk to this node's tier.
+    def offer_plain(
+        self, digest: bytes, plain: Buffer, *, keep: bool = False, wait: bool = False
+    ) -> None:
+        """Offer a verified chunk to this node's tier; our claim on it is given back.
 
         Args:
             digest: of the chunk.
             plain: its bytes; copied.
             keep: whatever the policy thinks of it, and wait for room instead of dropping it.
+            wait: for room in memory alone.
         """
-        if self._plain is not None and not self._plain.offer((digest, keep), plain, wait=keep):
-            assert self.local is not None
+        if self.local is None or self._plain is None:
+            return
+        if not self._plain.offer((digest, keep), plain, wait=keep or wait):
+            self.local.unclaim([digest])
             self.local.stats.count(rejected=1)
 
     def offer_frame(self, place: ChunkPlace, frame: Buffer, *, keep: bool = False) -> None:
@@ -108,6 +113,7 @@ class HotTiers:
             offers = [(Access(key, len(data), now), data) for key, data in chunks.items()]
             if offers:
                 self.local.offer(offers, force=force)
+                self.local.unclaim(chunks)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all that was offered is written or dropped; ``False`` when time is up."""

@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -29,6 +29,7 @@ from tierstore.format.checks import digest_of
 from tierstore.ids import DIGEST_BYTES
 from tierstore.placement.base import Access, PlacementPolicy
 from tierstore.tiers._chunkfiles import disk_size, kernel_boot_id
+from tierstore.tiers._claims import Claims
 from tierstore.tiers._hotdir import HotDirectory
 from tierstore.tiers._hotfill import HotFill, Offer
 from tierstore.tiers._whole import MIN_MAPPED, Stored, WholeTensors
@@ -106,6 +107,7 @@ class LocalHot:
             stats=self.stats,
         )
         self._fill = HotFill(self._dir)
+        self._claims = Claims(self._dir.files.folder)
         self._whole = WholeTensors(name, self._dir.files, self._always, self.reject)
         self._scrubbed = b""
         self._flusher: threading.Thread | None = None
@@ -234,6 +236,20 @@ class LocalHot:
             self.stats.record("get", time.perf_counter() - started, nbytes, failed=bool(errors))
         return found
 
+    def claim(self, digests: Sequence[bytes]) -> list[bool]:
+        """Which of these chunks this process is to fetch for all of the node, as no other process
+        does so now: until ``unclaim``, or until it ends.
+
+        All of them where the directory takes nothing in.
+        """
+        if not self._dir.ready(self._dir.filling):
+            return [True] * len(digests)
+        return self._claims.take(digests)
+
+    def unclaim(self, digests: Iterable[bytes]) -> None:
+        """Give claims back: the chunks are here now, or were not to be had."""
+        self._claims.release(digests)
+
     def record(self, accesses: Sequence[Access]) -> None:
         """Count reads, hit or miss, as heat: in memory; never waits."""
         self._dir.book.reads.extend(accesses)
@@ -317,11 +333,13 @@ class LocalHot:
     def close(self) -> None:
         """Flush and release the index; arrays that were mapped stay valid."""
         self.flush()
+        self._claims.close()
         self._dir.book.close()
 
     def after_fork(self) -> None:
         """Begin anew in a child that was forked: threads and locks are the parent's."""
         self._dir.reset()
+        self._claims.reset()
         self._flusher = None
 
 
