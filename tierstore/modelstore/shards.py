@@ -23,6 +23,7 @@ from tierstore.modelstore.tensor import Content, PlacedPiece, Span, Tensor
 
 _WIDE = 1 << 20
 """Rows of so many bytes are read by blocks; of shorter ones nearly all blocks are needed anyway."""
+_SMALL = 1 << 20
 _WINDOW = 64 << 20
 
 
@@ -170,8 +171,10 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     spans: list[Span] = []
     wide: list[StripRead] = []
     entire: list[tuple[StripRead, PlacedPiece]] = []
+    # who reads whole tensors alone is no rank, and shares with nobody
+    ranks = any(read.strip.nbytes < read.tensor.nbytes for read in reads)
     for read in reads:
-        if read.strip.is_range:
+        if read.strip.is_range and not (ranks and _is_small(read)):
             span, cut = _span(read), []
             if content.reader.keeps_chunks:
                 cut = [p for p in span.chunks if not span.holds(p)]
@@ -181,9 +184,18 @@ def read_strips(reads: Sequence[StripRead]) -> None:
             wide.append(read)
         else:
             entire += [(read, piece) for piece in read.chunks()]
-    content.read_spans(spans, share=True)
+    content.read_spans(spans, share=ranks)
     _read_wide(content, wide)
     _read_whole(content, entire)
+
+
+def _is_small(read: StripRead) -> bool:
+    """Whether it is read with the larger tensors around it: alone, all that lies between small ones
+    would be read too, or another rank's part of it again.
+    """
+    tensor = read.tensor
+    entire = read.strip.nbytes == tensor.nbytes or tensor.content.reader.keeps_chunks
+    return entire and tensor.nbytes <= _SMALL
 
 
 def _read_patched(read: StripRead) -> None:
