@@ -7,15 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tierstore
-from tests.integration.kit import MIB, equal
+from tests.integration.kit import MIB, equal, small_disk
 from tierstore import Dense, Rows
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.arrays import new_bytes
+from tierstore.modelstore.fetch import Fetch
 from tierstore.serving import follow, follower
 from tierstore.serving.inplace import InPlace
 from tierstore.serving.node import Following, Served
@@ -142,6 +144,48 @@ def test_a_hot_tier_that_keeps_nothing_is_no_success(
         until(lambda: bool(following.status.failures), "it fails")
         assert following.status.version is None
         assert "could not be kept in tier 'hot'" in following.status.error
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    seen: list[Update] = []
+    with small_disk(tmp_path / "small", "2m", 1 << 18) as disk:
+        spec = TierSpec(name="hot", role="hot", url=str(disk / "hot"), size=64 * MIB)
+        with init_store(tmp_path / "store", chunk_size=MIB, tiers=[spec]) as store:
+            store.save("m", PLAIN, alias="prod")
+            with follow("m@prod", seen.append, store=store, poll_s=0.05) as following:
+                assert following.wait(60)
+            warming = follower.Follower(store, "m@prod", seen.append, poll_s=0.05, read=False)
+            with warming:
+                until(lambda: bool(warming.status.failures), "it fails")
+    assert warming.status.version is None
+    assert "could not be kept in tier 'hot'" in warming.status.error
+    equal(seen[0].tensors, PLAIN)
+    assert len(seen) == 1
+
+
+def test_closing_gives_up_what_is_read(
+    store: tierstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that is told to end does not first read a model of 100 GB."""
+    seen: list[Update] = []
+    done, begun = [], threading.Event()
+    tell = Fetch._done
+
+    def slow(self: Fetch, *args: Any) -> None:
+        begun.set()
+        following._stopped.wait(60)
+        done.append(1)
+        tell(self, *args)
+
+    monkeypatch.setattr(Fetch, "_done", slow)
+    following = follow("m@prod", seen.append, store=store)
+    assert begun.wait(60)
+    following.close()
+    assert following.closed
+    assert not seen
+    assert len(done) < EMB.nbytes // MIB
+    monkeypatch.undo()
+    equal(store.load("m@prod").load(), PLAIN)  # nobody waits for what was given up
 
 
 def test_an_alias_that_goes_leaves_the_version(store: tierstore.Store) -> None:

@@ -65,6 +65,33 @@ def test_metrics_and_logs_of_a_program_that_loads(store: Path) -> None:
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
 
+_FOLLOWS = """
+import sys, urllib.request
+import tierstore
+from tierstore.serving import follow
+from tierstore.serving.observe import OBSERVED
+def page():
+    host, port = OBSERVED.address
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics") as answer:
+        return [line for line in answer.read().decode().splitlines() if "{ref=" in line]
+with tierstore.open(sys.argv[1]) as store:
+    with follow("m", lambda update: None, store=store) as follower:
+        assert follower.wait(60)
+        print(*page(), sep="\\n")
+    assert page() == []
+"""
+
+
+def test_metrics_of_a_program_that_follows(store: Path) -> None:
+    done = run(_FOLLOWS, store, TIERSTORE_METRICS="127.0.0.1:0")
+    assert done.returncode == 0, done.stderr
+    page = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    names = ("version", "staleness_seconds", "load_seconds", "failing", "silent_seconds")
+    assert list(page) == [f'tierstore_follow_{name}{{ref="m"}}' for name in names]
+    assert float(page['tierstore_follow_version{ref="m"}']) == 1
+    assert 0 <= float(page['tierstore_follow_silent_seconds{ref="m"}']) < 60
+
+
 def test_an_address_that_is_taken_fails_no_load(store: Path) -> None:
     program = (
         "import socket, sys\n"

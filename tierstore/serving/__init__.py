@@ -32,8 +32,11 @@ def follow(
         warm: bring versions into this node's hot tier, where it has one.
     """
     from tierstore.serving.follower import Follower
+    from tierstore.serving.observe import OBSERVED
     from tierstore.serving.opened import open_shared
 
     if store is None:
         store = open_shared(None)
-    return Follower(store, ref, on_ready, profile=profile, poll_s=poll_s, warm=warm)
+    follower = Follower(store, ref, on_ready, profile=profile, poll_s=poll_s, warm=warm)
+    OBSERVED.followers.add(follower)
+    return follower

@@ -77,6 +77,10 @@ class _Refused:
         return version == self.version and time.monotonic() < self.due
 
 
+class _Ended(Exception):
+    """The follower is closed: what it reads is not needed any more."""
+
+
 @dataclass(slots=True)
 class _Current:
     update: Update | None = None
@@ -116,6 +120,7 @@ class Follower:
         self._reads = read
         self._current = _Current(status=Status(ref))
         self._refused: _Refused | None = None
+        self._looked = time.monotonic()
         self._changed = threading.Condition()
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -136,6 +141,16 @@ class Follower:
     def status(self) -> Status:
         """Where it is, for reports."""
         return self._current.status
+
+    @property
+    def closed(self) -> bool:
+        """Whether it follows no more."""
+        return self._stopped.is_set()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it last learned what the reference means, or since it began."""
+        return time.monotonic() - self._looked
 
     def wait(self, timeout_s: float | None = None, *, number: int | None = None) -> bool:
         """Wait until a version is served, or version ``number``; ``False`` when time is up."""
@@ -160,7 +175,7 @@ class Follower:
         self._wake.set()
 
     def close(self) -> None:
-        """Stop following; a swap that is under way is finished first."""
+        """Stop following. Reading is given up; a swap that is under way is finished first."""
         self._stopped.set()
         self._wake.set()
         with self._changed:
@@ -188,6 +203,8 @@ class Follower:
             self._wake.clear()
             try:
                 self._round()
+            except _Ended:
+                return
             except Exception as error:
                 self._failed(error)
                 self._wake.wait(min(pause, self._poll_s))
@@ -205,6 +222,7 @@ class Follower:
 
     def _round(self) -> None:
         wanted = self._store.choose(self._ref, profile=self._profile)
+        self._looked = time.monotonic()
         served = self._current.status.version
         if served is not None and str(served) == str(wanted):
             self._refused = None
@@ -215,19 +233,24 @@ class Follower:
         _log.info("%s means %s now", self._ref, wanted)
         try:
             update = read_update(
-                self._store, wanted, self._current.update, warm=self._warm, read=self._reads
-            )
+                self._store, wanted, self._current.update, warm=self._warm, read=self._reads,
+                progress=self._go_on,
+            )  # fmt: skip
             since = self._meant_since(wanted)
             if self._stopped.is_set():
                 return
             self._on_ready(update)
-        except Unreachable:  # of the storage, not of the version
+        except (Unreachable, _Ended):  # not for what the version is
             raise
         except Exception:
             self._refused = _Refused.again(self._refused, str(wanted))
             raise
         self._refused = None
         self._served(update, max(0.0, time.time() - since))
+
+    def _go_on(self, done: int, total: int) -> None:
+        if self._stopped.is_set():
+            raise _Ended
 
     def _served(self, update: Update, staleness: float) -> None:
         with self._changed:

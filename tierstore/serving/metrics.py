@@ -14,7 +14,8 @@ Counters are read when a page is asked for, so nothing is paid for them while we
     tierstore_tier_breaker_open{tier,role}            1 while the tier is skipped
     tierstore_tier_breaker_opened_total{tier,role}
     tierstore_<name>_total                            other totals: moves, heat flushes
-    tierstore_follow_staleness_seconds{ref}           also _load_seconds, _version, _failing
+    tierstore_follow_staleness_seconds{ref}           also _load_seconds, _version, _failing and
+                                                      _silent_seconds: since the last good look
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,8 @@ from tierstore.serving.update import Update
 _log = logging.getLogger("tierstore.follow")
 _FIRST_S = 3600.0
 _FORMAT = 1
+
+Value = tuple[str, str, dict[str, Any], float]
 
 
 class Served:
@@ -120,17 +122,28 @@ class Following:
             "follow_swaps": sum(status.swaps for status in self.statuses),
         }
 
-    def values(self) -> list[tuple[str, str, dict[str, Any], float]]:
-        """Name, text, labels and value of what goes up and down, for a page of metrics."""
-        found = []
-        for status in self.statuses:
-            labels = {"ref": status.ref}
-            number = status.version.number if status.version else 0
-            for name, text, value in (
-                ("version", "Number of the version that is served.", number),
-                ("staleness_seconds", "From meant to served, of that version.", status.staleness_s),
-                ("load_seconds", "What reading it took.", status.load_s),
-                ("failing", "Attempts that failed since the last that did not.", status.failures),
-            ):
-                found.append((f"follow_{name}", text, labels, float(value)))
-        return found
+    def values(self) -> list[Value]:
+        """What goes up and down, for a page of metrics."""
+        return follow_values(list(self._followers))
+
+
+def follow_values(followers: Iterable[Follower]) -> list[Value]:
+    """Name, text, labels and value of what followers tell on a page of metrics.
+
+    Of several that follow the same reference the last one counts.
+    """
+    found = []
+    running = [follower for follower in followers if not follower.closed]
+    for follower in {follower.status.ref: follower for follower in running}.values():
+        status = follower.status
+        labels = {"ref": status.ref}
+        number = status.version.number if status.version else 0
+        for name, text, value in (
+            ("version", "Number of the version that is served.", number),
+            ("staleness_seconds", "From meant to served, of that version.", status.staleness_s),
+            ("load_seconds", "What reading it took.", status.load_s),
+            ("failing", "Attempts that failed since the last that did not.", status.failures),
+            ("silent_seconds", "Since it last learned what is meant.", follower.silent_s),
+        ):
+            found.append((f"follow_{name}", text, labels, float(value)))
+    return found

@@ -21,7 +21,8 @@ from tierstore.errors import TierstoreError
 from tierstore.modelstore.store import Store
 
 if TYPE_CHECKING:
-    from tierstore.serving.metrics import TierSample
+    from tierstore.serving.follower import Follower
+    from tierstore.serving.metrics import Gauge, TierSample
 
 _log = logging.getLogger("tierstore.metrics")
 
@@ -32,6 +33,7 @@ class _Observed:
     def __init__(self) -> None:
         self._reset()
         self.stores: weakref.WeakSet[Store] = weakref.WeakSet()
+        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._handler: logging.Handler | None = None
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._reset)
@@ -57,7 +59,7 @@ class _Observed:
         try:
             from tierstore.serving.metrics import TierCollector, serve
 
-            server, _ = serve(TierCollector(self.samples, self.counters), host, port)
+            server, _ = serve(TierCollector(self.samples, self.counters, self.gauges), host, port)
         except TierstoreError as error:
             _log.warning("%s", error)
             return host, 0
@@ -80,6 +82,13 @@ class _Observed:
     def counters(self) -> dict[str, float]:
         """Totals of all stores."""
         return heat_counters(list(self.stores))
+
+    def gauges(self) -> list[Gauge]:
+        """What is followed, and how that goes."""
+        from tierstore.serving.metrics import Gauge
+        from tierstore.serving.node import follow_values
+
+        return [Gauge(*values) for values in follow_values(list(self.followers))]
 
 
 OBSERVED = _Observed()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,7 @@ from tierstore.modelstore.version import Version
 
 _log = logging.getLogger("tierstore.follow")
 
+Progress = Callable[[int, int], None]
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
@@ -59,7 +60,13 @@ class Update:
 
 
 def read_update(
-    store: Store, wanted: Version, before: Update | None, *, warm: bool, read: bool
+    store: Store,
+    wanted: Version,
+    before: Update | None,
+    *,
+    warm: bool,
+    read: bool,
+    progress: Progress | None = None,
 ) -> Update:
     """Read a version.
 
@@ -69,13 +76,15 @@ def read_update(
         before: what serves now.
         warm: bring it into this node's hot tier first.
         read: read the tensors; without it only the hot tier gets them, and must have room.
+        progress: told bytes done and in all, of either, from several threads; what it raises ends
+            the reading.
 
     Raises:
         OutOfSpace: there is no room in the hot tier, and nothing else was asked for.
         NotFound, Damaged, BackendError: of the version.
     """
     began = time.perf_counter()
-    costs = _warmed(store, wanted, needed=not read) if warm else []
+    costs = _warmed(store, wanted, progress, needed=not read) if warm else []
     model = store.load(str(wanted))
     patches = None if before is None else _patches(store, before, model)
     changed = _changed(before, model, patches)
@@ -87,7 +96,7 @@ def read_update(
             tensors |= _laid_over(before, changed, patches)
             costs += [patch.stats for patch in patches if patch.stats is not None]
         else:
-            tensors |= model.load(changed)
+            tensors |= model.load(changed, progress=progress)
     return Update(
         model=model,
         tensors=MappingProxyType({name: tensors[name] for name in model if name in tensors}),
@@ -98,9 +107,11 @@ def read_update(
     )
 
 
-def _warmed(store: Store, wanted: Version, *, needed: bool) -> list[LoadStats]:
+def _warmed(
+    store: Store, wanted: Version, progress: Progress | None, *, needed: bool
+) -> list[LoadStats]:
     try:
-        warmth = store.warmup(str(wanted))
+        warmth = store.warmup(str(wanted), progress=progress)
     except OutOfSpace as error:
         if needed:
             raise
