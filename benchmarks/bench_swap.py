@@ -13,8 +13,10 @@ A request's time counts from when it was due, so that one that could not even be
 * ``file``: what one does without a store: load the new safetensors file, swap.
 
 Published as a patch (``Store.patch``), and as a whole version (``Store.save``), all of whose chunks
-differ. Each swap stands beside a window without one. Staleness runs from the alias's move to the
-moment when the new version served; whoever looks for news does so every 50 ms.
+differ. Each swap stands beside a window without one; the first of each process is not counted.
+Where the machine itself stood still (a thread of another process, which only sleeps, was held up
+for more than 20 ms), the window says nothing and is taken again. Staleness runs from the alias's
+move to the moment when the new version served; whoever looks for news does so every 50 ms.
 
 Run: ``python -m benchmarks.bench_swap [--rounds 5] [--ways …] [--publish patch save]``
 """
@@ -28,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -39,13 +42,14 @@ import numpy as np
 import safetensors.numpy
 
 import tierstore
-from benchmarks.common import HERE, MIB, show, target, write_results
+from benchmarks.common import HERE, MIB, show, write_results
 from benchmarks.swap_child import STAMPED
 
 PAUSE_S = 0.05
 HOW = ["patch", "save"]
 TABLES, WIDTH = 4, 64
 SHARE = 0.01
+STILL_S = 0.02
 QUIET_S = 2.0
 AFTER_S = 1.0
 BATCH = 256 << 10
@@ -63,6 +67,22 @@ class Way:
     windows: dict[str, list[dict[str, Any]]] = field(
         default_factory=lambda: {"quiet": [], "swap": []}
     )
+    disturbed: int = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether the bar is meant for it."""
+        return self.kind != "file"
+
+    def add(self, kind: str, found: dict[str, Any], watch: Watch) -> None:
+        found["machine_s"] = watch.worst_s
+        if watch.worst_s > STILL_S:
+            self.disturbed += 1
+        else:
+            self.windows[kind].append(found)
+
+    def enough(self, rounds: int) -> bool:
+        return all(len(windows) >= rounds for windows in self.windows.values())
 
 
 def ways() -> dict[str, Way]:
@@ -101,6 +121,29 @@ class Content:
     @property
     def tensors(self) -> dict[str, Array]:
         return {**self.tables, STAMPED: self.stamped}
+
+
+class Watch:
+    """A thread that only sleeps: what holds it up is the machine."""
+
+    def __init__(self) -> None:
+        self._worst = 0.0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        last = time.perf_counter()
+        while True:
+            time.sleep(0.001)
+            now = time.perf_counter()
+            self._worst = max(self._worst, now - last)
+            last = now
+
+    def begin(self) -> None:
+        self._worst = 0.0
+
+    @property
+    def worst_s(self) -> float:
+        return self._worst
 
 
 class Child:
@@ -196,16 +239,20 @@ def compare(chosen: Mapping[str, Way], how: str, rounds: int, gib: float) -> Non
                 store.alias("ranker", alias_of(name), "ranker@1")
             source = file if way.kind == "file" else folder / "store"
             children[name] = stack.enter_context(serving(folder, name, way, source))
-        for number in range(2, rounds + 2):
+        watch = Watch()
+        for number in range(2, 3 * rounds + 2):
+            left = {name: way for name, way in chosen.items() if not way.enough(rounds)}
+            if not left:
+                break
             changes = content.make(number)
             if how == "patch":
-                store.patch(f"ranker@{number - 1}", changes, fold=False)
+                store.patch(f"ranker@{number - 1}", changes)
             else:
                 store.save("ranker", content.tensors, base=f"ranker@{number - 1}")
-            if "file" in chosen:
+            if "file" in left:
                 safetensors.numpy.save_file(content.tensors, fresh)
             os.sync()
-            for name, way in chosen.items():
+            for name, way in left.items():
 
                 def publish(name: str = name, way: Way = way, number: int = number) -> None:
                     if way.kind == "file":
@@ -213,8 +260,15 @@ def compare(chosen: Mapping[str, Way], how: str, rounds: int, gib: float) -> Non
                     else:
                         store.alias("ranker", alias_of(name), f"ranker@{number}")
 
-                way.windows["quiet"].append(window(children[name], QUIET_S))
-                way.windows["swap"].append(swap_window(children[name], number, publish))
+                if number == 2:  # memory that the machine gives out for the first time is slow
+                    swap_window(children[name], number, publish)
+                    continue
+                children[name].say("touch")  # an idle process's memory may have been taken
+                children[name].hear("touched")
+                watch.begin()
+                way.add("quiet", window(children[name], QUIET_S), watch)
+                watch.begin()
+                way.add("swap", swap_window(children[name], number, publish), watch)
                 print(".", end="", flush=True, file=sys.stderr)
         print(file=sys.stderr)
 
@@ -234,18 +288,21 @@ def table(how: str, chosen: Mapping[str, Way], gib: float) -> None:
         requests, answered = (sum(one[w] for one in swaps) for w in ("requests", "answered"))
         pause = most(swaps, "longest_s")
         rows.append([
-            name, target(1e3 * pause, "<=", 1e3 * PAUSE_S) if way.kind != "file" else 1e3 * pause,
+            name,
+            f"{1e3 * pause:.1f}" + (f" ({'MISSED' if pause > PAUSE_S else 'met'})" * way.held),
             1e3 * most(quiet, "longest_s"), 1e3 * most(swaps, "gap_s"),
             f"{1e3 * middle(swaps, 'p50_s'):.2f} / {1e3 * middle(quiet, 'p50_s'):.2f}",
             f"{1e3 * middle(swaps, 'p999_s'):.1f} / {1e3 * middle(quiet, 'p999_s'):.1f}",
-            f"{answered}/{requests}", sum(one["mixed"] + one["backwards"] for one in swaps),
+            f"{answered / requests:.2%} of {requests}",
+            sum(one["mixed"] + one["backwards"] for one in swaps),
             f"{middle(swaps, 'staleness_s'):.2f}", f"{middle(swaps, 'fetched') / MIB:.1f}",
             f"{most(swaps, 'peak_rss') / MIB:.0f}",
+            way.disturbed,
         ])  # fmt: skip
     show(
-        f"{gib:g} GiB, 1 % of the rows changed, published as a {how}: requests meanwhile",
-        ["way", "longest ms", "without", "longest gap ms", "p50 ms, without", "p99.9 ms, without",
-         "answered", "mixed", "stale s", "fetched MiB", "peak MiB"],
+        f"{gib:g} GiB, 1 % of the rows changed, published as a {how}; bar: 50 ms",
+        ["way", "longest ms", "without", "gap ms", "p50 / without", "p99.9 / without", "answered",
+         "mixed", "stale s", "MiB read", "peak MiB", "again"],
         rows,
     )  # fmt: skip
 

@@ -5,8 +5,9 @@
 store: look for a new file, load it with safetensors, swap). It reads commands from stdin, and
 prints one line of JSON for each answer:
 
-``begin``: answer requests from now on; ``end``: stop, and tell how that went; ``batch N``: write in
-batches of N bytes from now on, 0 for all at once. ``served`` is told when a version is served.
+``touch``: read all weights once; ``begin``: answer requests from now on; ``end``: stop, and tell
+how that went; ``batch N``: write in batches of N bytes from now on, 0 for all at once. ``served``
+is told whenever a version came to be served.
 
 A request looks up rows of every table. Some of them carry their version's number in their first and
 last column, so the answer tells of which version the weights were; one that saw two is *mixed*.
@@ -27,7 +28,7 @@ import numpy as np
 import safetensors.numpy
 
 import tierstore
-from benchmarks.load_child import peak_rss
+from benchmarks.load_child import peak_rss, touch
 from tierstore.serving import follow
 from tierstore.serving.inplace import InPlace
 from tierstore.serving.update import Update
@@ -191,6 +192,7 @@ def from_file(server: Server, path: Path) -> Any:
 
 def commands(server: Server, batch: list[int]) -> None:
     actions: dict[str, Callable[[], Any]] = {
+        "touch": lambda: tell("touched", sum=touch(server.tables.values())),
         "begin": server.begin,
         "end": lambda: tell("window", **server.end()),
     }

@@ -204,7 +204,7 @@ def fleet(
 
     The environment must hold what reaches the store.
     """
-    shared = TierSpec(name="redis", role="shared", url=redis.url, timeout_ms=500)
+    shared = TierSpec(name="redis", role="shared", url=redis.url, timeout_ms=2000)
     with init_store(url, chunk_size=chunk_size, tiers=[shared]) as store:
         store.save(MODEL, content.version(1), alias=ALIAS)
         every = [
