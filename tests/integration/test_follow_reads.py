@@ -146,17 +146,19 @@ def test_a_hot_tier_that_keeps_nothing_is_no_success(
         assert "could not be kept in tier 'hot'" in following.status.error
 
 
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tierstore.init(tmp_path / "store", chunk_size=MIB) as store:
+        store.save("m", PLAIN, alias="prod")
+    config = tmp_path / "node.toml"
+    config.write_text(f'[hot]\nurl = "{tmp_path / "small" / "hot"}"\nsize = "64MiB"\n')
+    monkeypatch.setenv("TIERSTORE_CONFIG", str(config))
     seen: list[Update] = []
-    with small_disk(tmp_path / "small", "2m", 1 << 18) as disk:
-        spec = TierSpec(name="hot", role="hot", url=str(disk / "hot"), size=64 * MIB)
-        with init_store(tmp_path / "store", chunk_size=MIB, tiers=[spec]) as store:
-            store.save("m", PLAIN, alias="prod")
-            with follow("m@prod", seen.append, store=store, poll_s=0.05) as following:
-                assert following.wait(60)
-            warming = follower.Follower(store, "m@prod", seen.append, poll_s=0.05, read=False)
-            with warming:
-                until(lambda: bool(warming.status.failures), "it fails")
+    with small_disk(tmp_path / "small", "2m", 1 << 18), tierstore.open(tmp_path / "store") as store:
+        with follow("m@prod", seen.append, store=store, poll_s=0.05) as following:
+            assert following.wait(60)
+        warming = follower.Follower(store, "m@prod", seen.append, poll_s=0.05, read=False)
+        with warming:
+            until(lambda: bool(warming.status.failures), "it fails")
     assert warming.status.version is None
     assert "could not be kept in tier 'hot'" in warming.status.error
     equal(seen[0].tensors, PLAIN)
@@ -168,10 +170,11 @@ def test_closing_gives_up_what_is_read(
 ) -> None:
     """An agent that is told to end does not first read a model of 100 GB."""
     seen: list[Update] = []
-    done, begun = [], threading.Event()
+    done, there, begun = [], threading.Event(), threading.Event()
     tell = Fetch._done
 
     def slow(self: Fetch, *args: Any) -> None:
+        assert there.wait(60)
         begun.set()
         following._stopped.wait(60)
         done.append(1)
@@ -179,6 +182,7 @@ def test_closing_gives_up_what_is_read(
 
     monkeypatch.setattr(Fetch, "_done", slow)
     following = follow("m@prod", seen.append, store=store)
+    there.set()
     assert begun.wait(60)
     following.close()
     assert following.closed
