@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tierstore
-from tests.integration.kit import MIB, equal, small_disk
+from tests.integration.kit import MIB, equal
 from tierstore import Dense, Rows
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.arrays import new_bytes
@@ -144,25 +144,6 @@ def test_a_hot_tier_that_keeps_nothing_is_no_success(
         until(lambda: bool(following.status.failures), "it fails")
         assert following.status.version is None
         assert "could not be kept in tier 'hot'" in following.status.error
-
-
-def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with tierstore.init(tmp_path / "store", chunk_size=MIB) as store:
-        store.save("m", PLAIN, alias="prod")
-    config = tmp_path / "node.toml"
-    config.write_text(f'[hot]\nurl = "{tmp_path / "small" / "hot"}"\nsize = "64MiB"\n')
-    monkeypatch.setenv("TIERSTORE_CONFIG", str(config))
-    seen: list[Update] = []
-    with small_disk(tmp_path / "small", "2m", 1 << 18), tierstore.open(tmp_path / "store") as store:
-        with follow("m@prod", seen.append, store=store, poll_s=0.05) as following:
-            assert following.wait(60)
-        warming = follower.Follower(store, "m@prod", seen.append, poll_s=0.05, read=False)
-        with warming:
-            until(lambda: bool(warming.status.failures), "it fails")
-    assert warming.status.version is None
-    assert "could not be kept in tier 'hot'" in warming.status.error
-    equal(seen[0].tensors, PLAIN)
-    assert len(seen) == 1
 
 
 def test_closing_gives_up_what_is_read(
