@@ -92,4 +92,4 @@ class TestCephFs(BlobStoreContract):
         return (self.root / key).read_bytes()
 
     def test_reads_cost_network(self, store: BlobStore) -> None:
-        assert not store.capabilities.local
+        assert not store.local

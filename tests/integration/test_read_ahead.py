@@ -30,7 +30,11 @@ class Remote(FsspecStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(put_if_absent=True, durable=True, local=False)
+        return Capabilities(put_if_absent=True, durable=True)
+
+    @property
+    def local(self) -> bool:
+        return False
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
         with self.lock:

@@ -43,4 +43,4 @@ def test_a_system_without_a_mount_table_is_taken_for_local(tmp_path: Path) -> No
 
 def test_this_directory_is_local_as_the_kernel_says(tmp_path: Path) -> None:
     assert Path("/proc/self/mountinfo").exists()
-    assert LocalStore(str(tmp_path)).capabilities.local
+    assert LocalStore(str(tmp_path)).local

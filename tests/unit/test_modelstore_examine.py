@@ -18,7 +18,7 @@ class Disk(MemoryStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(put_if_absent=True, durable=True, local=True)
+        return Capabilities(put_if_absent=True, durable=True)
 
 
 class Overwrites(Disk):

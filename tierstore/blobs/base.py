@@ -43,7 +43,6 @@ class Capabilities:
     Attributes:
         put_if_absent: creation is atomic against every other client of the same storage.
         durable: what ``put`` wrote survives this process (and, on a disk, a power loss).
-        local: reads cost no network, so many small ranges are as good as a few long ones.
         atomic_put: ``put`` is all-or-nothing; only a foreign file system may lack this.
         listable: ``list`` and ``list_folders`` work; a cache may lack this and raises
             ``BackendError``.
@@ -52,7 +51,6 @@ class Capabilities:
 
     put_if_absent: bool
     durable: bool
-    local: bool
     atomic_put: bool = True
     listable: bool = True
     max_blob: int | None = None
@@ -114,6 +112,14 @@ class BlobStore(ABC):
     def bounded(self) -> bool:
         """Whether no call waits much longer than a timeout that the store was given."""
         return True
+
+    @property
+    def local(self) -> bool:
+        """Whether reads cost no network, so that many small ranges are as good as a few long ones.
+
+        Readers ask this, so it may write nothing; ``capabilities`` may try things out.
+        """
+        return False
 
     @abstractmethod
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:

@@ -99,16 +99,19 @@ class FsspecStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        memory, here = self._protocol == "memory", self.bounded
+        memory = self._protocol == "memory"
         return Capabilities(
             put_if_absent=isinstance(self._kind, Renaming) or memory,
-            durable=not here,
-            local=here,
+            durable=not self.local,
             atomic_put=self._kind.whole,
         )
 
     @property
     def bounded(self) -> bool:
+        return self.local
+
+    @property
+    def local(self) -> bool:
         return self._kind.local or self._protocol == "memory"
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:

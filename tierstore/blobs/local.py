@@ -82,11 +82,15 @@ class LocalStore(BlobStore):
     @cached_property
     def capabilities(self) -> Capabilities:
         """Probed once: a file system without hard links cannot create atomically."""
-        return Capabilities(put_if_absent=self._probe_links(), durable=True, local=self.bounded)
+        return Capabilities(put_if_absent=self._probe_links(), durable=True)
 
-    @cached_property
+    @property
     def bounded(self) -> bool:
         """A mount whose server is gone lets every call hang."""
+        return self.local
+
+    @cached_property
+    def local(self) -> bool:
         return not _files.is_network(str(self._root))
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:

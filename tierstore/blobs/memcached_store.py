@@ -95,7 +95,6 @@ class MemcachedStore(BlobStore):
         return Capabilities(
             put_if_absent=True,
             durable=False,
-            local=False,
             listable=False,
             max_blob=min(self._limits.values(), default=None),
         )

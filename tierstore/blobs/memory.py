@@ -37,7 +37,11 @@ class MemoryStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(put_if_absent=True, durable=False, local=True)
+        return Capabilities(put_if_absent=True, durable=False)
+
+    @property
+    def local(self) -> bool:
+        return True
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         check_key(key)

@@ -129,7 +129,7 @@ class ObjectStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(put_if_absent=True, durable=True, local=False)
+        return Capabilities(put_if_absent=True, durable=True)
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         check_key(key)

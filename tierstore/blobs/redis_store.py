@@ -91,7 +91,7 @@ class RedisStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(put_if_absent=True, durable=False, local=False, max_blob=_MAX_BLOB)
+        return Capabilities(put_if_absent=True, durable=False, max_blob=_MAX_BLOB)
 
     def health(self) -> Sequence[RedisHealth]:
         """What each server says of itself, and what is not as a hot tier needs it.

@@ -49,7 +49,7 @@ def validate(
     from tierstore.wiring import validate as trying
 
     with cli.progress("trying it"):
-        shown, can, found = trying.validate(
+        shown, can, near, found = trying.validate(
             url, role_of(url), name=tier if tier is not None else "tried", options=pairs(option)
         )
     can_be: list[schemas.Use] = ["home"] if found.home else []
@@ -66,7 +66,7 @@ def validate(
         can_be=can_be,
         put_if_absent=can.put_if_absent,
         durable=can.durable,
-        local=can.local,
+        local=near,
         atomic_put=can.atomic_put,
         listable=can.listable,
         max_object_bytes=can.max_blob,
@@ -87,6 +87,6 @@ def _print(data: schemas.Validation, can: Capabilities) -> None:
     facts([
         *((one.what, f"{_WORDS[one.ok]}: {one.detail}") for one in data.checks),
         ("largest object", limit),
-        ("near", "on this machine" if can.local else "over the network"),
+        ("near", "on this machine" if data.local else "over the network"),
         ("it can be", can_be),
     ])  # fmt: skip

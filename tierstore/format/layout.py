@@ -1,7 +1,5 @@
 """Layouts, index segments, folds, moves and condemned lists (SPEC.md sections 8 and 10)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from tierstore.format.checks import damaged

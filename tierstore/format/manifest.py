@@ -1,7 +1,5 @@
 """Manifests: the content of one version (SPEC.md section 7)."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator

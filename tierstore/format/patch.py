@@ -1,7 +1,5 @@
 """Patches: what changed in some tensors, as a safetensors file (SPEC.md section 7.1)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

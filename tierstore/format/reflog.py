@@ -1,7 +1,5 @@
 """Ref log entries, hints and leases (SPEC.md sections 9 and 10)."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Literal
 

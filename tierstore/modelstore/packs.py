@@ -107,7 +107,7 @@ class Packs:
     @property
     def local(self) -> bool:
         """Whether a read costs no network."""
-        return self._tiers.capabilities.local
+        return self._tiers.local
 
     def current(self, place: ChunkPlace) -> ChunkPlace:
         """Where the frame is now, as far as this reader knows."""

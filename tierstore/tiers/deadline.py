@@ -68,6 +68,10 @@ class DeadlineStore(BlobStore):
             self._capabilities = within(self._timeout_s, what, lambda: self._inner.capabilities)
         return self._capabilities
 
+    @property
+    def local(self) -> bool:
+        return self._inner.local
+
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         own = _copied(data)
         self._call(f"writing {key!r} in", lambda: self._inner.put(key, own), len(own))

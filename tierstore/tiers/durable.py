@@ -68,7 +68,11 @@ class DurableTiers(BlobStore):
         if len(self.tiers) == 1:
             return self.tiers[0].store.capabilities
         # not asked of the tiers: that could open them
-        return Capabilities(put_if_absent=False, durable=True, local=False)
+        return Capabilities(put_if_absent=False, durable=True)
+
+    @property
+    def local(self) -> bool:
+        return len(self.tiers) == 1 and self.tiers[0].store.local
 
     def read(self, reads: Sequence[RangeRead], avoid: frozenset[str] = frozenset()) -> str:
         """Fill every ``out``, all of one pack; returns the name of the tier that it came from.

@@ -66,6 +66,10 @@ class GuardedStore(BlobStore):
     def capabilities(self) -> Capabilities:
         return self.inner.capabilities
 
+    @property
+    def local(self) -> bool:
+        return self.inner.local
+
     # Reading
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:

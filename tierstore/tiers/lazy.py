@@ -37,6 +37,10 @@ class LazyStore(BlobStore):
     def capabilities(self) -> Capabilities:
         return self._open().capabilities
 
+    @property
+    def local(self) -> bool:
+        return self._open().local
+
     def _open(self) -> BlobStore:
         store = self._store
         if store is not None:

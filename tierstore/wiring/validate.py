@@ -21,7 +21,7 @@ _CLIENTS = 2
 
 def validate(
     url: str, role: Role, *, name: str = "tried", options: Mapping[str, str] | None = None
-) -> tuple[str, Capabilities, Examination]:
+) -> tuple[str, Capabilities, bool, Examination]:
     """Write, read, list, race and delete in a place; nothing of it is left there.
 
     Args:
@@ -31,7 +31,8 @@ def validate(
         options: of the backend.
 
     Returns:
-        The URL as it is shown, what the backend claims, and what it did.
+        The URL as it is shown, what the backend claims, whether it is on this machine, and what it
+        did.
 
     Raises:
         ConfigError: the URL holds a secret, or cannot be opened.
@@ -49,7 +50,8 @@ def validate(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_tidy(place.spec.url))
         stores = [stack.enter_context(open_tier(place)) for _ in range(_CLIENTS)]
-        return stores[0].url, stores[0].capabilities, examine(stores)
+        store = stores[0]
+        return store.url, store.capabilities, store.local, examine(stores)
 
 
 @contextlib.contextmanager
