@@ -167,7 +167,9 @@ def test_no_wrong_byte_and_no_lost_version(url: str, proxy: Proxy, faults: Fault
             seeds = [seed for seed in range(4) if (found["bias"] == tensors(seed)["bias"]).all()]
             assert len(seeds) == 1
             equal(found, tensors(seeds[0]))
-        assert store.check(read_data=True).findings == []
+        found_by_check = store.check(read_data=True).findings
+        # what a save that failed had written by then is in nobody's way
+        assert [one for one in found_by_check if one.severity != "garbage"] == []
     if not (faults.latency_s or faults.bytes_per_s):
         assert sum(proxy.done.values()) >= 3, proxy.done
     if faults.latency_s or faults.bytes_per_s or faults.unavailable:
