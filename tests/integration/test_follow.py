@@ -66,6 +66,21 @@ def test_it_serves_what_the_alias_means(store: tierstore.Store) -> None:
     assert 0 <= status.staleness_s < 30
 
 
+def test_the_profile_that_was_asked_for_is_read(
+    store: tierstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the one that the node prefers otherwise."""
+    tierstore.derive(store, "m@1", {"cast": "bf16"})
+    monkeypatch.setenv("TIERSTORE_PROFILE", "bf16,full")
+    with tierstore.open(store.url) as other:
+        for profile, variant in (("full", None), (None, "bf16")):
+            seen: list[Update] = []
+            with follow("m@prod", seen.append, store=other, profile=profile) as follower:
+                assert follower.wait(30)
+            assert follower.status.version is not None
+            assert (follower.status.version.variant, seen[0].version.variant) == (variant, variant)
+
+
 def test_a_version_that_is_not_taken_leaves_the_old_one(store: tierstore.Store) -> None:
     refused = threading.Event()
 

@@ -97,6 +97,20 @@ def test_an_incremental_commit(
     assert store.check(read_data=True).findings == []
 
 
+def test_a_commit_keeps_the_version_and_not_a_variant_that_its_node_prefers(
+    store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save("m", source)
+    tierstore.derive(store, "m", {"cast": "bf16"})
+    monkeypatch.setenv("TIERSTORE_PROFILE", "bf16,full")
+    with tierstore.open(store.url) as other:
+        committer = Committer(Repos(other), Spool(tmp_path / "spool"))
+        asked = parse_commit(commit_of({"config.json": b"[1]"}))
+        version = committer.commit("m", "main", asked, None)
+    (source / "config.json").write_bytes(b"[1]")
+    assert version.digest == store.save("other", source).digest
+
+
 def test_a_file_is_renamed_without_being_sent(
     store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

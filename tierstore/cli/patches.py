@@ -46,14 +46,13 @@ def patch(
 
     Costs what changed, not what the model has.
     """
-    from tierstore.ids import FULL
     from tierstore.modelstore.patches import Patch
 
     with cli.open() as store:
         base = store.resolve(ref)
         given = Patch.open(file)
         version = store.patch(ref, given, alias=alias, message=message, fold=not no_fold)
-        folded = not store.load(str(version), profile=FULL).patches
+        folded = not store.load(version).patches
     assert version.stats is not None
     data = schemas.Patched(
         **version_fields(version),

@@ -127,7 +127,7 @@ def lineage(cli: Cli, ref: Ref) -> None:
 def _variant_json(store: Store, version: Version) -> schemas.VariantJson:
     from tierstore.modelstore.dequantized import read_record
 
-    record = read_record(store.load(str(version)))
+    record = read_record(store.load(version))
     return schemas.VariantJson(
         model=version.model,
         version=version.number,
@@ -146,10 +146,9 @@ def _variant_json(store: Store, version: Version) -> schemas.VariantJson:
 
 
 def _derived_json(store: Store, made: Version, version: Version) -> schemas.Derived:
-    from tierstore.ids import FULL
 
     shown = _variant_json(store, made)
-    original = store.load(str(version), profile=FULL)
+    original = store.load(version)
     assert made.stats is not None
     return schemas.Derived(
         **{field: getattr(shown, field) for field in shown.__struct_fields__},

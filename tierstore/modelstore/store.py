@@ -267,8 +267,7 @@ class Store(StorePatches):
             Damaged: its manifest or layout is damaged.
             UsageError: ``dequantize`` for what is no variant.
         """
-        chosen = ref if isinstance(ref, Version) else self.choose(ref, profile=profile)
-        version = self._leased(chosen)
+        version = self._leased(self.choose(ref, profile=profile))
         model = Model(version, self._opener.open(version), lambda: self._folded(version))
         if not dequantize:
             return model
@@ -282,8 +281,10 @@ class Store(StorePatches):
         self._upkeep.start()
         return version
 
-    def choose(self, ref: str, *, profile: str | None = None) -> Version:
+    def choose(self, ref: str | Version, *, profile: str | None = None) -> Version:
         """The version or variant that ``load`` would open now; arguments and errors are its."""
+        if isinstance(ref, Version):
+            return ref
         return self._names.prefer(self.resolve(ref), self.settings.preference(profile))
 
     def variants(self, ref: str) -> list[Version]:
@@ -367,7 +368,9 @@ class Store(StorePatches):
         """
         return self.rebasing.version(self._leased(self.resolve(ref)), above)
 
-    def warmup(self, ref: str, *, tier: str = HOT, progress: Progress | None = None) -> Warmth:
+    def warmup(
+        self, ref: str | Version, *, tier: str = HOT, progress: Progress | None = None
+    ) -> Warmth:
         """Bring a version into a hot tier before it is asked for; see ``Warming.bring``."""
         return self.warming.bring(self._leased(self.choose(ref)), tier, progress)
 
@@ -388,9 +391,7 @@ class Store(StorePatches):
 
         return measure(self.home, every)
 
-    def check(
-        self, *, read_data: bool = False, progress: Callable[[int, int], None] | None = None
-    ) -> CheckReport:
+    def check(self, *, read_data: bool = False, progress: Progress | None = None) -> CheckReport:
         """Verify everything; with ``read_data`` every chunk is decoded and compared too."""
         from tierstore.modelstore.check import check_store
 

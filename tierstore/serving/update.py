@@ -85,7 +85,7 @@ def read_update(
     """
     began = time.perf_counter()
     costs = _warmed(store, wanted, progress, needed=not read) if warm else []
-    model = store.load(str(wanted))
+    model = store.load(wanted)
     patches = None if before is None else _patches(store, before, model)
     changed = _changed(before, model, patches)
     tensors: dict[str, Array] = {}
@@ -111,7 +111,7 @@ def _warmed(
     store: Store, wanted: Version, progress: Progress | None, *, needed: bool
 ) -> list[LoadStats]:
     try:
-        warmth = store.warmup(str(wanted), progress=progress)
+        warmth = store.warmup(wanted, progress=progress)
     except OutOfSpace as error:
         if needed:
             raise

@@ -177,7 +177,7 @@ class Committer:
         asked: Request,
         who: str | None,
     ) -> Version:
-        before = None if parent is None else self._store.load(str(parent))
+        before = None if parent is None else self._store.load(parent)
         if before is not None:
             before.fold()  # files are kept whole
         files = sorted(self._files(model, before, asked), key=lambda file: file.path)
@@ -242,7 +242,7 @@ class Committer:
         if newest is None:
             return None
         versions = self._store.versions(model, _VERSIONS_SEARCHED)
-        for holder in chain([newest], (self._store.load(str(version)) for version in versions)):
+        for holder in chain([newest], map(self._store.load, versions)):
             for file in holder.manifest.files:
                 if file.sha256.hex() == oid:
                     return holder, file.path

@@ -124,7 +124,7 @@ class Repos:
                 self._models.move_to_end(key)
                 return self._models[key]
         try:
-            model = self.store.load(str(commit.version))
+            model = self.store.load(commit.version)
             model.fold()  # what this gateway says of a file begins with its SHA-256
         except NotFound:
             raise HubError(410, f"{commit.version} is gone") from None
