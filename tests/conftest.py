@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,6 +23,26 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # started in the background of a shell, as CI may be: programs under test would ignore it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_HERE = Path(__file__).parent
+_WITH_SERVERS = (_HERE / "integration", _HERE / "contract")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests among real servers and processes may fail once for the machine's sake, and not twice.
+
+    What the first run showed is printed all the same. All other tests have one run.
+    """
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in _WITH_SERVERS):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"run again: {report.nodeid}", "_")
+        terminalreporter.write_line(report.longreprtext)
 
 
 @pytest.fixture(autouse=True, scope="session")
