@@ -75,4 +75,5 @@ def parse_segment(data: Buffer, name: str) -> ChunkTable:
 
 def missing_chunks(table: ChunkTable, digests: Iterable[bytes]) -> list[bytes]:
     """Those of ``digests``, and of the bases of any frame, that the table does not place."""
-    return [digest for digest in [*digests, *table.bases] if digest not in table]
+    known = table.digests
+    return [digest for digest in [*digests, *table.bases] if digest not in known]

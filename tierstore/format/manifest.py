@@ -22,8 +22,12 @@ MAX_MEMBERS = 1000
 _MAX_ITEMS = 1 << 20
 
 
-class TensorEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One tensor of a file; ``begin`` counts from the start of the file's data section."""
+class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One tensor of a file; ``begin`` counts from the start of the file's data section.
+
+    Like the values of a header not tracked by the garbage collector (it can be in no cycle): there
+    are thousands, and making as many that are has it look through all that a process has loaded.
+    """
 
     name: str
     dtype: str
@@ -217,10 +221,12 @@ def _check_file(file: FileEntry, chunk_size: int, name: str) -> None:
         header = parse_header(file.header, file.size)
     except InvalidSafetensors as error:
         damaged(name, f"{file.path!r}: {error}")
-    said = [(t.name, t.dtype, t.shape, t.begin) for t in header.tensors]
-    if file.chunks or said != [(t.name, t.dtype, t.shape, t.begin) for t in file.tensors]:
+    if file.chunks or len(file.tensors) != len(header.tensors):
         damaged(name, f"the tensors of {file.path!r} are not those of its header")
     for tensor, info in zip(file.tensors, header.tensors, strict=True):
+        said = info.name, info.dtype, info.shape, info.begin
+        if said != (tensor.name, tensor.dtype, tensor.shape, tensor.begin):
+            damaged(name, f"the tensors of {file.path!r} are not those of its header")
         if tensor.cut:
             unsupported(name, f"cut {tensor.cut} of tensor {tensor.name!r}")
         if not _covers(tensor.chunks, info.end - info.begin, chunk_size):

@@ -44,8 +44,7 @@ _METADATA = "__metadata__"
 _DTYPE_ORDER = {name: order for order, name in enumerate(DTYPES)}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(msgspec.Struct, frozen=True, gc=False):
     """One tensor; ``begin`` and ``end`` are byte offsets in the data section."""
 
     name: str

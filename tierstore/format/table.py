@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -136,8 +136,10 @@ class ChunkTable:
             offset, length, head, plain, self._columns.codecs[row], bases,
         )  # fmt: skip
 
-    def __contains__(self, digest: object) -> bool:
-        return digest in self._rows_by_digest()
+    @property
+    def digests(self) -> Set[bytes]:
+        """The digests of all chunks."""
+        return self._rows_by_digest().keys()
 
     def find(self, digest: bytes) -> ChunkPlace | None:
         """The place of a chunk, or ``None``."""

@@ -70,7 +70,7 @@ class DeltaBases:
 
     def stored(self, digest: bytes) -> list[tuple[ChunkPlace, int]]:
         """Where a chunk of the version lies, with its bases; nothing if it has no such chunk."""
-        if digest not in self.content.table:
+        if digest not in self.content.table.digests:
             return []
         place, size = self.place(digest)
         return [(place, size), *(self.place(base) for base in place.bases)]

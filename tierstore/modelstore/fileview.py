@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.reader import FilePart
-from tierstore.modelstore.tensor import Content, Span
+from tierstore.modelstore.tensor import Content, PlacedPiece, Span
 
 _LEAST = 64 << 10
 """Less is read rather than sent from its file: that costs less than opening it."""
@@ -24,9 +25,15 @@ class FileView:
 
     def __init__(self, content: Content, entry: FileEntry) -> None:
         self._content, self._entry = content, entry
-        # an empty tensor has no chunks, so the pieces leave no gap
-        self._pieces = content.file_pieces(entry)
-        self._begins = [piece.begin for piece in self._pieces]
+
+    @cached_property
+    def _pieces(self) -> list[PlacedPiece]:
+        # an empty tensor has no chunks, so they leave no gap
+        return self._content.file_pieces(self._entry)
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return [piece.begin for piece in self._pieces]
 
     @property
     def path(self) -> str:

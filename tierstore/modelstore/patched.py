@@ -11,7 +11,7 @@ rise, and its manifest says which range of them each chunk holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -279,7 +279,7 @@ class PatchedTensor(Tensor):
         return out[inverse.reshape(-1)]
 
 
-def lay_over(reader: ChunkReader, items: Sequence[tuple[Tensor, Bytes]]) -> None:
+def lay_over(reader: ChunkReader, items: Iterable[tuple[Tensor, Bytes]]) -> None:
     """Bring the patches of whole tensors over the bytes of what is below, many in one read.
 
     Args:
@@ -334,8 +334,10 @@ def tensors_of(
     Raises:
         Damaged: a patch is not one of the tensors below.
     """
-    entries = {name: (file.path, entry) for name, file, entry in named_tensors(full)}
-    bases = {name: Tensor(content, e, name, path) for name, (path, e) in entries.items()}
+    bases = {name: Tensor(content, e, name, file.path) for name, file, e in named_tensors(full)}
+    if not patches:
+        return bases
+    entries = {name: entry for name, _, entry in named_tensors(full)}
     overlays: dict[str, list[Overlay]] = {}
     for one in fitting_parts(full, patches):
         name, part = one.part.target, one.part
@@ -347,12 +349,10 @@ def tensors_of(
         ranges = touched_ranges(one.touched)
         overlay = Overlay(part, indices, values, ranges, content.chunk_size, one.title)
         overlays.setdefault(name, []).append(overlay)
-    return {
-        name: PatchedTensor(content, entries[name][1], name, base.file, base, overlays[name])
-        if name in overlays
-        else base
-        for name, base in bases.items()
-    }
+    for name, own in overlays.items():
+        base = bases[name]
+        bases[name] = PatchedTensor(content, entries[name], name, base.file, base, own)
+    return bases
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,4 +397,4 @@ def parts_of(manifest: Manifest, title: str) -> Iterator[StoredPart]:
 def touched_files(manifests: Sequence[Manifest], full: Manifest) -> set[str]:
     """Paths of the files of a full manifest that patches change."""
     names = {one.part.target for manifest in manifests for one in parts_of(manifest, "")}
-    return {file.path for name, file, _ in named_tensors(full) if name in names}
+    return {file.path for name, file, _ in named_tensors(full) if name in names} if names else set()

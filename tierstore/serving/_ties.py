@@ -8,14 +8,17 @@ import torch
 
 
 def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """For every name all names of the same tensor, itself among them.
+    """For every name of a tensor that has several, all of them.
 
     Args:
         tensors: of ``state_dict(keep_vars=True)``: parameters and buffers themselves.
     """
-    groups: dict[Hashable, list[str]] = {}
+    first: dict[Hashable, str] = {}
+    groups: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
-        groups.setdefault(_identity(tensor), []).append(name)
+        same = first.setdefault(_identity(tensor), name)
+        if same != name:
+            groups.setdefault(same, [same]).append(name)
     return {name: group for group in groups.values() for name in group}
 
 

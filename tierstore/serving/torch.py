@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from tierstore.errors import NotFound, UsageError
 from tierstore.modelstore.arrays import as_torch, new_bytes, typed_torch
 from tierstore.modelstore.model import Model
@@ -38,9 +35,6 @@ Dim: TypeAlias = (
 )
 """Along which dimension tensors are cut: one for all, by name (names that are missing are not cut),
 or a function of name and shape; ``None`` for a tensor that every rank has whole."""
-
-_Shards: TypeAlias = dict[str, tuple[Tensor, Shard]]
-
 
 WINDOW = 256 << 20
 """Bytes that ``iter_weights`` reads at once."""
@@ -84,8 +78,8 @@ def state_dict(
     """
     tensors = _tensors(*open_ref(ref, store))
     chosen = _chosen(ref, tensors, names)
-    shards = {name: (tensors[name], _shard(name, tensors[name], shard, dim)) for name in chosen}
-    return _read(shards, torch.device(device))
+    some = {name: tensors[name] for name in chosen}
+    return _read(some, _parts(some, shard, dim), torch.device(device))
 
 
 def iter_weights(
@@ -113,7 +107,7 @@ def iter_weights(
     groups = list(batches(chosen, lambda name: tensors[name].nbytes, window))
 
     def read(group: list[str]) -> dict[str, torch.Tensor]:
-        return _read_on_cpu({name: (tensors[name], whole(tensors[name])) for name in group})
+        return _read_on_cpu({name: tensors[name] for name in group}, {})
 
     return _ahead(read, groups)
 
@@ -185,12 +179,10 @@ def load_model(
         if isinstance(value, torch.Tensor)
     }
     ties = ties_of(own)
-    source = _stored_names(ties, tensors)
+    source = _stored_names(own, ties, tensors)
     unexpected = [name for name in tensors if name not in own]
     _check(module, ref, strict, Loaded([name for name in own if name not in source], unexpected))
-    read: dict[str, torch.Tensor] = {}
-    for where, some in _by_device(own, source, tensors, device, shard, dim).items():
-        read |= _read(some, where)
+    read = _read_for(own, source, tensors, device, shard, dim)
     if assign is None:
         assign = any(value.is_meta for value in own.values())
     state = {name: read[found] for name, found in source.items()}
@@ -202,32 +194,39 @@ def load_model(
     return loaded
 
 
-def _stored_names(ties: Mapping[str, list[str]], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _stored_names(
+    own: Iterable[str], ties: Mapping[str, list[str]], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
     """For names of a module that are stored, or whose tied ones are, the stored name."""
     source: dict[str, str] = {}
-    for name, group in ties.items():
-        stored = [one for one in (name, *group) if one in tensors]
-        source |= {name: stored[0]} if stored else {}
+    for name in own:
+        if name in tensors:
+            source[name] = name
+        elif stored := [one for one in ties.get(name, ()) if one in tensors]:
+            source[name] = stored[0]
     return source
 
 
-def _by_device(
+def _read_for(
     own: Mapping[str, torch.Tensor],
     source: Mapping[str, str],
     tensors: Mapping[str, Tensor],
     device: str | int | torch.device | None,
     shard: tuple[int, int] | None,
     dim: Dim,
-) -> dict[torch.device, _Shards]:
-    """What to read, by where it goes; ``source`` says what is stored for the module's names."""
-    shards: dict[torch.device, _Shards] = {}
-    for name, found in source.items():
-        tensor, value = tensors[found], own[name]
-        where = torch.device(device if device is not None else value.device)
-        along = _fitting(tensor, value.shape, shard) if dim is None else dim
-        some = shards.setdefault(_CPU if where.type == "meta" else where, {})
-        some[found] = tensor, _shard(found, tensor, shard, along)
-    return shards
+) -> dict[str, torch.Tensor]:
+    """Read what ``source`` says is stored for the module's names, each to where it goes."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    everywhere = None if device is None else torch.device(device)
+    for name, stored in source.items():
+        where = own[name].device if everywhere is None else everywhere
+        some = by_device.setdefault(_CPU if where.type == "meta" else where, {})
+        some[stored] = tensors[stored]
+    along = _fitting(own, source, tensors, shard) if dim is None else dim
+    read: dict[str, torch.Tensor] = {}
+    for where, some in by_device.items():
+        read |= _read(some, _parts(some, shard, along), where)
+    return read
 
 
 def _check(module: torch.nn.Module, ref: str, strict: bool, loaded: Loaded) -> None:
@@ -257,37 +256,61 @@ def _tensors(model: Model, path: str) -> dict[str, Tensor]:
     return short if len(short) == len(inside) else inside
 
 
-def _shard(name: str, tensor: Tensor, shard: tuple[int, int] | None, dim: Dim) -> Shard:
+def _parts(
+    tensors: Mapping[str, Tensor], shard: tuple[int, int] | None, dim: Dim
+) -> dict[str, Shard]:
+    """What a rank reads of the tensors that it does not read whole."""
     if shard is None:
-        return whole(tensor)
+        return {}
     rank, world = shard
     if not 0 <= rank < world:
         raise UsageError(f"shard {shard} is not (rank, world) with 0 <= rank < world")
-    if isinstance(dim, Mapping):
-        along = dim.get(name)
-    elif callable(dim):
-        along = dim(name, tensor.shape)
-    else:
-        along = dim if dim is None or -tensor.ndim <= dim < tensor.ndim else None
-    return whole(tensor) if along is None else shard_of(tensor, rank, world, along)
+    parts: dict[str, Shard] = {}
+    for name, tensor in tensors.items():
+        if isinstance(dim, Mapping):
+            along = dim.get(name)
+        elif callable(dim):
+            along = dim(name, tensor.shape)
+        else:
+            along = dim if dim is None or -tensor.ndim <= dim < tensor.ndim else None
+        part = None if along is None else shard_of(tensor, rank, world, along)
+        if part is not None and part.shape != tensor.shape:
+            parts[name] = part
+    return parts
 
 
-def _fitting(tensor: Tensor, shape: tuple[int, ...], shard: tuple[int, int] | None) -> Dim:
-    """The dimension in which ``shape`` is that of the rank's part; ``None`` when there is none."""
-    if shard is None or len(shape) != tensor.ndim:
+def _fitting(
+    own: Mapping[str, torch.Tensor],
+    source: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    shard: tuple[int, int] | None,
+) -> Dim:
+    """The dimension in which the module's own shape is that of the rank's part, if there is one."""
+    if shard is None:
         return None
-    differ = [at for at in range(tensor.ndim) if shape[at] != tensor.shape[at]]
-    if len(differ) != 1 or shard_of(tensor, *shard, differ[0]).shape != tuple(shape):
-        return None
-    return differ[0]
+    shapes = {stored: tuple(own[name].shape) for name, stored in source.items()}
+
+    def along(name: str, stored: tuple[int, ...]) -> int | None:
+        shape = shapes[name]
+        differ = [at for at, extent in enumerate(stored) if shape[at : at + 1] != (extent,)]
+        if len(shape) != len(stored) or len(differ) != 1:
+            return None
+        part = shard_of(tensors[name], *shard, differ[0])
+        return differ[0] if part.shape == shape else None
+
+    return along
 
 
-def _read(shards: _Shards, device: torch.device) -> dict[str, torch.Tensor]:
+def _read(
+    tensors: Mapping[str, Tensor], parts: Mapping[str, Shard], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Read tensors of one version, those in ``parts`` only in part."""
+    if device.type == "cpu":
+        return _read_on_cpu(tensors, parts)
+    shards = {name: (tensor, parts.get(name, whole(tensor))) for name, tensor in tensors.items()}
     if device.type == "meta":
         return {name: _on_meta(tensor, shard) for name, (tensor, shard) in shards.items()}
-    if device.type != "cpu":
-        return upload(shards, device)
-    return _read_on_cpu(shards)
+    return upload(shards, device)
 
 
 def _on_meta(tensor: Tensor, shard: Shard) -> torch.Tensor:
@@ -295,21 +318,24 @@ def _on_meta(tensor: Tensor, shard: Shard) -> torch.Tensor:
     return typed_torch(plain, tensor.dtype, shard.shape)
 
 
-def _read_on_cpu(shards: _Shards) -> dict[str, torch.Tensor]:
-    plain: dict[str, npt.NDArray[np.uint8]] = {}
-    reads: list[StripRead] = []
-    entire = [name for name, (tensor, shard) in shards.items() if shard.shape == tensor.shape]
-    hot = hot_bases([shards[name][0] for name in entire])
-    plain |= {name: data for name, data in zip(entire, hot, strict=True) if data is not None}
+def _read_on_cpu(
+    tensors: Mapping[str, Tensor], parts: Mapping[str, Shard]
+) -> dict[str, torch.Tensor]:
+    entire = {name: tensor for name, tensor in tensors.items() if name not in parts}
+    hot = hot_bases(list(entire.values()))
+    plain = {name: data for name, data in zip(entire, hot, strict=True) if data is not None}
     if plain:
-        reader = shards[entire[0]][0].content.reader
-        lay_over(reader, [(shards[name][0], data) for name, data in plain.items()])
-    for name, (tensor, shard) in shards.items():
+        reader = next(iter(entire.values())).content.reader
+        lay_over(reader, ((entire[name], data) for name, data in plain.items()))
+    reads: list[StripRead] = []
+    for name, tensor in tensors.items():
         if name not in plain:
-            plain[name] = new_bytes(shard.strip.nbytes)
-            reads.append(StripRead(tensor, shard.strip, plain[name].data))
+            strip = parts[name].strip if name in parts else whole(tensor).strip
+            plain[name] = new_bytes(strip.nbytes)
+            reads.append(StripRead(tensor, strip, plain[name].data))
     read_strips(reads)
+    shapes = {name: part.shape for name, part in parts.items()}
     return {
-        name: as_torch(plain[name], tensor.dtype, shard.shape)
-        for name, (tensor, shard) in shards.items()
+        name: as_torch(plain[name], tensor.dtype, shapes.get(name, tensor.shape))
+        for name, tensor in tensors.items()
     }

@@ -79,11 +79,12 @@ _torn: list[mmap.mmap] = []
 class _Range(mmap.mmap):
     """Reserved addresses; unmapped with the last array that views them."""
 
-    mappings = 0
+    __slots__ = ("mappings",)  # one for each tensor: without a dictionary each
+    mappings: int
     _release = staticmethod(_budget.release)  # the module may be gone before the last array
 
     def __del__(self) -> None:
-        self._release(self.mappings)
+        self._release(getattr(self, "mappings", 0))
 
 
 def reserve(chunk_size: int, nbytes: int) -> mmap.mmap | None:
