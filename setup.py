@@ -1,7 +1,7 @@
 """The native parts; everything else about the package is in pyproject.toml.
 
 They are optional: where they do not build, tierstore reads and writes the same format with numpy,
-and opens a hot tier's files one by one.
+opens a hot tier's files one by one, and holds requests up for longer while it writes in place.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ setup(
             depends=sorted(map(str, KERNELS.glob("*.h"))),
         ),
         extension("tierstore.tiers._chunkio", "tierstore/tiers/_chunkio.c"),
+        extension("tierstore.serving._scatter", "tierstore/serving/_scatter.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
