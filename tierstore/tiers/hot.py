@@ -104,7 +104,7 @@ class HotTiers:
             if not filler.offer(frame_key(place), frame, wait=keep):
                 tier.stats.count(rejected=1)
 
-    def _take_plain(self, batch: Sequence[tuple[tuple[bytes, bool], bytes]]) -> None:
+    def _take_plain(self, batch: Sequence[tuple[tuple[bytes, bool], memoryview]]) -> None:
         assert self.local is not None
         self.drain()  # the policy is told of a read before what it brought is offered
         now = time.time()

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from tierstore.deferred import np
 from tierstore.ids import Buffer
 
 _K = TypeVar("_K")
@@ -25,7 +26,7 @@ class Filler(Generic[_K]):
     """
 
     def __init__(
-        self, take: Callable[[Sequence[tuple[_K, bytes]]], None], budget: int, batch: int
+        self, take: Callable[[Sequence[tuple[_K, memoryview]]], None], budget: int, batch: int
     ) -> None:
         self._take, self._budget, self._batch = take, budget, batch
         self._reset()
@@ -33,7 +34,7 @@ class Filler(Generic[_K]):
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._queue: deque[tuple[_K, bytes]] = deque()
+        self._queue: deque[tuple[_K, memoryview]] = deque()
         self._bytes = 0
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -58,7 +59,7 @@ class Filler(Generic[_K]):
             if self._closed or self._bytes + size > self._budget:
                 return False
             self._bytes += size
-        copy = bytes(data)  # not under the lock: readers offer in parallel
+        copy = _copied(data)  # not under the lock: readers offer in parallel
         with self._changed:
             if self._closed:
                 self._bytes -= size
@@ -107,10 +108,17 @@ class Filler(Generic[_K]):
                 self._bytes -= size
                 self._changed.notify_all()
 
-    def _next_batch(self) -> list[tuple[_K, bytes]]:
+    def _next_batch(self) -> list[tuple[_K, memoryview]]:
         batch = [self._queue.popleft()]
         size = len(batch[0][1])
         while self._queue and size + len(self._queue[0][1]) <= self._batch:
             batch.append(self._queue.popleft())
             size += len(batch[-1][1])
         return batch
+
+
+def _copied(data: Buffer) -> memoryview:
+    """A copy, made without the interpreter: ``bytes`` would stop every thread for some ms."""
+    copy = np.empty(len(data), np.uint8)
+    np.copyto(copy, np.frombuffer(data, np.uint8))
+    return copy.data
