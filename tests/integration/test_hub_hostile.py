@@ -229,7 +229,11 @@ def test_a_client_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
     with tierstore.init(tmp_path / "store") as store:
         store.save("m", {"w": np.random.default_rng(1).standard_normal(8 << 20)})
     command = [sys.executable, "-c", QUICK, str(tmp_path / "store"), str(tmp_path / "spool")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    errors = (tmp_path / "errors").open("w+")
+    with (
+        errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
+    ):
         assert server.stdout is not None
         port = int(server.stdout.readline())
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
@@ -246,6 +250,8 @@ def test_a_client_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
             assert b" 408 " in client.recv(100)
         server.terminate()
         assert server.wait(30) == 0
+        errors.seek(0)
+        assert errors.read() == "a client that took nothing for 0.5 s is cut off\n"
 
 
 TEXT = st.text(

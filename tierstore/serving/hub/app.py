@@ -70,9 +70,6 @@ class _AsSent:
 
         try:
             await self._app(scope, receive, counted)
-        except ConnectionAbortedError as error:  # its answer has begun: it can only be cut off
-            _log.warning("%s", error)
-            raise
         finally:
             if scope["type"] == "http":
                 took = time.monotonic() - began

@@ -163,6 +163,9 @@ class FileBody(Response):
             if gone is not None:  # the server is to have noticed, too, before this ends
                 await asyncio.wait([gone], timeout=_NOTICED_S)
             _log.info("the client went away in the middle of %s", self._view.path)
+        except ConnectionAbortedError as error:
+            _log.warning("sending %s was broken off: %s", self._view.path, error)
+            raise
         except TierstoreError as error:
             _log.error("sending %s was broken off: %s", self._view.path, error)
             raise ConnectionAbortedError(str(error)) from None

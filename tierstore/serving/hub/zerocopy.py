@@ -43,6 +43,7 @@ class ZeroCopyProtocol(H11Protocol):
         self.app = cast(Any, self._serve)
         self._own: socket.socket | None = None
         self._writable: asyncio.Future[None] | None = None
+        self._lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -52,12 +53,23 @@ class ZeroCopyProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._lost.set()
         self._wake()
         if self._own is not None:
             self._own.close()
             self._own = None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. ``ConnectionAbortedError`` of an application, which has said why, cuts
+        the connection off with what waits to be sent, and is no error of the server.
+        """
+        try:
+            await self._answer(scope, receive, send)
+        except ConnectionAbortedError:
+            self.transport.abort()
+            await self._lost.wait()  # else uvicorn complains of an answer that was not completed
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["scheme"] != "http":
             await self._application(cast(Any, scope), cast(Any, receive), cast(Any, send))
             return
