@@ -79,12 +79,19 @@ def refuse_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "write", write)
 
 
+def refuse_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def memfd_create(name: str) -> int:
+        raise OSError(errno.EPERM, "not in this container")
+
+    monkeypatch.setattr(os, "memfd_create", memfd_create)
+
+
 def write_little(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[: max(4096, len(data) // 2)]))
 
 
-@pytest.mark.parametrize("limit", [refuse_flag, refuse_write, write_little])
+@pytest.mark.parametrize("limit", [refuse_flag, refuse_write, refuse_stage, write_little])
 def test_a_file_system_that_cannot_is_written_the_usual_way(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

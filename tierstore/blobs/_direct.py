@@ -12,10 +12,13 @@ import mmap
 import os
 from collections.abc import Sequence
 
+from tierstore.blobs._shared import drop_front
+
 MIN_BYTES = 4 << 20  # below this setting it up costs more than it saves
 
 _ALIGN = 4096  # of address, length and offset: a multiple of every common device's block
 _STAGE = 4 << 20
+_IOV_MAX = 1024  # Linux's UIO_MAXIOV
 
 
 def write_direct(fd: int, views: Sequence[memoryview]) -> bool:
@@ -28,8 +31,17 @@ def write_direct(fd: int, views: Sequence[memoryview]) -> bool:
     Returns:
         ``False``, with nothing written, when the system or the file system cannot do it.
     """
-    if not hasattr(os, "O_DIRECT"):
+    if not (hasattr(os, "O_DIRECT") and hasattr(os, "memfd_create")):
         return False
+    try:
+        stage = _Stage()
+    except OSError:
+        return False
+    with stage:
+        return _write_staged(fd, views, stage)
+
+
+def _write_staged(fd: int, views: Sequence[memoryview], stage: _Stage) -> bool:
     import fcntl  # POSIX only, as is O_DIRECT
 
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
@@ -37,40 +49,68 @@ def write_direct(fd: int, views: Sequence[memoryview]) -> bool:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
     except OSError:
         return False
-    stage = memoryview(mmap.mmap(-1, _STAGE))  # page-aligned
     try:
-        tail = _write_aligned(fd, views, stage)
+        _write_aligned(fd, views, stage)
     except OSError as error:
         if error.errno == errno.EINVAL and os.lseek(fd, 0, os.SEEK_CUR) == 0:
             return False  # this file system takes the flag and then refuses the write
         raise
     finally:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags)
-    _write(fd, stage[:tail])
+    _write(fd, stage.data[: stage.filled])
     return True
 
 
-def _write_aligned(fd: int, views: Sequence[memoryview], stage: memoryview) -> int:
-    """Write all but the last few bytes: those, fewer than a block, stay at the stage's start."""
-    import numpy as np  # it copies without the interpreter lock, which slicing would hold
+class _Stage:
+    """Page-aligned memory that the kernel copies into: unlike slicing, without the interpreter
+    lock.
 
-    to = np.frombuffer(stage, np.uint8)
-    filled = 0
-    for view in filter(len, views):
-        data = np.frombuffer(view, np.uint8)
-        at = 0
-        while at < len(view):
-            count = min(len(stage) - filled, len(view) - at)
-            to[filled : filled + count] = data[at : at + count]
-            at += count
-            filled += count
-            if filled == len(stage):
-                _write(fd, stage)
-                filled = 0
-    whole = filled - filled % _ALIGN
-    _write(fd, stage[:whole])
-    stage[: filled - whole] = stage[whole:filled]
-    return filled - whole
+    Attributes:
+        data: the memory.
+        filled: how many bytes at its start are not written yet.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("tierstore-stage")
+        try:
+            os.ftruncate(self._fd, _STAGE)
+            self.data = memoryview(mmap.mmap(self._fd, _STAGE))
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self.filled = 0
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def take(self, left: list[memoryview]) -> None:
+        """Take bytes off the front of ``left``, at most as many as there is room for."""
+        views, room = [], _STAGE - self.filled
+        for view in left[:_IOV_MAX]:
+            views.append(view[:room])
+            room -= len(views[-1])
+            if not room:
+                break
+        count = os.pwritev(self._fd, views, self.filled)
+        drop_front(left, count)
+        self.filled += count
+
+
+def _write_aligned(fd: int, views: Sequence[memoryview], stage: _Stage) -> None:
+    """Write all but the last few bytes, fewer than a block: those stay in the stage."""
+    left = [view for view in views if len(view)]
+    while left:
+        stage.take(left)
+        if stage.filled == _STAGE:
+            _write(fd, stage.data)
+            stage.filled = 0
+    whole = stage.filled - stage.filled % _ALIGN
+    _write(fd, stage.data[:whole])
+    stage.data[: stage.filled - whole] = stage.data[whole : stage.filled]
+    stage.filled -= whole
 
 
 def _write(fd: int, data: memoryview) -> None:

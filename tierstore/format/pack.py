@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import blake3
@@ -52,38 +53,38 @@ class PackBuilder:
             _HEAD_MAGIC, 1, 0, 0, os.urandom(16), 0, bytes(12), bytes(16), 0
         )[:-8]  # fmt: skip
         self._header = start + struct.pack("<Q", xxh3(start))
-        self._frames: list[Buffer] = []
+        self._parts: list[Buffer] = []
         self._places: list[ChunkPlace] = []
         self.size = PACK_HEADER_BYTES
         self._index_size = 0
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._places)
 
     @property
     def full(self) -> bool:
         """Whether it is time to close the pack; many tiny frames fill its index first."""
         return self.size >= TARGET_BYTES or self._index_size >= _TARGET_INDEX
 
-    def add(self, digest: bytes, frame: Buffer, head: int, plain: int, codec: int,
-            bases: tuple[bytes, ...] = ()) -> None:  # fmt: skip
-        """Append one frame; the caller closes the pack once it is ``full``."""
-        self._places.append(
-            ChunkPlace(digest, b"", self.size, len(frame), head, plain, codec, bases)
-        )
-        self._frames.append(frame)
-        self.size += len(frame)
+    def add(self, digest: bytes, frame: Buffer | Sequence[Buffer], head: int, plain: int,
+            codec: int, bases: tuple[bytes, ...] = ()) -> None:  # fmt: skip
+        """Append one frame, whole or in parts; the caller closes the pack once it is ``full``."""
+        parts = (frame,) if isinstance(frame, (bytes, bytearray, memoryview)) else frame
+        length = sum(len(part) for part in parts)
+        self._places.append(ChunkPlace(digest, b"", self.size, length, head, plain, codec, bases))
+        self._parts += parts
+        self.size += length
         self._index_size += _ROW_BYTES + 32 * len(bases)
 
     def close(self) -> tuple[bytes, list[Buffer], list[ChunkPlace]]:
         """Return the pack's id, its bytes as buffers to lay end to end, and its chunks' places."""
         index = msgspec.msgpack.encode(TableBody(**table_columns(self._places)))
         pack_id = blake3.blake3(self._header).update(index).digest()
-        fields = (self.size, len(index), len(self._frames), pack_id, 0, _TAIL_MAGIC)
+        fields = (self.size, len(index), len(self._places), pack_id, 0, _TAIL_MAGIC)
         start = _TRAILER.pack(*fields, 0)[:-8]
         trailer = start + struct.pack("<Q", xxh3(start))
         places = [replace(place, pack=pack_id) for place in self._places]
-        return pack_id, [self._header, *self._frames, index, trailer], places
+        return pack_id, [self._header, *self._parts, index, trailer], places
 
 
 def parse_trailer(data: Buffer, pack_size: int, name: str) -> Trailer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import struct
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
@@ -235,8 +237,8 @@ def table_columns(
     """
     number = {pack: at for at, pack in enumerate(pack_sizes or ())}
 
-    def column(values: Sequence[int]) -> bytes:
-        return np.array(values, "<u4").tobytes()
+    def column(values: Sequence[int], kind: str = "I") -> bytes:
+        return struct.pack(f"<{len(values)}{kind}", *values)
 
     columns: Columns = {
         "digests": b"".join(p.digest for p in places),
@@ -248,10 +250,10 @@ def table_columns(
     }
     if pack_sizes is not None:
         columns["pack_ids"] = b"".join(pack_sizes)
-        columns["pack_sizes"] = np.array(list(pack_sizes.values()), "<u8").tobytes()
+        columns["pack_sizes"] = column(list(pack_sizes.values()), "Q")
         columns["packs"] = column([number[p.pack] for p in places])
     if any(p.bases for p in places):
-        starts = np.cumsum([0, *(len(p.bases) for p in places)])
-        columns["base_starts"] = starts.astype("<u4").tobytes()
+        starts = itertools.accumulate((len(p.bases) for p in places), initial=0)
+        columns["base_starts"] = column(list(starts))
         columns["bases"] = b"".join(base for p in places for base in p.bases)
     return columns

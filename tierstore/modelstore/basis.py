@@ -177,6 +177,9 @@ class BaseFinder:
         open_bases: opens a version as a base.
         model: that is saved.
         files: its content; samples of it are read now.
+
+    Attributes:
+        has_candidates: whether the store had any version to look at.
     """
 
     def __init__(
@@ -189,7 +192,8 @@ class BaseFinder:
         self._home, self._open, self._model = home, open_bases, model
         self._own = self._newest(model)
         self._models = [] if self._own else [name for name in home.models() if name != model]
-        self._samples = list(_samples(files)) if self._own or self._models else []
+        self.has_candidates = bool(self._own or self._models)
+        self._samples = list(_samples(files)) if self.has_candidates else []
 
     def find(self, wanted: Sequence[Wanted]) -> DeltaBases | None:
         """The nearest version, or ``None`` when none is near enough."""
@@ -289,10 +293,14 @@ def basis_of(
     as_base: Callable[[Version], DeltaBases],
     resolve: Callable[[str], Version],
 ) -> Basis | None:
-    """What a save of ``files`` takes as its base: ``auto`` finds it, a reference names it."""
+    """What a save of ``files`` takes as its base: ``auto`` finds it, a reference names it.
+
+    ``None`` when there is none to look at.
+    """
     if base is None:
         return None
     if base == "auto":
-        return Basis(files, BaseFinder(home, as_base, model, files).find)
+        finder = BaseFinder(home, as_base, model, files)
+        return Basis(files, finder.find) if finder.has_candidates else None
     bases = as_base(resolve(base))
     return Basis(files, lambda _: bases)

@@ -6,32 +6,32 @@ more than the checksums do.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 
 from tierstore.codecs import DELTA, RAW, encode
-from tierstore.format.frame import MAX_HEAD_NO_BASES, BasePiece, build_head
-
-HEAD_ROOM = -(-MAX_HEAD_NO_BASES // 4096) * 4096
-"""Bytes before the chunk in every pooled buffer, so that the head fits right before its payload."""
+from tierstore.format.frame import BasePiece, build_head
+from tierstore.ids import Buffer
 
 
 class BufferPool:
-    """Buffers for chunks of ``chunk_size`` bytes behind ``HEAD_ROOM``; the last one given back,
-    which the processor's caches may still hold, is taken first. Thread-safe.
+    """Buffers for chunks of ``chunk_size`` bytes; the last one given back, which the processor's
+    caches may still hold, is taken first. Thread-safe.
     """
 
     def __init__(self, chunk_size: int) -> None:
         self.chunk_size = chunk_size
-        self._free: list[bytearray] = []
+        self._free: list[mmap.mmap] = []
 
-    def take(self) -> bytearray:
+    def take(self) -> mmap.mmap:
         """A buffer with anything in it."""
         try:
             return self._free.pop()
-        except IndexError:
-            return bytearray(HEAD_ROOM + self.chunk_size)
+        except IndexError:  # unlike a bytearray, it is not filled with zeros first
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            return mmap.mmap(-1, self.chunk_size, flags=flags)
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: mmap.mmap) -> None:
         """Give a buffer back; nobody may use it any more."""
         self._free.append(buffer)
 
@@ -49,69 +49,79 @@ class Base:
     data: memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
-    """One encoded chunk; ``buffer`` goes back to the pool once ``data`` was written.
+    """One encoded chunk: its head, and the payload that follows.
 
     ``bases`` are the digests of the chunks that a delta refers to.
     """
 
-    data: memoryview
-    head: int
+    head: bytes
+    payload: Buffer
     plain: int
     codec: int
-    buffer: bytearray | None
     bases: tuple[bytes, ...] = ()
 
 
-def plain_view(buffer: bytearray, length: int) -> memoryview:
-    """Where a chunk of ``length`` bytes lies in a pooled buffer."""
-    return memoryview(buffer)[HEAD_ROOM : HEAD_ROOM + length]
+class Framing:
+    """Frames of chunks that were read into one pooled buffer, and that fit into another.
 
-
-def frame_chunk(
-    pool: BufferPool,
-    plain: memoryview,
-    *,
-    digest: bytes,
-    dtype: str,
-    buffer: bytearray | None,
-    base: Base | None = None,
-) -> Frame:
-    """Encode one chunk; with a ``base`` as a delta, where that is smaller.
+    Payloads lie end to end in that second buffer; a raw one is the plain bytes where they are.
 
     Args:
-        pool: of the buffer, and for the one to encode into.
-        plain: the chunk.
-        digest: of ``plain``.
-        dtype: safetensors dtype, or ``""``.
-        buffer: the pooled buffer whose ``plain_view`` is ``plain``: it is taken over, and becomes
-            the frame's or is given back. ``None`` when others use it, too.
-        base: what the chunk may refer to.
+        pool: of the buffers.
+        source: taken over; the chunks are views of it.
     """
-    room = pool.take()
-    encoded = encode(
-        plain, dtype, base=base.data if base else None, out=plain_view(room, len(plain))
-    )
-    pieces = base.pieces if base and encoded.codec == DELTA else ()
-    head = build_head(
-        digest=digest, codec=encoded.codec, dtype=dtype, plain=plain, codec_head=encoded.head,
-        ends=encoded.ends, payload=encoded.payload, bases=pieces,
-    )  # fmt: skip
-    # a raw payload is the plain bytes where they are
-    holder, spare = (buffer, room) if encoded.codec == RAW else (room, buffer)
-    length = len(head) + len(encoded.payload)
-    if holder is not None and 8 * length >= 5 * pool.chunk_size and len(head) <= HEAD_ROOM:
-        start = HEAD_ROOM - len(head)
-        holder[start:HEAD_ROOM] = head
-        data = memoryview(holder)[start : start + length]
-    else:
-        # a small frame must not keep a big buffer: packs wait for their upload with all frames
-        data = memoryview(b"".join([head, encoded.payload]))
-        if holder is not None:
-            pool.give(holder)
-        holder = None
-    if spare is not None:
-        pool.give(spare)
-    bases = tuple(dict.fromkeys(piece.digest for piece in pieces))
-    return Frame(data, len(head), len(plain), encoded.codec, holder, bases)
+
+    def __init__(self, pool: BufferPool, source: mmap.mmap) -> None:
+        self._pool, self._source = pool, source
+        self._room = pool.take()
+        self._used = self._raw = 0
+        self._frames: list[Frame] = []
+
+    def add(
+        self, plain: memoryview, *, digest: bytes, dtype: str, base: Base | None = None
+    ) -> Frame:
+        """Encode one chunk; with a ``base`` as a delta, where that is smaller.
+
+        Args:
+            plain: the chunk.
+            digest: of ``plain``.
+            dtype: safetensors dtype, or ``""``.
+            base: what the chunk may refer to.
+        """
+        out = memoryview(self._room)[self._used : self._used + len(plain)]
+        encoded = encode(plain, dtype, base=base.data if base else None, out=out)
+        pieces = base.pieces if base and encoded.codec == DELTA else ()
+        head = build_head(
+            digest=digest, codec=encoded.codec, dtype=dtype, plain=plain, codec_head=encoded.head,
+            ends=encoded.ends, payload=encoded.payload, bases=pieces,
+        )  # fmt: skip
+        if encoded.codec == RAW:
+            self._raw += len(encoded.payload)
+        else:
+            self._used += len(encoded.payload)
+        bases = tuple(dict.fromkeys(piece.digest for piece in pieces))
+        frame = Frame(head, encoded.payload, len(plain), encoded.codec, bases)
+        self._frames.append(frame)
+        return frame
+
+    def finish(self) -> list[mmap.mmap]:
+        """The buffers to give back once the frames were written; the others are given back now.
+
+        Few bytes must not keep a big buffer: packs wait for their upload with all their frames.
+        They are copied out of it, and their frames change.
+        """
+        held = []
+        for buffer, used, raw in (
+            (self._room, self._used, False),
+            (self._source, self._raw, True),
+        ):
+            if 2 * used >= self._pool.chunk_size:
+                held.append(buffer)
+                continue
+            for frame in self._frames:
+                if (frame.codec == RAW) == raw:
+                    frame.payload = bytes(frame.payload)
+            self._pool.give(buffer)
+        return held

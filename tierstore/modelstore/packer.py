@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tierstore.blobs.base import BlobStore
@@ -9,7 +11,7 @@ from tierstore.format.keys import pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Buffer
-from tierstore.modelstore.framing import BufferPool, Frame
+from tierstore.modelstore.framing import BufferPool, Frame, Framing
 
 
 class Packer:
@@ -20,7 +22,7 @@ class Packer:
 
     def __init__(self, store: BlobStore, pool: BufferPool) -> None:
         self._store, self._pool = store, pool
-        self._held: list[bytearray] = []
+        self._held: list[mmap.mmap] = []
         self._builder = PackBuilder()
         self._uploader = ThreadPoolExecutor(1, "tierstore-upload")
         self._upload: Future[None] | None = None
@@ -29,11 +31,22 @@ class Packer:
 
     def add(self, digest: bytes, frame: Frame) -> None:
         """Append one frame; blocks while two packs are waiting."""
-        self._builder.add(digest, frame.data, frame.head, frame.plain, frame.codec, frame.bases)
-        if frame.buffer is not None:
-            self._held.append(frame.buffer)
+        parts = [frame.head, frame.payload]
+        self._builder.add(digest, parts, len(frame.head), frame.plain, frame.codec, frame.bases)
         if self._builder.full:
             self._flush()
+
+    def add_chunk(self, buffer: mmap.mmap, plain: memoryview, *, digest: bytes, dtype: str) -> None:
+        """Encode and append one chunk that stands alone, ``plain`` in a buffer of the pool."""
+        framing = Framing(self._pool, buffer)
+        frame = framing.add(plain, digest=digest, dtype=dtype)
+        held = framing.finish()
+        self.add(digest, frame)
+        self.hold(held)
+
+    def hold(self, buffers: Iterable[mmap.mmap]) -> None:
+        """Give these back to the pool once all frames that were added so far are written."""
+        self._held += buffers
 
     def _flush(self) -> None:
         pack, buffers, places = self._builder.close()
@@ -45,7 +58,7 @@ class Packer:
         self.pack_sizes[pack] = sum(len(buffer) for buffer in buffers)
         self.places.update((place.digest, place) for place in places)
 
-    def _put(self, key: str, buffers: list[Buffer], held: list[bytearray]) -> None:
+    def _put(self, key: str, buffers: list[Buffer], held: list[mmap.mmap]) -> None:
         self._store.put(key, buffers)
         for buffer in held:
             self._pool.give(buffer)

@@ -27,7 +27,7 @@ from tierstore.format.manifest import Manifest
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
-from tierstore.modelstore.framing import BufferPool, frame_chunk, plain_view
+from tierstore.modelstore.framing import BufferPool
 from tierstore.modelstore.home import Home, chunks_of
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import WriterLease
@@ -205,15 +205,12 @@ class Rebasing:
             try:
                 for place, dtype in _with_dtypes(dear, manifest):
                     buffer = pool.take()
-                    plain = plain_view(buffer, place.plain)
+                    plain = memoryview(buffer)[: place.plain]
                     content.reader.read([Want(place, plain)])
                     if digest_of(plain).raw != place.digest:
                         name = f"chunk b3:{place.digest.hex()}"
                         damaged(name, "what was read is not its content")
-                    packer.add(
-                        place.digest,
-                        frame_chunk(pool, plain, digest=place.digest, dtype=dtype, buffer=buffer),
-                    )
+                    packer.add_chunk(buffer, plain, digest=place.digest, dtype=dtype)
                     lease.keep()
                 packer.finish()
             finally:

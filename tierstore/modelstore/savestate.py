@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.framing import Frame
@@ -28,6 +30,18 @@ class Encoded:
 
     digest: bytes
     frame: Frame | None
+
+
+class Batch(NamedTuple):
+    """What a worker made of chunks that were read together.
+
+    Attributes:
+        chunks: in their order.
+        held: the buffers that their frames lie in.
+    """
+
+    chunks: list[Encoded]
+    held: list[mmap.mmap]
 
 
 @dataclass(slots=True)

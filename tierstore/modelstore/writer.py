@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import time
 import uuid
 from collections import deque
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tierstore.blobs.base import BlobStore
+from tierstore.codecs import native_info
 from tierstore.deferred import import_numpy
 from tierstore.errors import BackendError, SourceChanged, TierstoreError
 from tierstore.format.checks import digest_of
@@ -38,12 +40,12 @@ from tierstore.ids import Digest
 from tierstore.modelstore.basis import Basis
 from tierstore.modelstore.confirm import gone_packs
 from tierstore.modelstore.delta import LEAST_CHUNK
-from tierstore.modelstore.framing import BufferPool, Frame, frame_chunk, plain_view
+from tierstore.modelstore.framing import BufferPool, Frame, Framing
 from tierstore.modelstore.index import ChunkIndex
 from tierstore.modelstore.leases import WriterLease
 from tierstore.modelstore.packer import Packer
 from tierstore.modelstore.plan import batches
-from tierstore.modelstore.savestate import Encoded, SaveState, SourceChunk
+from tierstore.modelstore.savestate import Batch, Encoded, SaveState, SourceChunk
 from tierstore.modelstore.source import Kept, SourceFile
 from tierstore.modelstore.version import SaveStats
 
@@ -52,9 +54,8 @@ Progress = Callable[[int, int], None]
 
 _log = logging.getLogger("tierstore.writer")
 _ROUNDS = 5
-_BATCH = 1 << 20
 _IN_FLIGHT = 192 << 20
-"""Bytes for chunks that are read, encoded and waiting; two packs, in buffers of up to 103 MiB
+"""Bytes for chunks that are read, encoded and waiting; two packs, in buffers of up to 128 MiB
 each, come on top."""
 
 
@@ -93,7 +94,8 @@ class Writer:
         basis: Basis | None = None,
         progress: Progress | None = None,
     ) -> None:
-        import_numpy()
+        if basis is not None or not native_info().in_use:
+            import_numpy()
         self._home, self._packs, self._index, self._lease = home, packs, index, lease
         self._chunk_size, self._progress = chunk_size, progress
         self._state = SaveState()
@@ -198,12 +200,12 @@ class Writer:
         handed over in batches, because a switch between threads costs more than a tiny chunk.
         """
         digests: list[bytes] = []
-        pending: deque[tuple[list[SourceChunk], Future[list[Encoded]]]] = deque()
-        for batch in batches(chunks, lambda chunk: chunk.length, _BATCH):
+        pending: deque[tuple[list[SourceChunk], Future[Batch]]] = deque()
+        for batch in batches(chunks, lambda chunk: chunk.length, self._chunk_size):
             if len(pending) == self._depth:
                 digests += self._take(*pending.popleft())
             buffer = self._pool.take()
-            view = plain_view(buffer, sum(chunk.length for chunk in batch))
+            view = memoryview(buffer)[: sum(chunk.length for chunk in batch)]
             batch[0].file.read_into(batch[0].offset, view)
             on_read(view)
             pending.append((batch, self._workers.submit(self._encode, buffer, batch)))
@@ -211,35 +213,34 @@ class Writer:
             digests += self._take(*pending.popleft())
         return iter(digests)
 
-    def _take(self, batch: list[SourceChunk], future: Future[list[Encoded]]) -> list[bytes]:
-        results = future.result()
+    def _take(self, batch: list[SourceChunk], future: Future[Batch]) -> list[bytes]:
+        results, held = future.result()
         for chunk, encoded in zip(batch, results, strict=True):
             if encoded.frame is not None:
                 self._packer.add(encoded.digest, encoded.frame)
             self._state.order.setdefault(encoded.digest)
             self._state.sources.setdefault(encoded.digest, chunk)
             self._done += chunk.length
+        self._packer.hold(held)
         self._chunks += len(batch)
         self._lease.keep()
         if self._progress:
             self._progress(self._headers + self._done, self._total)
         return [encoded.digest for encoded in results]
 
-    def _encode(self, buffer: bytearray, batch: list[SourceChunk]) -> list[Encoded]:
+    def _encode(self, buffer: mmap.mmap, batch: list[SourceChunk]) -> Batch:
         """Take over ``buffer``, which holds the chunks of ``batch`` end to end."""
-        own = buffer if len(batch) == 1 else None
+        framing = Framing(self._pool, buffer)
         results = []
         at = 0
         for chunk in batch:
-            plain = plain_view(buffer, at + chunk.length)[at:]
+            plain = memoryview(buffer)[at : at + chunk.length]
             at += chunk.length
             digest = digest_of(plain).raw
             stored = self._is_stored(digest) or self._is_in_base(digest, chunk)
-            frame = None if stored else self._frame(digest, plain, chunk, own)
+            frame = None if stored else self._frame(framing, digest, plain, chunk)
             results.append(Encoded(digest, frame))
-        if own is None or results[0].frame is None:  # else the frame has it, or gave it back
-            self._pool.give(buffer)
-        return results
+        return Batch(results, framing.finish())
 
     def _is_stored(self, digest: bytes) -> bool:
         state = self._state
@@ -279,14 +280,12 @@ class Writer:
                     state.reused_packs[place.pack] = pack_size
 
     def _frame(
-        self, digest: bytes, plain: memoryview, chunk: SourceChunk, buffer: bytearray | None
+        self, framing: Framing, digest: bytes, plain: memoryview, chunk: SourceChunk
     ) -> Frame:
         base = None
         if self._basis is not None and chunk.tensor and chunk.length >= LEAST_CHUNK:
             base = self._basis.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
-        frame = frame_chunk(
-            self._pool, plain, digest=digest, dtype=chunk.dtype, buffer=buffer, base=base
-        )
+        frame = framing.add(plain, digest=digest, dtype=chunk.dtype, base=base)
         if frame.bases and self._basis is not None:
             self._reuse(self._basis.places(frame.bases))
         return frame
@@ -334,14 +333,13 @@ class Writer:
                 continue  # only ever a base
             chunk = state.sources[digest]
             buffer = self._pool.take()
-            plain = plain_view(buffer, chunk.length)
+            plain = memoryview(buffer)[: chunk.length]
             chunk.file.read_into(chunk.offset, plain)
             if digest_of(plain).raw != digest:
                 raise SourceChanged(
                     f"{chunk.file.path} changed while it was being saved; nothing was published"
                 )
-            frame = frame_chunk(self._pool, plain, digest=digest, dtype=chunk.dtype, buffer=buffer)
-            self._packer.add(digest, frame)
+            self._packer.add_chunk(buffer, plain, digest=digest, dtype=chunk.dtype)
         for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
             file.finish()
         for pack in gone:
