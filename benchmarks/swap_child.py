@@ -1,9 +1,10 @@
 """A process that answers requests while its model is replaced. Started by ``bench_swap``.
 
 ``WAY SOURCE REF``, where WAY is ``swap`` (the follower's arrays replace the old ones at once),
-``inplace`` (what changed is written into weights that stay) or ``file`` (what one does without a
-store: look for a new file, load it with safetensors, swap). It reads commands from stdin, and
-prints one line of JSON for each answer:
+``inplace`` (what changed is written into weights that stay), ``mapped`` (the same, into weights
+that were loaded from the node's hot tier, whose pages are its files') or ``file`` (what one does
+without a store: look for a new file, load it with safetensors, swap). It reads commands from stdin,
+and prints one line of JSON for each answer:
 
 ``touch``: read all weights once; ``begin``: answer requests from now on; ``end``: stop, and tell
 how that went; ``batch N``: write in batches of N bytes from now on, 0 for all at once. ``served``
@@ -53,6 +54,14 @@ class Meter:
         self.mixed = 0
         self.backwards = 0
         self.versions: set[int] = set()
+        self.swaps: list[tuple[float, float]] = []
+
+    @property
+    def longest_at_swap(self) -> float:
+        """Of the requests that ran while a version was taken."""
+        begins = np.subtract(self.ends, self.took)
+        at = [(begins < end) & (np.array(self.ends) > begin) for begin, end in self.swaps]
+        return float(np.array(self.took)[np.logical_or.reduce(at)].max(initial=0)) if at else 0.0
 
     def report(self) -> dict[str, Any]:
         ends = np.sort(self.ends)
@@ -60,7 +69,8 @@ class Meter:
         return {
             "requests": len(took) + self.failed, "answered": len(took), "mixed": self.mixed,
             "backwards": self.backwards, "versions": sorted(self.versions),
-            "longest_s": float(took[-1]), "gap_s": float(np.diff(ends).max()),
+            "longest_s": float(took[-1]), "at_swap_s": self.longest_at_swap,
+            "gap_s": float(np.diff(ends).max()),
             "p50_s": float(np.quantile(took, 0.5)), "p999_s": float(np.quantile(took, 0.999)),
             "peak_rss": peak_rss(),
         }  # fmt: skip
@@ -83,6 +93,10 @@ class Server:
         self._busy = [threading.Thread(target=self._answer, args=(n,)) for n in range(THREADS)]
         for thread in self._busy:
             thread.start()
+
+    def swapped(self, began: float) -> None:
+        """A version was taken since ``began``."""
+        self._meter.swaps.append((began, time.perf_counter()))
 
     def end(self) -> dict[str, Any]:
         self._open.clear()
@@ -135,31 +149,37 @@ def number_of(tables: Tables) -> int:
     return int(tables[name][tables[STAMPED][0], 0])
 
 
-def told(update: Update, seconds: float) -> None:
+def told(server: Server, update: Update, began: float, held: float = 0.0) -> None:
+    server.swapped(began)
     tell("served", number=number_of(update.tensors), time=time.time(), load_s=update.load_s,
-         fetched=update.stats.bytes_fetched, ready_s=seconds)  # fmt: skip
+         fetched=update.stats.bytes_fetched, held_s=held)  # fmt: skip
 
 
 def swapped(server: Server, ref: str, store: tierstore.Store) -> Any:
     def on_ready(update: Update) -> None:
         began = time.perf_counter()
         server.tables = update.tensors
-        told(update, time.perf_counter() - began)
+        told(server, update, began)
 
     return follow(ref, on_ready, store=store, poll_s=LOOK_S)
 
 
-def in_place(server: Server, ref: str, store: tierstore.Store, batch: list[int]) -> Any:
+def in_place(
+    server: Server, ref: str, store: tierstore.Store, batch: list[int], *, mapped: bool
+) -> Any:
     state: dict[str, np.ndarray[Any, np.dtype[Any]]] = {}
 
     def on_ready(update: Update) -> None:
-        began = time.perf_counter()
-        if not state:
+        if mapped:  # anew for each: pages that were written to before are ours already
+            state.update(store.load(update.previous or update.version).load())
+            touch(state.values())
+        elif not state:
             state.update((name, np.empty_like(new)) for name, new in update.tensors.items())
+        server.tables = state
+        began = time.perf_counter()
         apply = InPlace(state, server.guard, batch_bytes=batch[0] or None)
         apply(update)
-        server.tables = state
-        told(update, time.perf_counter() - began)
+        told(server, update, began, apply.longest_pause_s)
 
     return follow(ref, on_ready, store=store, poll_s=LOOK_S)
 
@@ -175,9 +195,10 @@ def from_file(server: Server, path: Path) -> Any:
             if found != seen:
                 seen, began = found, time.perf_counter()
                 tables = safetensors.numpy.load_file(path)
+                server.swapped(began)
                 server.tables = tables
                 facts = {"load_s": time.perf_counter() - began, "fetched": path.stat().st_size}
-                tell("served", number=number_of(tables), time=time.time(), ready_s=0.0, **facts)
+                tell("served", number=number_of(tables), time=time.time(), held_s=0.0, **facts)
                 del tables
             stop.wait(LOOK_S)
 
@@ -213,12 +234,12 @@ def main() -> None:
             stack.enter_context(from_file(server, Path(source)))
         else:
             store = stack.enter_context(tierstore.open(source))
-            guard = threading.Lock() if way == "inplace" else contextlib.nullcontext()
+            guard = contextlib.nullcontext() if way == "swap" else threading.Lock()
             server = Server(guard)
             following = (
                 swapped(server, ref, store)
                 if way == "swap"
-                else in_place(server, ref, store, batch)
+                else in_place(server, ref, store, batch, mapped=way == "mapped")
             )
             stack.enter_context(following)
         commands(server, batch)

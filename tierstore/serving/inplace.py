@@ -53,7 +53,8 @@ class InPlace:
 
     Args:
         state: for each tensor's name a writable, contiguous numpy array, or torch tensor on the
-            CPU. Names that it lacks are not applied.
+            CPU: your own, such as ``Store.load`` gives them, never those of an update. Names that
+            it lacks are not applied.
         guard: held while live weights are written; a lock that requests take, too.
         batch_bytes: how much to write under one hold; a row (of the first dimension) at least.
 
