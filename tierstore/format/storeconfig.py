@@ -1,7 +1,5 @@
 """config.json: what a store is, for ever (SPEC.md section 10)."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """Chunk tables: which chunk lies where, as columns (SPEC.md section 6)."""
 
-from __future__ import annotations
-
 import itertools
 import struct
 from collections.abc import Iterator, Sequence, Set
@@ -106,7 +104,9 @@ class ChunkTable:
         ):
             damaged(name, "a chunk's place is out of range")
 
-    def _check_bases(self, body: TableBody, count: int, name: str) -> npt.NDArray[np.int64] | None:
+    def _check_bases(
+        self, body: TableBody, count: int, name: str
+    ) -> "npt.NDArray[np.int64] | None":
         if not body.base_starts:
             if body.bases or CODEC_DELTA in body.codecs:
                 damaged(name, "a delta has no bases in its chunk table")
@@ -203,7 +203,7 @@ def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
     return ChunkTable(body, name)
 
 
-def _column(data: bytes, count: int, name: str) -> npt.NDArray[np.uint32]:
+def _column(data: bytes, count: int, name: str) -> "npt.NDArray[np.uint32]":
     if len(data) != 4 * count:
         damaged(name, "the columns of its chunk table differ in length")
     return np.frombuffer(data, "<u4")

@@ -1,7 +1,5 @@
 """The store's list of tiers, pins, and who may move packs: sealed objects (SPEC.md section 13)."""
 
-from __future__ import annotations
-
 import re
 from typing import Literal
 

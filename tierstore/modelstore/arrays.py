@@ -160,8 +160,9 @@ def as_torch(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) ->
         raise UsageError("torch is not installed: pip install 'tierstore[torch]'") from None
     if DTYPES[dtype].numpy is None or not data.nbytes:
         return typed_torch(torch.from_numpy(data), dtype, shape)
-    # one view less than typed_torch makes: of thousands of tensors that counts
-    return torch.frombuffer(data, dtype=_torch_dtype(torch, dtype)).view(shape)
+    # one view less than typed_torch makes, or two: of thousands of tensors that counts
+    flat = torch.frombuffer(data, dtype=_torch_dtype(torch, dtype))
+    return flat if len(shape) == 1 else flat.view(shape)
 
 
 def _torch_dtype(library: ModuleType, dtype: str) -> torch.dtype:
