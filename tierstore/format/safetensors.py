@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NoReturn
 
 import msgspec
@@ -131,7 +132,7 @@ def parse_header(raw: bytes, file_size: int | None) -> Header:
     keys = len(tensors) * (1 + len(_RawTensor.__struct_fields__))
     keys += 0 if metadata_raw is None else 1 + len(metadata or ())
     _check_tokens(text, keys)
-    tensors.sort(key=lambda t: (t.begin, t.end))
+    tensors.sort(key=attrgetter("begin", "end"))
     data_size = _check_offsets(tensors)
     total = _LENGTH_BYTES + n + data_size
     if file_size is not None and total != file_size:

@@ -186,4 +186,4 @@ def chunks_of(manifest: Manifest) -> list[bytes]:
         for file in manifest.files
         for chunks in ([t.chunks for t in file.tensors] if file.header else [file.chunks])
     ]
-    return [digest for column in columns for digest in split_digests(column)]
+    return split_digests(b"".join(columns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tierstore.deferred import np
@@ -255,7 +256,7 @@ class Tensor:
 
     def _read_span(self, first: int, last: int) -> npt.NDArray[Any]:
         item = numpy_dtype(self.dtype)
-        row_bytes = _product(self.shape[1:]) * item.itemsize
+        row_bytes = prod(self.shape[1:]) * item.itemsize
         out = np.empty((last - first) * row_bytes, np.uint8)
         self.read_span(first * row_bytes, last * row_bytes, out.data)
         return out.view(item).reshape(last - first, *self.shape[1:])
@@ -270,7 +271,7 @@ class Tensor:
         Args:
             rows: their numbers, in range, in any order, repeats allowed. A row begins at a byte.
         """
-        row_bytes = _product(self.shape[1:]) * DTYPES[self.dtype].bits // 8
+        row_bytes = prod(self.shape[1:]) * DTYPES[self.dtype].bits // 8
         out = np.empty((len(rows), row_bytes), np.uint8)
         spans = spans_of_rows(rows, row_bytes)
         if spans:
@@ -332,14 +333,7 @@ def hot_bases(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]:
 
 def entry_bytes(entry: TensorEntry) -> int:
     """Plain bytes of a tensor."""
-    return _product(entry.shape) * DTYPES[entry.dtype].bits // 8
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total
+    return prod(entry.shape) * DTYPES[entry.dtype].bits // 8
 
 
 def _is_mask(key: Any) -> bool:
