@@ -32,6 +32,7 @@ _MIB = 1 << 20
 _RUN = 8 * _MIB
 _STAGING = 192 * _MIB  # beyond it more threads only wait for the memory bus
 _REMOTE_THREADS = 8
+_PARALLEL = 128 * _MIB  # fewer bytes are mapped before threads have begun, or verified in 50 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ class ChunkReader:
             found.update(zip(numbers, arrays, strict=True))
 
         # mixed, as what is verified first takes its time
-        slices = min(len(wanted), self._threads)
+        few = sum(nbytes for _, nbytes in wanted) < _PARALLEL
+        slices = 1 if few else min(len(wanted), self._threads)
         self.each([range(first, len(wanted), slices) for first in range(slices)], take)
         here = [one for at, one in enumerate(wanted) if found[at] is not None]
         mapped = sum(nbytes for _, nbytes in here if nbytes >= MIN_MAPPED)
