@@ -12,13 +12,12 @@ import mmap
 import os
 from collections.abc import Sequence
 
-from tierstore.blobs._shared import drop_front
+from tierstore.blobs._shared import IOV_MAX, drop_front
 
 MIN_BYTES = 4 << 20  # below this setting it up costs more than it saves
 
 _ALIGN = 4096  # of address, length and offset: a multiple of every common device's block
 _STAGE = 4 << 20
-_IOV_MAX = 1024  # Linux's UIO_MAXIOV
 
 
 def write_direct(fd: int, views: Sequence[memoryview]) -> bool:
@@ -89,7 +88,7 @@ class _Stage:
     def take(self, left: list[memoryview]) -> None:
         """Take bytes off the front of ``left``, at most as many as there is room for."""
         views, room = [], _STAGE - self.filled
-        for view in left[:_IOV_MAX]:
+        for view in left[:IOV_MAX]:
             views.append(view[:room])
             room -= len(views[-1])
             if not room:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tierstore.blobs._direct import MIN_BYTES, write_direct
-from tierstore.blobs._shared import drop_front
+from tierstore.blobs._shared import IOV_MAX, drop_front
 from tierstore.errors import BackendError, OutOfSpace, PermissionDenied
 
 DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -30,7 +30,6 @@ _NETWORK = frozenset(
 )
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes a blank in a path
 
-_IOV_MAX = 1024  # Linux's UIO_MAXIOV
 _READ_MAX = 1 << 30  # one read(2) returns at most 0x7ffff000 bytes
 
 
@@ -172,7 +171,7 @@ def write_all(fd: int, views: Sequence[memoryview]) -> None:
         return
     left = list(views)
     while left:
-        drop_front(left, os.writev(fd, left[:_IOV_MAX]))
+        drop_front(left, os.writev(fd, left[:IOV_MAX]))
 
 
 def read_bytes(fd: int, start: int, stop: int) -> bytes:
@@ -191,7 +190,7 @@ def read_into(fd: int, start: int, outs: Sequence[memoryview]) -> bool:
     """Fill ``outs``, laid end to end, from ``start`` on; ``False`` when the file ends before."""
     left = list(outs)
     while left:
-        got = os.preadv(fd, left[:_IOV_MAX], start)
+        got = os.preadv(fd, left[:IOV_MAX], start)
         if not got:
             return False
         start += got

@@ -10,6 +10,9 @@ from tierstore.blobs.base import RangeRead, check_key
 from tierstore.errors import InvalidName
 from tierstore.ids import Buffer
 
+IOV_MAX = 1024
+"""Buffers that one call of the kernel takes: Linux's UIO_MAXIOV."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
