@@ -32,7 +32,7 @@ setup(
             *sorted(map(str, KERNELS.glob("*.c"))),
             depends=sorted(map(str, KERNELS.glob("*.h"))),
         ),
-        extension("tierstore.tiers._chunkio", "tierstore/tiers/_chunkio.c"),
+        extension("tierstore.tiers.node._chunkio", "tierstore/tiers/node/_chunkio.c"),
         extension("tierstore.serving._scatter", "tierstore/serving/_scatter.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -44,14 +44,14 @@ from benchmarks.common import (
 )
 from tierstore import Rows
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.local import LocalStore
+from tierstore.blobs.local.store import LocalStore
 from tierstore.ids import ByteRange
-from tierstore.modelstore.arrays import ArrayBytes
+from tierstore.modelstore.loading.arrays import ArrayBytes
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 from tierstore.placement.policies import DEFAULT, make
-from tierstore.tiers.hot import HotTiers
-from tierstore.tiers.local import LocalHot
+from tierstore.tiers.hot.tiers import HotTiers
+from tierstore.tiers.node.local import LocalHot
 
 GIB = 1 << 30
 HERE = Path(__file__).parent / ".data" / "patch"

@@ -39,10 +39,10 @@ from benchmarks.common import (
 from tests.servers.process import program
 from tests.servers.redis import RedisServer, redis_running
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_store import RedisStore
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.store import RedisStore
 from tierstore.format.tiers import TierSpec
-from tierstore.modelstore.model import LoadStats
+from tierstore.modelstore.loading.model import LoadStats
 from tierstore.wiring import init_store
 
 FRAME = 4 * MIB

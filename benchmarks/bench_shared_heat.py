@@ -30,15 +30,15 @@ from benchmarks.policies.workload import DAY, REPORTED, Params, Stream, serving
 from tests.servers.redis import redis_running
 from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_heat import RedisHeat
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.heat import RedisHeat
 from tierstore.format.heat import PACK
 from tierstore.placement.heat import HeatMap
 from tierstore.placement.plan import rebalance
 from tierstore.placement.scene import PackState, Scene, TierState
 from tierstore.tiers.base import ChunkRead
-from tierstore.tiers.heat import HeatLedger, HeatRecorder, SumsLedger
-from tierstore.tiers.homeheat import HomeLedger
+from tierstore.tiers.heat.home import HomeLedger
+from tierstore.tiers.heat.recorder import HeatLedger, HeatRecorder, SumsLedger
 
 EPOCH = 1.8e9
 EVERY_S = 7200.0

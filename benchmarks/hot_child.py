@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 
 import tierstore
-import tierstore.blobs.local
+import tierstore.blobs.local.store
 from tierstore.format.tiers import TierSpec
 from tierstore.wiring import init_store, open_store
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from tierstore import errors
     from tierstore.format.tiers import TierSpec
     from tierstore.ids import Digest, ModelRef
-    from tierstore.modelstore.changes import Dense, Elements, Rows
-    from tierstore.modelstore.fold import Folded
-    from tierstore.modelstore.model import LoadStats, Model
-    from tierstore.modelstore.names import Alias
-    from tierstore.modelstore.patches import Patch
+    from tierstore.modelstore.loading.model import LoadStats, Model
+    from tierstore.modelstore.loading.tensor import Tensor
+    from tierstore.modelstore.names.names import Alias
+    from tierstore.modelstore.patches.changes import Dense, Elements, Rows
+    from tierstore.modelstore.patches.fold import Folded
+    from tierstore.modelstore.patches.patches import Patch
     from tierstore.modelstore.store import Store
-    from tierstore.modelstore.tensor import Tensor
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
     from tierstore.serving.observe import open_store as open
     from tierstore.serving.safetensors import load_file, safe_open
@@ -57,20 +57,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Alias": "tierstore.modelstore.names:Alias",
-    "Dense": "tierstore.modelstore.changes:Dense",
+    "Alias": "tierstore.modelstore.names.names:Alias",
+    "Dense": "tierstore.modelstore.patches.changes:Dense",
     "Digest": "tierstore.ids:Digest",
-    "Elements": "tierstore.modelstore.changes:Elements",
+    "Elements": "tierstore.modelstore.patches.changes:Elements",
     "FileInfo": "tierstore.modelstore.version:FileInfo",
-    "Folded": "tierstore.modelstore.fold:Folded",
-    "LoadStats": "tierstore.modelstore.model:LoadStats",
-    "Model": "tierstore.modelstore.model:Model",
+    "Folded": "tierstore.modelstore.patches.fold:Folded",
+    "LoadStats": "tierstore.modelstore.loading.model:LoadStats",
+    "Model": "tierstore.modelstore.loading.model:Model",
     "ModelRef": "tierstore.ids:ModelRef",
-    "Patch": "tierstore.modelstore.patches:Patch",
-    "Rows": "tierstore.modelstore.changes:Rows",
+    "Patch": "tierstore.modelstore.patches.patches:Patch",
+    "Rows": "tierstore.modelstore.patches.changes:Rows",
     "SaveStats": "tierstore.modelstore.version:SaveStats",
     "Store": "tierstore.modelstore.store:Store",
-    "Tensor": "tierstore.modelstore.tensor:Tensor",
+    "Tensor": "tierstore.modelstore.loading.tensor:Tensor",
     "TierSpec": "tierstore.format.tiers:TierSpec",
     "Version": "tierstore.modelstore.version:Version",
     "derive": "tierstore.variants.derive:derive",

@@ -10,9 +10,9 @@ import pytest
 
 from tests.servers.moto import ACCESS_KEY, SECRET_KEY, Moto, moto_server
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.local import LocalStore
+from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
-from tierstore.blobs.object_store import ObjectStore
+from tierstore.blobs.objects.store import ObjectStore
 from tierstore.errors import Unreachable
 from tierstore.testing.blob_contract import BlobStoreContract
 from tierstore.wiring import open_blobs

@@ -8,7 +8,7 @@ import pytest
 
 from tests.servers.ceph import ACCESS_KEY, SECRET_KEY, Ceph
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.object_store import ObjectStore
+from tierstore.blobs.objects.store import ObjectStore
 from tierstore.errors import Unreachable
 from tierstore.testing.blob_contract import BlobStoreContract
 from tierstore.wiring import open_blobs

@@ -13,7 +13,7 @@ from tests.servers.ceph import CephFs
 from tests.servers.hdfs import Hdfs
 from tests.servers.sftp import Sftp
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.fsspec_store import FsspecStore
+from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.testing.blob_contract import BlobStoreContract
 from tierstore.wiring import open_blobs
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.servers.memcached import MemcachedServer, memcached_pair
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.memcached_store import MemcachedStore
+from tierstore.blobs.memcached.store import MemcachedStore
 from tierstore.errors import OutOfSpace
 from tierstore.testing.blob_contract import BlobStoreContract
 

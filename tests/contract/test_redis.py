@@ -19,8 +19,8 @@ from tests.servers.redis import (
     redis_tls,
 )
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_store import RedisStore
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.store import RedisStore
 from tierstore.testing.blob_contract import BlobStoreContract
 
 __all__ = ["redis_acl", "redis_cluster", "redis_plain", "redis_tls"]

@@ -24,8 +24,8 @@ from tests.fleet.content import Content, sum_of
 from tests.servers.process import stop
 from tests.servers.redis import RedisServer
 from tierstore.format.tiers import TierSpec
+from tierstore.modelstore.names.turns import takes_new
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.turns import takes_new
 from tierstore.wiring import init_store
 
 MODEL, ALIAS = "ranker", "prod"

@@ -43,10 +43,10 @@ from tierstore.format.safetensors import header_length, parse_header
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore import leases, refs
-from tierstore.modelstore.arrays import ArrayBytes
-from tierstore.modelstore.home import Home
-from tierstore.modelstore.packs import read_footer
+from tierstore.modelstore.home import leases, refs
+from tierstore.modelstore.home.footers import read_footer
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.loading.arrays import ArrayBytes
 from tierstore.wiring import open_blobs
 
 HERE = Path(__file__).parent

@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 from tests.golden.scenarios import SCENARIOS, WITH_EXTRAS, Scenario
-from tierstore.cli import _app
+from tierstore.cli.kit import app
 
 RECORDED = Path(__file__).parent / "commands"
 """One file for each scenario."""
-command_tree = _app.command_tree
+command_tree = app.command_tree
 _ROOT = Path(__file__).parents[2]
 
 _BY_KEY = {
@@ -188,7 +188,7 @@ class _Stderr(io.StringIO):
 def _in_process(words: list[str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), _Stderr()
     with redirect_stdout(out), redirect_stderr(err):
-        code = _app.run(words)
+        code = app.run(words)
     return code, out.getvalue(), err.getvalue()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tierstore.blobs.base import BlobStore
-from tierstore.modelstore.home import create_config
+from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 

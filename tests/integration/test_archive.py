@@ -15,9 +15,9 @@ import pytest
 import tierstore
 from tests.integration.kit import MIB, equal, tensors
 from tests.servers.moto import Moto, moto_server
-from tierstore.blobs.s3_archive import S3Archive
-from tierstore.cli import _app
-from tierstore.cli import _schemas_placing as schemas
+from tierstore.blobs.objects.archive import S3Archive
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import Archived, NotFound, Unreachable
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
@@ -140,7 +140,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setenv("TIERSTORE_STORE", str(place / "store"))
 
     def go(*argv: str) -> tuple[int, str, str]:
-        code = _app.run(argv)
+        code = app.run(argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -17,10 +17,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tierstore
-from tierstore.cli import _app
-from tierstore.cli import _schemas as schemas
-from tierstore.cli import _schemas_health as health
-from tierstore.cli._schemadoc import OUTPUTS
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import core as schemas
+from tierstore.cli.schemas import health
+from tierstore.cli.schemas.markdown import OUTPUTS
 
 
 @dataclass
@@ -74,7 +74,7 @@ def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Program:
     def go(*argv: str) -> Done:
-        code = _app.run(argv)
+        code = app.run(argv)
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
@@ -391,7 +391,7 @@ def test_doctor_tells_of_a_store_that_cannot_be_used(place: Path, run: Program) 
 def test_doctor_tells_of_native_parts_that_were_not_built(
     place: Path, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = ["tierstore.tiers._chunkio", "tierstore.serving._scatter"]
+    parts = ["tierstore.tiers.node._chunkio", "tierstore.serving._scatter"]
     data = msgspec.json.decode(run("doctor", "--json").out, type=health.Doctor)
     assert data.native_parts == dict.fromkeys(parts, True), "reinstall with a C compiler"
     monkeypatch.setitem(sys.modules, parts[0], None)

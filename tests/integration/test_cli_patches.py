@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import tierstore
-from tierstore.cli import _app
-from tierstore.cli import _schemas as shown
-from tierstore.cli import _schemas_patches as schemas
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import core as shown
+from tierstore.cli.schemas import patches as schemas
 
 Run = Callable[..., tuple[int, str, str]]
 TABLE = np.random.default_rng(0).standard_normal((3000, 100), np.float32)
@@ -26,7 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("TIERSTORE_STORE", str(tmp_path / "store"))
 
     def go(*argv: object) -> tuple[int, str, str]:
-        code = _app.run([str(word) for word in argv])
+        code = app.run([str(word) for word in argv])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

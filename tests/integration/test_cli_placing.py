@@ -20,8 +20,8 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB, ROOT, equal, tensors
-from tierstore.cli import _app
-from tierstore.cli import _schemas_placing as schemas
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import placing as schemas
 from tierstore.format.tiers import TierSpec
 
 Run = Callable[..., tuple[int, str, str]]
@@ -48,7 +48,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def go(*argv: str) -> tuple[int, str, str]:
-        code = _app.run(argv)
+        code = app.run(argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

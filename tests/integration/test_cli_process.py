@@ -68,7 +68,7 @@ def test_no_arguments_show_help(store: Path) -> None:
 
 def test_ls_loads_neither_rich_nor_a_network_client(store: Path) -> None:
     code = (
-        "import sys; from tierstore.cli._app import run; assert run(['ls']) == 0\n"
+        "import sys; from tierstore.cli.kit.app import run; assert run(['ls']) == 0\n"
         "heavy = {'rich.console', 'obstore', 'fsspec', 'torch', 'safetensors', 'asyncio'}\n"
         "print(*heavy & set(sys.modules))"
     )

@@ -11,10 +11,9 @@ import pytest
 
 import tierstore
 from tests.integration.test_cli_rollout import Run, parsed
-from tierstore.cli import _app
-from tierstore.cli import _schemas as schemas
-from tierstore.cli import _schemas_releases as releases
-from tierstore.cli import _schemas_rollout as rollout
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import core as schemas
+from tierstore.cli.schemas import releases, rollout
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("TIERSTORE_STORE", str(tmp_path / "store"))
 
     def go(*argv: str) -> tuple[int, str, str]:
-        code = _app.run(argv)
+        code = app.run(argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

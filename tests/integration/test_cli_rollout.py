@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import tierstore
-from tierstore.cli import _app
-from tierstore.cli import _schemas_rollout as schemas
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import rollout as schemas
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -28,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("TIERSTORE_STORE", str(tmp_path / "store"))
 
     def go(*argv: str) -> tuple[int, str, str]:
-        code = _app.run(argv)
+        code = app.run(argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -28,14 +28,15 @@ import tierstore
 from tests.servers.memcached import MemcachedServer, memcached_running
 from tests.servers.moto import Moto, moto_server
 from tests.servers.redis import PASSWORD, USER, RedisServer, redis_acl, redis_plain
-from tierstore.blobs.local import LocalStore
-from tierstore.cli import _app, _tierargs
-from tierstore.cli import _schemas_tiers as tier_schemas
+from tierstore.admin import manage
+from tierstore.blobs.local.store import LocalStore
+from tierstore.cli import tierargs
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import tiers as tier_schemas
 from tierstore.config import _parse_node
 from tierstore.errors import OutOfSpace
-from tierstore.modelstore.leases import WriterLease
-from tierstore.modelstore.moverlease import HeldLease
-from tierstore.wiring import manage
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.placing.moverlease import HeldLease
 
 __all__ = ["moto_server", "redis_acl", "redis_plain"]
 
@@ -74,7 +75,7 @@ def run(
     monkeypatch.setenv("TIERSTORE_CONFIG", "")
 
     def go(*argv: str) -> Done:
-        code = _app.run(argv)
+        code = app.run(argv)
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
@@ -485,7 +486,7 @@ def test_each_options_variable(run: Program, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )  # fmt: skip
 def test_the_role_that_a_url_suggests(url: str, role: str) -> None:
-    assert _tierargs.role_of(url) == role
+    assert tierargs.role_of(url) == role
 
 
 # store validate

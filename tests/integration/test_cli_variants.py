@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import tierstore
-from tierstore.cli import _app
-from tierstore.cli import _schemas as common
-from tierstore.cli import _schemas_variants as schemas
+from tierstore.cli.kit import app
+from tierstore.cli.schemas import core as common
+from tierstore.cli.schemas import variants as schemas
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -27,7 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("TIERSTORE_STORE", str(tmp_path / "store"))
 
     def go(*argv: str) -> tuple[int, str, str]:
-        code = _app.run(argv)
+        code = app.run(argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

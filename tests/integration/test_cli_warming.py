@@ -19,8 +19,8 @@ from tests.integration.kit import MIB
 from tests.integration.test_cli_tiers import Done, Program
 from tests.integration.test_deltas import tuned, weights
 from tests.servers.redis import RedisServer, redis_plain
-from tierstore.cli import _app
-from tierstore.cli._schemas_warming import Pins, Warmup
+from tierstore.cli.kit import app
+from tierstore.cli.schemas.warming import Pins, Warmup
 
 __all__ = ["redis_plain"]
 
@@ -39,7 +39,7 @@ def run(
     monkeypatch.setenv("TIERSTORE_CONFIG", "")
 
     def run(*words: object) -> Done:
-        code = _app.run([str(word) for word in words])
+        code = app.run([str(word) for word in words])
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 

@@ -19,7 +19,7 @@ from tests.integration.kit import MIB, created, equal, finished, opened, python,
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import BackendError, OutOfSpace, Unreachable
-from tierstore.modelstore.check import CheckReport
+from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 

@@ -16,8 +16,8 @@ import tierstore
 from tests.integration.kit import MIB, equal
 from tierstore import Dense, Rows
 from tierstore.format.tiers import TierSpec
-from tierstore.modelstore.arrays import new_bytes
-from tierstore.modelstore.fetch import Fetch
+from tierstore.modelstore.chunks.fetch import Fetch
+from tierstore.modelstore.loading.arrays import new_bytes
 from tierstore.serving import follow, follower
 from tierstore.serving.inplace import InPlace
 from tierstore.serving.node import Following, Served

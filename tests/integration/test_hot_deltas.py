@@ -12,13 +12,13 @@ from tests.integration.kit import MIB, created, equal
 from tests.integration.test_deltas import Model, tuned, weights
 from tierstore.blobs.memory import MemoryStore
 from tierstore.format.tiers import TierSpec
-from tierstore.modelstore.model import LoadStats
+from tierstore.modelstore.loading.model import LoadStats
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 from tierstore.placement.policies import DEFAULT, make
-from tierstore.tiers.hot import HotTiers
-from tierstore.tiers.local import LocalHot
-from tierstore.tiers.shared import SharedHot
+from tierstore.tiers.hot.shared import SharedHot
+from tierstore.tiers.hot.tiers import HotTiers
+from tierstore.tiers.node.local import LocalHot
 
 V1: Model = {"emb": weights(1500), "layer": weights(200, seed=1), "kept": weights(1024, seed=2)}
 V2 = V1 | {"layer": tuned(V1["layer"]), "emb": tuned(V1["emb"], 2), "new": weights(300, seed=3)}

@@ -19,9 +19,9 @@ import pytest
 from tests.integration.kit import MIB, equal, finished, python, small_disk
 from tests.integration.test_deltas import Model, weights
 from tests.servers.redis import RedisServer, redis_running
-from tierstore.blobs.stats import TierStats
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
+from tierstore.tiers.stats import TierStats
 from tierstore.wiring import init_store, open_store
 
 MODEL: Model = {f"w{n}": weights(1200, seed=n) for n in range(4)} | {"b": np.arange(1000.0)}

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 import tierstore
 from tests.integration.test_hub_hostile import QUICK
 from tests.servers.hub import Gateway, gateway
-from tierstore.modelstore.fileview import FileView
-from tierstore.modelstore.reader import FilePart
+from tierstore.modelstore.chunks.reader import FilePart
+from tierstore.modelstore.loading.fileview import FileView
 
 PATH = "/m/resolve/main/model.safetensors"
 CHUNK = re.compile(r"/[0-9a-f]{64}( \(deleted\))?$")

@@ -17,7 +17,7 @@ from tests.servers.memcached import MemcachedServer, memcached_running
 from tests.servers.process import free_port
 from tests.servers.trickle import trickling
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.memcached_store import MemcachedStore
+from tierstore.blobs.memcached.store import MemcachedStore
 from tierstore.errors import BackendError, NotFound, OutOfSpace, TierstoreError, Unreachable
 from tierstore.ids import ByteRange
 

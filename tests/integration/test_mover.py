@@ -20,15 +20,15 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, Unreachable, UsageError
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import MoverLease, TierSpec, mover_key
-from tierstore.modelstore.moverlease import HeldLease
-from tierstore.modelstore.placing import Placement
+from tierstore.modelstore.placing.moverlease import HeldLease
+from tierstore.modelstore.placing.placing import Placement
 from tierstore.modelstore.store import Store
 from tierstore.placement.scene import Plan
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 from tierstore.tiers.base import DurableTier
-from tierstore.tiers.budget import Budget
-from tierstore.tiers.durable import DurableTiers, home_tier
-from tierstore.tiers.mover import Moved
+from tierstore.tiers.durable.budget import Budget
+from tierstore.tiers.durable.mover import Moved
+from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
 FIRST, SECOND = tensors(1), tensors(2)
 Plan_ = Callable[[str, str, int], Fault]
@@ -503,7 +503,7 @@ def test_the_budget_is_kept() -> None:
 
 _MOVE = """
 import sys, tierstore
-from tierstore.tiers.budget import Budget
+from tierstore.tiers.durable.budget import Budget
 store = tierstore.open(sys.argv[1])
 placement = store.placement
 print("ready", flush=True)

@@ -26,8 +26,8 @@ from tierstore.errors import (
 from tierstore.format import checks
 from tierstore.format.keys import fold_key, layout_key, pack_key, version_key
 from tierstore.ids import Digest
-from tierstore.modelstore import patching
-from tierstore.modelstore.rollout import Rollouts
+from tierstore.modelstore.names.rollout import Rollouts
+from tierstore.modelstore.patches import patching
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, FaultyStore
 from tierstore.variants.derive import derive
@@ -376,7 +376,7 @@ def test_an_alias_that_moved_meanwhile_stays(store: Store, monkeypatch: pytest.M
         store.save("m", model(9), alias="prod")
         return result
 
-    monkeypatch.setattr("tierstore.modelstore.storepatches.publish_patch", slow)
+    monkeypatch.setattr("tierstore.modelstore.patches.storepatches.publish_patch", slow)
     with pytest.raises(Conflict, match=r"m@2 is published, but m@prod .* somebody else moved"):
         store.patch("m@prod", {"emb": rows(1)}, alias="prod")
     assert store.resolve("m@prod").number == 3
@@ -389,7 +389,7 @@ def test_the_newest_is_patched_or_nothing(store: Store, monkeypatch: pytest.Monk
         store.save("m", model(9))
         return original(*args)
 
-    monkeypatch.setattr("tierstore.modelstore.storepatches.encode_for", slow)
+    monkeypatch.setattr("tierstore.modelstore.patches.storepatches.encode_for", slow)
     with pytest.raises(Conflict, match="m has another newest version than 1 by now"):
         store.patch("m", {"emb": rows(1)}, alias="prod")
     assert store.resolve("m").number == 2
@@ -770,7 +770,7 @@ def test_indices_that_lie_are_not_followed(
     """A writer that stores indices out of order, under valid digests, makes no reader write
     elsewhere.
     """
-    changes = "tierstore.modelstore.changes"
+    changes = "tierstore.modelstore.patches.changes"
     monkeypatch.setattr(f"{changes}._checked", lambda name, kind, given, limit: given)
     store.patch("m", {"emb": Rows([5, 7, ROWS], np.zeros((3, WIDTH), np.float32))})
     with pytest.raises(Damaged, match="what it touches does not fit"):

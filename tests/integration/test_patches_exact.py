@@ -18,11 +18,11 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.safetensors import build_header
 from tierstore.ids import Digest
-from tierstore.modelstore import patching
-from tierstore.modelstore.arrays import ArrayBytes
-from tierstore.modelstore.shards import StripRead, read_strips, shard_of
+from tierstore.modelstore.loading.arrays import ArrayBytes
+from tierstore.modelstore.loading.shards import StripRead, read_strips, shard_of
+from tierstore.modelstore.loading.tensor import Tensor
+from tierstore.modelstore.patches import patching
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tensor import Tensor
 
 SPECIAL = np.frombuffer(
     np.array(

@@ -12,8 +12,8 @@ import pytest
 import tierstore
 from tests.integration.kit import MIB, equal
 from tierstore import Dense, Rows
-from tierstore.blobs.local import LocalStore
-from tierstore.modelstore.packgraph import PackGraph
+from tierstore.blobs.local.store import LocalStore
+from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 from tierstore.placement.policies import DEFAULT, make
@@ -21,8 +21,8 @@ from tierstore.serving import follow
 from tierstore.serving.hub.repos import Commit, Repos
 from tierstore.serving.hub.tree import Blobs
 from tierstore.serving.update import Update
-from tierstore.tiers.hot import HotTiers
-from tierstore.tiers.local import LocalHot
+from tierstore.tiers.hot.tiers import HotTiers
+from tierstore.tiers.node.local import LocalHot
 
 TABLE = np.random.default_rng(0).standard_normal((3000, 100), np.float32)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from tests.integration.kit import MIB, equal, opened, settings
 from tierstore.blobs.base import BlobStore, Capabilities, RangeRead
-from tierstore.blobs.fsspec_store import FsspecStore
-from tierstore.modelstore.home import create_config
+from tierstore.blobs.fsspec.store import FsspecStore
+from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.store import Store
 
 _AHEAD = 8

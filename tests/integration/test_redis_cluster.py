@@ -11,8 +11,8 @@ import pytest
 from redis.crc import key_slot
 
 from tests.servers.redis import RedisCluster, RedisServer, cluster_running, redis_cli
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_store import RedisStore
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.store import RedisStore
 from tierstore.errors import BackendError, Unreachable
 
 _TIMEOUT_S = 0.5

@@ -25,10 +25,10 @@ from tests.servers.redis import (
     redis_tls,
 )
 from tests.servers.trickle import trickling
-from tierstore.blobs import _redis_client
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_store import RedisStore
+from tierstore.blobs.redis import client as redis_client
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.store import RedisStore
 from tierstore.errors import (
     BackendError,
     NotFound,
@@ -383,7 +383,7 @@ def test_an_answer_that_was_given_up_reaches_nobody(
             next(checks)  # StopIteration after the first value was sent
 
         with monkeypatch.context() as patch:
-            patch.setattr(_redis_client, "_check_limit", check_limit)
+            patch.setattr(redis_client, "_check_limit", check_limit)
             with pytest.raises(StopIteration):
                 store.put_many({f"n/{n}": bytes(50_000) for n in range(9)})
         with ThreadPoolExecutor(1) as pool:

@@ -20,12 +20,12 @@ from tests.servers.redis import (
     redis_plain,
     redis_running,
 )
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_heat import RedisHeat
-from tierstore.blobs.redis_store import RedisStore
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.heat import RedisHeat
+from tierstore.blobs.redis.store import RedisStore
 from tierstore.errors import Unreachable
 from tierstore.tiers.base import ChunkRead
-from tierstore.tiers.heat import HeatRecorder, SumsLedger
+from tierstore.tiers.heat.recorder import HeatRecorder, SumsLedger
 
 __all__ = ["redis_acl", "redis_cluster", "redis_plain"]
 

@@ -25,8 +25,8 @@ from tierstore.errors import (
 )
 from tierstore.format.keys import ref_prefix
 from tierstore.ids import ModelRef
-from tierstore.modelstore.reports import parse_gate, parse_stages
-from tierstore.modelstore.rollout import advance_all
+from tierstore.modelstore.names.reports import parse_gate, parse_stages
+from tierstore.modelstore.names.rollout import advance_all
 from tierstore.modelstore.store import Store
 
 MODELS = ("ranker", "retrieval", "tokenizer")

@@ -18,11 +18,11 @@ from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, GateClosed, NotFound, UsageError
 from tierstore.ids import Digest
-from tierstore.modelstore import rollout as module
-from tierstore.modelstore.pins import Pins
-from tierstore.modelstore.refs import RefLog
-from tierstore.modelstore.reports import parse_gate, parse_stages
-from tierstore.modelstore.rollout import Rollouts, advance, advance_all
+from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.refs import RefLog
+from tierstore.modelstore.names import rollout as module
+from tierstore.modelstore.names.reports import parse_gate, parse_stages
+from tierstore.modelstore.names.rollout import Rollouts, advance, advance_all
 from tierstore.modelstore.store import Store
 
 NODES = [f"node-{number}" for number in range(400)]

@@ -17,7 +17,7 @@ from tests.integration.kit import MIB, equal, tensors
 from tests.servers.ceph import Ceph
 from tests.servers.proxy import Faults, Proxy, proxying
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.object_store import ObjectStore
+from tierstore.blobs.objects.store import ObjectStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, Unreachable
 from tierstore.ids import ByteRange
 

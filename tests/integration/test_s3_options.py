@@ -14,12 +14,11 @@ import pytest
 
 from tests.servers.ceph import ACCESS_KEY, SECRET_KEY, Ceph
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.object_store import ObjectStore
+from tierstore.blobs.objects.store import ObjectStore
 from tierstore.config import NodeTier, node_config
 from tierstore.errors import ConfigError, PermissionDenied, Unreachable
 from tierstore.format.tiers import TierSpec
-from tierstore.wiring import open_blobs
-from tierstore.wiring.backends import Place, open_archive, open_tier
+from tierstore.wiring.backends import Place, open_archive, open_blobs, open_tier
 
 _MIB = 1 << 20
 

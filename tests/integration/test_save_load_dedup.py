@@ -17,8 +17,8 @@ from tierstore.format.layout import Condemned, Move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import ByteRange
-from tierstore.modelstore import leases
-from tierstore.modelstore.packs import read_footer
+from tierstore.modelstore.home import leases
+from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
 

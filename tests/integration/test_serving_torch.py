@@ -22,11 +22,11 @@ from torch import nn
 import tierstore
 from tests.integration.kit import safetensors_bytes
 from tierstore import errors
+from tierstore.modelstore.loading.shards import StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.shards import StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.store import Store
-from tierstore.serving._upload import upload
 from tierstore.serving.opened import close_shared
+from tierstore.serving.upload import upload
 from tierstore.torch import iter_weights, load_model, state_dict
 
 MIB = 1 << 20
@@ -439,7 +439,7 @@ def test_settings_bound_the_window(tmp_path: Path) -> None:
     """Columns of a tensor larger than all memory that may be used for it."""
     settings = Settings(tmp_path / "cache", threads=1, memory_limit=8 * MIB)
     from tierstore.blobs.memory import MemoryStore
-    from tierstore.modelstore.home import create_config
+    from tierstore.modelstore.home.home import create_config
 
     blobs = MemoryStore("small")
     create_config(blobs, MIB)

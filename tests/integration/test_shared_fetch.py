@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.kit import MIB, equal
 from tierstore.format.tiers import TierSpec
-from tierstore.modelstore import sharing
+from tierstore.modelstore.chunks import sharing
 from tierstore.modelstore.store import Store
 from tierstore.wiring import init_store, open_store
 

@@ -23,9 +23,9 @@ from tests.servers.redis import (
     redis_tls,
 )
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.memcached_store import MemcachedStore
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_store import RedisStore
+from tierstore.blobs.memcached.store import MemcachedStore
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.store import RedisStore
 
 __all__ = ["memcached_pair", "redis_acl", "redis_cluster", "redis_plain", "redis_tls"]
 

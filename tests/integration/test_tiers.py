@@ -18,9 +18,9 @@ from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
 from tierstore.tiers.base import ChunkRead, DurableTier
-from tierstore.tiers.durable import DurableTiers, home_tier
-from tierstore.tiers.hot import HotTiers
-from tierstore.tiers.shared import SharedHot
+from tierstore.tiers.durable.tiers import DurableTiers, home_tier
+from tierstore.tiers.hot.shared import SharedHot
+from tierstore.tiers.hot.tiers import HotTiers
 
 DOWN = Unreachable("no answer")
 

@@ -30,8 +30,8 @@ from tierstore.errors import (
 from tierstore.format.keys import version_key
 from tierstore.format.manifest import LineageEntry
 from tierstore.lossy.record import PATH, VariantRecord
-from tierstore.modelstore.dequantized import read_record
-from tierstore.modelstore.model import Model
+from tierstore.modelstore.loading.dequantized import read_record
+from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
 from tierstore.variants import derive as module

@@ -15,7 +15,7 @@ from tests.integration.test_deltas import Model, tuned, weights
 from tests.servers.redis import RedisServer, redis_plain
 from tierstore.errors import OutOfSpace, Unreachable, UsageError
 from tierstore.format.tiers import TierSpec
-from tierstore.modelstore.pins import Pins
+from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.store import Store
 from tierstore.wiring import init_store, open_store
 

@@ -33,15 +33,15 @@ from tierstore.errors import BackendError, Conflict, Unreachable
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.tiers import MoverLease, TierSpec
 from tierstore.ids import Buffer
-from tierstore.modelstore.home import chunks_of, create_config
-from tierstore.modelstore.placing import MoveReport, Placement
+from tierstore.modelstore.home.home import chunks_of, create_config
+from tierstore.modelstore.placing.placing import MoveReport, Placement
 from tierstore.modelstore.store import Store
 from tierstore.placement import policies
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 from tierstore.tiers.base import DurableTier
-from tierstore.tiers.durable import DurableTiers, home_tier
-from tierstore.tiers.hot import HotTiers
-from tierstore.tiers.local import LocalHot
+from tierstore.tiers.durable.tiers import DurableTiers, home_tier
+from tierstore.tiers.hot.tiers import HotTiers
+from tierstore.tiers.node.local import LocalHot
 
 KILLED = st.none() | st.integers(0, 90)
 """At which call to any tier the process is killed."""

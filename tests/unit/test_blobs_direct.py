@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tierstore.blobs import _direct
-from tierstore.blobs.local import LocalStore
+from tierstore.blobs.local import direct
+from tierstore.blobs.local.store import LocalStore
 from tierstore.errors import OutOfSpace
 from tierstore.ids import ByteRange
 
-MIN = _direct.MIN_BYTES
+MIN = direct.MIN_BYTES
 
 
 def random_bytes(count: int) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.fsspec_store import FsspecStore
+from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.errors import (
     BackendError,
     ConfigError,

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.local import TEMP_DIR, LocalStore
+from tierstore.blobs.local.store import TEMP_DIR, LocalStore
 from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, PermissionDenied
 
 _NOBODY = 65534

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tierstore.blobs.base import RangeRead
-from tierstore.blobs.object_store import ObjectStore
+from tierstore.blobs.objects.store import ObjectStore
 from tierstore.errors import (
     BackendError,
     Damaged,

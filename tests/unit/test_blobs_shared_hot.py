@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from tierstore.blobs._shared import batches, size_of
-from tierstore.blobs.memcached_store import MemcachedStore
-from tierstore.blobs.redis_endpoint import RedisEndpoint
-from tierstore.blobs.redis_store import RedisStore
+from tierstore.blobs.memcached.store import MemcachedStore
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.store import RedisStore
+from tierstore.blobs.shared import batches, size_of
 from tierstore.errors import ConfigError
 
 
@@ -94,7 +94,10 @@ def test_a_missing_library_is_named_with_its_extra(missing: str, call: str, extr
     code = f"""
 import sys
 sys.modules[{missing!r}] = None
-from tierstore.blobs import memcached_store, redis_endpoint, redis_heat, redis_store
+from tierstore.blobs.memcached import store as memcached_store
+from tierstore.blobs.redis import endpoint as redis_endpoint
+from tierstore.blobs.redis import heat as redis_heat
+from tierstore.blobs.redis import store as redis_store
 from tierstore.errors import ConfigError
 try:
     {call}

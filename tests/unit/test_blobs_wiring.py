@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tierstore.blobs.fsspec_store import FsspecStore
-from tierstore.blobs.local import LocalStore
-from tierstore.blobs.object_store import ObjectStore
+from tierstore.blobs.fsspec.store import FsspecStore
+from tierstore.blobs.local.store import LocalStore
+from tierstore.blobs.objects.store import ObjectStore
 from tierstore.errors import ConfigError, NotFound
 from tierstore.wiring import open_blobs
 

@@ -12,35 +12,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore import config, errors
-from tierstore.cli import _app, _command, _help, _output, _schemadoc, _schemas
-from tierstore.cli._output import Column, printable, shares, size, table
+from tierstore.cli.kit import app, command, help, output
+from tierstore.cli.kit.output import Column, printable, shares, size, table
+from tierstore.cli.schemas import core, markdown
 
-ROOT, KNOWN = _app.command_tree()
+ROOT, KNOWN = app.command_tree()
 COMMANDS = [
-    (" ".join(path), node) for path, node in _command.walk(ROOT) if not hasattr(node, "commands")
+    (" ".join(path), node) for path, node in command.walk(ROOT) if not hasattr(node, "commands")
 ]
 
 
 def test_the_whole_program_has_every_command() -> None:
-    listed = {name for names in _help.SECTIONS.values() for name in names}
-    assert set(ROOT.commands) == listed == {n for names in _app.COMMANDS.values() for n in names}
+    listed = {name for names in help.SECTIONS.values() for name in names}
+    assert set(ROOT.commands) == listed == {n for names in app.COMMANDS.values() for n in names}
 
 
 @pytest.mark.parametrize("name", sorted(ROOT.commands))
 def test_a_command_is_there_when_the_line_names_it(name: str) -> None:
     """And is the same as in the whole program, options and environment variables included."""
-    root, known = _app.command_tree(["--store", "s", name, "--json"])
+    root, known = app.command_tree(["--store", "s", name, "--json"])
     assert len(root.commands) < len(ROOT.commands)
     assert known < KNOWN
-    part, whole = ([(path, [(o.opts, o.envvar) for o in _command.options(node)])
-                    for path, node in _command.walk(r.commands[name], (name,))]
+    part, whole = ([(path, [(o.opts, o.envvar) for o in command.options(node)])
+                    for path, node in command.walk(r.commands[name], (name,))]
                    for r in (root, ROOT))  # fmt: skip
     assert part == whole
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["ls", "-h"], ["--store", "s"], ["no-command"]])
 def test_without_a_command_the_whole_program_is_there(argv: list[str]) -> None:
-    assert set(_app.command_tree(argv)[0].commands) == set(ROOT.commands)
+    assert set(app.command_tree(argv)[0].commands) == set(ROOT.commands)
 
 
 class Terminal(io.StringIO):
@@ -122,11 +123,11 @@ def test_digests_are_short_on_a_terminal_only(
 
 @pytest.mark.parametrize(("name", "node"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_every_option_has_its_variable(name: str, node: Any) -> None:
-    found = {option.name: option.envvar for option in _command.options(node)}
+    found = {option.name: option.envvar for option in command.options(node)}
     assert found["store"] == config.STORE
     assert (found["json"], found["quiet"]) == ("TIERSTORE_JSON", "TIERSTORE_QUIET")
     prefix = f"TIERSTORE_{name.replace(' ', '_').upper()}_"
-    own = {option: variable for option, variable in found.items() if option not in _command.COMMON}
+    own = {option: variable for option, variable in found.items() if option not in command.COMMON}
     assert all(variable.startswith(prefix) for variable in own.values()), own
     assert set(found.values()) <= KNOWN
 
@@ -139,7 +140,7 @@ def test_the_variables() -> None:
         "TIERSTORE_ALIAS_SET_MESSAGE", "TIERSTORE_ALIAS_RM_MESSAGE", "TIERSTORE_ROLLBACK_MESSAGE",
         "TIERSTORE_CHECK_READ_DATA", "TIERSTORE_DEMO_DIR", "TIERSTORE_DEMO_KEEP",
     } <= KNOWN  # fmt: skip
-    named = [option.envvar for _, node in COMMANDS for option in _command.options(node)]
+    named = [option.envvar for _, node in COMMANDS for option in command.options(node)]
     assert set(named) == KNOWN
     common = {"TIERSTORE_STORE", "TIERSTORE_JSON", "TIERSTORE_QUIET"}
     own = [name for name in named if name not in common]
@@ -147,7 +148,7 @@ def test_the_variables() -> None:
 
 
 def test_every_command_has_help_and_a_schema() -> None:
-    assert {name for name, _ in COMMANDS} == set(_schemadoc.OUTPUTS)
+    assert {name for name, _ in COMMANDS} == set(markdown.OUTPUTS)
     for name, node in COMMANDS:
         assert node.help, f"{name} has no help"
         for parameter in node.params:
@@ -156,7 +157,7 @@ def test_every_command_has_help_and_a_schema() -> None:
 
 def test_every_command_fits_the_list_of_commands() -> None:
     """At 80 columns no line of a list of commands is cut short."""
-    for path, node in _command.walk(ROOT):
+    for path, node in command.walk(ROOT):
         children = getattr(node, "commands", {})
         for name, child in children.items():
             room = 80 - max(map(len, children)) - 6
@@ -170,9 +171,9 @@ def test_help_shows_arguments_by_their_names() -> None:
 
 
 def test_the_documented_schemas_are_current() -> None:
-    written = (Path(_schemas.__file__).parent / "SCHEMAS.md").read_text()
-    assert written == _schemadoc.as_markdown(), (
-        "run: python -m tierstore.cli._schemadoc > SCHEMAS.md"
+    written = (Path(core.__file__).parents[1] / "SCHEMAS.md").read_text()
+    assert written == markdown.as_markdown(), (
+        "run: python -m tierstore.cli.schemas.markdown > SCHEMAS.md"
     )
 
 
@@ -190,8 +191,8 @@ def all_errors(base: type[errors.TierstoreError]) -> list[type[errors.TierstoreE
 
 @pytest.mark.parametrize("kind", all_errors(errors.TierstoreError))
 def test_errors_keep_their_exit_code(kind: type[errors.TierstoreError]) -> None:
-    detail = _app._detail(kind("what happened"))
-    assert detail == _schemas.ErrorDetail(
+    detail = app._detail(kind("what happened"))
+    assert detail == core.ErrorDetail(
         type=kind.__name__, message="what happened", exit_code=kind.exit_code
     )
 
@@ -201,10 +202,10 @@ def test_exit_codes_are_fixed() -> None:
     assert codes["UsageError"] == codes["ConfigError"] == codes["InvalidName"] == 2
     assert (codes["Damaged"], codes["NotFound"], codes["Conflict"]) == (4, 5, 6)
     assert (codes["OutOfSpace"], codes["Unreachable"], codes["BackendError"]) == (7, 8, 1)
-    assert _app._detail(KeyboardInterrupt()).exit_code == 130
-    assert _app._detail(ZeroDivisionError("x")).exit_code == 1
+    assert app._detail(KeyboardInterrupt()).exit_code == 130
+    assert app._detail(ZeroDivisionError("x")).exit_code == 1
 
 
 def test_json_is_sorted_and_exact() -> None:
-    text = _output.as_json(_schemas.File(path="ü", sha256="0", bytes=1 << 60))
+    text = output.as_json(core.File(path="ü", sha256="0", bytes=1 << 60))
     assert text == '{"bytes": 1152921504606846976, "path": "ü", "sha256": "0"}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tierstore.cli._tierargs import first_tiers, priced
+from tierstore.cli.tierargs import first_tiers, priced
 from tierstore.errors import UsageError
 
 

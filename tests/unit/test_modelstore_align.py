@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tierstore.modelstore import align
-from tierstore.modelstore.align import RowIndex, Rows, clamped, looks_moved, spans_of
+from tierstore.modelstore.saving import align
+from tierstore.modelstore.saving.align import RowIndex, Rows, clamped, looks_moved, spans_of
 
 Array = npt.NDArray[np.uint8]
 CHUNK = 1 << 16

@@ -11,7 +11,13 @@ import torch
 
 from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES
-from tierstore.modelstore.arrays import ArrayBytes, array_bytes, as_array, as_torch, writable_bytes
+from tierstore.modelstore.loading.arrays import (
+    ArrayBytes,
+    array_bytes,
+    as_array,
+    as_torch,
+    writable_bytes,
+)
 
 
 def read(source: ArrayBytes, nbytes: int, step: int) -> bytes:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 
+from tierstore.admin.examine import Examination, examine
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import BackendError, NotFound, PermissionDenied
 from tierstore.ids import Buffer, ByteRange
-from tierstore.modelstore.examine import Examination, examine
 
 
 class Disk(MemoryStore):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.integration.kit import safetensors_bytes
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged, NotFound
-from tierstore.modelstore.home import create_config
+from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 

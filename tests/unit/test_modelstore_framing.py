@@ -15,8 +15,8 @@ from tierstore.format import pack
 from tierstore.format.checks import digest_of
 from tierstore.format.frame import frame_payload, parse_frame_head
 from tierstore.ids import Buffer
-from tierstore.modelstore.framing import BufferPool, Frame, Framing
-from tierstore.modelstore.packer import Packer
+from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing
+from tierstore.modelstore.saving.packer import Packer
 
 _CHUNK = 1 << 20
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tierstore.blobs.local import LocalStore
+from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.format.layout import seal_segment
 from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.index import ChunkIndex
+from tierstore.modelstore.home.index import ChunkIndex
 
 PACK = bytes([7]) * 32
 SIZE = 1 << 20
@@ -227,8 +227,8 @@ def test_a_forked_child_opens_its_own(path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from tierstore.blobs.local import LocalStore
-from tierstore.modelstore.index import ChunkIndex
+from tierstore.blobs.local.store import LocalStore
+from tierstore.modelstore.home.index import ChunkIndex
 home, path, me = LocalStore(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 sys.path.insert(0, sys.argv[4])
 from test_modelstore_index import place, segment, PACK, SIZE

@@ -11,8 +11,8 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import OutOfSpace, PermissionDenied, Unreachable
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, unseal_body
-from tierstore.modelstore import leases
-from tierstore.modelstore.leases import ReaderLease, WriterLease
+from tierstore.modelstore.home import leases
+from tierstore.modelstore.home.leases import ReaderLease, WriterLease
 from tierstore.testing.faulty import Fault, FaultyStore
 
 

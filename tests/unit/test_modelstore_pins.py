@@ -10,8 +10,8 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import NotFound, UsageError
 from tierstore.format.tiers import pin_key
 from tierstore.ids import Digest
-from tierstore.modelstore import pins as module
-from tierstore.modelstore.pins import Pins
+from tierstore.modelstore.home import pins as module
+from tierstore.modelstore.home.pins import Pins
 
 ONE, TWO = Digest(b"\x01" * 32), Digest(b"\x02" * 32)
 

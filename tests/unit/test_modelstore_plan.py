@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.plan import batches, blocks_of_spans, plan_runs, spans_of_rows
+from tierstore.modelstore.chunks.plan import batches, blocks_of_spans, plan_runs, spans_of_rows
 
 
 def place(pack: int, offset: int, length: int) -> ChunkPlace:

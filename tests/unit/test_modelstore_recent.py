@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tierstore.modelstore.recent import Recent
+from tierstore.modelstore.chunks.recent import Recent
 
 
 def test_only_the_last_ones_are_kept() -> None:

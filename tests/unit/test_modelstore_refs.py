@@ -23,8 +23,8 @@ from tierstore.format.keys import entry_key, ref_prefix
 from tierstore.format.reflog import Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, StoreConfig, encode_config
-from tierstore.modelstore.home import create_config
-from tierstore.modelstore.refs import RefLog
+from tierstore.modelstore.home.home import create_config
+from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore

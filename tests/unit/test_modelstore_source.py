@@ -22,9 +22,9 @@ from tierstore.errors import (
     UnsafeSource,
     UsageError,
 )
-from tierstore.modelstore.home import create_config
+from tierstore.modelstore.home.home import create_config
+from tierstore.modelstore.saving.source import ArrayFile, DiskFile, open_source
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.source import ArrayFile, DiskFile, open_source
 from tierstore.modelstore.store import Store
 
 MIB = 1 << 20

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as npst
 
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import UsageError
-from tierstore.modelstore.home import create_config
-from tierstore.modelstore.model import Model
+from tierstore.modelstore.home.home import create_config
+from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 

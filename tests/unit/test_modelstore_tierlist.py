@@ -11,8 +11,8 @@ from tierstore.errors import ConfigError, Conflict, Damaged, NotFound, Unsupport
 from tierstore.format.checks import xxh3
 from tierstore.format.storeconfig import parse_config
 from tierstore.format.tiers import TierSpec, tiers_key
-from tierstore.modelstore.home import Home, create_config, read_config
-from tierstore.modelstore.tierlist import TierLog, added, changed, check_tier, find, removed
+from tierstore.modelstore.home.home import Home, create_config, read_config
+from tierstore.modelstore.home.tierlist import TierLog, added, changed, check_tier, find, removed
 from tierstore.testing.faulty import Fault, FaultyStore
 
 WARM = TierSpec(name="warm", role="warm", url="file:///w")

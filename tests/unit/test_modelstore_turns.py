@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.format.reflog import FULL_SHARE, Gate, Rollout
-from tierstore.modelstore.turns import holds, next_window, place_of, takes_new
+from tierstore.modelstore.names.turns import holds, next_window, place_of, takes_new
 
 NODES = [f"node-{number}.example" for number in range(10_000)]
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from tierstore.modelstore.tierlist import PRICES
+from tierstore.modelstore.home.tierlist import PRICES
 from tierstore.placement.cost import DAY_S, GB, LISTS, Bill, Prices, bill, shown
 
 

@@ -7,9 +7,9 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tierstore.blobs.stats import TierStats
 from tierstore.errors import UsageError
 from tierstore.serving.metrics import TierCollector, TierSample, serve
+from tierstore.tiers.stats import TierStats
 
 
 def test_a_page_has_every_counter() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tierstore.blobs.stats import TierStats
 from tierstore.tiers import activity
 from tierstore.tiers.activity import ALIVE_S, Activity, activities
+from tierstore.tiers.stats import TierStats
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tierstore.blobs.base import BlobInfo, BlobStore, RangeRead
-from tierstore.blobs.local import LocalStore
+from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import NotFound, Unreachable
 from tierstore.ids import Buffer, ByteRange
 from tierstore.testing.blob_contract import BlobStoreContract
-from tierstore.tiers.deadline import DeadlineStore, within
+from tierstore.tiers.guard.deadline import DeadlineStore, within
 
 _LIMIT_S = 0.2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tierstore.blobs.base import BlobStore, RangeRead
-from tierstore.blobs.local import LocalStore
+from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import (
     BackendError,
@@ -22,11 +22,11 @@ from tierstore.errors import (
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import ByteRange
 from tierstore.testing.faulty import Fault, FaultyStore
-from tierstore.tiers import durable
 from tierstore.tiers.base import DurableTier
-from tierstore.tiers.durable import DurableTiers, home_tier
-from tierstore.tiers.lazy import LazyStore
-from tierstore.tiers.marker import claim, verify
+from tierstore.tiers.durable import tiers as durable
+from tierstore.tiers.durable.marker import claim, verify
+from tierstore.tiers.durable.tiers import DurableTiers, home_tier
+from tierstore.tiers.guard.lazy import LazyStore
 
 KEY = "packs/ab/" + "ab" * 32
 DOWN = Unreachable("no answer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from tierstore.tiers.flight import Flights, Waiting
+from tierstore.tiers.hot.flight import Flights, Waiting
 
 D = [bytes([n]) * 32 for n in range(4)]
 

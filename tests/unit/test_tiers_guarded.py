@@ -13,7 +13,6 @@ import pytest
 
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
-from tierstore.blobs.stats import TierStats
 from tierstore.errors import (
     BackendError,
     Damaged,
@@ -25,7 +24,8 @@ from tierstore.errors import (
 from tierstore.ids import ByteRange
 from tierstore.testing.blob_contract import BlobStoreContract
 from tierstore.testing.faulty import Fault, FaultyStore
-from tierstore.tiers.guarded import GuardedStore
+from tierstore.tiers.guard.guarded import GuardedStore
+from tierstore.tiers.stats import TierStats
 
 DOWN = Unreachable("no answer")
 

@@ -18,7 +18,8 @@ from tierstore.format.heat import parse_heat
 from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED, HeatMap
 from tierstore.testing.faulty import Fault, FaultyStore
 from tierstore.tiers.base import ChunkRead
-from tierstore.tiers.heat import (
+from tierstore.tiers.heat.home import HomeLedger
+from tierstore.tiers.heat.recorder import (
     HeatLedger,
     HeatRecorder,
     HeatView,
@@ -26,7 +27,6 @@ from tierstore.tiers.heat import (
     chunk_key,
     pack_key,
 )
-from tierstore.tiers.homeheat import HomeLedger
 
 NOW = 1.8e9
 HOUR = 3600.0

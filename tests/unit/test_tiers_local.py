@@ -22,8 +22,9 @@ import pytest
 from tierstore.format.checks import digest_of
 from tierstore.placement.base import Access
 from tierstore.placement.policies import POLICIES, make
-from tierstore.tiers import _mapping, _whole
-from tierstore.tiers.local import MIN_MAPPED, LocalHot
+from tierstore.tiers.node import mapping
+from tierstore.tiers.node import tensors as whole
+from tierstore.tiers.node.local import MIN_MAPPED, LocalHot
 
 MIB = 1 << 20
 STORE = "s" * 32
@@ -134,9 +135,9 @@ def test_verify_always_reads_nothing_that_changed_while_the_machine_ran(tmp_path
 def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether files are taken all at once by the extension, or one by one."""
     if request.param:
-        assert _whole._native is not None, "it is not built: pip install -e . needs a C compiler"
+        assert whole._native is not None, "it is not built: pip install -e . needs a C compiler"
     else:
-        monkeypatch.setattr(_whole, "_native", None)
+        monkeypatch.setattr(whole, "_native", None)
     return bool(request.param)
 
 
@@ -255,12 +256,12 @@ def test_the_extension_refuses_what_does_not_fit(tmp_path: Path, native: bool) -
         (((bytes(33), out),), 10, "1 digests do not fit 10 bytes"),
     ]:
         with pytest.raises(ValueError, match=why):
-            _whole._native.fill(str(tmp_path), items, chunk_size, False)
+            whole._native.fill(str(tmp_path), items, chunk_size, False)
     with pytest.raises(BufferError):
-        _whole._native.fill(str(tmp_path), ((bytes(32), bytes(10)),), 10, False)
+        whole._native.fill(str(tmp_path), ((bytes(32), bytes(10)),), 10, False)
     with pytest.raises(TypeError):
-        _whole._native.fill(str(tmp_path), [(bytes(32), out)], 10, False)
-    assert _whole._native.fill(str(tmp_path / "none"), ((bytes(32), out),), 10, False) == [2]
+        whole._native.fill(str(tmp_path), [(bytes(32), out)], 10, False)
+    assert whole._native.fill(str(tmp_path / "none"), ((bytes(32), out),), 10, False) == [2]
     out.append(1)  # no buffer is held any longer
 
 
@@ -299,9 +300,9 @@ def test_half_of_the_kernels_mappings_at_most(
     tier = hot(tmp_path)
     digests, data = tensor_of(tier, 4 * MIB)
     gc.collect()
-    assert _mapping._budget.take(0)
-    used = _mapping._budget._taken
-    monkeypatch.setattr(_mapping, "map_limit", lambda: 2 * (used + 8))
+    assert mapping._budget.take(0)
+    used = mapping._budget._taken
+    monkeypatch.setattr(mapping, "map_limit", lambda: 2 * (used + 8))
     held = [tier.map_tensor(digests, MIB, 4 * MIB) for _ in range(3)]
     assert [array is not None for array in held] == [True, True, False]
     del held
@@ -328,8 +329,8 @@ def test_a_kernel_that_does_not_map_is_asked_once(
         return [-errno.ENODEV] * len(items)
 
     if native:
-        monkeypatch.setattr(_whole, "_native", SimpleNamespace(fill=no_fill))
-    monkeypatch.setattr(_mapping, "_libc_mmap", lambda: refused)
+        monkeypatch.setattr(whole, "_native", SimpleNamespace(fill=no_fill))
+    monkeypatch.setattr(mapping, "_libc_mmap", lambda: refused)
     for _ in range(3):
         assert tier.map_tensor(digests, MIB, 2 * MIB) is None
     assert len(calls) == 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tierstore.tiers.offers import Filler
+from tierstore.tiers.hot.offers import Filler
 
 
 class Tier:

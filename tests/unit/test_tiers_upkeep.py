@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tierstore.errors import Unreachable
-from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.upkeep import Task, Upkeep, upkeep_tasks
 
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from tierstore.blobs._shared import folders_of, joined, writable
 from tierstore.blobs.base import (
     BlobInfo,
     BlobStore,
@@ -15,6 +14,7 @@ from tierstore.blobs.base import (
     check_key,
     check_prefix,
 )
+from tierstore.blobs.shared import folders_of, joined, writable
 from tierstore.errors import Damaged, NotFound
 from tierstore.ids import Buffer, ByteRange
 

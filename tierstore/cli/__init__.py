@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
+__all__ = ["main"]
+
 
 def main() -> NoReturn:
     """Run the command in ``sys.argv`` and exit with its code."""
     try:
-        from tierstore.cli._app import run
+        from tierstore.cli.kit.app import run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # while the program was being loaded, or printed its last line

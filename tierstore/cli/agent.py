@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tierstore.cli import _schemas_placing as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import counted, size
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import counted, size
 from tierstore.cli.placing import BudgetOption, Share, budget_of
+from tierstore.cli.schemas import placing as schemas
 
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store

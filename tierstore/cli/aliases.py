@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, table, when
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, table, when
 from tierstore.cli.models import Ref
+from tierstore.cli.schemas import core as schemas
 
 if TYPE_CHECKING:
     from tierstore.format.reflog import RefEntry
-    from tierstore.modelstore.history import Logged
-    from tierstore.modelstore.names import Alias
+    from tierstore.modelstore.names.history import Logged
+    from tierstore.modelstore.names.names import Alias
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", show_default=False)]
 AliasName = Annotated[
@@ -57,7 +57,7 @@ def log(
 
     from tierstore.errors import UsageError
     from tierstore.ids import ModelRef
-    from tierstore.modelstore.history import history_of, whole_history
+    from tierstore.modelstore.names.history import history_of, whole_history
 
     with cli.open() as store:
         if ref is None:
@@ -93,7 +93,7 @@ _ENTRY_FIELDS = schemas.LogEntry.__struct_fields__
 
 
 def _entry_json(logged: Logged) -> schemas.LogEntry:
-    from tierstore.modelstore.rollout import percent_of
+    from tierstore.modelstore.names.rollout import percent_of
     from tierstore.modelstore.version import when as time_of
 
     entry = logged.entry
@@ -144,7 +144,7 @@ def _print_log(entries: list[Logged], more: list[str], refs: list[str]) -> None:
 
 
 def _pointed_to(model: str, entry: RefEntry) -> str:
-    from tierstore.modelstore.rollout import percent_of
+    from tierstore.modelstore.names.rollout import percent_of
 
     if not entry.version:
         return "-"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_placing as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import counted
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import counted
 from tierstore.cli.placing import Target, packs_of
+from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import UsageError
 
 if TYPE_CHECKING:

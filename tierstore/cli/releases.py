@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_releases as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, facts, table, when
 from tierstore.cli.aliases import Message
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, facts, table, when
 from tierstore.cli.models import Ref, version_fields
+from tierstore.cli.schemas import releases as schemas
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.releases import Release
+    from tierstore.modelstore.names.releases import Release
     from tierstore.modelstore.store import Store
 
 

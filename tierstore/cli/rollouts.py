@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_rollout as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, facts, table, when
 from tierstore.cli.aliases import Message
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, facts, table, when
 from tierstore.cli.models import Ref
+from tierstore.cli.schemas import rollout as schemas
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.reports import GateState
-    from tierstore.modelstore.rollout import RolloutStatus
+    from tierstore.modelstore.names.reports import GateState
+    from tierstore.modelstore.names.rollout import RolloutStatus
     from tierstore.modelstore.version import Version
 
 Target = Annotated[
@@ -73,7 +73,7 @@ def start(
     The first stage begins at once. Which nodes are in it is decided by their names, and stays so.
     """
     from tierstore.config import parse_seconds
-    from tierstore.modelstore.reports import parse_gate, parse_stages
+    from tierstore.modelstore.names.reports import parse_gate, parse_stages
 
     model, alias = _split(target)
     with cli.open() as store:

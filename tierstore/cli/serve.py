@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tierstore.cli import _schemas_serve as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import as_json, facts
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import as_json, facts
+from tierstore.cli.schemas import serve as schemas
 
 
 def register(app: typer.Typer) -> None:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tierstore.cli import _schemas_tiers as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, printable, size, table
-from tierstore.cli._tierhealth import server_json
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, printable, size, table
+from tierstore.cli.schemas import tiers as schemas
+from tierstore.cli.tierhealth import server_json
 
 if TYPE_CHECKING:
-    from tierstore.wiring.survey import TierReport
+    from tierstore.admin.survey import TierReport
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def df(cli: Cli) -> None:
 
     Exits with 3 when a tier could not be asked.
     """
-    from tierstore.wiring.survey import survey
+    from tierstore.admin.survey import survey
 
     with cli.open() as store, cli.progress("asking the tiers"):
         reports = survey(store)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas as schemas
-from tierstore.cli import _schemas_tiers as tier_schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, printable, shares, size, table
-from tierstore.cli._tierargs import (
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, printable, shares, size, table
+from tierstore.cli.schemas import core as schemas
+from tierstore.cli.schemas import tiers as tier_schemas
+from tierstore.cli.tierargs import (
     ColdSize,
     ColdUrl,
     HotSize,
@@ -26,8 +26,8 @@ from tierstore.cli._tierargs import (
 )
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.check import CheckReport
-    from tierstore.modelstore.compare import Usage
+    from tierstore.modelstore.care.check import CheckReport
+    from tierstore.modelstore.care.compare import Usage
 
 
 def register(app: typer.Typer) -> None:

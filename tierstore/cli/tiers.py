@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_tiers as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, facts, printable, size, table
-from tierstore.cli._tierargs import (
+from tierstore.cli.aliases import Message
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, facts, printable, size, table
+from tierstore.cli.placing import BudgetOption, DryRun, Share, budget_of
+from tierstore.cli.schemas import tiers as schemas
+from tierstore.cli.tierargs import (
     High,
     Low,
     Options,
@@ -22,14 +24,12 @@ from tierstore.cli._tierargs import (
     tier_json,
     updated,
 )
-from tierstore.cli.aliases import Message
-from tierstore.cli.placing import BudgetOption, DryRun, Share, budget_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tierstore.tiers.census import Holding
-    from tierstore.tiers.mover import Moved
+    from tierstore.tiers.durable.census import Holding
+    from tierstore.tiers.durable.mover import Moved
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the tier.", show_default=False)]
 Timeout = Annotated[
@@ -62,7 +62,7 @@ def ls(
 
     Of one tier also its options and prices.
     """
-    from tierstore.modelstore.tierlist import find
+    from tierstore.modelstore.home.tierlist import find
 
     with cli.open() as store:
         found = store.tiers()
@@ -107,11 +107,11 @@ def add(
     One object is written, read back and removed. Passwords and keys go into each node's
     tierstore.toml or environment, never into the URL.
     """
+    from tierstore.admin.manage import add_tier
     from tierstore.config import parse_ms
     from tierstore.errors import UsageError
     from tierstore.format.tiers import TierSpec
-    from tierstore.modelstore.tierlist import ROLES
-    from tierstore.wiring.manage import add_tier
+    from tierstore.modelstore.home.tierlist import ROLES
 
     chosen = role if role is not None else role_of(url)
     if chosen not in ROLES:
@@ -155,11 +155,11 @@ def change(
     NAME= removes an option or a price. An own directory of this node, or its password, is set
     in its tierstore.toml instead.
     """
+    from tierstore.admin.manage import change_tier, held
     from tierstore.config import parse_ms
     from tierstore.errors import UsageError
     from tierstore.format.tiers import DURABLE
-    from tierstore.modelstore.tierlist import find
-    from tierstore.wiring.manage import change_tier, held
+    from tierstore.modelstore.home.tierlist import find
 
     fields = fields_of(
         url=url, high=high, low=low, timeout_ms=None if timeout is None else parse_ms(timeout)
@@ -200,10 +200,10 @@ def drain(
     Then it can be removed. What was moved stays so when this is stopped; run it again to go on.
     Exits with 3 while packs are left that no other tier has.
     """
+    from tierstore.admin.manage import contents, drain_tier, undrain_tier
     from tierstore.errors import UsageError
-    from tierstore.modelstore.tierlist import find
+    from tierstore.modelstore.home.tierlist import find
     from tierstore.placement.scene import Plan
-    from tierstore.wiring.manage import contents, drain_tier, undrain_tier
 
     if undo and dry_run:
         raise UsageError("--undo and --dry-run do not go together")
@@ -278,7 +278,7 @@ def remove(
     Nothing in it is deleted. Refused while it takes new packs (drain it first) or holds a pack
     that no other tier has.
     """
-    from tierstore.wiring.manage import remove_tier
+    from tierstore.admin.manage import remove_tier
 
     def waiting(who: Sequence[str]) -> None:
         progress.describe(f"waiting for saves by {', '.join(who)}")

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_tiers as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, printable, size, table
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, printable, size, table
+from tierstore.cli.schemas import tiers as schemas
 
 if TYPE_CHECKING:
+    from tierstore.admin.overview import Leader, Leaders, TierActivity
+    from tierstore.admin.survey import TierReport
     from tierstore.modelstore.store import Store
-    from tierstore.wiring.overview import Leader, Leaders, TierActivity
-    from tierstore.wiring.survey import TierReport
 
 _SURVEY_S = 30.0
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -66,7 +66,7 @@ class _View:
     """Looks again and again; what is dear to ask is asked less often."""
 
     def __init__(self, store: Store, count: int) -> None:
-        from tierstore.wiring.overview import Leaders
+        from tierstore.admin.overview import Leaders
 
         self._store, self._count = store, count
         self._source: Leaders = Leaders(store)
@@ -75,8 +75,8 @@ class _View:
         self._leaders: list[Leader] = []
 
     def look(self) -> schemas.Top:
-        from tierstore.wiring.overview import overview
-        from tierstore.wiring.survey import survey
+        from tierstore.admin.overview import overview
+        from tierstore.admin.survey import survey
 
         if time.monotonic() - self._asked >= _SURVEY_S:
             self._reports = {one.spec.name: one for one in survey(self._store)}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli import _schemas_variants as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, printable, size, table
 from tierstore.cli.aliases import Message
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, printable, size, table
 from tierstore.cli.models import Ref
+from tierstore.cli.schemas import variants as schemas
 
 if TYPE_CHECKING:
     from tierstore.lossy.record import ErrorRecord, VariantRecord
@@ -125,7 +125,7 @@ def lineage(cli: Cli, ref: Ref) -> None:
 
 
 def _variant_json(store: Store, version: Version) -> schemas.VariantJson:
-    from tierstore.modelstore.dequantized import read_record
+    from tierstore.modelstore.loading.dequantized import read_record
 
     record = read_record(store.load(version))
     return schemas.VariantJson(

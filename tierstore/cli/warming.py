@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tierstore.cli import _schemas_warming as schemas
-from tierstore.cli._command import Cli, command
-from tierstore.cli._output import Column, counted, size, table, when
+from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.output import Column, counted, size, table, when
+from tierstore.cli.schemas import warming as schemas
 
 if TYPE_CHECKING:
-    from tierstore.cli._progress import ProgressBar
+    from tierstore.cli.kit.progress import ProgressBar
     from tierstore.format.tiers import Role
-    from tierstore.modelstore.pins import PinnedVersion
+    from tierstore.modelstore.home.pins import PinnedVersion
+    from tierstore.modelstore.placing.warming import Warmth
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import Version
-    from tierstore.modelstore.warming import Warmth
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="A version.", show_default=False)]
 NOT_RESIDENT = 3
@@ -172,7 +172,7 @@ def pin(
 
     It is not fetched by this: see 'tierstore warmup'.
     """
-    from tierstore.modelstore.members import refuse_release
+    from tierstore.modelstore.names.members import refuse_release
 
     roles = cast("list[Role]", tier or ["hot", "warm"])
     with cli.open() as store:

@@ -15,6 +15,7 @@ __all__ = [
     "ZSTD",
     "Encoded",
     "NativeInfo",
+    "base",
     "decode",
     "decode_block",
     "encode",

@@ -1,0 +1,19 @@
+"""The stored format: bytes to values and back, without I/O; specified in SPEC.md beside it."""
+
+__all__ = [
+    "checks",
+    "dtypes",
+    "frame",
+    "heat",
+    "keys",
+    "layout",
+    "manifest",
+    "pack",
+    "patch",
+    "reflog",
+    "safetensors",
+    "sealed",
+    "storeconfig",
+    "table",
+    "tiers",
+]

@@ -1,0 +1,15 @@
+"""Versions of models: how they are saved, read, named, placed and looked after."""
+
+__all__ = [
+    "care",
+    "chunks",
+    "home",
+    "loading",
+    "names",
+    "patches",
+    "placing",
+    "saving",
+    "settings",
+    "store",
+    "version",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -14,38 +15,38 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig, check_features
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import Digest, check_alias, check_name
-from tierstore.modelstore.basis import basis_of
-from tierstore.modelstore.home import Home
-from tierstore.modelstore.hotpins import HotPins
-from tierstore.modelstore.index import ChunkIndex
-from tierstore.modelstore.leases import ReaderLease, WriterLease
-from tierstore.modelstore.members import refuse_release
-from tierstore.modelstore.model import Model
-from tierstore.modelstore.names import Alias, Names
-from tierstore.modelstore.opener import Opener
-from tierstore.modelstore.pins import Pins
-from tierstore.modelstore.rebase import COSTS, Rebased, Rebasing
-from tierstore.modelstore.releases import Releases
-from tierstore.modelstore.rollout import Rollouts
+from tierstore.modelstore.care.rebase import COSTS, Rebased, Rebasing
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.leases import ReaderLease, WriterLease
+from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.tierlist import TierLog
+from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.opener import Opener
+from tierstore.modelstore.names.members import refuse_release
+from tierstore.modelstore.names.names import Alias, Names
+from tierstore.modelstore.names.releases import Releases
+from tierstore.modelstore.names.rollout import Rollouts
+from tierstore.modelstore.patches.storepatches import StorePatches
+from tierstore.modelstore.placing.hotpins import HotPins
+from tierstore.modelstore.placing.warming import HOT, Warming, Warmth
+from tierstore.modelstore.saving.basis import basis_of, open_base
+from tierstore.modelstore.saving.source import SourceFile, open_source, refuse_store
+from tierstore.modelstore.saving.writer import Progress, Writer
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.source import SourceFile, open_source, refuse_store
-from tierstore.modelstore.storepatches import StorePatches
-from tierstore.modelstore.tierlist import TierLog
 from tierstore.modelstore.version import DISTILLED_FROM, SaveStats, Version, version_of
-from tierstore.modelstore.warming import HOT, Warming, Warmth
-from tierstore.modelstore.writer import Progress, Writer
-from tierstore.tiers.durable import DurableTiers
-from tierstore.tiers.heat import NO_HEAT, HeatRecorder, HeatView
-from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.durable.tiers import DurableTiers
+from tierstore.tiers.heat.recorder import NO_HEAT, HeatRecorder, HeatView
+from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.upkeep import Upkeep, upkeep_tasks
 
 _CLOSE_S = 5.0
 
 if TYPE_CHECKING:  # what most commands do without is imported where it is used
-    from tierstore.modelstore.check import CheckReport
-    from tierstore.modelstore.compare import Diff, Usage
-    from tierstore.modelstore.dequantized import Dequantized
-    from tierstore.modelstore.placing import Placement
+    from tierstore.modelstore.care.check import CheckReport
+    from tierstore.modelstore.care.compare import Diff, Usage
+    from tierstore.modelstore.loading.dequantized import Dequantized
+    from tierstore.modelstore.placing.placing import Placement
 
 
 class Store(StorePatches):
@@ -80,7 +81,7 @@ class Store(StorePatches):
         self._index = ChunkIndex(blobs, cache)
         self._lease = ReaderLease(blobs)
         self._names = Names(self.home, settings.node, settings.labels)
-        self._opener = Opener(self.home, settings, self._index, self.hot)
+        self._opener = Opener(self.home, settings, self.hot)
 
     @property
     def url(self) -> str:
@@ -120,7 +121,7 @@ class Store(StorePatches):
     @property
     def placement(self) -> Placement:
         """Where packs lie in the durable tiers, and what moves them."""
-        from tierstore.modelstore.placing import Placement
+        from tierstore.modelstore.placing.placing import Placement
 
         return Placement(self.home, self.pins, lambda: self.heat().packs())
 
@@ -229,10 +230,13 @@ class Store(StorePatches):
         with WriterLease(self._blobs) as lease:
             self.home.packs.refresh()  # no pack goes to a tier that is being drained
             self._index.sync()
+            as_base = partial(
+                open_base, opener=self._opener, index=self._index, threads=self.settings.threads
+            )
             writer = Writer(
                 self._blobs, self.home.packs, self._index, lease,
                 chunk_size=self.home.config.chunk_size, threads=self.settings.threads,
-                basis=basis_of(files, base, model, self.home, self._opener.as_base, self.resolve),
+                basis=basis_of(files, base, model, self.home, as_base, self.resolve),
                 progress=progress,
             )  # fmt: skip
             entry = append(writer.write(files, lineage))
@@ -271,7 +275,7 @@ class Store(StorePatches):
         model = Model(version, self._opener.open(version), lambda: self._folded(version))
         if not dequantize:
             return model
-        from tierstore.modelstore.dequantized import Dequantized
+        from tierstore.modelstore.loading.dequantized import Dequantized
 
         return Dequantized(model)
 
@@ -352,7 +356,7 @@ class Store(StorePatches):
         versions = [self.resolve(old), self.resolve(new)]
         for version in versions:
             refuse_release(version)
-        from tierstore.modelstore.compare import compare
+        from tierstore.modelstore.care.compare import compare
 
         return compare(self.home, *versions)
 
@@ -387,13 +391,13 @@ class Store(StorePatches):
         """Logical, unique and stored bytes, and what dedup, codec and delta saved."""
         names = self.models() if model is None else [check_name("model", model)]
         every = {name: [*self.versions(name), *self.all_variants(name)] for name in names}
-        from tierstore.modelstore.compare import measure
+        from tierstore.modelstore.care.compare import measure
 
         return measure(self.home, every)
 
     def check(self, *, read_data: bool = False, progress: Progress | None = None) -> CheckReport:
         """Verify everything; with ``read_data`` every chunk is decoded and compared too."""
-        from tierstore.modelstore.check import check_store
+        from tierstore.modelstore.care.check import check_store
 
         return check_store(self.home, read_data=read_data, settings=self.settings,
                            progress=progress)  # fmt: skip

@@ -1,0 +1,3 @@
+"""Policies of placement: pure, without I/O and without a clock."""
+
+__all__ = ["base", "cost", "heat", "outlook", "plan", "policies", "scene"]

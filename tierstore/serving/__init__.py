@@ -10,6 +10,22 @@ if TYPE_CHECKING:
     from tierstore.serving.follower import Follower
     from tierstore.serving.update import Update
 
+__all__ = [
+    "agent",
+    "filesystem",
+    "follow",
+    "follower",
+    "hub",
+    "inplace",
+    "metrics",
+    "node",
+    "observe",
+    "safetensors",
+    "torch",
+    "update",
+    "vllm",
+]
+
 
 def follow(
     ref: str,

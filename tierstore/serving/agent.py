@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UnsupportedFormat
-from tierstore.modelstore.rollout import advance_all
+from tierstore.modelstore.names.rollout import advance_all
 from tierstore.modelstore.store import Store
-from tierstore.tiers.budget import Budget
-from tierstore.tiers.mover import MoverStats
+from tierstore.tiers.durable.budget import Budget
+from tierstore.tiers.durable.mover import MoverStats
 
 _log = logging.getLogger("tierstore.agent")
 _FOLD_FROM = 8

@@ -26,8 +26,8 @@ from tierstore import config
 from tierstore.errors import FileMissing, NotFound, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.ids import ModelRef
-from tierstore.modelstore.fileview import FileView
-from tierstore.modelstore.model import Model
+from tierstore.modelstore.loading.fileview import FileView
+from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.serving.location import SCHEME, STORE, split_rest
 from tierstore.serving.opened import open_model, open_shared

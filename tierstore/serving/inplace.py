@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierstore.errors import UsageError
-from tierstore.modelstore.arrays import array_bytes, writable_bytes
+from tierstore.modelstore.loading.arrays import array_bytes, writable_bytes
 from tierstore.modelstore.version import Version
 from tierstore.serving.update import Update
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from tierstore.errors import FileMissing, InvalidName, NotFound
 from tierstore.format.manifest import check_path
 from tierstore.ids import ModelRef
-from tierstore.modelstore.fileview import FileView
-from tierstore.modelstore.model import Model
+from tierstore.modelstore.loading.fileview import FileView
+from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.serving.opened import open_model, open_shared
 

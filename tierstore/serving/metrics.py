@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tierstore.blobs.stats import LATENCY_BOUNDS_S, OpStats, TierStats
 from tierstore.errors import ConfigError, UsageError
+from tierstore.tiers.stats import LATENCY_BOUNDS_S, OpStats, TierStats
 
 try:
     from prometheus_client import (

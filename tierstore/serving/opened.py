@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from tierstore import config
 from tierstore.errors import TierstoreError
-from tierstore.modelstore.model import Model
+from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.serving.observe import open_store
 

@@ -26,11 +26,11 @@ import safetensors
 
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.safetensors import build_header
-from tierstore.modelstore.fileview import FileView
-from tierstore.modelstore.model import Model
-from tierstore.modelstore.tensor import Tensor
-from tierstore.serving._shadow import shadow
+from tierstore.modelstore.loading.fileview import FileView
+from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.tensor import Tensor
 from tierstore.serving.location import is_stored, open_file, url_of
+from tierstore.serving.shadow import shadow
 
 _library_open = safetensors.safe_open
 """The library's own, whatever is installed."""

@@ -13,20 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
 from tierstore.errors import NotFound, UsageError
-from tierstore.modelstore.arrays import as_torch, new_bytes, typed_torch
-from tierstore.modelstore.model import Model
-from tierstore.modelstore.patched import lay_over
-from tierstore.modelstore.plan import batches
-from tierstore.modelstore.shards import Shard, StripRead, read_strips, shard_of, whole
+from tierstore.modelstore.chunks.plan import batches
+from tierstore.modelstore.loading.arrays import as_torch, new_bytes, typed_torch
+from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.patched import lay_over
+from tierstore.modelstore.loading.shards import Shard, StripRead, read_strips, shard_of, whole
+from tierstore.modelstore.loading.tensor import Tensor, hot_bases
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tensor import Tensor, hot_bases
 from tierstore.serving.location import open_ref
 
 try:
     import torch
 
-    from tierstore.serving._ties import bind_ties, ties_of
-    from tierstore.serving._upload import upload
+    from tierstore.serving.ties import bind_ties, ties_of
+    from tierstore.serving.upload import upload
 except ImportError as error:
     raise UsageError("torch is not installed: pip install 'tierstore[torch]'") from error
 

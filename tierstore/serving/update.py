@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tierstore.errors import Conflict, NotFound, OutOfSpace, UsageError
-from tierstore.modelstore.arrays import new_bytes
-from tierstore.modelstore.model import LoadStats, Model
-from tierstore.modelstore.patches import Patch
+from tierstore.modelstore.loading.arrays import new_bytes
+from tierstore.modelstore.loading.model import LoadStats, Model
+from tierstore.modelstore.loading.tensor import Tensor
+from tierstore.modelstore.patches.patches import Patch
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tensor import Tensor
 from tierstore.modelstore.version import Version
 
 _log = logging.getLogger("tierstore.follow")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tierstore import config
 from tierstore.errors import UsageError
-from tierstore.modelstore.model import Model
+from tierstore.modelstore.loading.model import Model
 from tierstore.serving.location import SCHEME, STORE, Location, open_ref
 from tierstore.serving.opened import open_shared
 

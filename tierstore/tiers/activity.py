@@ -20,8 +20,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from tierstore.blobs.stats import TierStats
 from tierstore.prepared import prepared
+from tierstore.tiers.stats import TierStats
 
 EVERY_S = 2.0
 """Seconds between two looks at the counters."""

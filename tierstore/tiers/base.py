@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.stats import TierStats
 from tierstore.format.tiers import Role, TierSpec
-from tierstore.tiers.archive import Archive
-from tierstore.tiers.marker import verify
+from tierstore.tiers.durable.archive import Archive
+from tierstore.tiers.durable.marker import verify
+from tierstore.tiers.stats import TierStats
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tierstore.errors import BackendError
 from tierstore.tiers.activity import EVERY_S
-from tierstore.tiers.heat import HeatRecorder
-from tierstore.tiers.hot import HotTiers
+from tierstore.tiers.heat.recorder import HeatRecorder
+from tierstore.tiers.hot.tiers import HotTiers
 
 _SOON_S = 2.0
 """Not at once: the first load is not to share its processor with it."""

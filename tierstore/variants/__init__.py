@@ -1,0 +1,3 @@
+"""Lossy variants of a version: how they are made, and what they come from."""
+
+__all__ = ["derive", "lineage"]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from tierstore.errors import SourceError
-from tierstore.modelstore.source import BytesFile, SourceFile
+from tierstore.modelstore.saving.source import BytesFile, SourceFile
 
 _CONFIG = "config.json"
 _WEIGHT = ".weight"

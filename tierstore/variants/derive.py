@@ -30,14 +30,14 @@ from tierstore.lossy.record import (
     encode_record,
     error_record,
 )
-from tierstore.modelstore.arrays import ArrayBytes
-from tierstore.modelstore.model import Model
-from tierstore.modelstore.source import ArrayFile, BytesFile, SourceFile
+from tierstore.modelstore.loading.arrays import ArrayBytes
+from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.tensor import Tensor
+from tierstore.modelstore.saving.source import ArrayFile, BytesFile, SourceFile
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tensor import Tensor
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
-from tierstore.variants._spool import Spool, Spooled
 from tierstore.variants.compressed import with_dtype, with_quantization
+from tierstore.variants.spool import Spool, Spooled
 
 CHANNEL_KEEPS = r"(^|\.)(\w*emb\w*|wte|wpe|shared|lm_head)(\.|$)"
 """What ``int8=channel`` and ``fp8`` leave as it is by default: these are no linear layers, or ones

@@ -10,17 +10,17 @@ from tierstore.blobs.base import BlobStore
 from tierstore.format.keys import CONFIG
 from tierstore.format.manifest import DEFAULT_CHUNK
 from tierstore.format.tiers import FEATURE, TierSpec, tiers_key
-from tierstore.modelstore.home import create_config, read_config
+from tierstore.modelstore.home.home import create_config, read_config
+from tierstore.modelstore.home.tierlist import TierLog
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.tierlist import TierLog
 from tierstore.tiers.activity import Activity
-from tierstore.tiers.deadline import DeadlineStore, within
-from tierstore.tiers.durable import DurableTiers
+from tierstore.tiers.durable.tiers import DurableTiers
+from tierstore.tiers.guard.deadline import DeadlineStore, within
 from tierstore.wiring.backends import open_blobs
 from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved
 from tierstore.wiring.tiers import Tiers, activity_folder, counters
 
-__all__ = ["init_store", "open_blobs", "open_store"]
+__all__ = ["backends", "below", "init_store", "open_blobs", "open_store", "places", "tiers"]
 
 HOME_LIMIT_S = 15.0
 """A call of home that had no answer for so long failed, as in an object store; with the tiers that

@@ -17,12 +17,12 @@ from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, TierSpec
-from tierstore.modelstore.tierlist import MOVER_OPTIONS
-from tierstore.tiers.archive import Archive
+from tierstore.modelstore.home.tierlist import MOVER_OPTIONS
+from tierstore.tiers.durable.archive import Archive
 
 if TYPE_CHECKING:
-    from tierstore.blobs.redis_endpoint import RedisEndpoint
-    from tierstore.blobs.redis_heat import RedisHeat
+    from tierstore.blobs.redis.endpoint import RedisEndpoint
+    from tierstore.blobs.redis.heat import RedisHeat
 
 _OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _FSSPEC_SCHEMES = ("memory", "hdfs", "webhdfs", "sftp", "smb")
@@ -74,12 +74,12 @@ def _open(
     if not url:
         raise ConfigError(f"the store's URL is empty: use {_KNOWN}")
     if not colon or scheme == "file":
-        from tierstore.blobs.local import LocalStore
+        from tierstore.blobs.local.store import LocalStore
 
         read_options(url, options, {})
         return LocalStore(_local_path(url) if colon else url, create=create)
     if scheme in _OBJECT_SCHEMES:
-        from tierstore.blobs.object_store import ObjectStore
+        from tierstore.blobs.objects.store import ObjectStore
 
         chosen = read_options(url, options, _OBJECT_OPTIONS)
         chosen["login"] = _login(url, node)
@@ -91,7 +91,7 @@ def _open(
             chosen["timeout_s"] = timeout_s
         return ObjectStore(url, ca=ca, **chosen)
     if scheme in _FSSPEC_SCHEMES or scheme.startswith("fsspec+"):
-        from tierstore.blobs.fsspec_store import FsspecStore
+        from tierstore.blobs.fsspec.store import FsspecStore
 
         protocol = scheme.removeprefix("fsspec+")
         more: dict[str, Any] = dict(options)
@@ -185,11 +185,11 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
         return _open(str(hot_directory(spec)), {}, create=create)
     options = _cache_options(place)
     if scheme in REDIS_SCHEMES:
-        from tierstore.blobs.redis_store import RedisStore
+        from tierstore.blobs.redis.store import RedisStore
 
         return RedisStore(_redis_endpoint(place, options), **options)
     if scheme == "memcached":
-        from tierstore.blobs.memcached_store import MemcachedStore
+        from tierstore.blobs.memcached.store import MemcachedStore
 
         return MemcachedStore(spec.url, timeout_s=spec.timeout_ms / 1000, **options)
     return _open(spec.url, {}, create=create, node=node)
@@ -200,7 +200,7 @@ def is_archive(spec: TierSpec) -> bool:
     chosen = spec.options.get("storage_class")
     if not chosen or spec.role not in DURABLE or not spec.url.startswith(("s3://", "s3a://")):
         return False
-    from tierstore.blobs.s3_archive import ARCHIVE_CLASSES
+    from tierstore.blobs.objects.archive import ARCHIVE_CLASSES
 
     return chosen in ARCHIVE_CLASSES
 
@@ -209,7 +209,7 @@ def open_archive(place: Place) -> Archive | None:
     """What freezes and restores a tier's packs; ``None`` for a tier that is read at once."""
     if not is_archive(place.spec):
         return None
-    from tierstore.blobs.s3_archive import S3Archive
+    from tierstore.blobs.objects.archive import S3Archive
 
     spec, node = place.spec, place.node
     own = {name: text for name, text in spec.options.items() if name not in MOVER_OPTIONS}
@@ -224,7 +224,7 @@ def open_archive(place: Place) -> Archive | None:
 
 def open_sums(place: Place) -> RedisHeat:
     """The heat that nodes share through a tier's Redis."""
-    from tierstore.blobs.redis_heat import RedisHeat
+    from tierstore.blobs.redis.heat import RedisHeat
 
     options = _cache_options(place)
     return RedisHeat(_redis_endpoint(place, options), prefix=options["prefix"])
@@ -238,7 +238,7 @@ def _cache_options(place: Place) -> dict[str, Any]:
 
 def _redis_endpoint(place: Place, options: dict[str, Any]) -> RedisEndpoint:
     """Takes what is its own out of ``options``."""
-    from tierstore.blobs.redis_endpoint import RedisEndpoint
+    from tierstore.blobs.redis.endpoint import RedisEndpoint
 
     node = place.node
     return RedisEndpoint(

@@ -12,7 +12,7 @@ from tierstore.errors import TierstoreError
 from tierstore.wiring.backends import Place, open_sums
 
 if TYPE_CHECKING:
-    from tierstore.blobs.redis_heat import Listener, RedisHeat
+    from tierstore.blobs.redis.heat import Listener, RedisHeat
 
 _log = logging.getLogger("tierstore.news")
 _CHANNEL = "news"

@@ -14,9 +14,9 @@ from tierstore import config
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import ConfigError, Conflict, TierstoreError
 from tierstore.format.tiers import DURABLE, TierSpec
-from tierstore.modelstore.probe import prove
-from tierstore.modelstore.tierlist import added, checked
-from tierstore.tiers.marker import check_free, claim, release
+from tierstore.modelstore.home.probe import prove
+from tierstore.modelstore.home.tierlist import added, checked
+from tierstore.tiers.durable.marker import check_free, claim, release
 from tierstore.wiring.backends import Place, hot_directory, open_tier
 from tierstore.wiring.tiers import hot_options, placed
 

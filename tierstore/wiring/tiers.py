@@ -11,25 +11,25 @@ from typing import Any
 import msgspec
 
 from tierstore.blobs.base import BlobStore
-from tierstore.blobs.stats import TierStats
 from tierstore.config import NodeConfig
 from tierstore.errors import ConfigError, NotFound, Unreachable
 from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
+from tierstore.modelstore.home.tierlist import TierLog, check_tier
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.tierlist import TierLog, check_tier
 from tierstore.placement import policies
 from tierstore.tiers.base import DurableTier, HeatSink
-from tierstore.tiers.deadline import DeadlineStore, within
-from tierstore.tiers.durable import DurableTiers, home_tier
-from tierstore.tiers.guarded import GuardedStore
-from tierstore.tiers.heat import HeatLedger, HeatRecorder, SumsLedger
-from tierstore.tiers.homeheat import HomeLedger
-from tierstore.tiers.hot import HotTiers
-from tierstore.tiers.lazy import LazyStore
-from tierstore.tiers.local import LocalHot
-from tierstore.tiers.marker import verify
-from tierstore.tiers.shared import SharedHot
+from tierstore.tiers.durable.marker import verify
+from tierstore.tiers.durable.tiers import DurableTiers, home_tier
+from tierstore.tiers.guard.deadline import DeadlineStore, within
+from tierstore.tiers.guard.guarded import GuardedStore
+from tierstore.tiers.guard.lazy import LazyStore
+from tierstore.tiers.heat.home import HomeLedger
+from tierstore.tiers.heat.recorder import HeatLedger, HeatRecorder, SumsLedger
+from tierstore.tiers.hot.shared import SharedHot
+from tierstore.tiers.hot.tiers import HotTiers
+from tierstore.tiers.node.local import LocalHot
+from tierstore.tiers.stats import TierStats
 from tierstore.wiring.backends import (
     REDIS_SCHEMES,
     Place,

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tierstore.errors import TierstoreError
-from tierstore.modelstore.home import read_config
+from tierstore.modelstore.home.home import read_config
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.answers import HubError, of_error
 from tierstore.serving.hub.commits import Committer

@@ -14,9 +14,10 @@ from tierstore.errors import Conflict, InvalidName, NotFound
 from tierstore.format.manifest import check_path
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
-from tierstore.modelstore.model import Model
-from tierstore.modelstore.names import Names
-from tierstore.modelstore.source import SUFFIX, BytesFile, DiskFile, SourceFile
+from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.saving.kept import kept_file
+from tierstore.modelstore.saving.source import SUFFIX, BytesFile, DiskFile, SourceFile
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
 from tierstore.serving.hub.answers import HubError
@@ -229,11 +230,11 @@ class Committer:
             yield self._kept(model, *found, path)
 
     def _kept(self, model: str, holder: Model, path: str, as_path: str) -> SourceFile:
-        kept = holder.keep(path, as_path)
+        view = holder.open_file(path)
+        kept = kept_file(view, as_path)
         if kept is not None and holder.manifest.chunk_size == self._store.home.config.chunk_size:
             return kept
         # it has to be cut in another way: its new name makes it another kind of file
-        view = holder.open_file(path)
         parts = (view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY))
         return DiskFile(as_path, self._spool.keep(model, parts))
 

@@ -19,8 +19,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tierstore.errors import TierstoreError
-from tierstore.modelstore.fileview import FileView
-from tierstore.modelstore.reader import FilePart
+from tierstore.modelstore.chunks.reader import FilePart
+from tierstore.modelstore.loading.fileview import FileView
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.tree import Blob
 from tierstore.serving.hub.zerocopy import EXTENSION

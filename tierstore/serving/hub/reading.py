@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from tierstore.errors import InvalidName, NotFound
 from tierstore.format.manifest import check_path
-from tierstore.modelstore.model import Model
-from tierstore.modelstore.source import SUFFIX
+from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.saving.source import SUFFIX
 from tierstore.modelstore.version import Version
 from tierstore.serving.hub.answers import HubError, entry_not_found
 from tierstore.serving.hub.bodies import read_body

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tierstore.errors import InvalidName, NotFound, UsageError
 from tierstore.format.keys import ALIASES
-from tierstore.modelstore.model import Model
+from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
 from tierstore.serving.hub.answers import HubError, repo_not_found, revision_not_found

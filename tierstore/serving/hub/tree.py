@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tierstore.format.manifest import FileEntry
-from tierstore.modelstore.model import Model
-from tierstore.modelstore.source import SUFFIX
+from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.saving.source import SUFFIX
 
 LFS_FROM = 1 << 20
 """Bytes from which on a file is git-lfs's."""

@@ -1,0 +1,117 @@
+"""How the tiers of a store are on this node: tried, and looked at from below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tierstore import config
+from tierstore.errors import NotFound, TierstoreError
+from tierstore.format.tiers import DURABLE, TierSpec
+from tierstore.modelstore.care.framesizes import frame_sizes
+from tierstore.modelstore.home.probe import prove
+from tierstore.modelstore.store import Store
+from tierstore.wiring.backends import Place, hot_directory, open_tier
+from tierstore.wiring.below import Disk, Server, ask_servers, disk_of
+from tierstore.wiring.tiers import placed
+
+_LARGEST_FRAME = 17 << 20
+"""A chunk of 16 MiB, and the frame's head."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierHealth:
+    """How one tier is.
+
+    Attributes:
+        spec: as this node has it.
+        enabled: whether this node uses it.
+        error: why it cannot be used; ``None`` when one object could be written and read back.
+        disk: below a tier in a directory of this node.
+        servers: of a Redis or Memcached.
+        problems: what is worth doing something about, one sentence each.
+    """
+
+    spec: TierSpec
+    enabled: bool = True
+    error: str | None = None
+    disk: Disk | None = None
+    servers: tuple[Server, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def examine_tiers(store: Store) -> list[TierHealth]:
+    """Try every tier of a store and look at what it lies on."""
+    node, own = config.node_config(), store.home.config.store_id
+    found = []
+    for spec in store.tiers():
+        place = placed(spec, node, own)
+        if not place.node.enabled:
+            found.append(TierHealth(place.spec, enabled=False))
+            continue
+        try:
+            found.append(_examined(store, place))
+        except TierstoreError as error:
+            found.append(TierHealth(place.spec, error=str(error)))
+    return found
+
+
+def _examined(store: Store, place: Place) -> TierHealth:
+    spec = place.spec
+    if spec.role in DURABLE:
+        (tier,) = (tier for tier in store.home.packs.tiers if tier.name == spec.name)
+        tier.verify()
+        prove(tier.store)
+        disk = disk_of(spec)
+        return TierHealth(spec, disk=disk, problems=_full(disk))
+    if spec.role == "hot":
+        disk = disk_of(spec)
+        if disk is None:
+            raise NotFound(f"there is no directory {hot_directory(spec)}")
+        with open_tier(place) as blobs:
+            prove(blobs)
+        used = store.hot.local.usage().used if store.hot.local is not None else 0
+        return TierHealth(spec, disk=disk, problems=_hot_problems(spec, disk, used))
+    with open_tier(place) as blobs:
+        prove(blobs)
+        limit = blobs.capabilities.max_blob
+    servers = ask_servers(place)
+    problems = [f"{server.node}: {text}" for server in servers for text in server.findings]
+    if limit is not None and limit < _LARGEST_FRAME:
+        problems += _above(store, limit)
+    return TierHealth(spec, servers=servers, problems=tuple(problems))
+
+
+def _full(disk: Disk | None) -> tuple[str, ...]:
+    if disk is not None and disk.total and disk.free * 20 < disk.total:
+        return (f"its file system has only {disk.free >> 20} MiB of {disk.total >> 20} left",)
+    return ()
+
+
+def _hot_problems(spec: TierSpec, disk: Disk, used: int) -> tuple[str, ...]:
+    problems = []
+    if disk.network:
+        problems.append(
+            f"it lies on {disk.kind}, which another machine serves: a hot tier needs a disk of "
+            "this node; give it one with 'url' under [hot] in tierstore.toml"
+        )
+    room = disk.free + used
+    if spec.size is not None and spec.size > room:
+        problems.append(
+            f"its quota of {spec.size >> 20} MiB is more than the {room >> 20} MiB that its file "
+            "system has for it: set 'size' under [hot] in tierstore.toml"
+        )
+    return tuple(problems)
+
+
+def _above(store: Store, limit: int) -> Sequence[str]:
+    """How many frames a cache leaves to the other tiers because they are too large for it."""
+    sizes = frame_sizes(store.home)
+    above = [size for size in sizes if size > limit]
+    if not above:
+        return []
+    return [
+        f"{len(above)} of {len(sizes)} frames ({sum(above) >> 20} MiB) are larger than the "
+        f"{limit} bytes that its servers take, and are left to other tiers: start memcached with "
+        "-I 8m or more"
+    ]

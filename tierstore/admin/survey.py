@@ -1,0 +1,108 @@
+"""What the tiers of a store hold, and how they are: asked of each of them, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from tierstore import config
+from tierstore.errors import TierstoreError
+from tierstore.format.keys import pack_key
+from tierstore.format.tiers import DURABLE, HOME_NAME, TierSpec
+from tierstore.modelstore.placing.packgraph import PackGraph
+from tierstore.modelstore.placing.snapshot import pinned_packs
+from tierstore.modelstore.store import Store
+from tierstore.tiers.durable.census import packs_of
+from tierstore.wiring.backends import Place, open_tier
+from tierstore.wiring.below import Server, ask_servers
+from tierstore.wiring.tiers import placed
+
+
+@dataclass(frozen=True, slots=True)
+class TierReport:
+    """One tier as this node finds it; ``None`` is what is not known.
+
+    Attributes:
+        spec: as this node has it.
+        enabled: whether this node uses it.
+        used: bytes of what it holds for this store; of Memcached, for anybody.
+        objects: packs or chunks.
+        pinned: bytes that stay where they are.
+        quota: bytes; of a cache, all servers' limits together.
+        servers: of a cache.
+        error: why it could not be asked.
+    """
+
+    spec: TierSpec
+    enabled: bool = True
+    used: int | None = None
+    objects: int | None = None
+    pinned: int | None = None
+    quota: int | None = None
+    servers: tuple[Server, ...] = ()
+    error: str | None = None
+
+
+def survey(store: Store) -> list[TierReport]:
+    """What every tier holds now, home's own packs last.
+
+    Durable tiers are listed, and so is a Redis: the larger they are the longer it takes.
+    """
+    store.home.packs.refresh()
+    pinned = {pack_key(pack) for pack in pinned_packs(store.pins, PackGraph(store.home))}
+    node, own = config.node_config(), store.home.config.store_id
+    reports = []
+    for spec in store.tiers():
+        place = placed(spec, node, own)
+        if not place.node.enabled:
+            reports.append(TierReport(place.spec, enabled=False, quota=place.spec.size))
+            continue
+        try:
+            reports.append(_held(store, place, pinned))
+        except TierstoreError as error:
+            reports.append(TierReport(place.spec, quota=place.spec.size, error=str(error)))
+    home = TierSpec(name=HOME_NAME, role="cold", url=store.url)
+    return [*reports, _durable(store, home, pinned)]
+
+
+def _held(store: Store, place: Place, pinned: Collection[str]) -> TierReport:
+    if place.spec.role in DURABLE:
+        return _durable(store, place.spec, pinned)
+    if place.spec.role == "hot":
+        return _hot(store, place.spec)
+    return _shared(place)
+
+
+def _durable(store: Store, spec: TierSpec, pinned: Collection[str]) -> TierReport:
+    (tier,) = (tier for tier in store.home.packs.tiers if tier.name == spec.name)
+    packs = packs_of(tier)
+    stay = sum(size for key, size in packs.items() if key in pinned) if spec.role == "warm" else 0
+    return TierReport(
+        spec, used=sum(packs.values()), objects=len(packs), pinned=stay, quota=spec.size
+    )
+
+
+def _hot(store: Store, spec: TierSpec) -> TierReport:
+    local = store.hot.local
+    if local is None:  # a tier that drains is not used
+        return TierReport(spec, quota=spec.size)
+    usage = local.usage()
+    error = f"{local.root} cannot be read or written" if local.stats.breaker_open else None
+    return TierReport(
+        spec, used=usage.used, objects=usage.objects, pinned=usage.pinned, quota=usage.quota,
+        error=error,
+    )  # fmt: skip
+
+
+def _shared(place: Place) -> TierReport:
+    servers = ask_servers(place)
+    limits = [server.limit or 0 for server in servers]
+    report = TierReport(
+        place.spec, servers=servers, pinned=0, quota=sum(limits) if all(limits) else None
+    )
+    with open_tier(place) as store:
+        if store.capabilities.listable:
+            sizes = [info.size for info in store.list()]
+            return replace(report, used=sum(sizes), objects=len(sizes))
+    used = [server.used for server in servers if server.used is not None]
+    return replace(report, used=sum(used))

@@ -1,0 +1,69 @@
+"""Trying a place that may become a store or a tier."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tierstore import config
+from tierstore.admin.examine import Examination, examine
+from tierstore.blobs.base import Capabilities
+from tierstore.errors import ConfigError
+from tierstore.format.tiers import Role, TierSpec, has_secret
+from tierstore.wiring.backends import open_tier
+from tierstore.wiring.places import canonical, remove_empty
+from tierstore.wiring.tiers import placed
+
+_CLIENTS = 2
+
+
+def validate(
+    url: str, role: Role, *, name: str = "tried", options: Mapping[str, str] | None = None
+) -> tuple[str, Capabilities, bool, Examination]:
+    """Write, read, list, race and delete in a place; nothing of it is left there.
+
+    Args:
+        url: of the place, without secrets.
+        role: how it is opened: ``shared`` for a Redis or Memcached.
+        name: of the tier in this node's file whose credentials and options are used.
+        options: of the backend.
+
+    Returns:
+        The URL as it is shown, what the backend claims, whether it is on this machine, and what it
+        did.
+
+    Raises:
+        ConfigError: the URL holds a secret, or cannot be opened.
+        NotFound: a directory is missing.
+        BackendError: nothing can be written there.
+    """
+    if has_secret(url):  # it is not repeated
+        raise ConfigError(
+            "the URL holds a password or key; leave it out, and put 'username' and 'password_env' "
+            "under [tiers.NAME] of this node's tierstore.toml (then: --as NAME), or use the usual "
+            "AWS_* variables"
+        )
+    spec = canonical(TierSpec(name=name, role=role, url=url, options=dict(options or {})))
+    place = placed(spec, config.node_config(), "validate")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_tidy(place.spec.url))
+        stores = [stack.enter_context(open_tier(place)) for _ in range(_CLIENTS)]
+        store = stores[0]
+        return store.url, store.capabilities, store.local, examine(stores)
+
+
+@contextlib.contextmanager
+def _tidy(url: str) -> Iterator[None]:
+    """Remove the folders that a local store makes for itself, unless they were there before."""
+    parts = urlsplit(url)
+    local = parts.scheme in {"file", "fsspec+file", "fsspec+local"}
+    root = Path(unquote(parts.path)) if local else None
+    own = [root / name for name in ("probes", ".tmp~")] if root is not None else []
+    new = [folder for folder in own if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new:
+            remove_empty(folder)

@@ -1,0 +1,3 @@
+"""Blobs in any file system that fsspec knows."""
+
+__all__ = ["store"]

@@ -1,0 +1,254 @@
+"""What is known of single file systems of fsspec: how each writes, creates, and reads a range.
+
+fsspec itself promises nothing about a write that is seen half done, about two that create one
+file, or about an end to waiting. Where a file system can do better, one class here says how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fsspec import get_filesystem_class
+from fsspec.core import url_to_fs
+
+from tierstore.blobs.shared import flat_views, joined, size_of
+from tierstore.ids import Buffer
+
+Data = Buffer | Sequence[Buffer]
+_HDFS_EXISTS = "already exists"
+
+
+class Kind:
+    """A file system that nothing more is known of.
+
+    Attributes:
+        local: it is on this machine, and goes with it.
+        whole: a write is seen all or not at all.
+        folders: directories must exist before something is written below them.
+    """
+
+    local = False
+    whole = False
+    folders = True
+
+    def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:
+        # Cached listings would hide what other clients write.
+        self._fs, root = url_to_fs(url, use_listings_cache=False, **options)
+        self.root = root.rstrip("/")
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        """The file system, for one operation."""
+        yield self._fs
+
+    def close(self) -> None:
+        """Release connections."""
+
+    def name_of(self, key: str) -> str:
+        """What a key, or the beginning of one, is called in the file system."""
+        return key
+
+    def key_of(self, name: str) -> str:
+        """The key that is called so; anything that is no key for what is not ours."""
+        return name
+
+    def read(self, fs: Any, path: str, start: int, stop: int | None) -> bytes:
+        """Bytes ``[start, stop)`` of a file (all of it for ``None``), fewer if it is shorter."""
+        # an empty file has no range at all
+        span = {} if stop is None else {"start": start, "end": stop}
+        data: bytes = fs.cat_file(path, **span)
+        return data
+
+    def write(self, fs: Any, path: str, data: Data) -> None:
+        """Write a file, replacing what is there."""
+        fs.pipe_file(path, joined(data))
+
+
+class Renaming(Kind, ABC):
+    """A blob is written under another name, and renamed atomically: over what is there, or not."""
+
+    whole = True
+
+    @abstractmethod
+    def replace(self, fs: Any, source: str, path: str) -> None:
+        """Rename, replacing what is there."""
+
+    @abstractmethod
+    def create(self, fs: Any, source: str, path: str) -> bool:
+        """Rename unless there is something: then ``False``, and ``source`` may be left."""
+
+
+class Whole(Kind):
+    """One request carries the whole blob, which appears when that has been answered."""
+
+    whole = True
+    folders = False
+
+
+class Local(Renaming):
+    """This machine's own: written, then renamed, or hard-linked to create it."""
+
+    local = True
+
+    def write(self, fs: Any, path: str, data: Data) -> None:
+        with fs.open(path, "wb") as file:
+            for view in flat_views(data):
+                file.write(view)
+
+    def replace(self, fs: Any, source: str, path: str) -> None:
+        fs.mv(source, path)
+
+    def create(self, fs: Any, source: str, path: str) -> bool:
+        try:
+            fs.link(source, path)
+        except FileExistsError:
+            return False
+        return True
+
+
+class WebHdfs(Renaming):
+    """HDFS by its HTTP interface, whose rename is atomic and can refuse to overwrite."""
+
+    def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:
+        # an instance of our own: it gets our limit of time
+        super().__init__(url, {"skip_instance_cache": True, **options}, timeout_s)
+        from requests.adapters import HTTPAdapter
+
+        class Bounded(HTTPAdapter):
+            def send(self, request: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+                return super().send(request, **{**kwargs, "timeout": timeout_s})
+
+        for scheme in ("http://", "https://"):
+            self._fs.session.mount(scheme, Bounded(pool_maxsize=16))
+
+    # A datanode decodes a path that the namenode has decoded already. No key holds a "=".
+    def name_of(self, key: str) -> str:
+        return key.replace("%", "=")
+
+    def key_of(self, name: str) -> str:
+        return "" if "%" in name else name.replace("=", "%")
+
+    def read(self, fs: Any, path: str, start: int, stop: int | None) -> bytes:
+        wanted = {"offset": start} | ({} if stop is None else {"length": stop - start})
+        answer = fs._call("OPEN", path=path, redirect=False, **wanted)
+        if "Location" in answer.headers:
+            answer = fs.session.get(fs._apply_proxy(answer.headers["Location"]))
+            answer.raise_for_status()
+        data: bytes = answer.content
+        return data
+
+    def write(self, fs: Any, path: str, data: Data) -> None:
+        answer = fs._call("CREATE", "put", path, redirect=False, overwrite="true")
+        where = fs._apply_proxy(answer.headers["Location"])
+        headers = {"content-type": "application/octet-stream"}
+        fs.session.put(where, data=joined(data), headers=headers).raise_for_status()
+
+    def replace(self, fs: Any, source: str, path: str) -> None:
+        fs._call("RENAME", "put", source, destination=path, renameoptions="OVERWRITE")
+
+    def create(self, fs: Any, source: str, path: str) -> bool:
+        # Without any option HDFS moves into a directory that is in the way.
+        try:
+            fs._call("RENAME", "put", source, destination=path, renameoptions="NONE")
+        except RuntimeError as error:
+            if _HDFS_EXISTS in str(error) and fs.isfile(path):
+                return False
+            raise
+        return True
+
+
+class Sftp(Renaming):
+    """SFTP by paramiko, whose connections serve one thread at a time.
+
+    OpenSSH's rename links and unlinks, so that it never overwrites; its extension does.
+    """
+
+    _KEPT = 8
+
+    def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:
+        self._class = get_filesystem_class(url.partition("://")[0])
+        self._options = {
+            **self._class._get_kwargs_from_urls(url),
+            **dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), timeout_s),
+            **options,
+        }
+        self._timeout_s = timeout_s
+        self.root = self._class._strip_protocol(url).rstrip("/")
+        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
+
+    @contextmanager
+    def use(self) -> Iterator[Any]:
+        try:
+            fs = self._idle.get_nowait()
+        except queue.Empty:
+            fs = self._class(**self._options, skip_instance_cache=True)
+            fs.ftp.get_channel().settimeout(self._timeout_s)
+        try:
+            yield fs
+        except FileNotFoundError:
+            self._keep(fs)
+            raise
+        except BaseException:
+            fs.client.close()  # an answer may still come: nobody else may read it
+            raise
+        self._keep(fs)
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().client.close()
+
+    def _keep(self, fs: Any) -> None:
+        if self._idle.qsize() < self._KEPT:
+            self._idle.put(fs)
+        else:
+            fs.client.close()
+
+    def read(self, fs: Any, path: str, start: int, stop: int | None) -> bytes:
+        with fs.ftp.open(path, "rb") as file:
+            size = file.stat().st_size
+            stop = size if stop is None else min(stop, size)
+            if stop <= start:
+                return b""
+            # many requests under way at once, where read() would wait for each 32 KiB
+            [data] = file.readv([(start, stop - start)])
+            return bytes(data)
+
+    def write(self, fs: Any, path: str, data: Data) -> None:
+        with fs.ftp.open(path, "wb") as file:
+            file.set_pipelined(True)
+            for view in flat_views(data):
+                file.write(view)
+        # pipelined writes can fail without a word
+        if fs.ftp.stat(path).st_size != size_of(data):
+            raise ConnectionError("it was not written in full")
+
+    def replace(self, fs: Any, source: str, path: str) -> None:
+        fs.ftp.posix_rename(source, path)
+
+    def create(self, fs: Any, source: str, path: str) -> bool:
+        try:
+            fs.ftp.rename(source, path)
+        except FileNotFoundError:
+            raise
+        except OSError:  # SFTP has no code for "it exists"
+            if fs.exists(path):
+                return False
+            raise
+        return True
+
+
+_KINDS: dict[str, type[Kind]] = {
+    "file": Local, "local": Local, "webhdfs": WebHdfs, "sftp": Sftp, "ssh": Sftp,
+    **dict.fromkeys(("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"), Whole),
+}  # fmt: skip
+
+
+def open_kind(url: str, options: Mapping[str, Any], timeout_s: float) -> Kind:
+    """The file system of a URL; ``ImportError`` or ``ValueError`` when fsspec has none."""
+    return _KINDS.get(url.partition("://")[0], Kind)(url, options, timeout_s)

@@ -1,0 +1,3 @@
+"""Blobs in a local directory."""
+
+__all__ = ["files", "store"]

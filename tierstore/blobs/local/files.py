@@ -1,0 +1,211 @@
+"""System calls of the local store, each retried, checked and safe against symbolic links."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tierstore.blobs.local.direct import MIN_BYTES, write_direct
+from tierstore.blobs.shared import IOV_MAX, drop_front
+from tierstore.errors import BackendError, OutOfSpace, PermissionDenied
+
+DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: opening a FIFO that someone put in a blob's place must not hang.
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# O_NOFOLLOW says ELOOP to a symbolic link, and ENOTDIR to one where a directory should be.
+MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_NETWORK = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"}
+)
+_OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes a blank in a path
+
+_READ_MAX = 1 << 30  # one read(2) returns at most 0x7ffff000 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a directory; ``info`` is ``None`` for a directory."""
+
+    name: str
+    info: os.stat_result | None
+
+    @property
+    def order(self) -> str:
+        """Sorting by this within each directory sorts whole paths as strings."""
+        return self.name if self.info else f"{self.name}/"
+
+
+def make_root(path: str) -> None:
+    """Make a directory and its missing parents, each durable in its own parent."""
+    if os.path.isdir(path):  # noqa: PTH112 - a plain string is what the rest of this file takes
+        return
+    parent = os.path.dirname(path)  # noqa: PTH120
+    make_root(parent)
+    fd = os.open(parent, DIR_FLAGS)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)  # noqa: PTH102
+        sync_dir(fd)
+    finally:
+        os.close(fd)
+
+
+def open_dir(name: str, parent: int, *, create: bool) -> int:
+    """Open the directory ``name`` in ``parent``, making it first when it may be missing."""
+    flags = DIR_FLAGS | os.O_NOFOLLOW
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except FileNotFoundError:
+        if not create:
+            raise
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=parent)
+    return os.open(name, flags, dir_fd=parent)
+
+
+def sync_dir(fd: int) -> None:
+    """Make the entries of a directory durable, where its file system can do that at all."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # fsync(2): this kind of file cannot be synced
+            raise
+
+
+def exists(name: str, folder: int) -> bool:
+    """Whether ``folder`` has an entry ``name``, of any kind."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def unlink_file(name: str, folder: int) -> bool:
+    """Remove a file; ``False`` when it is missing or a directory, which no blob is."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    return True
+
+
+def entries(folder: int) -> list[Entry]:
+    """The regular files and directories in ``folder``, in the order of their paths."""
+    found = []
+    with os.scandir(folder) as scan:
+        for entry in scan:
+            if entry.is_dir(follow_symlinks=False):
+                found.append(Entry(entry.name, None))
+            elif entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # deleted just now
+                    found.append(Entry(entry.name, entry.stat(follow_symlinks=False)))
+    found.sort(key=lambda entry: entry.order)
+    return found
+
+
+def has_file(folder: int) -> bool:
+    """Whether a regular file lies in ``folder`` or anywhere below it; stops at the first one."""
+    below = []
+    with os.scandir(folder) as scan:
+        for entry in scan:
+            if entry.is_file(follow_symlinks=False):
+                return True
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.name)
+    for name in below:
+        with contextlib.suppress(FileNotFoundError):  # removed just now
+            fd = open_dir(name, folder, create=False)
+            try:
+                if has_file(fd):
+                    return True
+            finally:
+                os.close(fd)
+    return False
+
+
+def is_network(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
+    """Whether ``path`` lies on a file system that another machine serves; ``False`` if unknown."""
+    kind = kind_of(path, mounts) or ""
+    return kind in _NETWORK or kind.startswith("fuse.")
+
+
+def kind_of(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
+    """The type of the file system that ``path`` lies on, such as ``ext4``; ``None`` if unknown.
+
+    Source: proc_pid_mountinfo(5); the fifth field is the mount point, the type follows the dash.
+    """
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return None
+    real = os.path.realpath(path) + "/"
+    best, kind = "", ""
+    for fields in lines:
+        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]).rstrip("/") + "/"
+        if real.startswith(point) and len(point) >= len(best):
+            best, kind = point, fields[fields.index("-") + 1]
+    return kind or None
+
+
+def is_regular(found: os.stat_result) -> bool:
+    """Whether this is an ordinary file."""
+    return stat.S_ISREG(found.st_mode)
+
+
+def write_all(fd: int, views: Sequence[memoryview]) -> None:
+    """Write every byte of ``views`` into an empty file, however few a single call takes."""
+    if sum(len(view) for view in views) >= MIN_BYTES and write_direct(fd, views):
+        return
+    left = list(views)
+    while left:
+        drop_front(left, os.writev(fd, left[:IOV_MAX]))
+
+
+def read_bytes(fd: int, start: int, stop: int) -> bytes:
+    """Read ``[start, stop)``, or as much of it as there is."""
+    parts = []
+    while start < stop:
+        part = os.pread(fd, min(stop - start, _READ_MAX), start)
+        if not part:
+            break
+        parts.append(part)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_into(fd: int, start: int, outs: Sequence[memoryview]) -> bool:
+    """Fill ``outs``, laid end to end, from ``start`` on; ``False`` when the file ends before."""
+    left = list(outs)
+    while left:
+        got = os.preadv(fd, left[:IOV_MAX], start)
+        if not got:
+            return False
+        start += got
+        drop_front(left, got)
+    return True
+
+
+def translated(error: OSError, message: str) -> BackendError:
+    """The exception of ours for ``error``, its message ending in what to do."""
+    if error.errno in _FULL:
+        return OutOfSpace(f"{message}; free some space or raise the quota, then try again")
+    if error.errno in DENIED:
+        return PermissionDenied(f"{message}; check the owner and mode of the directory")
+    if error.errno == errno.EXDEV:
+        return BackendError(f"{message}; the whole directory must be on one file system")
+    if error.errno in MISSING:
+        return BackendError(f"{message}; something that is not a directory is in the way")
+    return BackendError(f"{message}; check the disk and the system's log")

@@ -1,0 +1,384 @@
+"""Blobs as files in a directory, written so that a crash leaves a whole blob or none.
+
+A blob is written to ``<root>/.tmp~/``, synced, and then renamed (``put``) or hard-linked
+(``put_if_absent``) to its place, after which every directory that changed is synced. A crash leaves
+at most files in ``.tmp~``, a name that no key can have; ``LocalStore.sweep`` removes them.
+
+Paths are walked one segment at a time with ``O_NOFOLLOW``, so that a symbolic link below the root,
+whoever planted it, never leads a read, a write or a deletion out of it. No file descriptor is kept
+between calls: a blob can be replaced or deleted at any time, by any process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+from tierstore.blobs.base import (
+    BlobInfo,
+    BlobStore,
+    Capabilities,
+    RangeRead,
+    check_key,
+    check_prefix,
+)
+from tierstore.blobs.local import files
+from tierstore.blobs.shared import by_key, flat_views, is_key, runs
+from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.ids import Buffer, ByteRange
+
+TEMP_DIR = ".tmp~"
+"""Where unfinished blobs lie, below the root; ``~`` is in no key, so it hides no blob."""
+
+_KNOWN_DIRS_MAX = 4096
+_LEFT_AFTER_S = 24 * 3600
+
+_Stack: TypeAlias = list[tuple[str, Iterator[files.Entry]]]
+
+
+class LocalStore(BlobStore):
+    """Blobs as files below one directory, shared by any number of threads and processes.
+
+    Args:
+        root: the directory; it may be a symbolic link itself.
+        create: make the directory, and its parents, when it is missing.
+
+    Raises:
+        NotFound: ``root`` is missing and ``create`` is false.
+        BackendError: ``root`` is not a directory, or cannot be made.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, create: bool = False) -> None:
+        self._root = Path(root).absolute()
+        self._durable_dirs: set[str] = set()
+        self._swept = False
+        if create:
+            with self._errors("making the directory"):
+                files.make_root(str(self._root))
+        if not self._root.exists():
+            raise NotFound(
+                f"there is no directory {str(self._root)!r}; check the path, or make a new store "
+                "there with 'tierstore init'"
+            )
+        if not self._root.is_dir():
+            raise BackendError(f"{str(self._root)!r} is not a directory: choose another path")
+
+    @property
+    def url(self) -> str:
+        return self._root.as_uri()
+
+    @property
+    def root(self) -> Path:
+        """The directory, as an absolute path."""
+        return self._root
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Probed once: a file system without hard links cannot create atomically."""
+        return Capabilities(put_if_absent=self._probe_links(), durable=True)
+
+    @property
+    def bounded(self) -> bool:
+        """A mount whose server is gone lets every call hang."""
+        return self.local
+
+    @cached_property
+    def local(self) -> bool:
+        return not files.is_network(str(self._root))
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        check_key(key)
+        with self._errors("writing", key), self._temp_file(data) as (temp_fd, temp):
+            folder, name = self._open_parent(key, create=True)
+            try:
+                os.rename(temp, name, src_dir_fd=temp_fd, dst_dir_fd=folder)
+                files.sync_dir(folder)
+            finally:
+                os.close(folder)
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        check_key(key)
+        with self._errors("creating", key):
+            folder, name = self._open_parent(key, create=True)
+            try:
+                created = not files.exists(name, folder) and self._link(key, data, folder, name)
+                # Also when somebody else created it: the caller may build on its being there.
+                files.sync_dir(folder)
+                return created
+            finally:
+                os.close(folder)
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
+        check_key(key)
+        with self._errors("reading", key), self._open_blob(key) as (fd, size):
+            wanted = ByteRange(0, size) if byte_range is None else byte_range
+            start, stop = wanted.start, wanted.stop
+            self._check_end(key, size, start, stop)
+            data = files.read_bytes(fd, start, stop)
+            if len(data) < stop - start:
+                raise self._became_shorter(key)
+            return memoryview(data)
+
+    def get_ranges(self, reads: Sequence[RangeRead]) -> None:
+        for key, group in by_key(reads).items():
+            check_key(key)
+            with self._errors("reading", key), self._open_blob(key) as (fd, size):
+                for read in group:
+                    self._check_end(key, size, read.start, read.start + read.out.nbytes)
+                for start, outs in runs(group):
+                    if not files.read_into(fd, start, outs):
+                        raise self._became_shorter(key)
+
+    def info(self, key: str) -> BlobInfo:
+        check_key(key)
+        with self._errors("reading", key):
+            folder, name = self._open_parent(key)
+            try:
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            finally:
+                os.close(folder)
+            if not files.is_regular(found):
+                raise NotFound(self._no_blob(key))
+            return BlobInfo(key, found.st_size, found.st_mtime)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        folders: dict[str, list[str]] = {}
+        for key in keys:
+            folder, _, name = check_key(key).rpartition("/")
+            folders.setdefault(folder, []).append(name)
+        for folder, names in folders.items():
+            with self._errors("deleting", f"{folder}/{names[0]}".lstrip("/"), missing_ok=True):
+                fd = self._walk(folder)
+                try:
+                    for name in names:
+                        files.unlink_file(name, fd)
+                    files.sync_dir(fd)
+                finally:
+                    os.close(fd)
+
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+        check_prefix(prefix)
+        return self._list(prefix)
+
+    def list_folders(self, prefix: str = "") -> Iterator[str]:
+        check_prefix(prefix)
+        with self._errors("listing", prefix or "the root"):
+            below = [entry.name for entry in self._entries_below(prefix) if entry.info is None]
+            # Deleting blobs leaves their directories: only one that holds a blob counts.
+            return iter([name for name in below if self._has_blob(f"{prefix}{name}")])
+
+    def sweep(self, older_than_s: float) -> int:
+        """Remove the temporary files that crashed writers left, and return how many.
+
+        A writer's own file is touched by every write, so an hour is safe on any disk.
+
+        Args:
+            older_than_s: leave files alone that were written to more recently, in seconds.
+        """
+        horizon = time.time() - older_than_s
+        removed = 0
+        with self._errors("sweeping temporary files", missing_ok=True):
+            fd = self._walk(TEMP_DIR)
+            try:
+                for entry in files.entries(fd):
+                    if entry.info is not None and entry.info.st_mtime < horizon:
+                        removed += files.unlink_file(entry.name, fd)
+            finally:
+                os.close(fd)
+        return removed
+
+    # Writing
+
+    def _link(self, key: str, data: Buffer | Sequence[Buffer], folder: int, name: str) -> bool:
+        with self._temp_file(data) as (temp_fd, temp):
+            try:
+                os.link(temp, name, src_dir_fd=temp_fd, dst_dir_fd=folder, follow_symlinks=False)
+            except FileExistsError:
+                # NFS can repeat a request whose answer was lost; the link count tells the truth
+                # (open(2), NOTES, O_EXCL).
+                found = os.stat(temp, dir_fd=temp_fd, follow_symlinks=False)
+                return found.st_nlink == 2
+            except OSError as error:
+                if error.errno not in files.NO_LINKS:
+                    raise
+                raise BackendError(
+                    f"cannot create blob {key!r} in {self.url}: its file system has no hard "
+                    "links, so nothing is created atomically; use another file system"
+                ) from error
+            return True
+
+    @contextmanager
+    def _temp_file(self, data: Buffer | Sequence[Buffer]) -> Iterator[tuple[int, str]]:
+        """Write and sync a temporary file; yield its directory and name; remove what is left."""
+        if not self._swept:  # what a killed writer left must not stay for ever
+            self._swept = True
+            with contextlib.suppress(BackendError):
+                self.sweep(_LEFT_AFTER_S)
+        temp = f"{os.getpid()}-{secrets.token_hex(12)}"
+        views = flat_views(data)
+        folder = self._walk(TEMP_DIR, create=True)
+        try:
+            try:
+                fd = os.open(temp, files.CREATE_FLAGS, 0o666, dir_fd=folder)
+                try:
+                    files.write_all(fd, views)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                yield folder, temp
+            finally:
+                with contextlib.suppress(OSError):  # renamed away; or left for sweep()
+                    os.unlink(temp, dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def _probe_links(self) -> bool:
+        name = f"probe-{secrets.token_hex(12)}"
+        with self._errors("probing"):
+            try:
+                with self._temp_file(b"") as (folder, temp):
+                    os.link(temp, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+                    os.unlink(name, dir_fd=folder)
+            except OSError as error:
+                if error.errno in files.NO_LINKS:
+                    return False
+                if error.errno not in files.DENIED:
+                    raise
+            # A reader without the right to write creates nothing, so it breaks no promise.
+            return True
+
+    # Paths
+
+    def _open_parent(self, key: str, *, create: bool = False) -> tuple[int, str]:
+        folder, _, name = key.rpartition("/")
+        return self._walk(folder, create=create), name
+
+    def _walk(self, folder: str, *, create: bool = False) -> int:
+        """Open a directory below the root, following no symbolic link, and return its descriptor.
+
+        With ``create``, whatever is missing is made, and each directory is made durable in its
+        parent the first time this store sees it: another process may have made it and not yet
+        synced it.
+        """
+        try:
+            fd = os.open(self._root, files.DIR_FLAGS)
+        except OSError as error:
+            if error.errno not in files.MISSING:
+                raise
+            raise BackendError(
+                f"the directory of {self.url} is gone: is its file system mounted?"
+            ) from error
+        path = ""
+        for name in folder.split("/") if folder else ():
+            path = f"{path}/{name}"
+            try:
+                child = files.open_dir(name, fd, create=create)
+                if create and path not in self._durable_dirs:
+                    files.sync_dir(fd)
+                    self._remember(path)
+            finally:
+                os.close(fd)
+            fd = child
+        return fd
+
+    def _remember(self, path: str) -> None:
+        if len(self._durable_dirs) >= _KNOWN_DIRS_MAX:
+            self._durable_dirs.clear()
+        self._durable_dirs.add(path)
+
+    # Reading
+
+    @contextmanager
+    def _open_blob(self, key: str) -> Iterator[tuple[int, int]]:
+        folder, name = self._open_parent(key)
+        try:
+            fd = os.open(name, files.READ_FLAGS, dir_fd=folder)
+        finally:
+            os.close(folder)
+        try:
+            found = os.fstat(fd)
+            if not files.is_regular(found):
+                raise NotFound(self._no_blob(key))
+            yield fd, found.st_size
+        finally:
+            os.close(fd)
+
+    def _list(self, prefix: str) -> Iterator[BlobInfo]:
+        what = prefix or "the root"
+        with self._errors("listing", what, missing_ok=True):
+            # The stack holds directories whose entries are still to come, the deepest last.
+            stack: _Stack = [(prefix, iter(self._entries_below(prefix)))]
+            while stack:
+                path, entries = stack[-1]
+                entry = next(entries, None)
+                if entry is None:
+                    stack.pop()
+                elif entry.info is None:
+                    below = f"{path}{entry.name}/"
+                    stack.append((below, iter(self._entries_below(below))))
+                else:
+                    key = f"{path}{entry.name}"
+                    yield BlobInfo(key, entry.info.st_size, entry.info.st_mtime)
+
+    def _entries_below(self, prefix: str) -> Sequence[files.Entry]:
+        try:
+            fd = self._walk(prefix[:-1])
+        except OSError as error:
+            if error.errno in files.MISSING:
+                return []
+            raise
+        try:
+            return [entry for entry in files.entries(fd) if is_key(prefix + entry.name)]
+        finally:
+            os.close(fd)
+
+    def _has_blob(self, folder: str) -> bool:
+        try:
+            fd = self._walk(folder)
+        except FileNotFoundError:
+            return False
+        try:
+            return files.has_file(fd)
+        finally:
+            os.close(fd)
+
+    # Errors
+
+    @contextmanager
+    def _errors(self, doing: str, key: str = "", *, missing_ok: bool = False) -> Iterator[None]:
+        """Turn an ``OSError`` into one of ours that says what failed, where, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in files.MISSING:
+                if missing_ok:
+                    return
+                if doing == "reading":
+                    raise NotFound(self._no_blob(key)) from None
+            target = f"{doing} {key!r} in" if key else f"{doing} of"
+            raise files.translated(
+                error, f"{target} {self.url} failed: {error.strerror}"
+            ) from error
+
+    def _no_blob(self, key: str) -> str:
+        return f"no blob {key!r} in {self.url}"
+
+    def _check_end(self, key: str, size: int, start: int, stop: int) -> None:
+        if stop > size:
+            raise Damaged(
+                f"blob {key!r} in {self.url} has {size} bytes, but [{start}, {stop}) was asked "
+                "for: it was cut short; restore it from another copy"
+            )
+
+    def _became_shorter(self, key: str) -> Damaged:
+        return Damaged(
+            f"blob {key!r} in {self.url} was cut short while it was read; "
+            "restore it from another copy"
+        )

@@ -1,0 +1,3 @@
+"""Blobs in Memcached."""
+
+__all__ = ["store"]

@@ -1,0 +1,357 @@
+"""Blobs in S3 (and what speaks it), Google Cloud Storage or Azure Blob Storage, through obstore.
+
+Credentials, region and endpoint come from the usual environment variables (``AWS_*``,
+``GOOGLE_*``, ``AZURE_*``), which obstore reads itself, where nothing else says them: they are never
+part of the URL. A plain
+``http`` endpoint needs ``allow_http``; a store by URL takes that from ``AWS_ALLOW_HTTP=true``.
+
+What is created is one PUT, so that ``If-None-Match`` covers all of it, and so is all that is small.
+A large blob goes up in parts, several at once, each of them sent again alone when it fails; a crash
+can leave parts that were never put together, which a lifecycle rule of the bucket removes
+(``AbortIncompleteMultipartUpload``).
+
+Nothing hangs: a read fails when no byte came for ``timeout_s``, or when it has brought fewer than
+64 KiB/s since then; any other request, of which the largest carries 8 MiB, when it has no answer
+after ``timeout_s``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+
+from tierstore.blobs.base import (
+    BlobInfo,
+    BlobStore,
+    Capabilities,
+    RangeRead,
+    check_key,
+    check_prefix,
+)
+from tierstore.blobs.objects.connect import S3_SCHEMES, Access, check_url, connect
+from tierstore.blobs.objects.errors import translated
+from tierstore.blobs.shared import by_key, drop_front, each, flat_views, is_key, runs
+from tierstore.errors import (
+    BackendError,
+    ConfigError,
+    Damaged,
+    NotFound,
+    TierstoreError,
+    Unreachable,
+)
+from tierstore.ids import Buffer, ByteRange
+
+if TYPE_CHECKING:
+    from obstore import Attributes, GetResult
+    from obstore.store import ObjectStore as ObstoreStore
+
+_PART_BYTES = 8 << 20  # a long read is split into requests of this size
+_THREADS = 8  # with 8 MiB parts, as fast as raw sockets
+_DELETE_BATCH = 1000  # the most that S3's DeleteObjects takes
+_ONE_PUT = 8 << 20  # a larger blob is written in parts,
+_PUT_PART = 5 << 20  # the least that S3 allows,
+_PUTS = 4  # so many at once
+_LEAST_RATE = 64 << 10  # bytes per second: a request that brings fewer is not worth waiting for
+_CREATE_TRIES = 6
+_CHANGED_TRIES = 3
+
+_OBSTORE_ERRORS = (BaseError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One request: the buffers to fill, laid end to end, from ``start`` on."""
+
+    key: str
+    start: int
+    outs: list[memoryview]
+
+
+class ObjectStore(BlobStore):
+    """Blobs below a prefix of one bucket.
+
+    Args:
+        url: ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
+        storage_class: of what is written, as the storage calls it (``STANDARD_IA``); by default
+            the bucket's own.
+        timeout_s: see above; seconds.
+        retry_s: requests that failed are sent again for this long, in seconds, with jittered
+            exponential backoff; by default ``timeout_s``.
+        access: fields of ``Access``: ``endpoint``, ``region``, ``path_style``, ``profile``,
+            ``ca``, ``allow_http``, ``login``.
+
+    Raises:
+        ConfigError: the URL holds credentials or options, or the environment is incomplete.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        storage_class: str | None = None,
+        timeout_s: float = 15.0,
+        retry_s: float | None = None,
+        **access: Any,
+    ) -> None:
+        self._url = check_url(url)
+        scheme = self._url.partition("://")[0]
+        self._bulk_delete = scheme in S3_SCHEMES
+        self._attributes: Attributes = {"Storage-Class": storage_class} if storage_class else {}
+        self._timeout_s = timeout_s
+        retry_s = timeout_s if retry_s is None else retry_s
+        try:
+            found = connect(self._url, Access(**access), timeout_s, retry_s)
+        except _OBSTORE_ERRORS as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"{self._url} cannot be opened ({type(error).__name__}): check the URL and the "
+                "region, endpoint and credentials in the environment"
+            ) from None
+        self._reads, self._connect_others = found
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._other: ObstoreStore | None = None
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(put_if_absent=True, durable=True)
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        check_key(key)
+        views = flat_views(data)
+        with self._errors("writing", key):
+            if sum(view.nbytes for view in views) > _ONE_PUT:
+                # a lost response: what completed the upload is done, or the upload is gone
+                with contextlib.suppress(NotFoundError):
+                    self._put(key, views, chunk_size=_PUT_PART, max_concurrency=_PUTS)
+                    return
+            self._put(key, views, use_multipart=False)
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        check_key(key)
+        views = flat_views(data)
+        for attempt in range(_CREATE_TRIES):
+            with self._errors("creating", key):
+                try:
+                    self._put(key, views, mode="create", use_multipart=False)
+                    return True
+                except AlreadyExistsError:
+                    # S3 also says this (409 ConditionalRequestConflict) when another request for
+                    # the key was under way, which may have been a deletion: look.
+                    if self._exists(key):
+                        return False
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))
+        raise Unreachable(
+            f"creating {key!r} in {self._url} was refused {_CREATE_TRIES} times because of other "
+            "requests for it, but it does not exist; try again later"
+        )
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
+        check_key(key)
+        if byte_range is None:
+            with self._errors("reading", key):
+                answer = obstore.get(self._reads, key)
+                out = memoryview(bytearray(answer.meta["size"]))
+                self._receive(key, answer, [out], 0)
+            return out
+        if not 0 < len(byte_range) <= _PART_BYTES:
+            self._check_reach(key, byte_range.stop)  # before so much is allocated
+        out = memoryview(bytearray(len(byte_range)))
+        self.get_ranges([RangeRead(key, byte_range.start, out)])
+        return out
+
+    def get_ranges(self, reads: Sequence[RangeRead]) -> None:
+        parts = []
+        for key, group in by_key(reads).items():
+            check_key(key)
+            for read in group:
+                if not read.out.nbytes:  # asking for no bytes is an error: see that it is there
+                    self._check_reach(key, read.start)
+            for start, outs in runs(group):
+                parts += [_Part(key, at, cut) for at, cut in _cuts(start, outs)]
+        for _ in range(_CHANGED_TRIES):
+            tags = each(self._pool(), self._fill, parts)
+            versions = {(part.key, tag) for part, tag in zip(parts, tags, strict=True)}
+            if len(versions) == len({key for key, _ in versions}):
+                return
+        raise BackendError(
+            f"{parts[0].key!r} in {self._url} was replaced each time that it was read; try again"
+        )
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
+        wanted = [check_key(key) for key in dict.fromkeys(keys)]
+
+        def one(key: str) -> memoryview | None:
+            with contextlib.suppress(NotFound):
+                return self.get(key)
+            return None
+
+        found = zip(wanted, each(self._pool(), one, wanted), strict=True)
+        return {key: data for key, data in found if data is not None}
+
+    def present(self, keys: Sequence[str]) -> set[str]:
+        wanted = [check_key(key) for key in dict.fromkeys(keys)]
+        found = zip(wanted, each(self._pool(), self._exists, wanted), strict=True)
+        return {key for key, there in found if there}
+
+    def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
+        for key in blobs:
+            check_key(key)
+        each(self._pool(), lambda blob: self.put(*blob), list(blobs.items()))
+
+    def info(self, key: str) -> BlobInfo:
+        check_key(key)
+        with self._errors("reading", key):
+            found = obstore.head(self._others, key)
+        return BlobInfo(key, found["size"], found["last_modified"].timestamp())
+
+    def delete(self, keys: Iterable[str]) -> None:
+        checked = [check_key(key) for key in keys]
+        if not self._bulk_delete:
+            each(self._pool(), self._delete_one, checked)
+            return
+        for at in range(0, len(checked), _DELETE_BATCH):
+            batch = checked[at : at + _DELETE_BATCH]
+            with self._errors("deleting", batch[0]):
+                obstore.delete(self._others, batch)
+
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+        check_prefix(prefix)
+        return self._list(prefix)
+
+    def list_folders(self, prefix: str = "") -> Iterator[str]:
+        check_prefix(prefix)
+        with self._errors("listing", prefix):
+            found = obstore.list_with_delimiter(self._others, prefix[:-1] or None)
+        return iter(sorted(path[len(prefix) :] for path in found["common_prefixes"]))
+
+    def close(self) -> None:
+        with self._lock:
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown()
+
+    def _list(self, prefix: str) -> Iterator[BlobInfo]:
+        last = ""
+        with self._errors("listing", prefix):
+            for chunk in obstore.list(self._others, prefix[:-1] or None, chunk_size=1000):
+                for found in chunk:
+                    key = found["path"]
+                    if key <= last:
+                        raise BackendError(f"{self._url} does not list its keys in order")
+                    last = key
+                    if is_key(key):
+                        yield BlobInfo(key, found["size"], found["last_modified"].timestamp())
+
+    def _put(self, key: str, views: Sequence[memoryview], **how: Any) -> None:
+        obstore.put(self._others, key, views, attributes=self._attributes or None, **how)
+
+    def _fill(self, part: _Part) -> str | None:
+        """Fetch one part; return the version of the blob that it was taken from."""
+        stop = part.start + sum(out.nbytes for out in part.outs)
+        with self._errors("reading", part.key):
+            answer = obstore.get(self._reads, part.key, options={"range": (part.start, stop)})
+            self._receive(part.key, answer, part.outs, part.start)
+        return answer.meta["e_tag"]
+
+    def _receive(self, key: str, answer: GetResult, outs: Sequence[memoryview], start: int) -> None:
+        """Fill ``outs`` from an answer while it comes."""
+        room, begun, got = list(outs), time.monotonic(), 0
+        stop = start + sum(out.nbytes for out in outs)
+        for chunk in answer.stream(min_chunk_size=1):
+            view = memoryview(chunk)
+            got += view.nbytes
+            if start + got > stop:
+                raise BackendError(
+                    f"{self._url} answers with more of {key!r} than it was asked for; check what "
+                    "lies between here and the storage"
+                )
+            while view.nbytes:
+                count = min(view.nbytes, room[0].nbytes)
+                room[0][:count] = view[:count]
+                view = view[count:]
+                drop_front(room, count)
+            passed = time.monotonic() - begun
+            if passed > self._timeout_s and got < passed * _LEAST_RATE:
+                raise Unreachable(
+                    f"reading {key!r} in {self._url} failed: {got} bytes in {passed:.0f} s are "
+                    "too slow; check the network"
+                )
+        if start + got < stop:
+            raise self._too_short(key, stop, answer.meta["size"])
+
+    def _check_reach(self, key: str, stop: int) -> None:
+        size = self.info(key).size
+        if stop > size:
+            raise self._too_short(key, stop, size)
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self.info(key)
+        except NotFound:
+            return False
+        return True
+
+    def _delete_one(self, key: str) -> None:
+        with contextlib.suppress(NotFound), self._errors("deleting", key):
+            obstore.delete(self._others, key)
+
+    @property
+    def _others(self) -> ObstoreStore:
+        """The bucket for what is no reading."""
+        with self._lock:
+            if self._other is None:
+                self._other = self._connect_others()
+            return self._other
+
+    def _pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tierstore-get")
+            return self._threads
+
+    @contextmanager
+    def _errors(self, doing: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except TierstoreError:
+            raise
+        except _OBSTORE_ERRORS as error:
+            raise translated(error, f"{doing} {key!r} in", self._url) from None
+
+    def _too_short(self, key: str, stop: int, size: int) -> Damaged:
+        return Damaged(
+            f"blob {key!r} in {self._url} has {size} bytes, but {stop} were expected: it was "
+            "cut short; restore it from another copy"
+        )
+
+
+def _cuts(start: int, outs: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Cut a run into parts of at most ``_PART_BYTES``."""
+    left = list(outs)
+    while left:
+        room, part = _PART_BYTES, []
+        for out in left:
+            part.append(out[:room])
+            room -= part[-1].nbytes
+            if not room:
+                break
+        length = _PART_BYTES - room
+        yield start, part
+        start += length
+        drop_front(left, length)

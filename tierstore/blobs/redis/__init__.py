@@ -1,0 +1,3 @@
+"""Blobs, and heat, in Redis."""
+
+__all__ = ["endpoint", "heat", "store"]

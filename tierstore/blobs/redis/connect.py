@@ -1,0 +1,26 @@
+"""Loads the client libraries of Redis when they are needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tierstore.blobs.redis.client import RedisClient
+
+
+def connect(endpoint: RedisEndpoint) -> RedisClient:
+    """A client of the endpoint, which connects when it is first used.
+
+    Raises:
+        ConfigError: the libraries of the ``redis`` extra are not installed.
+    """
+    try:
+        from tierstore.blobs.redis.client import RedisClient
+    except ImportError as error:
+        raise ConfigError(
+            f"{endpoint.url} needs the packages redis and hiredis: pip install 'tierstore[redis]'"
+        ) from error
+    return RedisClient(endpoint)

@@ -1,0 +1,130 @@
+"""What the nodes of a store tell each other through one Redis: heat, the time, and news.
+
+Heat is a sorted set for each period, a number that the caller counts time by. It has no time to
+live, so that ``volatile-lfu`` never evicts it; ``trim`` and ``drop`` are what bounds it. Names of
+keys and channels hold a ``~``, which is in no blob's key.
+
+An ACL user needs, beside what blobs need, ``&<prefix>* +@pubsub +time``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tierstore.blobs.redis.connect import connect
+from tierstore.blobs.redis.endpoint import RedisEndpoint
+from tierstore.blobs.redis.store import check_redis_prefix
+from tierstore.blobs.shared import batches
+
+if TYPE_CHECKING:
+    from redis.connection import Connection
+
+_BATCH = 1000
+_BATCH_BYTES = 1 << 20
+
+
+class RedisHeat:
+    """Sums of heat by name, shared by all clients of one Redis with the same prefix.
+
+    Args:
+        endpoint: where it is.
+        prefix: begins the names of keys and channels, as in ``RedisStore``.
+
+    Raises:
+        ConfigError: an argument cannot be used, or the ``redis`` extra is not installed.
+    """
+
+    def __init__(self, endpoint: RedisEndpoint, *, prefix: str = "tier:") -> None:
+        self._prefix = check_redis_prefix(prefix)
+        self._client = connect(endpoint)
+
+    def _heat(self, period: int) -> str:
+        return f"{self._prefix}~heat:{period}"
+
+    def add(self, increments: Mapping[str, float], period: int) -> None:
+        """Add to the heat of each name; finite numbers only.
+
+        After an error some were added, and nobody knows which: adding them again counts double.
+        """
+        for name, by in increments.items():
+            if not math.isfinite(by):
+                raise ValueError(f"the heat of {name!r} cannot change by {by}")
+        key = self._heat(period)
+        sized = ((name, len(name) + 60) for name in increments)
+        for batch in batches(sized, _BATCH_BYTES, _BATCH):
+            commands = [("ZINCRBY", key, repr(increments[name]), name) for name in batch]
+            self._client.run("adding heat", commands)
+
+    def scores(self, names: Sequence[str], period: int) -> dict[str, float]:
+        """The heat of those of the names that have any."""
+        found = {}
+        for batch in batches(((name, len(name)) for name in names), _BATCH_BYTES, _BATCH):
+            [scores] = self._client.run("reading heat", [("ZMSCORE", self._heat(period), *batch)])
+            pairs = zip(batch, scores, strict=True)
+            found.update({name: float(score) for name, score in pairs if score is not None})
+        return found
+
+    def top(self, count: int, period: int) -> list[tuple[str, float]]:
+        """The ``count`` hottest names, the hottest first."""
+        if count < 1:
+            return []
+        command = ("ZREVRANGE", self._heat(period), 0, count - 1, "WITHSCORES")
+        [flat] = self._client.run("reading heat", [command])
+        return [
+            (name.decode(), float(score)) for name, score in zip(flat[::2], flat[1::2], strict=True)
+        ]
+
+    def trim(self, keep: int, period: int) -> int:
+        """Forget all but the ``keep`` hottest names; return how many were forgotten."""
+        command = ("ZREMRANGEBYRANK", self._heat(period), 0, -keep - 1)
+        [removed] = self._client.run("trimming heat", [command])
+        return int(removed)
+
+    def drop(self, period: int) -> None:
+        """Forget a period."""
+        self._client.run("dropping heat", [("UNLINK", self._heat(period))])
+
+    def time(self) -> float:
+        """Seconds since the epoch by the server's clock."""
+        [node, *_] = self._client.nodes("reading the time")
+        [(seconds, micros)] = self._client.run_on(node, "reading the time", [("TIME",)])
+        return int(seconds) + int(micros) / 1e6
+
+    def publish(self, channel: str, text: str) -> None:
+        """Send a text to all who listen now; nobody else will ever get it."""
+        self._client.run("publishing", [("PUBLISH", f"{self._prefix}~{channel}", text)])
+
+    @contextmanager
+    def listen(self, channel: str) -> Iterator[Listener]:
+        """Hear what is published while the block runs; this holds one connection.
+
+        Raises, also from within the block:
+            Unreachable: the connection broke. Texts may have been missed; listen again.
+        """
+        name = f"{self._prefix}~{channel}"
+        with self._client.connection("listening", name) as connection:
+            connection.send_command("SUBSCRIBE", name)
+            connection.read_response()
+            yield Listener(connection)
+
+    def close(self) -> None:
+        """Close this process's connections."""
+        self._client.close()
+
+
+class Listener:
+    """One subscription; for one thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, timeout_s: float) -> str | None:
+        """The next text, or ``None`` when none came in ``timeout_s`` seconds."""
+        if not self._connection.can_read(timeout_s):
+            return None
+        kind, _, text = self._connection.read_response()
+        assert kind == b"message", kind
+        return bytes(text).decode()

@@ -1,0 +1,182 @@
+"""The program: its commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from tierstore.cli.kit.command import JsonOption, QuietOption, StoreOption, name_variables
+from tierstore.cli.kit.help import arrange
+from tierstore.cli.kit.output import as_json, printable, show_warnings
+from tierstore.cli.schemas.core import ErrorDetail, ErrorJson
+from tierstore.config import DEBUG, is_on, unknown_variables
+from tierstore.errors import OutOfSpace, TierstoreError
+
+INTERRUPTED, BROKEN_PIPE = 130, 141
+_ABOUT = """A tiered, content-addressed store for model weights.
+
+\b
+A reference (REF) is MODEL (its newest version), MODEL@ALIAS, MODEL@12 or
+MODEL@b3:DIGEST; MODEL@12+NAME is a lossy variant, MODEL@release:NAME the
+version that a release names.
+
+\b
+Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found,
+6 conflict, 7 quota or disk full, 8 storage unreachable, 130 interrupted.
+
+\b
+Every option is also an environment variable: TIERSTORE_<COMMAND>_<FLAG>, such
+as TIERSTORE_SAVE_ALIAS, or TIERSTORE_STORE, TIERSTORE_JSON, TIERSTORE_QUIET;
+an option that may be repeated takes words there. Others: TIERSTORE_CACHE_DIR,
+TIERSTORE_THREADS, TIERSTORE_MEMORY_LIMIT, TIERSTORE_NODE, TIERSTORE_PROFILE,
+TIERSTORE_LABELS=NAME=VALUE,..., TIERSTORE_CONFIG (this node's tierstore.toml:
+see 'tierstore tier example'), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (prints
+tracebacks). A program that loads through the library also serves metrics at
+TIERSTORE_METRICS=[HOST:]PORT, and logs to stderr with TIERSTORE_LOG=json.
+"""
+COMMANDS = {
+    "stores": ("init", "du", "check", "version"),
+    "models": ("save", "load", "ls", "rebase"),
+    "describe": ("stat", "tensors", "diff"),
+    "aliases": ("alias", "log", "rollback"),
+    "rollouts": ("rollout", "report"),
+    "releases": ("release",),
+    "patches": ("patch", "patches", "fold"),
+    "variants": ("derive", "variants", "lineage"),
+    "tiers": ("tier",),
+    "backends": ("store",),
+    "space": ("df",),
+    "top": ("top",),
+    "warming": ("warmup", "evict", "pin", "unpin", "pins"),
+    "placing": ("rebalance", "mv", "explain"),
+    "archives": ("restore",),
+    "agent": ("agent",),
+    "serve": ("serve",),
+    "doctor": ("doctor",),
+    "demo": ("demo",),
+}
+"""The files of commands, and what each adds to the program."""
+_HELP = ["-h", "--help"]
+# click's own class; this name is public in every version of typer
+_ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(version("tierstore"))
+        raise typer.Exit
+
+
+def _common(
+    store: StoreOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Its values are read by each command through the context."""
+
+
+def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
+    """The click command of the program, and the environment variables that its options read.
+
+    Args:
+        argv: a command line; commands whose names it does not contain may be left out. Making the
+            whole tree takes longer than most commands do.
+    """
+    asked = [file for file, names in COMMANDS.items() if not set(names).isdisjoint(argv)]
+    if not asked or not set(_HELP).isdisjoint(argv):
+        asked = list(COMMANDS)
+    app = typer.Typer(
+        name="tierstore",
+        help=_ABOUT,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": _HELP},
+    )
+    app.callback()(_common)
+    for file in asked:
+        import_module(f"tierstore.cli.{file}").register(app)
+    root: Any = typer.main.get_command(app)
+    arrange(root)
+    return root, name_variables(root)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; prints any error, and returns the exit code."""
+    show_warnings()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a name that the terminal's encoding lacks is escaped, not an error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        root, known = command_tree(argv)
+        if unknown_variables(known):  # as far as these commands know
+            root, known = command_tree()
+        with root.make_context("tierstore", list(argv) or ["--help"], obj=known) as context:
+            root.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, OSError):
+            _drop_output()
+        return _report(error, _wants_json(argv))
+    return 0
+
+
+def _drop_output() -> None:
+    """Where stdout cannot be written to, keep the interpreter from trying again when it ends."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    # the command line may be what is wrong, so it is not parsed for this
+    return "--json" in argv or is_on("TIERSTORE_JSON")
+
+
+def _report(error: BaseException, as_line_of_json: bool) -> int:
+    """Print one line about ``error`` on stderr; returns the exit code."""
+    detail = _detail(error)
+    if is_on(DEBUG):
+        traceback.print_exception(error)
+    if as_line_of_json:
+        print(as_json(ErrorJson(error=detail)), file=sys.stderr)
+    else:
+        print(f"tierstore: error: {printable(detail.message)}", file=sys.stderr)
+    return detail.exit_code
+
+
+def _detail(error: BaseException) -> ErrorDetail:
+    kind, message, code = type(error).__name__, str(error), 1
+    if isinstance(error, TierstoreError):
+        code = error.exit_code
+    elif isinstance(error, _ClickUsageError):
+        context = error.ctx
+        where = f"; see '{context.command_path} --help'" if context else ""
+        kind, code = "UsageError", 2
+        message = error.format_message().rstrip(".") + where
+    elif isinstance(error, KeyboardInterrupt | typer.Abort):
+        kind, message, code = "Interrupted", "interrupted", INTERRUPTED
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind, code = "OutOfSpace", OutOfSpace.exit_code
+        message = f"the output cannot be written: {error.strerror}; free some space"
+    else:
+        message = f"unexpected {kind}: {message}; {DEBUG}=1 shows the traceback"
+        kind = "Bug"
+    return ErrorDetail(type=kind, message=message, exit_code=code)

@@ -1,0 +1,54 @@
+"""What ``--help`` looks like: commands in groups, and arguments by their plain names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tierstore.cli.kit.command import walk
+
+SECTIONS = {
+    "Models": (
+        "init", "save", "load", "ls", "stat", "tensors", "diff", "log", "alias", "rollback",
+        "rebase", "patch", "patches", "fold",
+    ),
+    "Rollouts": ("rollout", "report", "release"),
+    "Variants": ("derive", "variants", "lineage"),
+    "Tiers": (
+        "tier", "df", "top", "explain", "rebalance", "mv", "restore", "warmup", "evict", "pin",
+        "unpin", "pins",
+    ),
+    "Serving": ("agent", "serve"),
+    "Care": ("du", "check", "doctor", "store", "demo", "version"),
+}  # fmt: skip
+"""Every command of the program, in the order in which ``--help`` lists them."""
+
+
+def arrange(root: Any) -> None:
+    """Order the commands of a click tree, and change how its help is printed."""
+    order = [name for names in SECTIONS.values() for name in names]
+    assert set(order) >= set(root.commands), set(root.commands) - set(order)
+    root.commands = {name: root.commands[name] for name in order if name in root.commands}
+    root.format_commands = lambda context, formatter: _write_sections(root, context, formatter)
+    for _, node in walk(root):
+        for parameter in node.params:
+            if parameter.param_type_name == "argument":
+                _plain(parameter)
+
+
+def _write_sections(root: Any, context: Any, formatter: Any) -> None:
+    longest = max(map(len, root.commands))
+    for title, names in SECTIONS.items():
+        with formatter.section(title):
+            rows = []
+            for name in names:
+                text = root.commands[name].get_short_help_str(formatter.width - longest - 6)
+                rows.append((name.ljust(longest), text))
+            formatter.write_dl(rows)
+
+
+def _plain(argument: Any) -> None:
+    """Show an argument as ``NAME``, or ``[NAME]`` when it may be left out."""
+    name = argument.metavar or argument.name.upper()
+    shown = name if argument.required else f"[{name}]"
+    argument.get_usage_pieces = lambda context: [shown]
+    argument.get_help_record = lambda context: (name, argument.help or "")

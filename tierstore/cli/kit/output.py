@@ -1,0 +1,219 @@
+"""How every command prints: JSON, ids only, or text for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tierstore.cli.schemas.core import Schema
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_GAP, _NARROWEST, _DIGEST_CELLS = "  ", 12, 12
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: numbers go to the right; digests are cut short on a terminal."""
+
+    title: str
+    right: bool = False
+    digest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Prints a command's result in the form that was asked for; ``json`` wins over ``quiet``."""
+
+    json: bool
+    quiet: bool
+
+    def show(self, data: Schema, ids: Iterable[str], text: Callable[[], None]) -> None:
+        """Print ``data`` as JSON, or the ``ids`` one a line, or let ``text`` print for people."""
+        if self.json:
+            print(as_json(data, indent=2))
+        elif self.quiet:
+            for one in ids:
+                print(printable(one))
+        else:
+            text()
+
+
+def as_json(data: Schema, indent: int | None = None) -> str:
+    """The JSON text of a result: sorted keys, exact bytes, RFC 3339 times."""
+    import msgspec
+
+    plain = msgspec.to_builtins(data)
+    return json.dumps(plain, indent=indent, sort_keys=True, ensure_ascii=False)
+
+
+class _Warnings(logging.Handler):
+    """Prints what the library warns of on stderr, in the form of the program's own errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = record.levelname.lower()
+        print(f"tierstore: {kind}: {printable(record.getMessage())}", file=sys.stderr)
+
+
+def show_warnings() -> None:
+    """Have warnings of the library printed; calling it again changes nothing."""
+    logger = logging.getLogger("tierstore")
+    if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
+        logger.addHandler(_Warnings(logging.WARNING))
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: what could move a terminal's cursor is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _HIDDEN else c
+        for c in text
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``86.7 MiB``."""
+    number, unit = float(count), 0
+    while abs(number) >= 1024 and unit < len(_UNITS) - 1:
+        number, unit = number / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``, ``2 processes``."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
+
+
+def when(time: datetime) -> str:
+    """A time for people, by this machine's clock and zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def shares(parts: Sequence[int]) -> list[str]:
+    """Each part's percentage of their sum, one decimal, so that the percentages add up to 100.0.
+
+    By largest remainders: what rounding down leaves goes to those it took most from.
+    """
+    total = sum(parts)
+    if total <= 0:
+        return ["-" for _ in parts]
+    tenths = [part * 1000 // total for part in parts]
+    by_remainder = sorted(range(len(parts)), key=lambda at: -(parts[at] * 1000 % total))
+    for at in by_remainder[: 1000 - sum(tenths)]:
+        tenths[at] += 1
+    return [f"{tenth / 10:.1f} %" for tenth in tenths]
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: fitted to the terminal's width, or in full where there is no terminal."""
+    lines = [[column.title for column in columns]]
+    lines += [[printable(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        _print_lines(columns, lines, _widths(lines))
+        return
+    lines[1:] = [
+        [_shown(column, cell) for column, cell in zip(columns, line, strict=True)]
+        for line in lines[1:]
+    ]
+    widths = _widths(lines)
+    limit = shutil.get_terminal_size().columns
+    left = limit - _total(widths[1:]) - len(_GAP)
+    if widths[0] == max(widths) and widths[0] * 2 / 3 > left:
+        _print_stacked(columns, lines, widths)
+    else:
+        _narrow(widths, columns, limit)
+        _print_lines(columns, lines, widths)
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> None:
+    """Print names and values below each other; a name that comes again is not repeated."""
+    shown = [(name, printable(value)) for name, value in pairs]
+    indent = max(len(name) for name, _ in shown) + len(_GAP)
+    width = shutil.get_terminal_size().columns - indent if sys.stdout.isatty() else sys.maxsize
+    previous = ""
+    for name, value in shown:
+        for line in textwrap.wrap(value, max(width, _NARROWEST), break_on_hyphens=False):
+            print(("" if name == previous else name).ljust(indent) + line)
+            previous = name
+
+
+def _print_lines(
+    columns: Sequence[Column], lines: Sequence[Sequence[str]], widths: Sequence[int]
+) -> None:
+    for line in lines:
+        folded = [_fold(cell, width) for cell, width in zip(line, widths, strict=True)]
+        for parts in zip_longest(*folded, fillvalue=""):
+            print(_line(columns, parts, widths))
+
+
+def _print_stacked(
+    columns: Sequence[Column], lines: Sequence[Sequence[str]], widths: Sequence[int]
+) -> None:
+    """The first cell of each line on a line of its own: long names stay in one piece."""
+    for line in lines:
+        print(line[0])
+        print(_GAP + _line(columns[1:], line[1:], widths[1:]))
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(_cells, column)) for column in zip(*lines, strict=True)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _shown(column: Column, cell: str) -> str:
+    return cell[:_DIGEST_CELLS] + "…" if column.digest else cell
+
+
+def _narrow(widths: list[int], columns: Sequence[Column], limit: int) -> None:
+    """Take from the widest columns of text until a line has at most ``limit`` cells."""
+    text = [at for at, column in enumerate(columns) if not column.right]
+    while _total(widths) > limit:
+        widest = max(text, key=lambda at: widths[at])
+        if widths[widest] <= _NARROWEST:
+            return
+        widths[widest] -= 1
+
+
+def _fold(text: str, width: int) -> list[str]:
+    """``text`` in pieces of at most ``width`` cells, cut behind a dot, slash or space if it can."""
+    pieces = []
+    while _cells(text) > width:
+        fits = next(n for n in range(len(text), 0, -1) if n == 1 or _cells(text[:n]) <= width)
+        cut = max(text.rfind(mark, 0, fits) for mark in "./ ") + 1
+        at = cut if cut > fits // 2 else fits
+        pieces.append(text[:at].rstrip())
+        text = text[at:]
+    return [*pieces, text]
+
+
+def _line(columns: Sequence[Column], parts: Sequence[str], widths: Sequence[int]) -> str:
+    cells = []
+    for column, part, width in zip(columns, parts, widths, strict=True):
+        padding = " " * (width - _cells(part))
+        cells.append(padding + part if column.right else part + padding)
+    return _GAP.join(cells).rstrip()
+
+
+def _cells(text: str) -> int:
+    """Cells that ``text`` takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )

@@ -1,0 +1,15 @@
+"""What every command prints with ``--json``."""
+
+__all__ = [
+    "core",
+    "deltas",
+    "health",
+    "patches",
+    "placing",
+    "releases",
+    "rollout",
+    "serve",
+    "tiers",
+    "variants",
+    "warming",
+]

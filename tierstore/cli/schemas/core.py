@@ -1,0 +1,355 @@
+"""What ``--json`` prints: one struct per command is the schema, the code and the documentation.
+
+Field names and types are stable: new ones may be added, none is renamed or removed. Keys are
+sorted; what ends in ``bytes`` is an exact count; times are RFC 3339 in UTC; digests are ``b3:`` and
+64 hex digits.
+
+``SCHEMAS.md`` is made from here by ``python -m tierstore.cli.schemas.markdown``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+
+class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of all that is printed as JSON."""
+
+
+class VersionJson(Schema):
+    """A published version; ``version`` counts from 1, ``who`` is ``user@host``."""
+
+    model: str
+    version: int
+    digest: str
+    created: datetime
+    who: str
+    message: str
+
+
+class Save(VersionJson):
+    """The new version, and what it cost.
+
+    ``new_bytes`` are plain bytes that the store did not have, ``reused_bytes`` those it had, and
+    ``stored_bytes`` what was written to storage for the new ones. Of the new ones ``delta_bytes``
+    are stored as deltas, which take ``delta_stored_bytes``; ``base`` is the version that they
+    refer to, ``MODEL@NUMBER``, or null.
+    """
+
+    alias: str | None
+    base: str | None
+    logical_bytes: int
+    new_bytes: int
+    delta_bytes: int
+    delta_stored_bytes: int
+    reused_bytes: int
+    stored_bytes: int
+    chunks: int
+    new_chunks: int
+    objects: int
+    seconds: float
+
+
+class File(Schema):
+    """A file of a model; ``sha256`` in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Load(Schema):
+    """What was written: ``files`` by their paths below ``directory``.
+
+    ``bytes_fetched`` were read from durable tiers. Of the plain bytes ``reused_bytes`` came out of
+    hot tiers, ``delta_bytes`` as deltas, and ``full_bytes`` from frames that stand alone.
+    ``variant`` is null for the version itself.
+    """
+
+    model: str
+    version: int
+    variant: str | None
+    digest: str
+    directory: str
+    files: list[File]
+    bytes_fetched: int
+    reused_bytes: int
+    delta_bytes: int
+    full_bytes: int
+
+
+class ListedModel(Schema):
+    """A model: how many versions it has, the newest one, and where its aliases point."""
+
+    model: str
+    versions: int
+    latest: VersionJson
+    aliases: dict[str, int]
+
+
+class Models(Schema):
+    """All models, by name."""
+
+    models: list[ListedModel]
+
+
+class ListedVersion(VersionJson):
+    """A version and the aliases that point to it."""
+
+    aliases: list[str]
+
+
+class Versions(Schema):
+    """The versions of one model, newest first."""
+
+    model: str
+    versions: list[ListedVersion]
+
+
+class StatFile(File):
+    """A file, and its count of tensors (0 for a file that is not safetensors).
+
+    ``sha256`` is empty where patches change the file, until the version is folded.
+    """
+
+    tensors: int
+
+
+class Pack(Schema):
+    """A stored object: its size, and how much of it holds this version's chunks."""
+
+    pack: str
+    bytes: int
+    used_bytes: int
+
+
+class Lineage(Schema):
+    """What a version was made from."""
+
+    relation: str
+    digest: str
+
+
+class Stat(VersionJson):
+    """A version in full.
+
+    ``unique_bytes`` are plain bytes of its distinct chunks, ``stored_bytes`` what those take in
+    packs (shared with other versions where chunks are shared). ``patches`` are applied by reads.
+    """
+
+    aliases: list[str]
+    files: list[StatFile]
+    tensors: int
+    logical_bytes: int
+    chunks: int
+    unique_chunks: int
+    unique_bytes: int
+    stored_bytes: int
+    packs: list[Pack]
+    patches: int
+    lineage: list[Lineage]
+
+
+class TensorJson(Schema):
+    """A tensor; ``codecs`` counts its chunks by codec; ``ratio`` is stored / plain bytes."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: list[int]
+    bytes: int
+    stored_bytes: int
+    ratio: float
+    codecs: dict[str, int]
+
+
+class Tensors(Schema):
+    """The tensors of a version."""
+
+    model: str
+    version: int
+    digest: str
+    tensors: list[TensorJson]
+
+
+class LogEntry(Schema):
+    """One entry; ``version`` and ``digest`` are null where an alias was removed.
+
+    In a rollout ``percent`` of the nodes get version ``to`` instead; both are null otherwise.
+    """
+
+    seq: int
+    action: str
+    version: int | None
+    digest: str | None
+    to: int | None
+    percent: float | None
+    time: datetime
+    who: str
+    message: str
+
+
+class Log(Schema):
+    """Who did what when, newest first; ``alias`` and ``variant`` are null for the log of the
+    versions.
+    """
+
+    model: str
+    alias: str | None
+    variant: str | None
+    entries: list[LogEntry]
+
+
+class HistoryEntry(LogEntry):
+    """One entry of the log of ``ref``: ``MODEL``, ``MODEL@ALIAS`` or ``MODEL@+VARIANT``."""
+
+    ref: str
+
+
+class History(Schema):
+    """What happened to anything in the store, newest first."""
+
+    entries: list[HistoryEntry]
+
+
+class AliasJson(Schema):
+    """An alias and the version that it points to now."""
+
+    model: str
+    alias: str
+    version: int
+    digest: str
+
+
+class AliasRemoved(Schema):
+    """The alias that was removed."""
+
+    model: str
+    alias: str
+
+
+class Aliases(Schema):
+    """All aliases of a model."""
+
+    model: str
+    aliases: list[AliasJson]
+
+
+class Du(Schema):
+    """What versions are made of, in bytes.
+
+    ``logical = dedup_saved + codec_saved + delta_saved + header + stored``, and ``unique`` is
+    ``logical - dedup_saved``. Headers of safetensors files are kept in manifests. ``stored`` are
+    encoded chunks; the packs that hold them have ``pack_bytes``, of which ``overhead`` is footers
+    and chunks that only other versions need.
+    """
+
+    models: int
+    versions: int
+    chunks: int
+    packs: int
+    logical_bytes: int
+    unique_bytes: int
+    stored_bytes: int
+    pack_bytes: int
+    dedup_saved_bytes: int
+    codec_saved_bytes: int
+    delta_saved_bytes: int
+    header_bytes: int
+    overhead_bytes: int
+
+
+class FindingJson(Schema):
+    """One thing that is wrong; ``damage`` loses data or history, ``garbage`` only takes space."""
+
+    severity: Literal["damage", "garbage"]
+    key: str
+    what: str
+    needed_by: list[str]
+
+
+class Check(Schema):
+    """What was looked at and found; ``data_bytes`` is 0 without ``--read-data``."""
+
+    damaged: bool
+    findings: list[FindingJson]
+    refs: int
+    versions: int
+    packs: int
+    chunks: int
+    data_bytes: int
+
+
+class DemoStep(Schema):
+    """One save of the demo."""
+
+    what: str
+    ref: str
+    logical_bytes: int
+    new_bytes: int
+    reused_bytes: int
+    stored_bytes: int
+    seconds: float
+
+
+class DemoCodec(Schema):
+    """What one dtype's tensors became under one codec."""
+
+    version: str
+    dtype: str
+    codec: str
+    chunks: int
+    bytes: int
+    stored_bytes: int
+
+
+class DemoRead(Schema):
+    """One lazy read, in bytes."""
+
+    what: str
+    bytes: int
+    bytes_fetched: int
+    model_bytes: int
+    seconds: float
+
+
+class DemoFile(File):
+    """An exported file; ``identical`` says that its SHA-256 is the source's."""
+
+    identical: bool
+
+
+class Demo(Schema):
+    """Everything that the demo measured; ``directory`` is null once it is removed."""
+
+    directory: str | None
+    steps: list[DemoStep]
+    codecs: list[DemoCodec]
+    reads: list[DemoRead]
+    exported: list[DemoFile]
+    rolled_back: AliasJson
+    usage: Du
+
+
+class VersionOutput(Schema):
+    """Versions of tierstore and of Python."""
+
+    tierstore: str
+    python: str
+
+
+class ErrorDetail(Schema):
+    """``type`` is a class of ``tierstore.errors``, or ``UsageError``, ``Interrupted``, ``Bug``."""
+
+    type: str
+    message: str
+    exit_code: int
+
+
+class ErrorJson(Schema):
+    """Printed as one line on stderr when a command with ``--json`` fails."""
+
+    error: ErrorDetail

@@ -1,0 +1,389 @@
+"""Check: verify every object that a version needs, and name what no version needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.layout import Move, missing_chunks, parse_layout, parse_segment
+from tierstore.format.manifest import Manifest
+from tierstore.format.reflog import RefEntry
+from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import Digest
+from tierstore.modelstore.care.check_patches import look_at_folds, named_below, needed_below
+from tierstore.modelstore.chunks.packs import Packs
+from tierstore.modelstore.chunks.plan import batches
+from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.home.footers import read_footer
+from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.leases import is_saving
+from tierstore.modelstore.settings import Settings
+from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.tiers import DurableTiers
+
+Severity = Literal["damage", "garbage"]
+_BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        severity: ``damage`` loses data or history; ``garbage`` only takes space.
+        key: the stored object.
+        what: what is wrong with it.
+        needed_by: versions that cannot be read in full because of it.
+    """
+
+    severity: Severity
+    key: str
+    what: str
+    needed_by: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What a check looked at and found.
+
+    Attributes:
+        findings: damage first.
+        refs: ref log entries read.
+        versions: distinct manifests verified.
+        packs: packs whose footer was verified.
+        archived: packs that only an archive has: they are there, and cannot be verified.
+        chunks: distinct chunks that versions need.
+        data_bytes: plain bytes decoded and compared with their digests; 0 without ``read_data``.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    refs: int = 0
+    versions: int = 0
+    packs: int = 0
+    archived: int = 0
+    chunks: int = 0
+    data_bytes: int = 0
+
+    @property
+    def damaged(self) -> bool:
+        """Whether data or history is lost."""
+        return any(finding.severity == "damage" for finding in self.findings)
+
+    @property
+    def garbage_keys(self) -> list[str]:
+        """Objects that no version needs."""
+        return [finding.key for finding in self.findings if finding.severity == "garbage"]
+
+
+def check_store(
+    home: Home,
+    *,
+    read_data: bool,
+    settings: Settings,
+    progress: Callable[[int, int], None] | None,
+) -> CheckReport:
+    """Verify a store; never changes it.
+
+    Args:
+        home: of the store.
+        read_data: also decode every chunk that a version needs and compare its digest.
+        settings: threads and memory for ``read_data``.
+        progress: told plain bytes done and in all, with ``read_data``.
+    """
+    return _Check(home, settings, progress).run(read_data)
+
+
+class _Check:
+    def __init__(
+        self, home: Home, settings: Settings, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._home, self._settings, self._progress = home, settings, progress
+        self._report = CheckReport()
+        self._users: dict[Digest, list[str]] = {}
+        self._places: dict[ChunkPlace, list[Digest]] = {}
+        self._tables: dict[Digest, ChunkTable] = {}
+        self._bad_packs: set[bytes] = set()
+        self._saving = is_saving(home.blobs)
+        # each tier's copy of a pack is looked at: another one's being good does not mend it
+        self._copies = {
+            tier.name: {info.key: info.size for info in tier.store.list(keys.PACKS)}
+            for tier in home.packs.tiers
+        }
+
+    def run(self, read_data: bool) -> CheckReport:
+        self._check_refs()
+        for digest in list(self._users):
+            self._note_users(named_below(self._home, digest), self._users[digest])
+        for digest in self._users:
+            self._check_version(digest)
+        self._check_packs()
+        self._check_segments()
+        if read_data:
+            self._check_data()
+        self._find_garbage()
+        self._report.findings.sort(key=lambda f: (f.severity != "damage", f.key))
+        return self._report
+
+    def _damage(self, key: str, what: object, users: list[str] | None = None) -> None:
+        self._report.findings.append(Finding("damage", key, str(what), tuple(users or ())))
+
+    @contextmanager
+    def _noting(self, key: str, users: list[str] | None = None) -> Iterator[None]:
+        try:
+            yield
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            self._damage(key, error, users)
+
+    def _check_refs(self) -> None:
+        folded: dict[str, str] = {}
+        for segment in self._home.blobs.list_folders(keys.REFS):
+            key = f"{keys.REFS}{segment}"
+            try:
+                model = keys.unsegment(segment)
+                if keys.segment(model) != segment:
+                    raise InvalidName(f"{segment!r} is not how the name would be written")
+            except (UnicodeDecodeError, InvalidName) as error:
+                self._damage(key, f"not a model's name: {error}")
+                continue
+            twin = folded.setdefault(model.casefold(), model)
+            if twin != model:
+                self._damage(key, f"{model!r} differs from {twin!r} only in case")
+            self._check_log(model, keys.VERSION_LOG)
+            for variant in self._home.variants(model):
+                self._check_log(model, keys.VARIANTS + variant)
+            for alias in self._home.aliases(model):
+                self._check_log(model, keys.ALIASES + alias)
+
+    def _check_log(self, model: str, name: str) -> None:
+        prefix = keys.ref_prefix(model, name)
+        log = self._home.log(model, name)
+        written = log.hinted()  # before the list: others may append meanwhile
+        found = {
+            info.key
+            for info in self._home.blobs.list(prefix)
+            if not info.key.endswith("/" + keys.HEAD)
+        }
+        if written and keys.entry_key(prefix, written) not in found:
+            self._damage(keys.entry_key(prefix, written), "it is missing, but the hint names it")
+        for seq in range(1, len(found) + 1):
+            key = keys.entry_key(prefix, seq)
+            found.discard(key)
+            self._report.refs += 1
+            users = [f"{model}@{seq}"] if name == keys.VERSION_LOG else None
+            with self._noting(key, users):
+                self._check_entry(model, name, key, log.entry(seq))
+        for key in sorted(found):
+            self._damage(key, "entries before it are missing, so it is never reached")
+
+    def _check_entry(self, model: str, name: str, key: str, entry: RefEntry) -> None:
+        if entry.manifest is None:
+            return
+        digest = Digest.from_hex(entry.manifest)
+        if name.startswith(keys.VARIANTS):
+            variant = name.removeprefix(keys.VARIANTS)
+            self._users.setdefault(digest, []).append(f"{model}@{entry.version}+{variant}")
+        elif name == keys.VERSION_LOG:
+            self._users.setdefault(digest, []).append(f"{model}@{entry.version}")
+            if entry.version != entry.seq:
+                self._damage(key, f"it calls itself version {entry.version}")
+        elif digest not in self._users:
+            self._damage(key, f"it points to b3:{digest.hex}, which no version has")
+
+    def _note_users(self, needed: list[Digest], users: list[str]) -> None:
+        for digest in needed:
+            known = self._users.setdefault(digest, [])
+            known += [user for user in users if user not in known]
+
+    def _check_version(self, digest: Digest) -> None:
+        users = self._users[digest]
+        key = keys.version_key(digest)
+        manifest: Manifest | None = None
+        with self._noting(key, users):
+            manifest = self._home.manifest(digest)
+            self._report.versions += 1
+        if manifest is None:
+            return
+        self._check_members(manifest, users)
+        with self._noting(key, users):
+            needed_below(self._home, digest)
+        key = keys.layout_key(digest)
+        with self._noting(key, users):
+            try:
+                data = self._home.blobs.get(key)
+            except NotFound:
+                raise NotFound("it is missing; loads rebuild it from the packs' footers") from None
+            table = parse_layout(data, digest, f"layout {key}")
+            missing = missing_chunks(table, chunks_of(manifest))
+            if missing:
+                raise Damaged(f"it does not place {len(missing)} of the version's chunks")
+            self._tables[digest] = table
+            for place in table:
+                self._places.setdefault(place, []).append(digest)
+
+    def _check_members(self, manifest: Manifest, users: list[str]) -> None:
+        """That the log of every member of a release says what the release does."""
+        for member in manifest.members or ():
+            log = self._home.log(member.model)
+            with self._noting(log.key_of(member.version), users):
+                if log.entry(member.version).manifest != member.manifest.hex():
+                    raise Damaged(f"a release means b3:{member.manifest.hex()} by it")
+
+    def _users_of(self, digests: list[Digest]) -> list[str]:
+        return sorted({user for digest in digests for user in self._users[digest]})
+
+    def _check_packs(self) -> None:
+        """Every pack's footer, and that each layout agrees with it."""
+        by_pack: dict[bytes, list[ChunkPlace]] = {}
+        for place in self._places:
+            by_pack.setdefault(place.pack, []).append(place)
+        self._report.chunks = len({place.digest for place in self._places})
+        for pack, places in by_pack.items():
+            users = self._users_of([d for place in places for d in self._places[place]])
+            key = keys.pack_key(pack)
+            before = len(self._report.findings)
+            with self._noting(key, users):
+                self._check_pack(pack, key, places)
+            if len(self._report.findings) > before:
+                self._bad_packs.add(pack)
+
+    def _check_pack(self, pack: bytes, key: str, places: list[ChunkPlace]) -> None:
+        copies = self._copies_of(key)
+        if not copies:
+            packs = Packs(self._home.blobs, self._home.packs)
+            packs.follow(pack)  # NotFound unless it was rewritten
+            for place in places:
+                packs.current(place)
+            return
+        copies = [(tier, size) for tier, size in copies if tier.archive is None]
+        if not copies:
+            self._report.archived += 1
+            return
+        self._report.packs += 1
+        bad: dict[str, Damaged | NotFound | UnsupportedFormat] = {}
+        for tier, size in copies:
+            try:
+                _, stored = read_footer(tier.store, key, size)
+                if not set(places) <= set(stored):
+                    raise Damaged("a layout and the pack's own index do not agree")
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                bad[tier.name] = error
+        if len(bad) == len(copies):
+            raise bad[copies[0][0].name]
+        for name, why in bad.items():
+            self._bad_copy(key, name, str(why))
+
+    def _bad_copy(self, key: str, tier: str, why: str) -> None:
+        """Damage that no version needs mended: another tier has the same bytes."""
+        self._damage(key, f"its copy in tier {tier} is bad, another one is good: {why}")
+
+    def _copies_of(self, key: str) -> list[tuple[DurableTier, int]]:
+        """The tiers that have a pack, also one written since we listed them, and its size there."""
+        tiers = self._home.packs.tiers
+        found = [(t, self._copies[t.name][key]) for t in tiers if key in self._copies[t.name]]
+        if not found:
+            for tier in tiers:
+                with suppress(NotFound):
+                    found.append((tier, tier.store.info(key).size))
+        return found
+
+    def _check_segments(self) -> None:
+        for info in self._home.blobs.list(keys.INDEX):
+            try:
+                parse_segment(self._home.blobs.get(info.key), info.key)
+            except NotFound:  # replaced since we listed
+                continue
+            except (Damaged, UnsupportedFormat):
+                # nothing reads it but the search for duplicates
+                what = "a damaged index segment: duplicates may be missed; it can be deleted"
+                self._report.findings.append(Finding("garbage", info.key, what))
+
+    def _check_data(self) -> None:
+        """Every chunk of every tier's copy; what is in no tier is looked for through its moves."""
+        everywhere = [set(copies) for copies in self._copies.values()]
+        tiers = [tier for tier in self._home.packs.tiers if tier.archive is None]
+        held = [set(self._copies[tier.name]) for tier in tiers]
+        nowhere = {keys.pack_key(place.pack) for place in self._places}.difference(*everywhere)
+        held[0] |= nowhere
+        work = [
+            (number, digest, [
+                place for place in table
+                if self._places[place][0] == digest and keys.pack_key(place.pack) in held[number]
+            ])
+            for number in range(len(tiers))
+            for digest, table in self._tables.items()
+        ]  # fmt: skip
+        total = sum(place.plain for _, _, places in work for place in places)
+        done = 0
+        for number, digest, places in work:
+            first = DurableTiers([tiers[number], *tiers[:number], *tiers[number + 1 :]])
+            packs = Packs(self._home.blobs, first)
+            reader = ChunkReader(
+                packs, self._tables[digest], threads=self._settings.threads,
+                memory_limit=self._settings.memory_limit,
+            )  # fmt: skip
+            for batch in batches(places, lambda place: place.plain, _BATCH_BYTES):
+                self._read_batch(reader, batch)
+                done += sum(place.plain for place in batch)
+                if self._progress:
+                    self._progress(done, total)
+            for bad in packs.bad_copies:
+                self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
+            self._report.data_bytes += reader.bytes_decoded
+
+    def _read_batch(self, reader: ChunkReader, batch: list[ChunkPlace]) -> None:
+        wants = [Want(place, memoryview(bytearray(place.plain))) for place in batch]
+        try:
+            reader.read(wants)
+        except (Damaged, NotFound, UnsupportedFormat):
+            for want in wants:  # one by one, to name each chunk
+                key = keys.pack_key(want.place.pack)
+                if want.place.pack in self._bad_packs:
+                    continue
+                with self._noting(key, self._users_of(self._places[want.place])):
+                    reader.read([want])
+
+    def _find_garbage(self) -> None:
+        used = self._used_packs()
+        self._saving = self._saving or is_saving(self._home.blobs)
+        live = {digest.hex for digest in self._users}
+        self._garbage(
+            {key for held in self._copies.values() for key in held} - used,
+            "a pack that no version uses",
+        )
+        for prefix, what in ((keys.VERSIONS, "manifest"), (keys.LAYOUTS, "layout")):
+            stored = {info.key for info in self._home.blobs.list(prefix)}
+            unused = {key for key in stored if key.removeprefix(prefix) not in live}
+            self._garbage(unused, f"a {what} that no ref points to")
+        bad, unused = look_at_folds(self._home, live)
+        self._garbage(unused, "a fold of no version")
+        what = "a damaged fold: the patches below are read instead; it can be deleted"
+        self._report.findings += [Finding("garbage", key, what) for key in bad]
+
+    def _used_packs(self) -> set[str]:
+        """Keys of the packs in layouts, and of those that hold their frames once these are gone."""
+        moves = {info.key for info in self._home.blobs.list(keys.MOVES)}
+        used: set[str] = set()
+        left = {place.pack for place in self._places}
+        while left:
+            pack = left.pop()
+            used.add(keys.pack_key(pack))
+            key = keys.move_key(pack)
+            if key in moves:
+                moves.remove(key)
+                with self._noting(key):
+                    move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
+                    left.update(bytes.fromhex(into) for into in move.into)
+        return used
+
+    def _garbage(self, found: set[str], what: str) -> None:
+        # what cannot be read may need any object: then nothing is called garbage
+        if not self._report.damaged:
+            if self._saving:
+                what += ", unless the save that is running now does: leave it alone"
+            self._report.findings += [Finding("garbage", key, what) for key in sorted(found)]

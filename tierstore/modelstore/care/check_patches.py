@@ -1,0 +1,64 @@
+"""Check of patch versions: what they lie on, and their folds."""
+
+from __future__ import annotations
+
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import FOLDS, version_key
+from tierstore.format.layout import parse_fold
+from tierstore.format.manifest import patch_info
+from tierstore.ids import Digest
+from tierstore.modelstore.home.chain import find_chain, full_manifest, patch_manifests
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.loading.patched import fitting_parts
+
+
+def needed_below(home: Home, digest: Digest) -> list[Digest]:
+    """The other manifests that reading a version needs; none for a full one.
+
+    Raises:
+        Damaged, NotFound, UnsupportedFormat: one of them cannot be read, or they do not fit
+            together.
+    """
+    chain = find_chain(home, digest)
+    patches = patch_manifests(home, chain.patches)
+    titles = [f"patch {version_key(one)}" for one in chain.patches]
+    full = full_manifest(home, chain)
+    for _ in fitting_parts(full, list(zip(titles, patches, strict=True))):
+        pass  # it is the looking that tells
+    needed = dict.fromkeys([chain.full, chain.start, *chain.patches])
+    return [one for one in needed if one != digest]
+
+
+def named_below(home: Home, digest: Digest) -> list[Digest]:
+    """Like ``needed_below``; where something is damaged, all that the version itself names."""
+    try:
+        return needed_below(home, digest)
+    except (Damaged, NotFound, UnsupportedFormat):
+        pass
+    try:
+        info = patch_info(home.manifest(digest))
+    except (Damaged, NotFound, UnsupportedFormat):
+        return []
+    return info.digests if info else []
+
+
+def look_at_folds(home: Home, live: set[str]) -> tuple[list[str], set[str]]:
+    """The keys of folds that cannot be read, and of those of no version.
+
+    Args:
+        home: of the store.
+        live: digests in hex of the manifests that versions need.
+    """
+    bad, unused = [], set()
+    for info in home.blobs.list(FOLDS):
+        text = info.key.removeprefix(FOLDS)
+        if text not in live:
+            unused.add(info.key)
+            continue
+        try:
+            parse_fold(home.blobs.get(info.key), Digest.from_hex(text), info.key)
+        except NotFound:  # gone since we listed
+            continue
+        except (Damaged, UnsupportedFormat):
+            bad.append(info.key)
+    return bad, unused

@@ -1,0 +1,260 @@
+"""What differs between two versions, and what a store's bytes are made of. Reads only metadata."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tierstore.errors import NotFound
+from tierstore.format.frame import CODEC_DELTA
+from tierstore.format.manifest import Manifest, named_tensors
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.home.chain import (
+    Chain,
+    chain_table,
+    find_chain,
+    full_manifest,
+    patch_manifests,
+    unfolded,
+)
+from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.loading.patched import parts_of
+from tierstore.modelstore.loading.tensor import entry_bytes
+from tierstore.modelstore.version import Version
+
+Change = Literal["added", "removed", "changed", "retyped", "same"]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDiff:
+    """How one tensor, or one file without tensors, changed.
+
+    Attributes:
+        name: of the tensor, or path of the file.
+        change: ``retyped`` when dtype or shape differ.
+        old_bytes: plain bytes before.
+        new_bytes: plain bytes now.
+        new_chunk_bytes: plain bytes of chunks of the new one that are nowhere in the old version.
+        stored_bytes: what the frames of these chunks take.
+    """
+
+    name: str
+    change: Change
+    old_bytes: int
+    new_bytes: int
+    new_chunk_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """The difference between two versions.
+
+    Attributes:
+        old: the first version.
+        new: the second one.
+        tensors: of both, by name.
+        files: the files without tensors of both, by path.
+        shared_bytes: plain bytes of the new version whose chunks the old one has.
+        new_bytes: plain bytes of the new version whose chunks it does not have.
+        stored_bytes: what the frames of these take.
+        delta_saved: plain bytes minus frame bytes of those that are stored as deltas.
+    """
+
+    old: Version
+    new: Version
+    tensors: tuple[ItemDiff, ...]
+    files: tuple[ItemDiff, ...]
+    shared_bytes: int
+    new_bytes: int
+    stored_bytes: int
+    delta_saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    kind: tuple[object, ...]
+    chunks: bytes
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A version as a full manifest and the patches on it."""
+
+    chain: Chain
+    full: Manifest
+    patches: Sequence[Manifest]
+
+    def items(self) -> tuple[dict[str, _Item], dict[str, _Item]]:
+        """Tensors by name and other files by path; a patch's chunks follow those below it."""
+        patched: dict[str, bytes] = {}
+        for manifest in self.patches:
+            for one in parts_of(manifest, ""):
+                infos = [info for info in (one.part.indices, one.part.values) if info]
+                own = b"".join(one.entries[info.name].chunks for info in infos)
+                patched[one.part.target] = patched.get(one.part.target, b"") + own
+        tensors = {
+            name: _Item((t.dtype, t.shape), t.chunks + patched.get(name, b""), entry_bytes(t))
+            for name, _, t in named_tensors(self.full)
+        }
+        files = {f.path: _Item((), f.chunks, f.size) for f in self.full.files if not f.header}
+        return tensors, files
+
+
+def _view(home: Home, chain: Chain) -> _View:
+    return _View(chain, full_manifest(home, chain), patch_manifests(home, chain.patches))
+
+
+def _views(home: Home, old: Version, new: Version) -> tuple[_View, _View]:
+    """Both versions; by their patches where they have the same full manifest below them."""
+    try:
+        chains = [unfolded(home, version.digest) for version in (old, new)]
+    except NotFound:  # what was folded may be gone
+        chains = []
+    if not chains or chains[0].full != chains[1].full:
+        chains = [find_chain(home, version.digest) for version in (old, new)]
+    return _view(home, chains[0]), _view(home, chains[1])
+
+
+def compare(home: Home, old: Version, new: Version) -> Diff:
+    """Compare two versions by the digests of their chunks.
+
+    What a patch touches counts as changed, and its indices and values as the new bytes.
+    """
+    before, after = _views(home, old, new)
+    (old_tensors, old_files), (new_tensors, new_files) = before.items(), after.items()
+    held = {
+        digest
+        for items in (old_tensors, old_files)
+        for item in items.values()
+        for digest in split_digests(item.chunks)
+    }
+    table = chain_table(home, after.chain, after.full, after.patches)
+    fresh = {
+        digest: place
+        for items in (new_tensors, new_files)
+        for item in items.values()
+        for digest in split_digests(item.chunks)
+        if digest not in held and (place := table.find(digest)) is not None
+    }
+    tensors = _compare_items(old_tensors, new_tensors, fresh)
+    files = _compare_items(old_files, new_files, fresh)
+    items = (*tensors, *files)
+    new_bytes = sum(item.new_chunk_bytes for item in items)
+    return Diff(
+        old, new, tensors, files,
+        shared_bytes=max(0, sum(item.new_bytes for item in items) - new_bytes),
+        new_bytes=new_bytes,
+        stored_bytes=sum(place.length for place in fresh.values()),
+        delta_saved=sum(p.plain - p.length for p in fresh.values() if p.codec == CODEC_DELTA),
+    )  # fmt: skip
+
+
+def _compare_items(
+    old: Mapping[str, _Item], new: Mapping[str, _Item], fresh: Mapping[bytes, ChunkPlace]
+) -> tuple[ItemDiff, ...]:
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if after is None or before is None:
+            change: Change = "removed" if after is None else "added"
+        elif before.kind != after.kind:
+            change = "retyped"
+        else:
+            same = before.chunks == after.chunks and before.nbytes == after.nbytes
+            change = "same" if same else "changed"
+        own = split_digests(after.chunks) if after else []
+        found.append(
+            ItemDiff(
+                name, change, before.nbytes if before else 0, after.nbytes if after else 0,
+                sum(fresh[digest].plain for digest in own if digest in fresh),
+                sum(fresh[digest].length for digest in {*own} if digest in fresh),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the versions of a store are made of, in bytes.
+
+    ``logical`` is what plain files of all versions would take, ``unique`` what is left when equal
+    chunks are kept once, ``stored`` what the packs that hold them take: their frames, heads and
+    footers. ``overhead`` is the part of ``stored`` that none of these versions needs: footers and
+    other versions' frames.
+
+    Attributes:
+        models: count of models.
+        versions: count of versions.
+        logical: bytes of all files of all versions.
+        unique: plain bytes of distinct chunks, and headers.
+        stored: bytes of the packs that hold them.
+        dedup_saved: ``logical - unique``.
+        codec_saved: plain bytes minus frame bytes, of chunks stored standalone.
+        delta_saved: plain bytes minus frame bytes, of chunks stored as a delta; less the frames of
+            bases that none of these versions has as a chunk of its own.
+        overhead: pack bytes that hold no frame of these versions.
+        packs: count of packs.
+        chunks: count of distinct chunks.
+    """
+
+    models: int
+    versions: int
+    logical: int
+    unique: int
+    stored: int
+    dedup_saved: int
+    codec_saved: int
+    delta_saved: int
+    overhead: int
+    packs: int
+    chunks: int
+
+
+def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
+    """Add up what these versions take; a version that was published twice counts twice."""
+    logical = headers = 0
+    places: dict[bytes, ChunkPlace] = {}
+    sizes: dict[bytes, int] = {}
+    own: set[bytes] = set()
+    times = Counter(version.digest for every in versions.values() for version in every)
+    seen: set[Digest] = set()
+    for digest, count in times.items():
+        chain = find_chain(home, digest)
+        full = full_manifest(home, chain)
+        logical += count * sum(file.size for file in full.files)
+        patches = dict(zip(chain.patches, patch_manifests(home, chain.patches), strict=True))
+        for one, manifest in {chain.full: full, digest: chain.top, **patches}.items():
+            if one in seen:
+                continue
+            seen.add(one)
+            table = home.layout(one, manifest)
+            headers += sum(len(file.header) for file in manifest.files)
+            own.update(chunks_of(manifest))
+            sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))
+            for place in table:
+                places.setdefault(place.digest, place)
+    used = {place.pack for place in places.values()}
+    stored = sum(sizes[pack] for pack in used)
+    saved = {True: 0, False: 0}
+    for chunk, place in places.items():
+        mine = chunk in own
+        saved[place.codec == CODEC_DELTA or not mine] += mine * place.plain - place.length
+    unique = headers + sum(places[chunk].plain for chunk in own)
+    return Usage(
+        models=len(versions),
+        versions=sum(times.values()),
+        logical=logical,
+        unique=unique,
+        stored=stored,
+        dedup_saved=logical - unique,
+        codec_saved=saved[False],
+        delta_saved=saved[True],
+        overhead=stored - sum(place.length for place in places.values()),
+        packs=len(used),
+        chunks=len(own),
+    )

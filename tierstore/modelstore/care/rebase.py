@@ -1,0 +1,263 @@
+"""Rebase: store chunks standalone that are expensive to read as deltas.
+
+A delta costs its own frame and its bases' at every read. Rebase encodes such chunks anew, puts them
+into new packs and writes the version's layout again; the old frames stay for whoever reads them now
+and for other versions, until nothing needs them. Of one version any delta may be replaced; an agent
+does so where the version as a whole costs too much.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tierstore.errors import (
+    Damaged,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+    UsageError,
+)
+from tierstore.format.checks import damaged, digest_of
+from tierstore.format.keys import INDEX, VARIANTS, VERSION_LOG, layout_key
+from tierstore.format.layout import seal_layout, seal_segment
+from tierstore.format.manifest import Manifest
+from tierstore.format.storeconfig import check_features
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.refs import RefLog
+from tierstore.modelstore.loading.opener import Opened
+from tierstore.modelstore.loading.tensor import Content
+from tierstore.modelstore.saving.framing import BufferPool
+from tierstore.modelstore.saving.packer import Packer
+from tierstore.modelstore.version import Version, version_of
+
+COSTS = 1.5
+"""Bytes fetched for a delta and its bases that are too many, for each of a standalone frame."""
+
+_log = logging.getLogger("tierstore.rebase")
+
+
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """What a rebase did.
+
+    Attributes:
+        deltas: chunks of the version that were stored as deltas before.
+        chunks: those that are standalone now.
+        plain_bytes: of these.
+        stored_bytes: bytes written to storage.
+        cost_before: bytes fetched by a read of the whole version, for each byte that it would
+            fetch if all its frames were standalone.
+        cost_after: the same now.
+    """
+
+    deltas: int
+    chunks: int
+    plain_bytes: int
+    stored_bytes: int
+    cost_before: float
+    cost_after: float
+
+
+class ReadCosts:
+    """What reading the deltas of a version costs, by its layout alone.
+
+    A base that several deltas share is fetched once, so each bears its part. What a delta would
+    take standalone is estimated from its bases: they are the same tensor's content.
+    """
+
+    def __init__(self, table: ChunkTable, manifest: Manifest) -> None:
+        self._own = [place for d in dict.fromkeys(chunks_of(manifest)) if (place := table.find(d))]
+        own = {place.digest for place in self._own}
+        users: dict[bytes, int] = dict.fromkeys(own, 1)  # fetched for their own sake, too
+        for place in self._own:
+            for base in place.bases:
+                users[base] = users.get(base, 0) + 1
+        self._share: dict[bytes, float] = {}
+        self._ratio: dict[bytes, float] = {}
+        for base in {base for place in self._own for base in place.bases}:
+            at = table.find(base)
+            assert at is not None  # a layout holds every base
+            self._share[base] = at.length / users[base]
+            self._ratio[base] = at.length / max(1, at.plain)
+
+    @property
+    def deltas(self) -> list[ChunkPlace]:
+        """The chunks that are stored as deltas."""
+        return [place for place in self._own if place.bases]
+
+    def standalone(self, place: ChunkPlace) -> float:
+        """Bytes of the frame if it were standalone, as estimated."""
+        if not place.bases:
+            return place.length
+        return place.plain * sum(self._ratio[base] for base in place.bases) / len(place.bases)
+
+    def fetched(self, place: ChunkPlace) -> float:
+        """Bytes fetched to read the chunk."""
+        return place.length + sum(self._share[base] for base in place.bases)
+
+    def whole(self, instead: dict[bytes, int]) -> float:
+        """Cost of reading the version, where some frames are replaced by standalone ones.
+
+        Args:
+            instead: lengths of new standalone frames by chunk.
+        """
+        fetched = sum(instead.get(place.digest) or self.fetched(place) for place in self._own)
+        alone = sum(instead.get(place.digest) or self.standalone(place) for place in self._own)
+        return fetched / alone if alone else 1.0
+
+
+class Rebasing:
+    """Rebases versions of a store.
+
+    Args:
+        home: of the store.
+        index: is told about the new frames.
+        opened: opens what a version lies on, the patches left out.
+    """
+
+    def __init__(self, home: Home, index: ChunkIndex, opened: Callable[[Version], Opened]) -> None:
+        self._home, self._index, self._opened = home, index, opened
+        self._looked_at: dict[tuple[str, str], int] = {}
+
+    def version(self, version: Version, above: float = COSTS) -> Rebased:
+        """Store those deltas of a version standalone whose reading costs more than ``above``.
+
+        Args:
+            version: to rebase.
+            above: bytes fetched for each byte of a standalone frame; 1 takes every delta.
+        """
+        if not above >= 1:
+            raise UsageError(f"a delta is never read for less than a standalone frame: {above} < 1")
+        check_features(self._home.config, "write", self._home.blobs.url)
+        full = self._opened(version)
+        manifest, content = full.manifest, full.content
+        costs = ReadCosts(content.table, manifest)
+        dear = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
+        before = costs.whole({})
+        if not dear:
+            return Rebased(len(costs.deltas), 0, 0, 0, before, before)
+        packer, meta = self._store_dear(full.digest, manifest, content, dear)
+        return Rebased(
+            deltas=len(costs.deltas),
+            chunks=len(packer.places),
+            plain_bytes=sum(place.plain for place in packer.places.values()),
+            stored_bytes=sum(packer.pack_sizes.values()) + meta,
+            cost_before=before,
+            cost_after=costs.whole({one: at.length for one, at in packer.places.items()}),
+        )
+
+    def sweep(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Rebased]:
+        """Rebase the versions that cost more than ``COSTS`` to read as a whole, by their names.
+
+        What an agent does now and then: this object remembers what it looked at, so that each
+        version and variant is looked at once. One that cannot be read is left to ``check``.
+
+        Args:
+            stop: asked before each version.
+        """
+        done = {}
+        for log, seq, model, variant in self._new():
+            if stop():
+                break
+            try:
+                version = version_of(model, log.entry(seq), variant=variant or None)
+                if not version.is_release and self._is_dear(version):
+                    done[str(version)] = self.version(version)
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                _log.warning("entry %d of %s is not rebased: %s", seq, log.title, error)
+            self._looked_at[model, variant] = seq
+        return done
+
+    def _new(self) -> Iterator[tuple[RefLog, int, str, str]]:
+        """Entries written since the last look: their logs, the oldest of each first."""
+        for model in self._home.models():
+            for variant in ["", *self._home.variants(model)]:
+                log = self._home.log(model, VARIANTS + variant if variant else VERSION_LOG)
+                last = log.last()
+                before = self._looked_at.get((model, variant), 0)
+                for seq in range(before + 1, last.seq + 1 if last else 0):
+                    yield log, seq, model, variant
+
+    def _is_dear(self, version: Version) -> bool:
+        full = self._opened(version)
+        manifest, content = full.manifest, full.content
+        if not len(content.table.bases):
+            return False
+        return ReadCosts(content.table, manifest).whole({}) > COSTS
+
+    def _store_dear(
+        self, digest: Digest, manifest: Manifest, content: Content, dear: Sequence[ChunkPlace]
+    ) -> tuple[Packer, int]:
+        """Store these chunks of a version standalone, and write its layout again: what was packed,
+        and the bytes of other objects.
+        """
+        with WriterLease(self._home.blobs) as lease:
+            pool = BufferPool(manifest.chunk_size)
+            packer = Packer(self._home.packs, pool)
+            try:
+                for place, dtype in _with_dtypes(dear, manifest):
+                    buffer = pool.take()
+                    plain = memoryview(buffer)[: place.plain]
+                    content.reader.read([Want(place, plain)])
+                    if digest_of(plain).raw != place.digest:
+                        name = f"chunk b3:{place.digest.hex()}"
+                        damaged(name, "what was read is not its content")
+                    packer.add_chunk(buffer, plain, digest=place.digest, dtype=dtype)
+                    lease.keep()
+                packer.finish()
+            finally:
+                packer.close()
+            meta = _write_layout(self._home, digest, manifest, content.table, packer)
+            return packer, meta + _publish(self._home, self._index, packer)
+
+
+def _with_dtypes(
+    places: Sequence[ChunkPlace], manifest: Manifest
+) -> Iterator[tuple[ChunkPlace, str]]:
+    dtypes: dict[bytes, str] = {}
+    for file in manifest.files:
+        for tensor in file.tensors:
+            for chunk in split_digests(tensor.chunks):
+                dtypes.setdefault(chunk, tensor.dtype)
+    return ((place, dtypes.get(place.digest, "")) for place in places)
+
+
+def _write_layout(
+    home: Home, digest: Digest, manifest: Manifest, table: ChunkTable, packer: Packer
+) -> int:
+    places: dict[bytes, ChunkPlace] = {}
+    for chunk in chunks_of(manifest):
+        place = packer.places.get(chunk) or table.find(chunk)
+        assert place is not None  # loading checked that the layout holds every chunk
+        places[chunk] = place
+    for place in list(places.values()):
+        for base in place.bases:
+            below = packer.places.get(base) or table.find(base)
+            assert below is not None
+            places.setdefault(base, below)
+    sizes = {**dict(zip(table.pack_ids, table.pack_sizes, strict=True)), **packer.pack_sizes}
+    used = {place.pack: sizes[place.pack] for place in places.values()}
+    data = seal_layout(digest, list(places.values()), used)
+    home.blobs.put(layout_key(digest), data)
+    return len(data)
+
+
+def _publish(home: Home, index: ChunkIndex, packer: Packer) -> int:
+    key = INDEX + uuid.uuid4().hex
+    places = list(packer.places.values())
+    data = seal_segment(places, packer.pack_sizes)
+    try:
+        home.blobs.put(key, data)
+    except TierstoreError as error:  # only duplicates may be missed
+        _log.warning("the index segment of this rebase was not written: %s", error)
+        return 0
+    index.add(key, places, packer.pack_sizes)
+    return len(data)

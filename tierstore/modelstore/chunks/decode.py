@@ -1,0 +1,376 @@
+"""From frames in packs to verified plain bytes: bases, blocks, and copies in other tiers.
+
+Nothing is returned that does not match its digest or, for a part of a chunk, its blocks' checksums.
+A frame whose copy in one tier is damaged is read from another tier that has it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tierstore.codecs import decode, decode_block
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.checks import damaged, digest_of, xxh3
+from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.chunks.packs import Packs
+from tierstore.modelstore.chunks.plan import blocks_of_spans
+from tierstore.modelstore.chunks.recent import Recent
+from tierstore.tiers.hot.tiers import HotTiers
+from tierstore.tiers.node.local import MIN_MAPPED
+
+Sink = Callable[[int, memoryview], None]
+"""Takes verified plain bytes and where in the tensor they begin; called from several threads."""
+
+Came: TypeAlias = Literal["reused", "delta", "full"]
+"""How plain bytes came: out of a hot tier or by another reader of this process, or else from a
+durable tier as a delta or standalone."""
+
+Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
+"""One try to read a frame: avoids the tiers named first, adds those it read from to the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of one chunk of a tensor: the spans to read, all in one chunk's range.
+
+    Attributes:
+        place: of the chunk.
+        begin: where the chunk begins in the tensor, in bytes.
+        length: plain bytes of the chunk.
+        spans: byte ranges of the tensor that are wanted, ascending; those outside are ignored.
+    """
+
+    place: ChunkPlace
+    begin: int
+    length: int
+    spans: Sequence[tuple[int, int]]
+
+    @property
+    def wanted(self) -> int:
+        """Bytes of the spans that lie in the chunk."""
+        end = self.begin + self.length
+        return sum(max(0, min(stop, end) - max(start, self.begin)) for start, stop in self.spans)
+
+
+class FrameDecoder:
+    """Decodes the frames of one version. Thread-safe.
+
+    Args:
+        packs: where the frames lie.
+        table: the version's layout, for the bases of deltas.
+        keep: plain base chunks kept in memory: neighbours often share one.
+        hot: asked first for parts of chunks and for the bases of deltas.
+    """
+
+    def __init__(
+        self, packs: Packs, table: ChunkTable, keep: int, hot: HotTiers | None = None
+    ) -> None:
+        self._packs, self._table = packs, table
+        self._hot = hot if hot is not None else HotTiers()
+        self._bases = Recent(self._base_chunk, keep)
+        self._lock = threading.Lock()
+        self.bytes_decoded = 0
+
+    def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
+        """Decode the frame of a chunk into ``out`` and verify it; ``Damaged`` when it is bad."""
+        try:
+            self._decode(place, frame, out)
+        except Damaged:
+            if not self._drop_bad_bases(place):
+                raise
+            self._decode(place, frame, out)
+
+    def _decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
+        name = _frame_name(place)
+        head = _head_of(frame, place)
+        if head.plain_len != len(out):
+            damaged(name, f"it holds {head.plain_len} plain bytes instead of {len(out)}")
+        payload = frame_payload(head, frame, name)
+        base = self._base(head)
+        try:
+            decode(
+                head.codec, head.codec_head, head.ends, payload, out, head.dtype,
+                block_size=head.block_size, base=base,
+            )  # fmt: skip
+        except Damaged as error:
+            damaged(name, str(error))
+        if digest_of(out).raw != head.digest:
+            damaged(name, "its plain bytes do not match their digest")
+        self._count(len(out))
+
+    def read(
+        self,
+        place: ChunkPlace,
+        out: memoryview,
+        bad: frozenset[str] = frozenset(),
+        error: Damaged | None = None,
+    ) -> None:
+        """Fetch a frame and decode it into ``out``.
+
+        Args:
+            place: of the frame, as the layout has it.
+            out: as long as the chunk.
+            bad: tiers whose copy was tried already ...
+            error: ... and what was wrong with it.
+        """
+
+        def attempt(avoid: frozenset[str], used: set[str]) -> None:
+            frame, tier = self._packs.read_frame(place, 0, place.length, avoid)
+            used.add(tier)
+            self.decode(place, frame, out)
+
+        self._from_good_copy(place, attempt, bad, error)
+
+    def read_head(self, place: ChunkPlace) -> FrameHead:
+        """Fetch and check the head of a frame."""
+        heads: list[FrameHead] = []
+
+        def attempt(avoid: frozenset[str], used: set[str]) -> None:
+            start, tier = self._packs.read_frame(place, 0, place.head, avoid)
+            used.add(tier)
+            heads.append(_head_of(start, place))
+
+        self._from_good_copy(place, attempt)
+        return heads[0]
+
+    def read_part(self, part: Part, sink: Sink) -> Came:
+        """Give ``sink`` what is wanted: out of this node's tier, or from the head of the frame and
+        just the blocks that hold it.
+        """
+        plain = self._on_this_node(part.place)
+        if plain is not None:
+            for start, stop in part.spans:
+                low, high = max(start, part.begin), min(stop, part.begin + part.length)
+                if low < high:
+                    sink(low, plain[low - part.begin : high - part.begin])
+            return "reused"
+
+        def attempt(avoid: frozenset[str], used: set[str]) -> None:
+            self._read_part(part, sink, avoid, used)
+
+        self._from_good_copy(part.place, attempt)
+        return "delta" if part.place.bases else "full"
+
+    def _on_this_node(self, place: ChunkPlace) -> memoryview | None:
+        """The plain bytes of a chunk that is hot here, of which only what is used is read."""
+        local = self._hot.local
+        if local is None:
+            return None
+        if place.plain >= MIN_MAPPED:
+            mapped = local.map_tensor([place.digest], place.plain, place.plain)
+            if mapped is not None:
+                return mapped.data
+        out = memoryview(bytearray(place.plain))
+        return out if local.read_into([place.digest], [out])[0] else None
+
+    def _from_good_copy(
+        self,
+        place: ChunkPlace,
+        attempt: Attempt,
+        bad: frozenset[str] = frozenset(),
+        first: Damaged | None = None,
+    ) -> None:
+        """Run ``attempt``, and while it finds damage run it again on the copies in other tiers."""
+        while True:
+            used: set[str] = set()
+            try:
+                attempt(bad, used)
+            except Damaged as error:
+                first = first or error
+                if used <= bad:
+                    raise first from None
+                bad |= used
+            except (NotFound, BackendError):
+                if first is None:
+                    raise
+                raise first from None
+            else:
+                if first is not None:
+                    self._packs.note_bad_copy(place, bad, first)
+                return
+
+    def _count(self, plain: int) -> None:
+        with self._lock:
+            self.bytes_decoded += plain
+
+    def _base(self, head: FrameHead) -> memoryview | None:
+        """The plain base of a delta: pieces of other chunks, laid end to end."""
+        if not head.bases:
+            return None
+        whole = self._whole_base(head)
+        if whole is not None:
+            return whole
+        base = memoryview(bytearray(head.plain_len))
+        # one base chunk after the other: a frame may name a thousand of them
+        for digest, rows in _by_base(head, 0, head.plain_len):
+            self._base_place(digest, rows)
+            source = self._bases.get(digest)
+            for row in rows:
+                base[row.to : row.to + row.length] = source[row.offset : row.offset + row.length]
+        return base
+
+    def _whole_base(self, head: FrameHead) -> memoryview | None:
+        """The base, when it is one whole chunk: nothing needs to be copied."""
+        piece = head.bases[0]
+        place = self._base_place(piece.digest)
+        if len(head.bases) > 1 or piece.offset or place.plain != head.plain_len:
+            return None
+        return self._bases.get(piece.digest)
+
+    def _part_of_base(self, head: FrameHead, start: int, stop: int) -> memoryview | None:
+        """Bytes ``[start, stop)`` of the base of a delta; reads just the blocks that hold them."""
+        if not head.bases:
+            return None
+        out = memoryview(bytearray(stop - start))
+        for digest, rows in _by_base(head, start, stop):
+            place = self._base_place(digest, rows)
+
+            def sink(begin: int, plain: memoryview, rows: list[_Row] = rows) -> None:
+                for row in rows:
+                    low = max(begin, row.offset)
+                    high = min(begin + len(plain), row.offset + row.length)
+                    if low < high:
+                        to = row.to + low - row.offset
+                        out[to : to + high - low] = plain[low - begin : high - begin]
+
+            spans = sorted((row.offset, row.offset + row.length) for row in rows)
+            self.read_part(Part(place, 0, place.plain, spans), sink)
+        return out
+
+    def _base_place(self, digest: bytes, rows: Iterable[_Row] = ()) -> ChunkPlace:
+        place = self._table.find(digest)
+        if place is None or place.bases:
+            damaged(f"the layout around b3:{digest.hex()}", "the base of a delta is not standalone")
+        if any(row.offset + row.length > place.plain for row in rows):
+            damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
+        return place
+
+    def _base_chunk(self, digest: bytes) -> memoryview:
+        """The plain bytes of a base, from wherever they are near."""
+        place = self._base_place(digest)
+        plain = self._on_this_node(place)
+        if plain is not None:
+            return plain
+        out = memoryview(bytearray(place.plain))
+        if not self._from_shared(place, out):
+            self.read(place, out)
+        self._hot.offer_plain(digest, out)  # the next version's deltas will ask for it again
+        return out
+
+    def _drop_bad_bases(self, place: ChunkPlace) -> bool:
+        """Whether a base was bad that is kept on this node: its disk may have changed it."""
+        found = False
+        for digest in set(place.bases) if self._hot.local is not None else ():
+            if digest_of(self._bases.get(digest)).raw != digest:
+                assert self._hot.local is not None
+                self._hot.local.reject(digest)
+                self._bases.forget(digest)
+                found = True
+        return found
+
+    def _from_shared(self, place: ChunkPlace, out: memoryview) -> bool:
+        for tier in self._hot.shared:
+            frame = tier.get([place]).get(place.digest)
+            if frame is None:
+                continue
+            try:
+                self.decode(place, frame, out)
+            except (Damaged, UnsupportedFormat) as error:
+                tier.bad(place, error)
+                continue
+            tier.hit(len(out))
+            return True
+        return False
+
+    def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
+        place = self._packs.current(part.place)
+        name = _frame_name(place)
+        start_of_frame, tier = self._packs.read_frame(place, 0, place.head, avoid)
+        used.add(tier)
+        head = _head_of(start_of_frame, place)
+        if head.plain_len != part.length or head.frame_len != place.length:
+            damaged(name, f"it holds {head.plain_len} plain bytes instead of {part.length}")
+        blocks = blocks_of_spans(part.spans, part.begin, part.length, head.block_size)
+        for first, last in _neighbours(blocks):
+            plain_start = head.block_plain(first).start
+            base = self._part_of_base(head, plain_start, head.block_plain(last).stop)
+            start, stop = head.block_payload(first).start, head.block_payload(last).stop
+            payload, tier = self._packs.read_frame(place, start, stop, avoid)
+            used.add(tier)
+            for index in range(first, last + 1):
+                own = head.block_payload(index)
+                block = memoryview(payload)[own.start - start : own.stop - start]
+                own = head.block_plain(index)
+                below = base[own.start - plain_start : own.stop - plain_start] if base else None
+                plain = self._decode_block(head, index, block, below, name)
+                sink(part.begin + head.block_plain(index).start, plain)
+
+    def _decode_block(
+        self, head: FrameHead, index: int, payload: memoryview, base: memoryview | None, name: str
+    ) -> memoryview:
+        span = head.block_plain(index)
+        out = memoryview(bytearray(len(span)))
+        try:
+            decode_block(
+                head.codec, head.codec_head, payload, out, head.dtype, index=index,
+                block_size=head.block_size, base=base,
+            )  # fmt: skip
+        except Damaged as error:
+            damaged(name, str(error))
+        if xxh3(out) != head.sums[index]:
+            damaged(name, f"the checksum of its block {index} does not match")
+        self._count(len(out))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """``length`` bytes at ``offset`` of a base chunk, and where in the base they are wanted."""
+
+    offset: int
+    length: int
+    to: int
+
+
+def _by_base(head: FrameHead, start: int, stop: int) -> Iterator[tuple[bytes, list[_Row]]]:
+    """What bytes ``[start, stop)`` of a delta's base are made of, one base chunk at a time."""
+    rows: dict[bytes, list[_Row]] = {}
+    at = 0
+    for piece in head.bases:
+        low, high = max(at, start), min(at + piece.length, stop)
+        if low < high:
+            row = _Row(piece.offset + low - at, high - low, low - start)
+            rows.setdefault(piece.digest, []).append(row)
+        at += piece.length
+    yield from rows.items()
+
+
+def _head_of(frame: memoryview | bytearray, place: ChunkPlace) -> FrameHead:
+    """The head of the frame in ``place``, verified; a chunk that is a base has none itself."""
+    name = _frame_name(place)
+    head = parse_frame_head(frame, name, place.digest)
+    if head.bases and not place.bases:
+        damaged(name, "it is a delta, but the layout has no bases for it")
+    return head
+
+
+def _frame_name(place: ChunkPlace) -> str:
+    return f"chunk b3:{place.digest.hex()} in pack {place.pack.hex()} at {place.offset}"
+
+
+def _neighbours(blocks: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as ranges ``(first, last)`` of neighbours."""
+    first = last = None
+    for block in blocks:
+        if last is not None and block == last + 1:
+            last = block
+            continue
+        if first is not None and last is not None:
+            yield first, last
+        first = last = block
+    if first is not None and last is not None:
+        yield first, last

@@ -1,0 +1,14 @@
+"""A typed view of a store's home: its configuration, logs, leases, layouts and chunk index."""
+
+__all__ = [
+    "chain",
+    "confirm",
+    "footers",
+    "home",
+    "index",
+    "leases",
+    "pins",
+    "probe",
+    "refs",
+    "tierlist",
+]

@@ -1,0 +1,189 @@
+"""The typed view of home: config, manifests, layouts and the names in the ref logs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError, Conflict, InvalidName, NotFound, UsageError
+from tierstore.format import keys
+from tierstore.format.layout import missing_chunks, parse_layout, seal_layout
+from tierstore.format.manifest import DEFAULT_CHUNK, Manifest, is_chunk_size, parse_manifest
+from tierstore.format.storeconfig import (
+    StoreConfig,
+    check_features,
+    encode_config,
+    is_config,
+    parse_config,
+)
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.home.footers import scan_packs
+from tierstore.modelstore.home.news import News
+from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.refs import RefLog
+from tierstore.tiers.durable.tiers import DurableTiers, home_tier
+
+
+def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
+    """Make an empty store.
+
+    Raises:
+        UsageError: the chunk size is no power of two from 1 to 16 MiB.
+        Conflict: there is a store already.
+        BackendError: the storage cannot create an object atomically, so it cannot be a home.
+    """
+    if not is_chunk_size(chunk_size):
+        raise UsageError(
+            f"a chunk size of {chunk_size} bytes is not possible: give a power of two from 1 MiB "
+            "to 16 MiB"
+        )
+    if not (blobs.capabilities.put_if_absent and probe(blobs).put_if_absent):
+        raise BackendError(
+            f"{blobs.url} cannot create an object only if it is absent, so two writers could "
+            "overwrite each other; use a local directory or S3-compatible storage as home"
+        )
+    config = StoreConfig(store_id=uuid.uuid4().hex, chunk_size=chunk_size)
+    if not blobs.put_if_absent(keys.CONFIG, encode_config(config)):
+        if not is_config(blobs.get(keys.CONFIG)):
+            raise Conflict(
+                f"{blobs.url} holds a {keys.CONFIG} that is not a store's, a model's perhaps; "
+                "choose another place"
+            )
+        raise Conflict(f"{blobs.url} is a store already; open it, or choose another place")
+
+
+def read_config(blobs: BlobStore) -> StoreConfig:
+    """The config of the store at ``blobs``, once it is known that we can read it.
+
+    Raises:
+        NotFound: there is no store.
+        UnsupportedFormat: it was made by a newer version.
+    """
+    name = f"{blobs.url}/{keys.CONFIG}"
+    try:
+        data = blobs.get(keys.CONFIG)
+    except NotFound:
+        data = None
+    if data is None or not is_config(data):
+        raise NotFound(
+            f"{blobs.url} is not a store; make one with 'tierstore init URL', or check the URL"
+        )
+    config = parse_config(data, name)
+    check_features(config, "read", name)
+    return config
+
+
+class Home:
+    """Reads a store's metadata.
+
+    Args:
+        blobs: where the store lies.
+        packs: the tiers that hold its packs; by default they lie in home alone.
+        config: what ``read_config`` gave, if it was called already.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        packs: DurableTiers | None = None,
+        config: StoreConfig | None = None,
+    ) -> None:
+        self.blobs = blobs
+        self.packs = packs or DurableTiers([home_tier(blobs)])
+        self.config = config or read_config(blobs)
+        self.news: News | None = None
+        """Told of every entry that this process appends to a ref log."""
+
+    def close(self) -> None:
+        """Release the tiers; ``blobs`` is the caller's."""
+        if self.news is not None:
+            self.news.close()
+        self.packs.close()
+
+    def log(self, model: str, name: str = keys.VERSION_LOG) -> RefLog:
+        """The ref log of a model's versions, or of ``alias/<alias>``."""
+        return RefLog(self.blobs, model, name, self.news)
+
+    def models(self) -> list[str]:
+        """The names of all models, sorted; a folder that is no model's is left to ``check``."""
+        return sorted(_names(self.blobs.list_folders(keys.REFS)))
+
+    def aliases(self, model: str) -> list[str]:
+        """The names of all aliases of a model, removed ones included, sorted."""
+        prefix = keys.ref_prefix(model, keys.VERSION_LOG).removesuffix(keys.VERSION_LOG + "/")
+        found = self.blobs.list_folders(prefix + keys.ALIASES)
+        return sorted(_names(found))
+
+    def variants(self, model: str) -> list[str]:
+        """The names of all variants that versions of a model have, sorted."""
+        prefix = keys.ref_prefix(model, keys.VERSION_LOG).removesuffix(keys.VERSION_LOG + "/")
+        return sorted(_names(self.blobs.list_folders(prefix + keys.VARIANTS)))
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """The manifest of this digest, verified."""
+        key = keys.version_key(digest)
+        try:
+            data = self.blobs.get(key)
+        except NotFound:
+            raise NotFound(
+                f"manifest {key} is missing from {self.blobs.url}; run 'tierstore check'"
+            ) from None
+        return parse_manifest(data, digest, f"manifest {key}")
+
+    def layout(self, digest: Digest, manifest: Manifest) -> ChunkTable:
+        """Where the chunks of a manifest lie, all of them.
+
+        A layout that is missing is rebuilt from the packs' own footers.
+
+        Raises:
+            Damaged: the layout is damaged, or a chunk of the version is in no pack.
+        """
+        key = keys.layout_key(digest)
+        try:
+            data = self.blobs.get(key)
+        except NotFound:
+            data = memoryview(self.rebuild_layout(digest, manifest))
+        table = parse_layout(data, digest, f"layout {key}")
+        missing = missing_chunks(table, chunks_of(manifest))
+        if missing:
+            raise NotFound(
+                f"layout {key} does not say where {len(missing)} chunks are, the first "
+                f"b3:{missing[0].hex()}; run 'tierstore check'"
+            )
+        return table
+
+    def rebuild_layout(self, digest: Digest, manifest: Manifest) -> bytes:
+        """The sealed layout of a manifest made anew from the packs' footers; not written."""
+        found, sizes = scan_packs(self.packs)
+        places: dict[bytes, ChunkPlace] = {}
+        for chunk in chunks_of(manifest):
+            if chunk not in found:
+                raise NotFound(
+                    f"chunk b3:{chunk.hex()} of version b3:{digest.hex} is in no pack of "
+                    f"{self.packs.url}; run 'tierstore check' and save the model again"
+                )
+            places[chunk] = found[chunk]
+            places.update((base, found[base]) for base in found[chunk].bases if base in found)
+        used = {place.pack: sizes[place.pack] for place in places.values()}
+        return seal_layout(digest, list(places.values()), used)
+
+
+def _names(segments: Iterable[str]) -> Iterator[str]:
+    for text in segments:
+        with suppress(UnicodeDecodeError, InvalidName):
+            name = keys.unsegment(text)
+            if keys.segment(name) == text:
+                yield name
+
+
+def chunks_of(manifest: Manifest) -> list[bytes]:
+    """The digests of all chunks of a version in load order, repeats included."""
+    columns = [
+        chunks
+        for file in manifest.files
+        for chunks in ([t.chunks for t in file.tensors] if file.header else [file.chunks])
+    ]
+    return split_digests(b"".join(columns))

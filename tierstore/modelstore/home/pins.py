@@ -1,0 +1,147 @@
+"""Pins: versions that stay where they are fast (format/SPEC.md section 13)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from blake3 import blake3
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat, UsageError
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.tiers import PINS, Pin, Role, pin_key
+from tierstore.ids import Digest
+from tierstore.modelstore.home.refs import whoami
+
+_log = logging.getLogger("tierstore.pins")
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedVersion:
+    """A version that is kept where it is fast.
+
+    Attributes:
+        version: digest of its manifest.
+        ref: what was named when it was pinned.
+        roles: the tiers that keep it: ``hot``, ``warm``.
+        until: when the pin ends; ``None`` when it ends by ``unpin`` only.
+        who: ``user@host`` of who pinned it.
+    """
+
+    version: Digest
+    ref: str
+    roles: tuple[Role, ...]
+    until: datetime | None
+    who: str
+
+
+class Pins:
+    """The pins of a store: small objects in home, one for each version and who holds it.
+
+    Args:
+        home: where they lie.
+        changed: called after one was added or removed.
+    """
+
+    def __init__(self, home: BlobStore, changed: Callable[[], None] = lambda: None) -> None:
+        self._home, self._changed = home, changed
+
+    def add(
+        self, version: Digest, ref: str, roles: Sequence[Role], until: datetime | None = None
+    ) -> PinnedVersion:
+        """Pin a version for a user, or replace that pin.
+
+        Args:
+            version: digest of its manifest.
+            ref: what the user named.
+            roles: ``hot``, ``warm`` or both.
+            until: an aware time in the future; ``None`` for no end.
+
+        Raises:
+            UsageError: no role, another role, or a time that is past.
+        """
+        chosen = sorted(set(roles))
+        if not chosen or not set(chosen) <= {"hot", "warm"}:
+            raise UsageError(f"a version is pinned in hot, warm or both, not in {list(roles)}")
+        if until is not None and until.timestamp() <= time.time():
+            raise UsageError(f"{until.isoformat()} is past; give a time to come, or none")
+        pin = Pin(
+            version=version.hex, ref=ref, roles=chosen, who=whoami(),
+            until_us=None if until is None else int(until.timestamp() * 1e6),
+        )  # fmt: skip
+        self._home.put(pin_key(version.hex), seal_body(Kind.PIN, pin))
+        self._changed()
+        return _shown(pin)
+
+    def remove(self, version: Digest) -> None:
+        """End a user's pin; ``NotFound`` when the version has none."""
+        key = pin_key(version.hex)
+        try:
+            self._home.info(key)
+        except NotFound:
+            raise NotFound(
+                f"version {version} is not pinned by a user; 'tierstore pins' lists what is"
+            ) from None
+        self._home.delete([key])
+        self._changed()
+
+    def hold(self, holder: str, versions: Iterable[Digest]) -> None:
+        """Let ``holder`` pin exactly these versions, in hot and warm tiers, until it says else.
+
+        A pin of its own beside a user's and other holders', so that none ends another's.
+
+        Args:
+            holder: what needs them, such as ``rollout of ranker@prod``.
+            versions: digests of their manifests; none ends all pins of this holder.
+        """
+        mark = "-" + blake3(holder.encode()).hexdigest()[:16]
+        wanted = {pin_key(version.hex) + mark: version for version in versions}
+        held = [info.key for info in self._home.list(PINS) if info.key.endswith(mark)]
+        for key, version in wanted.items():
+            pin = Pin(version=version.hex, ref=holder, roles=["hot", "warm"], until_us=None,
+                      who=whoami())  # fmt: skip
+            if key not in held:
+                self._home.put(key, seal_body(Kind.PIN, pin))
+        if over := [key for key in held if key not in wanted]:
+            self._home.delete(over)
+        self._changed()
+
+    def active(self) -> list[PinnedVersion]:
+        """The pins that have not ended, by digest.
+
+        A pin that cannot be read is logged and holds its version everywhere and without end:
+        ignoring it would drop what somebody wanted to keep.
+        """
+        found = []
+        for info in self._home.list(PINS):
+            pin = self._read(info.key)
+            if pin is None:
+                continue
+            if pin.until_us is None or pin.until_us > time.time() * 1e6:
+                found.append(_shown(pin))
+        return found
+
+    def _read(self, key: str) -> Pin | None:
+        try:
+            return unseal_body(Kind.PIN, self._home.get(key), Pin, key)
+        except NotFound:  # unpinned since it was listed
+            return None
+        except (Damaged, UnsupportedFormat) as error:
+            _log.warning("%s; its version stays pinned everywhere until the pin is deleted", error)
+        with suppress(InvalidName):
+            digest = Digest.from_hex(key.removeprefix(PINS).partition("-")[0])
+            return Pin(version=digest.hex, ref=str(digest), roles=["hot", "warm"], until_us=None,
+                       who="unknown")  # fmt: skip
+        return None
+
+
+def _shown(pin: Pin) -> PinnedVersion:
+    until = None if pin.until_us is None else datetime.fromtimestamp(pin.until_us / 1e6, UTC)
+    return PinnedVersion(
+        Digest.from_hex(pin.version), pin.ref, tuple(pin.roles), until, pin.who
+    )  # fmt: skip

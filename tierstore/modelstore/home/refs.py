@@ -1,0 +1,196 @@
+"""The ref log: which version a name means, and who said so when (format/SPEC.md section 9)."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import (
+    BackendError,
+    Conflict,
+    Damaged,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+)
+from tierstore.format.keys import HEAD, entry_key, ref_prefix
+from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, parse_entry
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.modelstore.home.news import News
+
+_log = logging.getLogger("tierstore.refs")
+_ATTEMPTS = 1000
+_PAGE = 64
+
+
+def whoami() -> str:
+    """``user@host``, as recorded in every entry."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no such user id in this container
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+class Target(NamedTuple):
+    """What a new entry says: the version (0 for the entry's own number) and its manifest, the entry
+    that a rollback goes back to, and where an alias is on its way to.
+    """
+
+    version: int | None
+    manifest: str | None
+    previous: int | None = None
+    rollout: Rollout | None = None
+
+
+class RefLog:
+    """One ref of one model: an append-only log in home.
+
+    Args:
+        home: where the store's metadata lies.
+        model: name of the model.
+        name: ``versions`` or ``alias/<alias>``.
+        news: told of every entry that is appended.
+    """
+
+    def __init__(self, home: BlobStore, model: str, name: str, news: News | None = None) -> None:
+        self._home, self._model, self._news = home, model, news
+        self._prefix = ref_prefix(model, name)
+        self.title = f"{model}@{name.removeprefix('alias/')}"
+
+    def key_of(self, seq: int) -> str:
+        """The key of one entry in home."""
+        return entry_key(self._prefix, seq)
+
+    def last(self) -> RefEntry | None:
+        """The current entry, or ``None`` when the log is empty.
+
+        Begins at the hint and gallops up, then bisects: a hint that is missing, stale or damaged
+        costs 2 log2(n) reads and changes no result.
+        """
+        low = self.hinted()
+        known = self._read([low, low + 1]) if low else {}  # as a rule there is nothing behind it
+        best = known.get(low)
+        if best and low + 1 not in known:
+            return best
+        low, step = low if best else 0, 1
+        while (entry := known.get(low + step) or self._find(low + step)) is not None:
+            low, best, step = low + step, entry, step * 2
+        high = low + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            entry = self._find(middle)
+            if entry is None:
+                high = middle
+            else:
+                low, best = middle, entry
+        return best
+
+    def hinted(self) -> int:
+        """The sequence number that the hint gives, 0 when it cannot be read: maybe outdated."""
+        try:
+            data = self._home.get(self._prefix + HEAD)
+            return max(0, unseal_body(Kind.HINT, data, Hint, self._prefix + HEAD).seq)
+        except (NotFound, Damaged, UnsupportedFormat):
+            return 0
+
+    def _find(self, seq: int) -> RefEntry | None:
+        key = entry_key(self._prefix, seq)
+        try:
+            return parse_entry(self._home.get(key), seq, f"ref entry {key}")
+        except NotFound:
+            return None
+
+    def _read(self, seqs: Sequence[int]) -> dict[int, RefEntry]:
+        """Those of the entries that exist, asked for together."""
+        keys = {entry_key(self._prefix, seq): seq for seq in seqs}
+        found = self._home.get_many(list(keys))
+        return {
+            keys[key]: parse_entry(data, keys[key], f"ref entry {key}")
+            for key, data in found.items()
+        }
+
+    def entry(self, seq: int) -> RefEntry:
+        """The entry with this sequence number; ``NotFound`` when there is none."""
+        entry = self._find(seq)
+        if entry is None:
+            raise NotFound(f"{self.title} has no entry {seq}; 'tierstore log' lists them")
+        return entry
+
+    def entries(self, limit: int | None = None) -> Iterator[RefEntry]:
+        """The entries, newest first; at most ``limit``."""
+        last = self.last()
+        if last is None:
+            return
+        lowest = 1 if limit is None else max(1, last.seq - limit + 1)
+        with ThreadPoolExecutor(8, "tierstore-refs") as pool:
+            for top in range(last.seq, lowest - 1, -_PAGE):
+                yield from pool.map(self.entry, range(top, max(lowest, top - _PAGE + 1) - 1, -1))
+
+    def append(
+        self,
+        action: Action,
+        target: Callable[[RefEntry | None], Target | tuple[int | None, str | None, int | None]],
+        message: str = "",
+    ) -> RefEntry:
+        """Append one entry and return it; racing writers each get their own place.
+
+        Args:
+            action: what is done.
+            target: given the current entry, returns what the new one says; called again when
+                another writer came first.
+            message: why.
+        """
+        from importlib.metadata import version as package_version  # slow, and only writers need it
+
+        for _ in range(_ATTEMPTS):
+            last = self.last()
+            seq = last.seq + 1 if last else 1
+            goal = Target(*target(last))
+            entry = RefEntry(
+                seq=seq,
+                write_id=uuid.uuid4().hex,
+                action=action,
+                version=seq if goal.version == 0 else goal.version,
+                manifest=goal.manifest,
+                previous=goal.previous,
+                rollout=goal.rollout,
+                time_us=time.time_ns() // 1000,
+                who=whoami(),
+                message=message,
+                tool=f"tierstore {package_version('tierstore')}",
+            )
+            if self._create(entry):
+                self._hint(seq)
+                if self._news is not None:
+                    self._news.tell(self._model)
+                return entry
+        raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
+
+    def _create(self, entry: RefEntry) -> bool:
+        key = entry_key(self._prefix, entry.seq)
+        lost: BackendError | None = None
+        try:
+            if self._home.put_if_absent(key, seal_body(Kind.REF, entry)):
+                return True
+        except BackendError as error:  # the answer may be lost, not the write: look
+            lost = error
+        there = self._find(entry.seq)
+        if there is not None and there.write_id == entry.write_id:
+            return True
+        if lost is not None:
+            raise lost
+        return False
+
+    def _hint(self, seq: int) -> None:
+        try:
+            self._home.put(self._prefix + HEAD, seal_body(Kind.HINT, Hint(seq=seq)))
+        except TierstoreError as error:  # the entry stands; a stale hint costs some reads
+            _log.warning("the hint of %s was not written: %s", self.title, error)

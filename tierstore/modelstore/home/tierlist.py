@@ -1,0 +1,214 @@
+"""Which tiers a store has: numbered revisions in home (format/SPEC.md section 13)."""
+
+from __future__ import annotations
+
+import difflib
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal, InvalidOperation
+from math import inf
+from typing import Any
+
+import msgspec
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError, ConfigError, Conflict, Damaged, NotFound
+from tierstore.format.keys import CONFIG
+from tierstore.format.storeconfig import Features, encode_config
+from tierstore.format.tiers import (
+    DURABLE,
+    FEATURE,
+    TIERS,
+    Role,
+    TierList,
+    TierSpec,
+    check_spec,
+    has_secret,
+    is_tier_name,
+    parse_tiers,
+    seal_tiers,
+    tiers_key,
+)
+from tierstore.modelstore.home.home import read_config
+from tierstore.modelstore.home.refs import whoami
+
+ROLES: tuple[Role, ...] = ("hot", "shared", "warm", "cold")
+"""From the fastest to the slowest: the order in which tiers are read."""
+
+MIN_HEAT, TTL = "min_heat", "ttl_s"
+MOVER_OPTIONS = (MIN_HEAT, TTL)
+"""Options of a durable tier that are for the mover: the heat that it asks for, seconds after which
+what nobody read leaves it."""
+
+PRICES = ("gb_month", "put_1000", "get_1000", "retrieve_gb", "egress_gb", "min_days")
+Change = Callable[[Sequence[TierSpec]], Sequence[TierSpec]]
+
+
+class TierLog:
+    """The revisions of a store's list of tiers.
+
+    Args:
+        home: of the store.
+    """
+
+    def __init__(self, home: BlobStore) -> None:
+        self._home = home
+
+    def current(self) -> TierList | None:
+        """The list that holds; ``None`` when there has never been one."""
+        newest = max((info.key for info in self._home.list(TIERS)), default=None)
+        if newest is None:
+            return None
+        name = newest.removeprefix(TIERS)
+        seq = int(name) if name.isascii() and name.isdigit() else -1
+        return parse_tiers(self._home.get(newest), seq, f"list of tiers {newest}")
+
+    def change(self, change: Change, message: str = "") -> TierList:
+        """Write a new revision: ``change`` of the tiers as they are.
+
+        Raises:
+            Conflict: somebody else changed them at the same time; nothing was changed.
+            ConfigError: a tier is not as it must be.
+        """
+        self._announce()
+        current = self.current()
+        old = current.tiers if current else []
+        revision = TierList(
+            seq=current.seq + 1 if current else 1,
+            write_id=uuid.uuid4().hex,
+            tiers=checked(change(old)),
+            time_us=time.time_ns() // 1000,
+            who=whoami(),
+            message=message,
+        )
+        if not self._create(revision):
+            raise Conflict(
+                f"the tiers of {self._home.url} were changed by somebody else at the same time; "
+                "look at 'tierstore tier ls', then try again"
+            )
+        return revision
+
+    def _create(self, revision: TierList) -> bool:
+        key = tiers_key(revision.seq)
+        lost: BackendError | None = None
+        try:
+            if self._home.put_if_absent(key, seal_tiers(revision)):
+                return True
+        except BackendError as error:  # the answer may be lost, not the write: look
+            lost = error
+        try:
+            there = parse_tiers(self._home.get(key), revision.seq, f"list of tiers {key}")
+        except NotFound:
+            there = None
+        if there is not None and there.write_id == revision.write_id:
+            return True
+        if lost is not None:
+            raise lost
+        return False
+
+    def _announce(self) -> None:
+        """Have older versions refuse the store before any pack lies where they do not look."""
+        config = read_config(self._home)
+        features = Features(
+            read=sorted({*config.features.read, FEATURE}),
+            write=sorted({*config.features.write, FEATURE}),
+            gc=config.features.gc,
+        )
+        if features != config.features:
+            self._home.put(
+                CONFIG, encode_config(msgspec.structs.replace(config, features=features))
+            )
+
+
+def added(tiers: Sequence[TierSpec], spec: TierSpec) -> list[TierSpec]:
+    """With one more tier, behind those of its role."""
+    if any(tier.name == spec.name for tier in tiers):
+        raise Conflict(f"there is a tier {spec.name!r} already; choose another name")
+    ranks = [ROLES.index(tier.role) for tier in tiers]
+    at = sum(rank <= ROLES.index(spec.role) for rank in ranks)
+    return [*tiers[:at], spec, *tiers[at:]]
+
+
+def changed(tiers: Sequence[TierSpec], name: str, **fields: Any) -> list[TierSpec]:
+    """With some fields of one tier replaced."""
+    found = find(tiers, name)
+    new = msgspec.structs.replace(found, **fields)
+    return [new if tier.name == name else tier for tier in tiers]
+
+
+def removed(tiers: Sequence[TierSpec], name: str) -> list[TierSpec]:
+    """Without one tier."""
+    gone = find(tiers, name)
+    return [tier for tier in tiers if tier is not gone]
+
+
+def find(tiers: Iterable[TierSpec], name: str) -> TierSpec:
+    """The tier of this name; ``NotFound`` lists those there are."""
+    known = {tier.name: tier for tier in tiers}
+    if name not in known:
+        names = ", ".join(known) or "none"
+        raise NotFound(f"there is no tier {name!r}; the store's tiers are: {names}")
+    return known[name]
+
+
+def checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
+    """The tiers, when a store may have them; ``ConfigError`` says why not."""
+    for spec in tiers:
+        check_tier(spec)
+    hot = [tier.name for tier in tiers if tier.role == "hot"]
+    if len(hot) > 1:
+        raise ConfigError(f"a node has one hot tier, not {len(hot)}: {', '.join(hot)}")
+    return list(tiers)
+
+
+def check_tier(spec: TierSpec) -> None:
+    """Raise ``ConfigError`` for a tier that cannot be in a list."""
+    if has_secret(spec.url):  # the URL is not repeated: it holds a secret
+        raise ConfigError(
+            f"the URL of tier {spec.name!r} holds a password or key, and every node would read it; "
+            "leave it out, and give 'username' and 'password_env' or 'password_file' under "
+            f"[tiers.{spec.name}] in each node's tierstore.toml, or the usual AWS_* variables"
+        )
+    if not is_tier_name(spec.name):
+        raise ConfigError(
+            f"{spec.name[:40]!r} is no name for a tier: use up to 32 of a-z, 0-9 and -, a letter "
+            "first, and not 'home', which is the store itself"
+        )
+    if not 0 < spec.low <= spec.high <= 100:
+        raise ConfigError(
+            f"tier {spec.name!r}: its watermarks must be percent of its quota, the low one "
+            f"({spec.low}) not above the high one ({spec.high})"
+        )
+    try:
+        check_spec(spec, "the new list of tiers")
+    except Damaged as error:
+        why = str(error).partition(" is damaged: ")[2].partition("; run ")[0]
+        raise ConfigError(f"tier {spec.name!r}: {why}") from None
+    if spec.role in DURABLE:
+        for option in MOVER_OPTIONS:
+            mover_option(spec, option)
+    for price, value in spec.prices.items():
+        if price not in PRICES:
+            near = difflib.get_close_matches(price, PRICES, 1) or [", ".join(PRICES)]
+            raise ConfigError(f"tier {spec.name!r} has no price {price!r}: did you mean {near[0]}?")
+        try:
+            bad = not (Decimal(value).is_finite() and Decimal(value) >= 0)
+        except InvalidOperation:
+            bad = True
+        if bad:
+            raise ConfigError(f"tier {spec.name!r}: {price}={value!r} is not a price such as 0.023")
+
+
+def mover_option(spec: TierSpec, name: str) -> float | None:
+    """An option for the mover; ``ConfigError`` when it is no number from 0."""
+    text = spec.options.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < inf:
+        raise ConfigError(f"tier {spec.name!r}: {name}={text!r} is not a number such as 2.5")
+    return value

@@ -1,0 +1,14 @@
+"""Opened versions: models, tensors, files and shards, read when they are asked for."""
+
+__all__ = [
+    "arrays",
+    "dequantized",
+    "export",
+    "fileview",
+    "model",
+    "opener",
+    "patched",
+    "patchedfile",
+    "shards",
+    "tensor",
+]

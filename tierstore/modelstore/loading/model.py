@@ -1,0 +1,346 @@
+"""A version that was opened for reading."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tierstore.deferred import np
+from tierstore.errors import NotFound, UsageError
+from tierstore.format.manifest import FileEntry
+from tierstore.format.safetensors import parse_header
+from tierstore.format.table import ChunkTable
+from tierstore.modelstore.chunks.packs import Packs
+from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.loading.arrays import as_torch, new_bytes, writable_bytes
+from tierstore.modelstore.loading.export import export_files, export_tensors
+from tierstore.modelstore.loading.fileview import FileView
+from tierstore.modelstore.loading.opener import Opened
+from tierstore.modelstore.loading.patched import lay_over, read_whole
+from tierstore.modelstore.loading.patchedfile import PatchedFileView
+from tierstore.modelstore.loading.tensor import PlacedPiece, Tensor, hot_bases
+from tierstore.modelstore.version import FileInfo, Version
+
+_log = logging.getLogger("tierstore.load")
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy.typing as npt
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStats:
+    """What reading has cost so far.
+
+    Attributes:
+        bytes_fetched: bytes read from durable tiers.
+        bytes_decoded: plain bytes decoded and verified.
+        requests: ranges read from durable tiers.
+        bytes_by_tier: bytes read by the tier's name: frames, or plain bytes of this node's tier.
+        bytes_mapped: plain bytes of tensors that were mapped from this node's tier instead.
+        bytes_reused: plain bytes that came out of hot tiers, mapped ones included, or by another
+            reader of this process at the same time.
+        bytes_delta: plain bytes of chunks that came from durable tiers as deltas.
+        bytes_full: plain bytes of chunks that came from durable tiers standalone.
+    """
+
+    bytes_fetched: int
+    bytes_decoded: int
+    requests: int
+    bytes_by_tier: Mapping[str, int]
+    bytes_mapped: int
+    bytes_reused: int
+    bytes_delta: int
+    bytes_full: int
+
+    def __add__(self, other: LoadStats) -> LoadStats:
+        tiers = dict(self.bytes_by_tier)
+        for name, nbytes in other.bytes_by_tier.items():
+            tiers[name] = tiers.get(name, 0) + nbytes
+        return LoadStats(
+            self.bytes_fetched + other.bytes_fetched, self.bytes_decoded + other.bytes_decoded,
+            self.requests + other.requests, tiers, self.bytes_mapped + other.bytes_mapped,
+            self.bytes_reused + other.bytes_reused, self.bytes_delta + other.bytes_delta,
+            self.bytes_full + other.bytes_full,
+        )  # fmt: skip
+
+
+class Model(Mapping[str, "npt.NDArray[Any]"]):
+    """The tensors of one version by name, each read when it is asked for.
+
+    ``model["w"]`` reads one tensor into a new numpy array; ``model.tensor("w")`` reads nothing yet.
+    bf16 and fp8 arrive as ``ml_dtypes``; F4 and F6, which numpy does not have, as packed ``uint8``
+    in one dimension. A name that several files hold is addressed as ``path::name``.
+    Thread-safe. Obtained from ``Store.load``.
+    """
+
+    def __init__(self, version: Version, opened: Opened, fold: Callable[[], Opened]) -> None:
+        """Read a version through ``opened``; ``fold`` folds it first, for what needs its files."""
+        self.version = version
+        self._fold = fold
+        self._use(opened)
+
+    def _use(self, opened: Opened) -> None:
+        self.manifest = opened.manifest
+        self._content, self._packs = opened.content, opened.packs
+        self._tensors, self._patched = opened.tensors, opened.patched
+        self.patches = opened.patches
+        """Manifests of the patches that reads apply, the oldest first; empty once folded."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __repr__(self) -> str:
+        return f"<Model {self.version} {self.version.digest.short}, {len(self)} tensors>"
+
+    # Mapping's own would read and compare all tensors
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.tensor(name).numpy()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor of this name as an array, or ``default`` when there is none."""
+        found = self._tensors.get(name)
+        return default if found is None else found.numpy()
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of this name, not read yet; ``NotFound`` when there is none."""
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise NotFound(
+                f"{self.version} has no tensor {name[:200]!r}; "
+                f"'tierstore tensors {self.version}' lists its {len(self)}"
+            ) from None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """``__metadata__`` of all safetensors files together; the first file wins."""
+        merged: dict[str, str] = {}
+        for file in self.files:
+            for key, value in (file.metadata or {}).items():
+                merged.setdefault(key, value)
+        return merged
+
+    @property
+    def files(self) -> list[FileInfo]:
+        """Every file of the version, by path; what patches change has no SHA-256 until a fold."""
+        return [
+            FileInfo(
+                file.path, file.size, file.sha256.hex(),
+                parse_header(file.header, file.size).metadata if file.header else None,
+            )
+            for file in self.manifest.files
+        ]  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Plain bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    @property
+    def stats(self) -> LoadStats:
+        """What reading from this object has cost so far."""
+        return stats_of(self._content.reader, self._packs)
+
+    def load(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Read tensors in parallel into arrays of their own, by name.
+
+        What is hot on this node is mapped instead of copied; writing to it stays private.
+
+        Args:
+            names: which; all of them by default.
+            progress: told the bytes done and the bytes in all.
+        """
+        return {name: t.view(data) for name, t, data in self._read(names, progress)}
+
+    def to_torch(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Like ``load``, into torch tensors on the CPU; needs the extra ``tierstore[torch]``."""
+        return {
+            name: as_torch(data, t.dtype, t.shape) for name, t, data in self._read(names, progress)
+        }
+
+    def _read(
+        self, names: Iterable[str] | None, progress: Callable[[int, int], None] | None
+    ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
+        chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
+        count = counted(progress, sum(t.nbytes for t in chosen)) if progress else None
+        reader = self._content.reader
+        wants: list[Want] = []
+        out = []
+        for tensor, data in zip(chosen, hot_bases(chosen), strict=True):
+            if data is None:
+                data = new_bytes(tensor.nbytes)
+                wants += tensor.base.wants(data.data)
+            elif count:
+                count(tensor.nbytes)
+            out.append((tensor.name, tensor, data))
+        reader.read(wants, count)
+        lay_over(reader, [(tensor, data) for _, tensor, data in out])
+        if _log.isEnabledFor(logging.INFO):
+            told: dict[str, Any] = {f"{how}_bytes": n for how, n in reader.plain.items()}
+            told |= {"version": str(self.version), "fetched_bytes": self._packs.bytes_fetched}
+            _log.info("read %d tensors of %s", len(out), self.version, extra={"fields": told})
+        return out
+
+    def load_into(self, buffers: Mapping[str, Any]) -> None:
+        """Read tensors into memory of the caller's.
+
+        Args:
+            buffers: for each tensor's name a writable, contiguous numpy array, torch tensor on the
+                CPU, or any other buffer, of exactly the tensor's bytes. After an error their
+                content is undefined.
+        """
+        items = []
+        for name, target in buffers.items():
+            tensor = self.tensor(name)
+            view = writable_bytes(name, target, tensor.nbytes)
+            items.append((tensor, np.frombuffer(view, np.uint8)))
+        read_whole(self._content.reader, items)
+
+    def read_file(self, path: str) -> bytes:
+        """The whole content of one file, such as ``config.json``; ``NotFound`` if there is none."""
+        return self.open_file(path).read()
+
+    def open_file(self, path: str) -> FileView:
+        """One file, to be read by ranges; ``NotFound`` if there is none."""
+        entry = self.file_entry(path)
+        if path in self._patched:
+            return PatchedFileView(self._content, entry, self._tensors.values())
+        return FileView(self._content, entry)
+
+    def file_entry(self, path: str) -> FileEntry:
+        """What the manifest says of one file; ``NotFound`` if there is none."""
+        for file in self.manifest.files:
+            if file.path == path:
+                return file
+        raise NotFound(
+            f"{self.version} has no file {path[:200]!r}; 'tierstore stat {self.version}' lists them"
+        )
+
+    def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
+        """The chunks of a file in order; ``begin`` counts from behind its header.
+
+        Raises ``UsageError`` for a file that patches change: its bytes lie in no chunks.
+        """
+        if file.path in self._patched:
+            raise UsageError(
+                f"{file.path} of {self.version} lies in patches: 'tierstore fold {self.version}' "
+                "makes it a file"
+            )
+        return self._content.file_pieces(file)
+
+    def fold(self) -> None:
+        """Fold a version that lies on patches, so that its files have a SHA-256; see
+        ``Store.fold``. Nothing happens to any other.
+        """
+        if self._patched:
+            self._use(self._fold())
+
+    def export(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        weights: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[FileInfo]:
+        """Write every file, byte-identical to what was saved, below ``directory``.
+
+        Each file is written beside its place, compared with the SHA-256 recorded at save, and then
+        renamed. Files that are there already are replaced; others are left alone. A version that
+        lies on patches is folded first, as a SHA-256 is that of a whole file.
+
+        Args:
+            directory: made if it is missing.
+            weights: with ``False`` safetensors files are left out.
+            progress: told the bytes done and the bytes in all.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            Damaged: the bytes do not give the recorded SHA-256; the file is not put in place.
+            OutOfSpace, PermissionDenied: of the target.
+        """
+        self.fold()
+        files = [file for file in self.manifest.files if weights or not file.header]
+        export_files(self._content, str(self.version), files, directory, progress)
+        written = {file.path for file in files}
+        return [file for file in self.files if file.path in written]
+
+    def export_tensors(
+        self,
+        names: Sequence[str],
+        file: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FileInfo:
+        """Write some tensors as one new safetensors file, under the names that they have here.
+
+        The file is written beside its place and then renamed; one that is there is replaced.
+        ``__metadata__`` is the version's. Errors are those of ``export``, and ``NotFound`` for a
+        name that does not exist.
+        """
+        chosen = {name: self.tensor(name) for name in names}
+        return export_tensors(self._content, chosen, self.metadata or None, file, progress)
+
+    @property
+    def layout(self) -> ChunkTable:
+        """Where each distinct chunk of the version lies; bases of deltas are listed too."""
+        return self._content.table
+
+
+def stats_of(reader: ChunkReader, packs: Packs) -> LoadStats:
+    """What a reader and its packs have cost so far."""
+    return LoadStats(
+        bytes_fetched=packs.bytes_fetched,
+        bytes_decoded=reader.bytes_decoded,
+        requests=packs.requests,
+        bytes_by_tier={**packs.bytes_by_tier, **reader.hot_bytes},
+        bytes_mapped=reader.bytes_mapped,
+        bytes_reused=reader.plain["reused"],
+        bytes_delta=reader.plain["delta"],
+        bytes_full=reader.plain["full"],
+    )
+
+
+def counted(
+    progress: Callable[[int, int], None] | None, total: int
+) -> Callable[[int], None] | None:
+    """``progress`` of ``total`` bytes as something that is told the bytes of each chunk."""
+    if progress is None:
+        return None
+    lock = threading.Lock()
+    done = 0
+
+    def count(plain: int) -> None:
+        nonlocal done
+        with lock:
+            done += plain
+            progress(done, total)
+
+    return count

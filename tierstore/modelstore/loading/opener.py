@@ -1,0 +1,116 @@
+"""Opens versions: what they hold, where it lies, and who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from tierstore.format.keys import version_key
+from tierstore.format.manifest import Manifest
+from tierstore.format.table import ChunkTable
+from tierstore.ids import Digest
+from tierstore.modelstore.chunks.packs import Packs
+from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.modelstore.home.chain import (
+    Chain,
+    chain_table,
+    find_chain,
+    full_manifest,
+    patch_manifests,
+)
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.loading.patched import tensors_of, touched_files
+from tierstore.modelstore.loading.tensor import Content, Tensor
+from tierstore.modelstore.names.members import refuse_release
+from tierstore.modelstore.settings import Settings
+from tierstore.modelstore.version import Version
+from tierstore.tiers.hot.tiers import HotTiers
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A version that can be read.
+
+    Attributes:
+        digest: of the full manifest that it lies on; without patches or with a fold its equal.
+        manifest: what it holds: the files and tensors of that, the lineage of its own. A file that
+            patches change has no SHA-256.
+        content: its layout, patches included, and who reads it.
+        packs: counts what is read.
+        tensors: by the names that tell them apart.
+        patched: paths of the files that patches change.
+        patches: manifests of the patches that lie on the full manifest, the oldest first.
+    """
+
+    digest: Digest
+    manifest: Manifest
+    content: Content
+    packs: Packs
+    tensors: Mapping[str, Tensor]
+    patched: frozenset[str]
+    patches: tuple[Manifest, ...]
+
+
+class Opener:
+    """Opens the versions of one store.
+
+    Args:
+        home: of the store.
+        settings: threads and memory.
+        hot: the hot tiers.
+    """
+
+    def __init__(self, home: Home, settings: Settings, hot: HotTiers) -> None:
+        self._home, self._settings, self._hot = home, settings, hot
+
+    def open(self, version: Version, hot: HotTiers | None = None) -> Opened:
+        """Open a version, to be read through the store's hot tiers or through ``hot``.
+
+        Raises ``UsageError`` when it is a release.
+        """
+        refuse_release(version)
+        return self.open_chain(find_chain(self._home, version.digest), hot)
+
+    def open_full(self, version: Version) -> Opened:
+        """Open the full manifest that a version lies on, without the patches between."""
+        refuse_release(version)
+        chain = find_chain(self._home, version.digest)
+        full = full_manifest(self._home, chain)
+        return self._opened(Chain(full, chain.start, chain.full, ()), full, [])
+
+    def open_chain(self, chain: Chain, hot: HotTiers | None = None) -> Opened:
+        """Open a version whose chain is known."""
+        full = full_manifest(self._home, chain)
+        return self._opened(chain, full, patch_manifests(self._home, chain.patches), hot)
+
+    def _opened(
+        self, chain: Chain, full: Manifest, patches: list[Manifest], hot: HotTiers | None = None
+    ) -> Opened:
+        table = chain_table(self._home, chain, full, patches)
+        content, packs = self.content(table, full.chunk_size, hot)
+        titles = [f"patch {version_key(digest)}" for digest in chain.patches]
+        patched = frozenset(touched_files(patches, full))
+        files = tuple(
+            msgspec.structs.replace(file, sha256=b"") if file.path in patched else file
+            for file in full.files
+        )
+        return Opened(
+            chain.full,
+            msgspec.structs.replace(full, files=files, lineage=chain.top.lineage),
+            content, packs,
+            tensors_of(content, full, list(zip(titles, patches, strict=True))),
+            patched, tuple(patches),
+        )  # fmt: skip
+
+    def content(
+        self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None
+    ) -> tuple[Content, Packs]:
+        """What reads the chunks of a layout, and what counts them."""
+        packs = Packs(self._home.blobs, self._home.packs)
+        reader = ChunkReader(
+            packs, table, threads=self._settings.threads,
+            memory_limit=self._settings.memory_limit, hot=hot or self._hot,
+        )  # fmt: skip
+        return Content(table, reader, chunk_size), packs

@@ -1,0 +1,52 @@
+"""A safetensors file with patches on its tensors, as a range of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tierstore.deferred import np
+from tierstore.format.manifest import FileEntry
+from tierstore.modelstore.chunks.reader import FilePart
+from tierstore.modelstore.loading.fileview import FileView
+from tierstore.modelstore.loading.patched import read_whole
+from tierstore.modelstore.loading.tensor import Content, Tensor
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.loading.arrays import Bytes
+
+
+class PatchedFileView(FileView):
+    """Like ``FileView``, of a file that patches change; its SHA-256 is not known until a fold.
+
+    Args:
+        content: of the version.
+        entry: of the file in the full manifest below.
+        tensors: of the version; others than the file's are ignored.
+    """
+
+    def __init__(self, content: Content, entry: FileEntry, tensors: Iterable[Tensor]) -> None:
+        super().__init__(content, entry)
+        begins = {tensor.name: tensor.begin for tensor in entry.tensors}
+        own = [tensor for tensor in tensors if tensor.file == entry.path and tensor.nbytes]
+        self._tensors = [(begins[tensor.name_in_file], tensor) for tensor in own]
+
+    def parts(self, start: int, stop: int) -> list[bytes | FilePart]:
+        """As ``FileView.parts``; what lies under patches is never sent as it is."""
+        return [self.read(start, stop - start)]
+
+    def _fill_data(self, targets: Sequence[tuple[int, memoryview]]) -> None:
+        whole: list[tuple[Tensor, Bytes]] = []
+        for begin, out in targets:
+            end = begin + len(out)
+            for start, tensor in self._tensors:
+                low, high = max(start, begin), min(start + tensor.nbytes, end)
+                if low >= high:
+                    continue
+                part = out[low - begin : high - begin]
+                if high - low == tensor.nbytes:
+                    whole.append((tensor, np.frombuffer(part, np.uint8)))
+                else:
+                    tensor.read_span(low - start, high - start, part)
+        if whole:
+            read_whole(self.content.reader, whole)

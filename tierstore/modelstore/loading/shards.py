@@ -1,0 +1,254 @@
+"""Parts of tensors for tensor parallelism: every rank reads its own bytes and no others.
+
+A part along the first dimension is one contiguous range. One along another dimension is a strip:
+the same columns of many rows. Frames hold blocks of 256 KiB, so a strip of rows that are shorter
+than that needs every block; of rows of a MiB and more it needs about its share.
+
+Where the processes of a node share a hot tier, chunks are read whole, each by one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tierstore.errors import UsageError
+from tierstore.format.dtypes import DTYPES
+from tierstore.modelstore.chunks.decode import Part, Sink
+from tierstore.modelstore.chunks.plan import batches
+from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.loading.tensor import Content, PlacedPiece, Span, Tensor
+
+_WIDE = 1 << 20
+"""Rows of so many bytes are read by blocks; of shorter ones nearly all blocks are needed anyway."""
+_SMALL = 1 << 20
+_WINDOW = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Bytes ``[low, high)`` of each row from ``first`` up to ``last``, where a row has ``row``."""
+
+    row: int
+    low: int
+    high: int
+    first: int = 0
+    last: int = 1
+
+    @property
+    def width(self) -> int:
+        """Bytes of each row."""
+        return self.high - self.low
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it, end to end."""
+        return self.width * (self.last - self.first)
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is one contiguous range of the tensor."""
+        return self.width == self.row or self.last - self.first == 1
+
+    def split(self, limit: int) -> Iterator[Strip]:
+        """Cut it into strips of at most ``limit`` bytes; end to end they give the same bytes."""
+        if self.last - self.first == 1:
+            for low in range(self.low, self.high, limit):
+                high = min(low + limit, self.high)
+                yield Strip(self.row, low, high, self.first, self.last)
+        elif self.width > limit:
+            for first in range(self.first, self.last):
+                yield from Strip(self.row, self.low, self.high, first, first + 1).split(limit)
+        elif self.width:
+            rows = limit // self.width
+            for first in range(self.first, self.last, rows):
+                last = min(first + rows, self.last)
+                yield Strip(self.row, self.low, self.high, first, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one rank holds of a tensor."""
+
+    strip: Strip
+    shape: tuple[int, ...]
+
+
+def whole(tensor: Tensor) -> Shard:
+    """All of a tensor."""
+    return Shard(Strip(tensor.nbytes, 0, tensor.nbytes), tensor.shape)
+
+
+def shard_of(tensor: Tensor, rank: int, world: int, dim: int) -> Shard:
+    """The part of rank ``rank`` of ``world`` along ``dim``, which may count from the end.
+
+    Parts are those of ``torch.chunk`` and DTensor: of ``ceil(extent / world)`` each, the last ones
+    shorter or empty.
+
+    Raises:
+        UsageError: there is no such dimension, or packed elements would have to be taken apart.
+    """
+    if not -tensor.ndim <= dim < tensor.ndim:
+        raise UsageError(f"tensor {tensor.name!r} of shape {list(tensor.shape)} has no dim {dim}")
+    dim %= tensor.ndim
+    extent = tensor.shape[dim]
+    each = -(-extent // world)
+    start, stop = min(rank * each, extent), min((rank + 1) * each, extent)
+    inner = DTYPES[tensor.dtype].bits
+    for size in tensor.shape[dim + 1 :]:
+        inner *= size
+    rows = 1
+    for size in tensor.shape[:dim]:
+        rows *= size
+    if any(at * inner % 8 for at in (start, stop, extent)):
+        raise UsageError(
+            f"tensor {tensor.name!r} is {tensor.dtype}: part {rank} of {world} along dim {dim} "
+            "does not begin and end with a byte"
+        )
+    strip = Strip(extent * inner // 8, start * inner // 8, stop * inner // 8, 0, rows)
+    return Shard(strip, (*tensor.shape[:dim], stop - start, *tensor.shape[dim + 1 :]))
+
+
+@dataclass(frozen=True, slots=True)
+class StripRead:
+    """A strip of a tensor, and where its bytes go, end to end (``out`` is as long as that)."""
+
+    tensor: Tensor
+    strip: Strip
+    out: memoryview
+
+    def chunks(self) -> list[PlacedPiece]:
+        """The chunks that hold bytes of it."""
+        strip, size = self.strip, self.tensor.content.chunk_size
+        low = strip.first * strip.row + strip.low
+        high = (strip.last - 1) * strip.row + strip.high
+        return self.tensor.chunks()[low // size : -(-high // size)] if self.strip.nbytes else []
+
+    def spans(self, piece: PlacedPiece) -> list[tuple[int, int]]:
+        """The byte ranges of the tensor that are wanted of one chunk."""
+        strip, end = self.strip, piece.begin + piece.length
+        first = max(strip.first, piece.begin // strip.row)
+        last = min(strip.last, -(-end // strip.row))
+        every = [
+            (row * strip.row + strip.low, row * strip.row + strip.high)
+            for row in range(first, last)
+        ]
+        return [(low, high) for low, high in every if low < end and high > piece.begin]
+
+    def take(self, begin: int, plain: memoryview) -> None:
+        """Copy what belongs here of plain bytes of the tensor that begin at ``begin``."""
+        strip, row, end = self.strip, self.strip.row, begin + len(plain)
+        out = np.frombuffer(self.out, np.uint8).reshape(-1, strip.width)
+        data = np.frombuffer(plain, np.uint8)
+        first, last = max(strip.first, begin // row), min(strip.last, -(-end // row))
+        full, beyond = max(first, -(-begin // row)), min(last, end // row)
+        if full < beyond:
+            rows = data[full * row - begin : beyond * row - begin].reshape(-1, row)
+            out[full - strip.first : beyond - strip.first] = rows[:, strip.low : strip.high]
+        for at in {first, last - 1}:
+            if full <= at < beyond:
+                continue
+            low = max(begin, at * row + strip.low)
+            high = min(end, at * row + strip.high)
+            if low < high:
+                to = low - at * row - strip.low
+                out[at - strip.first, to : to + high - low] = data[low - begin : high - begin]
+
+
+def read_strips(reads: Sequence[StripRead]) -> None:
+    """Fill every ``out``; all tensors are of one version."""
+    reads = [read for read in reads if read.strip.nbytes]
+    if not reads:
+        return
+    for read in [read for read in reads if read.tensor.base is not read.tensor]:
+        _read_patched(read)
+    reads = [read for read in reads if read.tensor.base is read.tensor]
+    if not reads:
+        return
+    content = reads[0].tensor.content
+    spans: list[Span] = []
+    wide: list[StripRead] = []
+    entire: list[tuple[StripRead, PlacedPiece]] = []
+    # who reads whole tensors alone is no rank, and shares with nobody
+    ranks = any(read.strip.nbytes < read.tensor.nbytes for read in reads)
+    for read in reads:
+        if read.strip.is_range and not (ranks and _is_small(read)):
+            span, cut = _span(read), []
+            if content.reader.keeps_chunks:
+                cut = [p for p in span.chunks if not span.holds(p)]
+            spans.append(replace(span, chunks=[p for p in span.chunks if p not in cut]))
+            entire += [(read, piece) for piece in cut]
+        elif read.strip.row >= _WIDE and not content.reader.keeps_chunks:
+            wide.append(read)
+        else:
+            entire += [(read, piece) for piece in read.chunks()]
+    content.read_spans(spans, share=ranks)
+    _read_wide(content, wide)
+    _read_whole(content, entire)
+
+
+def _is_small(read: StripRead) -> bool:
+    """Whether it is read with the larger tensors around it: alone, all that lies between small ones
+    would be read too, or another rank's part of it again.
+    """
+    tensor = read.tensor
+    entire = read.strip.nbytes == tensor.nbytes or tensor.content.reader.keeps_chunks
+    return entire and tensor.nbytes <= _SMALL
+
+
+def _read_patched(read: StripRead) -> None:
+    """Of a tensor with patches on it, which lies in no chunks as it is: rows, window by window."""
+    strip = read.strip
+    if strip.is_range:
+        low = strip.first * strip.row + strip.low
+        read.tensor.read_span(low, low + strip.nbytes, read.out)
+        return
+    step = max(1, _WINDOW // strip.row)
+    for first in range(strip.first, strip.last, step):
+        begin = first * strip.row
+        window = memoryview(bytearray(min(step, strip.last - first) * strip.row))
+        read.tensor.read_span(begin, begin + len(window), window)
+        read.take(begin, window)
+
+
+def _span(read: StripRead) -> Span:
+    strip = read.strip
+    low = strip.first * strip.row + strip.low
+    return Span(read.chunks(), low, low + strip.nbytes, read.out)
+
+
+def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
+    parts: list[tuple[Part, Sink]] = []
+    for read in reads:
+        for piece in read.chunks():
+            spans = read.spans(piece)
+            if spans:
+                parts.append((Part(piece.place, piece.begin, piece.length, spans), read.take))
+    content.reader.read_parts(parts)
+
+
+def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]) -> None:
+    """Whole chunks, a window of them at a time, of which what is wanted is copied.
+
+    Ranks on one node need the same chunks: each begins at another place, as far into the model as
+    its part lies in a tensor, and finds in the node's hot tier what the others have read.
+    """
+    window = min(_WINDOW, content.reader.memory_limit // 8)
+    begin = len(every) * _part(every[0][0].strip) // 1000 if every else 0
+    for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].length, window):
+        buffer = memoryview(bytearray(sum(piece.length for _, piece in group)))
+        at = 0
+        wants: list[Want] = []
+        for _, piece in group:
+            wants.append(Want(piece.place, buffer[at : at + piece.length]))
+            at += piece.length
+        content.reader.read(wants, share=True)
+        for (read, piece), want in zip(group, wants, strict=True):
+            read.take(piece.begin, want.out)
+
+
+def _part(strip: Strip) -> int:
+    """Where a strip begins, in thousandths of its row."""
+    return 1000 * strip.low // strip.row

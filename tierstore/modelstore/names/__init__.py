@@ -1,0 +1,3 @@
+"""What a reference means: versions, aliases, variants, rollouts and releases."""
+
+__all__ = ["history", "members", "names", "releases", "reports", "rollout"]

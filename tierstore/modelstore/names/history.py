@@ -1,0 +1,70 @@
+"""History: who published, moved or derived what, when and why, over all ref logs of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import islice
+
+from tierstore.errors import NotFound
+from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
+from tierstore.format.reflog import RefEntry
+from tierstore.ids import ModelRef
+from tierstore.modelstore.home.home import Home
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One entry of a ref log; ``ref`` is what it is of: ``m``, ``m@prod`` or ``m@+bf16``."""
+
+    ref: ModelRef
+    entry: RefEntry
+
+
+def history_of(home: Home, ref: ModelRef) -> Iterator[Logged]:
+    """The entries of one log, newest first: of a model's versions, an alias or a variant.
+
+    Raises:
+        NotFound: there is no such log.
+    """
+    name = VERSION_LOG
+    if ref.alias is not None:
+        name = ALIASES + ref.alias
+    elif ref.variant is not None:
+        name = VARIANTS + ref.variant
+    found = False
+    for entry in home.log(ref.model, name).entries():
+        found = True
+        yield Logged(ref, entry)
+    if not found:
+        raise NotFound(f"nothing is logged of {ref}; 'tierstore log' without a name shows all")
+
+
+def whole_history(home: Home, limit: int | None = None) -> list[Logged]:
+    """What happened to anything in the store, newest first by the writers' clocks.
+
+    Args:
+        home: of the store.
+        limit: entries at most; ``None`` for all.
+    """
+    refs = [
+        ref
+        for model in home.models()
+        for ref in [
+            ModelRef(model),
+            *(ModelRef(model, alias=alias) for alias in home.aliases(model)),
+            *(ModelRef(model, variant=variant) for variant in home.variants(model)),
+        ]
+    ]
+
+    def newest(ref: ModelRef) -> list[Logged]:
+        try:
+            return list(islice(history_of(home, ref), limit))
+        except NotFound:  # a folder without an entry
+            return []
+
+    with ThreadPoolExecutor(8, "tierstore-history") as pool:
+        every = [logged for part in pool.map(newest, refs) for logged in part]
+    return nlargest(limit or len(every), every, key=lambda one: one.entry.time_us)

@@ -1,0 +1,65 @@
+"""What belongs to a version: its variants, and the members of a release (SPEC.md section 14)."""
+
+from __future__ import annotations
+
+from tierstore.errors import Damaged, NotFound, UsageError
+from tierstore.format.keys import VARIANTS
+from tierstore.ids import Digest
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.version import Version, version_of
+
+
+def variant_of(home: Home, version: Version, name: str) -> Version | None:
+    """The newest variant of this name that a version has; ``None`` when there is none."""
+    for entry in home.log(version.model, VARIANTS + name).entries():
+        if entry.version == version.number:
+            return version_of(version.model, entry, variant=name)
+    return None
+
+
+def variants_of(home: Home, version: Version) -> list[Version]:
+    """All variants of a version, the newest of each name."""
+    found = (variant_of(home, version, name) for name in home.variants(version.model))
+    return [one for one in found if one is not None]
+
+
+def members_of(home: Home, release: Version) -> dict[str, Version]:
+    """The versions that a release names, by model.
+
+    Raises:
+        UsageError: it is no release.
+        Damaged: a member's log says something else.
+    """
+    found = {}
+    for member in home.manifest(release.digest).members or ():
+        try:
+            entry = home.log(member.model).entry(member.version)
+        except NotFound:
+            entry = None
+        if entry is None or entry.manifest != member.manifest.hex():
+            raise Damaged(
+                f"{release} names {member.model}@{member.version}, which its log does not have as "
+                f"b3:{member.manifest.hex()}; run 'tierstore check'"
+            )
+        found[member.model] = version_of(member.model, entry)
+    if not found:
+        raise UsageError(f"{release} is a model and no release; 'tierstore release ls' lists those")
+    return found
+
+
+def refuse_release(version: Version) -> Version:
+    """The version; ``UsageError`` where something asks a release for content of its own."""
+    if version.is_release:
+        raise UsageError(
+            f"{version} is a release: it holds no tensors, but names versions of models, which "
+            f"'tierstore release show' lists; load MODEL@release:{version}"
+        )
+    return version
+
+
+def contents_of(home: Home, version: Version) -> list[Digest]:
+    """The manifests of all that nodes may serve of a version: its own and its variants', or those
+    of a release's members.
+    """
+    versions = members_of(home, version).values() if version.is_release else [version]
+    return [one.digest for member in versions for one in (member, *variants_of(home, member))]

@@ -1,0 +1,337 @@
+"""Names: which version a reference means, and the aliases that move between versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
+from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
+from tierstore.format.reflog import RefEntry
+from tierstore.format.storeconfig import check_features
+from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.refs import Target
+from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
+from tierstore.modelstore.names.turns import takes_new
+from tierstore.modelstore.version import RELEASED, Version, version_of
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name that points to a version of a model; it moves, the version does not."""
+
+    model: str
+    name: str
+    version: Version
+
+
+class Names:
+    """The names of a store, as this node sees them.
+
+    Args:
+        home: of the store.
+        node: this node's name, which decides its turn in a rollout.
+        labels: this node's labels.
+    """
+
+    def __init__(self, home: Home, node: str, labels: Mapping[str, str]) -> None:
+        self.home = home
+        self._node, self._labels = node, labels
+
+    def resolve(self, ref: str) -> Version:
+        """The version that a reference means now; ``NotFound`` says which part does not exist."""
+        parsed = ModelRef.parse(ref)
+        log = self.home.log(parsed.model)
+        if parsed.release is not None:
+            return self._of_release(parsed, parsed.release)
+        if parsed.number is not None:
+            entry = self._version_entry(parsed.model, parsed.number)
+        elif parsed.alias is not None:
+            pointed = self.home.log(parsed.model, ALIASES + parsed.alias).last()
+            if pointed is None or pointed.version is None:
+                hint = self._alias_hint if log.last() else self._hint
+                raise NotFound(f"{parsed} does not exist; {hint(parsed.model)}")
+            number = pointed.version
+            if pointed.rollout and takes_new(pointed.rollout, self._node, self._labels):
+                number = pointed.rollout.version
+            try:
+                entry = log.entry(number)
+            except NotFound:
+                raise NotFound(
+                    f"{parsed} points to {parsed.model}@{number}, whose entry is missing; "
+                    "run 'tierstore check', and restore it from a copy"
+                ) from None
+        elif parsed.prefix is not None:
+            entry = self._by_digest(parsed)
+        else:
+            last = log.last()
+            if last is None:
+                raise NotFound(f"there is no model {parsed.model!r}; 'tierstore ls' lists them")
+            entry = last
+        return self._with_variant(version_of(parsed.model, entry), parsed.variant)
+
+    def _of_release(self, parsed: ModelRef, ref: str) -> Version:
+        release = self.resolve(ref)
+        members = members_of(self.home, release)
+        if parsed.model not in members:
+            raise NotFound(f"{release} has no {parsed.model!r}: it names {', '.join(members)}")
+        return self._with_variant(members[parsed.model], parsed.variant)
+
+    def _with_variant(self, version: Version, name: str | None) -> Version:
+        if name is None:
+            return version
+        found = self.variant(version, name)
+        if found is None:
+            names = [one.variant for one in self.variants(version) if one.variant]
+            has = f"it has {', '.join(names)}" if names else "it has none"
+            raise NotFound(
+                f"{version} has no variant {name!r}; {has}: 'tierstore derive' makes one"
+            )
+        return found
+
+    def variant(self, version: Version, name: str) -> Version | None:
+        """The newest variant of this name that a version has; ``None`` when there is none."""
+        return variant_of(self.home, version, name)
+
+    def prefer(self, version: Version, order: Sequence[str]) -> Version:
+        """The first of these variants that a version has; a variant that was named stays.
+
+        Args:
+            version: a version, or a variant that somebody asked for by name.
+            order: names of variants; ``full`` is the version itself.
+
+        Raises:
+            NotFound: it has none of them.
+            UsageError: it is a release, which holds nothing itself.
+        """
+        refuse_release(version)
+        if version.variant is not None:
+            return version
+        for name in order:
+            found = version if name == FULL else self.variant(version, name)
+            if found is not None:
+                return found
+        raise NotFound(
+            f"{version} has none of the variants {', '.join(order)}: 'tierstore derive' makes one; "
+            f"'{FULL}' in the profile stands for the version itself"
+        )
+
+    def variants(self, version: Version) -> list[Version]:
+        """All variants of a version, the newest of each name."""
+        return variants_of(self.home, version)
+
+    def all_variants(self, model: str) -> list[Version]:
+        """Every variant that any version of a model has or had."""
+        return [
+            version_of(model, entry, variant=name)
+            for name in self.home.variants(model)
+            for entry in self.home.log(model, VARIANTS + name).entries()
+        ]
+
+    def _hint(self, model: str) -> str:
+        last = self.home.log(model).last()
+        if last is None:
+            return f"there is no model {model!r}: 'tierstore ls' lists them"
+        many = "version 1 only" if last.seq == 1 else f"versions 1 to {last.seq}"
+        return f"{model} has {many}: 'tierstore ls {model}' lists them"
+
+    def _alias_hint(self, model: str) -> str:
+        names = ", ".join(alias.name for alias in self.aliases(model))
+        return f"the aliases of {model} are: {names}" if names else f"{model} has no alias"
+
+    def _version_entry(self, model: str, number: int) -> RefEntry:
+        try:
+            return self.home.log(model).entry(number)
+        except NotFound:
+            raise NotFound(f"{model}@{number} does not exist; {self._hint(model)}") from None
+
+    def _by_digest(self, parsed: ModelRef) -> RefEntry:
+        found: dict[str, RefEntry] = {}
+        for entry in self.home.log(parsed.model).entries():
+            if entry.manifest and entry.manifest.startswith(parsed.prefix or ""):
+                found.setdefault(entry.manifest, entry)
+        if not found:
+            raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
+        if len(found) > 1:
+            raise UsageError(f"{parsed} fits {len(found)} versions; give more digits")
+        return next(iter(found.values()))
+
+    def versions(self, model: str, limit: int | None = None) -> list[Version]:
+        """The versions of a model, newest first; ``NotFound`` when there is no such model."""
+        model = check_name("model", model)
+        found = [version_of(model, entry) for entry in self.home.log(model).entries(limit)]
+        if not found:
+            raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
+        return found
+
+    def aliases(self, model: str) -> list[Alias]:
+        """The aliases of a model and the versions that they point to now."""
+        model = check_name("model", model)
+        found = []
+        for name in self.home.aliases(model):
+            pointed = self.home.log(model, ALIASES + name).last()
+            if pointed is not None and pointed.version is not None:
+                entry = self.home.log(model).entry(pointed.version)
+                found.append(Alias(model, name, version_of(model, entry)))
+        return found
+
+    def history(self, model: str, alias: str | None = None) -> Iterator[RefEntry]:
+        """Who pointed what where, when and why, newest first: of the versions or of one alias."""
+        model = check_name("model", model)
+        name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
+        return self.home.log(model, name).entries()
+
+    def check_new(self, model: str, alias: str | None) -> None:
+        """Raise ``Conflict`` where ``publish`` or ``point`` would, before anything is stored."""
+        check_case("model", model, self.home.models())
+        refuse_mixed(model, self.home.log(model).last(), release=False)
+        if alias is not None:
+            self.check_movable(model, check_alias(alias))
+
+    def publish(
+        self, model: str, digest: Digest, message: str, after: int | None = None
+    ) -> RefEntry:
+        """Append a new version to a model's log.
+
+        Raises:
+            Conflict: the newest version is not number ``after``, if given; 0 for none.
+        """
+
+        def target(last: RefEntry | None) -> tuple[int, str, None]:
+            refuse_mixed(model, last, release=False)
+            if after is not None and after != (last.seq if last else 0):
+                raise Conflict(
+                    f"{model} has another newest version than {after} by now: look again"
+                )
+            return 0, digest.hex, None
+
+        return self.home.log(model).append("publish", target, message)
+
+    def alias(self, model: str, name: str, ref: str, message: str, was: int | None) -> Alias:
+        """Point an alias of ``model`` to a version of it (``ref``); see ``Store.alias``."""
+        version = self.resolve(ref)
+        if version.variant is not None:
+            raise UsageError(f"{ref} is a variant; an alias points to versions")
+        if version.model != check_name("model", model):
+            raise UsageError(f"{ref} is not a version of {model!r}; an alias stays in its model")
+        entry = self._version_entry(version.model, version.number)
+        self.point(version.model, check_alias(name), entry, message, was)
+        return Alias(version.model, check_alias(name), version)
+
+    def point_to_new(
+        self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
+    ) -> None:
+        """Point an alias to a version that was just published; errors say that it was."""
+        try:
+            self.point(model, alias, entry, message, was)
+        except TierstoreError as error:
+            raise type(error)(
+                f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
+                f"it: {error}"
+            ) from error
+
+    def point(
+        self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
+    ) -> None:
+        """Append to an alias's log that it means the version of ``entry`` now.
+
+        Args:
+            model: of the alias.
+            alias: its name.
+            entry: of the version.
+            message: why.
+            was: the number of the version that it must mean until then.
+
+        Raises:
+            Conflict: the alias is in a rollout, differs from another one only in case, or does not
+                mean version ``was`` now.
+        """
+
+        def target(last: RefEntry | None) -> Target:
+            _refuse_to_move(model, alias, last, was)
+            return Target(entry.version, entry.manifest, last.seq if last else None)
+
+        check_case("alias", alias, self.home.aliases(model))
+        check_features(self.home.config, "write", self.home.blobs.url)
+        self.home.log(model, ALIASES + alias).append("set", target, message)
+
+    def check_movable(self, model: str, alias: str, was: int | None = None) -> None:
+        """Raise ``Conflict`` where ``point`` would: before anything is published."""
+        check_case("alias", alias, self.home.aliases(model))
+        _refuse_to_move(model, alias, self.home.log(model, ALIASES + alias).last(), was)
+
+    def remove_alias(self, model: str, name: str, message: str) -> None:
+        """Remove an alias; the versions stay, and so does its log."""
+
+        def target(last: RefEntry | None) -> Target:
+            if last is None or last.version is None:
+                hint = self._alias_hint if self.home.log(model).last() else self._hint
+                raise NotFound(f"{model}@{name} does not exist; {hint(model)}")
+            _refuse_in_rollout(model, name, last)
+            return Target(None, None, last.seq)
+
+        model = check_name("model", model)
+        check_features(self.home.config, "write", self.home.blobs.url)
+        log = self.home.log(model, ALIASES + check_alias(name))
+        log.append("remove", target, message)
+
+    def rollback(self, model: str, alias: str, message: str) -> Alias:
+        """Append that an alias means what it meant before; see ``Store.rollback``."""
+        model = check_name("model", model)
+        check_features(self.home.config, "write", self.home.blobs.url)
+        log = self.home.log(model, ALIASES + check_alias(alias))
+
+        def target(last: RefEntry | None) -> Target:
+            if last is not None and last.rollout is not None:
+                return Target(last.version, last.manifest, last.seq)
+            before = last
+            while before is not None and (
+                before.version is None or (last is not None and before.version == last.version)
+            ):
+                before = log.entry(before.previous) if before.previous else None
+            if last is None or before is None:
+                raise NotFound(
+                    f"{model}@{alias} has nothing to go back to; see 'tierstore log "
+                    f"{model}@{alias}'"
+                )
+            return Target(before.version, before.manifest, before.previous)
+
+        entry = log.append("rollback", target, message)
+        assert entry.version is not None
+        version = version_of(model, self.home.log(model).entry(entry.version))
+        return Alias(model, alias, version)
+
+
+def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:
+    if last is not None and last.rollout is not None:
+        raise Conflict(
+            f"{model}@{alias} is on its way to {model}@{last.rollout.version}: "
+            "'tierstore rollout abort' or 'step' ends that first"
+        )
+
+
+def refuse_mixed(name: str, last: RefEntry | None, *, release: bool) -> None:
+    """Raise ``Conflict`` when a name that has versions of one kind is to get one of the other."""
+    if last is not None and (last.action == RELEASED) != release:
+        kinds = ("a model", "a release") if release else ("a release", "a model")
+        raise Conflict(f"{name!r} is the name of {kinds[0]}; choose another one for {kinds[1]}")
+
+
+def _refuse_to_move(model: str, alias: str, last: RefEntry | None, was: int | None) -> None:
+    _refuse_in_rollout(model, alias, last)
+    if was is not None and (last is None or last.version != was):
+        raise Conflict(
+            f"{model}@{alias} does not point to {model}@{was} now: somebody else moved it; look "
+            "again"
+        )
+
+
+def check_case(kind: str, name: str, existing: Iterable[str]) -> None:
+    """Refuse a new name that differs from an existing one only in case, with ``Conflict``."""
+    for other in existing:
+        if other != name and other.casefold() == name.casefold():
+            raise Conflict(
+                f"{kind} {name!r} differs from the existing {other!r} only in case; "
+                "use that name, or a clearly different one"
+            )

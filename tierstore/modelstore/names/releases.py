@@ -1,0 +1,138 @@
+"""Releases: versions of several models that belong together, behind one switch (SPEC.md 14.4).
+
+A release is a version of a name of its own, whose content is the list of its members. So aliases,
+rollouts, rollback, reports and history of that name are those of a model, and one entry switches
+all members at once on a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tierstore.errors import InvalidName, UsageError
+from tierstore.format.keys import layout_key, version_key
+from tierstore.format.layout import seal_layout
+from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member, seal_manifest
+from tierstore.format.reflog import RefEntry
+from tierstore.format.storeconfig import check_features
+from tierstore.ids import check_alias, check_name
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.names.members import members_of
+from tierstore.modelstore.names.names import Names, check_case, refuse_mixed
+from tierstore.modelstore.version import RELEASED, Version, version_of
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One release.
+
+    Attributes:
+        version: what it is called: its name and number, who made it, when and why.
+        members: the versions that it names, by model.
+    """
+
+    version: Version
+    members: Mapping[str, Version]
+
+    def __str__(self) -> str:
+        return str(self.version)
+
+
+class Releases:
+    """The releases of a store, as a node sees them."""
+
+    def __init__(self, names: Names) -> None:
+        self._names, self._home = names, names.home
+
+    def create(
+        self,
+        name: str,
+        refs: Iterable[str],
+        *,
+        based_on: str | None = None,
+        alias: str | None = None,
+        message: str = "",
+    ) -> Release:
+        """Make a release; nothing uses it until an alias of its name points to it.
+
+        Args:
+            name: of the release; it counts its releases from 1, as a model its versions.
+            refs: references to its members, each of another model. What an alias means now is
+                meant for good.
+            based_on: a release whose members it has, too, where ``refs`` names no other version.
+            alias: a name to point to it at once, on every node.
+            message: why.
+
+        Raises:
+            UsageError: no member, one model twice, a variant, or a release as a member.
+            Conflict: the name is a model's.
+        """
+        name = check_name("release", name)
+        if "+" in name:
+            raise InvalidName(f"release name {name!r} is not allowed: '+' begins a variant")
+        check_features(self._home.config, "write", self._home.blobs.url)
+        given: dict[str, Version] = {}
+        for version in map(self._names.resolve, refs):
+            if version.variant is not None or version.is_release:
+                what = "variant" if version.variant else "release"
+                raise UsageError(f"{version} is a {what}; the members of a release are versions")
+            if given.setdefault(version.model, version) != version:
+                raise UsageError(f"both {given[version.model]} and {version} are named; give one")
+        members = {**(self.get(based_on).members if based_on is not None else {}), **given}
+        if not 1 <= len(members) <= MAX_MEMBERS:
+            raise UsageError(f"a release has 1 to {MAX_MEMBERS} members, not {len(members)}")
+        members = dict(sorted(members.items()))
+        entry = self._publish(name, members, alias, message)
+        return Release(version_of(name, entry), members)
+
+    def _publish(
+        self, name: str, members: Mapping[str, Version], alias: str | None, message: str
+    ) -> RefEntry:
+        def target(last: RefEntry | None) -> tuple[int, str, None]:
+            refuse_mixed(name, last, release=True)
+            return 0, digest.hex, None
+
+        log = self._home.log(name)
+        check_case("release", name, self._home.models())
+        refuse_mixed(name, log.last(), release=True)
+        if alias is not None:
+            self._names.check_movable(name, check_alias(alias))
+        digest, sealed = seal_manifest(
+            Manifest(
+                kind=RELEASE_KIND, chunk_size=self._home.config.chunk_size, files=(),
+                members=tuple(
+                    Member(model=model, version=one.number, manifest=one.digest.raw)
+                    for model, one in members.items()
+                ),
+            )
+        )  # fmt: skip
+        with WriterLease(self._home.blobs):
+            self._home.blobs.put(version_key(digest), sealed)
+            self._home.blobs.put(layout_key(digest), seal_layout(digest, [], {}))
+            entry = log.append(RELEASED, target, message)
+        if alias is not None:
+            self._names.point_to_new(name, check_alias(alias), entry, message)
+        return entry
+
+    def get(self, ref: str) -> Release:
+        """The release that a reference such as ``search@prod`` means to this node now.
+
+        A node that loads several members asks once, and loads the versions found here: what an
+        alias means may change between two calls.
+
+        Raises:
+            NotFound: there is none.
+            UsageError: it is no release.
+        """
+        version = self._names.resolve(ref)
+        return Release(version, members_of(self._home, version))
+
+    def names(self) -> list[str]:
+        """The names that have releases, sorted."""
+        found = []
+        for name in self._home.models():
+            last = self._home.log(name).last()
+            if last is not None and last.action == RELEASED:
+                found.append(name)
+        return found

@@ -1,0 +1,104 @@
+"""What serving nodes report of a version, and the gates of rollouts that read it (SPEC.md 14.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
+from tierstore.format import keys
+from tierstore.format.reflog import FULL_SHARE, Gate, Report, is_decimal
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.modelstore.names.turns import holds
+from tierstore.modelstore.version import Version
+from tierstore.prepared import prepared
+
+_GATE = re.compile(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """A gate and what was reported for it since the stage began, from how many nodes."""
+
+    gate: Gate
+    values: tuple[str, ...]
+
+    @property
+    def passes(self) -> bool | None:
+        """Whether the mean is within the bound; ``None`` when nothing was reported."""
+        return holds(self.gate, list(self.values)) if self.values else None
+
+
+def parse_gate(text: str) -> Gate:
+    """A gate from ``METRIC<=NUMBER`` or ``METRIC>=NUMBER``; ``UsageError`` otherwise."""
+    match = _GATE.match(text)
+    try:
+        if match:
+            return msgspec.convert(
+                dict(zip(("metric", "op", "limit"), match.groups(), strict=True)), prepared(Gate)
+            )
+    except msgspec.ValidationError:
+        pass
+    raise UsageError(f"{text[:80]!r} is no gate; write METRIC<=NUMBER, such as p99_ms<=12.5")
+
+
+def parse_stages(text: str) -> list[int]:
+    """Stages in hundredths of a percent from percentages such as ``1,10,50,100``.
+
+    Raises:
+        UsageError: they are no numbers, do not rise, or do not end with 100.
+    """
+    try:
+        stages = [round(float(part) * 100) for part in text.split(",")]
+    except (ValueError, OverflowError):
+        stages = []
+    if not stages or stages != sorted(set(stages)) or stages[0] < 1 or stages[-1] != FULL_SHARE:
+        raise UsageError(
+            f"{text[:80]!r} are no stages; write rising percentages that end with 100, such as "
+            "1,10,50,100"
+        )
+    return stages
+
+
+def write_report(home: BlobStore, version: Version, node: str, values: Mapping[str, str]) -> None:
+    """Record what a node measured while it served ``version``; see ``Rollouts.report``."""
+    for metric, value in values.items():
+        if not is_decimal(value):
+            raise UsageError(f"{metric}={value}: write a decimal number, such as {metric}=12.5")
+    body = Report(version=version.digest.hex, node=node, values=dict(values))
+    home.put(f"{_folder(version)}{keys.segment(node)}", seal_body(Kind.REPORT, body))
+
+
+def gate_states(
+    home: BlobStore, gates: list[Gate], version: Version, since: str
+) -> tuple[GateState, ...]:
+    """What nodes that serve ``version`` reported for gates since an object was written.
+
+    Args:
+        home: of the store.
+        gates: of the rollout.
+        version: that it goes to.
+        since: key of that object. Both times are the storage's, so that no node's clock matters.
+    """
+    if not gates:
+        return ()
+    began = home.info(since).mtime
+    values: dict[str, list[str]] = {}
+    for info in home.list(_folder(version)):
+        if info.mtime < began:
+            continue
+        try:
+            report = unseal_body(Kind.REPORT, home.get(info.key), Report, info.key)
+        except (NotFound, Damaged, UnsupportedFormat):
+            continue  # as if the node had not reported
+        for metric, value in report.values.items():
+            values.setdefault(metric, []).append(value)
+    return tuple(GateState(gate, tuple(values.get(gate.metric, ()))) for gate in gates)
+
+
+def _folder(version: Version) -> str:
+    return f"{keys.REPORTS}{keys.segment(version.model)}/{version.digest.hex}/"

@@ -1,0 +1,353 @@
+"""Staged rollout: an alias moves from one version to another, share by share of the nodes.
+
+Everything is an entry of the alias's log: start, step, pause, resume, abort and finish are each one
+create-only object, move no bytes, and are listed by ``history``. Which version a node gets is
+worked out by the node itself (see ``turns``). A client of an older format sees the version that the
+rollout comes from. Of two administrators who act at once one gets ``Conflict``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from tierstore.errors import Conflict, GateClosed, NotFound, TierstoreError, UsageError
+from tierstore.format import keys
+from tierstore.format.reflog import FULL_SHARE, Action, Gate, RefEntry, Rollout
+from tierstore.ids import Digest, check_alias, check_name
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.refs import RefLog, Target
+from tierstore.modelstore.names.members import contents_of
+from tierstore.modelstore.names.reports import GateState, gate_states, write_report
+from tierstore.modelstore.names.turns import next_window
+from tierstore.modelstore.version import Version, version_of, when
+from tierstore.prepared import prepared
+
+_HOLDER = "rollout of "
+
+_log = logging.getLogger("tierstore.rollout")
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutStatus:
+    """Where a rollout is.
+
+    Attributes:
+        alias: the alias, as ``model@alias``.
+        old: the version it comes from.
+        new: the version it goes to.
+        rollout: stages, gates, rules.
+        since: when the present stage began, by the clock of who began it.
+        due: the earliest time of the next step; ``None`` for steps by hand.
+        gates: each gate's state.
+        seq: of the alias's log.
+    """
+
+    alias: str
+    old: Version
+    new: Version
+    rollout: Rollout
+    since: datetime
+    due: datetime | None
+    gates: tuple[GateState, ...]
+    seq: int
+
+    @property
+    def percent(self) -> float:
+        """Share of the nodes that get the new version now."""
+        return self.rollout.stages[self.rollout.stage] * 100 / FULL_SHARE
+
+
+def percent_of(entry: RefEntry) -> float | None:
+    """Share of the nodes that an alias's entry gives the new version; ``None`` in no rollout."""
+    if entry.rollout is None:
+        return None
+    return entry.rollout.stages[entry.rollout.stage] * 100 / FULL_SHARE
+
+
+class Rollouts:
+    """The rollouts of a store."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def start(
+        self,
+        model: str,
+        alias: str,
+        to: Version,
+        *,
+        stages: Sequence[int] = (100, 1000, 5000, FULL_SHARE),
+        every_s: int | None = None,
+        gates: Sequence[Gate] = (),
+        labels: Mapping[str, str] | None = None,
+        windows: Sequence[str] = (),
+        message: str = "",
+    ) -> RolloutStatus:
+        """Begin to move an alias to ``to``; the first stage begins at once.
+
+        The version that the alias has now with its variants, or each member of that release, is
+        pinned in hot and warm tiers until the rollout is over.
+
+        Args:
+            model: of the alias.
+            alias: must exist and mean another version.
+            to: a version of the model.
+            stages: hundredths of a percent of the nodes, rising to 10,000.
+            every_s: least seconds between steps.
+            gates: bounds on reported metrics, checked before each step.
+            labels: nodes without these wait for the last stage.
+            windows: ``HH:MM-HH:MM`` (UTC), in which steps must lie.
+            message: why.
+
+        Raises:
+            Conflict: a rollout of the alias is under way, or somebody changed it just now.
+            NotFound: the alias does not exist.
+            UsageError: the alias means ``to`` already, or a rule makes no sense.
+        """
+        fields = {
+            "version": to.number, "manifest": to.digest.hex, "salt": uuid.uuid4().hex,
+            "stages": list(stages), "every_s": every_s, "gates": list(gates),
+            "labels": dict(labels or {}), "windows": list(windows),
+        }  # fmt: skip
+        try:
+            rollout = msgspec.convert(msgspec.to_builtins(fields), prepared(Rollout))
+        except msgspec.ValidationError as error:
+            raise UsageError(f"this rollout makes no sense: {error}") from None
+        log = self._log(model, alias)
+        if to.model != check_name("model", model) or to.variant is not None:
+            raise UsageError(f"{to} is no version of {model!r}; {log.title} goes to one of those")
+        last = self._current(log, model, alias)
+        if last.rollout is not None:
+            raise Conflict(f"{log.title} is in a rollout already; finish or abort that one first")
+        if last.version == to.number:
+            raise UsageError(f"{log.title} means {to} already")
+        # before any node turns to the new version
+        self._hold(log, contents_of(self._home, self._version(model, last)))
+        try:
+            entry = self._append(log, "start", last, self._same(last, rollout), message)
+        except Conflict:
+            self.settle(model, alias)
+            raise
+        return self._status(model, log, entry)
+
+    def step(
+        self, model: str, alias: str, *, force: bool = False, message: str = ""
+    ) -> RolloutStatus | None:
+        """Go on to the next stage; after the last the alias means the new version (``None``).
+
+        Args:
+            model: of the alias.
+            alias: which is in a rollout.
+            force: also before it is due, outside its windows and with closed gates.
+            message: why.
+
+        Raises:
+            GateClosed: a gate does not hold, nothing was reported for it, or it is too early.
+            Conflict: it is paused, or somebody else changed it just now.
+        """
+        status = self.status(model, alias)
+        if status.rollout.paused:
+            raise Conflict(f"{status.alias} is paused; 'tierstore rollout resume' goes on")
+        if not force:
+            _check_gates(status)
+        log = self._log(model, alias)
+        last = log.entry(status.seq)
+        rollout = msgspec.structs.replace(status.rollout, stage=status.rollout.stage + 1)
+        if rollout.stage == len(rollout.stages):
+            done = Target(rollout.version, rollout.manifest, last.seq)
+            self._append(log, "finish", last, done, message)
+            self.settle(model, alias)
+            return None
+        entry = self._append(log, "step", last, self._same(last, rollout), message)
+        return self._status(model, log, entry)
+
+    def pause(self, model: str, alias: str, *, message: str = "") -> RolloutStatus:
+        """Refuse steps until ``resume``; nodes keep what they have."""
+        return self._set_paused(model, alias, True, message)
+
+    def resume(self, model: str, alias: str, *, message: str = "") -> RolloutStatus:
+        """Allow steps again; the present stage begins anew."""
+        return self._set_paused(model, alias, False, message)
+
+    def _set_paused(self, model: str, alias: str, paused: bool, message: str) -> RolloutStatus:
+        log = self._log(model, alias)
+        last = self._current(log, model, alias)
+        rollout = self._running(log, last)
+        if rollout.paused == paused:
+            raise Conflict(f"{log.title} is {'paused' if paused else 'not paused'} already")
+        target = self._same(last, msgspec.structs.replace(rollout, paused=paused))
+        entry = self._append(log, "pause" if paused else "resume", last, target, message)
+        return self._status(model, log, entry)
+
+    def abort(self, model: str, alias: str, *, message: str = "") -> Version:
+        """Give every node the version again that the rollout came from; returns that."""
+        log = self._log(model, alias)
+        last = self._current(log, model, alias)
+        self._running(log, last)
+        old = self._version(model, last)
+        self._append(log, "abort", last, self._same(last, None), message)
+        self.settle(model, alias)
+        return old
+
+    def settle(self, model: str, alias: str) -> None:
+        """Pin what the rollout of an alias comes from; with no rollout end the pins of the last.
+
+        Every change does it; it is there for what a process that died left behind.
+        """
+        log = self._log(model, alias)
+        last = log.last()
+        try:
+            held = []
+            if last is not None and last.rollout is not None:
+                held = contents_of(self._home, self._version(model, last))
+            self._hold(log, held)
+        except TierstoreError as error:  # the log has changed all the same, and that is what counts
+            _log.warning("the pins of the rollout of %s are not as they should be: %s", log.title,
+                         error)  # fmt: skip
+
+    def settle_all(self) -> None:
+        """``settle`` every alias for whose rollout something is pinned."""
+        titles = {pin.ref for pin in Pins(self._home.blobs).active()}
+        for title in sorted(titles):
+            model, at, alias = title.removeprefix(_HOLDER).partition("@")
+            if title.startswith(_HOLDER) and at:
+                self.settle(model, alias)
+
+    def _hold(self, log: RefLog, versions: list[Digest]) -> None:
+        Pins(self._home.blobs).hold(f"{_HOLDER}{log.title}", versions)
+
+    def status(self, model: str, alias: str) -> RolloutStatus:
+        """Where the rollout of an alias is; ``NotFound`` when there is none."""
+        log = self._log(model, alias)
+        last = self._current(log, model, alias)
+        self._running(log, last)
+        return self._status(model, log, last)
+
+    def running(self) -> list[RolloutStatus]:
+        """All rollouts that are under way, by model and alias."""
+        found = []
+        for model in self._home.models():
+            for alias in self._home.aliases(model):
+                log = self._log(model, alias)
+                last = log.last()
+                if last is not None and last.rollout is not None:
+                    found.append(self._status(model, log, last))
+        return found
+
+    def report(self, version: Version, node: str, values: Mapping[str, str]) -> None:
+        """Record what a node measured while it served ``version``; replaces its last report.
+
+        Args:
+            version: that was served.
+            node: the node's name.
+            values: decimal numbers as text, by metric.
+
+        Raises:
+            UsageError: a value is not a plain decimal number.
+        """
+        write_report(self._home.blobs, version, node, values)
+
+    def _status(self, model: str, log: RefLog, entry: RefEntry) -> RolloutStatus:
+        rollout = entry.rollout
+        assert rollout is not None
+        new = version_of(model, self._home.log(model).entry(rollout.version))
+        since = when(entry)
+        due = rollout.every_s and datetime.fromtimestamp(since.timestamp() + rollout.every_s, UTC)
+        return RolloutStatus(
+            log.title, self._version(model, entry), new, rollout, since, due or None,
+            gate_states(self._home.blobs, rollout.gates, new, log.key_of(entry.seq)), entry.seq,
+        )  # fmt: skip
+
+    def _log(self, model: str, alias: str) -> RefLog:
+        return self._home.log(check_name("model", model), keys.ALIASES + check_alias(alias))
+
+    def _current(self, log: RefLog, model: str, alias: str) -> RefEntry:
+        last = log.last()
+        if last is None or last.version is None:
+            raise NotFound(
+                f"{log.title} does not exist; 'tierstore alias set {model} {alias} REF' makes it"
+            )
+        return last
+
+    def _running(self, log: RefLog, last: RefEntry) -> Rollout:
+        if last.rollout is None:
+            raise NotFound(f"{log.title} is in no rollout; 'tierstore rollout start' begins one")
+        return last.rollout
+
+    def _version(self, model: str, entry: RefEntry) -> Version:
+        assert entry.version is not None
+        return version_of(model, self._home.log(model).entry(entry.version))
+
+    @staticmethod
+    def _same(last: RefEntry, rollout: Rollout | None) -> Target:
+        return Target(last.version, last.manifest, last.seq, rollout)
+
+    @staticmethod
+    def _append(
+        log: RefLog, action: Action, seen: RefEntry, target: Target, message: str
+    ) -> RefEntry:
+        def only_after_what_was_seen(last: RefEntry | None) -> Target:
+            if last is None or last.seq != seen.seq:
+                raise Conflict(f"somebody else changed {log.title} just now; look at it and retry")
+            return target
+
+        return log.append(action, only_after_what_was_seen, message)
+
+
+def _check_gates(status: RolloutStatus, now: Callable[[], float] = time.time) -> None:
+    """Raise ``GateClosed`` unless a step is due, inside a window, and every gate holds."""
+    moment = datetime.fromtimestamp(now(), UTC)
+    force = "; --force steps anyway"
+    if status.due is not None and moment < status.due:
+        raise GateClosed(f"the next step of {status.alias} is due at {status.due:%H:%M} UTC{force}")
+    inside, window = next_window(list(status.rollout.windows), moment)
+    if not inside:
+        raise GateClosed(f"{status.alias} steps again in its window {window} UTC{force}")
+    for state in status.gates:
+        name = f"{state.gate.metric}{state.gate.op}{state.gate.limit}"
+        if state.passes is None:
+            raise GateClosed(
+                f"no node that serves {status.new} has reported {state.gate.metric} since the "
+                f"stage began: the gate {name} waits for 'tierstore report'{force}"
+            )
+        if not state.passes:
+            mean = sum(map(float, state.values)) / len(state.values)
+            raise GateClosed(
+                f"the gate {name} of {status.alias} is closed: {len(state.values)} nodes report "
+                f"{mean:g} on average; 'tierstore rollout abort' goes back{force}"
+            )
+
+
+Verdict = Literal["stepped", "finished", "waiting", "closed"]
+
+
+def advance(rollouts: Rollouts, status: RolloutStatus) -> Verdict:
+    """What an agent does with a rollout that steps by itself: step when it is due and may.
+
+    A gate that is closed stops it until somebody looks; nothing is aborted by itself.
+    """
+    if status.due is None or status.rollout.paused:
+        return "waiting"
+    model, _, alias = status.alias.partition("@")
+    try:
+        after = rollouts.step(model, alias)
+    except GateClosed:
+        return "closed" if any(g.passes is False for g in status.gates) else "waiting"
+    except Conflict:
+        return "waiting"  # somebody was faster
+    return "finished" if after is None else "stepped"
+
+
+def advance_all(rollouts: Rollouts) -> dict[str, Verdict]:
+    """``advance`` every rollout that is under way, and tidy up behind those that died; by alias."""
+    rollouts.settle_all()
+    return {status.alias: advance(rollouts, status) for status in rollouts.running()}

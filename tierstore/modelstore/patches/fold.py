@@ -1,0 +1,127 @@
+"""Fold: the full manifest that equals a version with patches on it.
+
+What patches do not change is neither read nor written, but for the rest of the files that they
+do change: these have a SHA-256. Chunks that change become deltas against the full manifest below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tierstore.errors import BackendError
+from tierstore.format.keys import fold_key
+from tierstore.format.layout import Fold
+from tierstore.format.manifest import FileEntry
+from tierstore.format.safetensors import parse_header
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.ids import Digest
+from tierstore.modelstore.home.chain import find_chain, fold_of
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.loading.opener import Opened, Opener
+from tierstore.modelstore.loading.patchedfile import PatchedFileView
+from tierstore.modelstore.saving.basis import Basis, open_base
+from tierstore.modelstore.saving.kept import KeptFile
+from tierstore.modelstore.saving.source import SourceFile
+from tierstore.modelstore.saving.writer import Progress, Writer
+from tierstore.modelstore.version import SaveStats, Version
+
+_WINDOW = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What a fold did.
+
+    Attributes:
+        version: that was folded.
+        patches: how many lay on it; 0: there was nothing to fold.
+        full: digest of the full manifest that equals it.
+        stats: what storing that cost; ``None`` when nothing was stored.
+    """
+
+    version: Version
+    patches: int
+    full: Digest
+    stats: SaveStats | None
+
+
+class _PatchedFile(SourceFile):
+    """A file with patches on it, read in order through a window."""
+
+    def __init__(self, opened: Opened, file: FileEntry) -> None:
+        self.path, self.size = file.path, file.size
+        self.header = parse_header(file.header, file.size)
+        self._view = PatchedFileView(opened.content, file, opened.tensors.values())
+        self._begin = 0
+        self._window = memoryview(b"")
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        if not self._begin <= offset <= offset + len(out) <= self._begin + len(self._window):
+            self._begin = offset
+            self._window = memoryview(bytearray(max(len(out), min(_WINDOW, self.size - offset))))
+            self._view.read_into(offset, self._window)
+        out[:] = self._window[offset - self._begin :][: len(out)]
+
+    def finish(self) -> None:
+        """Nothing in the store changes."""
+
+
+def fold_version(
+    home: Home,
+    index: ChunkIndex,
+    opener: Opener,
+    version: Version,
+    *,
+    at_least: int,
+    threads: int,
+    progress: Progress | None,
+) -> Folded:
+    """Store the full manifest that equals a patch version, and name it in ``folds/``.
+
+    Args:
+        home: of the store.
+        index: of the store.
+        opener: of its versions.
+        version: which.
+        at_least: with fewer patches on it nothing is done.
+        threads: that hash and encode.
+        progress: told bytes done and in all.
+    """
+    chain = find_chain(home, version.digest)
+    count = len(chain.patches)
+    if not count or count < at_least:
+        return Folded(version, 0, chain.full, None)
+    opened = opener.open_chain(chain)
+    files = [
+        _PatchedFile(opened, file)
+        if file.path in opened.patched
+        else KeptFile(opened.content, file, file.path)
+        for file in opened.manifest.files
+    ]
+    base = open_base(version, opener=opener, index=index, threads=threads)
+    with WriterLease(home.blobs) as lease:
+        home.packs.refresh()
+        index.sync()
+        writer = Writer(
+            home.blobs, home.packs, index, lease, chunk_size=home.config.chunk_size,
+            threads=threads, basis=Basis(files, lambda _: base), progress=progress,
+        )  # fmt: skip
+        full = writer.write(files)
+        _name(home, version.digest, full)
+        writer.publish_index()
+        return Folded(version, count, full, writer.stats())
+
+
+def _name(home: Home, patch: Digest, full: Digest) -> None:
+    key = fold_key(patch)
+    data = seal_body(Kind.FOLD, Fold(patch=patch.hex, full=full.hex))
+    try:
+        created = home.blobs.put_if_absent(key, data)
+    except BackendError:  # the answer may be lost, not the write: any fold of it says the same
+        if fold_of(home, patch) is None:
+            raise
+        return
+    if not created and fold_of(home, patch) is None:
+        home.blobs.put(key, data)  # the one that is there is damaged

@@ -1,0 +1,230 @@
+"""Patches as users hold them: made in memory, read from a file, or streamed from a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tierstore.deferred import np
+from tierstore.errors import NotFound, UsageError
+from tierstore.format.checks import damaged
+from tierstore.format.dtypes import DTYPES
+from tierstore.format.patch import PatchPart, PatchSpec
+from tierstore.format.safetensors import Header, TensorInfo
+from tierstore.ids import Digest
+from tierstore.modelstore.loading.arrays import array_bytes, as_array, writable_bytes
+from tierstore.modelstore.loading.export import explained, written_beside
+from tierstore.modelstore.loading.patched import scatter
+from tierstore.modelstore.patches.changes import (
+    Change,
+    Dense,
+    Elements,
+    Encoded,
+    Rows,
+    Target,
+    encode_changes,
+    encode_file,
+)
+from tierstore.modelstore.version import Version
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.loading.arrays import Bytes
+    from tierstore.modelstore.loading.model import LoadStats
+
+    Read: TypeAlias = Callable[[Sequence[TensorInfo]], list[Bytes]]
+    """Gives the plain bytes of tensors of a patch file."""
+
+
+class Patch:
+    """What changed from one version to the next; applied to the one it gives the other.
+
+    Obtained from ``Store.patches``, ``Patch.of`` or ``Patch.open``. One of a store is read when it
+    is used. Indices rise, and none comes twice.
+    """
+
+    def __init__(
+        self, header: Header, spec: PatchSpec, read: Read, version: Version | None = None,
+        stored_bytes: int | None = None, stats: Callable[[], LoadStats] | None = None,
+    ) -> None:  # fmt: skip
+        self._header, self._spec, self._read = header, spec, read
+        self.base: Digest = spec.base
+        """The version that it is for."""
+        self.parts: Mapping[str, PatchPart] = spec.parts
+        """What happens to each tensor, by its name: ``kind``, ``dtype``, ``shape``, ``count``."""
+        self.version = version
+        """The version that it gives; ``None`` unless it came from a store."""
+        self.stored_bytes = stored_bytes
+        """What it takes in the store; ``None`` unless it came from there."""
+        self._stats = stats
+
+    @classmethod
+    def of(
+        cls,
+        base: Digest | str,
+        changes: Mapping[str, Change],
+        shapes: Mapping[str, Sequence[int]],
+    ) -> Patch:
+        """Make a patch without a store, in a trainer for example.
+
+        Args:
+            base: digest of the version that it is for; as text 64 hex digits, also after ``b3:``.
+            changes: ``Rows``, ``Elements`` or ``Dense`` by the tensor's name. They are copied.
+            shapes: of the base's tensors, by name; those that are changed are enough.
+
+        Raises:
+            NotFound: a tensor has no shape.
+            UsageError: nothing is given, a shape does not fit, or an index is out of range.
+        """
+        digest = base if isinstance(base, Digest) else Digest.from_hex(base.removeprefix("b3:"))
+        targets = {name: Target(None, tuple(shape)) for name, shape in shapes.items()}
+        return cls.in_memory(encode_changes(digest, changes, targets, digest.short))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Patch:
+        """Read a patch file that ``save``, or anybody else by format/SPEC.md 7.1, wrote.
+
+        Raises:
+            NotFound: there is no such file.
+            InvalidSafetensors: it is no patch.
+            UsageError: an index is out of range.
+        """
+        return cls.in_memory(encode_file(path))
+
+    @classmethod
+    def in_memory(cls, encoded: Encoded) -> Patch:
+        """A patch of what was encoded."""
+
+        def read(infos: Sequence[TensorInfo]) -> list[Bytes]:
+            return [encoded.body[info.begin : info.end] for info in infos]
+
+        return cls(encoded.header, encoded.spec, read)
+
+    def __repr__(self) -> str:
+        what = f" -> {self.version}" if self.version else ""
+        return f"<Patch {self.base.short}{what}, {len(self.parts)} tensors, {self.nbytes} bytes>"
+
+    @property
+    def stats(self) -> LoadStats | None:
+        """What reading it has cost so far; ``None`` unless it came from a store."""
+        return None if self._stats is None else self._stats()
+
+    @property
+    def nbytes(self) -> int:
+        """Plain bytes of its indices and values."""
+        return self._header.data_size
+
+    def changes(self, names: Iterable[str] | None = None) -> dict[str, Change]:
+        """Read what happens to tensors, by their names; to all that it changes by default.
+
+        The arrays of a patch in memory are the patch's own: do not write into them.
+        """
+        found: dict[str, Change] = {}
+        for part, indices, values in self._loaded(names):
+            count = part.count
+            if DTYPES[part.dtype].numpy is None:
+                array = values if part.kind == "dense" else values.reshape(count, part.unit_bytes)
+            else:
+                array = as_array(values, part.dtype, part.values.shape)
+            if indices is None:
+                found[part.target] = Dense(array)
+            else:
+                found[part.target] = (Rows if part.kind == "rows" else Elements)(indices, array)
+        return found
+
+    def apply_to(self, state: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
+        """Change tensors in place, from the content of the base to that of the version.
+
+        All is checked and read before the first byte is written.
+
+        Args:
+            state: writable, contiguous numpy arrays or torch tensors on the CPU, by name, that
+                hold the base. Others than those that change may be missing.
+            names: of the tensors to change; all that the patch changes by default.
+
+        Raises:
+            NotFound: ``state`` lacks a tensor, or the patch does not change one of ``names``.
+            UsageError: a dtype or shape differs, or a tensor cannot be written to.
+        """
+        targets = {name: _target(state, self._part(name)) for name in self._chosen(names)}
+        loaded = self._loaded(targets)
+        for part, indices, values in loaded:
+            out = targets[part.target]
+            if indices is None:
+                out[:] = values
+            else:
+                scatter(out, part.unit_bytes, indices, values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as a safetensors file, which ``Store.patch`` takes; one that is there is
+        replaced.
+        """
+        target = Path(path)
+        data = self._read(self._header.tensors)
+        with explained(target), written_beside(target) as fd, os.fdopen(os.dup(fd), "wb") as out:
+            out.write(self._header.raw)
+            for part in data:
+                out.write(part.data)
+
+    def encoded(self) -> Encoded:
+        """All of it in memory, as it is stored."""
+        parts = self._read(self._header.tensors)
+        body = np.concatenate([np.empty(0, np.uint8), *parts])
+        return Encoded(self._header, self._spec, body)
+
+    def _chosen(self, names: Iterable[str] | None) -> list[str]:
+        return list(self.parts if names is None else dict.fromkeys(names))
+
+    def _part(self, name: str) -> PatchPart:
+        if name not in self.parts:
+            raise NotFound(f"the patch does not change tensor {str(name)[:200]!r}")
+        return self.parts[name]
+
+    def _loaded(
+        self, names: Iterable[str] | None
+    ) -> list[tuple[PatchPart, np.ndarray[Any, Any] | None, Bytes]]:
+        parts = [self._part(name) for name in self._chosen(names)]
+        infos = [info for part in parts for info in (part.indices, part.values) if info]
+        data = {info.name: own for info, own in zip(infos, self._read(infos), strict=True)}
+        return [
+            (
+                part,
+                _rising(part, data[part.indices.name]) if part.indices else None,
+                data[part.values.name],
+            )
+            for part in parts
+        ]
+
+
+def _rising(part: PatchPart, data: Bytes) -> np.ndarray[Any, Any]:
+    """The indices; what would write out of place is refused."""
+    indices = data.view("<i8")
+    if len(indices) and not (
+        indices[0] >= 0 and indices[-1] < part.limit and (np.diff(indices) > 0).all()
+    ):
+        damaged("a patch", f"the indices for tensor {part.target!r} are out of order")
+    return indices
+
+
+def _target(state: Mapping[str, Any], part: PatchPart) -> Bytes:
+    name = part.target
+    if name not in state:
+        raise NotFound(f"there is no tensor {name!r} to patch: give it, or leave it out of 'names'")
+    nbytes = _nbytes(part)
+    found = array_bytes(name, state[name])
+    packed = DTYPES[part.dtype].numpy is None
+    expected = ("U8", (nbytes,)) if packed else (part.dtype, part.shape)
+    if (found.dtype, found.shape) != expected:
+        raise UsageError(
+            f"tensor {name!r} is {found.dtype} {list(found.shape)}, the patch is for "
+            f"{expected[0]} {list(expected[1])}"
+        )
+    return np.frombuffer(writable_bytes(name, state[name], nbytes), np.uint8)
+
+
+def _nbytes(part: PatchPart) -> int:
+    total = 1
+    for extent in part.shape:
+        total *= extent
+    return total * DTYPES[part.dtype].bits // 8

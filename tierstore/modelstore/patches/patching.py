@@ -1,0 +1,229 @@
+"""Publishes patch versions and streams them: cost is that of what changed, never of the model.
+
+::
+
+    changes -> indices that rise, values -> one pack -> manifest -> layout -> ref entry
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from tierstore.deferred import np
+from tierstore.errors import Conflict
+from tierstore.format.manifest import Manifest, named_tensors, patch_info
+from tierstore.format.patch import PATCH_PATH, PatchInfo, parse_patch
+from tierstore.format.reflog import RefEntry
+from tierstore.format.safetensors import TensorInfo, parse_header
+from tierstore.ids import Digest
+from tierstore.modelstore.home.chain import Chain, find_chain, full_manifest, patch_manifests
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.loading.model import stats_of
+from tierstore.modelstore.loading.opener import Opener
+from tierstore.modelstore.loading.tensor import Tensor, entry_bytes
+from tierstore.modelstore.patches.changes import (
+    Change,
+    Encoded,
+    Target,
+    check_targets,
+    encode_changes,
+    encode_file,
+)
+from tierstore.modelstore.patches.patches import Patch
+from tierstore.modelstore.saving.source import SourceFile
+from tierstore.modelstore.saving.writer import Writer
+from tierstore.modelstore.version import SaveStats, Version, version_of
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.loading.arrays import Bytes
+
+FULL_CHAIN = 16
+"""Patches on one another that a reader should have to apply at most."""
+FULL_PART = 0.25
+"""Part of the model's bytes that they should have together at most."""
+
+Changes: TypeAlias = Mapping[str, Change] | str | os.PathLike[str] | Patch
+"""What ``Store.patch`` takes: changes by tensor, a patch file's path, or a patch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """What a new patch would lie on.
+
+    Attributes:
+        chain: of the base.
+        full: the full manifest at its bottom.
+        patch_bytes: plain bytes of the patches of the chain.
+    """
+
+    chain: Chain
+    full: Manifest
+    patch_bytes: int
+
+    def is_full(self, more: int = 0, bytes_more: int = 0) -> bool:
+        """Whether the chain, with so many patches and bytes more, should be folded."""
+        whole = sum(entry_bytes(tensor) for _, _, tensor in named_tensors(self.full))
+        return (
+            len(self.chain.patches) + more >= FULL_CHAIN
+            or self.patch_bytes + bytes_more > FULL_PART * whole
+        )
+
+
+def look_below(home: Home, digest: Digest) -> Below:
+    """What a patch of this version lies on; reads manifests only."""
+    chain = find_chain(home, digest)
+    patches = patch_manifests(home, chain.patches)
+    total = sum(entry_bytes(tensor) for one in patches for tensor in one.files[0].tensors)
+    return Below(chain, full_manifest(home, chain), total)
+
+
+class _PatchFile(SourceFile):
+    """An encoded patch as the file that is saved."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        self.path, self.header = PATCH_PATH, encoded.header
+        self.size = self.data_start + len(encoded.body)
+        self._body = encoded.body.data
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        start = offset - self.data_start
+        out[:] = self._body[start : start + len(out)]
+
+    def finish(self) -> None:
+        """It is a copy that nobody else has."""
+
+
+def encode_for(base: Version, below: Below, changes: Changes) -> Encoded:
+    """Bring what the user gave into the stored form, once it fits the base.
+
+    Raises:
+        Conflict: the patch is for another version.
+        NotFound: there is no such file, or the base has no such tensor.
+        UsageError, InvalidSafetensors: it does not fit the base's tensors.
+    """
+    targets = {
+        name: Target(entry.dtype, entry.shape) for name, _, entry in named_tensors(below.full)
+    }
+    if isinstance(changes, Mapping):
+        return encode_changes(base.digest, changes, targets, str(base))
+    encoded = changes.encoded() if isinstance(changes, Patch) else encode_file(changes)
+    if encoded.spec.base != base.digest:
+        raise Conflict(
+            f"the patch is for version {encoded.spec.base.short}, but {base} is "
+            f"{base.digest.short}: make it for that one, or patch the version that it is for"
+        )
+    check_targets(encoded.spec, targets, str(base))
+    return encoded
+
+
+def publish_patch(
+    home: Home,
+    index: ChunkIndex,
+    below: Below,
+    encoded: Encoded,
+    append: Callable[[Digest], RefEntry],
+    threads: int,
+) -> tuple[RefEntry, SaveStats]:
+    """Store a patch and publish it by the entry that ``append`` writes.
+
+    The dedup index is neither brought up to date nor told: a patch is hardly ever a duplicate, and
+    the look at all segments would not be proportional to what changed.
+    """
+    chunk_size = below.full.chunk_size
+    chain = [below.chain.start, *below.chain.patches]
+    info = PatchInfo(
+        chain=b"".join(digest.raw for digest in chain), touched=_touched(encoded, chunk_size)
+    )
+    with WriterLease(home.blobs) as lease:
+        home.packs.refresh()  # no pack goes to a tier that is being drained
+        writer = Writer(
+            home.blobs, home.packs, index, lease, chunk_size=chunk_size, threads=threads
+        )
+        entry = append(writer.write_patch(_PatchFile(encoded), info))
+        return entry, writer.stats()
+
+
+def _touched(encoded: Encoded, chunk_size: int) -> tuple[bytes, ...]:
+    indices = {part.indices.name for part in encoded.spec.parts.values() if part.indices}
+    found = []
+    for info in encoded.header.tensors:
+        data = encoded.body[info.begin : info.end] if info.name in indices else encoded.body[:0]
+        ends = [
+            data[at : at + chunk_size][part].tobytes()
+            for at in range(0, len(data), chunk_size)
+            for part in (slice(8), slice(-8, None))
+        ]
+        found.append(b"".join(ends))
+    return tuple(found)
+
+
+def patches_between(home: Home, since: Version, until: Version) -> list[tuple[Digest, Manifest]]:
+    """The patches that lead from one version to another, the oldest first.
+
+    Raises:
+        Conflict: the newer one is not the older one with patches on it.
+    """
+    found: list[tuple[Digest, Manifest]] = []  # the newest first
+    digest = until.digest
+    while digest != since.digest:
+        manifest = home.manifest(digest)
+        info = patch_info(manifest)
+        if info is None:
+            raise Conflict(
+                f"{until} is not {since} with patches on it: load it as a whole, and go on from "
+                "there"
+            )
+        found.append((digest, manifest))
+        digest = info.base
+    return found[::-1]
+
+
+def open_patches(home: Home, opener: Opener, since: Version, until: Version) -> Iterator[Patch]:
+    """The patches of ``patches_between``, each opened when it is its turn."""
+    path = patches_between(home, since, until)
+    versions = _numbered(home, until, [digest for digest, _ in path])
+    return (_opened(home, opener, digest, manifest, versions.get(digest))
+            for digest, manifest in path)  # fmt: skip
+
+
+def _opened(
+    home: Home, opener: Opener, digest: Digest, manifest: Manifest, version: Version | None
+) -> Patch:
+    (file,) = manifest.files
+    header = parse_header(file.header, file.size)
+    table = home.layout(digest, manifest)
+    content, packs = opener.content(table, manifest.chunk_size)
+    entries = {entry.name: entry for entry in file.tensors}
+
+    def read(infos: Sequence[TensorInfo]) -> list[Bytes]:
+        out = [np.empty(info.end - info.begin, np.uint8) for info in infos]
+        wants = [
+            want
+            for info, data in zip(infos, out, strict=True)
+            for want in Tensor(content, entries[info.name], info.name, PATCH_PATH).wants(data.data)
+        ]
+        content.reader.read(wants)
+        return out
+
+    stored = sum(place.length for place in table)
+    return Patch(
+        header, parse_patch(header), read, version, stored, lambda: stats_of(content.reader, packs)
+    )
+
+
+def _numbered(home: Home, until: Version, digests: Sequence[Digest]) -> dict[Digest, Version]:
+    """The versions that patches give, by their digests; one whose entry is gone is left out."""
+    wanted = {digest.hex for digest in digests}
+    found: dict[Digest, Version] = {}
+    for entry in home.log(until.model).entries():
+        if entry.seq <= until.number and entry.manifest in wanted:
+            version = version_of(until.model, entry)
+            found.setdefault(version.digest, version)
+            if len(found) == len(wanted):
+                break
+    return found

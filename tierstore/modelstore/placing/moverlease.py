@@ -1,0 +1,177 @@
+"""One mover per store: a numbered lease in home (format/SPEC.md section 13).
+
+A lease that was not renewed in time is not lost by that alone: the same mover takes the next
+number, unless another one has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError, Conflict, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.tiers import MOVERS, MoverLease, mover_key
+from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.refs import whoami
+
+TTL_S = 60
+_GRACE_S = 2
+"""More than the precision of a storage's times."""
+
+_log = logging.getLogger("tierstore.mover")
+
+
+class HeldLease:
+    """The right to move packs; a context manager. Not thread-safe.
+
+    Args:
+        home: of the store.
+        ttl_s: it ends when it was not renewed for so long.
+        clock: seconds, never backwards.
+
+    Raises (on entering):
+        Conflict: another mover is at work; the message says who and for how long at most.
+    """
+
+    def __init__(
+        self, home: BlobStore, *, ttl_s: int = TTL_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._home, self._clock = home, clock
+        self._lease = MoverLease(
+            seq=0, id=uuid.uuid4().hex, who=whoami(), host=socket.gethostname(), pid=os.getpid(),
+            ttl_s=ttl_s,
+        )  # fmt: skip
+        self._renewed = 0.0
+
+    def __enter__(self) -> Self:
+        highest = self._highest()
+        if highest:
+            self._refuse_if_held(highest)
+        self._take(highest + 1)
+        self._tidy()
+        return self
+
+    def keep(self) -> None:
+        """Renew it when a third of its time has passed.
+
+        Raises:
+            Conflict: it is lost: another mover has it, or home could not be asked for so long.
+        """
+        since = self._clock() - self._renewed
+        if since < self._lease.ttl_s / 3:
+            return
+        try:
+            self._renew(since)
+        except BackendError as error:
+            if since >= self._lease.ttl_s:
+                raise Conflict(
+                    f"the mover's lease ended, home could not be asked: {error}"
+                ) from error
+            _log.debug("the lease is renewed later: %s", error)
+
+    def _renew(self, since: float) -> None:
+        self._refuse_if_followed()
+        if since < self._lease.ttl_s:
+            began = self._clock()
+            self._home.put(self._key, seal_body(Kind.MOVER, self._lease))
+            self._renewed = began
+        else:
+            self._take(self._lease.seq + 1)
+
+    def check(self) -> None:
+        """Make sure that it holds now, for what cannot be undone.
+
+        Raises:
+            Conflict: it is lost, or that cannot be found out.
+        """
+        self.keep()
+        try:
+            self._refuse_if_followed()
+            if self._clock() - self._renewed >= self._lease.ttl_s:  # asking took so long
+                self._take(self._lease.seq + 1)
+        except BackendError as error:
+            raise Conflict(f"nobody can tell whether the mover's lease holds: {error}") from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lease = msgspec.structs.replace(self._lease, done=True)
+        try:
+            self._home.put(self._key, seal_body(Kind.MOVER, self._lease))
+        except BackendError as failure:  # it ends by itself
+            _log.warning("the mover's lease was not given back: %s", failure)
+
+    @property
+    def _key(self) -> str:
+        return mover_key(self._lease.seq)
+
+    def _highest(self) -> int:
+        names = (info.key.removeprefix(MOVERS) for info in self._home.list(MOVERS))
+        return max((int(n) for n in names if n.isascii() and n.isdigit()), default=0)
+
+    def _refuse_if_held(self, seq: int) -> None:
+        key = mover_key(seq)
+        try:
+            info = self._home.info(key)
+            held = unseal_body(Kind.MOVER, self._home.get(key), MoverLease, key)
+        except NotFound:  # removed by whoever has the next one
+            raise Conflict("another mover has just begun; try again in a minute") from None
+        except (Damaged, UnsupportedFormat) as error:
+            # nobody can tell whose it is: it holds for as long as any may
+            _log.warning("%s", error)
+            held = MoverLease(seq=seq, id="", who="somebody", host="?", pid=0, ttl_s=TTL_S)
+        if held.done:
+            return
+        age = time.time() + probe(self._home).clock_skew_s - info.mtime
+        left = held.ttl_s + _GRACE_S - age
+        if left > 0:
+            raise Conflict(
+                f"another mover is at work: {held.who}, process {held.pid} on {held.host}; if it "
+                f"is gone its lease ends in {left:.0f} s"
+            )
+        _log.warning("the mover of %s, process %d, ended without a word", held.who, held.pid)
+
+    def _refuse_if_followed(self) -> None:
+        try:
+            self._home.info(mover_key(self._lease.seq + 1))
+        except NotFound:
+            return
+        raise Conflict("another mover has taken over: this one stops")
+
+    def _take(self, seq: int) -> None:
+        """Create the lease of this number; ``Conflict`` when somebody else has."""
+        self._lease = msgspec.structs.replace(self._lease, seq=seq)
+        began = self._clock()
+        try:
+            taken = self._home.put_if_absent(self._key, seal_body(Kind.MOVER, self._lease))
+        except BackendError as error:  # the answer may be lost, not the write: look
+            if not self._is_ours():
+                raise error from None
+            taken = True
+        if not (taken or self._is_ours()):
+            raise Conflict("another mover has taken over: this one stops")
+        self._renewed = began
+
+    def _is_ours(self) -> bool:
+        try:
+            found = unseal_body(Kind.MOVER, self._home.get(self._key), MoverLease, self._key)
+        except (NotFound, Damaged, UnsupportedFormat):
+            return False
+        return found.id == self._lease.id
+
+    def _tidy(self) -> None:
+        old = [info.key for info in self._home.list(MOVERS) if info.key < self._key]
+        self._home.delete(old)

@@ -1,0 +1,335 @@
+"""Placement of packs in durable tiers: plans from what is there, carried out under a lease."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tierstore.errors import NotFound, UsageError
+from tierstore.format.keys import PACKS, pack_key
+from tierstore.format.tiers import HOME_NAME
+from tierstore.ids import Digest
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.placing.moverlease import HeldLease
+from tierstore.modelstore.placing.packgraph import PackGraph
+from tierstore.modelstore.placing.snapshot import Snapshot, pinned_packs, snapshot
+from tierstore.placement.outlook import Outlook, outlook
+from tierstore.placement.plan import drain, rebalance, relocate
+from tierstore.placement.scene import Plan, PlannedMove, Scene
+from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.budget import Budget
+from tierstore.tiers.durable.mover import Moved, Mover, MoverStats
+
+_SHORTEST_PREFIX = 8
+_BEST = ("readable", "restored", "restoring", "archived")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where one pack is, and why.
+
+    Attributes:
+        pack: id.
+        size: bytes.
+        copies: names of the tiers that have it, the fastest first.
+        heat: how often it was read whole of late, decayed.
+        counted: that, or more: the heat of the hottest pack that needs it, and a pack that is new.
+        pinned: whether a pin holds it in warm tiers.
+        bases: packs that hold the bases of its delta frames.
+        needed_by: packs whose delta frames need it.
+        outlooks: what would move it into or out of each tier.
+        moves: what a plan made now would do with it.
+    """
+
+    pack: bytes
+    size: int
+    copies: tuple[str, ...]
+    heat: float
+    counted: float
+    pinned: bool
+    bases: tuple[bytes, ...]
+    needed_by: tuple[bytes, ...]
+    outlooks: tuple[Outlook, ...]
+    moves: tuple[PlannedMove, ...]
+
+
+@dataclass(slots=True)
+class MoveReport:
+    """What a run of the mover did.
+
+    Attributes:
+        plan: as it was made.
+        moved: what became of its moves, in order.
+        stopped: whether it was asked to stop before the end.
+    """
+
+    plan: Plan
+    moved: list[Moved] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was planned was done, or was not wanted any more."""
+        failed = any(one.status == "failed" for one in self.moved)
+        return not (failed or self.stopped or self.plan.notes)
+
+
+class Placement:
+    """Where packs lie, where they should, and who moves them. For one thread.
+
+    Args:
+        home: of the store.
+        pins: of the store.
+        heat: bytes read of each pack, decayed to now, by all nodes.
+        stats: what the mover counts into.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        pins: Pins,
+        heat: Callable[[], Mapping[bytes, float]] = dict,
+        *,
+        stats: MoverStats | None = None,
+    ) -> None:
+        self._home, self._pins, self._heat = home, pins, heat
+        self._graph = PackGraph(home)
+        self.stats = stats or MoverStats()
+
+    # Looking
+
+    def snapshot(self, draining: str | None = None) -> Snapshot:
+        """What the durable tiers hold; one named ``draining`` is taken for one that drains."""
+        return snapshot(self._home, self._graph, self._pinned(), self._heat(), draining)
+
+    def _pinned(self) -> frozenset[bytes]:
+        return pinned_packs(self._pins, self._graph)
+
+    def packs_of(self, version: Digest) -> list[bytes]:
+        """The packs that a version needs."""
+        return self._graph.packs_of(version)
+
+    def find(self, prefix: str) -> bytes | None:
+        """The pack whose id begins with these hex digits; ``None`` when there is none.
+
+        Raises:
+            UsageError: there are several.
+        """
+        text = prefix.lower()
+        if len(text) < _SHORTEST_PREFIX or set(text) - set("0123456789abcdef"):
+            return None
+        found = {
+            name
+            for info in self._home.packs.list(f"{PACKS}{text[:2]}/")
+            if (name := info.key.rpartition("/")[2]).startswith(text)
+        }
+        if len(found) > 1:
+            raise UsageError(f"{len(found)} packs begin with {prefix}: give more digits")
+        return bytes.fromhex(found.pop()) if found else None
+
+    def explain(self, packs: Iterable[bytes]) -> list[Explanation]:
+        """Why packs are where they are, and what would move them, hottest first.
+
+        Packs that no tier has are left out.
+        """
+        snapshot = self.snapshot()
+        scene, plan = snapshot.scene(), rebalance(snapshot.scene())
+        known = [pack for pack in dict.fromkeys(packs) if pack in scene.packs]
+        return [
+            Explanation(
+                pack=pack,
+                size=scene.packs[pack].size,
+                copies=tuple(tier.name for tier in scene.tiers if scene.has(pack, tier)),
+                heat=scene.packs[pack].heat,
+                counted=scene.worth[pack],
+                pinned=pack in scene.pinned,
+                bases=tuple(scene.bases.get(pack, ())),
+                needed_by=tuple(scene.needed_by.get(pack, ())),
+                outlooks=tuple(outlook(scene, pack)),
+                moves=tuple(move for move in plan.moves if move.pack == pack),
+            )
+            for pack in sorted(known, key=lambda p: (-scene.worth[p], p))
+        ]
+
+    def readiness(self, packs: Iterable[bytes]) -> dict[bytes, str]:
+        """Whether packs can be read: ``readable``, ``restored`` (for a while), ``restoring``,
+        ``archived`` or ``missing``.
+
+        Raises:
+            BackendError: a tier cannot be asked.
+        """
+        tiers = self._home.packs.tiers
+        quick = [tier for tier in tiers if tier.archive is None]
+        found = {}
+        for pack in packs:
+            if any(_has(tier, pack) for tier in quick):
+                found[pack] = "readable"
+                continue
+            states = [tier.archive.state(pack_key(pack))[0] for tier in tiers
+                      if tier.archive is not None and _has(tier, pack)]  # fmt: skip
+            found[pack] = min(states, key=_BEST.index, default="missing")
+        return found
+
+    def restore(
+        self, packs: Iterable[bytes], days: int = 7, speed: str = "Standard"
+    ) -> dict[bytes, str]:
+        """Ask for readable copies of those packs that only an archive has; ``readiness`` then.
+
+        Args:
+            packs: those that are wanted.
+            days: for which the copies are kept.
+            speed: ``Expedited``, ``Standard`` or ``Bulk``: minutes, hours, or half a day.
+        """
+        wanted = self.readiness(packs)
+        for pack, state in wanted.items():
+            for tier in self._home.packs.tiers if state == "archived" else ():
+                if tier.archive is not None and _has(tier, pack):
+                    tier.archive.restore(pack_key(pack), days, speed)
+                    break
+        return self.readiness(wanted)
+
+    # Planning
+
+    def plan(self) -> Plan:
+        """What ``rebalance`` would do now."""
+        return self._planned(rebalance)
+
+    def plan_move(self, packs: Iterable[bytes], tier: str) -> Plan:
+        """What it takes to have packs in a tier and in no faster one.
+
+        Raises:
+            NotFound: there is no such durable tier.
+            UsageError: the tier is being drained.
+        """
+        if not self._durable(tier).takes_writes:
+            raise UsageError(f"tier {tier} is being drained: nothing is moved to it")
+        wanted = list(packs)
+        return self._planned(
+            lambda scene: relocate(scene, [p for p in wanted if p in scene.packs], tier)
+        )
+
+    def plan_drain(self, tier: str) -> Plan:
+        """What it takes to empty a tier."""
+        self._durable(tier)
+        return self._planned(lambda scene: drain(scene, tier), draining=tier)
+
+    def _planned(self, make: Callable[[Scene], Plan], draining: str | None = None) -> Plan:
+        snapshot = self.snapshot(draining)
+        plan = make(snapshot.scene())
+        return Plan(plan.moves, (*snapshot.notes, *plan.notes))
+
+    def _durable(self, name: str) -> DurableTier:
+        self._home.packs.refresh()
+        known = {tier.name: tier for tier in self._home.packs.tiers}
+        if name not in known:
+            raise NotFound(
+                f"there is no durable tier {name!r}; the store's are: {', '.join(known)}"
+            )
+        return known[name]
+
+    # Moving
+
+    def rebalance(
+        self, *, budget: Budget | None = None, stop: threading.Event | None = None,
+        progress: Callable[[Moved], None] | None = None,
+    ) -> MoveReport:  # fmt: skip
+        """Promote what is read, demote what is not, relieve what is too full, empty what drains.
+
+        Args:
+            budget: what it may take of the bandwidth.
+            stop: ends it between two pieces of work when set.
+            progress: told of each move.
+
+        Raises:
+            Conflict: another mover is at work, or has taken over.
+        """
+        return self._run(self.plan, budget, stop, progress)
+
+    def move(
+        self, packs: Iterable[bytes], tier: str, *, budget: Budget | None = None,
+        stop: threading.Event | None = None, progress: Callable[[Moved], None] | None = None,
+    ) -> MoveReport:  # fmt: skip
+        """Have packs, with the bases that they need, in a tier and in no faster one."""
+        wanted = list(packs)
+        return self._run(lambda: self.plan_move(wanted, tier), budget, stop, progress)
+
+    def warm(
+        self, version: Digest, *, budget: Budget | None = None,
+        stop: threading.Event | None = None, progress: Callable[[Moved], None] | None = None,
+    ) -> MoveReport:  # fmt: skip
+        """Have a version in warm tiers; what is in one already stays there.
+
+        Raises:
+            UsageError: the store has no warm tier that takes packs.
+        """
+        missing = self.not_warm(version)
+        first = next(
+            (t for t in self._home.packs.tiers if t.role == "warm" and t.takes_writes), None
+        )
+        if first is None:
+            raise UsageError(f"{self._home.blobs.url} has no warm tier that takes packs; "
+                             "'tierstore tier add' adds one")  # fmt: skip
+        if not missing:
+            return MoveReport(Plan())
+        return self.move(missing, first.name, budget=budget, stop=stop, progress=progress)
+
+    def not_warm(self, version: Digest) -> list[bytes]:
+        """The packs of a version that no warm tier has.
+
+        Raises:
+            BackendError: a warm tier cannot be asked.
+        """
+        missing = self._graph.packs_of(version)
+        for tier in self._home.packs.tiers:
+            if tier.role == "warm" and missing:
+                tier.verify()
+                missing = [pack for pack in missing if not _has(tier, pack)]
+        return missing
+
+    def drain(
+        self, tier: str, *, budget: Budget | None = None, stop: threading.Event | None = None,
+        progress: Callable[[Moved], None] | None = None,
+    ) -> MoveReport:  # fmt: skip
+        """Move every pack out of a tier that is marked as draining, or out of home.
+
+        Raises:
+            UsageError: it still takes new packs.
+        """
+        if tier != HOME_NAME and self._durable(tier).takes_writes:
+            raise UsageError(
+                f"tier {tier} still takes new packs; run 'tierstore tier drain {tier}' first"
+            )
+        return self._run(lambda: self.plan_drain(tier), budget, stop, progress)
+
+    def _run(
+        self, plan: Callable[[], Plan], budget: Budget | None, stop: threading.Event | None,
+        progress: Callable[[Moved], None] | None,
+    ) -> MoveReport:  # fmt: skip
+        event = stop or threading.Event()
+        with HeldLease(self._home.blobs) as lease:
+            report = MoveReport(plan())
+            mover = Mover(
+                self._home.packs, lease, budget=budget, stop=event, may_leave=self._may_leave,
+                stats=self.stats,
+            )  # fmt: skip
+            for moved in mover.run(report.plan.moves):
+                report.moved.append(moved)
+                if progress is not None:
+                    progress(moved)
+            report.stopped = mover.stopped
+        return report
+
+    def _may_leave(self, move: PlannedMove) -> bool:
+        roles = {tier.name: tier.role for tier in self._home.packs.tiers}
+        down = roles[move.source] == "warm" != roles[move.target]
+        return not down or move.pack not in self._pinned()
+
+
+def _has(tier: DurableTier, pack: bytes) -> bool:
+    try:
+        tier.store.info(pack_key(pack))
+    except NotFound:
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""What the durable tiers hold, how hot it is and what must stay: all that a plan is made from."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tierstore.errors import BackendError, ConfigError, NotFound
+from tierstore.format.keys import PACKS
+from tierstore.format.tiers import HOME_NAME
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.tierlist import MIN_HEAT, TTL, mover_option
+from tierstore.modelstore.placing.packgraph import PackGraph
+from tierstore.placement.cost import Prices
+from tierstore.placement.scene import BAR, PackState, Rules, Scene, TierState
+from tierstore.tiers.base import DurableTier
+
+_log = logging.getLogger("tierstore.mover")
+_PACK = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the durable tiers held at one moment.
+
+    Attributes:
+        packs: every pack.
+        tiers: the tiers in order.
+        now: seconds since the epoch.
+        pinned: packs that stay in warm tiers.
+        bases: packs that hold the bases of others.
+        notes: what could not be asked, for people.
+    """
+
+    packs: Sequence[PackState]
+    tiers: Sequence[TierState]
+    now: float
+    pinned: frozenset[bytes]
+    bases: Mapping[bytes, Iterable[bytes]]
+    notes: tuple[str, ...] = ()
+
+    def scene(self) -> Scene:
+        """A scene to plan in, which planning changes."""
+        return Scene(
+            self.packs, self.tiers, now=self.now, pinned=self.pinned, bases=self.bases,
+            rules=Rules(),
+        )  # fmt: skip
+
+
+def snapshot(
+    home: Home,
+    graph: PackGraph,
+    pinned: frozenset[bytes],
+    read: Mapping[bytes, float],
+    draining: str | None = None,
+) -> Snapshot:
+    """List every durable tier.
+
+    Args:
+        home: of the store.
+        graph: of its packs.
+        pinned: packs that stay in warm tiers.
+        read: bytes read of each pack, decayed to now.
+        draining: name of a tier to take for one that drains.
+
+    Raises:
+        ConfigError: an option or price of a tier is not one.
+    """
+    home.packs.refresh()
+    durable = home.packs.tiers
+    tiers: list[TierState] = []
+    notes: list[str] = []
+    copies: dict[bytes, dict[str, float]] = {}
+    sizes: dict[bytes, int] = {}
+    for tier in durable:
+        state = _state(tier, durable, draining, reachable=True)
+        try:
+            found = _listed(tier)
+        except BackendError as error:
+            notes.append(f"tier {tier.name} could not be asked, its packs are left alone: {error}")
+            state, found = _state(tier, durable, draining, reachable=False), []
+        tiers.append(state)
+        for pack, size, mtime in found:
+            copies.setdefault(pack, {})[tier.name] = mtime
+            sizes[pack] = max(size, sizes.get(pack, 0))
+    packs = [
+        PackState(pack, sizes[pack], read.get(pack, 0.0) / max(1, sizes[pack]), have)
+        for pack, have in copies.items()
+    ]
+    return Snapshot(packs, tiers, time.time(), pinned, graph.bases(), tuple(notes))
+
+
+def pinned_packs(pins: Pins, graph: PackGraph) -> frozenset[bytes]:
+    """The packs of versions that are pinned in warm tiers.
+
+    Raises:
+        Damaged, BackendError: pins, or the layout of a pinned version, cannot be read.
+    """
+    found: set[bytes] = set()
+    for pin in pins.active():
+        if "warm" not in pin.roles:
+            continue
+        try:
+            found.update(graph.packs_of(pin.version))
+        except NotFound as error:
+            _log.warning("the pin of %s holds nothing: %s", pin.ref, error)
+    return frozenset(found)
+
+
+def _listed(tier: DurableTier) -> list[tuple[bytes, int, float]]:
+    tier.verify()
+    found = []
+    for info in tier.store.list(PACKS):
+        name = info.key.rpartition("/")[2]
+        if _PACK.match(name):  # anything else is nobody's pack: 'check' calls it garbage
+            found.append((bytes.fromhex(name), info.size, info.mtime))
+    return found
+
+
+def _state(
+    tier: DurableTier, tiers: Sequence[DurableTier], draining: str | None, *, reachable: bool
+) -> TierState:
+    spec = tier.spec
+    cold = [t for t in tiers if t.role == "cold" and t.name != HOME_NAME and t.takes_writes]
+    min_heat = mover_option(spec, MIN_HEAT)
+    try:
+        return TierState(
+            name=spec.name,
+            warm=spec.role == "warm",
+            size=spec.size,
+            high=spec.high,
+            low=spec.low,
+            prices=Prices.of(spec.prices),
+            draining=not tier.takes_writes or spec.name == draining,
+            # home holds the metadata: it takes packs only when no other tier is for keeping them
+            takes=spec.name != HOME_NAME or all(t.archive is not None for t in cold),
+            reachable=reachable,
+            archive=tier.archive is not None,
+            min_heat=BAR if min_heat is None else min_heat,
+            ttl_s=mover_option(spec, TTL),
+        )
+    except ValueError as error:
+        raise ConfigError(f"tier {spec.name!r}: {error}") from None

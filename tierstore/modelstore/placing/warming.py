@@ -1,0 +1,241 @@
+"""Brings a version into a hot tier before it is asked for, and out of it again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tierstore.errors import OutOfSpace, UsageError
+from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.chunks.fetch import OnChunk
+from tierstore.modelstore.chunks.plan import batches
+from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.home.home import chunks_of
+from tierstore.modelstore.loading.arrays import new_bytes
+from tierstore.modelstore.loading.model import LoadStats, counted, stats_of
+from tierstore.modelstore.loading.opener import Opened
+from tierstore.modelstore.placing.hotpins import HotPins
+from tierstore.modelstore.settings import Settings
+from tierstore.modelstore.version import Version
+from tierstore.tiers.hot.shared import SharedHot
+from tierstore.tiers.hot.tiers import HotTiers
+from tierstore.tiers.node.local import LocalHot, disk_size
+
+HOT = "hot"
+_BATCH = 128 << 20
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """How much of a version a hot tier holds.
+
+    Attributes:
+        version: which.
+        tier: name of the tier.
+        chunks: distinct chunks that it needs; in a shared tier with the bases of its deltas.
+        missing_chunks: those that are not there.
+        bytes: what all of them take there.
+        missing_bytes: what those take that are not there.
+        plain_bytes: of all of them, plain.
+        stats: what was read to bring it there; ``None`` when nothing was asked to be read.
+        seconds: that this took.
+    """
+
+    version: Version
+    tier: str
+    chunks: int
+    missing_chunks: int
+    bytes: int
+    missing_bytes: int
+    plain_bytes: int
+    stats: LoadStats | None
+    seconds: float
+
+    @property
+    def resident(self) -> bool:
+        """Whether reading the version needs no durable tier."""
+        return not self.missing_chunks
+
+
+class Open(Protocol):
+    """Opens a version for reading through some hot tiers."""
+
+    def __call__(self, version: Version, hot: HotTiers, /) -> Opened: ...
+
+
+class Warming:
+    """What a user asks of the hot tiers of this process.
+
+    Args:
+        hot: the tiers.
+        pins: what stays.
+        open_version: opens a version.
+        settings: a quarter of the memory is used for plain chunks.
+    """
+
+    def __init__(
+        self, hot: HotTiers, pins: HotPins, open_version: Open, settings: Settings
+    ) -> None:
+        self._hot, self._pins, self._open = hot, pins, open_version
+        self._batch = min(_BATCH, settings.memory_limit // 4)
+
+    def look(self, version: Version, tier: str) -> Warmth:
+        """How much of a version is there; chunks count as there until they prove damaged."""
+        target = self._tier(tier)
+        needed = _needed(target, self._open(version, self._hot))
+        return _warmth(version, target, needed, None, 0.0)
+
+    def bring(self, version: Version, tier: str, progress: Progress | None = None) -> Warmth:
+        """Put what is missing of a version into a tier, whatever its policy thinks of it.
+
+        Raises:
+            OutOfSpace: the tier is smaller than the version.
+        """
+        started = time.perf_counter()
+        target = self._tier(tier)
+        if isinstance(target, LocalHot):
+            stats, needed = self._bring_here(target, version, progress)
+        else:
+            own = HotTiers(shared=[target])  # what is on this node has no frame to give
+            stats, needed = self._bring(own, target, version, progress)
+            own.stop()
+        return _warmth(version, target, needed, stats, time.perf_counter() - started)
+
+    def evict(self, version: Version | None, tier: str) -> int:
+        """Remove the chunks of a version, or all, but for pinned ones; the bytes freed.
+
+        Args:
+            version: which; the chunks that it shares with others go, too.
+            tier: name of the tier; ``hot`` for this node's.
+
+        Raises:
+            UsageError: all of a tier that nodes share.
+            BackendError: the pins cannot be read, or frames not be removed.
+        """
+        target = self._tier(tier)
+        if isinstance(target, LocalHot):
+            self._pins.sync()
+            if version is None:
+                return target.evict()
+            needed = _needed(target, self._open(version, self._hot))
+            return target.evict([place.digest for place in needed])
+        if version is None:
+            raise UsageError(
+                f"name the version to evict from {target.name}: a tier that nodes share is never "
+                "emptied as a whole"
+            )
+        kept = self._pins.chunks()
+        needed = _needed(target, self._open(version, self._hot))
+        gone = target.present([place for place in needed if place.digest not in kept])
+        target.remove(gone)
+        return sum(place.length for place in gone)
+
+    def _tier(self, name: str) -> LocalHot | SharedHot:
+        found: list[LocalHot | SharedHot] = [*self._hot.shared]
+        if self._hot.local is not None:
+            found.insert(0, self._hot.local)
+        for tier in found:
+            if tier.name == name or name == HOT:
+                return tier
+        names = ", ".join(tier.name for tier in found) or "none"
+        raise UsageError(
+            f"this node has no hot tier {name!r}; its hot tiers are: {names}. Add one with "
+            "'tierstore tier add', or under [hot] in this node's tierstore.toml"
+        )
+
+    def _bring_here(
+        self, target: LocalHot, version: Version, progress: Progress | None
+    ) -> tuple[LoadStats, list[ChunkPlace]]:
+        needed = _needed(target, self._open(version, self._hot))
+        size = sum(disk_size(place.plain) for place in needed)
+        if size > target.capacity:
+            raise OutOfSpace(
+                f"{version} takes {size} bytes, but tier {target.name} holds at most "
+                f"{target.capacity}; give it a larger size, or warm a smaller variant"
+            )
+        # held, so that its own chunks do not push each other out
+        with self._pins.holding(target, [place.digest for place in needed]):
+            done = self._bring(self._hot, target, version, progress)
+            self._hot.flush()
+        return done
+
+    def _bring(
+        self,
+        hot: HotTiers,
+        target: LocalHot | SharedHot,
+        version: Version,
+        progress: Progress | None,
+    ) -> tuple[LoadStats, list[ChunkPlace]]:
+        opened = self._open(version, hot)
+        needed = _needed(target, opened)
+        count = counted(progress, sum(place.plain for place in needed))
+        missing = _missing(target, needed)
+        if count:
+            count(sum(p.plain for p in needed) - sum(p.plain for p in missing))
+        _read(opened.content.reader, missing, self._batch, count)
+        return stats_of(opened.content.reader, opened.packs), needed
+
+
+def _needed(target: LocalHot | SharedHot, opened: Opened) -> list[ChunkPlace]:
+    """What must be in the tier: plain chunks here, and frames with those that they need there."""
+    found: dict[bytes, ChunkPlace] = {}
+    table = opened.content.table
+    for digest in [d for one in (opened.manifest, *opened.patches) for d in chunks_of(one)]:
+        place = table.find(digest)
+        assert place is not None  # it was checked when the version was opened
+        found[digest] = place
+    if isinstance(target, SharedHot):
+        for digest in [base for place in found.values() for base in place.bases]:
+            place = table.find(digest)
+            assert place is not None
+            found.setdefault(digest, place)
+    return list(found.values())
+
+
+def _missing(target: LocalHot | SharedHot, needed: Sequence[ChunkPlace]) -> list[ChunkPlace]:
+    if isinstance(target, LocalHot):
+        there = target.resident([place.digest for place in needed])
+        return [place for place, here in zip(needed, there, strict=True) if not here]
+    present = {place.digest for place in target.present(needed)}
+    return [place for place in needed if place.digest not in present]
+
+
+def _warmth(
+    version: Version,
+    target: LocalHot | SharedHot,
+    needed: Sequence[ChunkPlace],
+    stats: LoadStats | None,
+    seconds: float,
+) -> Warmth:
+    missing = _missing(target, needed)
+
+    def size(places: Sequence[ChunkPlace]) -> int:
+        here = isinstance(target, LocalHot)
+        return sum(place.plain if here else place.length for place in places)
+
+    return Warmth(
+        version, target.name, len(needed), len(missing), size(needed), size(missing),
+        sum(place.plain for place in needed), stats, seconds,
+    )  # fmt: skip
+
+
+def _read(
+    reader: ChunkReader, places: Sequence[ChunkPlace], batch: int, count: OnChunk | None
+) -> None:
+    """Read chunks for the sake of the hot tiers alone, some at a time."""
+    room = new_bytes(0)
+    for some in batches(places, lambda place: place.plain, batch):
+        total = sum(place.plain for place in some)
+        if len(room) < total:
+            room = new_bytes(total)
+        wants = []
+        at = 0
+        for place in some:
+            wants.append(Want(place, room.data[at : at + place.plain]))
+            at += place.plain
+        reader.read(wants, count, keep=True)

@@ -1,0 +1,322 @@
+"""Which version a save takes its bases from, and which of its tensors belongs to which."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import takewhile
+
+from tierstore.errors import TierstoreError
+from tierstore.format.manifest import Manifest, TensorEntry, named_tensors
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Digest
+from tierstore.modelstore.home.chain import bottom_manifest
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.loading.opener import Opener
+from tierstore.modelstore.loading.tensor import entry_bytes
+from tierstore.modelstore.saving.delta import LEAST_CHUNK, BaseTensor, DeltaBases
+from tierstore.modelstore.saving.framing import Base, encoders
+from tierstore.modelstore.saving.source import SourceFile
+from tierstore.modelstore.version import Version, version_of
+
+_log = logging.getLogger("tierstore.delta")
+_MODELS = 64
+"""Other models whose newest manifest is looked at: those whose name begins most alike."""
+_PROBED = 4
+_SHARED = 0.25
+"""Part of the new model's bytes in tensors of the same names and rows that makes a candidate."""
+_LIKE = 0.2
+"""What a delta must save in the samples, on average, for a version to be a base at all."""
+_SAMPLES, _SAMPLE_BYTES, _AROUND = 4, 64 << 10, 2 << 20
+
+TensorKey = tuple[str, str]
+"""Path of the file and name in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One tensor that is being saved."""
+
+    key: TensorKey
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Bytes of a new tensor around a place that is compared with candidates."""
+
+    tensor: Wanted
+    begin: int
+    window: memoryview
+    at: int
+    length: int
+
+
+def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
+    """The tensors that can have a base, named as ``named_tensors`` names those of a version."""
+    every = [(file, info) for file in files if file.header for info in file.header.tensors]
+    count = Counter(info.name for _, info in every)
+    return [
+        Wanted(
+            (file.path, info.name),
+            info.name if count[info.name] == 1 else f"{file.path}::{info.name}",
+            info.dtype, info.shape, info.end - info.begin,
+        )
+        for file, info in every
+        if info.end - info.begin >= LEAST_CHUNK and file.kept is None
+    ]  # fmt: skip
+
+
+def matches(wanted: Sequence[Wanted], manifest: Manifest) -> dict[TensorKey, TensorEntry]:
+    """The tensor of a version that each of ``wanted`` continues: same name and dtype, and the same
+    shape but for the count of rows.
+
+    Where all names differ by one prefix (``model.`` added or gone), it is left out of account.
+    """
+    held = {name: entry for name, _, entry in named_tensors(manifest)}
+    found = {one.key: held[one.name] for one in wanted if one.name in held}
+    if 2 * len(found) < len(wanted):
+        votes: Counter[tuple[str, str]] = Counter()
+        for one in wanted[:_MODELS]:
+            for name in held:
+                if name.endswith("." + one.name):
+                    votes["", name.removesuffix(one.name)] += 1
+                elif one.name.endswith("." + name):
+                    votes[one.name.removesuffix(name), ""] += 1
+        for (gone, new), _ in votes.most_common(1):
+            for one in wanted:
+                name = new + one.name.removeprefix(gone)
+                if one.name.startswith(gone) and name in held:
+                    found.setdefault(one.key, held[name])
+    fitting = {one.key: one for one in wanted}
+    return {key: entry for key, entry in found.items() if _fits(fitting[key], entry)}
+
+
+def _fits(new: Wanted, old: TensorEntry) -> bool:
+    if new.dtype != old.dtype or not entry_bytes(old):
+        return False
+    return new.shape[1:] == old.shape[1:] or new.nbytes == entry_bytes(old)
+
+
+class Basis:
+    """The base of one save, found when the first new chunk asks for it. Thread-safe.
+
+    Args:
+        files: what is saved.
+        find: gives the version, or ``None``; called once.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[SourceFile],
+        find: Callable[[Sequence[Wanted]], DeltaBases | None],
+    ) -> None:
+        self._wanted = wanted_tensors(files)
+        self._find = find
+        self._lock = threading.Lock()
+        self._found = False
+        self.bases: DeltaBases | None = None
+        self._tensors: dict[TensorKey, BaseTensor] = {}
+
+    def nearest(self, key: TensorKey, begin: int, plain: memoryview) -> Base | None:
+        """What pays as a base of the chunk ``plain`` at ``begin`` of a tensor."""
+        self._take()
+        tensor = self._tensors.get(key)
+        return tensor.nearest(begin, plain) if tensor else None
+
+    def stored(self, digest: bytes) -> list[tuple[ChunkPlace, int]]:
+        """Where a chunk lies that the base version has itself, with its bases: a delta against
+        itself could never be read.
+        """
+        self._take()
+        return self.bases.stored(digest) if self.bases else []
+
+    def places(self, bases: Iterable[bytes]) -> list[tuple[ChunkPlace, int]]:
+        """Where the chunks that ``nearest`` named lie, and the sizes of their packs."""
+        assert self.bases is not None
+        return [self.bases.place(digest) for digest in bases]
+
+    def _take(self) -> None:
+        with self._lock:
+            if not self._found:
+                self._load()
+                self._found = True
+
+    def _load(self) -> None:
+        try:
+            self.bases = self._find(self._wanted)
+        except TierstoreError as error:
+            _log.warning("no base was found, all new chunks are stored standalone: %s", error)
+        if self.bases is not None:
+            self._tensors = tensors_of(self.bases, self._wanted)
+
+
+def tensors_of(bases: DeltaBases, wanted: Sequence[Wanted]) -> dict[TensorKey, BaseTensor]:
+    """The base of every tensor that has one in this version."""
+    found = matches(wanted, bases.manifest)
+    shapes = {one.key: one.shape for one in wanted}
+    return {key: BaseTensor(bases, entry, shapes[key]) for key, entry in found.items()}
+
+
+class BaseFinder:
+    """Finds the version that a new one of ``model`` is nearest to, by little more than metadata.
+
+    The newest version of the same model comes first. If that is not alike, or there is none, the
+    other models' newest ones are compared by names and shapes of their tensors, and the best of
+    them by samples: some blocks of the four largest tensors.
+
+    Args:
+        home: of the store.
+        open_bases: opens a version as a base.
+        model: that is saved.
+        files: its content; samples of it are read now.
+
+    Attributes:
+        has_candidates: whether the store had any version to look at.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        open_bases: Callable[[Version], DeltaBases],
+        model: str,
+        files: Sequence[SourceFile],
+    ) -> None:
+        self._home, self._open, self._model = home, open_bases, model
+        self._own = self._newest(model)
+        self._models = [] if self._own else [name for name in home.models() if name != model]
+        self.has_candidates = bool(self._own or self._models)
+        self._samples = list(_samples(files)) if self.has_candidates else []
+
+    def find(self, wanted: Sequence[Wanted]) -> DeltaBases | None:
+        """The nearest version, or ``None`` when none is near enough."""
+        best: tuple[float, DeltaBases | None] = (_LIKE, None)
+        if self._own is not None:
+            best = max(best, self._compared(self._own, wanted), key=lambda pair: pair[0])
+        if best[1] is None:
+            for version in self._others(wanted):
+                best = max(best, self._compared(version, wanted), key=lambda pair: pair[0])
+        return best[1]
+
+    def _newest(self, model: str) -> Version | None:
+        entry = self._home.log(model).last()
+        return None if entry is None else version_of(model, entry)
+
+    def _others(self, wanted: Sequence[Wanted]) -> list[Version]:
+        """Versions of other models that have the same tensors, the most alike first."""
+
+        def shared(model: str) -> tuple[float, Version] | None:
+            try:
+                version = self._newest(model)
+                if version is None:
+                    return None
+                found = matches(wanted, bottom_manifest(self._home, version.digest))
+            except TierstoreError as error:  # its damage is nothing to this save
+                _log.info("%s is not looked at as a base: %s", model, error)
+                return None
+            return sum(size for key, size in sizes.items() if key in found), version
+
+        sizes = {one.key: one.nbytes for one in wanted}
+        models = self._models or [name for name in self._home.models() if name != self._model]
+        near = nlargest(_MODELS, models, self._alike)
+        with ThreadPoolExecutor(8, "tierstore-base") as pool:
+            scored = [pair for pair in pool.map(shared, near) if pair is not None]
+        seen: set[Digest] = {self._own.digest} if self._own else set()
+        found: list[Version] = []
+        for bytes_shared, version in sorted(scored, key=lambda pair: -pair[0]):
+            if bytes_shared < _SHARED * sum(sizes.values()) or len(found) == _PROBED:
+                break
+            if version.digest not in seen:
+                seen.add(version.digest)
+                found.append(version)
+        return found
+
+    def _alike(self, model: str) -> int:
+        pairs = zip(model, self._model, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def _compared(
+        self, version: Version, wanted: Sequence[Wanted]
+    ) -> tuple[float, DeltaBases | None]:
+        try:
+            bases = self._open(version)
+            tensors = tensors_of(bases, wanted)
+            likeness = [self._likeness(tensors, sample, version) for sample in self._samples]
+        except TierstoreError as error:
+            _log.warning("%s cannot be a base: %s", version, error)
+            return 0.0, None
+        return sum(likeness) / max(1, len(likeness)), bases
+
+    def _likeness(
+        self, tensors: dict[TensorKey, BaseTensor], sample: _Sample, version: Version
+    ) -> float:
+        tensor = tensors.get(sample.tensor.key)
+        if tensor is None:
+            return 0.0
+        found = tensor.likeness(sample.begin, sample.window, sample.at, sample.length)
+        if tensor.has_other_rows and version.model == self._model:
+            # rows came or went in our own model: the others may have moved far
+            return max(found, 0.5)
+        return found
+
+
+def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:
+    """A piece from the middle of each of the largest tensors, and what is around it."""
+    starts = {
+        (file.path, info.name): (file, file.data_start + info.begin)
+        for file in files
+        if file.header
+        for info in file.header.tensors
+    }
+    for one in nlargest(_SAMPLES, wanted_tensors(files), lambda one: one.nbytes):
+        at = max(0, one.nbytes - _SAMPLE_BYTES) // 2 & -8
+        length = min(_SAMPLE_BYTES, one.nbytes - at)
+        begin, end = max(0, at - _AROUND), min(one.nbytes, at + length + _AROUND)
+        window = memoryview(bytearray(end - begin))
+        file, start = starts[one.key]
+        file.read_into(start + begin, window)
+        yield _Sample(one, begin, window, at, length)
+
+
+def open_base(version: Version, *, opener: Opener, index: ChunkIndex, threads: int) -> DeltaBases:
+    """Open a version as the base of deltas; where patches lie on it, what is below them.
+
+    Args:
+        version: the base.
+        opener: opens it.
+        index: of the store.
+        threads: that encode at once.
+    """
+    full = opener.open_full(version)
+    keep = min(threads, encoders(full.manifest.chunk_size, deltas=True)) + 1
+    return DeltaBases(str(version), full.manifest, full.content, index.find, keep)
+
+
+def basis_of(
+    files: Sequence[SourceFile],
+    base: str | None,
+    model: str,
+    home: Home,
+    as_base: Callable[[Version], DeltaBases],
+    resolve: Callable[[str], Version],
+) -> Basis | None:
+    """What a save of ``files`` takes as its base: ``auto`` finds it, a reference names it.
+
+    ``None`` when there is none to look at.
+    """
+    if base is None:
+        return None
+    if base == "auto":
+        finder = BaseFinder(home, as_base, model, files)
+        return Basis(files, finder.find) if finder.has_candidates else None
+    bases = as_base(resolve(base))
+    return Basis(files, lambda _: bases)

@@ -1,0 +1,313 @@
+"""The tensors of one version as bases of deltas: which of its bytes a new chunk is nearest to.
+
+A base is always a standalone frame (depth 1): where the version itself has a delta, its base is
+taken. Whatever cannot be read makes no base, and the chunk is stored standalone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tierstore.codecs import DELTA, encode
+from tierstore.codecs.base import FORMS
+from tierstore.deferred import np
+from tierstore.errors import TierstoreError
+from tierstore.format.checks import damaged, digest_of
+from tierstore.format.frame import MAX_BASES, BasePiece
+from tierstore.format.manifest import Manifest, TensorEntry
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import split_digests
+from tierstore.modelstore.chunks.decode import Part
+from tierstore.modelstore.chunks.recent import Recent
+from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.loading.tensor import Content, entry_bytes
+from tierstore.modelstore.saving.align import RowIndex, Rows, Span, clamped, looks_moved, spans_of
+from tierstore.modelstore.saving.framing import Base
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_log = logging.getLogger("tierstore.delta")
+
+LEAST_CHUNK = 16 << 10
+"""Smaller chunks are stored standalone: reading their base would be a request of its own."""
+ENOUGH = 0.8
+"""A delta must be smaller than this part of the standalone frame: a reader fetches both, and a
+standalone frame is a nearer base for the versions to come."""
+_SPANS = 256
+_SAMPLES, _SAMPLE_BYTES = 4, 16 << 10
+_PATIENCE = 4
+
+Find = Callable[[bytes], tuple[ChunkPlace, int] | None]
+"""Where a chunk is said to lie, and the size of that pack."""
+
+
+class DeltaBases:
+    """One version as a base. Thread-safe.
+
+    Args:
+        label: names the version in reports.
+        manifest: its content.
+        content: its layout and who reads it.
+        find: the store's index, which may know a standalone frame that the layout does not.
+        keep: plain chunks kept in memory.
+    """
+
+    def __init__(
+        self, label: str, manifest: Manifest, content: Content, find: Find, keep: int
+    ) -> None:
+        self.label, self.manifest, self.content = label, manifest, content
+        self._find = find
+        table = content.table
+        self._sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
+        self._places = Recent(self._place, len(table))  # all: a place must not change
+        self.chunks = Recent(self._read, keep)
+        self._standalone = Recent(self._pieces_of, 4096)
+
+    def stored(self, digest: bytes) -> list[tuple[ChunkPlace, int]]:
+        """Where a chunk of the version lies, with its bases; nothing if it has no such chunk."""
+        if digest not in self.content.table.digests:
+            return []
+        place, size = self.place(digest)
+        return [(place, size), *(self.place(base) for base in place.bases)]
+
+    def place(self, digest: bytes) -> tuple[ChunkPlace, int]:
+        """A place of the chunk and the size of that pack; a standalone one if there is any."""
+        return self._places.get(digest)
+
+    def _place(self, digest: bytes) -> tuple[ChunkPlace, int]:
+        place = self.content.table.find(digest)
+        assert place is not None  # a layout holds every chunk and every base
+        found = self._find(digest) if place.bases else None
+        return found if found and not found[0].bases else (place, self._sizes[place.pack])
+
+    def _read(self, digest: bytes) -> memoryview:
+        place, _ = self.place(digest)
+        out = memoryview(bytearray(place.plain))
+        self.content.reader.read([Want(place, out)])
+        if digest_of(out).raw != digest:  # a hot tier may check less; a wrong base is for ever
+            damaged(f"chunk b3:{digest.hex()}", "what was read of it does not match its digest")
+        return out
+
+    def _pieces_of(self, digest: bytes) -> tuple[BasePiece, ...]:
+        place, _ = self.place(digest)
+        if not place.bases:
+            return (BasePiece(digest, 0, place.plain),)
+        return self.content.reader.read_head(place).bases
+
+    def standalone(self, digest: bytes) -> tuple[BasePiece, ...]:
+        """The pieces of standalone chunks that stand for a chunk: itself, or its own base."""
+        return self._standalone.get(digest)
+
+    def assemble(self, pieces: tuple[BasePiece, ...]) -> memoryview:
+        """The plain bytes of ``pieces``, verified."""
+        first = self.chunks.get(pieces[0].digest)
+        if len(pieces) == 1:
+            return first[pieces[0].offset : pieces[0].offset + pieces[0].length]
+        data = memoryview(bytearray(sum(piece.length for piece in pieces)))
+        at = 0
+        for piece in pieces:
+            chunk = self.chunks.get(piece.digest)
+            data[at : at + piece.length] = chunk[piece.offset : piece.offset + piece.length]
+            at += piece.length
+        return data
+
+
+class BaseTensor:
+    """One tensor of a version as the base of the tensor of that name in the next. Thread-safe.
+
+    Args:
+        bases: the version.
+        entry: the tensor there.
+        shape: of the new tensor, of the same dtype.
+    """
+
+    def __init__(self, bases: DeltaBases, entry: TensorEntry, shape: tuple[int, ...]) -> None:
+        self._bases, self._entry = bases, entry
+        self._nbytes = entry_bytes(entry)
+        self._chunks = split_digests(entry.chunks)
+        self._rows = _rows_of(entry, shape)
+        self.has_other_rows = self._rows is not None and shape != entry.shape
+        self._lock = threading.Lock()
+        self._index: RowIndex | None = None
+        self._misses = self._asked = 0
+        self._broken = False
+
+    def nearest(self, begin: int, plain: memoryview) -> Base | None:
+        """What pays as a base of the chunk ``plain`` at ``begin``; ``None``: nothing does."""
+        if self._broken:
+            return None
+        self._asked += 1
+        if self._misses >= _PATIENCE and self._asked % _PATIENCE:
+            return None
+        try:
+            found = self._nearest(begin, plain)
+        except TierstoreError as error:
+            self._broken = True
+            _log.warning(
+                "tensor %r of %s is no base, its new chunks are stored standalone: %s",
+                self._entry.name, self._bases.label, error,
+            )  # fmt: skip
+            return None
+        self._misses = 0 if found else self._misses + 1
+        return found
+
+    def _nearest(self, begin: int, plain: memoryview) -> Base | None:
+        base = None
+        if begin < self._nbytes:
+            base = self._base(clamped(begin, len(plain), self._nbytes))
+        rows = self._rows
+        if rows is not None and (
+            base is None or self._index is not None or looks_moved(rows, plain, base.data)
+        ):
+            base = self._base(self._aligned(rows, begin, plain)) or base
+        if base is None or not _pays(plain, base.data, self._entry.dtype):
+            return None
+        return base
+
+    def _base(self, spans: Iterable[Span]) -> Base | None:
+        pieces = tuple(_joined(self._pieces(spans)))
+        if not 0 < len(pieces) <= MAX_BASES:
+            return None
+        return Base(pieces, self._bases.assemble(pieces))
+
+    def _pieces(self, spans: Iterable[Span]) -> Iterator[BasePiece]:
+        for span in spans:
+            for number, low, high in self._cut(span.start, span.start + span.length):
+                at = 0
+                for piece in self._bases.standalone(self._chunks[number]):
+                    first, last = max(low, at), min(high, at + piece.length)
+                    if first < last:
+                        yield replace(piece, offset=piece.offset + first - at, length=last - first)
+                    at += piece.length
+
+    def _cut(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The chunks that hold bytes ``[start, stop)`` of the tensor, and which of their bytes."""
+        size = self._bases.content.chunk_size
+        for number in range(start // size, -(-stop // size)):
+            begin = number * size
+            yield number, max(start - begin, 0), min(stop - begin, size)
+
+    def _aligned(self, rows: Rows, begin: int, plain: memoryview) -> list[Span]:
+        """Where the rows of a chunk are in the base; nothing when none of them is found."""
+        width = rows.row_bytes
+        first, last = -(-begin // width), (begin + len(plain)) // width
+        if last - first < rows.window:
+            return []
+        with self._lock:
+            if self._index is None:
+                self._index = RowIndex(self._keys(rows), self._nbytes // width)
+        whole = plain[first * width - begin : last * width - begin]
+        anchors = self._index.anchors(rows.keys(whole), first)
+        if not len(anchors[0]):
+            return []
+        return spans_of(anchors, rows, begin, len(plain), self._nbytes, _SPANS)
+
+    def _keys(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
+        """The keys of all rows, read in steps of about a chunk."""
+        count = self._nbytes // rows.row_bytes
+        step = max(1, self._bases.content.chunk_size // rows.row_bytes)
+        for first in range(0, count, step):
+            last = min(count, first + step + rows.window - 1)
+            yield first, rows.keys(self._copied(first * rows.row_bytes, last * rows.row_bytes))
+
+    def _copied(self, start: int, stop: int) -> memoryview:
+        data = memoryview(bytearray(stop - start))
+        at = 0
+        for number, low, high in self._cut(start, stop):
+            data[at : at + high - low] = self._bases.chunks.get(self._chunks[number])[low:high]
+            at += high - low
+        return data
+
+    def likeness(self, begin: int, window: memoryview, at: int, length: int) -> float:
+        """How much of a standalone frame a delta saves, by a sample: 0 to 1.
+
+        Reads only the blocks of the base that hold the sample. A sample whose rows are found
+        elsewhere in ``window`` counts half.
+
+        Args:
+            begin: where ``window`` begins in the new tensor.
+            window: bytes of the new tensor around the sample.
+            at: where the sample begins, in both tensors.
+            length: of the sample.
+        """
+        if at + length > self._nbytes:
+            return 0.0
+        base = self._sampled(at, length)
+        plain = window[at - begin : at - begin + length]
+        saved = 1 - _delta_part(plain, base, self._entry.dtype)
+        rows = self._rows
+        if saved < 1 - ENOUGH and rows is not None:
+            skip, first = -at % rows.row_bytes, -begin % rows.row_bytes
+            old = rows.keys(_whole(base[skip:], rows.row_bytes))
+            new = rows.keys(_whole(window[first:], rows.row_bytes))
+            found, _ = RowIndex([(0, new)], len(new)).anchors(old, 0)
+            if len(found) >= 2:
+                return 0.5
+        return saved
+
+    def _sampled(self, at: int, length: int) -> memoryview:
+        out = memoryview(bytearray(length))
+        content = self._bases.content
+        spans = [(at, at + length)]
+        parts = []
+        for number, _, _ in self._cut(at, at + length):
+            place, _ = self._bases.place(self._chunks[number])
+            parts.append(Part(place, number * content.chunk_size, place.plain, spans))
+
+        def sink(begin: int, plain: memoryview) -> None:
+            start, stop = max(begin, at), min(begin + len(plain), at + length)
+            out[start - at : stop - at] = plain[start - begin : stop - begin]
+
+        content.reader.read_parts([(part, sink) for part in parts])
+        return out
+
+
+def _rows_of(entry: TensorEntry, shape: tuple[int, ...]) -> Rows | None:
+    """The rows that both tensors are made of, if their content can move by rows."""
+    form = FORMS.get(entry.dtype)
+    if form is None or not shape or shape[1:] != entry.shape[1:] or not entry.shape[0]:
+        return None
+    width = entry_bytes(entry) // entry.shape[0]
+    return Rows(width, form.word, entry.dtype) if width else None
+
+
+def _whole(data: memoryview, row_bytes: int) -> memoryview:
+    return data[: len(data) // row_bytes * row_bytes]
+
+
+def _joined(pieces: Iterable[BasePiece]) -> Iterator[BasePiece]:
+    """The same pieces, neighbours in one base chunk as one."""
+    last: BasePiece | None = None
+    for piece in pieces:
+        if last and piece.digest == last.digest and piece.offset == last.offset + last.length:
+            last = replace(last, length=last.length + piece.length)
+            continue
+        if last:
+            yield last
+        last = piece
+    if last:
+        yield last
+
+
+def _pays(plain: memoryview, base: memoryview, dtype: str) -> bool:
+    """Whether a delta is small enough, by samples spread over the chunk."""
+    if len(plain) > _SAMPLES * _SAMPLE_BYTES:
+        starts = np.linspace(0, len(plain) - _SAMPLE_BYTES, _SAMPLES).astype(np.int64) & -8
+        parts = [slice(at, at + _SAMPLE_BYTES) for at in starts.tolist()]
+        plain = memoryview(b"".join(plain[part] for part in parts))
+        base = memoryview(b"".join(base[part] for part in parts))
+    return _delta_part(plain, base, dtype) < ENOUGH
+
+
+def _delta_part(plain: memoryview, base: memoryview, dtype: str) -> float:
+    """Bytes of the delta for each byte of the standalone payload; 1 when that is no larger."""
+    delta = encode(plain, dtype, base=base)
+    if delta.codec != DELTA:
+        return 1.0
+    alone = encode(plain, dtype)
+    return (len(delta.head) + len(delta.payload)) / max(1, len(alone.head) + len(alone.payload))

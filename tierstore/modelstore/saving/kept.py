@@ -1,0 +1,74 @@
+"""Files of a version that a new one keeps: nothing of them is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from tierstore.format.manifest import FileEntry
+from tierstore.format.safetensors import parse_header
+from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.loading.fileview import FileView
+from tierstore.modelstore.loading.patchedfile import PatchedFileView
+from tierstore.modelstore.loading.tensor import Content
+from tierstore.modelstore.saving.source import Kept, SourceFile
+
+_Places = list[tuple[ChunkPlace, int]]
+
+
+class KeptFile(SourceFile):
+    """A file that the store has.
+
+    Args:
+        content: of the version that holds it, which cuts it as the new one will.
+        entry: of the file there; no patches lie on it.
+        path: in the new version, of the same kind (safetensors or not).
+    """
+
+    def __init__(self, content: Content, entry: FileEntry, path: str) -> None:
+        self.path, self.size = path, entry.size
+        self.header = parse_header(entry.header, entry.size) if entry.header else None
+        self._content = content
+        self._pieces = content.file_pieces(entry)
+        places = [piece.place for piece in self._pieces]
+        entry = msgspec.structs.replace(entry, path=path)
+        self.kept = Kept(entry, *_with_bases(content, places))
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Read one whole chunk, whose pack is gone."""
+        at = offset - self.data_start
+        piece = next(piece for piece in self._pieces if piece.begin == at)
+        self._content.reader.read([Want(piece.place, out)])
+
+    def finish(self) -> None:
+        """Nothing in the store changes."""
+
+
+def _with_bases(content: Content, places: Sequence[ChunkPlace]) -> tuple[_Places, _Places]:
+    """The places with their packs' sizes, and those of the bases of deltas."""
+    table = content.table
+    sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
+    below = [table.find(base) for place in places for base in place.bases]
+    return (
+        [(place, sizes[place.pack]) for place in places],
+        [(place, sizes[place.pack]) for place in below if place is not None],
+    )
+
+
+def kept_file(view: FileView, as_path: str) -> KeptFile | None:
+    """Return a stored file as a source of a new version that moves none of its bytes.
+
+    Args:
+        view: the file in the version that holds it.
+        as_path: its path in the new version.
+
+    Returns:
+        ``None`` when it has to be read: patches lie on it, or the new path makes it a file of
+        another kind.
+    """
+    same_kind = view.path.rpartition(".")[2] == as_path.rpartition(".")[2]
+    if isinstance(view, PatchedFileView) or not same_kind:
+        return None
+    return KeptFile(view.content, view.entry, as_path)

@@ -1,0 +1,76 @@
+"""Collects frames into packs and uploads them while the next ones are encoded."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from tierstore.blobs.base import BlobStore
+from tierstore.format.keys import pack_key
+from tierstore.format.pack import PackBuilder
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Buffer
+from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing
+
+
+class Packer:
+    """Fills packs in the order of ``add`` and puts each into ``store`` when it is full.
+
+    One upload runs while the next pack fills, so at most two packs are in memory.
+    """
+
+    def __init__(self, store: BlobStore, pool: BufferPool) -> None:
+        self._store, self._pool = store, pool
+        self._held: list[mmap.mmap] = []
+        self._builder = PackBuilder()
+        self._uploader = ThreadPoolExecutor(1, "tierstore-upload")
+        self._upload: Future[None] | None = None
+        self.places: dict[bytes, ChunkPlace] = {}
+        self.pack_sizes: dict[bytes, int] = {}
+
+    def add(self, digest: bytes, frame: Frame) -> None:
+        """Append one frame; blocks while two packs are waiting."""
+        parts = [frame.head, frame.payload]
+        self._builder.add(digest, parts, len(frame.head), frame.plain, frame.codec, frame.bases)
+        if self._builder.full:
+            self._flush()
+
+    def add_chunk(self, buffer: mmap.mmap, plain: memoryview, *, digest: bytes, dtype: str) -> None:
+        """Encode and append one chunk that stands alone, ``plain`` in a buffer of the pool."""
+        framing = Framing(self._pool, buffer)
+        frame = framing.add(plain, digest=digest, dtype=dtype)
+        held = framing.finish()
+        self.add(digest, frame)
+        self.hold(held)
+
+    def hold(self, buffers: Iterable[mmap.mmap]) -> None:
+        """Give these back to the pool once all frames that were added so far are written."""
+        self._held += buffers
+
+    def _flush(self) -> None:
+        pack, buffers, places = self._builder.close()
+        self._builder = PackBuilder()
+        if self._upload is not None:
+            self._upload.result()
+        held, self._held = self._held, []
+        self._upload = self._uploader.submit(self._put, pack_key(pack), buffers, held)
+        self.pack_sizes[pack] = sum(len(buffer) for buffer in buffers)
+        self.places.update((place.digest, place) for place in places)
+
+    def _put(self, key: str, buffers: list[Buffer], held: list[mmap.mmap]) -> None:
+        self._store.put(key, buffers)
+        for buffer in held:
+            self._pool.give(buffer)
+
+    def finish(self) -> None:
+        """Upload the last pack; when it returns every pack is durable."""
+        if len(self._builder):
+            self._flush()
+        if self._upload is not None:
+            self._upload.result()
+            self._upload = None
+
+    def close(self) -> None:
+        """Stop; what is not uploaded is dropped."""
+        self._uploader.shutdown(cancel_futures=True)

@@ -1,0 +1,339 @@
+"""What is saved: files on disk and arrays in memory, read once and in order.
+
+A source is never mapped: a file that shrinks under a mapping kills the process, and one that
+changes between hashing and encoding would be stored under a digest that is not its own.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fnmatch
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tierstore.errors import (
+    InvalidName,
+    InvalidSafetensors,
+    NotFound,
+    PermissionDenied,
+    SourceChanged,
+    SourceError,
+    UnsafeSource,
+    UsageError,
+)
+from tierstore.format.checks import xxh3
+from tierstore.format.manifest import FileEntry, check_path
+from tierstore.format.safetensors import (
+    Header,
+    build_header,
+    header_length,
+    parse_header,
+)
+from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.loading.arrays import ArrayBytes, array_bytes
+
+SUFFIX = ".safetensors"
+SKIPPED_FOLDERS = (".git", ".cache/huggingface")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+_ARRAYS_PATH = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the store has of a file already.
+
+    Attributes:
+        entry: of the file.
+        places: where its chunks lie, in order, and the sizes of those packs.
+        bases: the same of the bases of those that are deltas.
+    """
+
+    entry: FileEntry
+    places: Sequence[tuple[ChunkPlace, int]]
+    bases: Sequence[tuple[ChunkPlace, int]]
+
+
+class SourceFile(ABC):
+    """One file to be saved: its path in the version, its size and its safetensors header.
+
+    One with ``kept`` is stored already as that says, and is not read.
+    """
+
+    path: str
+    size: int
+    header: Header | None
+    kept: Kept | None = None
+
+    @property
+    def data_start(self) -> int:
+        """Offset of the first byte behind the header."""
+        return len(self.header.raw) if self.header else 0
+
+    @abstractmethod
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from ``offset``; ``SourceChanged`` when the file ends before."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Check that the source is what it was at first (``SourceChanged``), and release it."""
+
+    def close(self) -> None:  # noqa: B027 - arrays hold nothing open
+        """Release the source; calling it twice is fine."""
+
+
+class DiskFile(SourceFile):
+    """A regular file."""
+
+    def __init__(self, path: str, where: Path) -> None:
+        self.path = path
+        self._where = where
+        self._fd: int | None = None
+        with _explained(where):
+            found = where.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would have no size, and opening it waits
+            raise UnsafeSource(f"{where} is not a regular file; save a file or a directory")
+        self._identity = _identity(found)
+        self.size = self._identity[2]
+        self.header = None
+        if path.endswith(SUFFIX):
+            self.header = self._read_header()
+        elif path.lower().endswith(_PICKLE_SUFFIXES):
+            self._refuse_pickle()
+        self.close()
+
+    def _read_header(self) -> Header:
+        first = bytearray(min(8, self.size))
+        try:
+            self.read_into(0, memoryview(first))
+            raw = bytearray(header_length(bytes(first)) + 8)
+            if len(raw) > self.size:
+                raise InvalidSafetensors(
+                    f"the header of {len(raw) - 8} bytes is longer than the file of {self.size}"
+                )
+            self.read_into(0, memoryview(raw))
+            return parse_header(bytes(raw), self.size)
+        except InvalidSafetensors as error:
+            self.close()
+            raise InvalidSafetensors(f"{self._where}: {error}; nothing was saved") from None
+
+    def _refuse_pickle(self) -> None:
+        first = bytearray(min(4, self.size))
+        self.read_into(0, memoryview(first))
+        self.close()
+        if first[:2] == b"PK" or (first[:1] == b"\x80" and first[1:2] <= b"\x05"):
+            raise UnsafeSource(
+                f"{self._where} is a pickle: loading it can run any code, so it is not stored. "
+                "Convert it with safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+                f"'model.safetensors'), or leave it out with --exclude '*{self._where.suffix}'"
+            )
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        with _explained(self._where):
+            if self._fd is None:
+                self._fd = os.open(self._where, os.O_RDONLY | os.O_CLOEXEC)
+                if _identity(os.fstat(self._fd)) != self._identity:
+                    self._changed()
+            done = 0
+            while done < len(out):
+                count = os.preadv(self._fd, [out[done:]], offset + done)
+                if count == 0:
+                    self._changed()
+                done += count
+
+    def finish(self) -> None:
+        """Close the file after checking that nobody wrote to it meanwhile."""
+        if self._fd is not None:
+            same = _identity(os.fstat(self._fd)) == self._identity
+            self.close()
+            if not same:
+                self._changed()
+
+    def _changed(self) -> None:
+        self.close()
+        raise SourceChanged(
+            f"{self._where} changed while it was being saved; nothing was published. "
+            "Save again once it is complete"
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int, int, int]:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+class _explained:
+    """Turns the errors of reading a source into ours, naming the file."""
+
+    def __init__(self, where: Path) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise NotFound(f"{self._where} does not exist; check the path") from None
+        if isinstance(error, PermissionError):
+            raise PermissionDenied(
+                f"{self._where} cannot be read: permission denied; check its owner and mode"
+            ) from None
+        if isinstance(error, OSError):
+            raise SourceError(f"{self._where} cannot be read: {error.strerror}") from error
+
+
+class ArrayFile(SourceFile):
+    """Tensors in memory, laid out as the safetensors file that the library would write."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        metadata: Mapping[str, str] | None,
+        path: str = _ARRAYS_PATH,
+    ) -> None:
+        self.path = path
+        for text in [*tensors, *(metadata or {}), *(metadata or {}).values()]:
+            if not isinstance(text, str):
+                raise UsageError(
+                    f"names of tensors and metadata are text, not {type(text).__name__}: "
+                    f"write {str(text)[:80]!r}"
+                )
+        self._arrays: dict[str, ArrayBytes] = {
+            name: array_bytes(name, value) for name, value in tensors.items()
+        }
+        specs = [(name, array.dtype, array.shape) for name, array in self._arrays.items()]
+        self.header = build_header(specs, metadata)
+        self.size = self.data_start + self.header.data_size
+        self._sums: list[tuple[str, int, int, int]] = []
+        self._ends = [info.end for info in self.header.tensors]
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        assert self.header is not None
+        if offset < self.data_start:  # only the header's own bytes, and only as a whole
+            out[:] = self.header.raw[offset : offset + len(out)]
+            return
+        offset -= self.data_start
+        tensors = self.header.tensors
+        at = bisect.bisect_right(self._ends, offset)
+        while out:
+            info = tensors[at]
+            start = offset - info.begin
+            part = out[: info.end - offset]
+            if part:
+                self._arrays[info.name].read_into(start, part)
+                self._sums.append((info.name, start, len(part), xxh3(part)))
+            out = out[len(part) :]
+            offset += len(part)
+            at += 1
+
+    def finish(self) -> None:
+        """Read the arrays once more: whoever wrote into one meanwhile is told."""
+        again = bytearray(max((length for _, _, length, _ in self._sums), default=0))
+        for name, start, length, value in self._sums:
+            out = memoryview(again)[:length]
+            self._arrays[name].read_into(start, out)
+            if xxh3(out) != value:
+                raise SourceChanged(
+                    f"array {name!r} changed while it was being saved; nothing was published. "
+                    "Save a copy of it, or wait until the training step is done"
+                )
+        self._sums = []
+
+
+class BytesFile(SourceFile):
+    """A file in memory that holds no tensors."""
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self.path, self.size, self.header = check_path(path), len(data), None
+        self.data = data
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        out[:] = self.data[offset : offset + len(out)]
+
+    def finish(self) -> None:
+        """Nothing can have changed."""
+
+
+def open_source(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None,
+    exclude: Sequence[str],
+) -> list[SourceFile]:
+    """Return the files of ``source`` by ascending path.
+
+    Args:
+        source: a safetensors file, a directory of a model, or tensors by name.
+        metadata: ``__metadata__`` of the header, for tensors in memory only.
+        exclude: glob patterns of paths, relative to the directory, to leave out.
+    """
+    if isinstance(source, Mapping):
+        return [ArrayFile(source, metadata)]
+    if metadata is not None:
+        raise UsageError("metadata can be given for tensors in memory only: files have their own")
+    where = Path(source)
+    if where.is_dir():
+        files = [DiskFile(path, where / path) for path in _walk(where, exclude)]
+        if not files:
+            raise SourceError(f"{where} holds no files to save")
+    else:
+        files = [DiskFile(check_path(where.name), where)]
+    return sorted(files, key=lambda file: file.path)
+
+
+def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        with _explained(Path(error.filename)):
+            raise error
+
+    # links to files are followed (the Hugging Face cache is made of them), links to folders are
+    # not: they can lead in circles
+    for folder, folders, names in os.walk(root, onerror=fail):
+        base = Path(folder).relative_to(root)
+        below = {name: (base / name).as_posix() for name in sorted(folders)}
+        folders[:] = [
+            name
+            for name, path in below.items()
+            if path not in SKIPPED_FOLDERS and not _excluded(path, exclude)
+        ]
+        for name in folders:
+            if (Path(folder) / name).is_symlink():
+                raise UnsafeSource(
+                    f"{Path(folder) / name} is a link to a folder, which save does not follow; "
+                    "copy what it points to, or leave it out with --exclude"
+                )
+        for name in names:
+            path = (base / name).as_posix()
+            if _excluded(path, exclude):
+                continue
+            if not (Path(folder) / name).is_file():
+                raise UnsafeSource(
+                    f"{Path(folder) / name} is not a regular file; leave it out with --exclude"
+                )
+            try:
+                yield check_path(path)
+            except InvalidName as error:
+                raise InvalidName(f"{error}; rename it, or leave it out with --exclude") from None
+
+
+def _excluded(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def refuse_store(source: Path, store_url: str) -> None:
+    """Raise ``UsageError`` for a source that holds the store it would be saved into."""
+    home = urlsplit(store_url)
+    if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(
+        source.resolve()
+    ):
+        raise UsageError(f"{source} holds the store itself; keep the store outside of it")

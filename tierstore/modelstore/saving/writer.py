@@ -1,0 +1,375 @@
+"""Save: every chunk is read once, hashed, encoded if it is new, packed, and last published.
+
+::
+
+    source -> pooled buffer -> digest -> known? -> yes: reuse its place
+       |                                  no: frame -> pack -> durable tier
+       +-> SHA-256 of the file, in order
+    then manifest, layout, confirm what was reused, ref entry, index segment (format/SPEC.md 11)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from tierstore.blobs.base import BlobStore
+from tierstore.codecs import native_info
+from tierstore.deferred import import_numpy
+from tierstore.errors import BackendError, SourceChanged, TierstoreError
+from tierstore.format.checks import digest_of
+from tierstore.format.keys import INDEX, layout_key, version_key
+from tierstore.format.layout import seal_layout, seal_segment
+from tierstore.format.manifest import (
+    FileEntry,
+    LineageEntry,
+    Manifest,
+    TensorEntry,
+    patch_manifest,
+    seal_manifest,
+)  # fmt: skip
+from tierstore.format.patch import PatchInfo
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Digest
+from tierstore.modelstore.chunks.plan import batches
+from tierstore.modelstore.home.confirm import gone_packs
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.saving.basis import Basis
+from tierstore.modelstore.saving.delta import LEAST_CHUNK
+from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing, encoders
+from tierstore.modelstore.saving.packer import Packer
+from tierstore.modelstore.saving.savestate import Batch, Encoded, SaveState, SourceChunk
+from tierstore.modelstore.saving.source import Kept, SourceFile
+from tierstore.modelstore.version import SaveStats
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+_log = logging.getLogger("tierstore.writer")
+_ROUNDS = 5
+
+
+class Writer:
+    """Runs one save.
+
+    Args:
+        home: where metadata goes.
+        packs: where packs go.
+        index: finds chunks that the store has.
+        lease: held by the caller until the version is published.
+        chunk_size: of the store, in bytes.
+        threads: threads that hash and encode, at most as many as memory allows.
+        basis: finds bases for new chunks; ``None`` stores them standalone.
+        progress: told about every chunk.
+    """
+
+    def __init__(
+        self,
+        home: BlobStore,
+        packs: BlobStore,
+        index: ChunkIndex,
+        lease: WriterLease,
+        *,
+        chunk_size: int,
+        threads: int,
+        basis: Basis | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if basis is not None or not native_info().in_use:
+            import_numpy()
+        self._home, self._packs, self._index, self._lease = home, packs, index, lease
+        self._chunk_size, self._progress = chunk_size, progress
+        self._state = SaveState()
+        self._basis = basis
+        threads = min(threads, encoders(chunk_size, deltas=basis is not None))
+        self._depth = 2 * threads + 2
+        self._pool = BufferPool(chunk_size)
+        self._packer = Packer(packs, self._pool)
+        self._workers = ThreadPoolExecutor(threads, "tierstore-encode")
+        self._began = time.monotonic()
+        self._total = self._headers = self._done = self._chunks = 0
+        self._meta_bytes = self._objects = 0
+
+    def write(self, files: Sequence[SourceFile], lineage: Sequence[LineageEntry] = ()) -> Digest:
+        """Store the content of ``files``; the version exists once its digest is in a ref log."""
+        lines = tuple(lineage)
+        return self._write(
+            files,
+            lambda entries: Manifest(chunk_size=self._chunk_size, files=entries, lineage=lines),
+        )
+
+    def write_patch(self, file: SourceFile, info: PatchInfo) -> Digest:
+        """Store a patch file as what ``info`` says; like ``write``."""
+        return self._write(
+            [file], lambda entries: patch_manifest(entries[0], info, self._chunk_size)
+        )
+
+    def _write(
+        self, files: Sequence[SourceFile], describe: Callable[[tuple[FileEntry, ...]], Manifest]
+    ) -> Digest:
+        self._total = sum(file.size for file in files)
+        for kept in [file.kept for file in files if file.kept is not None]:
+            # before anything is encoded: what these rely on must stay as it is stored
+            self._state.claimed |= {place.digest for place, _ in [*kept.places, *kept.bases]}
+            self._reuse([*kept.places, *kept.bases])
+        try:
+            entries = tuple(self._write_file(file) for file in files)
+            self._packer.finish()
+            digest, sealed = seal_manifest(describe(entries))
+            self._create(version_key(digest), sealed)
+            self._write_layout(digest)
+        finally:
+            self._workers.shutdown(cancel_futures=True)
+            self._packer.close()
+        return digest
+
+    def _write_file(self, file: SourceFile) -> FileEntry:
+        if file.kept is not None:
+            return self._keep(file, file.kept)
+        sha = hashlib.sha256(file.header.raw if file.header else b"")
+        self._headers += file.data_start
+        digests = self._encode_all(self._chunks_of(file), sha.update)
+        file.finish()
+        tensors: list[TensorEntry] = []
+        chunks = b""
+        if file.header:
+            for info in file.header.tensors:
+                count = -(-(info.end - info.begin) // self._chunk_size)
+                own = b"".join(next(digests) for _ in range(count))
+                tensors.append(
+                    TensorEntry(
+                        name=info.name,
+                        dtype=info.dtype,
+                        shape=info.shape,
+                        begin=info.begin,
+                        chunks=own,
+                    )
+                )
+        else:
+            chunks = b"".join(digests)
+        return FileEntry(
+            path=file.path, size=file.size, sha256=sha.digest(),
+            header=file.header.raw if file.header else b"", tensors=tuple(tensors), chunks=chunks,
+        )  # fmt: skip
+
+    def _keep(self, file: SourceFile, kept: Kept) -> FileEntry:
+        """Take over a file that is stored: it is read only if its packs turn out to be gone."""
+        for (place, _), chunk in zip(kept.places, self._chunks_of(file), strict=True):
+            self._state.order.setdefault(place.digest)
+            self._state.sources.setdefault(place.digest, chunk)
+            self._done += chunk.length
+            self._chunks += 1
+        self._headers += file.data_start
+        return kept.entry
+
+    def _chunks_of(self, file: SourceFile) -> Iterator[SourceChunk]:
+        spans = [(0, file.size, "", "")]
+        if file.header:
+            start = file.data_start
+            spans = [(start + t.begin, start + t.end, t.dtype, t.name) for t in file.header.tensors]
+        for begin, end, dtype, name in spans:
+            for at in range(begin, end, self._chunk_size):
+                length = min(self._chunk_size, end - at)
+                yield SourceChunk(file, at, length, dtype, name, at - begin)
+
+    def _encode_all(
+        self, chunks: Iterator[SourceChunk], on_read: Callable[[memoryview], None]
+    ) -> Iterator[bytes]:
+        """Read, hash and encode; return the digests in order.
+
+        The caller's thread reads, in order, and packs, in order; workers do the rest. Chunks are
+        handed over in batches, because a switch between threads costs more than a tiny chunk.
+        """
+        digests: list[bytes] = []
+        pending: deque[tuple[list[SourceChunk], Future[Batch]]] = deque()
+        for batch in batches(chunks, lambda chunk: chunk.length, self._chunk_size):
+            if len(pending) == self._depth:
+                digests += self._take(*pending.popleft())
+            buffer = self._pool.take()
+            view = memoryview(buffer)[: sum(chunk.length for chunk in batch)]
+            batch[0].file.read_into(batch[0].offset, view)
+            on_read(view)
+            pending.append((batch, self._workers.submit(self._encode, buffer, batch)))
+        while pending:
+            digests += self._take(*pending.popleft())
+        return iter(digests)
+
+    def _take(self, batch: list[SourceChunk], future: Future[Batch]) -> list[bytes]:
+        results, held = future.result()
+        for chunk, encoded in zip(batch, results, strict=True):
+            if encoded.frame is not None:
+                self._packer.add(encoded.digest, encoded.frame)
+            self._state.order.setdefault(encoded.digest)
+            self._state.sources.setdefault(encoded.digest, chunk)
+            self._done += chunk.length
+        self._packer.hold(held)
+        self._chunks += len(batch)
+        self._lease.keep()
+        if self._progress:
+            self._progress(self._headers + self._done, self._total)
+        return [encoded.digest for encoded in results]
+
+    def _encode(self, buffer: mmap.mmap, batch: list[SourceChunk]) -> Batch:
+        """Take over ``buffer``, which holds the chunks of ``batch`` end to end."""
+        framing = Framing(self._pool, buffer)
+        results = []
+        at = 0
+        for chunk in batch:
+            plain = memoryview(buffer)[at : at + chunk.length]
+            at += chunk.length
+            digest = digest_of(plain).raw
+            stored = self._is_stored(digest) or self._is_in_base(digest, chunk)
+            frame = None if stored else self._frame(framing, digest, plain, chunk)
+            results.append(Encoded(digest, frame))
+        return Batch(results, framing.finish())
+
+    def _is_stored(self, digest: bytes) -> bool:
+        state = self._state
+        with state.lock:
+            if digest in state.claimed:
+                return True
+            state.claimed.add(digest)
+        found = self._index.find(digest)
+        if found is None or found[0].pack in state.gone:
+            return False
+        places = [found]
+        for base in found[0].bases:
+            below = self._index.find(base)
+            if below is None or below[0].bases:  # a base is standalone itself
+                return False
+            places.append(below)
+        self._reuse(places)
+        return True
+
+    def _is_in_base(self, digest: bytes, chunk: SourceChunk) -> bool:
+        """Whether the base version has the chunk, which the index did not know."""
+        if self._basis is None or chunk.length < LEAST_CHUNK or not chunk.tensor:
+            return False
+        places = self._basis.stored(digest)
+        if not places or any(place.pack in self._state.gone for place, _ in places):
+            return False
+        self._reuse(places)
+        return True
+
+    def _reuse(self, places: Iterable[tuple[ChunkPlace, int]]) -> None:
+        state = self._state
+        with state.lock:
+            for place, pack_size in places:
+                known = state.reused.get(place.digest)
+                if known is None or known.bases:  # what is standalone may be a base: it stays so
+                    state.reused[place.digest] = place
+                    state.reused_packs[place.pack] = pack_size
+
+    def _frame(
+        self, framing: Framing, digest: bytes, plain: memoryview, chunk: SourceChunk
+    ) -> Frame:
+        base = None
+        if self._basis is not None and chunk.tensor and chunk.length >= LEAST_CHUNK:
+            base = self._basis.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
+        frame = framing.add(plain, digest=digest, dtype=chunk.dtype, base=base)
+        if frame.bases and self._basis is not None:
+            self._reuse(self._basis.places(frame.bases))
+        return frame
+
+    def _write_layout(self, digest: Digest) -> None:
+        for _ in range(_ROUNDS):
+            gone = self._gone_packs()
+            if not gone:
+                break
+            self._store_again(gone)
+        else:
+            raise BackendError(
+                f"packs that this save relies on keep disappearing from {self._packs.url}; nothing "
+                "was published. See that no other program deletes objects there, then save again"
+            )
+        # bases of reused deltas come last: they are read with their deltas, not in load order
+        order = [*self._state.order, *(d for d in self._state.reused if d not in self._state.order)]
+        places = [self._packer.places.get(d) or self._state.reused[d] for d in order]
+        sizes = {**self._state.reused_packs, **self._packer.pack_sizes}
+        used = {place.pack: sizes[place.pack] for place in places}
+        self._create(layout_key(digest), seal_layout(digest, places, used))
+
+    def _gone_packs(self) -> set[bytes]:
+        """Reused packs that are condemned or missing; the lease is renewed before the look."""
+        packs = dict(self._state.reused_packs)
+        if not packs and self._lease.is_young:  # one object less for whoever publishes little
+            return set()
+        if not self._lease.renew():  # it had ended: our own packs may be gone too
+            packs.update(self._packer.pack_sizes)
+        return gone_packs(self._home, self._packs, packs)
+
+    def _store_again(self, gone: set[bytes]) -> None:
+        """Read the chunks of packs that are gone from the source again, and store them anew."""
+        state = self._state
+        state.gone |= gone
+        self._index.forget(gone)
+        every = {**state.reused, **self._packer.places}
+        lost = {digest for digest, place in every.items() if place.pack in gone}
+        # a base in a lost pack takes its deltas with it: they are stored standalone
+        lost |= {d for d, place in every.items() if not lost.isdisjoint(place.bases)}
+        for digest in filter(lost.__contains__, every):
+            state.reused.pop(digest, None)
+            self._packer.places.pop(digest, None)
+            if digest not in state.sources:
+                continue  # only ever a base
+            chunk = state.sources[digest]
+            buffer = self._pool.take()
+            plain = memoryview(buffer)[: chunk.length]
+            chunk.file.read_into(chunk.offset, plain)
+            if digest_of(plain).raw != digest:
+                raise SourceChanged(
+                    f"{chunk.file.path} changed while it was being saved; nothing was published"
+                )
+            self._packer.add_chunk(buffer, plain, digest=digest, dtype=chunk.dtype)
+        for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
+            file.finish()
+        for pack in gone:
+            state.reused_packs.pop(pack, None)
+            self._packer.pack_sizes.pop(pack, None)
+        self._packer.finish()
+
+    def _create(self, key: str, data: bytes) -> None:
+        # an equal object may be there already: a manifest is its content, and of two layouts of one
+        # manifest ours is the one whose packs were just confirmed
+        self._home.put(key, data)
+        self._meta_bytes += len(data)
+        self._objects += 1
+
+    def publish_index(self) -> None:
+        """Tell later saves what this one stored; called once the version is published."""
+        if not self._packer.places:
+            return
+        key = INDEX + uuid.uuid4().hex
+        places, sizes = list(self._packer.places.values()), self._packer.pack_sizes
+        try:
+            self._create(key, seal_segment(places, sizes))
+        except TierstoreError as error:  # the version stands; a missed duplicate is only waste
+            _log.warning("the index segment of this save was not written: %s", error)
+            return
+        self._index.add(key, places, sizes)
+
+    def stats(self) -> SaveStats:
+        """What the save cost so far."""
+        places = self._packer.places
+        new_bytes = sum(place.plain for place in places.values())
+        deltas = [place for place in places.values() if place.bases]
+        return SaveStats(
+            logical_bytes=self._total,
+            new_bytes=new_bytes,
+            reused_bytes=self._done - new_bytes,
+            delta_bytes=sum(place.plain for place in deltas),
+            delta_stored_bytes=sum(place.length for place in deltas),
+            base=self._basis.bases.label if deltas and self._basis and self._basis.bases else None,
+            stored_bytes=sum(self._packer.pack_sizes.values()) + self._meta_bytes,
+            chunks=self._chunks,
+            new_chunks=len(places),
+            objects=len(self._packer.pack_sizes) + self._objects,
+            seconds=time.monotonic() - self._began,
+        )

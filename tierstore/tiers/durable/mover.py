@@ -1,0 +1,391 @@
+"""Carries out planned moves of packs: copy, read back and verify, tell, and only then drop.
+
+It may be killed at any point. What it leaves behind then is at most one copy too many, which the
+next plan sees, and never a copy too few:
+
+1. The pack is read from the source, or where that copy is damaged from another, and checked: its
+   id, its index, every frame's head and payload.
+2. It is written to the target unless that has a good copy already.
+3. The target's copy is read back whole, and must have the digest of what was read.
+4. The lease is looked at, and so is what may have changed since the plan: pins, the target's
+   marker. Then the source's copy is deleted.
+5. The target is asked once more. Should its copy be gone after all (another mover that took this
+   one for dead), the pack goes back to where it was: its bytes are still at hand.
+
+At most one pack is in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import blake3
+
+from tierstore.blobs.base import RangeRead
+from tierstore.errors import (
+    Archived,
+    BackendError,
+    Damaged,
+    NotFound,
+    OutOfSpace,
+    TierstoreError,
+    UnsupportedFormat,
+)
+from tierstore.format.keys import pack_key
+from tierstore.format.tiers import HOME_NAME
+from tierstore.placement.scene import PlannedMove
+from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.budget import Budget
+from tierstore.tiers.durable.packcheck import check_pack
+from tierstore.tiers.durable.tiers import DurableTiers
+
+_log = logging.getLogger("tierstore.mover")
+_LONGEST_SLEEP_S = 5.0
+
+Status = Literal["done", "skipped", "failed"]
+
+
+class Lease(Protocol):
+    """The right to move packs of a store; see ``modelstore.moverlease``."""
+
+    def keep(self) -> None:
+        """Renew it if it is time to; raises ``Conflict`` when another mover has it."""
+
+    def check(self) -> None:
+        """Raise ``Conflict`` unless it holds now; before anything is deleted."""
+
+
+class _Stopped(Exception):
+    """The mover was asked to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of one planned move.
+
+    Attributes:
+        move: as planned.
+        status: ``skipped`` when it is not wanted or not possible any more.
+        why: what kept it from being done; empty when it is done.
+        copied: bytes that were written to the target.
+        seconds: that it took.
+    """
+
+    move: PlannedMove
+    status: Status
+    why: str = ""
+    copied: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class MoverStats:
+    """Totals since it began.
+
+    Attributes:
+        moves: done.
+        skipped: not wanted or possible any more.
+        failed: not done.
+        moved_bytes: written to targets.
+        dropped_bytes: deleted from sources.
+        damaged: copies that were found to be damaged.
+    """
+
+    moves: int = 0
+    skipped: int = 0
+    failed: int = 0
+    moved_bytes: int = 0
+    dropped_bytes: int = 0
+    damaged: int = 0
+
+
+class Mover:
+    """Moves packs between durable tiers, one at a time. For one thread.
+
+    Args:
+        tiers: of the store, the fastest first.
+        lease: held by this process.
+        budget: what it may take.
+        stop: ends the run between two pieces of work when set.
+        may_leave: asked right before a copy is dropped from a warm tier: whether nobody has
+            pinned the pack since the plan was made.
+        stats: counted into.
+    """
+
+    def __init__(
+        self,
+        tiers: DurableTiers,
+        lease: Lease,
+        *,
+        budget: Budget | None = None,
+        stop: threading.Event | None = None,
+        may_leave: Callable[[PlannedMove], bool] = lambda move: True,
+        stats: MoverStats | None = None,
+    ) -> None:
+        self._all, self._tiers = tiers, {tier.name: tier for tier in tiers.tiers}
+        self._rank = {name: rank for rank, name in enumerate(self._tiers)}
+        self._lease, self._budget = lease, budget or Budget()
+        self._stop = stop or threading.Event()
+        self._may_leave = may_leave
+        self._down: dict[str, str] = {}
+        """Tiers that failed in this run, and why: what needs them is skipped."""
+        self._full: set[str] = set()
+        """Tiers that had no room in this run."""
+        self.stopped = False
+        """Whether it ended before the last move."""
+        self.stats = stats or MoverStats()
+
+    def run(self, moves: Iterable[PlannedMove]) -> Iterator[Moved]:
+        """Carry out moves in order; one that fails does not keep the others from being tried.
+
+        Ends early, with nothing half done, once ``stop`` is set.
+
+        Raises:
+            Conflict: the lease is lost; nothing was deleted without it.
+        """
+        self._down.clear()
+        self._full.clear()
+        for move in moves:
+            began = time.monotonic()
+            status: Status = "failed"
+            why, copied = "", 0
+            try:
+                self._pause(0)
+                why, copied = self._carry_out(move)
+                status = "skipped" if why else "done"
+            except _Stopped:
+                self.stopped = True
+                return
+            except (BackendError, Damaged, NotFound, UnsupportedFormat) as error:
+                why = str(error)
+            moved = Moved(move, status, why, copied, time.monotonic() - began)
+            self._tell(moved)
+            yield moved
+
+    def _tell(self, moved: Moved) -> None:
+        move, stats = moved.move, self.stats
+        stats.moved_bytes += moved.copied
+        if moved.status == "done":
+            stats.moves += 1
+            stats.dropped_bytes += move.bytes if move.drops else 0
+        elif moved.status == "skipped":
+            stats.skipped += 1
+        else:
+            stats.failed += 1
+        fields = {
+            "event": "move", "kind": move.kind, "pack": move.pack.hex(), "source": move.source,
+            "target": move.target, "bytes": move.bytes, "copied_bytes": moved.copied,
+            "status": moved.status, "seconds": round(moved.seconds, 3), "reason": move.why,
+        }  # fmt: skip
+        _log.log(
+            logging.WARNING if moved.status == "failed" else logging.INFO,
+            "%s of pack %s from %s to %s: %s%s",
+            move.kind, move.pack.hex()[:12], move.source, move.target, moved.status,
+            f": {moved.why}" if moved.why else "", extra={"fields": fields},
+        )  # fmt: skip
+
+    def _carry_out(self, move: PlannedMove) -> tuple[str, int]:
+        """Why it was skipped, or nothing; and bytes that were copied."""
+        source, target = self._tiers[move.source], self._tiers[move.target]
+        for tier in (source, target):
+            if tier.name in self._down:
+                return f"tier {tier.name} failed before: {self._down[tier.name]}", 0
+        self._refuse(move, source, target)
+        key = pack_key(move.pack)
+        with self._asking(target):
+            target.verify()
+            there = _size(target, key)
+        if there == move.bytes and not move.drops:
+            return "it is there already", 0
+        if there is None and target.name in self._full:
+            return f"tier {target.name} has no room", 0
+        data = self._kept(target, key) if there is not None else None
+        copied = 0
+        if data is None:
+            data = self._read_good(key, source, target)
+            if data is None:
+                return "the pack is gone: nothing needs it any more", 0
+            self._copy(target, key, data)
+            copied = len(data)
+        if move.drops:
+            if not self._may_leave(move):
+                return "it was pinned since the plan was made", copied
+            self._drop(source, target, key, data)
+        return "", copied
+
+    def _refuse(self, move: PlannedMove, source: DurableTier, target: DurableTier) -> None:
+        """A second look at what no plan may ask for."""
+        colder = self._rank[target.name] > self._rank[source.name]
+        if source is target or (move.drops and not colder and move.kind != "drain"):
+            raise BackendError(
+                f"pack {move.pack.hex()} is not dropped from {source.name}: tier {target.name} is "
+                "no colder one"
+            )
+        if move.kind == "drain" and source.takes_writes and source.name != HOME_NAME:
+            raise BackendError(f"tier {source.name} is not being drained")
+        if not target.takes_writes:
+            raise BackendError(f"tier {target.name} is being drained: nothing is moved to it")
+
+    # Reading and checking
+
+    def _kept(self, target: DurableTier, key: str) -> bytearray | None:
+        """The bytes of the copy that the target has; ``None`` when it is damaged, or frozen."""
+        if target.archive is not None:  # it cannot be read back, so it cannot be relied on
+            return None
+        try:
+            return self._read(target, key)
+        except Damaged as error:
+            self._note_damage(target, key, error)
+        except NotFound:  # deleted since
+            pass
+        return None
+
+    def _read_good(self, key: str, source: DurableTier, target: DurableTier) -> bytearray | None:
+        """The pack's bytes from the source, or else from any tier but the target that has it good.
+
+        ``None`` when no tier has it.
+        """
+        others = [tier for tier in self._tiers.values() if tier not in (source, target)]
+        failure: TierstoreError | None = None
+        for tier in (source, *others):
+            if tier.name in self._down:
+                failure = failure or BackendError(self._down[tier.name])
+                continue
+            try:
+                return self._read(tier, key)
+            except NotFound:
+                continue
+            except Damaged as error:
+                self._note_damage(tier, key, error)
+                failure = error
+            except BackendError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return None
+
+    def _read(self, tier: DurableTier, key: str) -> bytearray:
+        with self._asking(tier):
+            tier.verify()
+            data = bytearray(tier.store.info(key).size)
+            view = memoryview(data)
+            for start in range(0, len(data), self._budget.piece):
+                out = view[start : start + self._budget.piece]
+                began = time.monotonic()
+                tier.store.get_ranges([RangeRead(key, start, out)])
+                self._spend(len(out), began)
+        check_pack(key, view)
+        return data
+
+    def _note_damage(self, tier: DurableTier, key: str, error: Damaged) -> None:
+        self.stats.damaged += 1
+        tier.stats.count(damaged=1)
+        _log.error("the copy of %s in tier %s is damaged: %s", key, tier.name, error)
+
+    # Writing
+
+    def _copy(self, target: DurableTier, key: str, data: bytearray) -> None:
+        """Write a pack and read it back."""
+        room = self._all.room(target)
+        with self._asking(target):
+            if not room.fits(len(data)):
+                self._full.add(target.name)
+                raise OutOfSpace(f"tier {target.name} has no room left in its quota for {key}")
+            began = time.monotonic()
+            target.store.put(key, data)
+            room.add(len(data))
+            target.stats.count(admitted=1, admitted_bytes=len(data))
+            self._spend(len(data), began)
+            why = self._differs(target, key, data)
+            if not why and target.archive is not None:
+                target.archive.freeze(key)
+        if why:
+            # it replaced nothing good: either there was no copy, or a damaged one
+            with suppress(BackendError):
+                self._lease.check()
+                target.store.delete([key])
+                room.add(-len(data))
+            self.stats.damaged += 1
+            raise Damaged(
+                f"the copy of {key} in tier {target.name} is not what was written to it ({why}); "
+                f"it was removed, and tier {target.name} must be looked after"
+            )
+
+    def _differs(self, target: DurableTier, key: str, data: bytearray) -> str:
+        """Read a copy back: how it differs from ``data``, or nothing."""
+        if _size(target, key) != len(data):
+            return "its size differs"
+        digest = blake3.blake3()
+        piece = bytearray(min(self._budget.piece, len(data)))
+        for start in range(0, len(data), len(piece)):
+            out = memoryview(piece)[: len(data) - start]
+            began = time.monotonic()
+            try:
+                target.store.get_ranges([RangeRead(key, start, out)])
+            except (Damaged, NotFound) as error:
+                return str(error)
+            digest.update(out)
+            self._spend(len(out), began)
+        return "" if digest.digest() == blake3.blake3(data).digest() else "its bytes differ"
+
+    def _drop(self, source: DurableTier, target: DurableTier, key: str, data: bytearray) -> None:
+        """Delete a copy, now that another one was verified."""
+        with self._asking(target):
+            target.verify()
+        with self._asking(source):
+            self._lease.check()
+            source.store.delete([key])
+        self._all.room(source).add(-len(data))
+        source.stats.count(evicted=1, evicted_bytes=len(data))
+        with self._asking(target):
+            if _size(target, key) is None:
+                source.store.put(key, data)
+                raise Damaged(
+                    f"{key} vanished from tier {target.name} while its copy in {source.name} was "
+                    "dropped; it was put back there. Is another mover at work?"
+                )
+
+    # Between the pieces
+
+    @contextmanager
+    def _asking(self, tier: DurableTier) -> Iterator[None]:
+        """Remember when a tier fails, so that the rest of the plan does not wait for it again."""
+        try:
+            yield
+        except Archived:
+            raise
+        except OutOfSpace:
+            self._full.add(tier.name)
+            raise
+        except BackendError as error:
+            self._down.setdefault(tier.name, str(error))
+            raise
+
+    def _spend(self, nbytes: int, began: float) -> None:
+        self._pause(self._budget.wait_s(nbytes, time.monotonic() - began))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, keeping the lease; raises when the mover is to stop."""
+        until = time.monotonic() + seconds
+        while True:
+            if self._stop.is_set():
+                raise _Stopped
+            self._lease.keep()
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._stop.wait(min(left, _LONGEST_SLEEP_S))
+
+
+def _size(tier: DurableTier, key: str) -> int | None:
+    """Bytes of a copy; ``None`` when the tier has none."""
+    try:
+        return tier.store.info(key).size
+    except NotFound:
+        return None

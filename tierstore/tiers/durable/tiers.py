@@ -1,0 +1,276 @@
+"""Durable tiers as one blob store: a pack is read from the fastest tier that has it.
+
+Which tier has a pack is found out by asking and remembered for a while. The memory is only ever an
+order in which to ask: a tier that says ``NotFound`` is followed by the next one, and so is one that
+fails or whose copy is cut short. What is absent is told apart from what could not be asked for.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
+from tierstore.errors import Archived, BackendError, Damaged, NotFound, OutOfSpace, Unreachable
+from tierstore.format.tiers import HOME_NAME, TierSpec
+from tierstore.ids import Buffer, ByteRange
+from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.room import Room
+
+_log = logging.getLogger("tierstore.tiers")
+_T = TypeVar("_T")
+_REMEMBERED = 1 << 16
+_ASK_AGAIN_S = 60.0
+"""After this long a pack that was found in a slow tier is looked for in the fast ones again."""
+
+
+def home_tier(store: BlobStore) -> DurableTier:
+    """The packs that lie in home, as the last tier."""
+    return DurableTier(TierSpec(name=HOME_NAME, role="cold", url=store.url), store)
+
+
+class DurableTiers(BlobStore):
+    """Packs in an ordered list of tiers, the fastest first; only for keys below ``packs/``.
+
+    A pack is written to the first tier that takes writes, or when that one fails to the next.
+
+    Args:
+        tiers: at least one.
+        reload: gives the tiers anew when the store's list of them has changed, else ``None``.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[DurableTier],
+        reload: Callable[[], Sequence[DurableTier] | None] = lambda: None,
+    ) -> None:
+        self.tiers = tuple(tiers)
+        self._reload = reload
+        self._opened = list(tiers)
+        self._lock = threading.Lock()
+        self._where: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._failing: set[str] = set()
+        self._rooms: dict[str, Room] = {}
+
+    @property
+    def url(self) -> str:
+        if len(self.tiers) == 1:
+            return self.tiers[0].store.url
+        return f"the tiers {', '.join(tier.name for tier in self.tiers)}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if len(self.tiers) == 1:
+            return self.tiers[0].store.capabilities
+        # not asked of the tiers: that could open them
+        return Capabilities(put_if_absent=False, durable=True)
+
+    @property
+    def local(self) -> bool:
+        return len(self.tiers) == 1 and self.tiers[0].store.local
+
+    def read(self, reads: Sequence[RangeRead], avoid: frozenset[str] = frozenset()) -> str:
+        """Fill every ``out``, all of one pack; returns the name of the tier that it came from.
+
+        Args:
+            reads: ranges of one key.
+            avoid: names of tiers whose copy is known to be bad.
+
+        Raises:
+            NotFound: every tier was asked, and none has it.
+            Damaged: its copies are all cut short.
+            BackendError: no tier gave it, and not all could be asked.
+        """
+
+        tier, _ = self._ask(reads[0].key, lambda tier: tier.store.get_ranges(reads), avoid)
+        tier.stats.count(hits=1, hit_bytes=sum(read.out.nbytes for read in reads))
+        return tier.name
+
+    def room(self, tier: DurableTier) -> Room:
+        """How much one of the tiers may still take."""
+        with self._lock:
+            return self._rooms.setdefault(tier.name, Room(tier))
+
+    def refresh(self) -> bool:
+        """Take over the store's list of tiers if it has changed; whether it had.
+
+        How much room they have is asked anew.
+        """
+        with self._lock:
+            rooms = list(self._rooms.values())
+        for room in rooms:
+            room.forget()
+        tiers = self._reload()
+        if tiers is None:
+            return False
+        with self._lock:
+            self._rooms.clear()
+            self.tiers = tuple(tiers)
+            self._opened += [tier for tier in tiers if tier not in self._opened]
+            self._where.clear()
+        return True
+
+    def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
+        tier, found = self._ask(key, lambda tier: tier.store.get(key, byte_range))
+        tier.stats.count(hits=1, hit_bytes=found.nbytes)
+        return found
+
+    def get_ranges(self, reads: Sequence[RangeRead]) -> None:
+        for key in dict.fromkeys(read.key for read in reads):
+            self.read([read for read in reads if read.key == key])
+
+    def info(self, key: str) -> BlobInfo:
+        """Of a copy that can be read at once: one in an archive is not relied on by anything."""
+        archives = frozenset(tier.name for tier in self.tiers if tier.archive is not None)
+        return self._ask(key, lambda tier: tier.store.info(key), archives)[1]
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        """Write to the first tier that has room and takes it; every one that fails is reported."""
+        failed: BackendError | None = None
+        parts = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
+        size = sum(memoryview(part).nbytes for part in parts)
+        for number, tier in enumerate(self.tiers):
+            if not tier.takes_writes or tier.archive is not None:
+                continue
+            try:
+                if not self.room(tier).fits(size):
+                    continue
+                tier.store.put(key, data)
+                self.room(tier).add(size)
+                tier.verify()  # it is safe only if the tier was there while it was written
+            except BackendError as error:
+                failed = failed or error
+                self._report(tier, key, error)
+            else:
+                self._mark(key, tier, number)
+                return
+        raise failed or OutOfSpace(f"no tier takes {key!r}: {self.url} are full or draining")
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        if len(self.tiers) > 1:
+            raise BackendError(f"{self.url} cannot create a blob only if it is absent from all")
+        return self.tiers[0].store.put_if_absent(key, data)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove from every tier; one that fails is named after the others were asked."""
+        gone = list(keys)
+        failed: BackendError | None = None
+        for tier in self.tiers:
+            try:
+                tier.store.delete(gone)
+            except BackendError as error:
+                failed = failed or error
+        with self._lock:
+            for key in gone:
+                self._where.pop(key, None)
+        if failed is not None:
+            raise failed
+
+    def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+        last = ""
+        listings = [tier.store.list(prefix) for tier in self.tiers]
+        for info in heapq.merge(*listings, key=lambda info: info.key):
+            if info.key != last:
+                yield info
+            last = info.key
+
+    def list_folders(self, prefix: str = "") -> Iterator[str]:
+        return iter(sorted({one for tier in self.tiers for one in tier.store.list_folders(prefix)}))
+
+    def close(self) -> None:
+        for tier in self._opened:
+            tier.store.close()
+
+    def _ask(
+        self,
+        key: str,
+        ask: Callable[[DurableTier], _T],
+        avoid: frozenset[str] = frozenset(),
+    ) -> tuple[DurableTier, _T]:
+        tiers = self.tiers
+        missing = NotFound(f"blob {key!r} is in none of {self.url}")
+        failures: list[tuple[DurableTier, BackendError | Damaged]] = []
+        # twice: a pack that moves to a faster tier can be missed by one look from the fastest down,
+        # and before a pack is called missing each tier must be what it is said to be
+        for again in (False, True)[: len(tiers)]:
+            for number in self._order(key, len(tiers)):
+                tier = tiers[number]
+                if tier.name in avoid:
+                    continue
+                try:
+                    if again:
+                        tier.verify()
+                    found = ask(tier)
+                except NotFound as error:
+                    self._forget(key, tier, number)
+                    missing = missing if len(tiers) > 1 else error
+                except (BackendError, Damaged) as error:
+                    failures.append((tier, error))
+                    self._report(tier, key, error)
+                else:
+                    self._mark(key, tier, number)
+                    return tier, found
+            if failures:
+                self._raise(key, failures)
+        if self.refresh():
+            return self._ask(key, ask, avoid)
+        raise missing
+
+    def _raise(
+        self, key: str, failures: Sequence[tuple[DurableTier, BackendError | Damaged]]
+    ) -> NoReturn:
+        unasked = [(tier, error) for tier, error in failures if isinstance(error, BackendError)]
+        if unasked and all(isinstance(error, Archived) for _, error in unasked):
+            raise unasked[0][1]
+        if len(self.tiers) == 1 or not unasked:
+            raise failures[0][1]
+        kinds = {type(error) for _, error in unasked}
+        kind = kinds.pop() if len(kinds) == 1 else Unreachable
+        why = "; ".join(f"tier {tier.name} could not be asked: {error}" for tier, error in unasked)
+        raise kind(f"blob {key!r} was not found, but it may exist: {why}") from unasked[0][1]
+
+    def _order(self, key: str, count: int) -> Iterable[int]:
+        """The numbers of the tiers in the order in which to ask them."""
+        with self._lock:
+            first, seen = self._where.get(key, (0, 0.0))
+        if not 0 < first < count or time.monotonic() - seen > _ASK_AGAIN_S:
+            return range(count)
+        return (first, *(n for n in range(count) if n != first))
+
+    def _mark(self, key: str, tier: DurableTier, number: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._failing.discard(tier.name)
+            known, seen = self._where.get(key, (-1, 0.0))
+            if known != number or now - seen > _ASK_AGAIN_S:
+                self._where[key] = number, now
+            self._where.move_to_end(key)
+            if len(self._where) > _REMEMBERED:
+                self._where.popitem(last=False)
+
+    def _forget(self, key: str, tier: DurableTier, number: int) -> None:
+        tier.stats.count(misses=1)
+        with self._lock:
+            if self._where.get(key, (-1, 0.0))[0] == number:
+                del self._where[key]
+
+    def _report(self, tier: DurableTier, key: str, error: BackendError | Damaged) -> None:
+        if len(self.tiers) == 1:  # nothing stands in for it: the error itself reaches the caller
+            return
+        if isinstance(error, Damaged):
+            _log.error("the copy of %s in tier %s is damaged: %s", key, tier.name, error)
+            return
+        if isinstance(error, Archived):
+            return
+        with self._lock:
+            known = tier.name in self._failing
+            self._failing.add(tier.name)
+        # one line when it begins to fail: a tier that is down fails every read
+        _log.log(
+            logging.DEBUG if known else logging.WARNING, "tier %s failed: %s", tier.name, error
+        )

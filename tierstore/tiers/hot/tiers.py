@@ -1,0 +1,140 @@
+"""The hot tiers of one process: chunks of this node, frames that nodes share, and who fills them.
+
+Nothing here can fail a read: what a hot tier cannot give is a counted miss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Buffer
+from tierstore.placement.base import Access
+from tierstore.tiers.activity import Activity
+from tierstore.tiers.base import ChunkRead, HeatSink
+from tierstore.tiers.hot.flight import Flights
+from tierstore.tiers.hot.offers import Filler
+from tierstore.tiers.hot.shared import BATCH_BYTES, SharedHot, frame_key
+from tierstore.tiers.node.local import LocalHot
+
+_BUDGET = 64 << 20
+_CLOSE_S = 30.0
+_LATER = 4096
+
+
+class HotTiers:
+    """What a reader asks before it asks the durable tiers. Thread-safe.
+
+    Args:
+        local: chunks on this node.
+        shared: tiers of frames, the fastest first.
+        heat: told what is read, for all nodes.
+        budget: bytes of copies that may wait to be written, to all hot tiers together.
+    """
+
+    def __init__(
+        self,
+        local: LocalHot | None = None,
+        shared: Sequence[SharedHot] = (),
+        *,
+        heat: HeatSink | None = None,
+        budget: int = _BUDGET,
+    ) -> None:
+        self.local, self.shared = local, tuple(shared)
+        self.flights = Flights()
+        self.activity: Activity | None = None
+        """Tells the other processes of this node what this one reads, if it is set."""
+        self._heat = heat
+        self._later: deque[tuple[float, Callable[[], Sequence[ChunkRead]]]] = deque()
+        share = budget // max(1, len(self.shared) + (local is not None))
+        self._plain = None if local is None else Filler(self._take_plain, share, BATCH_BYTES)
+        self._frames = [Filler(tier.take, share, BATCH_BYTES) for tier in self.shared]
+
+    def __bool__(self) -> bool:
+        """Whether there is a hot tier at all."""
+        return self.local is not None or bool(self.shared)
+
+    def record(self, reads: Sequence[ChunkRead]) -> None:
+        """Count reads as happening now, wherever their bytes came from."""
+        self._record(reads, time.time())
+
+    def record_later(self, reads: Callable[[], Sequence[ChunkRead]]) -> None:
+        """``record``, but looked at when there is time: for reads that cost less than counting."""
+        self._later.append((time.time(), reads))
+        if len(self._later) > _LATER:
+            self.drain()
+
+    def drain(self) -> None:
+        """Count what ``record_later`` was told."""
+        while self._later:
+            try:
+                when, reads = self._later.popleft()
+            except IndexError:  # another thread was faster
+                return
+            self._record(reads(), when)
+
+    def _record(self, reads: Sequence[ChunkRead], when: float) -> None:
+        if self.local is not None:
+            self.local.record([Access(read.digest, read.plain, when) for read in reads])
+        if self._heat is not None:
+            self._heat.record(reads)
+
+    def offer_plain(
+        self, digest: bytes, plain: Buffer, *, keep: bool = False, wait: bool = False
+    ) -> None:
+        """Offer a verified chunk to this node's tier; our claim on it is given back.
+
+        Args:
+            digest: of the chunk.
+            plain: its bytes; copied.
+            keep: whatever the policy thinks of it, and wait for room instead of dropping it.
+            wait: for room in memory alone.
+        """
+        if self.local is None or self._plain is None:
+            return
+        if not self._plain.offer((digest, keep), plain, wait=keep or wait):
+            self.local.unclaim([digest])
+            self.local.stats.count(rejected=1)
+
+    def offer_frame(self, place: ChunkPlace, frame: Buffer, *, keep: bool = False) -> None:
+        """Offer a verified frame to the tiers that nodes share."""
+        for tier, filler in zip(self.shared, self._frames, strict=True):
+            if not filler.offer(frame_key(place), frame, wait=keep):
+                tier.stats.count(rejected=1)
+
+    def _take_plain(self, batch: Sequence[tuple[tuple[bytes, bool], memoryview]]) -> None:
+        assert self.local is not None
+        self.drain()  # the policy is told of a read before what it brought is offered
+        now = time.time()
+        for force in (False, True):
+            chunks = {digest: data for (digest, keep), data in batch if keep == force}
+            offers = [(Access(key, len(data), now), data) for key, data in chunks.items()]
+            if offers:
+                self.local.offer(offers, force=force)
+                self.local.unclaim(chunks)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until all that was offered is written or dropped; ``False`` when time is up."""
+        self.drain()
+        done = [filler.flush(timeout_s) for filler in self._frames]
+        return all(done) and (self._plain is None or self._plain.flush(timeout_s))
+
+    def stop(self) -> None:
+        """Write what waits, for a while at most, and take no more; the tiers stay open."""
+        self.drain()
+        for filler in self._frames:
+            filler.close(_CLOSE_S)
+        if self._plain is not None:
+            self._plain.close(_CLOSE_S)
+
+    def close(self) -> None:
+        """``stop``, and release connections."""
+        self.stop()
+        if self.activity is not None:
+            self.activity.publish(ended=True)
+        for tier in self.shared:
+            tier.close()
+        if self.local is not None:
+            self.local.close()

@@ -1,0 +1,299 @@
+"""What the node's hot tier holds, for all its processes: a small SQLite file beside the chunks.
+
+The files are the truth; the index adds what they cannot say: heat, pins, and what the other
+processes did since one last looked. It can be lost or deleted at any moment, and is then made anew
+from the files, without heat.
+
+All access is under one lock of the whole node (``flock``), held for a few milliseconds. So a file
+that is damaged can be replaced under the others, who notice by its inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from tierstore.format.manifest import MAX_CHUNK
+from tierstore.ids import DIGEST_BYTES
+from tierstore.tiers.node.files import try_lock, unlock
+
+_log = logging.getLogger("tierstore.tiers")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS chunks (
+    digest BLOB PRIMARY KEY, size INTEGER NOT NULL, score REAL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pins (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS changes (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, who INTEGER NOT NULL, kind INTEGER NOT NULL,
+    digest BLOB NOT NULL, size INTEGER NOT NULL, time REAL NOT NULL, cost REAL NOT NULL,
+    reads REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS epoch (id INTEGER NOT NULL, boot TEXT NOT NULL);
+"""
+_KEPT_CHANGES = 1 << 14
+_REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""Errors that a new file cures: damage, or tables of another version of this module."""
+
+_ERRNO = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+}
+_INHERITED: list[sqlite3.Connection] = []
+"""Connections of the process that we were forked from: only it may close them."""
+
+
+class IndexLost(Exception):
+    """The index was damaged and is removed; the next attempt finds a new one."""
+
+
+class Kind(IntEnum):
+    """What a row of ``changes`` tells the other processes."""
+
+    READ = 0
+    IN = 1
+    OUT = 2
+    PIN = 3
+    UNPIN = 4
+
+
+class Change(NamedTuple):
+    """One event, in the order in which a policy is to hear of it.
+
+    Attributes:
+        kind: what happened.
+        digest: to which chunk.
+        size: its bytes on the disk.
+        time: of the read, or of the last of several, seconds since the epoch.
+        cost: of the read, as in ``Access``.
+        reads: how many, decayed to ``time``.
+    """
+
+    kind: Kind
+    digest: bytes
+    size: int = 0
+    time: float = 0.0
+    cost: float = 1.0
+    reads: float = 1.0
+
+
+class Row(NamedTuple):
+    """One chunk; ``score`` is log2 of its forward-decayed reads, ``None`` if never read."""
+
+    digest: bytes
+    size: int
+    score: float | None
+
+
+class HotIndex:
+    """The index file of one folder; its methods are for within ``transaction``. Not thread-safe.
+
+    Args:
+        folder: where the store's chunks lie.
+        boot_id: of the machine's start; an index from before it is checked as a whole.
+    """
+
+    def __init__(self, folder: Path, boot_id: str) -> None:
+        self._path, self._lock_path = folder / "index.db", folder / "lock"
+        self._boot_id = boot_id
+        self._db: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._pid = 0
+        self.epoch = 0
+        """Random; another number when the index was made anew."""
+
+    @contextmanager
+    def transaction(self, wait_s: float) -> Iterator[None]:
+        """The only one on this node; its changes are kept all or none.
+
+        Raises:
+            IndexLost: it was damaged; try again.
+            OSError: the directory fails or is full, or others hold the lock for so long.
+        """
+        with self._locked(wait_s):
+            try:
+                db = self._connection()
+                db.execute("BEGIN IMMEDIATE")
+                yield
+                db.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._translate(error)
+            finally:
+                if self._db is not None and self._db.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _locked(self, wait_s: float) -> Iterator[None]:
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            until, pause = time.monotonic() + wait_s, 0.0005
+            while not try_lock(fd):
+                if time.monotonic() >= until:
+                    raise BlockingIOError(errno.EAGAIN, "locked", str(self._lock_path))
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
+            try:
+                yield
+            finally:
+                unlock(fd)
+        finally:
+            os.close(fd)
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._db is not None and self._pid != os.getpid():
+            _INHERITED.append(self._db)
+            self._db = None
+        try:
+            found = self._path.stat()
+            inode = found.st_dev, found.st_ino
+        except FileNotFoundError:
+            inode = None
+        if self._db is not None and (inode is None or inode != self._inode):
+            self.close()
+        if self._db is None:
+            self._db = self._connect()
+            found = self._path.stat()
+            self._inode, self._pid = (found.st_dev, found.st_ino), os.getpid()
+        return self._db
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            str(self._path), timeout=10, check_same_thread=False, isolation_level=None
+        )
+        try:
+            db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA synchronous = OFF")  # it can be lost: made anew from the files
+            db.create_function("add_score", 2, add_scores, deterministic=True)
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}; COMMIT")
+            row = db.execute("SELECT id, boot FROM epoch").fetchone()
+            if row is None:
+                row = secrets.randbits(62), self._boot_id
+                db.execute("INSERT INTO epoch VALUES (?, ?)", row)
+            self.epoch, boot = row
+            if boot != self._boot_id:
+                if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                    raise sqlite3.DatabaseError("damaged when the machine stopped")
+                db.execute("UPDATE epoch SET boot = ?", (self._boot_id,))
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _translate(self, error: sqlite3.Error) -> NoReturn:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code in _REPLACED:
+            _log.warning("the index %s is made anew: %s", self._path, error)
+            self.close()
+            for suffix in ("", "-journal"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            raise IndexLost(str(error)) from error
+        number = _ERRNO.get(code, errno.EIO)
+        raise OSError(number, f"its index: {error}", str(self._path)) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._db is not None:
+            if self._pid == os.getpid():
+                self._db.close()
+            else:
+                _INHERITED.append(self._db)
+        self._db = None
+
+    def _execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        assert self._db is not None  # within a transaction
+        return self._db.execute(sql, values)
+
+    def rows(self) -> list[Row]:
+        """Every chunk that the index knows."""
+        rows = [Row(*row) for row in self._execute("SELECT digest, size, score FROM chunks")]
+        # SQLite has no checksums: whatever stands in a damaged file must not do harm
+        if not all(map(_is_sane, rows)):
+            raise sqlite3.DatabaseError("a row is damaged")
+        return rows
+
+    def pins(self) -> list[bytes]:
+        """Every pinned chunk, here or not."""
+        return [digest for (digest,) in self._execute("SELECT digest FROM pins")]
+
+    def last_change(self) -> int:
+        """The number of the newest change; 0 if there was none."""
+        found = self._execute("SELECT max(seq) FROM changes").fetchone()[0]
+        return int(found or 0)
+
+    def changes(self, after: int, but: int) -> list[Change] | None:
+        """What others did since the change ``after``; ``None`` when that is no longer known.
+
+        Args:
+            after: number of a change.
+            but: whose changes are left out.
+        """
+        oldest = self._execute("SELECT min(seq) FROM changes").fetchone()[0]
+        if (oldest or 0) > after + 1:
+            return None
+        found = self._execute(
+            "SELECT kind, digest, size, time, cost, reads FROM changes "
+            "WHERE seq > ? AND who != ? ORDER BY seq",
+            after,
+            but,
+        )
+        return [Change(Kind(kind), *rest) for kind, *rest in found]
+
+    def apply(self, who: int, changes: Sequence[Change], half_life_s: float) -> None:
+        """Write changes, and note them for the other processes."""
+        assert self._db is not None
+        for change in changes:
+            sql, values = _statement(change, half_life_s)
+            self._db.execute(sql, values)
+        self._db.executemany(
+            "INSERT INTO changes (who, kind, digest, size, time, cost, reads) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(who, *change) for change in changes],
+        )
+        self._execute("DELETE FROM changes WHERE seq <= ?", self.last_change() - _KEPT_CHANGES)
+
+
+def _is_sane(row: Row) -> bool:
+    return (
+        isinstance(row.digest, bytes)
+        and len(row.digest) == DIGEST_BYTES
+        and isinstance(row.size, int)
+        and 0 <= row.size <= MAX_CHUNK
+        and (row.score is None or (isinstance(row.score, float) and math.isfinite(row.score)))
+    )
+
+
+def _statement(change: Change, half_life_s: float) -> tuple[str, tuple[object, ...]]:
+    score = change.time / half_life_s + math.log2(change.reads) if change.reads else None
+    match change.kind:
+        case Kind.READ:
+            sql = "UPDATE chunks SET score = add_score(score, ?) WHERE digest = ?"
+            return sql, (score, change.digest)
+        case Kind.IN:
+            sql = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)"
+            return sql, (change.digest, change.size, score)
+        case Kind.OUT:
+            return "DELETE FROM chunks WHERE digest = ?", (change.digest,)
+        case Kind.PIN:
+            return "INSERT OR IGNORE INTO pins VALUES (?)", (change.digest,)
+        case Kind.UNPIN:
+            return "DELETE FROM pins WHERE digest = ?", (change.digest,)
+
+
+def add_scores(a: float | None, b: float | None) -> float | None:
+    """log2 of the sum of two numbers whose log2 is given; ``None`` stands for zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    high, low = max(a, b), min(a, b)
+    return high + math.log2(1 + 2 ** (low - high))

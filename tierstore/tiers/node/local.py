@@ -1,0 +1,352 @@
+"""This node's hot tier: plain chunks as immutable files in a directory of NVMe or tmpfs.
+
+Reading opens files and nothing else: no lock, no index. Filling, evicting and pinning agree through
+an index that all processes of the node share. Linux and macOS; arrays are mapped on Linux only.
+
+What is trusted: a chunk was verified by whoever offered it, and is verified again at its first use
+after the machine was started, or after its disk had failed. A disk that loses or changes bytes
+while the machine runs, and says nothing, is found by ``scrub`` or with ``verify="always"``. A disk
+that fails under a mapped array kills the process (SIGBUS), as with every mapped file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from tierstore.deferred import np
+from tierstore.format.checks import digest_of
+from tierstore.ids import DIGEST_BYTES
+from tierstore.placement.base import Access, PlacementPolicy
+from tierstore.tiers.base import TierUsage
+from tierstore.tiers.node.claims import Claims
+from tierstore.tiers.node.directory import HotDirectory
+from tierstore.tiers.node.files import disk_size, kernel_boot_id
+from tierstore.tiers.node.fill import HotFill, Offer
+from tierstore.tiers.node.tensors import MIN_MAPPED, Stored, WholeTensors
+from tierstore.tiers.stats import TierStats
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["MIN_MAPPED", "LocalHot", "Stored", "Verify", "disk_size"]
+
+Verify: TypeAlias = Literal["boot", "always"]
+
+_FLUSH_AT = 4096  # reads
+
+_log = logging.getLogger("tierstore.tiers")
+_instances: weakref.WeakSet[LocalHot] = weakref.WeakSet()
+
+
+class LocalHot:
+    """Plain chunks in a directory that the processes of this node share. Thread-safe, fork-safe.
+
+    It may lose anything at any time. No method raises when the directory fails: what cannot be read
+    is a counted miss, what cannot be written a counted rejection, and after a failure the tier is
+    skipped for a while (``stats.breaker_open``).
+
+    Args:
+        root: the directory; made when it is missing. It may serve several stores.
+        store_id: the store whose chunks these are; a folder of its own below ``root``.
+        quota: bytes, all processes of the node together.
+        policy: makes the policy for a capacity in bytes.
+        name: how commands and messages call it.
+        high: percent of the quota up to which it is filled.
+        low: percent of the quota down to which it is emptied when it is found above ``high``.
+        verify: ``boot`` compares a file with its digest at its first use after the machine was
+            started; ``always`` at every use.
+        half_life_s: of the heat that is kept beside the chunks.
+        retry_s: how long the directory is left alone after it failed.
+        stats: what it has done so far.
+        boot_id: what changes when the machine is started; the kernel's own by default, and where
+            that does not say every use is verified.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        store_id: str,
+        quota: int,
+        policy: Callable[[int], PlacementPolicy],
+        *,
+        name: str = "hot",
+        high: int = 95,
+        low: int = 85,
+        verify: Verify = "boot",
+        half_life_s: float = 3600.0,
+        retry_s: float = 30.0,
+        stats: TierStats | None = None,
+        boot_id: str | None = None,
+    ) -> None:
+        self.name, self.root, self.quota = name, root, quota
+        self.capacity = quota * high // 100
+        """Bytes up to which it is filled."""
+        self.stats = stats or TierStats()
+        boot_id = boot_id or kernel_boot_id()
+        self._always = verify == "always" or boot_id is None
+        self._dir = HotDirectory(
+            name,
+            root,
+            store_id,
+            boot_id or "any",
+            policy,
+            high=self.capacity,
+            low=quota * low // 100,
+            half_life_s=half_life_s,
+            retry_s=retry_s,
+            stats=self.stats,
+        )
+        self._fill = HotFill(self._dir)
+        self._claims = Claims(self._dir.files.folder)
+        self._whole = WholeTensors(name, self._dir.files, self._always, self.reject)
+        self._scrubbed = b""
+        self._flusher: threading.Thread | None = None
+        self._dir.ready(self._dir.reading)
+        _instances.add(self)
+
+    def resident(self, digests: Sequence[bytes]) -> list[bool]:
+        """Whether each chunk has a file here; neither counts as a read nor verifies anything."""
+        if not self._dir.ready(self._dir.reading):
+            return [False] * len(digests)
+        try:
+            return [self._dir.files.exists(digest) for digest in digests]
+        except OSError as error:
+            self._dir.read_failed(error)
+            return [False] * len(digests)
+
+    def read_into(self, digests: Sequence[bytes], outs: Sequence[memoryview]) -> list[bool]:
+        """Copy chunks into buffers of exactly their plain bytes.
+
+        Returns:
+            Whether each was here; the others' buffers have undefined content.
+        """
+        started = time.perf_counter()
+        found = []
+        usable = self._dir.ready(self._dir.reading)
+        failed = False
+        for digest, out in zip(digests, outs, strict=True):
+            here = False
+            if usable:
+                try:
+                    here = self._read(digest, out)
+                except OSError as error:
+                    failed = True
+                    self._dir.read_failed(error, digest)
+                    usable = not self._dir.reading.open
+            found.append(here)
+        if usable and not failed:
+            self._dir.reading.worked()
+        nbytes = sum(len(out) for out, here in zip(outs, found, strict=True) if here)
+        hits = sum(found)
+        self.stats.count(hits=hits, misses=len(found) - hits, hit_bytes=nbytes)
+        self.stats.record("get", time.perf_counter() - started, nbytes, failed=failed)
+        return found
+
+    def _read(self, digest: bytes, out: memoryview) -> bool:
+        if not self._dir.files.read_into(digest, out):
+            return False
+        if self._always and digest_of(out).raw != digest:
+            self.reject(digest)
+            return False
+        return True
+
+    def open(self, digest: bytes, size: int) -> FileIO | None:
+        """A chunk of ``size`` bytes as an open file, to be sent from there; the caller closes it.
+
+        Evicting the chunk does not hurt whoever has it open. ``None`` when it is missing, or when
+        every use is to be verified: use ``read_into``.
+        """
+        if self._always or not self._dir.ready(self._dir.reading):
+            return None
+        started = time.perf_counter()
+        try:
+            fd = self._dir.files.open(digest, size)
+        except OSError as error:
+            self._dir.read_failed(error)
+            return None
+        if fd is None:
+            return None
+        self._dir.reading.worked()
+        self.stats.count(hits=1, hit_bytes=size)
+        self.stats.record("get", time.perf_counter() - started, size)
+        if hasattr(os, "posix_fadvise"):  # whoever sends it is not to wait for the disk
+            os.posix_fadvise(fd, 0, size, os.POSIX_FADV_WILLNEED)
+        return FileIO(fd, "rb")
+
+    def failed(self, digest: bytes, error: OSError) -> None:
+        """Count a failure of reading a file that ``open`` gave; it is removed if it lost bytes."""
+        self._dir.read_failed(error, digest)
+
+    def reject(self, digest: bytes) -> None:
+        """Remove a chunk whose bytes proved wrong."""
+        with contextlib.suppress(OSError):
+            self._dir.files.remove(digest)
+        self._dir.on_bad(digest)
+
+    def map_tensor(
+        self, digests: Sequence[bytes], chunk_size: int, nbytes: int
+    ) -> npt.NDArray[np.uint8] | None:
+        """``tensors`` of one that has at least 128 KiB; a smaller one gives ``None``."""
+        if nbytes < MIN_MAPPED:
+            return None
+        return self.tensors([(b"".join(digests), nbytes)], chunk_size)[0]
+
+    def tensors(
+        self, wanted: Sequence[Stored], chunk_size: int
+    ) -> list[npt.NDArray[np.uint8] | None]:
+        """Whole tensors, each as a writable array of its own: mapped, or copied below 128 KiB.
+
+        Writing to one that is mapped is private to the array and never reaches the files; evicting
+        the chunks does not hurt it. The memory is released with the last view.
+
+        Args:
+            wanted: of each tensor the digests of its chunks in order, end to end, and its bytes.
+            chunk_size: bytes of each chunk of a tensor but the last.
+
+        Returns:
+            ``None`` for a tensor of which a chunk is missing, or that cannot be mapped (chunks that
+            are no whole pages, too many mappings in this process, not Linux): use ``read_into``.
+            Only what is found counts as hits.
+        """
+        started = time.perf_counter()
+        nothing: list[npt.NDArray[np.uint8] | None] = [None] * len(wanted)
+        if not self._dir.ready(self._dir.reading):
+            return nothing
+        errors: list[OSError] = []
+        found = self._whole.take(wanted, chunk_size, errors)
+        for error in errors:
+            self._dir.read_failed(error)
+        if not errors:
+            self._dir.reading.worked()
+        here = [one for one, array in zip(wanted, found, strict=True) if array is not None]
+        if here or errors:
+            nbytes = sum(nbytes for _, nbytes in here)
+            hits = sum(len(digests) for digests, _ in here) // DIGEST_BYTES
+            self.stats.count(hits=hits, hit_bytes=nbytes)
+            self.stats.record("get", time.perf_counter() - started, nbytes, failed=bool(errors))
+        return found
+
+    def claim(self, digests: Sequence[bytes]) -> list[bool]:
+        """Which of these chunks this process is to fetch for all of the node, as no other process
+        does so now: until ``unclaim``, or until it ends.
+
+        All of them where the directory takes nothing in.
+        """
+        if not self._dir.ready(self._dir.filling):
+            return [True] * len(digests)
+        return self._claims.take(digests)
+
+    def unclaim(self, digests: Iterable[bytes]) -> None:
+        """Give claims back: the chunks are here now, or were not to be had."""
+        self._claims.release(digests)
+
+    def record(self, accesses: Sequence[Access]) -> None:
+        """Count reads, hit or miss, as heat: in memory; never waits."""
+        self._dir.book.reads.extend(accesses)
+        if len(self._dir.book.reads) >= _FLUSH_AT and self._flusher is None:
+            self._flusher = threading.Thread(target=self.flush, name="tierstore-heat", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter ends
+                self._flusher.start()
+
+    def offer(self, offers: Sequence[Offer], *, force: bool = False) -> list[bool]:
+        """Take in chunks that were read and verified, as far as the policy admits them.
+
+        Victims are removed first, so that the quota holds for all processes together.
+
+        Args:
+            offers: distinct chunks.
+            force: take all that fit, whatever the policy thinks of them: for a warm-up.
+
+        Returns:
+            Whether each is here now.
+        """
+        return self._fill.offer(offers, force)
+
+    def evict(self, digests: Sequence[bytes] | None = None) -> int:
+        """Remove these chunks, or all, but for pinned ones; returns the bytes that are free now."""
+        return self._dir.manage(lambda: self._dir.book.evict(digests), 0)
+
+    def pin(self, digests: Sequence[bytes]) -> None:
+        """Never evict these chunks until ``unpin``, here already or not."""
+        self._dir.manage(lambda: self._dir.book.pin(digests, True), None)
+
+    def unpin(self, digests: Sequence[bytes]) -> None:
+        """Undo ``pin``."""
+        self._dir.manage(lambda: self._dir.book.pin(digests, False), None)
+
+    def pinned(self) -> set[bytes]:
+        """The chunks that are pinned, here already or not."""
+        return self._dir.manage(lambda: set(self._dir.book.pinned), set())
+
+    def usage(self) -> TierUsage:
+        """What it holds now, of all processes together."""
+        used, objects, pinned = self._dir.manage(self._dir.book.totals, (0, 0, 0))
+        return TierUsage(used, objects, pinned, self.quota)
+
+    def explain(self, digest: bytes, time: float) -> dict[str, float | str]:
+        """Why the policy holds or does not hold a chunk."""
+
+        def explained() -> dict[str, float | str]:
+            pinned = "yes" if digest in self._dir.book.pinned else "no"
+            return {**self._dir.book.policy.explain(digest, time), "pinned": pinned}
+
+        return self._dir.manage(explained, {})
+
+    def scrub(self, budget: int) -> int:
+        """Compare about ``budget`` bytes of files with their digests, going on where it stopped.
+
+        Returns:
+            How many were wrong; they are removed.
+        """
+        bad = 0
+        if not self._dir.ready(self._dir.reading):
+            return bad
+        try:
+            sizes = self._dir.files.sizes()
+            digests = sorted(sizes)
+            start = bisect_right(digests, self._scrubbed)
+            for digest in digests[start:] + digests[:start]:
+                if budget <= 0:
+                    break
+                bad += not self._dir.files.verify(digest)
+                budget -= sizes[digest]
+                self._scrubbed = digest
+        except OSError as error:
+            self._dir.read_failed(error)
+        return bad
+
+    def flush(self) -> None:
+        """Write the heat that was counted to the index, for the other processes."""
+        self._dir.manage(lambda: None, None)
+        self._flusher = None
+
+    def close(self) -> None:
+        """Flush and release the index; arrays that were mapped stay valid."""
+        self.flush()
+        self._claims.close()
+        self._dir.book.close()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child that was forked: threads and locks are the parent's."""
+        self._dir.reset()
+        self._claims.reset()
+        self._flusher = None
+
+
+def _after_fork() -> None:
+    for one in list(_instances):
+        one.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
