@@ -165,9 +165,9 @@ def test_tracebacks_only_when_asked_for(store: Path) -> None:
 
 def test_a_bug_is_one_line_and_says_how_to_see_more(store: Path) -> None:
     code = (
-        "import sys; from tierstore.cli import _app, _command\n"
-        "_command.Cli.open = lambda cli: 1 / 0\n"
-        "sys.exit(_app.run(['ls']))"
+        "import sys; from tierstore.cli.kit import app, command\n"
+        "command.Cli.open = lambda cli: 1 / 0\n"
+        "sys.exit(app.run(['ls']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
