@@ -138,10 +138,8 @@ def rank(store: str, number: str, world: str, dim: str) -> dict[str, Any]:
         part = tierstore.torch.state_dict(url, shard=(int(number), int(world)), dim=int(dim))
         seconds = time.perf_counter() - start
         held = sum(tensor.nbytes for tensor in part.values())
-        frames = sum(
-            {p.place.digest: p.place.length for name in model for p in model.tensor(name).chunks()}
-            .values()
-        )  # fmt: skip
+        chunks = [chunk for name in model for chunk in model.tensor(name).base.chunks()]
+        frames = sum({chunk.place.digest: chunk.place.length for chunk in chunks}.values())
         del opened
     whole = {"frames": frames, "plain": model.nbytes, "tensors": len(model)}
     return {"seconds": seconds, "held": held, **whole, **costs(model)}

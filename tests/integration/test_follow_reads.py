@@ -16,7 +16,7 @@ import tierstore
 from tests.integration.kit import MIB, equal
 from tierstore import Dense, Rows
 from tierstore.format.tiers import TierSpec
-from tierstore.modelstore.chunks.fetch import Fetch
+from tierstore.modelstore.chunks.reader import _Fetch
 from tierstore.modelstore.loading.arrays import new_bytes
 from tierstore.serving import follow, follower
 from tierstore.serving.inplace import InPlace
@@ -152,16 +152,16 @@ def test_closing_gives_up_what_is_read(
     """An agent that is told to end does not first read a model of 100 GB."""
     seen: list[Update] = []
     done, there, begun = [], threading.Event(), threading.Event()
-    tell = Fetch._done
+    tell = _Fetch._done
 
-    def slow(self: Fetch, *args: Any) -> None:
+    def slow(self: _Fetch, *args: Any) -> None:
         assert there.wait(60)
         begun.set()
         following._stopped.wait(60)
         done.append(1)
         tell(self, *args)
 
-    monkeypatch.setattr(Fetch, "_done", slow)
+    monkeypatch.setattr(_Fetch, "_done", slow)
     following = follow("m@prod", seen.append, store=store)
     there.set()
     assert begun.wait(60)

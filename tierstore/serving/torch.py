@@ -16,9 +16,8 @@ from tierstore.errors import NotFound, UsageError
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.loading.arrays import as_torch, new_bytes, typed_torch
 from tierstore.modelstore.loading.model import Model
-from tierstore.modelstore.loading.patched import lay_over
 from tierstore.modelstore.loading.shards import Shard, StripRead, read_strips, shard_of, whole
-from tierstore.modelstore.loading.tensor import Tensor, hot_bases
+from tierstore.modelstore.loading.tensor import Tensor, hot_tensors
 from tierstore.modelstore.store import Store
 from tierstore.serving.location import open_ref
 
@@ -322,11 +321,8 @@ def _read_on_cpu(
     tensors: Mapping[str, Tensor], parts: Mapping[str, Shard]
 ) -> dict[str, torch.Tensor]:
     entire = {name: tensor for name, tensor in tensors.items() if name not in parts}
-    hot = hot_bases(list(entire.values()))
+    hot = hot_tensors(list(entire.values()))
     plain = {name: data for name, data in zip(entire, hot, strict=True) if data is not None}
-    if plain:
-        reader = next(iter(entire.values())).content.reader
-        lay_over(reader, ((entire[name], data) for name, data in plain.items()))
     reads: list[StripRead] = []
     for name, tensor in tensors.items():
         if name not in plain:

@@ -16,8 +16,9 @@ from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import look_at_folds, named_below, needed_below
-from tierstore.modelstore.chunks.packs import Packs
+from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.plan import batches
+from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.home.footers import read_footer
@@ -255,10 +256,10 @@ class _Check:
     def _check_pack(self, pack: bytes, key: str, places: list[ChunkPlace]) -> None:
         copies = self._copies_of(key)
         if not copies:
-            packs = Packs(self._home.blobs, self._home.packs)
-            packs.follow(pack)  # NotFound unless it was rewritten
+            moves = Moves(self._home.blobs, self._home.packs)
+            moves.follow(pack)  # NotFound unless it was rewritten
             for place in places:
-                packs.current(place)
+                moves.current(place)
             return
         copies = [(tier, size) for tier, size in copies if tier.archive is None]
         if not copies:
@@ -322,19 +323,20 @@ class _Check:
         done = 0
         for number, digest, places in work:
             first = DurableTiers([tiers[number], *tiers[:number], *tiers[number + 1 :]])
-            packs = Packs(self._home.blobs, first)
-            reader = ChunkReader(
-                packs, self._tables[digest], threads=self._settings.threads,
-                memory_limit=self._settings.memory_limit,
+            table = self._tables[digest]
+            pool = ReadPool(
+                self._home.blobs, first, table,
+                threads=self._settings.threads, memory_limit=self._settings.memory_limit,
             )  # fmt: skip
+            reader = ChunkReader(pool, table)
             for batch in batches(places, lambda place: place.plain, _BATCH_BYTES):
                 self._read_batch(reader, batch)
                 done += sum(place.plain for place in batch)
                 if self._progress:
                     self._progress(done, total)
-            for bad in packs.bad_copies:
+            for bad in pool.bad_copies:
                 self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
-            self._report.data_bytes += reader.bytes_decoded
+            self._report.data_bytes += pool.bytes_decoded
 
     def _read_batch(self, reader: ChunkReader, batch: list[ChunkPlace]) -> None:
         wants = [Want(place, memoryview(bytearray(place.plain))) for place in batch]

@@ -9,7 +9,7 @@ from tierstore.format.manifest import patch_info
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.loading.patched import fitting_parts
+from tierstore.modelstore.loading.patchparts import fitting_parts
 
 
 def needed_below(home: Home, digest: Digest) -> list[Digest]:

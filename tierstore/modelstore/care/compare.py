@@ -21,8 +21,8 @@ from tierstore.modelstore.home.chain import (
     unfolded,
 )
 from tierstore.modelstore.home.home import Home, chunks_of
-from tierstore.modelstore.loading.patched import parts_of
-from tierstore.modelstore.loading.tensor import entry_bytes
+from tierstore.modelstore.loading.patchparts import parts_of
+from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.version import Version
 
 Change = Literal["added", "removed", "changed", "retyped", "same"]

@@ -33,7 +33,7 @@ from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.loading.opener import Opened
-from tierstore.modelstore.loading.tensor import Content
+from tierstore.modelstore.loading.stored import Content
 from tierstore.modelstore.saving.framing import BufferPool
 from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.version import Version, version_of

@@ -1,3 +1,3 @@
-"""From packs to verified plain bytes: read plans, fetching, decoding."""
+"""From packs to verified plain bytes: read plans, reading, decoding."""
 
-__all__ = ["decode", "fetch", "packs", "plan", "reader", "recent", "sharing"]
+__all__ = ["decode", "local", "moves", "plan", "pool", "reader", "recent", "sharing"]

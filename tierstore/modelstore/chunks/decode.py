@@ -6,28 +6,23 @@ A frame whose copy in one tier is damaged is read from another tier that has it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from tierstore.codecs import decode, decode_block
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.checks import damaged, digest_of, xxh3
 from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.modelstore.chunks.packs import Packs
 from tierstore.modelstore.chunks.plan import blocks_of_spans
+from tierstore.modelstore.chunks.pool import Came, ReadPool
 from tierstore.modelstore.chunks.recent import Recent
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import MIN_MAPPED
 
 Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and where in the tensor they begin; called from several threads."""
-
-Came: TypeAlias = Literal["reused", "delta", "full"]
-"""How plain bytes came: out of a hot tier or by another reader of this process, or else from a
-durable tier as a delta or standalone."""
 
 Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
 """One try to read a frame: avoids the tiers named first, adds those it read from to the second."""
@@ -60,20 +55,18 @@ class FrameDecoder:
     """Decodes the frames of one version. Thread-safe.
 
     Args:
-        packs: where the frames lie.
+        pool: Reads the frames.
         table: the version's layout, for the bases of deltas.
         keep: plain base chunks kept in memory: neighbours often share one.
         hot: asked first for parts of chunks and for the bases of deltas.
     """
 
     def __init__(
-        self, packs: Packs, table: ChunkTable, keep: int, hot: HotTiers | None = None
+        self, pool: ReadPool, table: ChunkTable, keep: int, hot: HotTiers | None = None
     ) -> None:
-        self._packs, self._table = packs, table
+        self._pool, self._table = pool, table
         self._hot = hot if hot is not None else HotTiers()
         self._bases = Recent(self._base_chunk, keep)
-        self._lock = threading.Lock()
-        self.bytes_decoded = 0
 
     def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
         """Decode the frame of a chunk into ``out`` and verify it; ``Damaged`` when it is bad."""
@@ -100,7 +93,7 @@ class FrameDecoder:
             damaged(name, str(error))
         if digest_of(out).raw != head.digest:
             damaged(name, "its plain bytes do not match their digest")
-        self._count(len(out))
+        self._pool.count_decoded(len(out))
 
     def read(
         self,
@@ -119,7 +112,7 @@ class FrameDecoder:
         """
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            frame, tier = self._packs.read_frame(place, 0, place.length, avoid)
+            frame, tier = self._pool.read_frame(place, 0, place.length, avoid)
             used.add(tier)
             self.decode(place, frame, out)
 
@@ -130,7 +123,7 @@ class FrameDecoder:
         heads: list[FrameHead] = []
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            start, tier = self._packs.read_frame(place, 0, place.head, avoid)
+            start, tier = self._pool.read_frame(place, 0, place.head, avoid)
             used.add(tier)
             heads.append(_head_of(start, place))
 
@@ -190,12 +183,8 @@ class FrameDecoder:
                 raise first from None
             else:
                 if first is not None:
-                    self._packs.note_bad_copy(place, bad, first)
+                    self._pool.note_bad_copy(place, bad, first)
                 return
-
-    def _count(self, plain: int) -> None:
-        with self._lock:
-            self.bytes_decoded += plain
 
     def _base(self, head: FrameHead) -> memoryview | None:
         """The plain base of a delta: pieces of other chunks, laid end to end."""
@@ -287,9 +276,9 @@ class FrameDecoder:
         return False
 
     def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
-        place = self._packs.current(part.place)
+        place = self._pool.moves.current(part.place)
         name = _frame_name(place)
-        start_of_frame, tier = self._packs.read_frame(place, 0, place.head, avoid)
+        start_of_frame, tier = self._pool.read_frame(place, 0, place.head, avoid)
         used.add(tier)
         head = _head_of(start_of_frame, place)
         if head.plain_len != part.length or head.frame_len != place.length:
@@ -299,7 +288,7 @@ class FrameDecoder:
             plain_start = head.block_plain(first).start
             base = self._part_of_base(head, plain_start, head.block_plain(last).stop)
             start, stop = head.block_payload(first).start, head.block_payload(last).stop
-            payload, tier = self._packs.read_frame(place, start, stop, avoid)
+            payload, tier = self._pool.read_frame(place, start, stop, avoid)
             used.add(tier)
             for index in range(first, last + 1):
                 own = head.block_payload(index)
@@ -323,7 +312,7 @@ class FrameDecoder:
             damaged(name, str(error))
         if xxh3(out) != head.sums[index]:
             damaged(name, f"the checksum of its block {index} does not match")
-        self._count(len(out))
+        self._pool.count_decoded(len(out))
         return out
 
 

@@ -1,112 +1,57 @@
-"""Executes read plans: fetch, verify, decode straight into the destination.
+"""Reads chunks: hot tiers first, then runs of frames from durable tiers, one flight per chunk.
 
 Nothing is returned that does not match its digest or, for a part of a chunk, its blocks' checksums.
+
+::
+
+    wants -> chunks on this node -> frames that nodes share -> runs of frames from durable tiers
+           (what another thread or process of this node fetches now is waited for)
+
+Where nodes share frames a read goes window by window, so that what it claims for itself is never
+far from being read.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from io import FileIO
-from typing import TYPE_CHECKING
 
-from tierstore.deferred import np
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.ids import split_digests
-from tierstore.modelstore.chunks.decode import Came, FrameDecoder, Part, Sink
-from tierstore.modelstore.chunks.fetch import Fetch, OnChunk, Source
-from tierstore.modelstore.chunks.packs import Packs
-from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.chunks.decode import FrameDecoder, Part, Sink
+from tierstore.modelstore.chunks.local import LocalChunks
+from tierstore.modelstore.chunks.plan import Run, batches, plan_runs
+from tierstore.modelstore.chunks.pool import Came, ReadPool
+from tierstore.modelstore.chunks.sharing import Sharing, Want
 from tierstore.tiers.base import ChunkRead
+from tierstore.tiers.hot.flight import Flight, Waiting
+from tierstore.tiers.hot.shared import BATCH_BYTES, SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
-from tierstore.tiers.node.local import MIN_MAPPED, Stored
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+_GAP = 256 << 10
+_WINDOW = 512 << 20
+_SHORT_RUN = 2 << 20  # of a network
 
-_MIB = 1 << 20
-_RUN = 8 * _MIB
-_STAGING = 192 * _MIB  # beyond it more threads only wait for the memory bus
-_REMOTE_THREADS = 8
-_PARALLEL = 128 * _MIB  # fewer bytes are mapped before threads have begun, or verified in 50 ms
-
-
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """Bytes that lie in a file of this node, which is immutable and open: nothing of it is read.
-
-    Attributes:
-        file: closed by whoever got this.
-        offset: of the first byte.
-        count: of the bytes.
-        failed: to be told when reading the file fails.
-    """
-
-    file: FileIO
-    offset: int
-    count: int
-    failed: Callable[[OSError], None]
-
-    def __len__(self) -> int:
-        return self.count
+OnChunk = Callable[[int], None]
+"""Told the plain bytes of each chunk when it is done, from several threads."""
 
 
 class ChunkReader:
-    """Reads chunks of one version with a bounded pool of threads.
-
-    Staging memory is one run of frames per thread, and with deltas two chunks, so ``memory_limit``
-    bounds the threads.
+    """Reads the chunks of one version. Thread-safe.
 
     Args:
-        packs: where the frames lie.
-        table: the version's layout, for the bases of deltas.
-        threads: threads that decode.
-        memory_limit: bytes of staging memory, of which 192 MiB are used at most.
-        hot: the hot tiers.
+        pool: The version's threads, buffers and counters.
+        table: The version's layout, for the bases of deltas.
+        hot: The hot tiers, asked first.
     """
 
-    def __init__(
-        self,
-        packs: Packs,
-        table: ChunkTable,
-        *,
-        threads: int,
-        memory_limit: int,
-        hot: HotTiers | None = None,
-    ) -> None:
+    def __init__(self, pool: ReadPool, table: ChunkTable, hot: HotTiers | None = None) -> None:
+        self.pool = pool
         self._hot = hot if hot is not None else HotTiers()
-        self._table = table
-        self.memory_limit = memory_limit
-        if not packs.local:
-            threads = max(threads, _REMOTE_THREADS)
-        staging = min(memory_limit, _STAGING)
-        self._max_run = max(min(_RUN, staging // threads), _MIB)
-        each = max(self._max_run, table.longest_frame)
-        if table.bases:  # a delta's base as it is kept, and put together from its pieces
-            each += 2 * table.longest_chunk
-        self._threads = max(1, min(threads, staging // each))
-        self._decoder = FrameDecoder(packs, table, keep=self._threads, hot=self._hot)
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self.hot_bytes: dict[str, int] = {}
-        """Bytes that came from hot tiers, by their names: plain ones of this node, else frames."""
-        self.bytes_mapped = 0
-        self.plain: dict[Came, int] = {"reused": 0, "delta": 0, "full": 0}
-        """Plain bytes that were read, by how they came."""
-        self._source = Source(
-            packs, self._decoder, self._hot, self._max_run,
-            0 if packs.local else self._threads,
-            self._staging, self.each, self._count, self._tally,
-        )  # fmt: skip
-
-    @property
-    def bytes_decoded(self) -> int:
-        """Plain bytes decoded and verified so far."""
-        return self._decoder.bytes_decoded
+        self._decoder = FrameDecoder(pool, table, keep=pool.threads, hot=self._hot)
+        self.local = LocalChunks(self._hot, pool, table)
 
     def read(
         self,
@@ -119,114 +64,24 @@ class ChunkReader:
         """Fill every ``out``.
 
         Args:
-            wants: the chunks.
-            on_chunk: told the plain bytes of each chunk when it is done, from several threads.
-            keep: put all of them into hot tiers, whatever the policy thinks, and wait for room.
-            share: other processes of this node want the same now: wait for room in its tier.
+            wants: The chunks, each with where its plain bytes go.
+            on_chunk: Is told the plain bytes of each chunk when it is done, from several threads.
+            keep: Put all of them into hot tiers, whatever the policy thinks, and wait for room.
+            share: Other processes of this node want the same now: wait for room in its tier.
         """
-        Fetch(self._source, wants, on_chunk, keep=keep, share=share).run()
-
-    @property
-    def keeps_chunks(self) -> bool:
-        """Whether whole chunks that are read are kept for this node's other processes."""
-        return self._hot.local is not None
-
-    def hot_tensors(
-        self, wanted: Sequence[Stored], chunk_size: int
-    ) -> list[npt.NDArray[np.uint8] | None]:
-        """Tensors whose chunks are all hot on this node, each as a writable array of its own,
-        mapped where that pays.
-
-        Args:
-            wanted: of each the digests of its chunks in order, end to end, and its bytes.
-            chunk_size: of their version.
-
-        Returns:
-            ``None`` for those that have to be read.
-        """
-        local = self._hot.local
-        if local is None:
-            return [None] * len(wanted)
-        found: dict[int, npt.NDArray[np.uint8] | None] = {}
-
-        def take(numbers: range) -> None:
-            arrays = local.tensors([wanted[at] for at in numbers], chunk_size)
-            found.update(zip(numbers, arrays, strict=True))
-
-        # mixed, as what is verified first takes its time
-        few = sum(nbytes for _, nbytes in wanted) < _PARALLEL
-        slices = 1 if few else min(len(wanted), self._threads)
-        self.each([range(first, len(wanted), slices) for first in range(slices)], take)
-        here = [one for at, one in enumerate(wanted) if found[at] is not None]
-        mapped = sum(nbytes for _, nbytes in here if nbytes >= MIN_MAPPED)
-        nbytes = sum(nbytes for _, nbytes in here)
-        if here:
-            self._hot.record_later(lambda: self._reads_of(here))
-            with self._lock:
-                self.plain["reused"] += nbytes
-                self.bytes_mapped += mapped
-            if nbytes > mapped:
-                self._count(local.name, nbytes - mapped)
-        return [found[at] for at in range(len(wanted))]
-
-    def open_chunk(self, place: ChunkPlace) -> FilePart | None:
-        """A chunk that is hot on this node as an open file; ``None`` when it has to be read."""
-        local = self._hot.local
-        file = None if local is None else local.open(place.digest, place.plain)
-        if local is None or file is None:
-            return None
-        self._hot.record_later(lambda: self._reads_of([(place.digest, place.plain)]))
-        self._tally("reused", place.plain)
-        self._count(local.name, place.plain)
-        return FilePart(file, 0, place.plain, partial(local.failed, place.digest))
-
-    def _reads_of(self, tensors: Sequence[Stored]) -> list[ChunkRead]:
-        digests = split_digests(b"".join(digests for digests, _ in tensors))
-        places = [place for place in map(self._table.find, digests) if place is not None]
-        return [ChunkRead(p.digest, p.pack, p.plain, p.length) for p in places]
-
-    def each(self, items: Sequence[object], work: Callable[..., None]) -> None:
-        """Run ``work`` on every item, in as many threads as memory allows."""
-        if not items:
-            return
-        if len(items) == 1 or self._threads == 1:
-            for item in items:
-                work(item)
-            return
-        with ThreadPoolExecutor(min(self._threads, len(items)), "tierstore-read") as pool:
-            futures = [pool.submit(work, item) for item in items]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def _staging(self, size: int) -> memoryview:
-        buffer: bytearray | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < size:
-            buffer = self._local.buffer = bytearray(max(size, self._max_run))
-        return memoryview(buffer)[:size]
-
-    def _count(self, tier: str, nbytes: int) -> None:
-        with self._lock:
-            self.hot_bytes[tier] = self.hot_bytes.get(tier, 0) + nbytes
-
-    def _tally(self, came: Came, nbytes: int) -> None:
-        with self._lock:
-            self.plain[came] += nbytes
+        _Fetch(self.pool, self._decoder, self._hot, wants, on_chunk, keep=keep, share=share).run()
 
     def read_head(self, place: ChunkPlace) -> FrameHead:
-        """What the frame of a chunk says about itself."""
+        """Read what the frame of a chunk says about itself."""
         return self._decoder.read_head(place)
 
     def read_parts(self, parts: Sequence[tuple[Part, Sink]]) -> None:
         """Read parts of chunks: their frames' heads first, then just the blocks that are wanted.
 
         Args:
-            parts: what is wanted, and what gets every decoded block that holds wanted bytes.
+            parts: What is wanted, and what gets every decoded block that holds wanted bytes.
         """
-        self.each(parts, lambda one: self._read_part(*one))
+        self.pool.each(parts, self._read_part)
         self._hot.record([
             ChunkRead(
                 part.place.digest, part.place.pack, part.length,
@@ -235,8 +90,206 @@ class ChunkReader:
             for part, _ in parts
         ])  # fmt: skip
 
-    def _read_part(self, part: Part, sink: Sink) -> None:
+    def _read_part(self, wanted: tuple[Part, Sink]) -> None:
+        part, sink = wanted
         came = self._decoder.read_part(part, sink)
-        self._tally(came, part.wanted)
+        self.pool.count_plain(came, part.wanted)
         if came == "reused" and self._hot.local is not None:
-            self._count(self._hot.local.name, part.wanted)
+            self.pool.count_hot(self._hot.local.name, part.wanted)
+
+
+class _Fetch:
+    """One call of ``ChunkReader.read``; a chunk that is wanted several times is read once."""
+
+    def __init__(
+        self,
+        pool: ReadPool,
+        decoder: FrameDecoder,
+        hot: HotTiers,
+        wants: Sequence[Want],
+        on_chunk: OnChunk | None,
+        *,
+        keep: bool,
+        share: bool,
+    ) -> None:
+        self._pool, self._decoder, self._hot = pool, decoder, hot
+        self._on_chunk = on_chunk
+        self._keep, self._share = keep, share
+        self._wants: dict[bytes, Want] = {}
+        self._again: dict[bytes, list[memoryview]] = {}
+        for want in wants:
+            first = self._wants.setdefault(want.place.digest, want)
+            if first is not want:
+                self._again.setdefault(want.place.digest, []).append(want.out)
+        self._lock = threading.Lock()
+        self._led: dict[bytes, Flight] = {}
+        self._waiting = Waiting()
+        self._seated: set[bytes] = set()
+        self._sharing = Sharing(hot.local, self._from_local)
+
+    def run(self) -> None:
+        """Fill every buffer."""
+        todo = list(self._wants.values())
+        with self._waiting:
+            try:
+                while todo:
+                    for window in self._windows(todo):
+                        self._from_durable(self._from_hot(window) if self._hot else window)
+                    while left := self._sharing.wait():
+                        self._from_durable(left)
+                    failed = set(self._waiting.wait())
+                    for digest in self._seated - failed:
+                        self._done(self._wants[digest], "reused")
+                    self._seated.clear()
+                    # who fetched these could not: try ourselves, and fail for our own reasons
+                    todo = [self._wants[digest] for digest in failed]
+            finally:
+                self._sharing.end()
+                self._hot.flights.fail(self._led.values())
+        self._hot.record([
+            ChunkRead(want.place.digest, want.place.pack, want.place.plain, want.place.length)
+            for want in self._wants.values()
+        ])  # fmt: skip
+
+    def _windows(self, wants: list[Want]) -> Iterable[list[Want]]:
+        """What is claimed at once: where nodes share frames, what was asked of them; else what is
+        read next, whatever the window, and between two windows nothing would be on its way.
+        """
+        if not self._hot.shared:
+            return [wants]
+        return batches(wants, lambda want: want.place.length, _WINDOW)
+
+    def _from_durable(self, wants: Sequence[Want]) -> None:
+        self._pool.each(self._plan(wants), partial(self._read_run, wants))
+
+    def _plan(self, wants: Sequence[Want]) -> list[Run]:
+        places = [self._pool.moves.current(want.place) for want in wants]
+        limit = self._pool.max_run_bytes
+        threads = self._pool.threads if self._pool.shares_link else 0
+        if threads:  # of a small model, too, every thread gets some: they end together
+            total = sum(place.length for place in places)
+            limit = min(limit, max(_SHORT_RUN, total // (3 * threads)))
+        return plan_runs(places, max_gap=_GAP, max_run=limit, tail=limit * threads)
+
+    # Hot tiers
+
+    def _from_hot(self, wants: Sequence[Want]) -> list[Want]:
+        """Read what is hot; returns the others."""
+        size = min(BATCH_BYTES, self._pool.max_run_bytes)
+        groups = list(batches(wants, lambda want: want.place.length, size))
+        left: list[list[Want]] = [[] for _ in groups]
+
+        def look(number: int) -> None:
+            left[number] = self._from_shared(self._from_local(groups[number]))
+
+        self._pool.each(range(len(groups)), look)
+        return [want for group in left for want in group]
+
+    def _from_local(self, wants: Sequence[Want]) -> Sequence[Want]:
+        local = self._hot.local
+        if local is None:
+            return wants
+        found = local.read_into([w.place.digest for w in wants], [w.out for w in wants])
+        left = []
+        for want, hit in zip(wants, found, strict=True):
+            if hit:
+                self._pool.count_hot(local.name, len(want.out))
+                self._done(want, "reused")
+            else:
+                left.append(want)
+        return left
+
+    def _from_shared(self, wants: Sequence[Want]) -> list[Want]:
+        if self._hot.shared:
+            wants = self._lead(wants)
+        for tier in self._hot.shared:
+            if not wants:
+                break
+            frames = tier.get([want.place for want in wants])
+            wants = [want for want in wants if not self._from_frame(tier, want, frames)]
+        return list(wants)
+
+    def _from_frame(self, tier: SharedHot, want: Want, frames: dict[bytes, memoryview]) -> bool:
+        frame = frames.get(want.place.digest)
+        if frame is None:
+            return False
+        try:
+            self._decoder.decode(want.place, frame, want.out)
+        except (Damaged, UnsupportedFormat) as error:
+            tier.bad(want.place, error)
+            return False
+        except (NotFound, BackendError):  # of the base of a delta: say so once all was tried
+            return False
+        tier.hit(len(want.out))
+        self._pool.count_hot(tier.name, len(frame))
+        self._hot.offer_plain(want.place.digest, want.out, keep=self._keep)
+        self._done(want, "reused")
+        return True
+
+    # Durable tiers
+
+    def _read_run(self, wants: Sequence[Want], run: Run) -> None:
+        """Read those chunks of a run of frames that nobody else is reading."""
+        mine = [wants[index] for index in run.items]
+        led = self._sharing.claim(self._lead(mine))
+        alone = len(led) == len(mine)  # else what others read leaves gaps
+        for part in [run] if alone else self._plan(led):
+            wanted = mine if alone else [led[index] for index in part.items]
+            stage = self._pool.staging(part.stop - part.start)
+            try:
+                tier = self._pool.read(part.pack, [(part.start, stage)])
+            except NotFound:
+                self._read_moved(part.pack, wanted)
+            else:
+                self._decode_run(wanted, stage, part.start, tier)
+
+    def _read_moved(self, pack: bytes, wants: Sequence[Want]) -> None:
+        self._pool.moves.follow(pack)
+        for want in wants:
+            self._decoder.read(want.place, want.out)
+            self._came(want)
+
+    def _decode_run(self, wants: Sequence[Want], stage: memoryview, start: int, tier: str) -> None:
+        """Decode the frames in ``stage``, which begins at ``start`` of its pack in ``tier``."""
+        for want in wants:
+            place = self._pool.moves.current(want.place)
+            frame = stage[place.offset - start :][: place.length]
+            try:
+                self._decoder.decode(place, frame, want.out)
+            except Damaged as error:
+                self._decoder.read(place, want.out, frozenset([tier]), error)
+            else:
+                self._hot.offer_frame(place, frame, keep=self._keep)
+            self._came(want)
+
+    def _came(self, want: Want) -> None:
+        self._sharing.handed_over(want.place.digest)
+        self._hot.offer_plain(want.place.digest, want.out, keep=self._keep, wait=self._share)
+        self._done(want, "delta" if want.place.bases else "full")
+
+    # One flight per chunk
+
+    def _lead(self, wants: Sequence[Want]) -> list[Want]:
+        """Those of the chunks that we fetch ourselves; for the others we wait."""
+        with self._lock:
+            new = {
+                want.place.digest: want.out for want in wants if want.place.digest not in self._led
+            }
+        flights = self._hot.flights.join(new, self._waiting)
+        with self._lock:
+            self._led.update(flights)
+            self._seated.update(new.keys() - flights.keys())
+        return [want for want in wants if want.place.digest in self._led]
+
+    def _done(self, want: Want, came: Came) -> None:
+        """The chunk is in its buffer: hand it on."""
+        self._pool.count_plain(came, len(want.out))
+        flight = self._led.get(want.place.digest)
+        if flight is not None:
+            self._hot.flights.land(flight, want.out)
+        again = self._again.get(want.place.digest, ())
+        for out in again:
+            out[:] = want.out
+        if self._on_chunk:
+            for _ in range(1 + len(again)):
+                self._on_chunk(len(want.out))

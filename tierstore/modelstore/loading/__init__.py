@@ -7,8 +7,10 @@ __all__ = [
     "fileview",
     "model",
     "opener",
-    "patched",
+    "overlay",
     "patchedfile",
+    "patchparts",
     "shards",
+    "stored",
     "tensor",
 ]

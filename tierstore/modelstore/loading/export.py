@@ -17,7 +17,8 @@ from tierstore.format.manifest import FileEntry, check_path
 from tierstore.format.safetensors import build_header
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.tensor import Content, PlacedPiece, Tensor
+from tierstore.modelstore.loading.stored import Content, PlacedPiece
+from tierstore.modelstore.loading.tensor import Tensor
 from tierstore.modelstore.version import FileInfo
 
 _WINDOW = 64 << 20
@@ -140,7 +141,7 @@ def _write_file(
 
 def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryview]:
     """The bytes of tensors, one after the other."""
-    if any(tensor.base is not tensor for tensor in tensors):  # patched: in no chunks as they are
+    if any(tensor.overlays for tensor in tensors):  # patched: in no chunks as they are
         for tensor in tensors:
             for low in range(0, tensor.nbytes, _WINDOW):
                 out = memoryview(bytearray(min(_WINDOW, tensor.nbytes - low)))
@@ -151,7 +152,7 @@ def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryv
     yield from _windows(content, [
         PlacedPiece(piece.place, begin + piece.begin, piece.length)
         for tensor, begin in zip(tensors, begins, strict=False)
-        for piece in tensor.chunks()
+        for piece in tensor.base.chunks()
     ])  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memory
 
     ``pieces`` are the file's chunks in order, ``begin`` counting from behind its header.
     """
-    window = min(_WINDOW, content.reader.memory_limit // 8)
+    window = min(_WINDOW, content.reader.pool.memory_limit // 8)
     groups = list(batches(pieces, lambda piece: piece.length, window))
     sizes = [sum(piece.length for piece in group) for group in groups]
     buffers = [memoryview(bytearray(max(sizes, default=0))) for _ in groups[:2]]

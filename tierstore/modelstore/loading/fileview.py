@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import cached_property
 
 from tierstore.format.manifest import FileEntry
-from tierstore.modelstore.chunks.reader import FilePart
-from tierstore.modelstore.loading.tensor import Content, PlacedPiece, Span
+from tierstore.modelstore.chunks.local import FilePart
+from tierstore.modelstore.loading.stored import Content, PlacedPiece, Span
 
 _LEAST = 64 << 10
 """Less is read rather than sent from its file: that costs less than opening it."""
@@ -115,7 +115,7 @@ class FileView:
         for piece in self._pieces[first : bisect_right(self._begins, stop - head - 1)]:
             begin = piece.begin + head
             low, high = max(at, begin), min(stop, begin + piece.length)
-            part = self.content.reader.open_chunk(piece.place) if high - low >= _LEAST else None
+            part = self.content.reader.local.open(piece.place) if high - low >= _LEAST else None
             if part is None:
                 continue
             if at < low:

@@ -13,16 +13,14 @@ from tierstore.errors import NotFound, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkTable
-from tierstore.modelstore.chunks.packs import Packs
-from tierstore.modelstore.chunks.reader import ChunkReader
-from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.arrays import as_torch, new_bytes, writable_bytes
+from tierstore.modelstore.chunks.pool import ReadPool
+from tierstore.modelstore.loading.arrays import as_torch, writable_bytes
 from tierstore.modelstore.loading.export import export_files, export_tensors
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.opener import Opened
-from tierstore.modelstore.loading.patched import lay_over, read_whole
 from tierstore.modelstore.loading.patchedfile import PatchedFileView
-from tierstore.modelstore.loading.tensor import PlacedPiece, Tensor, hot_bases
+from tierstore.modelstore.loading.stored import PlacedPiece
+from tierstore.modelstore.loading.tensor import Tensor, read_into, read_tensors
 from tierstore.modelstore.version import FileInfo, Version
 
 _log = logging.getLogger("tierstore.load")
@@ -88,7 +86,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
     def _use(self, opened: Opened) -> None:
         self.manifest = opened.manifest
-        self._content, self._packs = opened.content, opened.packs
+        self._content = opened.content
         self._tensors, self._patched = opened.tensors, opened.patched
         self.patches = opened.patches
         """Manifests of the patches that reads apply, the oldest first; empty once folded."""
@@ -155,7 +153,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
     @property
     def stats(self) -> LoadStats:
         """What reading from this object has cost so far."""
-        return stats_of(self._content.reader, self._packs)
+        return stats_of(self._content.reader.pool)
 
     def load(
         self,
@@ -189,23 +187,13 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
         chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
         count = counted(progress, sum(t.nbytes for t in chosen)) if progress else None
-        reader = self._content.reader
-        wants: list[Want] = []
-        out = []
-        for tensor, data in zip(chosen, hot_bases(chosen), strict=True):
-            if data is None:
-                data = new_bytes(tensor.nbytes)
-                wants += tensor.base.wants(data.data)
-            elif count:
-                count(tensor.nbytes)
-            out.append((tensor.name, tensor, data))
-        reader.read(wants, count)
-        lay_over(reader, [(tensor, data) for _, tensor, data in out])
+        out = read_tensors(chosen, count)
         if _log.isEnabledFor(logging.INFO):
-            told: dict[str, Any] = {f"{how}_bytes": n for how, n in reader.plain.items()}
-            told |= {"version": str(self.version), "fetched_bytes": self._packs.bytes_fetched}
+            pool = self._content.reader.pool
+            told: dict[str, Any] = {f"{how}_bytes": n for how, n in pool.plain_bytes.items()}
+            told |= {"version": str(self.version), "fetched_bytes": pool.bytes_fetched}
             _log.info("read %d tensors of %s", len(out), self.version, extra={"fields": told})
-        return out
+        return [(t.name, t, data) for t, data in zip(chosen, out, strict=True)]
 
     def load_into(self, buffers: Mapping[str, Any]) -> None:
         """Read tensors into memory of the caller's.
@@ -220,7 +208,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             tensor = self.tensor(name)
             view = writable_bytes(name, target, tensor.nbytes)
             items.append((tensor, np.frombuffer(view, np.uint8)))
-        read_whole(self._content.reader, items)
+        read_into(items)
 
     def read_file(self, path: str) -> bytes:
         """The whole content of one file, such as ``config.json``; ``NotFound`` if there is none."""
@@ -314,17 +302,17 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         return self._content.table
 
 
-def stats_of(reader: ChunkReader, packs: Packs) -> LoadStats:
-    """What a reader and its packs have cost so far."""
+def stats_of(pool: ReadPool) -> LoadStats:
+    """Return what reading through a pool has cost so far."""
     return LoadStats(
-        bytes_fetched=packs.bytes_fetched,
-        bytes_decoded=reader.bytes_decoded,
-        requests=packs.requests,
-        bytes_by_tier={**packs.bytes_by_tier, **reader.hot_bytes},
-        bytes_mapped=reader.bytes_mapped,
-        bytes_reused=reader.plain["reused"],
-        bytes_delta=reader.plain["delta"],
-        bytes_full=reader.plain["full"],
+        bytes_fetched=pool.bytes_fetched,
+        bytes_decoded=pool.bytes_decoded,
+        requests=pool.requests,
+        bytes_by_tier={**pool.bytes_by_tier, **pool.hot_bytes},
+        bytes_mapped=pool.bytes_mapped,
+        bytes_reused=pool.plain_bytes["reused"],
+        bytes_delta=pool.plain_bytes["delta"],
+        bytes_full=pool.plain_bytes["full"],
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from tierstore.format.keys import version_key
-from tierstore.format.manifest import Manifest
+from tierstore.format.manifest import Manifest, named_tensors
+from tierstore.format.patch import touched_ranges
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore.chunks.packs import Packs
+from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
 from tierstore.modelstore.home.chain import (
     Chain,
@@ -21,8 +22,10 @@ from tierstore.modelstore.home.chain import (
     patch_manifests,
 )
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.loading.patched import tensors_of, touched_files
-from tierstore.modelstore.loading.tensor import Content, Tensor
+from tierstore.modelstore.loading.overlay import Overlay
+from tierstore.modelstore.loading.patchparts import fitting_parts, touched_files
+from tierstore.modelstore.loading.stored import Content, StoredTensor
+from tierstore.modelstore.loading.tensor import Tensor
 from tierstore.modelstore.names.members import refuse_release
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.version import Version
@@ -38,7 +41,6 @@ class Opened:
         manifest: what it holds: the files and tensors of that, the lineage of its own. A file that
             patches change has no SHA-256.
         content: its layout, patches included, and who reads it.
-        packs: counts what is read.
         tensors: by the names that tell them apart.
         patched: paths of the files that patches change.
         patches: manifests of the patches that lie on the full manifest, the oldest first.
@@ -47,7 +49,6 @@ class Opened:
     digest: Digest
     manifest: Manifest
     content: Content
-    packs: Packs
     tensors: Mapping[str, Tensor]
     patched: frozenset[str]
     patches: tuple[Manifest, ...]
@@ -89,7 +90,7 @@ class Opener:
         self, chain: Chain, full: Manifest, patches: list[Manifest], hot: HotTiers | None = None
     ) -> Opened:
         table = chain_table(self._home, chain, full, patches)
-        content, packs = self.content(table, full.chunk_size, hot)
+        content = self.content(table, full.chunk_size, hot)
         titles = [f"patch {version_key(digest)}" for digest in chain.patches]
         patched = frozenset(touched_files(patches, full))
         files = tuple(
@@ -99,18 +100,46 @@ class Opener:
         return Opened(
             chain.full,
             msgspec.structs.replace(full, files=files, lineage=chain.top.lineage),
-            content, packs,
-            tensors_of(content, full, list(zip(titles, patches, strict=True))),
+            content,
+            _tensors_of(content, full, list(zip(titles, patches, strict=True))),
             patched, tuple(patches),
         )  # fmt: skip
 
-    def content(
-        self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None
-    ) -> tuple[Content, Packs]:
-        """What reads the chunks of a layout, and what counts them."""
-        packs = Packs(self._home.blobs, self._home.packs)
-        reader = ChunkReader(
-            packs, table, threads=self._settings.threads,
-            memory_limit=self._settings.memory_limit, hot=hot or self._hot,
+    def content(self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None) -> Content:
+        """Return how the chunks of a layout are reached."""
+        pool = ReadPool(
+            self._home.blobs, self._home.packs, table,
+            threads=self._settings.threads, memory_limit=self._settings.memory_limit,
         )  # fmt: skip
-        return Content(table, reader, chunk_size), packs
+        return Content(table, ChunkReader(pool, table, hot or self._hot), chunk_size)
+
+
+def _tensors_of(
+    content: Content, full: Manifest, patches: Sequence[tuple[str, Manifest]]
+) -> dict[str, Tensor]:
+    """Return the tensors of a version by the names that tell them apart.
+
+    Args:
+        content: How the bytes of the version are reached.
+        full: The full manifest that it lies on.
+        patches: Manifests of the patches, the oldest first, each with its name in messages.
+
+    Raises:
+        Damaged: A patch is not one of the tensors below.
+    """
+    named = {name: (entry, file.path) for name, file, entry in named_tensors(full)}
+    bases = {name: StoredTensor(content, entry) for name, (entry, _) in named.items()}
+    overlays: dict[str, list[Overlay]] = {}
+    for one in fitting_parts(full, patches):
+        name, part = one.part.target, one.part
+        values = StoredTensor(content, one.entries[part.values.name])
+        if part.indices is None:  # all of the tensor is replaced
+            bases[name], overlays[name] = values, []
+            continue
+        indices = StoredTensor(content, one.entries[part.indices.name])
+        overlay = Overlay(part, indices, values, touched_ranges(one.touched), one.title)
+        overlays.setdefault(name, []).append(overlay)
+    return {
+        name: Tensor(entry, name, path, bases[name], overlays.get(name, ()))
+        for name, (entry, path) in named.items()
+    }

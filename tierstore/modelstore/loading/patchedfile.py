@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from tierstore.deferred import np
 from tierstore.format.manifest import FileEntry
-from tierstore.modelstore.chunks.reader import FilePart
+from tierstore.modelstore.chunks.local import FilePart
 from tierstore.modelstore.loading.fileview import FileView
-from tierstore.modelstore.loading.patched import read_whole
-from tierstore.modelstore.loading.tensor import Content, Tensor
+from tierstore.modelstore.loading.stored import Content
+from tierstore.modelstore.loading.tensor import Tensor, read_into
 
 if TYPE_CHECKING:
     from tierstore.modelstore.loading.arrays import Bytes
@@ -49,4 +49,4 @@ class PatchedFileView(FileView):
                 else:
                     tensor.read_span(low - start, high - start, part)
         if whole:
-            read_whole(self.content.reader, whole)
+            read_into(whole)

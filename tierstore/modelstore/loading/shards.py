@@ -19,7 +19,8 @@ from tierstore.format.dtypes import DTYPES
 from tierstore.modelstore.chunks.decode import Part, Sink
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.tensor import Content, PlacedPiece, Span, Tensor
+from tierstore.modelstore.loading.stored import Content, PlacedPiece, Span
+from tierstore.modelstore.loading.tensor import Tensor
 
 _WIDE = 1 << 20
 """Rows of so many bytes are read by blocks; of shorter ones nearly all blocks are needed anyway."""
@@ -124,7 +125,9 @@ class StripRead:
         strip, size = self.strip, self.tensor.content.chunk_size
         low = strip.first * strip.row + strip.low
         high = (strip.last - 1) * strip.row + strip.high
-        return self.tensor.chunks()[low // size : -(-high // size)] if self.strip.nbytes else []
+        return (
+            self.tensor.base.chunks()[low // size : -(-high // size)] if self.strip.nbytes else []
+        )
 
     def spans(self, piece: PlacedPiece) -> list[tuple[int, int]]:
         """The byte ranges of the tensor that are wanted of one chunk."""
@@ -162,9 +165,9 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     reads = [read for read in reads if read.strip.nbytes]
     if not reads:
         return
-    for read in [read for read in reads if read.tensor.base is not read.tensor]:
+    for read in [read for read in reads if read.tensor.overlays]:
         _read_patched(read)
-    reads = [read for read in reads if read.tensor.base is read.tensor]
+    reads = [read for read in reads if not read.tensor.overlays]
     if not reads:
         return
     content = reads[0].tensor.content
@@ -176,11 +179,11 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     for read in reads:
         if read.strip.is_range and not (ranks and _is_small(read)):
             span, cut = _span(read), []
-            if content.reader.keeps_chunks:
+            if content.reader.local.keeps_chunks:
                 cut = [p for p in span.chunks if not span.holds(p)]
             spans.append(replace(span, chunks=[p for p in span.chunks if p not in cut]))
             entire += [(read, piece) for piece in cut]
-        elif read.strip.row >= _WIDE and not content.reader.keeps_chunks:
+        elif read.strip.row >= _WIDE and not content.reader.local.keeps_chunks:
             wide.append(read)
         else:
             entire += [(read, piece) for piece in read.chunks()]
@@ -194,7 +197,7 @@ def _is_small(read: StripRead) -> bool:
     would be read too, or another rank's part of it again.
     """
     tensor = read.tensor
-    entire = read.strip.nbytes == tensor.nbytes or tensor.content.reader.keeps_chunks
+    entire = read.strip.nbytes == tensor.nbytes or tensor.content.reader.local.keeps_chunks
     return entire and tensor.nbytes <= _SMALL
 
 
@@ -235,7 +238,7 @@ def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]
     Ranks on one node need the same chunks: each begins at another place, as far into the model as
     its part lies in a tensor, and finds in the node's hot tier what the others have read.
     """
-    window = min(_WINDOW, content.reader.memory_limit // 8)
+    window = min(_WINDOW, content.reader.pool.memory_limit // 8)
     begin = len(every) * _part(every[0][0].strip) // 1000 if every else 0
     for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].length, window):
         buffer = memoryview(bytearray(sum(piece.length for _, piece in group)))

@@ -2,105 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tierstore.deferred import np
 from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES, numpy_dtype
-from tierstore.format.manifest import FileEntry, TensorEntry, pieces
-from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.modelstore.chunks.decode import Part, Sink
-from tierstore.modelstore.chunks.plan import spans_of_rows
-from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.format.manifest import TensorEntry
+from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.chunks.reader import OnChunk
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.loading.arrays import as_array, as_torch, new_bytes
+from tierstore.modelstore.loading.overlay import Overlay, lay_over, read_rows
+from tierstore.modelstore.loading.stored import Content, StoredTensor, entry_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedPiece:
-    """One chunk: where it lies, and which bytes of the tensor or file it holds."""
-
-    place: ChunkPlace
-    begin: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes ``[low, high)`` of a tensor or file, and where they go.
-
-    Attributes:
-        chunks: those of the tensor or file that overlap the span; others are ignored.
-        low: counted as ``begin`` of the chunks is.
-        high: likewise.
-        out: as long as the span.
-    """
-
-    chunks: Sequence[PlacedPiece]
-    low: int
-    high: int
-    out: memoryview
-
-    def holds(self, chunk: PlacedPiece) -> bool:
-        """Whether all of a chunk is wanted."""
-        return chunk.begin >= self.low and chunk.begin + chunk.length <= self.high
-
-    def take(self, begin: int, plain: memoryview) -> None:
-        """Copy what belongs here of plain bytes that begin at ``begin``."""
-        start, stop = max(begin, self.low), min(begin + len(plain), self.high)
-        self.out[start - self.low : stop - self.low] = plain[start - begin : stop - begin]
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """How the bytes of one version are reached: its layout and who reads it."""
-
-    table: ChunkTable
-    reader: ChunkReader
-    chunk_size: int
-
-    def placed(self, chunks: bytes, nbytes: int) -> Iterator[PlacedPiece]:
-        """The chunks of a tensor or file of ``nbytes`` bytes, in order."""
-        for piece in pieces(chunks, nbytes, self.chunk_size):
-            place = self.table.find(piece.digest)
-            assert place is not None  # Store.load checked that the layout holds every chunk
-            yield PlacedPiece(place, piece.begin, piece.length)
-
-    def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
-        """The chunks of a file in order; ``begin`` counts from behind its header."""
-        if not file.header:
-            return list(self.placed(file.chunks, file.size))
-        return [
-            PlacedPiece(piece.place, entry.begin + piece.begin, piece.length)
-            for entry in file.tensors
-            for piece in self.placed(entry.chunks, entry_bytes(entry))
-        ]
-
-    def read_spans(self, spans: Sequence[Span], *, share: bool = False) -> None:
-        """Fill every ``out``: whole chunks go straight to their place, of others just the blocks
-        that hold wanted bytes are read. ``share`` is that of ``ChunkReader.read``.
-        """
-        wants: list[Want] = []
-        parts: list[tuple[Part, Sink]] = []
-        for span in spans:
-            for p in span.chunks:
-                end = p.begin + p.length
-                if span.holds(p):
-                    at = p.begin - span.low
-                    wants.append(Want(p.place, span.out[at : at + p.length]))
-                elif p.begin < span.high and end > span.low:
-                    part = Part(p.place, p.begin, p.length, [(span.low, span.high)])
-                    parts.append((part, span.take))
-        self.reader.read(wants, share=share)
-        self.reader.read_parts(parts)
 
 
 class Tensor:
@@ -110,17 +29,27 @@ class Tensor:
     the index of the first dimension; further dimensions are taken from those rows in memory.
     """
 
-    __slots__ = ("_content", "_entry", "_file_path", "name")
+    __slots__ = ("_entry", "_file_path", "base", "name", "overlays")
 
-    def __init__(self, content: Content, entry: TensorEntry, name: str, file_path: str) -> None:
-        self._content, self._entry = content, entry
+    def __init__(
+        self,
+        entry: TensorEntry,
+        name: str,
+        file_path: str,
+        base: StoredTensor,
+        overlays: Sequence[Overlay] = (),
+    ) -> None:
+        self._entry, self._file_path = entry, file_path
         self.name = name
-        self._file_path = file_path
+        self.base = base
+        """What is stored in chunks; patches lie on it, or it is the tensor itself."""
+        self.overlays = tuple(overlays)
+        """The patches on it, the oldest first."""
 
     @property
     def content(self) -> Content:
         """How the bytes of its version are reached."""
-        return self._content
+        return self.base.content
 
     @property
     def file(self) -> str:
@@ -162,58 +91,38 @@ class Tensor:
 
     @property
     def signature(self) -> bytes:
-        """Where it is equal, so are the bytes: digests of what the tensor is read from."""
-        return self._entry.chunks
-
-    @property
-    def base(self) -> Tensor:
-        """The tensor that is stored in chunks of its own: itself, unless patches lie on it."""
-        return self
-
-    def chunks(self) -> list[PlacedPiece]:
-        """Its chunks, in order; ``UsageError`` when patches lie on it (see ``base``)."""
-        return list(self._content.placed(self._entry.chunks, self.nbytes))
+        """Digests of everything the tensor is read from; equal signatures mean equal bytes."""
+        return b"".join([self.base.digests, *(overlay.digests for overlay in self.overlays)])
 
     def places(self) -> list[ChunkPlace]:
-        """Where all chunks lie that reading it needs, without the bases of deltas."""
-        return [piece.place for piece in self.chunks()]
-
-    def wants(self, out: memoryview) -> list[Want]:
-        """The reads that fill ``out`` (``nbytes`` long) with the whole tensor."""
-        return [Want(p.place, out[p.begin : p.begin + p.length]) for p in self.chunks()]
+        """Return where all chunks lie that reading it needs, without the bases of deltas."""
+        places = [piece.place for piece in self.base.chunks()]
+        return [*places, *(place for overlay in self.overlays for place in overlay.places())]
 
     def numpy(self) -> npt.NDArray[Any]:
         """Read it all into an array of its own (see ``Model`` for bf16, fp8, sub-byte dtypes).
 
         What is hot on this node is mapped instead of copied; writing to it stays private.
         """
-        return self.view(self.read_bytes())
+        return self.view(read_tensors([self])[0])
 
     def torch(self) -> torch.Tensor:
         """Read it all into a new torch tensor on the CPU."""
-        return as_torch(self.read_bytes(), self.dtype, self.shape)
+        return as_torch(read_tensors([self])[0], self.dtype, self.shape)
 
     def view(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Its plain bytes as an array of its dtype and shape."""
         return as_array(data, self.dtype, self.shape)
 
-    def hot(self) -> npt.NDArray[np.uint8] | None:
-        """Its plain bytes as an array of their own, mapped if they are many, if all are hot on this
-        node.
-        """
-        return hot_bases([self])[0]
-
     def read_bytes(self) -> npt.NDArray[np.uint8]:
-        """Its plain bytes, all of them, in one dimension."""
-        data = self.hot()
-        if data is None:
-            data = new_bytes(self.nbytes)
-            self._content.reader.read(self.wants(data.data))
-        return data
+        """Read its plain bytes, all of them, in one dimension."""
+        return read_tensors([self])[0]
 
     def read_span(self, low: int, high: int, out: memoryview) -> None:
         """Read its plain bytes ``[low, high)`` into ``out``, which is as long as that."""
-        self._content.read_spans([Span(self.chunks(), low, high, out)])
+        self.base.read_span(low, high, out)
+        for overlay in self.overlays:
+            overlay.over(low, high, np.frombuffer(out, np.uint8))
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
@@ -266,74 +175,79 @@ class Tensor:
         return out.view(numpy_dtype(self.dtype)).reshape(len(rows), *self.shape[1:])
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """The plain bytes of rows of the first dimension, (rows, bytes of a row).
+        """Return the plain bytes of rows of the first dimension, as (rows, bytes of a row).
 
         Args:
-            rows: their numbers, in range, in any order, repeats allowed. A row begins at a byte.
+            rows: Numbers of the rows, in range, in any order, repeats allowed. A row begins at a
+                byte.
         """
-        row_bytes = prod(self.shape[1:]) * DTYPES[self.dtype].bits // 8
-        out = np.empty((len(rows), row_bytes), np.uint8)
-        spans = spans_of_rows(rows, row_bytes)
-        if spans:
-            self._gather(spans, rows, out, row_bytes)
-        return out
-
-    def _gather(
-        self,
-        spans: list[tuple[int, int]],
-        rows: npt.NDArray[np.int64],
-        out: npt.NDArray[np.uint8],
-        row_bytes: int,
-    ) -> None:
-        """Copy wanted bytes from decoded blocks into ``out`` through one buffer of the spans."""
-        starts = np.array([start for start, _ in spans])
-        stops = np.array([stop for _, stop in spans])
-        offsets = np.concatenate(([0], np.cumsum(stops - starts)))
-        packed = np.empty(offsets[-1], np.uint8)
-        lock = threading.Lock()
-
-        def sink(begin: int, plain: memoryview) -> None:
-            block = np.frombuffer(plain, np.uint8)
-            end = begin + len(block)
-            low = int(np.searchsorted(stops, begin, "right"))
-            high = int(np.searchsorted(starts, end, "left"))
-            with lock:
-                for at in range(low, high):
-                    start, stop = max(int(starts[at]), begin), min(int(stops[at]), end)
-                    to = int(offsets[at]) + start - int(starts[at])
-                    packed[to : to + stop - start] = block[start - begin : stop - begin]
-
-        self._content.reader.read_parts([(part, sink) for part in self._parts(spans)])
-        which = np.searchsorted(stops, rows * row_bytes, "right")
-        where = offsets[which] + rows * row_bytes - starts[which]
-        out[:] = packed.reshape(-1, row_bytes)[where // row_bytes]
-
-    def _parts(self, spans: list[tuple[int, int]]) -> list[Part]:
-        size = self._content.chunk_size
-        numbers: dict[int, list[tuple[int, int]]] = {}
-        for start, stop in spans:
-            for number in range(start // size, (stop - 1) // size + 1):
-                numbers.setdefault(number, []).append((start, stop))
-        chunks = self.chunks()
-        return [
-            Part(chunks[number].place, chunks[number].begin, chunks[number].length, own)
-            for number, own in numbers.items()
-        ]
+        return read_rows(self.base, self.overlays, rows)
 
 
-def hot_bases(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]:
-    """``Tensor.hot`` of the ``base`` of many of one version: patches are still to be laid over."""
+def read_tensors(
+    tensors: Sequence[Tensor], on_chunk: OnChunk | None = None
+) -> list[npt.NDArray[np.uint8]]:
+    """Read whole tensors of one version, each into bytes of its own.
+
+    This is the one way in which a whole tensor comes: what is hot on this node is mapped, the rest
+    is read, and then the patches are laid over.
+
+    Args:
+        tensors: The tensors.
+        on_chunk: Is told the plain bytes of what has come, below the patches.
+    """
     if not tensors:
         return []
-    content, bases = tensors[0].content, [tensor.base for tensor in tensors]
-    return content.reader.hot_tensors(
-        [(one.signature, one.nbytes) for one in bases], content.chunk_size
+    wants: list[Want] = []
+    found = []
+    for tensor, data in zip(tensors, _hot_bases(tensors), strict=True):
+        if data is None:
+            data = new_bytes(tensor.nbytes)
+            wants += tensor.base.wants(data.data)
+        elif on_chunk:
+            on_chunk(tensor.nbytes)
+        found.append(data)
+    reader = tensors[0].content.reader
+    reader.read(wants, on_chunk)
+    lay_over(reader, _overlays(zip(tensors, found, strict=True)))
+    return found
+
+
+def read_into(items: Sequence[tuple[Tensor, npt.NDArray[np.uint8]]]) -> None:
+    """Read whole tensors of one version into the given bytes, each as long as its tensor."""
+    if items:
+        reader = items[0][0].content.reader
+        reader.read([want for tensor, out in items for want in tensor.base.wants(out.data)])
+        lay_over(reader, _overlays(items))
+
+
+def hot_tensors(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]:
+    """Return whole tensors of one version that are hot on this node, as ``read_tensors`` does.
+
+    Returns:
+        ``None`` for those that have to be read.
+    """
+    found = _hot_bases(tensors)
+    here = [(t, data) for t, data in zip(tensors, found, strict=True) if data is not None]
+    if here:
+        lay_over(tensors[0].content.reader, _overlays(here))
+    return found
+
+
+def _hot_bases(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]:
+    """What lies below the patches, where it is hot on this node."""
+    if not tensors:
+        return []
+    content = tensors[0].content
+    return content.reader.local.tensors(
+        [(tensor.base.digests, tensor.base.nbytes) for tensor in tensors], content.chunk_size
     )
 
 
-def entry_bytes(entry: TensorEntry) -> int:
-    """Plain bytes of a tensor."""
-    return prod(entry.shape) * DTYPES[entry.dtype].bits // 8
+def _overlays(
+    items: Iterable[tuple[Tensor, npt.NDArray[np.uint8]]],
+) -> list[tuple[Overlay, npt.NDArray[np.uint8]]]:
+    return [(overlay, out) for tensor, out in items for overlay in tensor.overlays]
 
 
 def _is_mask(key: Any) -> bool:

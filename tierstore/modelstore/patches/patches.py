@@ -16,7 +16,7 @@ from tierstore.format.safetensors import Header, TensorInfo
 from tierstore.ids import Digest
 from tierstore.modelstore.loading.arrays import array_bytes, as_array, writable_bytes
 from tierstore.modelstore.loading.export import explained, written_beside
-from tierstore.modelstore.loading.patched import scatter
+from tierstore.modelstore.loading.overlay import scatter
 from tierstore.modelstore.patches.changes import (
     Change,
     Dense,

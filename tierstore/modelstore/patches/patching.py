@@ -25,7 +25,7 @@ from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.loading.model import stats_of
 from tierstore.modelstore.loading.opener import Opener
-from tierstore.modelstore.loading.tensor import Tensor, entry_bytes
+from tierstore.modelstore.loading.stored import StoredTensor, entry_bytes
 from tierstore.modelstore.patches.changes import (
     Change,
     Encoded,
@@ -197,7 +197,7 @@ def _opened(
     (file,) = manifest.files
     header = parse_header(file.header, file.size)
     table = home.layout(digest, manifest)
-    content, packs = opener.content(table, manifest.chunk_size)
+    content = opener.content(table, manifest.chunk_size)
     entries = {entry.name: entry for entry in file.tensors}
 
     def read(infos: Sequence[TensorInfo]) -> list[Bytes]:
@@ -205,14 +205,14 @@ def _opened(
         wants = [
             want
             for info, data in zip(infos, out, strict=True)
-            for want in Tensor(content, entries[info.name], info.name, PATCH_PATH).wants(data.data)
+            for want in StoredTensor(content, entries[info.name]).wants(data.data)
         ]
         content.reader.read(wants)
         return out
 
     stored = sum(place.length for place in table)
     return Patch(
-        header, parse_patch(header), read, version, stored, lambda: stats_of(content.reader, packs)
+        header, parse_patch(header), read, version, stored, lambda: stats_of(content.reader.pool)
     )
 
 

@@ -9,9 +9,8 @@ from typing import Protocol
 
 from tierstore.errors import OutOfSpace, UsageError
 from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.chunks.fetch import OnChunk
 from tierstore.modelstore.chunks.plan import batches
-from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.modelstore.chunks.reader import ChunkReader, OnChunk
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.home.home import chunks_of
 from tierstore.modelstore.loading.arrays import new_bytes
@@ -178,7 +177,7 @@ class Warming:
         if count:
             count(sum(p.plain for p in needed) - sum(p.plain for p in missing))
         _read(opened.content.reader, missing, self._batch, count)
-        return stats_of(opened.content.reader, opened.packs), needed
+        return stats_of(opened.content.reader.pool), needed
 
 
 def _needed(target: LocalHot | SharedHot, opened: Opened) -> list[ChunkPlace]:

@@ -19,7 +19,7 @@ from tierstore.modelstore.home.chain import bottom_manifest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.loading.opener import Opener
-from tierstore.modelstore.loading.tensor import entry_bytes
+from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.saving.delta import LEAST_CHUNK, BaseTensor, DeltaBases
 from tierstore.modelstore.saving.framing import Base, encoders
 from tierstore.modelstore.saving.source import SourceFile

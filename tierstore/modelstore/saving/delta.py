@@ -24,7 +24,7 @@ from tierstore.ids import split_digests
 from tierstore.modelstore.chunks.decode import Part
 from tierstore.modelstore.chunks.recent import Recent
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.tensor import Content, entry_bytes
+from tierstore.modelstore.loading.stored import Content, entry_bytes
 from tierstore.modelstore.saving.align import RowIndex, Rows, Span, clamped, looks_moved, spans_of
 from tierstore.modelstore.saving.framing import Base
 

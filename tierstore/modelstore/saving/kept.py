@@ -12,7 +12,7 @@ from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.patchedfile import PatchedFileView
-from tierstore.modelstore.loading.tensor import Content
+from tierstore.modelstore.loading.stored import Content
 from tierstore.modelstore.saving.source import Kept, SourceFile
 
 _Places = list[tuple[ChunkPlace, int]]

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tierstore.errors import TierstoreError
-from tierstore.modelstore.chunks.reader import FilePart
+from tierstore.modelstore.chunks.local import FilePart
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.tree import Blob

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NoReturn, TypeVar
+from types import TracebackType
 
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
 from tierstore.errors import Archived, BackendError, Damaged, NotFound, OutOfSpace, Unreachable
@@ -23,7 +23,6 @@ from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable.room import Room
 
 _log = logging.getLogger("tierstore.tiers")
-_T = TypeVar("_T")
 _REMEMBERED = 1 << 16
 _ASK_AGAIN_S = 60.0
 """After this long a pack that was found in a slow tier is looked for in the fast ones again."""
@@ -86,10 +85,13 @@ class DurableTiers(BlobStore):
             Damaged: its copies are all cut short.
             BackendError: no tier gave it, and not all could be asked.
         """
-
-        tier, _ = self._ask(reads[0].key, lambda tier: tier.store.get_ranges(reads), avoid)
-        tier.stats.count(hits=1, hit_bytes=sum(read.out.nbytes for read in reads))
-        return tier.name
+        search = _Search(self, reads[0].key, avoid)
+        for tier in search:
+            with search:
+                tier.store.get_ranges(reads)
+                tier.stats.count(hits=1, hit_bytes=sum(read.out.nbytes for read in reads))
+                return tier.name
+        raise search.failure()
 
     def room(self, tier: DurableTier) -> Room:
         """How much one of the tiers may still take."""
@@ -116,9 +118,13 @@ class DurableTiers(BlobStore):
         return True
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
-        tier, found = self._ask(key, lambda tier: tier.store.get(key, byte_range))
-        tier.stats.count(hits=1, hit_bytes=found.nbytes)
-        return found
+        search = _Search(self, key)
+        for tier in search:
+            with search:
+                found = tier.store.get(key, byte_range)
+                tier.stats.count(hits=1, hit_bytes=found.nbytes)
+                return found
+        raise search.failure()
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
         for key in dict.fromkeys(read.key for read in reads):
@@ -127,7 +133,11 @@ class DurableTiers(BlobStore):
     def info(self, key: str) -> BlobInfo:
         """Of a copy that can be read at once: one in an archive is not relied on by anything."""
         archives = frozenset(tier.name for tier in self.tiers if tier.archive is not None)
-        return self._ask(key, lambda tier: tier.store.info(key), archives)[1]
+        search = _Search(self, key, archives)
+        for tier in search:
+            with search:
+                return tier.store.info(key)
+        raise search.failure()
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         """Write to the first tier that has room and takes it; every one that fails is reported."""
@@ -145,9 +155,9 @@ class DurableTiers(BlobStore):
                 tier.verify()  # it is safe only if the tier was there while it was written
             except BackendError as error:
                 failed = failed or error
-                self._report(tier, key, error)
+                self.report(tier, key, error)
             else:
-                self._mark(key, tier, number)
+                self.mark(key, tier, number)
                 return
         raise failed or OutOfSpace(f"no tier takes {key!r}: {self.url} are full or draining")
 
@@ -186,55 +196,7 @@ class DurableTiers(BlobStore):
         for tier in self._opened:
             tier.store.close()
 
-    def _ask(
-        self,
-        key: str,
-        ask: Callable[[DurableTier], _T],
-        avoid: frozenset[str] = frozenset(),
-    ) -> tuple[DurableTier, _T]:
-        tiers = self.tiers
-        missing = NotFound(f"blob {key!r} is in none of {self.url}")
-        failures: list[tuple[DurableTier, BackendError | Damaged]] = []
-        # twice: a pack that moves to a faster tier can be missed by one look from the fastest down,
-        # and before a pack is called missing each tier must be what it is said to be
-        for again in (False, True)[: len(tiers)]:
-            for number in self._order(key, len(tiers)):
-                tier = tiers[number]
-                if tier.name in avoid:
-                    continue
-                try:
-                    if again:
-                        tier.verify()
-                    found = ask(tier)
-                except NotFound as error:
-                    self._forget(key, tier, number)
-                    missing = missing if len(tiers) > 1 else error
-                except (BackendError, Damaged) as error:
-                    failures.append((tier, error))
-                    self._report(tier, key, error)
-                else:
-                    self._mark(key, tier, number)
-                    return tier, found
-            if failures:
-                self._raise(key, failures)
-        if self.refresh():
-            return self._ask(key, ask, avoid)
-        raise missing
-
-    def _raise(
-        self, key: str, failures: Sequence[tuple[DurableTier, BackendError | Damaged]]
-    ) -> NoReturn:
-        unasked = [(tier, error) for tier, error in failures if isinstance(error, BackendError)]
-        if unasked and all(isinstance(error, Archived) for _, error in unasked):
-            raise unasked[0][1]
-        if len(self.tiers) == 1 or not unasked:
-            raise failures[0][1]
-        kinds = {type(error) for _, error in unasked}
-        kind = kinds.pop() if len(kinds) == 1 else Unreachable
-        why = "; ".join(f"tier {tier.name} could not be asked: {error}" for tier, error in unasked)
-        raise kind(f"blob {key!r} was not found, but it may exist: {why}") from unasked[0][1]
-
-    def _order(self, key: str, count: int) -> Iterable[int]:
+    def order_of(self, key: str, count: int) -> Iterable[int]:
         """The numbers of the tiers in the order in which to ask them."""
         with self._lock:
             first, seen = self._where.get(key, (0, 0.0))
@@ -242,7 +204,8 @@ class DurableTiers(BlobStore):
             return range(count)
         return (first, *(n for n in range(count) if n != first))
 
-    def _mark(self, key: str, tier: DurableTier, number: int) -> None:
+    def mark(self, key: str, tier: DurableTier, number: int) -> None:
+        """Remember that a tier has a blob, and that it works."""
         now = time.monotonic()
         with self._lock:
             self._failing.discard(tier.name)
@@ -253,13 +216,15 @@ class DurableTiers(BlobStore):
             if len(self._where) > _REMEMBERED:
                 self._where.popitem(last=False)
 
-    def _forget(self, key: str, tier: DurableTier, number: int) -> None:
+    def forget(self, key: str, tier: DurableTier, number: int) -> None:
+        """Remember no longer that a tier has a blob: it says that it has not."""
         tier.stats.count(misses=1)
         with self._lock:
             if self._where.get(key, (-1, 0.0))[0] == number:
                 del self._where[key]
 
-    def _report(self, tier: DurableTier, key: str, error: BackendError | Damaged) -> None:
+    def report(self, tier: DurableTier, key: str, error: BackendError | Damaged) -> None:
+        """Log that a tier failed while others stand in for it, once until it works again."""
         if len(self.tiers) == 1:  # nothing stands in for it: the error itself reaches the caller
             return
         if isinstance(error, Damaged):
@@ -274,3 +239,95 @@ class DurableTiers(BlobStore):
         _log.log(
             logging.DEBUG if known else logging.WARNING, "tier %s failed: %s", tier.name, error
         )
+
+
+class _Search:
+    """One blob asked for in tier after tier: ``for tier in search: with search: ask(tier)``.
+
+    Inside of ``with`` a tier may fail: what it raised is kept, and the next one is asked.
+
+    Args:
+        tiers: The tiers.
+        key: The blob's key.
+        avoid: Names of tiers that are not asked.
+    """
+
+    def __init__(self, tiers: DurableTiers, key: str, avoid: frozenset[str] = frozenset()) -> None:
+        self._tiers, self._key, self._avoid = tiers, key, avoid
+        self._asked: tuple[DurableTier, int] | None = None
+        self._missing: NotFound | None = None
+        self._failures: list[tuple[DurableTier, BackendError | Damaged]] = []
+
+    def __iter__(self) -> Iterator[DurableTier]:
+        yield from self._all()
+        while not self._failures and self._tiers.refresh():
+            yield from self._all()
+
+    def _all(self) -> Iterator[DurableTier]:
+        tiers = self._tiers.tiers
+        # twice: a pack that moves to a faster tier can be missed by one look from the fastest down,
+        # and before a pack is called missing each tier must be what it is said to be
+        for again in (False, True)[: len(tiers)]:
+            for number in self._tiers.order_of(self._key, len(tiers)):
+                tier = tiers[number]
+                if tier.name in self._avoid:
+                    continue
+                self._asked = tier, number
+                if again and not self._is_itself(tier):
+                    continue
+                yield tier
+            if self._failures:
+                return
+
+    def _is_itself(self, tier: DurableTier) -> bool:
+        try:
+            tier.verify()
+        except (NotFound, BackendError, Damaged) as error:
+            self._failed(error)
+            return False
+        return True
+
+    def __enter__(self) -> None:
+        """Ask the tier that was given last."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if isinstance(error, NotFound | BackendError | Damaged):
+            self._failed(error)
+            return True
+        if error is None and self._asked is not None:
+            self._tiers.mark(self._key, *self._asked)
+        return False
+
+    def _failed(self, error: NotFound | BackendError | Damaged) -> None:
+        assert self._asked is not None
+        tier, number = self._asked
+        if isinstance(error, NotFound):
+            self._tiers.forget(self._key, tier, number)
+            self._missing = error
+        else:
+            self._failures.append((tier, error))
+            self._tiers.report(tier, self._key, error)
+
+    def failure(self) -> BackendError | Damaged | NotFound:
+        """Return what to raise once no tier is left to ask."""
+        alone = len(self._tiers.tiers) == 1
+        if not self._failures:
+            if alone and self._missing is not None:
+                return self._missing
+            return NotFound(f"blob {self._key!r} is in none of {self._tiers.url}")
+        unasked = [(t, error) for t, error in self._failures if isinstance(error, BackendError)]
+        if unasked and all(isinstance(error, Archived) for _, error in unasked):
+            return unasked[0][1]
+        if alone or not unasked:
+            return self._failures[0][1]
+        kinds = {type(error) for _, error in unasked}
+        kind = kinds.pop() if len(kinds) == 1 else Unreachable
+        why = "; ".join(f"tier {tier.name} could not be asked: {error}" for tier, error in unasked)
+        failed = kind(f"blob {self._key!r} was not found, but it may exist: {why}")
+        failed.__cause__ = unasked[0][1]
+        return failed

@@ -1,0 +1,194 @@
+"""Reads ranges of packs: bounded threads, a buffer for each of them, and counts of what it cost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+from tierstore.blobs.base import BlobStore, RangeRead
+from tierstore.errors import Damaged, NotFound
+from tierstore.format.keys import pack_key
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.chunks.moves import Moves
+from tierstore.tiers.durable.tiers import DurableTiers
+
+_log = logging.getLogger("tierstore.packs")
+_T = TypeVar("_T")
+
+_MIB = 1 << 20
+_RUN_BYTES = 8 * _MIB
+_STAGING_BYTES = 192 * _MIB  # beyond it more threads only wait for the memory bus
+_REMOTE_THREADS = 8
+
+Came: TypeAlias = Literal["reused", "delta", "full"]
+"""How plain bytes came: out of a hot tier or by another reader of this process, or else from a
+durable tier as a delta or standalone."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadCopy:
+    """A copy of a frame that was damaged while another one was good.
+
+    Attributes:
+        place: The place of the frame.
+        tiers: Names of the tiers whose copy is bad.
+        why: What is wrong with it.
+    """
+
+    place: ChunkPlace
+    tiers: tuple[str, ...]
+    why: str
+
+
+class ReadPool:
+    """The threads, buffers and counters of one version's reads. Thread-safe.
+
+    It reads byte ranges of packs from the tiers that have them, and follows packs that moved.
+    Staging memory is one run of frames for each thread, and with deltas two chunks, so
+    ``memory_limit`` bounds the threads.
+
+    Args:
+        home: The blobs of the store's home, where moves lie.
+        tiers: The durable tiers, where packs lie.
+        table: The version's layout, which says how long its frames and chunks are.
+        threads: How many threads decode.
+        memory_limit: Bytes of staging memory, of which 192 MiB are used at most.
+    """
+
+    def __init__(
+        self,
+        home: BlobStore,
+        tiers: DurableTiers,
+        table: ChunkTable,
+        *,
+        threads: int,
+        memory_limit: int,
+    ) -> None:
+        self._tiers = tiers
+        self.memory_limit = memory_limit
+        if not tiers.local:
+            threads = max(threads, _REMOTE_THREADS)
+        staging = min(memory_limit, _STAGING_BYTES)
+        self.max_run_bytes = max(min(_RUN_BYTES, staging // threads), _MIB)
+        per_thread = max(self.max_run_bytes, table.longest_frame)
+        if table.bases:  # a delta's base as it is kept, and put together from its pieces
+            per_thread += 2 * table.longest_chunk
+        self.threads = max(1, min(threads, staging // per_thread))
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self.moves = Moves(home, tiers)
+        self.requests = 0
+        self.bytes_by_tier: dict[str, int] = {}
+        """Bytes read from durable tiers, by their names."""
+        self.hot_bytes: dict[str, int] = {}
+        """Bytes that came from hot tiers, by their names: plain ones of this node, else frames."""
+        self.bytes_mapped = 0
+        self.bytes_decoded = 0
+        """Plain bytes decoded and verified."""
+        self.plain_bytes: dict[Came, int] = {"reused": 0, "delta": 0, "full": 0}
+        """Plain bytes that were read, by how they came."""
+        self.bad_copies: list[BadCopy] = []
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes read from all durable tiers."""
+        return sum(self.bytes_by_tier.values())
+
+    @property
+    def shares_link(self) -> bool:
+        """Whether the threads share a network link."""
+        return not self._tiers.local
+
+    # Threads and buffers
+
+    def each(self, items: Sequence[_T], work: Callable[[_T], None]) -> None:
+        """Run ``work`` on every item, in as many threads as memory allows."""
+        if len(items) <= 1 or self.threads == 1:
+            for item in items:
+                work(item)
+            return
+        with ThreadPoolExecutor(min(self.threads, len(items)), "tierstore-read") as executor:
+            futures = [executor.submit(work, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
+
+    def staging(self, nbytes: int) -> memoryview:
+        """Return a buffer of ``nbytes`` bytes, the calling thread's own until its next call."""
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < nbytes:
+            buffer = self._local.buffer = bytearray(max(nbytes, self.max_run_bytes))
+        return memoryview(buffer)[:nbytes]
+
+    # Counters
+
+    def count_hot(self, tier: str, nbytes: int) -> None:
+        """Count bytes that came from a hot tier."""
+        with self._lock:
+            self.hot_bytes[tier] = self.hot_bytes.get(tier, 0) + nbytes
+
+    def count_mapped(self, nbytes: int) -> None:
+        """Count plain bytes that were mapped from this node's tier."""
+        with self._lock:
+            self.bytes_mapped += nbytes
+
+    def count_plain(self, came: Came, nbytes: int) -> None:
+        """Count plain bytes by how they came."""
+        with self._lock:
+            self.plain_bytes[came] += nbytes
+
+    def count_decoded(self, nbytes: int) -> None:
+        """Count plain bytes that were decoded and verified."""
+        with self._lock:
+            self.bytes_decoded += nbytes
+
+    def note_bad_copy(self, place: ChunkPlace, tiers: Iterable[str], error: Damaged) -> None:
+        """Report that a frame had to be read from another tier because its copy was damaged."""
+        bad = BadCopy(place, tuple(sorted(tiers)), str(error))
+        _log.error(
+            "the copy of pack %s in tier %s is damaged, another one was read: %s",
+            place.pack.hex(), ", ".join(bad.tiers), error,
+        )  # fmt: skip
+        with self._lock:
+            self.bad_copies.append(bad)
+
+    # Ranges of packs
+
+    def read(
+        self,
+        pack: bytes,
+        parts: Sequence[tuple[int, memoryview]],
+        avoid: frozenset[str] = frozenset(),
+    ) -> str:
+        """Fill every buffer from its offset in the pack, and return the name of the tier.
+
+        Raises:
+            NotFound: The pack is gone, or only in a tier that is to ``avoid``.
+        """
+        key = pack_key(pack)
+        tier = self._tiers.read([RangeRead(key, start, out) for start, out in parts], avoid)
+        nbytes = sum(len(out) for _, out in parts)
+        with self._lock:
+            self.requests += len(parts)
+            self.bytes_by_tier[tier] = self.bytes_by_tier.get(tier, 0) + nbytes
+        return tier
+
+    def read_frame(
+        self, place: ChunkPlace, start: int, stop: int, avoid: frozenset[str] = frozenset()
+    ) -> tuple[bytearray, str]:
+        """Read bytes ``[start, stop)`` of one frame, wherever it is now; also the tier's name."""
+        place = self.moves.current(place)
+        out = bytearray(stop - start)
+        try:
+            tier = self.read(place.pack, [(place.offset + start, memoryview(out))], avoid)
+        except NotFound:
+            self.moves.follow(place.pack)
+            return self.read_frame(place, start, stop, avoid)
+        return out, tier

@@ -1,0 +1,201 @@
+"""Bytes of a version as they lie in chunks: pieces, spans, stored tensors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from tierstore.deferred import np
+from tierstore.format.dtypes import DTYPES
+from tierstore.format.manifest import FileEntry, TensorEntry, pieces
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.chunks.decode import Part, Sink
+from tierstore.modelstore.chunks.plan import spans_of_rows
+from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.modelstore.chunks.sharing import Want
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPiece:
+    """One chunk: where it lies, and which bytes of the tensor or file it holds."""
+
+    place: ChunkPlace
+    begin: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes ``[low, high)`` of a tensor or file, and where they go.
+
+    Attributes:
+        chunks: those of the tensor or file that overlap the span; others are ignored.
+        low: counted as ``begin`` of the chunks is.
+        high: likewise.
+        out: as long as the span.
+    """
+
+    chunks: Sequence[PlacedPiece]
+    low: int
+    high: int
+    out: memoryview
+
+    def holds(self, chunk: PlacedPiece) -> bool:
+        """Whether all of a chunk is wanted."""
+        return chunk.begin >= self.low and chunk.begin + chunk.length <= self.high
+
+    def take(self, begin: int, plain: memoryview) -> None:
+        """Copy what belongs here of plain bytes that begin at ``begin``."""
+        start, stop = max(begin, self.low), min(begin + len(plain), self.high)
+        self.out[start - self.low : stop - self.low] = plain[start - begin : stop - begin]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """How the bytes of one version are reached: its layout and who reads it."""
+
+    table: ChunkTable
+    reader: ChunkReader
+    chunk_size: int
+
+    def placed(self, chunks: bytes, nbytes: int) -> Iterator[PlacedPiece]:
+        """The chunks of a tensor or file of ``nbytes`` bytes, in order."""
+        for piece in pieces(chunks, nbytes, self.chunk_size):
+            place = self.table.find(piece.digest)
+            assert place is not None  # Store.load checked that the layout holds every chunk
+            yield PlacedPiece(place, piece.begin, piece.length)
+
+    def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
+        """The chunks of a file in order; ``begin`` counts from behind its header."""
+        if not file.header:
+            return list(self.placed(file.chunks, file.size))
+        return [
+            PlacedPiece(piece.place, entry.begin + piece.begin, piece.length)
+            for entry in file.tensors
+            for piece in self.placed(entry.chunks, entry_bytes(entry))
+        ]
+
+    def read_spans(self, spans: Sequence[Span], *, share: bool = False) -> None:
+        """Fill every ``out``: whole chunks go straight to their place, of others just the blocks
+        that hold wanted bytes are read. ``share`` is that of ``ChunkReader.read``.
+        """
+        wants: list[Want] = []
+        parts: list[tuple[Part, Sink]] = []
+        for span in spans:
+            for p in span.chunks:
+                end = p.begin + p.length
+                if span.holds(p):
+                    at = p.begin - span.low
+                    wants.append(Want(p.place, span.out[at : at + p.length]))
+                elif p.begin < span.high and end > span.low:
+                    part = Part(p.place, p.begin, p.length, [(span.low, span.high)])
+                    parts.append((part, span.take))
+        self.reader.read(wants, share=share)
+        self.reader.read_parts(parts)
+
+
+class StoredTensor:
+    """A tensor's bytes in chunks of its own, as one manifest has them, without any patches.
+
+    Args:
+        content: How the bytes of the version are reached.
+        entry: The tensor in the manifest.
+    """
+
+    __slots__ = ("content", "entry")
+
+    def __init__(self, content: Content, entry: TensorEntry) -> None:
+        self.content, self.entry = content, entry
+
+    @property
+    def nbytes(self) -> int:
+        """Plain bytes."""
+        return entry_bytes(self.entry)
+
+    @property
+    def digests(self) -> bytes:
+        """The digests of its chunks in order, end to end."""
+        return self.entry.chunks
+
+    def chunks(self) -> list[PlacedPiece]:
+        """Return its chunks, in order."""
+        return list(self.content.placed(self.entry.chunks, self.nbytes))
+
+    def wants(self, out: memoryview) -> list[Want]:
+        """Return the reads that fill ``out`` (``nbytes`` long) with the whole tensor."""
+        return [Want(p.place, out[p.begin : p.begin + p.length]) for p in self.chunks()]
+
+    def read_span(self, low: int, high: int, out: memoryview) -> None:
+        """Read its plain bytes ``[low, high)`` into ``out``, which is as long as that."""
+        self.content.read_spans([Span(self.chunks(), low, high, out)])
+
+    @property
+    def row_bytes(self) -> int:
+        """Plain bytes of a row of the first dimension; a row begins at a byte."""
+        return prod(self.entry.shape[1:]) * DTYPES[self.entry.dtype].bits // 8
+
+    def read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return the plain bytes of rows of the first dimension, as (rows, bytes of a row).
+
+        Args:
+            rows: Numbers of the rows, in range, in any order, repeats allowed.
+        """
+        row_bytes = self.row_bytes
+        out = np.empty((len(rows), row_bytes), np.uint8)
+        spans = spans_of_rows(rows, row_bytes)
+        if spans:
+            self._gather(spans, rows, out, row_bytes)
+        return out
+
+    def _gather(
+        self,
+        spans: list[tuple[int, int]],
+        rows: npt.NDArray[np.int64],
+        out: npt.NDArray[np.uint8],
+        row_bytes: int,
+    ) -> None:
+        """Copy wanted bytes from decoded blocks into ``out`` through one buffer of the spans."""
+        starts = np.array([start for start, _ in spans])
+        stops = np.array([stop for _, stop in spans])
+        offsets = np.concatenate(([0], np.cumsum(stops - starts)))
+        packed = np.empty(offsets[-1], np.uint8)
+        lock = threading.Lock()
+
+        def sink(begin: int, plain: memoryview) -> None:
+            block = np.frombuffer(plain, np.uint8)
+            end = begin + len(block)
+            low = int(np.searchsorted(stops, begin, "right"))
+            high = int(np.searchsorted(starts, end, "left"))
+            with lock:
+                for at in range(low, high):
+                    start, stop = max(int(starts[at]), begin), min(int(stops[at]), end)
+                    to = int(offsets[at]) + start - int(starts[at])
+                    packed[to : to + stop - start] = block[start - begin : stop - begin]
+
+        self.content.reader.read_parts([(part, sink) for part in self._parts(spans)])
+        which = np.searchsorted(stops, rows * row_bytes, "right")
+        where = offsets[which] + rows * row_bytes - starts[which]
+        out[:] = packed.reshape(-1, row_bytes)[where // row_bytes]
+
+    def _parts(self, spans: list[tuple[int, int]]) -> list[Part]:
+        size = self.content.chunk_size
+        numbers: dict[int, list[tuple[int, int]]] = {}
+        for start, stop in spans:
+            for number in range(start // size, (stop - 1) // size + 1):
+                numbers.setdefault(number, []).append((start, stop))
+        chunks = self.chunks()
+        return [
+            Part(chunks[number].place, chunks[number].begin, chunks[number].length, own)
+            for number, own in numbers.items()
+        ]
+
+
+def entry_bytes(entry: TensorEntry) -> int:
+    """Plain bytes of a tensor."""
+    return prod(entry.shape) * DTYPES[entry.dtype].bits // 8
