@@ -376,7 +376,7 @@ def test_an_alias_that_moved_meanwhile_stays(store: Store, monkeypatch: pytest.M
         store.save("m", model(9), alias="prod")
         return result
 
-    monkeypatch.setattr("tierstore.modelstore.patches.storepatches.publish_patch", slow)
+    monkeypatch.setattr("tierstore.modelstore.patches.service.publish_patch", slow)
     with pytest.raises(Conflict, match=r"m@2 is published, but m@prod .* somebody else moved"):
         store.patch("m@prod", {"emb": rows(1)}, alias="prod")
     assert store.resolve("m@prod").number == 3
@@ -389,7 +389,7 @@ def test_the_newest_is_patched_or_nothing(store: Store, monkeypatch: pytest.Monk
         store.save("m", model(9))
         return original(*args)
 
-    monkeypatch.setattr("tierstore.modelstore.patches.storepatches.encode_for", slow)
+    monkeypatch.setattr("tierstore.modelstore.patches.service.encode_for", slow)
     with pytest.raises(Conflict, match="m has another newest version than 1 by now"):
         store.patch("m", {"emb": rows(1)}, alias="prod")
     assert store.resolve("m").number == 2

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from tierstore.blobs.base import BlobStore
 from tierstore.format.manifest import LineageEntry
 from tierstore.format.reflog import RefEntry
-from tierstore.format.storeconfig import StoreConfig, check_features
+from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import TierSpec
-from tierstore.ids import Digest, check_alias, check_name
+from tierstore.ids import check_alias, check_name
 from tierstore.modelstore.care.rebase import COSTS, Rebased, Rebasing
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.home.leases import ReaderLease, WriterLease
+from tierstore.modelstore.home.leases import ReaderLease
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.tierlist import TierLog
 from tierstore.modelstore.loading.model import Model
@@ -27,14 +26,17 @@ from tierstore.modelstore.names.members import refuse_release
 from tierstore.modelstore.names.names import Alias, Names
 from tierstore.modelstore.names.releases import Releases
 from tierstore.modelstore.names.rollout import Rollouts
-from tierstore.modelstore.patches.storepatches import StorePatches
+from tierstore.modelstore.patches.fold import Folded
+from tierstore.modelstore.patches.patches import Patch
+from tierstore.modelstore.patches.patching import Changes
+from tierstore.modelstore.patches.service import Patching
 from tierstore.modelstore.placing.hotpins import HotPins
 from tierstore.modelstore.placing.warming import HOT, Warming, Warmth
-from tierstore.modelstore.saving.basis import basis_of, open_base
-from tierstore.modelstore.saving.source import SourceFile, open_source, refuse_store
-from tierstore.modelstore.saving.writer import Progress, Writer
+from tierstore.modelstore.saving.source import open_source, refuse_store
+from tierstore.modelstore.saving.transaction import Saving
+from tierstore.modelstore.saving.writer import Progress
 from tierstore.modelstore.settings import Settings
-from tierstore.modelstore.version import DISTILLED_FROM, SaveStats, Version, version_of
+from tierstore.modelstore.version import DISTILLED_FROM, Version, version_of
 from tierstore.tiers.durable.tiers import DurableTiers
 from tierstore.tiers.heat.recorder import NO_HEAT, HeatRecorder, HeatView
 from tierstore.tiers.hot.tiers import HotTiers
@@ -49,7 +51,7 @@ if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.placing.placing import Placement
 
 
-class Store(StorePatches):
+class Store:
     """A store of models. Get one from ``tierstore.init`` or ``tierstore.open``.
 
     Thread-safe; a context manager that closes it. References are written ``model`` (the newest
@@ -82,6 +84,9 @@ class Store(StorePatches):
         self._lease = ReaderLease(blobs)
         self._names = Names(self.home, settings.node, settings.labels)
         self._opener = Opener(self.home, settings, self.hot)
+        self.saving = Saving(self.home, self._index, self._opener, self.resolve, settings.threads)
+        """Saves that are no plain ``save``: what variants and uploads are published with."""
+        self._patching = Patching(self.home, self._names, self._opener, self.saving, self._lease)
 
     @property
     def url(self) -> str:
@@ -194,54 +199,15 @@ class Store(StorePatches):
             lineage = [LineageEntry(relation=DISTILLED_FROM, digest=teacher.raw)]
         files = open_source(source, metadata=metadata, exclude=exclude)
         try:
-            entry, stats = self.publish(
-                files, lambda digest: self._names.publish(model, digest, message), base=base,
-                model=model, lineage=lineage, progress=progress,
-            )  # fmt: skip
+            basis = self.saving.basis(files, base, model)
+            with self.saving.begin(basis, progress=progress) as writer:
+                entry = self._names.publish(model, writer.write(files, lineage), message)
         finally:
             for file in files:
                 file.close()
         if alias is not None:
             self._names.point_to_new(model, check_alias(alias), entry, message)
-        return version_of(model, entry, stats)
-
-    def publish(
-        self,
-        files: Sequence[SourceFile],
-        append: Callable[[Digest], RefEntry],
-        *,
-        model: str,
-        base: str | None,
-        lineage: Sequence[LineageEntry] = (),
-        progress: Progress | None = None,
-    ) -> tuple[RefEntry, SaveStats]:
-        """Store files and publish them by the entry that ``append`` writes; what ``save`` is
-        made of.
-
-        Args:
-            files: open sources, which the caller closes.
-            append: writes the ref log entry for the manifest's digest, once all is durable.
-            model: whose newest version ``base="auto"`` looks at first.
-            base: as for ``save``.
-            lineage: what the content was made from.
-            progress: called with bytes done and bytes in all.
-        """
-        check_features(self.home.config, "write", self.url)
-        with WriterLease(self._blobs) as lease:
-            self.home.packs.refresh()  # no pack goes to a tier that is being drained
-            self._index.sync()
-            as_base = partial(
-                open_base, opener=self._opener, index=self._index, threads=self.settings.threads
-            )
-            writer = Writer(
-                self._blobs, self.home.packs, self._index, lease,
-                chunk_size=self.home.config.chunk_size, threads=self.settings.threads,
-                basis=basis_of(files, base, model, self.home, as_base, self.resolve),
-                progress=progress,
-            )  # fmt: skip
-            entry = append(writer.write(files, lineage))
-            writer.publish_index()
-            return entry, writer.stats()
+        return version_of(model, entry, writer.stats())
 
     @overload
     def load(
@@ -272,7 +238,9 @@ class Store(StorePatches):
             UsageError: ``dequantize`` for what is no variant.
         """
         version = self._leased(self.choose(ref, profile=profile))
-        model = Model(version, self._opener.open(version), lambda: self._folded(version))
+        model = Model(
+            version, self._opener.open(version), lambda: self._patching.opened_whole(version)
+        )
         if not dequantize:
             return model
         from tierstore.modelstore.loading.dequantized import Dequantized
@@ -359,6 +327,71 @@ class Store(StorePatches):
         from tierstore.modelstore.care.compare import compare
 
         return compare(self.home, *versions)
+
+    def patch(
+        self,
+        ref: str,
+        changes: Changes,
+        *,
+        alias: str | None = None,
+        message: str = "",
+        fold: bool = True,
+    ) -> Version:
+        """Publish a version that equals another but for some rows, elements or whole tensors.
+
+        Costs bytes and time in proportion to what changes: the rest is neither read nor hashed.
+        At most 16 patches lie on one another, or a quarter of the model's bytes: a version that
+        makes them so many is published, and then folded before this call returns.
+
+        Args:
+            ref: of the version that is changed. When it is a model's newest, or what ``alias``
+                means, and somebody else changes that meanwhile, ``Conflict`` is raised.
+            changes: ``Rows``, ``Elements`` or ``Dense`` by the tensor's name; or a ``Patch`` or the
+                path of a patch file, made for exactly this version.
+            alias: a name to point to the new version, such as ``prod``.
+            message: why; kept in the log.
+            fold: ``False`` leaves that to ``fold``; with too many patches below ``Conflict`` is
+                raised.
+
+        Returns:
+            The new version; its ``stats`` are those of the patch alone.
+
+        Raises:
+            NotFound: there is no such version or file, or the version has no such tensor.
+            UsageError, InvalidSafetensors: a dtype, shape or index does not fit.
+            Conflict: the patch is for another version, or as said above. Nothing is published, or
+                the message says that only ``alias`` was not moved.
+        """
+        return self._patching.patch(ref, changes, alias=alias, message=message, fold=fold)
+
+    def patches(self, since: str, until: str | None = None) -> Iterator[Patch]:
+        """The patches that lead from one version to a newer one, in order.
+
+        For a node that trains or serves: ``for patch in store.patches(since="ranker@12"):
+        patch.apply_to(state)``. Each is read when it is used, and nothing else of the versions is.
+
+        Args:
+            since: reference to the version that the node has.
+            until: reference to the version that it wants; the model's newest by default.
+
+        Raises:
+            Conflict: the newer one is not the older one with patches on it.
+            NotFound: one of them does not exist, or a patch between is gone.
+        """
+        return self._patching.between(since, until)
+
+    def fold(self, ref: str, *, at_least: int = 1, progress: Progress | None = None) -> Folded:
+        """Store a version that lies on patches as a whole; its digest and content stay.
+
+        Loads then read it like any other version, and its files have a SHA-256. Safe at any time:
+        readers and other writers are not touched, and folding twice does nothing.
+
+        Args:
+            ref: of the version.
+            at_least: with fewer patches on it nothing is done.
+            progress: called with bytes done and in all.
+        """
+        return self._patching.fold(ref, at_least, progress)
 
     def rebase(self, ref: str, *, above: float = COSTS) -> Rebased:
         """Store those deltas of a version standalone whose reading costs too much.

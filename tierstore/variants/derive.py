@@ -20,7 +20,7 @@ from tierstore.errors import Damaged, NotFound, SourceError, UnsupportedFormat, 
 from tierstore.format.keys import VARIANTS
 from tierstore.format.manifest import FileEntry, LineageEntry
 from tierstore.format.safetensors import parse_header
-from tierstore.ids import FULL, Digest, check_variant
+from tierstore.ids import FULL, check_variant
 from tierstore.lossy.errors import TensorError, compare, total
 from tierstore.lossy.methods import Cast, Channel, Method, Shape, method_of
 from tierstore.lossy.record import (
@@ -176,18 +176,14 @@ def _record(label: str, version: Version, work: _Work, max_error: float | None) 
 def _publish(
     store: Store, version: Version, label: str, files: list[SourceFile], message: str
 ) -> Version:
-    def append(digest: Digest) -> Any:
+    files = sorted(files, key=lambda file: file.path)
+    lineage = [LineageEntry(relation=DERIVED_FROM, digest=version.digest.raw)]
+    basis = store.saving.basis(files, _newest_of(store, version.model, label), version.model)
+    with store.saving.begin(basis) as writer:
+        digest = writer.write(files, lineage)
         log = store.home.log(version.model, VARIANTS + label)
-        return log.append("derive", lambda _: (version.number, digest.hex, None), message)
-
-    entry, stats = store.publish(
-        sorted(files, key=lambda file: file.path),
-        append,
-        model=version.model,
-        base=_newest_of(store, version.model, label),
-        lineage=[LineageEntry(relation=DERIVED_FROM, digest=version.digest.raw)],
-    )
-    return version_of(version.model, entry, stats, label)
+        entry = log.append("derive", lambda _: (version.number, digest.hex, None), message)
+    return version_of(version.model, entry, writer.stats(), label)
 
 
 def _newest_of(store: Store, model: str, label: str) -> str | None:

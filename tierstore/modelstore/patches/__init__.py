@@ -1,3 +1,3 @@
 """Versions that are a change of another one: published, streamed, folded."""
 
-__all__ = ["changes", "fold", "patches", "storepatches"]
+__all__ = ["changes", "fold", "patches", "patching", "service"]

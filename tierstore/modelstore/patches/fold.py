@@ -17,14 +17,13 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import find_chain, fold_of
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.loading.opener import Opened, Opener
 from tierstore.modelstore.loading.patchedfile import PatchedFileView
-from tierstore.modelstore.saving.basis import Basis, open_base
+from tierstore.modelstore.saving.basis import Basis
 from tierstore.modelstore.saving.kept import KeptFile
 from tierstore.modelstore.saving.source import SourceFile
-from tierstore.modelstore.saving.writer import Progress, Writer
+from tierstore.modelstore.saving.transaction import Saving
+from tierstore.modelstore.saving.writer import Progress
 from tierstore.modelstore.version import SaveStats, Version
 
 _WINDOW = 64 << 20
@@ -70,24 +69,22 @@ class _PatchedFile(SourceFile):
 
 def fold_version(
     home: Home,
-    index: ChunkIndex,
     opener: Opener,
+    saving: Saving,
     version: Version,
     *,
     at_least: int,
-    threads: int,
     progress: Progress | None,
 ) -> Folded:
     """Store the full manifest that equals a patch version, and name it in ``folds/``.
 
     Args:
-        home: of the store.
-        index: of the store.
-        opener: of its versions.
-        version: which.
-        at_least: with fewer patches on it nothing is done.
-        threads: that hash and encode.
-        progress: told bytes done and in all.
+        home: The store's home.
+        opener: Opens its versions.
+        saving: Saves to the store.
+        version: The version to fold.
+        at_least: With fewer patches on it nothing is done.
+        progress: Is called with bytes done and bytes in all.
     """
     chain = find_chain(home, version.digest)
     count = len(chain.patches)
@@ -100,18 +97,11 @@ def fold_version(
         else KeptFile(opened.content, file, file.path)
         for file in opened.manifest.files
     ]
-    base = open_base(version, opener=opener, index=index, threads=threads)
-    with WriterLease(home.blobs) as lease:
-        home.packs.refresh()
-        index.sync()
-        writer = Writer(
-            home.blobs, home.packs, index, lease, chunk_size=home.config.chunk_size,
-            threads=threads, basis=Basis(files, lambda _: base), progress=progress,
-        )  # fmt: skip
+    base = saving.as_base(version)
+    with saving.begin(Basis(files, lambda _: base), progress=progress) as writer:
         full = writer.write(files)
         _name(home, version.digest, full)
-        writer.publish_index()
-        return Folded(version, count, full, writer.stats())
+    return Folded(version, count, full, writer.stats())
 
 
 def _name(home: Home, patch: Digest, full: Digest) -> None:

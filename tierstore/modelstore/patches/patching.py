@@ -21,8 +21,6 @@ from tierstore.format.safetensors import TensorInfo, parse_header
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import Chain, find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.loading.model import stats_of
 from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.loading.stored import StoredTensor, entry_bytes
@@ -36,7 +34,7 @@ from tierstore.modelstore.patches.changes import (
 )
 from tierstore.modelstore.patches.patches import Patch
 from tierstore.modelstore.saving.source import SourceFile
-from tierstore.modelstore.saving.writer import Writer
+from tierstore.modelstore.saving.transaction import Saving
 from tierstore.modelstore.version import SaveStats, Version, version_of
 
 if TYPE_CHECKING:
@@ -122,30 +120,20 @@ def encode_for(base: Version, below: Below, changes: Changes) -> Encoded:
 
 
 def publish_patch(
-    home: Home,
-    index: ChunkIndex,
-    below: Below,
-    encoded: Encoded,
-    append: Callable[[Digest], RefEntry],
-    threads: int,
+    saving: Saving, below: Below, encoded: Encoded, append: Callable[[Digest], RefEntry]
 ) -> tuple[RefEntry, SaveStats]:
     """Store a patch and publish it by the entry that ``append`` writes.
 
-    The dedup index is neither brought up to date nor told: a patch is hardly ever a duplicate, and
-    the look at all segments would not be proportional to what changed.
+    The cost is that of what changes, so the dedup index is left alone.
     """
     chunk_size = below.full.chunk_size
     chain = [below.chain.start, *below.chain.patches]
     info = PatchInfo(
         chain=b"".join(digest.raw for digest in chain), touched=_touched(encoded, chunk_size)
     )
-    with WriterLease(home.blobs) as lease:
-        home.packs.refresh()  # no pack goes to a tier that is being drained
-        writer = Writer(
-            home.blobs, home.packs, index, lease, chunk_size=chunk_size, threads=threads
-        )
-        entry = append(writer.write_patch(_PatchFile(encoded), info))
-        return entry, writer.stats()
+    with saving.begin(indexed=False, chunk_size=chunk_size) as writer:
+        entry = append(writer.write([_PatchFile(encoded)], patch=info))
+    return entry, writer.stats()
 
 
 def _touched(encoded: Encoded, chunk_size: int) -> tuple[bytes, ...]:

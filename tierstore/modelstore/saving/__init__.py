@@ -1,3 +1,3 @@
 """From a source to published bytes: chunks, deltas, frames, packs."""
 
-__all__ = ["basis", "framing", "kept", "packer", "source", "writer"]
+__all__ = ["basis", "framing", "kept", "packer", "source", "transaction", "writer"]

@@ -17,11 +17,9 @@ from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import bottom_manifest
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.saving.delta import LEAST_CHUNK, BaseTensor, DeltaBases
-from tierstore.modelstore.saving.framing import Base, encoders
+from tierstore.modelstore.saving.framing import Base
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.version import Version, version_of
 
@@ -285,20 +283,6 @@ def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:
         file, start = starts[one.key]
         file.read_into(start + begin, window)
         yield _Sample(one, begin, window, at, length)
-
-
-def open_base(version: Version, *, opener: Opener, index: ChunkIndex, threads: int) -> DeltaBases:
-    """Open a version as the base of deltas; where patches lie on it, what is below them.
-
-    Args:
-        version: the base.
-        opener: opens it.
-        index: of the store.
-        threads: that encode at once.
-    """
-    full = opener.open_full(version)
-    keep = min(threads, encoders(full.manifest.chunk_size, deltas=True)) + 1
-    return DeltaBases(str(version), full.manifest, full.content, index.find, keep)
 
 
 def basis_of(

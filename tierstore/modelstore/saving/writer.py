@@ -97,32 +97,35 @@ class Writer:
         self._total = self._headers = self._done = self._chunks = 0
         self._meta_bytes = self._objects = 0
 
-    def write(self, files: Sequence[SourceFile], lineage: Sequence[LineageEntry] = ()) -> Digest:
-        """Store the content of ``files``; the version exists once its digest is in a ref log."""
-        lines = tuple(lineage)
-        return self._write(
-            files,
-            lambda entries: Manifest(chunk_size=self._chunk_size, files=entries, lineage=lines),
-        )
-
-    def write_patch(self, file: SourceFile, info: PatchInfo) -> Digest:
-        """Store a patch file as what ``info`` says; like ``write``."""
-        return self._write(
-            [file], lambda entries: patch_manifest(entries[0], info, self._chunk_size)
-        )
-
-    def _write(
-        self, files: Sequence[SourceFile], describe: Callable[[tuple[FileEntry, ...]], Manifest]
+    def write(
+        self,
+        files: Sequence[SourceFile],
+        lineage: Sequence[LineageEntry] = (),
+        patch: PatchInfo | None = None,
     ) -> Digest:
+        """Store the content of ``files``; the version exists once its digest is in a ref log.
+
+        Args:
+            files: Open sources, which the caller closes.
+            lineage: What the content was made from.
+            patch: Says what the only file of a patch version changes, and of what.
+
+        Returns:
+            The digest of the manifest, which is durable with all that it needs.
+        """
         self._total = sum(file.size for file in files)
         for kept in [file.kept for file in files if file.kept is not None]:
             # before anything is encoded: what these rely on must stay as it is stored
             self._state.claimed |= {place.digest for place, _ in [*kept.places, *kept.bases]}
             self._reuse([*kept.places, *kept.bases])
         try:
-            entries = tuple(self._write_file(file) for file in files)
+            entries = tuple(map(self._write_file, files))
             self._packer.finish()
-            digest, sealed = seal_manifest(describe(entries))
+            digest, sealed = seal_manifest(
+                Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
+                if patch is None
+                else patch_manifest(entries[0], patch, self._chunk_size)
+            )
             self._create(version_key(digest), sealed)
             self._write_layout(digest)
         finally:

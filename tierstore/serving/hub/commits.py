@@ -197,7 +197,9 @@ class Committer:
             return names.publish(model, digest, message, newest.seq if newest else 0)
 
         try:
-            entry, _ = self._store.publish(files, append, model=model, base="auto")
+            saving = self._store.saving
+            with saving.begin(saving.basis(files, "auto", model)) as writer:
+                entry = append(writer.write(files))
         finally:
             for file in files:
                 file.close()

@@ -1,0 +1,122 @@
+"""Publishes, streams and folds the patches of one store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tierstore.errors import Conflict, UsageError
+from tierstore.format.storeconfig import check_features
+from tierstore.ids import ModelRef, check_alias
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import ReaderLease
+from tierstore.modelstore.loading.opener import Opened, Opener
+from tierstore.modelstore.names.members import refuse_release
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.patches.fold import Folded, fold_version
+from tierstore.modelstore.patches.patches import Patch
+from tierstore.modelstore.patches.patching import (
+    Below,
+    Changes,
+    encode_for,
+    look_below,
+    open_patches,
+    publish_patch,
+)
+from tierstore.modelstore.saving.transaction import Saving
+from tierstore.modelstore.saving.writer import Progress
+from tierstore.modelstore.version import Version, version_of
+
+
+class Patching:
+    """What a store does with patches.
+
+    Args:
+        home: The store's home.
+        names: Finds and publishes versions.
+        opener: Opens versions.
+        saving: Saves to the store.
+        lease: The readers' lease, which versions that are read are added to.
+    """
+
+    def __init__(
+        self, home: Home, names: Names, opener: Opener, saving: Saving, lease: ReaderLease
+    ) -> None:
+        self._home, self._names, self._opener = home, names, opener
+        self._saving, self._lease = saving, lease
+
+    def patch(
+        self,
+        ref: str,
+        changes: Changes,
+        *,
+        alias: str | None,
+        message: str,
+        fold: bool,
+    ) -> Version:
+        """Publish a version that equals another but for ``changes``; see ``Store.patch``."""
+        check_features(self._home.config, "write", self._home.blobs.url)
+        base = self._names.resolve(ref)
+        _refuse_others(base)
+        parsed = ModelRef.parse(ref)
+        was = base.number if alias is not None and parsed.alias == alias else None
+        if alias is not None:
+            self._names.check_movable(base.model, check_alias(alias), was)
+        below = look_below(self._home, base.digest)
+        encoded = encode_for(base, below, changes)
+        if below.is_full():
+            below = self._with_room(base, below, fold)
+
+        newest = base.number if parsed == ModelRef(base.model) else None
+        entry, stats = publish_patch(
+            self._saving, below, encoded,
+            lambda digest: self._names.publish(base.model, digest, message, newest),
+        )  # fmt: skip
+        version = version_of(base.model, entry, stats)
+        if alias is not None:
+            self._names.point_to_new(base.model, check_alias(alias), entry, message, was)
+        if fold and below.is_full(1, len(encoded.body)):
+            self._fold(version)
+        return version
+
+    def _with_room(self, base: Version, below: Below, fold: bool) -> Below:
+        if not fold:
+            raise Conflict(
+                f"{base} holds {len(below.chain.patches)} patches of {below.patch_bytes} bytes and "
+                f"can take no more: run 'tierstore fold {base}', or let this call fold it"
+            )
+        self._fold(base)
+        return look_below(self._home, base.digest)
+
+    def between(self, since: str, until: str | None) -> Iterator[Patch]:
+        """Return the patches that lead from one version to a newer one; see ``Store.patches``."""
+        first = self._names.resolve(since)
+        refuse_release(first)
+        last = self._names.resolve(first.model if until is None else until)
+        self._lease.add(last.digest.hex)
+        return open_patches(self._home, self._opener, first, last)
+
+    def fold(self, ref: str, at_least: int, progress: Progress | None) -> Folded:
+        """Store a version that lies on patches as a whole; see ``Store.fold``."""
+        check_features(self._home.config, "write", self._home.blobs.url)
+        return self._fold(self._names.resolve(ref), at_least, progress)
+
+    def _fold(
+        self, version: Version, at_least: int = 1, progress: Progress | None = None
+    ) -> Folded:
+        refuse_release(version)
+        self._lease.add(version.digest.hex)
+        return fold_version(
+            self._home, self._opener, self._saving, version, at_least=at_least, progress=progress
+        )
+
+    def opened_whole(self, version: Version) -> Opened:
+        """Fold a version and open it, for what needs its files."""
+        check_features(self._home.config, "write", self._home.blobs.url)
+        self._fold(version)
+        return self._opener.open(version)
+
+
+def _refuse_others(base: Version) -> None:
+    refuse_release(base)
+    if base.variant is not None:
+        raise UsageError(f"{base} is a lossy variant; patch {base.model}@{base.number}")

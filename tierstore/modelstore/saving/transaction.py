@@ -1,0 +1,97 @@
+"""One save transaction for versions, folds, patches and variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tierstore.format.storeconfig import check_features
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.loading.opener import Opener
+from tierstore.modelstore.saving.basis import Basis, basis_of
+from tierstore.modelstore.saving.delta import DeltaBases
+from tierstore.modelstore.saving.framing import encoders
+from tierstore.modelstore.saving.source import SourceFile
+from tierstore.modelstore.saving.writer import Progress, Writer
+from tierstore.modelstore.version import Version
+
+
+class Saving:
+    """Runs the saves of one store.
+
+    Args:
+        home: The store's home.
+        index: Finds chunks that the store has.
+        opener: Opens versions as bases of deltas.
+        resolve: Finds the version that a reference means.
+        threads: How many threads hash and encode, at most as many as memory allows.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        index: ChunkIndex,
+        opener: Opener,
+        resolve: Callable[[str], Version],
+        threads: int,
+    ) -> None:
+        self._home, self._index, self._opener = home, index, opener
+        self._resolve, self._threads = resolve, threads
+
+    @contextmanager
+    def begin(
+        self,
+        basis: Basis | None = None,
+        *,
+        indexed: bool = True,
+        chunk_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Writer]:
+        """Give a writer; until the block ends garbage collection leaves its packs alone.
+
+        The block calls ``write`` and then appends the ref entry that makes the version exist. When
+        it ends without an error, later saves are told of the chunks that are new.
+
+        Args:
+            basis: Finds bases for new chunks; ``None`` stores them standalone.
+            indexed: ``False`` neither brings the dedup index up to date nor tells it: the look at
+                all its segments would cost more than a little save that is hardly ever a duplicate.
+            chunk_size: Bytes of a chunk; by default the store's, for a patch that of its base.
+            progress: Is called with bytes done and bytes in all.
+
+        Raises:
+            UnsupportedFormat: The store needs a newer tierstore to be written to.
+        """
+        home = self._home
+        check_features(home.config, "write", home.blobs.url)
+        with WriterLease(home.blobs) as lease:
+            home.packs.refresh()  # no pack goes to a tier that is being drained
+            if indexed:
+                self._index.sync()
+            writer = Writer(
+                home.blobs, home.packs, self._index, lease,
+                chunk_size=chunk_size or home.config.chunk_size, threads=self._threads,
+                basis=basis, progress=progress,
+            )  # fmt: skip
+            yield writer
+            if indexed:
+                writer.publish_index()
+
+    def basis(self, files: Sequence[SourceFile], base: str | None, model: str) -> Basis | None:
+        """Choose the base version of a save.
+
+        Args:
+            files: What is saved.
+            base: A reference; ``"auto"`` takes the newest version of the model, or else the most
+                alike one of another model; ``None`` stores no deltas.
+            model: The name under which ``files`` are saved.
+        """
+        return basis_of(files, base, model, self._home, self.as_base, self._resolve)
+
+    def as_base(self, version: Version) -> DeltaBases:
+        """Open a version as the base of deltas; where patches lie on it, what is below them."""
+        full = self._opener.open_full(version)
+        keep = min(self._threads, encoders(full.manifest.chunk_size, deltas=True)) + 1
+        return DeltaBases(str(version), full.manifest, full.content, self._index.find, keep)
