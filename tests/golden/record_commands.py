@@ -2,9 +2,9 @@
 
     python -m tests.golden.record_commands [SCENARIO ...]
 
-Without names all scenarios are recorded, those of ``WITH_EXTRAS`` included: they need
-``pip install 'tierstore[hub,demo]'``. ``git diff tests/golden/commands`` then shows what has
-changed; tests never run this.
+Without names all scenarios are recorded, those of ``WITH_EXTRAS`` included, which need
+``pip install 'tierstore[hub,metrics,demo]'``. ``git diff tests/golden/commands`` then shows what
+has changed; tests never run this.
 """
 
 from __future__ import annotations

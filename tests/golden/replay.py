@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -178,7 +179,8 @@ class _Stderr(io.StringIO):
         before = self._done()
         count = super().write(text)
         if self._done() and not before:
-            signal.raise_signal(signal.SIGTERM)
+            # to the thread that waits for it, whichever thread writes this
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         return count
 
     def _done(self) -> bool:

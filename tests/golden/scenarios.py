@@ -458,7 +458,6 @@ PLACING = (
         warmup n --check
         agent --every soon
         agent --log xml
-        agent --metrics here
         agent --follow m@@
         check --read-data
     """),
@@ -535,7 +534,10 @@ SCENARIOS = {
     "releases": Scenario(RELEASES, small("a") | small("b")),
     "patches": Scenario((patch_source, *PATCHES), ranker("one")),
     "variants": Scenario(
-        VARIANTS, smooth("smooth", WEIGHTS[:6400]) | small("a"), compressed=COMPRESSED
+        VARIANTS,
+        smooth("smooth", WEIGHTS[:6400]) | small("a"),
+        # a variant has a file of its errors, written with all digits that they have here
+        compressed=COMPRESSED | {"logical_bytes"},
     ),
     "tiers": Scenario(TIERS, ranker("one") | {"fresh/file": b""}),
     "placing": Scenario(PLACING, ranker("one") | ranker("two") | ranker("three") | small("a")),
@@ -561,6 +563,7 @@ write = ["m"]
 
 WITH_EXTRAS = {
     "hub": Scenario(HUB, small("a") | {"tokens.toml": TOKENS}),
+    "metrics": Scenario(("init", "agent --metrics here"), {}),
     "demo": Scenario(("demo",), {}, compressed=COMPRESSED | {"codecs"}),
 }
-"""What needs optional packages: starlette and uvicorn, and the weights of the demo."""
+"""What needs optional packages: ``tierstore[hub,metrics,demo]``."""
