@@ -11,19 +11,24 @@
      │   ├─ UnsafeSource        a pickle, or a path that leaves its directory
      │   └─ SourceChanged       the file or array changed while it was being read
      ├─ NotFound                no such store, model, version, alias, tensor or blob        exit 5
-     │   └─ FileMissing         no such file of a version; a FileNotFoundError              exit 5
+     │   ├─ FileMissing         no such file of a version; a FileNotFoundError              exit 5
+     │   └─ TensorMissing       no such tensor of a version; a KeyError                     exit 5
      ├─ Conflict                someone else got there first, or it already exists          exit 6
      │   └─ GateClosed          a rollout may not go on yet                                 exit 6
      ├─ Damaged                 stored bytes do not match their digest, checksum or form    exit 4
      ├─ UnsupportedFormat       written by a newer tierstore: upgrade this one              exit 1
      └─ BackendError            the storage itself failed                                   exit 1
-         ├─ PermissionDenied    it refused our credentials or our user                      exit 1
+         ├─ PermissionDenied    it refused our user or key; a PermissionError               exit 1
          ├─ OutOfSpace          quota or disk full                                          exit 7
          ├─ Archived            it must be restored from an archive first                   exit 1
-         └─ Unreachable         no answer after the retries                                 exit 8
+         └─ Unreachable         no answer after the retries; a ConnectionError              exit 8
 
 A message says what happened, to which object, and what to do next. Nothing here is retried by the
 caller except ``Unreachable``: stores retry before they raise it.
+
+Some are also the exception that Python itself would raise, so that code which knows nothing of
+tierstore handles them: see each class. Those that are an ``OSError`` have no ``errno``, and whoever
+guards calls of the operating system with ``except OSError`` lets ours pass.
 """
 
 from __future__ import annotations
@@ -78,6 +83,10 @@ class FileMissing(NotFound, FileNotFoundError):
     """No such file, for those who read ``tierstore://`` URLs as they read paths."""
 
 
+class TensorMissing(NotFound, KeyError):
+    """A version has no tensor of this name; also a ``KeyError``, as of any mapping."""
+
+
 class Conflict(TierstoreError):
     """The name is taken, or another writer got there first."""
 
@@ -102,8 +111,8 @@ class BackendError(TierstoreError):
     """The storage behind a blob store failed."""
 
 
-class PermissionDenied(BackendError):
-    """The storage refused our credentials or our user."""
+class PermissionDenied(BackendError, PermissionError):
+    """The storage refused our credentials or our user; also a ``PermissionError``."""
 
 
 class OutOfSpace(BackendError):
@@ -116,7 +125,7 @@ class Archived(BackendError):
     """The object is in an archive class; ``tierstore restore`` asks for a copy to read."""
 
 
-class Unreachable(BackendError):
-    """The storage did not answer."""
+class Unreachable(BackendError, ConnectionError):
+    """The storage did not answer; also a ``ConnectionError``."""
 
     exit_code = 8

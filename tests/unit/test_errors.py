@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tierstore
 from tierstore import errors
 
 EXIT_CODES = {
     "TierstoreError": 1, "UsageError": 2, "InvalidName": 2, "ConfigError": 2, "SourceError": 1,
     "InvalidSafetensors": 1, "UnsafeSource": 1, "SourceChanged": 1, "NotFound": 5, "Conflict": 6,
-    "GateClosed": 6, "FileMissing": 5,
+    "GateClosed": 6, "FileMissing": 5, "TensorMissing": 5,
     "Damaged": 4, "UnsupportedFormat": 1, "BackendError": 1, "PermissionDenied": 1,
     "OutOfSpace": 7, "Archived": 1, "Unreachable": 8,
 }  # fmt: skip
@@ -49,13 +52,47 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_message_is_shown_as_it_was_written_and_survives_a_process(name: str) -> None:
     error = CLASSES[name]("what 'happened'")
+    error.add_note("a note")
+    error.tier = "warm"
     assert str(error) == "what 'happened'"
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error)
-    assert str(again) == str(error)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(error, protocol))
+        assert type(again) is type(error)
+        assert again.args == ("what 'happened'",)
+        assert (str(again), repr(again)) == (str(error), repr(error))
+        assert (again.__notes__, again.tier) == (["a note"], "warm")
 
 
 def test_errors_are_also_what_python_would_raise() -> None:
     assert issubclass(errors.NotFound, LookupError)
     assert issubclass(errors.UsageError, ValueError)
     assert issubclass(errors.InvalidSafetensors, ValueError)
+    assert issubclass(errors.FileMissing, FileNotFoundError)
+    assert issubclass(errors.TensorMissing, KeyError)
+    assert issubclass(errors.PermissionDenied, PermissionError)
+    assert issubclass(errors.Unreachable, ConnectionError)
+
+
+@pytest.mark.parametrize("name", ["FileMissing", "PermissionDenied", "Unreachable"])
+def test_ours_say_nothing_of_an_errno(name: str) -> None:
+    """Handlers that look for a full disk or a missing file must not find one."""
+    error = CLASSES[name]("what happened")
+    assert (error.errno, error.strerror, error.filename) == (None, None, None)
+
+
+def test_a_missing_tensor_is_a_missing_key(tmp_path: Path) -> None:
+    with tierstore.init(tmp_path / "store") as store:
+        store.save("m", {"w": np.zeros(3, "<f4")})
+        model = store.load("m")
+        message = "m@1 has no tensor 'v'; 'tierstore tensors m@1' lists its 1"
+        with pytest.raises(KeyError) as caught:
+            model["v"]
+        assert str(caught.value) == message
+        for look in (
+            lambda: model.tensor("v"), lambda: model.load(["w", "v"]),
+            lambda: model.load_into({"v": bytearray(12)}),
+            lambda: store.patch("m", {"v": tierstore.Dense(np.zeros(3, "<f4"))}),
+        ):  # fmt: skip
+            with pytest.raises(errors.TensorMissing, match="m@1 has no tensor 'v'; "):
+                look()
+        assert model.get("v") is None

@@ -113,6 +113,30 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         alone = len(entries) == 1 and entries[0]["name"] == rest
         return entries[0] if alone else _folder_entry(rest)
 
+    def isdir(self, path: str) -> bool:
+        """Whether there is such a folder; a store that fails is an error, not a "no"."""
+        try:
+            return bool(self.info(path)["type"] == "directory")
+        except FileNotFoundError:
+            return False
+
+    def walk(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        topdown: bool = True,
+        on_error: Any = "omit",
+        **kwargs: Any,
+    ) -> Any:
+        """Every folder below ``path`` with what lies in it; see fsspec.
+
+        By default a folder that does not exist has nothing in it, but a store that fails is an
+        error: what was not asked must not look empty.
+        """
+        if on_error == "omit":
+            on_error = _raise_unless_missing
+        return super().walk(path, maxdepth, topdown, on_error, **kwargs)
+
     def ukey(self, path: str) -> str:
         """The SHA-256 of a file; where patches change it, what names the version's file."""
         model, view = self._open_view(path)
@@ -335,6 +359,11 @@ def _copy(view: FileView, target: Any, callback: Any) -> None:
 
 def _missing(path: str, why: object) -> NoReturn:
     raise FileMissing(f"No such file or directory: {path[:500]!r}: {why}") from None
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _refuse(what: str) -> NoReturn:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
-from tierstore.errors import NotFound, UsageError
+from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.loading.arrays import as_torch, new_bytes, typed_torch
 from tierstore.modelstore.loading.model import Model
@@ -129,7 +129,7 @@ def _chosen(ref: str, tensors: Mapping[str, Tensor], names: Iterable[str] | None
     chosen = list(tensors if names is None else names)
     for name in chosen:
         if name not in tensors:
-            raise NotFound(f"{ref} has no tensor {name[:200]!r}")
+            raise TensorMissing(f"{ref} has no tensor {name[:200]!r}")
     return chosen
 
 

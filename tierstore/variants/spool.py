@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.errors import BackendError, OutOfSpace, PermissionDenied
+from tierstore.errors import BackendError, OutOfSpace, PermissionDenied, TierstoreError
 from tierstore.format.dtypes import name_of
 from tierstore.modelstore.loading.arrays import ArrayBytes
 
@@ -41,6 +41,8 @@ class Spool:
     def _told(self) -> Iterator[None]:
         try:
             yield
+        except TierstoreError:
+            raise
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             denied = isinstance(error, PermissionError) or error.errno == errno.EROFS

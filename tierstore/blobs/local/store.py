@@ -31,7 +31,7 @@ from tierstore.blobs.base import (
 )
 from tierstore.blobs.local import files
 from tierstore.blobs.shared import by_key, flat_views, is_key, runs
-from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError
 from tierstore.ids import Buffer, ByteRange
 
 TEMP_DIR = ".tmp~"
@@ -356,6 +356,8 @@ class LocalStore(BlobStore):
         """Turn an ``OSError`` into one of ours that says what failed, where, and what to do."""
         try:
             yield
+        except TierstoreError:
+            raise
         except OSError as error:
             if error.errno in files.MISSING:
                 if missing_ok:

@@ -165,6 +165,8 @@ class MemcachedClient:
     def _errors(self, doing: str) -> Iterator[None]:
         try:
             yield
+        except TierstoreError:
+            raise
         except (MemcacheError, OSError, *_GARBLED) as error:
             raise _translated(error, doing) from None
 

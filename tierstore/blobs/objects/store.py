@@ -111,9 +111,9 @@ class ObjectStore(BlobStore):
         retry_s = timeout_s if retry_s is None else retry_s
         try:
             found = connect(self._url, Access(**access), timeout_s, retry_s)
+        except TierstoreError:
+            raise
         except _OBSTORE_ERRORS as error:
-            if isinstance(error, ConfigError):
-                raise
             raise ConfigError(
                 f"{self._url} cannot be opened ({type(error).__name__}): check the URL and the "
                 "region, endpoint and credentials in the environment"

@@ -245,6 +245,8 @@ class RedisClient:
     def _errors(self, doing: str) -> Iterator[None]:
         try:
             yield
+        except TierstoreError:
+            raise
         except (RedisError, OSError) as error:
             raise _translated(error, doing, self.endpoint.url) from None
 

@@ -18,7 +18,7 @@ from tierstore.cli.kit.help import arrange
 from tierstore.cli.kit.output import as_json, printable, show_warnings
 from tierstore.cli.schemas.core import ErrorDetail, ErrorJson
 from tierstore.config import DEBUG, is_on, unknown_variables
-from tierstore.errors import OutOfSpace, TierstoreError
+from tierstore.errors import NotFound, OutOfSpace, TensorMissing, TierstoreError
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
@@ -133,7 +133,7 @@ def run(argv: Sequence[str]) -> int:
         _drop_output()
         return BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, TierstoreError):
             _drop_output()
         return _report(error, _wants_json(argv))
     return 0
@@ -166,6 +166,8 @@ def _detail(error: BaseException) -> ErrorDetail:
     kind, message, code = type(error).__name__, str(error), 1
     if isinstance(error, TierstoreError):
         code = error.exit_code
+        if isinstance(error, TensorMissing):
+            kind = NotFound.__name__  # what programs that read this know
     elif isinstance(error, _ClickUsageError):
         context = error.ctx
         where = f"; see '{context.command_path} --help'" if context else ""

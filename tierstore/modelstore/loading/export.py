@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from itertools import accumulate, chain
 from pathlib import Path
 
-from tierstore.errors import BackendError, Damaged, OutOfSpace, PermissionDenied, UnsafeSource
+from tierstore.errors import (
+    BackendError,
+    Damaged,
+    OutOfSpace,
+    PermissionDenied,
+    TierstoreError,
+    UnsafeSource,
+)
 from tierstore.format.manifest import FileEntry, check_path
 from tierstore.format.safetensors import build_header
 from tierstore.modelstore.chunks.plan import batches
@@ -110,9 +117,11 @@ def written_beside(target: Path) -> Iterator[int]:
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Turn the errors of writing ``target`` into ours."""
+    """Turn the errors of writing ``target`` into ours; those of the store are ours already."""
     try:
         yield
+    except TierstoreError:
+        raise
     except OSError as error:
         why = f"{target} cannot be written: {error.strerror}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

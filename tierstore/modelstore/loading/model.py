@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tierstore.deferred import np
-from tierstore.errors import NotFound, UsageError
+from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkTable
@@ -116,11 +116,11 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         return default if found is None else found.numpy()
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of this name, not read yet; ``NotFound`` when there is none."""
+        """The tensor of this name, not read yet; ``TensorMissing`` when there is none."""
         try:
             return self._tensors[name]
         except KeyError:
-            raise NotFound(
+            raise TensorMissing(
                 f"{self.version} has no tensor {name[:200]!r}; "
                 f"'tierstore tensors {self.version}' lists its {len(self)}"
             ) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tierstore.deferred import np
-from tierstore.errors import InvalidSafetensors, NotFound, UsageError
+from tierstore.errors import InvalidSafetensors, TensorMissing, UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.patch import (
     PATCH_PATH,
@@ -123,7 +123,7 @@ def encode_changes(
         title: names the base in messages.
 
     Raises:
-        NotFound: the base has no such tensor.
+        TensorMissing: the base has no such tensor.
         UsageError: nothing is given, a dtype or shape differs, or an index is out of range.
     """
     if not changes:
@@ -182,8 +182,8 @@ def check_targets(spec: PatchSpec, targets: Mapping[str, Target], title: str) ->
             )
 
 
-def _no_tensor(name: object, title: str) -> NotFound:
-    return NotFound(
+def _no_tensor(name: object, title: str) -> TensorMissing:
+    return TensorMissing(
         f"{title} has no tensor {str(name)[:200]!r}; 'tierstore tensors {title}' lists what it has"
     )
 

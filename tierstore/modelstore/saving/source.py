@@ -24,6 +24,7 @@ from tierstore.errors import (
     PermissionDenied,
     SourceChanged,
     SourceError,
+    TierstoreError,
     UnsafeSource,
     UsageError,
 )
@@ -182,6 +183,8 @@ class _explained:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TierstoreError):
+            return
         if isinstance(error, FileNotFoundError):
             raise NotFound(f"{self._where} does not exist; check the path") from None
         if isinstance(error, PermissionError):

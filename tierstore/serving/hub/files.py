@@ -221,6 +221,8 @@ async def _send_piece(part: bytes | FilePart, at: int, count: int, send: Send) -
     message = {"file": part.file, "offset": part.offset + at, "count": count, "more_body": True}
     try:
         await send({"type": EXTENSION, **message})
+    except TierstoreError:
+        raise
     except ConnectionError:
         raise _Gone from None
     except OSError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
+from tierstore.errors import TierstoreError
 from tierstore.serving.hub.answers import HubError
 
 _SECRET = "secret"
@@ -119,6 +120,8 @@ class Spool:
             if part == 0 and (count, sha.hexdigest()) != (size, oid):
                 raise HubError(400, f"{count} bytes with the SHA-256 {sha.hexdigest()} came")
             partial.replace(folder / (f"{oid}.{part}" if part else oid))
+        except TierstoreError:  # of where the parts come from
+            raise
         except OSError as error:
             raise HubError(507, f"the gateway cannot keep the upload: {error.strerror}") from None
         finally:
@@ -170,6 +173,8 @@ class Spool:
                     sha.update(part)
             path = folder / sha.hexdigest()
             partial.replace(path)
+        except TierstoreError:  # of the store that the parts are read from
+            raise
         except OSError as error:
             raise HubError(507, f"the gateway cannot keep the file: {error.strerror}") from None
         finally:

@@ -1,0 +1,415 @@
+"""Errors of ours that are OSErrors: what guards against those treats them right.
+
+A block that may run code of ours lets them pass unchanged: an unreachable store is no full disk. A
+block that asks the operating system alone meets none of them, and treats them as it does any
+OSError. See ``tests.guards``; the places that need optional extras are in
+``tests/integration/test_guards_of_extras.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tierstore
+from tests.guards import EXTRAS, OURS, PASSES, Case, check, checks_of_types, places
+from tests.unit.test_tiers_local import chunk, hot, offer, read
+from tierstore import config
+from tierstore.blobs.fsspec.kinds import Sftp
+from tierstore.blobs.fsspec.store import FsspecStore
+from tierstore.blobs.local import direct, files
+from tierstore.blobs.local.store import LocalStore
+from tierstore.blobs.memory import MemoryStore
+from tierstore.blobs.objects import connect
+from tierstore.blobs.objects.store import ObjectStore
+from tierstore.cli import doctor
+from tierstore.cli.kit import app
+from tierstore.errors import BackendError, ConfigError, PermissionDenied, Unreachable
+from tierstore.format.tiers import TierSpec
+from tierstore.modelstore import settings
+from tierstore.modelstore.home import refs
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.loading import arrays, export
+from tierstore.modelstore.saving import source
+from tierstore.modelstore.store import Store
+from tierstore.serving import opened
+from tierstore.serving.filesystem import TierstoreFileSystem
+from tierstore.serving.node import Served
+from tierstore.testing.faulty import FaultyStore
+from tierstore.tiers import activity
+from tierstore.tiers.guard.breaker import Breaker
+from tierstore.tiers.heat.home import HomeLedger
+from tierstore.tiers.node import mapping, tensors
+from tierstore.tiers.node.claims import Claims
+from tierstore.tiers.node.files import kernel_boot_id
+from tierstore.tiers.node.local import LocalHot
+from tierstore.tiers.stats import TierStats
+from tierstore.variants.spool import Spool
+from tierstore.wiring import below
+from tierstore.wiring import places as tier_places
+
+MIB = 1 << 20
+CHUNK = chunk(1)
+
+
+def blobs(folder: Path) -> LocalStore:
+    return LocalStore(folder, create=True)
+
+
+def written(store: LocalStore | FsspecStore) -> bytes:
+    store.put("a/b", b"content")
+    return bytes(store.get("a/b"))
+
+
+def direct_file(folder: Path) -> tuple[bool, bytes]:
+    path = folder / "file"
+    with path.open("wb") as file:
+        done = direct.write_direct(file.fileno(), [memoryview(b"content")])
+    return done, path.read_bytes()
+
+
+def synced(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        files.sync_dir(fd)
+    finally:
+        os.close(fd)
+
+
+def sftp_create(_: Path) -> bool:
+    """Whether it was created; another client has just done that."""
+    client: Any = SimpleNamespace(ftp=None, exists=lambda path: True)
+    return Sftp.create(object.__new__(Sftp), client, "temporary", "name")
+
+
+def node_config(folder: Path) -> object:
+    (folder / "tierstore.toml").touch()
+    return config.node_config({"TIERSTORE_CONFIG": str(folder / "tierstore.toml")})
+
+
+def password(folder: Path) -> object:
+    (folder / "secret").write_text("s")
+    (folder / "tierstore.toml").write_text(f"[tiers.t]\npassword_file = '{folder}/secret'\n")
+    return node_config(folder)
+
+
+def index(folder: Path) -> int:
+    found = ChunkIndex(MemoryStore(), folder / "index.sqlite")
+    found.sync()
+    found.close()
+    return len(list(folder.iterdir()))
+
+
+def damaged_index(folder: Path) -> int:
+    (folder / "index.sqlite").write_bytes(b"no database" * 1000)
+    return index(folder)
+
+
+def exported(folder: Path) -> None:
+    with export.explained(folder):
+        pass
+
+
+def counted(tiers: Path) -> activity.Activity:
+    stats = TierStats()
+    stats.count(hits=1)
+    return activity.Activity(tiers, lambda: {"hot": stats})
+
+
+def published(folder: Path) -> int:
+    counted(folder).publish()
+    return len(list(folder.iterdir()))
+
+
+def old_ones(folder: Path) -> bool:
+    old = folder / "1-0.json"
+    old.touch()
+    os.utime(old, (0, 0))
+    counted(folder).publish()
+    return old.exists()
+
+
+def seen(folder: Path) -> list[object]:
+    counted(folder).publish()
+    return list(activity.activities(folder, 0.0))
+
+
+def locked(folder: Path) -> None:
+    from tierstore.placement.heat import HeatMap
+
+    HomeLedger(MemoryStore(), "node", folder / "lock").add(HeatMap(3600.0, 0.0))
+
+
+def claimed(folder: Path) -> list[bool]:
+    """What two processes get that ask for the same chunk."""
+    first, second = Claims(folder), Claims(folder)
+    try:
+        return [*first.take([b"d" * 32]), *second.take([b"d" * 32])]
+    finally:
+        first.close()
+        second.close()
+
+
+def filled(folder: Path) -> list[bool]:
+    tier = hot(folder)
+    try:
+        return [*offer(tier, CHUNK), read(tier, CHUNK[0]) == CHUNK[1]]
+    finally:
+        tier.close()
+
+
+def emptied(folder: Path) -> list[str]:
+    """Folders of the chunks from before the machine's last start that are left, once empty."""
+    hot(folder).close()
+    tier = hot(folder, boot="boot-2")
+    tier.evict(None)
+    tier.close()
+    return sorted(path.name for path in (folder / ("s" * 32)).iterdir() if path.is_dir())
+
+
+def with_chunk(folder: Path) -> LocalHot:
+    tier = hot(folder)
+    assert offer(tier, CHUNK) == [True]
+    return tier
+
+
+def lost(folder: Path) -> int:
+    """Files of a chunk whose bytes the disk has lost."""
+    tier = with_chunk(folder)
+    tier.failed(CHUNK[0], OSError(5, "bad"))
+    return len(list((folder / ("s" * 32) / "boot-1").iterdir()))
+
+
+def rejected(folder: Path) -> int:
+    tier = with_chunk(folder)
+    tier.reject(CHUNK[0])
+    return tier.stats.damaged
+
+
+def spooled(folder: Path) -> None:
+    with Spool(folder):
+        pass
+
+
+def empty_folders(folder: Path) -> bool:
+    (folder / "a" / "b").mkdir(parents=True)
+    tier_places.remove_empty(folder / "a")
+    return (folder / "a").exists()
+
+
+def local_files(folder: Path) -> Path:
+    from tierstore.serving import vllm
+
+    (folder / "model").mkdir()
+    np.save(folder / "model" / "w.npy", np.zeros(3, "<f4"))
+    with tierstore.init(folder / "store") as store:
+        store.save("m", folder / "model")
+        return vllm.local_files(store.load("m"), store.url)
+
+
+def reserved(_: Path) -> object:
+    return mapping.reserve(MIB, MIB)
+
+
+def mapped(folder: Path) -> list[bool]:
+    tier = with_chunk(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensors, "_native", None)  # which looks at files for itself
+        return [one is not None for one in tier.tensors([(CHUNK[0], MIB)], MIB)]
+
+
+CASES = {
+    "blobs.fsspec.kinds:Sftp.create#1": Case(sftp_create, False),
+    "blobs.fsspec.store:FsspecStore._sweep#1": Case(
+        lambda folder: written(FsspecStore(f"file://{folder}")), b"content"
+    ),
+    "blobs.local.direct:write_direct#1": Case(direct_file, (False, b"")),
+    "blobs.local.direct:_write_staged#1": Case(direct_file, (False, b"")),
+    "blobs.local.direct:_write_staged#2": Case(direct_file, PASSES),
+    "blobs.local.files:sync_dir#1": Case(synced, PASSES),
+    "blobs.local.files:kind_of#1": Case(lambda folder: files.kind_of(str(folder)), None),
+    "blobs.local.store:LocalStore._link#1": Case(
+        lambda folder: blobs(folder).put_if_absent("a", b"1"), PASSES
+    ),
+    "blobs.local.store:LocalStore._temp_file#1": Case(
+        lambda folder: written(blobs(folder)), b"content"
+    ),
+    "blobs.local.store:LocalStore._probe_links#1": Case(
+        lambda folder: blobs(folder).capabilities, PASSES
+    ),
+    "blobs.local.store:LocalStore._walk#1": Case(lambda folder: blobs(folder).get("a"), PASSES),
+    "blobs.local.store:LocalStore._entries_below#1": Case(
+        lambda folder: list(blobs(folder).list()), PASSES
+    ),
+    "blobs.local.store:LocalStore._errors#1": Case(
+        lambda folder: blobs(folder).delete(["a"]), PASSES
+    ),
+    "blobs.objects.connect:_certificates#1": Case(
+        lambda folder: connect._certificates(str(folder / "ca.pem")), ConfigError
+    ),
+    "blobs.objects.store:ObjectStore.__init__#1": Case(
+        lambda _: ObjectStore("s3://bucket/prefix"), PASSES
+    ),
+    "blobs.objects.store:ObjectStore._errors#1": Case(
+        lambda _: ObjectStore("s3://bucket/prefix").get("a"), PASSES
+    ),
+    "cli.doctor:_bytes_below#1": Case(
+        lambda folder: ((folder / "a").write_bytes(b"123"), doctor._bytes_below(folder))[1], 0
+    ),
+    "config:node_config#1": Case(node_config, ConfigError),
+    "config:_password#1": Case(password, ConfigError),
+    "modelstore.home.index:ChunkIndex._open#1": Case(index, 0),
+    "modelstore.home.index:ChunkIndex._recover#1": Case(damaged_index, 1),
+    "modelstore.home.refs:whoami#1": Case(lambda _: refs.whoami().partition("@")[0], "unknown"),
+    "modelstore.loading.arrays:new_bytes#1": Case(
+        lambda _: len(arrays.new_bytes(64 * MIB)), 64 * MIB
+    ),
+    "modelstore.loading.export:explained#1": Case(exported, PASSES),
+    "modelstore.settings:default_memory_limit#1": Case(
+        lambda _: settings.default_memory_limit() > 0, True
+    ),
+    "serving.node:Served.refs#1": Case(lambda folder: [*Served(folder / "served").refs()], []),
+    "serving.node:Served.note#1": Case(
+        lambda folder: Served(folder / "served").note(["m"], "m", "m@1"), None
+    ),
+    "serving.vllm:local_files#1": Case(local_files, PASSES),
+    "tiers.activity:Activity.publish#1": Case(published, 0),
+    "tiers.activity:_forget_old#1": Case(old_ones, True),
+    "tiers.activity:activities#1": Case(seen, []),
+    "tiers.activity:activities#2": Case(seen, []),
+    "tiers.heat.home:HomeLedger._alone#1": Case(locked, BackendError),
+    "tiers.node.claims:Claims.reset#1": Case(claimed, [True, False]),
+    "tiers.node.claims:Claims._opened#1": Case(claimed, [True, True]),
+    "tiers.node.claims:Claims._set#1": Case(
+        claimed, {PermissionDenied: [False, False], Unreachable: [True, True]}
+    ),
+    "tiers.node.directory:HotDirectory.ready#1": Case(filled, [False, False]),
+    "tiers.node.directory:HotDirectory.manage#1": Case(
+        lambda folder: with_chunk(folder).evict(None), 0
+    ),
+    "tiers.node.directory:HotDirectory.read_failed#1": Case(lost, 1),
+    "tiers.node.files:kernel_boot_id#1": Case(lambda _: kernel_boot_id(), None),
+    "tiers.node.files:ChunkFiles.write#1": Case(filled, [False, False]),
+    "tiers.node.files:ChunkFiles.tidy#1": Case(emptied, ["boot-1", "boot-2", "tmp~"]),
+    "tiers.node.files:_open#1": Case(filled, [False, False]),
+    "tiers.node.fill:HotFill._fill#1": Case(filled, [False, False]),
+    "tiers.node.fill:HotFill._write#1": Case(filled, [False, False]),
+    "tiers.node.fill:_close#1": Case(filled, [True, True]),
+    "tiers.node.local:LocalHot.resident#1": Case(
+        lambda folder: with_chunk(folder).resident([CHUNK[0]]), [False]
+    ),
+    "tiers.node.local:LocalHot.read_into#1": Case(filled, [True, False]),
+    "tiers.node.local:LocalHot.open#1": Case(
+        lambda folder: with_chunk(folder).open(CHUNK[0], MIB), None
+    ),
+    "tiers.node.local:LocalHot.reject#1": Case(rejected, 1),
+    "tiers.node.local:LocalHot.scrub#1": Case(lambda folder: with_chunk(folder).scrub(MIB), 0),
+    "tiers.node.mapping:reserve#1": Case(reserved, mapping.MappingFailed),
+    "tiers.node.mapping:map_limit#1": Case(
+        lambda _: mapping.map_limit.__wrapped__(), mapping._DEFAULT_LIMIT
+    ),
+    "tiers.node.tensors:WholeTensors._one#1": Case(mapped, [False]),
+    "variants.spool:Spool._told#1": Case(spooled, PASSES),
+    "wiring.below:disk_of#1": Case(
+        lambda folder: below.disk_of(TierSpec(name="w", role="warm", url=folder.as_uri())), None
+    ),
+    "wiring.places:remove_empty#1": Case(empty_folders, True),
+}
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("place", CASES)
+def test_an_error_of_ours_in_a_guarded_place(
+    place: str, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(place, CASES[place], kind, tmp_path, monkeypatch)
+
+
+def test_every_guarded_place_has_a_case() -> None:
+    assert set(CASES) == {place for place in places() if not place.startswith(EXTRAS)}
+
+
+def test_every_test_of_a_type_has_a_case() -> None:
+    """Their cases are the functions below, those of the guards above, or in this list."""
+    assert checks_of_types() == {
+        "cli.kit.app:run", "modelstore.saving.source:_explained.__exit__",
+        "tiers.guard.breaker:Breaker.failed",
+        "blobs.fsspec.store:_translated",  # of errors that are none of ours, see ``_errors``
+        "blobs.memcached.client:_translated", "blobs.redis.client:_translated",  # likewise
+        "cli.kit.app:_detail", "config:_password", "variants.spool:Spool._told",  # behind ours
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_a_command_that_fails_keeps_what_it_printed(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails(argv: object) -> None:
+        print("so far")
+        raise kind("what 'happened'")
+
+    monkeypatch.setattr(app, "command_tree", fails)
+    code = app.run(["ls"])
+    print("and later")
+    sys.stdout.flush()
+    out, err = capfd.readouterr()
+    assert code == kind.exit_code  # type: ignore[attr-defined]
+    assert out == "so far\nand later\n"
+    assert err == "tierstore: error: what 'happened'\n"
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_reading_a_source_leaves_ours_alone(kind: type[Exception]) -> None:
+    error = kind("what 'happened'")
+    with pytest.raises(kind) as caught, source._explained(Path("file")):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_a_breaker_counts_ours(kind: type[Exception]) -> None:
+    told: list[bool] = []
+    breaker = Breaker("reading", 60.0, told.append, failures=2, advice="look")
+    breaker.failed(kind("one"))
+    breaker.failed(kind("two"))
+    assert told == [True]
+    assert not breaker.ready()
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_an_fsspec_store_leaves_ours_alone(kind: type[Exception], tmp_path: Path) -> None:
+    store, error = FsspecStore(f"file://{tmp_path}"), kind("what 'happened'")
+    with pytest.raises(kind) as caught, store._errors("reading", "a"), store._reaching("a", 3):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_a_store_that_fails_is_not_an_empty_folder(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec takes an OSError of a listing for "nothing is there"."""
+    with tierstore.init(tmp_path) as store:
+        store.save("m", {"w": np.zeros(3, "<f4")})
+    home = FaultyStore(LocalStore(tmp_path))
+    fails = Store(home, settings.Settings(tmp_path / "cache"))
+    monkeypatch.setattr(opened, "open_store", lambda url: fails)
+    fs = TierstoreFileSystem(str(tmp_path), refresh_s=0, skip_instance_cache=True)
+    assert fs.find("m") == ["m/model.safetensors"]
+    assert (fs.isdir("m"), fs.isdir("m/model.safetensors"), fs.isdir("n")) == (True, False, False)
+    assert fs.find("n") == list(fs.walk("n")) == []
+    home.plan = lambda op, key, n: kind("what 'happened'")
+    for look in (fs.find, fs.isdir, fs.du, lambda path: list(fs.walk(path))):
+        with pytest.raises(kind, match="what 'happened'"):
+            look("m")
+    with pytest.raises(kind):
+        fs.glob("m/*")
+    told: list[OSError] = []
+    assert list(fs.walk("m", on_error=told.append)) == []
+    assert [type(error) for error in told] == [kind]
