@@ -31,7 +31,7 @@ FLOORS = {
     "modelstore": 3, "variants": 3,
     "config": 4, "wiring": 4,
     "admin": 5,
-    "serving": 6, "torch": 6, "cli": 6, "testing": 6, "__main__": 6,
+    "serving": 6, "torch": 6, "safetensors": 6, "cli": 6, "testing": 6, "__main__": 6,
     "": 7,  # the package itself, which gives out the public names
 }  # fmt: skip
 ROOMS = {
@@ -48,7 +48,7 @@ ROOMS = {
 """The floors inside of a folder."""
 SAME_FLOOR = {
     ("ids", "errors"), ("variants", "modelstore"), ("wiring", "config"),
-    ("__main__", "cli"), ("cli", "serving"), ("torch", "serving"),
+    ("__main__", "cli"), ("cli", "serving"), ("torch", "serving"), ("safetensors", "serving"),
 }  # fmt: skip
 """Imports within a floor that are allowed, (importer, imported)."""
 

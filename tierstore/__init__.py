@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tierstore import errors
+    from tierstore import safetensors as safetensors
     from tierstore.format.tiers import TierSpec
     from tierstore.ids import Digest, ModelRef
     from tierstore.modelstore.loading.model import LoadStats, Model
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
     from tierstore.modelstore.patches.patches import Patch
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
-    from tierstore.serving.observe import open_store as open
+    from tierstore.serving import follow
+    from tierstore.serving.inplace import InPlace
+    from tierstore.serving.observe import open_store
     from tierstore.serving.safetensors import load_file, safe_open
     from tierstore.variants.derive import derive
     from tierstore.wiring import init_store as init
+
+    __version__: str
+    open = open_store
 
 __all__ = [
     "Alias",
@@ -38,6 +44,7 @@ __all__ = [
     "Elements",
     "FileInfo",
     "Folded",
+    "InPlace",
     "LoadStats",
     "Model",
     "ModelRef",
@@ -50,11 +57,14 @@ __all__ = [
     "Version",
     "derive",
     "errors",
+    "follow",
     "init",
     "load_file",
-    "open",
     "safe_open",
 ]
+"""All public names but those that ``from tierstore import *`` would take from somebody else."""
+
+_BESIDE = ("__version__", "open", "safetensors")
 
 _HOMES = {
     "Alias": "tierstore.modelstore.names.names:Alias",
@@ -63,6 +73,7 @@ _HOMES = {
     "Elements": "tierstore.modelstore.patches.changes:Elements",
     "FileInfo": "tierstore.modelstore.version:FileInfo",
     "Folded": "tierstore.modelstore.patches.fold:Folded",
+    "InPlace": "tierstore.serving.inplace:InPlace",
     "LoadStats": "tierstore.modelstore.loading.model:LoadStats",
     "Model": "tierstore.modelstore.loading.model:Model",
     "ModelRef": "tierstore.ids:ModelRef",
@@ -74,6 +85,7 @@ _HOMES = {
     "TierSpec": "tierstore.format.tiers:TierSpec",
     "Version": "tierstore.modelstore.version:Version",
     "derive": "tierstore.variants.derive:derive",
+    "follow": "tierstore.serving:follow",
     "init": "tierstore.wiring:init_store",
     "load_file": "tierstore.serving.safetensors:load_file",
     "open": "tierstore.serving.observe:open_store",
@@ -81,17 +93,31 @@ _HOMES = {
 }
 
 
+_MODULES = ("errors", "safetensors")
+
+
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         module, _, attribute = _HOMES[name].partition(":")
         value = getattr(import_module(module), attribute)
-    elif name == "errors":
-        value = import_module("tierstore.errors")
+    elif name in _MODULES:
+        value = import_module(f"tierstore.{name}")
+    elif name == "__version__":
+        value = _version()
     else:
         raise AttributeError(f"module 'tierstore' has no attribute {name!r}")
     globals()[name] = value
     return value
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("tierstore")
+    except PackageNotFoundError:
+        raise AttributeError("tierstore is not installed, so its version is not known") from None
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_BESIDE})

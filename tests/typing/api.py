@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, assert_type
@@ -17,6 +18,7 @@ from tierstore import (
     Elements,
     FileInfo,
     Folded,
+    InPlace,
     LoadStats,
     Model,
     ModelRef,
@@ -29,6 +31,7 @@ from tierstore import (
     Version,
     errors,
 )
+from tierstore.serving.follower import Follower
 
 
 def saves(path: Path, weights: Mapping[str, npt.NDArray[np.float32]]) -> Version:
@@ -65,6 +68,15 @@ def files() -> None:
         assert_type(file.metadata(), dict[str, str] | None)
         assert_type(file.get_slice("w").get_shape(), list[int])
     assert_type(tierstore.load_file("m.safetensors", device="cpu"), dict[str, Any])
+    assert_type(tierstore.safetensors.load_file("m.safetensors"), dict[str, Any])
+    tierstore.safetensors.install()
+    assert_type(tierstore.__version__, str)
+
+
+def follows(live: Mapping[str, npt.NDArray[np.float32]], store: Store) -> None:
+    apply = InPlace(live, threading.Lock())
+    with tierstore.follow("ranker@prod", apply, store=store, poll_s=1.0) as follower:
+        assert_type(follower, Follower)
 
 
 def patches(store: Store, values: npt.NDArray[np.float32]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +12,25 @@ import numpy as np
 import pytest
 
 import tierstore
+import tierstore.serving.safetensors
 
 HEAVY = (
     "torch", "obstore", "fsspec", "redis", "pymemcache", "typer", "rich", "numba", "numpy",
     "ml_dtypes", "msgspec", "zstandard", "blake3", "sqlite3", "asyncio", "boto3", "hypothesis",
     "pytest",
 )  # fmt: skip
+BESIDE = {"__version__", "open", "safetensors"}
 API = Path(__file__).parents[1] / "typing" / "api.py"
 
 
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after ``code``."""
-    show = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    return {name.partition(".")[0] for name in modules_of(code)}
+
+
+def modules_of(code: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after ``code``."""
+    show = "import sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{show}"], capture_output=True, text=True, check=True
     )
@@ -65,7 +73,7 @@ def test_public_names() -> None:
     assert tierstore.__all__ == sorted(tierstore.__all__)
     for name in tierstore.__all__:
         assert getattr(tierstore, name) is not None, name
-    assert set(dir(tierstore)) >= set(tierstore.__all__)
+    assert set(dir(tierstore)) >= {*tierstore.__all__, *BESIDE}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tierstore.nothing  # noqa: B018
 
@@ -79,7 +87,38 @@ def test_the_type_checker_sees_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == set(tierstore.__all__)
+    given = {name for node in block.body for name in _assigned(node)}
+    assert given == {"open", "__version__"}
+    assert (seen | given) - {"open_store"} == {*tierstore.__all__, *BESIDE}
+
+
+def _assigned(node: ast.stmt) -> set[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def test_a_star_takes_no_name_from_anybody() -> None:
+    """``open`` stays the builtin one, ``safetensors`` the library."""
+    names: dict[str, object] = {}
+    exec("from tierstore import *", names)
+    assert names["init"] is tierstore.init
+    assert names.keys().isdisjoint(BESIDE)
+    assert callable(tierstore.open)
+    assert tierstore.open is not open
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert tierstore.__version__ == importlib.metadata.version("tierstore")
+    assert "importlib.metadata" not in modules_of("import tierstore")
+
+
+def test_safetensors_under_its_public_name() -> None:
+    code = "import tierstore; tierstore.safetensors.install(); tierstore.safetensors.uninstall()"
+    assert "tierstore.serving.safetensors" in modules_of(code)
+    public, own = tierstore.safetensors, tierstore.serving.safetensors
+    for name in public.__all__:
+        assert getattr(public, name) is getattr(own, name)
+    assert tierstore.safe_open is public.safe_open
 
 
 def test_the_api_is_typed() -> None:
