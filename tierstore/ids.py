@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ DIGEST_BYTES = 32
 _HEX = re.compile(r"[0-9a-f]+\Z")
 _MIN_PREFIX = 8
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_EXAMPLES = {"model": "ranker", "alias": "prod", "release": "search"}
 DEFAULT_ALIAS = "prod"
 """What is meant where an alias is needed and none is named."""
 
@@ -55,6 +57,9 @@ class Digest:
     def __str__(self) -> str:
         return f"b3:{self.hex}"
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 def split_digests(column: bytes) -> list[bytes]:
     """The raw digests that lie end to end in ``column``."""
@@ -86,6 +91,8 @@ def check_name(kind: str, name: str) -> str:
         kind: what the name is of, for the message ("model", "alias").
         name: the name as the user gave it.
     """
+    if not isinstance(name, str):
+        raise InvalidName(_no_name(kind, name))
     normal = unicodedata.normalize("NFC", name)
     why = None
     if not 1 <= len(normal) <= 200:
@@ -101,6 +108,29 @@ def check_name(kind: str, name: str) -> str:
     if why:
         raise InvalidName(f"{kind} name {name[:80]!r} is not allowed: {why}")
     return normal
+
+
+def _no_name(kind: str, given: object) -> str:
+    example = _EXAMPLES.get(kind, "a name")
+    if isinstance(given, list | tuple | set | frozenset):
+        return f"{kind} takes one name, such as {example!r}, not a {type(given).__name__} of them"
+    return f"{kind} takes a name as text, such as {example!r}, not {_shown(given)}"
+
+
+def _no_reference(given: object) -> str:
+    forms = "such as 'ranker' (its newest version), 'ranker@prod' or 'ranker@12'"
+    if isinstance(given, int) and not isinstance(given, bool):
+        return f"{given} alone is no reference: name the model as well, such as 'ranker@{given}'"
+    if isinstance(given, os.PathLike):
+        return (
+            f"{os.fspath(given)!r} is a path, and a reference names a version in the store, "
+            f"{forms}; Store.save makes a version of a path"
+        )
+    return f"a reference is text, {forms}, not {_shown(given)}"
+
+
+def _shown(given: object) -> str:
+    return "None" if given is None else f"a value of type {type(given).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +155,8 @@ class ModelRef:
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """Parse what a user typed; ``InvalidName`` says what is wrong with it."""
+        if not isinstance(text, str):
+            raise InvalidName(_no_reference(text))
         model, at, rest = text.partition("@")
         model = check_name("model", model)
         if not at:

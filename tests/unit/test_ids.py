@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tierstore.errors import InvalidName
+from tierstore.errors import InvalidName, UsageError
 from tierstore.ids import ByteRange, Digest, ModelRef, check_alias, check_name
 from tierstore.testing.strategies import names
 
@@ -113,3 +116,39 @@ def test_what_is_no_reference(text: str) -> None:
 def test_aliases_that_would_read_as_versions(name: str) -> None:
     with pytest.raises(InvalidName):
         check_alias(name)
+
+
+@pytest.mark.parametrize(("value", "says"), [
+    (12, "12 alone is no reference: name the model as well, such as 'ranker@12'"),
+    (None, "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "
+     "'ranker@12', not None"),
+    (Path("models/a"), "'models/a' is a path, and a reference names a version in the store, such "
+     "as 'ranker' (its newest version), 'ranker@prod' or 'ranker@12'; Store.save makes a version "
+     "of a path"),
+    (b"m", "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "
+     "'ranker@12', not a value of type bytes"),
+    (True, "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "
+     "'ranker@12', not a value of type bool"),
+])  # fmt: skip
+def test_no_text_is_no_reference(value: Any, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        ModelRef.parse(value)
+    assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(("value", "says"), [
+    (["a"], "alias takes one name, such as 'prod', not a list of them"),
+    ({"a"}, "alias takes one name, such as 'prod', not a set of them"),
+    (None, "alias takes a name as text, such as 'prod', not None"),
+    (12, "alias takes a name as text, such as 'prod', not a value of type int"),
+])  # fmt: skip
+def test_no_text_is_no_name(value: Any, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_alias(value)
+    assert str(caught.value) == says
+
+
+def test_a_digest_shows_as_it_is_written_in_a_reference() -> None:
+    digest = Digest.from_hex(HEX)
+    assert repr(digest) == str(digest) == f"b3:{HEX}"
+    assert ModelRef.parse(f"m@{digest!r}").prefix == HEX

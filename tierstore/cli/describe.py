@@ -185,7 +185,7 @@ def diff(
         stored_bytes=found.stored_bytes,
         delta_saved_bytes=found.delta_saved,
     )
-    changed = [item for item in (*data.tensors, *data.files) if item.change != "same"]
+    changed = [_change(item) for item in found.changed]
 
     def text() -> None:
         columns = [Column("NAME"), Column("CHANGE"), Column("OLD", True), Column("NEW", True),

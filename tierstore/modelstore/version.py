@@ -8,10 +8,14 @@ from typing import Final
 
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
+from tierstore.shown import html_facts, size
 
 DERIVED_FROM, DISTILLED_FROM = "derived-from", "distilled-from"
 """Relations in a manifest: of a lossy variant to its version, of a pupil to its teacher."""
 
+
+_SHOWN = 60
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 RELEASED: Final = "release"
 """The action of an entry that publishes a release."""
@@ -82,6 +86,25 @@ class Version:
     def __str__(self) -> str:
         variant = f"+{self.variant}" if self.variant else ""
         return f"{self.model}@{self.number}{variant}"
+
+    def __repr__(self) -> str:
+        said = f", {self.message[:_SHOWN]!r}" if self.message else ""
+        return f"<Version {self} {self.digest.short}, {self.created:{_TIME}} by {self.who}{said}>"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("digest", str(self.digest)),
+            ("created", f"{self.created:{_TIME}} by {self.who}"),
+            ("message", self.message),
+        ]
+        if self.stats is not None:
+            stats = self.stats
+            facts += [
+                ("size", size(stats.logical_bytes)),
+                ("new", f"{size(stats.new_bytes)}, stored as {size(stats.stored_bytes)}"),
+                ("base", stats.base or ""),
+            ]
+        return html_facts(str(self), [(name, value) for name, value in facts if value])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,12 @@ from datetime import datetime
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from tierstore.shown import counted as counted
+from tierstore.shown import size as size
+
 if TYPE_CHECKING:
     from tierstore.cli.schemas.core import Schema
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _GAP, _NARROWEST, _DIGEST_CELLS = "  ", 12, 12
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
@@ -80,20 +82,6 @@ def printable(text: str) -> str:
         c.encode("unicode_escape").decode() if unicodedata.category(c) in _HIDDEN else c
         for c in text
     )
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``86.7 MiB``."""
-    number, unit = float(count), 0
-    while abs(number) >= 1024 and unit < len(_UNITS) - 1:
-        number, unit = number / 1024, unit + 1
-    return f"{count} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 file``, ``2 files``, ``2 processes``."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count} {noun if count == 1 else plural}"
 
 
 def when(time: datetime) -> str:

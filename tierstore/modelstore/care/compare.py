@@ -24,6 +24,7 @@ from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.loading.patchparts import parts_of
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.version import Version
+from tierstore.shown import counted, html_facts, html_table, size
 
 Change = Literal["added", "removed", "changed", "retyped", "same"]
 
@@ -72,6 +73,34 @@ class Diff:
     new_bytes: int
     stored_bytes: int
     delta_saved: int
+
+    @property
+    def changed(self) -> tuple[ItemDiff, ...]:
+        """The tensors and files that are not the same in both versions."""
+        return tuple(item for item in (*self.tensors, *self.files) if item.change != "same")
+
+    def __repr__(self) -> str:
+        return f"<Diff {self.old} -> {self.new}: {self._summary()}>"
+
+    def _summary(self) -> str:
+        changed = len(self.changed)
+        same = len(self.tensors) + len(self.files) - changed
+        return (
+            f"{changed} changed, {same} the same, {size(self.new_bytes)} new, "
+            f"{size(self.stored_bytes)} stored"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = ("name", "change", "old", "new", "new chunks", "stored")
+        rows = (
+            (
+                item.name, item.change, size(item.old_bytes), size(item.new_bytes),
+                size(item.new_chunk_bytes), size(item.stored_bytes),
+            )
+            for item in self.changed
+        )  # fmt: skip
+        title = f"{self.old} -> {self.new}: {self._summary()}"
+        return html_table(title, columns, rows, len(self.changed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +242,25 @@ class Usage:
     overhead: int
     packs: int
     chunks: int
+
+    def __repr__(self) -> str:
+        return (
+            f"<Usage of {counted(self.models, 'model')}, {counted(self.versions, 'version')}: "
+            f"{size(self.logical)} logical, {size(self.unique)} unique, {size(self.stored)} stored>"
+        )
+
+    def _repr_html_(self) -> str:
+        packs, chunks = counted(self.packs, "pack"), counted(self.chunks, "chunk")
+        facts = [
+            ("models", str(self.models)), ("versions", str(self.versions)),
+            ("logical", size(self.logical)), ("unique", size(self.unique)),
+            ("stored", f"{size(self.stored)} in {packs}, {chunks}"),
+            ("saved by deduplication", size(self.dedup_saved)),
+            ("saved by codecs", size(self.codec_saved)),
+            ("saved by deltas", size(self.delta_saved)),
+            ("overhead", size(self.overhead)),
+        ]  # fmt: skip
+        return html_facts("What the store's bytes are made of", facts)
 
 
 def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:

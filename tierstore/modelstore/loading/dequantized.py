@@ -54,6 +54,9 @@ class Dequantized(Mapping[str, npt.NDArray[Any]]):
     def __repr__(self) -> str:
         return f"<Dequantized {self.stored.version}, {len(self)} tensors>"
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
     # Mapping's own would read and compare all tensors
     __eq__ = object.__eq__
     __hash__ = object.__hash__

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tierstore import shown
 from tierstore.deferred import np
 from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.format.manifest import FileEntry
@@ -101,7 +102,23 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         return name in self._tensors
 
     def __repr__(self) -> str:
-        return f"<Model {self.version} {self.version.digest.short}, {len(self)} tensors>"
+        return f"<Model {self._title()}>"
+
+    def _title(self) -> str:
+        version, count = self.version, shown.counted(len(self), "tensor")
+        return f"{version} {version.digest.short}, {count}, {shown.size(self.nbytes)}"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (tensor.name, tensor.dtype, str(list(tensor.shape)), shown.size(tensor.nbytes))
+            for tensor in self._tensors.values()
+        )
+        return shown.html_table(
+            self._title(), ("tensor", "dtype", "shape", "size"), rows, len(self)
+        )
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
 
     # Mapping's own would read and compare all tensors
     __eq__ = object.__eq__
