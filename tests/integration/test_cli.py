@@ -20,7 +20,7 @@ import tierstore
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas import health
-from tierstore.cli.schemas.markdown import OUTPUTS
+from tierstore.cli.schemas.markdown import outputs
 
 
 @dataclass
@@ -123,10 +123,10 @@ CASES: dict[str, tuple[list[str], str, str]] = {
 
 
 def schema_of(name: str) -> type[schemas.Schema]:
-    words = name.split()
-    if name in OUTPUTS:
-        return OUTPUTS[name][0]
-    return OUTPUTS[words[0]][1 if name in {"ls model", "log model", "log alias"} else 0]
+    words, known = name.split(), outputs()
+    if name in known:
+        return known[name][0]
+    return known[words[0]][1 if name in {"ls model", "log model", "log alias"} else 0]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore import config, errors
-from tierstore.cli.kit import app, command, help, output
+from tierstore.cli import commands
+from tierstore.cli.kit import app, command, output
 from tierstore.cli.kit.output import Column, printable, shares, size, table
 from tierstore.cli.schemas import core, markdown
 
@@ -23,8 +24,8 @@ COMMANDS = [
 
 
 def test_the_whole_program_has_every_command() -> None:
-    listed = {name for names in help.SECTIONS.values() for name in names}
-    assert set(ROOT.commands) == listed == {n for names in app.COMMANDS.values() for n in names}
+    assert [name for name, _ in COMMANDS] == [each.name for each in commands.COMMANDS]
+    assert list(ROOT.commands) == list(dict.fromkeys(each.first for each in commands.COMMANDS))
 
 
 @pytest.mark.parametrize("name", sorted(ROOT.commands))
@@ -148,7 +149,7 @@ def test_the_variables() -> None:
 
 
 def test_every_command_has_help_and_a_schema() -> None:
-    assert {name for name, _ in COMMANDS} == set(markdown.OUTPUTS)
+    assert {name for name, _ in COMMANDS} == set(markdown.outputs())
     for name, node in COMMANDS:
         assert node.help, f"{name} has no help"
         for parameter in node.params:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted, size
 from tierstore.cli.placing import BudgetOption, Share, budget_of
 from tierstore.cli.schemas import placing as schemas
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.serving.agent import Agent
     from tierstore.serving.node import Following
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    command(app, "agent")(agent)
 
 
 def agent(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, table, when
 from tierstore.cli.models import Ref
 from tierstore.cli.schemas import core as schemas
@@ -21,19 +21,6 @@ AliasName = Annotated[
     str, typer.Argument(metavar="ALIAS", help="Such as prod.", show_default=False)
 ]
 Message = Annotated[str, typer.Option("--message", "-m", metavar="MSG", help="Why.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "log")(log)
-    group = typer.Typer(
-        help="Set, remove and list names of versions.", rich_markup_mode=None, no_args_is_help=False
-    )
-    command(group, "set")(set_alias)
-    command(group, "rm")(remove)
-    command(group, "ls")(ls)
-    app.add_typer(group, name="alias")
-    command(app, "rollback")(rollback)
 
 
 def log(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted
 from tierstore.cli.placing import Target, packs_of
 from tierstore.cli.schemas import placing as schemas
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 _SPEEDS = ("expedited", "standard", "bulk")
 _POLL_S = 15.0
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    command(app, "restore")(restore)
 
 
 def restore(

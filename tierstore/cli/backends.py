@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import tiers as schemas
 from tierstore.cli.tierargs import Options, pairs, role_of
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
     from tierstore.blobs.base import Capabilities
 
 _WORDS = {True: "yes", False: "FAILED", None: "no"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    group = typer.Typer(
-        help="Try storage before it is used.", rich_markup_mode=None, no_args_is_help=False
-    )
-    command(group, "validate")(validate)
-    app.add_typer(group, name="store")
 
 
 def validate(

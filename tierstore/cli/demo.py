@@ -16,7 +16,7 @@ import typer
 
 from tierstore.cli.aliases import alias_json
 from tierstore.cli.describe import CODECS
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, size, table
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.stores import du_json
@@ -30,11 +30,6 @@ _TENSOR = "encoder.layer.0.intermediate.dense.weight"
 _EMBEDDING = "embeddings.word_embeddings.weight"
 _TOKENS = [101, 7592, 2088, 102]  # "[CLS] hello world [SEP]" in the vocabulary of the model
 _BF16, _FP32 = "minilm-bf16", "minilm"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    command(app, "demo")(demo)
 
 
 def demo(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, size, table, when
 from tierstore.cli.models import REF_HELP, Ref, matching, version_fields, version_json
 from tierstore.cli.schemas import core as schemas
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
 CODECS = ("raw", "zstd", "planes", "delta")
 """Names of the codecs by their stable ids."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "stat")(stat)
-    command(app, "tensors")(tensors)
-    command(app, "diff")(diff)
 
 
 def stat(cli: Cli, ref: Ref) -> None:

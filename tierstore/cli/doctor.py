@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import health as schemas
 from tierstore.cli.tierhealth import tier_facts, tier_health_json
@@ -36,11 +36,6 @@ _BUILD = (
     "tierstore"
 )
 _SKEW_S = 5.0
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    command(app, "doctor")(doctor)
 
 
 def doctor(cli: Cli) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table, when
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import Rebase
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 
 REF_HELP = "MODEL, MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST."
 Ref = Annotated[str, typer.Argument(metavar="REF", help=REF_HELP, show_default=False)]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "save")(save)
-    command(app, "load")(load)
-    command(app, "ls")(ls)
-    command(app, "rebase")(rebase)
 
 
 class VersionFields(TypedDict):

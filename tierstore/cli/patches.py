@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.aliases import Message
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table
 from tierstore.cli.models import REF_HELP, Ref, version_fields
 from tierstore.cli.schemas import patches as schemas
 
 if TYPE_CHECKING:
     from tierstore.modelstore.patches.patches import Patch
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "patch")(patch)
-    command(app, "patches")(patches)
-    command(app, "fold")(fold)
 
 
 def patch(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, printable, size, table
 from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import NotFound
@@ -30,13 +30,6 @@ Share = Annotated[
 Target = Annotated[
     str, typer.Argument(metavar="REF|PACK", help="A version or a pack's id.", show_default=False)
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "rebalance")(rebalance)
-    command(app, "mv")(move)
-    command(app, "explain")(explain)
 
 
 def budget_of(size: str | None, share: float) -> Budget:

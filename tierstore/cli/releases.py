@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.aliases import Message
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, facts, table, when
 from tierstore.cli.models import Ref, version_fields
 from tierstore.cli.schemas import releases as schemas
@@ -15,19 +15,6 @@ from tierstore.cli.schemas import releases as schemas
 if TYPE_CHECKING:
     from tierstore.modelstore.names.releases import Release
     from tierstore.modelstore.store import Store
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    group = typer.Typer(
-        help="Tie versions of several models to one switch.",
-        rich_markup_mode=None,
-        no_args_is_help=False,
-    )
-    command(group, "create")(create)
-    command(group, "ls")(ls)
-    command(group, "show")(show)
-    app.add_typer(group, name="release")
 
 
 def create(

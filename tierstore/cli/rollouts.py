@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.aliases import Message
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, table, when
 from tierstore.cli.models import Ref
 from tierstore.cli.schemas import rollout as schemas
@@ -23,22 +23,6 @@ Target = Annotated[
         metavar="MODEL[@ALIAS]", help="The alias; prod if none is named.", show_default=False
     ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    group = typer.Typer(
-        help="Move an alias to a version stage by stage.",
-        rich_markup_mode=None,
-        no_args_is_help=False,
-    )
-    for name, function in (
-        ("start", start), ("step", step), ("status", status), ("pause", pause),
-        ("resume", resume), ("abort", abort),
-    ):  # fmt: skip
-        command(group, name)(function)
-    app.add_typer(group, name="rollout")
-    command(app, "report")(report)
 
 
 def start(

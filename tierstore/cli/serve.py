@@ -7,18 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import as_json, facts
 from tierstore.cli.schemas import serve as schemas
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    group = typer.Typer(
-        help="Serve the store to other programs.", rich_markup_mode=None, no_args_is_help=False
-    )
-    command(group, "hub")(hub)
-    app.add_typer(group, name="serve")
 
 
 def hub(

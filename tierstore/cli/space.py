@@ -6,18 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.schemas import tiers as schemas
 from tierstore.cli.tierhealth import server_json
 
 if TYPE_CHECKING:
     from tierstore.admin.survey import TierReport
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "df")(df)
 
 
 def df(cli: Cli) -> None:

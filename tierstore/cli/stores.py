@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, shares, size, table
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas import tiers as tier_schemas
@@ -28,14 +28,6 @@ from tierstore.cli.tierargs import (
 if TYPE_CHECKING:
     from tierstore.modelstore.care.check import CheckReport
     from tierstore.modelstore.care.compare import Usage
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "init")(init)
-    command(app, "du")(du)
-    command(app, "check")(check)
-    command(app, "version")(version)
 
 
 def init(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.aliases import Message
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, printable, size, table
 from tierstore.cli.placing import BudgetOption, DryRun, Share, budget_of
 from tierstore.cli.schemas import tiers as schemas
@@ -35,21 +35,6 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the tier.", show_d
 Timeout = Annotated[
     str | None, typer.Option(metavar="TIME", help="Of one request: 500ms, 5s (the default).")
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    group = typer.Typer(
-        help="Say where packs and chunks lie: disk, Redis, S3 ...",
-        rich_markup_mode=None,
-        no_args_is_help=False,
-    )
-    for name, function in (
-        ("ls", ls), ("add", add), ("set", change), ("drain", drain), ("rm", remove),
-        ("example", example),
-    ):  # fmt: skip
-        command(group, name)(function)
-    app.add_typer(group, name="tier")
 
 
 def ls(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.schemas import tiers as schemas
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 _SURVEY_S = 30.0
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this file."""
-    command(app, "top")(top)
 
 
 def top(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.aliases import Message
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, printable, size, table
 from tierstore.cli.models import Ref
 from tierstore.cli.schemas import variants as schemas
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import Version
     from tierstore.variants.lineage import Node
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "derive")(derive)
-    command(app, "variants")(variants)
-    command(app, "lineage")(lineage)
 
 
 def derive(

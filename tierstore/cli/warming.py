@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tierstore.cli.kit.command import Cli, command
+from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table, when
 from tierstore.cli.schemas import warming as schemas
 
@@ -25,15 +25,6 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="A version.", show_defau
 NOT_RESIDENT = 3
 WARM = "warm"
 _AGAIN_S = 1.0
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    command(app, "warmup")(warmup)
-    command(app, "evict")(evict)
-    command(app, "pin")(pin)
-    command(app, "unpin")(unpin)
-    command(app, "pins")(pins)
 
 
 def warmup(

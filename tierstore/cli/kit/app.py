@@ -13,7 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tierstore.cli.kit.command import JsonOption, QuietOption, StoreOption, name_variables
+from tierstore.cli.commands import COMMANDS, GROUPS
+from tierstore.cli.kit.command import (
+    JsonOption,
+    QuietOption,
+    StoreOption,
+    command,
+    name_variables,
+)
 from tierstore.cli.kit.help import arrange
 from tierstore.cli.kit.output import as_json, printable, show_warnings
 from tierstore.cli.schemas.core import ErrorDetail, ErrorJson
@@ -42,28 +49,6 @@ see 'tierstore tier example'), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (prints
 tracebacks). A program that loads through the library also serves metrics at
 TIERSTORE_METRICS=[HOST:]PORT, and logs to stderr with TIERSTORE_LOG=json.
 """
-COMMANDS = {
-    "stores": ("init", "du", "check", "version"),
-    "models": ("save", "load", "ls", "rebase"),
-    "describe": ("stat", "tensors", "diff"),
-    "aliases": ("alias", "log", "rollback"),
-    "rollouts": ("rollout", "report"),
-    "releases": ("release",),
-    "patches": ("patch", "patches", "fold"),
-    "variants": ("derive", "variants", "lineage"),
-    "tiers": ("tier",),
-    "backends": ("store",),
-    "space": ("df",),
-    "top": ("top",),
-    "warming": ("warmup", "evict", "pin", "unpin", "pins"),
-    "placing": ("rebalance", "mv", "explain"),
-    "archives": ("restore",),
-    "agent": ("agent",),
-    "serve": ("serve",),
-    "doctor": ("doctor",),
-    "demo": ("demo",),
-}
-"""The files of commands, and what each adds to the program."""
 _HELP = ["-h", "--help"]
 # click's own class; this name is public in every version of typer
 _ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -89,15 +74,15 @@ def _common(
 
 
 def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
-    """The click command of the program, and the environment variables that its options read.
+    """Return the click command of the program, and the environment variables that it reads.
 
     Args:
-        argv: a command line; commands whose names it does not contain may be left out. Making the
+        argv: A command line. Commands whose names it does not contain may be left out: making the
             whole tree takes longer than most commands do.
     """
-    asked = [file for file, names in COMMANDS.items() if not set(names).isdisjoint(argv)]
+    asked = {each.module for each in COMMANDS if each.first in argv}
     if not asked or not set(_HELP).isdisjoint(argv):
-        asked = list(COMMANDS)
+        asked = {each.module for each in COMMANDS}
     app = typer.Typer(
         name="tierstore",
         help=_ABOUT,
@@ -107,8 +92,17 @@ def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
         context_settings={"help_option_names": _HELP},
     )
     app.callback()(_common)
-    for file in asked:
-        import_module(f"tierstore.cli.{file}").register(app)
+    groups: dict[str, typer.Typer] = {}
+    for each in COMMANDS:
+        if each.module not in asked:
+            continue
+        above = app
+        if each.name != each.first:
+            above = groups.setdefault(each.first, typer.Typer(rich_markup_mode=None))
+        function = getattr(import_module(each.module), each.code.partition(".")[2])
+        command(above, each.name.rpartition(" ")[2])(function)
+    for name, group in groups.items():
+        app.add_typer(group, name=name, help=GROUPS[name], no_args_is_help=False)
     root: Any = typer.main.get_command(app)
     arrange(root)
     return root, name_variables(root)

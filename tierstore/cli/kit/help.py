@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tierstore.cli.commands import COMMANDS
 from tierstore.cli.kit.command import walk
-
-SECTIONS = {
-    "Models": (
-        "init", "save", "load", "ls", "stat", "tensors", "diff", "log", "alias", "rollback",
-        "rebase", "patch", "patches", "fold",
-    ),
-    "Rollouts": ("rollout", "report", "release"),
-    "Variants": ("derive", "variants", "lineage"),
-    "Tiers": (
-        "tier", "df", "top", "explain", "rebalance", "mv", "restore", "warmup", "evict", "pin",
-        "unpin", "pins",
-    ),
-    "Serving": ("agent", "serve"),
-    "Care": ("du", "check", "doctor", "store", "demo", "version"),
-}  # fmt: skip
-"""Every command of the program, in the order in which ``--help`` lists them."""
 
 
 def arrange(root: Any) -> None:
     """Order the commands of a click tree, and change how its help is printed."""
-    order = [name for names in SECTIONS.values() for name in names]
-    assert set(order) >= set(root.commands), set(root.commands) - set(order)
+    order = dict.fromkeys(each.first for each in COMMANDS)
     root.commands = {name: root.commands[name] for name in order if name in root.commands}
     root.format_commands = lambda context, formatter: _write_sections(root, context, formatter)
     for _, node in walk(root):
@@ -37,7 +21,10 @@ def arrange(root: Any) -> None:
 
 def _write_sections(root: Any, context: Any, formatter: Any) -> None:
     longest = max(map(len, root.commands))
-    for title, names in SECTIONS.items():
+    sections: dict[str, dict[str, None]] = {}
+    for each in COMMANDS:
+        sections.setdefault(each.section, {})[each.first] = None
+    for title, names in sections.items():
         with formatter.section(title):
             rows = []
             for name in names:

@@ -5,81 +5,24 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 from datetime import datetime
+from importlib import import_module
 from typing import Any, Literal
 
 import msgspec
 
+from tierstore.cli.commands import COMMANDS
 from tierstore.cli.schemas import core as schemas
-from tierstore.cli.schemas import (
-    deltas,
-    health,
-    patches,
-    placing,
-    releases,
-    rollout,
-    serve,
-    tiers,
-    variants,
-    warming,
-)
 
-OUTPUTS: dict[str, tuple[type[schemas.Schema], ...]] = {
-    "init": (tiers.Init,),
-    "save": (schemas.Save,),
-    "load": (schemas.Load,),
-    "ls": (schemas.Models, schemas.Versions),
-    "stat": (schemas.Stat,),
-    "tensors": (schemas.Tensors,),
-    "diff": (deltas.DiffJson,),
-    "patch": (patches.Patched,),
-    "patches": (patches.Patches,),
-    "fold": (patches.Fold,),
-    "rebase": (deltas.Rebase,),
-    "log": (schemas.History, schemas.Log),
-    "alias set": (schemas.AliasJson,),
-    "alias rm": (schemas.AliasRemoved,),
-    "alias ls": (schemas.Aliases,),
-    "rollback": (schemas.AliasJson,),
-    "rollout start": (rollout.RolloutJson,),
-    "rollout step": (rollout.RolloutJson, rollout.RolloutDone),
-    "rollout status": (rollout.Rollouts,),
-    "rollout pause": (rollout.RolloutJson,),
-    "rollout resume": (rollout.RolloutJson,),
-    "rollout abort": (rollout.RolloutDone,),
-    "report": (rollout.Reported,),
-    "release create": (releases.ReleaseJson,),
-    "release ls": (releases.ReleaseNames, releases.ReleaseList),
-    "release show": (releases.ReleaseJson,),
-    "derive": (variants.Derived,),
-    "variants": (variants.Variants,),
-    "lineage": (variants.LineageTree,),
-    "tier ls": (tiers.Tiers,),
-    "tier add": (tiers.TierJson,),
-    "tier set": (tiers.TierJson,),
-    "tier drain": (tiers.TierDrained,),
-    "tier rm": (tiers.TierRemoved,),
-    "store validate": (tiers.Validation,),
-    "tier example": (tiers.TierExample,),
-    "warmup": (warming.Warmup,),
-    "evict": (warming.Evicted,),
-    "pin": (warming.PinJson,),
-    "unpin": (warming.Unpinned,),
-    "pins": (warming.Pins,),
-    "explain": (placing.Explained,),
-    "rebalance": (placing.Moves,),
-    "mv": (placing.Moves,),
-    "restore": (placing.Restored,),
-    "agent": (placing.AgentEnded,),
-    "df": (tiers.Df,),
-    "serve hub": (serve.Serving,),
-    "top": (tiers.Top,),
-    "du": (schemas.Du,),
-    "check": (schemas.Check,),
-    "doctor": (health.Doctor,),
-    "demo": (schemas.Demo,),
-    "version": (schemas.VersionOutput,),
-}
-"""What each command prints; ``ls``, ``log`` and ``release ls`` the second when given a name."""
+
+def outputs() -> dict[str, tuple[type[schemas.Schema], ...]]:
+    """Return the structs that each command prints with ``--json``, by the command's name."""
+    return {each.name: tuple(map(_struct, each.prints)) for each in COMMANDS}
+
+
+def _struct(name: str) -> type[schemas.Schema]:
+    module, _, struct = name.partition(".")
+    found: type[schemas.Schema] = getattr(import_module(f"tierstore.cli.schemas.{module}"), struct)
+    return found
 
 
 def type_name(hint: object) -> str:
@@ -118,7 +61,7 @@ def as_markdown() -> str:
         "Made from `schemas/` by `python -m tierstore.cli.schemas.markdown`; do not edit.",
         "",
     ]
-    for command, printed in [*OUTPUTS.items(), ("errors", (schemas.ErrorJson,))]:
+    for command, printed in [*outputs().items(), ("errors", (schemas.ErrorJson,))]:
         lines += [f"## {command}", ""]
         for schema in printed:
             for part in dict.fromkeys(_parts(schema)):
