@@ -30,13 +30,13 @@ from tests.servers.moto import Moto, moto_server
 from tests.servers.redis import PASSWORD, USER, RedisServer, redis_acl, redis_plain
 from tierstore.admin import manage
 from tierstore.blobs.local.store import LocalStore
-from tierstore.cli import tierargs
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import tiers as tier_schemas
 from tierstore.config import _parse_node
 from tierstore.errors import OutOfSpace
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.placing.moverlease import HeldLease
+from tierstore.wiring.backends import role_of
 
 __all__ = ["moto_server", "redis_acl", "redis_plain"]
 
@@ -486,7 +486,7 @@ def test_each_options_variable(run: Program, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )  # fmt: skip
 def test_the_role_that_a_url_suggests(url: str, role: str) -> None:
-    assert tierargs.role_of(url) == role
+    assert role_of(url) == role
 
 
 # store validate

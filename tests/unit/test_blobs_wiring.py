@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import pytest
 from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.objects.store import ObjectStore
+from tierstore.config import NodeTier
 from tierstore.errors import ConfigError, NotFound
+from tierstore.format.tiers import TierSpec
 from tierstore.wiring import open_blobs
+from tierstore.wiring.backends import BACKENDS, Backend, Place, open_tier
 
 
 def test_local_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +99,39 @@ def test_a_local_store_loads_no_network_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_kind_of_storage_has_its_own_name_and_schemes() -> None:
+    names = [backend.name for backend in BACKENDS]
+    schemes = [scheme for backend in BACKENDS for scheme in backend.schemes]
+    assert len(set(names)) == len(names)
+    assert len(set(schemes)) == len(schemes)
+
+
+@pytest.mark.parametrize(
+    "backend", [each for each in BACKENDS if each.libraries], ids=lambda backend: backend.name
+)
+def test_a_missing_library_is_named_with_its_extra(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    installs = project["project"]["optional-dependencies"][backend.extra]
+    spec = TierSpec(name="t", role=backend.roles[0], url=f"{backend.schemes[0]}://host:1/x")
+    for library in backend.libraries:
+        assert any(wanted.startswith(library) for wanted in installs)
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, library, None)
+            with pytest.raises(ConfigError, match=rf"{library}.*tierstore\[{backend.extra}\]"):
+                open_tier(Place(spec, NodeTier(), "00" * 16))
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_a_cache_is_no_durable_tier_and_only_a_directory_is_hot(backend: Backend) -> None:
+    url = f"{backend.schemes[0]}://host:1/x"
+    if not backend.durable:
+        with pytest.raises(ConfigError, match="shared tier: it forgets"):
+            open_blobs(url)
+    if "hot" not in backend.roles:
+        spec = TierSpec(name="t", role="hot", url=url)
+        with pytest.raises(ConfigError, match="a directory of this node"):
+            open_tier(Place(spec, NodeTier(), "00" * 16))

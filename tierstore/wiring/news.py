@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tierstore.errors import TierstoreError
-from tierstore.wiring.backends import Place, open_sums
+from tierstore.wiring.backends import Place, open_heat
 
 if TYPE_CHECKING:
     from tierstore.blobs.redis.heat import Listener, RedisHeat
@@ -36,7 +36,7 @@ class RedisNews:
     def _redis(self) -> RedisHeat:
         with self._lock:
             if self._opened is None:  # its client takes a while to import
-                self._opened = open_sums(self._place)
+                self._opened = open_heat(self._place)
             return self._opened
 
     def tell(self, model: str) -> None:

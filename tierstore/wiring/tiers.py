@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot
 from tierstore.tiers.stats import TierStats
 from tierstore.wiring.backends import (
-    REDIS_SCHEMES,
+    Options,
     Place,
+    counts_heat,
     hot_directory,
     open_archive,
-    open_sums,
+    open_heat,
     open_tier,
     read_options,
 )
@@ -56,7 +57,7 @@ def _policy(text: str) -> str:
     return text
 
 
-_HOT_OPTIONS: dict[str, Callable[[str], Any]] = {"policy": _policy, "verify": _verify}
+_HOT_OPTIONS: Options = {"policy": _policy, "verify": _verify}
 
 
 class Tiers:
@@ -110,7 +111,7 @@ class Tiers:
         ledger: HeatLedger | None = None
         if (place := self._redis()) is not None:
             try:
-                ledger = SumsLedger(open_sums(place))
+                ledger = SumsLedger(open_heat(place))
             except ConfigError as error:  # as for its chunks: it is not used
                 _log.warning("what is read is not counted: %s", error)
         elif self._specs():
@@ -125,10 +126,7 @@ class Tiers:
 
     def _redis(self) -> Place | None:
         """The first Redis that nodes share."""
-        for place in self._used():
-            if place.spec.role == "shared" and place.spec.url.partition("://")[0] in REDIS_SCHEMES:
-                return place
-        return None
+        return next((place for place in self._used() if counts_heat(place.spec)), None)
 
     def _used(self) -> list[Place]:
         return [p for p in self._places() if p.node.enabled and p.spec.state == "active"]
