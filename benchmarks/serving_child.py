@@ -139,7 +139,7 @@ def rank(store: str, number: str, world: str, dim: str) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         held = sum(tensor.nbytes for tensor in part.values())
         chunks = [chunk for name in model for chunk in model.tensor(name).base.chunks()]
-        frames = sum({chunk.place.digest: chunk.place.length for chunk in chunks}.values())
+        frames = sum({chunk.place.digest: chunk.place.frame_bytes for chunk in chunks}.values())
         del opened
     whole = {"frames": frames, "plain": model.nbytes, "tensors": len(model)}
     return {"seconds": seconds, "held": held, **whole, **costs(model)}

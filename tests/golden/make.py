@@ -247,8 +247,10 @@ def _rewrite(blobs: BlobStore, pack: bytes, count: int) -> list[bytes]:
     for part in range(count):
         builder = PackBuilder()
         for place in places[part::count]:
-            frame = data[place.offset : place.offset + place.length]
-            builder.add(place.digest, frame, place.head, place.plain, place.codec, place.bases)
+            frame = data[place.offset : place.offset + place.frame_bytes]
+            builder.add(
+                place.digest, frame, place.head_bytes, place.plain_bytes, place.codec, place.bases
+            )
         packed, buffers, _ = builder.close()
         blobs.put(pack_key(packed), buffers)
         new.append(packed)
@@ -324,7 +326,7 @@ def _change_frame(blobs: BlobStore) -> None:
     data = bytearray(blobs.get(info.key))
     place = read_footer(blobs, info.key, info.size)[1][0]
     data[place.offset + 7] = 1 << 5
-    end = place.offset + place.head
+    end = place.offset + place.head_bytes
     data[end - 8 : end] = xxh3(bytes(data[place.offset : end - 8])).to_bytes(8, "little")
     blobs.put(info.key, bytes(data))
 

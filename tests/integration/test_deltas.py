@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tests.integration.kit import MIB, created, equal, opened, safetensors_bytes
 from tierstore.blobs.memory import MemoryStore
-from tierstore.codecs.base import FORMS
+from tierstore.codecs import DELTA
+from tierstore.codecs.base import WORD_TYPES
 from tierstore.errors import Damaged, NotFound, UsageError
 from tierstore.format.dtypes import DTYPES
-from tierstore.format.frame import CODEC_DELTA
 from tierstore.format.keys import pack_key, version_key
 from tierstore.format.layout import Condemned
 from tierstore.format.sealed import Kind, seal_body
@@ -201,7 +201,7 @@ def test_rows_of_a_delta_are_read_without_the_rest(blobs: MemoryStore, cache: Pa
     new = np.insert(tuned(table), 1000, weights(1, seed=4), 0)
     store.save("m", {"emb": new})
     loaded = store.load("m@2")
-    assert {place.codec for place in loaded.layout} >= {CODEC_DELTA}
+    assert {place.codec for place in loaded.layout} >= {DELTA}
     for rows in ([5], [999, 1000, 1001], [2047, 2048, 7999], list(range(0, 8001, 500))):
         assert loaded.tensor("emb")[rows].tobytes() == new[rows].tobytes()
     part = store.load("m@2")
@@ -241,7 +241,7 @@ def test_every_dtype_comes_back_bit_for_bit(
         path = tmp_path / "w.safetensors"
         path.write_bytes(content)
         saved = stats(store.save("m", path))
-    assert saved.delta_bytes == (size if dtype in FORMS else 0)
+    assert saved.delta_bytes == (size if dtype in WORD_TYPES else 0)
     for number, content in enumerate(contents, 1):
         store.load(f"m@{number}").export(tmp_path / f"out{number}")
         assert (tmp_path / f"out{number}" / "w.safetensors").read_bytes() == content
@@ -356,7 +356,7 @@ def test_a_base_that_cannot_be_read_is_none(
     blobs.delete([key])
     if how == "damaged":
         for place in places(store, "m@1"):
-            data[place.offset + place.head + 100] ^= 1
+            data[place.offset + place.head_bytes + 100] ^= 1
         blobs.put(key, data)
     second = tuned_model(first)
     saved = stats(store.save("m", second, base="m@1"))
@@ -372,7 +372,7 @@ def test_a_damaged_base_is_found_by_who_reads_its_deltas(store: Store, blobs: Me
     (place,) = [p for p in places(store, "m@1") if p.plain == 200 * 2048]
     key = pack_key(place.pack)
     data = bytearray(blobs.get(key))
-    data[place.offset + place.head + 100] ^= 1
+    data[place.offset + place.head_bytes + 100] ^= 1
     blobs.delete([key])
     blobs.put(key, data)
     for ref in ("m@1", "m@2"):

@@ -251,8 +251,10 @@ def repack(blobs: MemoryStore, key: str, keep: int | None = None, pieces: int = 
     trailer, places = read_footer(blobs, key, blobs.info(key).size)
     builders = [PackBuilder() for _ in range(pieces)]
     for number, place in enumerate(places[:keep]):
-        frame = blobs.get(key, ByteRange(place.offset, place.offset + place.length))
-        builders[number % pieces].add(place.digest, frame, place.head, place.plain, place.codec)
+        frame = blobs.get(key, ByteRange(place.offset, place.offset + place.frame_bytes))
+        builders[number % pieces].add(
+            place.digest, frame, place.head_bytes, place.plain_bytes, place.codec
+        )
     into = []
     for builder in builders:
         pack, buffers, _ = builder.close()

@@ -66,7 +66,7 @@ def start(code: str, store: Path) -> subprocess.Popen[str]:
 def frames(store: Store) -> int:
     model = store.load("m")
     every = [place for name in model for place in model.tensor(name).places()]
-    return sum({place.digest: place.length for place in every}.values())
+    return sum({place.digest: place.frame_bytes for place in every}.values())
 
 
 def test_four_processes_fetch_a_model_once(where: Path) -> None:

@@ -400,10 +400,12 @@ def test_every_read_is_recorded(tiered: Tiered) -> None:
         assert len(tiered.heat.reads) == len(places)
         for read in tiered.heat.reads:
             place = places[read.digest]
-            assert read == (place.digest, place.pack, place.plain, place.length)
+            assert read == (place.digest, place.pack, place.plain_bytes, place.frame_bytes)
     tiered.heat.reads.clear()
     model.tensor("emb")[[0]]
-    assert [(read.plain, 0 < read.read < 4100) for read in tiered.heat.reads] == [(MIB, True)]
+    assert [(read.plain_bytes, 0 < read.read_bytes < 4100) for read in tiered.heat.reads] == [
+        (MIB, True)
+    ]
 
 
 def test_a_store_without_tiers_is_as_it_was(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import ml_dtypes
 import numpy as np
 
-from tierstore.codecs import Encoded, decode, encode, native_info, use_native
-from tierstore.codecs.base import FORMS
+from tierstore.codecs import EncodedChunk, decode, encode, native_info, use_native
+from tierstore.codecs.base import WORD_TYPES
 
-DTYPES = [*FORMS, "", "F4", "F6_E2M3"]
+DTYPES = [*WORD_TYPES, "", "F4", "F6_E2M3"]
 BLOCK = 1 << 12
 
 FLOATS = {
@@ -42,20 +42,24 @@ def weights(dtype: str, count: int, seed: int = 0, scale: float = 0.04) -> bytes
     values = np.random.default_rng(seed).normal(0, scale, count)
     if dtype in FLOATS:
         return values.astype(FLOATS[dtype]).tobytes()
-    word = FORMS[dtype].word if dtype in FORMS else 1
+    word = WORD_TYPES[dtype].word_bytes if dtype in WORD_TYPES else 1
     return (values * 1000).astype(np.int64).astype(f"<i{word}").tobytes()
 
 
 def tuned(plain: bytes, dtype: str, seed: int = 1) -> bytes:
     """What a little fine-tuning makes of a chunk: the low bits of some words differ."""
-    word = FORMS[dtype].word
+    word = WORD_TYPES[dtype].word_bytes
     words = np.frombuffer(plain[: len(plain) // word * word], f"<u{word}")
     steps = np.random.default_rng(seed).integers(0, 3, words.size).astype(words.dtype)
     return (words ^ steps).tobytes() + plain[words.size * word :]
 
 
 def back(
-    encoded: Encoded, dtype: str, length: int, base: bytes | None = None, block_size: int = BLOCK
+    encoded: EncodedChunk,
+    dtype: str,
+    length: int,
+    base: bytes | None = None,
+    block_size: int = BLOCK,
 ) -> bytes:
     """The plain bytes of an encoded chunk."""
     out = bytearray(length)
@@ -66,7 +70,9 @@ def back(
     return bytes(out)
 
 
-def stored(plain: bytes, dtype: str, base: bytes | None = None, block_size: int = BLOCK) -> Encoded:
+def stored(
+    plain: bytes, dtype: str, base: bytes | None = None, block_size: int = BLOCK
+) -> EncodedChunk:
     """``encode``, with what must hold for every result."""
     kept = bytes(plain)
     encoded = encode(plain, dtype, block_size=block_size, base=base)

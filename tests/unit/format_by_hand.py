@@ -31,9 +31,9 @@ def frame(
     codec: int = 0,
     dtype: int = 0,
     flags: int = 0,
-    plain_len: int | None = None,
+    plain_bytes: int | None = None,
     payload: bytes | None = None,
-    payload_len: int | None = None,
+    payload_bytes: int | None = None,
     payload_sum: int | None = None,
     key_id: int = 0,
     nonce: bytes = bytes(12),
@@ -41,7 +41,7 @@ def frame(
     zero1: int = 0,
     n_base: int | None = None,
     codec_head: bytes = b"",
-    codec_head_len: int | None = None,
+    codec_head_bytes: int | None = None,
     zero2: int = 0,
     digest: bytes | None = None,
     ends: Sequence[int] | None = None,
@@ -62,12 +62,12 @@ def frame(
     head = struct.pack(
         "<4sBBBBIIQI12sBBHHH32s",
         magic, version, codec, dtype, flags,
-        len(plain) if plain_len is None else plain_len,
-        len(payload) if payload_len is None else payload_len,
+        len(plain) if plain_bytes is None else plain_bytes,
+        len(payload) if payload_bytes is None else payload_bytes,
         xxh3(payload) if payload_sum is None else payload_sum,
         key_id, nonce, block_log2, zero1,
         len(bases) if n_base is None else n_base,
-        len(codec_head) if codec_head_len is None else codec_head_len,
+        len(codec_head) if codec_head_bytes is None else codec_head_bytes,
         zero2, b3(plain) if digest is None else digest,
     )  # fmt: skip
     assert len(head) == 80
@@ -84,30 +84,30 @@ def read_frame(data: bytes) -> dict[str, Any]:
     assert data[:4] == b"TSFR"
     assert data[4] == 1
     assert data[7] == 0
-    plain_len, payload_len, payload_sum, key_id = struct.unpack_from("<IIQI", data, 8)
+    plain_bytes, payload_bytes, payload_sum, key_id = struct.unpack_from("<IIQI", data, 8)
     assert key_id == 0
     assert data[28:40] == bytes(12)
-    block_log2, zero1, n_base, codec_len, zero2 = struct.unpack_from("<BBHHH", data, 40)
+    block_log2, zero1, n_base, codec_head_bytes, zero2 = struct.unpack_from("<BBHHH", data, 40)
     assert (zero1, zero2) == (0, 0)
-    blocks = -(-plain_len // (1 << block_log2))
+    blocks = -(-plain_bytes // (1 << block_log2))
     at = 80
     table = [struct.unpack_from("<IQ", data, at + 12 * i) for i in range(blocks)]
     at += 12 * blocks
     bases = [struct.unpack_from("<32sII", data, at + 40 * i) for i in range(n_base)]
     at += 40 * n_base
-    codec_head = data[at : at + codec_len]
-    at += codec_len
+    codec_head = data[at : at + codec_head_bytes]
+    at += codec_head_bytes
     assert struct.unpack_from("<Q", data, at)[0] == xxh3(data[:at])
     payload = data[at + 8 :]
-    assert len(payload) == payload_len <= plain_len <= 16 << 20
+    assert len(payload) == payload_bytes <= plain_bytes <= 16 << 20
     assert xxh3(payload) == payload_sum
     ends = [end for end, _ in table]
     assert ends == sorted(ends)
-    assert (ends[-1] if ends else 0) == payload_len
+    assert (ends[-1] if ends else 0) == payload_bytes
     return {
-        "codec": data[5], "dtype": data[6], "plain_len": plain_len, "block_log2": block_log2,
+        "codec": data[5], "dtype": data[6], "plain_bytes": plain_bytes, "block_log2": block_log2,
         "digest": data[48:80], "ends": ends, "sums": [value for _, value in table],
-        "bases": bases, "codec_head": codec_head, "payload": payload, "head_len": at + 8,
+        "bases": bases, "codec_head": codec_head, "payload": payload, "head_bytes": at + 8,
     }  # fmt: skip
 
 
@@ -121,9 +121,9 @@ def sealed(
     flags: int = 0,
     key_id: int = 0,
     nonce: bytes = bytes(12),
-    plain_len: int | None = None,
+    plain_bytes: int | None = None,
     body: bytes | None = None,
-    body_len: int | None = None,
+    body_bytes: int | None = None,
     body_sum: int | None = None,
     head_sum: int | None = None,
 ) -> bytes:
@@ -133,8 +133,8 @@ def sealed(
     head = struct.pack(
         "<4sBBBBI12sQQQ",
         magic, kind, version, encoding, flags, key_id, nonce,
-        len(plain) if plain_len is None else plain_len,
-        len(body) if body_len is None else body_len,
+        len(plain) if plain_bytes is None else plain_bytes,
+        len(body) if body_bytes is None else body_bytes,
         xxh3(body) if body_sum is None else body_sum,
     )  # fmt: skip
     assert len(head) == 48
@@ -146,14 +146,14 @@ def read_sealed(data: bytes) -> tuple[int, bytes]:
     assert data[:4] == b"TSOB"
     kind, version, encoding, flags, key_id = struct.unpack_from("<BBBBI", data, 4)
     assert (version, flags, key_id, data[12:24]) == (1, 0, 0, bytes(12))
-    plain_len, body_len, body_sum, head_sum = struct.unpack_from("<QQQQ", data, 24)
+    plain_bytes, body_bytes, body_sum, head_sum = struct.unpack_from("<QQQQ", data, 24)
     assert head_sum == xxh3(data[:48])
     body = data[56:]
-    assert len(body) == body_len
+    assert len(body) == body_bytes
     assert xxh3(body) == body_sum
     assert encoding in (0, 1)
     plain = body if encoding == 0 else zstandard.ZstdDecompressor().decompress(body)
-    assert len(plain) == plain_len
+    assert len(plain) == plain_bytes
     return kind, plain
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.codec_data import BLOCK, DTYPES, FLOATS, back, kernels, stored, tuned, weights
 from tierstore.codecs import DELTA, PLANES, RAW, ZSTD, decode, decode_block, encode, native_info
-from tierstore.codecs.base import FORMS
+from tierstore.codecs.base import WORD_TYPES
 from tierstore.errors import Damaged, UsageError
 
 BOTH = pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
@@ -43,7 +43,7 @@ def test_any_bytes_come_back(plain: bytes, dtype: str, block_size: int, native: 
 
 
 @settings(max_examples=100, deadline=None)
-@given(CHUNKS, CHUNKS, st.sampled_from(sorted(FORMS)), st.booleans())
+@given(CHUNKS, CHUNKS, st.sampled_from(sorted(WORD_TYPES)), st.booleans())
 def test_any_bytes_come_back_from_any_base(
     plain: bytes, other: bytes, dtype: str, native: bool
 ) -> None:
@@ -64,9 +64,9 @@ def test_every_short_length(dtype: str, native: bool) -> None:
                 assert back(stored(plain, dtype), dtype, length) == plain
 
 
-@pytest.mark.parametrize("dtype", sorted(FORMS))
+@pytest.mark.parametrize("dtype", sorted(WORD_TYPES))
 def test_weights_get_smaller_and_readers_agree(dtype: str) -> None:
-    word = FORMS[dtype].word
+    word = WORD_TYPES[dtype].word_bytes
     plain = weights(dtype, 70_000) + bytes(range(word - 1))
     for writer in (True, False):
         with kernels(writer):
@@ -98,7 +98,7 @@ def test_a_delta_is_chosen_when_it_is_smaller(dtype: str, native: bool) -> None:
 @pytest.mark.parametrize("with_base", [False, True])
 def test_each_block_decodes_alone(dtype: str, native: bool, with_base: bool) -> None:
     plain = weights(dtype, 9_000) + b"\x01"
-    base = tuned(plain, dtype) if with_base and dtype in FORMS else None
+    base = tuned(plain, dtype) if with_base and dtype in WORD_TYPES else None
     with kernels(native):
         encoded = stored(plain, dtype, base)
         start = 0

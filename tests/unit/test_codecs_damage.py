@@ -12,14 +12,14 @@ import zstandard
 
 from tests.unit.codec_data import BLOCK, back, kernels, stored, tuned, weights
 from tests.unit.test_codecs_values import STREAMS, TABLE, block
-from tierstore.codecs import PLANES, RAW, ZSTD, Encoded, decode
-from tierstore.codecs.base import FORMS
+from tierstore.codecs import PLANES, RAW, ZSTD, EncodedChunk, decode
+from tierstore.codecs.base import WORD_TYPES
 from tierstore.errors import Damaged
 
 BOTH = pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
 
 
-def outcome(encoded: Encoded, dtype: str, length: int, base: bytes | None) -> bytes | None:
+def outcome(encoded: EncodedChunk, dtype: str, length: int, base: bytes | None) -> bytes | None:
     """The decoded bytes, None when they are refused."""
     try:
         return back(encoded, dtype, length, base)
@@ -27,7 +27,7 @@ def outcome(encoded: Encoded, dtype: str, length: int, base: bytes | None) -> by
         return None
 
 
-def mutations(encoded: Encoded, rng: random.Random, count: int) -> Iterator[Encoded]:
+def mutations(encoded: EncodedChunk, rng: random.Random, count: int) -> Iterator[EncodedChunk]:
     for _ in range(count):
         head, payload, ends = (
             bytearray(encoded.head),
@@ -51,14 +51,14 @@ def mutations(encoded: Encoded, rng: random.Random, count: int) -> Iterator[Enco
             payload[min(start + rng.randrange(40), len(payload) - 1)] = rng.randrange(256)
         else:
             payload[rng.randrange(len(payload))] ^= 1 << rng.randrange(8)
-        yield Encoded(encoded.codec, bytes(head), tuple(ends), bytes(payload))
+        yield EncodedChunk(encoded.codec, bytes(head), tuple(ends), bytes(payload))
 
 
-def chunks() -> Iterator[tuple[Encoded, str, bytes, bytes | None]]:
+def chunks() -> Iterator[tuple[EncodedChunk, str, bytes, bytes | None]]:
     for dtype in ("I8", "BF16", "F32", "F64", ""):
         plain = weights(dtype, 3_000) + b"\0"
         yield stored(plain, dtype), dtype, plain, None
-        if dtype in FORMS:
+        if dtype in WORD_TYPES:
             base = tuned(plain, dtype)
             yield stored(plain, dtype, base), dtype, plain, base
 
@@ -127,7 +127,7 @@ BAD_HEADS = {
 
 @BOTH
 def test_what_the_specification_forbids(native: bool) -> None:
-    good = Encoded(PLANES, TABLE, (len(block(GOOD)),), block(GOOD))
+    good = EncodedChunk(PLANES, TABLE, (len(block(GOOD)),), block(GOOD))
     with kernels(native):
         assert outcome(good, "I8", 7, None) is not None
         assert outcome(replace(good, head=bytes([5, 7, 0x21, 0x02])), "I8", 7, None) is not None
@@ -149,7 +149,7 @@ def test_raw_and_zstd_payloads_are_checked(codec: int) -> None:
     parts = [plain[at : at + BLOCK] for at in range(0, len(plain), BLOCK)]
     blocks = parts if codec == RAW else [compress(part) for part in parts]
     ends = tuple(np.cumsum([len(b) for b in blocks]).tolist())
-    good = Encoded(codec, b"", ends, b"".join(blocks))
+    good = EncodedChunk(codec, b"", ends, b"".join(blocks))
     assert back(good, "U8", len(plain)) == plain
     bad = [
         replace(good, head=b"x"),

@@ -9,8 +9,8 @@ import pytest
 import zstandard
 
 from tests.unit.codec_data import back, kernels, stored
-from tierstore.codecs import DELTA, PLANES, Encoded
-from tierstore.codecs.base import FORMS
+from tierstore.codecs import DELTA, PLANES, EncodedChunk
+from tierstore.codecs.base import WORD_TYPES
 
 BOTH = pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
 FLOAT_WORDS = {1: "F8_E5M2", 2: "BF16", 4: "F32", 8: "F64"}
@@ -101,7 +101,7 @@ def test_payloads_written_by_hand(native: bool) -> None:
     }
     with kernels(native):
         for name, (dtype, payload, plain) in cases.items():
-            encoded = Encoded(PLANES, TABLE, (len(payload),), payload)
+            encoded = EncodedChunk(PLANES, TABLE, (len(payload),), payload)
             assert back(encoded, dtype, len(plain)) == plain, name
 
 
@@ -115,7 +115,7 @@ def test_deltas_written_by_hand(native: bool) -> None:
     ]
     with kernels(native):
         for dtype, plain, base, payload in cases:
-            word = f"<u{FORMS[dtype].word}"
-            encoded = Encoded(DELTA, b"", (len(payload),), payload)
+            word = f"<u{WORD_TYPES[dtype].word_bytes}"
+            encoded = EncodedChunk(DELTA, b"", (len(payload),), payload)
             expected = np.array(plain, word).tobytes()
             assert back(encoded, dtype, len(expected), np.array(base, word).tobytes()) == expected

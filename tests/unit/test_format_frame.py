@@ -13,7 +13,7 @@ from tierstore.format.dtypes import DTYPE_CODES, DTYPE_OF_CODE, DTYPES
 from tierstore.format.frame import (
     MAX_BASES,
     MAX_CODEC_HEAD,
-    MAX_PLAIN,
+    MAX_PLAIN_BYTES,
     BasePiece,
     FrameHead,
     build_head,
@@ -34,12 +34,14 @@ DAMAGED = {
     "checksum cut": (frame(PLAIN, block_log2=16)[: 80 + 36 + 7], "cut short"),
     "magic": (frame(magic=b"TSFQ"), "does not begin"),
     "head checksum": (frame(head_sum=1), "checksum of its head"),
-    "plain_len above the limit": (frame(plain_len=(16 << 20) + 1), "out of range"),
-    "payload_len above plain_len": (frame(payload=b"x" * 17), "out of range"),
+    "plain_bytes above the limit": (frame(plain_bytes=(16 << 20) + 1), "out of range"),
+    "payload_bytes above plain_bytes": (frame(payload=b"x" * 17), "out of range"),
     "block_log2 below": (frame(block_log2=15), "block size"),
     "block_log2 above": (frame(block_log2=25), "block size"),
     "bases above the limit": (frame(**DELTA | {"n_base": 1025}), "longer than the format"),
-    "codec head above the limit": (frame(codec_head_len=(32 << 10) + 1), "longer than the format"),
+    "codec head above the limit": (
+        frame(codec_head_bytes=(32 << 10) + 1), "longer than the format",
+    ),
     "zero byte": (frame(zero1=1), "breaks the format"),
     "zero word": (frame(zero2=1), "breaks the format"),
     "nonce": (frame(nonce=b"\1" + bytes(11)), "breaks the format"),
@@ -48,7 +50,7 @@ DAMAGED = {
     "ends decrease": (
         frame(PLAIN, block_log2=16, ends=[9, 8, len(PLAIN)]), "out of order",
     ),
-    "the last end is not payload_len": (
+    "the last end is not payload_bytes": (
         frame(PLAIN, block_log2=16, ends=[1, 2, len(PLAIN) - 1]), "out of order",
     ),
     "bases do not add up": (frame(**DELTA | {"bases": [(B, 0, 15)]}), "add up"),
@@ -82,9 +84,9 @@ def test_what_is_newer_is_refused(case: str) -> None:
 
 def test_the_limits_themselves_are_allowed() -> None:
     empty = parse_frame_head(frame(b""), "x")
-    assert (empty.plain_len, empty.ends, empty.head_len) == (0, (), 88)
-    largest = bytes(MAX_PLAIN)
-    assert parse_frame_head(frame(largest, block_log2=16), "x").plain_len == 16 << 20
+    assert (empty.plain_bytes, empty.ends, empty.head_bytes) == (0, (), 88)
+    largest = bytes(MAX_PLAIN_BYTES)
+    assert parse_frame_head(frame(largest, block_log2=16), "x").plain_bytes == 16 << 20
     assert parse_frame_head(frame(largest, block_log2=24), "x").ends == (16 << 20,)
     pieces = [(B, i, 1) for i in range(1024)]
     head = parse_frame_head(frame(bytes(1024), codec=3, dtype=17, bases=pieces), "x")
@@ -95,7 +97,7 @@ def test_the_limits_themselves_are_allowed() -> None:
 
 def test_a_payload_without_blocks_is_damage() -> None:
     data = bytearray(frame(b""))
-    data[12:16] = (1).to_bytes(4, "little")  # payload_len above plain_len 0
+    data[12:16] = (1).to_bytes(4, "little")  # payload_bytes above plain_bytes 0
     data[-8:] = xxh3(bytes(data[:-8])).to_bytes(8, "little")
     with pytest.raises(Damaged, match="out of range"):
         parse_frame_head(bytes(data), "x")
@@ -133,12 +135,12 @@ def test_every_field_by_hand() -> None:
     )  # fmt: skip
     head = parse_frame_head(data + b"what follows", "x")
     assert head == FrameHead(
-        digest=b3(PLAIN), codec=3, dtype="BF16", plain_len=153600, payload_len=10,
+        digest=b3(PLAIN), codec=3, dtype="BF16", plain_bytes=153600, payload_bytes=10,
         payload_xxh3=xxh3(b"0123456789"), block_log2=16, ends=(3, 3, 10),
         sums=(1, 2, 2**64 - 1), bases=tuple(BasePiece(*piece) for piece in pieces),
-        codec_head=b"tables", head_len=80 + 36 + 80 + 6 + 8,
+        codec_head=b"tables", head_bytes=80 + 36 + 80 + 6 + 8,
     )  # fmt: skip
-    assert head.frame_len == len(data)
+    assert head.frame_bytes == len(data)
     assert head.block_size == 65536
     assert [head.block_payload(i) for i in range(3)] == [
         ByteRange(210, 213), ByteRange(213, 213), ByteRange(213, 220),
@@ -163,7 +165,7 @@ def test_our_frame_is_the_one_of_the_specification() -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    {"plain": bytes(MAX_PLAIN + 1), "ends": [0] * 65},
+    {"plain": bytes(MAX_PLAIN_BYTES + 1), "ends": [0] * 65},
     {"payload": bytes(17)},
     {"codec_head": bytes(MAX_CODEC_HEAD + 1)},
     {"bases": [BasePiece(B, 0, 1)] * (MAX_BASES + 1)},
@@ -180,9 +182,9 @@ def test_a_frame_that_no_reader_would_take_is_not_built(wrong: dict[str, object]
 def test_huge_claims_allocate_nothing() -> None:
     most = 2**32 - 1
     hostile = [
-        frame(plain_len=most, payload_len=most, n_base=65535, codec_head_len=65535),
-        frame(plain_len=16 << 20, payload_len=16 << 20),
-        frame(plain_len=16 << 20, block_log2=16, n_base=1024, codec_head_len=32 << 10, codec=3),
+        frame(plain_bytes=most, payload_bytes=most, n_base=65535, codec_head_bytes=65535),
+        frame(plain_bytes=16 << 20, payload_bytes=16 << 20),
+        frame(plain_bytes=16 << 20, block_log2=16, n_base=1024, codec_head_bytes=32 << 10, codec=3),
     ]
     tracemalloc.start()
     for data in hostile:
@@ -207,18 +209,18 @@ def test_dtype_codes_are_those_of_the_specification() -> None:
 
 @given(frames())
 def test_any_frame_round_trips_and_an_independent_reader_agrees(parts: FrameParts) -> None:
-    data, head_len = parts.build()
+    data, head_bytes = parts.build()
     head = parse_frame_head(data, "x", parts.fields["digest"])
-    assert (head.head_len, head.frame_len) == (head_len, len(data))
+    assert (head.head_bytes, head.frame_bytes) == (head_bytes, len(data))
     assert bytes(frame_payload(head, data, "x")) == parts.fields["payload"]
     seen = read_frame(data)
     assert seen == {
         "codec": head.codec, "dtype": DTYPE_CODES[parts.fields["dtype"]],
-        "plain_len": head.plain_len, "block_log2": head.block_log2, "digest": head.digest,
+        "plain_bytes": head.plain_bytes, "block_log2": head.block_log2, "digest": head.digest,
         "ends": list(head.ends), "sums": list(head.sums),
-        "bases": [(piece.digest, piece.offset, piece.length) for piece in head.bases],
+        "bases": [(piece.digest, piece.offset, piece.plain_bytes) for piece in head.bases],
         "codec_head": head.codec_head, "payload": parts.fields["payload"],
-        "head_len": head.head_len,
+        "head_bytes": head.head_bytes,
     }  # fmt: skip
     assert head.dtype == parts.fields["dtype"]
     assert head.ends == tuple(parts.fields["ends"])

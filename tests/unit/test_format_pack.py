@@ -60,7 +60,7 @@ def pack_of(index: bytes, *, frames: int = 2, header: bytes | None = None) -> by
 
 def parse(data: bytes) -> list[ChunkPlace]:
     trailer = parse_trailer(data[-64:], len(data), "pack X")
-    stop = trailer.index_offset + trailer.index_len
+    stop = trailer.index_offset + trailer.index_bytes
     return parse_index(data[:64], data[trailer.index_offset : stop], trailer, "pack X")
 
 
@@ -74,7 +74,7 @@ def test_a_pack_by_hand_is_read() -> None:
     ]
     for place in parse(data):
         head = parse_frame_head(data[place.offset :], "x", place.digest)
-        assert (head.head_len, head.frame_len) == (place.head, place.length)
+        assert (head.head_bytes, head.frame_bytes) == (place.head_bytes, place.frame_bytes)
     assert pack_key(pack) == f"packs/{pack.hex()[:2]}/{pack.hex()}"
 
 
@@ -251,7 +251,7 @@ def test_many_tiny_frames_fill_the_index_before_the_pack() -> None:
     pack, buffers, places = builder.close()
     size = sum(len(buffer) for buffer in buffers)
     trailer = parse_trailer(bytes(buffers[-1]), size, "x")
-    assert 15 * MIB < trailer.index_len < 17 * MIB
+    assert 15 * MIB < trailer.index_bytes < 17 * MIB
     assert trailer.frames == count
     found = parse_index(buffers[0], buffers[-2], trailer, "x")
     assert found[-1] == places[-1] == replace(found[-1], pack=pack)

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from tests.unit.format_by_hand import msgpack, read_msgpack, read_sealed, sealed
 from tierstore.errors import Damaged, UnsupportedFormat, UsageError
-from tierstore.format.sealed import Body, Kind, decode_body, max_plain, seal, unseal, unseal_body
+from tierstore.format.sealed import (
+    Body,
+    Kind,
+    decode_body,
+    max_plain_bytes,
+    seal,
+    unseal,
+    unseal_body,
+)
 from tierstore.testing.strategies import noise
 
 MIB = 1 << 20
@@ -44,19 +52,19 @@ DAMAGED = {
     "header checksum": (sealed(6, PLAIN, head_sum=3), "checksum of its header"),
     "another kind": (sealed(5, PLAIN), "kind 5 instead of 6"),
     "nonce": (sealed(6, PLAIN, nonce=b"\1" * 12), "out of range"),
-    "plain_len above the limit": (sealed(6, PLAIN, plain_len=MIB + 1), "out of range"),
-    "body_len above plain_len": (
+    "plain_bytes above the limit": (sealed(6, PLAIN, plain_bytes=MIB + 1), "out of range"),
+    "body_bytes above plain_bytes": (
         sealed(6, b"", body=bytes((64 << 10) + 1)), "out of range",
     ),
     "body cut": (sealed(6, PLAIN)[:-1], "of body instead of"),
     "bytes behind": (sealed(6, PLAIN) + b"\0", "of body instead of"),
     "body checksum": (sealed(6, PLAIN, body_sum=3), "checksum of its body"),
     "plain body of another length": (
-        sealed(6, PLAIN, plain_len=len(PLAIN) + 1), "plain bytes instead of",
+        sealed(6, PLAIN, plain_bytes=len(PLAIN) + 1), "plain bytes instead of",
     ),
     "no zstd": (sealed(6, PLAIN, encoding=1, body=PLAIN), "zstd says"),
     "zstd of another length": (
-        sealed(6, PLAIN, encoding=1, plain_len=len(PLAIN) + 1), "the size it says",
+        sealed(6, PLAIN, encoding=1, plain_bytes=len(PLAIN) + 1), "the size it says",
     ),
     "zstd of undeclared length": (
         sealed(6, PLAIN, encoding=1, body=streamed(PLAIN)), "the size it says",
@@ -95,7 +103,7 @@ def test_what_is_newer_is_refused(case: str) -> None:
 
 def test_kinds_and_their_limits() -> None:
     assert {kind.name: kind.value for kind in Kind} == KINDS
-    limits = {kind.value: max_plain(kind) for kind in Kind}
+    limits = {kind.value: max_plain_bytes(kind) for kind in Kind}
     small = {4, 5, 6, 7, 8, 10, 11, 13, 14}
     assert limits == dict.fromkeys((1, 2, 3), 512 * MIB) | dict.fromkeys(small, MIB) | {
         9: 64 * MIB, 12: 64 * MIB
@@ -104,12 +112,12 @@ def test_kinds_and_their_limits() -> None:
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_the_limit_holds_for_reader_and_writer(kind: Kind) -> None:
-    limit = max_plain(kind)
-    header = sealed(kind, b"", plain_len=limit + 1)
+    limit = max_plain_bytes(kind)
+    header = sealed(kind, b"", plain_bytes=limit + 1)
     with pytest.raises(Damaged, match="out of range"):
         unseal(kind, header, "x")
     with pytest.raises(Damaged, match="plain bytes instead of"):  # the limit itself passes
-        unseal(kind, sealed(kind, b"", plain_len=limit), "x")
+        unseal(kind, sealed(kind, b"", plain_bytes=limit), "x")
     if limit <= 64 * MIB:
         assert len(unseal(kind, seal(kind, bytes(limit)), "x")) == limit
         with pytest.raises(UsageError, match="limit"):
@@ -128,7 +136,7 @@ def test_a_claim_allocates_nothing() -> None:
     tracemalloc.start()
     for encoding in (0, 1):
         for claimed in (2**64 - 1, 2 * MIB, len(PLAIN)):
-            data = sealed(6, PLAIN, encoding=encoding, body=bomb, plain_len=claimed)
+            data = sealed(6, PLAIN, encoding=encoding, body=bomb, plain_bytes=claimed)
             with pytest.raises(Damaged):
                 unseal(Kind.REF, data, "x")
     peak = tracemalloc.get_traced_memory()[1]

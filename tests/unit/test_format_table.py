@@ -83,7 +83,7 @@ def test_tables_are_joined() -> None:
         assert joined.find(A) == found_at
         assert joined.find(C) == ROWS[2]
         assert joined.bases == [A, B]
-        assert joined.longest_frame == 436
+        assert joined.longest_frame_bytes == 436
     empty = parse_segment(seal_segment([], {}), "e")
     assert list(join_tables([empty, two, empty], "z")) == list(two)
 
@@ -175,7 +175,7 @@ def test_the_limits_of_a_table_are_allowed() -> None:
     )  # fmt: skip
     assert table.place(0) == ChunkPlace(A, P, 64, longest, 131072, 16 * MIB, 0)
     smallest = {"lengths": u32(80, 436, 200), "heads": u32(80, 100, 140), "plains": u32(0, 336, 70)}
-    assert parse_segment(segment(**smallest), "x").place(0).length == 80
+    assert parse_segment(segment(**smallest), "x").place(0).frame_bytes == 80
 
 
 def test_an_empty_table() -> None:

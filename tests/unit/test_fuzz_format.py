@@ -268,25 +268,25 @@ def run_case(name: str, target: Target, number: int) -> bool:
 def _fix_frame(data: bytearray) -> None:
     if len(data) < 88:
         return
-    plain_len, n_base, codec_len = (
+    plain_bytes, n_base, codec_head_bytes = (
         struct.unpack_from(form, data, at)[0] for form, at in (("<I", 8), ("<H", 42), ("<H", 44))
     )
     block = 1 << min(data[40], 24)
-    head = 88 + 12 * -(-plain_len // block) + 40 * n_base + codec_len
+    head = 88 + 12 * -(-plain_bytes // block) + 40 * n_base + codec_head_bytes
     if head > len(data):
         return
     payload = bytes(data[head:])
     struct.pack_into("<IQ", data, 12, min(len(payload), 2**32 - 1), hand.xxh3(payload))
-    if plain_len:
-        struct.pack_into("<I", data, 80 + 12 * (-(-plain_len // block) - 1), len(payload))
+    if plain_bytes:
+        struct.pack_into("<I", data, 80 + 12 * (-(-plain_bytes // block) - 1), len(payload))
     struct.pack_into("<Q", data, head - 8, hand.xxh3(bytes(data[: head - 8])))
 
 
 def _parse_frame(data: bytes) -> FrameHead:
     head = parse_frame_head(data, "x")
     ends = [head.block_payload(i).stop for i in range(len(head.ends))]
-    assert all(0 <= end <= head.frame_len for end in ends)
-    assert sum(len(head.block_plain(i)) for i in range(len(head.ends))) == head.plain_len
+    assert all(0 <= end <= head.frame_bytes for end in ends)
+    assert sum(len(head.block_plain(i)) for i in range(len(head.ends))) == head.plain_bytes
     frame_payload(head, data, "x")
     hand.read_frame(data)
     return head
@@ -298,10 +298,10 @@ BASE = np.random.default_rng(3).standard_normal(100_000, np.float32).tobytes()
 def _decode_frame(data: bytes) -> None:
     head = parse_frame_head(data, "x")
     payload = frame_payload(head, data, "x")
-    out = memoryview(bytearray(head.plain_len))
+    out = memoryview(bytearray(head.plain_bytes))
     base = None
     if head.bases:
-        base = (BASE * (head.plain_len // len(BASE) + 1))[: head.plain_len]
+        base = (BASE * (head.plain_bytes // len(BASE) + 1))[: head.plain_bytes]
     codecs.decode(
         head.codec, head.codec_head, head.ends, payload, out, head.dtype,
         block_size=head.block_size, base=base,
@@ -422,8 +422,10 @@ def _use_table(table: ChunkTable) -> None:
         found = table.find(place.digest)
         assert found is not None
         assert len(place.digest) == 32
-        assert 64 <= place.offset < place.offset + place.head <= place.offset + place.length
-        assert place.length - place.head <= place.plain <= 16 * MIB
+        assert (
+            64 <= place.offset < place.offset + place.head_bytes <= place.offset + place.frame_bytes
+        )
+        assert place.frame_bytes - place.head_bytes <= place.plain_bytes <= 16 * MIB
         assert len(place.pack) == 32
         assert all(len(base) == 32 for base in place.bases)
         assert bool(place.bases) == (place.codec == 3)
@@ -433,14 +435,14 @@ def _parse_index(index: bytes) -> None:
     header = hand.pack_header()
     trailer = Trailer(1100, len(index), ROWS, hand.b3(header + index))
     for place in parse_index(header, index, trailer, "x"):
-        assert place.offset + place.length <= 1100
+        assert place.offset + place.frame_bytes <= 1100
 
 
 def _parse_manifest(plain: bytes) -> None:
     manifest = parse_manifest(hand.sealed(1, plain), Digest(hand.b3(plain)), "x")
     for file in manifest.files:
         if not file.header:
-            spans = [p.length for p in pieces(file.chunks, file.size, manifest.chunk_size)]
+            spans = [p.plain_bytes for p in pieces(file.chunks, file.size, manifest.chunk_size)]
             assert sum(spans) == file.size
         assert all(len(one.chunks) % 32 == 0 for one in file.tensors)
 
@@ -536,7 +538,7 @@ def _our_pack() -> bytes:
 
 def _parse_pack(data: bytes) -> None:
     trailer = parse_trailer(data[-64:], len(data), "x")
-    stop = trailer.index_offset + trailer.index_len
+    stop = trailer.index_offset + trailer.index_bytes
     parse_index(data[:64], data[trailer.index_offset : stop], trailer, "x")
 
 

@@ -107,7 +107,7 @@ def test_a_damaged_range_is_never_returned(case: Case) -> None:
     key = f"packs/{place.pack.hex()[:2]}/{place.pack.hex()}"
     good = case.blobs.get(key)
     bad = bytearray(good)
-    bad[place.offset + place.length - 1] ^= 1  # in the last block of the first chunk
+    bad[place.offset + place.frame_bytes - 1] ^= 1  # in the last block of the first chunk
     case.blobs.put(key, bytes(bad))
     try:
         with pytest.raises(Damaged):

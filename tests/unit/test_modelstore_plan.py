@@ -38,8 +38,8 @@ def test_runs_cover_what_is_wanted_once_and_keep_their_bounds(
         own = [places[i] for i in run.items]
         assert {one.pack for one in own} == {run.pack}
         assert run.start == min(one.offset for one in own)
-        assert run.stop == max(one.offset + one.length for one in own)
-        covered = sorted({(one.offset, one.offset + one.length) for one in own})
+        assert run.stop == max(one.offset + one.frame_bytes for one in own)
+        covered = sorted({(one.offset, one.offset + one.frame_bytes) for one in own})
         assert len(covered) == 1 or run.stop - run.start <= max_run
         for (_, stop), (start, _) in itertools.pairwise(covered):
             assert start - stop <= max_gap

@@ -116,7 +116,9 @@ def play(nodes: list[HeatRecorder], world: World) -> tuple[dict[bytes, float], H
     for when, what in events:
         weight = 2 ** -((world.time - when) / HALF_LIFE_S)
         expected[chunk_key(what.digest)] = expected.get(chunk_key(what.digest), 0.0) + weight
-        expected[pack_key(what.pack)] = expected.get(pack_key(what.pack), 0.0) + weight * what.read
+        expected[pack_key(what.pack)] = (
+            expected.get(pack_key(what.pack), 0.0) + weight * what.read_bytes
+        )
     return expected, nodes[0].view()
 
 

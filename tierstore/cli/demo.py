@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tierstore.cli.aliases import alias_json
-from tierstore.cli.describe import CODECS
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, size, table
 from tierstore.cli.schemas import core as schemas
@@ -165,6 +164,8 @@ class _Demo:
         return found
 
     def _codecs_of(self, ref: str) -> list[schemas.DemoCodec]:
+        from tierstore.codecs import CODECS
+
         model = self._store.load(ref)
         chunks: Counter[tuple[str, str]] = Counter()
         plain: Counter[tuple[str, str]] = Counter()
@@ -177,10 +178,10 @@ class _Demo:
             for piece in model.file_pieces(file)
         ]
         for dtype, place in pieces:
-            key = dtype, CODECS[place.codec]
+            key = dtype, CODECS[place.codec].name
             chunks[key] += 1
-            plain[key] += place.plain
-            stored[key] += place.length
+            plain[key] += place.plain_bytes
+            stored[key] += place.frame_bytes
         return [
             schemas.DemoCodec(
                 version=ref, dtype=key[0], codec=key[1], chunks=count, bytes=plain[key],

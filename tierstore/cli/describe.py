@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from tierstore.modelstore.loading.model import Model
     from tierstore.modelstore.loading.tensor import Tensor
 
-CODECS = ("raw", "zstd", "planes", "delta")
-"""Names of the codecs by their stable ids."""
-
 
 def stat(cli: Cli, ref: Ref) -> None:
     """Show a version: files, chunks, packs, aliases, lineage."""
@@ -44,7 +41,7 @@ def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
     places = [place for place in model.layout if place.digest in wanted]
     used: Counter[bytes] = Counter()
     for place in model.layout:
-        used[place.pack] += place.length
+        used[place.pack] += place.frame_bytes
     return schemas.Stat(
         **version_fields(model.version),
         aliases=aliases,
@@ -58,7 +55,7 @@ def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
         logical_bytes=sum(file.size for file in model.manifest.files),
         chunks=len(digests),
         unique_chunks=len(places),
-        unique_bytes=sum(place.plain for place in places),
+        unique_bytes=sum(place.plain_bytes for place in places),
         stored_bytes=sum(used.values()),
         packs=[
             schemas.Pack(pack=pack.hex(), bytes=whole, used_bytes=used[pack])
@@ -143,8 +140,10 @@ def tensors(
 
 def tensor_json(tensor: Tensor) -> schemas.TensorJson:
     """A tensor as it is printed; a chunk that occurs twice in it is stored once."""
+    from tierstore.codecs import CODECS
+
     places = {place.digest: place for place in tensor.places()}
-    stored = sum(place.length for place in places.values())
+    stored = sum(place.frame_bytes for place in places.values())
     return schemas.TensorJson(
         name=tensor.name,
         file=tensor.file,
@@ -153,7 +152,7 @@ def tensor_json(tensor: Tensor) -> schemas.TensorJson:
         bytes=tensor.nbytes,
         stored_bytes=stored,
         ratio=round(stored / tensor.nbytes, 4) if tensor.nbytes else 1.0,
-        codecs=dict(Counter(CODECS[place.codec] for place in places.values())),
+        codecs=dict(Counter(CODECS[place.codec].name for place in places.values())),
     )
 
 

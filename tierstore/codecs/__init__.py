@@ -1,19 +1,21 @@
-"""Plain bytes of a chunk <-> encoded payload, without loss for any bytes, by what the dtype is.
+"""Lossless codecs: from the plain bytes of a chunk to an encoded payload and back.
 
-Payloads are specified in tierstore/format/SPEC-codecs.md. Everything here may be called from any
-thread.
+The codecs know the dtype of the bytes, and work for any bytes. Their payloads are specified in
+tierstore/format/SPEC-codecs.md. Everything here may be called from any thread.
 """
 
-from tierstore.codecs.base import DELTA, PLANES, RAW, ZSTD, Encoded
+from tierstore.codecs.base import EncodedChunk
 from tierstore.codecs.chunk import decode, decode_block, encode
 from tierstore.codecs.native import NativeInfo, native_info, use_native
+from tierstore.codecs.registry import CODECS, DELTA, PLANES, RAW, ZSTD
 
 __all__ = [
+    "CODECS",
     "DELTA",
     "PLANES",
     "RAW",
     "ZSTD",
-    "Encoded",
+    "EncodedChunk",
     "NativeInfo",
     "base",
     "decode",

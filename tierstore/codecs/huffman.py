@@ -1,4 +1,4 @@
-"""The Huffman planes in numpy, for readers without the native kernels.
+"""Decoding of Huffman planes in numpy, for machines without the native kernels.
 
 Code after code cannot be decoded in parallel, but code lengths can be: every bit position is
 taken as the start of a code, which gives the position after it. Composing that map with itself
@@ -25,15 +25,15 @@ MAX_TABLES = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """For each window of 11 bits the first code's symbol and its length in bits."""
+class DecodeTable:
+    """For each window of 11 bits, the symbol of its first code and the code's length in bits."""
 
     symbols: NDArray[np.uint8]
     lengths: NDArray[np.uint8]
 
 
-def _table(first: int, lengths: NDArray[np.uint8]) -> Table:
-    windows = Table(np.zeros(1 << LOG, np.uint8), np.zeros(1 << LOG, np.uint8))
+def _table(first: int, lengths: NDArray[np.uint8]) -> DecodeTable:
+    windows = DecodeTable(np.zeros(1 << LOG, np.uint8), np.zeros(1 << LOG, np.uint8))
     code = 0
     for bits in range(1, LOG + 1):
         code <<= 1
@@ -45,12 +45,12 @@ def _table(first: int, lengths: NDArray[np.uint8]) -> Table:
     return windows
 
 
-def read_head(head: bytes) -> list[Table]:
-    """The code tables of a head; ``Damaged`` unless all are complete codes of at most 11 bits."""
+def read_head(head: bytes) -> list[DecodeTable]:
+    """Parse a head's code tables; ``Damaged`` unless all are complete codes of at most 11 bits."""
     if len(head) > MAX_HEAD:
         raise Damaged(f"a codec head of {len(head)} bytes; the limit is {MAX_HEAD}")
     data = np.frombuffer(head, np.uint8)
-    tables: list[Table] = []
+    tables: list[DecodeTable] = []
     at = 0
     while at < len(data):
         symbols = int(data[at + 1]) - int(data[at]) + 1 if at + 2 <= len(data) else 0
@@ -69,7 +69,7 @@ def read_head(head: bytes) -> list[Table]:
 
 
 def _positions(step: NDArray[np.int32], starts: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-    """Positions of the first ``count`` codes from each start: shape (len(starts), count)."""
+    """Return the positions of ``count`` codes from each start: shape (len(starts), count)."""
     found = starts[:, None]
     while found.shape[1] < count:
         found = np.concatenate([found, step[found]], axis=1)
@@ -79,9 +79,9 @@ def _positions(step: NDArray[np.int32], starts: NDArray[np.int32], count: int) -
 
 
 def _decode_segment(
-    data: NDArray[np.uint8], ends: NDArray[np.int64], table: Table, n: int
+    data: NDArray[np.uint8], ends: NDArray[np.int64], table: DecodeTable, n: int
 ) -> NDArray[np.uint8]:
-    """``n`` symbols out of five streams, end to end in ``data``, which end at ``ends`` (bytes)."""
+    """Decode ``n`` symbols of five streams, end to end in ``data``, ending at ``ends`` (bytes)."""
     beyond = data.size * 8 + 8  # where every code that runs out of the data leads
     padded = np.zeros(data.size + 4, np.uint32)
     padded[: data.size] = data
@@ -102,8 +102,8 @@ def _decode_segment(
     return np.concatenate([symbols[k, : counts[k]] for k in range(STREAMS)])
 
 
-def decode_plane(stored: NDArray[np.uint8], table: Table, n: int) -> NDArray[np.uint8]:
-    """The ``n`` symbols of a Huffman plane; ``Damaged`` unless its segments fill ``stored``."""
+def decode_plane(stored: NDArray[np.uint8], table: DecodeTable, n: int) -> NDArray[np.uint8]:
+    """Decode a Huffman plane of ``n`` symbols; ``Damaged`` unless its segments fill ``stored``."""
     parts: list[NDArray[np.uint8]] = []
     at = 0
     for start in range(0, n, SEGMENT):

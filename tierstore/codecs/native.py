@@ -1,4 +1,4 @@
-"""Which kernels run: the native ones where they were built, numpy otherwise or when asked for."""
+"""The choice between the native kernels, where they were built, and numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from tierstore.codecs import planes, zstd
-from tierstore.codecs.base import Form
+from tierstore.codecs.base import EncodedBlocks, WordType
 from tierstore.errors import Damaged
 
 _PLAIN, _ROTATE, _DELTA_INT, _DELTA_FLOAT = range(4)
@@ -22,9 +22,14 @@ _in_use = _kernels is not None
 
 @dataclass(frozen=True, slots=True)
 class NativeInfo:
-    """``built``: the extension is there. ``in_use``: it does the work. ``instructions``: what it
-    runs
-    on this processor (avx512, avx2, generic), or None when it was not built."""
+    """The state of the native kernels.
+
+    Attributes:
+        built: Whether the extension was built.
+        in_use: Whether it does the work.
+        instructions: The instructions that it uses on this processor (``avx512``, ``avx2`` or
+            ``generic``); ``None`` when it was not built.
+    """
 
     built: bool
     in_use: bool
@@ -32,36 +37,40 @@ class NativeInfo:
 
 
 def native_info() -> NativeInfo:
-    """What ``tierstore doctor`` shows about the kernels."""
+    """Return the state of the native kernels, as ``tierstore doctor`` shows it."""
     return NativeInfo(_kernels is not None, _in_use, _kernels.isa() if _kernels else None)
 
 
 def use_native(flag: bool) -> bool:
-    """Choose the native kernels or numpy for the whole process; returns whether native is in use
-    now.
+    """Choose the native kernels or numpy for the whole process.
 
-    Asking for kernels that were not built leaves numpy in use.
+    Returns:
+        Whether the native kernels are in use now: never when they were not built.
     """
     global _in_use
     _in_use = flag and _kernels is not None
     return _in_use
 
 
-def _mapping(form: Form, base: memoryview | None) -> int:
+def _mapping(word_type: WordType, base: memoryview | None) -> int:
     if base is not None:
-        return _DELTA_FLOAT if form.is_float else _DELTA_INT
-    return _ROTATE if form.rotates else _PLAIN
+        return _DELTA_FLOAT if word_type.is_float else _DELTA_INT
+    return _ROTATE if word_type.rotates else _PLAIN
 
 
 def encode_planes(
-    plain: memoryview, form: Form, base: memoryview | None, out: memoryview, block_size: int
-) -> planes.Result | None:
-    """Planes, or their differences from ``base``, into ``out``; None when they do not fit there."""
+    plain: memoryview,
+    word_type: WordType,
+    base: memoryview | None,
+    out: memoryview,
+    block_size: int,
+) -> EncodedBlocks | None:
+    """Encode planes, or their differences from ``base``; ``None`` if they do not fit in ``out``."""
     if not _in_use:
-        return planes.encode(plain, form, base, out, block_size)
-    encode: Callable[..., planes.Result | None] = _kernels.encode
-    mapping = _mapping(form, base)
-    return encode(plain, base, out, form.word, mapping, block_size, zstd.compress_sparse)
+        return planes.encode(plain, word_type, base, out, block_size)
+    encode: Callable[..., EncodedBlocks | None] = _kernels.encode
+    mapping = _mapping(word_type, base)
+    return encode(plain, base, out, word_type.word_bytes, mapping, block_size, zstd.compress_sparse)
 
 
 def decode_planes(
@@ -70,14 +79,14 @@ def decode_planes(
     payload: memoryview,
     base: memoryview | None,
     out: memoryview,
-    form: Form,
+    word_type: WordType,
     block_size: int,
 ) -> None:
-    """The inverse of ``encode_planes``, into exactly ``out``; ``Damaged`` when it does not fit."""
+    """Decode what ``encode_planes`` made into exactly ``out``; ``Damaged`` when it does not fit."""
     if not _in_use:
-        planes.decode(head, ends, payload, base, out, form, block_size)
+        planes.decode(head, ends, payload, base, out, word_type, block_size)
         return
-    mapping = _mapping(form, base)
+    mapping = _mapping(word_type, base)
     try:
         _kernels.decode(
             head,
@@ -85,7 +94,7 @@ def decode_planes(
             payload,
             base,
             out,
-            form.word,
+            word_type.word_bytes,
             mapping,
             block_size,
             zstd.decompress,

@@ -1,7 +1,7 @@
-"""The plane and delta codecs in numpy: reads everything, writes zstd planes in place of Huffman
-ones.
+"""The plane and delta codecs in numpy, for machines without the native kernels.
 
-The layout is normative in tierstore/format/SPEC-codecs.md.
+They read everything, and write zstd planes in place of Huffman planes. The layout is
+normative in tierstore/format/SPEC-codecs.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tierstore.codecs import huffman, zstd
-from tierstore.codecs.base import Form, block_bounds
+from tierstore.codecs.base import EncodedBlocks, WordType, block_bounds
 from tierstore.deferred import np
 from tierstore.errors import Damaged
 
@@ -23,38 +23,37 @@ _RAW, _CONST, _ZSTD, _HUFFMAN = range(4)
 _DESCRIPTOR = [("mode", "u1"), ("table", "u1"), ("length", "<u4")]
 _DESCRIPTOR_BYTES = 6
 
-Result = tuple[bytes, tuple[int, ...], int]
-"""(head, ends, length of the payload)"""
+
+def _words(data: memoryview, word_type: WordType) -> Words:
+    whole = data.nbytes // word_type.word_bytes * word_type.word_bytes
+    return np.frombuffer(data[:whole], f"<u{word_type.word_bytes}").astype(
+        f"=u{word_type.word_bytes}", copy=False
+    )
 
 
-def _words(data: memoryview, form: Form) -> Words:
-    whole = data.nbytes // form.word * form.word
-    return np.frombuffer(data[:whole], f"<u{form.word}").astype(f"=u{form.word}", copy=False)
-
-
-def _ordered(words: Words, form: Form) -> Words:
-    """Floats in the order of their values: a set sign flips the magnitude. Its own inverse."""
-    if not form.is_float:
+def _ordered(words: Words, word_type: WordType) -> Words:
+    """Map floats to the order of their values: a set sign flips the magnitude. Its own inverse."""
+    if not word_type.is_float:
         return words
-    top = 8 * form.word - 1
+    top = 8 * word_type.word_bytes - 1
     sign = words >> words.dtype.type(top)
     return words ^ sign * words.dtype.type((1 << top) - 1)
 
 
-def _forward(words: Words, form: Form, base: memoryview | None) -> Words:
-    one, top = words.dtype.type(1), words.dtype.type(8 * form.word - 1)
+def _forward(words: Words, word_type: WordType, base: memoryview | None) -> Words:
+    one, top = words.dtype.type(1), words.dtype.type(8 * word_type.word_bytes - 1)
     if base is not None:
-        difference = _ordered(words, form) - _ordered(_words(base, form), form)
+        difference = _ordered(words, word_type) - _ordered(_words(base, word_type), word_type)
         return difference << one ^ (~(difference >> top) + one)
-    return words << one | words >> top if form.rotates else words
+    return words << one | words >> top if word_type.rotates else words
 
 
-def _backward(words: Words, form: Form, base: memoryview | None) -> Words:
-    one, top = words.dtype.type(1), words.dtype.type(8 * form.word - 1)
+def _backward(words: Words, word_type: WordType, base: memoryview | None) -> Words:
+    one, top = words.dtype.type(1), words.dtype.type(8 * word_type.word_bytes - 1)
     if base is not None:
         difference = words >> one ^ (~(words & one) + one)
-        return _ordered(_ordered(_words(base, form), form) + difference, form)
-    return words >> one | words << top if form.rotates else words
+        return _ordered(_ordered(_words(base, word_type), word_type) + difference, word_type)
+    return words >> one | words << top if word_type.rotates else words
 
 
 def _encode_plane(plane: NDArray[np.uint8]) -> tuple[int, bytes]:
@@ -67,24 +66,32 @@ def _encode_plane(plane: NDArray[np.uint8]) -> tuple[int, bytes]:
     return (_ZSTD, frame) if frame else (_RAW, plain)
 
 
-def _encode_block(plain: memoryview, form: Form, base: memoryview | None) -> bytes:
-    words = _forward(_words(plain, form), form, base)
-    planes = words.astype(f"<u{form.word}").view(np.uint8).reshape(-1, form.word)
-    stored = [_encode_plane(np.ascontiguousarray(planes[:, j])) for j in range(form.word)]
+def _encode_block(plain: memoryview, word_type: WordType, base: memoryview | None) -> bytes:
+    words = _forward(_words(plain, word_type), word_type, base)
+    planes = (
+        words.astype(f"<u{word_type.word_bytes}").view(np.uint8).reshape(-1, word_type.word_bytes)
+    )
+    stored = [
+        _encode_plane(np.ascontiguousarray(planes[:, j])) for j in range(word_type.word_bytes)
+    ]
     descriptors = np.array([(mode, 0, len(data)) for mode, data in stored], _DESCRIPTOR)
-    tail = plain[words.size * form.word :]
+    tail = plain[words.size * word_type.word_bytes :]
     return b"".join([descriptors.tobytes(), *(data for _, data in stored), tail])
 
 
 def encode(
-    plain: memoryview, form: Form, base: memoryview | None, out: memoryview, block_size: int
-) -> Result | None:
-    """Encode into ``out``; None when the payload does not fit there."""
+    plain: memoryview,
+    word_type: WordType,
+    base: memoryview | None,
+    out: memoryview,
+    block_size: int,
+) -> EncodedBlocks | None:
+    """Encode into ``out``; ``None`` when the payload does not fit there."""
     ends: list[int] = []
     length = 0
     for start in range(0, plain.nbytes, block_size):
         block = slice(start, start + block_size)
-        payload = _encode_block(plain[block], form, None if base is None else base[block])
+        payload = _encode_block(plain[block], word_type, None if base is None else base[block])
         if length + len(payload) > out.nbytes:
             return None
         out[length : length + len(payload)] = payload
@@ -94,7 +101,7 @@ def encode(
 
 
 def _decode_plane(
-    mode: int, table: int, stored: memoryview, tables: list[huffman.Table], n: int
+    mode: int, table: int, stored: memoryview, tables: list[huffman.DecodeTable], n: int
 ) -> NDArray[np.uint8]:
     data = np.frombuffer(stored, np.uint8)
     if mode == _RAW and data.size == n and not table:
@@ -112,25 +119,31 @@ def _decode_plane(
 
 def _decode_block(
     payload: memoryview,
-    tables: list[huffman.Table],
+    tables: list[huffman.DecodeTable],
     out: memoryview,
-    form: Form,
+    word_type: WordType,
     base: memoryview | None,
 ) -> None:
-    n, tail = divmod(out.nbytes, form.word)
-    at = form.word * _DESCRIPTOR_BYTES
+    n, tail = divmod(out.nbytes, word_type.word_bytes)
+    at = word_type.word_bytes * _DESCRIPTOR_BYTES
     if payload.nbytes < at + tail:
         raise Damaged(f"a block of {payload.nbytes} bytes is too short for its descriptors")
     descriptors = np.frombuffer(payload[:at], _DESCRIPTOR)
     if at + int(descriptors["length"].sum(dtype=np.uint64)) + tail != payload.nbytes:
         raise Damaged("the planes of a block do not add up to its payload")
-    planes = np.empty((n, form.word), np.uint8)
+    planes = np.empty((n, word_type.word_bytes), np.uint8)
     for j, (mode, table, length) in enumerate(descriptors.tolist()):
         planes[:, j] = _decode_plane(mode, table, payload[at : at + length], tables, n)
         at += length
-    words = planes.view(f"<u{form.word}").ravel().astype(f"=u{form.word}", copy=False)
-    whole = n * form.word
-    out[:whole] = _backward(words, form, base).astype(f"<u{form.word}", copy=False).tobytes()
+    words = (
+        planes.view(f"<u{word_type.word_bytes}")
+        .ravel()
+        .astype(f"=u{word_type.word_bytes}", copy=False)
+    )
+    whole = n * word_type.word_bytes
+    out[:whole] = (
+        _backward(words, word_type, base).astype(f"<u{word_type.word_bytes}", copy=False).tobytes()
+    )
     out[whole:] = payload[payload.nbytes - tail :]
 
 
@@ -140,7 +153,7 @@ def decode(
     payload: memoryview,
     base: memoryview | None,
     out: memoryview,
-    form: Form,
+    word_type: WordType,
     block_size: int,
 ) -> None:
     """Decode into exactly ``out``; ``Damaged`` when anything does not fit."""
@@ -149,4 +162,4 @@ def decode(
     for index, start in enumerate(range(0, out.nbytes, block_size)):
         block = slice(start, start + block_size)
         stored = payload[bounds[index] : bounds[index + 1]]
-        _decode_block(stored, tables, out[block], form, None if base is None else base[block])
+        _decode_block(stored, tables, out[block], word_type, None if base is None else base[block])

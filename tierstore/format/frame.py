@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tierstore.codecs import CODECS
 from tierstore.errors import UsageError
 from tierstore.format.checks import damaged, unsupported, xxh3
 from tierstore.format.dtypes import DTYPE_CODES, DTYPE_OF_CODE
 from tierstore.ids import Buffer, ByteRange
 
-MAX_PLAIN = 16 << 20
+MAX_PLAIN_BYTES = 16 << 20
 MAX_CODEC_HEAD = 32 << 10
 MAX_BASES = 1024
 FIXED_BYTES = 80
-MAX_HEAD_NO_BASES = FIXED_BYTES + 12 * (MAX_PLAIN >> 16) + MAX_CODEC_HEAD + 8
+MAX_HEAD_NO_BASES = FIXED_BYTES + 12 * (MAX_PLAIN_BYTES >> 16) + MAX_CODEC_HEAD + 8
 BLOCK_LOG2 = 18
-CODEC_RAW, CODEC_ZSTD, CODEC_PLANES, CODEC_DELTA = range(4)
 
 _MAGIC = b"TSFR"
 _FIXED = struct.Struct("<4s4B2IQI12s2B3H32s")
@@ -31,11 +31,11 @@ _NO_NONCE = bytes(12)
 
 @dataclass(frozen=True, slots=True)
 class BasePiece:
-    """A byte range of a base chunk's plain bytes that a delta frame refers to."""
+    """The ``plain_bytes`` bytes from ``offset`` on of a base chunk, which a delta refers to."""
 
     digest: bytes
     offset: int
-    length: int
+    plain_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +44,31 @@ class FrameHead:
 
     Attributes:
         digest: of the chunk's plain bytes (32).
-        codec: how the payload is encoded (0 raw, 1 zstd, 2 planes, 3 delta).
+        codec: id of the codec of the payload, a key of ``tierstore.codecs.CODECS``.
         dtype: the safetensors dtype, or ``""`` for bytes that are no tensor.
-        plain_len: bytes of the decoded chunk.
-        payload_len: bytes of the payload.
+        plain_bytes: length of the decoded chunk.
+        payload_bytes: length of the payload.
         payload_xxh3: checksum of the payload.
         block_log2: log2 of the plain bytes of one block.
         ends: for each block the end of its payload, from the payload's start.
         sums: for each block the xxh3 of its plain bytes.
         bases: the pieces that, end to end, are the base of a delta.
         codec_head: what the blocks share.
-        head_len: bytes before the payload.
+        head_bytes: bytes before the payload.
     """
 
     digest: bytes
     codec: int
     dtype: str
-    plain_len: int
-    payload_len: int
+    plain_bytes: int
+    payload_bytes: int
     payload_xxh3: int
     block_log2: int
     ends: tuple[int, ...]
     sums: tuple[int, ...]
     bases: tuple[BasePiece, ...]
     codec_head: bytes
-    head_len: int
+    head_bytes: int
 
     @property
     def block_size(self) -> int:
@@ -76,19 +76,19 @@ class FrameHead:
         return 1 << self.block_log2
 
     @property
-    def frame_len(self) -> int:
+    def frame_bytes(self) -> int:
         """Bytes of the whole frame."""
-        return self.head_len + self.payload_len
+        return self.head_bytes + self.payload_bytes
 
     def block_payload(self, index: int) -> ByteRange:
         """Where a block's payload lies within the frame."""
         start = self.ends[index - 1] if index else 0
-        return ByteRange(self.head_len + start, self.head_len + self.ends[index])
+        return ByteRange(self.head_bytes + start, self.head_bytes + self.ends[index])
 
     def block_plain(self, index: int) -> ByteRange:
         """Which plain bytes of the chunk a block holds."""
         start = index << self.block_log2
-        return ByteRange(start, min(start + self.block_size, self.plain_len))
+        return ByteRange(start, min(start + self.block_size, self.plain_bytes))
 
 
 def build_head(
@@ -119,22 +119,21 @@ def build_head(
     size = 1 << block_log2
     view = memoryview(plain)
     if (
-        len(view) > MAX_PLAIN
+        len(view) > MAX_PLAIN_BYTES
         or len(payload) > len(view)
         or len(codec_head) > MAX_CODEC_HEAD
         or len(bases) > MAX_BASES
     ):
         raise UsageError(f"a chunk of {len(view)} bytes does not fit a frame's limits")
     sums = [xxh3(view[at : at + size]) for at in range(0, len(view), size)]
+    before = (_MAGIC, 1, codec, DTYPE_CODES[dtype], 0, len(view), len(payload), xxh3(payload))
+    after = (0, _NO_NONCE, block_log2, 0, len(bases), len(codec_head), 0, digest)
     parts = [
-        _FIXED.pack(
-            _MAGIC, 1, codec, DTYPE_CODES[dtype], 0, len(view), len(payload), xxh3(payload),
-            0, _NO_NONCE, block_log2, 0, len(bases), len(codec_head), 0, digest,
-        ),
+        _FIXED.pack(*before, *after),
         *(_BLOCK.pack(end, value) for end, value in zip(ends, sums, strict=True)),
-        *(_PIECE.pack(piece.digest, piece.offset, piece.length) for piece in bases),
+        *(_PIECE.pack(piece.digest, piece.offset, piece.plain_bytes) for piece in bases),
         codec_head,
-    ]  # fmt: skip
+    ]
     head = b"".join(parts)
     return head + _SUM.pack(xxh3(head))
 
@@ -147,7 +146,7 @@ def build_frame(*, payload: Buffer, **fields: Any) -> tuple[bytes, int]:
     return head + bytes(payload), len(head)
 
 
-def _head_len(blocks: int, bases: int, codec_head: int) -> int:
+def _head_bytes(blocks: int, bases: int, codec_head: int) -> int:
     return FIXED_BYTES + _BLOCK.size * blocks + _PIECE.size * bases + codec_head + _SUM.size
 
 
@@ -166,44 +165,47 @@ def parse_frame_head(data: Buffer, name: str, digest: bytes | None = None) -> Fr
     """
     if len(data) < FIXED_BYTES:
         damaged(name, f"a frame head of {len(data)} bytes is cut short")
-    (magic, version, codec, dtype, flags, plain_len, payload_len, payload_sum, key_id, nonce,
-     block_log2, zero1, n_base, codec_len, zero2, found) = _FIXED.unpack_from(data)  # fmt: skip
+    fields = _FIXED.unpack_from(data)
+    magic, version, codec, dtype, flags, plain_bytes, payload_bytes, payload_sum = fields[:8]
+    key_id, nonce, block_log2, zero1, n_base, codec_head_bytes, zero2, found = fields[8:]
     if magic != _MAGIC:
         damaged(name, "it does not begin with a frame")
     if version != 1:
         unsupported(name, f"frame version {version}")
     if not 16 <= block_log2 <= 24:
         damaged(name, f"a block size of 2^{block_log2} is out of range")
-    if plain_len > MAX_PLAIN or payload_len > plain_len:
-        damaged(name, f"lengths {plain_len} and {payload_len} are out of range")
-    if n_base > MAX_BASES or codec_len > MAX_CODEC_HEAD:
+    if plain_bytes > MAX_PLAIN_BYTES or payload_bytes > plain_bytes:
+        damaged(name, f"lengths {plain_bytes} and {payload_bytes} are out of range")
+    if n_base > MAX_BASES or codec_head_bytes > MAX_CODEC_HEAD:
         damaged(name, "its head is longer than the format allows")
-    blocks = (plain_len + (1 << block_log2) - 1) >> block_log2
-    head_len = _head_len(blocks, n_base, codec_len)
-    if len(data) < head_len:
-        damaged(name, f"its head of {head_len} bytes is cut short at {len(data)}")
-    view = memoryview(data)[:head_len]
-    if _SUM.unpack_from(view, head_len - _SUM.size)[0] != xxh3(view[: -_SUM.size]):
+    blocks = (plain_bytes + (1 << block_log2) - 1) >> block_log2
+    head_bytes = _head_bytes(blocks, n_base, codec_head_bytes)
+    if len(data) < head_bytes:
+        damaged(name, f"its head of {head_bytes} bytes is cut short at {len(data)}")
+    view = memoryview(data)[:head_bytes]
+    if _SUM.unpack_from(view, head_bytes - _SUM.size)[0] != xxh3(view[: -_SUM.size]):
         damaged(name, "the checksum of its head does not match")
     if flags or key_id:
         unsupported(name, f"frame flags {flags:#x} and key {key_id}")
-    if codec > CODEC_DELTA:
+    known = CODECS.get(codec)
+    if known is None:
         unsupported(name, f"codec {codec}")
-    if dtype not in DTYPE_OF_CODE and codec in (CODEC_PLANES, CODEC_DELTA):
+    if dtype not in DTYPE_OF_CODE and known.by_words:
         unsupported(name, f"dtype code {dtype}")
-    if zero1 or zero2 or nonce != _NO_NONCE or (n_base > 0) != (codec == CODEC_DELTA):
+    if zero1 or zero2 or nonce != _NO_NONCE or (n_base > 0) != known.needs_base:
         damaged(name, "its head breaks the format")
     if digest is not None and found != digest:
         damaged(name, f"it is the frame of another chunk, b3:{found.hex()}")
     ends, sums, pieces = _parse_tables(view, blocks, n_base)
-    if (ends[-1] if ends else 0) != payload_len or any(a > b for a, b in itertools.pairwise(ends)):
+    rising = all(a <= b for a, b in itertools.pairwise(ends))
+    if not rising or (ends[-1] if ends else 0) != payload_bytes:
         damaged(name, "the ends of its blocks are out of order")
-    if pieces and sum(piece.length for piece in pieces) != plain_len:
+    if pieces and sum(piece.plain_bytes for piece in pieces) != plain_bytes:
         damaged(name, "its base pieces do not add up to the chunk")
-    return FrameHead(
-        found, codec, DTYPE_OF_CODE.get(dtype, ""), plain_len, payload_len, payload_sum, block_log2,
-        ends, sums, pieces, bytes(view[-_SUM.size - codec_len : -_SUM.size]), head_len,
-    )  # fmt: skip
+    sizes = (plain_bytes, payload_bytes, payload_sum, block_log2)
+    codec_head = bytes(view[-_SUM.size - codec_head_bytes : -_SUM.size])
+    dtype_name = DTYPE_OF_CODE.get(dtype, "")
+    return FrameHead(found, codec, dtype_name, *sizes, ends, sums, pieces, codec_head, head_bytes)
 
 
 def _parse_tables(
@@ -223,9 +225,9 @@ def _parse_tables(
 def frame_payload(head: FrameHead, frame: Buffer, name: str) -> memoryview:
     """Return the payload of a whole frame after checking its length and checksum."""
     view = memoryview(frame)
-    if len(view) != head.frame_len:
-        damaged(name, f"the frame has {len(view)} bytes instead of {head.frame_len}")
-    payload = view[head.head_len :]
+    if len(view) != head.frame_bytes:
+        damaged(name, f"the frame has {len(view)} bytes instead of {head.frame_bytes}")
+    payload = view[head.head_bytes :]
     if xxh3(payload) != head.payload_xxh3:
         damaged(name, "the checksum of its payload does not match")
     return payload

@@ -78,9 +78,13 @@ class Manifest(Body, frozen=True, kw_only=True):
 def patch_manifest(file: FileEntry, patch: PatchInfo, chunk_size: int) -> Manifest:
     """The manifest of a patch version, whose patch file is ``file``."""
     return Manifest(
-        requires=[PATCH_FEATURE], kind=PATCH_KIND, chunk_size=chunk_size, files=(file,),
-        patch=patch, lineage=(LineageEntry(relation=PATCH_OF, digest=patch.base.raw),),
-    )  # fmt: skip
+        requires=[PATCH_FEATURE],
+        kind=PATCH_KIND,
+        chunk_size=chunk_size,
+        files=(file,),
+        patch=patch,
+        lineage=(LineageEntry(relation=PATCH_OF, digest=patch.base.raw),),
+    )
 
 
 def patch_info(manifest: Manifest) -> PatchInfo | None:
@@ -90,11 +94,11 @@ def patch_info(manifest: Manifest) -> PatchInfo | None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One chunk in its place: ``length`` plain bytes at ``begin`` of the tensor or file."""
+    """One chunk in its place: ``plain_bytes`` bytes at ``begin`` of the tensor or file."""
 
     digest: bytes
     begin: int
-    length: int
+    plain_bytes: int
 
 
 def pieces(chunks: bytes, nbytes: int, chunk_size: int) -> Iterator[Piece]:

@@ -40,7 +40,7 @@ class Trailer:
     """A pack's last bytes: where its index is, and what the pack's id must be."""
 
     index_offset: int
-    index_len: int
+    index_bytes: int
     frames: int
     pack_id: bytes
 
@@ -49,9 +49,8 @@ class PackBuilder:
     """Collects frames in load order and closes them into one pack."""
 
     def __init__(self) -> None:
-        start = _HEADER.pack(
-            _HEAD_MAGIC, 1, 0, 0, os.urandom(16), 0, bytes(12), bytes(16), 0
-        )[:-8]  # fmt: skip
+        fields = (_HEAD_MAGIC, 1, 0, 0, os.urandom(16), 0, bytes(12), bytes(16), 0)
+        start = _HEADER.pack(*fields)[:-8]
         self._header = start + struct.pack("<Q", xxh3(start))
         self._parts: list[Buffer] = []
         self._places: list[ChunkPlace] = []
@@ -66,14 +65,23 @@ class PackBuilder:
         """Whether it is time to close the pack; many tiny frames fill its index first."""
         return self.size >= TARGET_BYTES or self._index_size >= _TARGET_INDEX
 
-    def add(self, digest: bytes, frame: Buffer | Sequence[Buffer], head: int, plain: int,
-            codec: int, bases: tuple[bytes, ...] = ()) -> None:  # fmt: skip
+    def add(
+        self,
+        digest: bytes,
+        frame: Buffer | Sequence[Buffer],
+        head_bytes: int,
+        plain_bytes: int,
+        codec: int,
+        bases: tuple[bytes, ...] = (),
+    ) -> None:
         """Append one frame, whole or in parts; the caller closes the pack once it is ``full``."""
         parts = (frame,) if isinstance(frame, (bytes, bytearray, memoryview)) else frame
-        length = sum(len(part) for part in parts)
-        self._places.append(ChunkPlace(digest, b"", self.size, length, head, plain, codec, bases))
+        frame_bytes = sum(len(part) for part in parts)
+        self._places.append(
+            ChunkPlace(digest, b"", self.size, frame_bytes, head_bytes, plain_bytes, codec, bases)
+        )
         self._parts += parts
-        self.size += length
+        self.size += frame_bytes
         self._index_size += _ROW_BYTES + 32 * len(bases)
 
     def close(self) -> tuple[bytes, list[Buffer], list[ChunkPlace]]:
@@ -119,10 +127,9 @@ def parse_index(header: Buffer, index: Buffer, trailer: Trailer, name: str) -> l
         damaged(name, "its header and index do not give the pack's id")
     table = ChunkTable(decode_body(Kind.SEGMENT, bytes(index), TableBody, name), name, own=True)
     places = [replace(place, pack=trailer.pack_id) for place in table]
-    starts = itertools.accumulate((p.length for p in places), initial=PACK_HEADER_BYTES)
-    if len(places) != trailer.frames or list(starts) != [
-        *(place.offset for place in places), trailer.index_offset,
-    ]:  # fmt: skip
+    starts = itertools.accumulate((p.frame_bytes for p in places), initial=PACK_HEADER_BYTES)
+    offsets = [place.offset for place in places]
+    if len(places) != trailer.frames or list(starts) != [*offsets, trailer.index_offset]:
         damaged(name, "the frames of its index do not lie end to end")
     return places
 

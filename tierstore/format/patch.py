@@ -185,8 +185,10 @@ def _check_part(part: PatchPart) -> None:
             _refuse(f"tensor {target!r} has no dimensions, so it has no rows")
         whole = _product(part.shape[1:]) * bits if part.kind == "rows" else bits
         if whole % 8:
-            _refuse(f"one of the {part.kind} of {target!r} is {whole} bits of {part.dtype}: it "
-                    "does not begin at a byte")  # fmt: skip
+            _refuse(
+                f"one of the {part.kind} of {target!r} is {whole} bits of {part.dtype}: it does "
+                "not begin at a byte"
+            )
         count = part.indices.shape[0]
         wanted = (count, *part.shape[1:]) if part.kind == "rows" else (count,)
     if part.values.shape != wanted:

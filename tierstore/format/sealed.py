@@ -44,7 +44,7 @@ class Kind(IntEnum):
 _MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT})
 
 
-def max_plain(kind: Kind) -> int:
+def max_plain_bytes(kind: Kind) -> int:
     """The limit on the plain bytes of an object of this kind."""
     if kind in {Kind.CONDEMNED, Kind.HEAT}:
         return 64 << 20
@@ -53,10 +53,10 @@ def max_plain(kind: Kind) -> int:
 
 def seal(kind: Kind, plain: bytes) -> bytes:
     """Put a plain body into its envelope, compressed where that is smaller."""
-    if len(plain) > max_plain(kind):
+    if len(plain) > max_plain_bytes(kind):
         raise UsageError(
             f"a {kind.name.lower()} of {len(plain)} bytes is above the format's limit of "
-            f"{max_plain(kind)}; split the model into several"
+            f"{max_plain_bytes(kind)}; split the model into several"
         )
     encoding, body = _PLAIN, plain
     if kind in _MSGPACK and len(plain) >= _ZSTD_FROM:
@@ -78,8 +78,9 @@ def unseal(kind: Kind, data: Buffer, name: str) -> bytes:
     view = memoryview(data)
     if len(view) < HEADER_BYTES:
         damaged(name, f"{len(view)} bytes are too few")
-    (magic, found, version, encoding, flags, key_id, nonce, plain_len, body_len, body_sum,
-     head_sum) = _HEADER.unpack_from(view)  # fmt: skip
+    fields = _HEADER.unpack_from(view)
+    magic, found, version, encoding, flags, key_id, nonce = fields[:7]
+    plain_bytes, body_bytes, body_sum, head_sum = fields[7:]
     if magic != _MAGIC:
         damaged(name, "it does not begin with a sealed object")
     if version != 1:
@@ -90,31 +91,32 @@ def unseal(kind: Kind, data: Buffer, name: str) -> bytes:
         unsupported(name, f"flags {flags:#x} and key {key_id}")
     if found != kind:
         damaged(name, f"it holds kind {found} instead of {kind.value}")
-    if nonce != _NO_NONCE or plain_len > max_plain(kind) or body_len > plain_len + _SLACK:
-        damaged(name, f"lengths {plain_len} and {body_len} are out of range")
+    in_range = plain_bytes <= max_plain_bytes(kind) and body_bytes <= plain_bytes + _SLACK
+    if nonce != _NO_NONCE or not in_range:
+        damaged(name, f"lengths {plain_bytes} and {body_bytes} are out of range")
     body = view[HEADER_BYTES:]
-    if len(body) != body_len:
-        damaged(name, f"it has {len(body)} bytes of body instead of {body_len}")
+    if len(body) != body_bytes:
+        damaged(name, f"it has {len(body)} bytes of body instead of {body_bytes}")
     if xxh3(body) != body_sum:
         damaged(name, "the checksum of its body does not match")
     if encoding == _PLAIN:
         plain = bytes(body)
     elif encoding == _ZSTD:
-        plain = _decompress(body, plain_len, name)
+        plain = _decompress(body, plain_bytes, name)
     else:
         unsupported(name, f"body encoding {encoding}")
-    if len(plain) != plain_len:
-        damaged(name, f"its body has {len(plain)} plain bytes instead of {plain_len}")
+    if len(plain) != plain_bytes:
+        damaged(name, f"its body has {len(plain)} plain bytes instead of {plain_bytes}")
     return plain
 
 
-def _decompress(body: memoryview, plain_len: int, name: str) -> bytes:
+def _decompress(body: memoryview, plain_bytes: int, name: str) -> bytes:
     try:
         # the frame's own claim decides what zstandard allocates: check it against ours first
-        if zstandard.frame_content_size(body) != plain_len:
+        if zstandard.frame_content_size(body) != plain_bytes:
             damaged(name, "its zstd body does not have the size it says")
         decompressor = zstandard.ZstdDecompressor()
-        plain: bytes = decompressor.decompress(body, plain_len, allow_extra_data=False)
+        plain: bytes = decompressor.decompress(body, plain_bytes, allow_extra_data=False)
         return plain
     except zstandard.ZstdError as error:
         damaged(name, f"zstd says {error}")

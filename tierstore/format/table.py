@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
+from tierstore.codecs import CODECS
 from tierstore.deferred import np
 from tierstore.format.checks import damaged
-from tierstore.format.frame import CODEC_DELTA, FIXED_BYTES, MAX_PLAIN
+from tierstore.format.frame import FIXED_BYTES, MAX_PLAIN_BYTES
 from tierstore.format.sealed import Body
 from tierstore.ids import split_digests
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PACK_HEADER_BYTES = 64
-_MAX_FRAME = MAX_PLAIN + (128 << 10)
+_MAX_FRAME_BYTES = MAX_PLAIN_BYTES + (128 << 10)
+_NEEDS_BASE = bytes(code in CODECS and CODECS[code].needs_base for code in range(256))
+"""For each codec id whether its frames have bases, for ``bytes.translate``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,9 @@ class ChunkPlace:
     digest: bytes
     pack: bytes
     offset: int
-    length: int
-    head: int
-    plain: int
+    frame_bytes: int
+    head_bytes: int
+    plain_bytes: int
     codec: int
     bases: tuple[bytes, ...] = ()
 
@@ -94,8 +97,8 @@ class ChunkTable:
         if not own and packs.max() >= n_packs:
             damaged(name, "a chunk lies in a pack that is not listed")
         if (
-            plains.max() > MAX_PLAIN
-            or lengths.max() > _MAX_FRAME
+            plains.max() > MAX_PLAIN_BYTES
+            or lengths.max() > _MAX_FRAME_BYTES
             or heads.min() < FIXED_BYTES
             or (heads > lengths).any()
             or (lengths - heads > plains).any()
@@ -107,15 +110,15 @@ class ChunkTable:
     def _check_bases(
         self, body: TableBody, count: int, name: str
     ) -> "npt.NDArray[np.int64] | None":
+        needs_base = body.codecs.translate(_NEEDS_BASE)
         if not body.base_starts:
-            if body.bases or CODEC_DELTA in body.codecs:
+            if body.bases or 1 in needs_base:
                 damaged(name, "a delta has no bases in its chunk table")
             return None
         starts = _column(body.base_starts, count + 1, name).astype(np.int64)
         if starts[0] or (np.diff(starts) < 0).any() or starts[-1] * 32 != len(body.bases):
             damaged(name, "the bases of its chunk table are out of order")
-        delta = np.frombuffer(body.codecs, np.uint8) == CODEC_DELTA
-        if (delta != (np.diff(starts) > 0)).any():
+        if (np.frombuffer(needs_base, np.bool_) != (np.diff(starts) > 0)).any():
             damaged(name, "the frames with bases in its chunk table are not the deltas")
         return starts
 
@@ -127,16 +130,17 @@ class ChunkTable:
 
     def place(self, row: int) -> ChunkPlace:
         """The place in one row."""
-        pack, offset, length, head, plain = self._rows[:, row].tolist()
+        pack, offset, frame_bytes, head_bytes, plain_bytes = self._rows[:, row].tolist()
         bases: tuple[bytes, ...] = ()
         if self._base_starts is not None:
             first, last = self._base_starts[row : row + 2].tolist()
             bases = tuple(split_digests(self._columns.bases[32 * first : 32 * last]))
+        digest = self._columns.digests[32 * row : 32 * row + 32]
+        pack_id = self.pack_ids[pack] if self.pack_ids else b""
+        codec = self._columns.codecs[row]
         return ChunkPlace(
-            self._columns.digests[32 * row : 32 * row + 32],
-            self.pack_ids[pack] if self.pack_ids else b"",
-            offset, length, head, plain, self._columns.codecs[row], bases,
-        )  # fmt: skip
+            digest, pack_id, offset, frame_bytes, head_bytes, plain_bytes, codec, bases
+        )
 
     @property
     def digests(self) -> Set[bytes]:
@@ -160,12 +164,12 @@ class ChunkTable:
         return split_digests(self._columns.bases)
 
     @property
-    def longest_frame(self) -> int:
+    def longest_frame_bytes(self) -> int:
         """Length of the longest frame; 0 in an empty table."""
         return int(self._rows[2].max(initial=0))
 
     @property
-    def longest_chunk(self) -> int:
+    def longest_chunk_bytes(self) -> int:
         """Plain bytes of the longest chunk; 0 in an empty table."""
         return int(self._rows[4].max(initial=0))
 
@@ -194,12 +198,18 @@ def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
         return b"".join(getattr(body, field) for body in bodies)
 
     body = TableBody(
-        pack_ids=b"".join(sizes), pack_sizes=np.array(list(sizes.values()), "<u8").tobytes(),
-        digests=column("digests"), packs=np.concatenate(packs).astype("<u4").tobytes(),
-        offsets=column("offsets"), lengths=column("lengths"), heads=column("heads"),
-        plains=column("plains"), codecs=column("codecs"), bases=column("bases"),
+        pack_ids=b"".join(sizes),
+        pack_sizes=np.array(list(sizes.values()), "<u8").tobytes(),
+        digests=column("digests"),
+        packs=np.concatenate(packs).astype("<u4").tobytes(),
+        offsets=column("offsets"),
+        lengths=column("lengths"),
+        heads=column("heads"),
+        plains=column("plains"),
+        codecs=column("codecs"),
+        bases=column("bases"),
         base_starts=np.concatenate(starts).astype("<u4").tobytes() if bases else b"",
-    )  # fmt: skip
+    )
     return ChunkTable(body, name)
 
 
@@ -243,9 +253,9 @@ def table_columns(
     columns: Columns = {
         "digests": b"".join(p.digest for p in places),
         "offsets": column([p.offset for p in places]),
-        "lengths": column([p.length for p in places]),
-        "heads": column([p.head for p in places]),
-        "plains": column([p.plain for p in places]),
+        "lengths": column([p.frame_bytes for p in places]),
+        "heads": column([p.head_bytes for p in places]),
+        "plains": column([p.plain_bytes for p in places]),
         "codecs": bytes(p.codec for p in places),
     }
     if pack_sizes is not None:

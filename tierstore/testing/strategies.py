@@ -10,9 +10,10 @@ from typing import Any, get_args
 import blake3
 from hypothesis import strategies as st
 
+from tierstore.codecs import DELTA
 from tierstore.errors import InvalidName
 from tierstore.format.dtypes import DTYPE_CODES, DTYPES
-from tierstore.format.frame import CODEC_DELTA, BasePiece, build_head
+from tierstore.format.frame import BasePiece, build_head
 from tierstore.format.manifest import (
     RELEASE_KIND,
     FileEntry,
@@ -78,12 +79,12 @@ def frames(draw: st.DrawFn) -> FrameParts:
     edges = [0, 1, 7, (1 << log2) - 1, 1 << log2, (1 << log2) + 1]
     size = draw(st.one_of(st.sampled_from(edges), st.integers(0, 3 << log2)))
     plain = draw(noise(size))
-    codec = draw(st.integers(0, CODEC_DELTA if size else CODEC_DELTA - 1))
+    codec = draw(st.integers(0, DELTA if size else DELTA - 1))
     blocks = -(-size // (1 << log2))
     payload = draw(noise(draw(st.integers(0, size))))
     ends = list(accumulate(draw(_parts_of(len(payload), blocks)))) if blocks else []
     bases: list[BasePiece] = []
-    if codec == CODEC_DELTA:
+    if codec == DELTA:
         lengths = draw(_parts_of(size, draw(st.integers(1, 5))))
         offsets = st.integers(0, 2**32 - 1)
         bases = [BasePiece(draw(digests()), draw(offsets), length) for length in lengths]
@@ -122,7 +123,7 @@ def pack_frames(draw: st.DrawFn) -> list[PackFrame]:
         plain = bytes([number]) + draw(noise(draw(st.integers(0, 40))))
         digest = blake3.blake3(plain).digest()
         bases = tuple(draw(st.lists(digests(), max_size=3)))
-        codec = CODEC_DELTA if bases else draw(st.integers(0, 2))
+        codec = DELTA if bases else draw(st.integers(0, 2))
         pieces = [BasePiece(base, 0, 0) for base in bases]
         if pieces:
             pieces[0] = BasePiece(bases[0], 0, len(plain))
@@ -147,7 +148,7 @@ def places(draw: st.DrawFn) -> tuple[list[ChunkPlace], dict[bytes, int]]:
         head = draw(st.integers(88, 70000))
         length = head + draw(st.integers(0, plain))
         offset = draw(st.integers(64, 128 << 20))
-        codec = CODEC_DELTA if bases else draw(st.sampled_from([0, 1, 2]))
+        codec = DELTA if bases else draw(st.sampled_from([0, 1, 2]))
         found[digest] = ChunkPlace(digest, pack, offset, length, head, plain, codec, bases)
         sizes[pack] = max(sizes[pack], offset + length + draw(st.integers(0, 100)))
     return list(found.values()), sizes

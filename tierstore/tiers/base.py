@@ -64,8 +64,8 @@ class ChunkRead(NamedTuple):
 
     digest: bytes
     pack: bytes
-    plain: int
-    read: int
+    plain_bytes: int
+    read_bytes: int
 
 
 class HeatSink(Protocol):

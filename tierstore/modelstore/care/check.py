@@ -319,7 +319,7 @@ class _Check:
             for number in range(len(tiers))
             for digest, table in self._tables.items()
         ]  # fmt: skip
-        total = sum(place.plain for _, _, places in work for place in places)
+        total = sum(place.plain_bytes for _, _, places in work for place in places)
         done = 0
         for number, digest, places in work:
             first = DurableTiers([tiers[number], *tiers[:number], *tiers[number + 1 :]])
@@ -329,9 +329,9 @@ class _Check:
                 threads=self._settings.threads, memory_limit=self._settings.memory_limit,
             )  # fmt: skip
             reader = ChunkReader(pool, table)
-            for batch in batches(places, lambda place: place.plain, _BATCH_BYTES):
+            for batch in batches(places, lambda place: place.plain_bytes, _BATCH_BYTES):
                 self._read_batch(reader, batch)
-                done += sum(place.plain for place in batch)
+                done += sum(place.plain_bytes for place in batch)
                 if self._progress:
                     self._progress(done, total)
             for bad in pool.bad_copies:
@@ -339,7 +339,7 @@ class _Check:
             self._report.data_bytes += pool.bytes_decoded
 
     def _read_batch(self, reader: ChunkReader, batch: list[ChunkPlace]) -> None:
-        wants = [Want(place, memoryview(bytearray(place.plain))) for place in batch]
+        wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]
         try:
             reader.read(wants)
         except (Damaged, NotFound, UnsupportedFormat):

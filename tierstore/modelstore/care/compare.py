@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tierstore.codecs import DELTA
 from tierstore.errors import NotFound
-from tierstore.format.frame import CODEC_DELTA
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest, split_digests
@@ -178,8 +178,8 @@ def compare(home: Home, old: Version, new: Version) -> Diff:
         old, new, tensors, files,
         shared_bytes=max(0, sum(item.new_bytes for item in items) - new_bytes),
         new_bytes=new_bytes,
-        stored_bytes=sum(place.length for place in fresh.values()),
-        delta_saved=sum(p.plain - p.length for p in fresh.values() if p.codec == CODEC_DELTA),
+        stored_bytes=sum(place.frame_bytes for place in fresh.values()),
+        delta_saved=sum(p.plain_bytes - p.frame_bytes for p in fresh.values() if p.codec == DELTA),
     )  # fmt: skip
 
 
@@ -200,8 +200,8 @@ def _compare_items(
         found.append(
             ItemDiff(
                 name, change, before.nbytes if before else 0, after.nbytes if after else 0,
-                sum(fresh[digest].plain for digest in own if digest in fresh),
-                sum(fresh[digest].length for digest in {*own} if digest in fresh),
+                sum(fresh[digest].plain_bytes for digest in own if digest in fresh),
+                sum(fresh[digest].frame_bytes for digest in {*own} if digest in fresh),
             )
         )  # fmt: skip
     return tuple(found)
@@ -291,8 +291,8 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
     saved = {True: 0, False: 0}
     for chunk, place in places.items():
         mine = chunk in own
-        saved[place.codec == CODEC_DELTA or not mine] += mine * place.plain - place.length
-    unique = headers + sum(places[chunk].plain for chunk in own)
+        saved[place.codec == DELTA or not mine] += mine * place.plain_bytes - place.frame_bytes
+    unique = headers + sum(places[chunk].plain_bytes for chunk in own)
     return Usage(
         models=len(versions),
         versions=sum(times.values()),
@@ -302,7 +302,7 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
         dedup_saved=logical - unique,
         codec_saved=saved[False],
         delta_saved=saved[True],
-        overhead=stored - sum(place.length for place in places.values()),
+        overhead=stored - sum(place.frame_bytes for place in places.values()),
         packs=len(used),
         chunks=len(own),
     )

@@ -23,5 +23,5 @@ def frame_sizes(home: Home) -> list[int]:
         except (Damaged, NotFound, UnsupportedFormat) as error:
             _log.warning("%s; its frames are not counted", error)
             continue
-        sizes.update(((place.pack, place.offset), place.length) for place in table)
+        sizes.update(((place.pack, place.offset), place.frame_bytes) for place in table)
     return list(sizes.values())

@@ -85,8 +85,8 @@ class ReadCosts:
         for base in {base for place in self._own for base in place.bases}:
             at = table.find(base)
             assert at is not None  # a layout holds every base
-            self._share[base] = at.length / users[base]
-            self._ratio[base] = at.length / max(1, at.plain)
+            self._share[base] = at.frame_bytes / users[base]
+            self._ratio[base] = at.frame_bytes / max(1, at.plain_bytes)
 
     @property
     def deltas(self) -> list[ChunkPlace]:
@@ -96,12 +96,12 @@ class ReadCosts:
     def standalone(self, place: ChunkPlace) -> float:
         """Bytes of the frame if it were standalone, as estimated."""
         if not place.bases:
-            return place.length
-        return place.plain * sum(self._ratio[base] for base in place.bases) / len(place.bases)
+            return place.frame_bytes
+        return place.plain_bytes * sum(self._ratio[base] for base in place.bases) / len(place.bases)
 
     def fetched(self, place: ChunkPlace) -> float:
         """Bytes fetched to read the chunk."""
-        return place.length + sum(self._share[base] for base in place.bases)
+        return place.frame_bytes + sum(self._share[base] for base in place.bases)
 
     def whole(self, instead: dict[bytes, int]) -> float:
         """Cost of reading the version, where some frames are replaced by standalone ones.
@@ -148,10 +148,10 @@ class Rebasing:
         return Rebased(
             deltas=len(costs.deltas),
             chunks=len(packer.places),
-            plain_bytes=sum(place.plain for place in packer.places.values()),
+            plain_bytes=sum(place.plain_bytes for place in packer.places.values()),
             stored_bytes=sum(packer.pack_sizes.values()) + meta,
             cost_before=before,
-            cost_after=costs.whole({one: at.length for one, at in packer.places.items()}),
+            cost_after=costs.whole({one: at.frame_bytes for one, at in packer.places.items()}),
         )
 
     def sweep(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Rebased]:
@@ -205,7 +205,7 @@ class Rebasing:
             try:
                 for place, dtype in _with_dtypes(dear, manifest):
                     buffer = pool.take()
-                    plain = memoryview(buffer)[: place.plain]
+                    plain = memoryview(buffer)[: place.plain_bytes]
                     content.reader.read([Want(place, plain)])
                     if digest_of(plain).raw != place.digest:
                         name = f"chunk b3:{place.digest.hex()}"

@@ -80,8 +80,8 @@ class FrameDecoder:
     def _decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
         name = _frame_name(place)
         head = _head_of(frame, place)
-        if head.plain_len != len(out):
-            damaged(name, f"it holds {head.plain_len} plain bytes instead of {len(out)}")
+        if head.plain_bytes != len(out):
+            damaged(name, f"it holds {head.plain_bytes} plain bytes instead of {len(out)}")
         payload = frame_payload(head, frame, name)
         base = self._base(head)
         try:
@@ -112,7 +112,7 @@ class FrameDecoder:
         """
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            frame, tier = self._pool.read_frame(place, 0, place.length, avoid)
+            frame, tier = self._pool.read_frame(place, 0, place.frame_bytes, avoid)
             used.add(tier)
             self.decode(place, frame, out)
 
@@ -123,7 +123,7 @@ class FrameDecoder:
         heads: list[FrameHead] = []
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            start, tier = self._pool.read_frame(place, 0, place.head, avoid)
+            start, tier = self._pool.read_frame(place, 0, place.head_bytes, avoid)
             used.add(tier)
             heads.append(_head_of(start, place))
 
@@ -153,11 +153,11 @@ class FrameDecoder:
         local = self._hot.local
         if local is None:
             return None
-        if place.plain >= MIN_MAPPED:
-            mapped = local.map_tensor([place.digest], place.plain, place.plain)
+        if place.plain_bytes >= MIN_MAPPED:
+            mapped = local.map_tensor([place.digest], place.plain_bytes, place.plain_bytes)
             if mapped is not None:
                 return mapped.data
-        out = memoryview(bytearray(place.plain))
+        out = memoryview(bytearray(place.plain_bytes))
         return out if local.read_into([place.digest], [out])[0] else None
 
     def _from_good_copy(
@@ -193,9 +193,9 @@ class FrameDecoder:
         whole = self._whole_base(head)
         if whole is not None:
             return whole
-        base = memoryview(bytearray(head.plain_len))
+        base = memoryview(bytearray(head.plain_bytes))
         # one base chunk after the other: a frame may name a thousand of them
-        for digest, rows in _by_base(head, 0, head.plain_len):
+        for digest, rows in _by_base(head, 0, head.plain_bytes):
             self._base_place(digest, rows)
             source = self._bases.get(digest)
             for row in rows:
@@ -206,7 +206,7 @@ class FrameDecoder:
         """The base, when it is one whole chunk: nothing needs to be copied."""
         piece = head.bases[0]
         place = self._base_place(piece.digest)
-        if len(head.bases) > 1 or piece.offset or place.plain != head.plain_len:
+        if len(head.bases) > 1 or piece.offset or place.plain_bytes != head.plain_bytes:
             return None
         return self._bases.get(piece.digest)
 
@@ -227,14 +227,14 @@ class FrameDecoder:
                         out[to : to + high - low] = plain[low - begin : high - begin]
 
             spans = sorted((row.offset, row.offset + row.length) for row in rows)
-            self.read_part(Part(place, 0, place.plain, spans), sink)
+            self.read_part(Part(place, 0, place.plain_bytes, spans), sink)
         return out
 
     def _base_place(self, digest: bytes, rows: Iterable[_Row] = ()) -> ChunkPlace:
         place = self._table.find(digest)
         if place is None or place.bases:
             damaged(f"the layout around b3:{digest.hex()}", "the base of a delta is not standalone")
-        if any(row.offset + row.length > place.plain for row in rows):
+        if any(row.offset + row.length > place.plain_bytes for row in rows):
             damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
         return place
 
@@ -244,7 +244,7 @@ class FrameDecoder:
         plain = self._on_this_node(place)
         if plain is not None:
             return plain
-        out = memoryview(bytearray(place.plain))
+        out = memoryview(bytearray(place.plain_bytes))
         if not self._from_shared(place, out):
             self.read(place, out)
         self._hot.offer_plain(digest, out)  # the next version's deltas will ask for it again
@@ -278,11 +278,11 @@ class FrameDecoder:
     def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
         place = self._pool.moves.current(part.place)
         name = _frame_name(place)
-        start_of_frame, tier = self._pool.read_frame(place, 0, place.head, avoid)
+        start_of_frame, tier = self._pool.read_frame(place, 0, place.head_bytes, avoid)
         used.add(tier)
         head = _head_of(start_of_frame, place)
-        if head.plain_len != part.length or head.frame_len != place.length:
-            damaged(name, f"it holds {head.plain_len} plain bytes instead of {part.length}")
+        if head.plain_bytes != part.length or head.frame_bytes != place.frame_bytes:
+            damaged(name, f"it holds {head.plain_bytes} plain bytes instead of {part.length}")
         blocks = blocks_of_spans(part.spans, part.begin, part.length, head.block_size)
         for first, last in _neighbours(blocks):
             plain_start = head.block_plain(first).start
@@ -330,11 +330,11 @@ def _by_base(head: FrameHead, start: int, stop: int) -> Iterator[tuple[bytes, li
     rows: dict[bytes, list[_Row]] = {}
     at = 0
     for piece in head.bases:
-        low, high = max(at, start), min(at + piece.length, stop)
+        low, high = max(at, start), min(at + piece.plain_bytes, stop)
         if low < high:
             row = _Row(piece.offset + low - at, high - low, low - start)
             rows.setdefault(piece.digest, []).append(row)
-        at += piece.length
+        at += piece.plain_bytes
     yield from rows.items()
 
 

@@ -95,13 +95,13 @@ class LocalChunks:
     def open(self, place: ChunkPlace) -> FilePart | None:
         """Return a chunk that is here as an open file; ``None`` when it has to be read."""
         local = self._hot.local
-        file = None if local is None else local.open(place.digest, place.plain)
+        file = None if local is None else local.open(place.digest, place.plain_bytes)
         if local is None or file is None:
             return None
-        self._hot.record_later(lambda: self._reads_of([(place.digest, place.plain)]))
-        self._pool.count_plain("reused", place.plain)
-        self._pool.count_hot(local.name, place.plain)
-        return FilePart(file, 0, place.plain, partial(local.failed, place.digest))
+        self._hot.record_later(lambda: self._reads_of([(place.digest, place.plain_bytes)]))
+        self._pool.count_plain("reused", place.plain_bytes)
+        self._pool.count_hot(local.name, place.plain_bytes)
+        return FilePart(file, 0, place.plain_bytes, partial(local.failed, place.digest))
 
     def _count(self, tier: str, here: Sequence[Stored]) -> None:
         nbytes = sum(nbytes for _, nbytes in here)
@@ -115,4 +115,4 @@ class LocalChunks:
     def _reads_of(self, tensors: Sequence[Stored]) -> list[ChunkRead]:
         digests = split_digests(b"".join(digests for digests, _ in tensors))
         places = [place for place in map(self._table.find, digests) if place is not None]
-        return [ChunkRead(p.digest, p.pack, p.plain, p.length) for p in places]
+        return [ChunkRead(p.digest, p.pack, p.plain_bytes, p.frame_bytes) for p in places]

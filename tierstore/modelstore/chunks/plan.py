@@ -52,11 +52,11 @@ def plan_runs(
     runs: list[Run] = []
     group: list[int] = []
     start = stop = 0
-    left = sum(place.length for place in places)
+    left = sum(place.frame_bytes for place in places)
     tail, limit = min(tail, left // 4), max_run
     for index in order:
         place = places[index]
-        end = place.offset + place.length
+        end = place.offset + place.frame_bytes
         if group and (
             place.pack != places[group[0]].pack
             or place.offset - stop > max_gap
@@ -68,7 +68,7 @@ def plan_runs(
             start = stop = place.offset
             limit = max_run if left > tail else max_run // 4
         group.append(index)
-        left -= place.length
+        left -= place.frame_bytes
         stop = max(stop, end)
     if group:
         runs.append(Run(places[group[0]].pack, start, stop, tuple(group)))

@@ -74,9 +74,9 @@ class ReadPool:
             threads = max(threads, _REMOTE_THREADS)
         staging = min(memory_limit, _STAGING_BYTES)
         self.max_run_bytes = max(min(_RUN_BYTES, staging // threads), _MIB)
-        per_thread = max(self.max_run_bytes, table.longest_frame)
+        per_thread = max(self.max_run_bytes, table.longest_frame_bytes)
         if table.bases:  # a delta's base as it is kept, and put together from its pieces
-            per_thread += 2 * table.longest_chunk
+            per_thread += 2 * table.longest_chunk_bytes
         self.threads = max(1, min(threads, staging // per_thread))
         self._local = threading.local()
         self._lock = threading.Lock()

@@ -85,7 +85,7 @@ class ChunkReader:
         self._hot.record([
             ChunkRead(
                 part.place.digest, part.place.pack, part.length,
-                part.wanted * part.place.length // max(1, part.length),
+                part.wanted * part.place.frame_bytes // max(1, part.length),
             )
             for part, _ in parts
         ])  # fmt: skip
@@ -146,10 +146,10 @@ class _Fetch:
             finally:
                 self._sharing.end()
                 self._hot.flights.fail(self._led.values())
-        self._hot.record([
-            ChunkRead(want.place.digest, want.place.pack, want.place.plain, want.place.length)
-            for want in self._wants.values()
-        ])  # fmt: skip
+        places = [want.place for want in self._wants.values()]
+        self._hot.record(
+            [ChunkRead(p.digest, p.pack, p.plain_bytes, p.frame_bytes) for p in places]
+        )
 
     def _windows(self, wants: list[Want]) -> Iterable[list[Want]]:
         """What is claimed at once: where nodes share frames, what was asked of them; else what is
@@ -157,7 +157,7 @@ class _Fetch:
         """
         if not self._hot.shared:
             return [wants]
-        return batches(wants, lambda want: want.place.length, _WINDOW)
+        return batches(wants, lambda want: want.place.frame_bytes, _WINDOW)
 
     def _from_durable(self, wants: Sequence[Want]) -> None:
         self._pool.each(self._plan(wants), partial(self._read_run, wants))
@@ -167,7 +167,7 @@ class _Fetch:
         limit = self._pool.max_run_bytes
         threads = self._pool.threads if self._pool.shares_link else 0
         if threads:  # of a small model, too, every thread gets some: they end together
-            total = sum(place.length for place in places)
+            total = sum(place.frame_bytes for place in places)
             limit = min(limit, max(_SHORT_RUN, total // (3 * threads)))
         return plan_runs(places, max_gap=_GAP, max_run=limit, tail=limit * threads)
 
@@ -176,7 +176,7 @@ class _Fetch:
     def _from_hot(self, wants: Sequence[Want]) -> list[Want]:
         """Read what is hot; returns the others."""
         size = min(BATCH_BYTES, self._pool.max_run_bytes)
-        groups = list(batches(wants, lambda want: want.place.length, size))
+        groups = list(batches(wants, lambda want: want.place.frame_bytes, size))
         left: list[list[Want]] = [[] for _ in groups]
 
         def look(number: int) -> None:
@@ -253,7 +253,7 @@ class _Fetch:
         """Decode the frames in ``stage``, which begins at ``start`` of its pack in ``tier``."""
         for want in wants:
             place = self._pool.moves.current(want.place)
-            frame = stage[place.offset - start :][: place.length]
+            frame = stage[place.offset - start :][: place.frame_bytes]
             try:
                 self._decoder.decode(place, frame, want.out)
             except Damaged as error:

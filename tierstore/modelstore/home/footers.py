@@ -27,7 +27,7 @@ def read_footer(store: BlobStore, key: str, size: int) -> tuple[Trailer, list[Ch
         raise Damaged(f"{name} is damaged: {size} bytes are too few; restore it from a copy")
     trailer = parse_trailer(store.get(key, ByteRange(size - TRAILER_BYTES, size)), size, name)
     header = store.get(key, ByteRange(0, PACK_HEADER_BYTES))
-    stop = trailer.index_offset + trailer.index_len
+    stop = trailer.index_offset + trailer.index_bytes
     index = store.get(key, ByteRange(trailer.index_offset, stop))
     places = parse_index(header, index, trailer, name)
     if pack_key(trailer.pack_id) != key:

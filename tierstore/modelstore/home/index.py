@@ -205,7 +205,9 @@ class ChunkIndex:
 
 
 def _row(place: ChunkPlace) -> tuple[bytes, bytes, bytes, bytes, bytes]:
-    packed = _PLACE.pack(place.offset, place.length, place.head, place.plain, place.codec)
+    packed = _PLACE.pack(
+        place.offset, place.frame_bytes, place.head_bytes, place.plain_bytes, place.codec
+    )
     bases = b"".join(place.bases)
     return place.digest, place.pack, packed, bases, _sum(place.digest, place.pack, packed, bases)
 

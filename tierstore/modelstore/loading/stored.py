@@ -69,7 +69,7 @@ class Content:
         for piece in pieces(chunks, nbytes, self.chunk_size):
             place = self.table.find(piece.digest)
             assert place is not None  # Store.load checked that the layout holds every chunk
-            yield PlacedPiece(place, piece.begin, piece.length)
+            yield PlacedPiece(place, piece.begin, piece.plain_bytes)
 
     def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
         """The chunks of a file in order; ``begin`` counts from behind its header."""

@@ -198,7 +198,7 @@ def _opened(
         content.reader.read(wants)
         return out
 
-    stored = sum(place.length for place in table)
+    stored = sum(place.frame_bytes for place in table)
     return Patch(
         header, parse_patch(header), read, version, stored, lambda: stats_of(content.reader.pool)
     )

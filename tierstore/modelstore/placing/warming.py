@@ -132,7 +132,7 @@ class Warming:
         needed = _needed(target, self._open(version, self._hot))
         gone = target.present([place for place in needed if place.digest not in kept])
         target.remove(gone)
-        return sum(place.length for place in gone)
+        return sum(place.frame_bytes for place in gone)
 
     def _tier(self, name: str) -> LocalHot | SharedHot:
         found: list[LocalHot | SharedHot] = [*self._hot.shared]
@@ -151,7 +151,7 @@ class Warming:
         self, target: LocalHot, version: Version, progress: Progress | None
     ) -> tuple[LoadStats, list[ChunkPlace]]:
         needed = _needed(target, self._open(version, self._hot))
-        size = sum(disk_size(place.plain) for place in needed)
+        size = sum(disk_size(place.plain_bytes) for place in needed)
         if size > target.capacity:
             raise OutOfSpace(
                 f"{version} takes {size} bytes, but tier {target.name} holds at most "
@@ -172,10 +172,10 @@ class Warming:
     ) -> tuple[LoadStats, list[ChunkPlace]]:
         opened = self._open(version, hot)
         needed = _needed(target, opened)
-        count = counted(progress, sum(place.plain for place in needed))
+        count = counted(progress, sum(place.plain_bytes for place in needed))
         missing = _missing(target, needed)
         if count:
-            count(sum(p.plain for p in needed) - sum(p.plain for p in missing))
+            count(sum(p.plain_bytes for p in needed) - sum(p.plain_bytes for p in missing))
         _read(opened.content.reader, missing, self._batch, count)
         return stats_of(opened.content.reader.pool), needed
 
@@ -215,11 +215,11 @@ def _warmth(
 
     def size(places: Sequence[ChunkPlace]) -> int:
         here = isinstance(target, LocalHot)
-        return sum(place.plain if here else place.length for place in places)
+        return sum(place.plain_bytes if here else place.frame_bytes for place in places)
 
     return Warmth(
         version, target.name, len(needed), len(missing), size(needed), size(missing),
-        sum(place.plain for place in needed), stats, seconds,
+        sum(place.plain_bytes for place in needed), stats, seconds,
     )  # fmt: skip
 
 
@@ -228,13 +228,13 @@ def _read(
 ) -> None:
     """Read chunks for the sake of the hot tiers alone, some at a time."""
     room = new_bytes(0)
-    for some in batches(places, lambda place: place.plain, batch):
-        total = sum(place.plain for place in some)
+    for some in batches(places, lambda place: place.plain_bytes, batch):
+        total = sum(place.plain_bytes for place in some)
         if len(room) < total:
             room = new_bytes(total)
         wants = []
         at = 0
         for place in some:
-            wants.append(Want(place, room.data[at : at + place.plain]))
-            at += place.plain
+            wants.append(Want(place, room.data[at : at + place.plain_bytes]))
+            at += place.plain_bytes
         reader.read(wants, count, keep=True)

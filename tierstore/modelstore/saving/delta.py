@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tierstore.codecs import DELTA, encode
-from tierstore.codecs.base import FORMS
+from tierstore.codecs.base import WORD_TYPES
 from tierstore.deferred import np
 from tierstore.errors import TierstoreError
 from tierstore.format.checks import damaged, digest_of
@@ -87,7 +87,7 @@ class DeltaBases:
 
     def _read(self, digest: bytes) -> memoryview:
         place, _ = self.place(digest)
-        out = memoryview(bytearray(place.plain))
+        out = memoryview(bytearray(place.plain_bytes))
         self.content.reader.read([Want(place, out)])
         if digest_of(out).raw != digest:  # a hot tier may check less; a wrong base is for ever
             damaged(f"chunk b3:{digest.hex()}", "what was read of it does not match its digest")
@@ -96,7 +96,7 @@ class DeltaBases:
     def _pieces_of(self, digest: bytes) -> tuple[BasePiece, ...]:
         place, _ = self.place(digest)
         if not place.bases:
-            return (BasePiece(digest, 0, place.plain),)
+            return (BasePiece(digest, 0, place.plain_bytes),)
         return self.content.reader.read_head(place).bases
 
     def standalone(self, digest: bytes) -> tuple[BasePiece, ...]:
@@ -107,13 +107,15 @@ class DeltaBases:
         """The plain bytes of ``pieces``, verified."""
         first = self.chunks.get(pieces[0].digest)
         if len(pieces) == 1:
-            return first[pieces[0].offset : pieces[0].offset + pieces[0].length]
-        data = memoryview(bytearray(sum(piece.length for piece in pieces)))
+            return first[pieces[0].offset : pieces[0].offset + pieces[0].plain_bytes]
+        data = memoryview(bytearray(sum(piece.plain_bytes for piece in pieces)))
         at = 0
         for piece in pieces:
             chunk = self.chunks.get(piece.digest)
-            data[at : at + piece.length] = chunk[piece.offset : piece.offset + piece.length]
-            at += piece.length
+            data[at : at + piece.plain_bytes] = chunk[
+                piece.offset : piece.offset + piece.plain_bytes
+            ]
+            at += piece.plain_bytes
         return data
 
 
@@ -180,10 +182,12 @@ class BaseTensor:
             for number, low, high in self._cut(span.start, span.start + span.length):
                 at = 0
                 for piece in self._bases.standalone(self._chunks[number]):
-                    first, last = max(low, at), min(high, at + piece.length)
+                    first, last = max(low, at), min(high, at + piece.plain_bytes)
                     if first < last:
-                        yield replace(piece, offset=piece.offset + first - at, length=last - first)
-                    at += piece.length
+                        yield replace(
+                            piece, offset=piece.offset + first - at, plain_bytes=last - first
+                        )
+                    at += piece.plain_bytes
 
     def _cut(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The chunks that hold bytes ``[start, stop)`` of the tensor, and which of their bytes."""
@@ -257,7 +261,7 @@ class BaseTensor:
         parts = []
         for number, _, _ in self._cut(at, at + length):
             place, _ = self._bases.place(self._chunks[number])
-            parts.append(Part(place, number * content.chunk_size, place.plain, spans))
+            parts.append(Part(place, number * content.chunk_size, place.plain_bytes, spans))
 
         def sink(begin: int, plain: memoryview) -> None:
             start, stop = max(begin, at), min(begin + len(plain), at + length)
@@ -269,11 +273,11 @@ class BaseTensor:
 
 def _rows_of(entry: TensorEntry, shape: tuple[int, ...]) -> Rows | None:
     """The rows that both tensors are made of, if their content can move by rows."""
-    form = FORMS.get(entry.dtype)
-    if form is None or not shape or shape[1:] != entry.shape[1:] or not entry.shape[0]:
+    word_type = WORD_TYPES.get(entry.dtype)
+    if word_type is None or not shape or shape[1:] != entry.shape[1:] or not entry.shape[0]:
         return None
     width = entry_bytes(entry) // entry.shape[0]
-    return Rows(width, form.word, entry.dtype) if width else None
+    return Rows(width, word_type.word_bytes, entry.dtype) if width else None
 
 
 def _whole(data: memoryview, row_bytes: int) -> memoryview:
@@ -284,8 +288,8 @@ def _joined(pieces: Iterable[BasePiece]) -> Iterator[BasePiece]:
     """The same pieces, neighbours in one base chunk as one."""
     last: BasePiece | None = None
     for piece in pieces:
-        if last and piece.digest == last.digest and piece.offset == last.offset + last.length:
-            last = replace(last, length=last.length + piece.length)
+        if last and piece.digest == last.digest and piece.offset == last.offset + last.plain_bytes:
+            last = replace(last, plain_bytes=last.plain_bytes + piece.plain_bytes)
             continue
         if last:
             yield last

@@ -361,14 +361,14 @@ class Writer:
     def stats(self) -> SaveStats:
         """What the save cost so far."""
         places = self._packer.places
-        new_bytes = sum(place.plain for place in places.values())
+        new_bytes = sum(place.plain_bytes for place in places.values())
         deltas = [place for place in places.values() if place.bases]
         return SaveStats(
             logical_bytes=self._total,
             new_bytes=new_bytes,
             reused_bytes=self._done - new_bytes,
-            delta_bytes=sum(place.plain for place in deltas),
-            delta_stored_bytes=sum(place.length for place in deltas),
+            delta_bytes=sum(place.plain_bytes for place in deltas),
+            delta_stored_bytes=sum(place.frame_bytes for place in deltas),
             base=self._basis.bases.label if deltas and self._basis and self._basis.bases else None,
             stored_bytes=sum(self._packer.pack_sizes.values()) + self._meta_bytes,
             chunks=self._chunks,

@@ -25,11 +25,11 @@ def check_pack(key: str, data: memoryview) -> None:
     if len(data) < PACK_HEADER_BYTES + TRAILER_BYTES:
         raise Damaged(f"{name} is damaged: {len(data)} bytes are too few; restore it from a copy")
     trailer = parse_trailer(data[-TRAILER_BYTES:], len(data), name)
-    stop = trailer.index_offset + trailer.index_len
+    stop = trailer.index_offset + trailer.index_bytes
     index = data[trailer.index_offset : stop]
     if pack_key(trailer.pack_id) != key:
         damaged(name, f"it is the pack {trailer.pack_id.hex()}")
     for place in parse_index(data[:PACK_HEADER_BYTES], index, trailer, name):
-        frame = data[place.offset : place.offset + place.length]
-        head = parse_frame_head(frame[: place.head], name, place.digest)
+        frame = data[place.offset : place.offset + place.frame_bytes]
+        head = parse_frame_head(frame[: place.head_bytes], name, place.digest)
         frame_payload(head, frame, name)

@@ -124,8 +124,8 @@ class HeatRecorder:
         with self._lock:
             for read in reads:
                 self._heat.add(chunk_key(read.digest), now)
-                if read.read:
-                    self._heat.add(pack_key(read.pack), now, read.read)
+                if read.read_bytes:
+                    self._heat.add(pack_key(read.pack), now, read.read_bytes)
             if len(self._heat) > 2 * self._limit:
                 self._heat.prune(self._limit)
 

@@ -77,7 +77,7 @@ class HotTiers:
 
     def _record(self, reads: Sequence[ChunkRead], when: float) -> None:
         if self.local is not None:
-            self.local.record([Access(read.digest, read.plain, when) for read in reads])
+            self.local.record([Access(read.digest, read.plain_bytes, when) for read in reads])
         if self._heat is not None:
             self._heat.record(reads)
 
