@@ -1,7 +1,8 @@
-"""numpy, imported when it is first used: most commands that only look at a store do without it.
+"""numpy, imported at its first use.
 
-It takes longer to import than ``tierstore ls`` needs for everything else. Names that annotations
-alone use come from numpy itself, under ``TYPE_CHECKING``.
+Most commands that only look at a store do without it, and it takes longer to import than
+``tierstore ls`` needs for everything else. Annotations take their names from numpy itself, under
+``TYPE_CHECKING``.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ __all__ = ["import_numpy", "np"]
 
 
 def import_numpy() -> None:
-    """Import it now, before threads start that would compete with the import for the interpreter.
+    """Import numpy now, before threads start that would compete with the import.
 
-    Each of its hundreds of files is waited for, and every wait gives the others a turn of 5 ms.
+    The import waits for each of its hundreds of files, and every wait gives the other threads a
+    turn of 5 ms.
     """
     import numpy  # noqa: F401

@@ -55,7 +55,7 @@ class ConfigError(UsageError):
 
 
 class SourceError(TierstoreError):
-    """What was given to ``save`` cannot be stored as it is."""
+    """A source given to ``save`` cannot be stored as it is."""
 
 
 class InvalidSafetensors(SourceError, ValueError):
@@ -63,7 +63,7 @@ class InvalidSafetensors(SourceError, ValueError):
 
 
 class UnsafeSource(SourceError):
-    """A pickle, or a path that leaves its directory."""
+    """The source is a pickle, or a path that leaves its directory."""
 
 
 class SourceChanged(SourceError):
@@ -71,7 +71,7 @@ class SourceChanged(SourceError):
 
 
 class NotFound(TierstoreError, LookupError):
-    """No such store, model, version, alias, tensor or blob."""
+    """There is no such store, model, version, alias, tensor or blob."""
 
     exit_code = 5
 
@@ -80,7 +80,7 @@ class NotFound(TierstoreError, LookupError):
 
 
 class FileMissing(NotFound, FileNotFoundError):
-    """No such file, for those who read ``tierstore://`` URLs as they read paths."""
+    """A version has no such file; raised where ``tierstore://`` URLs are read like paths."""
 
 
 class TensorMissing(NotFound, KeyError):
@@ -122,7 +122,7 @@ class OutOfSpace(BackendError):
 
 
 class Archived(BackendError):
-    """The object is in an archive class; ``tierstore restore`` asks for a copy to read."""
+    """The object is in an archive class; ask for a readable copy with ``tierstore restore``."""
 
 
 class Unreachable(BackendError, ConnectionError):

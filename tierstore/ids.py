@@ -1,4 +1,4 @@
-"""The values that every floor speaks in: digests, byte ranges and references to models."""
+"""Values that all other modules use: digests, byte ranges and references to models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeAlias
 from tierstore.errors import InvalidName
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-"""Contiguous bytes, as every floor passes them on."""
+"""Contiguous bytes, as functions pass them on."""
 
 DIGEST_BYTES = 32
 
@@ -20,11 +20,11 @@ _MIN_PREFIX = 8
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _EXAMPLES = {"model": "ranker", "alias": "prod", "release": "search"}
 DEFAULT_ALIAS = "prod"
-"""What is meant where an alias is needed and none is named."""
+"""The alias that is meant where one is needed and none is named."""
 
 RELEASE = "release:"
 FULL = "full"
-"""In an order of preference: the version itself, not a variant of it."""
+"""The version itself, not a variant of it, in an order of preference."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,19 +39,19 @@ class Digest:
 
     @classmethod
     def from_hex(cls, text: str) -> Digest:
-        """Parse 64 lower-case hex digits; ``InvalidName`` when it is anything else."""
+        """Parse 64 lower-case hex digits; ``InvalidName`` when ``text`` is anything else."""
         if len(text) != 2 * DIGEST_BYTES or not _HEX.match(text):
             raise InvalidName(f"not a digest: {text[:80]!r}; expected 64 lower-case hex digits")
         return cls(bytes.fromhex(text))
 
     @property
     def hex(self) -> str:
-        """64 lower-case hex digits."""
+        """The digest as 64 lower-case hex digits."""
         return self.raw.hex()
 
     @property
     def short(self) -> str:
-        """``b3:`` and the first 12 hex digits, for people."""
+        """A short form for people: ``b3:`` and the first 12 hex digits."""
         return f"b3:{self.raw[:6].hex()}"
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Digest:
 
 
 def split_digests(column: bytes) -> list[bytes]:
-    """The raw digests that lie end to end in ``column``."""
+    """Return the raw digests that lie end to end in ``column``."""
     return [column[at : at + DIGEST_BYTES] for at in range(0, len(column), DIGEST_BYTES)]
 
 
@@ -88,8 +88,8 @@ def check_name(kind: str, name: str) -> str:
     and no empty, ``.`` or ``..`` part between slashes.
 
     Args:
-        kind: what the name is of, for the message ("model", "alias").
-        name: the name as the user gave it.
+        kind: The kind of name, for messages, such as "model" or "alias".
+        name: The name as the user gave it.
     """
     if not isinstance(name, str):
         raise InvalidName(_no_name(kind, name))
@@ -138,10 +138,10 @@ class ModelRef:
     """A parsed reference: ``model``, ``model@alias``, ``model@12`` or ``model@b3:<hex prefix>``.
 
     ``model@release:search`` is the version that a release names, ``release`` being a reference to
-    that: ``search@prod`` unless another one is given (``model@release:search@12``).
+    that release: ``search@prod`` unless another one is given (``model@release:search@12``).
 
     At most one of ``alias``, ``number``, ``prefix`` and ``release`` is set; none for the newest
-    version. Behind what follows the ``@`` a variant can be named: ``model@12+int8-row``,
+    version. A variant can be named behind what follows the ``@``: ``model@12+int8-row``,
     ``model@+bf16``.
     """
 
@@ -154,7 +154,7 @@ class ModelRef:
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
-        """Parse what a user typed; ``InvalidName`` says what is wrong with it."""
+        """Parse a reference that a user typed; ``InvalidName`` says what is wrong with it."""
         if not isinstance(text, str):
             raise InvalidName(_no_reference(text))
         model, at, rest = text.partition("@")
@@ -217,7 +217,8 @@ def check_alias(name: str) -> str:
 def check_variant(name: str) -> str:
     """Return a variant's name, or raise ``InvalidName``.
 
-    1 to 64 of ``a-z 0-9 . _ -``, beginning with a letter or digit; ``full`` means no variant.
+    A name has 1 to 64 of ``a-z 0-9 . _ -`` and begins with a letter or digit; ``full`` is not
+    allowed, since it means no variant.
     """
     if not _VARIANT.match(name) or name == FULL:
         raise InvalidName(

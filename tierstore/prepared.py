@@ -1,7 +1,8 @@
-"""Struct types that msgspec has looked through.
+"""Preparation of msgspec's struct types for use by several threads.
 
-msgspec does so when it first meets a type, by running Python code; when two threads do it for the
-same type at once, the process crashes (seen with msgspec 0.22). So the first time is one at a time.
+msgspec inspects a type when it first meets it, by running Python code; when two threads do so for
+the same type at once, the process crashes (seen with msgspec 0.22). So each type is inspected once,
+under a lock.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _done: set[type] = set()
 
 
 def prepared(model: type[_S]) -> type[_S]:
-    """Return ``model``, once it may be decoded in several threads at once."""
+    """Return ``model`` once several threads may decode it at the same time."""
     if model not in _done:
         with _lock:
             msgspec.msgpack.Decoder(model)

@@ -1,4 +1,4 @@
-"""What every parser of stored bytes shares: checksums and the errors for what breaks the format."""
+"""Checksums, and the errors for stored bytes that break the format; used by every parser."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tierstore.ids import Buffer, Digest
 
 PATCH_FEATURE = "patch"
 KNOWN_FEATURES: frozenset[str] = frozenset({PATCH_FEATURE})
-"""Names that may stand in an object's ``requires``."""
+"""The features that an object's ``requires`` may name."""
 
 _UPGRADE = "it was written by a newer tierstore; upgrade this one to read it"
 
 
 def xxh3(data: Buffer) -> int:
-    """XXH3-64 with seed 0, as the format stores it."""
+    """Return the XXH3-64 of ``data`` with seed 0, as the format stores it."""
     return xxhash.xxh3_64_intdigest(data)
 
 
 def digest_of(data: Buffer) -> Digest:
-    """BLAKE3-256 of plain bytes: the identity of a chunk or a manifest."""
+    """Return the BLAKE3-256 of plain bytes: the identity of a chunk or a manifest."""
     return Digest(blake3.blake3(data).digest())
 
 
@@ -38,7 +38,7 @@ def unsupported(name: str, what: str) -> NoReturn:
 
 
 def check_requires(name: str, requires: list[str]) -> None:
-    """Refuse an object that needs a feature this version does not know."""
+    """Raise ``UnsupportedFormat`` when an object needs a feature that is not known here."""
     unknown = sorted(set(requires) - KNOWN_FEATURES)
     if unknown:
         unsupported(name, f"the feature {', '.join(map(repr, unknown))}")

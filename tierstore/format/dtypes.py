@@ -22,9 +22,9 @@ class DType:
     """One safetensors dtype.
 
     Attributes:
-        bits: per element.
-        is_float: real or complex floating point.
-        numpy: the name of its numpy or ml_dtypes dtype, None when there is none.
+        bits: Bits of one element.
+        is_float: Whether it is a real or complex floating-point type.
+        numpy: The name of its numpy or ml_dtypes dtype; ``None`` when there is none.
     """
 
     name: str
@@ -86,7 +86,7 @@ DTYPE_CODES: dict[str, int] = {
     "F6_E3M2": 49,
     "F4": 50,
 }
-"""The byte that stands for a dtype in a frame's head, fixed for ever; ``""``: of no tensor."""
+"""The byte that stands for a dtype in a frame's head, fixed for ever; 0 for bytes of no tensor."""
 
 DTYPE_OF_CODE: dict[int, str] = {code: name for name, code in DTYPE_CODES.items()}
 """The reverse of ``DTYPE_CODES``."""
@@ -104,12 +104,12 @@ def _row(name: str) -> DType:
 
 
 def dtype_bits(name: str) -> int:
-    """Size of one element in bits; ``UsageError`` when safetensors has no such dtype."""
+    """Return the bits of one element; ``UsageError`` when safetensors has no such dtype."""
     return _row(name).bits
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The little-endian numpy dtype of a safetensors dtype.
+    """Return the little-endian numpy dtype of a safetensors dtype.
 
     Raises ``UsageError`` when safetensors has no such dtype, or numpy has none (F4, F6_*).
     """
@@ -130,7 +130,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def name_of(dtype: np.dtype[Any]) -> str:
-    """The safetensors name of a numpy (or ml_dtypes) dtype.
+    """Return the safetensors name of a numpy (or ml_dtypes) dtype.
 
     Raises ``UsageError`` for a dtype that safetensors does not have, and for big-endian ones: the
     format is little-endian and nothing here swaps bytes unasked.

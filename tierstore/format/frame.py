@@ -1,4 +1,4 @@
-"""Frames: one encoded chunk that says itself how it is decoded (SPEC.md section 3)."""
+"""Frames: one encoded chunk with all that is needed to decode it (SPEC.md section 3)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NO_NONCE = bytes(12)
 
 @dataclass(frozen=True, slots=True)
 class BasePiece:
-    """The ``plain_bytes`` bytes from ``offset`` on of a base chunk, which a delta refers to."""
+    """A range of a base chunk that a delta refers to: ``plain_bytes`` bytes from ``offset`` on."""
 
     digest: bytes
     offset: int
@@ -40,21 +40,21 @@ class BasePiece:
 
 @dataclass(frozen=True, slots=True)
 class FrameHead:
-    """All that a frame says about itself.
+    """The head of a frame: how the chunk is encoded, and its checksums.
 
     Attributes:
-        digest: of the chunk's plain bytes (32).
-        codec: id of the codec of the payload, a key of ``tierstore.codecs.CODECS``.
-        dtype: the safetensors dtype, or ``""`` for bytes that are no tensor.
-        plain_bytes: length of the decoded chunk.
-        payload_bytes: length of the payload.
-        payload_xxh3: checksum of the payload.
-        block_log2: log2 of the plain bytes of one block.
-        ends: for each block the end of its payload, from the payload's start.
-        sums: for each block the xxh3 of its plain bytes.
-        bases: the pieces that, end to end, are the base of a delta.
-        codec_head: what the blocks share.
-        head_bytes: bytes before the payload.
+        digest: The digest of the chunk's plain bytes (32 bytes).
+        codec: The id of the payload's codec, a key of ``tierstore.codecs.CODECS``.
+        dtype: The safetensors dtype, or ``""`` for bytes that are no tensor.
+        plain_bytes: The length of the decoded chunk.
+        payload_bytes: The length of the payload.
+        payload_xxh3: The checksum of the payload.
+        block_log2: The base-2 logarithm of a block's plain bytes.
+        ends: For each block, where its payload ends, counted from the payload's start.
+        sums: For each block, the xxh3 of its plain bytes.
+        bases: The pieces that, end to end, are the base of a delta.
+        codec_head: Data of the codec that all blocks share.
+        head_bytes: The length of the head, and so where the payload begins.
     """
 
     digest: bytes
@@ -81,12 +81,12 @@ class FrameHead:
         return self.head_bytes + self.payload_bytes
 
     def block_payload(self, index: int) -> ByteRange:
-        """Where a block's payload lies within the frame."""
+        """Return the bytes of the frame in which a block's payload lies."""
         start = self.ends[index - 1] if index else 0
         return ByteRange(self.head_bytes + start, self.head_bytes + self.ends[index])
 
     def block_plain(self, index: int) -> ByteRange:
-        """Which plain bytes of the chunk a block holds."""
+        """Return the plain bytes of the chunk that a block holds."""
         start = index << self.block_log2
         return ByteRange(start, min(start + self.block_size, self.plain_bytes))
 
@@ -103,18 +103,21 @@ def build_head(
     block_log2: int = BLOCK_LOG2,
     bases: Sequence[BasePiece] = (),
 ) -> bytes:
-    """Return the head of the frame of one encoded chunk; its payload follows right behind.
+    """Return the head of a frame; the payload follows right behind it.
 
     Args:
-        digest: of ``plain``.
-        codec: codec id of ``payload``.
-        dtype: safetensors dtype, or ``""``.
-        plain: the chunk's plain bytes, for the blocks' checksums.
-        codec_head: the codec's own shared part.
-        ends: for each block the end of its payload.
-        payload: the blocks' payloads end to end.
-        block_log2: log2 of a block's plain bytes.
-        bases: the base pieces of a delta.
+        digest: The digest of ``plain``.
+        codec: The id of the codec that made ``payload``.
+        dtype: The safetensors dtype, or ``""``.
+        plain: The chunk's plain bytes, for the blocks' checksums.
+        codec_head: Data of the codec that all blocks share.
+        ends: For each block, where its payload ends.
+        payload: The blocks' payloads end to end.
+        block_log2: The base-2 logarithm of a block's plain bytes.
+        bases: The base pieces of a delta.
+
+    Raises:
+        UsageError: A length is beyond the limits of a frame.
     """
     size = 1 << block_log2
     view = memoryview(plain)
@@ -139,8 +142,9 @@ def build_head(
 
 
 def build_frame(*, payload: Buffer, **fields: Any) -> tuple[bytes, int]:
-    """Return the whole frame and the length of its head; the arguments are those of
-    ``build_head``.
+    """Return a whole frame and the length of its head.
+
+    Takes the same arguments and raises the same errors as ``build_head``.
     """
     head = build_head(payload=payload, **fields)
     return head + bytes(payload), len(head)
@@ -154,14 +158,14 @@ def parse_frame_head(data: Buffer, name: str, digest: bytes | None = None) -> Fr
     """Read the head at the start of ``data``, which may go on with the payload.
 
     Args:
-        data: bytes from the frame's start, the whole head at least.
-        name: what the frame is, for messages.
-        digest: of the chunk that it must be the frame of; ``None`` takes any.
+        data: Bytes from the frame's start, the whole head at least.
+        name: How messages call the frame.
+        digest: The digest of the chunk that the frame must hold; ``None`` accepts any.
 
     Raises:
-        Damaged: the head is cut short, of another chunk, or breaks its checksum, a limit or the
+        Damaged: The head is cut short, of another chunk, or breaks its checksum, a limit or the
             format.
-        UnsupportedFormat: it was written by a newer version.
+        UnsupportedFormat: It was written by a newer version.
     """
     if len(data) < FIXED_BYTES:
         damaged(name, f"a frame head of {len(data)} bytes is cut short")
@@ -211,7 +215,7 @@ def parse_frame_head(data: Buffer, name: str, digest: bytes | None = None) -> Fr
 def _parse_tables(
     head: memoryview, blocks: int, n_base: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[BasePiece, ...]]:
-    """The ends and sums of the blocks, and the base pieces, of a head that is long enough."""
+    """Return the ends and sums of the blocks, and the base pieces, of a complete head."""
     middle = FIXED_BYTES + _BLOCK.size * blocks
     table = list(_BLOCK.iter_unpack(head[FIXED_BYTES:middle]))
     pieces = _PIECE.iter_unpack(head[middle : middle + _PIECE.size * n_base])

@@ -1,4 +1,4 @@
-"""Heat objects: what one node has read, for nodes without a shared Redis (SPEC.md section 13)."""
+"""Heat objects: what one node has read, where nodes share no Redis (SPEC.md section 13)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CHUNK, PACK = 0, 1
-"""Kinds of entries: the key is a chunk's digest, or a pack's id."""
+"""Kinds of entries: of a chunk, whose key is a digest, and of a pack, whose key is its id."""
 
 SCALE = 1 << 16
 """Scores are stored in units of 1/65536."""
 
 
 class HeatBody(Body, frozen=True, kw_only=True):
-    """The heat that one node has counted since its object was new.
+    """The heat that one node has counted since its object was first written.
 
     Attributes:
-        node: its name.
-        half_life_s: after which a read weighs half.
-        landmark_us: the time at which a read weighs one, microseconds since the epoch.
-        offset_us: this node's clock minus home's, as it was last measured.
-        kinds: one byte an entry, ``CHUNK`` or ``PACK``.
-        keys: 32 bytes an entry; no key comes twice in a kind.
-        scores: 4 bytes an entry, signed: ``SCALE`` times log2 of the sum of the weights.
+        node: The node's name.
+        half_life_s: Seconds after which a read weighs half.
+        landmark_us: The time at which a read weighs one, microseconds since the epoch.
+        offset_us: This node's clock minus home's, as it was last measured.
+        kinds: One byte for each entry, ``CHUNK`` or ``PACK``.
+        keys: 32 bytes for each entry; no key comes twice in a kind.
+        scores: 4 bytes for each entry, signed: ``SCALE`` times log2 of the sum of the weights.
     """
 
     node: str
@@ -43,12 +43,12 @@ class HeatBody(Body, frozen=True, kw_only=True):
 
 
 def heat_key(node: str) -> str:
-    """The key of a node's heat; ``node`` is a proper segment of a key."""
+    """Return the key of a node's heat; ``node`` must be a valid segment of a key."""
     return HEAT + node
 
 
 def heat_columns(entries: dict[tuple[int, bytes], float]) -> tuple[bytes, bytes, bytes]:
-    """The stored columns of log2 scores by kind and key: kinds, keys, scores."""
+    """Return the stored columns (kinds, keys, scores) of log2 scores by kind and key."""
     scaled = np.rint(np.array(list(entries.values()), np.float64) * SCALE)
     limits = np.iinfo(np.int32)
     scores = np.clip(scaled, limits.min, limits.max).astype("<i4")
@@ -60,14 +60,14 @@ def heat_columns(entries: dict[tuple[int, bytes], float]) -> tuple[bytes, bytes,
 
 
 def heat_entries(body: HeatBody) -> dict[tuple[int, bytes], float]:
-    """The log2 scores by kind and key."""
+    """Return the log2 scores of a heat object by kind and key."""
     scores: npt.NDArray[np.float64] = np.frombuffer(body.scores, "<i4") / SCALE
     keys = (body.keys[at : at + 32] for at in range(0, len(body.keys), 32))
     return dict(zip(zip(body.kinds, keys, strict=True), scores.tolist(), strict=True))
 
 
 def seal_heat(body: HeatBody) -> bytes:
-    """The stored form of a node's heat."""
+    """Return the stored form of a node's heat."""
     return seal_body(Kind.HEAT, body)
 
 
@@ -84,5 +84,5 @@ def parse_heat(data: Buffer, name: str) -> HeatBody:
     if not set(body.kinds) <= {CHUNK, PACK}:
         damaged(name, "it holds an entry of an unknown kind")
     if len(heat_entries(body)) != count:
-        damaged(name, "a key comes twice")
+        damaged(name, "a key appears twice")
     return body

@@ -1,4 +1,4 @@
-"""Where every object lies: the keys of a store (SPEC.md sections 9 and 10)."""
+"""The keys under which a store keeps its objects (SPEC.md sections 9 and 10)."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _MAX_SEGMENT = 240
 
 
 def pack_key(pack: bytes) -> str:
-    """The key of a pack by its id."""
+    """Return the key of a pack by its id."""
     text = pack.hex()
     return f"{PACKS}{text[:2]}/{text}"
 
 
 def version_key(digest: Digest) -> str:
-    """The key of a manifest."""
+    """Return the key of a manifest."""
     return VERSIONS + digest.hex
 
 
 def layout_key(digest: Digest) -> str:
-    """The key of the layout of a manifest."""
+    """Return the key of the layout of a manifest."""
     return LAYOUTS + digest.hex
 
 
 def fold_key(digest: Digest) -> str:
-    """The key of the note that names the full manifest of a patch version."""
+    """Return the key of the fold of a patch version."""
     return FOLDS + digest.hex
 
 
 def move_key(pack: bytes) -> str:
-    """The key of the note that says where a pack's frames went."""
+    """Return the key of the note that says which packs a pack's frames were moved to."""
     return MOVES + pack.hex()
 
 
 def segment(name: str) -> str:
-    """A model's or alias's name as one segment of a key."""
+    """Return the name of a model, alias or variant as one segment of a key."""
     text = quote(name, safe="-._")
     text = text.replace("~", "%7E")
     if text.startswith("."):
@@ -60,12 +60,12 @@ def segment(name: str) -> str:
 
 
 def unsegment(text: str) -> str:
-    """The name behind a segment."""
+    """Return the name that ``segment`` turned into ``text``."""
     return unquote(text, errors="strict")
 
 
 def ref_prefix(model: str, name: str) -> str:
-    """The folder of one ref log: ``versions``, ``alias/<alias>`` or ``variant/<variant>``."""
+    """Return the prefix of a ref log: ``versions``, ``alias/<alias>`` or ``variant/<variant>``."""
     for folder in (ALIASES, VARIANTS):
         if name.startswith(folder):
             name = folder + segment(name.removeprefix(folder))
@@ -73,5 +73,5 @@ def ref_prefix(model: str, name: str) -> str:
 
 
 def entry_key(prefix: str, seq: int) -> str:
-    """The key of one entry of a ref log."""
+    """Return the key of one entry of a ref log."""
     return f"{prefix}{seq // 1000:06d}/{seq:09d}"

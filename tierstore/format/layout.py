@@ -9,27 +9,27 @@ from tierstore.ids import Buffer, Digest
 
 
 class LayoutBody(TableBody, frozen=True, kw_only=True):
-    """A layout as it is stored: a chunk table and the manifest it is for."""
+    """A layout as it is stored: a chunk table and the manifest that it belongs to."""
 
     manifest: bytes
 
 
 class Move(Body, frozen=True, kw_only=True):
-    """The frames of ``pack`` are now in the packs ``into``."""
+    """A note that the frames of ``pack`` are now in the packs ``into``."""
 
     pack: Hex64
     into: list[Hex64]
 
 
 class Fold(Body, frozen=True, kw_only=True):
-    """The full manifest that equals a patch version."""
+    """A note that names the full manifest with the same content as a patch version."""
 
     patch: Hex64
     full: Hex64
 
 
 def parse_fold(data: Buffer, patch: Digest, name: str) -> Digest:
-    """Unseal the fold of ``patch``; the digest of the full manifest that equals it."""
+    """Unseal the fold of ``patch`` and return the digest of its full manifest."""
     fold = unseal_body(Kind.FOLD, data, Fold, name)
     if fold.patch != patch.hex:
         damaged(name, "it is the fold of another version")
@@ -37,19 +37,19 @@ def parse_fold(data: Buffer, patch: Digest, name: str) -> Digest:
 
 
 class Condemned(Body, frozen=True, kw_only=True):
-    """Packs that will be deleted."""
+    """A list of packs that will be deleted."""
 
     run: str
     packs: list[Hex64]
 
 
 def seal_layout(manifest: Digest, places: Sequence[ChunkPlace], sizes: dict[bytes, int]) -> bytes:
-    """The sealed layout of a version.
+    """Return the sealed layout of a version.
 
     Args:
-        manifest: of the version.
-        places: of every chunk of the version and every base of theirs, in load order.
-        sizes: bytes of every pack in ``places``.
+        manifest: The digest of the version's manifest.
+        places: The places of every chunk of the version and of all their bases, in load order.
+        sizes: The bytes of every pack in ``places``.
     """
     body = LayoutBody(manifest=manifest.raw, **table_columns(places, sizes))
     return seal_body(Kind.LAYOUT, body)
@@ -64,7 +64,7 @@ def parse_layout(data: Buffer, manifest: Digest, name: str) -> ChunkTable:
 
 
 def seal_segment(places: Sequence[ChunkPlace], sizes: dict[bytes, int]) -> bytes:
-    """The sealed index segment of the chunks that one save added."""
+    """Return the sealed index segment of the chunks that one save added."""
     return seal_body(Kind.SEGMENT, TableBody(**table_columns(places, sizes)))
 
 
@@ -74,6 +74,6 @@ def parse_segment(data: Buffer, name: str) -> ChunkTable:
 
 
 def missing_chunks(table: ChunkTable, digests: Iterable[bytes]) -> list[bytes]:
-    """Those of ``digests``, and of the bases of any frame, that the table does not place."""
+    """Return those of ``digests``, and of the bases in the table, that the table does not place."""
     known = table.digests
     return [digest for digest in [*digests, *table.bases] if digest not in known]

@@ -25,8 +25,8 @@ _MAX_ITEMS = 1 << 20
 class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One tensor of a file; ``begin`` counts from the start of the file's data section.
 
-    Like the values of a header not tracked by the garbage collector (it can be in no cycle): there
-    are thousands, and making as many that are has it look through all that a process has loaded.
+    It is not tracked by the garbage collector, since it can be in no cycle: there are thousands of
+    them, and as many tracked objects would start collections of all that a process has loaded.
     """
 
     name: str
@@ -49,14 +49,14 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LineageEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """What this content was made from."""
+    """A version that this content was made from, and how."""
 
     relation: str
     digest: bytes
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the versions that a release names."""
+    """One of the versions that belong to a release."""
 
     model: str
     version: Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
@@ -64,7 +64,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(Body, frozen=True, kw_only=True):
-    """The content of one version; of a release the members, and no files."""
+    """The content of one version: its files, or for a release its members."""
 
     kind: str = FULL_KIND
     chunk_size: int = DEFAULT_CHUNK
@@ -76,7 +76,7 @@ class Manifest(Body, frozen=True, kw_only=True):
 
 
 def patch_manifest(file: FileEntry, patch: PatchInfo, chunk_size: int) -> Manifest:
-    """The manifest of a patch version, whose patch file is ``file``."""
+    """Return the manifest of a patch version, whose patch file is ``file``."""
     return Manifest(
         requires=[PATCH_FEATURE],
         kind=PATCH_KIND,
@@ -88,13 +88,13 @@ def patch_manifest(file: FileEntry, patch: PatchInfo, chunk_size: int) -> Manife
 
 
 def patch_info(manifest: Manifest) -> PatchInfo | None:
-    """What a patch manifest lies on; ``None`` for a full one."""
+    """Return the patch fields of a patch manifest; ``None`` for a full one."""
     return None if manifest.patch is msgspec.UNSET else manifest.patch
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One chunk in its place: ``plain_bytes`` bytes at ``begin`` of the tensor or file."""
+    """One chunk of a tensor or file: ``plain_bytes`` bytes from ``begin`` on."""
 
     digest: bytes
     begin: int
@@ -102,15 +102,16 @@ class Piece:
 
 
 def pieces(chunks: bytes, nbytes: int, chunk_size: int) -> Iterator[Piece]:
-    """The chunks of a tensor or file of ``nbytes`` bytes, in order."""
+    """Yield the chunks of a tensor or file of ``nbytes`` bytes, in order."""
     for at in range(0, nbytes, chunk_size):
         row = 32 * (at // chunk_size)
         yield Piece(chunks[row : row + 32], at, min(chunk_size, nbytes - at))
 
 
 def named_tensors(manifest: Manifest) -> Iterator[tuple[str, FileEntry, TensorEntry]]:
-    """Every tensor with its file and the name that tells it apart in the version: its own, or
-    ``path::name`` where several files hold one of that name.
+    """Yield the unique name, the file and the entry of every tensor.
+
+    The name is the tensor's own, or ``path::name`` where several files hold one of that name.
     """
     count = Counter(tensor.name for file in manifest.files for tensor in file.tensors)
     for file in manifest.files:
@@ -136,8 +137,8 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
     """Unseal, verify and check a manifest.
 
     Raises:
-        Damaged: its bytes do not match ``digest``, or what they say breaks the format.
-        UnsupportedFormat: it was written by a newer version.
+        Damaged: Its bytes do not match ``digest``, or what they say breaks the format.
+        UnsupportedFormat: It was written by a newer version.
     """
     plain = unseal(Kind.MANIFEST, data, name)
     if digest_of(plain) != digest:
@@ -159,7 +160,7 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
     for file in manifest.files:
         _check_file(file, manifest.chunk_size, name)
     if any(len(entry.digest) != DIGEST_BYTES for entry in manifest.lineage):
-        damaged(name, "its lineage names something that is no digest")
+        damaged(name, "its lineage names something that is not a digest")
     _check_members(manifest, name)
     _check_patch(manifest, name)
     return manifest
@@ -189,7 +190,7 @@ def _check_members(manifest: Manifest, name: str) -> None:
         return
     models = [member.model for member in members]
     if manifest.files or manifest.lineage or models != sorted(set(models)):
-        damaged(name, "it is no proper release")
+        damaged(name, "it is not a valid release")
     if len(members) > MAX_MEMBERS or any(len(m.manifest) != DIGEST_BYTES for m in members):
         damaged(name, "its members are too many, or one has no digest")
 
@@ -200,12 +201,12 @@ def _lists_too_much(manifest: Manifest) -> bool:
 
 
 def is_chunk_size(chunk_size: int) -> bool:
-    """Whether it is a power of two from 1 to 16 MiB."""
+    """Return whether a chunk size is a power of two from 1 to 16 MiB."""
     return MIN_CHUNK <= chunk_size <= MAX_CHUNK and not chunk_size & (chunk_size - 1)
 
 
 def check_chunk_size(chunk_size: int, name: str) -> None:
-    """Refuse a stored chunk size that is no power of two from 1 to 16 MiB."""
+    """Raise ``Damaged`` for a stored chunk size that is no power of two from 1 to 16 MiB."""
     if not is_chunk_size(chunk_size):
         damaged(name, f"a chunk size of {chunk_size} is out of range")
 
@@ -242,7 +243,7 @@ def _covers(chunks: bytes, nbytes: int, chunk_size: int) -> bool:
 
 
 def check_path(path: str) -> str:
-    """Return ``path`` when it is a relative path that stays inside its directory.
+    """Return ``path`` if it is a relative path that stays inside its directory.
 
     Raises ``InvalidName`` for an absolute path, an empty, ``.`` or ``..`` part, a NUL, a backslash,
     a drive letter, or one that is not in NFC or cannot be written as UTF-8.

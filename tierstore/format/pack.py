@@ -37,7 +37,7 @@ _ROW_BYTES = 32 + 4 * 4 + 1 + 4  # the columns of section 6 that an index has
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """A pack's last bytes: where its index is, and what the pack's id must be."""
+    """The last bytes of a pack: where its index is, and the id that it must have."""
 
     index_offset: int
     index_bytes: int
@@ -62,7 +62,7 @@ class PackBuilder:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to close the pack; many tiny frames fill its index first."""
+        """Whether to close the pack now: it is large enough, or its index is (many tiny frames)."""
         return self.size >= TARGET_BYTES or self._index_size >= _TARGET_INDEX
 
     def add(
@@ -114,13 +114,13 @@ def parse_trailer(data: Buffer, pack_size: int, name: str) -> Trailer:
 
 
 def parse_index(header: Buffer, index: Buffer, trailer: Trailer, name: str) -> list[ChunkPlace]:
-    """Read a pack's index, checked against the pack's id.
+    """Read a pack's index and check it against the pack's id.
 
     Args:
-        header: the pack's first ``PACK_HEADER_BYTES`` bytes.
-        index: the bytes that the trailer points to.
-        trailer: of the same pack.
-        name: what the pack is, for messages.
+        header: The pack's first ``PACK_HEADER_BYTES`` bytes.
+        index: The bytes that the trailer points to.
+        trailer: The trailer of the same pack.
+        name: How messages call the pack.
     """
     check_header(header, name)
     if blake3.blake3(bytes(header)).update(index).digest() != trailer.pack_id:

@@ -1,4 +1,4 @@
-"""Patches: what changed in some tensors, as a safetensors file (SPEC.md section 7.1)."""
+"""Patches: the changes to some tensors as a safetensors file (SPEC.md section 7.1)."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ PatchKind = Literal["rows", "elements", "dense"]
 
 PATCH_PATH = "patch.safetensors"
 PATCH_OF = "patch-of"
-"""The relation of a patch version to its base."""
+"""The relation of a patch version to its base, in its lineage."""
 MAX_CHAIN = 1024
 INDEX_DTYPE = "I64"
 _INDEX_BYTES, _TOUCHED_BYTES = 8, 16
@@ -30,13 +30,13 @@ _decode_shapes = msgspec.json.Decoder(
 
 
 class PatchInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a patch manifest says beyond its file.
+    """The fields of a patch manifest that other manifests do not have.
 
     Attributes:
-        chain: digests of the manifests that it lies on, 32 bytes each, the oldest first. The last
-            is its base; the first is a full manifest, or one that has a fold.
-        touched: for each tensor of the file, in its order, the first and the last index in each of
-            its chunks (8 bytes each); empty for what holds no indices.
+        chain: The digests of the manifests below it, 32 bytes each, the oldest first. The last is
+            its base; the first is a full manifest, or one that has a fold.
+        touched: For each tensor of the patch file, in its order: the first and the last index in
+            each of its chunks (8 bytes each); empty for a tensor that holds no indices.
     """
 
     chain: bytes
@@ -44,25 +44,25 @@ class PatchInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digests(self) -> list[Digest]:
-        """The manifests that it lies on, the oldest first."""
+        """The digests of the manifests below it, the oldest first."""
         return [Digest(raw) for raw in split_digests(self.chain)]
 
     @property
     def base(self) -> Digest:
-        """The manifest that it was made for."""
+        """The digest of the manifest that the patch was made for."""
         return Digest(self.chain[-DIGEST_BYTES:])
 
 
 @dataclass(frozen=True, slots=True)
 class PatchPart:
-    """What a patch does to one tensor.
+    """The change that a patch makes to one tensor.
 
     Attributes:
-        target: name of the tensor in the version.
+        target: The name of the tensor in the version.
         kind: ``rows`` of its first dimension, ``elements`` of the flat tensor, or ``dense``.
-        shape: of the target.
-        values: the new values: rows (n, *shape[1:]), elements (n,), or the whole tensor.
-        indices: where they go (n,); ``None`` for ``dense``.
+        shape: The shape of the target.
+        values: The new values: rows (n, *shape[1:]), elements (n,), or the whole tensor.
+        indices: Where the values go (n,); ``None`` for ``dense``.
     """
 
     target: str
@@ -83,40 +83,40 @@ class PatchPart:
 
     @property
     def limit(self) -> int:
-        """Every index is below it."""
+        """The bound that every index must stay below."""
         return self.shape[0] if self.kind == "rows" else _product(self.shape)
 
     @property
     def unit_bytes(self) -> int:
-        """Bytes that one index stands for."""
+        """Bytes of the row or element that one index stands for."""
         count = _product(self.shape[1:]) if self.kind == "rows" else 1
         return count * dtype_bits(self.dtype) // 8
 
 
 @dataclass(frozen=True, slots=True)
 class PatchSpec:
-    """A patch file's header, understood: the base, and what happens to each tensor by its name."""
+    """A parsed header of a patch file: the base, and the change to each tensor by its name."""
 
     base: Digest
     parts: Mapping[str, PatchPart]
 
 
 def part_names(kind: PatchKind, target: str) -> tuple[str, str]:
-    """Names in the patch file of the indices and of the values for a tensor."""
+    """Return the names in the patch file of a tensor's indices and of its values."""
     return f"{kind}.{_INDICES}/{target}", f"{kind}.{_VALUES}/{target}"
 
 
 def build_patch_header(
     base: Digest, parts: Iterable[tuple[str, PatchKind, str, tuple[int, ...], int]]
 ) -> Header:
-    """The header of a patch file.
+    """Return the header of a patch file.
 
     Args:
-        base: of the version that it is for.
-        parts: target, kind, dtype and shape of the target, count of indices.
+        base: The digest of the version that the patch is for.
+        parts: For each target its name, kind, dtype, shape and count of indices.
 
     Raises:
-        UsageError: a name cannot stand in a header.
+        UsageError: A name cannot stand in a header.
     """
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
     shapes: dict[str, list[int]] = {}
@@ -133,7 +133,7 @@ def build_patch_header(
 
 
 def parse_patch(header: Header) -> PatchSpec:
-    """Understand the header of a patch file.
+    """Parse the header of a patch file.
 
     Raises ``InvalidSafetensors`` with what is wrong with it.
     """
@@ -155,7 +155,7 @@ def parse_patch(header: Header) -> PatchSpec:
 
 
 def _part(target: str, shape: tuple[int, ...], infos: dict[str, TensorInfo]) -> PatchPart:
-    """What happens to ``target``; takes its tensors out of ``infos``."""
+    """Return the change to ``target``; takes its tensors out of ``infos``."""
     kinds: tuple[PatchKind, ...] = ("rows", "elements", "dense")
     found = [kind for kind in kinds if part_names(kind, target)[1] in infos]
     if len(found) != 1:
@@ -199,7 +199,7 @@ def _check_part(part: PatchPart) -> None:
 
 
 def check_patch_info(info: PatchInfo, header: Header, chunk_size: int) -> str | None:
-    """What contradicts itself in a patch manifest; ``None`` when all is well."""
+    """Return how a patch manifest contradicts itself; ``None`` when it does not."""
     count, odd = divmod(len(info.chain), DIGEST_BYTES)
     if odd or not 1 <= count <= MAX_CHAIN:
         return "it does not name the manifests that it lies on"
@@ -223,7 +223,7 @@ def check_patch_info(info: PatchInfo, header: Header, chunk_size: int) -> str | 
 
 
 def touched_ranges(touched: bytes) -> list[tuple[int, int]]:
-    """The first and the last index in each chunk."""
+    """Return the first and the last index of each chunk."""
     return [
         (
             int.from_bytes(touched[at : at + _INDEX_BYTES], "little"),
@@ -250,4 +250,4 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _refuse(why: str) -> NoReturn:
-    raise InvalidSafetensors(f"it is no patch: {why}")
+    raise InvalidSafetensors(f"not a valid patch: {why}")

@@ -14,10 +14,10 @@ Action = Literal[
     "start", "step", "pause", "resume", "finish", "abort",
 ]  # fmt: skip
 Seq = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
-"""A place in a ref log; its key has nine digits for it."""
+"""The number of an entry in a ref log; its key has nine digits for it."""
 
 Microseconds = Annotated[int, msgspec.Meta(ge=0, lt=1 << 57)]
-"""Since the epoch; the limit lies in the year 6536, so that every time is a date."""
+"""Microseconds since the epoch, up to the year 6536, so that every time is a valid date."""
 
 
 FULL_SHARE = 10_000
@@ -32,12 +32,12 @@ Decimal = Annotated[str, msgspec.Meta(pattern=_DECIMAL)]
 
 
 def is_decimal(text: str) -> bool:
-    """Whether ``text`` is a decimal number."""
+    """Return whether ``text`` is a decimal number."""
     return re.match(_DECIMAL, text) is not None
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A bound on the mean of what the nodes report; the next stage waits for it."""
+    """A bound on the mean of what the nodes report; the next stage waits until it holds."""
 
     metric: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     op: Literal["<=", ">="]
@@ -45,19 +45,20 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An alias on its way from its entry's version to another one.
+    """The state of an alias on its way from its entry's version to another one.
 
     Attributes:
-        version: number of the version that it goes to.
-        manifest: its digest in hex.
-        salt: random, the same for the whole rollout: with a node's name it decides the node's turn.
-        stages: shares of the nodes that get the new version, ascending; the last is all of them.
-        stage: which stage it is in, from 0.
-        every_s: least seconds between two steps; ``None`` for steps by hand only.
-        gates: what must hold before each step.
-        labels: only nodes with all of these labels take part before the last stage.
-        windows: ``HH:MM-HH:MM`` in UTC, in one of which every step must lie; empty for any time.
-        paused: whether steps are refused.
+        version: The number of the version that it goes to.
+        manifest: The hex digest of that version's manifest.
+        salt: Random, the same for the whole rollout; with a node's name it decides the node's
+            place.
+        stages: Shares of the nodes that get the new version, ascending; the last is all of them.
+        stage: The number of the current stage, from 0.
+        every_s: The least number of seconds between two steps; ``None`` for steps by hand only.
+        gates: Bounds that must hold before each step.
+        labels: Only nodes with all of these labels take part before the last stage.
+        windows: ``HH:MM-HH:MM`` in UTC; every step must lie in one of them; empty for any time.
+        paused: Whether steps are refused.
     """
 
     version: Seq
@@ -80,21 +81,21 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class RefEntry(Body, frozen=True, kw_only=True):
-    """One entry of a ref log: from now on the ref means this.
+    """One entry of a ref log: the new value of the ref.
 
     Attributes:
-        seq: its place in the log, from 1.
-        write_id: random; tells a writer whose answer was lost that the entry is its own.
-        action: what was done.
-        version: number of the version that the ref points to; ``None`` once removed.
-        manifest: its digest in hex; ``None`` once removed.
-        previous: the entry that a rollback goes back to.
-        time_us: microseconds since the epoch by the writer's clock.
-        who: user and host.
-        message: why.
-        tool: what wrote it.
-        rollout: where an alias is on its way to; a client that does not know this reads
-            ``version``, which is the one that it comes from.
+        seq: The number of the entry in the log, from 1.
+        write_id: Random; tells a writer whose answer was lost that the entry is its own.
+        action: What was done.
+        version: The number of the version that the ref points to; ``None`` once removed.
+        manifest: The hex digest of that version's manifest; ``None`` once removed.
+        previous: The entry that a rollback goes back to.
+        time_us: Microseconds since the epoch by the writer's clock.
+        who: The user and the host.
+        message: Why it was done.
+        tool: The program that wrote it.
+        rollout: The state of a running rollout; a client that does not know this field reads
+            ``version``, which is the old version.
     """
 
     seq: Seq
@@ -111,13 +112,13 @@ class RefEntry(Body, frozen=True, kw_only=True):
 
 
 class Hint(Body, frozen=True, kw_only=True):
-    """A sequence number that was the highest once."""
+    """A sequence number that was once the highest of a ref log."""
 
     seq: Seq
 
 
 class Lease(Body, frozen=True, kw_only=True):
-    """Who is writing, or reading which versions, until ``ttl_s`` after the blob's time."""
+    """A process that writes, or reads ``versions``, until ``ttl_s`` after its blob was written."""
 
     id: Hex32
     role: Literal["writer", "reader"]
@@ -129,10 +130,10 @@ class Lease(Body, frozen=True, kw_only=True):
 
 
 def parse_entry(data: Buffer, seq: int, name: str) -> RefEntry:
-    """Unseal and check the entry with sequence number ``seq``."""
+    """Unseal and check the entry of a ref log with sequence number ``seq``."""
     entry = unseal_body(Kind.REF, data, RefEntry, name)
     if entry.seq != seq:
-        damaged(name, f"it says it is entry {entry.seq}")
+        damaged(name, f"it says that it is entry {entry.seq}")
     if (entry.version is None) != (entry.manifest is None) or (
         (entry.action == "remove") != (entry.version is None)
     ):
@@ -149,7 +150,7 @@ def parse_entry(data: Buffer, seq: int, name: str) -> RefEntry:
 
 
 class Report(Body, frozen=True, kw_only=True):
-    """What one node measured while it served a version: the last values, by metric."""
+    """The latest values, by metric, that one node measured while it served a version."""
 
     version: Hex64
     node: str

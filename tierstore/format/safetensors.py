@@ -1,11 +1,11 @@
-"""Our own strict reader and writer of safetensors headers: bytes <-> values, no I/O.
+"""A strict parser and writer of safetensors headers, without I/O.
 
 A file is ``n`` (u64, little-endian), ``n`` bytes of JSON, then the tensors' bytes. The rules are
-those of the safetensors library 0.8, which differential tests hold it to: the
-header has at most 100,000,000 bytes of UTF-8 JSON; integers are u64; tensors lie from 0 on, in
-offset order, with no hole and no overlap; ``end - begin`` is the product of the shape (multiplied
-from the left, refused on u64 overflow) times the element's bits, a whole number of bytes; the last
-one ends with the file. An empty name, NUL in a name and a ``null`` ``__metadata__`` are allowed.
+those of the safetensors library 0.8, which differential tests hold it to: the header has at most
+100,000,000 bytes of UTF-8 JSON; integers are u64; tensors lie from 0 on, in offset order, with no
+hole and no overlap; ``end - begin`` is the product of the shape (multiplied from the left, refused
+on u64 overflow) times the element's bits, a whole number of bytes; the last one ends with the file.
+An empty name, NUL in a name and a ``null`` ``__metadata__`` are allowed.
 
 Whatever is accepted here the library accepts, with the same tensors. The reverse has these
 deliberate exceptions, all of them refused here:
@@ -57,13 +57,13 @@ class TensorInfo(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A valid header.
+    """A valid safetensors header.
 
     Attributes:
-        raw: the 8-byte length and the JSON, exactly as in the file, padding included.
-        tensors: in the order of their data.
-        metadata: ``__metadata__``, or None when the file has none.
-        data_size: bytes of the data section, which follows ``raw``.
+        raw: The 8-byte length and the JSON, exactly as in the file, padding included.
+        tensors: The tensors in the order of their data.
+        metadata: The content of ``__metadata__``; ``None`` when the file has none.
+        data_size: Bytes of the data section, which follows ``raw``.
     """
 
     raw: bytes
@@ -98,7 +98,7 @@ def _refuse_tensor(name: str, why: str) -> NoReturn:
 
 
 def header_length(first8: bytes) -> int:
-    """Bytes of JSON that follow the first 8 bytes of a file.
+    """Return how many bytes of JSON follow the first 8 bytes of a file.
 
     Raises ``InvalidSafetensors`` above the limit, before anyone allocates that much.
     """
@@ -114,8 +114,8 @@ def parse_header(raw: bytes, file_size: int | None) -> Header:
     """Parse the 8-byte length and the JSON of a file.
 
     Args:
-        raw: exactly ``8 + header_length(raw[:8])`` bytes.
-        file_size: bytes of the whole file, or None when unknown (its end is then not checked).
+        raw: Exactly ``8 + header_length(raw[:8])`` bytes.
+        file_size: Bytes of the whole file; ``None`` when unknown (its end is then not checked).
 
     Raises ``InvalidSafetensors`` with one line that names the tensor and the broken rule.
     """
@@ -185,7 +185,7 @@ def _parse_tensor(name: str, entry: msgspec.Raw) -> TensorInfo:
 
 
 def _checked_bits(name: str, shape: tuple[int, ...], bits: int) -> int:
-    """Product of ``shape`` times ``bits``, from the left like the library; refused beyond u64.
+    """Return the product of ``shape`` times ``bits``, multiplied from the left; refused beyond u64.
 
     Stopping at the first overflow keeps a hostile shape from growing a huge integer.
     """
@@ -229,7 +229,7 @@ def _first_repeated_key(text: bytes) -> str:
 
 
 def _check_offsets(tensors: list[TensorInfo]) -> int:
-    """Refuse holes and overlaps between ``tensors`` in offset order; the data section's size."""
+    """Refuse holes and overlaps between ``tensors``; return the size of the data section."""
     at = 0
     for tensor in tensors:
         if tensor.begin != at:
@@ -242,15 +242,15 @@ def _check_offsets(tensors: list[TensorInfo]) -> int:
 def build_header(
     tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None
 ) -> Header:
-    """The header that the safetensors library writes for these tensors, byte for byte.
+    """Return the header that the safetensors library writes for these tensors, byte for byte.
 
     Tensors are laid out by dtype (in the library's order, widest first), then by name; the JSON is
     padded with spaces to 8 bytes. The keys of ``metadata`` are sorted: the library's own order
     changes from call to call.
 
     Args:
-        tensors: (name, safetensors dtype, shape) each.
-        metadata: written as ``__metadata__`` unless None.
+        tensors: Name, safetensors dtype and shape of each tensor.
+        metadata: Written as ``__metadata__`` unless None.
 
     Raises ``InvalidName`` for a name that is reserved, repeated or not Unicode text, ``UsageError``
     for an unknown dtype, a bad shape or a header beyond the limit.

@@ -1,4 +1,4 @@
-"""Sealed objects: the one envelope of all stored objects but packs (SPEC.md section 5)."""
+"""Sealed objects: the envelope of every stored object that is no pack (SPEC.md section 5)."""
 
 import struct
 from enum import IntEnum
@@ -23,7 +23,7 @@ _ZSTD_FROM = 512  # below this compressing saves less than it costs to look at
 
 
 class Kind(IntEnum):
-    """What a sealed object holds."""
+    """The kinds of sealed objects, by the number that is stored."""
 
     MANIFEST = 1
     LAYOUT = 2
@@ -45,7 +45,7 @@ _MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT})
 
 
 def max_plain_bytes(kind: Kind) -> int:
-    """The limit on the plain bytes of an object of this kind."""
+    """Return the limit on the plain bytes of an object of this kind."""
     if kind in {Kind.CONDEMNED, Kind.HEAT}:
         return 64 << 20
     return 512 << 20 if kind in _MSGPACK else 1 << 20
@@ -72,8 +72,8 @@ def unseal(kind: Kind, data: Buffer, name: str) -> bytes:
     """Return the plain body of a sealed object.
 
     Raises:
-        Damaged: it is cut short, too long, or breaks a checksum, a limit or the format.
-        UnsupportedFormat: it was written by a newer version.
+        Damaged: It is cut short, too long, or breaks a checksum, a limit or the format.
+        UnsupportedFormat: It was written by a newer version.
     """
     view = memoryview(data)
     if len(view) < HEADER_BYTES:
@@ -123,17 +123,17 @@ def _decompress(body: memoryview, plain_bytes: int, name: str) -> bytes:
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of every body: the features a reader must know come first.
+    """The base of every body: the list of features that a reader must know comes first.
 
-    Files that are read at the start of every process and define bodies do without postponed
-    annotations: msgspec evaluates each one that is a string, 2 ms before anything is loaded.
+    Modules that define bodies and are imported by every process do without postponed annotations:
+    msgspec evaluates each one that is a string, which costs 2 ms before anything is loaded.
     """
 
     requires: list[str] = []
 
 
 class _Requires(msgspec.Struct):
-    """Only the features of a body: what is newer than this version is refused by them alone."""
+    """The features of a body alone: they decide whether this version can read the rest."""
 
     requires: list[str]
 
@@ -155,22 +155,22 @@ def _decode(kind: Kind, plain: bytes, model: type[_S]) -> _S:
 
 
 def seal_body(kind: Kind, body: Body) -> bytes:
-    """Encode and seal a body."""
+    """Encode a body and put it into its envelope."""
     return seal(kind, encode_body(kind, body))
 
 
 def encode_body(kind: Kind, body: Body) -> bytes:
-    """The plain bytes of a body: msgpack or JSON by its kind."""
+    """Return the plain bytes of a body: msgpack or JSON by its kind."""
     return msgspec.msgpack.encode(body) if kind in _MSGPACK else msgspec.json.encode(body)
 
 
 def unseal_body(kind: Kind, data: Buffer, model: type[_B], name: str) -> _B:
-    """Unseal and decode a body; refuses features that this version does not know."""
+    """Unseal and decode a body; refuse one with features that this version does not know."""
     return decode_body(kind, unseal(kind, data, name), model, name)
 
 
 def decode_body(kind: Kind, plain: bytes, model: type[_B], name: str) -> _B:
-    """Decode the plain bytes of a body; refuses features that this version does not know."""
+    """Decode the plain bytes of a body; refuse features that this version does not know."""
     try:
         check_requires(name, _decode(kind, plain, _Requires).requires)
         return _decode(kind, plain, model)

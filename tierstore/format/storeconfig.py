@@ -1,4 +1,4 @@
-"""config.json: what a store is, for ever (SPEC.md section 10)."""
+"""The store's ``config.json``, which never changes but for its features (SPEC.md section 10)."""
 
 import json
 import re
@@ -14,14 +14,14 @@ from tierstore.prepared import prepared
 
 FORMAT = 1
 STORE_FEATURES = KNOWN_FEATURES | {TIERS_FEATURE}
-"""Names that a config may ask for and this version knows."""
+"""The features that a config may name and that this version knows."""
 
 _MAX_BYTES = 1 << 20
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 
 
 class Features(msgspec.Struct, forbid_unknown_fields=True):
-    """What a client must know before it reads, writes or deletes."""
+    """Features that a client must know before it reads, writes or deletes."""
 
     read: list[str] = []
     write: list[str] = []
@@ -29,7 +29,7 @@ class Features(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a store is: fixed at ``init`` but for its tiers."""
+    """The configuration of a store, fixed when it is made but for ``features``."""
 
     format: int = FORMAT
     store_id: str
@@ -40,7 +40,7 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def encode_config(config: StoreConfig) -> bytes:
-    """The stored form: JSON for people, with a checksum over its content."""
+    """Return the stored form of a config: JSON with a checksum over its content."""
     fields = msgspec.to_builtins(config)
     fields["check"] = _check(fields)
     return json.dumps(fields, indent=2).encode() + b"\n"
@@ -52,7 +52,7 @@ def _check(fields: dict[str, object]) -> str:
 
 
 def is_config(data: Buffer) -> bool:
-    """Whether a ``config.json`` is a store's at all, whole or damaged: models have one, too."""
+    """Return whether a ``config.json`` is a store's, whole or damaged, and not a model's."""
     try:
         fields = json.loads(bytes(data))
     except (ValueError, RecursionError):
@@ -64,8 +64,8 @@ def parse_config(data: Buffer, name: str) -> StoreConfig:
     """Read and check a store's config.
 
     Raises:
-        Damaged: it is no config, or its checksum does not match.
-        UnsupportedFormat: the store was made by a newer version.
+        Damaged: It is no config, or its checksum does not match.
+        UnsupportedFormat: The store was made by a newer version.
     """
     if len(data) > _MAX_BYTES:
         damaged(name, f"{len(data)} bytes are too many")
@@ -94,7 +94,13 @@ def parse_config(data: Buffer, name: str) -> StoreConfig:
 
 
 def check_features(config: StoreConfig, needed: str, name: str) -> None:
-    """Refuse to read, write or gc (``needed``) a store that asks for what we do not know."""
+    """Raise ``UnsupportedFormat`` unless all features for ``needed`` are known here.
+
+    Args:
+        config: The store's configuration.
+        needed: The operation: ``read``, ``write`` or ``gc``.
+        name: How messages call the config.
+    """
     unknown = sorted(set(getattr(config.features, needed)) - STORE_FEATURES)
     if unknown:
         unsupported(name, f"the feature {', '.join(map(repr, unknown))}")

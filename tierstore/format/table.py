@@ -1,4 +1,4 @@
-"""Chunk tables: which chunk lies where, as columns (SPEC.md section 6)."""
+"""Chunk tables: the place of every chunk, stored in columns (SPEC.md section 6)."""
 
 import itertools
 import struct
@@ -24,17 +24,17 @@ _NEEDS_BASE = bytes(code in CODECS and CODECS[code].needs_base for code in range
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlace:
-    """Where one chunk lies.
+    """The place of one chunk in a pack.
 
     Attributes:
-        digest: of the plain bytes (32).
-        pack: id of the pack (32 bytes; empty within a pack's own index).
-        offset: of the frame in the pack.
-        length: of the frame.
-        head: length of the frame's head.
-        plain: length of the plain bytes.
-        codec: of the frame.
-        bases: digests of the base chunks of a delta.
+        digest: The digest of the plain bytes (32 bytes).
+        pack: The id of the pack (32 bytes; empty within a pack's own index).
+        offset: Where the frame begins in the pack, in bytes.
+        frame_bytes: The length of the frame.
+        head_bytes: The length of the frame's head.
+        plain_bytes: The length of the chunk.
+        codec: The id of the frame's codec.
+        bases: The digests of the base chunks of a delta.
     """
 
     digest: bytes
@@ -48,7 +48,7 @@ class ChunkPlace:
 
 
 class TableBody(Body, frozen=True, kw_only=True):
-    """The columns as they are stored."""
+    """A chunk table as it is stored: columns of one length."""
 
     pack_ids: bytes = b""
     pack_sizes: bytes = b""
@@ -69,9 +69,15 @@ class ChunkTable:
     __slots__ = ("_base_starts", "_columns", "_rows", "_where", "pack_ids", "pack_sizes")
 
     def __init__(self, body: TableBody, name: str, *, own: bool = False) -> None:
-        """Check the columns of ``body``; ``Damaged`` names ``name``.
+        """Check the columns of ``body``.
 
-        ``own``: the table is a pack's own index, where all rows lie in that pack.
+        Args:
+            body: The stored columns.
+            name: How messages call the table.
+            own: Whether it is a pack's own index, where all rows lie in that pack.
+
+        Raises:
+            Damaged: The columns break the format.
         """
         count, odd = divmod(len(body.digests), 32)
         self._columns = body
@@ -129,7 +135,7 @@ class ChunkTable:
         return (self.place(row) for row in range(len(self)))
 
     def place(self, row: int) -> ChunkPlace:
-        """The place in one row."""
+        """Return the place of the chunk in one row."""
         pack, offset, frame_bytes, head_bytes, plain_bytes = self._rows[:, row].tolist()
         bases: tuple[bytes, ...] = ()
         if self._base_starts is not None:
@@ -148,7 +154,7 @@ class ChunkTable:
         return self._rows_by_digest().keys()
 
     def find(self, digest: bytes) -> ChunkPlace | None:
-        """The place of a chunk, or ``None``."""
+        """Return the place of a chunk, or ``None``."""
         row = self._rows_by_digest().get(digest)
         return None if row is None else self.place(row)
 
@@ -160,24 +166,24 @@ class ChunkTable:
 
     @property
     def bases(self) -> list[bytes]:
-        """The digests of all bases, one after the other."""
+        """The digests of the bases of all deltas, row by row."""
         return split_digests(self._columns.bases)
 
     @property
     def longest_frame_bytes(self) -> int:
-        """Length of the longest frame; 0 in an empty table."""
+        """The length of the longest frame; 0 in an empty table."""
         return int(self._rows[2].max(initial=0))
 
     @property
     def longest_chunk_bytes(self) -> int:
-        """Plain bytes of the longest chunk; 0 in an empty table."""
+        """The plain bytes of the longest chunk; 0 in an empty table."""
         return int(self._rows[4].max(initial=0))
 
 
 def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
-    """One table of all rows of several, in their order; ``name`` is for messages.
+    """Return a table of the rows of all ``tables``, in order; ``name`` is for messages.
 
-    A chunk that several place is found where the last of them says.
+    A chunk that several of them place is found where the last one says.
     """
     if len(tables) == 1:
         return tables[0]
@@ -238,12 +244,12 @@ class Columns(TypedDict, total=False):
 def table_columns(
     places: Sequence[ChunkPlace], pack_sizes: dict[bytes, int] | None = None
 ) -> Columns:
-    """Return the stored columns of ``places``, as keyword arguments of a ``TableBody``.
+    """Return the stored columns of ``places`` as keyword arguments of ``TableBody``.
 
     Args:
-        places: one row each.
-        pack_sizes: bytes of every pack by id, in the order to list them; ``None`` for a pack's own
-            index, where all rows lie in that pack.
+        places: The places, one for each row.
+        pack_sizes: The bytes of every pack by id, in the order to list them; ``None`` for a pack's
+            own index, where all rows lie in that pack.
     """
     number = {pack: at for at, pack in enumerate(pack_sizes or ())}
 

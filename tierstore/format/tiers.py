@@ -1,4 +1,4 @@
-"""The store's list of tiers, pins, and who may move packs: sealed objects (SPEC.md section 13)."""
+"""The list of tiers, pins, and movers' leases: sealed objects (SPEC.md section 13)."""
 
 import re
 from typing import Literal
@@ -14,10 +14,14 @@ PINS = "pins/"
 HEAT = "heat/"
 MOVERS = "movers/"
 FEATURE = "tiers"
-"""The feature name in config.json: a client that does not know it would miss packs."""
+"""The feature's name in ``config.json``: a client that does not know it would miss packs."""
 
 Role = Literal["hot", "shared", "warm", "cold"]
-"""``hot``: this node; ``shared``: Redis or Memcached; ``warm`` and ``cold``: durable."""
+"""The role of a tier.
+
+``hot`` is a cache of this node, ``shared`` one in Redis or Memcached; ``warm`` and ``cold`` tiers
+are durable.
+"""
 
 DURABLE: frozenset[Role] = frozenset({"warm", "cold"})
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
@@ -30,21 +34,22 @@ HOME_NAME = "home"
 
 
 class TierSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tier as all nodes agree on it; a node's own file may override what is local to it.
+    """One tier as all nodes agree on it; a node's own file may override its local settings.
 
     Attributes:
-        name: short name, unique in the store.
-        role: what the tier is for.
-        url: where it is; never holds a credential.
-        size: quota in bytes; ``None`` for no limit.
-        high: percent of the quota above which the tier is emptied ...
-        low: ... down to this percent.
-        timeout_ms: how long one request may take before it counts as failed.
-        state: a draining tier is read, but nothing is written to it.
-        options: what the kind of backend knows: ``endpoint``, ``region``, ``path_style``,
-            ``storage_class``, ``ttl_s``, ``policy`` ...; the opener refuses unknown ones.
-        prices: decimals as text by what is paid for: ``gb_month``, ``put_1000``, ``get_1000``,
-            ``retrieve_gb``, ``egress_gb``, ``min_days``.
+        name: A short name, unique in the store.
+        role: The role of the tier.
+        url: Where the tier is; never holds a credential.
+        size: The quota in bytes; ``None`` for no limit.
+        high: The high watermark in percent of the quota; above it the tier is emptied.
+        low: The low watermark in percent of the quota; the tier is emptied down to it.
+        timeout_ms: Milliseconds that one request may take before it counts as failed.
+        state: Whether the tier takes writes; a draining tier is only read.
+        options: Options of the kind of backend: ``endpoint``, ``region``, ``path_style``,
+            ``storage_class``, ``ttl_s``, ``policy`` ...; unknown ones are refused when it is
+            opened.
+        prices: Prices as decimal text: ``gb_month``, ``put_1000``, ``get_1000``, ``retrieve_gb``,
+            ``egress_gb``, ``min_days``.
     """
 
     name: str
@@ -60,7 +65,7 @@ class TierSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class TierList(Body, frozen=True, kw_only=True):
-    """The tiers of a store, in the order in which they are read; one revision of the list."""
+    """One revision of the list of a store's tiers, in the order in which they are read."""
 
     seq: int
     write_id: Hex32
@@ -71,13 +76,13 @@ class TierList(Body, frozen=True, kw_only=True):
 
 
 class Pin(Body, frozen=True, kw_only=True):
-    """A version that is kept where it is fast.
+    """A version that is kept in fast tiers.
 
     Attributes:
-        version: digest of its manifest.
-        ref: what the user named.
-        roles: tiers it is pinned in, ``hot`` or ``warm``.
-        until_us: end, microseconds since the epoch; ``None`` until it is unpinned.
+        version: The hex digest of its manifest.
+        ref: The reference that the user gave.
+        roles: The roles of the tiers that keep it: ``hot`` or ``warm``.
+        until_us: The end in microseconds since the epoch; ``None`` for no end.
         who: ``user@host``.
     """
 
@@ -89,16 +94,16 @@ class Pin(Body, frozen=True, kw_only=True):
 
 
 class MoverLease(Body, frozen=True, kw_only=True):
-    """Who may move packs between tiers; renewed by writing it again.
+    """The right of one process to move packs between tiers; it is renewed by writing it again.
 
     Attributes:
-        seq: its number, in its key as well.
-        id: random, to know one's own.
+        seq: The sequence number of the lease, which is in its key as well.
+        id: Random, so that a process knows its own lease.
         who: ``user@host``.
-        host: name of the machine.
-        pid: process id.
-        ttl_s: it has ended when home's clock says that it is older than this ...
-        done: ... or when its mover said so.
+        host: The name of the machine.
+        pid: The id of the process.
+        ttl_s: Seconds after which it has ended, by home's clock, unless it is renewed.
+        done: Whether its holder has given it up.
     """
 
     seq: int
@@ -111,7 +116,7 @@ class MoverLease(Body, frozen=True, kw_only=True):
 
 
 def has_secret(url: str) -> bool:
-    """Whether a URL has a password, or what looks like a key, in its authority or query."""
+    """Return whether a URL has a password, or what looks like a key, in its authority or query."""
     rest = url.partition("://")[2]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     query = re.split(r"[&;]", rest.partition("?")[2])
@@ -121,14 +126,14 @@ def has_secret(url: str) -> bool:
 
 
 def is_tier_name(name: str) -> bool:
-    """Whether a tier may be called so."""
+    """Return whether a tier may have this name."""
     return _NAME.match(name) is not None and name != HOME_NAME
 
 
 def check_spec(spec: TierSpec, name: str) -> TierSpec:
-    """Return a tier that is in range; ``Damaged`` names what is not."""
+    """Return ``spec``; raise ``Damaged`` when one of its values is out of range."""
     if not is_tier_name(spec.name):
-        damaged(name, f"{spec.name[:40]!r} is no name for a tier")
+        damaged(name, f"a tier cannot be named {spec.name[:40]!r}")
     if not spec.url or not 0 < spec.low <= spec.high <= 100 or spec.timeout_ms < 1:
         damaged(name, f"the URL, watermarks or timeout of tier {spec.name} are out of range")
     if has_secret(spec.url) or any(map(_SECRET.match, spec.options)):
@@ -139,31 +144,31 @@ def check_spec(spec: TierSpec, name: str) -> TierSpec:
 
 
 def tiers_key(seq: int) -> str:
-    """The key of one revision of the list of tiers."""
+    """Return the key of one revision of the list of tiers."""
     return f"{TIERS}{seq:09d}"
 
 
 def mover_key(seq: int) -> str:
-    """The key of one mover's lease."""
+    """Return the key of one mover's lease."""
     return f"{MOVERS}{seq:09d}"
 
 
 def pin_key(version: str) -> str:
-    """The key of the pin of a version (hex digest of its manifest)."""
+    """Return the key of the pin of a version (hex digest of its manifest)."""
     return PINS + version
 
 
 def seal_tiers(tiers: TierList) -> bytes:
-    """The stored form of one revision."""
+    """Return the stored form of one revision of the list of tiers."""
     return seal_body(Kind.TIERS, tiers)
 
 
 def parse_tiers(data: Buffer, seq: int, name: str) -> TierList:
-    """Unseal and check the revision ``seq``."""
+    """Unseal and check revision ``seq`` of the list of tiers."""
     body = unseal_body(Kind.TIERS, data, TierList, name)
     if body.seq != seq or not 0 <= body.time_us < 1 << 57:
         damaged(name, f"its number is {body.seq}, or its time is out of range")
     names = [check_spec(spec, name).name for spec in body.tiers]
     if len(set(names)) != len(names):
-        damaged(name, "two tiers have one name")
+        damaged(name, "two tiers have the same name")
     return body
