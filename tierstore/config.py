@@ -27,11 +27,43 @@ CONFIG = "TIERSTORE_CONFIG"
 PROFILE = "TIERSTORE_PROFILE"
 METRICS = "TIERSTORE_METRICS"
 LOG = "TIERSTORE_LOG"
-KNOWN = (
-    STORE, CACHE_DIR, THREADS, MEMORY_LIMIT, NATIVE, DEBUG, NODE, LABELS, PROFILE, CONFIG, METRICS,
-    LOG,
-)  # fmt: skip
-"""What this module and the program read; each option of a command has a variable of its own."""
+VARIABLES: dict[str, tuple[str, str]] = {
+    STORE: (
+        "The store to use when none is named: a directory, `s3://bucket/prefix`, `gs://…`, "
+        "`az://…` or `fsspec+<protocol>://…`.",
+        "none",
+    ),
+    CACHE_DIR: (
+        "Where the local index for deduplication lies. It can be deleted at any time.",
+        "`~/.cache/tierstore`",
+    ),
+    THREADS: ("Threads that hash, encode and decode, from 1 to 1024.", "the number of CPUs"),
+    MEMORY_LIMIT: (
+        "Memory in which loads stage what they read, such as `512MiB`; at least 32 MiB.",
+        "2 GiB, or 25 % of the cgroup's limit or of RAM if that is less",
+    ),
+    NODE: ("This node's name, which decides its turn in a rollout.", "the host name"),
+    LABELS: ("This node's labels, for rollouts that ask for some: `region=eu,gpu=h100`.", "none"),
+    PROFILE: (
+        "The lossy variants that this node prefers, in order, such as `int8-channel,full`.",
+        "none: the version itself",
+    ),
+    CONFIG: (
+        "This node's file; empty for none at all. `tierstore tier example` prints one.",
+        "`~/.config/tierstore/tierstore.toml`, then `/etc/tierstore/tierstore.toml`",
+    ),
+    METRICS: (
+        "`[HOST:]PORT` where a process that loads through the library serves `/metrics`.",
+        "none",
+    ),
+    LOG: ("`text` or `json`: such a process logs to stderr in this form.", "none"),
+    NATIVE: ("`0`: numpy is used instead of the native kernels; the same bytes, slower.", "`1`"),
+    DEBUG: ("`1`: the command line prints tracebacks.", "off"),
+}
+"""What this module and the program read, each with its meaning and its default. Each option of a
+command has a variable of its own beside these."""
+
+KNOWN = tuple(VARIABLES)
 
 _AWS_CREDENTIALS = (
     "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",

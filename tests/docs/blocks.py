@@ -41,6 +41,7 @@ class Block:
         line: number of its first line of code, from 1.
         not_run: why it cannot be run; empty when it is run.
         output: what it must print; ``None`` when the page does not show it.
+        output_line: number of the first line of ``output``.
         numbers_vary: whether numbers in ``output`` may differ.
     """
 
@@ -49,6 +50,7 @@ class Block:
     line: int
     not_run: str = ""
     output: str | None = None
+    output_line: int = 0
     numbers_vary: bool = False
 
 
@@ -92,6 +94,7 @@ def blocks_of(page: Path) -> list[Block]:
         is_output = fenced.language == "text" and fenced.behind and before is not None
         if is_output and before is not None:
             before.output, before.numbers_vary = fenced.code, numbers_vary
+            before.output_line = fenced.first + 2
         elif numbers_vary:
             raise PageError(f"{where}: 'numbers vary', but this is no block's output")
         before = None

@@ -23,7 +23,8 @@ names = {"__name__": "__main__"}
 sys.modules["__main__"].__dict__.update(names)
 for line in commands:
     page, first, code, out = json.loads(line)
-    os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT, 0o644), 1)
+    for number, file in ((1, out), (2, out + ".err")):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), number)
     error = ""
     try:
         exec(compile("\\n" * (first - 1) + code, page, "exec"), sys.modules["__main__"].__dict__)
