@@ -18,7 +18,7 @@ from pathlib import Path
 RUN = ("python", "sh")
 """Languages whose blocks are run."""
 
-SHOWN = ("text", "toml", "yaml", "json", "mermaid", "c")
+SHOWN = ("text", "toml", "yaml", "json", "ini")
 """Languages whose blocks are only shown."""
 
 _FENCE = re.compile(r"(?P<indent> *)```(?P<info>[^`]*)$")

@@ -16,22 +16,25 @@ from tests.docs.blocks import Block
 _TIMEOUT_S = 240
 
 _PYTHON = """
-import json, os, sys, traceback
-commands, answers = os.fdopen(int(sys.argv[1])), os.fdopen(int(sys.argv[2]), "w", 1)
-sys.argv = [""]
-names = {"__name__": "__main__"}
-sys.modules["__main__"].__dict__.update(names)
-for line in commands:
-    page, first, code, out = json.loads(line)
-    for number, file in ((1, out), (2, out + ".err")):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), number)
-    error = ""
-    try:
-        exec(compile("\\n" * (first - 1) + code, page, "exec"), sys.modules["__main__"].__dict__)
-    except BaseException:
-        error = traceback.format_exc()
-    sys.stdout.flush()
-    print(json.dumps(error), file=answers)
+import json, os, sys, traceback, types
+
+def main():
+    commands, answers = os.fdopen(int(sys.argv[1])), os.fdopen(int(sys.argv[2]), "w", 1)
+    sys.argv = [""]
+    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    for line in commands:
+        page, first, code, out = json.loads(line)
+        for number, file in ((1, out), (2, out + ".err")):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o644), number)
+        error = ""
+        try:
+            exec(compile("\\n" * (first - 1) + code, page, "exec"), module.__dict__)
+        except BaseException:
+            error = traceback.format_exc()
+        sys.stdout.flush()
+        print(json.dumps(error), file=answers)
+
+main()
 """
 """Runs blocks in one namespace; a traceback names the page and its lines."""
 
