@@ -44,6 +44,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return _TEXT.sub(text_of, markdown)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Mend what docstrings say in reStructuredText: a colon of two ends a paragraph before code."""
+    return output.replace("<p>::</p>", "").replace("::</p>", ":</p>")
+
+
 def relinked(markdown: str, source: str, here: str) -> str:
     """Text of the file ``source`` as a part of the page ``here``, both paths in the repository.
 
@@ -94,7 +99,7 @@ def _command(path: tuple[str, ...], command: Any) -> Iterator[str]:
     ]
     yield from ("```text", f"tierstore {' '.join([title, *words])}", "```", "")
     if parameters:
-        yield from ("| | | environment variable |", "|---|---|---|")
+        yield from ("| argument or option | what it is | environment variable |", "|---|---|---|")
         for one in parameters:
             yield f"| {_names(one)} | {_cell(one.help or '')}{_default(one)} | {_variable(one)} |"
         yield ""

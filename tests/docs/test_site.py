@@ -1,4 +1,4 @@
-"""The site builds without a warning, needs nothing from the network, and the pages link to what is there."""
+"""The site builds without a warning and fetches nothing from elsewhere; no link leads nowhere."""
 
 from __future__ import annotations
 
