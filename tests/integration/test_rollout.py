@@ -17,6 +17,7 @@ from tests.integration.kit import created, settings
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, GateClosed, NotFound, UsageError
+from tierstore.format.reflog import FULL_SHARE
 from tierstore.ids import Digest
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import RefLog
@@ -274,6 +275,10 @@ def test_bad_starts_change_nothing(store: Store) -> None:
         rollouts.start("m", "prod", store.resolve("m@1"))
     with pytest.raises(UsageError):
         rollouts.start("m", "prod", two, windows=["25:00-26:00"])
+    # readers would call such an entry damaged, and the alias with it
+    for stages in ([50, 100], [], [FULL_SHARE, 100], [100, 100, FULL_SHARE]):
+        with pytest.raises(UsageError):
+            rollouts.start("m", "prod", two, stages=stages)
     with pytest.raises(NotFound):
         rollouts.start("m", "prod", store.resolve("m@9"))
     assert len(list(store.history("m", "prod"))) == 1

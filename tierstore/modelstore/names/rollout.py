@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -118,10 +118,7 @@ class Rollouts:
             "stages": list(stages), "every_s": every_s, "gates": list(gates),
             "labels": dict(labels or {}), "windows": list(windows),
         }  # fmt: skip
-        try:
-            rollout = msgspec.convert(msgspec.to_builtins(fields), prepared(Rollout))
-        except msgspec.ValidationError as error:
-            raise UsageError(f"this rollout makes no sense: {error}") from None
+        rollout = _checked(fields)
         log = self._log(model, alias)
         if to.model != check_name("model", model) or to.variant is not None:
             raise UsageError(f"{to} is no version of {model!r}; {log.title} goes to one of those")
@@ -301,6 +298,21 @@ class Rollouts:
             return target
 
         return log.append(action, only_after_what_was_seen, message)
+
+
+def _checked(fields: Mapping[str, Any]) -> Rollout:
+    """A rollout that readers will take; ``UsageError`` for any other, before it is written."""
+    try:
+        rollout = msgspec.convert(msgspec.to_builtins(fields), prepared(Rollout))
+    except msgspec.ValidationError as error:
+        raise UsageError(f"this rollout makes no sense: {error}") from None
+    stages = rollout.stages
+    if stages != sorted(set(stages)) or stages[-1] != FULL_SHARE:
+        raise UsageError(
+            f"stages {stages} do not rise to all nodes: give hundredths of a percent that end with "
+            f"{FULL_SHARE}, such as [100, 1000, 5000, {FULL_SHARE}]"
+        )
+    return rollout
 
 
 def _check_gates(status: RolloutStatus, now: Callable[[], float] = time.time) -> None:
