@@ -71,9 +71,9 @@ def relinked(markdown: str, source: str, here: str) -> str:
 
 def commands() -> str:
     """Every command with its arguments and options."""
-    from tierstore.cli._app import command_tree
-    from tierstore.cli._command import walk
-    from tierstore.cli._help import SECTIONS
+    from tierstore.cli.kit.app import command_tree
+    from tierstore.cli.kit.command import walk
+    from tierstore.cli.kit.help import SECTIONS
 
     root, _ = command_tree()
     lines = []
