@@ -1,6 +1,16 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv (Debian packages where they are missing) and runs every
-# check: linter, formatter, type checker, tests. Extra arguments go to pytest.
+# The whole suite, from a machine that has nothing yet: 'make test' and CI run this.
+#
+# Installs what the tests need into .venv, and Debian packages that are missing (as root, or by
+# sudo). Then runs every check, linter, formatter, types and tests, and stops at the first that
+# fails. Extra arguments go to pytest: 'bash tests/run.sh -n 0 -k redis' runs without workers.
+#
+#   WORKERS=4       so many processes run tests at once; by default one for each core, at most 8
+#   PYTHON=...      the Python that .venv is made of; by default python3
+#   CI=true         what this machine cannot do fails, and is not skipped
+#
+# Servers (Ceph, HDFS, SFTP, Redis, memcached, moto) start once, see tests/servers/plugin.py.
+# The quick part of all this, without servers and root, is 'make quick'.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,8 +54,13 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
 "${pip[@]}" install 'setuptools>=77' wheel
 .venv/bin/python -m tests.servers.hadoop_jars
 
+# hundreds of processes that are started here would compile the package again
+unset PYTHONDONTWRITEBYTECODE
+workers=${WORKERS:-$(nproc)}
+((workers <= 8)) || workers=8
+
 set -x
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n "$workers" "$@"

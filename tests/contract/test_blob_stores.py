@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.moto import ACCESS_KEY, SECRET_KEY, Moto, moto_server
+from tests.servers.moto import ACCESS_KEY, SECRET_KEY, Moto
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
@@ -16,8 +16,6 @@ from tierstore.blobs.objects.store import ObjectStore
 from tierstore.errors import Unreachable
 from tierstore.testing.blob_contract import BlobStoreContract
 from tierstore.wiring import open_blobs
-
-__all__ = ["moto_server"]
 
 
 class TestMemoryStore(BlobStoreContract):

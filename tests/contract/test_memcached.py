@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.servers.memcached import MemcachedServer, memcached_pair
+from tests.servers.memcached import MemcachedServer
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memcached.store import MemcachedStore
 from tierstore.errors import OutOfSpace
 from tierstore.testing.blob_contract import BlobStoreContract
-
-__all__ = ["memcached_pair"]
 
 
 class MemcachedContract(BlobStoreContract):

@@ -8,22 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.servers.redis import (
-    PASSWORD,
-    USER,
-    RedisCluster,
-    RedisServer,
-    redis_acl,
-    redis_cluster,
-    redis_plain,
-    redis_tls,
-)
+from tests.servers.redis import PASSWORD, USER, RedisCluster, RedisServer
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.redis.endpoint import RedisEndpoint
 from tierstore.blobs.redis.store import RedisStore
 from tierstore.testing.blob_contract import BlobStoreContract
-
-__all__ = ["redis_acl", "redis_cluster", "redis_plain", "redis_tls"]
 
 
 class RedisContract(BlobStoreContract):

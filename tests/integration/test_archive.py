@@ -14,7 +14,7 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB, equal, tensors
-from tests.servers.moto import Moto, moto_server
+from tests.servers.moto import Moto
 from tierstore.blobs.objects.archive import S3Archive
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import placing as schemas
@@ -22,7 +22,6 @@ from tierstore.errors import Archived, NotFound, Unreachable
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
 
-__all__ = ["moto_server"]
 _names = itertools.count()
 
 

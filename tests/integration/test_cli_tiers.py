@@ -26,8 +26,8 @@ import pytest
 
 import tierstore
 from tests.servers.memcached import MemcachedServer, memcached_running
-from tests.servers.moto import Moto, moto_server
-from tests.servers.redis import PASSWORD, USER, RedisServer, redis_acl, redis_plain
+from tests.servers.moto import Moto
+from tests.servers.redis import PASSWORD, USER, RedisServer
 from tierstore.admin import manage
 from tierstore.blobs.local.store import LocalStore
 from tierstore.cli.kit import app
@@ -37,8 +37,6 @@ from tierstore.errors import OutOfSpace
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.wiring.backends import role_of
-
-__all__ = ["moto_server", "redis_acl", "redis_plain"]
 
 WEIGHTS = {"w": np.random.default_rng(0).standard_normal((600, 500)).astype(np.float32)}
 
@@ -107,6 +105,7 @@ def refused(done: Done, code: int, *words: str) -> None:
 # init
 
 
+@pytest.mark.server
 def test_init_with_every_kind_of_tier(
     run: Program, redis_plain: RedisServer, memcached: MemcachedServer
 ) -> None:
@@ -509,6 +508,7 @@ def test_validate_a_directory(run: Program) -> None:
     assert run("store", "validate", "place", "-q").out.split() == ["home", "warm", "cold"]
 
 
+@pytest.mark.server
 def test_validate_caches(
     run: Program, redis_plain: RedisServer, memcached: MemcachedServer
 ) -> None:
@@ -584,6 +584,7 @@ def filled(run: Program, redis_plain: RedisServer, memcached: MemcachedServer) -
     return run
 
 
+@pytest.mark.server
 def test_df(filled: Program, redis_plain: RedisServer) -> None:
     done = filled("df", "--json")
     msgspec.json.decode(done.out, type=tier_schemas.Df, strict=True)
@@ -614,6 +615,7 @@ def test_df_of_a_store_without_tiers(run: Program) -> None:
     assert list(by_name(run("df", "--json"))) == ["home"]
 
 
+@pytest.mark.server
 def test_df_says_what_cannot_be_asked(filled: Program, redis_plain: RedisServer) -> None:
     shutil.rmtree("cold")
     assert filled("tier", "set", "redis", "--timeout", "200ms").code == 0
@@ -635,6 +637,7 @@ def test_df_says_what_cannot_be_asked(filled: Program, redis_plain: RedisServer)
     assert tiers["warm"]["error"] is None
 
 
+@pytest.mark.server
 def test_doctor_looks_at_every_tier(filled: Program, redis_plain: RedisServer) -> None:
     done = filled("doctor", "--json")
     tiers = by_name(done)
@@ -656,6 +659,7 @@ def test_doctor_looks_at_every_tier(filled: Program, redis_plain: RedisServer) -
         redis_plain.admin().config_set("maxmemory", 0)
 
 
+@pytest.mark.server
 def test_doctor_counts_frames_that_memcached_does_not_take(filled: Program) -> None:
     assert by_name(filled("doctor", "--json"))["memcached"]["problems"] == []
     with tierstore.open("store") as store:
@@ -676,6 +680,7 @@ def test_doctor_on_a_quota_that_the_disk_has_not(run: Program) -> None:
 # top
 
 
+@pytest.mark.server
 def test_top(filled: Program) -> None:
     """``filled`` read the model in a process of its own: this one, which has closed the store."""
     done = filled("top", "--json")
@@ -710,6 +715,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.server
 def test_top_sees_other_processes_while_they_run(filled: Program) -> None:
     before = filled("top", "--json").json
     command = [sys.executable, "-c", READS_AND_STAYS]
@@ -727,6 +733,7 @@ def test_top_sees_other_processes_while_they_run(filled: Program) -> None:
     assert now["served_bytes"] - before["served_bytes"] >= WEIGHTS["w"].nbytes
 
 
+@pytest.mark.server
 def test_top_on_a_terminal(filled: Program) -> None:
     """It draws again and again on the second screen, until Ctrl-C, which is no error."""
     main, side = pty.openpty()

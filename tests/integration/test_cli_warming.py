@@ -18,11 +18,9 @@ import tierstore
 from tests.integration.kit import MIB
 from tests.integration.test_cli_tiers import Done, Program
 from tests.integration.test_deltas import tuned, weights
-from tests.servers.redis import RedisServer, redis_plain
+from tests.servers.redis import RedisServer
 from tierstore.cli.kit import app
 from tierstore.cli.schemas.warming import Pins, Warmup
-
-__all__ = ["redis_plain"]
 
 V1 = {"emb": weights(1500), "kept": weights(1024, seed=2)}
 V2 = V1 | {"emb": tuned(V1["emb"])}

@@ -12,6 +12,8 @@ from tests.fleet.fleet import fleet, play, summed_up
 from tests.servers.ceph import Ceph
 from tests.servers.redis import RedisServer, redis_running
 
+pytestmark = pytest.mark.server
+
 MIB = 8
 
 

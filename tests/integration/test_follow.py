@@ -165,6 +165,7 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.mark.server
 def test_news_come_through_redis_and_are_not_needed(tmp_path: Path, redis: RedisServer) -> None:
     spec = TierSpec(name="redis", role="shared", url=redis.url, timeout_ms=1000)
     with (

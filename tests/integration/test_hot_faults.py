@@ -101,6 +101,7 @@ def eventually(what: str, true: Callable[[], bool], seconds: float = 60.0) -> No
 # Redis
 
 
+@pytest.mark.server
 def test_redis_is_flushed_while_versions_are_loaded(tmp_path: Path, server: RedisServer) -> None:
     with made(tmp_path, redis_spec(server)) as store, server.admin() as admin:
 
@@ -117,6 +118,7 @@ def test_redis_is_flushed_while_versions_are_loaded(tmp_path: Path, server: Redi
         assert load(store).keys() == {"redis"}
 
 
+@pytest.mark.server
 def test_redis_is_killed_while_versions_are_loaded_and_comes_back(
     tmp_path: Path, server: RedisServer
 ) -> None:
@@ -144,6 +146,7 @@ def test_redis_is_killed_while_versions_are_loaded_and_comes_back(
         eventually("the server is back, and was not used again", back)
 
 
+@pytest.mark.server
 def test_a_redis_that_hangs_costs_twice_its_timeout_once(
     tmp_path: Path, server: RedisServer
 ) -> None:
@@ -167,6 +170,7 @@ def test_a_redis_that_hangs_costs_twice_its_timeout_once(
         assert stats_of(store).breaker_open
 
 
+@pytest.mark.server
 def test_a_redis_that_is_full_is_still_read(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     with (
@@ -181,6 +185,7 @@ def test_a_redis_that_is_full_is_still_read(tmp_path: Path) -> None:
         assert found["home"] > 0
 
 
+@pytest.mark.server
 def test_a_redis_that_is_full_and_evicts_serves_what_it_kept(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     options = ("--maxmemory", "8mb", "--maxmemory-policy", "volatile-lfu")
@@ -197,6 +202,7 @@ def test_a_redis_that_is_full_and_evicts_serves_what_it_kept(tmp_path: Path) -> 
         assert store.heat().chunk(chunk) >= 2.9  # heat has no time to live
 
 
+@pytest.mark.server
 def test_a_redis_that_became_a_replica_is_still_read(tmp_path: Path, server: RedisServer) -> None:
     (tmp_path / "primary").mkdir()
     with redis_running(tmp_path / "primary") as primary, made(tmp_path, redis_spec(server)) as s:
@@ -219,6 +225,7 @@ def test_a_redis_that_became_a_replica_is_still_read(tmp_path: Path, server: Red
         assert stats_of(s).rejected > 0
 
 
+@pytest.mark.server
 def test_a_redis_with_the_wrong_password_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     with redis_running(tmp_path / "redis") as server, made(tmp_path, redis_spec(server)) as store:
@@ -227,6 +234,7 @@ def test_a_redis_with_the_wrong_password_is_no_error(tmp_path: Path) -> None:
         assert load(store).keys() == {"home"}
 
 
+@pytest.mark.server
 def test_frames_that_were_spoilt_in_redis_are_replaced(tmp_path: Path, server: RedisServer) -> None:
     with made(tmp_path, redis_spec(server)) as store, server.admin() as admin:
         load(store)
@@ -337,6 +345,7 @@ with open_store(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("through", ["redis", "home"])
 def test_nodes_whose_clocks_are_an_hour_apart_add_up(
     tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch, through: str

@@ -22,6 +22,8 @@ import tierstore
 from tests.servers.cutting import cutting
 from tests.servers.hub import Gateway, gateway
 
+pytestmark = pytest.mark.server
+
 CLIENT = """
 import json, os, sys
 from pathlib import Path

@@ -24,6 +24,8 @@ from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.app import make_app
 from tierstore.serving.hub.spool import Spool
 
+pytestmark = pytest.mark.server
+
 SECRET = b"the other model's bytes"
 
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 import tierstore
 from tests.integration.test_hub_hostile import QUICK
 from tests.servers.hub import Gateway, gateway
-from tierstore.modelstore.chunks.reader import FilePart
+from tierstore.modelstore.chunks.local import FilePart
 from tierstore.modelstore.loading.fileview import FileView
 
 PATH = "/m/resolve/main/model.safetensors"
@@ -89,6 +89,7 @@ SPANS = [
 ]  # fmt: skip
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("span", SPANS)
 def test_any_part_is_the_files_own(
     hot: Hot, running: Gateway, span: tuple[int, int | None]
@@ -106,6 +107,7 @@ def test_any_part_is_the_files_own(
     connection.close()
 
 
+@pytest.mark.server
 def test_two_requests_at_once_on_one_connection(hot: Hot, running: Gateway) -> None:
     request = f"GET {PATH} HTTP/1.1\r\nHost: x\r\n".encode()
     with socket.create_connection(("127.0.0.1", running.port), timeout=30) as client:
@@ -157,6 +159,7 @@ def test_patches_are_never_sent_from_the_file_below(tmp_path: Path) -> None:
         assert data != (tmp_path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.server
 def test_nothing_stays_open_when_clients_go_away(hot: Hot, running: Gateway) -> None:
     def tier_files() -> list[str]:
         """Chunk files that the server has open; the tier's own index and claims may stay open."""
@@ -183,6 +186,7 @@ def test_nothing_stays_open_when_clients_go_away(hot: Hot, running: Gateway) -> 
     assert tier_files() == []
 
 
+@pytest.mark.server
 def test_https_reads_what_it_encrypts(hot: Hot, tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(

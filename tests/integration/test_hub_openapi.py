@@ -6,6 +6,7 @@ import json
 import urllib.request
 from typing import Any
 
+import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,8 @@ from tests.integration.test_hub_hostile import SECRET, running
 from tests.servers.hub import Gateway
 
 __all__ = ["running"]
+
+pytestmark = pytest.mark.server
 
 EXAMPLES = 6
 KNOWN = {

@@ -21,6 +21,8 @@ from tierstore.blobs.memcached.store import MemcachedStore
 from tierstore.errors import BackendError, NotFound, OutOfSpace, TierstoreError, Unreachable
 from tierstore.ids import ByteRange
 
+pytestmark = pytest.mark.server
+
 _TIMEOUT_S = 0.5
 _BOUND_S = 10 * _TIMEOUT_S
 _BLOBS = {f"b/{n}": random.Random(n).randbytes(300_000 + n) for n in range(12)}

@@ -15,6 +15,8 @@ from tierstore.blobs.redis.endpoint import RedisEndpoint
 from tierstore.blobs.redis.store import RedisStore
 from tierstore.errors import BackendError, Unreachable
 
+pytestmark = pytest.mark.server
+
 _TIMEOUT_S = 0.5
 _BOUND_S = 10 * _TIMEOUT_S
 _PREFIX = "tier:c:"

@@ -13,17 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.process import free_port
-from tests.servers.redis import (
-    PASSWORD,
-    READER,
-    READER_PASSWORD,
-    USER,
-    RedisServer,
-    redis_acl,
-    redis_plain,
-    redis_running,
-    redis_tls,
-)
+from tests.servers.redis import PASSWORD, READER, READER_PASSWORD, USER, RedisServer, redis_running
 from tests.servers.trickle import trickling
 from tierstore.blobs.base import RangeRead
 from tierstore.blobs.redis import client as redis_client
@@ -39,7 +29,7 @@ from tierstore.errors import (
 )
 from tierstore.ids import ByteRange
 
-__all__ = ["redis_acl", "redis_plain", "redis_tls"]
+pytestmark = pytest.mark.server
 
 _TIMEOUT_S = 0.5
 _BOUND_S = 10 * _TIMEOUT_S

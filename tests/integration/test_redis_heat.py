@@ -10,24 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.redis import (
-    PASSWORD,
-    USER,
-    RedisCluster,
-    RedisServer,
-    redis_acl,
-    redis_cluster,
-    redis_plain,
-    redis_running,
-)
+from tests.servers.redis import PASSWORD, USER, RedisCluster, RedisServer, redis_running
 from tierstore.blobs.redis.endpoint import RedisEndpoint
 from tierstore.blobs.redis.heat import RedisHeat
 from tierstore.blobs.redis.store import RedisStore
 from tierstore.errors import Unreachable
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.heat.recorder import HeatRecorder, SumsLedger
-
-__all__ = ["redis_acl", "redis_cluster", "redis_plain"]
 
 
 @pytest.fixture(params=["plain", "user", "cluster"])
@@ -127,6 +116,7 @@ def test_heat_stays_when_blobs_expire(redis_plain: RedisServer, prefix: str) -> 
     heat.close()
 
 
+@pytest.mark.server
 def test_a_listener_learns_that_the_server_is_gone(tmp_path: Path) -> None:
     with redis_running(tmp_path) as server:
         heat = RedisHeat(RedisEndpoint(server.url, timeout_s=1))
@@ -145,6 +135,7 @@ def test_a_listener_learns_that_the_server_is_gone(tmp_path: Path) -> None:
         heat.close()
 
 
+@pytest.mark.server
 def test_health_of_a_server_as_it_should_be(tmp_path: Path) -> None:
     options = ("--maxmemory", "64mb", "--maxmemory-policy", "volatile-lfu")
     with redis_running(tmp_path, *options) as server:
@@ -161,6 +152,7 @@ def test_health_of_a_server_as_it_should_be(tmp_path: Path) -> None:
         assert health.node == f"127.0.0.1:{server.port}"
 
 
+@pytest.mark.server
 def test_health_of_a_server_as_it_comes(tmp_path: Path) -> None:
     with redis_running(tmp_path, "--appendonly", "yes") as server:
         with RedisStore(RedisEndpoint(server.url)) as store:

@@ -9,21 +9,21 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB, equal, tensors, tree
-from tests.servers.moto import Moto, moto_server
+from tests.servers.moto import Moto
 from tierstore.errors import Conflict, Damaged, NotFound
 
-__all__ = ["moto_server"]
 _names = itertools.count()
 
 
 @pytest.fixture(params=["s3", "memory", "fsspec+memory"])
-def url(request: pytest.FixtureRequest, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(
+    request: pytest.FixtureRequest, moto_server: Moto, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
     name = f"bucket-{next(_names)}"
     if request.param == "s3":
-        moto: Moto = request.getfixturevalue("moto_server")
-        for key, value in moto.environment.items():
+        for key, value in moto_server.environment.items():
             monkeypatch.setenv(key, value)
-        moto.client().create_bucket(Bucket=name)
+        moto_server.client().create_bucket(Bucket=name)
     return f"{request.param}://{name}/models/here"
 
 

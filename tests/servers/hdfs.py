@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import requests
 
 from tests.servers.hadoop_jars import class_path
@@ -140,10 +139,3 @@ def _configure(hdfs: Hdfs, rpc: int) -> None:
             for key, value in values.items()
         )
         (conf / f"{name}-site.xml").write_text(f"<configuration>{fields}</configuration>")
-
-
-@pytest.fixture(scope="session")
-def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
-    """One HDFS for the whole run: a test makes a directory of its own."""
-    with hdfs_running(tmp_path_factory.mktemp("hdfs")) as server:
-        yield server

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.servers.process import need_marker
+
 _START_S = 60.0
 _STOP_S = 60.0
 
@@ -30,6 +32,7 @@ class Gateway:
 @contextmanager
 def gateway(store: str, spool: Path, *options: str) -> Iterator[Gateway]:
     """Run ``tierstore serve hub`` on a free port until the block ends; it must end cleanly."""
+    need_marker()
     command = [
         sys.executable, "-m", "tierstore", "--store", store, "serve", "hub", "--json",
         "--port", "0", "--spool", str(spool), *options,

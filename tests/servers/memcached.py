@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pymemcache.client.base import Client
 
 from tests.servers.process import free_port, listening, pause_process, program, running
@@ -86,16 +85,3 @@ def memcached_running(folder: Path, *options: str) -> Iterator[MemcachedServer]:
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def memcached_pair(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[MemcachedServer, MemcachedServer]]:
-    """Two servers; the second takes larger items than the first."""
-    folder = tmp_path_factory.mktemp("memcached")
-    with (
-        memcached_running(folder, "-m", "256") as first,
-        memcached_running(folder, "-m", "512", "-I", "24m") as second,
-    ):
-        yield first, second

@@ -10,19 +10,13 @@ whole handling of a PUT makes it one step; the clients know nothing of it.
 from __future__ import annotations
 
 import contextlib
-import socket
-import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests.servers.process import free_port, listening, running
 from tests.servers.s3 import S3Server
 
 _ROOT = Path(__file__).parents[2]
@@ -37,53 +31,20 @@ class Moto(S3Server):
     secret_key = SECRET_KEY
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self.port = port
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Moto]:
-    """Start the server, wait until it answers, and end it afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def moto_running(folder: Path) -> Iterator[Moto]:
+    """A server of its own, empty; ``folder`` takes its log."""
+    moto = Moto(free_port())
     # As a module from the repository's root: as a script, this file would be what "moto" imports.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.servers.moto", str(port)],
-        cwd=_ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    moto = Moto(port)
-    try:
-        _wait(process, moto)
-        yield moto
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], moto: Moto) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}: is moto installed?")
-        try:
-            with urllib.request.urlopen(f"{moto.endpoint}/moto-api/", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-@pytest.fixture(scope="session")
-def moto_server() -> Iterator[Moto]:
-    """One server for the whole run: a test makes a bucket of its own."""
-    with running() as moto:
+    command = [sys.executable, "-m", "tests.servers.moto", str(moto.port)]
+    with running(command, lambda: listening(moto.port), log=folder / "log", cwd=_ROOT):
         yield moto
 
 

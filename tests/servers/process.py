@@ -5,30 +5,34 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_PORTS = range(10_000, 22_000)
+"""Of servers: below those that the system gives to clients, also with the 10000 that the second
+port of a Redis cluster's node lies above."""
 
 
-def free_port(below: int = 55000) -> int:
-    """A TCP port on loopback that nothing listens on now.
+def free_port(ports: int = 1) -> int:
+    """A TCP port on loopback that nothing listens on now, the first of so many in a row.
 
-    Below 55000 by default: a Redis cluster also takes the port 10000 above.
+    Chosen at random, so that two workers do not find the same one before they use it.
     """
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < below:
-            return port
+        first = random.SystemRandom().choice(_PORTS[:-ports])
+        with ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + ports):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 def program(name: str, package: str) -> str:
@@ -41,6 +45,17 @@ def program(name: str, package: str) -> str:
 
 def _die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Marked:
+    """Whether the test that runs now is marked ``server``; outside of a test run everything is."""
+
+    now = True
+
+
+def need_marker() -> None:
+    """Fails in a test that starts a server and does not say so."""
+    assert Marked.now, "a test that starts a server is marked: pytestmark = pytest.mark.server"
 
 
 @contextmanager
@@ -63,6 +78,7 @@ def running(
         env: its environment, beside this process's own.
         cwd: its working directory.
     """
+    need_marker()
     with log.open("ab") as out:
         process = subprocess.Popen(
             [str(part) for part in command], stdout=out, stderr=out, stdin=subprocess.DEVNULL,

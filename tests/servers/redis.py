@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 
 from tests.servers.process import free_port, make_certificate, pause_process, program, running
@@ -136,6 +135,23 @@ def redis_running(folder: Path, *options: str, **settings: Any) -> Iterator[Redi
         server.stop()
 
 
+@contextmanager
+def tls_running(folder: Path) -> Iterator[RedisServer]:
+    """A server that speaks TLS and wants a password; also at 127.0.0.2, unlike its certificate."""
+    make_certificate(folder)
+    options = ("--requirepass", PASSWORD, "--bind", "127.0.0.1", "127.0.0.2")
+    with redis_running(folder, *options, tls=True, password=PASSWORD) as server:
+        yield server
+
+
+@contextmanager
+def acl_running(folder: Path) -> Iterator[RedisServer]:
+    """A server with the users ``USER`` and ``READER``, who may do what their names say."""
+    (folder / "acl").write_text(_ACL)
+    with redis_running(folder, "--aclfile", str(folder / "acl"), password=ADMIN_PASSWORD) as server:
+        yield server
+
+
 @dataclass(frozen=True)
 class RedisCluster:
     """Three primaries that share all slots between them."""
@@ -189,36 +205,3 @@ def _cluster_info(node: RedisServer) -> bytes:
         answer: bytes = connection.read_response()
         admin.connection_pool.release(connection)
         return answer
-
-
-@pytest.fixture(scope="session")
-def redis_plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server that anybody may use, by TCP or its Unix socket."""
-    with redis_running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server that speaks TLS and wants a password; also at 127.0.0.2, unlike its certificate."""
-    folder = tmp_path_factory.mktemp("redis-tls")
-    make_certificate(folder)
-    options = ("--requirepass", PASSWORD, "--bind", "127.0.0.1", "127.0.0.2")
-    with redis_running(folder, *options, tls=True, password=PASSWORD) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_acl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server with the users ``USER`` and ``READER``, who may do what their names say."""
-    folder = tmp_path_factory.mktemp("redis-acl")
-    (folder / "acl").write_text(_ACL)
-    with redis_running(folder, "--aclfile", str(folder / "acl"), password=ADMIN_PASSWORD) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    """A cluster of three nodes."""
-    with cluster_running(tmp_path_factory.mktemp("redis-cluster")) as cluster:
-        yield cluster

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from tests.servers.process import free_port, listening, program, running
 
 _PACKAGE = "openssh-server"
@@ -79,11 +77,4 @@ def sftp_running(folder: Path) -> Iterator[Sftp]:
     (folder / "conf").write_text(_CONF.format(port=server.port, folder=folder))
     command = [program("sshd", _PACKAGE), "-D", "-e", "-f", folder / "conf"]
     with running(command, lambda: listening(server.port), log=folder / "log"):
-        yield server
-
-
-@pytest.fixture(scope="session")
-def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sftp]:
-    """One server for the whole run: a test makes a directory of its own."""
-    with sftp_running(tmp_path_factory.mktemp("sftp")) as server:
         yield server

@@ -274,5 +274,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert numbers == list(range(len(self.versions[model]), 0, -1))
 
 
-StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+StoreMachine.TestCase.settings = settings(
+    max_examples=settings.default.max_examples * 5 // 3, stateful_step_count=40, deadline=None
+)
 TestStore = StoreMachine.TestCase

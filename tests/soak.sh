@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# What is long: the tests marked 'soak', and the fuzzers and state machines with many times the cases
+# that the suite tries. 'make soak' runs this in the environment of 'make test'; its result is kept
+# in tests/soak-last.txt, which is committed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE
+python=${PYTHON:-.venv/bin/python}
+last=tests/soak-last.txt
+
+run() { # NAME PYTEST_ARGUMENTS...
+    echo "== $1"
+    "$python" -m pytest -n "$(nproc)" --timeout=7200 --durations=10 "${@:2}"
+}
+
+{
+    echo "commit $(git rev-parse --short HEAD), $(date -u +%Y-%m-%d), $(nproc) cores, $("$python" -V)"
+    run "marked soak" -m soak tests
+    HYPOTHESIS_PROFILE=thorough FUZZ_FACTOR=10 run "fuzzers and state machines" \
+        tests/stateful tests/unit/test_fuzz_format.py
+} 2>&1 | tee "$last"
