@@ -25,7 +25,7 @@ MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60
 
 FLOORS = {
-    "errors": 0, "ids": 0, "prepared": 0, "deferred": 0, "shown": 0,
+    "errors": 0, "ids": 0, "prepared": 0, "deferred": 0, "shown": 0, "progress": 0,
     "format": 1, "codecs": 1, "blobs": 1, "placement": 1, "lossy": 1,
     "tiers": 2,
     "modelstore": 3, "variants": 3,

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.loading.arrays import as_torch, new_bytes, typed_torch
-from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.model import Model, checked_names
 from tierstore.modelstore.loading.shards import Shard, StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.loading.tensor import Tensor, hot_tensors
 from tierstore.modelstore.store import Store
@@ -126,10 +126,10 @@ def _ahead(
 
 
 def _chosen(ref: str, tensors: Mapping[str, Tensor], names: Iterable[str] | None) -> list[str]:
-    chosen = list(tensors if names is None else names)
+    chosen = list(tensors if names is None else checked_names(names))
     for name in chosen:
         if name not in tensors:
-            raise TensorMissing(f"{ref} has no tensor {name[:200]!r}")
+            raise TensorMissing(f"{ref} has no tensor {str(name)[:200]!r}")
     return chosen
 
 

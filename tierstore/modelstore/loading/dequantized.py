@@ -12,7 +12,8 @@ from tierstore.errors import NotFound, UsageError
 from tierstore.lossy.methods import method_of
 from tierstore.lossy.record import PATH, TensorRecord, VariantRecord, parse_record
 from tierstore.modelstore.loading.arrays import array_bytes, as_torch
-from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.model import Model, checked_names
+from tierstore.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +65,14 @@ class Dequantized(Mapping[str, npt.NDArray[Any]]):
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self.load([name])[name]
 
-    def load(self, names: Iterable[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """Read tensors into new arrays, by name; all of them by default."""
-        chosen = list(self._names if names is None else names)
+    def load(
+        self, names: Iterable[str] | None = None, *, progress: Progress | bool | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Read tensors into new arrays, by name; all of them by default.
+
+        Takes the same arguments and raises the same errors as ``Model.load``.
+        """
+        chosen = list(self._names if names is None else checked_names(names))
         wanted = [
             stored
             for name in chosen
@@ -74,7 +80,7 @@ class Dequantized(Mapping[str, npt.NDArray[Any]]):
                 self.record.tensors[name].parts.values() if name in self.record.tensors else [name]
             )
         ]
-        read = self.stored.load(dict.fromkeys(wanted))
+        read = self.stored.load(dict.fromkeys(wanted), progress=progress)
         return {
             name: self._decoded(self.record.tensors[name], read)
             if name in self.record.tensors
@@ -88,9 +94,12 @@ class Dequantized(Mapping[str, npt.NDArray[Any]]):
         parts = {suffix: read[name] for suffix, name in record.parts.items()}
         return self._method.decode(parts, record.dtype, tuple(record.shape))
 
-    def to_torch(self, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    def to_torch(
+        self, names: Iterable[str] | None = None, *, progress: Progress | bool | None = None
+    ) -> dict[str, torch.Tensor]:
         """Like ``load``, into torch tensors on the CPU; needs the extra ``tierstore[torch]``."""
-        return {name: _as_torch(name, array) for name, array in self.load(names).items()}
+        read = self.load(names, progress=progress)
+        return {name: _as_torch(name, array) for name, array in read.items()}
 
 
 def _as_torch(name: str, array: npt.NDArray[Any]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from tierstore.modelstore.loading.patchedfile import PatchedFileView
 from tierstore.modelstore.loading.stored import PlacedPiece
 from tierstore.modelstore.loading.tensor import Tensor, read_into, read_tensors
 from tierstore.modelstore.version import FileInfo, Version
+from tierstore.progress import Progress, reported
 
 _log = logging.getLogger("tierstore.load")
 
@@ -138,7 +139,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             return self._tensors[name]
         except KeyError:
             raise TensorMissing(
-                f"{self.version} has no tensor {name[:200]!r}; "
+                f"{self.version} has no tensor {str(name)[:200]!r}; "
                 f"'tierstore tensors {self.version}' lists its {len(self)}"
             ) from None
 
@@ -176,7 +177,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         self,
         names: Iterable[str] | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | bool | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Read tensors in parallel into arrays of their own, by name.
 
@@ -184,7 +185,8 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
         Args:
             names: which; all of them by default.
-            progress: told the bytes done and the bytes in all.
+            progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called
+                with the bytes done and the bytes in all.
         """
         return {name: t.view(data) for name, t, data in self._read(names, progress)}
 
@@ -192,7 +194,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         self,
         names: Iterable[str] | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | bool | None = None,
     ) -> dict[str, torch.Tensor]:
         """Like ``load``, into torch tensors on the CPU; needs the extra ``tierstore[torch]``."""
         return {
@@ -200,16 +202,18 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         }
 
     def _read(
-        self, names: Iterable[str] | None, progress: Callable[[int, int], None] | None
+        self, names: Iterable[str] | None, progress: Progress | bool | None
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
-        chosen = [self.tensor(name) for name in (self._tensors if names is None else names)]
-        count = counted(progress, sum(t.nbytes for t in chosen)) if progress else None
-        out = read_tensors(chosen, count)
+        chosen = [
+            self.tensor(name) for name in (self._tensors if names is None else checked_names(names))
+        ]
+        with reported(progress, f"loading {self.version}") as told:
+            out = read_tensors(chosen, counted(told, sum(t.nbytes for t in chosen)))
         if _log.isEnabledFor(logging.INFO):
             pool = self._content.reader.pool
-            told: dict[str, Any] = {f"{how}_bytes": n for how, n in pool.plain_bytes.items()}
-            told |= {"version": str(self.version), "fetched_bytes": pool.bytes_fetched}
-            _log.info("read %d tensors of %s", len(out), self.version, extra={"fields": told})
+            fields: dict[str, Any] = {f"{how}_bytes": n for how, n in pool.plain_bytes.items()}
+            fields |= {"version": str(self.version), "fetched_bytes": pool.bytes_fetched}
+            _log.info("read %d tensors of %s", len(out), self.version, extra={"fields": fields})
         return [(t.name, t, data) for t, data in zip(chosen, out, strict=True)]
 
     def load_into(self, buffers: Mapping[str, Any]) -> None:
@@ -271,7 +275,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         directory: str | os.PathLike[str],
         *,
         weights: bool = True,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | bool | None = None,
     ) -> list[FileInfo]:
         """Write every file, byte-identical to what was saved, below ``directory``.
 
@@ -282,7 +286,8 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         Args:
             directory: made if it is missing.
             weights: with ``False`` safetensors files are left out.
-            progress: told the bytes done and the bytes in all.
+            progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called
+                with the bytes done and the bytes in all.
 
         Returns:
             The files that were written.
@@ -293,7 +298,8 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         """
         self.fold()
         files = [file for file in self.manifest.files if weights or not file.header]
-        export_files(self._content, str(self.version), files, directory, progress)
+        with reported(progress, f"exporting {self.version}") as told:
+            export_files(self._content, str(self.version), files, directory, told)
         written = {file.path for file in files}
         return [file for file in self.files if file.path in written]
 
@@ -302,7 +308,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         names: Sequence[str],
         file: str | os.PathLike[str],
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | bool | None = None,
     ) -> FileInfo:
         """Write some tensors as one new safetensors file, under the names that they have here.
 
@@ -310,8 +316,9 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         ``__metadata__`` is the version's. Errors are those of ``export``, and ``NotFound`` for a
         name that does not exist.
         """
-        chosen = {name: self.tensor(name) for name in names}
-        return export_tensors(self._content, chosen, self.metadata or None, file, progress)
+        chosen = {name: self.tensor(name) for name in checked_names(names)}
+        with reported(progress, f"exporting {self.version}") as told:
+            return export_tensors(self._content, chosen, self.metadata or None, file, told)
 
     @property
     def layout(self) -> ChunkTable:
@@ -333,9 +340,20 @@ def stats_of(pool: ReadPool) -> LoadStats:
     )
 
 
-def counted(
-    progress: Callable[[int, int], None] | None, total: int
-) -> Callable[[int], None] | None:
+def checked_names(names: Iterable[str]) -> Iterable[str]:
+    """Return names of tensors as they were given; ``UsageError`` for one alone.
+
+    The letters of a text would be taken for names.
+    """
+    if isinstance(names, str):
+        raise UsageError(
+            f"names takes a list of them, such as [{names[:200]!r}]; for those that fit a pattern "
+            "choose from keys(), for example with fnmatch.filter(model.keys(), pattern)"
+        )
+    return names
+
+
+def counted(progress: Progress | None, total: int) -> Callable[[int], None] | None:
     """``progress`` of ``total`` bytes as something that is told the bytes of each chunk."""
     if progress is None:
         return None

@@ -280,6 +280,7 @@ def open_source(
         metadata: ``__metadata__`` of the header, for tensors in memory only.
         exclude: glob patterns of paths, relative to the directory, to leave out.
     """
+    refuse_other(source)
     if isinstance(source, Mapping):
         return [ArrayFile(source, metadata)]
     if metadata is not None:
@@ -331,6 +332,20 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
 
 def _excluded(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def refuse_other(source: object) -> None:
+    """Raise ``UsageError`` for what is neither a path nor tensors by name, with what to give."""
+    if isinstance(source, str | os.PathLike | Mapping):
+        return
+    what = f"a value of type {type(source).__name__}"
+    if callable(getattr(source, "state_dict", None)):
+        raise UsageError(f"save takes a path or tensors by name, not {what}: give its state_dict()")
+    if hasattr(source, "dtype") and hasattr(source, "shape"):
+        raise UsageError(
+            f"save takes a path or tensors by name, not {what}: give it a name, {{'weight': …}}"
+        )
+    raise UsageError(f"save takes a path or tensors by name, {{'weight': array}}, not {what}")
 
 
 def refuse_store(source: Path, store_url: str) -> None:
