@@ -47,7 +47,8 @@ ROOMS = {
 }  # fmt: skip
 """The floors inside of a folder."""
 SAME_FLOOR = {
-    ("ids", "errors"), ("format", "codecs"), ("variants", "modelstore"), ("wiring", "config"),
+    ("ids", "errors"), ("progress", "errors"), ("format", "codecs"), ("variants", "modelstore"),
+    ("wiring", "config"),
     ("__main__", "cli"), ("cli", "serving"), ("torch", "serving"), ("safetensors", "serving"),
 }  # fmt: skip
 """Imports within a floor that are allowed, (importer, imported)."""
