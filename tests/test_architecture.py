@@ -22,7 +22,8 @@ import tierstore
 ROOT = Path(tierstore.__file__).parent
 MAX_MODULE_LINES = 500
 """Docstrings not counted."""
-MAX_FUNCTION_LINES = 60
+MAX_FUNCTION_LINES = 50
+"""Docstrings not counted either: those of public functions hold examples."""
 
 FLOORS = {
     "errors": 0, "ids": 0, "prepared": 0, "deferred": 0, "shown": 0, "progress": 0,
@@ -31,8 +32,9 @@ FLOORS = {
     "modelstore": 3, "variants": 3,
     "config": 4, "wiring": 4,
     "admin": 5,
-    "serving": 6, "torch": 6, "safetensors": 6, "cli": 6, "testing": 6, "__main__": 6,
-    "": 7,  # the package itself, which gives out the public names
+    "store": 6,
+    "serving": 7, "torch": 7, "safetensors": 7, "cli": 7, "testing": 7, "__main__": 7,
+    "": 8,  # the package itself, which gives out the public names
 }  # fmt: skip
 ROOMS = {
     "modelstore": {
@@ -301,7 +303,7 @@ def test_hypothesis_and_pytest_stay_in_testing() -> None:
     ])  # fmt: skip
 
 
-def _docstring_lines(tree: ast.Module) -> int:
+def _docstring_lines(tree: ast.AST) -> int:
     """Lines of all strings that stand alone: of modules, classes, functions and attributes."""
     return sum(
         (node.end_lineno or node.lineno) - node.lineno + 1
@@ -321,7 +323,7 @@ def test_modules_and_functions_are_short() -> None:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
-                length = node.end_lineno - node.lineno + 1
+                length = node.end_lineno - node.lineno + 1 - _docstring_lines(node)
                 if length > MAX_FUNCTION_LINES:
                     problems.append(
                         f"{module.path}:{node.lineno}: {node.name} has {length} lines, "

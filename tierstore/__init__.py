@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from tierstore.modelstore.patches.changes import Dense, Elements, Rows
     from tierstore.modelstore.patches.fold import Folded
     from tierstore.modelstore.patches.patches import Patch
-    from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
     from tierstore.serving import follow
     from tierstore.serving.inplace import InPlace
     from tierstore.serving.observe import open_store
     from tierstore.serving.safetensors import load_file, safe_open
+    from tierstore.store import Store
+    from tierstore.store import init_store as init
     from tierstore.variants.derive import derive
-    from tierstore.wiring import init_store as init
 
     __version__: str
     open = open_store
@@ -80,13 +80,13 @@ _HOMES = {
     "Patch": "tierstore.modelstore.patches.patches:Patch",
     "Rows": "tierstore.modelstore.patches.changes:Rows",
     "SaveStats": "tierstore.modelstore.version:SaveStats",
-    "Store": "tierstore.modelstore.store:Store",
+    "Store": "tierstore.store:Store",
     "Tensor": "tierstore.modelstore.loading.tensor:Tensor",
     "TierSpec": "tierstore.format.tiers:TierSpec",
     "Version": "tierstore.modelstore.version:Version",
     "derive": "tierstore.variants.derive:derive",
     "follow": "tierstore.serving:follow",
-    "init": "tierstore.wiring:init_store",
+    "init": "tierstore.store:init_store",
     "load_file": "tierstore.serving.safetensors:load_file",
     "open": "tierstore.serving.observe:open_store",
     "safe_open": "tierstore.serving.safetensors:safe_open",

@@ -21,6 +21,7 @@ import tierstore
 from tests.guards import EXTRAS, OURS, PASSES, Case, check, checks_of_types, places
 from tests.unit.test_tiers_local import chunk, hot, offer, read
 from tierstore import config
+from tierstore.admin import doctor
 from tierstore.blobs.fsspec.kinds import Sftp
 from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.blobs.local import direct, files
@@ -28,7 +29,6 @@ from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.blobs.objects import connect
 from tierstore.blobs.objects.store import ObjectStore
-from tierstore.cli import doctor
 from tierstore.cli.kit import app
 from tierstore.errors import BackendError, ConfigError, PermissionDenied, Unreachable
 from tierstore.format.tiers import TierSpec
@@ -259,7 +259,7 @@ CASES = {
     "blobs.objects.store:ObjectStore._errors#1": Case(
         lambda _: ObjectStore("s3://bucket/prefix").get("a"), PASSES
     ),
-    "cli.doctor:_bytes_below#1": Case(
+    "admin.doctor:_bytes_below#1": Case(
         lambda folder: ((folder / "a").write_bytes(b"123"), doctor._bytes_below(folder))[1], 0
     ),
     "config:node_config#1": Case(node_config, ConfigError),

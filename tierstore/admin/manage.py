@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import msgspec
 
@@ -17,9 +17,13 @@ from tierstore.modelstore.home.leases import writers
 from tierstore.modelstore.home.tierlist import TierLog, added, changed, check_tier, find, removed
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.store import Store
+from tierstore.placement.scene import Plan
+from tierstore.shown import size
 from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.census import Holding, holding, packs_of
 from tierstore.tiers.durable.marker import verify
+from tierstore.tiers.durable.mover import Moved
 from tierstore.wiring.backends import open_tier
 from tierstore.wiring.places import canonical, claim_tiers, named, proved, release_tiers
 from tierstore.wiring.tiers import placed
@@ -46,6 +50,23 @@ class Removed:
     left: Holding | None
 
 
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """How far the draining of a tier has come.
+
+    Attributes:
+        spec: The tier as it is now.
+        plan: The moves that were planned.
+        moved: What became of those that were tried.
+        left: The packs that are still there.
+    """
+
+    spec: TierSpec
+    plan: Plan
+    moved: tuple[Moved, ...]
+    left: Holding
+
+
 def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
     """Add a tier to a store, once it has proved itself; the store must be opened anew to use it.
 
@@ -69,20 +90,56 @@ def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
             raise
 
 
-def change_tier(store: Store, name: str, message: str = "", **fields: Any) -> TierSpec:
+class TierFields(TypedDict, total=False):
+    """What can be changed of a tier, as ``TierSpec`` has it; what is left out stays."""
+
+    url: str
+    size: int | None
+    high: int
+    low: int
+    timeout_ms: int
+    options: dict[str, str]
+    prices: dict[str, str]
+
+
+def set_tier(
+    store: Store,
+    name: str,
+    message: str = "",
+    *,
+    force: bool = False,
+    **fields: Unpack[TierFields],
+) -> TierSpec:
     """Change some fields of a tier; returns it as it is then.
 
     Args:
-        store: whose tier it is.
-        name: of the tier.
-        message: why; kept in the list.
-        fields: of ``TierSpec``; name and role stay.
+        store: The store whose tier it is.
+        name: The tier's name.
+        message: Why; kept in the list.
+        force: Allow a quota below what a durable tier holds.
+        fields: The new values; name and role stay.
 
     Raises:
-        ConfigError: it would not be as a tier must be.
-        Unreachable: what is at its new place is not this tier.
+        UsageError: There is nothing to change, or the tier holds more than its new quota.
+        ConfigError: It would not be as a tier must be.
+        Unreachable: What is at its new place is not this tier.
     """
     old = find(store.tiers(), name)
+    if not fields:
+        raise UsageError("nothing to change: give --size, --url, --option ...")
+    most = fields.get("size")
+    if most is not None and old.role in DURABLE and not force:
+        used = held(store, name)
+        if used > most:
+            raise UsageError(
+                f"tier {name!r} holds {size(used)}, more than a quota of {size(most)}; "
+                "--force sets it, and the mover then moves packs out of it"
+            )
+    return _change(store, old, message, **fields)
+
+
+def _change(store: Store, old: TierSpec, message: str, **fields: Any) -> TierSpec:
+    name = old.name
     new = canonical(msgspec.structs.replace(old, **fields))
     fields = {field: getattr(new, field) for field in fields}
     check_tier(new)
@@ -120,17 +177,61 @@ def contents(store: Store, name: str) -> Holding:
 def drain_tier(store: Store, name: str, message: str = "") -> None:
     """Have nothing new written to a durable tier; ``Store.placement`` moves what is in it."""
     contents(store, name)
-    if find(store.tiers(), name).state != "draining":
-        change_tier(store, name, message, state="draining")
+    spec = find(store.tiers(), name)
+    if spec.state != "draining":
+        _change(store, spec, message, state="draining")
 
 
-def undrain_tier(store: Store, name: str, message: str = "") -> Holding:
-    """Have new packs written to a tier again; returns what is in it."""
-    found = contents(store, name)
-    if find(store.tiers(), name).state == "active":
+def drain(
+    store: Store,
+    name: str,
+    message: str = "",
+    *,
+    dry_run: bool = False,
+    budget: Budget | None = None,
+    progress: Callable[[Moved], None] | None = None,
+) -> Drained:
+    """Move all packs out of a durable tier, and have nothing new written to it.
+
+    What was moved stays so when this is stopped; call it again to go on.
+
+    Args:
+        store: The store whose tier it is.
+        name: The tier's name.
+        message: Why; kept in the list.
+        dry_run: Only say what would be moved.
+        budget: What it may take of the bandwidth.
+        progress: Is called with each move that was tried.
+
+    Raises:
+        UsageError: It is a hot tier, which holds copies only.
+        Conflict: Another mover is at work.
+        BackendError: A tier cannot be asked what it holds.
+    """
+    if dry_run:
+        left, plan = contents(store, name), store.placement.plan_drain(name)
+        return Drained(find(store.tiers(), name), plan, (), left)
+    drain_tier(store, name, message)
+    report = store.placement.drain(name, budget=budget, progress=progress)
+    left = contents(store, name)
+    return Drained(find(store.tiers(), name), report.plan, tuple(report.moved), left)
+
+
+def undrain(store: Store, name: str, message: str = "") -> Drained:
+    """Have new packs written to a tier again.
+
+    Args:
+        store: The store whose tier it is.
+        name: The tier's name.
+        message: Why; kept in the list.
+
+    Raises:
+        UsageError: It is not being drained.
+    """
+    left, spec = contents(store, name), find(store.tiers(), name)
+    if spec.state == "active":
         raise UsageError(f"tier {name!r} is not being drained")
-    change_tier(store, name, message, state="active")
-    return found
+    return Drained(_change(store, spec, message, state="active"), Plan(), (), left)
 
 
 def remove_tier(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
+from tierstore.admin.survey import TierReport, survey
 from tierstore.errors import TierstoreError
 from tierstore.format.keys import pack_key
 from tierstore.format.tiers import HOME_NAME, Role
@@ -15,6 +17,7 @@ from tierstore.modelstore.store import Store
 from tierstore.tiers.activity import COUNTERS, EVERY_S, ProcessActivity, TierCounts, activities
 from tierstore.wiring.tiers import activity_folder
 
+_SURVEY_S = 30.0
 WINDOW_S = 3600.0
 """Processes that were heard of in so many seconds are counted."""
 
@@ -153,3 +156,44 @@ class Leaders:
             except TierstoreError:
                 continue
         return Leader(pack, heat, size, tuple(tiers), tuple(versions))
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """What is read from which tier, and what is read most.
+
+    Attributes:
+        time: When it was looked at, in UTC.
+        overview: What the processes of this node did in the last hour.
+        reports: What each tier holds, by the tier's name.
+        leaders: The packs that all nodes together read most.
+    """
+
+    time: datetime
+    overview: Overview
+    reports: Mapping[str, TierReport]
+    leaders: tuple[Leader, ...]
+
+
+class Watch:
+    """Looks again and again; what is expensive to ask is asked every 30 seconds. For one thread.
+
+    Args:
+        store: The store to look at.
+        count: How many packs to name.
+    """
+
+    def __init__(self, store: Store, count: int) -> None:
+        self._store, self._count = store, count
+        self._source = Leaders(store)
+        self._asked = -_SURVEY_S
+        self._reports: dict[str, TierReport] = {}
+        self._leaders: tuple[Leader, ...] = ()
+
+    def look(self) -> Top:
+        """Return what is seen now."""
+        if time.monotonic() - self._asked >= _SURVEY_S:
+            self._reports = {one.spec.name: one for one in survey(self._store)}
+            self._leaders = tuple(self._source.top(self._count))
+            self._asked = time.monotonic()
+        return Top(datetime.now(UTC), overview(self._store), self._reports, self._leaders)

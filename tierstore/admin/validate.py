@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,9 +20,26 @@ from tierstore.wiring.tiers import placed
 _CLIENTS = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a place can be used for.
+
+    Attributes:
+        url: The place, as it is shown.
+        capabilities: What its backend claims.
+        local: Whether it is on this machine.
+        examination: What it did when it was tried.
+    """
+
+    url: str
+    capabilities: Capabilities
+    local: bool
+    examination: Examination
+
+
 def validate(
     url: str, role: Role, *, name: str = "tried", options: Mapping[str, str] | None = None
-) -> tuple[str, Capabilities, bool, Examination]:
+) -> Validation:
     """Write, read, list, race and delete in a place; nothing of it is left there.
 
     Args:
@@ -29,10 +47,6 @@ def validate(
         role: how it is opened: ``shared`` for a Redis or Memcached.
         name: of the tier in this node's file whose credentials and options are used.
         options: of the backend.
-
-    Returns:
-        The URL as it is shown, what the backend claims, whether it is on this machine, and what it
-        did.
 
     Raises:
         ConfigError: the URL holds a secret, or cannot be opened.
@@ -51,7 +65,7 @@ def validate(
         stack.enter_context(_tidy(place.spec.url))
         stores = [stack.enter_context(open_tier(place)) for _ in range(_CLIENTS)]
         store = stores[0]
-        return store.url, store.capabilities, store.local, examine(stores)
+        return Validation(store.url, store.capabilities, store.local, examine(stores))
 
 
 @contextlib.contextmanager

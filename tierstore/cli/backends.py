@@ -37,20 +37,21 @@ def validate(
 
     Exits with 1 when it does not do what it claims.
     """
-    from tierstore.admin import validate as trying
+    from tierstore.admin.validate import validate as trying
     from tierstore.wiring.backends import role_of
 
     with cli.progress("trying it"):
-        shown, can, near, found = trying.validate(
+        tried = trying(
             url, role_of(url), name=tier if tier is not None else "tried", options=pairs(option)
         )
+    can, found = tried.capabilities, tried.examination
     can_be: list[schemas.Use] = ["home"] if found.home else []
     if found.durable:
         can_be += ["warm", "cold"]
     elif found.shared:
         can_be.append("shared")
     data = schemas.Validation(
-        url=shown,
+        url=tried.url,
         checks=[
             schemas.ValidationCheck(what=one.what, ok=one.ok, detail=one.detail)
             for one in found.checks
@@ -58,7 +59,7 @@ def validate(
         can_be=can_be,
         put_if_absent=can.put_if_absent,
         durable=can.durable,
-        local=near,
+        local=tried.local,
         atomic_put=can.atomic_put,
         listable=can.listable,
         max_object_bytes=can.max_blob,

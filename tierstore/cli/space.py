@@ -23,10 +23,8 @@ def df(cli: Cli) -> None:
 
     Exits with 3 when a tier could not be asked.
     """
-    from tierstore.admin.survey import survey
-
     with cli.open() as store, cli.progress("asking the tiers"):
-        reports = survey(store)
+        reports = store.admin.df()
     data = schemas.Df(tiers=[usage_json(report) for report in reports])
     cli.out.show(data, [tier.name for tier in data.tiers], lambda: _print(data))
     if any(tier.error for tier in data.tiers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -91,7 +92,6 @@ def add(
     One object is written, read back and removed. Passwords and keys go into each node's
     tierstore.toml or environment, never into the URL.
     """
-    from tierstore.admin.manage import add_tier
     from tierstore.config import parse_ms
     from tierstore.errors import UsageError
     from tierstore.format.tiers import TierSpec
@@ -109,9 +109,7 @@ def add(
         ),
     )  # fmt: skip
     with cli.open() as store, cli.progress("trying the tier"):
-        tiers = add_tier(store, spec, message).tiers
-    (added,) = (tier for tier in tiers if tier.name == name)
-    data = tier_json(added)
+        data = tier_json(store.admin.tiers.add(spec, message=message))
     text = f"added {data.role} tier {data.name}: {data.url}"
     cli.out.show(data, [data.name], lambda: print(text))
 
@@ -140,10 +138,7 @@ def change(
     NAME= removes an option or a price. An own directory of this node, or its password, is set
     in its tierstore.toml instead.
     """
-    from tierstore.admin.manage import change_tier, held
     from tierstore.config import parse_ms
-    from tierstore.errors import UsageError
-    from tierstore.format.tiers import DURABLE
     from tierstore.modelstore.home.tierlist import find
 
     fields = fields_of(
@@ -157,17 +152,7 @@ def change(
             fields["options"] = updated(old.options, pairs(option))
         if price:
             fields["prices"] = updated(old.prices, priced(pairs(price)))
-        if not fields:
-            raise UsageError("nothing to change: give --size, --url, --option ...")
-        most = fields.get("size")
-        if most is not None and old.role in DURABLE and not force:
-            used = held(store, name)
-            if used > most:
-                raise UsageError(
-                    f"tier {name!r} holds {size(used)}, more than a quota of {size(most)}; "
-                    "--force sets it, and the mover then moves packs out of it"
-                )
-        data = tier_json(change_tier(store, name, message, **fields))
+        data = tier_json(store.admin.tiers.set(name, message=message, force=force, **fields))
     cli.out.show(data, [data.name], lambda: _print_tier(data))
 
 
@@ -185,39 +170,31 @@ def drain(
     Then it can be removed. What was moved stays so when this is stopped; run it again to go on.
     Exits with 3 while packs are left that no other tier has.
     """
-    from tierstore.admin.manage import contents, drain_tier, undrain_tier
     from tierstore.errors import UsageError
-    from tierstore.modelstore.home.tierlist import find
-    from tierstore.placement.scene import Plan
 
     if undo and dry_run:
         raise UsageError("--undo and --dry-run do not go together")
-    moved: list[Moved] = []
-    limit = budget_of(budget, share)
+    looked_at, limit = count(1), budget_of(budget, share)
 
-    def count(one: Moved) -> None:
-        moved.append(one)
-        progress.describe(f"draining tier {name}: {counted(len(moved), 'pack')} looked at")
+    def moved(_: Moved) -> None:
+        progress.describe(f"draining tier {name}: {counted(next(looked_at), 'pack')} looked at")
 
     with cli.open() as store, cli.progress(f"draining tier {name}") as progress:
-        plan = Plan()
         if undo:
-            left = undrain_tier(store, name, message)
-        elif dry_run:
-            left, plan = contents(store, name), store.placement.plan_drain(name)
+            found = store.admin.tiers.undrain(name, message=message)
         else:
-            drain_tier(store, name, message)
-            plan = store.placement.drain(name, budget=limit, progress=count).plan
-            left = contents(store, name)
-        state = find(store.tiers(), name).state
+            found = store.admin.tiers.drain(
+                name, message=message, dry_run=dry_run, budget=limit, progress=moved
+            )
+    plan, left = found.plan, found.left
     data = schemas.TierDrained(
         name=name,
-        state=state,
+        state=found.spec.state,
         dry_run=dry_run,
-        moved_packs=len(plan.moves) if dry_run else sum(one.status == "done" for one in moved),
-        moved_bytes=plan.copied_bytes if dry_run else sum(one.copied for one in moved),
+        moved_packs=len(plan.moves) if dry_run else sum(m.status == "done" for m in found.moved),
+        moved_bytes=plan.copied_bytes if dry_run else sum(one.copied for one in found.moved),
         problems=[*plan.notes]
-        + [f"{one.move.pack.hex()}: {one.why}" for one in moved if one.status == "failed"],
+        + [f"{one.move.pack.hex()}: {one.why}" for one in found.moved if one.status == "failed"],
         packs=len(left.packs),
         bytes=left.used,
         only_packs=len(left.only),
@@ -263,13 +240,12 @@ def remove(
     Nothing in it is deleted. Refused while it takes new packs (drain it first) or holds a pack
     that no other tier has.
     """
-    from tierstore.admin.manage import remove_tier
 
     def waiting(who: Sequence[str]) -> None:
         progress.describe(f"waiting for saves by {', '.join(who)}")
 
     with cli.open() as store, cli.progress(f"asking tier {name}") as progress:
-        done = remove_tier(store, name, message, force=force, waiting=waiting)
+        done = store.admin.tiers.remove(name, message=message, force=force, waiting=waiting)
     left = done.left
     data = schemas.TierRemoved(
         name=name,

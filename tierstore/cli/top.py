@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,11 +17,10 @@ from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.schemas import tiers as schemas
 
 if TYPE_CHECKING:
-    from tierstore.admin.overview import Leader, Leaders, TierActivity
+    from tierstore.admin.overview import Leader, TierActivity, Top
     from tierstore.admin.survey import TierReport
     from tierstore.modelstore.store import Store
 
-_SURVEY_S = 30.0
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
@@ -44,52 +42,33 @@ def top(
     Hit ratios and bytes are those of this node's processes in the last hour, which say so in the
     cache directory; heat is that of all nodes. Ends with Ctrl-C.
     """
+    from tierstore.admin.overview import Watch
+
     with cli.open() as store:
-        view = _View(store, count)
+        watch = Watch(store, count)
         if once or cli.out.json or cli.out.quiet or not sys.stdout.isatty():
             with cli.progress("asking the tiers"):
-                data = view.look()
+                data = _json(store, watch.look())
             cli.out.show(data, [leader.pack for leader in data.leaders], lambda: _print(data))
             return
         with contextlib.suppress(KeyboardInterrupt), _screen():
             while True:
-                _show(view.look())
+                _show(_json(store, watch.look()))
                 time.sleep(interval)
 
 
-class _View:
-    """Looks again and again; what is dear to ask is asked less often."""
-
-    def __init__(self, store: Store, count: int) -> None:
-        from tierstore.admin.overview import Leaders
-
-        self._store, self._count = store, count
-        self._source: Leaders = Leaders(store)
-        self._asked = -_SURVEY_S
-        self._reports: dict[str, TierReport] = {}
-        self._leaders: list[Leader] = []
-
-    def look(self) -> schemas.Top:
-        from tierstore.admin.overview import overview
-        from tierstore.admin.survey import survey
-
-        if time.monotonic() - self._asked >= _SURVEY_S:
-            self._reports = {one.spec.name: one for one in survey(self._store)}
-            self._leaders = self._source.top(self._count)
-            self._asked = time.monotonic()
-        now = overview(self._store)
-        return schemas.Top(
-            store=self._store.url,
-            node=self._store.node,
-            time=datetime.now(UTC),
-            running=now.alive,
-            processes=now.processes,
-            served_bytes=now.served,
-            tiers=[
-                _tier_json(one, self._reports.get(one.name), now.served) for one in now.tiers
-            ],
-            leaders=[_leader_json(leader) for leader in self._leaders],
-        )  # fmt: skip
+def _json(store: Store, seen: Top) -> schemas.Top:
+    now = seen.overview
+    return schemas.Top(
+        store=store.url,
+        node=store.node,
+        time=seen.time,
+        running=now.alive,
+        processes=now.processes,
+        served_bytes=now.served,
+        tiers=[_tier_json(one, seen.reports.get(one.name), now.served) for one in now.tiers],
+        leaders=[_leader_json(leader) for leader in seen.leaders],
+    )
 
 
 def _tier_json(

@@ -54,15 +54,13 @@ def derive(
 
     It is loaded as MODEL@VERSION+NAME, or where a node's profile prefers it, and never otherwise.
     """
-    from tierstore.variants.derive import derive as make
-
     given = {
         "cast": cast, "int8": int8, "fp8": fp8, "prune": prune, "low-rank": low_rank,
     }  # fmt: skip
     parameters = {kind: value for kind, value in given.items() if value is not None}
     with cli.open() as store, cli.progress("deriving") as progress:
-        made = make(
-            store, ref, parameters, keep=keep, name=name, max_error=max_error, message=message,
+        made = store.derive(
+            ref, parameters, keep=keep, name=name, max_error=max_error, message=message,
             progress=progress,
         )  # fmt: skip
         data = _derived_json(store, made, store.resolve(ref))
@@ -103,11 +101,9 @@ def variants(cli: Cli, ref: Ref) -> None:
 
 def lineage(cli: Cli, ref: Ref) -> None:
     """Draw what a version was made from, and what was made from it."""
-    from tierstore.variants.lineage import lineage as trees
-
     with cli.open() as store:
         version = store.resolve(ref)
-        roots = trees(store, ref)
+        roots = store.admin.lineage(ref)
     data = schemas.LineageTree(ref=str(version), roots=[_node_json(root) for root in roots])
 
     def text() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tierstore.blobs.base import BlobStore
 from tierstore.format.manifest import LineageEntry
@@ -32,17 +31,18 @@ from tierstore.modelstore.patches.patching import Changes
 from tierstore.modelstore.patches.service import Patching
 from tierstore.modelstore.placing.hotpins import HotPins
 from tierstore.modelstore.placing.warming import HOT, Warming, Warmth
-from tierstore.modelstore.saving.source import open_source, refuse_store
+from tierstore.modelstore.saving.source import check_source, open_source
 from tierstore.modelstore.saving.transaction import Saving
-from tierstore.modelstore.saving.writer import Progress
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.version import DISTILLED_FROM, Version, version_of
+from tierstore.progress import Progress, reported
 from tierstore.tiers.durable.tiers import DurableTiers
 from tierstore.tiers.heat.recorder import NO_HEAT, HeatRecorder, HeatView
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.upkeep import Upkeep, upkeep_tasks
 
 _CLOSE_S = 5.0
+_T = TypeVar("_T")
 
 if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.care.check import CheckReport
@@ -86,6 +86,7 @@ class Store:
         self._opener = Opener(self.home, settings, self.hot)
         self.saving = Saving(self.home, self._index, self._opener, self.resolve, settings.threads)
         """Saves that are no plain ``save``: what variants and uploads are published with."""
+        self._services: dict[str, Any] = {}
         self._patching = Patching(self.home, self._names, self._opener, self.saving, self._lease)
 
     @property
@@ -98,15 +99,24 @@ class Store:
         """This node's name."""
         return self.settings.node
 
+    def __repr__(self) -> str:
+        return f"<Store {self.url}>"
+
+    def _once(self, name: str, make: Callable[[], _T]) -> _T:
+        """Return the service of this name, made when it is asked for first."""
+        # setdefault is atomic, where a lock that another thread holds in a fork would stay locked
+        found: _T = self._services.get(name) or self._services.setdefault(name, make())
+        return found
+
     @property
     def rollouts(self) -> Rollouts:
         """Staged rollouts: aliases that move from version to version, share by share."""
-        return Rollouts(self.home)
+        return self._once("rollouts", lambda: Rollouts(self.home))
 
     @property
     def releases(self) -> Releases:
         """Releases: versions of several models behind one switch."""
-        return Releases(self._names)
+        return self._once("releases", lambda: Releases(self._names))
 
     @property
     def rebasing(self) -> Rebasing:
@@ -116,19 +126,24 @@ class Store:
     @property
     def pins(self) -> Pins:
         """Versions that stay where they are fast."""
-        return Pins(self._blobs, self._hot_pins.sync)
+        return self._once("pins", lambda: Pins(self._blobs, self._hot_pins.sync))
 
     @property
     def warming(self) -> Warming:
         """What is in hot tiers; brings versions there, and out again."""
-        return Warming(self.hot, self._hot_pins, self._opener.open, self.settings)
+        return self._once(
+            "warming",
+            lambda: Warming(self.hot, self._hot_pins, self._opener.open, self.settings),
+        )
 
     @property
     def placement(self) -> Placement:
         """Where packs lie in the durable tiers, and what moves them."""
         from tierstore.modelstore.placing.placing import Placement
 
-        return Placement(self.home, self.pins, lambda: self.heat().packs())
+        return self._once(
+            "placement", lambda: Placement(self.home, self.pins, lambda: self.heat().packs())
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +178,7 @@ class Store:
         exclude: Sequence[str] = (),
         base: str | None = "auto",
         distilled_from: str | None = None,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
     ) -> Version:
         """Store a model as a new version; what the store has already costs nothing.
 
@@ -191,8 +206,7 @@ class Store:
         """
         model = check_name("model", model)
         self._names.check_new(model, alias)
-        if not isinstance(source, Mapping):
-            refuse_store(Path(source), self.url)
+        check_source(source, self.url)
         lineage = []
         if distilled_from is not None:
             teacher = self.resolve(distilled_from).digest
@@ -200,7 +214,10 @@ class Store:
         files = open_source(source, metadata=metadata, exclude=exclude)
         try:
             basis = self.saving.basis(files, base, model)
-            with self.saving.begin(basis, progress=progress) as writer:
+            with (
+                reported(progress, f"saving {model}") as told,
+                self.saving.begin(basis, progress=told) as writer,
+            ):
                 entry = self._names.publish(model, writer.write(files, lineage), message)
         finally:
             for file in files:
@@ -380,7 +397,9 @@ class Store:
         """
         return self._patching.between(since, until)
 
-    def fold(self, ref: str, *, at_least: int = 1, progress: Progress | None = None) -> Folded:
+    def fold(
+        self, ref: str, *, at_least: int = 1, progress: Progress | bool | None = None
+    ) -> Folded:
         """Store a version that lies on patches as a whole; its digest and content stay.
 
         Loads then read it like any other version, and its files have a SHA-256. Safe at any time:
@@ -391,7 +410,8 @@ class Store:
             at_least: with fewer patches on it nothing is done.
             progress: called with bytes done and in all.
         """
-        return self._patching.fold(ref, at_least, progress)
+        with reported(progress, f"folding {ref}") as told:
+            return self._patching.fold(ref, at_least, told)
 
     def rebase(self, ref: str, *, above: float = COSTS) -> Rebased:
         """Store those deltas of a version standalone whose reading costs too much.
@@ -406,10 +426,12 @@ class Store:
         return self.rebasing.version(self._leased(self.resolve(ref)), above)
 
     def warmup(
-        self, ref: str | Version, *, tier: str = HOT, progress: Progress | None = None
+        self, ref: str | Version, *, tier: str = HOT, progress: Progress | bool | None = None
     ) -> Warmth:
         """Bring a version into a hot tier before it is asked for; see ``Warming.bring``."""
-        return self.warming.bring(self._leased(self.choose(ref)), tier, progress)
+        version = self._leased(self.choose(ref))
+        with reported(progress, f"warming {version}") as told:
+            return self.warming.bring(version, tier, told)
 
     def evict(self, ref: str | None = None, *, tier: str = HOT) -> int:
         """Free a hot tier of a version, or of all that is not pinned; the bytes freed."""
@@ -428,9 +450,13 @@ class Store:
 
         return measure(self.home, every)
 
-    def check(self, *, read_data: bool = False, progress: Progress | None = None) -> CheckReport:
+    def check(
+        self, *, read_data: bool = False, progress: Progress | bool | None = None
+    ) -> CheckReport:
         """Verify everything; with ``read_data`` every chunk is decoded and compared too."""
         from tierstore.modelstore.care.check import check_store
 
-        return check_store(self.home, read_data=read_data, settings=self.settings,
-                           progress=progress)  # fmt: skip
+        with reported(progress, "checking") as told:
+            return check_store(
+                self.home, read_data=read_data, settings=self.settings, progress=told
+            )

@@ -16,7 +16,8 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tierstore import config, wiring
+from tierstore import config
+from tierstore import store as stores
 from tierstore.errors import TierstoreError
 from tierstore.modelstore.store import Store
 
@@ -94,7 +95,7 @@ class _Observed:
 OBSERVED = _Observed()
 
 
-def open_store(url: str | os.PathLike[str] | None = None) -> Store:
+def open_store(url: str | os.PathLike[str] | None = None) -> stores.Store:
     """Open a store.
 
     Its tiers are opened when they are needed. ``TIERSTORE_METRICS`` and ``TIERSTORE_LOG`` make the
@@ -110,7 +111,7 @@ def open_store(url: str | os.PathLike[str] | None = None) -> Store:
         ConfigError: a variable has a value that means nothing.
     """
     wanted = config.observing()
-    store = wiring.open_store(url)
+    store = stores.open_store(url)
     if wanted.metrics is not None or wanted.log is not None:
         OBSERVED.add(store, wanted)
     return store

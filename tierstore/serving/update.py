@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -24,10 +24,10 @@ from tierstore.modelstore.loading.tensor import Tensor
 from tierstore.modelstore.patches.patches import Patch
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
+from tierstore.progress import Progress
 
 _log = logging.getLogger("tierstore.follow")
 
-Progress = Callable[[int, int], None]
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from typing import Any
@@ -36,6 +36,7 @@ from tierstore.modelstore.loading.tensor import Tensor
 from tierstore.modelstore.saving.source import ArrayFile, BytesFile, SourceFile
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
+from tierstore.progress import Progress, reported
 from tierstore.variants.compressed import with_dtype, with_quantization
 from tierstore.variants.spool import Spool, Spooled
 
@@ -44,9 +45,6 @@ CHANNEL_KEEPS = r"(^|\.)(\w*emb\w*|wte|wpe|shared|lm_head)(\.|$)"
 that suffer most."""
 
 _log = logging.getLogger("tierstore.derive")
-
-Progress = Callable[[int, int], None]
-"""Called with tensor bytes done and in all."""
 
 
 _BLOCK = 4 << 20
@@ -108,7 +106,7 @@ def derive(
     name: str | None = None,
     max_error: float | None = None,
     message: str = "",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Version:
     """Make a lossy variant of a version and publish it beside that.
 
@@ -126,7 +124,8 @@ def derive(
         max_error: largest relative L2 error of the whole model that is published: of all its float
             tensors as if they were one, those that are kept included.
         message: why; kept in the log.
-        progress: called with tensor bytes done and in all.
+        progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called with
+            tensor bytes done and in all.
 
     Returns:
         The variant; its reference is ``model@number+name``.
@@ -144,8 +143,11 @@ def derive(
         raise UsageError(f"{version} is a variant already: derive from {version.model}@"
                          f"{version.number}")  # fmt: skip
     model = store.load(f"{version.model}@{version.number}", profile=FULL)
-    with Spool(store.settings.cache_dir) as spool:
-        work = _Work(method, kept, spool, progress, model.nbytes)
+    with (
+        Spool(store.settings.cache_dir) as spool,
+        reported(progress, f"deriving {label} of {version}") as told,
+    ):
+        work = _Work(method, kept, spool, told, model.nbytes)
         files = [_derived_file(model, file, work) for file in model.manifest.files]
         if not work.tensors:
             raise UsageError(

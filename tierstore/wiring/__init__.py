@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 from tierstore import codecs, config
 from tierstore.blobs.base import BlobStore
@@ -20,7 +21,19 @@ from tierstore.wiring.backends import open_blobs
 from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved
 from tierstore.wiring.tiers import Tiers, activity_folder, counters
 
-__all__ = ["backends", "below", "init_store", "open_blobs", "open_store", "places", "tiers"]
+__all__ = [
+    "backends",
+    "below",
+    "init_as",
+    "init_store",
+    "open_as",
+    "open_blobs",
+    "open_store",
+    "places",
+    "tiers",
+]
+
+_S = TypeVar("_S", bound=Store)
 
 HOME_LIMIT_S = 15.0
 """A call of home that had no answer for so long failed, as in an object store; with the tiers that
@@ -34,10 +47,27 @@ def init_store(
     chunk_size: int = DEFAULT_CHUNK,
     tiers: Sequence[TierSpec] = (),
 ) -> Store:
+    """Make an empty store and open it; see ``init_as``."""
+    return init_as(Store, url, chunk_size=chunk_size, tiers=tiers)
+
+
+def open_store(url: str | os.PathLike[str] | None = None) -> Store:
+    """Open a store; see ``open_as``."""
+    return open_as(Store, url)
+
+
+def init_as(
+    kind: type[_S],
+    url: str | os.PathLike[str] | None = None,
+    *,
+    chunk_size: int = DEFAULT_CHUNK,
+    tiers: Sequence[TierSpec] = (),
+) -> _S:
     """Make an empty store and open it.
 
     Args:
-        url: as for ``open_store``; a local directory is made if it is missing.
+        kind: the class of what is returned.
+        url: as for ``open_as``; a local directory is made if it is missing.
         chunk_size: bytes of a chunk, a power of two from 1 to 16 MiB; fixed for ever.
         tiers: beside home; each must prove itself first, and nothing is made when one does not.
 
@@ -63,15 +93,16 @@ def init_store(
         except BaseException:
             blobs.close()
             raise
-    return _store(blobs)
+    return _store(kind, blobs)
 
 
-def open_store(url: str | os.PathLike[str] | None = None) -> Store:
+def open_as(kind: type[_S], url: str | os.PathLike[str] | None = None) -> _S:
     """Open a store.
 
     Its tiers are opened when they are needed.
 
     Args:
+        kind: the class of what is returned.
         url: a directory, ``s3://bucket/prefix`` or what else ``open_blobs`` takes; by default what
             ``TIERSTORE_STORE`` or the node's file says.
 
@@ -79,7 +110,7 @@ def open_store(url: str | os.PathLike[str] | None = None) -> Store:
         NotFound: there is no store.
         UnsupportedFormat: it was made by a newer tierstore.
     """
-    return _store(_open_home(config.store_url(_text(url))))
+    return _store(kind, _open_home(config.store_url(_text(url))))
 
 
 def _text(url: str | os.PathLike[str] | None) -> str | None:
@@ -92,7 +123,7 @@ def _open_home(url: str, *, create: bool = False) -> BlobStore:
     return blobs if blobs.bounded else DeadlineStore(blobs, HOME_LIMIT_S)
 
 
-def _store(blobs: BlobStore) -> Store:
+def _store(kind: type[_S], blobs: BlobStore) -> _S:
     try:
         codecs.use_native(config.native_wanted())
         settings, node = config.settings_from(), config.node_config()
@@ -103,7 +134,7 @@ def _store(blobs: BlobStore) -> Store:
         packs, hot = DurableTiers(tiers.durable(), tiers.reload), tiers.hot(settings, heat)
         folder = activity_folder(settings, own.store_id)
         hot.activity = Activity(folder, lambda: counters(packs, hot))
-        store = Store(blobs, settings, packs=packs, hot=hot, heat=heat, config=own)
+        store = kind(blobs, settings, packs=packs, hot=hot, heat=heat, config=own)
         store.home.news = tiers.news()
         return store
     except BaseException:

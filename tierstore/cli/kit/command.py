@@ -13,7 +13,7 @@ from tierstore.cli.kit.progress import ProgressBar
 from tierstore.config import check_known
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.store import Store
+    from tierstore.store import Store
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="URL", help="The store: a directory or a URL.")
@@ -43,7 +43,7 @@ class Cli:
 
     def open(self) -> Store:
         """Open the store; a context manager that closes it."""
-        from tierstore.wiring import open_store  # a command serves no metrics of its own
+        from tierstore.store import open_store  # a command serves no metrics of its own
 
         return open_store(self.url)
 

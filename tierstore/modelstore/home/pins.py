@@ -51,6 +51,9 @@ class Pins:
     def __init__(self, home: BlobStore, changed: Callable[[], None] = lambda: None) -> None:
         self._home, self._changed = home, changed
 
+    def __repr__(self) -> str:
+        return f"<Pins of {self._home.url}>"
+
     def add(
         self, version: Digest, ref: str, roles: Sequence[Role], until: datetime | None = None
     ) -> PinnedVersion:

@@ -45,6 +45,9 @@ class Releases:
     def __init__(self, names: Names) -> None:
         self._names, self._home = names, names.home
 
+    def __repr__(self) -> str:
+        return f"<Releases of {self._home.blobs.url}>"
+
     def create(
         self,
         name: str,

@@ -79,6 +79,9 @@ class Rollouts:
     def __init__(self, home: Home) -> None:
         self._home = home
 
+    def __repr__(self) -> str:
+        return f"<Rollouts of {self._home.blobs.url}>"
+
     def start(
         self,
         model: str,

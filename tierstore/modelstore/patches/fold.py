@@ -23,8 +23,8 @@ from tierstore.modelstore.saving.basis import Basis
 from tierstore.modelstore.saving.kept import KeptFile
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.saving.transaction import Saving
-from tierstore.modelstore.saving.writer import Progress
 from tierstore.modelstore.version import SaveStats, Version
+from tierstore.progress import Progress
 
 _WINDOW = 64 << 20
 

@@ -23,8 +23,8 @@ from tierstore.modelstore.patches.patching import (
     publish_patch,
 )
 from tierstore.modelstore.saving.transaction import Saving
-from tierstore.modelstore.saving.writer import Progress
 from tierstore.modelstore.version import Version, version_of
+from tierstore.progress import Progress
 
 
 class Patching:

@@ -17,7 +17,7 @@ _log = logging.getLogger("tierstore.mover")
 
 
 class PackGraph:
-    """Read from the layouts, each once as long as it does not change. For one thread."""
+    """Read from the layouts, each once as long as it does not change. Thread-safe."""
 
     def __init__(self, home: Home) -> None:
         self._home = home

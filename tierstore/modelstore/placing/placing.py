@@ -77,7 +77,7 @@ class MoveReport:
 
 
 class Placement:
-    """Where packs lie, where they should, and who moves them. For one thread.
+    """Where packs lie, where they should, and who moves them. Thread-safe.
 
     Args:
         home: of the store.
@@ -97,6 +97,9 @@ class Placement:
         self._home, self._pins, self._heat = home, pins, heat
         self._graph = PackGraph(home)
         self.stats = stats or MoverStats()
+
+    def __repr__(self) -> str:
+        return f"<Placement of {self._home.blobs.url}>"
 
     # Looking
 

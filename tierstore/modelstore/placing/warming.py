@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,14 +19,13 @@ from tierstore.modelstore.loading.opener import Opened
 from tierstore.modelstore.placing.hotpins import HotPins
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.version import Version
+from tierstore.progress import Progress
 from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot, disk_size
 
 HOT = "hot"
 _BATCH = 128 << 20
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,9 @@ class Warming:
         self._hot, self._pins, self._open = hot, pins, open_version
         self._batch = min(_BATCH, settings.memory_limit // 4)
 
+    def __repr__(self) -> str:
+        return f"<Warming of {', '.join(tier.name for tier in self._tiers()) or 'no tier'}>"
+
     def look(self, version: Version, tier: str) -> Warmth:
         """How much of a version is there; chunks count as there until they prove damaged."""
         target = self._tier(tier)
@@ -134,10 +136,12 @@ class Warming:
         target.remove(gone)
         return sum(place.frame_bytes for place in gone)
 
+    def _tiers(self) -> list[LocalHot | SharedHot]:
+        local = [] if self._hot.local is None else [self._hot.local]
+        return [*local, *self._hot.shared]
+
     def _tier(self, name: str) -> LocalHot | SharedHot:
-        found: list[LocalHot | SharedHot] = [*self._hot.shared]
-        if self._hot.local is not None:
-            found.insert(0, self._hot.local)
+        found = self._tiers()
         for tier in found:
             if tier.name == name or name == HOT:
                 return tier

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from tierstore.errors import (
@@ -280,7 +280,6 @@ def open_source(
         metadata: ``__metadata__`` of the header, for tensors in memory only.
         exclude: glob patterns of paths, relative to the directory, to leave out.
     """
-    refuse_other(source)
     if isinstance(source, Mapping):
         return [ArrayFile(source, metadata)]
     if metadata is not None:
@@ -334,10 +333,7 @@ def _excluded(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def refuse_other(source: object) -> None:
-    """Raise ``UsageError`` for what is neither a path nor tensors by name, with what to give."""
-    if isinstance(source, str | os.PathLike | Mapping):
-        return
+def _refuse_other(source: object) -> NoReturn:
     what = f"a value of type {type(source).__name__}"
     if callable(getattr(source, "state_dict", None)):
         raise UsageError(f"save takes a path or tensors by name, not {what}: give its state_dict()")
@@ -348,10 +344,15 @@ def refuse_other(source: object) -> None:
     raise UsageError(f"save takes a path or tensors by name, {{'weight': array}}, not {what}")
 
 
-def refuse_store(source: Path, store_url: str) -> None:
-    """Raise ``UsageError`` for a source that holds the store it would be saved into."""
-    home = urlsplit(store_url)
-    if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(
-        source.resolve()
-    ):
+def check_source(source: object, store_url: str) -> None:
+    """Raise ``UsageError`` for what cannot be saved whatever it holds, with what to give instead.
+
+    It is neither a path nor tensors by name, or a directory that holds the store.
+    """
+    if isinstance(source, Mapping):
+        return
+    if not isinstance(source, str | os.PathLike):
+        _refuse_other(source)
+    home, folder = urlsplit(store_url), Path(source).resolve()
+    if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(folder):
         raise UsageError(f"{source} holds the store itself; keep the store outside of it")

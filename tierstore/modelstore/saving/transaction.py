@@ -14,8 +14,9 @@ from tierstore.modelstore.saving.basis import Basis, basis_of
 from tierstore.modelstore.saving.delta import DeltaBases
 from tierstore.modelstore.saving.framing import encoders
 from tierstore.modelstore.saving.source import SourceFile
-from tierstore.modelstore.saving.writer import Progress, Writer
+from tierstore.modelstore.saving.writer import Writer
 from tierstore.modelstore.version import Version
+from tierstore.progress import Progress
 
 
 class Saving:

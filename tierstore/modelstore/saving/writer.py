@@ -48,9 +48,7 @@ from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.saving.savestate import Batch, Encoded, SaveState, SourceChunk
 from tierstore.modelstore.saving.source import Kept, SourceFile
 from tierstore.modelstore.version import SaveStats
-
-Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all."""
+from tierstore.progress import Progress
 
 _log = logging.getLogger("tierstore.writer")
 _ROUNDS = 5

