@@ -1,4 +1,4 @@
-"""What a version lies on: the full manifest below, and the patches between (format/SPEC.md 7.1)."""
+"""A version's chain: the full manifest below, and the patches on it (format/SPEC.md 7.1)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _log = logging.getLogger("tierstore.patches")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """How a version is read.
+    """How a version is read: a full manifest or a fold, and the patches that lie on it.
 
     Attributes:
-        top: the version's own manifest.
-        start: the version whose full content is known: a full one, or a patch version's fold.
-        full: digest of the full manifest of ``start``; the same, unless it is a fold.
-        patches: manifests of kind ``patch`` that lie on ``start``, the oldest first; the last is
+        top: The version's own manifest.
+        start: The version whose full content is known: a full one, or a patch version's fold.
+        full: Digest of the full manifest of ``start``: equal to ``start`` unless that is a fold.
+        patches: Digests of the patch manifests that lie on ``start``, the oldest first; the last is
             the version itself. Empty when the version is full or folded.
-        bottom: the full manifest, unless it is a fold's, which finding the chain did not read.
+        bottom: The full manifest; ``None`` for a fold's, which finding the chain does not read.
     """
 
     top: Manifest
@@ -46,8 +46,8 @@ def find_chain(home: Home, digest: Digest) -> Chain:
     """Find what a version lies on, down to the nearest full manifest or fold.
 
     Raises:
-        NotFound: a manifest of the chain is missing, and no fold makes up for it.
-        Damaged: one is damaged.
+        NotFound: A manifest of the chain is missing, and no fold makes up for it.
+        Damaged: A manifest of the chain is damaged.
     """
     top = manifest = home.manifest(digest)
     patches: list[Digest] = []  # the newest first
@@ -65,7 +65,7 @@ def find_chain(home: Home, digest: Digest) -> Chain:
 
 
 def unfolded(home: Home, digest: Digest) -> Chain:
-    """What a version lies on down to a full manifest of its own, whatever was folded."""
+    """Find the chain of a version down to a manifest of kind ``full``, ignoring folds."""
     top = manifest = home.manifest(digest)
     patches: list[Digest] = []  # the newest first
     while (info := patch_info(manifest)) is not None:
@@ -76,9 +76,9 @@ def unfolded(home: Home, digest: Digest) -> Chain:
 
 
 def fold_of(home: Home, digest: Digest) -> Digest | None:
-    """The full manifest that equals a patch version, if it was folded.
+    """Return the digest of the full manifest that a patch version was folded into, if it was.
 
-    A fold that cannot be read counts as none, as what it lies on says the same.
+    A fold that cannot be read is logged and ignored: the chain below says the same.
     """
     key = fold_key(digest)
     try:
@@ -91,7 +91,7 @@ def fold_of(home: Home, digest: Digest) -> Digest | None:
 
 
 def full_manifest(home: Home, chain: Chain) -> Manifest:
-    """The manifest of kind ``full`` that a chain must end with; read, if it was not yet."""
+    """Return the manifest of kind ``full`` at the bottom of a chain, reading it if necessary."""
     if chain.bottom is not None:
         return chain.bottom
     manifest = home.manifest(chain.full)
@@ -101,33 +101,33 @@ def full_manifest(home: Home, chain: Chain) -> Manifest:
 
 
 def bottom_manifest(home: Home, digest: Digest) -> Manifest:
-    """The full manifest below a version: its own, unless patches lie between."""
+    """Return the full manifest that a version is or that its patches lie on."""
     return full_manifest(home, find_chain(home, digest))
 
 
 def patch_manifests(home: Home, patches: Sequence[Digest]) -> list[Manifest]:
-    """The manifests of patches, in their order."""
+    """Return the manifests of these patches, in the same order."""
     return parallel(home.manifest, patches)
 
 
 def chain_table(
     home: Home, chain: Chain, full: Manifest, patches: Sequence[Manifest]
 ) -> ChunkTable:
-    """One table of where all chunks of a version lie: of its full manifest and its patches."""
+    """Return one table of the places of a version's chunks: its full manifest's and patches'."""
     pairs = [(chain.full, full), *zip(chain.patches, patches, strict=True)]
     tables = parallel(lambda pair: home.layout(*pair), pairs)
     return join_tables(tables, f"the layouts of version b3:{chain.full.hex}")
 
 
 def version_table(home: Home, digest: Digest) -> ChunkTable:
-    """Where all chunks lie that reading a version needs, and their bases."""
+    """Return the places of all chunks that reading a version needs, bases of deltas included."""
     chain = find_chain(home, digest)
     full = full_manifest(home, chain)
     return chain_table(home, chain, full, patch_manifests(home, chain.patches))
 
 
 def parallel(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    """What ``work`` gives for every item; small reads of home, several at once."""
+    """Return ``work(item)`` for every item; for small reads of home, eight at a time."""
     if len(items) < 2:
         return [work(item) for item in items]
     with ThreadPoolExecutor(8, "tierstore-chain") as pool:

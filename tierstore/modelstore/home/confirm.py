@@ -1,4 +1,4 @@
-"""Whether packs that a save relies on are still there (format/SPEC.md 11, step 4)."""
+"""Confirms that the packs a save relies on are still there (format/SPEC.md 11, step 4)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tierstore.format.sealed import Kind, unseal_body
 
 
 def gone_packs(home: BlobStore, packs: BlobStore, sizes: Mapping[bytes, int]) -> set[bytes]:
-    """Those of the packs that are condemned, missing or of another size.
+    """Return those of the packs that are condemned, missing or of another size.
 
     Args:
-        home: where the condemned lists are.
-        packs: where packs are.
-        sizes: of the packs by id, in bytes.
+        home: The store's home, where the condemned lists are.
+        packs: The tiers, where packs are.
+        sizes: The expected size of each pack in bytes, by pack id.
     """
     condemned = _condemned(home) if sizes else set()
 

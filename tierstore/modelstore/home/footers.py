@@ -1,4 +1,4 @@
-"""The footers of packs: what a pack holds by its own word."""
+"""Reads the footers of packs, which list the chunks that a pack holds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _log = logging.getLogger("tierstore.packs")
 
 
 def read_footer(store: BlobStore, key: str, size: int) -> tuple[Trailer, list[ChunkPlace]]:
-    """Read the trailer and the index of one pack.
+    """Read and verify the trailer and the index of one pack.
 
     Args:
-        store: the tier that has the pack.
-        key: of the pack.
-        size: of the pack in bytes.
+        store: The tier that has the pack.
+        key: Key of the pack.
+        size: Size of the pack in bytes.
+
+    Raises:
+        Damaged: The pack is too short, or its footer is not what it should be.
     """
     name = f"pack {key}"
     if size < PACK_HEADER_BYTES + TRAILER_BYTES:
@@ -36,9 +39,10 @@ def read_footer(store: BlobStore, key: str, size: int) -> tuple[Trailer, list[Ch
 
 
 def scan_packs(store: BlobStore) -> tuple[dict[bytes, ChunkPlace], dict[bytes, int]]:
-    """Where every chunk lies by the packs' own footers, and the packs' sizes.
+    """Return the place of every chunk, from the footers of all packs, and the packs' sizes.
 
-    What a missing layout is rebuilt from; reads three small ranges a pack.
+    A missing layout is rebuilt from this. It reads three small ranges of each pack; packs whose
+    footer cannot be read are logged and skipped.
     """
     found: dict[bytes, ChunkPlace] = {}
     sizes: dict[bytes, int] = {}

@@ -28,12 +28,12 @@ from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
 
 def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
-    """Make an empty store.
+    """Make an empty store at ``blobs``.
 
     Raises:
-        UsageError: the chunk size is no power of two from 1 to 16 MiB.
-        Conflict: there is a store already.
-        BackendError: the storage cannot create an object atomically, so it cannot be a home.
+        UsageError: The chunk size is not a power of two from 1 to 16 MiB.
+        Conflict: A store is there already, or another object under the config's key.
+        BackendError: The storage cannot create an object atomically, so it cannot be a home.
     """
     if not is_chunk_size(chunk_size):
         raise UsageError(
@@ -56,11 +56,11 @@ def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
 
 
 def read_config(blobs: BlobStore) -> StoreConfig:
-    """The config of the store at ``blobs``, once it is known that we can read it.
+    """Return the config of the store at ``blobs``, checked to be readable by this version.
 
     Raises:
-        NotFound: there is no store.
-        UnsupportedFormat: it was made by a newer version.
+        NotFound: There is no store.
+        UnsupportedFormat: The store was made by a newer version of tierstore.
     """
     name = f"{blobs.url}/{keys.CONFIG}"
     try:
@@ -77,12 +77,12 @@ def read_config(blobs: BlobStore) -> StoreConfig:
 
 
 class Home:
-    """Reads a store's metadata.
+    """Reads a store's metadata: config, manifests, layouts and ref logs.
 
     Args:
-        blobs: where the store lies.
-        packs: the tiers that hold its packs; by default they lie in home alone.
-        config: what ``read_config`` gave, if it was called already.
+        blobs: Storage that holds the store's metadata.
+        packs: The tiers that hold the store's packs; by default home alone.
+        config: The result of ``read_config``, if it was called already.
     """
 
     def __init__(
@@ -98,32 +98,32 @@ class Home:
         """Told of every entry that this process appends to a ref log."""
 
     def close(self) -> None:
-        """Release the tiers; ``blobs`` is the caller's."""
+        """Release the tiers and the news channel; ``blobs`` is the caller's and stays open."""
         if self.news is not None:
             self.news.close()
         self.packs.close()
 
     def log(self, model: str, name: str = keys.VERSION_LOG) -> RefLog:
-        """The ref log of a model's versions, or of ``alias/<alias>``."""
+        """Return the ref log of a model's versions, or of ``alias/<alias>``."""
         return RefLog(self.blobs, model, name, self.news)
 
     def models(self) -> list[str]:
-        """The names of all models, sorted; a folder that is no model's is left to ``check``."""
+        """Return the names of all models, sorted; folders that are no model's are skipped."""
         return sorted(_names(self.blobs.list_folders(keys.REFS)))
 
     def aliases(self, model: str) -> list[str]:
-        """The names of all aliases of a model, removed ones included, sorted."""
+        """Return the names of all aliases of a model, removed ones included, sorted."""
         prefix = keys.ref_prefix(model, keys.VERSION_LOG).removesuffix(keys.VERSION_LOG + "/")
         found = self.blobs.list_folders(prefix + keys.ALIASES)
         return sorted(_names(found))
 
     def variants(self, model: str) -> list[str]:
-        """The names of all variants that versions of a model have, sorted."""
+        """Return the names of all variants that versions of a model have, sorted."""
         prefix = keys.ref_prefix(model, keys.VERSION_LOG).removesuffix(keys.VERSION_LOG + "/")
         return sorted(_names(self.blobs.list_folders(prefix + keys.VARIANTS)))
 
     def manifest(self, digest: Digest) -> Manifest:
-        """The manifest of this digest, verified."""
+        """Return the manifest with this digest, verified."""
         key = keys.version_key(digest)
         try:
             data = self.blobs.get(key)
@@ -134,12 +134,13 @@ class Home:
         return parse_manifest(data, digest, f"manifest {key}")
 
     def layout(self, digest: Digest, manifest: Manifest) -> ChunkTable:
-        """Where the chunks of a manifest lie, all of them.
+        """Return the places of all chunks of a manifest.
 
         A layout that is missing is rebuilt from the packs' own footers.
 
         Raises:
-            Damaged: the layout is damaged, or a chunk of the version is in no pack.
+            Damaged: The layout is damaged.
+            NotFound: The layout does not list a chunk of the version, or a chunk is in no pack.
         """
         key = keys.layout_key(digest)
         try:
@@ -156,7 +157,10 @@ class Home:
         return table
 
     def rebuild_layout(self, digest: Digest, manifest: Manifest) -> bytes:
-        """The sealed layout of a manifest made anew from the packs' footers; not written."""
+        """Return the sealed layout of a manifest, made anew from the packs' footers.
+
+        Nothing is written. Raises ``NotFound`` when a chunk of the version is in no pack.
+        """
         found, sizes = scan_packs(self.packs)
         places: dict[bytes, ChunkPlace] = {}
         for chunk in chunks_of(manifest):
@@ -180,7 +184,7 @@ def _names(segments: Iterable[str]) -> Iterator[str]:
 
 
 def chunks_of(manifest: Manifest) -> list[bytes]:
-    """The digests of all chunks of a version in load order, repeats included."""
+    """Return the digests of all chunks of a version in load order, repeats included."""
     columns = [
         chunks
         for file in manifest.files

@@ -2,8 +2,8 @@
 
 Home holds immutable index segments; this cache holds their rows. It is only ever a hint: a writer
 confirms what it takes from it before it publishes. The file can be deleted at any moment, and a
-damaged one is replaced. SQLite has no checksums of its own: every row carries one, because a wrong
-place would be published in a layout. When the file cannot be used the cache is kept in memory.
+damaged one is replaced. SQLite has no checksums of its own, so every row carries one: a wrong place
+would be published in a layout. When the file cannot be used, the cache is kept in memory.
 """
 
 from __future__ import annotations
@@ -39,21 +39,23 @@ INSERT INTO chunks VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET
     pack = excluded.pack, place = excluded.place, bases = excluded.bases, sum = excluded.sum
 WHERE excluded.bases = x'' OR chunks.bases != x'';
 """
-"""A newer place replaces an older one, but no delta a standalone frame: that may be a base."""
+"""A newer place replaces an older one, but no delta replaces a standalone frame: that may be a
+base.
+"""
 _PLACE = struct.Struct("<4IB")
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
 
 _INHERITED: list[sqlite3.Connection] = []
-"""Connections of the process that we were forked from: closing one here could remove its log."""
+"""Connections of the parent process, kept open: closing one after a fork could remove its log."""
 
 
 class ChunkIndex:
     """Finds the place of a chunk by its digest.
 
     Args:
-        home: where the segments lie.
-        path: the cache file; ``None`` keeps the cache in memory.
+        home: The store's home, where the segments lie.
+        path: The cache file; ``None`` keeps the cache in memory.
     """
 
     def __init__(self, home: BlobStore, path: Path | None) -> None:
@@ -84,7 +86,7 @@ class ChunkIndex:
         return self._connect(":memory:")
 
     def _recover(self, error: sqlite3.Error) -> None:
-        """Leave a cache file that cannot be used: for a new one if it is bad, else for memory."""
+        """Give up a broken cache file: replace it if it is damaged, else use memory."""
         self.close()
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if self._path is not None and code in _REPLACED:
@@ -113,7 +115,7 @@ class ChunkIndex:
         return db
 
     def sync(self) -> None:
-        """Read the segments that are new in home."""
+        """Read the segments that were added to home since the last call."""
         with self._lock:
             for _ in range(2):  # a bad file is replaced, and the next one may not be writable
                 try:
@@ -162,7 +164,7 @@ class ChunkIndex:
             raise
 
     def find(self, digest: bytes) -> tuple[ChunkPlace, int] | None:
-        """Where the chunk is said to lie, and the size of that pack; ``None`` if unknown."""
+        """Return the place recorded for a chunk and the size of its pack; ``None`` if unknown."""
         query = (
             "SELECT pack, place, bases, sum, size FROM chunks JOIN packs ON packs.id = chunks.pack "
             "WHERE digest = ?"
@@ -185,7 +187,7 @@ class ChunkIndex:
         return ChunkPlace(digest, pack, offset, length, head, plain, codec, split), size
 
     def forget(self, packs: Iterable[bytes]) -> None:
-        """Drop what was said to lie in packs that are gone."""
+        """Drop the places recorded in packs that are gone."""
         with self._lock:
             try:
                 db = self._connection()

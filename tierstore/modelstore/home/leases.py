@@ -1,4 +1,4 @@
-"""Leases: what garbage collection must wait for (format/SPEC.md section 10)."""
+"""Leases: which saves and readers garbage collection must wait for (format/SPEC.md section 10)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _new_lease(role: Literal["writer", "reader"]) -> Lease:
 
 
 def writers(home: BlobStore) -> dict[str, Lease]:
-    """The saves that seem to run: writers' leases, by id, that have not ended by this clock."""
+    """Return the leases of running saves, by id: those not expired by this machine's clock."""
     found = {}
     for info in home.list(LEASES):
         try:
@@ -45,12 +45,15 @@ def writers(home: BlobStore) -> dict[str, Lease]:
 
 
 def is_saving(home: BlobStore) -> bool:
-    """Whether a save seems to be running."""
+    """Return whether a save seems to be running."""
     return bool(writers(home))
 
 
 class WriterLease:
-    """Held while a save runs: garbage collection leaves its packs alone. A context manager."""
+    """A lease held while a save runs, so that garbage collection leaves its packs alone.
+
+    It is a context manager: it is written on entry and deleted on exit.
+    """
 
     def __init__(self, home: BlobStore) -> None:
         self._home = home
@@ -66,7 +69,7 @@ class WriterLease:
         return self
 
     def renew(self) -> bool:
-        """Write the lease again; ``False`` when it had ended in between."""
+        """Write the lease again; return ``False`` when it had expired in between."""
         lapsed = self._renewed > 0 and time.monotonic() - self._renewed > TTL_S
         self._home.put(self._key, seal_body(Kind.LEASE, self._lease))
         self._renewed = time.monotonic()
@@ -74,11 +77,11 @@ class WriterLease:
 
     @property
     def is_young(self) -> bool:
-        """Whether less than a third of its time has passed."""
+        """Whether less than a third of the lease's time has passed."""
         return self._renewed > 0 and time.monotonic() - self._renewed <= TTL_S / 3
 
     def keep(self) -> None:
-        """Renew it unless it is young; cheap enough to call often."""
+        """Renew the lease unless it is young; cheap enough to call often."""
         if not self.is_young:
             self.renew()
 
@@ -95,9 +98,10 @@ class WriterLease:
 
 
 class ReaderLease:
-    """One per process and store: names the versions that it reads, off the reading path.
+    """The lease of one process on one store: names the versions that it reads.
 
-    A store that cannot be written to is read without a lease.
+    A background thread writes it, off the reading path. A store that cannot be written to is read
+    without a lease.
     """
 
     def __init__(self, home: BlobStore) -> None:
@@ -132,7 +136,7 @@ class ReaderLease:
             self._changed.wait(TTL_S / 3)
 
     def close(self) -> None:
-        """Give the lease back; in a forked child it is the parent's, and stays."""
+        """Delete the lease; a forked child leaves it alone, because it is the parent's."""
         if self._thread is None or self._lease.pid != os.getpid():
             return
         self._closed.set()

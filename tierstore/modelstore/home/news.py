@@ -1,6 +1,6 @@
-"""News: who changed which model just now, told to whoever listens. A hint, never a promise.
+"""News: tells the nodes of a store which model just changed. A hint, never a promise.
 
-What is told may be lost; whoever depends on it also looks at the ref log now and then.
+A message may be lost, so whoever depends on it also looks at the ref log now and then.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from typing import Protocol
 
 
 class Listening(Protocol):
-    """What is heard."""
+    """A subscription to the news of a store."""
 
     def get(self, timeout_s: float) -> str | None:
-        """The next model that changed, or ``None`` when none did in ``timeout_s`` seconds."""
+        """Return the next model that changed, or ``None`` if none did in ``timeout_s`` seconds."""
         ...
 
 
 class News(Protocol):
-    """Where a store's nodes tell each other that a model's log has a new entry."""
+    """A channel on which a store's nodes tell each other that a model's log has a new entry."""
 
     def tell(self, model: str) -> None:
-        """Say that a model changed. Never raises, never waits."""
+        """Announce that a model changed. Never raises, never waits."""
 
     def listen(self) -> AbstractContextManager[Listening]:
-        """Hear what is told while the block runs; ``Unreachable`` when the connection breaks."""
+        """Receive announcements in the block; ``Unreachable`` when the connection breaks."""
         ...
 
     def close(self) -> None:
-        """Tell what waits, for a while at most."""
+        """Send what is still queued, for a limited time, and close the channel."""
         ...

@@ -1,4 +1,4 @@
-"""Pins: versions that stay where they are fast (format/SPEC.md section 13)."""
+"""Pins: versions that are kept in fast tiers (format/SPEC.md section 13)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _log = logging.getLogger("tierstore.pins")
 
 @dataclass(frozen=True, slots=True)
 class PinnedVersion:
-    """A version that is kept where it is fast.
+    """A version that is kept in fast tiers.
 
     Attributes:
-        version: digest of its manifest.
-        ref: what was named when it was pinned.
-        roles: the tiers that keep it: ``hot``, ``warm``.
-        until: when the pin ends; ``None`` when it ends by ``unpin`` only.
-        who: ``user@host`` of who pinned it.
+        version: Digest of the version's manifest.
+        ref: The reference that was given when it was pinned, or the holder's name.
+        roles: Roles of the tiers that keep it: ``hot``, ``warm``.
+        until: When the pin ends; ``None`` when only ``unpin`` ends it.
+        who: Who pinned it, as ``user@host``.
     """
 
     version: Digest
@@ -41,11 +41,11 @@ class PinnedVersion:
 
 
 class Pins:
-    """The pins of a store: small objects in home, one for each version and who holds it.
+    """The pins of a store: small objects in home, one for each version and holder.
 
     Args:
-        home: where they lie.
-        changed: called after one was added or removed.
+        home: The store's home, where the pins lie.
+        changed: Called after a pin was added or removed.
     """
 
     def __init__(self, home: BlobStore, changed: Callable[[], None] = lambda: None) -> None:
@@ -57,16 +57,16 @@ class Pins:
     def add(
         self, version: Digest, ref: str, roles: Sequence[Role], until: datetime | None = None
     ) -> PinnedVersion:
-        """Pin a version for a user, or replace that pin.
+        """Pin a version for a user, or replace the user's pin of it.
 
         Args:
-            version: digest of its manifest.
-            ref: what the user named.
+            version: Digest of the version's manifest.
+            ref: The reference that the user gave.
             roles: ``hot``, ``warm`` or both.
-            until: an aware time in the future; ``None`` for no end.
+            until: When the pin ends, an aware time in the future; ``None`` for no end.
 
         Raises:
-            UsageError: no role, another role, or a time that is past.
+            UsageError: No role or an unknown role was given, or a time in the past.
         """
         chosen = sorted(set(roles))
         if not chosen or not set(chosen) <= {"hot", "warm"}:
@@ -82,7 +82,7 @@ class Pins:
         return _shown(pin)
 
     def remove(self, version: Digest) -> None:
-        """End a user's pin; ``NotFound`` when the version has none."""
+        """Remove the user's pin of a version; ``NotFound`` when there is none."""
         key = pin_key(version.hex)
         try:
             self._home.info(key)
@@ -94,13 +94,15 @@ class Pins:
         self._changed()
 
     def hold(self, holder: str, versions: Iterable[Digest]) -> None:
-        """Let ``holder`` pin exactly these versions, in hot and warm tiers, until it says else.
+        """Let ``holder`` pin exactly these versions, in hot and warm tiers, until its next call.
 
-        A pin of its own beside a user's and other holders', so that none ends another's.
+        Each holder has pins of its own, beside a user's and other holders', so that none ends
+        another's.
 
         Args:
-            holder: what needs them, such as ``rollout of ranker@prod``.
-            versions: digests of their manifests; none ends all pins of this holder.
+            holder: What needs the versions, such as ``rollout of ranker@prod``.
+            versions: Digests of the versions' manifests; an empty list ends all pins of this
+                holder.
         """
         mark = "-" + blake3(holder.encode()).hexdigest()[:16]
         wanted = {pin_key(version.hex) + mark: version for version in versions}
@@ -115,10 +117,10 @@ class Pins:
         self._changed()
 
     def active(self) -> list[PinnedVersion]:
-        """The pins that have not ended, by digest.
+        """Return the pins that have not ended, sorted by version digest.
 
-        A pin that cannot be read is logged and holds its version everywhere and without end:
-        ignoring it would drop what somebody wanted to keep.
+        A pin that cannot be read is logged and counts as one that holds its version in all fast
+        tiers without end: ignoring it would drop what somebody wanted to keep.
         """
         found = []
         for info in self._home.list(PINS):

@@ -1,4 +1,4 @@
-"""What a store's storage really does, found out by trying."""
+"""Finds out by trying what a store's storage really does."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tierstore.format.keys import PROBES
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What one object that was written and deleted again showed.
+    """The result of writing and deleting one object.
 
     Attributes:
-        put_if_absent: a second creation of the same key was refused.
-        clock_skew_s: the storage's clock minus this machine's, in seconds; as exact as the
-            storage's times (often whole seconds) and half the round trip.
+        put_if_absent: Whether a second creation of the same key was refused.
+        clock_skew_s: The storage's clock minus this machine's, in seconds; accurate to half the
+            round trip plus the resolution of the storage's times, often a whole second.
     """
 
     put_if_absent: bool
@@ -26,10 +26,11 @@ class Probe:
 
 
 def probe(blobs: BlobStore) -> Probe:
-    """Create one small object, twice, look at its time, and delete it.
+    """Create one small object twice, look at its time, and delete it.
 
     Raises:
-        PermissionDenied, OutOfSpace, Unreachable, BackendError: the storage did not take it.
+        PermissionDenied, OutOfSpace, Unreachable, BackendError: The storage did not take the
+            object.
     """
     key = PROBES + uuid.uuid4().hex
     try:
@@ -44,10 +45,11 @@ def probe(blobs: BlobStore) -> Probe:
 
 
 def prove(blobs: BlobStore) -> None:
-    """Write one small object, read it back and remove it.
+    """Write one small object, read it back and delete it.
 
     Raises:
-        PermissionDenied, OutOfSpace, Unreachable, BackendError: the storage did not do it.
+        PermissionDenied, OutOfSpace, Unreachable, BackendError: The storage refused, or gave back
+            something else.
     """
     key = PROBES + uuid.uuid4().hex
     blobs.put(key, b"tierstore")

@@ -31,7 +31,7 @@ _PAGE = 64
 
 
 def whoami() -> str:
-    """``user@host``, as recorded in every entry."""
+    """Return ``user@host`` of this process, as recorded in every entry."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # no such user id in this container
@@ -40,8 +40,13 @@ def whoami() -> str:
 
 
 class Target(NamedTuple):
-    """What a new entry says: the version (0 for the entry's own number) and its manifest, the entry
-    that a rollback goes back to, and where an alias is on its way to.
+    """What a new entry says.
+
+    Attributes:
+        version: Number of the version; 0 for the entry's own number, ``None`` for no version.
+        manifest: Hex digest of the version's manifest.
+        previous: Number of the entry that a rollback goes back to.
+        rollout: The rollout under way, when an alias is moving to another version.
     """
 
     version: int | None
@@ -54,10 +59,10 @@ class RefLog:
     """One ref of one model: an append-only log in home.
 
     Args:
-        home: where the store's metadata lies.
-        model: name of the model.
-        name: ``versions`` or ``alias/<alias>``.
-        news: told of every entry that is appended.
+        home: Where the store's metadata lies.
+        model: Name of the model.
+        name: Name of the ref: ``versions`` or ``alias/<alias>``.
+        news: Channel that is told of every entry appended here.
     """
 
     def __init__(self, home: BlobStore, model: str, name: str, news: News | None = None) -> None:
@@ -66,14 +71,14 @@ class RefLog:
         self.title = f"{model}@{name.removeprefix('alias/')}"
 
     def key_of(self, seq: int) -> str:
-        """The key of one entry in home."""
+        """Return the key of one entry in home."""
         return entry_key(self._prefix, seq)
 
     def last(self) -> RefEntry | None:
-        """The current entry, or ``None`` when the log is empty.
+        """Return the current entry, or ``None`` when the log is empty.
 
-        Begins at the hint and gallops up, then bisects: a hint that is missing, stale or damaged
-        costs 2 log2(n) reads and changes no result.
+        The search begins at the hint, gallops up and then bisects: a hint that is missing, stale or
+        damaged costs 2 log2(n) reads and changes no result.
         """
         low = self.hinted()
         known = self._read([low, low + 1]) if low else {}  # as a rule there is nothing behind it
@@ -94,7 +99,7 @@ class RefLog:
         return best
 
     def hinted(self) -> int:
-        """The sequence number that the hint gives, 0 when it cannot be read: maybe outdated."""
+        """Return the number in the hint, which may be outdated; 0 when it cannot be read."""
         try:
             data = self._home.get(self._prefix + HEAD)
             return max(0, unseal_body(Kind.HINT, data, Hint, self._prefix + HEAD).seq)
@@ -109,7 +114,7 @@ class RefLog:
             return None
 
     def _read(self, seqs: Sequence[int]) -> dict[int, RefEntry]:
-        """Those of the entries that exist, asked for together."""
+        """Return those of the entries that exist, by number, in one request."""
         keys = {entry_key(self._prefix, seq): seq for seq in seqs}
         found = self._home.get_many(list(keys))
         return {
@@ -118,14 +123,14 @@ class RefLog:
         }
 
     def entry(self, seq: int) -> RefEntry:
-        """The entry with this sequence number; ``NotFound`` when there is none."""
+        """Return the entry with this sequence number; ``NotFound`` when there is none."""
         entry = self._find(seq)
         if entry is None:
             raise NotFound(f"{self.title} has no entry {seq}; 'tierstore log' lists them")
         return entry
 
     def entries(self, limit: int | None = None) -> Iterator[RefEntry]:
-        """The entries, newest first; at most ``limit``."""
+        """Yield the entries, newest first, at most ``limit`` of them."""
         last = self.last()
         if last is None:
             return
@@ -140,13 +145,16 @@ class RefLog:
         target: Callable[[RefEntry | None], Target | tuple[int | None, str | None, int | None]],
         message: str = "",
     ) -> RefEntry:
-        """Append one entry and return it; racing writers each get their own place.
+        """Append one entry and return it; concurrent writers each get a number of their own.
 
         Args:
-            action: what is done.
-            target: given the current entry, returns what the new one says; called again when
+            action: What is done to the ref.
+            target: Called with the current entry, returns what the new one says; called again when
                 another writer came first.
-            message: why.
+            message: Note for the log: why this is done.
+
+        Raises:
+            Conflict: Other writers came first a thousand times.
         """
         from importlib.metadata import version as package_version  # slow, and only writers need it
 

@@ -1,4 +1,4 @@
-"""Which tiers a store has: numbered revisions in home (format/SPEC.md section 13)."""
+"""The list of a store's tiers: numbered revisions in home (format/SPEC.md section 13)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ from tierstore.modelstore.home.home import read_config
 from tierstore.modelstore.home.refs import whoami
 
 ROLES: tuple[Role, ...] = ("hot", "shared", "warm", "cold")
-"""From the fastest to the slowest: the order in which tiers are read."""
+"""The roles of tiers from the fastest to the slowest: the order in which they are read."""
 
 MIN_HEAT, TTL = "min_heat", "ttl_s"
 MOVER_OPTIONS = (MIN_HEAT, TTL)
-"""Options of a durable tier that are for the mover: the heat that it asks for, seconds after which
-what nobody read leaves it."""
+"""Options of a durable tier for the mover: the least heat of its packs, and the seconds after which
+a pack that nobody reads leaves it.
+"""
 
 PRICES = ("gb_month", "put_1000", "get_1000", "retrieve_gb", "egress_gb", "min_days")
 Change = Callable[[Sequence[TierSpec]], Sequence[TierSpec]]
@@ -49,14 +50,14 @@ class TierLog:
     """The revisions of a store's list of tiers.
 
     Args:
-        home: of the store.
+        home: The store's home.
     """
 
     def __init__(self, home: BlobStore) -> None:
         self._home = home
 
     def current(self) -> TierList | None:
-        """The list that holds; ``None`` when there has never been one."""
+        """Return the newest revision; ``None`` when there has never been one."""
         newest = max((info.key for info in self._home.list(TIERS)), default=None)
         if newest is None:
             return None
@@ -65,11 +66,11 @@ class TierLog:
         return parse_tiers(self._home.get(newest), seq, f"list of tiers {newest}")
 
     def change(self, change: Change, message: str = "") -> TierList:
-        """Write a new revision: ``change`` of the tiers as they are.
+        """Write a new revision, made by calling ``change`` with the current tiers.
 
         Raises:
-            Conflict: somebody else changed them at the same time; nothing was changed.
-            ConfigError: a tier is not as it must be.
+            Conflict: Another process changed the tiers at the same time; nothing was changed.
+            ConfigError: A tier of the new list is not valid.
         """
         self._announce()
         current = self.current()
@@ -108,7 +109,7 @@ class TierLog:
         return False
 
     def _announce(self) -> None:
-        """Have older versions refuse the store before any pack lies where they do not look."""
+        """Make older versions refuse the store before packs lie where they do not look."""
         config = read_config(self._home)
         features = Features(
             read=sorted({*config.features.read, FEATURE}),
@@ -122,7 +123,7 @@ class TierLog:
 
 
 def added(tiers: Sequence[TierSpec], spec: TierSpec) -> list[TierSpec]:
-    """With one more tier, behind those of its role."""
+    """Return the tiers with ``spec`` added behind those of its role; ``Conflict`` if it exists."""
     if any(tier.name == spec.name for tier in tiers):
         raise Conflict(f"there is a tier {spec.name!r} already; choose another name")
     ranks = [ROLES.index(tier.role) for tier in tiers]
@@ -131,20 +132,20 @@ def added(tiers: Sequence[TierSpec], spec: TierSpec) -> list[TierSpec]:
 
 
 def changed(tiers: Sequence[TierSpec], name: str, **fields: Any) -> list[TierSpec]:
-    """With some fields of one tier replaced."""
+    """Return the tiers with some fields of the tier ``name`` replaced."""
     found = find(tiers, name)
     new = msgspec.structs.replace(found, **fields)
     return [new if tier.name == name else tier for tier in tiers]
 
 
 def removed(tiers: Sequence[TierSpec], name: str) -> list[TierSpec]:
-    """Without one tier."""
+    """Return the tiers without the tier ``name``."""
     gone = find(tiers, name)
     return [tier for tier in tiers if tier is not gone]
 
 
 def find(tiers: Iterable[TierSpec], name: str) -> TierSpec:
-    """The tier of this name; ``NotFound`` lists those there are."""
+    """Return the tier of this name; the message of ``NotFound`` lists those there are."""
     known = {tier.name: tier for tier in tiers}
     if name not in known:
         names = ", ".join(known) or "none"
@@ -153,7 +154,7 @@ def find(tiers: Iterable[TierSpec], name: str) -> TierSpec:
 
 
 def checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
-    """The tiers, when a store may have them; ``ConfigError`` says why not."""
+    """Return the tiers if a store may have them; raise ``ConfigError`` if not."""
     for spec in tiers:
         check_tier(spec)
     hot = [tier.name for tier in tiers if tier.role == "hot"]
@@ -163,7 +164,7 @@ def checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
 
 
 def check_tier(spec: TierSpec) -> None:
-    """Raise ``ConfigError`` for a tier that cannot be in a list."""
+    """Raise ``ConfigError`` for a tier that a list cannot have."""
     if has_secret(spec.url):  # the URL is not repeated: it holds a secret
         raise ConfigError(
             f"the URL of tier {spec.name!r} holds a password or key, and every node would read it; "
@@ -201,7 +202,7 @@ def check_tier(spec: TierSpec) -> None:
 
 
 def mover_option(spec: TierSpec, name: str) -> float | None:
-    """An option for the mover; ``ConfigError`` when it is no number from 0."""
+    """Return the value of a mover option; ``ConfigError`` unless it is a number of at least 0."""
     text = spec.options.get(name)
     if text is None:
         return None
