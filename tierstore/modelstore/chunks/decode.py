@@ -22,21 +22,23 @@ from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import MIN_MAPPED
 
 Sink = Callable[[int, memoryview], None]
-"""Takes verified plain bytes and where in the tensor they begin; called from several threads."""
+"""Takes verified plain bytes and their offset in the tensor; called from several threads."""
 
 Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
-"""One try to read a frame: avoids the tiers named first, adds those it read from to the second."""
+"""One try to read a frame: avoids the tiers given first, and adds those it read from to the second.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of one chunk of a tensor: the spans to read, all in one chunk's range.
+    """A part of one chunk of a tensor.
 
     Attributes:
-        place: of the chunk.
-        begin: where the chunk begins in the tensor, in bytes.
-        length: plain bytes of the chunk.
-        spans: byte ranges of the tensor that are wanted, ascending; those outside are ignored.
+        place: Place of the chunk's frame.
+        begin: Offset of the chunk in the tensor, in bytes.
+        length: Plain bytes of the chunk.
+        spans: Byte ranges of the tensor that are wanted, ascending; what lies outside the chunk is
+            ignored.
     """
 
     place: ChunkPlace
@@ -46,7 +48,7 @@ class Part:
 
     @property
     def wanted(self) -> int:
-        """Bytes of the spans that lie in the chunk."""
+        """Number of wanted bytes that lie in the chunk."""
         end = self.begin + self.length
         return sum(max(0, min(stop, end) - max(start, self.begin)) for start, stop in self.spans)
 
@@ -56,9 +58,9 @@ class FrameDecoder:
 
     Args:
         pool: Reads the frames.
-        table: the version's layout, for the bases of deltas.
-        keep: plain base chunks kept in memory: neighbours often share one.
-        hot: asked first for parts of chunks and for the bases of deltas.
+        table: The version's layout, for the bases of deltas.
+        keep: How many plain base chunks are kept in memory: neighbours often share one.
+        hot: The hot tiers, asked first for parts of chunks and for the bases of deltas.
     """
 
     def __init__(
@@ -102,13 +104,13 @@ class FrameDecoder:
         bad: frozenset[str] = frozenset(),
         error: Damaged | None = None,
     ) -> None:
-        """Fetch a frame and decode it into ``out``.
+        """Fetch a frame and decode it into ``out``, trying other copies when one is damaged.
 
         Args:
-            place: of the frame, as the layout has it.
-            out: as long as the chunk.
-            bad: tiers whose copy was tried already ...
-            error: ... and what was wrong with it.
+            place: Place of the frame, as the layout has it.
+            out: Where the plain bytes go; exactly as long as the chunk.
+            bad: Names of tiers whose copy was found damaged already.
+            error: What was wrong with the copies in ``bad``.
         """
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
@@ -131,8 +133,10 @@ class FrameDecoder:
         return heads[0]
 
     def read_part(self, part: Part, sink: Sink) -> Came:
-        """Give ``sink`` what is wanted: out of this node's tier, or from the head of the frame and
-        just the blocks that hold it.
+        """Give ``sink`` the wanted bytes and return how they came.
+
+        They come from this node's tier, or else from the head of the frame and just the blocks that
+        hold them.
         """
         plain = self._on_this_node(part.place)
         if plain is not None:
@@ -149,7 +153,10 @@ class FrameDecoder:
         return "delta" if part.place.bases else "full"
 
     def _on_this_node(self, place: ChunkPlace) -> memoryview | None:
-        """The plain bytes of a chunk that is hot here, of which only what is used is read."""
+        """Return the plain bytes of a chunk that is hot on this node.
+
+        Large ones are mapped, so that only the pages in use are read.
+        """
         local = self._hot.local
         if local is None:
             return None
@@ -167,7 +174,7 @@ class FrameDecoder:
         bad: frozenset[str] = frozenset(),
         first: Damaged | None = None,
     ) -> None:
-        """Run ``attempt``, and while it finds damage run it again on the copies in other tiers."""
+        """Run ``attempt``, and as long as it finds damage, again on the copies in other tiers."""
         while True:
             used: set[str] = set()
             try:
@@ -187,7 +194,7 @@ class FrameDecoder:
                 return
 
     def _base(self, head: FrameHead) -> memoryview | None:
-        """The plain base of a delta: pieces of other chunks, laid end to end."""
+        """Return the plain base of a delta: pieces of other chunks, laid end to end."""
         if not head.bases:
             return None
         whole = self._whole_base(head)
@@ -203,7 +210,7 @@ class FrameDecoder:
         return base
 
     def _whole_base(self, head: FrameHead) -> memoryview | None:
-        """The base, when it is one whole chunk: nothing needs to be copied."""
+        """Return the base without copying it, if it is exactly one whole chunk."""
         piece = head.bases[0]
         place = self._base_place(piece.digest)
         if len(head.bases) > 1 or piece.offset or place.plain_bytes != head.plain_bytes:
@@ -211,7 +218,7 @@ class FrameDecoder:
         return self._bases.get(piece.digest)
 
     def _part_of_base(self, head: FrameHead, start: int, stop: int) -> memoryview | None:
-        """Bytes ``[start, stop)`` of the base of a delta; reads just the blocks that hold them."""
+        """Return bytes ``[start, stop)`` of a delta's base, reading only the blocks around them."""
         if not head.bases:
             return None
         out = memoryview(bytearray(stop - start))
@@ -239,7 +246,7 @@ class FrameDecoder:
         return place
 
     def _base_chunk(self, digest: bytes) -> memoryview:
-        """The plain bytes of a base, from wherever they are near."""
+        """Return the plain bytes of a base chunk, from the nearest place that has it."""
         place = self._base_place(digest)
         plain = self._on_this_node(place)
         if plain is not None:
@@ -251,7 +258,7 @@ class FrameDecoder:
         return out
 
     def _drop_bad_bases(self, place: ChunkPlace) -> bool:
-        """Whether a base was bad that is kept on this node: its disk may have changed it."""
+        """Drop those bases of a delta that this node's disk damaged; tell whether any was."""
         found = False
         for digest in set(place.bases) if self._hot.local is not None else ():
             if digest_of(self._bases.get(digest)).raw != digest:
@@ -318,7 +325,7 @@ class FrameDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """``length`` bytes at ``offset`` of a base chunk, and where in the base they are wanted."""
+    """``length`` bytes at ``offset`` of a base chunk, and their position in the wanted bytes."""
 
     offset: int
     length: int
@@ -326,7 +333,7 @@ class _Row:
 
 
 def _by_base(head: FrameHead, start: int, stop: int) -> Iterator[tuple[bytes, list[_Row]]]:
-    """What bytes ``[start, stop)`` of a delta's base are made of, one base chunk at a time."""
+    """Yield the pieces that make up bytes ``[start, stop)`` of a delta's base, by base chunk."""
     rows: dict[bytes, list[_Row]] = {}
     at = 0
     for piece in head.bases:
@@ -339,7 +346,10 @@ def _by_base(head: FrameHead, start: int, stop: int) -> Iterator[tuple[bytes, li
 
 
 def _head_of(frame: memoryview | bytearray, place: ChunkPlace) -> FrameHead:
-    """The head of the frame in ``place``, verified; a chunk that is a base has none itself."""
+    """Return the verified head of the frame in ``place``.
+
+    A frame that is a delta where the layout names no bases is damaged: bases are standalone.
+    """
     name = _frame_name(place)
     head = parse_frame_head(frame, name, place.digest)
     if head.bases and not place.bases:
@@ -352,7 +362,7 @@ def _frame_name(place: ChunkPlace) -> str:
 
 
 def _neighbours(blocks: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as ranges ``(first, last)`` of neighbours."""
+    """Yield ascending numbers as ranges ``(first, last)`` of neighbours."""
     first = last = None
     for block in blocks:
         if last is not None and block == last + 1:

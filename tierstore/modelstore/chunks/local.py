@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _PARALLEL_BYTES = 128 << 20
-"""Fewer are mapped before threads have begun, or verified in 50 ms."""
+"""Less is handled in one thread: mapped before others have begun, or verified in 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Bytes that lie in a file of this node, which is immutable and open: nothing of it is read.
+    """Bytes in an open, immutable file of this node; nothing of it is read yet.
 
     Attributes:
-        file: The open file; whoever got this closes it.
+        file: The open file; whoever receives it closes it.
         offset: Position of the first byte.
-        count: How many bytes there are.
-        failed: Is told when reading the file fails.
+        count: Number of bytes.
+        failed: Called with the error when reading the file fails.
     """
 
     file: FileIO
@@ -47,7 +47,7 @@ class LocalChunks:
     """The part of a version that is hot on this node. Thread-safe.
 
     Args:
-        hot: The hot tiers, of which this node's own is looked at.
+        hot: The hot tiers; only this node's own is used.
         pool: The version's threads and counters.
         table: The version's layout.
     """
@@ -57,22 +57,23 @@ class LocalChunks:
 
     @property
     def keeps_chunks(self) -> bool:
-        """Whether whole chunks that are read are kept for this node's other processes."""
+        """Whether whole chunks that are read are kept for other processes of this node."""
         return self._hot.local is not None
 
     def tensors(
         self, wanted: Sequence[Stored], chunk_bytes: int
     ) -> list[npt.NDArray[np.uint8] | None]:
-        """Return tensors whose chunks are all here, each as a writable array of its own.
+        """Return the tensors whose chunks are all on this node, each as its own writable array.
 
-        They are mapped where that pays.
+        Large ones are mapped copy-on-write.
 
         Args:
-            wanted: For each tensor the digests of its chunks in order, end to end, and its bytes.
-            chunk_bytes: The chunk size of their version.
+            wanted: For each tensor the digests of its chunks in order, end to end, and its plain
+                bytes.
+            chunk_bytes: Chunk size of the version, in bytes.
 
         Returns:
-            ``None`` for those that have to be read.
+            One entry per tensor, in order; ``None`` for those that have to be read.
         """
         local = self._hot.local
         if local is None:
@@ -93,7 +94,7 @@ class LocalChunks:
         return [found[at] for at in range(len(wanted))]
 
     def open(self, place: ChunkPlace) -> FilePart | None:
-        """Return a chunk that is here as an open file; ``None`` when it has to be read."""
+        """Return a chunk on this node as an open file; ``None`` when it has to be read."""
         local = self._hot.local
         file = None if local is None else local.open(place.digest, place.plain_bytes)
         if local is None or file is None:

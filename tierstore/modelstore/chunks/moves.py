@@ -1,4 +1,4 @@
-"""Where frames went when their pack was rewritten."""
+"""Follows frames to their new packs when a pack was rewritten."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tierstore.tiers.durable.tiers import DurableTiers
 
 
 class Moves:
-    """The moves of packs that are gone, each read when it is needed. Thread-safe.
+    """The moves of packs that are gone, each read when it is first needed. Thread-safe.
 
     Args:
         home: The blobs of the store's home, where moves lie.
@@ -29,7 +29,7 @@ class Moves:
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
 
     def current(self, place: ChunkPlace) -> ChunkPlace:
-        """Return where the frame is now, as far as this reader knows."""
+        """Return the place of the frame after the moves that are known so far."""
         moved = self._moved.get(place.pack)
         if moved is None:
             return place
@@ -41,7 +41,7 @@ class Moves:
         return self.current(moved[place.digest])
 
     def follow(self, pack: bytes) -> None:
-        """Learn where the frames of a pack went that is gone; ``NotFound`` when nobody says."""
+        """Read where the frames of a missing pack went; ``NotFound`` when no move is recorded."""
         self._follow(pack, frozenset())
 
     def _follow(self, pack: bytes, behind: frozenset[bytes]) -> dict[bytes, ChunkPlace]:

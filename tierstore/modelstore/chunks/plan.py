@@ -1,4 +1,4 @@
-"""Which bytes to read for what is wanted: pure, no I/O."""
+"""Plans which byte ranges to read for what is wanted: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Run:
 def plan_runs(
     places: Sequence[ChunkPlace], *, max_gap: int, max_run: int, tail: int = 0
 ) -> list[Run]:
-    """Coalesce frames into as few reads as pay.
+    """Coalesce frames into runs: few requests, without reading much in vain.
 
     Frames of one pack that lie at most ``max_gap`` bytes apart are read together, up to ``max_run``
     bytes; a frame longer than that is a run of its own. A frame that is wanted twice is read once.
     Runs come in the order in which their first frame was asked for.
 
     Args:
-        places: the frames wanted.
-        max_gap: bytes that may be read in vain to save a request.
-        max_run: longest run in bytes.
-        tail: so many bytes at the end, but no more than a quarter of all, are read in runs a
-            quarter as long: threads that share a link end at one time, and what each fetched last
-            is decoded when nothing is on its way any more.
+        places: Places of the wanted frames.
+        max_gap: Bytes between two frames that may be read in vain to save a request.
+        max_run: Longest run, in bytes.
+        tail: This many bytes at the end, but at most a quarter of all, are read in runs a quarter
+            as long. Threads that share a link finish together, and what each fetched last is
+            decoded while the link is idle; shorter runs keep that short.
     """
     rank: dict[bytes, int] = {}
     for place in places:
@@ -76,7 +76,7 @@ def plan_runs(
 
 
 def batches(items: Iterable[_T], size_of: Callable[[_T], int], limit: int) -> Iterator[list[_T]]:
-    """Neighbouring items that together have at most ``limit`` bytes, or one item alone."""
+    """Yield neighbouring items in batches of at most ``limit`` bytes, or of one larger item."""
     batch: list[_T] = []
     size = 0
     for item in items:
@@ -90,11 +90,11 @@ def batches(items: Iterable[_T], size_of: Callable[[_T], int], limit: int) -> It
 
 
 def spans_of_rows(rows: npt.NDArray[np.int64], row_bytes: int) -> list[tuple[int, int]]:
-    """The byte ranges ``[start, stop)`` that hold ``rows``, ascending, neighbours merged.
+    """Return the byte ranges ``[start, stop)`` that hold ``rows``, ascending, neighbours merged.
 
     Args:
-        rows: row numbers in any order, repeats allowed.
-        row_bytes: bytes of one row.
+        rows: Row numbers in any order; repeats are allowed.
+        row_bytes: Bytes of one row.
     """
     if not len(rows) or not row_bytes:
         return []
@@ -111,13 +111,13 @@ def spans_of_rows(rows: npt.NDArray[np.int64], row_bytes: int) -> list[tuple[int
 def blocks_of_spans(
     spans: Sequence[tuple[int, int]], begin: int, length: int, block: int
 ) -> list[int]:
-    """Which blocks of a chunk hold bytes of ``spans``.
+    """Return the numbers of the blocks of a chunk that hold bytes of ``spans``, ascending.
 
     Args:
-        spans: byte ranges of the tensor, ascending and disjoint.
-        begin: where the chunk begins in the tensor.
-        length: plain bytes of the chunk.
-        block: plain bytes of a block.
+        spans: Byte ranges of the tensor, ascending and disjoint.
+        begin: Offset of the chunk in the tensor, in bytes.
+        length: Plain bytes of the chunk.
+        block: Plain bytes of a block.
     """
     wanted: dict[int, None] = {}
     for start, stop in spans:

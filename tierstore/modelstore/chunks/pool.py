@@ -1,4 +1,4 @@
-"""Reads ranges of packs: bounded threads, a buffer for each of them, and counts of what it cost."""
+"""Reads ranges of packs: bounded threads, a staging buffer for each, and counters of the cost."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ _STAGING_BYTES = 192 * _MIB  # beyond it more threads only wait for the memory b
 _REMOTE_THREADS = 8
 
 Came: TypeAlias = Literal["reused", "delta", "full"]
-"""How plain bytes came: out of a hot tier or by another reader of this process, or else from a
-durable tier as a delta or standalone."""
+"""How plain bytes came: ``reused`` from a hot tier or another reader of this process, or from a
+durable tier, as a ``delta`` or standalone (``full``).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class BadCopy:
-    """A copy of a frame that was damaged while another one was good.
+    """A copy of a frame that was damaged while another copy was good.
 
     Attributes:
-        place: The place of the frame.
+        place: Place of the frame.
         tiers: Names of the tiers whose copy is bad.
         why: What is wrong with it.
     """
@@ -47,16 +48,16 @@ class BadCopy:
 class ReadPool:
     """The threads, buffers and counters of one version's reads. Thread-safe.
 
-    It reads byte ranges of packs from the tiers that have them, and follows packs that moved.
-    Staging memory is one run of frames for each thread, and with deltas two chunks, so
-    ``memory_limit`` bounds the threads.
+    It reads byte ranges of packs from the tiers that have them, and follows packs that moved. Each
+    thread stages one run of frames, and two more chunks where there are deltas, so ``memory_limit``
+    bounds the number of threads.
 
     Args:
         home: The blobs of the store's home, where moves lie.
         tiers: The durable tiers, where packs lie.
         table: The version's layout, which says how long its frames and chunks are.
-        threads: How many threads decode.
-        memory_limit: Bytes of staging memory, of which 192 MiB are used at most.
+        threads: How many threads decode; at least 8 are used over a network.
+        memory_limit: Bytes of staging memory, of which at most 192 MiB are used.
     """
 
     def __init__(
@@ -83,9 +84,9 @@ class ReadPool:
         self.moves = Moves(home, tiers)
         self.requests = 0
         self.bytes_by_tier: dict[str, int] = {}
-        """Bytes read from durable tiers, by their names."""
+        """Bytes read from durable tiers, by the tiers' names."""
         self.hot_bytes: dict[str, int] = {}
-        """Bytes that came from hot tiers, by their names: plain ones of this node, else frames."""
+        """Bytes that came from hot tiers, by name: plain bytes of this node's tier, else frames."""
         self.bytes_mapped = 0
         self.bytes_decoded = 0
         """Plain bytes decoded and verified."""
@@ -121,7 +122,7 @@ class ReadPool:
                 raise
 
     def staging(self, nbytes: int) -> memoryview:
-        """Return a buffer of ``nbytes`` bytes, the calling thread's own until its next call."""
+        """Return a buffer of ``nbytes`` bytes, valid until the calling thread's next call."""
         buffer: bytearray | None = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < nbytes:
             buffer = self._local.buffer = bytearray(max(nbytes, self.max_run_bytes))
@@ -150,7 +151,7 @@ class ReadPool:
             self.bytes_decoded += nbytes
 
     def note_bad_copy(self, place: ChunkPlace, tiers: Iterable[str], error: Damaged) -> None:
-        """Report that a frame had to be read from another tier because its copy was damaged."""
+        """Report a frame that was read elsewhere because its copy in ``tiers`` is damaged."""
         bad = BadCopy(place, tuple(sorted(tiers)), str(error))
         _log.error(
             "the copy of pack %s in tier %s is damaged, another one was read: %s",
@@ -167,10 +168,10 @@ class ReadPool:
         parts: Sequence[tuple[int, memoryview]],
         avoid: frozenset[str] = frozenset(),
     ) -> str:
-        """Fill every buffer from its offset in the pack, and return the name of the tier.
+        """Fill every buffer from its offset in the pack; return the name of the tier that was read.
 
         Raises:
-            NotFound: The pack is gone, or only in a tier that is to ``avoid``.
+            NotFound: The pack is gone, or only in tiers to ``avoid``.
         """
         key = pack_key(pack)
         tier = self._tiers.read([RangeRead(key, start, out) for start, out in parts], avoid)
@@ -183,7 +184,7 @@ class ReadPool:
     def read_frame(
         self, place: ChunkPlace, start: int, stop: int, avoid: frozenset[str] = frozenset()
     ) -> tuple[bytearray, str]:
-        """Read bytes ``[start, stop)`` of one frame, wherever it is now; also the tier's name."""
+        """Read bytes ``[start, stop)`` of a frame, following moves; return them and the tier."""
         place = self.moves.current(place)
         out = bytearray(stop - start)
         try:

@@ -35,7 +35,7 @@ _WINDOW = 512 << 20
 _SHORT_RUN = 2 << 20  # of a network
 
 OnChunk = Callable[[int], None]
-"""Told the plain bytes of each chunk when it is done, from several threads."""
+"""Called with the number of plain bytes of each finished chunk, from several threads."""
 
 
 class ChunkReader:
@@ -61,25 +61,27 @@ class ChunkReader:
         keep: bool = False,
         share: bool = False,
     ) -> None:
-        """Fill every ``out``.
+        """Fill the ``out`` of every want with verified plain bytes.
 
         Args:
-            wants: The chunks, each with where its plain bytes go.
-            on_chunk: Is told the plain bytes of each chunk when it is done, from several threads.
-            keep: Put all of them into hot tiers, whatever the policy thinks, and wait for room.
-            share: Other processes of this node want the same now: wait for room in its tier.
+            wants: The chunks, each with the buffer that its plain bytes go to.
+            on_chunk: Called with the number of plain bytes of each finished chunk, from several
+                threads.
+            keep: Put all chunks into hot tiers, whatever the policy says, and wait for room.
+            share: Say that other processes of this node want the same chunks now: wait for room in
+                this node's tier.
         """
         _Fetch(self.pool, self._decoder, self._hot, wants, on_chunk, keep=keep, share=share).run()
 
     def read_head(self, place: ChunkPlace) -> FrameHead:
-        """Read what the frame of a chunk says about itself."""
+        """Read the head of a chunk's frame."""
         return self._decoder.read_head(place)
 
     def read_parts(self, parts: Sequence[tuple[Part, Sink]]) -> None:
-        """Read parts of chunks: their frames' heads first, then just the blocks that are wanted.
+        """Read parts of chunks: the heads of their frames, then just the blocks that are wanted.
 
         Args:
-            parts: What is wanted, and what gets every decoded block that holds wanted bytes.
+            parts: Each part with a sink, which gets every decoded block that holds wanted bytes.
         """
         self.pool.each(parts, self._read_part)
         self._hot.record([
@@ -152,8 +154,10 @@ class _Fetch:
         )
 
     def _windows(self, wants: list[Want]) -> Iterable[list[Want]]:
-        """What is claimed at once: where nodes share frames, what was asked of them; else what is
-        read next, whatever the window, and between two windows nothing would be on its way.
+        """Return the groups of wants that are claimed at once.
+
+        Where nodes share frames, these are windows of the frames asked for; else all at once, as
+        nothing would be on its way between two windows.
         """
         if not self._hot.shared:
             return [wants]
@@ -174,7 +178,7 @@ class _Fetch:
     # Hot tiers
 
     def _from_hot(self, wants: Sequence[Want]) -> list[Want]:
-        """Read what is hot; returns the others."""
+        """Read what is in hot tiers; return the rest."""
         size = min(BATCH_BYTES, self._pool.max_run_bytes)
         groups = list(batches(wants, lambda want: want.place.frame_bytes, size))
         left: list[list[Want]] = [[] for _ in groups]
@@ -270,7 +274,7 @@ class _Fetch:
     # One flight per chunk
 
     def _lead(self, wants: Sequence[Want]) -> list[Want]:
-        """Those of the chunks that we fetch ourselves; for the others we wait."""
+        """Return those of the chunks that this call fetches itself; the others are waited for."""
         with self._lock:
             new = {
                 want.place.digest: want.out for want in wants if want.place.digest not in self._led
@@ -282,7 +286,7 @@ class _Fetch:
         return [want for want in wants if want.place.digest in self._led]
 
     def _done(self, want: Want, came: Came) -> None:
-        """The chunk is in its buffer: hand it on."""
+        """Hand a finished chunk on: to counters, waiting readers and repeated wants."""
         self._pool.count_plain(came, len(want.out))
         flight = self._led.get(want.place.digest)
         if flight is not None:

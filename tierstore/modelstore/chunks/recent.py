@@ -1,4 +1,4 @@
-"""The values used last, made once however many threads ask."""
+"""A small LRU cache that computes each value once, also under concurrent callers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _V = TypeVar("_V")
 class Recent(Generic[_V]):
     """Keeps the ``count`` values that were asked for last. Thread-safe.
 
-    One thread makes a value while the others that want it wait; an error goes to all of them and
-    is not kept.
+    One thread makes a value while the others that want it wait; an error is raised in all of them
+    and is not kept.
     """
 
     def __init__(self, make: Callable[[bytes], _V], count: int) -> None:
@@ -24,7 +24,7 @@ class Recent(Generic[_V]):
         self._values: OrderedDict[bytes, Future[_V]] = OrderedDict()
 
     def get(self, key: bytes) -> _V:
-        """The value of ``key``; raises what making it raises."""
+        """Return the value of ``key``, made if necessary; raises what making it raises."""
         with self._lock:
             future = self._values.get(key)
             mine = future is None
@@ -44,7 +44,7 @@ class Recent(Generic[_V]):
         return future.result()
 
     def forget(self, key: bytes) -> None:
-        """Make the value anew when it is asked for again."""
+        """Forget one value, so that it is made anew when it is asked for again."""
         with self._lock:
             self._values.pop(key, None)
 

@@ -1,7 +1,8 @@
-"""One read's part of what the processes of a node fetch together, through their hot tier.
+"""Shares one read with other processes of the node: each chunk is fetched by one of them.
 
-A chunk that another process has claimed is left to it: it will be hot here soon. When it is not, as
-its process died, could not read it, or the tier does not take it, we claim it and fetch it.
+A chunk that another process has claimed is left to it: it will soon be in the node's hot tier. If
+it does not come, because that process died or could not read it or the tier does not take it, it is
+claimed and fetched here.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from tierstore.format.table import ChunkPlace
 from tierstore.tiers.node.local import LocalHot
 
 PATIENCE_S = 20.0
-"""How long to wait while no chunk comes or is given up: then we fetch what is left ourselves."""
+"""Seconds to wait while no chunk arrives or is given up; then the rest is fetched here."""
 
 _PAUSES_S = 0.001, 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A whole chunk, and where its plain bytes go (``out`` has exactly their length)."""
+    """A whole chunk, and the buffer its plain bytes go to (``out`` has exactly their length)."""
 
     place: ChunkPlace
     out: memoryview
 
 
 class Sharing:
-    """The claims of one read, and what it waits for. Thread-safe.
+    """The claims of one read, and the chunks it waits for. Thread-safe.
 
     Args:
-        local: this node's hot tier; without one everything is ours.
-        read_hot: reads what is hot here, and returns the rest.
+        local: This node's hot tier; without one, every chunk is fetched by this process.
+        read_hot: Reads the chunks that are in this node's tier, and returns the rest.
     """
 
     def __init__(
@@ -46,7 +47,11 @@ class Sharing:
         self._given_up: set[bytes] = set()
 
     def claim(self, wants: Sequence[Want]) -> Sequence[Want]:
-        """Those that we are to fetch; what was brought meanwhile is read, the rest waited for."""
+        """Return the chunks to fetch here.
+
+        Those that arrived meanwhile are read; those that others have claimed are waited for in
+        ``wait``.
+        """
         local = self._local
         if local is None or not wants:
             return wants
@@ -64,7 +69,7 @@ class Sharing:
         return [*alone, *self._still_missing(local, ours)]
 
     def _still_missing(self, local: LocalHot, wants: Sequence[Want]) -> list[Want]:
-        """Of chunks that we claimed, those that nobody brought between our looking and claiming."""
+        """Return those of our claimed chunks that did not arrive between lookup and claim."""
         here = local.resident([want.place.digest for want in wants])
         brought = [want for want, is_here in zip(wants, here, strict=True) if is_here]
         if not brought:
@@ -75,13 +80,14 @@ class Sharing:
         return [want for want in wants if want.place.digest not in done]
 
     def handed_over(self, digest: bytes) -> None:
-        """A chunk was offered to the hot tier, which gives its claim back."""
+        """Note that a chunk was offered to the hot tier, which releases its claim."""
         with self._lock:
             self._ours.discard(digest)
 
     def wait(self) -> list[Want]:
-        """Wait for chunks of other processes; returns some that we are to fetch after all, or
-        nothing when all have come.
+        """Wait for chunks that other processes fetch.
+
+        Returns chunks that have to be fetched here after all, or nothing when all have arrived.
         """
         local = self._local
         until = time.monotonic() + PATIENCE_S
@@ -108,7 +114,7 @@ class Sharing:
         return []
 
     def end(self) -> None:
-        """Give back what was claimed and not fetched."""
+        """Release the claims of chunks that were not fetched."""
         if self._local is not None:
             self._give_back(self._local, set(self._ours))
 
