@@ -1,4 +1,4 @@
-"""Between arrays of numpy, ml_dtypes and torch, and plain bytes with a safetensors dtype."""
+"""Converts between arrays of numpy, ml_dtypes or torch and plain bytes with a safetensors dtype."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TORCH_NAMES = {ours: torch for torch, ours in _TORCH_DTYPES.items()}
 
 
 _OWN_MAPPING = 32 << 20
-"""From here on malloc maps memory and never keeps it (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
+"""Bytes from which malloc maps memory and never keeps it (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 
 class ArrayBytes(ABC):
@@ -42,7 +42,7 @@ class ArrayBytes(ABC):
 
     @abstractmethod
     def read_into(self, start: int, out: memoryview) -> None:
-        """Copy the bytes from ``start`` into ``out``; both begin and end with an element."""
+        """Copy the bytes from offset ``start`` into ``out``; both begin and end with an element."""
 
 
 class _Contiguous(ArrayBytes):
@@ -54,7 +54,7 @@ class _Contiguous(ArrayBytes):
 
 
 class _Strided(ArrayBytes):
-    """Gathers range by range, so that a big transposed view is never copied as a whole."""
+    """Gathers bytes range by range, so that a big transposed view is never copied as a whole."""
 
     def __init__(self, dtype: str, array: npt.NDArray[Any]) -> None:
         self.dtype, self.shape, self._array = dtype, array.shape, array
@@ -66,8 +66,9 @@ class _Strided(ArrayBytes):
 
 
 class _Torch(ArrayBytes):
-    """Brings a tensor from its device range by range; one that is not contiguous there is copied
-    as a whole, but only while it is read.
+    """Copies a tensor from its device range by range.
+
+    One that is not contiguous there is copied as a whole, but only while it is read.
     """
 
     def __init__(self, dtype: str, tensor: torch.Tensor) -> None:
@@ -89,9 +90,9 @@ class _Torch(ArrayBytes):
 
 
 def array_bytes(name: str, value: Any) -> ArrayBytes:
-    """Return the bytes of a numpy array or torch tensor, without copying it where it is contiguous.
+    """Return the bytes of a numpy array or torch tensor, uncopied where it is contiguous.
 
-    What is ``ArrayBytes`` already is returned as it is.
+    A value that is an ``ArrayBytes`` already is returned as it is.
 
     Raises:
         UsageError: ``value`` is none of these, or its dtype has no safetensors name.
@@ -130,10 +131,10 @@ def _from_torch(name: str, tensor: torch.Tensor) -> ArrayBytes:
 
 
 def new_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Memory for plain bytes; what is in it means nothing.
+    """Return uninitialized memory for ``nbytes`` plain bytes.
 
-    Much of it is mapped: numpy would hold the interpreter while the kernel takes it back, and stop
-    every thread for that long, 100 ms for 1 GiB of small pages. A mapping lets it go.
+    Large sizes are mapped: numpy holds the interpreter lock while the kernel takes memory back,
+    which stops every thread for 100 ms per GiB of small pages. Unmapping releases the lock.
     """
     if nbytes < _OWN_MAPPING:
         return np.empty(nbytes, np.uint8)
@@ -155,7 +156,7 @@ def as_torch(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) ->
     """View plain bytes as a torch tensor that owns them; sub-byte dtypes stay packed bytes.
 
     Raises:
-        UsageError: torch is not installed, or too old for the dtype.
+        UsageError: Torch is not installed, or too old for the dtype.
     """
     try:
         import torch
@@ -176,7 +177,7 @@ def _torch_dtype(library: ModuleType, dtype: str) -> torch.dtype:
 
 
 def typed_torch(plain: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """View plain bytes (uint8, one dimension, on any device) as ``as_torch`` does."""
+    """View plain bytes (uint8, one dimension, on any device) as a tensor, like ``as_torch``."""
     import torch
 
     if DTYPES[dtype].numpy is None:
@@ -188,10 +189,10 @@ def typed_torch(plain: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torc
 
 
 def writable_bytes(name: str, target: Any, nbytes: int) -> memoryview:
-    """The memory of a caller's array, tensor or buffer, for reading into.
+    """Return the memory of a caller's array, tensor or buffer, to read into.
 
     Raises:
-        UsageError: it is read-only, not contiguous, not on the CPU, or of another size.
+        UsageError: The memory is read-only, not contiguous, not on the CPU, or of another size.
     """
     torch_module = sys.modules.get("torch")
     if torch_module is not None and isinstance(target, torch_module.Tensor):

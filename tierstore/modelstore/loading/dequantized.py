@@ -1,4 +1,4 @@
-"""A lossy variant read as what it stands for: the original's names, dtypes and shapes."""
+"""Reads a lossy variant as what it stands for: the original's names, dtypes and shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def read_record(model: Model) -> VariantRecord:
-    """What a variant says of itself; ``UsageError`` when the version is no variant."""
+    """Return the record stored in a variant; ``UsageError`` when the version is not a variant."""
     try:
         data = model.read_file(PATH)
     except NotFound:
@@ -29,7 +29,7 @@ def read_record(model: Model) -> VariantRecord:
 
 
 class Dequantized(Mapping[str, npt.NDArray[Any]]):
-    """The tensors of a variant in the original's dtypes, each approximated when it is asked for.
+    """The tensors of a variant in the original's dtypes, each dequantized when it is asked for.
 
     Obtained from ``Store.load(ref, dequantize=True)``. ``stored`` is the variant as it is stored,
     ``record`` says how it was made and how far each tensor is from the original.

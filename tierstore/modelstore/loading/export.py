@@ -1,4 +1,4 @@
-"""Export: files byte-identical to what was saved."""
+"""Exports files byte-identical to what was saved."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ def export_tensors(
 
 
 def _target(root: Path, path: str) -> Path:
-    """Where a file goes; a link inside ``root`` must not lead out of it."""
+    """Return the path that a file is written to, and make its folder.
+
+    Raises ``UnsafeSource`` when a link inside ``root`` leads out of it.
+    """
     check_path(path)
     target = root / path
     with explained(target.parent):
@@ -101,7 +104,7 @@ def _target(root: Path, path: str) -> Path:
 
 @contextmanager
 def written_beside(target: Path) -> Iterator[int]:
-    """Yield the descriptor of a new file that takes the place of ``target`` when all went well."""
+    """Yield the descriptor of a new file that replaces ``target`` when the block succeeds."""
     temporary = target.parent / f".tierstore-{uuid.uuid4().hex}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -117,7 +120,7 @@ def written_beside(target: Path) -> Iterator[int]:
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Turn the errors of writing ``target`` into ours; those of the store are ours already."""
+    """Turn OS errors of writing ``target`` into tierstore's; let the store's own errors pass."""
     try:
         yield
     except TierstoreError:
@@ -149,7 +152,7 @@ def _write_file(
 
 
 def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryview]:
-    """The bytes of tensors, one after the other."""
+    """Yield the bytes of tensors, one after the other, in windows."""
     if any(tensor.overlays for tensor in tensors):  # patched: in no chunks as they are
         for tensor in tensors:
             for low in range(0, tensor.nbytes, _WINDOW):
@@ -166,7 +169,7 @@ def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryv
 
 
 def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memoryview]:
-    """A file's bytes behind its header; while one window is used the next one is read.
+    """Yield a file's bytes behind its header; while one window is used the next one is read.
 
     ``pieces`` are the file's chunks in order, ``begin`` counting from behind its header.
     """

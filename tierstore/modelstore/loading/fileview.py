@@ -12,7 +12,7 @@ from tierstore.modelstore.chunks.local import FilePart
 from tierstore.modelstore.loading.stored import Content, PlacedPiece, Span
 
 _LEAST = 64 << 10
-"""Less is read rather than sent from its file: that costs less than opening it."""
+"""Fewer bytes are read rather than sent from their file: that costs less than opening it."""
 
 
 class FileView:
@@ -37,12 +37,12 @@ class FileView:
 
     @property
     def path(self) -> str:
-        """Its path in the version."""
+        """Path of the file in the version."""
         return self.entry.path
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the file in bytes."""
         return self.entry.size
 
     @property
@@ -64,12 +64,12 @@ class FileView:
     def spans(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
         """Cut a range into parts of about ``most`` bytes that end where chunks end.
 
-        Whoever reads a file part by part reads it along these, so that no chunk is fetched twice.
+        Reading a file part by part along these fetches no chunk twice.
 
         Args:
-            start: of the range.
-            stop: of the range, at most the file's size.
-            most: bytes of a part; a chunk that is larger is a part of its own.
+            start: First byte of the range.
+            stop: End of the range, at most the file's size.
+            most: Bytes of a part; a chunk that is larger is a part of its own.
         """
         head = len(self.entry.header)
         while start < stop:
@@ -85,7 +85,7 @@ class FileView:
             start = end
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
-        """Bytes from ``offset`` on: ``length`` of them, or fewer where the file ends.
+        """Return ``length`` bytes from ``offset`` on, or fewer where the file ends; by default all.
 
         Raises:
             ValueError: ``offset`` or ``length`` is negative.
@@ -93,7 +93,7 @@ class FileView:
         return self.read_ranges([(offset, self.size if length is None else length)])[0]
 
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Like ``read``, for many offsets and lengths at once, in parallel."""
+        """Read many ranges, given as (offset, length), in parallel; see ``read``."""
         outs: list[bytearray] = []
         for offset, length in ranges:
             if length < 0:
@@ -105,8 +105,10 @@ class FileView:
         return [bytes(out) for out in outs]
 
     def parts(self, start: int, stop: int) -> list[bytes | FilePart]:
-        """Bytes ``[start, stop)`` in order, to be sent: chunks that are hot on this node as open
-        files, which the caller closes, the others read.
+        """Return bytes ``[start, stop)`` in order, to be sent.
+
+        Chunks that are hot on this node come as open files, which the caller closes; the others are
+        read.
         """
         found: list[bytes | FilePart] = []
         head = len(self.entry.header)
@@ -130,7 +132,7 @@ class FileView:
         """Read from ``offset`` on into ``out`` (writable bytes) until it is full or the file ends.
 
         Returns:
-            How many bytes were read; after an error those of ``out`` are undefined.
+            The number of bytes read; after an error the content of ``out`` is undefined.
         """
         count = min(len(out), max(0, self.size - offset))
         self._fill([(offset, out[:count])])
@@ -150,7 +152,7 @@ class FileView:
         self._fill_data(data)
 
     def _fill_data(self, targets: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill buffers with what lies behind the header, counted from there."""
+        """Fill buffers from what lies behind the header, at offsets counted from there."""
         spans = []
         for low, out in targets:
             first = bisect_right(self._begins, low) - 1

@@ -1,4 +1,4 @@
-"""Opens versions: what they hold, where it lies, and who reads it."""
+"""Opens versions: what they hold, where it lies, and what reads it."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ from tierstore.tiers.hot.tiers import HotTiers
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A version that can be read.
+    """A version that was opened for reading.
 
     Attributes:
-        digest: of the full manifest that it lies on; without patches or with a fold its equal.
-        manifest: what it holds: the files and tensors of that, the lineage of its own. A file that
+        digest: Digest of the full manifest that is read: the version's own, its fold's, or the one
+            that its patches lie on.
+        manifest: Files and tensors of that manifest, with the version's own lineage. A file that
             patches change has no SHA-256.
-        content: its layout, patches included, and who reads it.
-        tensors: by the names that tell them apart.
-        patched: paths of the files that patches change.
-        patches: manifests of the patches that lie on the full manifest, the oldest first.
+        content: The version's layout, patches included, and its reader.
+        tensors: The tensors, by names that tell them apart.
+        patched: Paths of the files that patches change.
+        patches: Manifests of the patches that lie on the full manifest, the oldest first.
     """
 
     digest: Digest
@@ -58,18 +59,18 @@ class Opener:
     """Opens the versions of one store.
 
     Args:
-        home: of the store.
-        settings: threads and memory.
-        hot: the hot tiers.
+        home: The store's home.
+        settings: Limits on threads and memory.
+        hot: The store's hot tiers.
     """
 
     def __init__(self, home: Home, settings: Settings, hot: HotTiers) -> None:
         self._home, self._settings, self._hot = home, settings, hot
 
     def open(self, version: Version, hot: HotTiers | None = None) -> Opened:
-        """Open a version, to be read through the store's hot tiers or through ``hot``.
+        """Open a version, to be read through ``hot`` or by default the store's hot tiers.
 
-        Raises ``UsageError`` when it is a release.
+        Raises ``UsageError`` when the version is a release.
         """
         refuse_release(version)
         return self.open_chain(find_chain(self._home, version.digest), hot)
@@ -106,7 +107,7 @@ class Opener:
         )  # fmt: skip
 
     def content(self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None) -> Content:
-        """Return how the chunks of a layout are reached."""
+        """Return a layout together with a reader of its chunks."""
         pool = ReadPool(
             self._home.blobs, self._home.packs, table,
             threads=self._settings.threads, memory_limit=self._settings.memory_limit,
@@ -117,15 +118,15 @@ class Opener:
 def _tensors_of(
     content: Content, full: Manifest, patches: Sequence[tuple[str, Manifest]]
 ) -> dict[str, Tensor]:
-    """Return the tensors of a version by the names that tell them apart.
+    """Return the tensors of a version, by names that tell them apart.
 
     Args:
-        content: How the bytes of the version are reached.
+        content: The version's layout and reader.
         full: The full manifest that it lies on.
         patches: Manifests of the patches, the oldest first, each with its name in messages.
 
     Raises:
-        Damaged: A patch is not one of the tensors below.
+        Damaged: A patch does not fit the tensors below it.
     """
     named = {name: (entry, file.path) for name, file, entry in named_tensors(full)}
     bases = {name: StoredTensor(content, entry) for name, (entry, _) in named.items()}

@@ -35,8 +35,12 @@ _WINDOW = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """What a patch replaces in some rows: which of these rows, and for each where its new values
-    are and which unit they replace.
+    """What a patch replaces in some rows.
+
+    Attributes:
+        rows: Positions, in the rows asked for, of the rows that are hit; once per unit.
+        units: The units that are replaced, counted in the tensor.
+        positions: Positions of the new values in the patch.
     """
 
     rows: npt.NDArray[np.int64]
@@ -50,11 +54,11 @@ class Overlay:
     A *unit* is what one index stands for: a row, or an element.
 
     Args:
-        part: which rows or elements of what.
-        indices: of the units, in the store.
-        values: of the units, in the store.
-        touched: the first and the last index in each chunk of ``indices``.
-        title: names the patch in messages.
+        part: Which tensor is changed, and whether by rows or by elements.
+        indices: The stored indices of the changed units, ascending.
+        values: The stored new values of these units.
+        touched: The first and the last index in each chunk of ``indices``.
+        title: Names the patch in messages.
     """
 
     def __init__(
@@ -75,24 +79,24 @@ class Overlay:
 
     @property
     def nbytes(self) -> int:
-        """Plain bytes of indices and values."""
+        """Plain bytes of indices and values together."""
         return self.indices.nbytes + self.values.nbytes
 
     @property
     def digests(self) -> bytes:
-        """The digests of the chunks of its indices and values, end to end."""
+        """Digests of the chunks of indices and values, end to end."""
         return self.indices.digests + self.values.digests
 
     def places(self) -> list[ChunkPlace]:
-        """Return where its chunks lie."""
+        """Return the places of the chunks of indices and values."""
         return [piece.place for one in (self.indices, self.values) for piece in one.chunks()]
 
     def wants(self, indices: Bytes, values: Bytes) -> list[Want]:
-        """The reads that fill these buffers with all of it."""
+        """Return the reads that fill these buffers with all indices and all values."""
         return [*self.indices.wants(indices.data), *self.values.wants(values.data)]
 
     def put(self, out: Bytes, indices: Bytes, values: Bytes) -> None:
-        """Replace units of a whole tensor ``out`` by what ``wants`` has read."""
+        """Replace units of the whole tensor ``out`` by the indices and values that were read."""
         every = indices.view("<i8")
         for number in range(len(self._firsts)):
             start = number * self._per_chunk
@@ -100,7 +104,7 @@ class Overlay:
         scatter(out, self.unit, every, values)
 
     def over(self, low: int, high: int, out: Bytes) -> None:
-        """Replace what it has of the tensor's bytes ``[low, high)``, which ``out`` holds."""
+        """Replace the changed units in ``out``, which holds bytes ``[low, high)`` of the tensor."""
         if not self.unit:
             return
         step = max(1, _WINDOW // self.unit)
@@ -128,7 +132,7 @@ class Overlay:
             scatter(room, self.unit, units[first:last] - begin, own)
 
     def _within(self, low: int, high: int) -> Iterator[tuple[int, Indices]]:
-        """The units in ``[low, high)`` by chunk, and at which position each chunk's begin."""
+        """Yield the changed units in ``[low, high)`` by chunk, with the position of the first."""
         for number in np.flatnonzero((self._firsts < high) & (self._lasts >= low)).tolist():
             units = self._chunk(number)
             first, last = np.searchsorted(units, [low, high]).tolist()
@@ -136,7 +140,7 @@ class Overlay:
                 yield number * self._per_chunk + first, units[first:last]
 
     def hits(self, rows: npt.NDArray[np.int64], per_row: int) -> Hits:
-        """What it replaces in ``rows`` (ascending, each once) of ``per_row`` units each."""
+        """Find what the patch replaces in ``rows`` (ascending, distinct) of ``per_row`` units."""
         none = np.empty(0, np.int64)
         found = [Hits(none, none, none)]
         for number, (first, last) in enumerate(zip(self._firsts, self._lasts, strict=True)):
@@ -163,7 +167,7 @@ class Overlay:
         return units
 
     def _check(self, number: int, units: Indices) -> None:
-        """What the manifest says bounds the indices, so nothing is written out of place."""
+        """Verify indices against the manifest's bounds, so that nothing is written out of place."""
         first, last = int(self._firsts[number]), int(self._lasts[number])
         if units[0] != first or units[-1] != last or not (np.diff(units) > 0).all():
             damaged(self._title, f"the indices for tensor {self.part.target!r} are out of order")
@@ -172,7 +176,7 @@ class Overlay:
 def _matches(
     units: Indices, rows: npt.NDArray[np.int64], some: npt.NDArray[np.int64], per_row: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which of ``rows`` each match is in, and where in ``units`` it is."""
+    """Return for each changed unit the positions of its row in ``rows`` and of itself in ``units``."""
     lows = np.searchsorted(units, rows[some] * per_row)
     counts = np.searchsorted(units, (rows[some] + 1) * per_row) - lows
     before = np.cumsum(counts) - counts
@@ -197,14 +201,14 @@ def scatter(out: Bytes, unit: int, indices: Indices, values: Bytes) -> None:
 def read_rows(
     base: StoredTensor, overlays: Sequence[Overlay], rows: npt.NDArray[np.int64]
 ) -> Bytes:
-    """Return the plain bytes of rows with the patches laid over them, as (rows, bytes of a row).
+    """Return the plain bytes of rows with patches laid over them, as (rows, bytes of a row).
 
-    Of what a newer patch replaces nothing older is read.
+    Nothing is read that a newer patch replaces.
 
     Args:
         base: The tensor that the patches lie on.
         overlays: The patches, the oldest first.
-        rows: Numbers of the rows, in range, in any order, repeats allowed.
+        rows: Row numbers within range, in any order; repeats are allowed.
     """
     if not overlays:
         return base.read_rows(rows)
@@ -231,11 +235,11 @@ def read_rows(
 
 
 def lay_over(reader: ChunkReader, work: Sequence[tuple[Overlay, Bytes]]) -> None:
-    """Lay patches over the bytes of the whole tensors below them, many in one read.
+    """Lay patches over whole tensors, many in one read.
 
     Args:
         reader: The version's reader.
-        work: Patches and the bytes of their tensors; of one tensor the oldest patch first.
+        work: Patches, each with the bytes of its tensor; of one tensor the oldest patch first.
     """
     for batch in batches(work, lambda pair: pair[0].nbytes, _WINDOW):
         if batch[0][0].nbytes > _WINDOW:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class PatchedFileView(FileView):
-    """Like ``FileView``, of a file that patches change; its SHA-256 is not known until a fold.
+    """A ``FileView`` of a file that patches change; it has no SHA-256 until the version is folded.
 
     Args:
-        content: of the version.
-        entry: of the file in the full manifest below.
-        tensors: of the version; others than the file's are ignored.
+        content: The version's layout and reader.
+        entry: The file's entry in the full manifest below.
+        tensors: The version's tensors; those of other files are ignored.
     """
 
     def __init__(self, content: Content, entry: FileEntry, tensors: Iterable[Tensor]) -> None:
@@ -32,7 +32,7 @@ class PatchedFileView(FileView):
         self._tensors = [(begins[tensor.name_in_file], tensor) for tensor in own]
 
     def parts(self, start: int, stop: int) -> list[bytes | FilePart]:
-        """As ``FileView.parts``; what lies under patches is never sent as it is."""
+        """Return bytes ``[start, stop)``, read: stored chunks lack what patches change."""
         return [self.read(start, stop - start)]
 
     def _fill_data(self, targets: Sequence[tuple[int, memoryview]]) -> None:

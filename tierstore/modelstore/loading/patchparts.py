@@ -1,4 +1,4 @@
-"""What stored patches do to which tensors, by their manifests."""
+"""Reads from manifests what stored patches do to which tensors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class StoredPart:
     """What a stored patch does to one tensor.
 
     Attributes:
-        title: names the patch in messages.
-        part: what it does.
-        entries: tensors of its file by their names in it.
-        touched: what the manifest says of the indices.
+        title: Names the patch in messages.
+        part: The change of the tensor.
+        entries: Tensors of the patch's file, by their names in it.
+        touched: The ranges of the indices by chunk, as the manifest stores them; empty without
+            indices.
     """
 
     title: str
@@ -29,7 +30,7 @@ class StoredPart:
 
 
 def fitting_parts(full: Manifest, patches: Sequence[tuple[str, Manifest]]) -> Iterator[StoredPart]:
-    """What patches do, in order; ``Damaged`` when the full manifest has no such tensor."""
+    """Yield what patches do to tensors, in order; ``Damaged`` if the full manifest lacks one."""
     entries = {name: (entry.dtype, entry.shape) for name, _, entry in named_tensors(full)}
     for title, manifest in patches:
         for one in parts_of(manifest, title):
@@ -40,7 +41,7 @@ def fitting_parts(full: Manifest, patches: Sequence[tuple[str, Manifest]]) -> It
 
 
 def parts_of(manifest: Manifest, title: str) -> Iterator[StoredPart]:
-    """What one patch does to each tensor."""
+    """Yield what one patch does to each tensor."""
     info = patch_info(manifest)
     assert info is not None
     (file,) = manifest.files
@@ -51,6 +52,6 @@ def parts_of(manifest: Manifest, title: str) -> Iterator[StoredPart]:
 
 
 def touched_files(manifests: Sequence[Manifest], full: Manifest) -> set[str]:
-    """Paths of the files of a full manifest that patches change."""
+    """Return the paths of the files of a full manifest that patches change."""
     names = {one.part.target for manifest in manifests for one in parts_of(manifest, "")}
     return {file.path for name, file, _ in named_tensors(full) if name in names} if names else set()

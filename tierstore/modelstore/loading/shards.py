@@ -1,8 +1,8 @@
 """Parts of tensors for tensor parallelism: every rank reads its own bytes and no others.
 
 A part along the first dimension is one contiguous range. One along another dimension is a strip:
-the same columns of many rows. Frames hold blocks of 256 KiB, so a strip of rows that are shorter
-than that needs every block; of rows of a MiB and more it needs about its share.
+the same columns of many rows. Frames hold blocks of 256 KiB, so a strip of shorter rows needs every
+block; with rows of a MiB and more it needs about its share.
 
 Where the processes of a node share a hot tier, chunks are read whole, each by one of them.
 """
@@ -23,14 +23,18 @@ from tierstore.modelstore.loading.stored import Content, PlacedPiece, Span
 from tierstore.modelstore.loading.tensor import Tensor
 
 _WIDE = 1 << 20
-"""Rows of so many bytes are read by blocks; of shorter ones nearly all blocks are needed anyway."""
+"""Rows of at least this many bytes are read by blocks; shorter ones need nearly all blocks anyway.
+"""
 _SMALL = 1 << 20
 _WINDOW = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Bytes ``[low, high)`` of each row from ``first`` up to ``last``, where a row has ``row``."""
+    """Bytes ``[low, high)`` of each row from ``first`` up to, but not including, ``last``.
+
+    A row has ``row`` bytes.
+    """
 
     row: int
     low: int
@@ -40,21 +44,21 @@ class Strip:
 
     @property
     def width(self) -> int:
-        """Bytes of each row."""
+        """Bytes taken from each row."""
         return self.high - self.low
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of it, end to end."""
+        """Bytes of all rows together."""
         return self.width * (self.last - self.first)
 
     @property
     def is_range(self) -> bool:
-        """Whether it is one contiguous range of the tensor."""
+        """Whether the strip is one contiguous range of the tensor."""
         return self.width == self.row or self.last - self.first == 1
 
     def split(self, limit: int) -> Iterator[Strip]:
-        """Cut it into strips of at most ``limit`` bytes; end to end they give the same bytes."""
+        """Yield strips of at most ``limit`` bytes that end to end give the same bytes."""
         if self.last - self.first == 1:
             for low in range(self.low, self.high, limit):
                 high = min(low + limit, self.high)
@@ -71,25 +75,25 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one rank holds of a tensor."""
+    """The part of a tensor that one rank holds."""
 
     strip: Strip
     shape: tuple[int, ...]
 
 
 def whole(tensor: Tensor) -> Shard:
-    """All of a tensor."""
+    """Return the shard that is the whole tensor."""
     return Shard(Strip(tensor.nbytes, 0, tensor.nbytes), tensor.shape)
 
 
 def shard_of(tensor: Tensor, rank: int, world: int, dim: int) -> Shard:
-    """The part of rank ``rank`` of ``world`` along ``dim``, which may count from the end.
+    """Return the part of rank ``rank`` of ``world`` along ``dim``, which may count from the end.
 
-    Parts are those of ``torch.chunk`` and DTensor: of ``ceil(extent / world)`` each, the last ones
+    Parts are those of ``torch.chunk`` and DTensor: ``ceil(extent / world)`` each, the last ones
     shorter or empty.
 
     Raises:
-        UsageError: there is no such dimension, or packed elements would have to be taken apart.
+        UsageError: There is no such dimension, or packed elements would have to be split.
     """
     if not -tensor.ndim <= dim < tensor.ndim:
         raise UsageError(f"tensor {tensor.name!r} of shape {list(tensor.shape)} has no dim {dim}")
@@ -114,14 +118,14 @@ def shard_of(tensor: Tensor, rank: int, world: int, dim: int) -> Shard:
 
 @dataclass(frozen=True, slots=True)
 class StripRead:
-    """A strip of a tensor, and where its bytes go, end to end (``out`` is as long as that)."""
+    """A strip of a tensor, and the buffer of the same length that its bytes go to."""
 
     tensor: Tensor
     strip: Strip
     out: memoryview
 
     def chunks(self) -> list[PlacedPiece]:
-        """The chunks that hold bytes of it."""
+        """Return the chunks that hold bytes of the strip."""
         strip, size = self.strip, self.tensor.content.chunk_size
         low = strip.first * strip.row + strip.low
         high = (strip.last - 1) * strip.row + strip.high
@@ -130,7 +134,7 @@ class StripRead:
         )
 
     def spans(self, piece: PlacedPiece) -> list[tuple[int, int]]:
-        """The byte ranges of the tensor that are wanted of one chunk."""
+        """Return the byte ranges of the tensor that are wanted from one chunk."""
         strip, end = self.strip, piece.begin + piece.length
         first = max(strip.first, piece.begin // strip.row)
         last = min(strip.last, -(-end // strip.row))
@@ -141,7 +145,7 @@ class StripRead:
         return [(low, high) for low, high in every if low < end and high > piece.begin]
 
     def take(self, begin: int, plain: memoryview) -> None:
-        """Copy what belongs here of plain bytes of the tensor that begin at ``begin``."""
+        """Copy the strip's part of plain bytes that begin at offset ``begin`` of the tensor."""
         strip, row, end = self.strip, self.strip.row, begin + len(plain)
         out = np.frombuffer(self.out, np.uint8).reshape(-1, strip.width)
         data = np.frombuffer(plain, np.uint8)
@@ -161,7 +165,7 @@ class StripRead:
 
 
 def read_strips(reads: Sequence[StripRead]) -> None:
-    """Fill every ``out``; all tensors are of one version."""
+    """Fill every ``out``; all tensors belong to one version."""
     reads = [read for read in reads if read.strip.nbytes]
     if not reads:
         return
@@ -193,8 +197,9 @@ def read_strips(reads: Sequence[StripRead]) -> None:
 
 
 def _is_small(read: StripRead) -> bool:
-    """Whether it is read with the larger tensors around it: alone, all that lies between small ones
-    would be read too, or another rank's part of it again.
+    """Return whether a tensor is read together with the larger tensors around it.
+
+    Alone, all that lies between small ones would be read too, or another rank's part of it again.
     """
     tensor = read.tensor
     entire = read.strip.nbytes == tensor.nbytes or tensor.content.reader.local.keeps_chunks
@@ -202,7 +207,7 @@ def _is_small(read: StripRead) -> bool:
 
 
 def _read_patched(read: StripRead) -> None:
-    """Of a tensor with patches on it, which lies in no chunks as it is: rows, window by window."""
+    """Read a strip of a tensor with patches, window by window: no chunk holds it as it is."""
     strip = read.strip
     if strip.is_range:
         low = strip.first * strip.row + strip.low
@@ -233,9 +238,9 @@ def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
 
 
 def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]) -> None:
-    """Whole chunks, a window of them at a time, of which what is wanted is copied.
+    """Read whole chunks, one window at a time, and copy what is wanted.
 
-    Ranks on one node need the same chunks: each begins at another place, as far into the model as
+    Ranks on one node need the same chunks. Each begins at another place, as far into the model as
     its part lies in a tensor, and finds in the node's hot tier what the others have read.
     """
     window = min(_WINDOW, content.reader.pool.memory_limit // 8)
@@ -253,5 +258,5 @@ def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]
 
 
 def _part(strip: Strip) -> int:
-    """Where a strip begins, in thousandths of its row."""
+    """Return where a strip begins, in thousandths of its row."""
     return 1000 * strip.low // strip.row

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlacedPiece:
-    """One chunk: where it lies, and which bytes of the tensor or file it holds."""
+    """One chunk of a tensor or file.
+
+    Attributes:
+        place: Place of the chunk's frame.
+        begin: Offset of the chunk in the tensor or file, in bytes.
+        length: Plain bytes of the chunk.
+    """
 
     place: ChunkPlace
     begin: int
@@ -32,13 +38,13 @@ class PlacedPiece:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes ``[low, high)`` of a tensor or file, and where they go.
+    """Bytes ``[low, high)`` of a tensor or file, and the buffer that they go to.
 
     Attributes:
-        chunks: those of the tensor or file that overlap the span; others are ignored.
-        low: counted as ``begin`` of the chunks is.
-        high: likewise.
-        out: as long as the span.
+        chunks: Chunks of the tensor or file; those that do not overlap the span are ignored.
+        low: First byte, an offset like ``begin`` of the chunks.
+        high: End, likewise.
+        out: The buffer, exactly as long as the span.
     """
 
     chunks: Sequence[PlacedPiece]
@@ -47,32 +53,32 @@ class Span:
     out: memoryview
 
     def holds(self, chunk: PlacedPiece) -> bool:
-        """Whether all of a chunk is wanted."""
+        """Return whether all of a chunk is wanted."""
         return chunk.begin >= self.low and chunk.begin + chunk.length <= self.high
 
     def take(self, begin: int, plain: memoryview) -> None:
-        """Copy what belongs here of plain bytes that begin at ``begin``."""
+        """Copy the span's part of plain bytes that begin at offset ``begin``."""
         start, stop = max(begin, self.low), min(begin + len(plain), self.high)
         self.out[start - self.low : stop - self.low] = plain[start - begin : stop - begin]
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """How the bytes of one version are reached: its layout and who reads it."""
+    """The bytes of one version: its layout and the reader of its chunks."""
 
     table: ChunkTable
     reader: ChunkReader
     chunk_size: int
 
     def placed(self, chunks: bytes, nbytes: int) -> Iterator[PlacedPiece]:
-        """The chunks of a tensor or file of ``nbytes`` bytes, in order."""
+        """Yield the chunks of a tensor or file of ``nbytes`` bytes, in order."""
         for piece in pieces(chunks, nbytes, self.chunk_size):
             place = self.table.find(piece.digest)
             assert place is not None  # Store.load checked that the layout holds every chunk
             yield PlacedPiece(place, piece.begin, piece.plain_bytes)
 
     def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
-        """The chunks of a file in order; ``begin`` counts from behind its header."""
+        """Return the chunks of a file in order; ``begin`` counts from behind its header."""
         if not file.header:
             return list(self.placed(file.chunks, file.size))
         return [
@@ -82,8 +88,10 @@ class Content:
         ]
 
     def read_spans(self, spans: Sequence[Span], *, share: bool = False) -> None:
-        """Fill every ``out``: whole chunks go straight to their place, of others just the blocks
-        that hold wanted bytes are read. ``share`` is that of ``ChunkReader.read``.
+        """Fill every ``out``.
+
+        Whole chunks go straight to their buffers; of others just the blocks that hold wanted bytes
+        are read. ``share`` is that of ``ChunkReader.read``.
         """
         wants: list[Want] = []
         parts: list[tuple[Part, Sink]] = []
@@ -104,8 +112,8 @@ class StoredTensor:
     """A tensor's bytes in chunks of its own, as one manifest has them, without any patches.
 
     Args:
-        content: How the bytes of the version are reached.
-        entry: The tensor in the manifest.
+        content: The version's layout and reader.
+        entry: The tensor's entry in the manifest.
     """
 
     __slots__ = ("content", "entry")
@@ -115,16 +123,16 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Plain bytes."""
+        """Plain bytes of the tensor."""
         return entry_bytes(self.entry)
 
     @property
     def digests(self) -> bytes:
-        """The digests of its chunks in order, end to end."""
+        """Digests of the tensor's chunks in order, end to end."""
         return self.entry.chunks
 
     def chunks(self) -> list[PlacedPiece]:
-        """Return its chunks, in order."""
+        """Return the tensor's chunks, in order."""
         return list(self.content.placed(self.entry.chunks, self.nbytes))
 
     def wants(self, out: memoryview) -> list[Want]:
@@ -132,19 +140,19 @@ class StoredTensor:
         return [Want(p.place, out[p.begin : p.begin + p.length]) for p in self.chunks()]
 
     def read_span(self, low: int, high: int, out: memoryview) -> None:
-        """Read its plain bytes ``[low, high)`` into ``out``, which is as long as that."""
+        """Read plain bytes ``[low, high)`` into ``out``, which is as long as that."""
         self.content.read_spans([Span(self.chunks(), low, high, out)])
 
     @property
     def row_bytes(self) -> int:
-        """Plain bytes of a row of the first dimension; a row begins at a byte."""
+        """Plain bytes of one row of the first dimension, which begins at a whole byte."""
         return prod(self.entry.shape[1:]) * DTYPES[self.entry.dtype].bits // 8
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Return the plain bytes of rows of the first dimension, as (rows, bytes of a row).
 
         Args:
-            rows: Numbers of the rows, in range, in any order, repeats allowed.
+            rows: Row numbers within range, in any order; repeats are allowed.
         """
         row_bytes = self.row_bytes
         out = np.empty((len(rows), row_bytes), np.uint8)
@@ -160,7 +168,7 @@ class StoredTensor:
         out: npt.NDArray[np.uint8],
         row_bytes: int,
     ) -> None:
-        """Copy wanted bytes from decoded blocks into ``out`` through one buffer of the spans."""
+        """Copy wanted bytes from decoded blocks into ``out``, through one buffer of all spans."""
         starts = np.array([start for start, _ in spans])
         stops = np.array([stop for _, stop in spans])
         offsets = np.concatenate(([0], np.cumsum(stops - starts)))
@@ -197,5 +205,5 @@ class StoredTensor:
 
 
 def entry_bytes(entry: TensorEntry) -> int:
-    """Plain bytes of a tensor."""
+    """Return the plain bytes of a tensor."""
     return prod(entry.shape) * DTYPES[entry.dtype].bits // 8
