@@ -1,8 +1,8 @@
 """Finds the rows that two versions of a tensor share, wherever they moved: pure numpy, no I/O.
 
 Chunks are cut at fixed offsets, so one inserted row moves every later byte. Here every row gets a
-key; a key that occurs once on both sides is an anchor, which says by how many rows the content
-moved there; rows between anchors moved as their neighbours did.
+key; a key that occurs once on both sides is an anchor, which tells by how many rows the content
+moved there. Rows between anchors are taken to have moved as their neighbours did.
 
 A key hashes some words of the row, of floats only sign and exponent, so that a row that training
 changed a little still keeps its key. It is a hint: a wrong one makes a worse base, never a wrong
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 KEY_WORDS = 16
 """Words that make a key: 16 signs and exponents of real weights have about 48 bits of entropy."""
 MAX_ANCHORS = 1 << 20
-"""Keys kept of a tensor; of one with more rows, those whose hash is small (on both sides alike)."""
+"""Keys kept of a tensor; with more rows, those of small hash are kept, on both sides alike."""
 _LEAST_RUN = 256
-"""Bytes that a run of moved rows must have: its piece takes 40 in the frame and 32 in tables."""
+"""Least bytes of a run of moved rows: its piece takes 40 in the frame and 32 in tables."""
 
 _SAMPLES, _SAMPLE_WORDS = 64, 256
 
@@ -42,19 +42,19 @@ _EXPONENTS = {
 
 @cache
 def _coefficients() -> _U64:
-    """Odd, of the multiply-shift hash: (2, ``KEY_WORDS``)."""
+    """Return the odd coefficients of the multiply-shift hash, as (2, ``KEY_WORDS``)."""
     random = np.random.default_rng(0x7135)
     return random.integers(1 << 63, (1 << 64) - 1, (2, KEY_WORDS), np.uint64) | np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How the bytes of a tensor are rows.
+    """How the bytes of a tensor divide into rows and words.
 
     Attributes:
-        row_bytes: bytes of a row, a multiple of ``word``.
-        word: bytes of one word, 1, 2, 4 or 8.
-        dtype: safetensors dtype.
+        row_bytes: Bytes of a row, a multiple of ``word``.
+        word: Bytes of one word: 1, 2, 4 or 8.
+        dtype: Safetensors dtype.
     """
 
     row_bytes: int
@@ -63,11 +63,11 @@ class Rows:
 
     @property
     def window(self) -> int:
-        """How many rows, beginning with its own, a row's key is made of."""
+        """Number of rows that make a row's key: the row itself and those that follow it."""
         return -(-KEY_WORDS // (self.row_bytes // self.word))
 
     def masked(self, data: memoryview) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """The words of ``data``, of floats only their signs and exponents."""
+        """Return the words of ``data``; of floats only their signs and exponents."""
         words: npt.NDArray[Any] = np.frombuffer(
             data[: len(data) // self.word * self.word], f"<u{self.word}"
         )
@@ -78,7 +78,7 @@ class Rows:
         return masked
 
     def keys(self, data: memoryview) -> _U64:
-        """The keys of whole rows that lie end to end; the last ``window - 1`` rows have none."""
+        """Return the keys of whole rows that lie end to end; the last ``window - 1`` have none."""
         words = self.masked(data).reshape(-1, self.row_bytes // self.word)
         count, width = words.shape
         sums = np.zeros(count, np.uint64)
@@ -97,9 +97,9 @@ def _mix(values: _U64) -> _U64:
 
 
 def looks_moved(rows: Rows, plain: memoryview, base: memoryview) -> bool:
-    """Whether somewhere in a chunk its words resemble those of the base no more than others do.
+    """Return whether part of a chunk resembles the base in its place no more than elsewhere.
 
-    Compares 64 samples of 256 words, the chunk's first and last ones among them, each with its own
+    Compares 64 samples of 256 words, the chunk's first and last ones among them, each with the same
     place in the base and with another sample's.
     """
     new, old = rows.masked(plain), rows.masked(base)
@@ -121,11 +121,11 @@ class Span:
 
 
 class RowIndex:
-    """The keys of a base tensor's rows, sorted.
+    """The keys of a base tensor's rows, sorted, for lookup.
 
     Args:
-        parts: numbers of rows and their keys: the first row of a part, and the keys from there on.
-        rows: rows of the tensor.
+        parts: Parts of the tensor: the number of the first row, and the keys from there on.
+        rows: Number of rows of the tensor.
     """
 
     def __init__(self, parts: Iterable[tuple[int, _U64]], rows: int) -> None:
@@ -147,8 +147,11 @@ class RowIndex:
         return keys[kept], kept + first
 
     def anchors(self, keys: _U64, first: int) -> tuple[_I64, _I64]:
-        """Rows from ``first`` on whose key occurs once here and there: those rows, and the base's,
-        ascending by the former."""
+        """Return the rows whose key occurs exactly once in both tensors.
+
+        ``keys`` are those of the new tensor's rows from ``first`` on. Returns numbers of rows in
+        the new tensor, ascending, and of the same rows in the base.
+        """
         keys, rows = self._sample(keys, first)
         keys, index, count = np.unique(keys, return_index=True, return_counts=True)
         keys, rows = keys[count == 1], rows[index[count == 1]]
@@ -164,18 +167,18 @@ class RowIndex:
 def spans_of(
     anchors: tuple[_I64, _I64], rows: Rows, begin: int, length: int, base_bytes: int, limit: int
 ) -> list[Span]:
-    """What of the base tensor the bytes ``[begin, begin + length)`` of the new one correspond to.
+    """Return the bytes of the base tensor that match ``[begin, begin + length)`` of the new one.
 
     Rows without an anchor follow the anchor before them, the first ones the one behind them. Where
-    the base has no such bytes its last ones stand in.
+    the base has no such bytes, its last ones stand in.
 
     Args:
-        anchors: rows of the new tensor and of the base, at least one, all in the chunk.
-        rows: of both tensors.
-        begin: where the chunk begins in the new tensor.
-        length: bytes of the chunk.
-        base_bytes: of the base tensor.
-        limit: spans at most; the shortest runs of moved rows are given up for it.
+        anchors: Row numbers in the new tensor and in the base; at least one pair, all in the chunk.
+        rows: The row layout of both tensors.
+        begin: Offset of the chunk in the new tensor, in bytes.
+        length: Bytes of the chunk.
+        base_bytes: Bytes of the base tensor.
+        limit: The most spans to return; the shortest runs of moved rows are given up for it.
 
     Returns:
         Spans that lie end to end in the new tensor, ``length`` bytes in all.
@@ -204,7 +207,7 @@ def spans_of(
 
 
 def clamped(start: int, length: int, base_bytes: int) -> list[Span]:
-    """``[start, start + length)`` of the base; where it has none, as many of its nearest bytes."""
+    """Return ``[start, start + length)`` of the base, with its nearest bytes where it has none."""
     spans = []
     before = min(length, max(0, -start))
     inside = max(0, min(start + length, base_bytes) - max(start, 0))

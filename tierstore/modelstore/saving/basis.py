@@ -1,4 +1,4 @@
-"""Which version a save takes its bases from, and which of its tensors belongs to which."""
+"""Chooses the base version for a save's deltas and pairs its tensors with the new ones."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from tierstore.modelstore.version import Version, version_of
 
 _log = logging.getLogger("tierstore.delta")
 _MODELS = 64
-"""Other models whose newest manifest is looked at: those whose name begins most alike."""
+"""How many other models are looked at, by their newest manifest: those with the likest names."""
 _PROBED = 4
 _SHARED = 0.25
-"""Part of the new model's bytes in tensors of the same names and rows that makes a candidate."""
+"""Share of the new model's bytes in tensors of the same names and rows that makes a candidate."""
 _LIKE = 0.2
-"""What a delta must save in the samples, on average, for a version to be a base at all."""
+"""Least share of bytes that deltas must save in the samples for a version to be a base."""
 _SAMPLES, _SAMPLE_BYTES, _AROUND = 4, 64 << 10, 2 << 20
 
 TensorKey = tuple[str, str]
-"""Path of the file and name in it."""
+"""Path of the file and the tensor's name in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One tensor that is being saved."""
+    """One tensor that is being saved and may have a base."""
 
     key: TensorKey
     name: str
@@ -50,7 +50,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Bytes of a new tensor around a place that is compared with candidates."""
+    """Bytes of a new tensor that are compared with candidates, and what is around them."""
 
     tensor: Wanted
     begin: int
@@ -60,7 +60,7 @@ class _Sample:
 
 
 def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
-    """The tensors that can have a base, named as ``named_tensors`` names those of a version."""
+    """Return the tensors that can have a base, named as ``named_tensors`` names a version's."""
     every = [(file, info) for file in files if file.header for info in file.header.tensors]
     count = Counter(info.name for _, info in every)
     return [
@@ -75,10 +75,10 @@ def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
 
 
 def matches(wanted: Sequence[Wanted], manifest: Manifest) -> dict[TensorKey, TensorEntry]:
-    """The tensor of a version that each of ``wanted`` continues: same name and dtype, and the same
-    shape but for the count of rows.
+    """Return the tensor of a version that each of ``wanted`` continues.
 
-    Where all names differ by one prefix (``model.`` added or gone), it is left out of account.
+    Its name and dtype are the same, and its shape but for the number of rows. Where all names
+    differ by one prefix (``model.`` added or removed), the prefix is ignored.
     """
     held = {name: entry for name, _, entry in named_tensors(manifest)}
     found = {one.key: held[one.name] for one in wanted if one.name in held}
@@ -109,8 +109,8 @@ class Basis:
     """The base of one save, found when the first new chunk asks for it. Thread-safe.
 
     Args:
-        files: what is saved.
-        find: gives the version, or ``None``; called once.
+        files: The files to be saved.
+        find: Finds the base version, or returns ``None``; called once.
     """
 
     def __init__(
@@ -126,20 +126,21 @@ class Basis:
         self._tensors: dict[TensorKey, BaseTensor] = {}
 
     def nearest(self, key: TensorKey, begin: int, plain: memoryview) -> Base | None:
-        """What pays as a base of the chunk ``plain`` at ``begin`` of a tensor."""
+        """Return a base for the chunk ``plain`` at ``begin`` of a tensor; ``None`` if none pays."""
         self._take()
         tensor = self._tensors.get(key)
         return tensor.nearest(begin, plain) if tensor else None
 
     def stored(self, digest: bytes) -> list[tuple[ChunkPlace, int]]:
-        """Where a chunk lies that the base version has itself, with its bases: a delta against
-        itself could never be read.
+        """Return the place of a chunk that the base version has itself, and those of its bases.
+
+        Such a chunk is reused: a delta against itself could never be read.
         """
         self._take()
         return self.bases.stored(digest) if self.bases else []
 
     def places(self, bases: Iterable[bytes]) -> list[tuple[ChunkPlace, int]]:
-        """Where the chunks that ``nearest`` named lie, and the sizes of their packs."""
+        """Return the places of chunks that ``nearest`` named, with the sizes of their packs."""
         assert self.bases is not None
         return [self.bases.place(digest) for digest in bases]
 
@@ -159,27 +160,27 @@ class Basis:
 
 
 def tensors_of(bases: DeltaBases, wanted: Sequence[Wanted]) -> dict[TensorKey, BaseTensor]:
-    """The base of every tensor that has one in this version."""
+    """Return the base tensor of every wanted tensor that has one in this version."""
     found = matches(wanted, bases.manifest)
     shapes = {one.key: one.shape for one in wanted}
     return {key: BaseTensor(bases, entry, shapes[key]) for key, entry in found.items()}
 
 
 class BaseFinder:
-    """Finds the version that a new one of ``model`` is nearest to, by little more than metadata.
+    """Finds the version most similar to a new one of ``model``, mostly from metadata.
 
-    The newest version of the same model comes first. If that is not alike, or there is none, the
-    other models' newest ones are compared by names and shapes of their tensors, and the best of
-    them by samples: some blocks of the four largest tensors.
+    The newest version of the same model comes first. If that is not similar, or there is none, the
+    newest versions of other models are compared by names and shapes of their tensors, and the best
+    of them by samples: some blocks of the four largest tensors.
 
     Args:
-        home: of the store.
-        open_bases: opens a version as a base.
-        model: that is saved.
-        files: its content; samples of it are read now.
+        home: The store's home.
+        open_bases: Opens a version as a base.
+        model: Name of the model that is saved.
+        files: The files to be saved; samples of them are read at once.
 
     Attributes:
-        has_candidates: whether the store had any version to look at.
+        has_candidates: Whether the store had any version to look at.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class BaseFinder:
         self._samples = list(_samples(files)) if self.has_candidates else []
 
     def find(self, wanted: Sequence[Wanted]) -> DeltaBases | None:
-        """The nearest version, or ``None`` when none is near enough."""
+        """Return the most similar version, or ``None`` when none is similar enough."""
         best: tuple[float, DeltaBases | None] = (_LIKE, None)
         if self._own is not None:
             best = max(best, self._compared(self._own, wanted), key=lambda pair: pair[0])
@@ -210,7 +211,7 @@ class BaseFinder:
         return None if entry is None else version_of(model, entry)
 
     def _others(self, wanted: Sequence[Wanted]) -> list[Version]:
-        """Versions of other models that have the same tensors, the most alike first."""
+        """Return versions of other models that have the same tensors, the most similar first."""
 
         def shared(model: str) -> tuple[float, Version] | None:
             try:
@@ -268,7 +269,7 @@ class BaseFinder:
 
 
 def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:
-    """A piece from the middle of each of the largest tensors, and what is around it."""
+    """Yield a sample from the middle of each of the largest tensors, and what is around it."""
     starts = {
         (file.path, info.name): (file, file.data_start + info.begin)
         for file in files
@@ -293,9 +294,9 @@ def basis_of(
     as_base: Callable[[Version], DeltaBases],
     resolve: Callable[[str], Version],
 ) -> Basis | None:
-    """What a save of ``files`` takes as its base: ``auto`` finds it, a reference names it.
+    """Choose the base version of a save: ``auto`` looks for one, a reference names it.
 
-    ``None`` when there is none to look at.
+    Returns ``None`` when no base is asked for, or the store has no version to look at.
     """
     if base is None:
         return None

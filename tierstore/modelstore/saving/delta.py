@@ -1,7 +1,7 @@
-"""The tensors of one version as bases of deltas: which of its bytes a new chunk is nearest to.
+"""One version's tensors as bases of deltas: finds the bytes that are nearest to a new chunk.
 
-A base is always a standalone frame (depth 1): where the version itself has a delta, its base is
-taken. Whatever cannot be read makes no base, and the chunk is stored standalone.
+A base is always a standalone frame (depth 1): where the version itself has a delta, that delta's
+base is taken. What cannot be read is no base, and the new chunk is stored standalone.
 """
 
 from __future__ import annotations
@@ -34,27 +34,28 @@ if TYPE_CHECKING:
 _log = logging.getLogger("tierstore.delta")
 
 LEAST_CHUNK = 16 << 10
-"""Smaller chunks are stored standalone: reading their base would be a request of its own."""
+"""Chunks of fewer bytes are stored standalone: reading their base would be a request of its own."""
 ENOUGH = 0.8
-"""A delta must be smaller than this part of the standalone frame: a reader fetches both, and a
-standalone frame is a nearer base for the versions to come."""
+"""The largest share of the standalone frame that a delta may have: a reader fetches both frames,
+and a standalone one is a nearer base for later versions.
+"""
 _SPANS = 256
 _SAMPLES, _SAMPLE_BYTES = 4, 16 << 10
 _PATIENCE = 4
 
 Find = Callable[[bytes], tuple[ChunkPlace, int] | None]
-"""Where a chunk is said to lie, and the size of that pack."""
+"""Finds the place of a chunk and the size of its pack."""
 
 
 class DeltaBases:
-    """One version as a base. Thread-safe.
+    """One version as a source of bases. Thread-safe.
 
     Args:
-        label: names the version in reports.
-        manifest: its content.
-        content: its layout and who reads it.
-        find: the store's index, which may know a standalone frame that the layout does not.
-        keep: plain chunks kept in memory.
+        label: Name of the version in reports.
+        manifest: The version's full manifest.
+        content: The version's layout and reader.
+        find: The store's index, which may know a standalone frame that the layout does not.
+        keep: How many plain chunks are kept in memory.
     """
 
     def __init__(
@@ -69,14 +70,14 @@ class DeltaBases:
         self._standalone = Recent(self._pieces_of, 4096)
 
     def stored(self, digest: bytes) -> list[tuple[ChunkPlace, int]]:
-        """Where a chunk of the version lies, with its bases; nothing if it has no such chunk."""
+        """Return the places of a chunk and of its bases; empty if the version has no such chunk."""
         if digest not in self.content.table.digests:
             return []
         place, size = self.place(digest)
         return [(place, size), *(self.place(base) for base in place.bases)]
 
     def place(self, digest: bytes) -> tuple[ChunkPlace, int]:
-        """A place of the chunk and the size of that pack; a standalone one if there is any."""
+        """Return the place of a chunk, standalone if there is any, and the size of its pack."""
         return self._places.get(digest)
 
     def _place(self, digest: bytes) -> tuple[ChunkPlace, int]:
@@ -100,11 +101,11 @@ class DeltaBases:
         return self.content.reader.read_head(place).bases
 
     def standalone(self, digest: bytes) -> tuple[BasePiece, ...]:
-        """The pieces of standalone chunks that stand for a chunk: itself, or its own base."""
+        """Return the pieces of standalone chunks that a chunk is read from: itself, or its base."""
         return self._standalone.get(digest)
 
     def assemble(self, pieces: tuple[BasePiece, ...]) -> memoryview:
-        """The plain bytes of ``pieces``, verified."""
+        """Return the plain bytes of ``pieces``, verified."""
         first = self.chunks.get(pieces[0].digest)
         if len(pieces) == 1:
             return first[pieces[0].offset : pieces[0].offset + pieces[0].plain_bytes]
@@ -120,12 +121,12 @@ class DeltaBases:
 
 
 class BaseTensor:
-    """One tensor of a version as the base of the tensor of that name in the next. Thread-safe.
+    """One tensor of a version as the base of its successor in the next version. Thread-safe.
 
     Args:
-        bases: the version.
-        entry: the tensor there.
-        shape: of the new tensor, of the same dtype.
+        bases: The version that holds the tensor.
+        entry: The tensor's entry there.
+        shape: Shape of the new tensor, which has the same dtype.
     """
 
     def __init__(self, bases: DeltaBases, entry: TensorEntry, shape: tuple[int, ...]) -> None:
@@ -140,7 +141,7 @@ class BaseTensor:
         self._broken = False
 
     def nearest(self, begin: int, plain: memoryview) -> Base | None:
-        """What pays as a base of the chunk ``plain`` at ``begin``; ``None``: nothing does."""
+        """Return a base for the chunk ``plain`` at ``begin``, or ``None`` if none pays."""
         if self._broken:
             return None
         self._asked += 1
@@ -190,14 +191,14 @@ class BaseTensor:
                     at += piece.plain_bytes
 
     def _cut(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The chunks that hold bytes ``[start, stop)`` of the tensor, and which of their bytes."""
+        """Yield the numbers of the chunks that hold ``[start, stop)``, with the range in each."""
         size = self._bases.content.chunk_size
         for number in range(start // size, -(-stop // size)):
             begin = number * size
             yield number, max(start - begin, 0), min(stop - begin, size)
 
     def _aligned(self, rows: Rows, begin: int, plain: memoryview) -> list[Span]:
-        """Where the rows of a chunk are in the base; nothing when none of them is found."""
+        """Return the spans of the base that hold a chunk's rows; none if no row is found."""
         width = rows.row_bytes
         first, last = -(-begin // width), (begin + len(plain)) // width
         if last - first < rows.window:
@@ -212,7 +213,7 @@ class BaseTensor:
         return spans_of(anchors, rows, begin, len(plain), self._nbytes, _SPANS)
 
     def _keys(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
-        """The keys of all rows, read in steps of about a chunk."""
+        """Yield the keys of all rows, read in steps of about a chunk."""
         count = self._nbytes // rows.row_bytes
         step = max(1, self._bases.content.chunk_size // rows.row_bytes)
         for first in range(0, count, step):
@@ -228,16 +229,16 @@ class BaseTensor:
         return data
 
     def likeness(self, begin: int, window: memoryview, at: int, length: int) -> float:
-        """How much of a standalone frame a delta saves, by a sample: 0 to 1.
+        """Return the share of a standalone frame that a delta saves, estimated by a sample: 0 to 1.
 
         Reads only the blocks of the base that hold the sample. A sample whose rows are found
         elsewhere in ``window`` counts half.
 
         Args:
-            begin: where ``window`` begins in the new tensor.
-            window: bytes of the new tensor around the sample.
-            at: where the sample begins, in both tensors.
-            length: of the sample.
+            begin: Offset of ``window`` in the new tensor, in bytes.
+            window: Bytes of the new tensor around the sample.
+            at: Offset of the sample, in both tensors.
+            length: Bytes of the sample.
         """
         if at + length > self._nbytes:
             return 0.0
@@ -272,7 +273,7 @@ class BaseTensor:
 
 
 def _rows_of(entry: TensorEntry, shape: tuple[int, ...]) -> Rows | None:
-    """The rows that both tensors are made of, if their content can move by rows."""
+    """Return the row layout of both tensors, if their content can move by rows."""
     word_type = WORD_TYPES.get(entry.dtype)
     if word_type is None or not shape or shape[1:] != entry.shape[1:] or not entry.shape[0]:
         return None
@@ -285,7 +286,7 @@ def _whole(data: memoryview, row_bytes: int) -> memoryview:
 
 
 def _joined(pieces: Iterable[BasePiece]) -> Iterator[BasePiece]:
-    """The same pieces, neighbours in one base chunk as one."""
+    """Yield the same pieces, with neighbours in one base chunk joined."""
     last: BasePiece | None = None
     for piece in pieces:
         if last and piece.digest == last.digest and piece.offset == last.offset + last.plain_bytes:
@@ -299,7 +300,7 @@ def _joined(pieces: Iterable[BasePiece]) -> Iterator[BasePiece]:
 
 
 def _pays(plain: memoryview, base: memoryview, dtype: str) -> bool:
-    """Whether a delta is small enough, by samples spread over the chunk."""
+    """Return whether a delta is small enough, by samples spread over the chunk."""
     if len(plain) > _SAMPLES * _SAMPLE_BYTES:
         starts = np.linspace(0, len(plain) - _SAMPLE_BYTES, _SAMPLES).astype(np.int64) & -8
         parts = [slice(at, at + _SAMPLE_BYTES) for at in starts.tolist()]
@@ -309,7 +310,7 @@ def _pays(plain: memoryview, base: memoryview, dtype: str) -> bool:
 
 
 def _delta_part(plain: memoryview, base: memoryview, dtype: str) -> float:
-    """Bytes of the delta for each byte of the standalone payload; 1 when that is no larger."""
+    """Return the size of the delta per byte of the standalone payload; 1 if it is no smaller."""
     delta = encode(plain, dtype, base=base)
     if delta.codec != DELTA:
         return 1.0

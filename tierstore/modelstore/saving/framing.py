@@ -1,6 +1,6 @@
-"""Frames built where they are encoded: buffers are reused, and big payloads are never copied.
+"""Builds frames in reused buffers, without copying big payloads.
 
-Fresh memory costs a page fault every 4 KiB and joining bytes holds the interpreter lock; both cost
+Fresh memory costs a page fault every 4 KiB, and joining bytes holds the interpreter lock; both cost
 more than the checksums do.
 """
 
@@ -14,22 +14,22 @@ from tierstore.format.frame import BasePiece, build_head
 from tierstore.ids import Buffer
 
 _IN_FLIGHT = 192 << 20
-"""Bytes for chunks that are read, encoded and waiting; two packs, in buffers of up to 128 MiB
-each, come on top."""
+"""Bytes for chunks that are read, encoded and waiting; two packs of up to 128 MiB come on top."""
 
 
 def encoders(chunk_size: int, *, deltas: bool) -> int:
-    """How many threads may encode at once.
+    """Return how many threads may encode at once within the memory for chunks in flight.
 
-    Each has two chunks in flight, the caller's thread two more, and each of these is a buffer and
-    one to encode into; a delta needs a base as it was read and one put together.
+    Each thread has two chunks in flight and the caller's thread two more. A chunk takes a buffer
+    and another to encode into; with deltas also a base as it was read and one put together.
     """
     return max(1, (_IN_FLIGHT // chunk_size - 4) // (6 if deltas else 4))
 
 
 class BufferPool:
-    """Buffers for chunks of ``chunk_size`` bytes; the last one given back, which the processor's
-    caches may still hold, is taken first. Thread-safe.
+    """Buffers for chunks of ``chunk_size`` bytes. Thread-safe.
+
+    The last one given back is taken first: the processor's caches may still hold it.
     """
 
     def __init__(self, chunk_size: int) -> None:
@@ -37,7 +37,7 @@ class BufferPool:
         self._free: list[mmap.mmap] = []
 
     def take(self) -> mmap.mmap:
-        """A buffer with anything in it."""
+        """Return a buffer; its content is undefined."""
         try:
             return self._free.pop()
         except IndexError:  # unlike a bytearray, it is not filled with zeros first
@@ -45,17 +45,17 @@ class BufferPool:
             return mmap.mmap(-1, self.chunk_size, flags=flags)
 
     def give(self, buffer: mmap.mmap) -> None:
-        """Give a buffer back; nobody may use it any more."""
+        """Give a buffer back; it must not be used any more."""
         self._free.append(buffer)
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a chunk can be a delta against.
+    """The base of a delta.
 
     Attributes:
-        pieces: of standalone chunks, which end to end are as long as the chunk.
-        data: their plain bytes.
+        pieces: Pieces of standalone chunks, end to end as long as the new chunk.
+        data: The plain bytes of the pieces.
     """
 
     pieces: tuple[BasePiece, ...]
@@ -77,13 +77,13 @@ class Frame:
 
 
 class Framing:
-    """Frames of chunks that were read into one pooled buffer, and that fit into another.
+    """Frames of chunks that were read into one pooled buffer and are encoded into another.
 
-    Payloads lie end to end in that second buffer; a raw one is the plain bytes where they are.
+    Payloads lie end to end in the second buffer; a raw one stays in the first.
 
     Args:
-        pool: of the buffers.
-        source: taken over; the chunks are views of it.
+        pool: The pool of the buffers.
+        source: The buffer that the chunks are views of; it is taken over.
     """
 
     def __init__(self, pool: BufferPool, source: mmap.mmap) -> None:
@@ -95,13 +95,13 @@ class Framing:
     def add(
         self, plain: memoryview, *, digest: bytes, dtype: str, base: Base | None = None
     ) -> Frame:
-        """Encode one chunk; with a ``base`` as a delta, where that is smaller.
+        """Encode one chunk, as a delta if a ``base`` is given and that is smaller.
 
         Args:
-            plain: the chunk.
-            digest: of ``plain``.
-            dtype: safetensors dtype, or ``""``.
-            base: what the chunk may refer to.
+            plain: Plain bytes of the chunk.
+            digest: Digest of ``plain``.
+            dtype: Safetensors dtype; ``""`` for bytes of other files.
+            base: The base that the chunk may be a delta of.
         """
         out = memoryview(self._room)[self._used : self._used + len(plain)]
         encoded = encode(plain, dtype, base=base.data if base else None, out=out)
@@ -120,10 +120,10 @@ class Framing:
         return frame
 
     def finish(self) -> list[mmap.mmap]:
-        """The buffers to give back once the frames were written; the others are given back now.
+        """Return the buffers to give back once the frames are written.
 
-        Few bytes must not keep a big buffer: packs wait for their upload with all their frames.
-        They are copied out of it, and their frames change.
+        The others are given back now: packs wait for their upload with all their frames, and few
+        bytes must not keep a big buffer. These bytes are copied out and their frames changed.
         """
         held = []
         for buffer, used, raw in (

@@ -1,4 +1,4 @@
-"""Files of a version that a new one keeps: nothing of them is read or written."""
+"""Reuses whole files of stored versions in a new one: nothing of them is read or written."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _Places = list[tuple[ChunkPlace, int]]
 
 
 class KeptFile(SourceFile):
-    """A file that the store has.
+    """A file of a stored version as a source of a new one.
 
     Args:
-        content: of the version that holds it, which cuts it as the new one will.
-        entry: of the file there; no patches lie on it.
-        path: in the new version, of the same kind (safetensors or not).
+        content: Layout and reader of the version that holds the file; its chunk size is the new
+            version's.
+        entry: The file's entry there; no patches lie on it.
+        path: Path in the new version, of the same kind (safetensors or not).
     """
 
     def __init__(self, content: Content, entry: FileEntry, path: str) -> None:
@@ -37,17 +38,17 @@ class KeptFile(SourceFile):
         self.kept = Kept(entry, *_with_bases(content, places))
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Read one whole chunk, whose pack is gone."""
+        """Read one whole chunk whose pack is gone."""
         at = offset - self.data_start
         piece = next(piece for piece in self._pieces if piece.begin == at)
         self._content.reader.read([Want(piece.place, out)])
 
     def finish(self) -> None:
-        """Nothing in the store changes."""
+        """Do nothing: what is stored does not change."""
 
 
 def _with_bases(content: Content, places: Sequence[ChunkPlace]) -> tuple[_Places, _Places]:
-    """The places with their packs' sizes, and those of the bases of deltas."""
+    """Return the places with the sizes of their packs, and the same for the bases of deltas."""
     table = content.table
     sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
     below = [table.find(base) for place in places for base in place.bases]
@@ -61,11 +62,11 @@ def kept_file(view: FileView, as_path: str) -> KeptFile | None:
     """Return a stored file as a source of a new version that moves none of its bytes.
 
     Args:
-        view: the file in the version that holds it.
-        as_path: its path in the new version.
+        view: The file in the version that holds it.
+        as_path: Path of the file in the new version.
 
     Returns:
-        ``None`` when it has to be read: patches lie on it, or the new path makes it a file of
+        ``None`` when the file has to be read: patches lie on it, or the new path makes it a file of
         another kind.
     """
     same_kind = view.path.rpartition(".")[2] == as_path.rpartition(".")[2]

@@ -30,14 +30,14 @@ class Packer:
         self.pack_sizes: dict[bytes, int] = {}
 
     def add(self, digest: bytes, frame: Frame) -> None:
-        """Append one frame; blocks while two packs are waiting."""
+        """Append one frame; blocks while two packs are waiting for their upload."""
         parts = [frame.head, frame.payload]
         self._builder.add(digest, parts, len(frame.head), frame.plain, frame.codec, frame.bases)
         if self._builder.full:
             self._flush()
 
     def add_chunk(self, buffer: mmap.mmap, plain: memoryview, *, digest: bytes, dtype: str) -> None:
-        """Encode and append one chunk that stands alone, ``plain`` in a buffer of the pool."""
+        """Encode and append one chunk as a standalone frame; its ``buffer`` is of the pool."""
         framing = Framing(self._pool, buffer)
         frame = framing.add(plain, digest=digest, dtype=dtype)
         held = framing.finish()
@@ -45,7 +45,7 @@ class Packer:
         self.hold(held)
 
     def hold(self, buffers: Iterable[mmap.mmap]) -> None:
-        """Give these back to the pool once all frames that were added so far are written."""
+        """Give these buffers back to the pool once all frames added so far are written."""
         self._held += buffers
 
     def _flush(self) -> None:
@@ -64,7 +64,7 @@ class Packer:
             self._pool.give(buffer)
 
     def finish(self) -> None:
-        """Upload the last pack; when it returns every pack is durable."""
+        """Upload the last pack; when this returns, every pack is durable."""
         if len(self._builder):
             self._flush()
         if self._upload is not None:

@@ -1,4 +1,4 @@
-"""What one save has found out so far."""
+"""The state of one save: its chunks, what was reused and where it came from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tierstore.modelstore.saving.source import SourceFile
 
 @dataclass(frozen=True, slots=True)
 class SourceChunk:
-    """One chunk to be saved: ``length`` bytes at ``offset`` of a file, ``begin`` of a tensor."""
+    """One chunk to be saved: ``length`` bytes at ``offset`` of a file.
+
+    ``begin`` is its offset in ``tensor``, if it belongs to one.
+    """
 
     file: SourceFile
     offset: int
@@ -26,18 +29,18 @@ class SourceChunk:
 
 @dataclass(slots=True)
 class Encoded:
-    """What a worker made of a chunk; ``frame`` is ``None`` when the chunk is stored already."""
+    """A chunk after encoding; ``frame`` is ``None`` when the chunk is stored already."""
 
     digest: bytes
     frame: Frame | None
 
 
 class Batch(NamedTuple):
-    """What a worker made of chunks that were read together.
+    """Encoded chunks that were read together.
 
     Attributes:
-        chunks: in their order.
-        held: the buffers that their frames lie in.
+        chunks: The chunks in the order of the source.
+        held: The buffers that their frames lie in.
     """
 
     chunks: list[Encoded]
@@ -46,7 +49,16 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class SaveState:
-    """What a save has found out so far, shared by its threads under ``lock``."""
+    """The state of one save, shared by its threads under ``lock``.
+
+    Attributes:
+        claimed: Digests that some thread has taken care of.
+        reused: Places of chunks that the store has already, by digest.
+        reused_packs: Sizes in bytes of the packs of ``reused``, by pack id.
+        gone: Ids of packs that turned out to be gone.
+        sources: The first source of each chunk, by digest.
+        order: Digests in load order, each once.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     claimed: set[bytes] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""What is saved: files on disk and arrays in memory, read once and in order.
+"""The sources of a save: files on disk and arrays in memory, read once and in order.
 
 A source is never mapped: a file that shrinks under a mapping kills the process, and one that
 changes between hashing and encoding would be stored under a digest that is not its own.
@@ -47,12 +47,12 @@ _ARRAYS_PATH = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the store has of a file already.
+    """A file that the store has already.
 
     Attributes:
-        entry: of the file.
-        places: where its chunks lie, in order, and the sizes of those packs.
-        bases: the same of the bases of those that are deltas.
+        entry: The file's entry in the manifest.
+        places: Places of its chunks, in order, with the sizes of their packs.
+        bases: Places of the bases of those chunks that are deltas, with the sizes of their packs.
     """
 
     entry: FileEntry
@@ -63,7 +63,7 @@ class Kept:
 class SourceFile(ABC):
     """One file to be saved: its path in the version, its size and its safetensors header.
 
-    One with ``kept`` is stored already as that says, and is not read.
+    A file with ``kept`` is stored already, and is not read.
     """
 
     path: str
@@ -78,18 +78,18 @@ class SourceFile(ABC):
 
     @abstractmethod
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill ``out`` from ``offset``; ``SourceChanged`` when the file ends before."""
+        """Fill ``out`` from ``offset`` on; ``SourceChanged`` when the file ends before."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Check that the source is what it was at first (``SourceChanged``), and release it."""
+        """Check that the source is unchanged (else ``SourceChanged``), and release it."""
 
     def close(self) -> None:  # noqa: B027 - arrays hold nothing open
         """Release the source; calling it twice is fine."""
 
 
 class DiskFile(SourceFile):
-    """A regular file."""
+    """A regular file on disk."""
 
     def __init__(self, path: str, where: Path) -> None:
         self.path = path
@@ -148,7 +148,7 @@ class DiskFile(SourceFile):
                 done += count
 
     def finish(self) -> None:
-        """Close the file after checking that nobody wrote to it meanwhile."""
+        """Close the file; ``SourceChanged`` when somebody wrote to it meanwhile."""
         if self._fd is not None:
             same = _identity(os.fstat(self._fd)) == self._identity
             self.close()
@@ -174,7 +174,7 @@ def _identity(found: os.stat_result) -> tuple[int, int, int, int, int]:
 
 
 class _explained:
-    """Turns the errors of reading a source into ours, naming the file."""
+    """Turns OS errors of reading a source into tierstore's, naming the file."""
 
     def __init__(self, where: Path) -> None:
         self._where = where
@@ -240,7 +240,7 @@ class ArrayFile(SourceFile):
             at += 1
 
     def finish(self) -> None:
-        """Read the arrays once more: whoever wrote into one meanwhile is told."""
+        """Read the arrays once more; ``SourceChanged`` when somebody wrote to one meanwhile."""
         again = bytearray(max((length for _, _, length, _ in self._sums), default=0))
         for name, start, length, value in self._sums:
             out = memoryview(again)[:length]
@@ -264,7 +264,7 @@ class BytesFile(SourceFile):
         out[:] = self.data[offset : offset + len(out)]
 
     def finish(self) -> None:
-        """Nothing can have changed."""
+        """Do nothing: bytes cannot change."""
 
 
 def open_source(
@@ -273,12 +273,12 @@ def open_source(
     metadata: Mapping[str, str] | None,
     exclude: Sequence[str],
 ) -> list[SourceFile]:
-    """Return the files of ``source`` by ascending path.
+    """Return the files of ``source``, sorted by path.
 
     Args:
-        source: a safetensors file, a directory of a model, or tensors by name.
+        source: A safetensors file, a directory of a model, or tensors by name.
         metadata: ``__metadata__`` of the header, for tensors in memory only.
-        exclude: glob patterns of paths, relative to the directory, to leave out.
+        exclude: Glob patterns of paths, relative to the directory, to leave out.
     """
     if isinstance(source, Mapping):
         return [ArrayFile(source, metadata)]

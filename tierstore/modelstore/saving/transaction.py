@@ -24,10 +24,10 @@ class Saving:
 
     Args:
         home: The store's home.
-        index: Finds chunks that the store has.
+        index: Finds chunks that the store has already.
         opener: Opens versions as bases of deltas.
-        resolve: Finds the version that a reference means.
-        threads: How many threads hash and encode, at most as many as memory allows.
+        resolve: Finds the version that a reference points to.
+        threads: How many threads hash and encode, if memory allows.
     """
 
     def __init__(
@@ -50,17 +50,18 @@ class Saving:
         chunk_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Writer]:
-        """Give a writer; until the block ends garbage collection leaves its packs alone.
+        """Yield a writer; garbage collection leaves its packs alone until the block ends.
 
         The block calls ``write`` and then appends the ref entry that makes the version exist. When
-        it ends without an error, later saves are told of the chunks that are new.
+        it ends without an error, the new chunks are published to later saves.
 
         Args:
             basis: Finds bases for new chunks; ``None`` stores them standalone.
-            indexed: ``False`` neither brings the dedup index up to date nor tells it: the look at
-                all its segments would cost more than a little save that is hardly ever a duplicate.
-            chunk_size: Bytes of a chunk; by default the store's, for a patch that of its base.
-            progress: Is called with bytes done and bytes in all.
+            indexed: Whether the dedup index is brought up to date first and told of new chunks.
+                ``False`` for small saves that are hardly ever duplicates: looking at all index
+                segments would cost more.
+            chunk_size: Bytes of a chunk; by default the store's. A patch takes that of its base.
+            progress: Called with bytes done and bytes in all.
 
         Raises:
             UnsupportedFormat: The store needs a newer tierstore to be written to.
@@ -84,15 +85,15 @@ class Saving:
         """Choose the base version of a save.
 
         Args:
-            files: What is saved.
+            files: The files to be saved.
             base: A reference; ``"auto"`` takes the newest version of the model, or else the most
-                alike one of another model; ``None`` stores no deltas.
-            model: The name under which ``files`` are saved.
+                similar one of another model; ``None`` stores no deltas.
+            model: Name under which ``files`` are saved.
         """
         return basis_of(files, base, model, self._home, self.as_base, self._resolve)
 
     def as_base(self, version: Version) -> DeltaBases:
-        """Open a version as the base of deltas; where patches lie on it, what is below them."""
+        """Open a version as a source of bases: the full version below it, if it has patches."""
         full = self._opener.open_full(version)
         keep = min(self._threads, encoders(full.manifest.chunk_size, deltas=True)) + 1
         return DeltaBases(str(version), full.manifest, full.content, self._index.find, keep)

@@ -55,17 +55,17 @@ _ROUNDS = 5
 
 
 class Writer:
-    """Runs one save.
+    """Runs one save: reads, hashes, encodes, packs and publishes.
 
     Args:
-        home: where metadata goes.
-        packs: where packs go.
-        index: finds chunks that the store has.
-        lease: held by the caller until the version is published.
-        chunk_size: of the store, in bytes.
-        threads: threads that hash and encode, at most as many as memory allows.
-        basis: finds bases for new chunks; ``None`` stores them standalone.
-        progress: told about every chunk.
+        home: The store's home, where metadata goes.
+        packs: The tiers, where packs go.
+        index: Finds chunks that the store has already.
+        lease: The lease that the caller holds until the version is published.
+        chunk_size: Bytes of a chunk.
+        threads: How many threads hash and encode, if memory allows.
+        basis: Finds bases for new chunks; ``None`` stores them standalone.
+        progress: Told after every batch of chunks.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Writer:
         Args:
             files: Open sources, which the caller closes.
             lineage: What the content was made from.
-            patch: Says what the only file of a patch version changes, and of what.
+            patch: For a patch version: what its only file changes, and of which version.
 
         Returns:
             The digest of the manifest, which is durable with all that it needs.
@@ -161,7 +161,7 @@ class Writer:
         )  # fmt: skip
 
     def _keep(self, file: SourceFile, kept: Kept) -> FileEntry:
-        """Take over a file that is stored: it is read only if its packs turn out to be gone."""
+        """Take over a stored file; it is read only if its packs turn out to be gone."""
         for (place, _), chunk in zip(kept.places, self._chunks_of(file), strict=True):
             self._state.order.setdefault(place.digest)
             self._state.sources.setdefault(place.digest, chunk)
@@ -183,7 +183,7 @@ class Writer:
     def _encode_all(
         self, chunks: Iterator[SourceChunk], on_read: Callable[[memoryview], None]
     ) -> Iterator[bytes]:
-        """Read, hash and encode; return the digests in order.
+        """Read, hash and encode chunks; return their digests in order.
 
         The caller's thread reads, in order, and packs, in order; workers do the rest. Chunks are
         handed over in batches, because a switch between threads costs more than a tiny chunk.
@@ -218,7 +218,7 @@ class Writer:
         return [encoded.digest for encoded in results]
 
     def _encode(self, buffer: mmap.mmap, batch: list[SourceChunk]) -> Batch:
-        """Take over ``buffer``, which holds the chunks of ``batch`` end to end."""
+        """Encode the chunks of ``batch``, which lie end to end in ``buffer``, and take it over."""
         framing = Framing(self._pool, buffer)
         results = []
         at = 0
@@ -250,7 +250,7 @@ class Writer:
         return True
 
     def _is_in_base(self, digest: bytes, chunk: SourceChunk) -> bool:
-        """Whether the base version has the chunk, which the index did not know."""
+        """Return whether the base version has a chunk that the index does not know."""
         if self._basis is None or chunk.length < LEAST_CHUNK or not chunk.tensor:
             return False
         places = self._basis.stored(digest)
@@ -298,7 +298,7 @@ class Writer:
         self._create(layout_key(digest), seal_layout(digest, places, used))
 
     def _gone_packs(self) -> set[bytes]:
-        """Reused packs that are condemned or missing; the lease is renewed before the look."""
+        """Return the reused packs that are condemned or missing, after renewing the lease."""
         packs = dict(self._state.reused_packs)
         if not packs and self._lease.is_young:  # one object less for whoever publishes little
             return set()
@@ -344,7 +344,7 @@ class Writer:
         self._objects += 1
 
     def publish_index(self) -> None:
-        """Tell later saves what this one stored; called once the version is published."""
+        """Publish the new chunks to later saves; called once the version is published."""
         if not self._packer.places:
             return
         key = INDEX + uuid.uuid4().hex
@@ -357,7 +357,7 @@ class Writer:
         self._index.add(key, places, sizes)
 
     def stats(self) -> SaveStats:
-        """What the save cost so far."""
+        """Return what the save cost so far."""
         places = self._packer.places
         new_bytes = sum(place.plain_bytes for place in places.values())
         deltas = [place for place in places.values() if place.bases]
