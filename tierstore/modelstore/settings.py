@@ -21,13 +21,13 @@ class Settings:
     """Limits and places for one process.
 
     Attributes:
-        cache_dir: local directory for what can be lost at any time (the dedup index).
-        threads: threads that hash, encode and decode.
-        memory_limit: bytes of staging memory that loads may use at once.
-        node: this node's name, the same after a restart: it decides the node's turn in a rollout.
-        labels: what rollouts may ask for, such as ``region``.
-        profile: the variants that this node prefers, or a name in ``profiles``; see ``Store.load``.
-        profiles: orders of preference by name, each a list of variants with commas.
+        cache_dir: Local directory for what can be lost at any time, such as the dedup index.
+        threads: Number of threads that hash, encode and decode.
+        memory_limit: Bytes of staging memory that loads may use at once.
+        node: This node's name, the same after a restart: it decides the node's turn in a rollout.
+        labels: Labels of this node that rollouts may ask for, such as ``region``.
+        profile: The variants that this node prefers, or a name in ``profiles``; see ``Store.load``.
+        profiles: Orders of preference by name, each a comma-separated list of variants.
     """
 
     cache_dir: Path
@@ -39,13 +39,14 @@ class Settings:
     profiles: Mapping[str, str] = field(default_factory=dict)
 
     def preference(self, profile: str | None) -> list[str]:
-        """The variants that are preferred, best first; ``full`` is the version itself.
+        """Return the preferred variants, best first; ``full`` is the version itself.
 
         Args:
-            profile: such a list with commas, or a name in ``profiles``; ``None`` takes this node's.
+            profile: A comma-separated list of variants, or a name in ``profiles``; ``None`` takes
+                this node's.
 
         Raises:
-            InvalidName: something in it is no variant's name.
+            InvalidName: An entry of the list is not a variant's name.
         """
         chosen = profile if profile is not None else self.profile
         if not chosen:
@@ -55,14 +56,14 @@ class Settings:
 
 
 def cpu_count() -> int:
-    """CPUs that this process may run on."""
+    """Return the number of CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def default_memory_limit() -> int:
-    """The smaller of 2 GiB and a quarter of the cgroup's limit or of the RAM, in bytes."""
+    """Return 2 GiB, or if smaller a quarter of the cgroup's limit or of the RAM, in bytes."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in _CGROUP_LIMITS:
         try:
