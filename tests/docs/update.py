@@ -1,7 +1,7 @@
 """Write what the blocks of pages print into the pages: ``python -m tests.docs.update PAGE...``.
 
-Lines with ``...`` that still match stay as they are; elsewhere it is put in place of directories,
-digests and names of machines. Read what is new before you commit it.
+``...`` is put in place of directories, digests and names of machines. Other lines with ``...`` stay
+as they are while they match. Read what is new before you commit it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _renewed(block: Block, printed: str) -> list[str]:
     if len(old) == len(new):
         new = [
             before
-            if "..." in before and matches(after, before, numbers_vary=block.numbers_vary)
+            if "..." in before
+            and "..." not in after
+            and matches(after, before, numbers_vary=block.numbers_vary)
             else after
             for before, after in zip(old, new, strict=True)
         ]
