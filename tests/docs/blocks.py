@@ -141,5 +141,5 @@ def matches(printed: str, expected: str, *, numbers_vary: bool = False) -> bool:
 def _normal(text: str, numbers_vary: bool) -> list[str]:
     lines = [line.rstrip() for line in text.strip("\n").splitlines()]
     if numbers_vary:  # and with them the widths of columns
-        lines = [re.sub(r" +", " ", re.sub(r"\d[\d.,]*", "#", line)) for line in lines]
+        lines = [re.sub(r" +", " ", re.sub(r"\d+(?:[.,]\d+)*", "#", line)) for line in lines]
     return lines

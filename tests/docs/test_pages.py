@@ -117,6 +117,7 @@ def test_a_block_that_is_not_run_says_why(tmp_path: Path) -> None:
         ("a 1\n", "a 2", False, False),
         ("a  1.5 MiB\n", "a 12 MiB", True, True),
         ("a 1 MiB\n", "a 1 KiB", True, False),
+        ("pack 00a1, 5 s\n", "pack ..., 12 s", True, True),
         ("b3:0123 of it\n", "b3:... of it", False, True),
         ("a\nx\ny\nb\n", "a\n...\nb", False, True),
         ("a\nb\n", "a\n...\nb", False, True),
