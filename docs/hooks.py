@@ -71,13 +71,16 @@ def relinked(markdown: str, source: str, here: str) -> str:
 
 def commands() -> str:
     """Every command with its arguments and options."""
+    from tierstore.cli.commands import COMMANDS
     from tierstore.cli.kit.app import command_tree
     from tierstore.cli.kit.command import walk
-    from tierstore.cli.kit.help import SECTIONS
 
     root, _ = command_tree()
+    sections: dict[str, dict[str, None]] = {}
+    for each in COMMANDS:
+        sections.setdefault(each.section, {})[each.first] = None
     lines = []
-    for section, names in SECTIONS.items():
+    for section, names in sections.items():
         lines += [f"## {section}", ""]
         for name in names:
             for path, command in walk(root.commands[name], (name,)):
@@ -147,5 +150,27 @@ def settings() -> str:
     return "\n".join(["| variable | meaning | default |", "|---|---|---|", *rows, ""])
 
 
-MADE: dict[str, Callable[[], str]] = {"commands": commands, "settings": settings}
+def backends() -> str:
+    """The kinds of storage: how their URLs begin, and what tiers can be there."""
+    from tierstore.wiring.backends import BACKENDS
+
+    lines = ["| kind | URL | roles | extra | options |", "|---|---|---|---|---|"]
+    for backend in BACKENDS:
+        urls = ", ".join(
+            f"`{scheme}://`" if scheme[-1] != "+" else f"`{scheme}<protocol>://`"
+            for scheme in backend.schemes
+        )
+        options = "any" if backend.options is None else ", ".join(f"`{o}`" for o in backend.options)
+        extra = f"`tierstore[{backend.extra}]`" if backend.extra else ""
+        lines.append(
+            f"| {backend.name} | {urls} | {', '.join(backend.roles)} | {extra} | {options} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "settings": settings,
+    "backends": backends,
+}
 """Texts by the name that pages give them."""

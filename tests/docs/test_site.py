@@ -82,12 +82,16 @@ def test_what_comes_from_elsewhere_is_noticed(text: str) -> None:
 
 def test_pages_from_the_code_are_there(site: Path) -> None:
     from tierstore import config
+    from tierstore.wiring.backends import BACKENDS
 
     commands = (site / "reference/cli.html").read_text("utf-8")
     for option in ("TIERSTORE_SAVE_ALIAS", "TIERSTORE_ROLLOUT_START_GATE", "tierstore tier add"):
         assert option in commands
     settings = (site / "reference/settings.html").read_text("utf-8")
     assert all(name in settings for name in config.KNOWN)
+    options = {name for backend in BACKENDS for name in backend.options or ()}
+    # in the table that is made from the code, and in the one that explains them
+    assert all(settings.count(f"<code>{name}</code>") > 1 for name in options)
     assert 'id="tierstore.Store.save"' in (site / "reference/python.html").read_text("utf-8")
     assert "condemned" in (site / "reference/format.html").read_text("utf-8")
 
