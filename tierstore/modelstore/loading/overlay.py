@@ -176,7 +176,7 @@ class Overlay:
 def _matches(
     units: Indices, rows: npt.NDArray[np.int64], some: npt.NDArray[np.int64], per_row: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return for each changed unit the positions of its row in ``rows`` and of itself in ``units``."""
+    """Return the positions in ``rows`` of changed units, and their positions in ``units``."""
     lows = np.searchsorted(units, rows[some] * per_row)
     counts = np.searchsorted(units, (rows[some] + 1) * per_row) - lows
     before = np.cumsum(counts) - counts
