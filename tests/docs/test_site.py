@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -78,6 +79,50 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 def test_what_comes_from_elsewhere_is_noticed(text: str) -> None:
     assert remote(text)
     assert not remote("<a href='https://example.com'>a link</a><img src='x.svg'>")
+
+
+class _Anchors(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.ids |= {given.get("id", ""), given.get("name", "")}
+        if tag == "a" and "href" in given:
+            self.links.add(given["href"])
+
+
+def broken(site: Path) -> list[str]:
+    """Links between pages whose page or place does not exist; mkdocs overlooks some of them."""
+    pages = {}
+    for path in site.rglob("*.html"):
+        pages[path.resolve()] = parser = _Anchors()
+        parser.feed(path.read_text("utf-8"))
+    found = []
+    for path, page in pages.items():
+        for url in map(urlsplit, page.links):
+            if url.scheme or url.netloc or path.name == "404.html":
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            target = target / "index.html" if target.is_dir() else target
+            there = pages.get(target)
+            if there is None:
+                exists = target.exists()
+            else:
+                exists = not url.fragment or unquote(url.fragment) in there.ids
+            if not exists:
+                found.append(f"{path.relative_to(site.resolve())} links to {url.geturl()}")
+    return found
+
+
+def test_no_link_leads_nowhere(site: Path, tmp_path: Path) -> None:
+    assert not broken(site)
+    for number, link in enumerate(("b.html", "#there", "a.html#there", "sub/")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.html").write_text(f"<p id=here><a href='{link}'>x</a>")
+        assert broken(tmp_path / str(number))
 
 
 def test_pages_from_the_code_are_there(site: Path) -> None:
