@@ -20,6 +20,7 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB, ROOT, equal, tensors
+from tests.waiting import wait_until
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import placing as schemas
 from tierstore.format.tiers import TierSpec
@@ -151,6 +152,10 @@ def agent(place: Path, *argv: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+def holds_its_lease(place: Path) -> bool:
+    return any((place / "store" / "movers").glob("*"))
+
+
 def lines(
     process: subprocess.Popen[str], until: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def test_the_agent_moves_tells_and_ends(place: Path, number: signal.Signals) -> 
 def test_the_agent_ends_in_the_middle_of_a_slow_move(place: Path) -> None:
     with agent(place, "--log", "json", "--budget", "300KB", "--every", "1s") as process:
         lines(process, lambda line: "begins" in line["message"])
-        time.sleep(0.5)
+        wait_until(lambda: holds_its_lease(place), "the agent moves")
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
@@ -206,7 +211,7 @@ def test_two_agents(place: Path) -> None:
     """The second waits for its turn, and takes over when the first ends."""
     with agent(place, "--log", "json", "--budget", "200KB", "--every", "1s") as first:
         lines(first, lambda line: "begins" in line["message"])
-        time.sleep(1)
+        wait_until(lambda: holds_its_lease(place), "the first one moves")
         with agent(place, "--log", "json", "--every", "1s") as second:
             refused = lines(second, lambda line: "another mover is at work" in line["message"])
             assert refused["level"] == "info"

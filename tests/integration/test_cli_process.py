@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import resource
@@ -18,6 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tierstore
+from tests.waiting import wait_until
 
 PROGRAM = [sys.executable, "-m", "tierstore"]
 
@@ -145,9 +147,19 @@ def interrupted_save(store: Path, *options: str, **settings: Any) -> subprocess.
     )  # fmt: skip
 
 
+def saves(process: subprocess.Popen[str]) -> bool:
+    """Whether it has begun to read what it saves."""
+    with contextlib.suppress(FileNotFoundError):  # a file that it has closed since
+        files = [str(one.readlink()) for one in Path(f"/proc/{process.pid}/fd").iterdir()]
+        return any(name.endswith("large.safetensors") for name in files)
+    return False
+
+
 def test_interrupting_a_save_in_a_pipe(store: Path) -> None:
     with interrupted_save(store) as process:
-        time.sleep(3)  # a terminal would show progress by now
+        wait_until(lambda: saves(process), "it reads what it saves")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)  # a terminal would show progress by now
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", INTERRUPTED + "\n")
@@ -178,12 +190,13 @@ def test_a_bug_is_one_line_and_says_how_to_see_more(store: Path) -> None:
 
 
 def shown_on_terminal(store: Path, *options: str, until: str) -> str:
-    """What a save shows on a terminal until it is interrupted: at ``until``, or after 3 s."""
+    """What a save shows on a terminal until it is interrupted: at ``until``, or after 3 s of it."""
     ours, theirs = pty.openpty()
     with interrupted_save(
         store, *options, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     ) as process:
         os.close(theirs)
+        wait_until(lambda: saves(process), "it reads what it saves")
         shown, began, sent = b"", time.monotonic(), False
         while True:
             readable, _, _ = select.select([ours], [], [], 0.1)

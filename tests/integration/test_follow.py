@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import tierstore
 from tests.integration.kit import equal
 from tests.servers.redis import RedisServer, redis_running
+from tests.waiting import wait_until
 from tierstore.errors import UsageError
 from tierstore.format.tiers import TierSpec
 from tierstore.serving import follow
@@ -43,14 +45,36 @@ def store(tmp_path: Path) -> Iterator[tierstore.Store]:
         yield one
 
 
-def test_it_serves_what_the_alias_means(store: tierstore.Store) -> None:
+class Looks:
+    """Counts how often a follower has looked what its reference means."""
+
+    def __init__(self, store: tierstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._choose, self._count = store.choose, 0
+        monkeypatch.setattr(store, "choose", self._counted)
+
+    def _counted(self, *args: Any, **kwargs: Any) -> Any:
+        self._count += 1
+        return self._choose(*args, **kwargs)
+
+    def some_more(self) -> None:
+        """Wait until it has looked a few more times."""
+        enough = self._count + 4
+        wait_until(lambda: self._count >= enough, "it looks again")
+
+
+@pytest.fixture
+def looks(store: tierstore.Store, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(store, monkeypatch)
+
+
+def test_it_serves_what_the_alias_means(store: tierstore.Store, looks: Looks) -> None:
     seen: list[Update] = []
     with follow("m@prod", seen.append, store=store, poll_s=0.05) as follower:
         assert follower.wait(30)
         equal(seen[0].tensors, changed(1))
         assert (seen[0].previous, set(seen[0].changed)) == (None, set(MODEL))
         store.save("m", changed(2))
-        time.sleep(0.3)
+        looks.some_more()
         assert len(seen) == 1  # it is not what the alias means
         store.alias("m", "prod", "m@2")
         assert follower.wait(30, number=2)
@@ -127,7 +151,7 @@ def test_damage_on_the_way_leaves_the_old_one(tmp_path: Path, store: tierstore.S
         assert follower.status.version.number == 1
 
 
-def test_a_rollout_reaches_a_node_in_its_turn(tmp_path: Path, store: tierstore.Store) -> None:
+def test_a_rollout_reaches_a_node_in_its_turn(store: tierstore.Store, looks: Looks) -> None:
     seen: list[int] = []
     store.save("m", changed(2))
     with follow(
@@ -135,7 +159,7 @@ def test_a_rollout_reaches_a_node_in_its_turn(tmp_path: Path, store: tierstore.S
     ) as follower:
         assert follower.wait(30)
         store.rollouts.start("m", "prod", store.resolve("m@2"), stages=[1, 10_000])
-        time.sleep(0.3)
+        looks.some_more()
         first = list(seen)
         store.rollouts.step("m", "prod")
         assert follower.wait(30, number=2)
@@ -144,16 +168,22 @@ def test_a_rollout_reaches_a_node_in_its_turn(tmp_path: Path, store: tierstore.S
 
 
 def test_closing_waits_for_a_swap_that_runs(store: tierstore.Store) -> None:
-    begun, ended = threading.Event(), threading.Event()
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def on_ready(_: Update) -> None:
         begun.set()
-        time.sleep(0.3)
+        assert go_on.wait(60)
         ended.set()
 
     follower = follow("m@prod", on_ready, store=store)
     assert begun.wait(30)
-    follower.close()
+    closing = threading.Thread(target=follower.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive(), "it did not wait for the swap"
+    go_on.set()
+    closing.join(60)
+    assert not closing.is_alive()
     assert ended.is_set()
 
 

@@ -16,7 +16,7 @@ from tierstore.blobs.memcached.client import MemcachedClient, _Socket
 from tierstore.blobs.redis.client import RedisClient
 from tierstore.blobs.redis.endpoint import RedisEndpoint
 from tierstore.errors import ConfigError, UsageError
-from tierstore.modelstore.chunks.reader import FilePart
+from tierstore.modelstore.chunks.local import FilePart
 from tierstore.serving import metrics
 from tierstore.serving.hub import files, rights, server
 from tierstore.serving.hub.answers import HubError

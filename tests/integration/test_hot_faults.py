@@ -19,6 +19,7 @@ import pytest
 from tests.integration.kit import MIB, equal, finished, python, small_disk
 from tests.integration.test_deltas import Model, weights
 from tests.servers.redis import RedisServer, redis_running
+from tests.waiting import wait_until
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
 from tierstore.tiers.stats import TierStats
@@ -91,13 +92,6 @@ def while_loading(store: Store, trouble: Callable[[], None], threads: int = 3) -
     return sum(done)
 
 
-def eventually(what: str, true: Callable[[], bool], seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, what
-        time.sleep(0.02)
-
-
 # Redis
 
 
@@ -128,9 +122,10 @@ def test_redis_is_killed_while_versions_are_loaded_and_comes_back(
         assert load(store).keys() == {"redis"}
 
         def kill() -> None:
-            time.sleep(0.1)
+            begun = stats_of(store).ops["get"].calls
+            wait_until(lambda: stats_of(store).ops["get"].calls > begun, "it is read")
             server.kill()
-            eventually("nobody noticed", lambda: stats_of(store).ops["get"].errors >= 2)
+            wait_until(lambda: stats_of(store).ops["get"].errors >= 2, "somebody notices")
 
         while_loading(store, kill)
         calls = stats_of(store).ops["get"].calls
@@ -143,7 +138,7 @@ def test_redis_is_killed_while_versions_are_loaded_and_comes_back(
             store.hot.flush(30)
             return "redis" in load(store)
 
-        eventually("the server is back, and was not used again", back)
+        wait_until(back, "the server is used again")
 
 
 @pytest.mark.server
@@ -214,9 +209,9 @@ def test_a_redis_that_became_a_replica_is_still_read(tmp_path: Path, server: Red
                     admin.restore(key, 0, server.admin().dump(key))
         with server.admin() as admin:
             admin.replicaof("127.0.0.1", str(primary.port))
-            eventually(
-                "the replica was never in step",
+            wait_until(
                 lambda: admin.info("replication")["master_link_status"] == "up",
+                "the replica is in step",
             )
         assert load(s).keys() == {"redis"}
         s.save("other", {"x": weights(600, seed=99)})

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import tierstore
 from tests.servers.hub import Gateway, gateway
+from tests.waiting import wait_until
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.app import make_app
 from tierstore.serving.hub.spool import Spool
@@ -241,7 +242,7 @@ def test_a_client_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             client.sendall(b"GET /m/resolve/main/model.safetensors HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.1 200"
-            time.sleep(3)
+            wait_until(lambda: "cut off" in (tmp_path / "errors").read_text(), "it is cut off")
             received = 12
             while data := client.recv(1 << 20):  # what had been sent before it was cut off
                 received += len(data)

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.numpy import save_file
 import tierstore
 from tests.integration.test_hub_hostile import QUICK
 from tests.servers.hub import Gateway, gateway
+from tests.waiting import wait_until
 from tierstore.modelstore.chunks.local import FilePart
 from tierstore.modelstore.loading.fileview import FileView
 
@@ -180,10 +180,7 @@ def test_nothing_stays_open_when_clients_go_away(hot: Hot, running: Gateway) -> 
         clients.append(client)
     for client in clients:
         client.close()
-    until = time.monotonic() + 60
-    while tier_files() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert tier_files() == []
+    wait_until(lambda: tier_files() == [], "no file of the tier is open any more")
 
 
 @pytest.mark.server
@@ -215,7 +212,11 @@ os.sendfile = refused
 @pytest.mark.parametrize("before", ["", NO_SENDFILE], ids=["sendfile", "no sendfile"])
 def test_a_client_that_takes_nothing_is_cut_off(hot: Hot, tmp_path: Path, before: str) -> None:
     command = [sys.executable, "-c", before + QUICK, hot.store.url, str(tmp_path / "spool")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    errors = (tmp_path / "errors").open("w")
+    with (
+        errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
+    ):
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline())
@@ -229,7 +230,7 @@ def test_a_client_that_takes_nothing_is_cut_off(hot: Hot, tmp_path: Path, before
                 client.connect(("127.0.0.1", port))
                 client.sendall(f"GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 assert client.recv(12) == b"HTTP/1.1 200"
-                time.sleep(2)  # four times what it may take
+                wait_until(lambda: "cut off" in (tmp_path / "errors").read_text(), "it is cut off")
                 received = 12
                 while data := client.recv(1 << 20):  # what had been sent before it was cut off
                     received += len(data)

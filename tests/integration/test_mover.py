@@ -16,6 +16,7 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB, created, equal, python, settings, tensors
+from tests.waiting import wait_until
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, Unreachable, UsageError
 from tierstore.format.sealed import Kind, seal_body
@@ -364,6 +365,8 @@ def test_a_lease_whose_answer_is_lost_is_ours(world: World) -> None:
     )
     with HeldLease(lost) as lease:
         lease.check()
+        leases = [info.key for info in world.stores["home"].inner.list("movers/")]
+        assert leases == [mover_key(1)], "it was taken again"
 
 
 def test_a_mover_that_is_asked_to_stop_stops(world: World) -> None:
@@ -532,7 +535,7 @@ def test_kill_9_in_the_middle(tmp_path: Path, moves: int) -> None:
     assert process.stdout.readline() == "ready\n"
     for _ in range(moves):
         assert process.stdout.readline() == "done\n"
-    time.sleep(0.02)
+    wait_until(lambda: any((tmp_path / "store").glob("movers/*")), "it holds its lease")
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
@@ -544,12 +547,10 @@ def test_kill_9_in_the_middle(tmp_path: Path, moves: int) -> None:
     with tierstore.open(tmp_path / "store") as store:
         placement = Placement(store.home, store.pins)  # our own reads do not count
         check(store)
-        leases = list((tmp_path / "store").glob("movers/*"))  # none, if it was that early
-        if leases:
-            with pytest.raises(Conflict, match=f"process {process.pid} on "):
-                placement.rebalance()
-            for path in leases:  # a minute later
-                os.utime(path, (old, old))
+        with pytest.raises(Conflict, match=f"process {process.pid} on "):
+            placement.rebalance()
+        for path in (tmp_path / "store").glob("movers/*"):  # a minute later
+            os.utime(path, (old, old))
         report = placement.rebalance()
         assert report.complete, statuses(report.moved)
         check(store)

@@ -15,6 +15,7 @@ import pytest
 from tests.servers.process import free_port
 from tests.servers.redis import PASSWORD, READER, READER_PASSWORD, USER, RedisServer, redis_running
 from tests.servers.trickle import trickling
+from tests.waiting import wait_until
 from tierstore.blobs.base import RangeRead
 from tierstore.blobs.redis import client as redis_client
 from tierstore.blobs.redis.endpoint import RedisEndpoint
@@ -330,7 +331,7 @@ def test_connections_are_bounded_and_given_back(server: RedisServer) -> None:
             list(pool.map(lambda key: _read_all_ways(store, key), _BLOBS))
             most = max(most, sum(client["addr"] != "" for client in _tcp_clients(server)))
         assert 0 < most <= 3
-    assert _tcp_clients(server) == []
+    wait_until(lambda: _tcp_clients(server) == [], "its connections are closed")
 
 
 def _tcp_clients(server: RedisServer) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.integration.kit import MIB, equal
+from tierstore.errors import NotFound
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.chunks import sharing
 from tierstore.modelstore.store import Store
@@ -132,7 +133,7 @@ def test_a_read_that_failed_claims_nothing_any_longer(where: Path, tmp_path: Pat
         model = store.load("m")
         digests = [place.digest for name in model for place in model.tensor(name).places()]
         packs.rename(tmp_path / "gone")
-        with pytest.raises(Exception, match="pack"):
+        with pytest.raises(NotFound, match="pack"):
             model.load()
         (tmp_path / "gone").rename(packs)
         assert other.hot.local is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.integration.kit import MIB, equal, tensors
@@ -57,7 +58,8 @@ class Tiered:
 
     def _open(self, role: str):  # type: ignore[no-untyped-def]
         [spec] = [spec for spec in self.specs if spec.role == role]
-        return open_tier(Place(spec, NodeTier(), ""))
+        patient = msgspec.structs.replace(spec, timeout_ms=60_000)  # nothing is broken yet
+        return open_tier(Place(patient, NodeTier(), ""))
 
 
 def _timed_load(store: Store) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import pickle
 import resource
@@ -236,11 +237,11 @@ def test_sweep_of_a_store_that_was_never_written(store: LocalStore) -> None:
 
 def test_eight_processes_race_to_create(store: LocalStore) -> None:
     rounds = 40
-    start = time.time() + 0.3
+    ready = multiprocessing.get_context("fork").Barrier(8)
 
     def race(n: int) -> list[bool]:
         mine = LocalStore(store.root)
-        time.sleep(max(0, start - time.time()))
+        ready.wait(60)
         content = [bytes([n]) * 5000, bytes([n]) * 5000]
         return [mine.put_if_absent(f"refs/{turn}", content) for turn in range(rounds)]
 

@@ -13,7 +13,7 @@ from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.objects.store import ObjectStore
 from tierstore.config import NodeTier
-from tierstore.errors import ConfigError, NotFound
+from tierstore.errors import BackendError, ConfigError, NotFound
 from tierstore.format.tiers import TierSpec
 from tierstore.wiring import open_blobs
 from tierstore.wiring.backends import BACKENDS, Backend, Place, open_tier
@@ -35,9 +35,9 @@ def test_local_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"")
     for create in (False, True):
-        with pytest.raises(Exception, match="directory") as caught:
+        with pytest.raises(BackendError, match="directory") as caught:
             open_blobs(f"{tmp_path}/f", create=create)
-        assert type(caught.value).__name__ == "BackendError"
+        assert type(caught.value) is BackendError
 
 
 def test_object_stores(monkeypatch: pytest.MonkeyPatch) -> None:

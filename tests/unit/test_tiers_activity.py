@@ -104,3 +104,5 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, stats: Tier
     stats.count(hits=1)
     own.publish()
     own.publish(ended=True)
+    assert published(tmp_path) == []
+    assert (tmp_path / "file").read_text() == ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until
 from tierstore.blobs.base import BlobInfo, BlobStore, RangeRead
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
@@ -89,13 +90,8 @@ def test_what_comes_late_reaches_no_buffer_of_the_caller(inner: Hanging) -> None
         store.put("late", data)
     data[:] = b"OTHER"  # the caller uses its buffer again
     inner.go.set()
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        try:
-            assert inner.get("late") == b"first"
-            break
-        except NotFound:
-            time.sleep(0.01)
+    wait_until(lambda: any(info.key == "late" for info in inner.list()), "the late blob comes")
+    assert inner.get("late") == b"first"
     assert out == b"mine"
 
 
@@ -117,10 +113,7 @@ def test_a_listing_that_is_given_up_leaves_no_thread(inner: Hanging) -> None:
     listing = store.list()
     next(listing)
     listing.close()  # type: ignore[attr-defined]
-    until = time.monotonic() + 20
-    while threading.active_count() > before:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: threading.active_count() <= before, "its thread ends")
 
 
 def test_calls_that_hang_use_up_their_threads_and_no_more(inner: Hanging) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.waiting import wait_until
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import (
@@ -54,13 +55,6 @@ class Tier:
         found = [op for op, _ in self.inner.calls]
         self.inner.calls.clear()
         return found
-
-
-def eventually(true: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, what
-        time.sleep(0.005)
 
 
 def test_every_call_is_counted() -> None:
@@ -143,7 +137,7 @@ def test_it_is_used_again_once_it_answers(caplog: pytest.LogCaptureFixture) -> N
         except Unreachable:
             return False
 
-    eventually(read, "the tier was never tried again")
+    wait_until(read, "the tier was never tried again")
     with caplog.at_level(logging.WARNING):
         tier.store.put("b", b"")
     assert not tier.stats.breaker_open
