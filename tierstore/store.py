@@ -26,7 +26,7 @@ class Store(modelstore.Store):
 
     def derive(
         self,
-        ref: str,
+        ref: str | Version,
         parameters: Mapping[str, str],
         *,
         keep: str | None = None,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tierstore.admin.overview import Top
     from tierstore.admin.survey import TierReport
     from tierstore.admin.validate import Validation
+    from tierstore.modelstore.version import Version
     from tierstore.tiers.durable.budget import Budget
     from tierstore.tiers.durable.mover import Moved
     from tierstore.variants.lineage import Node
@@ -189,7 +190,7 @@ class Admin:
 
         return Watch(self._store, count).look()
 
-    def lineage(self, ref: str) -> list[Node]:
+    def lineage(self, ref: str | Version) -> list[Node]:
         """Return what a version was made from, and what was made from it, as trees.
 
         Args:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tierstore.blobs.base import BlobStore
+from tierstore.errors import NotFound, UsageError
 from tierstore.format.manifest import LineageEntry
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig
@@ -176,8 +178,8 @@ class Store:
         message: str = "",
         metadata: Mapping[str, str] | None = None,
         exclude: Sequence[str] = (),
-        base: str | None = "auto",
-        distilled_from: str | None = None,
+        base: str | Version | None = "auto",
+        distilled_from: str | Version | None = None,
         progress: Progress | bool | None = None,
     ) -> Version:
         """Store a model as a new version; what the store has already costs nothing.
@@ -255,9 +257,9 @@ class Store:
             UsageError: ``dequantize`` for what is no variant.
         """
         version = self._leased(self.choose(ref, profile=profile))
-        model = Model(
-            version, self._opener.open(version), lambda: self._patching.opened_whole(version)
-        )
+        with self._own(version):
+            opened = self._opener.open(version)
+        model = Model(version, opened, lambda: self._patching.opened_whole(version))
         if not dequantize:
             return model
         from tierstore.modelstore.loading.dequantized import Dequantized
@@ -270,13 +272,30 @@ class Store:
         self._upkeep.start()
         return version
 
+    @contextmanager
+    def _own(self, version: Version) -> Iterator[None]:
+        """Tell a version of another store from one whose manifest is missing."""
+        try:
+            yield
+        except NotFound:
+            try:
+                known = self._names.resolve(str(version)).digest == version.digest
+            except NotFound:
+                known = False
+            if known:
+                raise
+            raise UsageError(
+                f"{version} {version.digest.short} is no version of {self.url}: it may be another "
+                f"store's; give a reference, such as {str(version)!r}"
+            ) from None
+
     def choose(self, ref: str | Version, *, profile: str | None = None) -> Version:
         """The version or variant that ``load`` would open now; arguments and errors are its."""
         if isinstance(ref, Version):
             return ref
         return self._names.prefer(self.resolve(ref), self.settings.preference(profile))
 
-    def variants(self, ref: str) -> list[Version]:
+    def variants(self, ref: str | Version) -> list[Version]:
         """The lossy variants of a version, the newest of each name; see ``tierstore.derive``."""
         return self._names.variants(self.resolve(ref))
 
@@ -284,7 +303,7 @@ class Store:
         """Every lossy variant that any version of a model has or had."""
         return self._names.all_variants(model)
 
-    def resolve(self, ref: str) -> Version:
+    def resolve(self, ref: str | Version) -> Version:
         """The version that a reference means now; ``NotFound`` says which part does not exist.
 
         During a rollout it is this node's: ``Settings.node`` decides.
@@ -313,7 +332,13 @@ class Store:
         return self._names.history(model, alias)
 
     def alias(
-        self, model: str, name: str, ref: str, *, message: str = "", was: int | None = None
+        self,
+        model: str,
+        name: str,
+        ref: str | Version,
+        *,
+        message: str = "",
+        was: int | None = None,
     ) -> Alias:
         """Point an alias of ``model`` to a version of it (``ref``).
 
@@ -336,7 +361,7 @@ class Store:
         self.rollouts.settle(model, alias)
         return back
 
-    def diff(self, old: str, new: str) -> Diff:
+    def diff(self, old: str | Version, new: str | Version) -> Diff:
         """What changed between two versions, tensor by tensor; reads only metadata."""
         versions = [self.resolve(old), self.resolve(new)]
         for version in versions:
@@ -347,7 +372,7 @@ class Store:
 
     def patch(
         self,
-        ref: str,
+        ref: str | Version,
         changes: Changes,
         *,
         alias: str | None = None,
@@ -381,7 +406,7 @@ class Store:
         """
         return self._patching.patch(ref, changes, alias=alias, message=message, fold=fold)
 
-    def patches(self, since: str, until: str | None = None) -> Iterator[Patch]:
+    def patches(self, since: str | Version, until: str | Version | None = None) -> Iterator[Patch]:
         """The patches that lead from one version to a newer one, in order.
 
         For a node that trains or serves: ``for patch in store.patches(since="ranker@12"):
@@ -398,7 +423,7 @@ class Store:
         return self._patching.between(since, until)
 
     def fold(
-        self, ref: str, *, at_least: int = 1, progress: Progress | bool | None = None
+        self, ref: str | Version, *, at_least: int = 1, progress: Progress | bool | None = None
     ) -> Folded:
         """Store a version that lies on patches as a whole; its digest and content stay.
 
@@ -413,7 +438,7 @@ class Store:
         with reported(progress, f"folding {ref}") as told:
             return self._patching.fold(ref, at_least, told)
 
-    def rebase(self, ref: str, *, above: float = COSTS) -> Rebased:
+    def rebase(self, ref: str | Version, *, above: float = COSTS) -> Rebased:
         """Store those deltas of a version standalone whose reading costs too much.
 
         Other versions and readers are not touched: the old frames stay while anything needs them.
@@ -430,10 +455,10 @@ class Store:
     ) -> Warmth:
         """Bring a version into a hot tier before it is asked for; see ``Warming.bring``."""
         version = self._leased(self.choose(ref))
-        with reported(progress, f"warming {version}") as told:
+        with self._own(version), reported(progress, f"warming {version}") as told:
             return self.warming.bring(version, tier, told)
 
-    def evict(self, ref: str | None = None, *, tier: str = HOT) -> int:
+    def evict(self, ref: str | Version | None = None, *, tier: str = HOT) -> int:
         """Free a hot tier of a version, or of all that is not pinned; the bytes freed."""
         return self.warming.evict(None if ref is None else self.resolve(ref), tier)
 

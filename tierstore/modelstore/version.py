@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -79,7 +79,7 @@ class Version:
     created: datetime
     who: str
     message: str
-    stats: SaveStats | None = None
+    stats: SaveStats | None = field(default=None, compare=False)
     variant: str | None = None
     is_release: bool = False
 

@@ -99,7 +99,7 @@ class _Derived(ArrayFile):
 
 def derive(
     store: Store,
-    ref: str,
+    ref: str | Version,
     parameters: Mapping[str, str],
     *,
     keep: str | None = None,

@@ -29,7 +29,7 @@ class Node:
     asked: bool = False
 
 
-def lineage(store: Store, ref: str) -> list[Node]:
+def lineage(store: Store, ref: str | Version) -> list[Node]:
     """The trees that a version is in, from its oldest ancestors down.
 
     Reads the manifest of every version and variant of the store once. One whose manifest cannot

@@ -39,8 +39,14 @@ class Names:
         self.home = home
         self._node, self._labels = node, labels
 
-    def resolve(self, ref: str) -> Version:
-        """The version that a reference means now; ``NotFound`` says which part does not exist."""
+    def resolve(self, ref: str | Version) -> Version:
+        """Return the version that a reference means now, or the one that is given itself.
+
+        Raises:
+            NotFound: Says which part does not exist.
+        """
+        if isinstance(ref, Version):
+            return ref
         parsed = ModelRef.parse(ref)
         log = self.home.log(parsed.model)
         if parsed.release is not None:
@@ -123,6 +129,7 @@ class Names:
 
     def all_variants(self, model: str) -> list[Version]:
         """Every variant that any version of a model has or had."""
+        model = check_name("model", model)
         return [
             version_of(model, entry, variant=name)
             for name in self.home.variants(model)
@@ -208,7 +215,9 @@ class Names:
 
         return self.home.log(model).append("publish", target, message)
 
-    def alias(self, model: str, name: str, ref: str, message: str, was: int | None) -> Alias:
+    def alias(
+        self, model: str, name: str, ref: str | Version, message: str, was: int | None
+    ) -> Alias:
         """Point an alias of ``model`` to a version of it (``ref``); see ``Store.alias``."""
         version = self.resolve(ref)
         if version.variant is not None:

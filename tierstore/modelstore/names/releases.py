@@ -51,9 +51,9 @@ class Releases:
     def create(
         self,
         name: str,
-        refs: Iterable[str],
+        refs: Iterable[str | Version],
         *,
-        based_on: str | None = None,
+        based_on: str | Version | None = None,
         alias: str | None = None,
         message: str = "",
     ) -> Release:
@@ -118,7 +118,7 @@ class Releases:
             self._names.point_to_new(name, check_alias(alias), entry, message)
         return entry
 
-    def get(self, ref: str) -> Release:
+    def get(self, ref: str | Version) -> Release:
         """The release that a reference such as ``search@prod`` means to this node now.
 
         A node that loads several members asks once, and loads the versions found here: what an

@@ -46,7 +46,7 @@ class Patching:
 
     def patch(
         self,
-        ref: str,
+        ref: str | Version,
         changes: Changes,
         *,
         alias: str | None,
@@ -57,7 +57,7 @@ class Patching:
         check_features(self._home.config, "write", self._home.blobs.url)
         base = self._names.resolve(ref)
         _refuse_others(base)
-        parsed = ModelRef.parse(ref)
+        parsed = ModelRef.parse(str(ref))
         was = base.number if alias is not None and parsed.alias == alias else None
         if alias is not None:
             self._names.check_movable(base.model, check_alias(alias), was)
@@ -87,7 +87,7 @@ class Patching:
         self._fold(base)
         return look_below(self._home, base.digest)
 
-    def between(self, since: str, until: str | None) -> Iterator[Patch]:
+    def between(self, since: str | Version, until: str | Version | None) -> Iterator[Patch]:
         """Return the patches that lead from one version to a newer one; see ``Store.patches``."""
         first = self._names.resolve(since)
         refuse_release(first)
@@ -95,7 +95,7 @@ class Patching:
         self._lease.add(last.digest.hex)
         return open_patches(self._home, self._opener, first, last)
 
-    def fold(self, ref: str, at_least: int, progress: Progress | None) -> Folded:
+    def fold(self, ref: str | Version, at_least: int, progress: Progress | None) -> Folded:
         """Store a version that lies on patches as a whole; see ``Store.fold``."""
         check_features(self._home.config, "write", self._home.blobs.url)
         return self._fold(self._names.resolve(ref), at_least, progress)

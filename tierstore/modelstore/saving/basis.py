@@ -288,11 +288,11 @@ def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:
 
 def basis_of(
     files: Sequence[SourceFile],
-    base: str | None,
+    base: str | Version | None,
     model: str,
     home: Home,
     as_base: Callable[[Version], DeltaBases],
-    resolve: Callable[[str], Version],
+    resolve: Callable[[str | Version], Version],
 ) -> Basis | None:
     """Choose the base version of a save: ``auto`` looks for one, a reference names it.
 

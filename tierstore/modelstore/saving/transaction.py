@@ -35,7 +35,7 @@ class Saving:
         home: Home,
         index: ChunkIndex,
         opener: Opener,
-        resolve: Callable[[str], Version],
+        resolve: Callable[[str | Version], Version],
         threads: int,
     ) -> None:
         self._home, self._index, self._opener = home, index, opener
@@ -81,7 +81,9 @@ class Saving:
             if indexed:
                 writer.publish_index()
 
-    def basis(self, files: Sequence[SourceFile], base: str | None, model: str) -> Basis | None:
+    def basis(
+        self, files: Sequence[SourceFile], base: str | Version | None, model: str
+    ) -> Basis | None:
         """Choose the base version of a save.
 
         Args:
