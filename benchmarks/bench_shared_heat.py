@@ -144,7 +144,7 @@ class Placed:
 
     def __init__(self, stream: Stream) -> None:
         self._tiers = (
-            TierState("warm", warm=True, size=int(stream.footprint * SHARE)),
+            TierState("warm", warm=True, quota_bytes=int(stream.footprint * SHARE)),
             TierState("cold", warm=False),
         )
         self._sizes: dict[bytes, int] = {}
@@ -169,7 +169,7 @@ class Placed:
         plan = rebalance(scene)
         self.copies = {pack: dict(copies) for pack, copies in scene.copies.items()}
         self.moved += plan.copied_bytes
-        if scene.used["warm"] > self._tiers[0].high_bytes:
+        if scene.used_bytes["warm"] > self._tiers[0].high_bytes:
             raise SystemExit("the plan overfilled the warm tier")
 
 

@@ -64,11 +64,13 @@ def replay(stream: Stream, policy: PlacementPolicy) -> Replay:
             resident[access.key] = access.size
             used += access.size
             filled += access.size
-            if used > policy.capacity:
-                raise SystemExit(f"{policy.name} holds {used} bytes, {policy.capacity} are allowed")
+            if used > policy.capacity_bytes:
+                raise SystemExit(
+                    f"{policy.name} holds {used} bytes, {policy.capacity_bytes} are allowed"
+                )
     took = time.process_time() - started
-    if used != policy.used:
-        raise SystemExit(f"{policy.name} holds {used} bytes and says {policy.used}")
+    if used != policy.used_bytes:
+        raise SystemExit(f"{policy.name} holds {used} bytes and says {policy.used_bytes}")
     return Replay(misses, missed, filled, took / len(accesses) * 1e9)
 
 

@@ -73,7 +73,7 @@ class TestTwoMemcached(MemcachedContract):
         return memcached_pair
 
     def test_the_least_limit_holds_whichever_server_a_key_falls_to(self, store: BlobStore) -> None:
-        most = store.capabilities.max_blob
+        most = store.capabilities.max_blob_bytes
         assert most is not None
         for n in range(10):
             with pytest.raises(OutOfSpace, match=str(most)):

@@ -87,7 +87,7 @@ def test_derive_list_and_draw(run: Run, tmp_path: Path) -> None:
     [
         (["derive", "m"], 2, "exactly one"),
         (["derive", "m", "--cast", "bf16", "--fp8", "e4m3"], 2, "exactly one"),
-        (["derive", "m", "--cast", "bf15"], 2, "is no method"),
+        (["derive", "m", "--cast", "bf15"], 2, "is not a method"),
         (["derive", "m@9", "--cast", "bf16"], 5, "m@9 does not exist"),
         (["derive", "m", "--fp8", "e4m3", "--max-error", "0.0001"], 1, "nothing was published"),
         (["derive", "m", "--cast", "bf16", "--name", "Full"], 2, "not allowed"),

@@ -369,7 +369,7 @@ def test_a_damaged_base_is_found_by_who_reads_its_deltas(store: Store, blobs: Me
     first = model()
     store.save("m", first)
     store.save("m", tuned_model(first))
-    (place,) = [p for p in places(store, "m@1") if p.plain == 200 * 2048]
+    (place,) = [p for p in places(store, "m@1") if p.plain_bytes == 200 * 2048]
     key = pack_key(place.pack)
     data = bytearray(blobs.get(key))
     data[place.offset + place.head_bytes + 100] ^= 1

@@ -79,7 +79,7 @@ def test_the_policy_and_the_quota_are_as_configured(tmp_path: Path, policy: str)
             load(store)
             store.hot.flush(30)
         assert store.hot.local is not None
-        assert store.hot.local.usage().used <= 3 * MIB
+        assert store.hot.local.usage().used_bytes <= 3 * MIB
         assert store.hot.local.explain(bytes(32), 0.0)["policy"] == policy
 
 
@@ -108,7 +108,7 @@ def test_a_node_says_where_its_tier_lies(tmp_path: Path, monkeypatch: pytest.Mon
     node_file(tmp_path, monkeypatch, f'[hot]\nurl = "{tmp_path}/mine"\nsize = "2MiB"\n')
     with open_store(tmp_path / "store") as store:
         assert store.hot.local is not None
-        assert (store.hot.local.root, store.hot.local.quota) == (tmp_path / "mine", 2 * MIB)
+        assert (store.hot.local.root, store.hot.local.quota_bytes) == (tmp_path / "mine", 2 * MIB)
     node_file(tmp_path, monkeypatch, "[hot]\nenabled = false\n")
     with open_store(tmp_path / "store") as store:
         assert store.hot.local is None

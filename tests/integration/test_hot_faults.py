@@ -260,10 +260,10 @@ def test_the_disk_is_full_long_before_the_quota(tmp_path: Path) -> None:
             assert store.hot.flush(60)
         local = store.hot.local
         assert local is not None
-        assert local.usage().used <= 8 * MIB
+        assert local.usage().used_bytes <= 8 * MIB
         assert not local.stats.breaker_open  # a full disk is no broken one
         kept = [path for path in (disk / "hot").rglob("*") if len(path.name) == 64]
-        assert sum(path.stat().st_size for path in kept) <= local.usage().used
+        assert sum(path.stat().st_size for path in kept) <= local.usage().used_bytes
         assert local.scrub(1 << 30) == 0
 
 

@@ -249,7 +249,7 @@ def test_one_of_two_is_down(pair: tuple[MemcachedServer, MemcachedServer]) -> No
                         store.delete([key])
         with pytest.raises(Unreachable):
             store.get_many(keys)
-        assert store.capabilities.max_blob is not None
+        assert store.capabilities.max_blob_bytes is not None
         assert {key for key in keys if second.admin().get(f"tier:{key}") is not None} == held
         first.start()
         assert set(store.get_many(keys)) == held
@@ -275,9 +275,9 @@ def test_an_item_limit_that_shrinks(tmp_path: Path) -> None:
         for _ in range(2):  # once as the server refuses it, and once without sending it
             with pytest.raises(OutOfSpace):
                 store.put("k", bytes(3 << 20))
-        assert store.capabilities.max_blob is not None
-        assert store.capabilities.max_blob < 1 << 20
-        store.put("k", bytes(store.capabilities.max_blob))
+        assert store.capabilities.max_blob_bytes is not None
+        assert store.capabilities.max_blob_bytes < 1 << 20
+        store.put("k", bytes(store.capabilities.max_blob_bytes))
 
 
 @pytest.mark.parametrize("ttl_s", [1000, 40 * 24 * 3600])
@@ -356,4 +356,4 @@ def test_nothing_listens() -> None:
     with MemcachedStore(f"memcached://127.0.0.1:{free_port()}") as store:
         with pytest.raises(Unreachable):
             store.get("k")
-        assert store.capabilities.max_blob is None
+        assert store.capabilities.max_blob_bytes is None

@@ -131,7 +131,7 @@ def test_cold_packs_go_and_hot_ones_come_back(world: World) -> None:
     report = placement.rebalance()
     assert statuses(report.moved) == [("demote", "done", "")] * 2
     assert (len(world.packs("warm")), len(world.packs("cold"))) == (0, 2)
-    assert placement.stats.moved_bytes == sum(one.copied for one in report.moved) > MIB
+    assert placement.stats.moved_bytes == sum(one.copied_bytes for one in report.moved) > MIB
     intact(world)
     assert not placement.rebalance().moved
     world.warm_up()
@@ -141,7 +141,7 @@ def test_cold_packs_go_and_hot_ones_come_back(world: World) -> None:
     world.age(100 * 86_400)
     report = placement.rebalance()
     assert statuses(report.moved) == [("drop", "done", "")] * 2
-    assert [one.copied for one in report.moved] == [0, 0]
+    assert [one.copied_bytes for one in report.moved] == [0, 0]
     intact(world)
 
 
@@ -303,7 +303,7 @@ def test_a_damaged_copy_in_the_target_is_not_relied_on(world: World) -> None:
         cold.put(info.key, data)
     report = world.placement().rebalance()
     assert statuses(report.moved) == [("drop", "done", "")] * 2
-    assert all(one.copied for one in report.moved), "it was written again"
+    assert all(one.copied_bytes for one in report.moved), "it was written again"
     intact(world)
 
 

@@ -143,11 +143,11 @@ def test_health_of_a_server_as_it_should_be(tmp_path: Path) -> None:
             [health] = store.health()
         assert health.findings == ()
         assert health.policy == "volatile-lfu"
-        assert health.maxmemory == 64 << 20
+        assert health.max_memory_bytes == 64 << 20
         assert health.version is not None
         assert int(health.version.partition(".")[0]) >= 6
-        assert health.used
-        assert health.used > 0
+        assert health.used_bytes
+        assert health.used_bytes > 0
         assert (health.evicted, health.persistent, health.replica) == (0, False, False)
         assert health.node == f"127.0.0.1:{server.port}"
 
@@ -169,7 +169,7 @@ def test_health_for_a_user_who_may_not_ask(redis_acl: RedisServer) -> None:
     endpoint = RedisEndpoint(redis_acl.url, username=USER, password=PASSWORD)
     with RedisStore(endpoint, prefix="tier:h:") as store:
         [health] = store.health()
-    assert health.policy is health.maxmemory is health.version is health.persistent is None
+    assert health.policy is health.max_memory_bytes is health.version is health.persistent is None
     [finding] = health.findings
     assert "unknown" in finding
     assert "+info" in finding

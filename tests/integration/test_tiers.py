@@ -63,7 +63,7 @@ class Tiered:
         store = Store(
             self.stores["home"], settings(self.folder),
             packs=DurableTiers([*durable, home_tier(self.stores["home"])]),
-            hot=HotTiers(shared=shared, heat=self.heat, budget=budget),
+            hot=HotTiers(shared=shared, heat=self.heat, budget_bytes=budget),
         )  # fmt: skip
         self.opened.append(store)
         return store

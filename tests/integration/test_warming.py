@@ -84,8 +84,8 @@ def test_a_warm_up_pushes_others_out_but_never_itself(tmp_path: Path) -> None:
         for ref, other in (("m@2", "m@1"), ("m@1", "m@2")):
             assert store.warmup(ref).resident
             assert fetched(store, ref) == 0
-            assert store.hot.local.usage().used <= 11 * MIB
-            assert store.hot.local.usage().pinned == 0
+            assert store.hot.local.usage().used_bytes <= 11 * MIB
+            assert store.hot.local.usage().pinned_bytes == 0
             store.evict(other)
 
 
@@ -140,12 +140,12 @@ def test_a_pin_of_another_node_is_heard_of(tmp_path: Path) -> None:
         local = store.hot.local
         assert local is not None
         until = time.monotonic() + 30
-        while local.usage().pinned < SIZE[1]:
+        while local.usage().pinned_bytes < SIZE[1]:
             assert time.monotonic() < until, "the pin was never heard of"
             time.sleep(0.01)
         Pins(store.home.blobs).remove(store.resolve("m@1").digest)
         store._hot_pins.sync()
-        assert local.usage().pinned == 0
+        assert local.usage().pinned_bytes == 0
 
 
 def test_home_that_cannot_be_asked_for_pins_changes_none(store: Store) -> None:

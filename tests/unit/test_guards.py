@@ -22,7 +22,7 @@ from tests.guards import EXTRAS, OURS, PASSES, Case, check, checks_of_types, pla
 from tests.unit.test_tiers_local import chunk, hot, offer, read
 from tierstore import config
 from tierstore.admin import doctor
-from tierstore.blobs.fsspec.kinds import Sftp
+from tierstore.blobs.fsspec.kinds import SftpFileSystem
 from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.blobs.local import direct, files
 from tierstore.blobs.local.store import LocalStore
@@ -85,7 +85,7 @@ def synced(folder: Path) -> None:
 def sftp_create(_: Path) -> bool:
     """Whether it was created; another client has just done that."""
     client: Any = SimpleNamespace(ftp=None, exists=lambda path: True)
-    return Sftp.create(object.__new__(Sftp), client, "temporary", "name")
+    return SftpFileSystem.create(object.__new__(SftpFileSystem), client, "temporary", "name")
 
 
 def node_config(folder: Path) -> object:
@@ -225,7 +225,7 @@ def mapped(folder: Path) -> list[bool]:
 
 
 CASES = {
-    "blobs.fsspec.kinds:Sftp.create#1": Case(sftp_create, False),
+    "blobs.fsspec.kinds:SftpFileSystem.create#1": Case(sftp_create, False),
     "blobs.fsspec.store:FsspecStore._sweep#1": Case(
         lambda folder: written(FsspecStore(f"file://{folder}")), b"content"
     ),

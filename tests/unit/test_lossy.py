@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from tierstore.errors import UsageError
 from tierstore.lossy.errors import compare, total
-from tierstore.lossy.methods import Channel, LowRank, Prune, Shape, method_of
+from tierstore.lossy.methods import Channel, LowRank, Prune, TensorSpec, method_of
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 ALL: tuple[dict[str, str], ...] = (
@@ -199,17 +199,17 @@ def test_methods_that_do_not_exist_are_refused(parameters: Mapping[str, str]) ->
 
 
 def test_what_is_covered() -> None:
-    weight, bias = Shape("a.weight", "F32", (8, 8)), Shape("a.bias", "F32", (8,))
-    codes = Shape("a.weight", "I8", (8, 8))
+    weight, bias = TensorSpec("a.weight", "F32", (8, 8)), TensorSpec("a.bias", "F32", (8,))
+    codes = TensorSpec("a.weight", "I8", (8, 8))
     for parameters in ALL:
         method = method_of(parameters)
         assert method.covers(weight), parameters
         assert not method.covers(codes), parameters
         assert method.covers(bias) == ("cast" in parameters), parameters
     cast = method_of({"cast": "bf16"})
-    assert not cast.covers(Shape("w", "BF16", (2, 2)))
-    assert cast.covers(Shape("w", "F16", (2, 2)))
-    assert not method_of({"cast": "f32"}).covers(Shape("w", "BF16", (2, 2)))
+    assert not cast.covers(TensorSpec("w", "BF16", (2, 2)))
+    assert cast.covers(TensorSpec("w", "F16", (2, 2)))
+    assert not method_of({"cast": "f32"}).covers(TensorSpec("w", "BF16", (2, 2)))
 
 
 @given(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tierstore.placement.base import Access
 from tierstore.placement.density import DEFAULT, ValueDensity
-from tierstore.placement.ranked import Entry, Knobs, RankedCache
+from tierstore.placement.ranked import CacheEntry, Knobs, RankedCache
 
 HOUR = 3600.0
 KEYS = [b"%02d" % number for number in range(12)]
@@ -43,7 +43,7 @@ class Scanned:
         cost = sum(
             exp2(self.score(v) - time / self.knobs.half_life_s) * self.held[v] for v in victims
         )
-        if cost * self.knobs.bar > self.heat[key][0] * size:
+        if cost * self.knobs.admission_factor > self.heat[key][0] * size:
             return None
         for victim in victims:
             del self.held[victim]
@@ -72,7 +72,7 @@ def test_ranks_as_a_scan_of_all_residents_would(
             victims = fast.admit(key, entry, sizes[key], now)
             expected = plain.admit(key, sizes[key], now)
             assert (None if victims is None else set(victims)) == expected
-        assert fast.used == sum(plain.held.values())
+        assert fast.used_bytes == sum(plain.held.values())
         assert fast.heat(key, now) == pytest.approx(plain.heat[key][0])
 
 
@@ -86,19 +86,19 @@ def filled(bar: float) -> RankedCache:
 def test_a_newcomer_must_be_worth_all_its_victims() -> None:
     cache = filled(1.0)
     # it needs the place of two residents, each worth 2 x 10; its own worth is above that of one
-    assert cache.admit(b"new", Entry(2.5, 0.0), 15, 0.0) is None
-    assert cache.used == 100
-    assert cache.admit(b"new", Entry(2.7, 0.0), 15, 0.0) == (b"0", b"1")
-    assert cache.used == 95
+    assert cache.admit(b"new", CacheEntry(2.5, 0.0), 15, 0.0) is None
+    assert cache.used_bytes == 100
+    assert cache.admit(b"new", CacheEntry(2.7, 0.0), 15, 0.0) == (b"0", b"1")
+    assert cache.used_bytes == 95
 
 
 def test_the_bar_is_what_a_newcomer_is_held_against() -> None:
     cache = filled(1.5)
     assert cache.threshold(0.0) == pytest.approx(3.0)
     assert cache.threshold(HOUR) == pytest.approx(1.5)
-    assert cache.admit(b"new", Entry(2.9, 0.0), 10, 0.0) is None
-    assert cache.admit(b"new", Entry(3.1, 0.0), 10, 0.0) is not None
-    assert filled(0.0).admit(b"new", Entry(0.1, 0.0), 10, 0.0) is not None
+    assert cache.admit(b"new", CacheEntry(2.9, 0.0), 10, 0.0) is None
+    assert cache.admit(b"new", CacheEntry(3.1, 0.0), 10, 0.0) is not None
+    assert filled(0.0).admit(b"new", CacheEntry(0.1, 0.0), 10, 0.0) is not None
 
 
 def test_what_a_hit_saves_counts_like_reads() -> None:
@@ -182,7 +182,7 @@ def test_trials_find_that_scans_are_to_be_kept_out() -> None:
     accesses = popular_and_scans(30_000)
     policy = ValueDensity(2000)
     chosen, default = missed(policy, accesses), missed(ValueDensity(2000), accesses, fixed=True)
-    assert policy.knobs.bar > 0
+    assert policy.knobs.admission_factor > 0
     assert policy.knobs.half_life_s > DEFAULT.half_life_s
     assert chosen < 0.97 * default, f"{chosen} misses, {default} with the knobs left alone"
     once = sum(access.key.startswith(b"once") for access in accesses)
@@ -201,6 +201,6 @@ def test_changing_the_knobs_moves_nothing() -> None:
     cache = filled(0.0)
     cache.pin(b"3")
     cache.retune(Knobs(10.0, 1.5))
-    assert cache.used == 100
+    assert cache.used_bytes == 100
     assert len(cache.evict(1000)) == 9
-    assert cache.used == 10
+    assert cache.used_bytes == 10

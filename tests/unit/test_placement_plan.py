@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.placement.cost import DAY_S, GB, Prices
+from tierstore.placement.forecast import forecast
 from tierstore.placement.heat import HALF_LIFE_S
-from tierstore.placement.outlook import outlook
 from tierstore.placement.plan import drain, rebalance, relocate
 from tierstore.placement.scene import PackState, Plan, Scene, TierState
 
@@ -65,7 +65,7 @@ def test_what_was_just_written_is_held_to_have_been_read() -> None:
 
 
 def test_a_full_tier_lets_go_the_coldest_down_to_its_low_watermark() -> None:
-    full = replace(WARM, size=100, high=90, low=50)
+    full = replace(WARM, quota_bytes=100, high_percent=90, low_percent=50)
     packs = [pack(bytes([n]) * 32, n, "warm") for n in range(2, 12)]
     plan = rebalance(scene(*packs, tiers=(full, COLD, HOME)))
     assert steps(plan) == [("demote", bytes([n]) * 32, "warm", "cold") for n in range(2, 7)]
@@ -73,16 +73,16 @@ def test_a_full_tier_lets_go_the_coldest_down_to_its_low_watermark() -> None:
 
 
 def test_the_bar_is_what_would_have_to_go() -> None:
-    full = replace(WARM, size=20, high=100, low=100)
+    full = replace(WARM, quota_bytes=20, high_percent=100, low_percent=100)
     now = scene(pack(A, 4, "warm"), pack(B, 6, "warm"), pack(C, 4.9, "cold"), tiers=(full, COLD))
     assert not rebalance(now).moves
     now = scene(pack(A, 4, "warm"), pack(B, 6, "warm"), pack(C, 5.1, "cold"), tiers=(full, COLD))
     plan = rebalance(now)
     assert steps(plan) == [("demote", A, "warm", "cold"), ("promote", C, "cold", "warm")]
-    assert plan.moves[1].bar == 4
+    assert plan.moves[1].threshold == 4
     # a big one must be worth all that it drives out, per byte
     big = pack(C, 6, "cold", size=20)
-    full = replace(full, size=30)
+    full = replace(full, quota_bytes=30)
     now = [pack(A, 4, "warm", size=15), pack(B, 6, "warm", size=15)]
     assert not rebalance(scene(*now, big, tiers=(full, COLD))).moves
     assert len(rebalance(scene(*now, replace(big, heat=10), tiers=(full, COLD))).moves) == 3
@@ -100,7 +100,7 @@ def test_a_base_comes_and_stays_with_what_needs_it() -> None:
 
 
 def test_a_base_makes_no_room_for_what_needs_it() -> None:
-    full = replace(WARM, size=100, high=100, low=100)
+    full = replace(WARM, quota_bytes=100, high_percent=100, low_percent=100)
     now = pack(A, 9, "warm", size=75), pack(B, 2, "cold", size=25), pack(C, 0, "warm", size=1)
     assert not rebalance(scene(*now, tiers=(full, COLD), bases={B: [C]})).moves
 
@@ -110,14 +110,14 @@ def test_a_base_that_is_too_far_away_is_fetched_or_its_deltas_go() -> None:
     plan = rebalance(scene(*now, bases={B: [A]}))
     assert steps(plan) == [("promote", A, "cold", "warm")]
     assert plan.moves[0].why == f"pack {B.hex()[:12]} in tier warm needs it"
-    small = replace(WARM, size=40)
+    small = replace(WARM, quota_bytes=40)
     plan = rebalance(scene(*now, bases={B: [A]}, tiers=(small, COLD)))
     assert steps(plan) == [("demote", B, "warm", "cold")]
 
 
 def test_pinned_packs_and_their_bases_stay() -> None:
     now = [pack(A, 0, "warm", "cold"), pack(B, 0, "warm", "cold"), pack(C, 0, "warm", "cold")]
-    full = replace(WARM, size=20)
+    full = replace(WARM, quota_bytes=20)
     plan = rebalance(scene(*now, bases={B: [A]}, pinned=[B], tiers=(full, COLD)))
     assert steps(plan) == [("drop", C, "warm", "cold")]
     assert "what is left is pinned" in plan.notes[0]
@@ -150,7 +150,7 @@ def test_a_time_to_live_leads_into_an_archive_and_never_loses_the_last_copy() ->
     assert plan.moves[0].why == "it was not read for 30 days, as long as tier cold keeps it"
     assert not rebalance(scene(pack(A, 0, "cold"), tiers=(WARM, aged))).moves
     assert not rebalance(scene(pack(A, 0, "cold", at=NOW - DAY_S), tiers=(aged, ICE))).moves
-    full = replace(COLD, size=15, high=50, low=10)
+    full = replace(COLD, quota_bytes=15, high_percent=50, low_percent=10)
     assert not rebalance(scene(pack(A, 0, "cold"), tiers=(full, ICE))).moves
 
 
@@ -166,7 +166,7 @@ def test_the_minimum_storage_duration_is_waited_for_unless_the_tier_is_full() ->
     dear = replace(WARM, prices=Prices.of({"gb_month": "3", "min_days": "30"}))
     young = pack(A, 0, "warm", at=NOW - 10 * DAY_S, size=GB)
     assert not rebalance(scene(young, tiers=(dear, COLD))).moves
-    full = replace(dear, size=GB // 2)
+    full = replace(dear, quota_bytes=GB // 2)
     plan = rebalance(scene(young, tiers=(full, COLD)))
     assert plan.moves[0].cost_once == Decimal(2), "20 of 30 days are still paid for"
 
@@ -188,7 +188,7 @@ def test_what_it_saves() -> None:
 
 def test_a_tier_is_drained_to_its_like() -> None:
     gone = replace(WARM, draining=True)
-    other = TierState("other", warm=True, size=15, high=100)
+    other = TierState("other", warm=True, quota_bytes=15, high_percent=100)
     plan = rebalance(scene(pack(A, 9, "warm"), pack(B, 8, "warm"), tiers=(gone, other, COLD)))
     assert steps(plan) == [("drain", B, "warm", "other"), ("drain", A, "warm", "cold")]
     now = scene(pack(A, 0, "cold"), pack(B, 0, "warm", "cold"), tiers=(WARM, COLD, HOME))
@@ -207,22 +207,22 @@ def test_moving_as_asked() -> None:
     frozen = scene(*now, tiers=(WARM, COLD, ICE, HOME))
     assert steps(relocate(frozen, [C], ICE.name)) == [("demote", C, "warm", "ice")]
     assert not relocate(scene(*now), [A], COLD.name).moves
-    plan = relocate(scene(*now, tiers=(replace(WARM, size=5), COLD)), [A], WARM.name)
+    plan = relocate(scene(*now, tiers=(replace(WARM, quota_bytes=5), COLD)), [A], WARM.name)
     assert "has no room" in plan.notes[0]
 
 
 def test_what_would_move_a_pack_and_when() -> None:
-    [there, cold] = outlook(scene(pack(A, 1.6, "warm", "cold")), A)
-    assert (there.tier, there.bar, there.demote_below) == ("warm", 1, 0.8)
+    [there, cold] = forecast(scene(pack(A, 1.6, "warm", "cold")), A)
+    assert (there.tier, there.threshold, there.demote_below) == ("warm", 1, 0.8)
     assert there.leaves_in_s == pytest.approx(HALF_LIFE_S)
     assert there.why == "it leaves when its heat is below 0.8: in 4 hours if nobody reads it"
     assert (cold.resident, cold.leaves_in_s) == (True, None)
-    [warm, _] = outlook(scene(pack(A, 0.1, "cold")), A)
-    assert (warm.resident, warm.bar, warm.promote_above) == (False, 1, 1.25)
-    full = replace(WARM, size=10, high=100, low=100)
-    [warm, _] = outlook(scene(pack(A, 0.1, "cold"), pack(B, 4, "warm"), tiers=(full, COLD)), A)
+    [warm, _] = forecast(scene(pack(A, 0.1, "cold")), A)
+    assert (warm.resident, warm.threshold, warm.promote_above) == (False, 1, 1.25)
+    full = replace(WARM, quota_bytes=10, high_percent=100, low_percent=100)
+    [warm, _] = forecast(scene(pack(A, 0.1, "cold"), pack(B, 4, "warm"), tiers=(full, COLD)), A)
     assert warm.promote_above == 5
-    [warm, _] = outlook(scene(pack(A, 0.1, "warm", "cold"), pinned=[A]), A)
+    [warm, _] = forecast(scene(pack(A, 0.1, "warm", "cold"), pinned=[A]), A)
     assert (warm.why, warm.leaves_in_s) == ("it is pinned", None)
 
 
@@ -238,7 +238,7 @@ def scenes(draw: st.DrawFn, circles: bool = False) -> dict[str, object]:
     def tier(name: str, warm: bool, **more: object) -> TierState:
         high, low = draw(percent)
         return TierState(
-            name, warm=warm, size=draw(quota), high=high, low=low,
+            name, warm=warm, quota_bytes=draw(quota), high_percent=high, low_percent=low,
             draining=draw(st.integers(0, 9)) == 0, **more,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -300,7 +300,11 @@ def follow(made: dict[str, object], plan: Plan, *, strict: bool = True) -> dict[
         warm = depth(move.pack) == 0
         if move.copies:
             where[move.pack].add(move.target)
-            limit = target.size * target.high / 100 if target.size is not None else 1e9
+            limit = (
+                target.quota_bytes * target.high_percent / 100
+                if target.quota_bytes is not None
+                else 1e9
+            )
             assert used(move.target) <= limit, f"{move} exceeds the quota"
         if move.drops:
             where[move.pack].remove(move.source)
@@ -373,5 +377,5 @@ def test_explaining_changes_nothing(made: dict[str, object], data: st.DataObject
     now = Scene(**made)  # type: ignore[arg-type]
     one = data.draw(st.sampled_from(sorted(now.packs)))
     before = {name: dict(copies) for name, copies in now.copies.items()}
-    assert all(found.why for found in outlook(now, one))
+    assert all(found.why for found in forecast(now, one))
     assert now.copies == before

@@ -52,7 +52,7 @@ class Checked:
 
     def run(self, op: Op) -> None:
         getattr(self, op[0])(*op[1:])
-        assert self.policy.used == sum(self.held.values()), op
+        assert self.policy.used_bytes == sum(self.held.values()), op
         for key in KEYS[:4]:
             told = self.policy.explain(key, self.now)
             assert told["resident"] == ("yes" if key in self.held else "no"), op
@@ -176,7 +176,7 @@ def test_an_object_above_the_capacity_is_not_admitted(name: str) -> None:
         access = Access(b"big", 11, float(time))
         policy.record(access)
         assert not policy.admit(access).admitted
-    assert policy.used == 0
+    assert policy.used_bytes == 0
 
 
 @every
@@ -188,7 +188,7 @@ def test_nothing_is_evicted_for_what_cannot_fit_beside_pinned_objects(name: str)
         access = Access(b"new", 5, float(time))
         policy.record(access)
         assert policy.admit(access) == Admission(False)
-    assert policy.used == 10
+    assert policy.used_bytes == 10
     policy.unpin(b"pinned")
     assert set(policy.victims(100, 9.0)) == {b"pinned", b"other"}
 
@@ -202,7 +202,7 @@ def test_a_pin_comes_before_its_object(name: str) -> None:
     assert policy.admit(access).admitted
     assert policy.victims(10, 1.0) == ()
     policy.forget(b"a")
-    assert policy.used == 0
+    assert policy.used_bytes == 0
 
 
 @every
@@ -212,7 +212,7 @@ def test_an_empty_cache_takes_what_fits(name: str) -> None:
         access = Access(b"%d" % number, 10, float(number))
         policy.record(access)
         assert policy.admit(access) == Admission(True)
-    assert policy.used == 100
+    assert policy.used_bytes == 100
 
 
 @every
@@ -227,7 +227,7 @@ def test_seeding_again_corrects_a_size(name: str) -> None:
     policy = make(name, 100)
     policy.seed([(b"a", 30, 1.0)], 0.0)
     policy.seed([(b"a", 40, 1.0)], 1.0)
-    assert policy.used == 40
+    assert policy.used_bytes == 40
 
 
 @every
@@ -293,7 +293,7 @@ def test_are_chosen_by_name() -> None:
     assert DEFAULT in POLICIES
     for name in POLICIES:
         policy = make(name, 5)
-        assert (policy.name, policy.capacity, policy.used) == (name, 5, 0)
+        assert (policy.name, policy.capacity_bytes, policy.used_bytes) == (name, 5, 0)
     with pytest.raises(ConfigError, match=r"no placement policy 'lru'; use one of: .*s3fifo"):
         make("lru", 5)
     with pytest.raises(ConfigError, match="-1 bytes"):

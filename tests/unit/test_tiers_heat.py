@@ -272,7 +272,7 @@ def test_a_nodes_object_is_bounded(tmp_path: Path) -> None:
 def test_memory_is_bounded_while_nobody_takes_it() -> None:
     sums = Sums(World())
     sums.fail = {"time"}
-    recorder = HeatRecorder(SumsLedger(sums), clock=lambda: 0.0, limit=100)
+    recorder = HeatRecorder(SumsLedger(sums), clock=lambda: 0.0, max_keys=100)
     for n in range(5000):
         recorder.record([ChunkRead(n.to_bytes(32, "big"), bytes(32), 1, 1)])
     assert len(recorder._heat) <= 200

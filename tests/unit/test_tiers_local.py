@@ -24,7 +24,7 @@ from tierstore.placement.base import Access
 from tierstore.placement.policies import POLICIES, make
 from tierstore.tiers.node import mapping
 from tierstore.tiers.node import tensors as whole
-from tierstore.tiers.node.local import MIN_MAPPED, LocalHot
+from tierstore.tiers.node.local import MIN_MAPPED_BYTES, LocalHot
 
 MIB = 1 << 20
 STORE = "s" * 32
@@ -75,7 +75,7 @@ def test_what_is_offered_is_read_by_everybody_who_opens_it(tmp_path: Path) -> No
             assert read(one, digest, len(data)) == data
         assert read(one, bytes(32)) is None
         assert one.usage().objects == 4
-        assert one.usage().used == 4096 + 4096 + MIB + 3 * MIB + 4096
+        assert one.usage().used_bytes == 4096 + 4096 + MIB + 3 * MIB + 4096
     assert (tier.stats.hits, tier.stats.misses, tier.stats.admitted) == (4, 1, 4)
 
 
@@ -230,7 +230,7 @@ def test_what_is_not_the_chunks_file_gives_no_tensor(
 
 def test_many_tensors_at_once(tmp_path: Path, native: bool) -> None:
     tier = hot(tmp_path)
-    sizes = [0, 1, 4097, MIN_MAPPED - 1, MIN_MAPPED, MIB, MIB + 1, 2 * MIB + 4096]
+    sizes = [0, 1, 4097, MIN_MAPPED_BYTES - 1, MIN_MAPPED_BYTES, MIB, MIB + 1, 2 * MIB + 4096]
     wanted, datas = [], []
     for number, nbytes in enumerate(sizes):
         lengths = [min(MIB, nbytes - at) for at in range(0, nbytes, MIB)]
@@ -267,7 +267,7 @@ def test_the_extension_refuses_what_does_not_fit(tmp_path: Path, native: bool) -
 
 def test_small_tensors_and_odd_chunks_are_not_mapped(tmp_path: Path) -> None:
     tier = hot(tmp_path)
-    digest, data = one = chunk(1, MIN_MAPPED - 1)
+    digest, data = one = chunk(1, MIN_MAPPED_BYTES - 1)
     offer(tier, one)
     assert tier.map_tensor([digest], MIB, len(data)) is None
     assert tier.map_tensor([digest] * 2, MIB + 1, 2 * MIB + 2) is None
@@ -359,7 +359,9 @@ def test_a_forked_child_reads_what_its_parent_mapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_the_quota_holds_for_all_who_fill_it(tmp_path: Path, policy: str) -> None:
-    tiers = [hot(tmp_path, 8 * MIB, high=100, low=75, policy=policy) for _ in range(3)]
+    tiers = [
+        hot(tmp_path, 8 * MIB, high_percent=100, low_percent=75, policy=policy) for _ in range(3)
+    ]
     biggest = 0
 
     def fill(tier: LocalHot, first: int) -> None:
@@ -369,7 +371,7 @@ def test_the_quota_holds_for_all_who_fill_it(tmp_path: Path, policy: str) -> Non
             tier.record([Access(one[0], MIB, time.time())])
             offer(tier, one)
             if n % 5 == 0:
-                biggest = max(biggest, tier.usage().used)
+                biggest = max(biggest, tier.usage().used_bytes)
 
     threads = [threading.Thread(target=fill, args=(t, 7 * n)) for n, t in enumerate(tiers)]
     for thread in threads:
@@ -378,7 +380,7 @@ def test_the_quota_holds_for_all_who_fill_it(tmp_path: Path, policy: str) -> Non
         thread.join()
     assert 0 < biggest <= 8 * MIB
     on_disk = sum(path.stat().st_size for path in files(tmp_path).values())
-    assert {tier.usage().used for tier in tiers} == {on_disk}
+    assert {tier.usage().used_bytes for tier in tiers} == {on_disk}
     assert on_disk <= 8 * MIB
     for digest in map(bytes.fromhex, files(tmp_path)):
         data = read(tiers[0], digest)
@@ -388,20 +390,20 @@ def test_the_quota_holds_for_all_who_fill_it(tmp_path: Path, policy: str) -> Non
 
 def test_above_the_high_mark_it_is_emptied_down_to_the_low_one(tmp_path: Path) -> None:
     offer(hot(tmp_path, 32 * MIB), *(chunk(n) for n in range(16)), force=True)
-    smaller = hot(tmp_path, 10 * MIB, high=90, low=50)
-    assert smaller.usage().used == 5 * MIB
+    smaller = hot(tmp_path, 10 * MIB, high_percent=90, low_percent=50)
+    assert smaller.usage().used_bytes == 5 * MIB
     assert smaller.stats.evicted == 11
 
 
 def test_pinned_chunks_stay(tmp_path: Path) -> None:
-    tier, other = hot(tmp_path, 4 * MIB, high=100), hot(tmp_path, 4 * MIB, high=100)
+    tier, other = hot(tmp_path, 4 * MIB, high_percent=100), hot(tmp_path, 4 * MIB, high_percent=100)
     pinned = chunk(1)
     tier.pin([pinned[0]])
     offer(other, pinned)
     for n in range(2, 20):
         offer(other, chunk(n), force=True)
     assert other.evict() > 0
-    assert other.usage().pinned == other.usage().used == MIB
+    assert other.usage().pinned_bytes == other.usage().used_bytes == MIB
     assert other.explain(pinned[0], time.time())["pinned"] == "yes"
     tier.unpin([pinned[0]])
     assert other.evict() == MIB
@@ -412,7 +414,7 @@ def test_a_chunk_that_can_never_fit_is_refused(tmp_path: Path) -> None:
     tier = hot(tmp_path, 2 * MIB)
     assert offer(tier, chunk(1, 3 * MIB), force=True) == [False]
     assert tier.stats.rejected == 1
-    assert tier.usage().used == 0
+    assert tier.usage().used_bytes == 0
 
 
 def test_reads_of_all_processes_become_heat(tmp_path: Path) -> None:
@@ -440,7 +442,7 @@ def test_a_directory_that_vanishes_fails_nothing_and_comes_back(tmp_path: Path) 
     shutil.rmtree(root)
     assert read(tier, one[0]) is None
     assert tier.resident([one[0]]) == [False]
-    assert tier.usage().used == 0
+    assert tier.usage().used_bytes == 0
     assert offer(tier, one) in ([True], [False])
     assert offer(tier, one) == [True]
     assert read(tier, one[0]) == one[1]
@@ -454,7 +456,7 @@ def test_a_path_that_cannot_be_a_directory_is_skipped(
     for n in range(20):
         assert read(tier, bytes(32)) is None
         assert offer(tier, chunk(n, 9)) == [False]
-    assert tier.usage().used == 0
+    assert tier.usage().used_bytes == 0
     assert tier.map_tensor([bytes(32)], MIB, MIB) is None
     assert tier.stats.breaker_open
     assert len(caplog.records) == 2  # reading and filling, once each

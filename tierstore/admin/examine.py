@@ -77,9 +77,9 @@ def examine(stores: Sequence[BlobStore]) -> Examination:
             _tried("replace", trial.replace),
             _tried("read a range", trial.ranges),
             _tried("missing objects", trial.missing),
-            _tried("large objects", trial.large) if can.max_blob is None
-            or can.max_blob >= _LARGE else Check(
-                "large objects", None, f"takes none above {can.max_blob} bytes"),
+            _tried("large objects", trial.large) if can.max_blob_bytes is None
+            or can.max_blob_bytes >= _LARGE else Check(
+                "large objects", None, f"takes none above {can.max_blob_bytes} bytes"),
             _tried("delete", trial.delete),
             _tried("list", trial.listing) if can.listable else
             Check("list", None, "cannot list what it holds"),

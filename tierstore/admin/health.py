@@ -70,11 +70,11 @@ def _examined(store: Store, place: Place) -> TierHealth:
             raise NotFound(f"there is no directory {hot_directory(spec)}")
         with open_tier(place) as blobs:
             prove(blobs)
-        used = store.hot.local.usage().used if store.hot.local is not None else 0
+        used = store.hot.local.usage().used_bytes if store.hot.local is not None else 0
         return TierHealth(spec, disk=disk, problems=_hot_problems(spec, disk, used))
     with open_tier(place) as blobs:
         prove(blobs)
-        limit = blobs.capabilities.max_blob
+        limit = blobs.capabilities.max_blob_bytes
     servers = ask_servers(place)
     problems = [f"{server.node}: {text}" for server in servers for text in server.findings]
     if limit is not None and limit < _LARGEST_FRAME:

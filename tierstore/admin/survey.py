@@ -89,9 +89,13 @@ def _hot(store: Store, spec: TierSpec) -> TierReport:
     usage = local.usage()
     error = f"{local.root} cannot be read or written" if local.stats.breaker_open else None
     return TierReport(
-        spec, used=usage.used, objects=usage.objects, pinned=usage.pinned, quota=usage.quota,
+        spec,
+        used=usage.used_bytes,
+        objects=usage.objects,
+        pinned=usage.pinned_bytes,
+        quota=usage.quota_bytes,
         error=error,
-    )  # fmt: skip
+    )
 
 
 def _shared(place: Place) -> TierReport:

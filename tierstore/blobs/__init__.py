@@ -1,3 +1,3 @@
-"""Keyed immutable bytes: one interface, and a room for each kind of storage."""
+"""Blob stores, which keep immutable bytes under keys: one interface, one folder per storage."""
 
 __all__ = ["base", "fsspec", "local", "memcached", "objects", "redis"]

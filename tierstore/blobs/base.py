@@ -38,27 +38,27 @@ _MAX_SEGMENT = 240
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a store can do beyond the contract, as data.
+    """Properties of a store that go beyond the contract, or that it lacks.
 
     Attributes:
-        put_if_absent: creation is atomic against every other client of the same storage.
-        durable: what ``put`` wrote survives this process (and, on a disk, a power loss).
-        atomic_put: ``put`` is all-or-nothing; only a foreign file system may lack this.
-        listable: ``list`` and ``list_folders`` work; a cache may lack this and raises
+        put_if_absent: Whether creation is atomic against every other client of the same storage.
+        durable: Whether what ``put`` wrote survives this process (and, on a disk, a power loss).
+        atomic_put: Whether ``put`` is all-or-nothing; only a foreign file system may lack this.
+        listable: Whether ``list`` and ``list_folders`` work; a cache may lack this and then raises
             ``BackendError``.
-        max_blob: the largest blob in bytes; a larger one is refused with ``OutOfSpace``.
+        max_blob_bytes: The size of the largest blob; a larger one is refused with ``OutOfSpace``.
     """
 
     put_if_absent: bool
     durable: bool
     atomic_put: bool = True
     listable: bool = True
-    max_blob: int | None = None
+    max_blob_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """One stored blob: its key, its size in bytes, and when the storage says it was written.
+    """The key of a stored blob, its size in bytes, and when it was written.
 
     ``mtime`` is in seconds since the epoch by the storage's own clock.
     """
@@ -70,7 +70,7 @@ class BlobInfo:
 
 @dataclass(frozen=True, slots=True)
 class RangeRead:
-    """One part of a ``get_ranges`` call: fill ``out`` from ``key``, beginning at ``start``."""
+    """One part of a ``get_ranges`` call: fill ``out`` with bytes of ``key`` from ``start`` on."""
 
     key: str
     start: int
@@ -96,21 +96,21 @@ def check_prefix(prefix: str) -> str:
 
 
 class BlobStore(ABC):
-    """Immutable bytes by key; see the module's docstring for the contract."""
+    """A store of immutable bytes under keys; the module's docstring has the contract."""
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where the store is, for messages: never holds a credential."""
+        """The address of the store, for messages; never holds a credential."""
 
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this store can do beyond the contract."""
+        """The properties of this store that go beyond the contract."""
 
     @property
     def bounded(self) -> bool:
-        """Whether no call waits much longer than a timeout that the store was given."""
+        """Whether no call takes much longer than a timeout that the store was given."""
         return True
 
     @property
@@ -126,7 +126,7 @@ class BlobStore(ABC):
         """Write ``data`` (one buffer, or several to be laid end to end), replacing what was there.
 
         Raises:
-            OutOfSpace, PermissionDenied, Unreachable, BackendError.
+            OutOfSpace, PermissionDenied, Unreachable, BackendError: The blob was not written.
         """
 
     @abstractmethod
@@ -142,18 +142,21 @@ class BlobStore(ABC):
         """Return the whole blob, or exactly ``byte_range`` of it.
 
         Raises:
-            NotFound: no such key.
-            Damaged: the blob ends before ``byte_range`` does.
+            NotFound: There is no such key.
+            Damaged: The blob ends before ``byte_range`` does.
         """
 
     @abstractmethod
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
-        """Fill every ``out`` completely, in parallel where that helps; errors as in ``get``."""
+        """Fill every ``out`` completely, in parallel where that helps.
+
+        Raises the same errors as ``get``.
+        """
 
     def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
-        """The whole blobs of those ``keys`` that exist; in one round trip where that is possible.
+        """Return those of the blobs that exist, whole; in one round trip where that is possible.
 
-        A missing key is left out; other errors are as in ``get``.
+        A missing key is left out; other errors are those of ``get``.
         """
         found = {}
         for key in keys:
@@ -162,7 +165,7 @@ class BlobStore(ABC):
         return found
 
     def present(self, keys: Sequence[str]) -> set[str]:
-        """Those of ``keys`` that exist; in few round trips where that is possible."""
+        """Return those of ``keys`` that exist; in few round trips where that is possible."""
         found = set()
         for key in keys:
             with suppress(NotFound):
@@ -170,31 +173,31 @@ class BlobStore(ABC):
         return found
 
     def put_many(self, blobs: Mapping[str, Buffer | Sequence[Buffer]]) -> None:
-        """``put`` each; in few round trips where that is possible.
+        """Write every blob as ``put`` does, in few round trips where that is possible.
 
-        After an error some may be written, each of them whole.
+        After an error some of them may be written, each of them whole.
         """
         for key, data in blobs.items():
             self.put(key, data)
 
     @abstractmethod
     def info(self, key: str) -> BlobInfo:
-        """Size and time of one blob; ``NotFound`` when it is missing."""
+        """Return the size and time of one blob; ``NotFound`` when it is missing."""
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove every key; one that is missing already is no error."""
+        """Remove every key; a missing one is not an error."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
-        """Every blob whose key starts with ``prefix`` (empty, or ending in ``/``), by key order."""
+        """Return every blob whose key begins with ``prefix`` (empty or ending in ``/``), by key."""
 
     @abstractmethod
     def list_folders(self, prefix: str = "") -> Iterator[str]:
-        """The distinct next segments under ``prefix`` that have keys below them, in order.
+        """Return the distinct next segments under ``prefix`` that have keys below them, in order.
 
-        ``a/x/1``, ``a/y/2`` and ``a/z`` give ``x`` and ``y`` for ``a/``; costs one level, not the
-        tree.
+        For ``a/x/1``, ``a/y/2`` and ``a/z`` the folders of ``a/`` are ``x`` and ``y``. The cost is
+        that of one level, not of the whole tree.
         """
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open

@@ -1,4 +1,4 @@
-"""Blobs in this process's memory: for tests, and as a private hot tier."""
+"""A blob store in this process's memory, for tests and as a private hot tier."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tierstore.ids import Buffer, ByteRange
 
 
 class MemoryStore(BlobStore):
-    """Blobs in a dict, gone when the last reference to the store is.
+    """Blobs in a dict, which are gone with the last reference to the store.
 
     Args:
-        name: goes into ``url``, to tell several stores apart in messages.
+        name: A part of ``url``, which tells several stores apart in messages.
     """
 
     def __init__(self, name: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What the stores share to take their arguments apart."""
+"""Helpers of the stores for taking their arguments apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tierstore.errors import InvalidName
 from tierstore.ids import Buffer
 
 IOV_MAX = 1024
-"""Buffers that one call of the kernel takes: Linux's UIO_MAXIOV."""
+"""The most buffers that one system call takes: Linux's UIO_MAXIOV."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,7 +21,7 @@ def flat_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
     """Return ``data`` as flat, read-only, non-empty byte views, in order and without a copy.
 
     Raises:
-        TypeError: a part is not a C-contiguous buffer.
+        TypeError: A part is not a C-contiguous buffer.
     """
     parts: Iterable[Buffer]
     parts = (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data
@@ -31,13 +31,13 @@ def flat_views(data: Buffer | Sequence[Buffer]) -> list[memoryview]:
 
 
 def size_of(data: Buffer | Sequence[Buffer]) -> int:
-    """The bytes of ``data`` when laid end to end."""
+    """Return the bytes of all of ``data`` together."""
     parts = (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data
     return sum(memoryview(part).nbytes for part in parts)
 
 
 def joined(data: Buffer | Sequence[Buffer]) -> bytes:
-    """Return ``data`` as one ``bytes``: the caller's own object if it is that, else one copy."""
+    """Return ``data`` as one ``bytes``: the caller's own object if it is one, otherwise a copy."""
     return data if isinstance(data, bytes) else b"".join(flat_views(data))
 
 
@@ -59,7 +59,7 @@ def writable(out: memoryview) -> memoryview:
 
 
 def folders_of(keys: Iterable[str], prefix: str) -> Iterator[str]:
-    """The distinct first segments after ``prefix`` of those ``keys`` that have a second one."""
+    """Return the distinct first segments behind ``prefix`` of those ``keys`` that have a second."""
     tails = (key[len(prefix) :].partition("/") for key in keys)
     return iter(sorted({head for head, slash, _ in tails if slash}))
 
@@ -68,7 +68,7 @@ def runs(reads: Sequence[RangeRead]) -> Iterator[tuple[int, list[memoryview]]]:
     """Join the sorted reads of one blob that touch: one request fills all buffers of a run.
 
     Yields:
-        Where the run starts, in bytes, and its buffers, laid end to end; empty ones are left out.
+        The start of a run in bytes, and its buffers in order, without empty ones.
     """
     start = stop = 0
     outs: list[memoryview] = []
@@ -87,7 +87,7 @@ def runs(reads: Sequence[RangeRead]) -> Iterator[tuple[int, list[memoryview]]]:
 
 
 def drop_front(views: list[memoryview], count: int) -> None:
-    """Take ``count`` bytes off the front of ``views``."""
+    """Remove ``count`` bytes from the front of ``views``."""
     done = 0
     for view in views:
         if count < view.nbytes:
@@ -100,7 +100,7 @@ def drop_front(views: list[memoryview], count: int) -> None:
 
 
 def is_key(path: str) -> bool:
-    """Whether a path can be a blob's; what else lies in the storage is not listed."""
+    """Return whether a path can be a blob's key; other files in a storage are not listed."""
     try:
         check_key(path)
     except InvalidName:
@@ -108,14 +108,14 @@ def is_key(path: str) -> bool:
     return True
 
 
-def batches(sized: Iterable[tuple[T, int]], most_bytes: int, most_items: int) -> Iterator[list[T]]:
-    """Cut items with their sizes into runs within both limits; one too large stands alone."""
+def batches(sized: Iterable[tuple[T, int]], max_bytes: int, max_items: int) -> Iterator[list[T]]:
+    """Yield runs of items within both limits, given their sizes; one too large stands alone."""
     batch: list[T] = []
-    room = most_bytes
+    room = max_bytes
     for item, size in sized:
-        if batch and (size > room or len(batch) == most_items):
+        if batch and (size > room or len(batch) == max_items):
             yield batch
-            batch, room = [], most_bytes
+            batch, room = [], max_bytes
         batch.append(item)
         room -= size
     if batch:
@@ -123,9 +123,10 @@ def batches(sized: Iterable[tuple[T, int]], most_bytes: int, most_items: int) ->
 
 
 def each(pool: Executor, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Do ``work`` on all items at once; when this returns or raises, none is being worked on.
+    """Do ``work`` on all items in parallel and return the results in order.
 
-    The first error ends it: what has not begun is left out.
+    When this returns or raises, no item is being worked on. The first error ends it: what has not
+    begun is left out.
     """
     if len(items) == 1:
         return [work(items[0])]

@@ -62,7 +62,7 @@ def validate(
         local=tried.local,
         atomic_put=can.atomic_put,
         listable=can.listable,
-        max_object_bytes=can.max_blob,
+        max_object_bytes=can.max_blob_bytes,
     )
     cli.out.show(data, can_be, lambda: _print(data, can))
     if found.broken:
@@ -70,7 +70,7 @@ def validate(
 
 
 def _print(data: schemas.Validation, can: Capabilities) -> None:
-    limit = "none" if can.max_blob is None else size(can.max_blob)
+    limit = "none" if can.max_blob_bytes is None else size(can.max_blob_bytes)
     uses = {
         "home": "a store's home", "warm": "a warm tier", "cold": "a cold tier",
         "shared": "a shared hot tier",

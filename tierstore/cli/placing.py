@@ -121,7 +121,7 @@ def _planned(plan: Plan) -> schemas.Moves:
 def _done(report: MoveReport) -> schemas.Moves:
     moves = []
     for one in report.moved:
-        shown = _move_json(one.move, one.copied)
+        shown = _move_json(one.move, one.copied_bytes)
         shown.status, shown.problem = one.status, one.why
         moves.append(shown)
     return _moves(report.plan, moves, dry_run=False, complete=report.complete)
@@ -144,7 +144,7 @@ def _moves(
 def _move_json(move: PlannedMove, copied: int) -> schemas.MoveJson:
     return schemas.MoveJson(
         kind=move.kind, pack=move.pack.hex(), source=move.source, target=move.target,
-        bytes=move.bytes, copied_bytes=copied, why=move.why, heat=move.heat, bar=move.bar,
+        bytes=move.bytes, copied_bytes=copied, why=move.why, heat=move.heat, bar=move.threshold,
         saving_month=f"{move.expected_saving:f}", cost_once=f"{move.cost_once:f}",
         status="planned", problem="",
     )  # fmt: skip
@@ -210,11 +210,11 @@ def _explained(one: Explanation) -> schemas.PackExplained:
         needed_by=[pack.hex() for pack in one.needed_by],
         outlooks=[
             schemas.OutlookJson(
-                tier=each.tier, resident=each.resident, bar=each.bar,
+                tier=each.tier, resident=each.resident, bar=each.threshold,
                 promote_above=each.promote_above, demote_below=each.demote_below,
                 leaves_in_s=each.leaves_in_s, why=each.why,
             )
-            for each in one.outlooks
+            for each in one.forecasts
         ],
         now=[f"{move.kind} from {move.source} to {move.target}: {move.why}" for move in one.moves],
     )  # fmt: skip

@@ -196,7 +196,7 @@ def drain(
         problems=[*plan.notes]
         + [f"{one.move.pack.hex()}: {one.why}" for one in found.moved if one.status == "failed"],
         packs=len(left.packs),
-        bytes=left.used,
+        bytes=left.used_bytes,
         only_packs=len(left.only),
         only_bytes=left.only_bytes,
     )
@@ -251,7 +251,7 @@ def remove(
         name=name,
         url=done.spec.url,
         left_packs=None if left is None else len(left.packs),
-        left_bytes=None if left is None else left.used,
+        left_bytes=None if left is None else left.used_bytes,
     )
     cli.out.show(data, [name], lambda: print(_removed(data, done.spec.role, left)))
 
@@ -266,8 +266,8 @@ def _removed(data: schemas.TierRemoved, role: str, left: Holding | None) -> str:
         return f"{gone}, which could not be asked; 'tierstore check' finds what is lost with it"
     if left.packs:
         return (
-            f"{gone}; {counted(len(left.packs), 'pack')} of {size(left.used)}, which other tiers "
-            f"have too, are left in {data.url}"
+            f"{gone}; {counted(len(left.packs), 'pack')} of {size(left.used_bytes)}, which other "
+            f"tiers have too, are left in {data.url}"
         )
     return f"{gone}; nothing is left in {data.url}"
 

@@ -98,7 +98,7 @@ def _in_warm_tiers(
     placement, started, copied = store.placement, time.monotonic(), 0
     if not check:
         report = placement.warm(version.digest)
-        copied = sum(one.copied for one in report.moved)
+        copied = sum(one.copied_bytes for one in report.moved)
     missing = placement.not_warm(version.digest)
     return schemas.Warmup(
         ref=ref, version=str(version), digest=str(version.digest), tier=tier,

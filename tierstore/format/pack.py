@@ -29,8 +29,8 @@ MAX_FRAME_BYTES = 128 << 20
 _HEAD_MAGIC, _TAIL_MAGIC = b"TSPK", b"TSPE"
 _HEADER = struct.Struct("<4s2BH16sI12s16sQ")
 _TRAILER = struct.Struct("<QII32sI4sQ")
-_MAX_INDEX = 32 << 20
-_TARGET_INDEX = 16 << 20
+_MAX_INDEX_BYTES = 32 << 20
+_TARGET_INDEX_BYTES = 16 << 20
 _MAX_FRAMES = 1 << 20
 _ROW_BYTES = 32 + 4 * 4 + 1 + 4  # the columns of section 6 that an index has
 
@@ -63,7 +63,7 @@ class PackBuilder:
     @property
     def full(self) -> bool:
         """Whether to close the pack now: it is large enough, or its index is (many tiny frames)."""
-        return self.size >= TARGET_BYTES or self._index_size >= _TARGET_INDEX
+        return self.size >= TARGET_BYTES or self._index_size >= _TARGET_INDEX_BYTES
 
     def add(
         self,
@@ -104,7 +104,7 @@ def parse_trailer(data: Buffer, pack_size: int, name: str) -> Trailer:
         damaged(name, "it does not end with a pack's trailer")
     if value != xxh3(memoryview(data)[:-8]) or zero:
         damaged(name, "the checksum of its trailer does not match")
-    if offset > PACK_HEADER_BYTES + MAX_FRAME_BYTES or length > _MAX_INDEX:
+    if offset > PACK_HEADER_BYTES + MAX_FRAME_BYTES or length > _MAX_INDEX_BYTES:
         damaged(name, "its index is out of range")
     if not 1 <= frames <= _MAX_FRAMES:
         damaged(name, f"it says that it holds {frames} frames")

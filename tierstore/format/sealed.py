@@ -18,8 +18,8 @@ _MAGIC = b"TSOB"
 _HEADER = struct.Struct("<4s4BI12s4Q")
 _NO_NONCE = bytes(12)
 _PLAIN, _ZSTD = 0, 1
-_SLACK = 64 << 10
-_ZSTD_FROM = 512  # below this compressing saves less than it costs to look at
+_SLACK_BYTES = 64 << 10
+_ZSTD_FROM_BYTES = 512  # compressing a smaller body is not worth it
 
 
 class Kind(IntEnum):
@@ -59,7 +59,7 @@ def seal(kind: Kind, plain: bytes) -> bytes:
             f"{max_plain_bytes(kind)}; split the model into several"
         )
     encoding, body = _PLAIN, plain
-    if kind in _MSGPACK and len(plain) >= _ZSTD_FROM:
+    if kind in _MSGPACK and len(plain) >= _ZSTD_FROM_BYTES:
         packed = zstandard.ZstdCompressor(level=3).compress(plain)
         if len(packed) < len(plain):
             encoding, body = _ZSTD, packed
@@ -91,7 +91,7 @@ def unseal(kind: Kind, data: Buffer, name: str) -> bytes:
         unsupported(name, f"flags {flags:#x} and key {key_id}")
     if found != kind:
         damaged(name, f"it holds kind {found} instead of {kind.value}")
-    in_range = plain_bytes <= max_plain_bytes(kind) and body_bytes <= plain_bytes + _SLACK
+    in_range = plain_bytes <= max_plain_bytes(kind) and body_bytes <= plain_bytes + _SLACK_BYTES
     if nonce != _NO_NONCE or not in_range:
         damaged(name, f"lengths {plain_bytes} and {body_bytes} are out of range")
     body = view[HEADER_BYTES:]
@@ -112,7 +112,7 @@ def unseal(kind: Kind, data: Buffer, name: str) -> bytes:
 
 def _decompress(body: memoryview, plain_bytes: int, name: str) -> bytes:
     try:
-        # the frame's own claim decides what zstandard allocates: check it against ours first
+        # zstandard allocates what the frame claims: compare that with our header first
         if zstandard.frame_content_size(body) != plain_bytes:
             damaged(name, "its zstd body does not have the size it says")
         decompressor = zstandard.ZstdDecompressor()

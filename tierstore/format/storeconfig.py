@@ -56,7 +56,7 @@ def is_config(data: Buffer) -> bool:
     try:
         fields = json.loads(bytes(data))
     except (ValueError, RecursionError):
-        return True  # a store's, damaged: nobody else keeps what is no JSON under this name
+        return True  # a damaged store: nobody else keeps something that is not JSON under this name
     return not isinstance(fields, dict) or "store_id" in fields or "format" in fields
 
 

@@ -1,4 +1,4 @@
-"""How far a lossy tensor is from the original, computed in float64."""
+"""The error of a lossy tensor compared with the original, computed in float64."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _BLOCK = 1 << 20  # elements taken at once, so that a large tensor is never wide
 class TensorError:
     """The distance of an approximation from its original.
 
-    Sums rather than ratios, so that the errors of several tensors add up to the model's.
+    It is kept as sums rather than ratios, so that the errors of several tensors add up.
 
     Attributes:
-        elements: how many were compared.
-        max_abs: largest absolute difference; infinite where one side is not finite and the
+        elements: How many elements were compared.
+        max_abs: The largest absolute difference; infinite where one side is not finite and the
             other differs.
-        squared_error: sum of squared differences.
-        squared_norm: sum of squares of the original.
+        squared_error: The sum of the squared differences.
+        squared_norm: The sum of the squares of the original.
     """
 
     elements: int
@@ -33,7 +33,7 @@ class TensorError:
 
     @property
     def relative_l2(self) -> float:
-        """Norm of the difference over the norm of the original; 0 for an exact copy."""
+        """The norm of the difference over the norm of the original; 0 for an exact copy."""
         if self.squared_error == 0:
             return 0.0
         if self.squared_norm == 0 or math.isinf(self.squared_error):
@@ -42,7 +42,7 @@ class TensorError:
 
     @property
     def snr_db(self) -> float:
-        """Signal to noise in decibels, ``10 log10(signal / noise)``; infinite for an exact copy."""
+        """The signal-to-noise ratio ``10 log10(signal / noise)`` in decibels; infinite if equal."""
         if self.squared_error == 0:
             return math.inf
         if self.squared_norm == 0 or math.isinf(self.squared_error):
@@ -51,10 +51,10 @@ class TensorError:
 
 
 def compare(original: npt.NDArray[Any], approximation: npt.NDArray[Any]) -> TensorError:
-    """The error of ``approximation``; both have one shape, any float or integer dtypes.
+    """Return the error of ``approximation``; both have one shape, and any float or integer dtypes.
 
-    Values that are equal, both NaN included, differ by nothing. A difference that is not finite
-    counts as infinite.
+    Values that are equal, or both NaN, do not differ. A difference that is not finite counts as
+    infinite.
     """
     if original.shape != approximation.shape:
         raise ValueError(f"shapes {original.shape} and {approximation.shape} differ")
@@ -75,7 +75,7 @@ def compare(original: npt.NDArray[Any], approximation: npt.NDArray[Any]) -> Tens
 
 
 def total(errors: list[TensorError]) -> TensorError:
-    """The error of all tensors together, as if they were one."""
+    """Return the error of all tensors together, as if they were one."""
     return TensorError(
         sum(e.elements for e in errors),
         max((e.max_abs for e in errors), default=0.0),

@@ -1,4 +1,4 @@
-"""Lossy methods: a tensor to the parts that are stored, and back.
+"""Lossy methods: from a tensor to the parts that are stored, and back.
 
 A method is pure and deterministic. Its parts are named by a suffix to the tensor's own name; the
 empty suffix is the name itself.
@@ -30,8 +30,8 @@ _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What is known of a tensor before it is read: its name, safetensors dtype and shape."""
+class TensorSpec:
+    """The name, safetensors dtype and shape of a tensor that has not been read."""
 
     name: str
     dtype: str
@@ -49,50 +49,52 @@ class Shape:
 
 
 class Method(ABC):
-    """One way to approximate tensors.
+    """A way to approximate tensors.
 
     Attributes:
-        label: short name of the variant, such as ``int8-row``; also its default name.
+        label: A short name such as ``int8-row``; also the default name of the variant.
     """
 
     label: str
 
     @abstractmethod
-    def covers(self, tensor: Shape) -> bool:
-        """Whether the method approximates this tensor at all; others are kept as they are."""
+    def covers(self, tensor: TensorSpec) -> bool:
+        """Return whether the method approximates this tensor; others are stored as they are."""
 
     @property
     def by_rows(self) -> bool:
-        """Whether rows do not depend on each other: the parts of a tensor are then those of its
-        blocks of rows, end to end, as long as a block has a multiple of eight rows.
+        """Whether rows are encoded independently of each other.
+
+        The parts of a tensor are then those of its blocks of rows, end to end, as long as each
+        block has a multiple of eight rows.
         """
         return True
 
     @abstractmethod
     def encode_rows(self, array: Array) -> dict[str, Array]:
-        """The parts of a block of rows by suffix, but for what ``whole`` gives."""
+        """Return the parts of a block of rows by suffix, without those of ``whole``."""
 
     def whole(self, shape: tuple[int, ...]) -> dict[str, Array]:
-        """Parts that say something of a whole tensor of this shape."""
+        """Return the parts that describe a whole tensor of this shape, by suffix."""
         return {}
 
     def encode(self, array: Array) -> dict[str, Array]:
-        """The parts to store, by suffix."""
+        """Return all parts to store, by suffix."""
         return {**self.encode_rows(array), **self.whole(array.shape)}
 
     @abstractmethod
     def decode(self, parts: Parts, dtype: str, shape: tuple[int, ...]) -> Array:
-        """The approximation in the original's dtype and shape."""
+        """Return the approximation in the original's dtype and shape."""
 
     @property
     @abstractmethod
     def parameters(self) -> dict[str, str]:
-        """What ``method_of`` needs to make this method again."""
+        """The parameters from which ``method_of`` makes this method again."""
 
 
 @dataclass(frozen=True)
 class Cast(Method):
-    """Round to a narrower float, to nearest, ties to even."""
+    """Rounding to a narrower float, to nearest, ties to even."""
 
     to: Literal["bf16", "f16", "f32"]
 
@@ -104,11 +106,12 @@ class Cast(Method):
     def parameters(self) -> dict[str, str]:
         return {"cast": self.to}
 
-    def covers(self, tensor: Shape) -> bool:
+    def covers(self, tensor: TensorSpec) -> bool:
         wanted = _CASTS[self.to]
-        return tensor.dtype in _FLOATS and tensor.dtype != wanted and (
-            _BITS[tensor.dtype] > _BITS[wanted] or {tensor.dtype, wanted} == {"F16", "BF16"}
-        )  # fmt: skip
+        if tensor.dtype not in _FLOATS or tensor.dtype == wanted:
+            return False
+        narrower = _BITS[tensor.dtype] > _BITS[wanted]
+        return narrower or {tensor.dtype, wanted} == {"F16", "BF16"}
 
     def encode_rows(self, array: Array) -> dict[str, Array]:
         with np.errstate(over="ignore"):  # beyond the range: infinite, as the error then says
@@ -120,7 +123,7 @@ class Cast(Method):
 
 @dataclass(frozen=True)
 class Int8Row(Method):
-    """Eight bits a value with a scale and an offset a row, in FBGEMM's fused layout.
+    """Eight bits a value with a scale and an offset for each row, in FBGEMM's fused layout.
 
     A row of D values becomes D + 8 bytes: D codes, then the scale and the offset as little-endian
     float32; ``value = code * scale + offset``, scale = (max - min) / 255, offset = min. This is
@@ -133,7 +136,7 @@ class Int8Row(Method):
     def parameters(self) -> dict[str, str]:
         return {"int8": "row"}
 
-    def covers(self, tensor: Shape) -> bool:
+    def covers(self, tensor: TensorSpec) -> bool:
         return tensor.is_matrix
 
     def encode_rows(self, array: Array) -> dict[str, Array]:
@@ -157,7 +160,7 @@ class Int8Row(Method):
 
 @dataclass(frozen=True)
 class Channel(Method):
-    """Eight bits a value, symmetric, with one scale an output channel (row of the weight).
+    """Eight bits a value, symmetric, with one scale for each output channel (row of the weight).
 
     The parts have the names of ``compressed-tensors`` checkpoints: ``weight_scale`` (``[rows, 1]``,
     in the original's dtype), and ``weight`` (F8_E4M3) or, for int8, ``weight_packed`` (four codes,
@@ -174,7 +177,7 @@ class Channel(Method):
     def parameters(self) -> dict[str, str]:
         return {"int8": "channel"} if self.kind == "int8" else {"fp8": "e4m3"}
 
-    def covers(self, tensor: Shape) -> bool:
+    def covers(self, tensor: TensorSpec) -> bool:
         return tensor.is_matrix and tensor.name.endswith(".weight") and tensor.dtype != "F64"
 
     def encode_rows(self, array: Array) -> dict[str, Array]:
@@ -207,7 +210,7 @@ class Channel(Method):
 
 @dataclass(frozen=True)
 class Prune(Method):
-    """Set the smallest values to zero, and store the others with a bit for every value.
+    """Zeros in place of the smallest values; the others are stored with a bit for every value.
 
     ``magnitude`` drops ``share`` of each tensor; ``2:4`` the two smallest of every four neighbours
     in a row. Parts: ``.values`` (what is left, in order) and ``.bitmask`` (little-endian bits).
@@ -224,7 +227,7 @@ class Prune(Method):
     def parameters(self) -> dict[str, str]:
         return {"prune": "2:4" if self.pattern == "2:4" else f"magnitude:{self.share!r}"}
 
-    def covers(self, tensor: Shape) -> bool:
+    def covers(self, tensor: TensorSpec) -> bool:
         return tensor.is_matrix and (self.pattern == "magnitude" or tensor.shape[1] % 4 == 0)
 
     @property
@@ -256,9 +259,10 @@ class Prune(Method):
 class LowRank(Method):
     """The product of two thin factors, by singular value decomposition.
 
-    The rank is given, or the least that keeps ``energy`` of the squared singular values. A tensor
-    whose factors would not be smaller is kept. Parts: ``.left`` ``[rows, rank]`` and ``.right``
-    ``[rank, columns]``, both in the original's dtype; the singular values are in the longer one.
+    The rank is given, or is the least that keeps ``energy`` of the squared singular values. A
+    tensor whose factors would not be smaller is kept. Parts: ``.left`` ``[rows, rank]`` and
+    ``.right`` ``[rank, columns]``, both in the original's dtype; the singular values are in the
+    longer one.
     """
 
     energy: float | None = None
@@ -272,7 +276,7 @@ class LowRank(Method):
     def parameters(self) -> dict[str, str]:
         return {"low-rank": f"rank:{self.rank}" if self.rank else f"energy:{self.energy!r}"}
 
-    def covers(self, tensor: Shape) -> bool:
+    def covers(self, tensor: TensorSpec) -> bool:
         return tensor.is_matrix
 
     @property
@@ -305,14 +309,14 @@ class LowRank(Method):
 
 
 def _magnitudes(array: Array) -> npt.NDArray[Any]:
-    """The bits but for the sign: they are in the order of the absolute values, NaN last."""
+    """Return the bits without the sign; they order like the absolute values, NaN last."""
     bits = np.ascontiguousarray(array).view(f"<u{array.dtype.itemsize}")
     found: npt.NDArray[Any] = bits & bits.dtype.type((1 << 8 * bits.dtype.itemsize - 1) - 1)
     return found
 
 
 def _all_but_smallest(size: npt.NDArray[Any], drop: int) -> npt.NDArray[np.bool_]:
-    """What is left without the ``drop`` smallest; of equal ones the first go."""
+    """Return a mask of all but the ``drop`` smallest; of equal ones the first are dropped."""
     if not drop:
         return np.ones(size.size, dtype=bool)
     bound = np.partition(size, drop - 1)[drop - 1]
@@ -323,11 +327,11 @@ def _all_but_smallest(size: npt.NDArray[Any], drop: int) -> npt.NDArray[np.bool_
 
 
 def _spectrum(rows: Array) -> tuple[Array, Array]:
-    """The squared singular values, largest first, and the singular vectors of the shorter side in
-    the columns.
+    """Return the squared singular values, largest first, and the vectors of the shorter side.
 
-    From that side's Gram matrix in float64: of a tall table nothing but that is held beside it.
-    Values below 1e-8 of the largest are not exact; nobody keeps those.
+    The vectors are columns. They come from the shorter side's Gram matrix in float64, so that
+    beside a tall table only that is in memory. Values below 1e-8 of the largest are not exact;
+    nobody keeps those.
     """
     long = rows if rows.shape[0] >= rows.shape[1] else rows.T
     gram = np.zeros((long.shape[1],) * 2)
@@ -347,10 +351,10 @@ def _refuse_infinite(rows: Array) -> None:
 
 
 def method_of(parameters: Mapping[str, str]) -> Method:
-    """The method that these parameters describe, as ``Method.parameters`` and the CLI write them.
+    """Return the method for parameters as ``Method.parameters`` and the command line give them.
 
     Raises:
-        UsageError: there is no such method, or a number is out of its range.
+        UsageError: There is no such method, or a number is out of its range.
     """
     if len(parameters) != 1:
         raise UsageError("give exactly one of cast, int8, fp8, prune and low-rank")
@@ -373,7 +377,7 @@ def method_of(parameters: Mapping[str, str]) -> Method:
     if kind == "low-rank" and name == "rank" and number.isdigit() and int(number) > 0:
         return LowRank(rank=int(number))
     raise UsageError(
-        f"{kind}={value[:40]!r} is no method; there are cast=bf16|f16|f32, int8=row|channel, "
+        f"{kind}={value[:40]!r} is not a method; use one of cast=bf16|f16|f32, int8=row|channel, "
         "fp8=e4m3, prune=magnitude:SHARE|2:4, low-rank=energy:SHARE|rank:N"
     )
 
@@ -389,5 +393,5 @@ def _number(kind: str, text: str, above: float, below: float) -> float:
 
 
 def _least(dtype: npt.DTypeLike) -> Any:
-    """The smallest positive number of a float dtype."""
+    """Return the smallest positive number of a float dtype."""
     return ml_dtypes.finfo(dtype).smallest_subnormal  # type: ignore[no-untyped-call]

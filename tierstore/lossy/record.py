@@ -1,7 +1,7 @@
-"""What a lossy variant says of itself: a JSON file beside its weights.
+"""The record of a lossy variant: a JSON file beside its weights that says how it was made.
 
 The file is part of the variant's content, so it cannot be lost or exchanged, and it goes along when
-the variant is exported. Numbers are JSON's; an infinite SNR (an exact copy) is null.
+the variant is exported. An infinite SNR (an exact copy) is null.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 class ErrorRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How far an approximation is from its original, see ``TensorError``."""
+    """The error of an approximation, as in ``TensorError``."""
 
     max_abs: float | None
     relative_l2: float | None
@@ -31,11 +31,11 @@ class TensorRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One tensor that was approximated.
 
     Attributes:
-        dtype: safetensors dtype of the original.
-        shape: of the original.
-        parts: names of the stored tensors by the method's suffixes.
-        file: path of the file that holds them.
-        error: of the tensor.
+        dtype: The safetensors dtype of the original.
+        shape: The shape of the original.
+        parts: The names of the stored tensors, by the method's suffixes.
+        file: The path of the file that holds them.
+        error: The error of the tensor.
     """
 
     dtype: str
@@ -46,18 +46,18 @@ class TensorRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VariantRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One variant.
+    """The record of one variant.
 
     Attributes:
-        format: of this file.
-        name: of the variant.
-        base: manifest digest (hex) of the version it was made from.
-        parameters: the method, as ``method_of`` takes it.
-        kept: the pattern of tensor names that were left as they are; empty for none.
-        tool: what made it.
-        error: of the whole model: all its float tensors as if they were one, also those that were
+        format: The version of this file's format.
+        name: The name of the variant.
+        base: The manifest digest (hex) of the version that it was made from.
+        parameters: The method, as ``method_of`` takes it.
+        kept: The pattern of the names of tensors that were left as they are; empty for none.
+        tool: The program that made it.
+        error: The error of all float tensors of the model as if they were one, with those that were
             kept.
-        tensors: by the original's name as ``Model`` has it.
+        tensors: The approximated tensors by the original's name, as ``Model`` has it.
     """
 
     format: int = FORMAT
@@ -71,7 +71,7 @@ class VariantRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def error_record(error: TensorError) -> ErrorRecord:
-    """The form in which an error is kept; what is infinite becomes null."""
+    """Return the stored form of an error; infinite numbers become null."""
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -84,16 +84,16 @@ def error_record(error: TensorError) -> ErrorRecord:
 
 
 def encode_record(record: VariantRecord) -> bytes:
-    """The bytes of the file: the same for equal records."""
+    """Return the bytes of the file, the same for equal records."""
     return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1) + b"\n"
 
 
 def parse_record(data: Buffer, name: str) -> VariantRecord:
-    """Read the file.
+    """Parse the file.
 
     Raises:
-        Damaged: it is no record.
-        UnsupportedFormat: it was written by a newer version.
+        Damaged: It is not a record.
+        UnsupportedFormat: It was written by a newer version.
     """
     try:
         fields = msgspec.json.decode(bytes(data), type=dict[str, msgspec.Raw])
@@ -101,4 +101,4 @@ def parse_record(data: Buffer, name: str) -> VariantRecord:
             raise UnsupportedFormat(f"{name} was written by a newer tierstore; upgrade this one")
         return msgspec.json.decode(bytes(data), type=prepared(VariantRecord))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"{name} is no variant's record: {error}") from None
+        raise Damaged(f"{name} is not the record of a variant: {error}") from None

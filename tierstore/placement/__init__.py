@@ -1,3 +1,3 @@
-"""Policies of placement: pure, without I/O and without a clock."""
+"""Placement policies and plans: pure functions of what they are given, without I/O or a clock."""
 
-__all__ = ["base", "cost", "heat", "outlook", "plan", "policies", "scene"]
+__all__ = ["base", "cost", "forecast", "heat", "plan", "policies", "scene"]

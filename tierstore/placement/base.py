@@ -28,10 +28,10 @@ class Access:
     """One read of one object.
 
     Attributes:
-        key: identity of the object: a chunk's digest or a pack's id.
-        size: bytes that it takes in the cache.
-        time: seconds; any origin, the same for all accesses of a policy.
-        cost: what a hit saves, per byte, relative to the other objects of the cache.
+        key: The identity of the object: a chunk's digest or a pack's id.
+        size: Bytes that it takes in the cache.
+        time: Seconds since any origin, the same for all accesses of a policy.
+        cost: What a hit saves, per byte, relative to the other objects of the cache.
     """
 
     key: bytes
@@ -49,40 +49,40 @@ class Admission:
 
 
 class PlacementPolicy(ABC):
-    """Decides for one cache of ``capacity`` bytes; see the module's docstring."""
+    """Decides what one cache of ``capacity_bytes`` holds; see the module's docstring."""
 
     name: str
-    """How settings and benchmarks call it."""
+    """The name of the policy in settings and benchmarks."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
 
     @abstractmethod
     def record(self, access: Access) -> None:
-        """Take note of a read, of a resident object or not. Never evicts."""
+        """Count a read, whether the object is resident or not. Never evicts."""
 
     @abstractmethod
     def admit(self, access: Access) -> Admission:
         """Decide about an object that is not resident, after its read was recorded.
 
-        Never names a pinned victim. An object above the capacity is not admitted. When the answer
-        is yes the policy counts the victims as gone and the object as resident.
+        A pinned object is never a victim, and an object above the capacity is not admitted. When
+        the object is admitted, the policy counts the victims as gone and the object as resident.
         """
 
     @abstractmethod
     def victims(self, nbytes: int, time: float) -> tuple[bytes, ...]:
-        """Residents to remove, worst first: ``nbytes`` of them, or all that are not pinned.
+        """Return residents to remove, worst first: ``nbytes`` of them, or all that are not pinned.
 
-        The policy counts them as gone. For a watermark, a smaller quota or a disk that is full.
+        The policy counts them as gone. This is for a watermark, a smaller quota or a full disk.
         """
 
     @abstractmethod
     def seed(self, objects: Iterable[tuple[bytes, int, float]], time: float) -> None:
-        """Take in what the cache holds already: key, size in bytes, heat (reads, decayed)."""
+        """Take in what the cache holds already: key, size in bytes and heat (decayed reads)."""
 
     @abstractmethod
     def forget(self, key: bytes) -> None:
-        """The object is no longer resident; unknown keys are ignored."""
+        """Count an object as no longer resident; unknown keys are ignored."""
 
     @abstractmethod
     def pin(self, key: bytes) -> None:
@@ -94,9 +94,9 @@ class PlacementPolicy(ABC):
 
     @property
     @abstractmethod
-    def used(self) -> int:
+    def used_bytes(self) -> int:
         """Bytes of the residents; never above the capacity but for pins and ``seed``."""
 
     @abstractmethod
     def explain(self, key: bytes, time: float) -> dict[str, float | str]:
-        """Why the object is or is not resident: its heat, its value, the bar it is held against."""
+        """Return why an object is or is not resident: its heat and the threshold for it."""

@@ -1,8 +1,8 @@
-"""What tiers cost: storage, requests, retrieval and traffic, in decimals and never in floats.
+"""The cost of tiers: storage, requests, retrieval and traffic, in decimals and never in floats.
 
-A month has 30 days, a GB is 2^30 bytes: the way clouds bill object storage. Prices are data: a
-tier's own ones come from its entry in the store's list of tiers, and ``LISTS`` has what public
-price pages said on a day. They change and differ between regions: edit them.
+A month has 30 days and a GB 2^30 bytes, as clouds bill object storage. Prices are data: a tier's
+own prices come from its entry in the store's list of tiers, and ``LISTS`` holds what public price
+pages said on a date. They change and differ between regions: edit them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ GB = 1 << 30
 MONTH_S = 30 * 86_400
 DAY_S = 86_400
 REQUEST_BYTES = 8 << 20
-"""What one ranged read of a pack asks for, at least."""
+"""The least that one ranged read of a pack asks for, in bytes."""
 
 _NONE = Decimal(0)
 _THOUSAND = Decimal(1000)
@@ -24,15 +24,15 @@ _CENT = Decimal("0.01")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """What one tier costs, in whatever currency its neighbours are in, too.
+    """The prices of one tier, in the same currency as those of the other tiers.
 
     Attributes:
-        gb_month: storage of one GB for a month.
-        put_1000: a thousand writes.
-        get_1000: a thousand ranged reads.
-        retrieve_gb: reading a GB, a charge of the storage class.
-        egress_gb: carrying a GB to where it is used.
-        min_days: days that are paid for an object that is deleted sooner.
+        gb_month: Price of storing one GB for a month.
+        put_1000: Price of a thousand writes.
+        get_1000: Price of a thousand ranged reads.
+        retrieve_gb: Price of reading a GB, a charge of the storage class.
+        egress_gb: Price of carrying a GB to where it is used.
+        min_days: Days that are charged for an object that is deleted sooner.
     """
 
     gb_month: Decimal = _NONE
@@ -44,7 +44,7 @@ class Prices:
 
     @classmethod
     def of(cls, prices: Mapping[str, str]) -> Prices:
-        """From decimals as text by name; ``ValueError`` names one that is none."""
+        """Parse prices from decimal text by name; ``ValueError`` names one that is not a price."""
         known = {field.name for field in fields(cls)}
         parsed = {}
         for name, text in prices.items():
@@ -53,42 +53,44 @@ class Prices:
             except ArithmeticError:
                 value = Decimal(-1)
             if name not in known or not value.is_finite() or value < 0:
-                raise ValueError(f"{name}={text!r} is no price; known are {', '.join(known)}")
+                raise ValueError(
+                    f"{name}={text!r} is not a price; known prices are {', '.join(known)}"
+                )
             parsed[name] = value
         return cls(**parsed)
 
     def storage(self, nbytes: int) -> Decimal:
-        """Keeping ``nbytes`` for a month."""
+        """Return the price of keeping ``nbytes`` for a month."""
         return self.gb_month * nbytes / GB
 
     def requests(self, nbytes: int) -> Decimal:
-        """The requests of reading one blob of ``nbytes`` whole."""
+        """Return the price of the requests that read one blob of ``nbytes`` whole."""
         return self.get_1000 * max(1, -(-nbytes // REQUEST_BYTES)) / _THOUSAND
 
     def reading(self, nbytes: int) -> Decimal:
-        """Reading one blob of ``nbytes`` whole, once."""
+        """Return the price of reading one blob of ``nbytes`` whole, once."""
         traffic = (self.retrieve_gb + self.egress_gb) * nbytes / GB
         return traffic + self.requests(nbytes)
 
     def writing(self) -> Decimal:
-        """Writing one blob."""
+        """Return the price of writing one blob."""
         return self.put_1000 / _THOUSAND
 
     def unpaid(self, nbytes: int, age_s: float) -> Decimal:
-        """What is still charged for ``nbytes`` that are deleted ``age_s`` after being written."""
+        """Return what is still charged for ``nbytes`` deleted ``age_s`` after they were written."""
         left = self.min_days - Decimal(age_s) / DAY_S
         return self.storage(nbytes) * max(_NONE, left) * DAY_S / MONTH_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """What is paid in a month.
+    """The charges of a month.
 
     Attributes:
-        storage: for the bytes that are kept.
-        requests: for the reads' requests.
-        retrieval: charges of the storage class for what is read.
-        egress: for carrying what is read.
+        storage: Charges for the bytes that are kept.
+        requests: Charges for the requests that read.
+        retrieval: Charges of the storage class for what is read.
+        egress: Charges for carrying what is read.
     """
 
     storage: Decimal = _NONE
@@ -98,7 +100,7 @@ class Bill:
 
     @property
     def total(self) -> Decimal:
-        """The sum."""
+        """The sum of all charges."""
         return self.storage + self.requests + self.retrieval + self.egress
 
     def __add__(self, other: Bill) -> Bill:
@@ -111,7 +113,7 @@ class Bill:
 
 
 def bill(prices: Prices, stored: int, reads: Decimal = _NONE) -> Bill:
-    """A month of keeping one pack of ``stored`` bytes and reading it ``reads`` times from there."""
+    """Return a month's charges for one pack of ``stored`` bytes that is read ``reads`` times."""
     return Bill(
         storage=prices.storage(stored),
         requests=prices.requests(stored) * reads,
@@ -121,7 +123,7 @@ def bill(prices: Prices, stored: int, reads: Decimal = _NONE) -> Bill:
 
 
 def shown(money: Decimal) -> str:
-    """A sum for people: two decimals, or two digits where that would show nothing."""
+    """Format a sum of money: two decimals, or two digits where that would show nothing."""
     if abs(money) >= _CENT or not money:
         return str(money.quantize(_CENT, ROUND_HALF_UP))
     return f"{money:.1e}" if abs(money) < Decimal("0.0001") else f"{money:.2g}"
@@ -129,13 +131,13 @@ def shown(money: Decimal) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """Prices that were public on a day.
+    """Prices that were public on a date.
 
     Attributes:
-        prices: as text by name, as a tier's entry has them.
-        source: the page.
-        date: when they were known to hold, ISO 8601.
-        note: what else matters.
+        prices: Decimal text by name, as in a tier's entry.
+        source: The page that lists them.
+        date: The date on which they were known to hold, ISO 8601.
+        note: Conditions and charges that the prices leave out.
     """
 
     prices: Mapping[str, str]
@@ -160,9 +162,13 @@ def _s3(
     date: str = _DATE,
 ) -> PriceList:
     prices = {
-        "gb_month": gb_month, "put_1000": put, "get_1000": get, "retrieve_gb": retrieve,
-        "egress_gb": "0", "min_days": min_days,
-    }  # fmt: skip
+        "gb_month": gb_month,
+        "put_1000": put,
+        "get_1000": get,
+        "retrieve_gb": retrieve,
+        "egress_gb": "0",
+        "min_days": min_days,
+    }
     return PriceList(prices, _S3, date, note)
 
 
@@ -182,5 +188,8 @@ LISTS: Mapping[str, PriceList] = {
     "ebs-gp3": PriceList({"gb_month": "0.08"}, _EBS, _DATE, "3000 IOPS and 125 MB/s included"),
     "self-hosted": PriceList({}, "nobody sends a bill", _DATE),
 }  # fmt: skip
-"""Public prices by name, without traffic that leaves the region: about 0.09 a GB to the internet,
-0.02 to another region (``egress_gb``)."""
+"""Public prices by name.
+
+Traffic that leaves the region is not included: about 0.09 a GB to the internet, 0.02 to another
+region (``egress_gb``).
+"""

@@ -1,12 +1,13 @@
-"""Value density: keep what was read most of late, per byte; the knobs are chosen by trials.
+"""Value density: keep what has the most recent reads per byte, with knobs chosen by trials.
 
 An object's value per byte is its heat times what a hit saves per byte. The coldest residents leave,
 and a newcomer has to be worth what it displaces (``ranked.py``). How fast heat decays and how high
-that bar is decides everything, and the best choice differs between caches: a short half-life and no
-bar are LRU, which is best when all that is alive fits; a long one and a high bar keep a stable part
-of what does not fit. So small trial caches, one for each choice, replay a sample of the keys at the
-same share of the capacity, and the cache goes on with the knobs of the trial that has missed the
-fewest bytes of late. Heat and residents stay as they are when the knobs change.
+that threshold is decides everything, and the best choice differs between caches: a short half-life
+and no threshold are LRU, which is best when all that is alive fits; a long one and a high threshold
+keep a stable part of what does not fit. So small trial caches, one for each choice, replay a sample
+of the keys at the same share of the capacity, and the cache goes on with the knobs of the trial
+that has missed the fewest bytes recently. Heat and residents stay as they are when the knobs
+change.
 
 Sampling by key keeps an object's reads together, and the trials' sizes relative to their working
 sets: Waldspurger, Saemundsson, Ahmad, Park, "Cache Modeling and Optimization using Miniature
@@ -21,34 +22,34 @@ from zlib import crc32
 from tierstore.placement.base import Access, Admission, PlacementPolicy
 from tierstore.placement.ranked import REMEMBERED, Knobs, RankedCache
 
-DEFAULT = Knobs(half_life_s=3600.0, bar=0.0)
-"""What is used until trials have seen enough: short enough to follow, and nothing stays out."""
+DEFAULT = Knobs(half_life_s=3600.0, admission_factor=0.0)
+"""The knobs until the trials have seen enough: quick to follow changes, and nothing stays out."""
 
 TRIED = tuple(
-    Knobs(DEFAULT.half_life_s * 2.0 ** (1.5 * step), bar)
+    Knobs(DEFAULT.half_life_s * 2.0 ** (1.5 * step), factor)
     for step in range(-4, 5)
-    for bar in (0.0, 1.5)
+    for factor in (0.0, 1.5)
 )
-"""Half-lives of 56 seconds to 2.7 days."""
+"""The knobs that are tried, with half-lives of 56 seconds to 2.7 days."""
 
 _TRIAL_OBJECTS = 16
 _SAMPLED_LEAST = 32
-"""One key of so many is sampled in a large cache."""
+"""The largest sampling interval: in a large cache one key of so many is sampled."""
 
 _MEMORY = 2.0
 _MEMORY_LEAST = 500
-"""A trial's misses weigh half after so many sampled reads, times its residents, and at least."""
+"""Sampled reads after which a trial's misses weigh half: per resident, and at least."""
 
 
 class _Trials:
-    """One small cache for each choice, and what each has missed of late."""
+    """One small cache for each choice of knobs, and the bytes that each has missed recently."""
 
     def __init__(self, main: RankedCache) -> None:
         self._every = _sampling(main.count)
         self._mask = self._every - 1
         every = self._every
         self._caches = [
-            RankedCache(main.capacity // every, knobs, REMEMBERED // every) for knobs in TRIED
+            RankedCache(main.capacity_bytes // every, knobs, REMEMBERED // every) for knobs in TRIED
         ]
         self._missed = [0.0] * len(TRIED)
         self._weight = 1.0
@@ -64,22 +65,22 @@ class _Trials:
                 for cache in self._caches:
                     cache.adopt(key, entry)
         for cache in self._caches:
-            cache.evict(cache.used - cache.capacity)
+            cache.evict(cache.used_bytes - cache.capacity_bytes)
 
     def suits(self, residents: int) -> bool:
-        """Whether the sample still fits the number of residents."""
+        """Return whether the sample still fits the number of residents."""
         return self._every / 4 <= _sampling(residents) <= self._every * 4
 
-    def read(self, key: bytes, size: int, time: float, worth: float) -> bool:
-        """Replay a read in all trials if its key is sampled; whether it is time to look at them."""
+    def read(self, key: bytes, size: int, time: float, weight: float) -> bool:
+        """Replay a read in all trials if its key is sampled; return whether to compare them now."""
         if crc32(key) & self._mask:
             return False
         self._weight *= self._growth
         for number, cache in enumerate(self._caches):
-            entry = cache.read(key, time, worth)
+            entry = cache.read(key, time, weight)
             if not entry.ticket:
-                self._missed[number] += size * worth * self._weight
-                if size <= cache.capacity:
+                self._missed[number] += size * weight * self._weight
+                if size <= cache.capacity_bytes:
                     cache.admit(key, entry, size, time)
         self._seen += 1
         if self._seen < self._look_at:
@@ -88,7 +89,7 @@ class _Trials:
         return True
 
     def best(self, current: Knobs) -> Knobs:
-        """The knobs that have missed the fewest bytes of late."""
+        """Return the knobs of the trial that has missed the fewest bytes recently."""
         missed = [amount / self._weight for amount in self._missed]
         self._missed, self._weight = missed, 1.0
         least = min(missed)
@@ -98,7 +99,7 @@ class _Trials:
 
 
 def _sampling(residents: int) -> int:
-    """One key of how many is sampled: a power of two."""
+    """Return how many keys there are for each one that is sampled: a power of two."""
     every = 1
     while every < _SAMPLED_LEAST and residents >= 2 * every * _TRIAL_OBJECTS:
         every *= 2
@@ -106,7 +107,7 @@ def _sampling(residents: int) -> int:
 
 
 class ValueDensity(PlacementPolicy):
-    """See the module's docstring.
+    """The policy of this module.
 
     An access costs two to three times what one of S3-FIFO costs: 2 us in a cache of thousands of
     objects that mostly hits, up to 16 us in one of a few hundred, where more keys are sampled.
@@ -114,9 +115,9 @@ class ValueDensity(PlacementPolicy):
 
     name = "density"
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
-        self._cache = RankedCache(capacity, DEFAULT)
+    def __init__(self, capacity_bytes: int) -> None:
+        super().__init__(capacity_bytes)
+        self._cache = RankedCache(capacity_bytes, DEFAULT)
         self._trials: _Trials | None = None
 
     def record(self, access: Access) -> None:
@@ -131,7 +132,7 @@ class ValueDensity(PlacementPolicy):
             return Admission(True)
         if not cache.fits(access.size):
             return Admission(False)
-        if self._trials is None and cache.used + access.size > self.capacity:
+        if self._trials is None and cache.used_bytes + access.size > self.capacity_bytes:
             self._trials = _Trials(cache)
         entry = cache.known_entry(access.key, access.time, access.cost)
         victims = cache.admit(access.key, entry, access.size, access.time)
@@ -154,12 +155,12 @@ class ValueDensity(PlacementPolicy):
         self._cache.unpin(key)
 
     @property
-    def used(self) -> int:
-        return self._cache.used
+    def used_bytes(self) -> int:
+        return self._cache.used_bytes
 
     @property
     def knobs(self) -> Knobs:
-        """The ones in use."""
+        """The knobs in use."""
         return self._cache.knobs
 
     def explain(self, key: bytes, time: float) -> dict[str, float | str]:
@@ -170,7 +171,7 @@ class ValueDensity(PlacementPolicy):
             "heat": cache.heat(key, time),
             "bar": cache.threshold(time),
             "half_life_s": cache.knobs.half_life_s,
-            "admission_factor": cache.knobs.bar,
+            "admission_factor": cache.knobs.admission_factor,
         }
 
     def _look(self, trials: _Trials) -> None:

@@ -1,4 +1,4 @@
-"""Heat: how often each key was read of late, as a sum that nodes can add up.
+"""Heat: how often each key was read recently, as sums that nodes can add up.
 
 A read of weight w at time t counts w x 2^-((now - t) / H) at the time ``now``: half of it is gone
 after every half-life H. Written about a fixed landmark L instead of about ``now``, the same sum is
@@ -27,16 +27,18 @@ from collections.abc import Iterator, Mapping
 from math import exp2
 
 HALF_LIFE_S = 4 * 3600
-"""Of the heat that nodes share and packs are placed by. What is read every few hours stays known; a
-scan of everything each night, or what was popular the day before, soon counts no more. On the
-synthetic serving workload a day gave hit ratios of .28, twelve hours .33, four hours .43.
+"""The half-life of the heat that nodes share and by which packs are placed.
+
+With it, what is read every few hours stays known, while a nightly scan of everything, or what was
+popular the day before, soon counts no more. On the synthetic serving workload a day gave hit ratios
+of .28, twelve hours .33, four hours .43.
 """
 
 REMEMBERED = 900
 """Half-lives after which a read may be forgotten: 2^900 is not far from the largest double."""
 
 _RESCALE = 256.0
-"""Half-lives after which the moving landmark moves: weights stay far from 2^1023."""
+"""Half-lives after which the moving landmark moves; so weights stay far below 2^1023."""
 
 
 class HeatMap:
@@ -45,10 +47,12 @@ class HeatMap:
     One ``add`` costs about 0.4 us.
 
     Args:
-        half_life_s: seconds after which a read counts half.
-        landmark: seconds; near the times to come, for precision: a value's relative error is about
-            1e-16 for each half-life between the landmark and the time it is asked for.
-        deltas: keep what was added since the last ``take_deltas``, for flushing in batches.
+        half_life_s: Seconds after which a read counts half.
+        landmark: Seconds; close to the times that will be used, for precision: a value's relative
+            error is about 1e-16 for each half-life between the landmark and the time it is asked
+            for.
+        deltas: Whether to keep what was added since the last ``take_deltas``, to flush it in
+            batches.
     """
 
     __slots__ = ("_fresh", "_scores", "_shift", "half_life_s", "landmark")
@@ -66,7 +70,7 @@ class HeatMap:
     def from_scores(
         cls, half_life_s: float, landmark: float, scores: Mapping[bytes, float]
     ) -> HeatMap:
-        """The inverse of ``scores``."""
+        """Make a heat map from what ``scores`` returned."""
         heat = cls(half_life_s, landmark)
         heat._move(math.floor(max(scores.values(), default=0.0)))
         for key, score in scores.items():
@@ -93,15 +97,15 @@ class HeatMap:
         self._put(key, score)
 
     def value(self, key: bytes, time: float) -> float:
-        """The decayed count at ``time``; 0.0 for a key that is not known."""
+        """Return the decayed count at ``time``; 0.0 for a key that is not known."""
         score = self._scores.get(key)
         return 0.0 if score is None else score * self._factor(time)
 
     def merge(self, other: HeatMap) -> None:
-        """Add what another map has counted, about whatever landmark.
+        """Add the counts of another map, whatever its landmark.
 
         Raises:
-            ValueError: its half-life differs, so the two do not add up.
+            ValueError: Its half-life differs, so the two do not add up.
         """
         if other.half_life_s != self.half_life_s:
             raise ValueError(
@@ -116,12 +120,12 @@ class HeatMap:
             self._put(key, score * factor)
 
     def items(self, time: float) -> Iterator[tuple[bytes, float]]:
-        """Keys and their decayed counts at ``time``, in no particular order."""
+        """Return keys and their decayed counts at ``time``, in no particular order."""
         factor = self._factor(time)
         return ((key, score * factor) for key, score in self._scores.items())
 
     def top(self, n: int, time: float) -> list[tuple[bytes, float]]:
-        """The ``n`` hottest keys and their decayed counts, the hottest first; ties by key."""
+        """Return the ``n`` hottest keys and their decayed counts, hottest first; ties by key."""
         factor = self._factor(time)
         best = heapq.nsmallest(n, self._scores.items(), key=lambda item: (-item[1], item[0]))
         return [(key, score * factor) for key, score in best]
@@ -130,12 +134,12 @@ class HeatMap:
         """Forget one key; deltas that were not taken yet stay."""
         self._scores.pop(key, None)
 
-    def prune(self, limit: int) -> int:
-        """Forget all but the ``limit`` hottest keys, ties by key; return how many were forgotten.
+    def prune(self, max_keys: int) -> int:
+        """Forget all but the ``max_keys`` hottest keys (ties by key); return how many are gone.
 
-        Which they are does not depend on the time.
+        Which keys these are does not depend on the time.
         """
-        excess = len(self._scores) - limit
+        excess = len(self._scores) - max_keys
         if excess <= 0:
             return 0
         coldest = heapq.nsmallest(excess, self._scores.items(), key=lambda item: (item[1], item[0]))
@@ -144,10 +148,10 @@ class HeatMap:
         return excess
 
     def take_deltas(self) -> HeatMap:
-        """What ``add`` and ``merge`` brought since the last call; needs ``deltas=True``.
+        """Return what ``add`` and ``merge`` added since the last call; needs ``deltas=True``.
 
-        Add it to what others hold with ``merge``, or as numbers with ``scores``. After a failed
-        flush ``merge`` of the next deltas into these keeps what was not sent.
+        Give it to others as a map, for their ``merge``, or as numbers, by ``scores``. After a
+        failed flush, ``merge`` the next deltas into these, so that nothing is lost.
         """
         if self._fresh is None:
             raise ValueError("this heat map was made without deltas=True")
@@ -157,7 +161,7 @@ class HeatMap:
         return taken
 
     def scores(self, landmark: float | None = None) -> dict[bytes, float]:
-        """The serialisable form: log2 of each key's score about ``landmark`` (default: its own).
+        """Return log2 of each key's score about ``landmark`` (default: its own), for serialisation.
 
         2^score is a plain sum about that landmark, which a server can add up; as long as they are
         taken about the same landmark, the scores of several nodes merge by adding those powers.
@@ -167,7 +171,7 @@ class HeatMap:
         return {key: math.log2(score) + offset for key, score in self._scores.items()}
 
     def _factor(self, time: float) -> float:
-        """What a score is multiplied with to be the decayed count at ``time``."""
+        """Return the factor that turns a score into the decayed count at ``time``."""
         return exp2(min(1000.0, self._shift - (time - self.landmark) / self.half_life_s))
 
     def _put(self, key: bytes, score: float) -> None:

@@ -1,19 +1,19 @@
-"""Which packs should move between the durable tiers, and why: a pure plan, executed elsewhere.
+"""Plans of moves: which packs should move between the durable tiers, and why.
 
-* A pack's heat is the bytes read of it over its bytes: how often it was read whole of late. Heat
+* A pack's heat is the bytes read of it over its bytes: how often it was read whole recently. Heat
   per byte is what a byte of the faster tier earns by holding it, so packs compare by heat alone.
   A pack that others refer to by delta frames counts as hot as the hottest of them.
-* The bar of a warm tier is its ``min_heat`` while a pack fits below the low watermark; else the
-  heat that would have to go for it, of all victims together, in proportion to its own bytes.
-* Above the bar x ``promote`` a pack is copied up (the slower copy stays). Below ``min_heat`` x
-  ``demote`` it leaves the warm tier, once the minimum that is paid for has passed. What was
-  written a short while ago is held to have been read once then.
+* The threshold of a warm tier is its ``min_heat`` while a pack fits below the low watermark;
+  otherwise it is the heat of all victims that would have to go, in proportion to the pack's bytes.
+* Above the threshold x ``promote`` a pack is copied up (the slower copy stays). Below ``min_heat``
+  x ``demote`` it leaves the warm tier, once the minimum that is paid for has passed. What was
+  written recently counts as read once when it was written.
 * Above the high watermark the coldest leave, down to the low one.
 * What was not read for a tier's ``ttl_s`` leaves; only this way are packs put into an archive.
 * Packs move together with the bases that their deltas need.
 * Tiers that drain are emptied, into whatever tiers remain.
 
-What a plan never does is held by ``Scene``.
+``Scene`` enforces what a plan may never do.
 
 Aggregate victims: Einziger, Eytan, Friedman, Manes, "Lightweight Robust Size Aware Cache
 Management", ACM Transactions on Storage 18(3), 2022.
@@ -35,17 +35,20 @@ from tierstore.placement.scene import (
 )
 from tierstore.placement.texts import age, human, short
 
-Target = Callable[[bytes, dict[str, int]], TierState | None]
-"""Where a pack goes, given the bytes by tier that others of its unit are about to take."""
+TargetChooser = Callable[[bytes, dict[str, int]], TierState | None]
+"""Chooses where a pack goes, given the bytes by tier that others of its unit will take."""
 
 
 def rebalance(scene: Scene) -> Plan:
-    """The moves that the rules ask for. Deterministic; changes ``scene`` into what they lead to."""
+    """Return the moves that the rules ask for.
+
+    The plan is deterministic; ``scene`` is changed into what the moves lead to.
+    """
     planner = Planner(scene)
     for tier in scene.tiers:
         if tier.draining and tier.reachable:
             planner.drain(tier)
-    # the slowest first: what they let go makes room for what the faster ones let go
+    # the slowest first, so that packs leaving them make room for those from faster tiers
     for tier in reversed(scene.tiers):
         planner.relieve(tier)
         planner.expire(tier)
@@ -58,14 +61,14 @@ def rebalance(scene: Scene) -> Plan:
 
 
 def drain(scene: Scene, tier: str) -> Plan:
-    """Empty the tier of this name into those that remain. Changes ``scene``."""
+    """Return the moves that empty the named tier into the remaining ones. Changes ``scene``."""
     planner = Planner(scene)
     planner.drain(scene.by_name[tier])
     return planner.done()
 
 
 def relocate(scene: Scene, packs: Iterable[bytes], tier: str) -> Plan:
-    """Have packs, with the bases that they need, in the tier of this name and in no faster one.
+    """Return the moves that leave packs, with their bases, in the named tier and in no faster one.
 
     Slower copies stay. Changes ``scene``.
     """
@@ -76,7 +79,7 @@ def relocate(scene: Scene, packs: Iterable[bytes], tier: str) -> Plan:
 
 
 class Planner:
-    """Collects the moves of one plan; each is made in ``scene`` at once."""
+    """Collects the moves of one plan; each is carried out in ``scene`` at once."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -84,29 +87,29 @@ class Planner:
         self.notes: list[str] = []
         self._sorted: dict[str, deque[bytes]] = {}
         self._left: set[bytes] = set()
-        """Packs that left a tier: they do not come back in the same plan."""
+        """Packs that left a tier; they do not come back in the same plan."""
 
     def done(self) -> Plan:
-        """The plan so far."""
+        """Return the plan so far."""
         return Plan(tuple(self.moves), tuple(dict.fromkeys(self.notes)))
 
     # Leaving a tier
 
     def relieve(self, tier: TierState) -> None:
-        """Bring a tier that is too full down to its low watermark."""
+        """Bring a tier that is above its high watermark down to its low one."""
         scene = self.scene
         if not tier.keeps or scene.room(tier) >= 0:
             return
         full = (
-            f"tier {tier.name} holds {human(scene.used[tier.name])}, above its high watermark of "
-            f"{tier.high} % of {human(tier.size or 0)}"
+            f"tier {tier.name} holds {human(scene.used_bytes[tier.name])}, above its high "
+            f"watermark of {tier.high_percent} % of {human(tier.quota_bytes or 0)}"
         )
         for pack in scene.residents(tier):
-            if scene.used[tier.name] <= tier.low_bytes:
+            if scene.used_bytes[tier.name] <= tier.low_bytes:
                 return
             if scene.has(pack, tier):
-                why = f"{full}, and its heat of {scene.worth[pack]:.2g} is the lowest"
-                self.leave(pack, tier, why, scene.worth[pack])
+                why = f"{full}, and its heat of {scene.score[pack]:.2g} is the lowest"
+                self.leave(pack, tier, why, scene.score[pack])
         if scene.room(tier) < 0:
             self.notes.append(
                 f"{full}: what is left is pinned, or no slower tier has room for it; raise its "
@@ -114,49 +117,57 @@ class Planner:
             )
 
     def retire(self, tier: TierState) -> None:
-        """Let go what is below the bar of a warm tier."""
-        scene, bar = self.scene, tier.min_heat * self.scene.rules.demote
+        """Move out of a warm tier what is colder than its threshold."""
+        scene, threshold = self.scene, tier.min_heat * self.scene.rules.demote
         for pack in scene.residents(tier):
-            if scene.worth[pack] >= bar:
+            if scene.score[pack] >= threshold:
                 return
             if scene.has(pack, tier) and self._paid(pack, tier):
                 why = (
-                    f"its heat of {scene.worth[pack]:.2g} is below {bar:.2g}, "
+                    f"its heat of {scene.score[pack]:.2g} is below {threshold:.2g}, "
                     f"{scene.rules.demote:g} x the bar of tier {tier.name}"
                 )
                 self.leave(pack, tier, why, tier.min_heat)
 
     def expire(self, tier: TierState) -> None:
-        """Let go what was not read for longer than the tier keeps it, even into an archive."""
+        """Move out what was not read for longer than the tier's ``ttl_s``, even into an archive."""
         scene = self.scene
         if tier.ttl_s is None or not tier.keeps:
             return
-        bar = scene.unread(tier.ttl_s)
+        threshold = scene.unread(tier.ttl_s)
         for pack in scene.residents(tier):
-            if scene.worth[pack] >= bar:
+            if scene.score[pack] >= threshold:
                 return
             old = scene.age(pack, tier) >= tier.ttl_s
             if old and scene.has(pack, tier) and self._paid(pack, tier):
                 why = f"it was not read for {age(tier.ttl_s)}, as long as tier {tier.name} keeps it"
-                self.leave(pack, tier, why, bar, archive=True)
+                self.leave(pack, tier, why, threshold, archive=True)
 
     def _paid(self, pack: bytes, tier: TierState) -> bool:
         return not tier.prices.unpaid(self.scene.packs[pack].size, self.scene.age(pack, tier))
 
     def leave(
-        self, pack: bytes, tier: TierState, why: str, bar: float, *, archive: bool = False
+        self, pack: bytes, tier: TierState, why: str, threshold: float, *, archive: bool = False
     ) -> bool:
-        """Have a pack, and those there that need it, leave for slower tiers; whether they do."""
+        """Move a pack, and those in the tier that need it, to slower tiers, if they can move.
+
+        Returns whether they moved.
+        """
 
         def slower(one: bytes, coming: dict[str, int]) -> TierState | None:
             return self._shelf(one, self.scene.slower(tier), coming, archive=archive)
 
-        return self._leave(self.scene.leaving_with(pack, tier), tier, slower, why, bar)
+        return self._leave(self.scene.leaving_with(pack, tier), tier, slower, why, threshold)
 
     def _leave(
-        self, unit: Sequence[bytes], tier: TierState, target: Target, why: str, bar: float,
+        self,
+        unit: Sequence[bytes],
+        tier: TierState,
+        target: TargetChooser,
+        why: str,
+        threshold: float,
         kind: MoveKind | None = None,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         scene, targets = self.scene, {}
         coming: dict[str, int] = {}
         for pack in unit:
@@ -171,15 +182,19 @@ class Planner:
         for pack in unit:
             reason = why if pack == unit[-1] else f"pack {short(unit[-1])}, which it needs, leaves"
             step = kind or ("drop" if scene.has(pack, targets[pack]) else "demote")
-            self.moves.append(scene.move(step, pack, tier, targets[pack], reason, bar))
+            self.moves.append(scene.move(step, pack, tier, targets[pack], reason, threshold))
         self._left.update(unit)
         return True
 
     def _shelf(
-        self, pack: bytes, tiers: Iterable[TierState], coming: dict[str, int], *,
+        self,
+        pack: bytes,
+        tiers: Iterable[TierState],
+        coming: dict[str, int],
+        *,
         archive: bool = False,
-    ) -> TierState | None:  # fmt: skip
-        """The first of the tiers that has the pack, or else that has room for it."""
+    ) -> TierState | None:
+        """Return the first tier that has the pack, or else the first that has room for it."""
         scene, size = self.scene, self.scene.packs[pack].size
         usable = [t for t in tiers if t.keeps or (archive and t.archive and t.reachable)]
         usable = [tier for tier in usable if not tier.draining]
@@ -192,7 +207,7 @@ class Planner:
         return None
 
     def drain(self, tier: TierState) -> None:
-        """Move every pack out of a tier, to one of the same class if there is room."""
+        """Move every pack out of a tier, to another one of the same class if it has room."""
         scene = self.scene
         others = sorted(
             (other for other in scene.tiers if other is not tier),
@@ -216,7 +231,7 @@ class Planner:
     # Entering a tier
 
     def join(self, tier: TierState) -> None:
-        """Have the bases where the deltas are, or the deltas where their bases are."""
+        """Bring packs and the bases that they need together: all into the tier, or out of it."""
         scene = self.scene
         for pack in scene.residents(tier):
             if scene.has(pack, tier) and self._apart(pack, tier):
@@ -231,7 +246,7 @@ class Planner:
         return any(scene.depth(base) > tier.depth for base in scene.with_bases(pack))
 
     def raise_into(self, tier: TierState) -> None:
-        """Copy up what is hotter than the bar, for the victims that are colder."""
+        """Copy into a tier what is hotter than the threshold, in place of colder victims."""
         scene = self.scene
         hottest = sorted(scene.packs, key=lambda pack: (-scene.heat[pack], pack))
         for pack in hottest:
@@ -244,31 +259,39 @@ class Planner:
                 self._raise(pack, unit, tier)
 
     def entering(self, pack: bytes, tier: TierState) -> list[bytes]:
-        """The pack, and what it needs that lies in a slower class, itself last."""
+        """Return the pack and, before it, the bases that lie in a slower class."""
         scene = self.scene
         return [p for p in scene.with_bases(pack) if p == pack or scene.depth(p) > tier.depth]
 
     def _raise(self, pack: bytes, unit: Sequence[bytes], tier: TierState) -> None:
         scene = self.scene
-        bar, victims = self.bar(unit, tier, scene.heat[pack] / scene.rules.promote)
-        if scene.heat[pack] <= bar * scene.rules.promote:
+        threshold, victims = self.threshold(unit, tier, scene.heat[pack] / scene.rules.promote)
+        if scene.heat[pack] <= threshold * scene.rules.promote:
             return
-        why = f"its heat of {scene.heat[pack]:.2g} is above {scene.rules.promote:g} x {bar:.2g}"
+        why = (
+            f"its heat of {scene.heat[pack]:.2g} is above {scene.rules.promote:g} x {threshold:.2g}"
+        )
         for victim in victims:
             if not scene.has(victim, tier):
                 continue
             makes_room = f"it makes room for pack {short(pack)}, which is hotter"
-            self.leave(victim, tier, makes_room, scene.worth[victim])
+            self.leave(victim, tier, makes_room, scene.score[victim])
         if scene.can_enter(unit, tier, to_low=True):
-            self._enter(unit, tier, why, bar, last=pack)
+            self._enter(unit, tier, why, threshold, last=pack)
 
     def _enter(
-        self, unit: Sequence[bytes], tier: TierState, why: str, bar: float,
-        last: bytes | None = None, *, frozen: bool = False,
-    ) -> bool:  # fmt: skip
-        """Copy the packs of a unit up; whether there was room.
+        self,
+        unit: Sequence[bytes],
+        tier: TierState,
+        why: str,
+        threshold: float,
+        last: bytes | None = None,
+        *,
+        frozen: bool = False,
+    ) -> bool:
+        """Copy the packs of a unit to a faster tier; return whether there was room.
 
-        What only an archive has cannot be read, unless it was restored (``frozen``).
+        A pack that only an archive has cannot be read, unless it was restored (``frozen``).
         """
         scene = self.scene
         if not scene.can_enter(unit, tier):
@@ -282,15 +305,15 @@ class Planner:
                 reason = why if named else f"pack {short(last or b'')}, which needs it, comes too"
                 source = scene.fastest(pack)
                 kind: MoveKind = "promote"
-                self.moves.append(scene.move(kind, pack, source, tier, reason, bar))
+                self.moves.append(scene.move(kind, pack, source, tier, reason, threshold))
         return True
 
-    def bar(
+    def threshold(
         self, unit: Sequence[bytes], tier: TierState, limit: float
     ) -> tuple[float, list[bytes]]:
-        """The heat that a unit must have to enter, and what leaves for it.
+        """Return the heat that a unit needs to enter a tier, and the victims that would leave.
 
-        Looking for victims ends when they are worth more than ``limit``.
+        The search for victims ends when the threshold exceeds ``limit``.
         """
         scene = self.scene
         size = sum(scene.packs[pack].size for pack in unit)
@@ -305,17 +328,17 @@ class Planner:
                 continue
             for victim in (one for one in group if one not in victims):
                 victims[victim] = None
-                value += scene.packs[victim].size * scene.worth[victim]
+                value += scene.packs[victim].size * scene.score[victim]
                 missing -= scene.packs[victim].size
-            bar = max(tier.min_heat, value / size)
-            if missing <= 0 or bar > limit:
-                return bar, list(victims)
+            threshold = max(tier.min_heat, value / size)
+            if missing <= 0 or threshold > limit:
+                return threshold, list(victims)
         return inf, []
 
     def _coldest(self, tier: TierState) -> Iterator[bytes]:
-        """What may make room in a tier, the coldest first; what was copied there just now is not.
+        """Return what may make room in a tier, coldest first, without what was just copied there.
 
-        Sorted once: a plan asks for each pack that it would like to promote.
+        It is sorted once: a plan asks again for each pack that it would like to promote.
         """
         scene = self.scene
         if tier.name not in self._sorted:
@@ -327,7 +350,7 @@ class Planner:
         return (pack for pack in waiting if scene.has(pack, tier))
 
     def relocate(self, pack: bytes, tier: TierState) -> None:
-        """Have a pack in a tier and in no faster one."""
+        """Move or copy a pack so that it is in a tier and in no faster one."""
         scene = self.scene
         name = f"pack {short(pack)}"
         why = f"it was asked for in tier {tier.name}"

@@ -1,4 +1,4 @@
-"""The policies by name."""
+"""The table of placement policies by name."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ POLICIES: dict[str, Callable[[int], PlacementPolicy]] = {
 }
 
 DEFAULT = ValueDensity.name
-"""The better one on the benchmark, ``benchmarks/bench_policies.py``."""
+"""The policy that is better on the benchmark, ``benchmarks/bench_policies.py``."""
 
 
-def make(name: str, capacity: int) -> PlacementPolicy:
-    """The policy of that name for a cache of ``capacity`` bytes.
+def make(name: str, capacity_bytes: int) -> PlacementPolicy:
+    """Make the named policy for a cache of ``capacity_bytes``.
 
     Raises:
-        ConfigError: there is none of that name, or the capacity is negative.
+        ConfigError: There is no policy of that name, or the capacity is negative.
     """
     if name not in POLICIES:
         names = ", ".join(POLICIES)
         raise ConfigError(f"there is no placement policy {name!r}; use one of: {names}")
-    if capacity < 0:
-        raise ConfigError(f"a cache cannot hold {capacity} bytes")
-    return POLICIES[name](capacity)
+    if capacity_bytes < 0:
+        raise ConfigError(f"a cache cannot hold {capacity_bytes} bytes")
+    return POLICIES[name](capacity_bytes)

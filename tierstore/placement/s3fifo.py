@@ -1,13 +1,14 @@
 """S3-FIFO: three queues instead of an order of recency; the reference policy.
 
-New objects enter a small queue of a tenth of the capacity. What was read more than once again by
-the time it reaches that queue's end moves to the main queue, the rest leaves and is remembered for
-a while by its key alone; an object that comes back while remembered enters the main queue at once.
-The end of the main queue goes round again as often as it was read meanwhile, at most three times.
+New objects enter a small queue of a tenth of the capacity. An object that was read more than once
+again when it reaches that queue's end moves to the main queue; the others leave, and their keys are
+remembered for a while: an object that comes back while remembered enters the main queue at once. An
+object at the end of the main queue goes round again as often as it was read meanwhile, at most
+three times.
 
-A hit counts one number up. Objects read once pass through a tenth of the cache, which is what makes
-it resist scans. It knows neither sizes nor costs: an object larger than the small queue pushes
-everything else out of it.
+A hit only increments a number. Objects read once pass through a tenth of the cache, which is what
+makes it resist scans. It knows neither sizes nor costs: an object larger than the small queue
+pushes everything else out of it.
 
 Source: Yang, Zhang, Qiu, Yue, Rashmi, "FIFO queues are all you need for cache eviction", SOSP 2023,
 algorithm 1. Pinned objects stand outside of the queues; unpinned ones enter the main queue.
@@ -22,15 +23,15 @@ from tierstore.placement.base import Access, Admission, PlacementPolicy
 
 _SMALL = 0.1
 _GHOST = 0.9
-"""Shares of the capacity: the small queue, and the objects that are remembered by key."""
+"""Shares of the capacity: for the small queue, and for the objects remembered by key."""
 
 _MOST_READS = 3
 _MOVE_AT = 2
-"""Reads that are counted at most, and that move an object from the small queue to the main one."""
+"""The most reads that are counted, and the reads that move an object to the main queue."""
 
 
 class _Queue(OrderedDict[bytes, int]):
-    """Keys and their sizes, the oldest first; knows its bytes."""
+    """Keys and their sizes, the oldest first, with the sum of the sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,12 +54,12 @@ class _Queue(OrderedDict[bytes, int]):
 
 
 class S3Fifo(PlacementPolicy):
-    """See the module's docstring. A hit costs about 0.3 us, a miss about 2 us."""
+    """The policy of this module. A hit costs about 0.3 us, a miss about 2 us."""
 
     name = "s3fifo"
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
+    def __init__(self, capacity_bytes: int) -> None:
+        super().__init__(capacity_bytes)
         self._reads: dict[bytes, int] = {}
         self._small, self._main, self._held, self._ghost = _Queue(), _Queue(), _Queue(), _Queue()
         self._pins: set[bytes] = set()
@@ -72,10 +73,10 @@ class S3Fifo(PlacementPolicy):
         key, size = access.key, access.size
         if key in self._reads:
             return Admission(True)
-        if self._held.nbytes + size > self.capacity:
+        if self._held.nbytes + size > self.capacity_bytes:
             return Admission(False)
         known = self._ghost.take(key) is not None
-        victims = self._evicted(self.used + size - self.capacity)
+        victims = self._evicted(self.used_bytes + size - self.capacity_bytes)
         self._enter(key, size, self._main if known else self._small)
         return Admission(True, victims)
 
@@ -108,7 +109,7 @@ class S3Fifo(PlacementPolicy):
             self._main.push(key, size)
 
     @property
-    def used(self) -> int:
+    def used_bytes(self) -> int:
         return self._small.nbytes + self._main.nbytes + self._held.nbytes
 
     def explain(self, key: bytes, time: float) -> dict[str, float | str]:
@@ -133,10 +134,12 @@ class S3Fifo(PlacementPolicy):
         self._reads[key] = 0
 
     def _evicted(self, nbytes: int) -> tuple[bytes, ...]:
-        """Take ``nbytes`` from the queues' ends, or all that is in them."""
+        """Remove ``nbytes`` from the queues' ends, or all that is in them; return the keys."""
         gone = []
         while nbytes > 0 and (self._small or self._main):
-            if self._small and (self._small.nbytes >= _SMALL * self.capacity or not self._main):
+            if self._small and (
+                self._small.nbytes >= _SMALL * self.capacity_bytes or not self._main
+            ):
                 key, size = self._small.oldest()
                 if self._reads[key] >= _MOVE_AT:
                     self._reads[key] = 0
@@ -156,5 +159,5 @@ class S3Fifo(PlacementPolicy):
 
     def _remember(self, key: bytes, size: int) -> None:
         self._ghost.push(key, size)
-        while self._ghost.nbytes > _GHOST * self.capacity:
+        while self._ghost.nbytes > _GHOST * self.capacity_bytes:
             self._ghost.oldest()

@@ -1,4 +1,4 @@
-"""What a plan is made from: durable tiers, packs, what ties packs together, and what moves cost.
+"""The scene of a plan: durable tiers, packs, what ties packs together, and what moves cost.
 
 A ``Scene`` is changed in step with the moves that are planned, and refuses those that must not be:
 every rule that a plan may never break is held here and nowhere else.
@@ -22,55 +22,64 @@ from tierstore.placement.cost import MONTH_S, Bill, Prices, bill
 from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED
 
 MoveKind = Literal["promote", "demote", "drop", "drain"]
-"""``promote``: copy to a faster tier; ``demote``: copy to a slower tier, then drop from the source;
-``drop``: from the source, ``target`` has it; ``drain``: as ``demote``, to whatever tier remains."""
+"""The kinds of moves.
 
-BAR = 0.25  # what is read about once a day
+``promote`` copies to a faster tier; ``demote`` copies to a slower tier and then drops from the
+source; ``drop`` drops from the source what ``target`` has already; ``drain`` is a ``demote`` to
+whatever tier remains.
+"""
+
+DEFAULT_MIN_HEAT = 0.25  # what is read about once a day
 WARM, COLD, ARCHIVE = 0, 1, 2
-"""Classes of tiers by how fast they answer."""
+"""The classes of tiers, by how fast they answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TierState:
-    """One durable tier as the plan sees it.
+    """One durable tier as a plan sees it.
 
     Attributes:
-        name: of the tier.
-        warm: whether it is for what is read often; else it is for what must be kept.
-        size: quota in bytes; ``None`` for no limit.
-        high: percent of the quota above which packs leave ...
-        low: ... down to this percent; packs are promoted up to it.
-        prices: what it costs.
-        draining: packs leave it, and none is written to it.
-        takes: whether packs may be moved to it unless somebody asks for that.
-        reachable: it could be asked what it holds.
-        archive: what it holds is read only after a restore.
-        min_heat: heat that a warm tier asks for even when it has room.
-        ttl_s: a pack not read for so long leaves (reads are remembered for 150 days at least).
+        name: The name of the tier.
+        warm: Whether it is for packs that are read often; otherwise it is for what must be kept.
+        quota_bytes: The quota; ``None`` for no limit.
+        high_percent: The high watermark in percent of the quota; above it packs leave.
+        low_percent: The low watermark in percent of the quota; packs leave down to it, and are
+            promoted up to it.
+        prices: The prices of the tier.
+        draining: Whether packs leave it and none is written to it.
+        takes: Whether packs may be moved to it when nobody asks for that.
+        reachable: Whether it could be listed.
+        archive: Whether its packs are read only after a restore.
+        min_heat: The heat that a warm tier asks for even when it has room.
+        ttl_s: Seconds after which a pack that was not read leaves (reads are remembered for at
+            least 150 days).
     """
 
     name: str
     warm: bool
-    size: int | None = None
-    high: int = 95
-    low: int = 85
+    quota_bytes: int | None = None
+    high_percent: int = 95
+    low_percent: int = 85
     prices: Prices = field(default_factory=Prices)
     draining: bool = False
     takes: bool = True
     reachable: bool = True
     archive: bool = False
-    min_heat: float = BAR
+    min_heat: float = DEFAULT_MIN_HEAT
     ttl_s: float | None = None
 
     @property
     def high_bytes(self) -> float:
-        """Above so many bytes packs leave; never written beyond."""
-        return inf if self.size is None else self.size * self.high / 100
+        """The high watermark in bytes: above it packs leave, and nothing is written beyond it."""
+        return inf if self.quota_bytes is None else self.quota_bytes * self.high_percent / 100
 
     @property
     def low_bytes(self) -> float:
-        """Down to so many bytes packs leave; promoted up to here, so that saves find room."""
-        return inf if self.size is None else self.size * self.low / 100
+        """The low watermark in bytes: packs leave down to it and are promoted up to it.
+
+        The room above it is for saves.
+        """
+        return inf if self.quota_bytes is None else self.quota_bytes * self.low_percent / 100
 
     @property
     def keeps(self) -> bool:
@@ -79,19 +88,19 @@ class TierState:
 
     @property
     def depth(self) -> int:
-        """Its class."""
+        """The class of the tier: ``WARM``, ``COLD`` or ``ARCHIVE``."""
         return ARCHIVE if self.archive else WARM if self.warm else COLD
 
 
 @dataclass(frozen=True, slots=True)
 class PackState:
-    """One pack.
+    """One pack and its copies.
 
     Attributes:
-        pack: its id.
-        size: bytes.
-        heat: bytes read over ``size``, decayed to now.
-        copies: when each copy was written, in seconds, by the name of its tier.
+        pack: The id of the pack.
+        size: The bytes of the pack.
+        heat: Bytes read, decayed to now, divided by ``size``.
+        copies: For each tier with a copy, when that was written, in seconds.
     """
 
     pack: bytes
@@ -102,12 +111,12 @@ class PackState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The knobs of the plan.
+    """The parameters of a plan.
 
     Attributes:
-        half_life_s: of heat, as it was counted.
-        promote: times the bar, above which a pack is copied up.
-        demote: times the bar, below which it leaves.
+        half_life_s: The half-life of heat, as it was counted.
+        promote: A pack is copied up above this many times the threshold.
+        demote: A pack leaves below this many times the threshold.
     """
 
     half_life_s: float = HALF_LIFE_S
@@ -120,17 +129,18 @@ class PlannedMove:
     """One step of a plan.
 
     Attributes:
-        kind: what is done.
-        pack: id.
-        source: the tier that it is read from, or dropped from.
-        target: the tier that it is copied to, or that keeps it when the source is dropped.
-        copies: whether ``target`` lacks it, so that its bytes have to be moved.
-        bytes: of the pack.
-        why: one sentence for people.
-        heat: of the pack, with that of those which need it.
-        bar: that its heat was held against.
-        expected_saving: money a month if it goes on being read as of late; negative when it costs.
-        cost_once: money for moving it, and what is charged for deleting it early.
+        kind: The kind of move.
+        pack: The id of the pack.
+        source: The tier that it is read from, or dropped from.
+        target: The tier that it is copied to, or that keeps it when the source is dropped.
+        copies: Whether ``target`` lacks it, so that its bytes have to be moved.
+        bytes: The bytes of the pack.
+        why: The reason, one sentence for people.
+        heat: The heat of the pack, or of the hottest pack that needs it.
+        threshold: The threshold that the heat was compared with.
+        expected_saving: Money a month if the pack goes on being read as recently; negative when it
+            costs.
+        cost_once: Money for the move, and charges for deleting early.
     """
 
     kind: MoveKind
@@ -141,7 +151,7 @@ class PlannedMove:
     bytes: int
     why: str
     heat: float
-    bar: float
+    threshold: float
     expected_saving: Decimal
     cost_once: Decimal
 
@@ -153,11 +163,12 @@ class PlannedMove:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Moves in the order in which they are to be made.
+    """Moves, in the order in which they are to be made.
 
     Attributes:
-        moves: each leaves every pack readable, and no quota exceeded that was not before.
-        notes: what could not be planned, for people.
+        moves: After each of them every pack is readable, and no quota is exceeded that was not
+            before.
+        notes: What could not be planned, sentences for people.
     """
 
     moves: tuple[PlannedMove, ...] = ()
@@ -165,30 +176,32 @@ class Plan:
 
     @property
     def expected_saving(self) -> Decimal:
-        """Money a month of all moves."""
+        """Money a month that all moves save together."""
         return sum((move.expected_saving for move in self.moves), Decimal(0))
 
     @property
     def cost_once(self) -> Decimal:
-        """Money for carrying it out."""
+        """Money that carrying out the plan costs."""
         return sum((move.cost_once for move in self.moves), Decimal(0))
 
     @property
     def copied_bytes(self) -> int:
-        """Bytes that have to be moved."""
+        """Bytes that have to be copied."""
         return sum(move.bytes for move in self.moves if move.copies)
 
 
 class Scene:
-    """Packs and tiers at one moment; see the module's docstring.
+    """Packs and tiers at one moment.
+
+    It is changed by each move that is planned, and refuses moves that break a rule; see the module.
 
     Args:
-        packs: every pack that some reachable tier has.
-        tiers: the durable tiers in the order in which they are read.
-        now: seconds, by the clock of the copies' times.
-        pinned: ids of packs that stay in warm tiers, with the bases that they need.
-        bases: by pack, the packs that hold the bases of its delta frames.
-        rules: the knobs.
+        packs: Every pack that some reachable tier has.
+        tiers: The durable tiers in the order in which they are read.
+        now: The present in seconds, by the clock of the copies' times.
+        pinned: The ids of packs that stay in warm tiers, with the bases that they need.
+        bases: For each pack, the packs that hold the bases of its delta frames.
+        rules: The parameters of the plan.
     """
 
     def __init__(
@@ -215,25 +228,24 @@ class Scene:
                 for base in known:
                     self.needed_by.setdefault(base, []).append(pack)
         self.copies = {pack: dict(state.copies) for pack, state in self.packs.items()}
-        self.used = {tier.name: 0 for tier in self.tiers}
+        self.used_bytes = {tier.name: 0 for tier in self.tiers}
         for pack, copies in self.copies.items():
             for name in copies:
-                self.used[name] += self.packs[pack].size
+                self.used_bytes[name] += self.packs[pack].size
         self.pinned = {
             base for pack in pinned if pack in self.packs for base in self.with_bases(pack)
         }
         self.heat = self._spread({pack: state.heat for pack, state in self.packs.items()})
-        self.worth = self._spread({
-            pack: max(state.heat, self._fresh(state)) for pack, state in self.packs.items()
-        })  # fmt: skip
-        """Heat, where a pack that was written a while ago counts as read once then."""
+        scores = {pack: max(state.heat, self._fresh(state)) for pack, state in self.packs.items()}
+        self.score = self._spread(scores)
+        """The heat of each pack, where a pack counts as read once when it was written."""
 
     def _fresh(self, state: PackState) -> float:
         age = self.now - min(state.copies.values(), default=self.now)
         return exp2(-max(0.0, age) / self.rules.half_life_s)
 
     def _spread(self, own: Mapping[bytes, float]) -> dict[bytes, float]:
-        """A pack's value is that of the hottest which needs it, if that is more."""
+        """Give each pack the value of the hottest pack that needs it, if that is higher."""
         spread: dict[bytes, float] = {}
         for pack in sorted(own, key=lambda p: (-own[p], p)):
             if pack not in spread:
@@ -244,54 +256,54 @@ class Scene:
     # What lies where
 
     def rank(self, tier: TierState) -> int:
-        """Its place in the order, from 0."""
+        """Return a tier's place in the order, from 0."""
         return self._rank[tier.name]
 
     def slower(self, tier: TierState) -> tuple[TierState, ...]:
-        """The tiers behind it."""
+        """Return the tiers behind a tier."""
         return self.tiers[self.rank(tier) + 1 :]
 
     def residents(self, tier: TierState) -> list[bytes]:
-        """The packs in a tier, the coldest first."""
+        """Return the packs in a tier, the coldest first."""
         found = [pack for pack, copies in self.copies.items() if tier.name in copies]
-        return sorted(found, key=lambda pack: (self.worth[pack], pack))
+        return sorted(found, key=lambda pack: (self.score[pack], pack))
 
     def has(self, pack: bytes, tier: TierState) -> bool:
-        """Whether the tier has a copy."""
+        """Return whether a tier has a copy of a pack."""
         return tier.name in self.copies[pack]
 
     def fastest(self, pack: bytes) -> TierState:
-        """The first tier that has it, archives last."""
+        """Return the first tier that has a pack, archives last."""
         have = [self.by_name[name] for name in self.copies[pack]]
         return min(have, key=lambda tier: (tier.archive, self.rank(tier)))
 
     def depth(self, pack: bytes) -> int:
-        """The class that it is read from."""
+        """Return the class of the tier that a pack is read from."""
         return min(self.by_name[name].depth for name in self.copies[pack])
 
     def with_bases(self, pack: bytes) -> list[bytes]:
-        """The pack and all whose frames it needs, itself last."""
+        """Return a pack and, before it, all packs whose frames it needs."""
         return walk(pack, self._bases_of)
 
     def leaving_with(self, pack: bytes, tier: TierState) -> list[bytes]:
-        """The pack and all in the tier that need its frames, itself last."""
+        """Return a pack and, before it, all packs in the tier that need its frames."""
         return walk(pack, lambda one: [p for p in self.needed_by.get(one, ()) if self.has(p, tier)])
 
     def _bases_of(self, pack: bytes) -> Sequence[bytes]:
         return self.bases.get(pack, ())
 
     def room(self, tier: TierState, *, to_low: bool = False) -> float:
-        """Bytes that it may take in."""
-        return (tier.low_bytes if to_low else tier.high_bytes) - self.used[tier.name]
+        """Return the bytes that a tier may take in up to its high (or low) watermark."""
+        return (tier.low_bytes if to_low else tier.high_bytes) - self.used_bytes[tier.name]
 
     def age(self, pack: bytes, tier: TierState) -> float:
-        """Seconds since its copy there was written; never negative."""
+        """Return the seconds since a tier's copy of a pack was written; never negative."""
         return max(0.0, self.now - self.copies[pack].get(tier.name, self.now))
 
     # Moving
 
     def can_enter(self, unit: Sequence[bytes], tier: TierState, *, to_low: bool = False) -> bool:
-        """Whether the packs of a unit that are not there yet may be copied to the tier."""
+        """Return whether the packs of a unit that are not in the tier yet may be copied to it."""
         new = [pack for pack in unit if not self.has(pack, tier)]
         if not tier.reachable or tier.draining:
             return False
@@ -308,7 +320,7 @@ class Scene:
     def may_leave(
         self, unit: Sequence[bytes], tier: TierState, targets: Mapping[bytes, TierState]
     ) -> bool:
-        """Whether all packs of a unit may leave the tier once their targets have them."""
+        """Return whether all packs of a unit may leave the tier once their targets have them."""
         coming = {target.name: 0 for target in targets.values()}
         after: dict[bytes, int] = {}
         for pack in unit:
@@ -330,38 +342,51 @@ class Scene:
         )
 
     def move(
-        self, kind: MoveKind, pack: bytes, source: TierState, target: TierState, why: str,
-        bar: float,
-    ) -> PlannedMove:  # fmt: skip
-        """Note one move as made, and say what it is."""
+        self,
+        kind: MoveKind,
+        pack: bytes,
+        source: TierState,
+        target: TierState,
+        why: str,
+        threshold: float,
+    ) -> PlannedMove:
+        """Carry out one move in the scene and return it as a step of a plan."""
         size, copies = self.packs[pack].size, self.copies[pack]
         before, once, copied = self._monthly(pack), Decimal(0), target.name not in copies
         if copied:
             once += source.prices.reading(size) + target.prices.writing()
             copies[target.name] = self.now
-            self.used[target.name] += size
+            self.used_bytes[target.name] += size
         if kind != "promote":
             once += source.prices.unpaid(size, self.age(pack, source))
             del copies[source.name]
-            self.used[source.name] -= size
+            self.used_bytes[source.name] -= size
         return PlannedMove(
-            kind=kind, pack=pack, source=source.name, target=target.name, copies=copied, bytes=size,
-            why=why, heat=self.worth[pack], bar=bar, cost_once=once,
+            kind=kind,
+            pack=pack,
+            source=source.name,
+            target=target.name,
+            copies=copied,
+            bytes=size,
+            why=why,
+            heat=self.score[pack],
+            threshold=threshold,
+            cost_once=once,
             expected_saving=before - self._monthly(pack),
-        )  # fmt: skip
+        )
 
     def unread(self, seconds: float) -> float:
-        """The heat of what was last read so long ago, as far as heat remembers."""
+        """Return the heat of a pack that was last read so long ago, as far as heat remembers."""
         return exp2(-min(seconds / self.rules.half_life_s, REMEMBERED))
 
     # Money
 
     def reads_a_month(self, pack: bytes) -> Decimal:
-        """How often it would be read whole, if it goes on as of late."""
+        """Return how often a pack would be read whole in a month if it goes on as recently."""
         return Decimal(self.packs[pack].heat * log(2) * MONTH_S / self.rules.half_life_s)
 
     def bill(self) -> dict[str, Bill]:
-        """What each tier costs a month; reads are charged where a pack lies fastest."""
+        """Return each tier's charges for a month; reads are charged where a pack lies fastest."""
         sums = {tier.name: Bill() for tier in self.tiers}
         for pack, state in self.packs.items():
             fastest = self.fastest(pack).name
@@ -380,9 +405,10 @@ class Scene:
 def walk(
     start: bytes, edges: Callable[[bytes], Iterable[bytes]], known: Container[bytes] = ()
 ) -> list[bytes]:
-    """``start`` and all that its edges lead to, each behind those that its own edges lead to.
+    """Return ``start`` and all that its edges lead to, each after those its own edges lead to.
 
-    What is ``known`` is left out, and what lies behind it. In a circle the order is arbitrary.
+    Nodes that are ``known`` are left out, with what lies behind them. In a circle the order is
+    arbitrary.
     """
     order: list[bytes] = []
     seen = {start}

@@ -1,15 +1,15 @@
-"""What plans say to people."""
+"""Formatting of ids, sizes and times in the sentences of plans."""
 
 from __future__ import annotations
 
 
 def short(pack: bytes) -> str:
-    """A pack's id for people."""
+    """Return a short form of a pack's id."""
     return pack.hex()[:12]
 
 
 def human(nbytes: float) -> str:
-    """Bytes for people."""
+    """Format a number of bytes with its unit."""
     for unit in ("bytes", "KiB", "MiB"):
         if nbytes < 1024:
             return f"{nbytes:.0f} {unit}"
@@ -18,7 +18,7 @@ def human(nbytes: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """A span of time for people."""
+    """Format a span of time with its unit."""
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"

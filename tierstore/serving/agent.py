@@ -104,7 +104,7 @@ class Agent:
             "event": "round",
             "planned": len(report.plan.moves),
             "done": sum(one.status == "done" for one in report.moved),
-            "copied_bytes": sum(one.copied for one in report.moved),
+            "copied_bytes": sum(one.copied_bytes for one in report.moved),
             "seconds": round(time.monotonic() - began, 3),
         }
         _log.log(

@@ -47,7 +47,7 @@ class BlobBatches:
             store.put("a/b", b"x")
 
     def _medium(self, store: BlobStore) -> int:
-        return min(_MEDIUM, store.capabilities.max_blob or _MEDIUM)
+        return min(_MEDIUM, store.capabilities.max_blob_bytes or _MEDIUM)
 
     # Many at once
 
@@ -116,7 +116,7 @@ class BlobBatches:
     # The largest
 
     def test_a_blob_that_is_too_large_is_refused(self, store: BlobStore) -> None:
-        most = store.capabilities.max_blob
+        most = store.capabilities.max_blob_bytes
         if most is None:
             return
         store.put("k", b"before")
@@ -135,7 +135,7 @@ class BlobBatches:
             store.get("new")
 
     def test_the_largest_blob_is_taken(self, store: BlobStore, other: BlobStore) -> None:
-        most = store.capabilities.max_blob
+        most = store.capabilities.max_blob_bytes
         if most is None or most > 64 << 20:  # what takes gigabytes is no test
             return
         data = random.Random(8).randbytes(most)

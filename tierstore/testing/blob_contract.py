@@ -175,7 +175,7 @@ class BlobStoreContract(BlobBatches, BlobRaces):
         assert data == copy
 
     def test_big_blob(self, store: BlobStore, other: BlobStore) -> None:
-        size = min(_BIG, store.capabilities.max_blob or _BIG)
+        size = min(_BIG, store.capabilities.max_blob_bytes or _BIG)
         data = random.Random(2).randbytes(size)
         store.put("big", [data[: size // 3], data[size // 3 :]])
         assert bytes(other.get("big")) == data

@@ -1,3 +1,3 @@
-"""Hot and durable tiers: where bytes lie, and what moves them."""
+"""Tiers: where packs and chunks are kept, and what moves them."""
 
 __all__ = ["activity", "base", "durable", "guard", "heat", "hot", "node", "stats", "upkeep"]

@@ -1,8 +1,8 @@
-"""What the processes of this node have read, for all to see: one small file for each process.
+"""The counters of all processes of this node, published in one small file for each.
 
-Counters live in memory, so what a process did can be shown by another one only if it says so. It
-writes them into the cache directory every few seconds while they change, and once when it closes
-the store. Losing a file loses a line of ``tierstore top`` and nothing else.
+Counters live in memory, so other processes can show them only if they are written down. A process
+writes its counters into the cache directory every few seconds while they change, and once when it
+closes the store. Losing a file loses a line of ``tierstore top`` and nothing else.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ EVERY_S = 2.0
 """Seconds between two looks at the counters."""
 
 _STILL_S = 10.0
-"""After so many seconds a file is written again though nothing changed."""
+"""Seconds after which a file is written again though nothing changed."""
 
 ALIVE_S = 3 * _STILL_S
-"""A process whose file is older than this has ended, or hangs."""
+"""Seconds after which a process whose file was not written has ended, or hangs."""
 
 _KEPT_S = 24 * 3600.0
 _MAX_BYTES = 1 << 20
@@ -49,9 +49,9 @@ class TierCounts(msgspec.Struct, kw_only=True):
     """The counters of one tier in one process; see ``TierStats``.
 
     Attributes:
-        errors: calls that failed, of all kinds.
-        recent_bytes: bytes of the hits of the last ``recent_s`` seconds.
-        recent_s: how long that was; 0.0 when there was no earlier look.
+        errors: Calls that failed, of all kinds.
+        recent_bytes: Bytes of the hits of the last ``recent_s`` seconds.
+        recent_s: How long that is; 0.0 when there was no earlier look.
     """
 
     hits: int = 0
@@ -71,15 +71,15 @@ class TierCounts(msgspec.Struct, kw_only=True):
 
 
 class ProcessActivity(msgspec.Struct, kw_only=True):
-    """One process that has this store open, or had.
+    """A process that has this store open, or had it open.
 
     Attributes:
-        pid: of the process.
-        program: its name.
-        started: seconds since the epoch.
-        updated: when these counters were read.
-        ended: whether it closed the store.
-        tiers: by name.
+        pid: The id of the process.
+        program: The name of its program.
+        started: When it started, in seconds since the epoch.
+        updated: When these counters were read, in seconds since the epoch.
+        ended: Whether it has closed the store.
+        tiers: The counters by the name of the tier.
     """
 
     pid: int
@@ -90,7 +90,7 @@ class ProcessActivity(msgspec.Struct, kw_only=True):
     tiers: dict[str, TierCounts]
 
     def alive(self, now: float) -> bool:
-        """Whether it seems to run."""
+        """Return whether the process seems to run."""
         return not self.ended and now - self.updated < ALIVE_S
 
 
@@ -109,8 +109,8 @@ class Activity:
     """Publishes the counters of this process. For one thread at a time; fork-safe.
 
     Args:
-        folder: where the files of all processes lie.
-        tiers: the tiers' counters by name.
+        folder: The folder of the files of all processes.
+        tiers: Returns the tiers' counters by name.
     """
 
     def __init__(self, folder: Path, tiers: Callable[[], Mapping[str, TierStats]]) -> None:
@@ -138,9 +138,8 @@ class Activity:
         if look.counts == self._parents or not any(any(c.values()) for c in look.counts.values()):
             return
         old = self._written
-        if not ended and old is not None and old.counts == look.counts and (
-            look.at - old.at < _STILL_S
-        ):  # fmt: skip
+        unchanged = old is not None and old.counts == look.counts
+        if not ended and old is not None and unchanged and look.at - old.at < _STILL_S:
             return
         told = {name: self._told(name, stats, before, look) for name, stats in tiers.items()}
         try:
@@ -155,18 +154,24 @@ class Activity:
         counts = {key: max(0, value - parents.get(key, 0)) for key, value in now.items()}
         recent = 0 if then is None else max(0, now["hit_bytes"] - then["hit_bytes"])
         return TierCounts(
-            **counts, breaker_open=stats.breaker_open, recent_bytes=recent,
+            **counts,
+            breaker_open=stats.breaker_open,
+            recent_bytes=recent,
             recent_s=0.0 if then is None else look.at - before.at,
-        )  # fmt: skip
+        )
 
     def _write(self, tiers: dict[str, TierCounts], now: float, ended: bool) -> None:
         if self._written is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             _forget_old(self._folder, now)
         activity = ProcessActivity(
-            pid=self._pid, program=Path(sys.argv[0] if sys.argv else "python").name[:40],
-            started=self._started, updated=now, ended=ended, tiers=tiers,
-        )  # fmt: skip
+            pid=self._pid,
+            program=Path(sys.argv[0] if sys.argv else "python").name[:40],
+            started=self._started,
+            updated=now,
+            ended=ended,
+            tiers=tiers,
+        )
         temp = self._path.with_suffix(".new")
         temp.write_bytes(msgspec.json.encode(activity))
         temp.replace(self._path)
@@ -185,7 +190,7 @@ def _forget_old(folder: Path, now: float) -> None:
 
 
 def activities(folder: Path, since: float) -> Iterator[ProcessActivity]:
-    """What the processes of this node published after ``since``, in seconds since the epoch.
+    """Yield what processes of this node published after ``since`` (seconds since the epoch).
 
     A file that cannot be read is left out.
     """

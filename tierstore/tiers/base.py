@@ -1,4 +1,4 @@
-"""What a tier is to the code above it."""
+"""Types that all tiers share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class DurableTier:
     """A tier that holds packs and may hold the only copy of one.
 
     Attributes:
-        spec: as configured for the store and this node.
-        store: opened, guarded by its timeout and breaker, and metered into ``stats``.
-        stats: what it has done so far.
-        store_id: of the store whose tier it must say it is; ``None`` for home.
-        archive: how packs are frozen and restored, for a tier in an archive class.
+        spec: The tier's settings, of the store and of this node.
+        store: The opened blob store, guarded by its timeout and breaker, and metered into
+            ``stats``.
+        stats: The tier's counters.
+        store_id: The id of the store that its marker must name; ``None`` for home.
+        archive: Freezes and restores its packs, for a tier in an archive class.
     """
 
     spec: TierSpec
@@ -33,21 +34,21 @@ class DurableTier:
 
     @property
     def name(self) -> str:
-        """How commands and messages call it."""
+        """The name of the tier in commands and messages."""
         return self.spec.name
 
     @property
     def role(self) -> Role:
-        """``warm`` or ``cold``; home counts as what it is configured as."""
+        """The role, ``warm`` or ``cold``; for home the one that is configured."""
         return self.spec.role
 
     @property
     def takes_writes(self) -> bool:
-        """Whether new packs may be put here."""
+        """Whether new packs may be written here."""
         return self.spec.state == "active"
 
     def verify(self) -> None:
-        """Raise ``Unreachable`` when what is there is not this tier: a mount that is missing."""
+        """Raise ``Unreachable`` when this place is not the tier, as where a mount is missing."""
         if self.store_id is not None:
             verify(self.store, self.name, self.store_id)
 
@@ -56,10 +57,10 @@ class ChunkRead(NamedTuple):
     """One read of a chunk or of a part of it, wherever its bytes came from.
 
     Attributes:
-        digest: of the chunk.
-        pack: id of the pack that its version's layout names.
-        plain: bytes of the whole chunk: what it takes in a hot tier of this node.
-        read: bytes of its frame that were wanted: what the read adds to the heat of the pack.
+        digest: The digest of the chunk.
+        pack: The id of the pack that its version's layout names.
+        plain_bytes: The bytes of the whole chunk, which it takes in a hot tier of this node.
+        read_bytes: The bytes of its frame that were wanted, which count as heat of the pack.
     """
 
     digest: bytes
@@ -69,7 +70,7 @@ class ChunkRead(NamedTuple):
 
 
 class HeatSink(Protocol):
-    """Takes note of what is read; called on the reading path, so it only ever counts in memory."""
+    """Takes note of reads; it is called while reading, so it only counts in memory."""
 
     def record(self, reads: Sequence[ChunkRead], /) -> None:
         """Count these reads as happening now. Never raises, never waits."""
@@ -77,16 +78,16 @@ class HeatSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TierUsage:
-    """What a tier holds now.
+    """The use of a tier at this moment.
 
     Attributes:
-        used: bytes.
-        objects: chunks or packs.
-        pinned: bytes that may not be evicted.
-        quota: bytes; ``None`` for no limit.
+        used_bytes: Bytes in use.
+        objects: The number of chunks or packs.
+        pinned_bytes: Bytes that may not be evicted.
+        quota_bytes: The quota; ``None`` for no limit.
     """
 
-    used: int
+    used_bytes: int
     objects: int
-    pinned: int
-    quota: int | None
+    pinned_bytes: int
+    quota_bytes: int | None

@@ -1,4 +1,4 @@
-"""What a store or tier has done so far: plain counters that a metrics page reads."""
+"""The counters of a store or tier, which a metrics page reads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 LATENCY_BOUNDS_S = (
     0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0,
 )  # fmt: skip
-"""Upper bounds of the latency histogram's buckets in seconds; the last bucket has none."""
+"""Upper bounds in seconds of the latency histogram's buckets; the last bucket has none."""
 
 
 @dataclass(slots=True)
 class OpStats:
-    """One kind of operation: how often, how many bytes, how long, how often it failed.
+    """The counters of one kind of operation: calls, errors, bytes, seconds.
 
     ``buckets`` counts calls by latency, one more than ``LATENCY_BOUNDS_S``.
     """
@@ -28,21 +28,21 @@ class OpStats:
 
 @dataclass(slots=True)
 class TierStats:
-    """Counters of one tier. Thread-safe through ``record`` and ``count``.
+    """The counters of one tier. Thread-safe through ``record`` and ``count``.
 
     Attributes:
-        ops: by operation: ``get``, ``put``, ``delete``, ``list``, ``info``.
-        hits: chunks or packs that a read found here.
-        misses: those it did not find.
-        hit_bytes: plain bytes (hot tiers) or frame bytes (durable tiers) of the hits.
-        admitted: chunks or packs taken in.
-        admitted_bytes: their bytes.
-        evicted: chunks or packs put out.
-        evicted_bytes: their bytes.
-        rejected: offers that were not taken: by policy, a full queue or a failure.
-        damaged: chunks or packs that failed their check here and came from elsewhere.
-        breaker_opened: how often the breaker began to skip the tier.
-        breaker_open: whether it skips the tier now.
+        ops: The counters by operation: ``get``, ``put``, ``delete``, ``list``, ``info``.
+        hits: Chunks or packs that a read found here.
+        misses: Chunks or packs that a read did not find here.
+        hit_bytes: Plain bytes (hot tiers) or frame bytes (durable tiers) of the hits.
+        admitted: Chunks or packs taken in.
+        admitted_bytes: Bytes of those.
+        evicted: Chunks or packs that were evicted.
+        evicted_bytes: Bytes of those.
+        rejected: Offers that were not taken, because of the policy, a full queue or a failure.
+        damaged: Chunks or packs that failed their check here and came from elsewhere.
+        breaker_opened: How often the breaker began to skip the tier.
+        breaker_open: Whether it skips the tier now.
     """
 
     ops: dict[str, OpStats] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class TierStats:
             stats.buckets[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
 
     def count(self, **increments: int) -> None:
-        """Add to counters by name."""
+        """Add to counters, given by name."""
         with self._lock:
             for name, by in increments.items():
                 setattr(self, name, getattr(self, name) + by)

@@ -1,4 +1,4 @@
-"""What a process that reads has to do now and then, in one thread of its own."""
+"""Background tasks of a process that reads, in one thread."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tierstore.tiers.heat.recorder import HeatRecorder
 from tierstore.tiers.hot.tiers import HotTiers
 
 _SOON_S = 2.0
-"""Not at once: the first load is not to share its processor with it."""
+"""Seconds until the first run of a task that is due soon: not during the first load."""
 
 _DRAIN_S = 5.0
 _HEAT_S = 30.0
 _INDEX_S = 60.0
 _PINS_S = 60.0
 _SCRUB_S, _SCRUB_BYTES = 60.0, 16 << 20
-"""A terabyte is read through once in 45 days, for 0.3 MB/s."""
+"""Interval and amount of the scrub: a terabyte is read in 45 days, at 0.3 MB/s."""
 
 _log = logging.getLogger("tierstore.tiers")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to do every so often; what it raises is logged.
+    """Something to do at intervals; exceptions are logged.
 
     Attributes:
-        name: for the log.
-        every_s: seconds between two runs.
-        run: does it.
-        soon: whether the first is soon after the start, and not after as long.
+        name: The name of the task, for the log.
+        every_s: Seconds between two runs.
+        run: Does the work.
+        soon: Whether the first run is soon after the start instead of one interval later.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Upkeep:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """See to it that the thread runs; costs next to nothing when it does."""
+        """Make sure that the thread runs; this costs next to nothing when it does."""
         if self._pid != os.getpid():
             self._reset()
         if self._thread is not None or not self._tasks:
@@ -72,7 +72,7 @@ class Upkeep:
                     self._thread = thread
 
     def close(self, timeout_s: float) -> None:
-        """Stop, and wait for a task that is running, for so long at most."""
+        """Stop, and wait for a running task for at most ``timeout_s`` seconds."""
         if self._pid != os.getpid():
             return
         self._stop.set()
@@ -88,9 +88,9 @@ class Upkeep:
                 if due[task] <= time.monotonic() and not self._stop.is_set():
                     try:
                         task.run()
-                    except BackendError as error:  # of a storage that may be back the next time
+                    except BackendError as error:  # the storage may be back the next time
                         _log.info("%s failed: %s", task.name, error)
-                    except Exception:  # none of them may end the others
+                    except Exception:  # one task must not end the others
                         _log.warning("%s failed", task.name, exc_info=True)
                     due[task] = time.monotonic() + task.every_s
 
@@ -98,7 +98,7 @@ class Upkeep:
 def upkeep_tasks(
     hot: HotTiers, heat: HeatRecorder | None, sync_pins: Callable[[], None]
 ) -> list[Task]:
-    """What the tiers of a process need."""
+    """Return the tasks that the tiers of a process need."""
     tasks = []
     if heat is not None:
         tasks.append(Task("handing over heat", _HEAT_S, heat.flush))

@@ -22,7 +22,7 @@ from tierstore.format.manifest import FileEntry, LineageEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.ids import FULL, check_variant
 from tierstore.lossy.errors import TensorError, compare, total
-from tierstore.lossy.methods import Cast, Channel, Method, Shape, method_of
+from tierstore.lossy.methods import Cast, Channel, Method, TensorSpec, method_of
 from tierstore.lossy.record import (
     PATH,
     TensorRecord,
@@ -68,7 +68,7 @@ class _Work:
     kept: set[str] = field(default_factory=set)
     done: int = 0
 
-    def covers(self, shape: Shape) -> bool:
+    def covers(self, shape: TensorSpec) -> bool:
         """Whether a tensor is approximated."""
         return self.method.covers(shape) and not (self.keep and self.keep.search(shape.name))
 
@@ -217,7 +217,7 @@ def _derived_file(model: Model, file: FileEntry, work: _Work) -> SourceFile:
     }
     arrays: dict[str, Any] = {}
     for name, tensor in own.items():
-        shape = Shape(name, tensor.dtype, tensor.shape)
+        shape = TensorSpec(name, tensor.dtype, tensor.shape)
         if work.covers(shape):
             parts: dict[str, Any] = _approximated(tensor, name, work)
         else:

@@ -199,7 +199,7 @@ def _redis_servers(store: BlobStore) -> tuple[Server, ...]:
     assert isinstance(store, RedisStore)
     return tuple(
         Server(
-            h.node, h.version, h.used, h.maxmemory, h.evicted, policy=h.policy,
+            h.node, h.version, h.used_bytes, h.max_memory_bytes, h.evicted, policy=h.policy,
             persistent=h.persistent, findings=h.findings,
         )
         for h in store.health()
@@ -219,7 +219,15 @@ def _memcached_servers(store: BlobStore) -> tuple[Server, ...]:
 
     assert isinstance(store, MemcachedStore)
     return tuple(
-        Server(h.node, h.version, h.used, h.maxmemory, h.evicted, h.max_item, findings=h.findings)
+        Server(
+            h.node,
+            h.version,
+            h.used_bytes,
+            h.max_memory_bytes,
+            h.evicted,
+            h.max_item_bytes,
+            findings=h.findings,
+        )
         for h in store.health()
     )
 

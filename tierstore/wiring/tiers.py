@@ -143,7 +143,7 @@ class Tiers:
                 stats = TierStats()
                 shared.append(SharedHot(place.spec, _stacked(place, stats), stats))
         budget = min(64 << 20, settings.memory_limit // 8)
-        return HotTiers(self._local(used), shared, heat=heat, budget=budget)
+        return HotTiers(self._local(used), shared, heat=heat, budget_bytes=budget)
 
     def _local(self, used: Sequence[Place]) -> LocalHot | None:
         place = next((place for place in used if place.spec.role == "hot"), self._own_hot())
@@ -234,9 +234,15 @@ def open_hot(place: Place) -> LocalHot:
     assert spec.size is not None
     policy = chosen.pop("policy", policies.DEFAULT)
     return LocalHot(
-        hot_directory(spec), place.store_id, spec.size,
-        partial(policies.make, policy), name=spec.name, high=spec.high, low=spec.low, **chosen,
-    )  # fmt: skip
+        hot_directory(spec),
+        place.store_id,
+        spec.size,
+        partial(policies.make, policy),
+        name=spec.name,
+        high_percent=spec.high,
+        low_percent=spec.low,
+        **chosen,
+    )
 
 
 def hot_options(spec: TierSpec) -> dict[str, Any]:

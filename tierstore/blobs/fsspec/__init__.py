@@ -1,3 +1,3 @@
-"""Blobs in any file system that fsspec knows."""
+"""A blob store in any file system of fsspec."""
 
 __all__ = ["store"]

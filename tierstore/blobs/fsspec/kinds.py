@@ -1,7 +1,8 @@
-"""What is known of single file systems of fsspec: how each writes, creates, and reads a range.
+"""Particular file systems of fsspec: how each of them writes, creates, and reads a range.
 
-fsspec itself promises nothing about a write that is seen half done, about two that create one
-file, or about an end to waiting. Where a file system can do better, one class here says how.
+fsspec itself promises nothing about a write that is seen half done, about two clients that create
+one file, or about how long a call may take. Where a file system can do better, one class here says
+how.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ Data = Buffer | Sequence[Buffer]
 _HDFS_EXISTS = "already exists"
 
 
-class Kind:
-    """A file system that nothing more is known of.
+class FileSystem:
+    """A file system of which nothing more is known.
 
     Attributes:
-        local: it is on this machine, and goes with it.
-        whole: a write is seen all or not at all.
-        folders: directories must exist before something is written below them.
+        local: Whether it is on this machine, and is lost with it.
+        atomic_put: Whether a write becomes visible all at once.
+        needs_folders: Whether directories must exist before something is written below them.
     """
 
     local = False
-    whole = False
-    folders = True
+    atomic_put = False
+    needs_folders = True
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:
         # Cached listings would hide what other clients write.
@@ -43,22 +44,22 @@ class Kind:
 
     @contextmanager
     def use(self) -> Iterator[Any]:
-        """The file system, for one operation."""
+        """Yield the file system for one operation."""
         yield self._fs
 
     def close(self) -> None:
         """Release connections."""
 
     def name_of(self, key: str) -> str:
-        """What a key, or the beginning of one, is called in the file system."""
+        """Return the name in the file system of a key, or of the beginning of one."""
         return key
 
     def key_of(self, name: str) -> str:
-        """The key that is called so; anything that is no key for what is not ours."""
+        """Return the key that has this name; something that is no key if the file is not ours."""
         return name
 
     def read(self, fs: Any, path: str, start: int, stop: int | None) -> bytes:
-        """Bytes ``[start, stop)`` of a file (all of it for ``None``), fewer if it is shorter."""
+        """Return bytes ``[start, stop)`` of a file (all for ``None``); fewer if it is shorter."""
         # an empty file has no range at all
         span = {} if stop is None else {"start": start, "end": stop}
         data: bytes = fs.cat_file(path, **span)
@@ -69,29 +70,29 @@ class Kind:
         fs.pipe_file(path, joined(data))
 
 
-class Renaming(Kind, ABC):
-    """A blob is written under another name, and renamed atomically: over what is there, or not."""
+class RenamingFileSystem(FileSystem, ABC):
+    """A file system with an atomic rename: a blob is written under another name first."""
 
-    whole = True
+    atomic_put = True
 
     @abstractmethod
     def replace(self, fs: Any, source: str, path: str) -> None:
-        """Rename, replacing what is there."""
+        """Rename a file, replacing what is there."""
 
     @abstractmethod
     def create(self, fs: Any, source: str, path: str) -> bool:
-        """Rename unless there is something: then ``False``, and ``source`` may be left."""
+        """Rename a file; return ``False`` when the name is taken, and ``source`` may be left."""
 
 
-class Whole(Kind):
-    """One request carries the whole blob, which appears when that has been answered."""
+class ObjectFileSystem(FileSystem):
+    """A file system where one request carries the whole blob, which then appears at once."""
 
-    whole = True
-    folders = False
+    atomic_put = True
+    needs_folders = False
 
 
-class Local(Renaming):
-    """This machine's own: written, then renamed, or hard-linked to create it."""
+class LocalFileSystem(RenamingFileSystem):
+    """This machine's file system: blobs are written, then renamed or hard-linked."""
 
     local = True
 
@@ -111,11 +112,11 @@ class Local(Renaming):
         return True
 
 
-class WebHdfs(Renaming):
-    """HDFS by its HTTP interface, whose rename is atomic and can refuse to overwrite."""
+class WebHdfsFileSystem(RenamingFileSystem):
+    """HDFS through its HTTP interface, whose rename is atomic and can refuse to overwrite."""
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout_s: float) -> None:
-        # an instance of our own: it gets our limit of time
+        # an instance of our own, which gets our time limit
         super().__init__(url, {"skip_instance_cache": True, **options}, timeout_s)
         from requests.adapters import HTTPAdapter
 
@@ -162,10 +163,10 @@ class WebHdfs(Renaming):
         return True
 
 
-class Sftp(Renaming):
-    """SFTP by paramiko, whose connections serve one thread at a time.
+class SftpFileSystem(RenamingFileSystem):
+    """SFTP through paramiko, whose connections serve one thread at a time.
 
-    OpenSSH's rename links and unlinks, so that it never overwrites; its extension does.
+    OpenSSH's rename links and unlinks, so that it never overwrites; its extension does overwrite.
     """
 
     _KEPT = 8
@@ -224,7 +225,7 @@ class Sftp(Renaming):
             file.set_pipelined(True)
             for view in flat_views(data):
                 file.write(view)
-        # pipelined writes can fail without a word
+        # pipelined writes can fail silently
         if fs.ftp.stat(path).st_size != size_of(data):
             raise ConnectionError("it was not written in full")
 
@@ -243,12 +244,14 @@ class Sftp(Renaming):
         return True
 
 
-_KINDS: dict[str, type[Kind]] = {
-    "file": Local, "local": Local, "webhdfs": WebHdfs, "sftp": Sftp, "ssh": Sftp,
-    **dict.fromkeys(("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"), Whole),
-}  # fmt: skip
+_BY_SCHEME: dict[str, type[FileSystem]] = {
+    **dict.fromkeys(("file", "local"), LocalFileSystem),
+    "webhdfs": WebHdfsFileSystem,
+    **dict.fromkeys(("sftp", "ssh"), SftpFileSystem),
+    **dict.fromkeys(("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"), ObjectFileSystem),
+}
 
 
-def open_kind(url: str, options: Mapping[str, Any], timeout_s: float) -> Kind:
-    """The file system of a URL; ``ImportError`` or ``ValueError`` when fsspec has none."""
-    return _KINDS.get(url.partition("://")[0], Kind)(url, options, timeout_s)
+def open_file_system(url: str, options: Mapping[str, Any], timeout_s: float) -> FileSystem:
+    """Return the file system of a URL; ``ImportError`` or ``ValueError`` when fsspec has none."""
+    return _BY_SCHEME.get(url.partition("://")[0], FileSystem)(url, options, timeout_s)

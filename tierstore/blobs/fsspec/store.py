@@ -1,6 +1,6 @@
-"""Blobs in any file system that fsspec can reach.
+"""A blob store in any file system that fsspec can reach.
 
-fsspec promises neither that a write is all-or-nothing nor that creating is atomic: it depends on
+fsspec promises neither that a write is all-or-nothing nor that creation is atomic: that depends on
 the file system. What is known and tested is used, and the capabilities say ``False`` for the rest.
 For a local directory ``LocalStore`` is faster and syncs what it writes; for S3, Google Cloud and
 Azure ``ObjectStore`` is faster.
@@ -28,7 +28,7 @@ from tierstore.blobs.base import (
     check_key,
     check_prefix,
 )
-from tierstore.blobs.fsspec.kinds import Renaming, open_kind
+from tierstore.blobs.fsspec.kinds import RenamingFileSystem, open_file_system
 from tierstore.blobs.local import files
 from tierstore.blobs.shared import by_key, each, is_key, joined, runs
 from tierstore.errors import (
@@ -44,11 +44,11 @@ from tierstore.ids import Buffer, ByteRange
 
 _R = TypeVar("_R")
 _TEMP_DIR = ".tmp~"  # "~" is in no key
-_UNCHECKED_MAX = 8 << 20  # bytes that are asked for without a look whether they are there
+_UNCHECKED_MAX_BYTES = 8 << 20  # up to this a range is read without a look at the size
 _MEMORY_LOCK = threading.Lock()  # fsspec has one memory file system per process
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created", "modificationTime")
 _THREADS = 8
-_LEFT_OVER_S = 86_400  # a file that is being written is not older than this
+_LEFT_OVER_S = 86_400  # an older temporary file belongs to a dead writer
 _UNREACHABLE = frozenset({
     "TimeoutError", "ConnectionError", "Timeout", "SSHException", "EOFError", "BotoCoreError",
 })  # fmt: skip
@@ -58,16 +58,16 @@ _DENIED = frozenset({"PermissionError", "AuthenticationException", "NoCredential
 class FsspecStore(BlobStore):
     """Blobs below a path of an fsspec file system.
 
-    On ``file`` a blob is written beside and renamed, or hard-linked to create it, but not synced,
-    and symbolic links are followed. On ``webhdfs`` and ``sftp`` (of OpenSSH) it is renamed, with or
-    without overwriting. On ``memory`` a lock of this process makes creation atomic. Elsewhere
-    ``put_if_absent`` is refused, and where a write is not one request a reader can see a part of it
-    (``Capabilities.atomic_put``).
+    On ``file`` a blob is written beside its place and renamed, or hard-linked to create it, but not
+    synced, and symbolic links are followed. On ``webhdfs`` and ``sftp`` (of OpenSSH) it is renamed,
+    with or without overwriting. On ``memory`` a lock of this process makes creation atomic.
+    Elsewhere ``put_if_absent`` is refused, and where a write takes several requests a reader can
+    see a part of it (``Capabilities.atomic_put``).
 
     Args:
-        url: what fsspec takes, such as ``memory://name`` or ``sftp://host/path``.
-        options: of the file system, as its own documentation names them.
-        timeout_s: how long ``webhdfs`` and ``sftp`` wait for an answer or for more of it.
+        url: A URL of fsspec, such as ``memory://name`` or ``sftp://host/path``.
+        options: Options of the file system, as its own documentation names them.
+        timeout_s: Seconds that ``webhdfs`` and ``sftp`` wait for an answer, or for more of it.
 
     Raises:
         ConfigError: fsspec does not know the protocol, or a package for it is missing.
@@ -79,7 +79,7 @@ class FsspecStore(BlobStore):
         self._protocol = url.partition("://")[0]
         self._url = _shown(url)
         try:
-            self._kind = open_kind(url, options or {}, timeout_s)
+            self._file_system = open_file_system(url, options or {}, timeout_s)
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"fsspec cannot open {self._url}: {_first_line(error)}; install the package for "
@@ -87,7 +87,7 @@ class FsspecStore(BlobStore):
             ) from None
         except Exception as error:
             raise _translated(error, f"opening {self._url} failed") from None
-        self._root = self._kind.root
+        self._root = self._file_system.root
         self._folders: set[str] = set()
         self._swept = False
         self._lock = threading.Lock()
@@ -101,9 +101,9 @@ class FsspecStore(BlobStore):
     def capabilities(self) -> Capabilities:
         memory = self._protocol == "memory"
         return Capabilities(
-            put_if_absent=isinstance(self._kind, Renaming) or memory,
+            put_if_absent=isinstance(self._file_system, RenamingFileSystem) or memory,
             durable=not self.local,
-            atomic_put=self._kind.whole,
+            atomic_put=self._file_system.atomic_put,
         )
 
     @property
@@ -112,19 +112,19 @@ class FsspecStore(BlobStore):
 
     @property
     def local(self) -> bool:
-        return self._kind.local or self._protocol == "memory"
+        return self._file_system.local or self._protocol == "memory"
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         path = self._path(key)
-        with self._errors("writing", key), self._kind.use() as fs:
-            if isinstance(self._kind, Renaming):
+        with self._errors("writing", key), self._file_system.use() as fs:
+            if isinstance(self._file_system, RenamingFileSystem):
                 with self._temp_file(fs, path, data) as temp:
-                    self._kind.replace(fs, temp, path)
+                    self._file_system.replace(fs, temp, path)
                 return
-            if self._kind.folders:
+            if self._file_system.needs_folders:
                 self._make_folder(fs, _parent(path))
             with _MEMORY_LOCK if self._protocol == "memory" else contextlib.nullcontext():
-                self._kind.write(fs, path, data)
+                self._file_system.write(fs, path, data)
 
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
         path = self._path(key)
@@ -133,10 +133,10 @@ class FsspecStore(BlobStore):
                 f"cannot create blob {key!r} in {self._url}: fsspec's {self._protocol!r} creates "
                 "nothing atomically; use another store for this"
             )
-        with self._errors("creating", key), self._kind.use() as fs:
-            if isinstance(self._kind, Renaming):
+        with self._errors("creating", key), self._file_system.use() as fs:
+            if isinstance(self._file_system, RenamingFileSystem):
                 with self._temp_file(fs, path, data) as temp:
-                    return self._kind.create(fs, temp, path)
+                    return self._file_system.create(fs, temp, path)
             content = joined(data)
             with _MEMORY_LOCK:
                 if fs.isfile(path):
@@ -147,10 +147,14 @@ class FsspecStore(BlobStore):
     def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
         path = self._path(key)
         if byte_range is None:
-            with self._errors("reading", key), self._reaching(key, 0), self._kind.use() as fs:
-                return memoryview(self._kind.read(fs, path, 0, None))
-        if not 0 < len(byte_range) <= _UNCHECKED_MAX:
-            self._check_reach(key, byte_range.stop)  # before so much is allocated
+            with (
+                self._errors("reading", key),
+                self._reaching(key, 0),
+                self._file_system.use() as fs,
+            ):
+                return memoryview(self._file_system.read(fs, path, 0, None))
+        if not 0 < len(byte_range) <= _UNCHECKED_MAX_BYTES:
+            self._check_reach(key, byte_range.stop)  # before that much is allocated
         if not len(byte_range):
             return memoryview(b"")
         return self._read(key, byte_range.start, byte_range.stop)
@@ -191,7 +195,7 @@ class FsspecStore(BlobStore):
 
     def info(self, key: str) -> BlobInfo:
         path = self._path(key)
-        with self._errors("reading", key), self._kind.use() as fs:
+        with self._errors("reading", key), self._file_system.use() as fs:
             found = fs.info(path)
         if found["type"] != "file":
             raise NotFound(self._no_blob(key))
@@ -202,24 +206,25 @@ class FsspecStore(BlobStore):
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)
-        below = f"{self._root}/{self._kind.name_of(prefix)}"
-        with self._errors("listing", prefix), self._kind.use() as fs:
+        below = f"{self._root}/{self._file_system.name_of(prefix)}"
+        with self._errors("listing", prefix), self._file_system.use() as fs:
             found = fs.find(below.rstrip("/"), detail=True)
         start = len(self._root) + 1
         keys = {
-            self._kind.key_of(path[start:]): about
+            self._file_system.key_of(path[start:]): about
             for path, about in found.items()
             if path.startswith(below)
         }
         return (
-            BlobInfo(key, keys[key]["size"], _mtime(keys[key])) for key in sorted(keys)
+            BlobInfo(key, keys[key]["size"], _mtime(keys[key]))
+            for key in sorted(keys)
             if is_key(key)
-        )  # fmt: skip
+        )
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
         check_prefix(prefix)
-        below = f"{self._root}/{self._kind.name_of(prefix)}".rstrip("/")
-        with self._errors("listing", prefix), self._kind.use() as fs:
+        below = f"{self._root}/{self._file_system.name_of(prefix)}".rstrip("/")
+        with self._errors("listing", prefix), self._file_system.use() as fs:
             try:
                 found = fs.ls(below, detail=True)
             except (FileNotFoundError, NotADirectoryError):
@@ -227,7 +232,7 @@ class FsspecStore(BlobStore):
             paths = [about["name"] for about in found if about["type"] == "directory"]
             # Deleting blobs can leave directories: only one that holds a blob counts.
             full = [path for path in paths if any(files for _, _, files in fs.walk(path))]
-        names = (self._kind.key_of(path.rstrip("/").rpartition("/")[2]) for path in full)
+        names = (self._file_system.key_of(path.rstrip("/").rpartition("/")[2]) for path in full)
         return iter(sorted(name for name in names if is_key(name)))
 
     def close(self) -> None:
@@ -235,24 +240,28 @@ class FsspecStore(BlobStore):
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown()
-        self._kind.close()
+        self._file_system.close()
 
     def _read(self, key: str, start: int, stop: int) -> memoryview:
         path = self._path(key)
-        with self._errors("reading", key), self._reaching(key, stop), self._kind.use() as fs:
-            data = self._kind.read(fs, path, start, stop)
+        with self._errors("reading", key), self._reaching(key, stop), self._file_system.use() as fs:
+            data = self._file_system.read(fs, path, start, stop)
         return self._complete(key, data, stop, stop - start)
 
     def _delete(self, one: tuple[str, str]) -> None:
         key, path = one
         missing = FileNotFoundError, NotADirectoryError, IsADirectoryError
-        with self._errors("deleting", key), contextlib.suppress(*missing), self._kind.use() as fs:
+        with (
+            self._errors("deleting", key),
+            contextlib.suppress(*missing),
+            self._file_system.use() as fs,
+        ):
             # an empty directory must stay: somebody may be about to write into it
-            if not self._kind.folders or fs.isfile(path):
+            if not self._file_system.needs_folders or fs.isfile(path):
                 fs.rm_file(path)
 
     def _each(self, work: Callable[[Any], _R], items: Sequence[Any]) -> Sequence[_R]:
-        if self._kind.local or len(items) < 2:
+        if self._file_system.local or len(items) < 2:
             return [work(item) for item in items]
         with self._lock:
             if self._threads is None:
@@ -266,7 +275,7 @@ class FsspecStore(BlobStore):
         self._make_folder(fs, _parent(temp))
         self._make_folder(fs, _parent(path))
         try:
-            self._kind.write(fs, temp, data)
+            self._file_system.write(fs, temp, data)
             if not self._swept:
                 self._swept = True
                 self._sweep(fs, temp)
@@ -279,7 +288,7 @@ class FsspecStore(BlobStore):
                 fs.rm_file(temp)
 
     def _sweep(self, fs: Any, temp: str) -> None:
-        """Remove what writers left that were killed, long before ``temp`` was written."""
+        """Remove what killed writers left long before ``temp`` was written."""
         with contextlib.suppress(OSError):
             now = _mtime(fs.info(temp))
             for about in fs.ls(_parent(temp), detail=True):
@@ -297,7 +306,7 @@ class FsspecStore(BlobStore):
         self._folders.add(path)
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{self._kind.name_of(check_key(key))}"
+        return f"{self._root}/{self._file_system.name_of(check_key(key))}"
 
     def _complete(self, key: str, data: bytes, stop: int, length: int) -> memoryview:
         if len(data) != length:
@@ -314,13 +323,13 @@ class FsspecStore(BlobStore):
 
     @contextmanager
     def _reaching(self, key: str, stop: int) -> Iterator[None]:
-        """When reading fails: it is ``NotFound``, or ``Damaged`` if it ends before ``stop``."""
+        """Turn a failed read into ``Damaged`` if the blob ends before ``stop``, or ``NotFound``."""
         try:
             yield
         except FileNotFoundError:
             raise
         except Exception as error:
-            if _kind_of(error) is BackendError:
+            if _error_type(error) is BackendError:
                 self._check_reach(key, stop)
             raise
 
@@ -329,8 +338,10 @@ class FsspecStore(BlobStore):
 
     @contextmanager
     def _errors(self, doing: str, key: str) -> Iterator[None]:
-        """Turn whatever a file system raises into one of ours, without its text: that may hold
-        a credential."""
+        """Turn an error of a file system into one of ours, without its text.
+
+        The text may hold a credential.
+        """
         try:
             yield
         except TierstoreError:
@@ -342,7 +353,7 @@ class FsspecStore(BlobStore):
             raise _translated(error, f"{doing} {key!r} in {self._url} failed") from None
 
 
-def _kind_of(error: Exception) -> type[BackendError]:
+def _error_type(error: Exception) -> type[BackendError]:
     names = {one.__name__ for one in type(error).__mro__}
     if names & _DENIED:
         return PermissionDenied
@@ -350,7 +361,7 @@ def _kind_of(error: Exception) -> type[BackendError]:
 
 
 def _translated(error: Exception, message: str) -> TierstoreError:
-    kind = _kind_of(error)
+    kind = _error_type(error)
     if isinstance(error, OSError) and error.errno is not None and kind is not Unreachable:
         why = error.strerror or os.strerror(error.errno)
         return files.translated(error, f"{message}: {why}")
@@ -367,7 +378,7 @@ def _parent(path: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """The URL without user, password and options, as ``open_blobs`` takes it."""
+    """Return a URL without user, password and options, as ``open_blobs`` takes it."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     kind = "" if parts.scheme == "memory" else "fsspec+"
@@ -380,9 +391,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _mtime(about: Mapping[str, Any]) -> float:
-    """When a file was written, in seconds since the epoch, whatever its file system calls that.
+    """Return when a file was written, in seconds since the epoch, by whatever name that has.
 
-    Not known means just now: whoever removes what is old must not remove it.
+    An unknown time counts as now: whoever removes old files must not remove this one.
     """
     value = next((about[name] for name in _TIMES if about.get(name) is not None), None)
     if isinstance(value, str):

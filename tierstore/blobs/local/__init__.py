@@ -1,3 +1,3 @@
-"""Blobs in a local directory."""
+"""A blob store in a local directory."""
 
 __all__ = ["files", "store"]

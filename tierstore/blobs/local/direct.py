@@ -1,4 +1,4 @@
-"""Writing past the page cache.
+"""Writing to files past the page cache.
 
 A pack is written once and synced at once, so passing it through the page cache only costs: the
 copy, the pages, and whatever they push out of the cache of the node that publishes. On one machine
@@ -24,8 +24,8 @@ def write_direct(fd: int, views: Sequence[memoryview]) -> bool:
     """Write ``views`` end to end into an empty file, past the page cache.
 
     Args:
-        fd: open for writing, at offset 0; its flags are as before when this returns.
-        views: what to write.
+        fd: A descriptor open for writing at offset 0; its flags are restored before this returns.
+        views: The bytes to write.
 
     Returns:
         ``False``, with nothing written, when the system or the file system cannot do it.
@@ -61,12 +61,11 @@ def _write_staged(fd: int, views: Sequence[memoryview], stage: _Stage) -> bool:
 
 
 class _Stage:
-    """Page-aligned memory that the kernel copies into: unlike slicing, without the interpreter
-    lock.
+    """Page-aligned memory that the kernel copies into, unlike slicing without Python's lock.
 
     Attributes:
-        data: the memory.
-        filled: how many bytes at its start are not written yet.
+        data: The memory.
+        filled: How many bytes at the start of ``data`` are not written yet.
     """
 
     def __init__(self) -> None:
@@ -86,7 +85,7 @@ class _Stage:
         os.close(self._fd)
 
     def take(self, left: list[memoryview]) -> None:
-        """Take bytes off the front of ``left``, at most as many as there is room for."""
+        """Take bytes off the front of ``left``, as many as there is room for."""
         views, room = [], _STAGE - self.filled
         for view in left[:IOV_MAX]:
             views.append(view[:room])
@@ -99,7 +98,7 @@ class _Stage:
 
 
 def _write_aligned(fd: int, views: Sequence[memoryview], stage: _Stage) -> None:
-    """Write all but the last few bytes, fewer than a block: those stay in the stage."""
+    """Write all but the last few bytes, fewer than a block, which stay in the stage."""
     left = [view for view in views if len(view)]
     while left:
         stage.take(left)

@@ -1,4 +1,4 @@
-"""System calls of the local store, each retried, checked and safe against symbolic links."""
+"""System calls of the local store, retried, checked and safe against symbolic links."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _READ_MAX = 1 << 30  # one read(2) returns at most 0x7ffff000 bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DirEntry:
     """One name in a directory; ``info`` is ``None`` for a directory."""
 
     name: str
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def order(self) -> str:
-        """Sorting by this within each directory sorts whole paths as strings."""
+        """The key that sorts directories so that whole paths are sorted as strings."""
         return self.name if self.info else f"{self.name}/"
 
 
@@ -62,7 +62,7 @@ def make_root(path: str) -> None:
 
 
 def open_dir(name: str, parent: int, *, create: bool) -> int:
-    """Open the directory ``name`` in ``parent``, making it first when it may be missing."""
+    """Open the directory ``name`` in ``parent``; with ``create``, make it if it is missing."""
     flags = DIR_FLAGS | os.O_NOFOLLOW
     try:
         return os.open(name, flags, dir_fd=parent)
@@ -75,7 +75,7 @@ def open_dir(name: str, parent: int, *, create: bool) -> int:
 
 
 def sync_dir(fd: int) -> None:
-    """Make the entries of a directory durable, where its file system can do that at all."""
+    """Make the entries of a directory durable, where its file system can do that."""
     try:
         os.fsync(fd)
     except OSError as error:
@@ -84,7 +84,7 @@ def sync_dir(fd: int) -> None:
 
 
 def exists(name: str, folder: int) -> bool:
-    """Whether ``folder`` has an entry ``name``, of any kind."""
+    """Return whether ``folder`` has an entry ``name``, of any kind."""
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def exists(name: str, folder: int) -> bool:
 
 
 def unlink_file(name: str, folder: int) -> bool:
-    """Remove a file; ``False`` when it is missing or a directory, which no blob is."""
+    """Remove a file; return ``False`` when it is missing or a directory, which no blob is."""
     try:
         os.unlink(name, dir_fd=folder)
     except (FileNotFoundError, IsADirectoryError):
@@ -101,22 +101,22 @@ def unlink_file(name: str, folder: int) -> bool:
     return True
 
 
-def entries(folder: int) -> list[Entry]:
-    """The regular files and directories in ``folder``, in the order of their paths."""
+def entries(folder: int) -> list[DirEntry]:
+    """Return the regular files and directories in ``folder``, in the order of their paths."""
     found = []
     with os.scandir(folder) as scan:
         for entry in scan:
             if entry.is_dir(follow_symlinks=False):
-                found.append(Entry(entry.name, None))
+                found.append(DirEntry(entry.name, None))
             elif entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):  # deleted just now
-                    found.append(Entry(entry.name, entry.stat(follow_symlinks=False)))
+                    found.append(DirEntry(entry.name, entry.stat(follow_symlinks=False)))
     found.sort(key=lambda entry: entry.order)
     return found
 
 
 def has_file(folder: int) -> bool:
-    """Whether a regular file lies in ``folder`` or anywhere below it; stops at the first one."""
+    """Return whether a regular file lies in ``folder`` or below it; stops at the first one."""
     below = []
     with os.scandir(folder) as scan:
         for entry in scan:
@@ -136,13 +136,13 @@ def has_file(folder: int) -> bool:
 
 
 def is_network(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
-    """Whether ``path`` lies on a file system that another machine serves; ``False`` if unknown."""
+    """Return whether ``path`` lies on a network file system; ``False`` if that is not known."""
     kind = kind_of(path, mounts) or ""
     return kind in _NETWORK or kind.startswith("fuse.")
 
 
 def kind_of(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
-    """The type of the file system that ``path`` lies on, such as ``ext4``; ``None`` if unknown.
+    """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown.
 
     Source: proc_pid_mountinfo(5); the fifth field is the mount point, the type follows the dash.
     """
@@ -161,12 +161,12 @@ def kind_of(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
 
 
 def is_regular(found: os.stat_result) -> bool:
-    """Whether this is an ordinary file."""
+    """Return whether this is a regular file."""
     return stat.S_ISREG(found.st_mode)
 
 
 def write_all(fd: int, views: Sequence[memoryview]) -> None:
-    """Write every byte of ``views`` into an empty file, however few a single call takes."""
+    """Write every byte of ``views`` into an empty file, in as many calls as it takes."""
     if sum(len(view) for view in views) >= MIN_BYTES and write_direct(fd, views):
         return
     left = list(views)
@@ -175,7 +175,7 @@ def write_all(fd: int, views: Sequence[memoryview]) -> None:
 
 
 def read_bytes(fd: int, start: int, stop: int) -> bytes:
-    """Read ``[start, stop)``, or as much of it as there is."""
+    """Read the bytes ``[start, stop)`` of a file, or as many of them as there are."""
     parts = []
     while start < stop:
         part = os.pread(fd, min(stop - start, _READ_MAX), start)
@@ -199,7 +199,7 @@ def read_into(fd: int, start: int, outs: Sequence[memoryview]) -> bool:
 
 
 def translated(error: OSError, message: str) -> BackendError:
-    """The exception of ours for ``error``, its message ending in what to do."""
+    """Return our exception for ``error``; its message ends with what to do."""
     if error.errno in _FULL:
         return OutOfSpace(f"{message}; free some space or raise the quota, then try again")
     if error.errno in DENIED:

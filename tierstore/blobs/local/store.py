@@ -1,4 +1,4 @@
-"""Blobs as files in a directory, written so that a crash leaves a whole blob or none.
+"""A blob store of files in a directory, where a crash leaves a whole blob or none.
 
 A blob is written to ``<root>/.tmp~/``, synced, and then renamed (``put``) or hard-linked
 (``put_if_absent``) to its place, after which every directory that changed is synced. A crash leaves
@@ -35,20 +35,20 @@ from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError
 from tierstore.ids import Buffer, ByteRange
 
 TEMP_DIR = ".tmp~"
-"""Where unfinished blobs lie, below the root; ``~`` is in no key, so it hides no blob."""
+"""The folder of unfinished blobs below the root; ``~`` is in no key, so it hides no blob."""
 
 _KNOWN_DIRS_MAX = 4096
 _LEFT_AFTER_S = 24 * 3600
 
-_Stack: TypeAlias = list[tuple[str, Iterator[files.Entry]]]
+_Stack: TypeAlias = list[tuple[str, Iterator[files.DirEntry]]]
 
 
 class LocalStore(BlobStore):
     """Blobs as files below one directory, shared by any number of threads and processes.
 
     Args:
-        root: the directory; it may be a symbolic link itself.
-        create: make the directory, and its parents, when it is missing.
+        root: The directory; it may itself be a symbolic link.
+        create: Whether to make the directory and its parents when it is missing.
 
     Raises:
         NotFound: ``root`` is missing and ``create`` is false.
@@ -76,17 +76,20 @@ class LocalStore(BlobStore):
 
     @property
     def root(self) -> Path:
-        """The directory, as an absolute path."""
+        """The directory as an absolute path."""
         return self._root
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Probed once: a file system without hard links cannot create atomically."""
+        """The capabilities, probed once.
+
+        A file system without hard links cannot create atomically.
+        """
         return Capabilities(put_if_absent=self._probe_links(), durable=True)
 
     @property
     def bounded(self) -> bool:
-        """A mount whose server is gone lets every call hang."""
+        """Whether no call can hang, as it can on a mount whose server is gone."""
         return self.local
 
     @cached_property
@@ -180,7 +183,7 @@ class LocalStore(BlobStore):
         A writer's own file is touched by every write, so an hour is safe on any disk.
 
         Args:
-            older_than_s: leave files alone that were written to more recently, in seconds.
+            older_than_s: Seconds; files that were written to more recently are left alone.
         """
         horizon = time.time() - older_than_s
         removed = 0
@@ -327,7 +330,7 @@ class LocalStore(BlobStore):
                     key = f"{path}{entry.name}"
                     yield BlobInfo(key, entry.info.st_size, entry.info.st_mtime)
 
-    def _entries_below(self, prefix: str) -> Sequence[files.Entry]:
+    def _entries_below(self, prefix: str) -> Sequence[files.DirEntry]:
         try:
             fd = self._walk(prefix[:-1])
         except OSError as error:

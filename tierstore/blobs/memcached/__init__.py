@@ -1,3 +1,3 @@
-"""Blobs in Memcached."""
+"""A blob store in Memcached."""
 
 __all__ = ["store"]

@@ -31,7 +31,7 @@ Address: TypeAlias = tuple[str, int]
 T = TypeVar("T")
 
 _RECV_BYTES = 256 << 10
-# What a garbled answer makes of pymemcache, which trusts the server.
+# What pymemcache, which trusts the server, raises for a garbled answer.
 _GARBLED = (KeyError, IndexError, ValueError, AssertionError)
 
 
@@ -39,7 +39,7 @@ _limit = threading.local()
 
 
 class _Socket(socket.socket):
-    """A socket that keeps to the limit of the call that uses it.
+    """A socket that keeps to the time limit of the call that uses it.
 
     pymemcache's own limit is that of one ``recv``, and it asks for 4 KiB at a time.
     """
@@ -59,7 +59,7 @@ class _Socket(socket.socket):
         self.settimeout(left)
 
     def is_stale(self) -> bool:
-        """Whether the server closed the connection, or sent what nobody asked for."""
+        """Return whether the server closed the connection, or sent something nobody asked for."""
         self.setblocking(False)
         try:
             super().recv(1, socket.MSG_PEEK)
@@ -71,7 +71,7 @@ class _Socket(socket.socket):
 
 
 class _Sockets:
-    """What pymemcache uses of the module ``socket``, with our socket in it."""
+    """The names of the module ``socket`` that pymemcache uses, with our socket class."""
 
     AF_UNSPEC = socket.AF_UNSPEC
     SOCK_STREAM = socket.SOCK_STREAM
@@ -82,7 +82,7 @@ class _Sockets:
 
 
 class KeepFlags:
-    """Values as bytes together with their flags, which pymemcache leaves to its user."""
+    """A serialiser that leaves values as bytes and keeps their flags."""
 
     @staticmethod
     def serialize(_key: object, value: bytes) -> tuple[bytes, int]:
@@ -94,7 +94,7 @@ class KeepFlags:
 
 
 class MemcachedClient:
-    """Commands to each of several servers; nothing is connected before the first of them."""
+    """Commands to each of several servers; it connects at the first command."""
 
     def __init__(
         self, addresses: Sequence[Address], url: str, timeout_s: float, connections: int
@@ -107,17 +107,17 @@ class MemcachedClient:
         self._pools: dict[tuple[int, Address], queue.LifoQueue[Client]] = {}
 
     def server_of(self, key: bytes) -> Address:
-        """The one server that has a key: the highest hash of both wins (rendezvous hashing)."""
+        """Return the server of a key: the highest hash of both wins (rendezvous hashing)."""
         hashes = [
             hashlib.blake2b(name + b" " + key, digest_size=8).digest() for name in self._names
         ]
         return self.addresses[hashes.index(max(hashes))]
 
     def call(self, address: Address, doing: str, command: Callable[[Client], T]) -> T:
-        """Run a command on a connection to one server, within the limit.
+        """Run a command on a connection to one server, within the time limit.
 
         Raises:
-            Unreachable, OutOfSpace, BackendError.
+            Unreachable, OutOfSpace, BackendError: The server did not carry it out.
         """
         host, port = address
         with self._errors(f"{doing} in {self._url} (server {host}:{port})"):
@@ -154,11 +154,16 @@ class MemcachedClient:
         for _ in range(self._connections):
             pool.put(
                 Client(
-                    address, serde=KeepFlags(), connect_timeout=self._timeout_s,
-                    timeout=self._timeout_s, no_delay=True, default_noreply=False,
-                    ignore_exc=False, socket_module=_Sockets,
+                    address,
+                    serde=KeepFlags(),
+                    connect_timeout=self._timeout_s,
+                    timeout=self._timeout_s,
+                    no_delay=True,
+                    default_noreply=False,
+                    ignore_exc=False,
+                    socket_module=_Sockets,
                 )
-            )  # fmt: skip
+            )
         return pool
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Whether memcached servers are set up as a shared hot tier needs them: what they say."""
+"""The health of memcached servers: whether they are set up as a shared hot tier needs them."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ OLDEST = (1, 4, 26)
 
 @dataclass(frozen=True, slots=True)
 class MemcachedHealth:
-    """One server.
+    """The state of one server.
 
     Attributes:
         node: ``host:port``.
-        version: as in ``1.6.18``.
-        maxmemory: bytes that it may hold (``-m``).
-        used: bytes of all items, whoever's they are.
-        items: how many there are.
-        evicted: items evicted since it started.
-        max_item: bytes of the largest item that it takes, with its key (``-I``).
-        findings: what is not as it should be and what to do about it, one sentence each.
+        version: The version, such as ``1.6.18``.
+        max_memory_bytes: Bytes of memory that it may use (``-m``).
+        used_bytes: Bytes of all items, whoever wrote them.
+        items: The number of items.
+        evicted: Items evicted since it started.
+        max_item_bytes: The size of the largest item that it takes, with its key (``-I``).
+        findings: What is wrong and what to do about it, one sentence each.
     """
 
     node: str
     version: str
-    maxmemory: int
-    used: int
+    max_memory_bytes: int
+    used_bytes: int
     items: int
     evicted: int
-    max_item: int
+    max_item_bytes: int
     findings: tuple[str, ...]
 
 
 def health_of(client: MemcachedClient) -> Sequence[MemcachedHealth]:
-    """Ask every server.
+    """Ask every server for its state.
 
     Raises:
-        Unreachable, BackendError: one does not answer.
+        Unreachable, BackendError: A server does not answer.
     """
     doing = "asking for its health"
 
@@ -68,10 +68,15 @@ def _report(node: str, said: dict[bytes, object], settings: dict[bytes, object])
     if _text(settings.get(b"evictions")) == "off":
         findings.append("It refuses what it has no room for instead of evicting: start without -M.")
     return MemcachedHealth(
-        node, version, _number(said.get(b"limit_maxbytes")), _number(said.get(b"bytes")),
-        _number(said.get(b"curr_items")), _number(said.get(b"evictions")),
-        _number(settings.get(b"item_size_max")), tuple(findings),
-    )  # fmt: skip
+        node,
+        version,
+        _number(said.get(b"limit_maxbytes")),
+        _number(said.get(b"bytes")),
+        _number(said.get(b"curr_items")),
+        _number(said.get(b"evictions")),
+        _number(settings.get(b"item_size_max")),
+        tuple(findings),
+    )
 
 
 def _text(value: object) -> str:

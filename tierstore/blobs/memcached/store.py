@@ -1,7 +1,7 @@
-"""Blobs in memcached 1.4.26 or newer, on one server or several: a hot tier that nodes share.
+"""A blob store in memcached 1.4.26 or newer: a hot tier that nodes share, on any number of servers.
 
 A blob is one item, and the item's bytes are the blob's. Its flags are the time of writing, in
-seconds since the epoch by the writer's clock. memcached cannot list its items, cannot give a part
+seconds since the epoch by the writer's clock. memcached cannot list its items, cannot return a part
 of one, and takes none above its own limit (``memcached -I``), 1 MiB by default.
 """
 
@@ -38,27 +38,28 @@ _BATCH_ITEMS = 1000
 _FEWEST_ITEMS = 4
 _PORT = 11211
 _KEY_BYTES = 250
-_OVERHEAD = 512  # at least what an item takes beside its value: header, flags, key of 250 bytes
+_OVERHEAD = 512  # what an item takes besides its value, at most: header, flags, key of 250 bytes
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,100}\Z")
 _WEEK_S = 7 * 24 * 3600
-_RELATIVE_S = 30 * 24 * 3600  # memcached takes a longer time to live as a date
+_RELATIVE_S = 30 * 24 * 3600  # memcached reads a longer time to live as a date
 
 
 class MemcachedStore(BlobStore):
     """Blobs below a prefix of the keys of one or more memcached servers.
 
-    Each key has one server. While that one is down, its keys are ``Unreachable``; the others work.
+    Each key has one server. While that server is down, its keys are ``Unreachable``; the others
+    work.
 
     Args:
-        url: ``memcached://host:port,host:port``; all clients must name the same servers alike.
-        prefix: begins every key; two stores in one memcached need two of them.
-        ttl_s: seconds after which a blob that was not put again is gone.
-        timeout_s: how long one request, of at most one batch, may take; connecting, and waiting
+        url: ``memcached://host:port,host:port``; all clients must name the servers in the same way.
+        prefix: The beginning of every key; two stores in one memcached need different ones.
+        ttl_s: Seconds after which a blob that was not put again is gone.
+        timeout_s: Seconds that one request, of at most one batch, may take; connecting, and waiting
             for a free connection, may each take as long again.
-        connections: at most this many to each server, from one process.
+        connections: The most connections to each server from one process.
 
     Raises:
-        ConfigError: an argument cannot be used, or the ``memcached`` extra is not installed.
+        ConfigError: An argument cannot be used, or the ``memcached`` extra is not installed.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class MemcachedStore(BlobStore):
         self._client = _connect(url, timeout_s, connections)
         if not _PREFIX.match(prefix):
             raise ConfigError(
-                f"{prefix[:80]!r} is no prefix for keys: use letters, digits, . _ : -"
+                f"{prefix[:80]!r} cannot be a prefix of keys: use letters, digits, . _ : -"
             )
         if ttl_s < 1 or not timeout_s > 0 or connections < 1:
             raise ConfigError(f"{url}: time to live, timeout and connections must be positive")
@@ -88,7 +89,7 @@ class MemcachedStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        """``max_blob`` is the least of the servers' limits; of those that answer now."""
+        """The capabilities; ``max_blob_bytes`` is the least limit of servers that answer now."""
         for address in self._client.addresses:
             with suppress(BackendError):
                 self._limit(address)
@@ -96,14 +97,14 @@ class MemcachedStore(BlobStore):
             put_if_absent=True,
             durable=False,
             listable=False,
-            max_blob=min(self._limits.values(), default=None),
+            max_blob_bytes=min(self._limits.values(), default=None),
         )
 
     def health(self) -> Sequence[MemcachedHealth]:
-        """What each server says of itself, and what is not as a hot tier needs it.
+        """Return the state of each server, and what is wrong with it for a hot tier.
 
         Raises:
-            Unreachable, BackendError: one cannot be asked.
+            Unreachable, BackendError: A server does not answer.
         """
         return health_of(self._client)
 
@@ -175,7 +176,7 @@ class MemcachedStore(BlobStore):
         return {key: found[key] for key in wanted if key in found}
 
     def info(self, key: str) -> BlobInfo:
-        """As in the contract, but at the cost of the whole blob."""
+        """Return size and time of one blob; this costs as much as reading it."""
         value, written = self._whole(key)
         return BlobInfo(key, len(value), float(written))
 
@@ -206,7 +207,7 @@ class MemcachedStore(BlobStore):
         return dict(groups)
 
     def _limit(self, address: Address) -> int:
-        """Bytes of the largest value that a server takes, as it says itself."""
+        """Return the bytes of the largest value that a server takes, by its own word."""
         known = self._limits.get(address)
         if known is None:
             doing = "asking for the item limit"
@@ -263,7 +264,7 @@ class MemcachedStore(BlobStore):
         return self._client.call(address, f"reading {keys[0]!r}", get_many)
 
     def _whole(self, key: str) -> tuple[bytes, int]:
-        """A blob's bytes, and when they were written in seconds since the epoch."""
+        """Return a blob's bytes, and when they were written, in seconds since the epoch."""
         name = self._name(check_key(key))
         found = self._get_many(self._client.server_of(name), [name], [key]).get(name)
         if found is None:

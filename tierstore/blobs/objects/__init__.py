@@ -1,3 +1,3 @@
-"""Blobs in object stores: S3, GCS, Azure."""
+"""Blob stores in object storage: S3, Google Cloud Storage, Azure Blob Storage."""
 
 __all__ = ["archive", "store"]

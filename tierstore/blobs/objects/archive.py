@@ -1,8 +1,8 @@
-"""Storage classes of S3 whose objects are read only after they were restored; needs boto3.
+"""Archive storage classes of S3, whose objects must be restored before they are read.
 
-obstore, which carries all data, has no call for restoring or for changing an object's class. Here
-are only calls without data: copying an object onto itself in another class, asking for a restore,
-and looking at both.
+This needs boto3: obstore, which carries all data, cannot restore an object or change its class.
+Here are only calls without data: copying an object onto itself in another class, asking for a
+restore, and looking at both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tierstore.blobs.base import check_key
-from tierstore.blobs.objects.connect import Access, check_url
+from tierstore.blobs.objects.connect import BucketAccess, check_url
 from tierstore.errors import (
     BackendError,
     ConfigError,
@@ -25,21 +25,21 @@ from tierstore.errors import (
 )
 
 ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-"""``GLACIER_IR`` is not one: it answers at once."""
+"""The classes that need a restore; ``GLACIER_IR`` is not one, since it answers at once."""
 
 _EXPIRY = re.compile(r'expiry-date="([^"]*)"')
 
 
 class S3Archive:
-    """Freezes and restores the objects of an S3 store; see ``tiers.archive.Archive``.
+    """Freezes and restores objects of an S3 store, as ``tiers.durable.archive.Archive`` defines it.
 
-    The client is made at the first use. Thread-safe from then on.
+    The client is made at its first use. Thread-safe from then on.
 
     Args:
         url: ``s3://bucket/prefix``, where the objects are.
-        storage_class: one of ``ARCHIVE_CLASSES``.
-        timeout_s: of one attempt of a request.
-        access: as for ``ObjectStore``.
+        storage_class: One of ``ARCHIVE_CLASSES``.
+        timeout_s: Seconds for one attempt of a request.
+        access: The same as for ``ObjectStore``.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class S3Archive:
         parts = urlsplit(check_url(url))
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
         self._url, self._class = url, storage_class
-        self._access, self._timeout_s = Access(**access), timeout_s
+        self._access, self._timeout_s = BucketAccess(**access), timeout_s
         self._made: Any = None
 
     def freeze(self, key: str) -> None:
-        """Change the class of an object that can be read; the storage verifies its own copy.
+        """Change the class of an object; the storage copies it and verifies its own copy.
 
         Raises:
-            NotFound: there is no such object.
-            BackendError: the storage did not do it, or does not say that it did.
+            NotFound: There is no such object.
+            BackendError: The storage did not do it, or does not confirm that it did.
         """
         place = {"Bucket": self._bucket, "Key": self._key(key)}
         with self._errors("freezing", key):
@@ -73,7 +73,10 @@ class S3Archive:
             )
 
     def state(self, key: str) -> tuple[str, str]:
-        """``readable``, ``archived``, ``restoring`` or ``restored``, and until when, as text."""
+        """Return the state of an object: ``readable``, ``archived``, ``restoring`` or ``restored``.
+
+        The second value is the time until which a restored copy is kept, as text.
+        """
         with self._errors("reading", key):
             head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
         if head.get("StorageClass") not in ARCHIVE_CLASSES:
@@ -85,11 +88,11 @@ class S3Archive:
         return ("restored", expiry[1]) if expiry else ("archived", "")
 
     def restore(self, key: str, days: int, speed: str) -> None:
-        """Ask for a copy that can be read for so many days; asking again is fine.
+        """Ask for a copy that can be read for some days; asking again is fine.
 
         Args:
-            key: of the object.
-            days: from 1.
+            key: The key of the object.
+            days: How many days the copy is kept, from 1.
             speed: ``Expedited``, ``Standard`` or ``Bulk``.
         """
         request = {"Days": days, "GlacierJobParameters": {"Tier": speed}}
@@ -121,7 +124,7 @@ class S3Archive:
 
 
 def _translated(error: Exception, what: str) -> TierstoreError | None:
-    """An exception of ours for one of boto3's; ``None`` for a restore that is under way."""
+    """Return our exception for one of boto3's; ``None`` for a restore that is under way."""
     answer = getattr(error, "response", None)
     if not isinstance(answer, dict):
         if type(error).__module__.partition(".")[0] != "botocore":
@@ -142,7 +145,7 @@ def _translated(error: Exception, what: str) -> TierstoreError | None:
     return BackendError(message)
 
 
-def _connected(access: Access, timeout_s: float) -> Any:
+def _connected(access: BucketAccess, timeout_s: float) -> Any:
     try:
         import boto3
         from botocore.config import Config
@@ -152,13 +155,18 @@ def _connected(access: Access, timeout_s: float) -> Any:
         ) from None
     style = {None: "auto", True: "path", False: "virtual"}[access.path_style]
     settings = Config(
-        connect_timeout=min(5.0, timeout_s), read_timeout=timeout_s,
-        retries={"mode": "standard", "max_attempts": 5}, s3={"addressing_style": style},
-    )  # fmt: skip
+        connect_timeout=min(5.0, timeout_s),
+        read_timeout=timeout_s,
+        retries={"mode": "standard", "max_attempts": 5},
+        s3={"addressing_style": style},
+    )
     key_id, secret = access.login or (None, None)
     profile = None if access.login else access.profile
     session = boto3.Session(key_id, secret, profile_name=profile)
     return session.client(
-        "s3", endpoint_url=access.endpoint, region_name=access.region, verify=access.ca,
+        "s3",
+        endpoint_url=access.endpoint,
+        region_name=access.region,
+        verify=access.ca,
         config=settings,
-    )  # fmt: skip
+    )

@@ -1,8 +1,8 @@
-"""How an object store is reached: address, credentials, trust, limits of time.
+"""Connections to object stores: address, credentials, trust and time limits.
 
 Credentials are never part of a URL, an option or a message. They come from the node's own file, for
 one tier alone; or else from the environment or the machine itself (instance, container or pod
-identity), which obstore asks, or from a profile of AWS's own files, which boto3 reads.
+identity), which obstore asks; or from a profile of AWS's own files, which boto3 reads.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _ANY_LENGTH = timedelta(hours=1)  # reads are bounded by what they bring, not by
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """How to reach the bucket, beside what the environment says.
+class BucketAccess:
+    """Settings for reaching a bucket, in addition to what the environment gives.
 
     Attributes:
-        endpoint: of what speaks S3: ``https://host:port``.
-        region: of the bucket.
-        path_style: the bucket is part of the path instead of the host's name.
-        profile: of AWS's own configuration files.
-        ca: path of a PEM file with authorities to trust beside the system's own.
-        allow_http: whether the endpoint may be plain ``http``.
-        login: id of an access key and the secret key, which go before all others.
+        endpoint: The address of a server with the S3 protocol: ``https://host:port``.
+        region: The region of the bucket.
+        path_style: Whether the bucket is part of the path instead of the host's name.
+        profile: The name of a profile in AWS's own configuration files.
+        ca: The path of a PEM file with authorities to trust besides the system's own.
+        allow_http: Whether the endpoint may be plain ``http``.
+        login: The id of an access key and its secret; they take precedence over all others.
     """
 
     endpoint: str | None = None
@@ -51,7 +51,7 @@ class Access:
 
 
 def check_url(url: str) -> str:
-    """Return a store's URL without its last slash; ``ConfigError`` when it is not complete."""
+    """Return a store's URL without its last slash; ``ConfigError`` when it is not valid."""
     parts = urlsplit(url)
     # The URL is not repeated: what is wrong with it may be that it holds a secret.
     if "@" in parts.netloc and parts.scheme not in {"abfs", "abfss"}:
@@ -64,15 +64,16 @@ def check_url(url: str) -> str:
 
 
 def connect(
-    url: str, access: Access, timeout_s: float, retry_s: float
+    url: str, access: BucketAccess, timeout_s: float, retry_s: float
 ) -> tuple[ObjectStore, Callable[[], ObjectStore]]:
-    """The bucket for reading, of which nothing is asked yet; and what gives it for all else.
+    """Return a client of the bucket for reading, and a function that makes one for all else.
 
-    A request that reads ends when nothing came for ``timeout_s``, any other after as long. A client
-    takes some 10 ms to make, and whoever only reads needs one.
+    No request is sent yet. A request that reads ends when nothing came for ``timeout_s``, any other
+    when it took that long. A client takes some 10 ms to make, and a process that only reads needs
+    one.
 
     Raises:
-        ConfigError: it cannot be opened, or a setting is not for this kind of store.
+        ConfigError: The store cannot be opened, or a setting is not for this kind of store.
     """
     scheme = urlsplit(url).scheme
     if scheme not in S3_SCHEMES:
@@ -107,8 +108,10 @@ def connect(
     limit = timedelta(seconds=timeout_s)
 
     settings: dict[str, Any] = {
-        "config": config or None, "retry_config": retry, "credential_provider": provider,
-    }  # fmt: skip
+        "config": config or None,
+        "retry_config": retry,
+        "credential_provider": provider,
+    }
     reads: ClientConfig = {**client, "timeout": _ANY_LENGTH, "read_timeout": limit}
     others: ClientConfig = {**client, "timeout": limit}
     return (
@@ -119,8 +122,10 @@ def connect(
 
 @dataclass(frozen=True, slots=True)
 class _Login:
-    """Gives one access key: as a setting of obstore it would be joined by a session token that the
-    environment holds, of another key.
+    """A provider of one access key.
+
+    As a setting of obstore, the key would be joined by a session token from the environment, which
+    belongs to another key.
     """
 
     key_id: str
@@ -128,13 +133,15 @@ class _Login:
 
     def __call__(self) -> S3Credential:
         return {
-            "access_key_id": self.key_id, "secret_access_key": self.secret, "token": None,
+            "access_key_id": self.key_id,
+            "secret_access_key": self.secret,
+            "token": None,
             "expires_at": None,
-        }  # fmt: skip
+        }
 
 
 def _profile(name: str) -> Any:
-    """What asks boto3 for a profile's credentials; ``None`` for a default that nobody named."""
+    """Return a provider of a profile's credentials; ``None`` for the default without boto3."""
     try:
         import boto3
         from botocore.exceptions import BotoCoreError

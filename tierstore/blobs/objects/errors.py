@@ -1,4 +1,4 @@
-"""What an object store's answer means, told without repeating what it said.
+"""Errors of object stores as ours, without the text of the answer.
 
 obstore's messages carry the server's whole answer and the request's address, which can hold an
 access key's id, a signature or a token: only the status and the S3 error code are kept.
@@ -28,12 +28,12 @@ _NO_CONTAINER = frozenset({"NoSuchBucket", "ContainerNotFound"})
 
 
 def translated(error: Exception, doing: str, url: str) -> TierstoreError:
-    """The exception of ours for one of obstore's.
+    """Return our exception for one of obstore's.
 
     Args:
-        error: what obstore raised.
-        doing: the operation and its key, as in ``writing 'a/b' in``.
-        url: the store's own address.
+        error: The exception of obstore.
+        doing: The operation and its key, as in ``writing 'a/b' in``.
+        url: The store's own address.
     """
     text = str(error)
     found = _STATUS.search(text)

@@ -1,18 +1,18 @@
-"""Blobs in S3 (and what speaks it), Google Cloud Storage or Azure Blob Storage, through obstore.
+"""A blob store in S3 (or a compatible service), Google Cloud Storage or Azure, through obstore.
 
-Credentials, region and endpoint come from the usual environment variables (``AWS_*``,
-``GOOGLE_*``, ``AZURE_*``), which obstore reads itself, where nothing else says them: they are never
-part of the URL. A plain
-``http`` endpoint needs ``allow_http``; a store by URL takes that from ``AWS_ALLOW_HTTP=true``.
+Credentials, region and endpoint come from the usual environment variables (``AWS_*``, ``GOOGLE_*``,
+``AZURE_*``), which obstore reads itself, where nothing else gives them: they are never part of the
+URL. A plain ``http`` endpoint needs ``allow_http``; a store by URL takes that from
+``AWS_ALLOW_HTTP=true``.
 
-What is created is one PUT, so that ``If-None-Match`` covers all of it, and so is all that is small.
-A large blob goes up in parts, several at once, each of them sent again alone when it fails; a crash
-can leave parts that were never put together, which a lifecycle rule of the bucket removes
-(``AbortIncompleteMultipartUpload``).
+A blob that is created (``put_if_absent``) is one PUT, so that ``If-None-Match`` covers all of it,
+and so is every small blob. A large blob goes up in parts, several at once, each of which is sent
+again alone when it fails; a crash can leave parts that were never put together, which a lifecycle
+rule of the bucket removes (``AbortIncompleteMultipartUpload``).
 
 Nothing hangs: a read fails when no byte came for ``timeout_s``, or when it has brought fewer than
-64 KiB/s since then; any other request, of which the largest carries 8 MiB, when it has no answer
-after ``timeout_s``.
+64 KiB/s since then; any other request, of which the largest carries 8 MiB, fails when it has no
+answer after ``timeout_s``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tierstore.blobs.base import (
     check_key,
     check_prefix,
 )
-from tierstore.blobs.objects.connect import S3_SCHEMES, Access, check_url, connect
+from tierstore.blobs.objects.connect import S3_SCHEMES, BucketAccess, check_url, connect
 from tierstore.blobs.objects.errors import translated
 from tierstore.blobs.shared import by_key, drop_front, each, flat_views, is_key, runs
 from tierstore.errors import (
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
 _PART_BYTES = 8 << 20  # a long read is split into requests of this size
 _THREADS = 8  # with 8 MiB parts, as fast as raw sockets
 _DELETE_BATCH = 1000  # the most that S3's DeleteObjects takes
-_ONE_PUT = 8 << 20  # a larger blob is written in parts,
-_PUT_PART = 5 << 20  # the least that S3 allows,
-_PUTS = 4  # so many at once
-_LEAST_RATE = 64 << 10  # bytes per second: a request that brings fewer is not worth waiting for
+_ONE_PUT_BYTES = 8 << 20  # a larger blob is written in parts
+_PUT_PART_BYTES = 5 << 20  # the least that S3 allows
+_PUT_CONCURRENCY = 4  # parts of one blob that are sent at once
+_MIN_BYTES_PER_S = 64 << 10  # a slower answer is not worth waiting for
 _CREATE_TRIES = 6
 _CHANGED_TRIES = 3
 
@@ -70,7 +70,7 @@ _OBSTORE_ERRORS = (BaseError, OSError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One request: the buffers to fill, laid end to end, from ``start`` on."""
+    """One request: the buffers to fill, end to end, from ``start`` on."""
 
     key: str
     start: int
@@ -82,16 +82,17 @@ class ObjectStore(BlobStore):
 
     Args:
         url: ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
-        storage_class: of what is written, as the storage calls it (``STANDARD_IA``); by default
-            the bucket's own.
-        timeout_s: see above; seconds.
-        retry_s: requests that failed are sent again for this long, in seconds, with jittered
-            exponential backoff; by default ``timeout_s``.
-        access: fields of ``Access``: ``endpoint``, ``region``, ``path_style``, ``profile``,
+        storage_class: The storage class of new blobs, as the storage calls it (``STANDARD_IA``); by
+            default the bucket's own.
+        timeout_s: Seconds without an answer after which a request fails; see the module's
+            docstring.
+        retry_s: Seconds for which failed requests are sent again, with jittered exponential
+            backoff; by default ``timeout_s``.
+        access: Fields of ``BucketAccess``: ``endpoint``, ``region``, ``path_style``, ``profile``,
             ``ca``, ``allow_http``, ``login``.
 
     Raises:
-        ConfigError: the URL holds credentials or options, or the environment is incomplete.
+        ConfigError: The URL holds credentials or options, or the environment is incomplete.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class ObjectStore(BlobStore):
         self._timeout_s = timeout_s
         retry_s = timeout_s if retry_s is None else retry_s
         try:
-            found = connect(self._url, Access(**access), timeout_s, retry_s)
+            found = connect(self._url, BucketAccess(**access), timeout_s, retry_s)
         except TierstoreError:
             raise
         except _OBSTORE_ERRORS as error:
@@ -135,10 +136,12 @@ class ObjectStore(BlobStore):
         check_key(key)
         views = flat_views(data)
         with self._errors("writing", key):
-            if sum(view.nbytes for view in views) > _ONE_PUT:
-                # a lost response: what completed the upload is done, or the upload is gone
+            if sum(view.nbytes for view in views) > _ONE_PUT_BYTES:
+                # a lost response: the upload was completed already, or it is gone
                 with contextlib.suppress(NotFoundError):
-                    self._put(key, views, chunk_size=_PUT_PART, max_concurrency=_PUTS)
+                    self._put(
+                        key, views, chunk_size=_PUT_PART_BYTES, max_concurrency=_PUT_CONCURRENCY
+                    )
                     return
             self._put(key, views, use_multipart=False)
 
@@ -170,7 +173,7 @@ class ObjectStore(BlobStore):
                 self._receive(key, answer, [out], 0)
             return out
         if not 0 < len(byte_range) <= _PART_BYTES:
-            self._check_reach(key, byte_range.stop)  # before so much is allocated
+            self._check_reach(key, byte_range.stop)  # before that much is allocated
         out = memoryview(bytearray(len(byte_range)))
         self.get_ranges([RangeRead(key, byte_range.start, out)])
         return out
@@ -180,7 +183,9 @@ class ObjectStore(BlobStore):
         for key, group in by_key(reads).items():
             check_key(key)
             for read in group:
-                if not read.out.nbytes:  # asking for no bytes is an error: see that it is there
+                if (
+                    not read.out.nbytes
+                ):  # a request for no bytes is an error: check that the blob exists
                     self._check_reach(key, read.start)
             for start, outs in runs(group):
                 parts += [_Part(key, at, cut) for at, cut in _cuts(start, outs)]
@@ -270,7 +275,7 @@ class ObjectStore(BlobStore):
         return answer.meta["e_tag"]
 
     def _receive(self, key: str, answer: GetResult, outs: Sequence[memoryview], start: int) -> None:
-        """Fill ``outs`` from an answer while it comes."""
+        """Fill ``outs`` from an answer while it arrives."""
         room, begun, got = list(outs), time.monotonic(), 0
         stop = start + sum(out.nbytes for out in outs)
         for chunk in answer.stream(min_chunk_size=1):
@@ -287,7 +292,7 @@ class ObjectStore(BlobStore):
                 view = view[count:]
                 drop_front(room, count)
             passed = time.monotonic() - begun
-            if passed > self._timeout_s and got < passed * _LEAST_RATE:
+            if passed > self._timeout_s and got < passed * _MIN_BYTES_PER_S:
                 raise Unreachable(
                     f"reading {key!r} in {self._url} failed: {got} bytes in {passed:.0f} s are "
                     "too slow; check the network"
@@ -313,7 +318,7 @@ class ObjectStore(BlobStore):
 
     @property
     def _others(self) -> ObstoreStore:
-        """The bucket for what is no reading."""
+        """The bucket for requests that do not read."""
         with self._lock:
             if self._other is None:
                 self._other = self._connect_others()
@@ -342,7 +347,7 @@ class ObjectStore(BlobStore):
 
 
 def _cuts(start: int, outs: Sequence[memoryview]) -> Iterator[tuple[int, list[memoryview]]]:
-    """Cut a run into parts of at most ``_PART_BYTES``."""
+    """Yield the start and the buffers of parts of a run, each of at most ``_PART_BYTES``."""
     left = list(outs)
     while left:
         room, part = _PART_BYTES, []

@@ -1,3 +1,3 @@
-"""Blobs, and heat, in Redis."""
+"""Redis: a blob store, the heat that nodes share, and news."""
 
 __all__ = ["endpoint", "heat", "store"]

@@ -59,7 +59,7 @@ from tierstore.errors import (
 )
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
-"""A command's name and its arguments; of one that goes to a node by key, the key is the first."""
+"""A command's name and its arguments; where a key decides the node, it is the first of them."""
 
 _REDIRECTS = 5
 _SLOTS = 16384
@@ -79,24 +79,25 @@ class _Parser(_HiredisParser):
 
 
 class RedisClient:
-    """Commands to one endpoint; nothing is connected before the first of them."""
+    """Commands to one endpoint; it connects at the first command."""
 
     def __init__(self, endpoint: RedisEndpoint) -> None:
         self.endpoint = endpoint
         self._pools: dict[Address, BlockingConnectionPool] = {}
         self._known_slots: list[Address | None] | None = None
-        self._silent: set[Address] = set()  # did not answer when they were last asked
+        self._silent: set[Address] = set()  # nodes that did not answer when they were last asked
 
     def run(self, doing: str, commands: Sequence[Command]) -> list[Any]:
         """Send the commands, each to the node that has its key, and return their raw replies.
 
         Args:
-            doing: for messages, as in ``reading 'key'``.
-            commands: sent in one go to a node; together at most a batch.
+            doing: A phrase for messages, such as ``reading 'key'``.
+            commands: The commands; those for one node are sent in one go, together at most a batch.
 
         Raises:
-            Unreachable: no answer in time. Some of the commands may have been carried out.
-            PermissionDenied, OutOfSpace, BackendError: the first command that was refused; those
+            Unreachable: There was no answer in time; some of the commands may have been carried
+                out.
+            PermissionDenied, OutOfSpace, BackendError: The first command that was refused; those
                 after it were carried out all the same.
         """
         with self._errors(doing), _time_limit(self.endpoint.timeout_s):
@@ -107,7 +108,7 @@ class RedisClient:
                     sent = [commands[n] for n in numbers]
                     for n, reply in zip(numbers, self._exchange(address, sent), strict=True):
                         if isinstance(reply, MovedError):
-                            self._moved(address, reply)  # and sent again in the next turn
+                            self._moved(address, reply)  # it is sent again in the next round
                         elif isinstance(reply, AskError):
                             node = (reply.host or address[0], reply.port)
                             replies[n] = self._exchange(node, [("ASKING",), commands[n]])[1]
@@ -118,12 +119,12 @@ class RedisClient:
             raise Unreachable(f"{doing} in {self.endpoint.url}: the key moves from node to node")
 
     def run_on(self, address: Address, doing: str, commands: Sequence[Command]) -> list[Any]:
-        """Send the commands to one node; else as ``run``."""
+        """Send the commands to one node and return their replies; otherwise the same as ``run``."""
         with self._errors(doing), _time_limit(self.endpoint.timeout_s):
             return [_raised(reply) for reply in self._exchange(address, commands)]
 
     def nodes(self, doing: str) -> Sequence[Address]:
-        """The server, or every node of the cluster that has slots."""
+        """Return the address of the server, or of every node of the cluster that has slots."""
         with self._errors(doing), _time_limit(self.endpoint.timeout_s):
             if not self.endpoint.cluster:
                 return self.endpoint.addresses
@@ -131,7 +132,7 @@ class RedisClient:
 
     @contextmanager
     def connection(self, doing: str, key: str) -> Iterator[Connection]:
-        """A connection to the node that has ``key``, for a caller that keeps it to listen."""
+        """Yield a connection to the node that has ``key``, for a caller that keeps it to listen."""
         with self._errors(doing):
             with _time_limit(self.endpoint.timeout_s):
                 [address] = self._by_node([("", key)], [0])
@@ -210,14 +211,22 @@ class RedisClient:
             options |= {"ssl_ca_certs": endpoint.ca, "ssl_cert_reqs": "required"}
             options |= {"ssl_check_hostname": True}
         return BlockingConnectionPool(
-            max_connections=endpoint.connections, timeout=endpoint.timeout_s, connection_class=kind,
-            username=endpoint.username, password=endpoint.password, db=endpoint.db, protocol=2,
-            socket_timeout=endpoint.timeout_s, socket_connect_timeout=endpoint.timeout_s,
-            retry=Retry(NoBackoff(), 0), parser_class=_Parser, **options,
-        )  # fmt: skip
+            max_connections=endpoint.connections,
+            timeout=endpoint.timeout_s,
+            connection_class=kind,
+            username=endpoint.username,
+            password=endpoint.password,
+            db=endpoint.db,
+            protocol=2,
+            socket_timeout=endpoint.timeout_s,
+            socket_connect_timeout=endpoint.timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            parser_class=_Parser,
+            **options,
+        )
 
     def _exchange(self, address: Address, commands: Sequence[Command]) -> list[Any]:
-        """Replies to the commands; one that was refused has its ``ResponseError`` as reply."""
+        """Return the replies to the commands; that of a refused one is its ``ResponseError``."""
         pool = self._pool(address)
         try:
             connection = pool.get_connection()

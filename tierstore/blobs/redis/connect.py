@@ -1,4 +1,4 @@
-"""Loads the client libraries of Redis when they are needed."""
+"""Access to the client libraries of Redis, which are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def connect(endpoint: RedisEndpoint) -> RedisClient:
-    """A client of the endpoint, which connects when it is first used.
+    """Return a client of the endpoint; it connects at the first command.
 
     Raises:
-        ConfigError: the libraries of the ``redis`` extra are not installed.
+        ConfigError: The libraries of the ``redis`` extra are not installed.
     """
     try:
         from tierstore.blobs.redis.client import RedisClient

@@ -1,4 +1,4 @@
-"""Where a Redis is and how to reach it; this needs no client library."""
+"""The address of a Redis and how to reach it, without any client library."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Address: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class RedisEndpoint:
-    """A Redis server or cluster, and how long and by how many connections it is used.
+    """A Redis server or cluster, with the limits of time and connections for using it.
 
     Attributes:
         url: ``redis://host:port/db``, ``rediss://…`` for TLS, ``redis+cluster://host:port,…`` and
             ``rediss+cluster://…`` with one or more nodes of a cluster, or
             ``unix:///path/to/socket?db=0``; never with credentials.
-        username: of an ACL user; ``None`` for the default user.
-        password: of that user; never shown.
-        ca: path of a PEM file with the authorities to trust for TLS; ``None`` for the system's.
-        timeout_s: how long one request, of at most one batch, may take; connecting, and waiting
+        username: The name of an ACL user; ``None`` for the default user.
+        password: The password of that user; never shown.
+        ca: The path of a PEM file with the authorities to trust for TLS; ``None`` for the system's.
+        timeout_s: Seconds that one request, of at most one batch, may take; connecting, and waiting
             for a free connection, may each take as long again.
-        connections: at most this many to one server, from one process.
+        connections: The most connections to one server from one process.
 
     Raises:
-        ConfigError: the URL or another value cannot be used.
+        ConfigError: The URL or another value cannot be used.
     """
 
     url: str
@@ -61,7 +61,7 @@ class RedisEndpoint:
 
     @property
     def scheme(self) -> str:
-        """``redis``, ``rediss``, ``redis+cluster``, ``rediss+cluster`` or ``unix``."""
+        """The scheme of the URL, such as ``redis``, ``rediss+cluster`` or ``unix``."""
         return self.url.partition("://")[0]
 
     @property
@@ -76,7 +76,7 @@ class RedisEndpoint:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """The server, or the nodes of the cluster that are asked for the others."""
+        """The address of the server, or of the nodes of the cluster that the URL names."""
         rest = self.url.partition("://")[2]
         if self.scheme == "unix":
             path = unquote(rest.partition("?")[0])
@@ -94,7 +94,7 @@ class RedisEndpoint:
 
     @property
     def db(self) -> int:
-        """The number of the database; negative when the URL has something else there."""
+        """The number of the database; negative when the URL is not valid."""
         rest = self.url.partition("://")[2]
         if self.scheme == "unix":
             query = rest.partition("?")[2]

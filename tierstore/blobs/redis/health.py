@@ -1,4 +1,4 @@
-"""Whether a Redis is set up as a shared hot tier needs it: what it says, and what to change."""
+"""The health of a Redis: whether it is set up as a shared hot tier needs it, and what to change."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ OLDEST = 6
 
 @dataclass(frozen=True, slots=True)
 class RedisHealth:
-    """One server. ``None`` is what it did not say, as to an ACL user without ``+info``.
+    """The state of one server; ``None`` where it did not say, as to an ACL user without ``+info``.
 
     Attributes:
         node: ``host:port``, or the path of the socket.
-        version: as in ``7.0.15``.
-        policy: its ``maxmemory-policy``.
-        maxmemory: bytes; 0 for no limit.
-        used: bytes of memory in use.
-        evicted: keys evicted since it started.
-        persistent: whether it writes its data to disk.
-        replica: whether it only follows another server.
-        findings: what is not as it should be and what to do about it, one sentence each.
+        version: The version, such as ``7.0.15``.
+        policy: The eviction policy (``maxmemory-policy``).
+        max_memory_bytes: The memory limit (``maxmemory``); 0 for no limit.
+        used_bytes: Bytes of memory in use.
+        evicted: Keys evicted since it started.
+        persistent: Whether it writes its data to disk.
+        replica: Whether it only follows another server.
+        findings: What is wrong and what to do about it, one sentence each.
     """
 
     node: str
     version: str | None
     policy: str | None
-    maxmemory: int | None
-    used: int | None
+    max_memory_bytes: int | None
+    used_bytes: int | None
     evicted: int | None
     persistent: bool | None
     replica: bool | None
@@ -44,11 +44,11 @@ class RedisHealth:
 
 
 def health_of(client: RedisClient) -> Sequence[RedisHealth]:
-    """Ask every node that holds keys.
+    """Ask every node that holds keys for its state.
 
     Raises:
-        Unreachable, BackendError: a node does not answer.
-        PermissionDenied: the user may not connect at all.
+        Unreachable, BackendError: A node does not answer.
+        PermissionDenied: The user may not connect at all.
     """
     doing = "asking for its health"
     reports = []
@@ -68,7 +68,7 @@ def health_of(client: RedisClient) -> Sequence[RedisHealth]:
 
 
 def _parsed(reply: bytes | Sequence[bytes]) -> dict[str, str]:
-    """Names and values of an answer to INFO, or to CONFIG GET."""
+    """Return the names and values in an answer to INFO or to CONFIG GET."""
     if isinstance(reply, bytes):
         lines = reply.decode(errors="replace").splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line and line[0] != "#")
@@ -105,9 +105,16 @@ def _report(node: str, said: dict[str, str]) -> RedisHealth:
     if replica:
         findings.append("It is a read-only replica: give the address of the primary.")
     return RedisHealth(
-        node, version, policy, maxmemory, _number(said.get("used_memory")),
-        _number(said.get("evicted_keys")), persistent, replica, tuple(findings),
-    )  # fmt: skip
+        node,
+        version,
+        policy,
+        maxmemory,
+        _number(said.get("used_memory")),
+        _number(said.get("evicted_keys")),
+        persistent,
+        replica,
+        tuple(findings),
+    )
 
 
 def _persistent(said: dict[str, str]) -> bool | None:

@@ -1,10 +1,10 @@
-"""What the nodes of a store tell each other through one Redis: heat, the time, and news.
+"""Heat, time and news that the nodes of a store share through one Redis.
 
-Heat is a sorted set for each period, a number that the caller counts time by. It has no time to
-live, so that ``volatile-lfu`` never evicts it; ``trim`` and ``drop`` are what bounds it. Names of
-keys and channels hold a ``~``, which is in no blob's key.
+Heat is a sorted set for each period, a number by which the caller counts time. It has no time to
+live, so that ``volatile-lfu`` never evicts it; ``trim`` and ``drop`` keep it bounded. Names of keys
+and channels hold a ``~``, which is in no blob's key.
 
-An ACL user needs, beside what blobs need, ``&<prefix>* +@pubsub +time``.
+An ACL user needs, in addition to what blobs need, ``&<prefix>* +@pubsub +time``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class RedisHeat:
     """Sums of heat by name, shared by all clients of one Redis with the same prefix.
 
     Args:
-        endpoint: where it is.
-        prefix: begins the names of keys and channels, as in ``RedisStore``.
+        endpoint: The Redis that keeps them.
+        prefix: The beginning of the names of keys and channels, as in ``RedisStore``.
 
     Raises:
-        ConfigError: an argument cannot be used, or the ``redis`` extra is not installed.
+        ConfigError: An argument cannot be used, or the ``redis`` extra is not installed.
     """
 
     def __init__(self, endpoint: RedisEndpoint, *, prefix: str = "tier:") -> None:
@@ -45,7 +45,7 @@ class RedisHeat:
         return f"{self._prefix}~heat:{period}"
 
     def add(self, increments: Mapping[str, float], period: int) -> None:
-        """Add to the heat of each name; finite numbers only.
+        """Add finite numbers to the heat of names.
 
         After an error some were added, and nobody knows which: adding them again counts double.
         """
@@ -59,7 +59,7 @@ class RedisHeat:
             self._client.run("adding heat", commands)
 
     def scores(self, names: Sequence[str], period: int) -> dict[str, float]:
-        """The heat of those of the names that have any."""
+        """Return the heat of those names that have any."""
         found = {}
         for batch in batches(((name, len(name)) for name in names), _BATCH_BYTES, _BATCH):
             [scores] = self._client.run("reading heat", [("ZMSCORE", self._heat(period), *batch)])
@@ -68,7 +68,7 @@ class RedisHeat:
         return found
 
     def top(self, count: int, period: int) -> list[tuple[str, float]]:
-        """The ``count`` hottest names, the hottest first."""
+        """Return the ``count`` hottest names, the hottest first."""
         if count < 1:
             return []
         command = ("ZREVRANGE", self._heat(period), 0, count - 1, "WITHSCORES")
@@ -84,25 +84,25 @@ class RedisHeat:
         return int(removed)
 
     def drop(self, period: int) -> None:
-        """Forget a period."""
+        """Forget all heat of a period."""
         self._client.run("dropping heat", [("UNLINK", self._heat(period))])
 
     def time(self) -> float:
-        """Seconds since the epoch by the server's clock."""
+        """Return the seconds since the epoch by the server's clock."""
         [node, *_] = self._client.nodes("reading the time")
         [(seconds, micros)] = self._client.run_on(node, "reading the time", [("TIME",)])
         return int(seconds) + int(micros) / 1e6
 
     def publish(self, channel: str, text: str) -> None:
-        """Send a text to all who listen now; nobody else will ever get it."""
+        """Send a text to all who listen now; nobody else will receive it."""
         self._client.run("publishing", [("PUBLISH", f"{self._prefix}~{channel}", text)])
 
     @contextmanager
     def listen(self, channel: str) -> Iterator[Listener]:
-        """Hear what is published while the block runs; this holds one connection.
+        """Yield a listener to what is published while the block runs; it holds one connection.
 
-        Raises, also from within the block:
-            Unreachable: the connection broke. Texts may have been missed; listen again.
+        Raises:
+            Unreachable: The connection broke. Texts may have been missed; listen again.
         """
         name = f"{self._prefix}~{channel}"
         with self._client.connection("listening", name) as connection:
@@ -116,13 +116,13 @@ class RedisHeat:
 
 
 class Listener:
-    """One subscription; for one thread."""
+    """One subscription, for use by one thread."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def get(self, timeout_s: float) -> str | None:
-        """The next text, or ``None`` when none came in ``timeout_s`` seconds."""
+        """Return the next text, or ``None`` when none came in ``timeout_s`` seconds."""
         if not self._connection.can_read(timeout_s):
             return None
         kind, _, text = self._connection.read_response()

@@ -1,8 +1,8 @@
-"""Blobs in Redis 6 or newer: a hot tier that several nodes share.
+"""A blob store in Redis 6 or newer: a hot tier that several nodes share.
 
-One server or a cluster, over TCP, TLS or a Unix socket. A blob is one string value, and its bytes
-are the blob's. It has a time to live, so that Redis may evict it under ``volatile-lfu`` when its
-memory is full, while what has none (the heat) stays.
+It is one server or a cluster, over TCP, TLS or a Unix socket. A blob is one string value, and its
+bytes are the blob's. It has a time to live, so that Redis may evict it under ``volatile-lfu`` when
+its memory is full, while keys without one (the heat) stay.
 
 An ACL user needs ``~<prefix>* +@read +@write +@connection``, in a cluster also ``+cluster|slots``;
 ``health`` also ``+info``.
@@ -31,18 +31,18 @@ from tierstore.errors import BackendError, ConfigError, Damaged, NotFound, OutOf
 from tierstore.ids import Buffer, ByteRange
 
 BATCH_BYTES = 16 << 20
-"""Values of at most this many bytes together travel in one request."""
+"""The most bytes of values that travel in one request."""
 
 _BATCH_ITEMS = 1000
-_MAX_BLOB = 512 << 20  # proto-max-bulk-len, unless the server's configuration says otherwise
+_MAX_BLOB_BYTES = 512 << 20  # proto-max-bulk-len, unless the server's configuration says otherwise
 _MAX_OFFSET = 1 << 62
 _PREFIX = re.compile(r"[A-Za-z0-9._:-]{1,200}\Z")  # nothing that SCAN MATCH would take as a pattern
 _WEEK_S = 7 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    """The one range of a blob that covers what is to be read of it."""
+class _CoveringRange:
+    """The one range of a blob that covers all that is to be read of it."""
 
     key: str
     start: int
@@ -51,14 +51,14 @@ class _Span:
 
     @property
     def reach(self) -> int:
-        """How long the blob must be at least: also an empty read must not begin past its end."""
+        """The least size of the blob: an empty read, too, must not begin past its end."""
         return max(read.start + read.out.nbytes for read in self.reads)
 
 
 class RedisStore(BlobStore):
     """Blobs below a prefix of the keys of one Redis.
 
-    Redis keeps no time of writing. ``BlobInfo.mtime`` is worked out, by this machine's clock, from
+    Redis keeps no time of writing. ``BlobInfo.mtime`` is computed, by this machine's clock, from
     the time to live that is left, so it is right where all writers use the same ``ttl_s``; a blob
     without one counts as written now.
 
@@ -68,12 +68,12 @@ class RedisStore(BlobStore):
     While a cluster moves slots between its nodes, ``list`` may miss what is being moved.
 
     Args:
-        endpoint: where it is.
-        prefix: begins every key; two stores in one Redis need two of them.
-        ttl_s: seconds after which a blob that was not put again is gone.
+        endpoint: The Redis that keeps the blobs.
+        prefix: The beginning of every key; two stores in one Redis need different ones.
+        ttl_s: Seconds after which a blob that was not put again is gone.
 
     Raises:
-        ConfigError: an argument cannot be used, or the ``redis`` extra is not installed.
+        ConfigError: An argument cannot be used, or the ``redis`` extra is not installed.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class RedisStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(put_if_absent=True, durable=False, max_blob=_MAX_BLOB)
+        return Capabilities(put_if_absent=True, durable=False, max_blob_bytes=_MAX_BLOB_BYTES)
 
     def health(self) -> Sequence[RedisHealth]:
-        """What each server says of itself, and what is not as a hot tier needs it.
+        """Return the state of each server, and what is wrong with it for a hot tier.
 
         Raises:
-            Unreachable, PermissionDenied, BackendError: it cannot be asked at all.
+            Unreachable, PermissionDenied, BackendError: A server cannot be asked at all.
         """
         return health_of(self._client)
 
@@ -147,18 +147,20 @@ class RedisStore(BlobStore):
         sized = []
         for key, group in by_key(reads).items():
             check_key(key)
-            span = _span(key, group)
-            if span.reach > span.stop or span.start == span.stop:  # for reads of no bytes
-                self._check_reach(key, span.reach)
-            if span.start < span.stop:
-                sized.append((span, span.stop - span.start))
+            covering = _covering_range(key, group)
+            if covering.reach > covering.stop or covering.start == covering.stop:  # for empty reads
+                self._check_reach(key, covering.reach)
+            if covering.start < covering.stop:
+                sized.append((covering, covering.stop - covering.start))
         for batch in batches(sized, BATCH_BYTES, _BATCH_ITEMS):
-            commands = [self._getrange(span.key, span.start, span.stop) for span in batch]
-            names = [span.key for span in batch]
-            for span, value in zip(
+            commands = [
+                self._getrange(covering.key, covering.start, covering.stop) for covering in batch
+            ]
+            names = [covering.key for covering in batch]
+            for covering, value in zip(
                 batch, self._client.run(_doing("reading", names), commands), strict=True
             ):
-                self._fill(span, value)
+                self._fill(covering, value)
 
     def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
         wanted = list(dict.fromkeys(check_key(key) for key in keys))
@@ -191,7 +193,7 @@ class RedisStore(BlobStore):
         return self._list(prefix)
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
-        """As in the contract, but at the cost of all keys below ``prefix``."""
+        """Return the folders under ``prefix``; this costs a scan of all keys below it."""
         check_prefix(prefix)
         return folders_of(self._scan(prefix), prefix)
 
@@ -211,7 +213,7 @@ class RedisStore(BlobStore):
         return ("GETRANGE", self._name(key), first, last)
 
     def _by_size(self, keys: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Cut keys into batches by the sizes that their values have now."""
+        """Yield batches of keys by the sizes that their values have now."""
         if len(keys) < 2:
             yield from ([key] for key in keys)
             return
@@ -222,7 +224,7 @@ class RedisStore(BlobStore):
         yield from batches(zip(keys, sizes, strict=True), BATCH_BYTES, _BATCH_ITEMS)
 
     def _infos(self, keys: Sequence[str]) -> Sequence[BlobInfo]:
-        """Size and time of those of the keys that exist; at most a batch of them."""
+        """Return size and time of those keys that exist; ``keys`` are at most a batch."""
         commands: list[tuple[str, ...]] = []
         for key in keys:
             name = self._name(key)
@@ -239,7 +241,7 @@ class RedisStore(BlobStore):
         return found
 
     def _scan(self, prefix: str) -> Sequence[str]:
-        """Every key below ``prefix``, in order."""
+        """Return every key below ``prefix``, in order."""
         doing = f"listing {prefix!r}"
         found: set[str] = set()
         for node in self._client.nodes(doing):
@@ -260,21 +262,23 @@ class RedisStore(BlobStore):
     # Checks
 
     def _check_size(self, key: str, size: int) -> None:
-        if size > _MAX_BLOB:
-            raise OutOfSpace(f"blob {key!r} has {size} bytes; {self.url} takes at most {_MAX_BLOB}")
+        if size > _MAX_BLOB_BYTES:
+            raise OutOfSpace(
+                f"blob {key!r} has {size} bytes; {self.url} takes at most {_MAX_BLOB_BYTES}"
+            )
 
-    def _fill(self, span: _Span, value: bytes) -> None:
-        self._check_length(span.key, value, span.start, span.stop)
+    def _fill(self, covering: _CoveringRange, value: bytes) -> None:
+        self._check_length(covering.key, value, covering.start, covering.stop)
         view = memoryview(value)
-        for read in span.reads:
+        for read in covering.reads:
             if read.out.nbytes:
-                at = read.start - span.start
+                at = read.start - covering.start
                 writable(read.out)[:] = view[at : at + read.out.nbytes]
 
     def _check_length(self, key: str, value: bytes, start: int, stop: int) -> None:
         if len(value) != stop - start:
             self._check_reach(key, stop)
-            if not value:  # it was not there, and is again
+            if not value:  # the blob was missing for a moment
                 raise NotFound(self._no_blob(key))
             raise BackendError(f"{key!r} in {self.url} was replaced while it was read; try again")
 
@@ -291,17 +295,19 @@ class RedisStore(BlobStore):
 
 
 def check_redis_prefix(prefix: str) -> str:
-    """Return a prefix of keys when it is 1 to 200 of ``A-Z a-z 0-9 . _ : -``, else ConfigError."""
+    """Return a prefix of 1 to 200 of ``A-Z a-z 0-9 . _ : -``; otherwise raise ``ConfigError``."""
     if not _PREFIX.match(prefix):
-        raise ConfigError(f"{prefix[:80]!r} is no prefix for keys: use letters, digits, . _ : -")
+        raise ConfigError(
+            f"{prefix[:80]!r} cannot be a prefix of keys: use letters, digits, . _ : -"
+        )
     return prefix
 
 
-def _span(key: str, reads: Sequence[RangeRead]) -> _Span:
+def _covering_range(key: str, reads: Sequence[RangeRead]) -> _CoveringRange:
     filled = [read for read in reads if read.out.nbytes]
     start = min((read.start for read in filled), default=0)
     stop = max((read.start + read.out.nbytes for read in filled), default=0)
-    return _Span(key, start, stop, reads)
+    return _CoveringRange(key, start, stop, reads)
 
 
 def _doing(what: str, keys: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from tierstore.modelstore.chunks.plan import blocks_of_spans
 from tierstore.modelstore.chunks.pool import Came, ReadPool
 from tierstore.modelstore.chunks.recent import Recent
 from tierstore.tiers.hot.tiers import HotTiers
-from tierstore.tiers.node.local import MIN_MAPPED
+from tierstore.tiers.node.local import MIN_MAPPED_BYTES
 
 Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and their offset in the tensor; called from several threads."""
@@ -160,7 +160,7 @@ class FrameDecoder:
         local = self._hot.local
         if local is None:
             return None
-        if place.plain_bytes >= MIN_MAPPED:
+        if place.plain_bytes >= MIN_MAPPED_BYTES:
             mapped = local.map_tensor([place.digest], place.plain_bytes, place.plain_bytes)
             if mapped is not None:
                 return mapped.data

@@ -14,7 +14,7 @@ from tierstore.ids import split_digests
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.tiers.base import ChunkRead
 from tierstore.tiers.hot.tiers import HotTiers
-from tierstore.tiers.node.local import MIN_MAPPED, Stored
+from tierstore.tiers.node.local import MIN_MAPPED_BYTES, Stored
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -106,7 +106,7 @@ class LocalChunks:
 
     def _count(self, tier: str, here: Sequence[Stored]) -> None:
         nbytes = sum(nbytes for _, nbytes in here)
-        mapped = sum(nbytes for _, nbytes in here if nbytes >= MIN_MAPPED)
+        mapped = sum(nbytes for _, nbytes in here if nbytes >= MIN_MAPPED_BYTES)
         self._hot.record_later(lambda: self._reads_of(here))
         self._pool.count_plain("reused", nbytes)
         self._pool.count_mapped(mapped)

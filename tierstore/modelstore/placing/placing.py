@@ -15,7 +15,7 @@ from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.placing.snapshot import Snapshot, pinned_packs, snapshot
-from tierstore.placement.outlook import Outlook, outlook
+from tierstore.placement.forecast import Forecast, forecast
 from tierstore.placement.plan import drain, rebalance, relocate
 from tierstore.placement.scene import Plan, PlannedMove, Scene
 from tierstore.tiers.base import DurableTier
@@ -39,7 +39,7 @@ class Explanation:
         pinned: whether a pin holds it in warm tiers.
         bases: packs that hold the bases of its delta frames.
         needed_by: packs whose delta frames need it.
-        outlooks: what would move it into or out of each tier.
+        forecasts: What would move it into or out of each tier.
         moves: what a plan made now would do with it.
     """
 
@@ -51,7 +51,7 @@ class Explanation:
     pinned: bool
     bases: tuple[bytes, ...]
     needed_by: tuple[bytes, ...]
-    outlooks: tuple[Outlook, ...]
+    forecasts: tuple[Forecast, ...]
     moves: tuple[PlannedMove, ...]
 
 
@@ -146,14 +146,14 @@ class Placement:
                 size=scene.packs[pack].size,
                 copies=tuple(tier.name for tier in scene.tiers if scene.has(pack, tier)),
                 heat=scene.packs[pack].heat,
-                counted=scene.worth[pack],
+                counted=scene.score[pack],
                 pinned=pack in scene.pinned,
                 bases=tuple(scene.bases.get(pack, ())),
                 needed_by=tuple(scene.needed_by.get(pack, ())),
-                outlooks=tuple(outlook(scene, pack)),
+                forecasts=tuple(forecast(scene, pack)),
                 moves=tuple(move for move in plan.moves if move.pack == pack),
             )
-            for pack in sorted(known, key=lambda p: (-scene.worth[p], p))
+            for pack in sorted(known, key=lambda p: (-scene.score[p], p))
         ]
 
     def readiness(self, packs: Iterable[bytes]) -> dict[bytes, str]:

@@ -16,7 +16,7 @@ from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.tierlist import MIN_HEAT, TTL, mover_option
 from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.placement.cost import Prices
-from tierstore.placement.scene import BAR, PackState, Rules, Scene, TierState
+from tierstore.placement.scene import DEFAULT_MIN_HEAT, PackState, Rules, Scene, TierState
 from tierstore.tiers.base import DurableTier
 
 _log = logging.getLogger("tierstore.mover")
@@ -131,16 +131,16 @@ def _state(
         return TierState(
             name=spec.name,
             warm=spec.role == "warm",
-            size=spec.size,
-            high=spec.high,
-            low=spec.low,
+            quota_bytes=spec.size,
+            high_percent=spec.high,
+            low_percent=spec.low,
             prices=Prices.of(spec.prices),
             draining=not tier.takes_writes or spec.name == draining,
             # home holds the metadata: it takes packs only when no other tier is for keeping them
             takes=spec.name != HOME_NAME or all(t.archive is not None for t in cold),
             reachable=reachable,
             archive=tier.archive is not None,
-            min_heat=BAR if min_heat is None else min_heat,
+            min_heat=DEFAULT_MIN_HEAT if min_heat is None else min_heat,
             ttl_s=mover_option(spec, TTL),
         )
     except ValueError as error:

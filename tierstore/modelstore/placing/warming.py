@@ -156,10 +156,10 @@ class Warming:
     ) -> tuple[LoadStats, list[ChunkPlace]]:
         needed = _needed(target, self._open(version, self._hot))
         size = sum(disk_size(place.plain_bytes) for place in needed)
-        if size > target.capacity:
+        if size > target.capacity_bytes:
             raise OutOfSpace(
                 f"{version} takes {size} bytes, but tier {target.name} holds at most "
-                f"{target.capacity}; give it a larger size, or warm a smaller variant"
+                f"{target.capacity_bytes}; give it a larger size, or warm a smaller variant"
             )
         # held, so that its own chunks do not push each other out
         with self._pins.holding(target, [place.digest for place in needed]):

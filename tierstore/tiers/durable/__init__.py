@@ -1,3 +1,3 @@
-"""Durable tiers: where packs may lie, and what moves them."""
+"""Durable tiers, which keep packs, and the mover between them."""
 
 __all__ = ["archive", "budget", "census", "marker", "mover", "tiers"]

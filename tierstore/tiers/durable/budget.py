@@ -1,4 +1,4 @@
-"""What moving packs may take of the bandwidth that reading weights needs."""
+"""The share of the bandwidth that moving packs may take from reading weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 class Budget:
-    """Makes whoever moves bytes wait, so that on average it stays within limits.
+    """Limits the rate of moves: tells how long to wait after each piece of work.
 
     Args:
-        bytes_per_s: of what is read and written together; ``None`` for no limit.
-        share: of the time, and so of the bandwidth that there is, above 0 and up to 1.
-        clock: seconds, never backwards.
+        bytes_per_s: The most bytes read and written per second; ``None`` for no limit.
+        share: The share of the time, and so of the bandwidth, above 0 and up to 1.
+        clock: Returns seconds that never run backwards.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class Budget:
 
     @property
     def piece(self) -> int:
-        """Bytes to read at once: little enough that waiting in between evens out."""
+        """Bytes to move at once: few enough that waiting in between evens out."""
         if self._bytes_per_s is None:
             return 64 << 20
         return int(min(64 << 20, max(1 << 20, self._bytes_per_s)))
 
     def wait_s(self, nbytes: int, took_s: float) -> float:
-        """Seconds to wait now that ``nbytes`` were moved, which took ``took_s``."""
+        """Return the seconds to wait after moving ``nbytes`` in ``took_s`` seconds."""
         now = self._clock()
         rest = took_s * (1 / self._share - 1)
         if self._bytes_per_s is not None:

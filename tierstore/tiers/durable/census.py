@@ -1,4 +1,4 @@
-"""Which packs lie in which tiers: by listing them, for that is recorded nowhere."""
+"""A census of the packs in each tier, by listing them: no object records where packs are."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ class Holding:
     """The packs of one tier.
 
     Attributes:
-        packs: bytes by key.
-        only: keys of those that no other tier has.
+        packs: The bytes of each pack by its key.
+        only: The keys of packs that no other tier has.
     """
 
     packs: dict[str, int]
     only: frozenset[str]
 
     @property
-    def used(self) -> int:
-        """Bytes of all packs."""
+    def used_bytes(self) -> int:
+        """The bytes of all packs."""
         return sum(self.packs.values())
 
     @property
     def only_bytes(self) -> int:
-        """Bytes of those that no other tier has."""
+        """The bytes of the packs that no other tier has."""
         return sum(self.packs[key] for key in self.only)
 
 
 def packs_of(tier: DurableTier) -> dict[str, int]:
-    """Bytes by key of what a tier holds.
+    """Return the bytes of each pack in a tier, by its key.
 
     Raises:
-        Unreachable: it cannot be asked, or what is there is not this tier.
+        Unreachable: The tier cannot be asked, or what is there is not this tier.
     """
     tier.verify()
     return {info.key: info.size for info in tier.store.list(PACKS)}
 
 
 def holding(tiers: Iterable[DurableTier], name: str) -> Holding:
-    """What the tier of this name holds, and what it alone holds.
+    """Return the packs of the named tier, and which of them no other tier has.
 
     Raises:
-        NotFound: there is no such tier.
-        BackendError: a tier cannot be asked, so nobody knows; the message names it.
+        NotFound: There is no such tier.
+        BackendError: A tier cannot be asked, so the answer is not known; the message names the
+            tier.
     """
     found: dict[str, dict[str, int]] = {}
     for tier in tiers:

@@ -1,8 +1,8 @@
-"""What a durable tier says of itself: which store's it is (format/SPEC.md section 13).
+"""The marker of a durable tier, which says whose tier it is (format/SPEC.md section 13).
 
-Without it a mount that is missing would look like an empty tier: packs would seem to be gone, and
-new ones would be written where they are hidden once it is mounted again. And were two tiers the
-same place, moving a pack from one to the other would delete it.
+Without it a missing mount would look like an empty tier: packs would seem to be gone, and new ones
+would be written where they are hidden once it is mounted again. And were two tiers the same place,
+moving a pack from one to the other would delete it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ MARKER = "tier.json"
 
 
 def check_free(store: BlobStore, name: str, store_id: str, taken: Collection[str] = ()) -> bool:
-    """Whether a place must still be marked as this tier; it may be so already.
+    """Return whether a place must still be marked as this tier; it may be marked already.
 
     Args:
-        store: the place.
-        name: of the tier.
-        store_id: of its store.
-        taken: names of the tiers that the store has.
+        store: The blob store of the place.
+        name: The name of the tier.
+        store_id: The id of the store.
+        taken: The names of the tiers that the store has.
 
     Raises:
-        Conflict: it is a store itself; or it holds the packs of another store, whose garbage
-            collection would delete ours; or it is another tier of this store.
+        Conflict: The place is a store itself, or it holds the packs of another store, whose garbage
+            collection would delete ours, or it is another tier of this store.
     """
     try:
         store.info(CONFIG)
@@ -50,13 +50,13 @@ def check_free(store: BlobStore, name: str, store_id: str, taken: Collection[str
 
 
 def claim(store: BlobStore, name: str, store_id: str, taken: Collection[str] = ()) -> None:
-    """Mark a place as a tier of a store; see ``check_free``."""
+    """Mark a place as a tier of a store; takes the same arguments as ``check_free``."""
     if check_free(store, name, store_id, taken):
         store.put(MARKER, json.dumps({"store_id": store_id, "tier": name}).encode() + b"\n")
 
 
 def release(store: BlobStore, store_id: str) -> None:
-    """Undo ``claim``: whoever still takes the place for a tier of the store finds that it is not.
+    """Undo ``claim``: clients that still use the place as a tier find that it is none.
 
     A marker of another store stays.
     """
@@ -69,7 +69,7 @@ def release(store: BlobStore, store_id: str) -> None:
 
 
 def verify(store: BlobStore, name: str, store_id: str) -> None:
-    """Raise ``Unreachable`` unless the tier is there and is this one of this store."""
+    """Raise ``Unreachable`` unless the place is marked as this tier of this store."""
     try:
         owner, tier = _said(bytes(store.get(MARKER)))
     except NotFound:

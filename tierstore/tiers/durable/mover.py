@@ -1,4 +1,4 @@
-"""Carries out planned moves of packs: copy, read back and verify, tell, and only then drop.
+"""The mover carries out planned moves: copy, read back, verify, and only then drop.
 
 It may be killed at any point. What it leaves behind then is at most one copy too many, which the
 next plan sees, and never a copy too few:
@@ -51,14 +51,14 @@ _LONGEST_SLEEP_S = 5.0
 Status = Literal["done", "skipped", "failed"]
 
 
-class Lease(Protocol):
-    """The right to move packs of a store; see ``modelstore.moverlease``."""
+class HeldLease(Protocol):
+    """The right to move the packs of a store; see ``modelstore.placing.moverlease``."""
 
     def keep(self) -> None:
-        """Renew it if it is time to; raises ``Conflict`` when another mover has it."""
+        """Renew the lease if it is time to; ``Conflict`` when another mover has it."""
 
     def check(self) -> None:
-        """Raise ``Conflict`` unless it holds now; before anything is deleted."""
+        """Raise ``Conflict`` unless the lease holds now; called before anything is deleted."""
 
 
 class _Stopped(Exception):
@@ -67,34 +67,34 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What became of one planned move.
+    """The result of one planned move.
 
     Attributes:
-        move: as planned.
-        status: ``skipped`` when it is not wanted or not possible any more.
-        why: what kept it from being done; empty when it is done.
-        copied: bytes that were written to the target.
-        seconds: that it took.
+        move: The move that was planned.
+        status: ``skipped`` when the move is not wanted or not possible any more.
+        why: The reason why it was not done; empty when it was.
+        copied_bytes: Bytes that were written to the target.
+        seconds: How long it took.
     """
 
     move: PlannedMove
     status: Status
     why: str = ""
-    copied: int = 0
+    copied_bytes: int = 0
     seconds: float = 0.0
 
 
 @dataclass(slots=True)
 class MoverStats:
-    """Totals since it began.
+    """Totals of a mover since it was made.
 
     Attributes:
-        moves: done.
-        skipped: not wanted or possible any more.
-        failed: not done.
-        moved_bytes: written to targets.
-        dropped_bytes: deleted from sources.
-        damaged: copies that were found to be damaged.
+        moves: Moves that were done.
+        skipped: Moves that were not wanted or not possible any more.
+        failed: Moves that failed.
+        moved_bytes: Bytes written to targets.
+        dropped_bytes: Bytes deleted from sources.
+        damaged: Copies that were found to be damaged.
     """
 
     moves: int = 0
@@ -109,19 +109,19 @@ class Mover:
     """Moves packs between durable tiers, one at a time. For one thread.
 
     Args:
-        tiers: of the store, the fastest first.
-        lease: held by this process.
-        budget: what it may take.
-        stop: ends the run between two pieces of work when set.
-        may_leave: asked right before a copy is dropped from a warm tier: whether nobody has
+        tiers: The tiers of the store, the fastest first.
+        lease: The lease that this process holds.
+        budget: The limits of its bandwidth.
+        stop: Ends the run between two pieces of work once it is set.
+        may_leave: Asked right before a copy is dropped from a warm tier; returns whether nobody has
             pinned the pack since the plan was made.
-        stats: counted into.
+        stats: Receives the counts.
     """
 
     def __init__(
         self,
         tiers: DurableTiers,
-        lease: Lease,
+        lease: HeldLease,
         *,
         budget: Budget | None = None,
         stop: threading.Event | None = None,
@@ -142,12 +142,12 @@ class Mover:
         self.stats = stats or MoverStats()
 
     def run(self, moves: Iterable[PlannedMove]) -> Iterator[Moved]:
-        """Carry out moves in order; one that fails does not keep the others from being tried.
+        """Carry out moves in order and yield their results; a failed one does not stop the others.
 
         Ends early, with nothing half done, once ``stop`` is set.
 
         Raises:
-            Conflict: the lease is lost; nothing was deleted without it.
+            Conflict: The lease is lost; nothing was deleted without it.
         """
         self._down.clear()
         self._full.clear()
@@ -170,7 +170,7 @@ class Mover:
 
     def _tell(self, moved: Moved) -> None:
         move, stats = moved.move, self.stats
-        stats.moved_bytes += moved.copied
+        stats.moved_bytes += moved.copied_bytes
         if moved.status == "done":
             stats.moves += 1
             stats.dropped_bytes += move.bytes if move.drops else 0
@@ -179,19 +179,31 @@ class Mover:
         else:
             stats.failed += 1
         fields = {
-            "event": "move", "kind": move.kind, "pack": move.pack.hex(), "source": move.source,
-            "target": move.target, "bytes": move.bytes, "copied_bytes": moved.copied,
-            "status": moved.status, "seconds": round(moved.seconds, 3), "reason": move.why,
-        }  # fmt: skip
+            "event": "move",
+            "kind": move.kind,
+            "pack": move.pack.hex(),
+            "source": move.source,
+            "target": move.target,
+            "bytes": move.bytes,
+            "copied_bytes": moved.copied_bytes,
+            "status": moved.status,
+            "seconds": round(moved.seconds, 3),
+            "reason": move.why,
+        }
         _log.log(
             logging.WARNING if moved.status == "failed" else logging.INFO,
             "%s of pack %s from %s to %s: %s%s",
-            move.kind, move.pack.hex()[:12], move.source, move.target, moved.status,
-            f": {moved.why}" if moved.why else "", extra={"fields": fields},
-        )  # fmt: skip
+            move.kind,
+            move.pack.hex()[:12],
+            move.source,
+            move.target,
+            moved.status,
+            f": {moved.why}" if moved.why else "",
+            extra={"fields": fields},
+        )
 
     def _carry_out(self, move: PlannedMove) -> tuple[str, int]:
-        """Why it was skipped, or nothing; and bytes that were copied."""
+        """Carry out one move; return why it was skipped, or ``""``, and the bytes copied."""
         source, target = self._tiers[move.source], self._tiers[move.target]
         for tier in (source, target):
             if tier.name in self._down:
@@ -220,7 +232,7 @@ class Mover:
         return "", copied
 
     def _refuse(self, move: PlannedMove, source: DurableTier, target: DurableTier) -> None:
-        """A second look at what no plan may ask for."""
+        """Refuse a move that no plan may ask for: a second check."""
         colder = self._rank[target.name] > self._rank[source.name]
         if source is target or (move.drops and not colder and move.kind != "drain"):
             raise BackendError(
@@ -235,7 +247,7 @@ class Mover:
     # Reading and checking
 
     def _kept(self, target: DurableTier, key: str) -> bytearray | None:
-        """The bytes of the copy that the target has; ``None`` when it is damaged, or frozen."""
+        """Return the bytes of the target's own copy; ``None`` when it is damaged or frozen."""
         if target.archive is not None:  # it cannot be read back, so it cannot be relied on
             return None
         try:
@@ -247,7 +259,7 @@ class Mover:
         return None
 
     def _read_good(self, key: str, source: DurableTier, target: DurableTier) -> bytearray | None:
-        """The pack's bytes from the source, or else from any tier but the target that has it good.
+        """Return a pack's bytes from the source, or else from another tier with a good copy.
 
         ``None`` when no tier has it.
         """
@@ -318,7 +330,7 @@ class Mover:
             )
 
     def _differs(self, target: DurableTier, key: str, data: bytearray) -> str:
-        """Read a copy back: how it differs from ``data``, or nothing."""
+        """Read a copy back and return how it differs from ``data``; ``""`` when it does not."""
         if _size(target, key) != len(data):
             return "its size differs"
         digest = blake3.blake3()
@@ -335,7 +347,7 @@ class Mover:
         return "" if digest.digest() == blake3.blake3(data).digest() else "its bytes differ"
 
     def _drop(self, source: DurableTier, target: DurableTier, key: str, data: bytearray) -> None:
-        """Delete a copy, now that another one was verified."""
+        """Delete the source's copy, now that another one was verified."""
         with self._asking(target):
             target.verify()
         with self._asking(source):
@@ -371,7 +383,7 @@ class Mover:
         self._pause(self._budget.wait_s(nbytes, time.monotonic() - began))
 
     def _pause(self, seconds: float) -> None:
-        """Wait, keeping the lease; raises when the mover is to stop."""
+        """Wait while keeping the lease; raises ``_Stopped`` when the mover is to stop."""
         until = time.monotonic() + seconds
         while True:
             if self._stop.is_set():
@@ -384,7 +396,7 @@ class Mover:
 
 
 def _size(tier: DurableTier, key: str) -> int | None:
-    """Bytes of a copy; ``None`` when the tier has none."""
+    """Return the bytes of a tier's copy; ``None`` when it has none."""
     try:
         return tier.store.info(key).size
     except NotFound:

@@ -1,4 +1,4 @@
-"""Whether the bytes of a whole pack are what they should be."""
+"""Verification of a whole pack."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def check_pack(key: str, data: memoryview) -> None:
     """Check a pack's id, its index, and each frame's head and payload; decodes nothing.
 
     Args:
-        key: under which it is stored.
-        data: all of its bytes.
+        key: The key under which the pack is stored.
+        data: All bytes of the pack.
 
     Raises:
-        Damaged: of any byte of it.
-        UnsupportedFormat: it was written by a newer version; it cannot be checked here.
+        Damaged: Any of its bytes are wrong.
+        UnsupportedFormat: The pack was written by a newer version and cannot be checked here.
     """
     name = f"pack {key}"
     if len(data) < PACK_HEADER_BYTES + TRAILER_BYTES:

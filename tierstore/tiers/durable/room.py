@@ -1,4 +1,4 @@
-"""How much a durable tier may still take by its quota."""
+"""The room that a durable tier has left in its quota."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ASK_AGAIN_S = 60.0
 
 
 class Room:
-    """Bytes in a tier against its quota: a listing that is renewed, and what we did since.
+    """The bytes in a tier compared with its quota: a listing, and what this process did since.
 
-    What others write is seen within a minute. Thread-safe.
+    The listing is renewed, so that what others write is seen within a minute. Thread-safe.
     """
 
     def __init__(self, tier: DurableTier) -> None:
@@ -24,10 +24,10 @@ class Room:
         self._asked: float | None = None
 
     def fits(self, nbytes: int) -> bool:
-        """Whether so many bytes more stay within the quota.
+        """Return whether ``nbytes`` more stay within the quota.
 
         Raises:
-            BackendError: the tier could not be listed.
+            BackendError: The tier could not be listed.
         """
         quota = self._tier.spec.size
         if quota is None:
@@ -40,11 +40,11 @@ class Room:
             return self._used + nbytes <= quota
 
     def add(self, nbytes: int) -> None:
-        """So many bytes were written, or with a minus deleted, by us."""
+        """Count bytes that this process has written (or, if negative, deleted)."""
         with self._lock:
             self._used += nbytes
 
     def forget(self) -> None:
-        """Ask again at the next time."""
+        """List the tier again at the next question."""
         with self._lock:
             self._asked = None

@@ -1,8 +1,9 @@
 """Durable tiers as one blob store: a pack is read from the fastest tier that has it.
 
-Which tier has a pack is found out by asking and remembered for a while. The memory is only ever an
-order in which to ask: a tier that says ``NotFound`` is followed by the next one, and so is one that
-fails or whose copy is cut short. What is absent is told apart from what could not be asked for.
+Which tier has a pack is found out by asking and remembered for a while. The memory only decides the
+order in which tiers are asked: a tier that says ``NotFound`` is followed by the next one, and so is
+one that fails or whose copy is cut short. A pack that is absent is distinguished from one that
+could not be asked for.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from tierstore.tiers.durable.room import Room
 _log = logging.getLogger("tierstore.tiers")
 _REMEMBERED = 1 << 16
 _ASK_AGAIN_S = 60.0
-"""After this long a pack that was found in a slow tier is looked for in the fast ones again."""
+"""Seconds after which a pack found in a slow tier is looked for in the faster ones again."""
 
 
 def home_tier(store: BlobStore) -> DurableTier:
-    """The packs that lie in home, as the last tier."""
+    """Return home's own packs as the last tier."""
     return DurableTier(TierSpec(name=HOME_NAME, role="cold", url=store.url), store)
 
 
 class DurableTiers(BlobStore):
     """Packs in an ordered list of tiers, the fastest first; only for keys below ``packs/``.
 
-    A pack is written to the first tier that takes writes, or when that one fails to the next.
+    A pack is written to the first tier that takes writes, or to the next one when that fails.
 
     Args:
-        tiers: at least one.
-        reload: gives the tiers anew when the store's list of them has changed, else ``None``.
+        tiers: The tiers, at least one.
+        reload: Returns the new tiers when the store's list of them has changed, otherwise ``None``.
     """
 
     def __init__(
@@ -74,16 +75,16 @@ class DurableTiers(BlobStore):
         return len(self.tiers) == 1 and self.tiers[0].store.local
 
     def read(self, reads: Sequence[RangeRead], avoid: frozenset[str] = frozenset()) -> str:
-        """Fill every ``out``, all of one pack; returns the name of the tier that it came from.
+        """Fill every ``out``, all of one pack, and return the name of the tier that gave it.
 
         Args:
-            reads: ranges of one key.
-            avoid: names of tiers whose copy is known to be bad.
+            reads: Ranges of one key.
+            avoid: The names of tiers whose copy is known to be bad.
 
         Raises:
-            NotFound: every tier was asked, and none has it.
-            Damaged: its copies are all cut short.
-            BackendError: no tier gave it, and not all could be asked.
+            NotFound: Every tier was asked, and none has it.
+            Damaged: All copies of it are cut short.
+            BackendError: No tier gave it, and not all could be asked.
         """
         search = _Search(self, reads[0].key, avoid)
         for tier in search:
@@ -94,14 +95,14 @@ class DurableTiers(BlobStore):
         raise search.failure()
 
     def room(self, tier: DurableTier) -> Room:
-        """How much one of the tiers may still take."""
+        """Return the room that one of the tiers has left."""
         with self._lock:
             return self._rooms.setdefault(tier.name, Room(tier))
 
     def refresh(self) -> bool:
-        """Take over the store's list of tiers if it has changed; whether it had.
+        """Reload the store's list of tiers, and return whether it has changed.
 
-        How much room they have is asked anew.
+        The room of each tier is asked for again.
         """
         with self._lock:
             rooms = list(self._rooms.values())
@@ -131,7 +132,7 @@ class DurableTiers(BlobStore):
             self.read([read for read in reads if read.key == key])
 
     def info(self, key: str) -> BlobInfo:
-        """Of a copy that can be read at once: one in an archive is not relied on by anything."""
+        """Return size and time of a copy that can be read now, and so of none in an archive."""
         archives = frozenset(tier.name for tier in self.tiers if tier.archive is not None)
         search = _Search(self, key, archives)
         for tier in search:
@@ -140,7 +141,7 @@ class DurableTiers(BlobStore):
         raise search.failure()
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
-        """Write to the first tier that has room and takes it; every one that fails is reported."""
+        """Write to the first tier that has room and takes it; each tier that fails is logged."""
         failed: BackendError | None = None
         parts = (data,) if isinstance(data, bytes | bytearray | memoryview) else data
         size = sum(memoryview(part).nbytes for part in parts)
@@ -167,7 +168,7 @@ class DurableTiers(BlobStore):
         return self.tiers[0].store.put_if_absent(key, data)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove from every tier; one that fails is named after the others were asked."""
+        """Delete from every tier; raises the first tier's error after all others were asked."""
         gone = list(keys)
         failed: BackendError | None = None
         for tier in self.tiers:
@@ -265,8 +266,8 @@ class _Search:
 
     def _all(self) -> Iterator[DurableTier]:
         tiers = self._tiers.tiers
-        # twice: a pack that moves to a faster tier can be missed by one look from the fastest down,
-        # and before a pack is called missing each tier must be what it is said to be
+        # twice: a pack that moves up can be missed by one look from the fastest tier down, and
+        # before a pack counts as missing, each tier must prove that it is that tier
         for again in (False, True)[: len(tiers)]:
             for number in self._tiers.order_of(self._key, len(tiers)):
                 tier = tiers[number]

@@ -1,3 +1,3 @@
-"""Blob stores that wrap one: a breaker, a deadline, opening at first use."""
+"""Blob stores that wrap another one: a breaker, a deadline, opening at first use."""
 
 __all__ = ["breaker", "deadline", "guarded", "lazy"]

@@ -1,4 +1,4 @@
-"""Skips what fails, for a while: a directory, or a store on the network."""
+"""A circuit breaker: skips a directory or a store for a while after it has failed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _LONGEST_S = 60.0
 
 _log = logging.getLogger("tierstore.tiers")
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC})
-"""What says nothing about the disk: this process's or the machine's limits, or a full disk."""
+"""Errors that say nothing about the disk: limits of this process or machine, or a full disk."""
 
 
 class Breaker:
     """Opens after some failures in a row, and lets one call through again after a while.
 
     Args:
-        what: for the log: "reading tier hot in /nvme/t".
-        retry_s: how long calls are skipped; twice as long each time that this was in vain, up to a
+        what: The operation, for the log, such as "reading tier hot in /nvme/t".
+        retry_s: Seconds that calls are skipped; twice as long each time a retry fails, up to a
             minute.
-        changed: called when it opens (``True``) and when it closes.
-        failures: so many in a row open it.
-        advice: what to look at, for the log.
+        changed: Called with ``True`` when it opens and with ``False`` when it closes.
+        failures: How many failures in a row open it.
+        advice: Advice to the user, for the log.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Breaker:
         self.reset()
 
     def reset(self) -> None:
-        """Closed, and usable in a child that was forked."""
+        """Close the breaker and make it usable in a forked child."""
         self._lock = threading.Lock()
         self._failures = 0
         self._until: float | None = None
@@ -54,7 +54,7 @@ class Breaker:
         return self._until is not None
 
     def ready(self) -> bool:
-        """Whether to call: always while it is closed, and once in a while when it is open."""
+        """Return whether to call: always while it is closed, and at times while it is open."""
         if self._until is None:
             return True
         with self._lock:
@@ -67,7 +67,7 @@ class Breaker:
             return True
 
     def worked(self) -> None:
-        """A call succeeded."""
+        """Count a call that succeeded."""
         if not self._failures and self._until is None:
             return
         with self._lock:
@@ -77,7 +77,7 @@ class Breaker:
             self._tell_closed()
 
     def answered(self) -> None:
-        """A call that proves little succeeded: one more failure opens it again, and for longer."""
+        """Count a success that proves little: one more failure opens it again, and for longer."""
         with self._lock:
             self._lengthen()
             was_open = self._close(failures=self._limit - 1)
@@ -97,7 +97,7 @@ class Breaker:
         self._changed(False)
 
     def failed(self, error: Exception) -> None:
-        """A call failed: counted, unless it says nothing about what was called."""
+        """Count a call that failed, unless the error says nothing about what was called."""
         if isinstance(error, OSError) and error.errno in _OURS:
             _log.debug("%s failed: %s", self._what, error)
             return

@@ -1,8 +1,8 @@
-"""Ends the waiting for a store whose calls may hang: a mount whose server is gone, a file system of
-fsspec that has no limits of its own.
+"""A deadline for calls that may hang.
 
-A call that hangs cannot be ended, only left behind: it runs in a thread of its own, on copies of
-the caller's buffers, so that whatever it does later harms nobody.
+They hang on a mount whose server is gone, or in a file system of fsspec that has no limits of its
+own. Such a call cannot be ended, only left behind: it runs in a thread of its own, on copies of the
+caller's buffers, so that whatever it does later harms nobody.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tierstore.errors import Unreachable
 from tierstore.ids import Buffer, ByteRange
 
 _T = TypeVar("_T")
-_PER_LIMIT = 8 << 20  # bytes that may take one limit: a longer call has several
+_BYTES_PER_LIMIT = 8 << 20  # a call that moves more has several times the limit
 _LONGEST_S = 3600.0
-_MOST = 64  # calls at once, of which any number may hang
-_QUEUED = 1000  # entries of a listing that are ahead of whoever reads it
+_MAX_CALLS = 64  # calls at once, of which any number may hang
+_MAX_QUEUED = 1000  # entries of a listing that are read ahead
 
 
 def within(limit_s: float, what: str, call: Callable[[], _T]) -> _T:
-    """What ``call`` gives; ``Unreachable`` when it has not ended after ``limit_s`` seconds."""
+    """Return what ``call`` returns; ``Unreachable`` if it takes longer than ``limit_s`` seconds."""
     found: list[_T] = []
     failed: list[BaseException] = []
 
@@ -45,16 +45,17 @@ def within(limit_s: float, what: str, call: Callable[[], _T]) -> _T:
 
 
 class DeadlineStore(BlobStore):
-    """A store none of whose calls takes longer than ``timeout_s`` for each 8 MiB begun.
+    """A store whose calls take at most ``timeout_s`` for each 8 MiB or part of it.
 
     Args:
-        inner: the store; its own copies of all bytes, so that a call left behind disturbs nobody.
-        timeout_s: seconds.
+        inner: The store; it gets its own copies of all bytes, so that an abandoned call harms
+            nobody.
+        timeout_s: Seconds for each 8 MiB or part of it.
     """
 
     def __init__(self, inner: BlobStore, timeout_s: float) -> None:
         self._inner, self._timeout_s = inner, timeout_s
-        self._slots = threading.BoundedSemaphore(_MOST)
+        self._slots = threading.BoundedSemaphore(_MAX_CALLS)
         self._capabilities: Capabilities | None = None
 
     @property
@@ -134,7 +135,9 @@ class DeadlineStore(BlobStore):
         what = f"{doing} {self.url}"
         slots = self._slots
         if not slots.acquire(timeout=self._timeout_s):
-            raise Unreachable(f"{what} failed: {_MOST} earlier calls hang; check that it answers")
+            raise Unreachable(
+                f"{what} failed: {_MAX_CALLS} earlier calls hang; check that it answers"
+            )
 
         def work() -> _T:
             try:
@@ -142,12 +145,12 @@ class DeadlineStore(BlobStore):
             finally:
                 slots.release()
 
-        limit_s = min(self._timeout_s * (1 + nbytes // _PER_LIMIT), _LONGEST_S)
+        limit_s = min(self._timeout_s * (1 + nbytes // _BYTES_PER_LIMIT), _LONGEST_S)
         return within(limit_s, what, work)
 
     def _listed(self, listing: Callable[[], Iterator[_T]]) -> Iterator[_T]:
-        """The entries; the wait for each is bounded, not the listing as a whole."""
-        entries: queue.Queue[Any] = queue.Queue(_QUEUED)
+        """Yield the entries of a listing; the wait for each is bounded, not that for all."""
+        entries: queue.Queue[Any] = queue.Queue(_MAX_QUEUED)
         left = threading.Event()
         end = object()
 

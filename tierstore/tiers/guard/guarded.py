@@ -1,9 +1,9 @@
-"""A tier's store below its meter and its breaker: what it does is counted, what fails is skipped.
+"""A tier's blob store with a meter and breakers: calls are counted, a failing tier is skipped.
 
 Reading and writing have a breaker each, so that a cache which is full or read-only is still read.
 Both open after two failures in a row, each of which costs at most the tier's timeout. From then on
-every call fails at once. Whether a tier that could not be read is back is found out by a thread of
-its own, at nobody's cost.
+every call fails at once. A thread of its own finds out whether a tier that could not be read is
+back, at no caller's cost.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class GuardedStore(BlobStore):
     """Counts the calls of a store and skips it while it fails. Thread-safe, fork-safe.
 
     Args:
-        inner: the store; every call of it ends by itself, after its own timeout at the latest.
-        name: of the tier, for messages.
-        stats: what is counted.
-        retry_s: how long it is skipped before it is tried again.
+        inner: The store; each of its calls must end by itself, after its own timeout at the latest.
+        name: The name of the tier, for messages.
+        stats: Receives the counts.
+        retry_s: Seconds for which a failing tier is skipped before it is tried again.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class GuardedStore(BlobStore):
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)
         if not self.capabilities.listable:
-            return self.inner.list(prefix)  # which says so
+            return self.inner.list(prefix)  # which raises
         return self._listed(lambda: self.inner.list(prefix))
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
@@ -157,7 +157,7 @@ class GuardedStore(BlobStore):
         failed = False
         try:
             yield done
-        except Archived:  # an answer, too
+        except Archived:  # an answer: the tier works
             breaker.worked()
             raise
         except BackendError as error:
@@ -165,7 +165,7 @@ class GuardedStore(BlobStore):
             self._why = str(error)
             breaker.failed(error)
             raise
-        except (NotFound, Damaged):  # an answer, if not the one that was hoped for
+        except (NotFound, Damaged):  # an answer as well: the tier works
             breaker.worked()
             raise
         else:
@@ -184,7 +184,7 @@ class GuardedStore(BlobStore):
         self._refuse(doing)
 
     def _look(self) -> None:
-        """See whether the tier answers again."""
+        """Find out whether the tier answers again."""
         try:
             with contextlib.suppress(NotFound):
                 self.inner.info(_PROBE)

@@ -1,4 +1,4 @@
-"""A blob store that is opened when it is first used: opening one can take time, or fail."""
+"""A blob store that is opened at its first use, since opening one can take time, or fail."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _log = logging.getLogger("tierstore.tiers")
 
 
 class LazyStore(BlobStore):
-    """Opens ``url`` with ``opener`` on first use; what keeps it from opening is ``Unreachable``.
+    """Opens ``url`` with ``opener`` at first use; ``Unreachable`` when it cannot be opened.
 
     Args:
-        url: for messages.
-        opener: opens and checks the store; called again after it failed.
+        url: The address, for messages.
+        opener: Opens and checks the store; it is called again after it failed.
     """
 
     def __init__(self, url: str, opener: Callable[[], BlobStore]) -> None:

@@ -1,3 +1,3 @@
-"""How often things are read: recorded by this process, shared through home."""
+"""Heat: how often chunks and packs are read, recorded by this process and shared by all."""
 
 __all__ = ["home", "recorder"]

@@ -1,7 +1,7 @@
-"""Heat through home, where there is no Redis: one small object for each node (SPEC.md section 13).
+"""Heat shared through home, where there is no Redis: a small object for each node.
 
-Only a node writes its own object, and its processes do so one after the other. Times are by home's
-clock, as its storage stamps what is written.
+SPEC.md section 13 has its format. Only a node writes its own object, and its processes do so one
+after the other. Times are by home's clock, as its storage stamps what is written.
 """
 
 from __future__ import annotations
@@ -32,46 +32,46 @@ from tierstore.format.tiers import HEAT
 from tierstore.placement.heat import HALF_LIFE_S, HeatMap
 
 _KEPT = {PACK: 8192, CHUNK: 4096}
-"""Entries of a node's object by kind, the hottest: at most 450 KB."""
+"""How many of the hottest entries of each kind a node's object keeps: at most 450 KB."""
 
 _log = logging.getLogger("tierstore.heat")
 
 
 class HomeLedger:
-    """Every node's heat as an object of its own in home.
+    """A ledger that keeps every node's heat as an object of its own in home.
 
     Args:
-        home: where the objects lie.
-        node: this node's name.
-        lock: a file on this node that its processes lock while they write.
-        clock: seconds that never run backwards.
+        home_blobs: The blob store of home.
+        node: This node's name.
+        lock: A file on this node that its processes lock while they write.
+        clock: Returns seconds that never run backwards.
     """
 
     def __init__(
         self,
-        home: BlobStore,
+        home_blobs: BlobStore,
         node: str,
         lock: Path,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._home, self._node, self._lock = home, node, lock
+        self._home_blobs, self._node, self._lock = home_blobs, node, lock
         self._key = heat_key(keys.segment(node))
         self._clock = clock
         self._ahead: float | None = None
 
     def now(self) -> float:
-        """Home's clock: asked once, by writing something, and counted on from there."""
+        """Return the time by home's clock, asked once by a write and counted on from there."""
         if self._ahead is None:
             probe = keys.PROBES + secrets.token_hex(16)
             try:
-                self._home.put(probe, b"")
-                self._ahead = self._home.info(probe).mtime - self._clock()
+                self._home_blobs.put(probe, b"")
+                self._ahead = self._home_blobs.info(probe).mtime - self._clock()
             except NotFound as error:
                 raise BackendError(f"{probe} was written to home and is not there") from error
             finally:
                 with contextlib.suppress(BackendError):
-                    self._home.delete([probe])
+                    self._home_blobs.delete([probe])
         return self._clock() + self._ahead
 
     def add(self, heat: HeatMap) -> None:
@@ -82,7 +82,7 @@ class HomeLedger:
             if own is not None:
                 total.merge(own)
             total.merge(heat)
-            self._home.put(self._key, seal_heat(self._body(total, now)))
+            self._home_blobs.put(self._key, seal_heat(self._body(total, now)))
 
     def _body(self, total: HeatMap, now: float) -> HeatBody:
         entries: dict[tuple[int, bytes], float] = {}
@@ -94,22 +94,27 @@ class HomeLedger:
         kinds, names, values = heat_columns(entries)
         offset_us = round((time.time() - now) * 1e6)
         return HeatBody(
-            node=self._node, half_life_s=HALF_LIFE_S, landmark_us=round(now * 1e6) + offset_us,
-            offset_us=offset_us, kinds=kinds, keys=names, scores=values,
-        )  # fmt: skip
+            node=self._node,
+            half_life_s=HALF_LIFE_S,
+            landmark_us=round(now * 1e6) + offset_us,
+            offset_us=offset_us,
+            kinds=kinds,
+            keys=names,
+            scores=values,
+        )
 
     def load(self) -> HeatMap:
         total = HeatMap(HALF_LIFE_S, self.now())
-        for info in self._home.list(HEAT):
+        for info in self._home_blobs.list(HEAT):
             heat = self._read(info.key)
             if heat is not None:
                 total.merge(heat)
         return total
 
     def _read(self, key: str) -> HeatMap | None:
-        """A node's heat by home's clock; a hint that cannot be read is none."""
+        """Return a node's heat by home's clock; ``None`` when it is missing or cannot be read."""
         try:
-            body = parse_heat(self._home.get(key), f"heat {key}")
+            body = parse_heat(self._home_blobs.get(key), f"heat {key}")
         except NotFound:
             return None
         except (Damaged, UnsupportedFormat) as error:
@@ -123,7 +128,7 @@ class HomeLedger:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process of this node at a time; where files cannot be locked, all at once."""
+        """Let one process of this node in at a time; where files cannot be locked, all at once."""
         try:
             import fcntl
         except ImportError:

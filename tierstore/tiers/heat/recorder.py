@@ -1,7 +1,7 @@
-"""What is read, counted in memory and handed to a ledger that all nodes share, in batches.
+"""A recorder of reads, which counts in memory and hands over to a ledger in batches.
 
-Reads are timed by this process's monotonic clock and brought to the ledger's own clock when they
-are handed over, so a node whose clock is wrong counts like any other.
+All nodes share the ledger. Reads are timed by this process's monotonic clock and brought to the
+ledger's own clock when they are handed over, so a node whose clock is wrong counts like any other.
 """
 
 from __future__ import annotations
@@ -19,33 +19,36 @@ from tierstore.format.heat import CHUNK, PACK
 from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED, HeatMap
 from tierstore.tiers.base import ChunkRead
 
-_LIMIT = 1 << 16
-"""Keys that are kept in memory until they are handed over; the coldest are forgotten."""
+_MAX_KEYS = 1 << 16
+"""The most keys in memory until they are handed over; the coldest are forgotten."""
 
 _log = logging.getLogger("tierstore.heat")
 
 
 def chunk_key(digest: bytes) -> bytes:
-    """The key of a chunk in a heat map; its heat is a count of reads."""
+    """Return the key of a chunk in a heat map; its heat is a count of reads."""
     return bytes((CHUNK,)) + digest
 
 
 def pack_key(pack: bytes) -> bytes:
-    """The key of a pack in a heat map; its heat is bytes of its frames that were read."""
+    """Return the key of a pack in a heat map; its heat is bytes of its frames that were read."""
     return bytes((PACK,)) + pack
 
 
 class HeatLedger(Protocol):
-    """Heat that nodes add to and read; its times are seconds by its own clock."""
+    """The heat that nodes add to and read; its times are seconds by its own clock."""
 
     def now(self) -> float:
-        """The ledger's clock, the same for all nodes; ``BackendError`` when it cannot be asked."""
+        """Return the time by the ledger's clock, the same for all nodes.
+
+        Raises ``BackendError`` when it cannot be asked.
+        """
 
     def add(self, heat: HeatMap) -> None:
         """Add what was read since the last call. After an error some of it may be counted."""
 
     def load(self) -> HeatMap:
-        """The sum of all nodes: the hottest keys at least."""
+        """Return the sum of all nodes, at least for the hottest keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,37 +56,37 @@ class HeatView:
     """The heat of all nodes at one moment.
 
     Attributes:
-        heat: by ``chunk_key`` and ``pack_key``.
-        now: the moment, by the clock of its ledger.
+        heat: The heat by ``chunk_key`` and ``pack_key``.
+        now: The moment, by the ledger's clock.
     """
 
     heat: HeatMap
     now: float
 
     def chunk(self, digest: bytes) -> float:
-        """Reads of a chunk, decayed."""
+        """Return the decayed count of reads of a chunk."""
         return self.heat.value(chunk_key(digest), self.now)
 
     def pack(self, pack: bytes) -> float:
-        """Bytes read of a pack, decayed; over the pack's own bytes that is how often it is read."""
+        """Return the decayed bytes read of a pack; divided by its size, how often it is read."""
         return self.heat.value(pack_key(pack), self.now)
 
     def packs(self) -> dict[bytes, float]:
-        """Every pack that has heat."""
+        """Return the heat of every pack that has any."""
         return {key[1:]: value for key, value in self.heat.items(self.now) if key[0] == PACK}
 
     def chunks(self) -> dict[bytes, float]:
-        """Every chunk that has heat."""
+        """Return the heat of every chunk that has any."""
         return {key[1:]: value for key, value in self.heat.items(self.now) if key[0] == CHUNK}
 
 
 NO_HEAT = HeatView(HeatMap(HALF_LIFE_S, 0.0), 0.0)
-"""Where nothing is counted."""
+"""The view where nothing is counted."""
 
 
 @dataclass(slots=True)
 class HeatStats:
-    """What the recorder has done: handed over in so many batches, keys, and batches that failed."""
+    """Counts of a recorder: batches and keys that were handed over, and batches that failed."""
 
     flushes: int = 0
     keys: int = 0
@@ -94,9 +97,9 @@ class HeatRecorder:
     """Counts the reads of one process; a ``HeatSink``. Thread-safe, fork-safe.
 
     Args:
-        ledger: what all nodes add to.
-        clock: seconds that never run backwards.
-        limit: keys that are kept until they are handed over.
+        ledger: The ledger that all nodes add to.
+        clock: Returns seconds that never run backwards.
+        max_keys: The most keys that are kept until they are handed over.
     """
 
     def __init__(
@@ -104,9 +107,9 @@ class HeatRecorder:
         ledger: HeatLedger,
         *,
         clock: Callable[[], float] = time.monotonic,
-        limit: int = _LIMIT,
+        max_keys: int = _MAX_KEYS,
     ) -> None:
-        self.ledger, self._clock, self._limit = ledger, clock, limit
+        self.ledger, self._clock, self._max_keys = ledger, clock, max_keys
         self.stats = HeatStats()
         self._reset()
 
@@ -117,7 +120,7 @@ class HeatRecorder:
         self._heat = HeatMap(HALF_LIFE_S, self._clock())
 
     def record(self, reads: Sequence[ChunkRead]) -> None:
-        """See ``HeatSink``."""
+        """Count these reads as happening now, as a ``HeatSink`` does."""
         if self._pid != os.getpid():  # forked: the parent hands over what it counted
             self._reset()
         now = self._clock()
@@ -126,14 +129,14 @@ class HeatRecorder:
                 self._heat.add(chunk_key(read.digest), now)
                 if read.read_bytes:
                     self._heat.add(pack_key(read.pack), now, read.read_bytes)
-            if len(self._heat) > 2 * self._limit:
-                self._heat.prune(self._limit)
+            if len(self._heat) > 2 * self._max_keys:
+                self._heat.prune(self._max_keys)
 
     def flush(self) -> bool:
-        """Hand over what was counted; ``False`` when that failed. Never raises.
+        """Hand over what was counted; return ``False`` when that failed. Never raises.
 
-        What could not be sent is sent the next time. What was sent without an answer is not: it
-        would count twice.
+        What could not be sent is sent the next time. What was sent without an answer is not sent
+        again, since it would count twice.
         """
         if self._pid != os.getpid():
             self._reset()
@@ -162,36 +165,36 @@ class HeatRecorder:
         return False
 
     def view(self) -> HeatView:
-        """The heat of all nodes now, what this process has counted included.
+        """Return the heat of all nodes now, including what this process has counted.
 
         Raises:
-            BackendError: the ledger cannot be asked.
+            BackendError: The ledger cannot be asked.
         """
         self.flush()
         return HeatView(self.ledger.load(), self.ledger.now())
 
 
 class HeatSums(Protocol):
-    """Sums by name in a server that all nodes share, apart by period; Redis is one."""
+    """Sums by name, separate for each period, in a server that all nodes share, such as Redis."""
 
     def time(self) -> float:
-        """Seconds since the epoch by the server's clock."""
+        """Return the seconds since the epoch by the server's clock."""
 
     def add(self, increments: dict[str, float], period: int) -> None:
-        """Add to the sums."""
+        """Add to the sums of a period."""
 
     def top(self, count: int, period: int) -> list[tuple[str, float]]:
-        """The largest sums."""
+        """Return the ``count`` largest sums of a period, by name."""
 
     def trim(self, keep: int, period: int) -> int:
-        """Forget all but the largest sums."""
+        """Forget all but the ``keep`` largest sums of a period; return how many were forgotten."""
 
     def drop(self, period: int) -> None:
-        """Forget all of a period."""
+        """Forget all sums of a period."""
 
 
 _PERIOD_S = REMEMBERED * HALF_LIFE_S
-"""One landmark for so long: sums, of bytes too, stay below the largest double, 2^1024."""
+"""How long one landmark is used: so sums, also of bytes, stay below 2^1024, a double's limit."""
 
 _KEPT = 1 << 17  # keys in the server: about 20 MB
 _LOADED = 1 << 16
@@ -200,10 +203,10 @@ _LETTERS = {letter: kind for kind, letter in _KINDS.items()}
 
 
 class SumsLedger:
-    """Heat as plain sums in a server.
+    """A ledger that keeps heat as plain sums in a server.
 
     The landmark of a sum is the beginning of its period, so nodes need not agree on one. Sums of
-    the period before are still read, and added with their own landmark.
+    the previous period are still read, and added with their own landmark.
     """
 
     def __init__(self, sums: HeatSums) -> None:

@@ -1,3 +1,3 @@
-"""Hot tiers: what is read through them, and what is offered to them."""
+"""Hot tiers: caches of chunks and frames in front of the durable tiers."""
 
 __all__ = ["flight", "shared", "tiers"]

@@ -1,8 +1,8 @@
-"""One flight per chunk: of the threads that want the same chunk now, one fetches it.
+"""One flight for each chunk: of all threads that want the same chunk now, one fetches it.
 
 The leader copies the chunk into the buffers of all that wait for it, before its own call returns:
 nobody ever reads from memory that its owner may have changed meanwhile. When the leader fails, each
-of the others tries itself.
+of the others tries for itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 
 class Flight:
-    """One chunk on its way; made and ended by its leader."""
+    """One chunk that is being fetched; its leader makes and ends the flight."""
 
     __slots__ = ("boarding", "digest", "seats")
 
@@ -24,7 +24,7 @@ class Flight:
 
 
 class Waiting:
-    """One caller that waits for chunks which others fetch; a context manager that gives up."""
+    """A caller that waits for chunks which others fetch; leaving its context gives up."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -40,12 +40,12 @@ class Waiting:
             self._gone = True
 
     def add(self, digest: bytes) -> None:
-        """One more chunk to wait for."""
+        """Add a chunk to wait for."""
         with self._changed:
             self._left.add(digest)
 
     def arrived(self, digest: bytes, out: memoryview, plain: memoryview | None) -> None:
-        """The leader's answer: the chunk, or ``None`` when it failed."""
+        """Deliver a chunk from its leader, or ``None`` when the leader failed."""
         with self._changed:
             if self._gone:
                 return
@@ -58,7 +58,7 @@ class Waiting:
                 self._changed.notify_all()
 
     def wait(self) -> list[bytes]:
-        """Block until every chunk has arrived or failed; returns those that failed."""
+        """Block until every chunk has arrived or failed, and return those that failed."""
         with self._changed:
             while self._left:
                 self._changed.wait()
@@ -78,14 +78,14 @@ class Flights:
         self._flights: dict[bytes, Flight] = {}
 
     def join(self, wanted: Mapping[bytes, memoryview], waiting: Waiting) -> dict[bytes, Flight]:
-        """Lead the flights of those chunks that nobody fetches, take a seat in the others.
+        """Lead the flights of chunks that nobody fetches yet, and wait for the others.
 
         Args:
-            wanted: by digest the buffer that the chunk is to be copied into.
-            waiting: told when the chunks arrive that others fetch.
+            wanted: For each digest, the buffer that the chunk is to be copied into.
+            waiting: Told when the chunks that others fetch arrive.
 
         Returns:
-            The flights to lead: each must be ended, by ``land`` or by ``fail``.
+            The flights to lead; each must be ended by ``land`` or ``fail``.
         """
         if self._pid != os.getpid():  # forked: the leaders are in the parent
             self._reset()
@@ -101,11 +101,11 @@ class Flights:
         return led
 
     def land(self, flight: Flight, plain: memoryview) -> None:
-        """Give the chunk to all that wait for it; ``plain`` is verified."""
+        """Give the verified chunk ``plain`` to all that wait for it."""
         self._end(flight, plain)
 
     def fail(self, flights: Iterable[Flight]) -> None:
-        """Let all that wait for these chunks try themselves; ended flights are left alone."""
+        """Let all that wait for these chunks try for themselves; ended flights are left alone."""
         for flight in flights:
             self._end(flight, None)
 

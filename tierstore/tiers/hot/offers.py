@@ -1,4 +1,4 @@
-"""Fills a hot tier behind the reader's back, with a bounded number of bytes in flight."""
+"""A filler that writes to a hot tier in the background, with bounded memory."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ _log = logging.getLogger("tierstore.tiers")
 
 
 class Filler(Generic[_K]):
-    """One thread that hands copies of what was read to a tier; what does not fit in is dropped.
+    """A thread that hands copies of what was read to a tier; it drops what does not fit in.
 
     Args:
-        take: writes a batch to the tier; called from the filler's thread, counts its own failures.
-        budget: bytes of copies that may wait, those being written included.
-        batch: bytes that are handed over at once, unless one alone has more.
+        take: Writes a batch to the tier; called in the filler's thread, and counts its own
+            failures.
+        budget_bytes: The most bytes of copies that may wait, including those that are being
+            written.
+        batch_bytes: The most bytes that are handed over at once, unless a single one has more.
     """
 
     def __init__(
-        self, take: Callable[[Sequence[tuple[_K, memoryview]]], None], budget: int, batch: int
+        self,
+        take: Callable[[Sequence[tuple[_K, memoryview]]], None],
+        budget_bytes: int,
+        batch_bytes: int,
     ) -> None:
-        self._take, self._budget, self._batch = take, budget, batch
+        self._take, self._budget_bytes, self._batch_bytes = take, budget_bytes, batch_bytes
         self._reset()
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._queue: deque[tuple[_K, memoryview]] = deque()
-        self._bytes = 0
+        self._waiting_bytes = 0
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -43,9 +48,9 @@ class Filler(Generic[_K]):
         """Copy ``data``, to be written later.
 
         Args:
-            key: what the tier is told with it.
-            data: its bytes; not referred to once this returns.
-            wait: until there is room, instead of dropping it.
+            key: The key that the tier is given with the data.
+            data: The bytes; not referred to once this returns.
+            wait: Whether to wait until there is room, instead of dropping it.
 
         Returns:
             Whether it will be written; a dropped one is for the caller to count.
@@ -54,15 +59,17 @@ class Filler(Generic[_K]):
             self._reset()
         size = len(data)
         with self._changed:
-            if wait and size <= self._budget:
-                self._changed.wait_for(lambda: self._closed or self._bytes + size <= self._budget)
-            if self._closed or self._bytes + size > self._budget:
+            if wait and size <= self._budget_bytes:
+                self._changed.wait_for(
+                    lambda: self._closed or self._waiting_bytes + size <= self._budget_bytes
+                )
+            if self._closed or self._waiting_bytes + size > self._budget_bytes:
                 return False
-            self._bytes += size
+            self._waiting_bytes += size
         copy = _copied(data)  # not under the lock: readers offer in parallel
         with self._changed:
             if self._closed:
-                self._bytes -= size
+                self._waiting_bytes -= size
                 return False
             self._queue.append((key, copy))
             if self._thread is None:
@@ -74,20 +81,20 @@ class Filler(Generic[_K]):
         return True
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until all that was offered is written or has failed; ``False`` when time is up."""
+        """Wait until all that was offered is written or has failed; ``False`` at the timeout."""
         if self._pid != os.getpid():
             return True
         with self._changed:
-            return self._changed.wait_for(lambda: not self._bytes, timeout_s)
+            return self._changed.wait_for(lambda: not self._waiting_bytes, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Write what waits, for so long at most, and stop."""
+        """Write what waits, for at most ``timeout_s`` seconds, and stop."""
         self.flush(timeout_s)
         if self._pid != os.getpid():
             return
         with self._changed:
             self._closed = True
-            self._bytes -= sum(len(data) for _, data in self._queue)
+            self._waiting_bytes -= sum(len(data) for _, data in self._queue)
             self._queue.clear()
             self._changed.notify_all()
 
@@ -105,20 +112,20 @@ class Filler(Generic[_K]):
             size = sum(len(data) for _, data in batch)
             del batch
             with self._changed:
-                self._bytes -= size
+                self._waiting_bytes -= size
                 self._changed.notify_all()
 
     def _next_batch(self) -> list[tuple[_K, memoryview]]:
         batch = [self._queue.popleft()]
         size = len(batch[0][1])
-        while self._queue and size + len(self._queue[0][1]) <= self._batch:
+        while self._queue and size + len(self._queue[0][1]) <= self._batch_bytes:
             batch.append(self._queue.popleft())
             size += len(batch[-1][1])
         return batch
 
 
 def _copied(data: Buffer) -> memoryview:
-    """A copy, made without the interpreter: ``bytes`` would stop every thread for some ms."""
+    """Return a copy made outside of the interpreter: ``bytes`` would stop all threads for ms."""
     copy = np.empty(len(data), np.uint8)
     np.copyto(copy, np.frombuffer(data, np.uint8))
     return copy.data

@@ -1,7 +1,7 @@
-"""A hot tier that nodes share: frames in a Redis or Memcached, by digest.
+"""A hot tier that nodes share: frames by digest in a Redis or Memcached.
 
-It may lose anything at any time, and its answers are never trusted: what fails to answer is a miss,
-and a frame that fails its checks is a miss that is removed.
+It may lose anything at any time, and its answers are never trusted: a failed request is a miss, and
+a frame that fails its checks is a miss and is removed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tierstore.ids import Buffer
 from tierstore.tiers.stats import TierStats
 
 BATCH_BYTES = 16 << 20
-"""Frames of at most this many bytes are asked for, or written, at once."""
+"""The most bytes of frames that are read or written at once."""
 
 _log = logging.getLogger("tierstore.tiers")
 
 
 def frame_key(place: ChunkPlace) -> str:
-    """The key of a chunk's frame: its digest, and for a delta what it is a delta of."""
+    """Return the key of a chunk's frame: its digest, and for a delta also its bases."""
     if not place.bases:
         return place.digest.hex()
     bases = blake3.blake3(b"".join(place.bases)).digest()[:16]
@@ -36,9 +36,9 @@ class SharedHot:
     """Frames in a store that may fail or forget. Thread-safe.
 
     Args:
-        spec: as configured.
-        store: guarded by its timeout and breaker.
-        stats: what it has done so far.
+        spec: The settings of the tier.
+        store: The blob store, guarded by its timeout and breaker.
+        stats: The tier's counters.
     """
 
     def __init__(self, spec: TierSpec, store: BlobStore, stats: TierStats | None = None) -> None:
@@ -47,13 +47,13 @@ class SharedHot:
 
     @property
     def name(self) -> str:
-        """How commands and messages call it."""
+        """The name of the tier in commands and messages."""
         return self.spec.name
 
     def get(self, places: Sequence[ChunkPlace]) -> dict[bytes, memoryview]:
-        """The frames, by digest, of those chunks that are here; at most ``BATCH_BYTES`` at once.
+        """Return the frames, by digest, of those chunks that are here; at most ``BATCH_BYTES``.
 
-        They are not verified; ``hit`` or ``bad`` must be told what became of each.
+        They are not verified; the caller must report each one to ``hit`` or ``bad``.
         """
         keys = {frame_key(place): place.digest for place in places}
         try:
@@ -64,12 +64,12 @@ class SharedHot:
         self.stats.count(misses=len(keys) - len(found))
         return {keys[key]: frame for key, frame in found.items()}
 
-    def hit(self, plain: int) -> None:
-        """A frame from here was good; it gave so many plain bytes."""
-        self.stats.count(hits=1, hit_bytes=plain)
+    def hit(self, plain_bytes: int) -> None:
+        """Count a frame from here that was good and gave ``plain_bytes`` bytes."""
+        self.stats.count(hits=1, hit_bytes=plain_bytes)
 
     def bad(self, place: ChunkPlace, error: TierstoreError) -> None:
-        """A frame from here failed its checks: count it, and remove it unless it is newer."""
+        """Count a frame from here that failed its checks, and remove it unless it is newer."""
         self.stats.count(misses=1, damaged=1)
         _log.warning("tier %s had a bad frame: %s", self.name, error)
         if isinstance(error, UnsupportedFormat):
@@ -80,10 +80,10 @@ class SharedHot:
             _log.debug("tier %s failed: %s", self.name, failure)
 
     def take(self, frames: Sequence[tuple[str, Buffer]]) -> None:
-        """Write frames by key; those that it cannot hold are counted as rejected."""
+        """Write frames by key; those that the store cannot hold are counted as rejected."""
         fitting: dict[str, Buffer] = {}
         try:
-            limit = self.store.capabilities.max_blob
+            limit = self.store.capabilities.max_blob_bytes
             fitting = {key: frame for key, frame in frames if limit is None or len(frame) <= limit}
             self.store.put_many(fitting)
         except BackendError as error:
@@ -96,7 +96,7 @@ class SharedHot:
         )
 
     def present(self, places: Sequence[ChunkPlace]) -> list[ChunkPlace]:
-        """Those of the chunks whose frames are here; none when it cannot be asked."""
+        """Return those of the chunks whose frames are here; none when the store cannot be asked."""
         keys = {frame_key(place): place for place in places}
         try:
             found = self.store.present(list(keys))
@@ -106,10 +106,10 @@ class SharedHot:
         return [place for key, place in keys.items() if key in found]
 
     def remove(self, places: Sequence[ChunkPlace]) -> None:
-        """Delete frames.
+        """Delete the frames of chunks.
 
         Raises:
-            BackendError: some may still be here.
+            BackendError: Some may still be here.
         """
         self.store.delete([frame_key(place) for place in places])
 

@@ -1,4 +1,4 @@
-"""The hot tiers of one process: chunks of this node, frames that nodes share, and who fills them.
+"""The hot tiers of one process: chunks of this node, shared frames, and what fills them.
 
 Nothing here can fail a read: what a hot tier cannot give is a counted miss.
 """
@@ -19,19 +19,20 @@ from tierstore.tiers.hot.offers import Filler
 from tierstore.tiers.hot.shared import BATCH_BYTES, SharedHot, frame_key
 from tierstore.tiers.node.local import LocalHot
 
-_BUDGET = 64 << 20
+_BUDGET_BYTES = 64 << 20
 _CLOSE_S = 30.0
 _LATER = 4096
 
 
 class HotTiers:
-    """What a reader asks before it asks the durable tiers. Thread-safe.
+    """The caches that a reader asks before it asks the durable tiers. Thread-safe.
 
     Args:
-        local: chunks on this node.
-        shared: tiers of frames, the fastest first.
-        heat: told what is read, for all nodes.
-        budget: bytes of copies that may wait to be written, to all hot tiers together.
+        local: The tier of chunks on this node.
+        shared: The tiers of frames that nodes share, the fastest first.
+        heat: Told of every read, for all nodes.
+        budget_bytes: The most bytes of copies that may wait to be written, to all hot tiers
+            together.
     """
 
     def __init__(
@@ -40,20 +41,20 @@ class HotTiers:
         shared: Sequence[SharedHot] = (),
         *,
         heat: HeatSink | None = None,
-        budget: int = _BUDGET,
+        budget_bytes: int = _BUDGET_BYTES,
     ) -> None:
         self.local, self.shared = local, tuple(shared)
         self.flights = Flights()
         self.activity: Activity | None = None
-        """Tells the other processes of this node what this one reads, if it is set."""
+        """Publishes this process's counters to the others of the node, if it is set."""
         self._heat = heat
         self._later: deque[tuple[float, Callable[[], Sequence[ChunkRead]]]] = deque()
-        share = budget // max(1, len(self.shared) + (local is not None))
+        share = budget_bytes // max(1, len(self.shared) + (local is not None))
         self._plain = None if local is None else Filler(self._take_plain, share, BATCH_BYTES)
         self._frames = [Filler(tier.take, share, BATCH_BYTES) for tier in self.shared]
 
     def __bool__(self) -> bool:
-        """Whether there is a hot tier at all."""
+        """Return whether there is a hot tier at all."""
         return self.local is not None or bool(self.shared)
 
     def record(self, reads: Sequence[ChunkRead]) -> None:
@@ -61,13 +62,13 @@ class HotTiers:
         self._record(reads, time.time())
 
     def record_later(self, reads: Callable[[], Sequence[ChunkRead]]) -> None:
-        """``record``, but looked at when there is time: for reads that cost less than counting."""
+        """Count reads as ``record`` does, but later: for reads that cost less than counting."""
         self._later.append((time.time(), reads))
         if len(self._later) > _LATER:
             self.drain()
 
     def drain(self) -> None:
-        """Count what ``record_later`` was told."""
+        """Count the reads that ``record_later`` was given."""
         while self._later:
             try:
                 when, reads = self._later.popleft()
@@ -84,13 +85,14 @@ class HotTiers:
     def offer_plain(
         self, digest: bytes, plain: Buffer, *, keep: bool = False, wait: bool = False
     ) -> None:
-        """Offer a verified chunk to this node's tier; our claim on it is given back.
+        """Offer a verified chunk to this node's tier; this process's claim on it is given back.
 
         Args:
-            digest: of the chunk.
-            plain: its bytes; copied.
-            keep: whatever the policy thinks of it, and wait for room instead of dropping it.
-            wait: for room in memory alone.
+            digest: The digest of the chunk.
+            plain: The bytes of the chunk; they are copied.
+            keep: Whether to keep it whatever the policy says, and to wait for room instead of
+                dropping it.
+            wait: Whether to wait for room in memory.
         """
         if self.local is None or self._plain is None:
             return
@@ -116,13 +118,13 @@ class HotTiers:
                 self.local.unclaim(chunks)
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until all that was offered is written or dropped; ``False`` when time is up."""
+        """Wait until all that was offered is written or dropped; ``False`` at the timeout."""
         self.drain()
         done = [filler.flush(timeout_s) for filler in self._frames]
         return all(done) and (self._plain is None or self._plain.flush(timeout_s))
 
     def stop(self) -> None:
-        """Write what waits, for a while at most, and take no more; the tiers stay open."""
+        """Write what waits, for a limited time, and take no more; the tiers stay open."""
         self.drain()
         for filler in self._frames:
             filler.close(_CLOSE_S)
@@ -130,7 +132,7 @@ class HotTiers:
             self._plain.close(_CLOSE_S)
 
     def close(self) -> None:
-        """``stop``, and release connections."""
+        """Stop, and release connections."""
         self.stop()
         if self.activity is not None:
             self.activity.publish(ended=True)

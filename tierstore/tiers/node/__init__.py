@@ -1,3 +1,3 @@
-"""The hot tier on this node: chunk files, their index, and tensors mapped from them."""
+"""The hot tier of this node: chunk files, their index, and tensors mapped from them."""
 
 __all__ = ["local"]

@@ -1,8 +1,8 @@
-"""Keeps the policy of one process in step with the files and with the node's other processes.
+"""The book of the node's hot tier keeps one process's policy in step with files and processes.
 
-Every process has a policy of its own. What one does to the cache, and what it reads, it notes in
-the shared index; the others replay that, before they decide anything, as if they had seen it. So
-all policies hear of nearly the same history, and the quota is one for all.
+Every process has a policy of its own. It notes in the shared index what it does to the cache and
+what it reads; the others replay that, before they decide anything, as if they had seen it. So all
+policies hear of nearly the same history, and the quota holds for all processes together.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from contextlib import contextmanager
 
 from tierstore.placement.base import Access, PlacementPolicy
 from tierstore.tiers.node.files import ChunkFiles, disk_size
-from tierstore.tiers.node.index import Change, HotIndex, Kind, Row
+from tierstore.tiers.node.index import ChangeKind, HotIndex, IndexChange, IndexRow
 from tierstore.tiers.stats import TierStats
 
 _REPLAYED = 16  # reads of one chunk by another process that a policy is told of at once
 _PENDING = 1 << 16
-"""Reads that may wait to be noted; beyond it the oldest are forgotten."""
+"""The most reads that may wait to be noted; beyond it the oldest are forgotten."""
 
 
 class HotBook:
     """Decides, under the node's lock, what comes in and what goes out.
 
-    All methods but ``reset`` and ``close`` are for within ``opened``.
+    All methods but ``reset`` and ``close`` are for use within ``opened``.
 
     Args:
-        files: the chunks.
-        index: shared with the other processes.
-        policy: makes the policy for a capacity in bytes.
-        high: bytes up to which the directory is filled.
-        low: bytes down to which it is emptied when it is found above that.
-        half_life_s: of the heat in the index.
-        stats: told of evictions.
+        files: The chunk files.
+        index: The index that the node's processes share.
+        policy: Makes the policy for a capacity in bytes.
+        high_bytes: Bytes up to which the directory is filled.
+        low_bytes: Bytes down to which it is emptied when it is found above ``high_bytes``.
+        half_life_s: The half-life of the heat in the index.
+        stats: Receives the counts of evictions.
     """
 
     def __init__(
@@ -45,21 +45,22 @@ class HotBook:
         index: HotIndex,
         policy: Callable[[int], PlacementPolicy],
         *,
-        high: int,
-        low: int,
+        high_bytes: int,
+        low_bytes: int,
         half_life_s: float,
         stats: TierStats,
     ) -> None:
         self._files, self._index, self._make_policy = files, index, policy
-        self._high, self._low, self._half_life_s = high, low, half_life_s
+        self._high_bytes, self._low_bytes = high_bytes, low_bytes
+        self._half_life_s = half_life_s
         self._stats = stats
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: for a child that was forked."""
+        """Begin anew in a forked child."""
         self.reads: deque[Access] = deque(maxlen=_PENDING)
         self.lost: deque[bytes] = deque()
-        self.policy = self._make_policy(self._high)
+        self.policy = self._make_policy(self._high_bytes)
         self.sizes: dict[bytes, int] = {}
         self.pinned: set[bytes] = set()
         self._lock = threading.Lock()
@@ -67,14 +68,15 @@ class HotBook:
         self._in_step = False
         self._epoch = 0
         self._seen = 0
-        self._changes: list[Change] = []
+        self._changes: list[IndexChange] = []
 
     @contextmanager
     def opened(self, wait_s: float) -> Iterator[None]:
-        """The node's lock; what is decided within is known to all processes afterwards.
+        """Hold the node's lock; what is decided within is known to all processes afterwards.
 
         Raises:
-            IndexLost, OSError: as ``HotIndex.transaction``; nothing is kept but removed files.
+            IndexLost, OSError: The same as for ``HotIndex.transaction``; only removed files stay
+                removed.
         """
         with self._lock:
             try:
@@ -103,12 +105,12 @@ class HotBook:
             if digest in self.sizes and not self._is_there(digest):
                 self._out(digest)
         self._note_reads()
-        used = self.policy.used
-        if used > self._high:
-            self.make_room(used - self._low)
+        used_bytes = self.policy.used_bytes
+        if used_bytes > self._high_bytes:
+            self.make_room(used_bytes - self._low_bytes)
 
     def _rebuild(self) -> None:
-        """Take what the index says, as far as the files agree."""
+        """Take over what the index says, as far as the files agree."""
         rows = {row.digest: row for row in self._index.rows()}
         self._files.tidy()
         files = self._files.sizes()
@@ -116,47 +118,47 @@ class HotBook:
         for digest, size in files.items():
             taken = disk_size(size)
             if digest not in rows or rows[digest].size != taken:
-                rows[digest] = Row(digest, taken, None)
-                self._changes.append(Change(Kind.IN, digest, taken, now, reads=0))
+                rows[digest] = IndexRow(digest, taken, None)
+                self._changes.append(IndexChange(ChangeKind.IN, digest, taken, now, reads=0))
         for digest in [digest for digest in rows if digest not in files]:
             if not self._files.being_written(digest):
                 del rows[digest]
-                self._changes.append(Change(Kind.OUT, digest))
+                self._changes.append(IndexChange(ChangeKind.OUT, digest))
         self.sizes = {row.digest: row.size for row in rows.values()}
         self.pinned = set(self._index.pins())
-        self.policy = self._make_policy(self._high)
+        self.policy = self._make_policy(self._high_bytes)
         self.policy.seed([(r.digest, r.size, self._heat(r, now)) for r in rows.values()], now)
         for digest in self.pinned:
             self.policy.pin(digest)
         self._epoch = self._index.epoch
 
-    def _heat(self, row: Row, now: float) -> float:
+    def _heat(self, row: IndexRow, now: float) -> float:
         return 0.0 if row.score is None else 2 ** min(row.score - now / self._half_life_s, 64.0)
 
-    def _replay(self, change: Change) -> None:
+    def _replay(self, change: IndexChange) -> None:
         """Tell the policy what another process did."""
         digest = change.digest
         match change.kind:
-            case Kind.READ:
+            case ChangeKind.READ:
                 access = Access(digest, change.size, change.time, change.cost)
                 for _ in range(min(round(change.reads), _REPLAYED)):
                     self.policy.record(access)
-            case Kind.IN:
+            case ChangeKind.IN:
                 if digest not in self.sizes:
                     self.sizes[digest] = change.size
                     self.policy.seed([(digest, change.size, change.reads)], change.time)
-            case Kind.OUT:
+            case ChangeKind.OUT:
                 self.sizes.pop(digest, None)
                 self.policy.forget(digest)
-            case Kind.PIN:
+            case ChangeKind.PIN:
                 self.pinned.add(digest)
                 self.policy.pin(digest)
-            case Kind.UNPIN:
+            case ChangeKind.UNPIN:
                 self.pinned.discard(digest)
                 self.policy.unpin(digest)
 
     def _note_reads(self) -> None:
-        heat: dict[bytes, Change] = {}
+        heat: dict[bytes, IndexChange] = {}
         while self.reads:
             access = self.reads.popleft()
             size = disk_size(access.size)
@@ -165,11 +167,13 @@ class HotBook:
             reads = 1.0
             if seen is not None:
                 reads += seen.reads * 2 ** ((seen.time - access.time) / self._half_life_s)
-            heat[access.key] = Change(Kind.READ, access.key, size, access.time, access.cost, reads)
+            heat[access.key] = IndexChange(
+                ChangeKind.READ, access.key, size, access.time, access.cost, reads
+            )
         self._changes += heat.values()
 
     def totals(self) -> tuple[int, int, int]:
-        """Bytes, chunks, and bytes of pinned chunks."""
+        """Return the bytes, the number of chunks, and the bytes of pinned chunks."""
         pinned = sum(size for digest, size in self.sizes.items() if digest in self.pinned)
         return sum(self.sizes.values()), len(self.sizes), pinned
 
@@ -182,8 +186,8 @@ class HotBook:
         """Decide about a chunk that is at hand, and make its unfinished file.
 
         Args:
-            access: the read that brought it; the size in plain bytes.
-            force: take it if it fits at all.
+            access: The read that brought it; its size is in plain bytes.
+            force: Whether to take it if it fits at all.
 
         Returns:
             Whether it is here already or on its way, and the file for ``ChunkFiles.write``.
@@ -211,16 +215,16 @@ class HotBook:
         return decision.admitted
 
     def _forced(self, access: Access) -> bool:
-        lacking = self.policy.used + access.size - self._high
+        lacking = self.policy.used_bytes + access.size - self._high_bytes
         if lacking > 0:
             self.make_room(lacking)
-            if self.policy.used + access.size > self._high:
+            if self.policy.used_bytes + access.size > self._high_bytes:
                 return False
         self.policy.seed([(access.key, access.size, 1.0)], access.time)
         return True
 
     def make_room(self, nbytes: int) -> int:
-        """Evict so many bytes, the least valuable chunks first; returns the bytes freed."""
+        """Evict ``nbytes`` of the least valuable chunks and return the bytes that were freed."""
         return sum(self._evicted(victim) for victim in self.policy.victims(nbytes, time.time()))
 
     def publish(self, digest: bytes, fd: int) -> bool:
@@ -234,7 +238,7 @@ class HotBook:
             self.policy.forget(digest)
 
     def evict(self, digests: Iterable[bytes] | None) -> int:
-        """Remove these chunks, or all, but for pinned ones; returns the bytes freed."""
+        """Remove these chunks, or all of them, except pinned ones; return the bytes freed."""
         freed = 0
         for digest in list(self.sizes if digests is None else digests):
             if digest in self.sizes and digest not in self.pinned:
@@ -246,7 +250,7 @@ class HotBook:
         """Pin or unpin chunks."""
         for digest in digests:
             if (digest in self.pinned) != pinned:
-                change = Change(Kind.PIN if pinned else Kind.UNPIN, digest)
+                change = IndexChange(ChangeKind.PIN if pinned else ChangeKind.UNPIN, digest)
                 self._replay(change)
                 self._changes.append(change)
 
@@ -260,14 +264,14 @@ class HotBook:
 
     def _removed(self, digest: bytes) -> int:
         self._files.remove(digest)
-        self._changes.append(Change(Kind.OUT, digest))
+        self._changes.append(IndexChange(ChangeKind.OUT, digest))
         return self.sizes.pop(digest, 0)
 
     def _in(self, digest: bytes, size: int, when: float) -> None:
         self.sizes[digest] = size
-        self._changes.append(Change(Kind.IN, digest, size, when))
+        self._changes.append(IndexChange(ChangeKind.IN, digest, size, when))
 
     def _out(self, digest: bytes) -> None:
         self.sizes.pop(digest, None)
         self.policy.forget(digest)
-        self._changes.append(Change(Kind.OUT, digest))
+        self._changes.append(IndexChange(ChangeKind.OUT, digest))

@@ -1,4 +1,4 @@
-"""Who of this node's processes fetches which chunk: one byte of a file, locked, for each.
+"""Claims: which process of this node fetches which chunk, by one locked byte of a file for each.
 
 The locks belong to the open file and not to the process (fcntl(2), F_OFD_SETLK), so threads need no
 care, and the kernel releases them when the process ends, however it ends. The file stays empty: a
@@ -26,7 +26,7 @@ _FLOCK = struct.Struct("@hhqqi4x")  # of Linux: type, whence, start, length, pid
 
 
 class Claims:
-    """Claims of one process on the chunks of one folder. Thread-safe.
+    """The claims of one process on the chunks of one folder. Thread-safe.
 
     Where there are no such locks, or the file cannot be made, everybody gets every claim.
     """
@@ -37,7 +37,7 @@ class Claims:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, in a child that was forked: its parent's claims are not its own."""
+        """Begin anew in a forked child: its parent's claims are not its own."""
         self._lock = threading.Lock()
         fd, self._fd = self._fd, None
         if fd is not None:
@@ -45,12 +45,12 @@ class Claims:
                 os.close(fd)
 
     def take(self, digests: Sequence[bytes]) -> list[bool]:
-        """Which of these chunks nobody else has claimed: they are ours until ``release``."""
+        """Claim those chunks that nobody else has claimed, until ``release``; return which."""
         fd = self._opened()
         return [fd is None or self._set(fd, fcntl.F_WRLCK, digest) for digest in digests]
 
     def release(self, digests: Iterable[bytes]) -> None:
-        """Give claims back; what is not ours is left alone."""
+        """Give claims back; those of other processes are left alone."""
         fd = self._fd
         if fd is not None:
             for digest in digests:
@@ -78,5 +78,5 @@ class Claims:
         return True
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give all claims back."""
         self.reset()

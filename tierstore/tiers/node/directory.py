@@ -19,28 +19,28 @@ from tierstore.tiers.stats import TierStats
 _LOCK_WAIT_S = 10.0
 _FAILURES = 3
 _LOST_BYTES = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE})
-"""After these a file may hold anything."""
+"""Errors after which a file may hold anything."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger("tierstore.tiers")
 
 
 class HotDirectory:
-    """Files and book, each guarded: reading by one breaker, all that writes by another.
+    """The files and the book of a directory, with a breaker each for reading and for filling.
 
     A disk that became read-only can still be read, so filling fails alone.
 
     Args:
-        name: of the tier, for the log.
-        root: the directory of the tier.
-        store_id: name of the store's folder.
-        boot_id: name of the folder of trusted files.
-        policy: makes the policy for a capacity in bytes.
-        high: bytes up to which it is filled.
-        low: bytes down to which it is emptied when it is found above that.
-        half_life_s: of the heat in the index.
-        retry_s: how long it is left alone after it failed.
-        stats: counts failures, damage and evictions.
+        name: The name of the tier, for the log.
+        root: The directory of the tier.
+        store_id: The name of the store's folder.
+        boot_id: The name of the folder of trusted files.
+        policy: Makes the policy for a capacity in bytes.
+        high_bytes: Bytes up to which it is filled.
+        low_bytes: Bytes down to which it is emptied when it is found above ``high_bytes``.
+        half_life_s: The half-life of the heat in the index.
+        retry_s: Seconds that it is left alone after it failed.
+        stats: Receives the counts of failures, damage and evictions.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class HotDirectory:
         boot_id: str,
         policy: Callable[[int], PlacementPolicy],
         *,
-        high: int,
-        low: int,
+        high_bytes: int,
+        low_bytes: int,
         half_life_s: float,
         retry_s: float,
         stats: TierStats,
@@ -63,8 +63,8 @@ class HotDirectory:
             self.files,
             HotIndex(self.files.folder, boot_id),
             policy,
-            high=high,
-            low=low,
+            high_bytes=high_bytes,
+            low_bytes=low_bytes,
             half_life_s=half_life_s,
             stats=stats,
         )
@@ -74,12 +74,15 @@ class HotDirectory:
 
     def _breaker(self, doing: str, root: Path, retry_s: float) -> Breaker:
         return Breaker(
-            f"{doing} tier {self._name} in {root}", retry_s, self._changed, failures=_FAILURES,
+            f"{doing} tier {self._name} in {root}",
+            retry_s,
+            self._changed,
+            failures=_FAILURES,
             advice="check that the disk is mounted and may be written",
-        )  # fmt: skip
+        )
 
     def ready(self, breaker: Breaker) -> bool:
-        """Whether to use the directory; after a failure, whether it is back."""
+        """Return whether the directory can be used; after a failure, whether it is back."""
         if not breaker.ready():
             return False
         if self._prepared and not self._suspect and not breaker.open:
@@ -96,10 +99,10 @@ class HotDirectory:
         return True
 
     def transact(self, work: Callable[[], _T]) -> _T:
-        """Do ``work`` with the node's lock; again when the index or the folder had to be made.
+        """Do ``work`` under the node's lock; again when the index or the folder had to be made.
 
         Raises:
-            OSError: of the directory.
+            OSError: The directory failed.
         """
         for last in (False, False, True):
             try:
@@ -115,7 +118,7 @@ class HotDirectory:
         raise AssertionError
 
     def manage(self, work: Callable[[], _T], default: _T) -> _T:
-        """Do ``work`` with the node's lock, or return ``default`` when the directory fails."""
+        """Do ``work`` under the node's lock, or return ``default`` when the directory fails."""
         if not self.ready(self.filling):
             return default
         try:
@@ -137,7 +140,7 @@ class HotDirectory:
         self.reading.failed(error)
 
     def fill_failed(self, error: OSError) -> None:
-        """Count a failure."""
+        """Count a failure of filling."""
         self._suspect = self._suspect or error.errno in _LOST_BYTES
         self.filling.failed(error)
 
@@ -146,13 +149,13 @@ class HotDirectory:
         self.stats.breaker_open = self.reading.open or self.filling.open
 
     def on_bad(self, digest: bytes) -> None:
-        """Count a file that was wrong, which is removed."""
+        """Count a file that was wrong and is removed."""
         _log.warning("tier %s: chunk %s was damaged, it is removed", self._name, digest.hex())
         self.stats.count(damaged=1)
         self.book.lost.append(digest)
 
     def reset(self) -> None:
-        """Begin anew in a child that was forked: locks and threads are the parent's."""
+        """Begin anew in a forked child: locks and threads are the parent's."""
         self.book.reset()
         self.reading.reset()
         self.filling.reset()

@@ -1,11 +1,11 @@
-"""The files of this node's hot tier.
+"""The chunk files of this node's hot tier.
 
 ::
 
     <root>/<store id>/<boot id>/<digest>   verified since the machine started
                       <other boot>/<…>     from before: verified before its first use
                       tmp~/<digest>        being written, locked (flock) by its writer
-                      claims               what processes are fetching now, see _claims.py
+                      claims               what processes are fetching now, see claims.py
 
 A file is immutable once it has its name, and is removed by unlinking: whoever has it open or mapped
 keeps it. Nothing is synced. After a power failure a file can hold anything, which is why files from
@@ -39,12 +39,12 @@ _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 def disk_size(nbytes: int) -> int:
-    """Bytes that a file takes on a disk of the usual block size."""
+    """Return the bytes that a file takes on a disk of the usual block size."""
     return -(-nbytes // _BLOCK) * _BLOCK
 
 
 def kernel_boot_id() -> str | None:
-    """What changes whenever the machine starts; ``None`` when the system does not say."""
+    """Return an id that changes at every start of the machine; ``None`` if there is none."""
     try:
         found = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -53,7 +53,7 @@ def kernel_boot_id() -> str | None:
 
 
 def try_lock(fd: int) -> bool:
-    """Lock an open file unless somebody else has; until ``fd`` is closed or its process ends."""
+    """Lock an open file unless somebody else has, until ``fd`` is closed or its process ends."""
     import fcntl  # POSIX only, as is this tier
 
     try:
@@ -64,20 +64,20 @@ def try_lock(fd: int) -> bool:
 
 
 def unlock(fd: int) -> None:
-    """Release the lock, also when a forked child has a copy of ``fd``."""
+    """Release the lock, even when a forked child has a copy of ``fd``."""
     import fcntl
 
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 class ChunkFiles:
-    """Chunks by digest as files. Whatever fails raises ``OSError``.
+    """Chunks as files named by their digests; every failure is raised as ``OSError``.
 
     Args:
-        root: the directory of the tier.
-        store_id: name of the store's folder below it.
-        boot_id: name of the folder of trusted files.
-        on_bad: told the digest of a file that was wrong, after it was removed.
+        root: The directory of the tier.
+        store_id: The name of the store's folder below it.
+        boot_id: The name of the folder of trusted files.
+        on_bad: Called with the digest of a file that was wrong, after it was removed.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class ChunkFiles:
 
     @property
     def has_old(self) -> bool:
-        """Whether there are files from before that, as far as is known."""
+        """Whether files from before the machine's last start are known to exist."""
         return bool(self._old)
 
     def prepare(self) -> None:
         """Make the folders, and find those from before the machine's last start.
 
         Raises:
-            OSError: the directory is gone, on another disk than it was, cannot be written, or
-                everybody on the machine may write to it.
+            OSError: The directory is gone, is on another disk than before, cannot be written, or
+                can be written by everybody on the machine.
         """
         if self._device is None:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class ChunkFiles:
             self.root.mkdir(exist_ok=True)  # somebody removed it
         found = self.root.stat()
         if self._device not in (None, found.st_dev) and not self.folder.is_dir():
-            # not unmounted from where it was, to fill the disk below
+            # its disk is not mounted: do not fill the one below
             raise OSError(errno.ENODEV, "another file system is mounted there now", str(self.root))
         self._device = found.st_dev
         for path in (self.folder, Path(self._here), Path(self._temp)):
@@ -123,7 +123,7 @@ class ChunkFiles:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look which folders there are from before; other processes empty and remove them too."""
+        """Look for folders from before; other processes empty and remove them, too."""
         own = {self._boot_id, _TEMP}
         with os.scandir(self.folder) as scan:
             self._old = [
@@ -135,14 +135,14 @@ class ChunkFiles:
             ]
 
     def distrust(self) -> None:
-        """Compare every file with its digest before it is used again, in all processes."""
+        """Have every file compared with its digest before its next use, in all processes."""
         os.rename(self._here, f"{self._here}.{secrets.token_hex(4)}")  # noqa: PTH104
         self.prepare()
 
     # Reading
 
     def open(self, digest: bytes, size: int) -> int | None:
-        """Open a chunk's file of exactly ``size`` bytes, verified if need be; ``None`` if none."""
+        """Open a chunk's file of exactly ``size`` bytes, verified if need be; or ``None``."""
         name = digest.hex()
         fd = _open(f"{self._here}/{name}")
         if fd is None:
@@ -176,13 +176,13 @@ class ChunkFiles:
         return True
 
     def exists(self, digest: bytes) -> bool:
-        """Whether there is a file for this chunk, verified or not."""
+        """Return whether there is a file for this chunk, verified or not."""
         name = digest.hex()
         # lexists and not access: no rights are asked for
         return any(os.path.lexists(f"{folder}/{name}") for folder in (self._here, *self._old))
 
     def verify(self, digest: bytes) -> bool:
-        """Compare a chunk's file with its digest; one that is wrong is removed: ``False``."""
+        """Compare a chunk's file with its digest; remove a wrong one and return ``False``."""
         right = self._checked(f"{self._here}/{digest.hex()}", digest)
         return (self._claim(digest) if right is None else right) is not False
 
@@ -204,7 +204,7 @@ class ChunkFiles:
         return found
 
     def _checked(self, path: str, digest: bytes) -> bool | None:
-        """Whether a file has the bytes of its digest, ``None`` if there is none; else remove it."""
+        """Return whether a file fits its digest; remove a wrong one; ``None`` if there is none."""
         fd = _open(path)
         if fd is None:
             return None
@@ -221,7 +221,7 @@ class ChunkFiles:
     # Writing: with the node's lock, but for the bytes themselves
 
     def begin(self, digest: bytes) -> int:
-        """Make the unfinished file of a chunk; returns its descriptor, which keeps it locked."""
+        """Make the unfinished file of a chunk and return its descriptor, which keeps it locked."""
         fd = os.open(f"{self._temp}/{digest.hex()}", _CREATE, _READ_ONLY)
         try_lock(fd)
         return fd
@@ -247,7 +247,7 @@ class ChunkFiles:
         return True
 
     def being_written(self, digest: bytes) -> bool:
-        """Whether a living process writes this chunk; what a dead one left is removed."""
+        """Return whether a living process writes this chunk; remove what a dead one left."""
         path = f"{self._temp}/{digest.hex()}"
         fd = _open(path)
         if fd is None:
@@ -261,14 +261,14 @@ class ChunkFiles:
             os.close(fd)
 
     def remove(self, digest: bytes) -> None:
-        """Unlink every file of a chunk, an unfinished one as well."""
+        """Remove every file of a chunk, also an unfinished one."""
         name = digest.hex()
-        # in the order in which files move, so that none moves past us
+        # in the order in which files are renamed, so that none escapes
         for folder in (self._temp, *self._old, self._here):
             _unlink(f"{folder}/{name}")
 
     def sizes(self) -> dict[bytes, int]:
-        """The bytes of every chunk's file, verified or not."""
+        """Return the bytes of every chunk's file by digest, verified or not."""
         found: dict[bytes, int] = {}
         for folder in (*self._old, self._here):
             for digest in _names(folder):
@@ -277,7 +277,7 @@ class ChunkFiles:
         return found
 
     def tidy(self) -> None:
-        """Remove what dead writers left, and folders from before that are empty."""
+        """Remove what dead writers left, and empty folders from before the last start."""
         for digest in _names(self._temp):
             self.being_written(digest)
         for folder in self._old:
@@ -296,7 +296,7 @@ def _open(path: str) -> int | None:
 
 
 def _read_all(fd: int) -> bytearray | None:
-    """The whole file, unless it is longer than any chunk or no file."""
+    """Return the bytes of a file; ``None`` if it is no regular file or longer than any chunk."""
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_CHUNK:
         return None

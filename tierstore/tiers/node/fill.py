@@ -1,7 +1,7 @@
 """Takes chunks into this node's hot tier.
 
-First it is decided, with the node's lock, what comes in and what goes out; victims are removed and
-the unfinished files made. The bytes are written without the lock. Then, with the lock again, files
+First it is decided, under the node's lock, what comes in and what goes out; victims are removed and
+the unfinished files made. The bytes are written without the lock. Then, under the lock again, files
 that nobody evicted meanwhile get their names.
 """
 
@@ -19,11 +19,13 @@ from tierstore.placement.base import Access
 from tierstore.tiers.node.directory import HotDirectory
 
 Offer: TypeAlias = tuple[Access, Buffer]
-"""A verified chunk: the read that brought it (its digest, plain size, time since the epoch), and
-its bytes."""
+"""A verified chunk: the read that brought it, and its bytes.
+
+The read has the chunk's digest, its plain size, and the time in seconds since the epoch.
+"""
 
 _GROUP = 64  # unfinished files that are open at once
-_SPARE = 16  # a full disk is emptied by this part of what is here, so as not to be full at once
+_SPARE = 16  # a full disk is emptied by this fraction more, so as not to be full again at once
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -37,13 +39,13 @@ class _Taken(NamedTuple):
 
 
 class HotFill:
-    """Writes to one directory; what fails is counted there."""
+    """Writes chunks to one directory; failures are counted there."""
 
     def __init__(self, directory: HotDirectory) -> None:
         self._dir = directory
 
     def offer(self, offers: Sequence[Offer], force: bool) -> list[bool]:
-        """See ``LocalHot.offer``."""
+        """Take in chunks, as ``LocalHot.offer`` does."""
         here = [False] * len(offers)
         for at in range(0, len(offers), _GROUP):
             group = range(at, min(at + _GROUP, len(offers)))
@@ -56,7 +58,7 @@ class HotFill:
     def _fill(
         self, offers: Sequence[Offer], numbers: Sequence[int], here: list[bool], force: bool
     ) -> list[int]:
-        """Take in some of the offers; returns those for which the disk was full."""
+        """Take in some of the offers and return those for which the disk was full."""
         if not self._dir.ready(self._dir.filling):
             return []
         started = time.perf_counter()
@@ -86,7 +88,7 @@ class HotFill:
     def _admit(
         self, offers: Sequence[Offer], numbers: Sequence[int], taken: list[_Taken], force: bool
     ) -> list[int]:
-        """Decide, make room and unfinished files; returns the offers that are here already."""
+        """Decide, make room and unfinished files, and return the offers that are here already."""
         _close(taken)  # of an attempt before
         taken.clear()
         known = []
@@ -109,7 +111,7 @@ class HotFill:
         return errors
 
     def _publish(self, taken: Sequence[_Taken], errors: Mapping[int, OSError]) -> list[int]:
-        """Give the written files their names; returns their numbers."""
+        """Give the written files their names and return their numbers."""
         published = []
         for one in taken:
             if one.number in errors:
@@ -119,13 +121,13 @@ class HotFill:
         return published
 
     def _shrink(self, nbytes: int) -> bool:
-        """Evict as much, and some more, from a disk that is full below the quota."""
+        """Evict ``nbytes``, and some more, from a disk that is full below the quota."""
         spare = sum(self._dir.book.sizes.values()) // _SPARE
         return self._dir.manage(lambda: self._dir.book.make_room(nbytes + spare), 0) > 0
 
 
 def _close(taken: Sequence[_Taken]) -> None:
-    """Close files; those that were not published are empty then, and removed by the next writer."""
+    """Close files; those that were not published are empty, and removed by the next writer."""
     for one in taken:
         with contextlib.suppress(OSError):
             os.close(one.fd)

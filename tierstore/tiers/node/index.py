@@ -1,11 +1,11 @@
-"""What the node's hot tier holds, for all its processes: a small SQLite file beside the chunks.
+"""The index of the node's hot tier, for all its processes: a small SQLite file beside the chunks.
 
 The files are the truth; the index adds what they cannot say: heat, pins, and what the other
 processes did since one last looked. It can be lost or deleted at any moment, and is then made anew
 from the files, without heat.
 
-All access is under one lock of the whole node (``flock``), held for a few milliseconds. So a file
-that is damaged can be replaced under the others, who notice by its inode.
+All access is under one lock of the whole node (``flock``), held for a few milliseconds. So a
+damaged file can be replaced while others have it open: they notice by its inode.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ _ERRNO = {
     sqlite3.SQLITE_PERM: errno.EACCES,
 }
 _INHERITED: list[sqlite3.Connection] = []
-"""Connections of the process that we were forked from: only it may close them."""
+"""Connections of the process that this one was forked from: only that one may close them."""
 
 
 class IndexLost(Exception):
     """The index was damaged and is removed; the next attempt finds a new one."""
 
 
-class Kind(IntEnum):
-    """What a row of ``changes`` tells the other processes."""
+class ChangeKind(IntEnum):
+    """The kinds of rows of ``changes``, by which a process tells the others what it did."""
 
     READ = 0
     IN = 1
@@ -68,19 +68,19 @@ class Kind(IntEnum):
     UNPIN = 4
 
 
-class Change(NamedTuple):
-    """One event, in the order in which a policy is to hear of it.
+class IndexChange(NamedTuple):
+    """One change, in the order in which a policy is to hear of it.
 
     Attributes:
-        kind: what happened.
-        digest: to which chunk.
-        size: its bytes on the disk.
-        time: of the read, or of the last of several, seconds since the epoch.
-        cost: of the read, as in ``Access``.
-        reads: how many, decayed to ``time``.
+        kind: What happened.
+        digest: The digest of the chunk.
+        size: The bytes of the chunk on the disk.
+        time: When it was read, the last time if several; seconds since the epoch.
+        cost: The cost of the read, as in ``Access``.
+        reads: How many reads there were, decayed to ``time``.
     """
 
-    kind: Kind
+    kind: ChangeKind
     digest: bytes
     size: int = 0
     time: float = 0.0
@@ -88,7 +88,7 @@ class Change(NamedTuple):
     reads: float = 1.0
 
 
-class Row(NamedTuple):
+class IndexRow(NamedTuple):
     """One chunk; ``score`` is log2 of its forward-decayed reads, ``None`` if never read."""
 
     digest: bytes
@@ -97,11 +97,11 @@ class Row(NamedTuple):
 
 
 class HotIndex:
-    """The index file of one folder; its methods are for within ``transaction``. Not thread-safe.
+    """The index file of one folder, for use within ``transaction``. Not thread-safe.
 
     Args:
-        folder: where the store's chunks lie.
-        boot_id: of the machine's start; an index from before it is checked as a whole.
+        folder: The folder of the store's chunks.
+        boot_id: The id of the machine's start; an index from before it is checked as a whole.
     """
 
     def __init__(self, folder: Path, boot_id: str) -> None:
@@ -111,15 +111,15 @@ class HotIndex:
         self._inode: tuple[int, int] | None = None
         self._pid = 0
         self.epoch = 0
-        """Random; another number when the index was made anew."""
+        """A random number, which differs when the index was made anew."""
 
     @contextmanager
     def transaction(self, wait_s: float) -> Iterator[None]:
-        """The only one on this node; its changes are kept all or none.
+        """Hold the node's lock in a transaction: its changes are kept all or none.
 
         Raises:
-            IndexLost: it was damaged; try again.
-            OSError: the directory fails or is full, or others hold the lock for so long.
+            IndexLost: The index was damaged; try again.
+            OSError: The directory fails or is full, or others hold the lock for ``wait_s`` seconds.
         """
         with self._locked(wait_s):
             try:
@@ -203,7 +203,7 @@ class HotIndex:
         raise OSError(number, f"its index: {error}", str(self._path)) from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the index file."""
         if self._db is not None:
             if self._pid == os.getpid():
                 self._db.close()
@@ -215,29 +215,29 @@ class HotIndex:
         assert self._db is not None  # within a transaction
         return self._db.execute(sql, values)
 
-    def rows(self) -> list[Row]:
-        """Every chunk that the index knows."""
-        rows = [Row(*row) for row in self._execute("SELECT digest, size, score FROM chunks")]
+    def rows(self) -> list[IndexRow]:
+        """Return every chunk that the index knows."""
+        rows = [IndexRow(*row) for row in self._execute("SELECT digest, size, score FROM chunks")]
         # SQLite has no checksums: whatever stands in a damaged file must not do harm
         if not all(map(_is_sane, rows)):
             raise sqlite3.DatabaseError("a row is damaged")
         return rows
 
     def pins(self) -> list[bytes]:
-        """Every pinned chunk, here or not."""
+        """Return every pinned chunk, here or not."""
         return [digest for (digest,) in self._execute("SELECT digest FROM pins")]
 
     def last_change(self) -> int:
-        """The number of the newest change; 0 if there was none."""
+        """Return the number of the newest change; 0 if there was none."""
         found = self._execute("SELECT max(seq) FROM changes").fetchone()[0]
         return int(found or 0)
 
-    def changes(self, after: int, but: int) -> list[Change] | None:
-        """What others did since the change ``after``; ``None`` when that is no longer known.
+    def changes(self, after: int, but: int) -> list[IndexChange] | None:
+        """Return what others did after the change ``after``; ``None`` when that is not known.
 
         Args:
-            after: number of a change.
-            but: whose changes are left out.
+            after: The number of a change.
+            but: The process whose changes are left out.
         """
         oldest = self._execute("SELECT min(seq) FROM changes").fetchone()[0]
         if (oldest or 0) > after + 1:
@@ -248,10 +248,10 @@ class HotIndex:
             after,
             but,
         )
-        return [Change(Kind(kind), *rest) for kind, *rest in found]
+        return [IndexChange(ChangeKind(kind), *rest) for kind, *rest in found]
 
-    def apply(self, who: int, changes: Sequence[Change], half_life_s: float) -> None:
-        """Write changes, and note them for the other processes."""
+    def apply(self, who: int, changes: Sequence[IndexChange], half_life_s: float) -> None:
+        """Write changes to the index, and note them for the other processes."""
         assert self._db is not None
         for change in changes:
             sql, values = _statement(change, half_life_s)
@@ -264,7 +264,7 @@ class HotIndex:
         self._execute("DELETE FROM changes WHERE seq <= ?", self.last_change() - _KEPT_CHANGES)
 
 
-def _is_sane(row: Row) -> bool:
+def _is_sane(row: IndexRow) -> bool:
     return (
         isinstance(row.digest, bytes)
         and len(row.digest) == DIGEST_BYTES
@@ -274,25 +274,25 @@ def _is_sane(row: Row) -> bool:
     )
 
 
-def _statement(change: Change, half_life_s: float) -> tuple[str, tuple[object, ...]]:
+def _statement(change: IndexChange, half_life_s: float) -> tuple[str, tuple[object, ...]]:
     score = change.time / half_life_s + math.log2(change.reads) if change.reads else None
     match change.kind:
-        case Kind.READ:
+        case ChangeKind.READ:
             sql = "UPDATE chunks SET score = add_score(score, ?) WHERE digest = ?"
             return sql, (score, change.digest)
-        case Kind.IN:
+        case ChangeKind.IN:
             sql = "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)"
             return sql, (change.digest, change.size, score)
-        case Kind.OUT:
+        case ChangeKind.OUT:
             return "DELETE FROM chunks WHERE digest = ?", (change.digest,)
-        case Kind.PIN:
+        case ChangeKind.PIN:
             return "INSERT OR IGNORE INTO pins VALUES (?)", (change.digest,)
-        case Kind.UNPIN:
+        case ChangeKind.UNPIN:
             return "DELETE FROM pins WHERE digest = ?", (change.digest,)
 
 
 def add_scores(a: float | None, b: float | None) -> float | None:
-    """log2 of the sum of two numbers whose log2 is given; ``None`` stands for zero."""
+    """Return log2 of the sum of two numbers given as log2; ``None`` stands for zero."""
     if a is None or b is None:
         return b if a is None else a
     high, low = max(a, b), min(a, b)

@@ -32,17 +32,17 @@ from tierstore.tiers.node.claims import Claims
 from tierstore.tiers.node.directory import HotDirectory
 from tierstore.tiers.node.files import disk_size, kernel_boot_id
 from tierstore.tiers.node.fill import HotFill, Offer
-from tierstore.tiers.node.tensors import MIN_MAPPED, Stored, WholeTensors
+from tierstore.tiers.node.tensors import MIN_MAPPED_BYTES, Stored, WholeTensors
 from tierstore.tiers.stats import TierStats
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MIN_MAPPED", "LocalHot", "Stored", "Verify", "disk_size"]
+__all__ = ["MIN_MAPPED_BYTES", "LocalHot", "Stored", "Verify", "disk_size"]
 
 Verify: TypeAlias = Literal["boot", "always"]
 
-_FLUSH_AT = 4096  # reads
+_FLUSH_AT_READS = 4096
 
 _log = logging.getLogger("tierstore.tiers")
 _instances: weakref.WeakSet[LocalHot] = weakref.WeakSet()
@@ -56,40 +56,41 @@ class LocalHot:
     skipped for a while (``stats.breaker_open``).
 
     Args:
-        root: the directory; made when it is missing. It may serve several stores.
-        store_id: the store whose chunks these are; a folder of its own below ``root``.
-        quota: bytes, all processes of the node together.
-        policy: makes the policy for a capacity in bytes.
-        name: how commands and messages call it.
-        high: percent of the quota up to which it is filled.
-        low: percent of the quota down to which it is emptied when it is found above ``high``.
+        root: The directory; made when it is missing. It may serve several stores.
+        store_id: The id of the store; its chunks lie in a folder of this name below ``root``.
+        quota_bytes: The most bytes that all processes of the node may use together.
+        policy: Makes the policy for a capacity in bytes.
+        name: The name of the tier in commands and messages.
+        high_percent: Percent of the quota up to which it is filled.
+        low_percent: Percent of the quota down to which it is emptied when it is found above
+            ``high_percent``.
         verify: ``boot`` compares a file with its digest at its first use after the machine was
             started; ``always`` at every use.
-        half_life_s: of the heat that is kept beside the chunks.
-        retry_s: how long the directory is left alone after it failed.
-        stats: what it has done so far.
-        boot_id: what changes when the machine is started; the kernel's own by default, and where
-            that does not say every use is verified.
+        half_life_s: The half-life of the heat that is kept beside the chunks.
+        retry_s: Seconds that the directory is left alone after it failed.
+        stats: The tier's counters.
+        boot_id: An id that changes when the machine is started; by default the kernel's own, and
+            where there is none every use is verified.
     """
 
     def __init__(
         self,
         root: Path,
         store_id: str,
-        quota: int,
+        quota_bytes: int,
         policy: Callable[[int], PlacementPolicy],
         *,
         name: str = "hot",
-        high: int = 95,
-        low: int = 85,
+        high_percent: int = 95,
+        low_percent: int = 85,
         verify: Verify = "boot",
         half_life_s: float = 3600.0,
         retry_s: float = 30.0,
         stats: TierStats | None = None,
         boot_id: str | None = None,
     ) -> None:
-        self.name, self.root, self.quota = name, root, quota
-        self.capacity = quota * high // 100
+        self.name, self.root, self.quota_bytes = name, root, quota_bytes
+        self.capacity_bytes = quota_bytes * high_percent // 100
         """Bytes up to which it is filled."""
         self.stats = stats or TierStats()
         boot_id = boot_id or kernel_boot_id()
@@ -100,8 +101,8 @@ class LocalHot:
             store_id,
             boot_id or "any",
             policy,
-            high=self.capacity,
-            low=quota * low // 100,
+            high_bytes=self.capacity_bytes,
+            low_bytes=quota_bytes * low_percent // 100,
             half_life_s=half_life_s,
             retry_s=retry_s,
             stats=self.stats,
@@ -115,7 +116,7 @@ class LocalHot:
         _instances.add(self)
 
     def resident(self, digests: Sequence[bytes]) -> list[bool]:
-        """Whether each chunk has a file here; neither counts as a read nor verifies anything."""
+        """Return whether each chunk has a file here; this verifies nothing and is no read."""
         if not self._dir.ready(self._dir.reading):
             return [False] * len(digests)
         try:
@@ -128,7 +129,7 @@ class LocalHot:
         """Copy chunks into buffers of exactly their plain bytes.
 
         Returns:
-            Whether each was here; the others' buffers have undefined content.
+            Whether each was here; the buffers of the others have undefined content.
         """
         started = time.perf_counter()
         found = []
@@ -161,10 +162,10 @@ class LocalHot:
         return True
 
     def open(self, digest: bytes, size: int) -> FileIO | None:
-        """A chunk of ``size`` bytes as an open file, to be sent from there; the caller closes it.
+        """Open a chunk of ``size`` bytes as a file, to be sent from there; the caller closes it.
 
-        Evicting the chunk does not hurt whoever has it open. ``None`` when it is missing, or when
-        every use is to be verified: use ``read_into``.
+        Evicting the chunk does not affect an open file. Returns ``None`` when it is missing, or
+        when every use is to be verified: use ``read_into``.
         """
         if self._always or not self._dir.ready(self._dir.reading):
             return None
@@ -184,7 +185,7 @@ class LocalHot:
         return FileIO(fd, "rb")
 
     def failed(self, digest: bytes, error: OSError) -> None:
-        """Count a failure of reading a file that ``open`` gave; it is removed if it lost bytes."""
+        """Count a failure of reading a file from ``open``; it is removed if it lost bytes."""
         self._dir.read_failed(error, digest)
 
     def reject(self, digest: bytes) -> None:
@@ -196,27 +197,27 @@ class LocalHot:
     def map_tensor(
         self, digests: Sequence[bytes], chunk_size: int, nbytes: int
     ) -> npt.NDArray[np.uint8] | None:
-        """``tensors`` of one that has at least 128 KiB; a smaller one gives ``None``."""
-        if nbytes < MIN_MAPPED:
+        """Return one tensor as ``tensors`` does; ``None`` if it is smaller than 128 KiB."""
+        if nbytes < MIN_MAPPED_BYTES:
             return None
         return self.tensors([(b"".join(digests), nbytes)], chunk_size)[0]
 
     def tensors(
         self, wanted: Sequence[Stored], chunk_size: int
     ) -> list[npt.NDArray[np.uint8] | None]:
-        """Whole tensors, each as a writable array of its own: mapped, or copied below 128 KiB.
+        """Return whole tensors, each as a writable array: mapped, or copied below 128 KiB.
 
-        Writing to one that is mapped is private to the array and never reaches the files; evicting
-        the chunks does not hurt it. The memory is released with the last view.
+        Writes to a mapped array are private to it and never reach the files; evicting the chunks
+        does not affect it. The memory is released with the last view.
 
         Args:
-            wanted: of each tensor the digests of its chunks in order, end to end, and its bytes.
-            chunk_size: bytes of each chunk of a tensor but the last.
+            wanted: For each tensor the digests of its chunks in order, end to end, and its bytes.
+            chunk_size: The bytes of each chunk of a tensor but the last.
 
         Returns:
-            ``None`` for a tensor of which a chunk is missing, or that cannot be mapped (chunks that
-            are no whole pages, too many mappings in this process, not Linux): use ``read_into``.
-            Only what is found counts as hits.
+            An array for each tensor; ``None`` where a chunk is missing, or where it cannot be
+            mapped (chunks that are not whole pages, too many mappings in this process, not Linux):
+            use ``read_into``. Only what is found counts as hits.
         """
         started = time.perf_counter()
         nothing: list[npt.NDArray[np.uint8] | None] = [None] * len(wanted)
@@ -237,23 +238,23 @@ class LocalHot:
         return found
 
     def claim(self, digests: Sequence[bytes]) -> list[bool]:
-        """Which of these chunks this process is to fetch for all of the node, as no other process
-        does so now: until ``unclaim``, or until it ends.
+        """Claim the fetching of chunks for the whole node; return which this process has to fetch.
 
-        All of them where the directory takes nothing in.
+        Those are the chunks that no other process fetches now. They stay claimed until ``unclaim``,
+        or until this process ends. Where the directory takes nothing in, that is all of them.
         """
         if not self._dir.ready(self._dir.filling):
             return [True] * len(digests)
         return self._claims.take(digests)
 
     def unclaim(self, digests: Iterable[bytes]) -> None:
-        """Give claims back: the chunks are here now, or were not to be had."""
+        """Give claims back: the chunks are here now, or could not be had."""
         self._claims.release(digests)
 
     def record(self, accesses: Sequence[Access]) -> None:
-        """Count reads, hit or miss, as heat: in memory; never waits."""
+        """Count reads, hits or misses, as heat in memory; never waits."""
         self._dir.book.reads.extend(accesses)
-        if len(self._dir.book.reads) >= _FLUSH_AT and self._flusher is None:
+        if len(self._dir.book.reads) >= _FLUSH_AT_READS and self._flusher is None:
             self._flusher = threading.Thread(target=self.flush, name="tierstore-heat", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter ends
                 self._flusher.start()
@@ -264,8 +265,8 @@ class LocalHot:
         Victims are removed first, so that the quota holds for all processes together.
 
         Args:
-            offers: distinct chunks.
-            force: take all that fit, whatever the policy thinks of them: for a warm-up.
+            offers: Distinct chunks.
+            force: Whether to take all that fit, whatever the policy says, as a warm-up does.
 
         Returns:
             Whether each is here now.
@@ -273,11 +274,11 @@ class LocalHot:
         return self._fill.offer(offers, force)
 
     def evict(self, digests: Sequence[bytes] | None = None) -> int:
-        """Remove these chunks, or all, but for pinned ones; returns the bytes that are free now."""
+        """Remove these chunks, or all of them, except pinned ones; return the bytes freed."""
         return self._dir.manage(lambda: self._dir.book.evict(digests), 0)
 
     def pin(self, digests: Sequence[bytes]) -> None:
-        """Never evict these chunks until ``unpin``, here already or not."""
+        """Protect these chunks from eviction until ``unpin``, here already or not."""
         self._dir.manage(lambda: self._dir.book.pin(digests, True), None)
 
     def unpin(self, digests: Sequence[bytes]) -> None:
@@ -285,16 +286,16 @@ class LocalHot:
         self._dir.manage(lambda: self._dir.book.pin(digests, False), None)
 
     def pinned(self) -> set[bytes]:
-        """The chunks that are pinned, here already or not."""
+        """Return the chunks that are pinned, here already or not."""
         return self._dir.manage(lambda: set(self._dir.book.pinned), set())
 
     def usage(self) -> TierUsage:
-        """What it holds now, of all processes together."""
-        used, objects, pinned = self._dir.manage(self._dir.book.totals, (0, 0, 0))
-        return TierUsage(used, objects, pinned, self.quota)
+        """Return what the tier holds now, for all processes together."""
+        used_bytes, objects, pinned_bytes = self._dir.manage(self._dir.book.totals, (0, 0, 0))
+        return TierUsage(used_bytes, objects, pinned_bytes, self.quota_bytes)
 
     def explain(self, digest: bytes, time: float) -> dict[str, float | str]:
-        """Why the policy holds or does not hold a chunk."""
+        """Return why the policy holds or does not hold a chunk."""
 
         def explained() -> dict[str, float | str]:
             pinned = "yes" if digest in self._dir.book.pinned else "no"
@@ -302,8 +303,8 @@ class LocalHot:
 
         return self._dir.manage(explained, {})
 
-    def scrub(self, budget: int) -> int:
-        """Compare about ``budget`` bytes of files with their digests, going on where it stopped.
+    def scrub(self, budget_bytes: int) -> int:
+        """Compare about ``budget_bytes`` of files with their digests, continuing where it stopped.
 
         Returns:
             How many were wrong; they are removed.
@@ -316,10 +317,10 @@ class LocalHot:
             digests = sorted(sizes)
             start = bisect_right(digests, self._scrubbed)
             for digest in digests[start:] + digests[:start]:
-                if budget <= 0:
+                if budget_bytes <= 0:
                     break
                 bad += not self._dir.files.verify(digest)
-                budget -= sizes[digest]
+                budget_bytes -= sizes[digest]
                 self._scrubbed = digest
         except OSError as error:
             self._dir.read_failed(error)
@@ -337,7 +338,7 @@ class LocalHot:
         self._dir.book.close()
 
     def after_fork(self) -> None:
-        """Begin anew in a child that was forked: threads and locks are the parent's."""
+        """Begin anew in a forked child: threads and locks are the parent's."""
         self._dir.reset()
         self._claims.reset()
         self._flusher = None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     _Array = npt.NDArray[np.uint8]
 
 SUPPORTED = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
-"""Where the numbers below are the kernel's."""
+"""Whether the numbers below are the kernel's."""
 
 PAGE = mmap.PAGESIZE
 
@@ -45,7 +45,7 @@ class MappingFailed(Exception):
 
 
 class _Budget:
-    """How many mappings the arrays of this process have; a forked child starts with the same."""
+    """The number of mappings of this process's arrays; a forked child starts with the same."""
 
     def __init__(self) -> None:
         self._reset()
@@ -73,7 +73,7 @@ class _Budget:
 
 _budget = _Budget()
 _torn: list[mmap.mmap] = []
-"""Ranges in which somebody else's mapping may lie by now: they are never unmapped."""
+"""Ranges where somebody else's mapping may lie by now; they are never unmapped."""
 
 
 class _Range(mmap.mmap):
@@ -91,10 +91,10 @@ def reserve(chunk_size: int, nbytes: int) -> mmap.mmap | None:
     """Reserve addresses for files of ``chunk_size`` bytes each that have ``nbytes`` together.
 
     Returns:
-        ``None`` when there are too many mappings already.
+        The addresses, or ``None`` when there are too many mappings already.
 
     Raises:
-        MappingFailed: the kernel refuses.
+        MappingFailed: The kernel refuses.
     """
     count = -(-nbytes // chunk_size)
     if not _budget.take(count):
@@ -115,17 +115,17 @@ def map_files(
     """Map files end to end over reserved addresses.
 
     Args:
-        reserved: by ``reserve``.
-        array: a view of all of them.
-        chunk_size: bytes of each file but the last, whole pages.
-        open_file: takes a file's number and its bytes; returns a descriptor of a file that has
-            exactly these, or ``None``.
+        reserved: The addresses, from ``reserve``.
+        array: A view of all of them.
+        chunk_size: Bytes of each file but the last, whole pages.
+        open_file: Takes a file's number and its bytes; returns a descriptor of a file of exactly
+            that size, or ``None``.
 
     Returns:
         ``False`` when a file is missing.
 
     Raises:
-        MappingFailed: the kernel refuses.
+        MappingFailed: The kernel refuses.
     """
     address = array.__array_interface__["data"][0]
     for begin in range(0, array.nbytes, chunk_size):
@@ -160,14 +160,19 @@ def _libc_mmap() -> Callable[..., Any]:
     function = ctypes.CDLL(None, use_errno=True).mmap
     function.restype = ctypes.c_void_p
     function.argtypes = [
-        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
-    ]  # fmt: skip
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int64,
+    ]
     return function
 
 
 @cache
 def map_limit() -> int:
-    """How many mappings the kernel allows a process."""
+    """Return how many mappings the kernel allows a process."""
     try:
         return int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Whole tensors out of this node's chunk files: mapped, or copied where that costs less.
+"""Whole tensors from this node's chunk files: mapped, or copied where that costs less.
 
-Files that lie where they should are taken all at once, by the extension where it was built. What it
+Files in their expected places are taken all at once, by the C extension where it was built. What it
 leaves (a file from before the machine's last start, one of the wrong length, an error) is looked at
 one by one.
 """
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = npt.NDArray[np.uint8]
 
-MIN_MAPPED = 128 << 10
-"""Smaller tensors are copied: that costs less than a mapping (measured; at 1 MiB five times as
-much)."""
+MIN_MAPPED_BYTES = 128 << 10
+"""The size from which tensors are mapped.
+
+Copying a smaller one costs less than a mapping (measured; at 1 MiB five times as much).
+"""
 
 try:
     _native: Any = import_module("tierstore.tiers.node._chunkio")
@@ -44,10 +46,10 @@ class WholeTensors:
     """Takes tensors out of the files of one directory. Thread-safe.
 
     Args:
-        name: of the tier, for the log.
-        files: the chunks.
-        verify: compare every chunk with its digest, at every use.
-        reject: told the digest of a chunk that is wrong; removes it.
+        name: The name of the tier, for the log.
+        files: The chunk files.
+        verify: Whether to compare every chunk with its digest at every use.
+        reject: Called with the digest of a wrong chunk; removes it.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class WholeTensors:
     def take(
         self, wanted: Sequence[Stored], chunk_size: int, errors: list[OSError]
     ) -> list[Array | None]:
-        """One array for each tensor; ``None`` where a chunk is missing, or where it is large and
-        cannot be mapped (chunks that are no whole pages, too many mappings, not Linux).
+        """Return one array for each tensor, or ``None``.
 
-        ``errors`` gets those of the directory; after a few no more files are looked at.
+        It is ``None`` where a chunk is missing, or where the tensor is large and cannot be mapped
+        (chunks that are not whole pages, too many mappings, not Linux). Errors of the directory are
+        added to ``errors``; after a few no more files are looked at.
         """
         for digests, nbytes in wanted:
             if len(digests) != DIGEST_BYTES * -(-nbytes // chunk_size):
@@ -86,7 +89,7 @@ class WholeTensors:
     def _at_once(
         self, wanted: Sequence[Stored], chunk_size: int, found: list[Array | None]
     ) -> list[int]:
-        """Find what lies where it should; returns the numbers of what is to be looked at."""
+        """Take files in their expected places; return the numbers of the remaining tensors."""
         if _native is None:
             return list(range(len(wanted)))
         unclear = []
@@ -94,7 +97,7 @@ class WholeTensors:
             targets = {
                 at: target
                 for at, (_, nbytes) in enumerate(wanted)
-                if (nbytes >= MIN_MAPPED) == by_map
+                if (nbytes >= MIN_MAPPED_BYTES) == by_map
                 and (target := self._target(nbytes, chunk_size)) is not None
             }
             if not targets:
@@ -111,8 +114,8 @@ class WholeTensors:
         return unclear
 
     def _target(self, nbytes: int, chunk_size: int) -> Any:
-        """Memory for a tensor: an array, or reserved addresses if there can be some."""
-        if nbytes < MIN_MAPPED:
+        """Return memory for a tensor: an array, or reserved addresses; ``None`` without any."""
+        if nbytes < MIN_MAPPED_BYTES:
             return np.empty(nbytes, np.uint8)
         if not self._can_map or chunk_size % mapping.PAGE:
             return None
@@ -127,7 +130,7 @@ class WholeTensors:
         array = np.frombuffer(target, np.uint8)
         every = split_digests(digests)
         try:
-            if nbytes < MIN_MAPPED:
+            if nbytes < MIN_MAPPED_BYTES:
                 here = all(self._files.read_into(digest, array.data) for digest in every)
             else:
                 here = mapping.map_files(
