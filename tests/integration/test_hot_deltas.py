@@ -123,3 +123,15 @@ def test_a_base_that_this_nodes_disk_has_changed_is_fetched_again(
     assert np.array_equal(model["layer"], V2["layer"])
     assert store.hot.local is not None
     assert store.hot.local.stats.damaged == 1
+
+
+def test_a_base_that_this_nodes_disk_has_changed_makes_no_delta(node: Node) -> None:
+    node.open().save("m", V1)
+    node.reads("m@1", V1, local=True)
+    for path in (node.folder / "hot").rglob("?" * 64):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.unlink()
+        path.write_bytes(data)
+    node.open(local=True).save("m", V2, base="m@1")
+    equal(node.open().load("m@2").load(), V2)
