@@ -179,6 +179,16 @@ def test_malformed_writes_change_nothing(running: Gateway, path: str, body: byte
     assert ask(running, "GET", "/api/models/w")[0] == 404
 
 
+def test_writes_reads_and_tokens_need_a_right(running: Gateway) -> None:
+    assert ask(running, "POST", "/api/models/m/branch/x", b"{}")[0] == 403
+    assert json.loads(ask(running, "GET", "/api/models/m/refs")[2])["branches"][1:] == []
+    for path in ("/api/models/hidden", "/hidden/resolve/main/secret.txt"):
+        status, _, said = ask(running, "GET", path)
+        assert status == 401, path
+        assert SECRET not in said
+    assert ask(running, "GET", "/api/models/m", Authorization="Bearer nobody")[0] == 401
+
+
 def test_uploads_need_a_url_that_was_given_out(running: Gateway) -> None:
     oid = "ab" * 32
     asked = json.dumps(

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event
 
@@ -24,10 +25,11 @@ from tierstore.format.tiers import MoverLease, TierSpec, mover_key
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.placing.placing import Placement
 from tierstore.modelstore.store import Store
-from tierstore.placement.scene import Plan
+from tierstore.placement.scene import MoveKind, Plan
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable.budget import Budget
+from tierstore.tiers.durable.marker import MARKER, claim
 from tierstore.tiers.durable.mover import Moved
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
@@ -324,6 +326,51 @@ def test_a_copy_that_vanishes_while_the_other_one_is_dropped_is_put_back(world: 
     intact(world)
 
 
+def test_a_target_that_is_gone_once_it_was_written_lets_nothing_go(world: World) -> None:
+    """Its file system was unmounted between the look at the copy and the deletion."""
+    cold = world.stores["cold"].inner
+    store = world.open()
+    store.home.packs.tiers = tuple(
+        replace(tier, store_id="s") if tier.name == "cold" else tier
+        for tier in store.home.packs.tiers
+    )
+    claim(cold, "cold", "s")
+
+    def unmount(op: str, key: str, n: int) -> Fault:
+        if op == "get_ranges":
+            cold.delete([MARKER])
+        return None
+
+    world.plans = {"cold": unmount}
+    before = world.packs("warm")
+    report = world.placement(store).rebalance()
+    assert {one.status for one in report.moved} <= {"failed", "skipped"}
+    assert world.packs("warm") == before
+    intact(world)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "target"), [("drop", "cold", "warm"), ("drain", "warm", "cold")]
+)
+def test_a_plan_that_breaks_the_rules_is_not_carried_out(
+    world: World, kind: MoveKind, source: str, target: str
+) -> None:
+    """Nothing is dropped for a faster copy, nor from a tier that is not drained."""
+    for info in world.stores["warm"].inner.list("packs/"):
+        world.stores["cold"].inner.put(info.key, world.stores["warm"].inner.get(info.key))
+    world.age(100 * 86_400)
+    placement = world.placement()
+    moves = [
+        replace(move, kind=kind, source=source, target=target, copies=False)
+        for move in placement.plan().moves
+    ]
+    assert len(moves) == 2
+    placement.plan = lambda: Plan(tuple(moves), ())  # type: ignore[method-assign]
+    assert [one.status for one in placement.rebalance().moved] == ["failed"] * 2
+    assert world.deletes() == []
+    intact(world)
+
+
 def test_a_mover_that_lost_its_lease_deletes_nothing_more(world: World) -> None:
     home = world.stores["home"].inner
 
@@ -507,6 +554,7 @@ def test_the_budget_is_kept() -> None:
 _MOVE = """
 import sys, tierstore
 from tierstore.tiers.durable.budget import Budget
+from tierstore.tiers.durable.marker import MARKER, claim
 store = tierstore.open(sys.argv[1])
 placement = store.placement
 print("ready", flush=True)

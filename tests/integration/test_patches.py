@@ -792,6 +792,17 @@ def test_indices_that_lie_are_not_followed(
         patch.apply_to(model())
 
 
+def test_a_stored_patch_of_other_tensors_than_its_bases_is_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that does not look at its base makes no reader write beyond a tensor."""
+    monkeypatch.setattr(patching, "check_targets", lambda spec, targets, title: None)
+    other = {"layer.bias": Dense(np.zeros(65, np.float32))}
+    store.patch("m", Patch.of(store.resolve("m").digest, other, {"layer.bias": (65,)}))
+    with pytest.raises(Damaged, match="another tensor than 'layer.bias' of its base"):
+        store.load("m").load()
+
+
 def copy_of(blobs: MemoryStore) -> MemoryStore:
     copy = MemoryStore("copy")
     for info in blobs.list():
