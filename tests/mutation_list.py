@@ -15,7 +15,7 @@ class Mutation:
 
     Attributes:
         name: Names it in tables and for choosing it.
-        promise: What rests on it: a section of the specification or of a document, in its words.
+        promise: What rests on it: the section of SPEC.md, or the document, and what it says there.
         file: The module, below ``tierstore/``.
         old: The source text to replace; it is in the file exactly once.
         new: What to put there.
@@ -165,7 +165,8 @@ _FORMAT = (
         "unknown = sorted(set(requires) - KNOWN_FEATURES)",
         "unknown: list[str] = []",
         (
-            "unit/test_format_sealed.py::test_unknown_fields_are_ignored_and_unknown_features_refused",
+            "unit/test_format_sealed.py::"
+            "test_unknown_fields_are_ignored_and_unknown_features_refused",
             "golden/test_golden.py::test_a_manifest_that_requires_more_is_refused",
         ),
     ),
@@ -281,7 +282,7 @@ _FORMAT = (
     ),
     Mutation(
         "safetensors-holes",
-        "docs/SECURITY: Safetensors headers are checked by the rules of that format.",
+        "SECURITY: Safetensors headers are checked by the rules of that format.",
         "format/safetensors.py",
         "if tensor.begin != at:",
         "if tensor.begin < at:",
@@ -289,7 +290,7 @@ _FORMAT = (
     ),
     Mutation(
         "safetensors-repeated-key",
-        "docs/SECURITY: Safetensors headers are checked by the rules of that format.",
+        "SECURITY: Safetensors headers are checked by the rules of that format.",
         "format/safetensors.py",
         'if outside.count(b":") != keys:',
         "if False:",
@@ -390,13 +391,15 @@ _DURABILITY = (
         "modelstore/saving/writer.py",
         "            self._packer.finish()\n"
         "            digest, sealed = seal_manifest(\n"
-        "                Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))\n"
+        "                Manifest(chunk_size=self._chunk_size, files=entries, "
+        "lineage=tuple(lineage))\n"
         "                if patch is None\n"
         "                else patch_manifest(entries[0], patch, self._chunk_size)\n"
         "            )\n"
         "            self._create(version_key(digest), sealed)\n",
         "            digest, sealed = seal_manifest(\n"
-        "                Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))\n"
+        "                Manifest(chunk_size=self._chunk_size, files=entries, "
+        "lineage=tuple(lineage))\n"
         "                if patch is None\n"
         "                else patch_manifest(entries[0], patch, self._chunk_size)\n"
         "            )\n"
@@ -411,7 +414,8 @@ _DURABILITY = (
         "ref-entry-put-if-absent",
         "SPEC 9: created with put-if-absent; of two writers each gets its own number.",
         "modelstore/home/refs.py",
-        "if self._home.put_if_absent(key, seal_body(Kind.REF, entry)):\n                return True",
+        "if self._home.put_if_absent(key, seal_body(Kind.REF, entry)):\n"
+        "                return True",
         "self._home.put(key, seal_body(Kind.REF, entry))\n            return True",
         ("unit/test_modelstore_refs.py::test_racing_writers_each_get_their_own_place",),
     ),
@@ -472,7 +476,8 @@ _DURABILITY = (
     ),
     Mutation(
         "gone-chunks-checked-again",
-        "SPEC 1: any stored byte is verified: a source that changed is not stored under its digest.",
+        "SPEC 1: any stored byte is verified: a source that changed is not stored under its "
+        "digest.",
         "modelstore/saving/writer.py",
         "if digest_of(plain).raw != digest:",
         "if False:",
@@ -553,7 +558,6 @@ _DURABILITY = (
     ),
 )
 
-
 _TIERS = (
     Mutation(
         "tier-marker-when-written",
@@ -575,7 +579,8 @@ _TIERS = (
         "tier-of-another-store",
         "SPEC 13: tier.json of another store: MUST be treated as one that cannot be asked.",
         "tiers/durable/marker.py",
-        '        raise Unreachable(f"the {MARKER} at {store.url} is another store\'s, not of tier {name}")',
+        "        raise Unreachable(f\"the {MARKER} at {store.url} is another store's, not of "
+        'tier {name}")',
         "        return",
         ("unit/test_tiers_durable.py::test_a_place_is_claimed_by_one_store",),
     ),
@@ -650,7 +655,8 @@ _TIERS = (
         "if has_secret(spec.url):",
         "if False:",
         (
-            "unit/test_modelstore_tierlist.py::test_a_bad_tier_is_refused_and_nothing_secret_repeated",
+            "unit/test_modelstore_tierlist.py::"
+            "test_a_bad_tier_is_refused_and_nothing_secret_repeated",
         ),
     ),
     Mutation(
@@ -687,7 +693,8 @@ _MOVER = (
         "        check_pack(key, view)\n",
         "",
         (
-            "integration/test_mover.py::test_a_damaged_source_is_not_copied_and_a_good_copy_elsewhere_is",
+            "integration/test_mover.py::"
+            "test_a_damaged_source_is_not_copied_and_a_good_copy_elsewhere_is",
             "integration/test_mover.py::test_a_damaged_copy_in_the_target_is_not_relied_on",
         ),
     ),
@@ -706,7 +713,8 @@ _MOVER = (
         "if not self._may_leave(move):",
         "if False:",
         (
-            "integration/test_mover.py::test_what_is_pinned_stays_also_when_it_is_pinned_after_the_plan",
+            "integration/test_mover.py::"
+            "test_what_is_pinned_stays_also_when_it_is_pinned_after_the_plan",
         ),
     ),
     Mutation(
@@ -716,7 +724,8 @@ _MOVER = (
         "                source.store.put(key, data)\n",
         "",
         (
-            "integration/test_mover.py::test_a_copy_that_vanishes_while_the_other_one_is_dropped_is_put_back",
+            "integration/test_mover.py::"
+            "test_a_copy_that_vanishes_while_the_other_one_is_dropped_is_put_back",
         ),
     ),
     Mutation(
@@ -739,10 +748,13 @@ _MOVER = (
         "mover-verifies-marker-again",
         "SPEC 13: before the copy is dropped, the target is what it is said to be.",
         "tiers/durable/mover.py",
-        "        with self._asking(target):\n            target.verify()\n        with self._asking(source):\n",
+        "        with self._asking(target):\n"
+        "            target.verify()\n"
+        "        with self._asking(source):\n",
         "        with self._asking(source):\n",
         (
-            "integration/test_mover.py::test_a_target_that_is_gone_once_it_was_written_lets_nothing_go",
+            "integration/test_mover.py::"
+            "test_a_target_that_is_gone_once_it_was_written_lets_nothing_go",
         ),
     ),
     Mutation(
@@ -787,7 +799,8 @@ _HOT = (
         "right = self._checked(path, digest)",
         "right = True",
         (
-            "unit/test_tiers_local.py::test_what_was_there_before_the_machine_started_is_verified_first",
+            "unit/test_tiers_local.py::"
+            "test_what_was_there_before_the_machine_started_is_verified_first",
         ),
     ),
     Mutation(
@@ -797,7 +810,8 @@ _HOT = (
         "if self._always and digest_of(out).raw != digest:",
         "if False:",
         (
-            "unit/test_tiers_local.py::test_verify_always_reads_nothing_that_changed_while_the_machine_ran",
+            "unit/test_tiers_local.py::"
+            "test_verify_always_reads_nothing_that_changed_while_the_machine_ran",
         ),
     ),
     Mutation(
@@ -903,8 +917,12 @@ _NAMES = (
         "variant-only-when-asked",
         "SPEC 14.1: A reader MUST NOT return a variant where none was named or preferred.",
         "modelstore/names/names.py",
-        "        if name is None:\n            return version\n        found = self.variant(version, name)",
-        "        if name is None:\n            return next(iter(self.variants(version)), version)\n        found = self.variant(version, name)",
+        "        if name is None:\n"
+        "            return version\n"
+        "        found = self.variant(version, name)",
+        "        if name is None:\n"
+        "            return next(iter(self.variants(version)), version)\n"
+        "        found = self.variant(version, name)",
         ("integration/test_variants.py::test_a_variant_is_only_given_to_who_asks",),
     ),
     Mutation(
@@ -967,8 +985,10 @@ _NAMES = (
         "rollout-nothing-else-moves",
         "SPEC 14.2: No other action is allowed while a rollout runs.",
         "modelstore/names/names.py",
-        "def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:\n    if last is not None and last.rollout is not None:",
-        "def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:\n    if False:",
+        "def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:\n"
+        "    if last is not None and last.rollout is not None:",
+        "def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:\n"
+        "    if False:",
         ("integration/test_rollout.py::test_an_alias_in_a_rollout_is_not_moved_by_others",),
     ),
     Mutation(
@@ -1010,7 +1030,8 @@ _NAMES = (
         "if entries.get(name) != (part.dtype, part.shape):",
         "if False:",
         (
-            "integration/test_patches.py::test_a_stored_patch_of_other_tensors_than_its_bases_is_damaged",
+            "integration/test_patches.py::"
+            "test_a_stored_patch_of_other_tensors_than_its_bases_is_damaged",
         ),
     ),
     Mutation(
@@ -1028,7 +1049,8 @@ _NAMES = (
         'if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(',
         'if home.scheme == "none" and Path(unquote(home.path)).resolve().is_relative_to(',
         (
-            "integration/test_foreign_config.py::test_a_directory_that_holds_the_store_is_not_saved_into_it",
+            "integration/test_foreign_config.py::"
+            "test_a_directory_that_holds_the_store_is_not_saved_into_it",
         ),
     ),
     Mutation(
@@ -1071,14 +1093,17 @@ _GATEWAY = (
         "docs/how-to/gateway: a token that is not in the file is refused.",
         "serving/hub/rights.py",
         'if kind.lower() != "bearer" or found is None:',
-        'if found is None:\n            return self._anonymous\n        if kind.lower() != "bearer":',
+        "if found is None:\n"
+        "            return self._anonymous\n"
+        '        if kind.lower() != "bearer":',
         ("integration/test_hub_hostile.py::test_writes_reads_and_tokens_need_a_right",),
     ),
     Mutation(
         "gateway-broken-tokens",
         "docs/how-to/gateway: a broken file of tokens lets nobody in.",
         "serving/hub/rights.py",
-        '                raise HubError(503, f"the gateway\'s tokens cannot be read: {error}") from None',
+        "                raise HubError(503, f\"the gateway's tokens cannot be read: "
+        '{error}") from None',
         '                self._anonymous = Caller(None, ("*",))',
         ("integration/test_hub_hostile.py::test_a_broken_file_of_tokens_lets_nobody_in",),
     ),
@@ -1119,10 +1144,12 @@ _GATEWAY = (
 _ARCHITECTURE = (
     Mutation(
         "rooms-entered-by-the-door",
-        "HOUSE: what lies in a folder is private unless its __all__ names it.",
+        "docs/explanation 16: what lies in a folder is private unless its __all__ names it.",
         "modelstore/placing/warming.py",
         "from __future__ import annotations\n",
-        "from __future__ import annotations\n\nfrom tierstore.tiers.node.book import HotBook  # noqa: F401\n",
+        "from __future__ import annotations\n"
+        "\n"
+        "from tierstore.tiers.node.book import HotBook  # noqa: F401\n",
         ("test_architecture.py::test_rooms_are_entered_by_the_door",),
     ),
     Mutation(
@@ -1130,7 +1157,11 @@ _ARCHITECTURE = (
         "docs/explanation 16: a floor imports only what is below it.",
         "format/checks.py",
         "def xxh3(data: Buffer) -> int:\n",
-        "def _up() -> None:\n    import tierstore.modelstore.store  # noqa: F401\n\n\ndef xxh3(data: Buffer) -> int:\n",
+        "def _up() -> None:\n"
+        "    import tierstore.modelstore.store  # noqa: F401\n"
+        "\n"
+        "\n"
+        "def xxh3(data: Buffer) -> int:\n",
         ("test_architecture.py::test_imports_go_down",),
     ),
     Mutation(
@@ -1138,7 +1169,11 @@ _ARCHITECTURE = (
         "docs/explanation 16: and so does a room in a folder that has rooms of its own.",
         "modelstore/home/pins.py",
         "class Pins:\n",
-        "def _up() -> None:\n    import tierstore.modelstore.saving.writer  # noqa: F401\n\n\nclass Pins:\n",
+        "def _up() -> None:\n"
+        "    import tierstore.modelstore.saving.writer  # noqa: F401\n"
+        "\n"
+        "\n"
+        "class Pins:\n",
         ("test_architecture.py::test_rooms_are_entered_from_above",),
     ),
     Mutation(
@@ -1154,9 +1189,15 @@ _ARCHITECTURE = (
         "docs/explanation 16: only config reads the environment.",
         "ids.py",
         "def split_digests(column: bytes) -> list[bytes]:\n",
-        'def _who() -> str | None:\n    return os.environ.get("USER")\n\n\ndef split_digests(column: bytes) -> list[bytes]:\n',
+        "def _who() -> str | None:\n"
+        '    return os.environ.get("USER")\n'
+        "\n"
+        "\n"
+        "def split_digests(column: bytes) -> list[bytes]:\n",
         ("test_architecture.py::test_only_config_reads_the_environment",),
     ),
 )
 
-MUTATIONS = (*_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY, *_ARCHITECTURE)
+MUTATIONS = (
+    *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY, *_ARCHITECTURE,
+)  # fmt: skip

@@ -7,8 +7,8 @@
 NAME is a part of a mutation's name; without any, all are run. Prints what became of each, and ends
 with 1 unless every one was killed. The checkout itself is not touched.
 
-A mutation that does not apply any more says so: the guarded code has changed, and ``tests/mutation_list.py``
-must be changed with it.
+A mutation that does not apply any more says so: the guarded code has changed, and
+``tests/mutation_list.py`` must be changed with it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Copy:
             name = case.get("name", "").partition("[")[0]
             path = case.get("classname", "").removeprefix("tests.").replace(".", "/")
             messages = found.setdefault(f"{path}.py::{name}", [])
-            # a <failure> is one of the test's own call; an <error> one of its setup or of the import
+            # a <failure> is of the test's own call, an <error> of its setup or of the import
             messages += [failure.get("message", "") for failure in case.iter("failure")]
         return done.returncode, found, done.stdout + done.stderr
 
