@@ -134,6 +134,7 @@ class Copy:
         done = self._run([
             sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short",
             "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:rerunfailures",
+            "-p", "no:schemathesis", "-p", "no:anyio",
             f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={report}",
             *(f"tests/{test}" for test in tests),
         ])  # fmt: skip
