@@ -15,7 +15,8 @@ class Mutation:
 
     Attributes:
         name: Names it in tables and for choosing it.
-        promise: What rests on it: the section of SPEC.md, or the document, and what it says there.
+        promise: What rests on it: where it is written (a section of SPEC.md, a page, a module) and
+            what it says.
         file: The module, below ``tierstore/``.
         old: The source text to replace; it is in the file exactly once.
         new: What to put there.
@@ -309,7 +310,8 @@ _FORMAT = (
 _DURABILITY = (
     Mutation(
         "blob-file-synced",
-        "docs/explanation 6: a blob is written, synced, and only then renamed to its place.",
+        "blobs.local.store: A blob is written, synced, and then renamed or hard-linked to its "
+        "place.",
         "blobs/local/store.py",
         "files.write_all(fd, views)\n                    os.fsync(fd)",
         "files.write_all(fd, views)",
@@ -320,7 +322,7 @@ _DURABILITY = (
     ),
     Mutation(
         "blob-directory-synced",
-        "docs/explanation 6: after that every directory that changed is synced.",
+        "blobs.local.store: after which every directory that changed is synced.",
         "blobs/local/store.py",
         "os.rename(temp, name, src_dir_fd=temp_fd, dst_dir_fd=folder)\n"
         "                files.sync_dir(folder)",
@@ -332,7 +334,7 @@ _DURABILITY = (
     ),
     Mutation(
         "blob-parents-synced",
-        "docs/explanation 6: after that every directory that changed is synced.",
+        "blobs.local.store: after which every directory that changed is synced.",
         "blobs/local/store.py",
         "if create and path not in self._durable_dirs:",
         "if False:",
@@ -368,7 +370,7 @@ _DURABILITY = (
     ),
     Mutation(
         "blob-links-not-followed",
-        "docs/explanation 9: a symbolic link below the root never leads out of it.",
+        "blobs.local.store: a symbolic link below the root never leads out of it.",
         "blobs/local/files.py",
         "flags = DIR_FLAGS | os.O_NOFOLLOW",
         "flags = DIR_FLAGS",
@@ -488,7 +490,7 @@ _DURABILITY = (
     ),
     Mutation(
         "source-changed",
-        "docs: a file that changes while it is being saved is an error, nothing is published.",
+        "Explanation 6: What changed while it was read is an error, and nothing is published.",
         "modelstore/saving/source.py",
         "same = _identity(os.fstat(self._fd)) == self._identity",
         "same = True",
@@ -496,7 +498,7 @@ _DURABILITY = (
     ),
     Mutation(
         "array-changed",
-        "docs: an array that is written to while it is being saved is an error.",
+        "Explanation 6: What changed while it was read is an error, and nothing is published.",
         "modelstore/saving/source.py",
         "if xxh3(out) != value:",
         "if False:",
@@ -626,7 +628,7 @@ _TIERS = (
     ),
     Mutation(
         "tier-quota",
-        "docs/how-to/tiers: a tier takes no more than its size.",
+        "SPEC 13: size: quota in bytes.",
         "tiers/durable/room.py",
         "return self._used + nbytes <= quota",
         "return True",
@@ -719,7 +721,7 @@ _MOVER = (
     ),
     Mutation(
         "mover-puts-back",
-        "docs/explanation 10: never the last durable copy: what vanished is put back.",
+        "Explanation 9: dropped only when a slower copy was verified: what vanished is put back.",
         "tiers/durable/mover.py",
         "                source.store.put(key, data)\n",
         "",
@@ -783,7 +785,7 @@ _MOVER = (
     ),
     Mutation(
         "plan-relies-on-what-answers",
-        "docs/explanation 10: only a copy that can be relied on lets another go.",
+        "Explanation 9: a tier that could not be asked is never taken for one that has the pack.",
         "placement/scene.py",
         "if target is tier or not target.reachable or target.draining:",
         "if target is tier:",
@@ -816,7 +818,7 @@ _HOT = (
     ),
     Mutation(
         "hot-length",
-        "docs/explanation 8: a file of another length is no chunk.",
+        "tiers.node.files: a chunk's file has exactly its length.",
         "tiers/node/files.py",
         "if stat.S_ISREG(found.st_mode) and found.st_size == size:",
         "if stat.S_ISREG(found.st_mode):",
@@ -824,7 +826,7 @@ _HOT = (
     ),
     Mutation(
         "hot-directory-of-everybody",
-        "docs/explanation 8: a directory that everybody may write to is not used.",
+        "SECURITY: the node's own disk is trusted, and so no directory that everybody writes to.",
         "tiers/node/files.py",
         "if path.stat().st_mode & stat.S_IWOTH:",
         "if False:",
@@ -832,7 +834,7 @@ _HOT = (
     ),
     Mutation(
         "hot-quota",
-        "docs/explanation 8: the quota holds for all processes of the node together.",
+        "tiers.node.local: the quota is of all processes of the node together.",
         "tiers/node/book.py",
         "if used > self._high:\n            self.make_room(used - self._low)",
         "pass",
@@ -856,7 +858,7 @@ _HOT = (
     ),
     Mutation(
         "shared-frame-removed",
-        "docs/explanation 8: a frame that fails its checks is a miss that is removed.",
+        "tiers.hot.shared: a frame that fails its checks is a miss that is removed.",
         "tiers/hot/shared.py",
         "            self.store.delete([frame_key(place)])\n",
         "            return\n",
@@ -864,7 +866,7 @@ _HOT = (
     ),
     Mutation(
         "breaker",
-        "docs/how-to/tiers: a tier that fails costs twice its timeout once, and is then skipped.",
+        "How-to, tiers: A durable tier that is down costs two timeouts and is skipped then.",
         "tiers/guard/breaker.py",
         "if self._failures < self._limit:\n                return",
         "if self._failures:\n                return",
@@ -872,7 +874,7 @@ _HOT = (
     ),
     Mutation(
         "late-bytes-reach-nobody",
-        "docs/explanation 9: what comes late reaches no buffer of the caller.",
+        "tiers.guard.deadline: whatever a call that was left behind does later harms nobody.",
         "tiers/guard/deadline.py",
         "own = [RangeRead(r.key, r.start, memoryview(bytearray(r.out.nbytes))) for r in reads]",
         "own = list(reads)",
@@ -880,7 +882,7 @@ _HOT = (
     ),
     Mutation(
         "deadline-of-a-listing",
-        "docs/explanation 9: a mount whose server is gone ends in time.",
+        "Explanation 9: A call has a deadline, a mount that hangs is left behind.",
         "tiers/guard/deadline.py",
         "entry, error = entries.get(timeout=self._timeout_s)",
         "entry, error = entries.get(timeout=9)",
@@ -1001,7 +1003,7 @@ _NAMES = (
     ),
     Mutation(
         "alias-moved-by-somebody-else",
-        "docs/how-to/patches: of two trainers on one alias one is told.",
+        "How-to, patches: two trainers cannot undo each other's work.",
         "modelstore/names/names.py",
         "if was is not None and (last is None or last.version != was):",
         "if False:",
@@ -1044,7 +1046,7 @@ _NAMES = (
     ),
     Mutation(
         "store-inside-its-source",
-        "docs: a directory that holds the store is not saved into it.",
+        "modelstore.saving.source: a source that holds the store is refused.",
         "modelstore/saving/source.py",
         'if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(',
         'if home.scheme == "none" and Path(unquote(home.path)).resolve().is_relative_to(',
@@ -1074,7 +1076,7 @@ _NAMES = (
 _GATEWAY = (
     Mutation(
         "gateway-write-rights",
-        "docs/how-to/gateway: who may write is in the file of tokens.",
+        "How-to, gateway: without the right in the file of tokens nobody writes.",
         "serving/hub/writing.py",
         "if not caller.may_write(model):",
         "if False:",
@@ -1082,7 +1084,7 @@ _GATEWAY = (
     ),
     Mutation(
         "gateway-read-rights",
-        "docs/how-to/gateway: who may not read a model gets nothing of it.",
+        "How-to, gateway: a token reads what its patterns name, and nothing else.",
         "serving/hub/rights.py",
         "return any(fnmatchcase(model, pattern) for pattern in (*self.read, *self.write))",
         "return True",
@@ -1090,7 +1092,7 @@ _GATEWAY = (
     ),
     Mutation(
         "gateway-unknown-token",
-        "docs/how-to/gateway: a token that is not in the file is refused.",
+        "serving.hub.rights: a token that was taken out of the file ends with its next request.",
         "serving/hub/rights.py",
         'if kind.lower() != "bearer" or found is None:',
         "if found is None:\n"
@@ -1100,7 +1102,7 @@ _GATEWAY = (
     ),
     Mutation(
         "gateway-broken-tokens",
-        "docs/how-to/gateway: a broken file of tokens lets nobody in.",
+        "serving.hub.rights: nobody is let in on what a broken file may have meant.",
         "serving/hub/rights.py",
         "                raise HubError(503, f\"the gateway's tokens cannot be read: "
         '{error}") from None',
@@ -1109,7 +1111,7 @@ _GATEWAY = (
     ),
     Mutation(
         "gateway-signed-uploads",
-        "docs/how-to/gateway: uploads go to a URL that was given out.",
+        "serving.hub.spool: permission to upload travels in the URL that was given out.",
         "serving/hub/spool.py",
         "if not hmac.compare_digest(right.encode(), given.encode()) or expires < time.time():",
         "if expires < time.time():",
@@ -1117,7 +1119,7 @@ _GATEWAY = (
     ),
     Mutation(
         "gateway-signatures-expire",
-        "docs/how-to/gateway: uploads go to a URL that was given out, for a while.",
+        "serving.hub.spool: the permission expires.",
         "serving/hub/spool.py",
         "if not hmac.compare_digest(right.encode(), given.encode()) or expires < time.time():",
         "if not hmac.compare_digest(right.encode(), given.encode()):",
@@ -1125,7 +1127,7 @@ _GATEWAY = (
     ),
     Mutation(
         "gateway-upload-sha256",
-        "docs/how-to/gateway: a file is taken under its SHA-256 or not at all.",
+        "serving.hub.spool: A file is there under the SHA-256 of what arrived, or not at all.",
         "serving/hub/spool.py",
         "if part == 0 and (count, sha.hexdigest()) != (size, oid):",
         "if False:",
@@ -1133,7 +1135,7 @@ _GATEWAY = (
     ),
     Mutation(
         "gateway-upload-size",
-        "docs/how-to/gateway: a body has at most what was announced.",
+        "serving.hub.bodies: never more than is allowed.",
         "serving/hub/bodies.py",
         "if not declared.isdigit() or int(declared) > most:",
         "if not declared.isdigit():",
@@ -1144,7 +1146,7 @@ _GATEWAY = (
 _ARCHITECTURE = (
     Mutation(
         "rooms-entered-by-the-door",
-        "docs/explanation 16: what lies in a folder is private unless its __all__ names it.",
+        "test_architecture: What lies in a folder is private to it unless __all__ names it.",
         "modelstore/placing/warming.py",
         "from __future__ import annotations\n",
         "from __future__ import annotations\n"
@@ -1154,7 +1156,7 @@ _ARCHITECTURE = (
     ),
     Mutation(
         "imports-go-down",
-        "docs/explanation 16: a floor imports only what is below it.",
+        "Explanation 16: A folder imports only what is below it.",
         "format/checks.py",
         "def xxh3(data: Buffer) -> int:\n",
         "def _up() -> None:\n"
@@ -1166,7 +1168,7 @@ _ARCHITECTURE = (
     ),
     Mutation(
         "rooms-entered-from-above",
-        "docs/explanation 16: and so does a room in a folder that has rooms of its own.",
+        "test_architecture: and so does a room in a folder that has rooms of its own.",
         "modelstore/home/pins.py",
         "class Pins:\n",
         "def _up() -> None:\n"
@@ -1178,7 +1180,7 @@ _ARCHITECTURE = (
     ),
     Mutation(
         "placement-is-pure",
-        "docs/explanation 10: placement is pure, without I/O, threads or a clock.",
+        "Explanation 10: Deciding is pure code without I/O and without a clock.",
         "placement/plan.py",
         "from __future__ import annotations\n",
         "from __future__ import annotations\n\nimport time  # noqa: F401\n",
@@ -1186,7 +1188,7 @@ _ARCHITECTURE = (
     ),
     Mutation(
         "environment-read-in-one-place",
-        "docs/explanation 16: only config reads the environment.",
+        "Explanation 16: Only config.py reads the environment.",
         "ids.py",
         "def split_digests(column: bytes) -> list[bytes]:\n",
         "def _who() -> str | None:\n"
