@@ -192,7 +192,7 @@ def drain(
         state=found.spec.state,
         dry_run=dry_run,
         moved_packs=len(plan.moves) if dry_run else sum(m.status == "done" for m in found.moved),
-        moved_bytes=plan.copied_bytes if dry_run else sum(one.copied for one in found.moved),
+        moved_bytes=plan.copied_bytes if dry_run else sum(one.copied_bytes for one in found.moved),
         problems=[*plan.notes]
         + [f"{one.move.pack.hex()}: {one.why}" for one in found.moved if one.status == "failed"],
         packs=len(left.packs),
