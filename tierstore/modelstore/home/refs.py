@@ -40,7 +40,7 @@ def whoami() -> str:
 
 
 class Target(NamedTuple):
-    """What a new entry says.
+    """The version that a new entry makes its ref point to.
 
     Attributes:
         version: Number of the version; 0 for the entry's own number, ``None`` for no version.
