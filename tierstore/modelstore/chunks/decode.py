@@ -25,8 +25,7 @@ Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and their offset in the tensor; called from several threads."""
 
 Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
-"""One try to read a frame: avoids the tiers given first, and adds those it read from to the second.
-"""
+"""One try to read a frame: avoids the tiers given first, adds those it read from to the second."""
 
 
 @dataclass(frozen=True, slots=True)
