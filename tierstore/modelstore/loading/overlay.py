@@ -35,7 +35,7 @@ _WINDOW = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """What a patch replaces in some rows.
+    """The units of some rows that a patch replaces.
 
     Attributes:
         rows: Positions, in the rows asked for, of the rows that are hit; once per unit.
@@ -49,7 +49,7 @@ class Hits:
 
 
 class Overlay:
-    """What one patch does to some rows or elements of one tensor. Thread-safe.
+    """The change that one patch makes to rows or elements of one tensor. Thread-safe.
 
     A *unit* is what one index stands for: a row, or an element.
 
@@ -176,7 +176,7 @@ class Overlay:
 def _matches(
     units: Indices, rows: npt.NDArray[np.int64], some: npt.NDArray[np.int64], per_row: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the positions in ``rows`` of changed units, and their positions in ``units``."""
+    """Return for each unit changed in ``rows`` the position of its row and that in ``units``."""
     lows = np.searchsorted(units, rows[some] * per_row)
     counts = np.searchsorted(units, (rows[some] + 1) * per_row) - lows
     before = np.cumsum(counts) - counts

@@ -13,7 +13,7 @@ from tierstore.format.safetensors import parse_header
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """What a stored patch does to one tensor.
+    """The change that a stored patch makes to one tensor.
 
     Attributes:
         title: Names the patch in messages.

@@ -23,8 +23,7 @@ from tierstore.modelstore.loading.stored import Content, PlacedPiece, Span
 from tierstore.modelstore.loading.tensor import Tensor
 
 _WIDE = 1 << 20
-"""Rows of at least this many bytes are read by blocks; shorter ones need nearly all blocks anyway.
-"""
+"""Rows of at least this many bytes are read by blocks; shorter ones need nearly all of them."""
 _SMALL = 1 << 20
 _WINDOW = 64 << 20
 
