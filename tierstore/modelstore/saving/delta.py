@@ -36,8 +36,8 @@ _log = logging.getLogger("tierstore.delta")
 LEAST_CHUNK = 16 << 10
 """Chunks of fewer bytes are stored standalone: reading their base would be a request of its own."""
 ENOUGH = 0.8
-"""The largest share of the standalone frame that a delta may have: a reader fetches both frames,
-and a standalone one is a nearer base for later versions.
+"""The largest share of the standalone frame that a delta may have: a reader fetches the delta and
+its base, and a standalone frame is a nearer base for later versions.
 """
 _SPANS = 256
 _SAMPLES, _SAMPLE_BYTES = 4, 16 << 10
