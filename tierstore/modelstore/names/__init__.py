@@ -1,3 +1,3 @@
-"""What a reference means: versions, aliases, variants, rollouts and releases."""
+"""Names: versions, aliases, variants, rollouts and releases, and what a reference points to."""
 
 __all__ = ["history", "members", "names", "releases", "reports", "rollout"]

@@ -17,17 +17,17 @@ from tierstore.modelstore.home.home import Home
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """One entry of a ref log; ``ref`` is what it is of: ``m``, ``m@prod`` or ``m@+bf16``."""
+    """One entry of a ref log; ``ref`` names the log: ``m``, ``m@prod`` or ``m@+bf16``."""
 
     ref: ModelRef
     entry: RefEntry
 
 
 def history_of(home: Home, ref: ModelRef) -> Iterator[Logged]:
-    """The entries of one log, newest first: of a model's versions, an alias or a variant.
+    """Yield the entries of one log, newest first: of a model's versions, an alias or a variant.
 
     Raises:
-        NotFound: there is no such log.
+        NotFound: There is no such log, or nothing in it.
     """
     name = VERSION_LOG
     if ref.alias is not None:
@@ -43,11 +43,11 @@ def history_of(home: Home, ref: ModelRef) -> Iterator[Logged]:
 
 
 def whole_history(home: Home, limit: int | None = None) -> list[Logged]:
-    """What happened to anything in the store, newest first by the writers' clocks.
+    """Return the entries of all logs of a store, newest first by the writers' clocks.
 
     Args:
-        home: of the store.
-        limit: entries at most; ``None`` for all.
+        home: The store's home.
+        limit: The most entries to return; ``None`` for all.
     """
     refs = [
         ref

@@ -1,4 +1,4 @@
-"""What belongs to a version: its variants, and the members of a release (SPEC.md section 14)."""
+"""Finds what belongs to a version: its variants, or a release's members (SPEC.md section 14)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tierstore.modelstore.version import Version, version_of
 
 
 def variant_of(home: Home, version: Version, name: str) -> Version | None:
-    """The newest variant of this name that a version has; ``None`` when there is none."""
+    """Return the newest variant of this name that a version has; ``None`` when there is none."""
     for entry in home.log(version.model, VARIANTS + name).entries():
         if entry.version == version.number:
             return version_of(version.model, entry, variant=name)
@@ -18,17 +18,17 @@ def variant_of(home: Home, version: Version, name: str) -> Version | None:
 
 
 def variants_of(home: Home, version: Version) -> list[Version]:
-    """All variants of a version, the newest of each name."""
+    """Return all variants of a version, the newest of each name."""
     found = (variant_of(home, version, name) for name in home.variants(version.model))
     return [one for one in found if one is not None]
 
 
 def members_of(home: Home, release: Version) -> dict[str, Version]:
-    """The versions that a release names, by model.
+    """Return the versions that a release names, by model.
 
     Raises:
-        UsageError: it is no release.
-        Damaged: a member's log says something else.
+        UsageError: The version is not a release.
+        Damaged: The log of a member has another version under that number, or none.
     """
     found = {}
     for member in home.manifest(release.digest).members or ():
@@ -48,7 +48,7 @@ def members_of(home: Home, release: Version) -> dict[str, Version]:
 
 
 def refuse_release(version: Version) -> Version:
-    """The version; ``UsageError`` where something asks a release for content of its own."""
+    """Return the version; ``UsageError`` for a release, which has no content of its own."""
     if version.is_release:
         raise UsageError(
             f"{version} is a release: it holds no tensors, but names versions of models, which "
@@ -58,8 +58,9 @@ def refuse_release(version: Version) -> Version:
 
 
 def contents_of(home: Home, version: Version) -> list[Digest]:
-    """The manifests of all that nodes may serve of a version: its own and its variants', or those
-    of a release's members.
+    """Return the manifests of all that nodes may serve of a version.
+
+    These are its own and its variants', or those of a release's members.
     """
     versions = members_of(home, version).values() if version.is_release else [version]
     return [one.digest for member in versions for one in (member, *variants_of(home, member))]

@@ -1,4 +1,4 @@
-"""Names: which version a reference means, and the aliases that move between versions."""
+"""Names: which version a reference points to, and the aliases that move between versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tierstore.modelstore.version import RELEASED, Version, version_of
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name that points to a version of a model; it moves, the version does not."""
+    """A name that points to a version of a model; the alias moves, the version does not."""
 
     model: str
     name: str
@@ -30,9 +30,9 @@ class Names:
     """The names of a store, as this node sees them.
 
     Args:
-        home: of the store.
-        node: this node's name, which decides its turn in a rollout.
-        labels: this node's labels.
+        home: The store's home.
+        node: This node's name, which decides its turn in a rollout.
+        labels: This node's labels.
     """
 
     def __init__(self, home: Home, node: str, labels: Mapping[str, str]) -> None:
@@ -40,10 +40,9 @@ class Names:
         self._node, self._labels = node, labels
 
     def resolve(self, ref: str | Version) -> Version:
-        """Return the version that a reference means now, or the one that is given itself.
+        """Return the version that a reference points to now; a version is returned as it is.
 
-        Raises:
-            NotFound: Says which part does not exist.
+        The message of ``NotFound`` says which part of the reference does not exist.
         """
         if isinstance(ref, Version):
             return ref
@@ -97,19 +96,21 @@ class Names:
         return found
 
     def variant(self, version: Version, name: str) -> Version | None:
-        """The newest variant of this name that a version has; ``None`` when there is none."""
+        """Return the newest variant of this name that a version has; ``None`` if there is none."""
         return variant_of(self.home, version, name)
 
     def prefer(self, version: Version, order: Sequence[str]) -> Version:
-        """The first of these variants that a version has; a variant that was named stays.
+        """Return the first of these variants that a version has.
+
+        A variant that was asked for by name is returned as it is.
 
         Args:
-            version: a version, or a variant that somebody asked for by name.
-            order: names of variants; ``full`` is the version itself.
+            version: A version, or a variant that somebody asked for by name.
+            order: Names of variants, best first; ``full`` is the version itself.
 
         Raises:
-            NotFound: it has none of them.
-            UsageError: it is a release, which holds nothing itself.
+            NotFound: The version has none of them.
+            UsageError: The version is a release, which has no content of its own.
         """
         refuse_release(version)
         if version.variant is not None:
@@ -124,11 +125,11 @@ class Names:
         )
 
     def variants(self, version: Version) -> list[Version]:
-        """All variants of a version, the newest of each name."""
+        """Return all variants of a version, the newest of each name."""
         return variants_of(self.home, version)
 
     def all_variants(self, model: str) -> list[Version]:
-        """Every variant that any version of a model has or had."""
+        """Return every variant that any version of a model has or had."""
         model = check_name("model", model)
         return [
             version_of(model, entry, variant=name)
@@ -165,7 +166,7 @@ class Names:
         return next(iter(found.values()))
 
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
-        """The versions of a model, newest first; ``NotFound`` when there is no such model."""
+        """Return the versions of a model, newest first; ``NotFound`` if there is no such model."""
         model = check_name("model", model)
         found = [version_of(model, entry) for entry in self.home.log(model).entries(limit)]
         if not found:
@@ -173,7 +174,7 @@ class Names:
         return found
 
     def aliases(self, model: str) -> list[Alias]:
-        """The aliases of a model and the versions that they point to now."""
+        """Return the aliases of a model and the versions that they point to now."""
         model = check_name("model", model)
         found = []
         for name in self.home.aliases(model):
@@ -184,7 +185,7 @@ class Names:
         return found
 
     def history(self, model: str, alias: str | None = None) -> Iterator[RefEntry]:
-        """Who pointed what where, when and why, newest first: of the versions or of one alias."""
+        """Return the entries of the log of a model's versions or of one alias, newest first."""
         model = check_name("model", model)
         name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
         return self.home.log(model, name).entries()
@@ -202,7 +203,8 @@ class Names:
         """Append a new version to a model's log.
 
         Raises:
-            Conflict: the newest version is not number ``after``, if given; 0 for none.
+            Conflict: The newest version is not number ``after`` (0 for none), or the name is a
+                release's.
         """
 
         def target(last: RefEntry | None) -> tuple[int, str, None]:
@@ -231,7 +233,7 @@ class Names:
     def point_to_new(
         self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
     ) -> None:
-        """Point an alias to a version that was just published; errors say that it was."""
+        """Point an alias to a version that was just published; errors say that it was published."""
         try:
             self.point(model, alias, entry, message, was)
         except TierstoreError as error:
@@ -243,18 +245,18 @@ class Names:
     def point(
         self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
     ) -> None:
-        """Append to an alias's log that it means the version of ``entry`` now.
+        """Append to an alias's log that it points to the version of ``entry`` now.
 
         Args:
-            model: of the alias.
-            alias: its name.
-            entry: of the version.
-            message: why.
-            was: the number of the version that it must mean until then.
+            model: Name of the model.
+            alias: Name of the alias.
+            entry: Log entry of the version.
+            message: Note for the log: why this is done.
+            was: Number of the version that the alias must point to before.
 
         Raises:
-            Conflict: the alias is in a rollout, differs from another one only in case, or does not
-                mean version ``was`` now.
+            Conflict: The alias is in a rollout, differs from another one only in case, or does not
+                point to version ``was``.
         """
 
         def target(last: RefEntry | None) -> Target:
@@ -266,12 +268,12 @@ class Names:
         self.home.log(model, ALIASES + alias).append("set", target, message)
 
     def check_movable(self, model: str, alias: str, was: int | None = None) -> None:
-        """Raise ``Conflict`` where ``point`` would: before anything is published."""
+        """Raise ``Conflict`` where ``point`` would, before anything is published."""
         check_case("alias", alias, self.home.aliases(model))
         _refuse_to_move(model, alias, self.home.log(model, ALIASES + alias).last(), was)
 
     def remove_alias(self, model: str, name: str, message: str) -> None:
-        """Remove an alias; the versions stay, and so does its log."""
+        """Remove an alias; the versions and the alias's log stay."""
 
         def target(last: RefEntry | None) -> Target:
             if last is None or last.version is None:
@@ -286,7 +288,7 @@ class Names:
         log.append("remove", target, message)
 
     def rollback(self, model: str, alias: str, message: str) -> Alias:
-        """Append that an alias means what it meant before; see ``Store.rollback``."""
+        """Point an alias back to its previous version; see ``Store.rollback``."""
         model = check_name("model", model)
         check_features(self.home.config, "write", self.home.blobs.url)
         log = self.home.log(model, ALIASES + check_alias(alias))
@@ -321,7 +323,7 @@ def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:
 
 
 def refuse_mixed(name: str, last: RefEntry | None, *, release: bool) -> None:
-    """Raise ``Conflict`` when a name that has versions of one kind is to get one of the other."""
+    """Raise ``Conflict`` for a model's version under a release's name, or the reverse."""
     if last is not None and (last.action == RELEASED) != release:
         kinds = ("a model", "a release") if release else ("a release", "a model")
         raise Conflict(f"{name!r} is the name of {kinds[0]}; choose another one for {kinds[1]}")
@@ -337,7 +339,7 @@ def _refuse_to_move(model: str, alias: str, last: RefEntry | None, was: int | No
 
 
 def check_case(kind: str, name: str, existing: Iterable[str]) -> None:
-    """Refuse a new name that differs from an existing one only in case, with ``Conflict``."""
+    """Raise ``Conflict`` for a new name that differs from an existing one only in case."""
     for other in existing:
         if other != name and other.casefold() == name.casefold():
             raise Conflict(

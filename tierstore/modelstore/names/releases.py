@@ -1,8 +1,8 @@
 """Releases: versions of several models that belong together, behind one switch (SPEC.md 14.4).
 
-A release is a version of a name of its own, whose content is the list of its members. So aliases,
-rollouts, rollback, reports and history of that name are those of a model, and one entry switches
-all members at once on a node.
+A release is a version under a name of its own, whose content is the list of its members. Aliases,
+rollouts, rollback, reports and history of that name work as those of a model, and one entry
+switches all members at once on a node.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tierstore.modelstore.version import RELEASED, Version, version_of
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One release.
+    """A release: a numbered list of versions of different models.
 
     Attributes:
-        version: what it is called: its name and number, who made it, when and why.
-        members: the versions that it names, by model.
+        version: The release's own name and number, with who made it, when and why.
+        members: The versions in the release, by model.
     """
 
     version: Version
@@ -40,7 +40,7 @@ class Release:
 
 
 class Releases:
-    """The releases of a store, as a node sees them."""
+    """The releases of a store, as this node sees them."""
 
     def __init__(self, names: Names) -> None:
         self._names, self._home = names, names.home
@@ -60,16 +60,17 @@ class Releases:
         """Make a release; nothing uses it until an alias of its name points to it.
 
         Args:
-            name: of the release; it counts its releases from 1, as a model its versions.
-            refs: references to its members, each of another model. What an alias means now is
-                meant for good.
-            based_on: a release whose members it has, too, where ``refs`` names no other version.
-            alias: a name to point to it at once, on every node.
-            message: why.
+            name: Name of the release; its releases are numbered from 1, as a model's versions are.
+            refs: References to its members, each of another model. An alias is resolved now, once
+                and for all.
+            based_on: A release whose members are taken over for models that ``refs`` does not name.
+            alias: An alias of ``name`` to point to it at once, on every node.
+            message: Note for the log: why this is done.
 
         Raises:
-            UsageError: no member, one model twice, a variant, or a release as a member.
-            Conflict: the name is a model's.
+            UsageError: There is no member, a model is named twice, or a member is a variant or a
+                release.
+            Conflict: The name belongs to a model.
         """
         name = check_name("release", name)
         if "+" in name:
@@ -119,20 +120,20 @@ class Releases:
         return entry
 
     def get(self, ref: str | Version) -> Release:
-        """The release that a reference such as ``search@prod`` means to this node now.
+        """Return the release that a reference such as ``search@prod`` points to on this node now.
 
-        A node that loads several members asks once, and loads the versions found here: what an
-        alias means may change between two calls.
+        A node that loads several members asks once and loads the versions found here: an alias may
+        move between two calls.
 
         Raises:
-            NotFound: there is none.
-            UsageError: it is no release.
+            NotFound: There is no such release.
+            UsageError: The reference points to a model's version.
         """
         version = self._names.resolve(ref)
         return Release(version, members_of(self._home, version))
 
     def names(self) -> list[str]:
-        """The names that have releases, sorted."""
+        """Return the names that have releases, sorted."""
         found = []
         for name in self._home.models():
             last = self._home.log(name).last()

@@ -1,4 +1,4 @@
-"""What serving nodes report of a version, and the gates of rollouts that read it (SPEC.md 14.3)."""
+"""Reports of serving nodes on a version, and the rollout gates that read them (SPEC.md 14.3)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ _GATE = re.compile(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*\Z")
 
 @dataclass(frozen=True, slots=True)
 class GateState:
-    """A gate and what was reported for it since the stage began, from how many nodes."""
+    """A gate and the values that nodes reported for it since the stage began."""
 
     gate: Gate
     values: tuple[str, ...]
 
     @property
     def passes(self) -> bool | None:
-        """Whether the mean is within the bound; ``None`` when nothing was reported."""
+        """Whether the mean of the values is within the bound; ``None`` without values."""
         return holds(self.gate, list(self.values)) if self.values else None
 
 
 def parse_gate(text: str) -> Gate:
-    """A gate from ``METRIC<=NUMBER`` or ``METRIC>=NUMBER``; ``UsageError`` otherwise."""
+    """Return the gate written as ``METRIC<=NUMBER`` or ``METRIC>=NUMBER``.
+
+    Raises ``UsageError`` for any other text.
+    """
     match = _GATE.match(text)
     try:
         if match:
@@ -47,10 +50,10 @@ def parse_gate(text: str) -> Gate:
 
 
 def parse_stages(text: str) -> list[int]:
-    """Stages in hundredths of a percent from percentages such as ``1,10,50,100``.
+    """Return the stages, in hundredths of a percent, of percentages such as ``1,10,50,100``.
 
     Raises:
-        UsageError: they are no numbers, do not rise, or do not end with 100.
+        UsageError: The percentages are not numbers, do not rise, or do not end with 100.
     """
     try:
         stages = [round(float(part) * 100) for part in text.split(",")]
@@ -76,13 +79,14 @@ def write_report(home: BlobStore, version: Version, node: str, values: Mapping[s
 def gate_states(
     home: BlobStore, gates: list[Gate], version: Version, since: str
 ) -> tuple[GateState, ...]:
-    """What nodes that serve ``version`` reported for gates since an object was written.
+    """Return the state of each gate, from reports on ``version`` since an object was written.
 
     Args:
-        home: of the store.
-        gates: of the rollout.
-        version: that it goes to.
-        since: key of that object. Both times are the storage's, so that no node's clock matters.
+        home: The store's home.
+        gates: The gates of the rollout.
+        version: The version that the rollout goes to.
+        since: Key of that object. Its time and the reports' are the storage's, so no node's clock
+            matters.
     """
     if not gates:
         return ()

@@ -1,9 +1,9 @@
 """Staged rollout: an alias moves from one version to another, share by share of the nodes.
 
-Everything is an entry of the alias's log: start, step, pause, resume, abort and finish are each one
-create-only object, move no bytes, and are listed by ``history``. Which version a node gets is
-worked out by the node itself (see ``turns``). A client of an older format sees the version that the
-rollout comes from. Of two administrators who act at once one gets ``Conflict``.
+Every step is an entry of the alias's log: start, step, pause, resume, abort and finish each create
+one object, move no bytes, and are listed by ``history``. Each node works out by itself which
+version it gets (see ``turns``). A client of an older format sees the version that the rollout comes
+from. When two administrators act at once, one of them gets ``Conflict``.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _log = logging.getLogger("tierstore.rollout")
 
 @dataclass(frozen=True, slots=True)
 class RolloutStatus:
-    """Where a rollout is.
+    """The state of a rollout.
 
     Attributes:
-        alias: the alias, as ``model@alias``.
-        old: the version it comes from.
-        new: the version it goes to.
-        rollout: stages, gates, rules.
-        since: when the present stage began, by the clock of who began it.
-        due: the earliest time of the next step; ``None`` for steps by hand.
-        gates: each gate's state.
-        seq: of the alias's log.
+        alias: The alias, as ``model@alias``.
+        old: The version that the rollout comes from.
+        new: The version that the rollout goes to.
+        rollout: The rollout's stages, gates and other rules.
+        since: When the present stage began, by the clock of whoever began it.
+        due: The earliest time of the next step; ``None`` for steps by hand.
+        gates: The state of each gate.
+        seq: Number of the alias's log entry that this state is from.
     """
 
     alias: str
@@ -62,12 +62,12 @@ class RolloutStatus:
 
     @property
     def percent(self) -> float:
-        """Share of the nodes that get the new version now."""
+        """Percentage of the nodes that get the new version now."""
         return self.rollout.stages[self.rollout.stage] * 100 / FULL_SHARE
 
 
 def percent_of(entry: RefEntry) -> float | None:
-    """Share of the nodes that an alias's entry gives the new version; ``None`` in no rollout."""
+    """Return the percentage of nodes that get the new version; ``None`` outside a rollout."""
     if entry.rollout is None:
         return None
     return entry.rollout.stages[entry.rollout.stage] * 100 / FULL_SHARE
@@ -97,24 +97,24 @@ class Rollouts:
     ) -> RolloutStatus:
         """Begin to move an alias to ``to``; the first stage begins at once.
 
-        The version that the alias has now with its variants, or each member of that release, is
-        pinned in hot and warm tiers until the rollout is over.
+        The version that the alias points to now is pinned in hot and warm tiers until the rollout
+        is over, with its variants, or with the members if it is a release.
 
         Args:
-            model: of the alias.
-            alias: must exist and mean another version.
-            to: a version of the model.
-            stages: hundredths of a percent of the nodes, rising to 10,000.
-            every_s: least seconds between steps.
-            gates: bounds on reported metrics, checked before each step.
-            labels: nodes without these wait for the last stage.
-            windows: ``HH:MM-HH:MM`` (UTC), in which steps must lie.
-            message: why.
+            model: Name of the model.
+            alias: Name of the alias, which exists and points to another version.
+            to: A version of the model.
+            stages: Shares of the nodes in hundredths of a percent, rising to 10,000.
+            every_s: Seconds between automatic steps, at least; ``None`` for steps by hand.
+            gates: Bounds on reported metrics, checked before each step.
+            labels: Labels that nodes must have to take part before the last stage.
+            windows: Times of day, as ``HH:MM-HH:MM`` (UTC), in which steps must lie.
+            message: Note for the log: why this is done.
 
         Raises:
-            Conflict: a rollout of the alias is under way, or somebody changed it just now.
-            NotFound: the alias does not exist.
-            UsageError: the alias means ``to`` already, or a rule makes no sense.
+            Conflict: A rollout of the alias is under way, or somebody changed it just now.
+            NotFound: The alias does not exist.
+            UsageError: The alias points to ``to`` already, or a rule is invalid.
         """
         fields = {
             "version": to.number, "manifest": to.digest.hex, "salt": uuid.uuid4().hex,
@@ -142,17 +142,19 @@ class Rollouts:
     def step(
         self, model: str, alias: str, *, force: bool = False, message: str = ""
     ) -> RolloutStatus | None:
-        """Go on to the next stage; after the last the alias means the new version (``None``).
+        """Go on to the next stage; after the last, point the alias to the new version.
+
+        Returns ``None`` when that ended the rollout.
 
         Args:
-            model: of the alias.
-            alias: which is in a rollout.
-            force: also before it is due, outside its windows and with closed gates.
-            message: why.
+            model: Name of the model.
+            alias: Name of an alias that is in a rollout.
+            force: Step even before it is due, outside its windows and with closed gates.
+            message: Note for the log: why this is done.
 
         Raises:
-            GateClosed: a gate does not hold, nothing was reported for it, or it is too early.
-            Conflict: it is paused, or somebody else changed it just now.
+            GateClosed: A gate does not hold, nothing was reported for it, or it is too early.
+            Conflict: The rollout is paused, or somebody else changed it just now.
         """
         status = self.status(model, alias)
         if status.rollout.paused:
@@ -171,11 +173,11 @@ class Rollouts:
         return self._status(model, log, entry)
 
     def pause(self, model: str, alias: str, *, message: str = "") -> RolloutStatus:
-        """Refuse steps until ``resume``; nodes keep what they have."""
+        """Refuse steps until ``resume``; nodes keep the version they have."""
         return self._set_paused(model, alias, True, message)
 
     def resume(self, model: str, alias: str, *, message: str = "") -> RolloutStatus:
-        """Allow steps again; the present stage begins anew."""
+        """Allow steps again; the present stage starts over."""
         return self._set_paused(model, alias, False, message)
 
     def _set_paused(self, model: str, alias: str, paused: bool, message: str) -> RolloutStatus:
@@ -189,7 +191,7 @@ class Rollouts:
         return self._status(model, log, entry)
 
     def abort(self, model: str, alias: str, *, message: str = "") -> Version:
-        """Give every node the version again that the rollout came from; returns that."""
+        """Give every node the version back that the rollout came from, and return that version."""
         log = self._log(model, alias)
         last = self._current(log, model, alias)
         self._running(log, last)
@@ -199,9 +201,9 @@ class Rollouts:
         return old
 
     def settle(self, model: str, alias: str) -> None:
-        """Pin what the rollout of an alias comes from; with no rollout end the pins of the last.
+        """Pin what the rollout of an alias comes from, or without a rollout remove such pins.
 
-        Every change does it; it is there for what a process that died left behind.
+        Every change does this; calling it cleans up after a process that died.
         """
         log = self._log(model, alias)
         last = log.last()
@@ -215,7 +217,7 @@ class Rollouts:
                          error)  # fmt: skip
 
     def settle_all(self) -> None:
-        """``settle`` every alias for whose rollout something is pinned."""
+        """Settle every alias for whose rollout something is pinned; see ``settle``."""
         titles = {pin.ref for pin in Pins(self._home.blobs).active()}
         for title in sorted(titles):
             model, at, alias = title.removeprefix(_HOLDER).partition("@")
@@ -226,14 +228,14 @@ class Rollouts:
         Pins(self._home.blobs).hold(f"{_HOLDER}{log.title}", versions)
 
     def status(self, model: str, alias: str) -> RolloutStatus:
-        """Where the rollout of an alias is; ``NotFound`` when there is none."""
+        """Return the state of an alias's rollout; ``NotFound`` when there is none."""
         log = self._log(model, alias)
         last = self._current(log, model, alias)
         self._running(log, last)
         return self._status(model, log, last)
 
     def running(self) -> list[RolloutStatus]:
-        """All rollouts that are under way, by model and alias."""
+        """Return all rollouts under way, by model and alias."""
         found = []
         for model in self._home.models():
             for alias in self._home.aliases(model):
@@ -247,12 +249,12 @@ class Rollouts:
         """Record what a node measured while it served ``version``; replaces its last report.
 
         Args:
-            version: that was served.
-            node: the node's name.
-            values: decimal numbers as text, by metric.
+            version: The version that was served.
+            node: The node's name.
+            values: Measured values by metric, decimal numbers as text.
 
         Raises:
-            UsageError: a value is not a plain decimal number.
+            UsageError: A value is not a plain decimal number.
         """
         write_report(self._home.blobs, version, node, values)
 
@@ -304,7 +306,7 @@ class Rollouts:
 
 
 def _checked(fields: Mapping[str, Any]) -> Rollout:
-    """A rollout that readers will take; ``UsageError`` for any other, before it is written."""
+    """Return a rollout that readers accept; ``UsageError`` for any other, before it is written."""
     try:
         rollout = msgspec.convert(msgspec.to_builtins(fields), prepared(Rollout))
     except msgspec.ValidationError as error:
@@ -346,9 +348,9 @@ Verdict = Literal["stepped", "finished", "waiting", "closed"]
 
 
 def advance(rollouts: Rollouts, status: RolloutStatus) -> Verdict:
-    """What an agent does with a rollout that steps by itself: step when it is due and may.
+    """Step a rollout that is due and allowed to, as an agent does; return what happened.
 
-    A gate that is closed stops it until somebody looks; nothing is aborted by itself.
+    A closed gate stops it until somebody looks; nothing is aborted automatically.
     """
     if status.due is None or status.rollout.paused:
         return "waiting"
@@ -363,6 +365,6 @@ def advance(rollouts: Rollouts, status: RolloutStatus) -> Verdict:
 
 
 def advance_all(rollouts: Rollouts) -> dict[str, Verdict]:
-    """``advance`` every rollout that is under way, and tidy up behind those that died; by alias."""
+    """Advance every rollout under way, and clean up after those that died; return by alias."""
     rollouts.settle_all()
     return {status.alias: advance(rollouts, status) for status in rollouts.running()}

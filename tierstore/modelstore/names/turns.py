@@ -2,9 +2,9 @@
 
 A node's place is ``BLAKE3(salt, NUL, node)``, read as a fraction of 2**64. A node gets the new
 version once its place lies below the share of the rollout's stage. Places never change during a
-rollout, and shares only rise, so no node flips back; another rollout has another salt, so that not
-always the same nodes come first. With n nodes the share taken has a standard deviation of
-``sqrt(p (1 - p) / n)``: .5 points for half of 10,000.
+rollout and shares only rise, so no node flips back; each rollout has its own salt, so that not
+always the same nodes come first. With n nodes the actual share has a standard deviation of ``sqrt(p
+(1 - p) / n)``: 0.5 points for half of 10,000.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from tierstore.format.reflog import FULL_SHARE, Gate, Rollout
 
 
 def place_of(salt: str, node: str) -> int:
-    """The node's place in the rollout with this salt, in hundredths of a percent, from 0."""
+    """Return a node's place in the rollout with this salt: 0 to 9,999 hundredths of a percent."""
     digest = blake3(f"{salt}\0{node}".encode()).digest()
     return int.from_bytes(digest[:8], "big") * FULL_SHARE >> 64
 
 
 def takes_new(rollout: Rollout, node: str, labels: Mapping[str, str]) -> bool:
-    """Whether this node gets the new version in the rollout's present stage.
+    """Return whether this node gets the new version in the rollout's present stage.
 
     Args:
-        rollout: as the alias's entry says.
-        node: the node's name; stable over restarts.
-        labels: of the node; where the rollout asks for others, the node waits for the last stage.
+        rollout: The rollout in the alias's current entry.
+        node: The node's name, the same after a restart.
+        labels: The node's labels; without those that the rollout asks for, the node waits for the
+            last stage.
     """
     share = rollout.stages[rollout.stage]
     if share == FULL_SHARE:
@@ -41,7 +42,7 @@ def takes_new(rollout: Rollout, node: str, labels: Mapping[str, str]) -> bool:
 
 
 def next_window(windows: list[str], now: datetime) -> tuple[bool, str]:
-    """Whether a step may happen at ``now`` (UTC), and else the window that opens next."""
+    """Return whether a step may happen at ``now`` (UTC), and the present or next window."""
     if not windows:
         return True, ""
     clock = now.astimezone(UTC).time()
@@ -60,7 +61,7 @@ def _until(window: str, clock: time) -> int:
 
 
 def holds(gate: Gate, values: list[str]) -> bool:
-    """Whether the mean of what was reported is within the gate's bound; ``values`` not empty."""
+    """Return whether the mean of the reported values, at least one, is within the gate's bound."""
     mean = sum(map(Fraction, values), Fraction()) / len(values)
     limit = Fraction(gate.limit)
     return mean <= limit if gate.op == "<=" else mean >= limit
