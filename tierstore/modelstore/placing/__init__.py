@@ -1,3 +1,3 @@
-"""Where versions lie: plans of moves carried out, pins, warm-up."""
+"""Placement of versions in tiers: plans carried out, pins, warm-up."""
 
 __all__ = ["hotpins", "moverlease", "packgraph", "placing", "snapshot", "warming"]

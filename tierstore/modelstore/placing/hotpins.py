@@ -1,4 +1,4 @@
-"""Keeps the pins of this node's hot tier what the store's pins say."""
+"""Keeps the pins of this node's hot tier in line with the store's pins."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class HotPins:
     """Pins the chunks of versions that are pinned ``hot``. Thread-safe.
 
     Args:
-        home: of the store.
-        local: this node's tier; none here pins nothing.
+        home: The store's home.
+        local: This node's hot tier; ``None`` when it has none, and then nothing is pinned.
     """
 
     def __init__(self, home: Home, local: LocalHot | None) -> None:
@@ -32,10 +32,10 @@ class HotPins:
         self._held: list[frozenset[bytes]] = []
 
     def chunks(self) -> set[bytes]:
-        """The chunks of all versions that are pinned ``hot``.
+        """Return the digests of the chunks of all versions that are pinned ``hot``.
 
         Raises:
-            BackendError: home cannot say.
+            BackendError: Home cannot be read.
         """
         pinned = [pin.version for pin in Pins(self._home.blobs).active() if "hot" in pin.roles]
         found = {version: self._of(version) for version in pinned}
@@ -59,10 +59,10 @@ class HotPins:
             return frozenset()
 
     def sync(self) -> None:
-        """Pin here what is pinned in the store, and nothing else.
+        """Pin on this node exactly what is pinned in the store.
 
         Raises:
-            BackendError: home cannot say; the pins stay as they are.
+            BackendError: Home cannot be read; this node's pins stay as they are.
         """
         if self._local is None:
             return
@@ -74,7 +74,7 @@ class HotPins:
 
     @contextmanager
     def holding(self, local: LocalHot, digests: Sequence[bytes]) -> Iterator[None]:
-        """Nothing evicts these chunks while the block runs."""
+        """Keep these chunks from being evicted while the block runs."""
         held = frozenset(digests)
         with self._lock:
             before = local.pinned()

@@ -1,7 +1,7 @@
-"""One mover per store: a numbered lease in home (format/SPEC.md section 13).
+"""The lease of a store's only mover: numbered objects in home (format/SPEC.md section 13).
 
-A lease that was not renewed in time is not lost by that alone: the same mover takes the next
-number, unless another one has.
+A lease that was not renewed in time is not lost for that alone: the same mover takes the next
+number, unless another mover has it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tierstore.modelstore.home.refs import whoami
 
 TTL_S = 60
 _GRACE_S = 2
-"""More than the precision of a storage's times."""
+"""Seconds; more than the resolution of a storage's times."""
 
 _log = logging.getLogger("tierstore.mover")
 
@@ -35,12 +35,12 @@ class HeldLease:
     """The right to move packs; a context manager. Not thread-safe.
 
     Args:
-        home: of the store.
-        ttl_s: it ends when it was not renewed for so long.
-        clock: seconds, never backwards.
+        home: The store's home.
+        ttl_s: Seconds after which the lease ends unless it is renewed.
+        clock: Returns seconds and never goes backwards.
 
     Raises (on entering):
-        Conflict: another mover is at work; the message says who and for how long at most.
+        Conflict: Another mover is at work; the message says who, and for how long at most.
     """
 
     def __init__(
@@ -62,10 +62,11 @@ class HeldLease:
         return self
 
     def keep(self) -> None:
-        """Renew it when a third of its time has passed.
+        """Renew the lease when a third of its time has passed.
 
         Raises:
-            Conflict: it is lost: another mover has it, or home could not be asked for so long.
+            Conflict: The lease is lost: another mover has it, or home could not be reached for as
+                long.
         """
         since = self._clock() - self._renewed
         if since < self._lease.ttl_s / 3:
@@ -89,10 +90,10 @@ class HeldLease:
             self._take(self._lease.seq + 1)
 
     def check(self) -> None:
-        """Make sure that it holds now, for what cannot be undone.
+        """Make sure that the lease holds now, before a step that cannot be undone.
 
         Raises:
-            Conflict: it is lost, or that cannot be found out.
+            Conflict: The lease is lost, or home cannot be asked.
         """
         self.keep()
         try:
@@ -152,7 +153,7 @@ class HeldLease:
         raise Conflict("another mover has taken over: this one stops")
 
     def _take(self, seq: int) -> None:
-        """Create the lease of this number; ``Conflict`` when somebody else has."""
+        """Create the lease of this number; ``Conflict`` when another mover has it."""
         self._lease = msgspec.structs.replace(self._lease, seq=seq)
         began = self._clock()
         try:

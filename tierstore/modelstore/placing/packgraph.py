@@ -1,4 +1,4 @@
-"""Which packs a version needs, and which packs' frames refer to those of others."""
+"""Which packs a version needs, and which packs hold the bases of others' deltas."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _log = logging.getLogger("tierstore.mover")
 
 
 class PackGraph:
-    """Read from the layouts, each once as long as it does not change. Thread-safe."""
+    """The references between packs, read from the layouts; each is read once. Thread-safe."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._seen: dict[str, tuple[float, frozenset[tuple[bytes, bytes]]]] = {}
 
     def packs_of(self, version: Digest) -> list[bytes]:
-        """The packs that hold a version's chunks and their bases, those of its patches included.
+        """Return the packs of a version: of its chunks, their bases and its patches.
 
         Raises:
-            NotFound, Damaged: the version's metadata cannot be read.
+            NotFound, Damaged: The version's metadata cannot be read.
         """
         return list(version_table(self._home, version).pack_ids)
 
     def bases(self) -> dict[bytes, set[bytes]]:
-        """By pack, the other packs that hold the bases of its delta frames, in any version.
+        """Return for each pack the other packs that hold bases of its deltas, in any version.
 
         A layout that cannot be read is logged and left out.
         """

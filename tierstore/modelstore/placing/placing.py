@@ -1,4 +1,4 @@
-"""Placement of packs in durable tiers: plans from what is there, carried out under a lease."""
+"""Placement of packs in durable tiers: makes plans from what is there and carries them out."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ _BEST = ("readable", "restored", "restoring", "archived")
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Where one pack is, and why.
+    """Where one pack lies, and why.
 
     Attributes:
-        pack: id.
-        size: bytes.
-        copies: names of the tiers that have it, the fastest first.
-        heat: how often it was read whole of late, decayed.
-        counted: that, or more: the heat of the hottest pack that needs it, and a pack that is new.
-        pinned: whether a pin holds it in warm tiers.
-        bases: packs that hold the bases of its delta frames.
-        needed_by: packs whose delta frames need it.
+        pack: Id of the pack.
+        size: Size of the pack in bytes.
+        copies: Names of the tiers that have it, the fastest first.
+        heat: How often it was read whole recently, with old reads decayed.
+        counted: The heat that decides: at least that of the hottest pack that needs this one, and
+            more than 0 for a new pack.
+        pinned: Whether a pin holds it in warm tiers.
+        bases: Packs that hold the bases of its delta frames.
+        needed_by: Packs whose delta frames need it.
         forecasts: What would move it into or out of each tier.
-        moves: what a plan made now would do with it.
+        moves: What a plan made now would do with it.
     """
 
     pack: bytes
@@ -57,12 +58,12 @@ class Explanation:
 
 @dataclass(slots=True)
 class MoveReport:
-    """What a run of the mover did.
+    """The result of one run of the mover.
 
     Attributes:
-        plan: as it was made.
-        moved: what became of its moves, in order.
-        stopped: whether it was asked to stop before the end.
+        plan: The plan at the start of the run.
+        moved: The outcome of each move, in order.
+        stopped: Whether the run was asked to stop before the end.
     """
 
     plan: Plan
@@ -71,19 +72,19 @@ class MoveReport:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was planned was done, or was not wanted any more."""
+        """Whether every planned move was made or had become unnecessary."""
         failed = any(one.status == "failed" for one in self.moved)
         return not (failed or self.stopped or self.plan.notes)
 
 
 class Placement:
-    """Where packs lie, where they should, and who moves them. Thread-safe.
+    """Plans where packs should lie, and moves them there. Thread-safe.
 
     Args:
-        home: of the store.
-        pins: of the store.
-        heat: bytes read of each pack, decayed to now, by all nodes.
-        stats: what the mover counts into.
+        home: The store's home.
+        pins: The store's pins.
+        heat: Returns the bytes read of each pack by all nodes, decayed to now.
+        stats: Counters for the mover.
     """
 
     def __init__(
@@ -104,21 +105,21 @@ class Placement:
     # Looking
 
     def snapshot(self, draining: str | None = None) -> Snapshot:
-        """What the durable tiers hold; one named ``draining`` is taken for one that drains."""
+        """Return what the durable tiers hold; the tier ``draining`` counts as one that drains."""
         return snapshot(self._home, self._graph, self._pinned(), self._heat(), draining)
 
     def _pinned(self) -> frozenset[bytes]:
         return pinned_packs(self._pins, self._graph)
 
     def packs_of(self, version: Digest) -> list[bytes]:
-        """The packs that a version needs."""
+        """Return the packs that a version needs."""
         return self._graph.packs_of(version)
 
     def find(self, prefix: str) -> bytes | None:
-        """The pack whose id begins with these hex digits; ``None`` when there is none.
+        """Return the pack whose id begins with these hex digits; ``None`` when there is none.
 
         Raises:
-            UsageError: there are several.
+            UsageError: Several packs begin with these digits.
         """
         text = prefix.lower()
         if len(text) < _SHORTEST_PREFIX or set(text) - set("0123456789abcdef"):
@@ -133,7 +134,7 @@ class Placement:
         return bytes.fromhex(found.pop()) if found else None
 
     def explain(self, packs: Iterable[bytes]) -> list[Explanation]:
-        """Why packs are where they are, and what would move them, hottest first.
+        """Return why packs lie where they are and what would move them, the hottest first.
 
         Packs that no tier has are left out.
         """
@@ -157,11 +158,13 @@ class Placement:
         ]
 
     def readiness(self, packs: Iterable[bytes]) -> dict[bytes, str]:
-        """Whether packs can be read: ``readable``, ``restored`` (for a while), ``restoring``,
-        ``archived`` or ``missing``.
+        """Return for each pack whether it can be read.
+
+        States are ``readable``, ``restored`` (for a while), ``restoring``, ``archived`` and
+        ``missing``.
 
         Raises:
-            BackendError: a tier cannot be asked.
+            BackendError: A tier cannot be reached.
         """
         tiers = self._home.packs.tiers
         quick = [tier for tier in tiers if tier.archive is None]
@@ -178,12 +181,12 @@ class Placement:
     def restore(
         self, packs: Iterable[bytes], days: int = 7, speed: str = "Standard"
     ) -> dict[bytes, str]:
-        """Ask for readable copies of those packs that only an archive has; ``readiness`` then.
+        """Ask for readable copies of packs that only an archive has; return their ``readiness``.
 
         Args:
-            packs: those that are wanted.
-            days: for which the copies are kept.
-            speed: ``Expedited``, ``Standard`` or ``Bulk``: minutes, hours, or half a day.
+            packs: Ids of the wanted packs.
+            days: Days for which the copies are kept.
+            speed: ``Expedited``, ``Standard`` or ``Bulk``: it takes minutes, hours, or half a day.
         """
         wanted = self.readiness(packs)
         for pack, state in wanted.items():
@@ -196,15 +199,15 @@ class Placement:
     # Planning
 
     def plan(self) -> Plan:
-        """What ``rebalance`` would do now."""
+        """Return the moves that ``rebalance`` would make now."""
         return self._planned(rebalance)
 
     def plan_move(self, packs: Iterable[bytes], tier: str) -> Plan:
-        """What it takes to have packs in a tier and in no faster one.
+        """Return the moves that bring packs into a tier and drop them from faster ones.
 
         Raises:
-            NotFound: there is no such durable tier.
-            UsageError: the tier is being drained.
+            NotFound: There is no such durable tier.
+            UsageError: The tier is being drained.
         """
         if not self._durable(tier).takes_writes:
             raise UsageError(f"tier {tier} is being drained: nothing is moved to it")
@@ -214,7 +217,7 @@ class Placement:
         )
 
     def plan_drain(self, tier: str) -> Plan:
-        """What it takes to empty a tier."""
+        """Return the moves that empty a tier."""
         self._durable(tier)
         return self._planned(lambda scene: drain(scene, tier), draining=tier)
 
@@ -238,15 +241,15 @@ class Placement:
         self, *, budget: Budget | None = None, stop: threading.Event | None = None,
         progress: Callable[[Moved], None] | None = None,
     ) -> MoveReport:  # fmt: skip
-        """Promote what is read, demote what is not, relieve what is too full, empty what drains.
+        """Promote hot packs, demote cold ones, relieve full tiers, empty those that drain.
 
         Args:
-            budget: what it may take of the bandwidth.
-            stop: ends it between two pieces of work when set.
-            progress: told of each move.
+            budget: The bandwidth that moves may use.
+            stop: When set, ends the run between two pieces of work.
+            progress: Called with the outcome of each move.
 
         Raises:
-            Conflict: another mover is at work, or has taken over.
+            Conflict: Another mover is at work, or has taken over.
         """
         return self._run(self.plan, budget, stop, progress)
 
@@ -254,7 +257,7 @@ class Placement:
         self, packs: Iterable[bytes], tier: str, *, budget: Budget | None = None,
         stop: threading.Event | None = None, progress: Callable[[Moved], None] | None = None,
     ) -> MoveReport:  # fmt: skip
-        """Have packs, with the bases that they need, in a tier and in no faster one."""
+        """Move packs, with the bases they need, to a tier and drop them from faster ones."""
         wanted = list(packs)
         return self._run(lambda: self.plan_move(wanted, tier), budget, stop, progress)
 
@@ -262,10 +265,10 @@ class Placement:
         self, version: Digest, *, budget: Budget | None = None,
         stop: threading.Event | None = None, progress: Callable[[Moved], None] | None = None,
     ) -> MoveReport:  # fmt: skip
-        """Have a version in warm tiers; what is in one already stays there.
+        """Bring a version into warm tiers; what is in one already stays there.
 
         Raises:
-            UsageError: the store has no warm tier that takes packs.
+            UsageError: The store has no warm tier that takes packs.
         """
         missing = self.not_warm(version)
         first = next(
@@ -279,10 +282,10 @@ class Placement:
         return self.move(missing, first.name, budget=budget, stop=stop, progress=progress)
 
     def not_warm(self, version: Digest) -> list[bytes]:
-        """The packs of a version that no warm tier has.
+        """Return the packs of a version that no warm tier has.
 
         Raises:
-            BackendError: a warm tier cannot be asked.
+            BackendError: A warm tier cannot be reached.
         """
         missing = self._graph.packs_of(version)
         for tier in self._home.packs.tiers:
@@ -298,7 +301,7 @@ class Placement:
         """Move every pack out of a tier that is marked as draining, or out of home.
 
         Raises:
-            UsageError: it still takes new packs.
+            UsageError: The tier still takes new packs.
         """
         if tier != HOME_NAME and self._durable(tier).takes_writes:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""What the durable tiers hold, how hot it is and what must stay: all that a plan is made from."""
+"""Snapshots of the durable tiers: what they hold, how hot it is and what must stay, to plan from."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _PACK = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the durable tiers held at one moment.
+    """The content of the durable tiers at one moment.
 
     Attributes:
-        packs: every pack.
-        tiers: the tiers in order.
-        now: seconds since the epoch.
-        pinned: packs that stay in warm tiers.
-        bases: packs that hold the bases of others.
-        notes: what could not be asked, for people.
+        packs: The state of every pack.
+        tiers: The state of every tier, in the order of reading.
+        now: Time of the snapshot, in seconds since the epoch.
+        pinned: Packs that stay in warm tiers.
+        bases: For each pack, the packs that hold bases of its deltas.
+        notes: Messages about tiers that could not be reached.
     """
 
     packs: Sequence[PackState]
@@ -44,7 +44,7 @@ class Snapshot:
     notes: tuple[str, ...] = ()
 
     def scene(self) -> Scene:
-        """A scene to plan in, which planning changes."""
+        """Return a scene to plan in; planning changes it."""
         return Scene(
             self.packs, self.tiers, now=self.now, pinned=self.pinned, bases=self.bases,
             rules=Rules(),
@@ -58,17 +58,17 @@ def snapshot(
     read: Mapping[bytes, float],
     draining: str | None = None,
 ) -> Snapshot:
-    """List every durable tier.
+    """List every durable tier and return what it holds.
 
     Args:
-        home: of the store.
-        graph: of its packs.
-        pinned: packs that stay in warm tiers.
-        read: bytes read of each pack, decayed to now.
-        draining: name of a tier to take for one that drains.
+        home: The store's home.
+        graph: The references between its packs.
+        pinned: Packs that stay in warm tiers.
+        read: Bytes read of each pack, decayed to now.
+        draining: Name of a tier that counts as one that drains.
 
     Raises:
-        ConfigError: an option or price of a tier is not one.
+        ConfigError: An option or price of a tier is invalid.
     """
     home.packs.refresh()
     durable = home.packs.tiers
@@ -95,10 +95,10 @@ def snapshot(
 
 
 def pinned_packs(pins: Pins, graph: PackGraph) -> frozenset[bytes]:
-    """The packs of versions that are pinned in warm tiers.
+    """Return the packs of versions that are pinned in warm tiers.
 
     Raises:
-        Damaged, BackendError: pins, or the layout of a pinned version, cannot be read.
+        Damaged, BackendError: A pin, or the layout of a pinned version, cannot be read.
     """
     found: set[bytes] = set()
     for pin in pins.active():

@@ -33,15 +33,16 @@ class Warmth:
     """How much of a version a hot tier holds.
 
     Attributes:
-        version: which.
-        tier: name of the tier.
-        chunks: distinct chunks that it needs; in a shared tier with the bases of its deltas.
-        missing_chunks: those that are not there.
-        bytes: what all of them take there.
-        missing_bytes: what those take that are not there.
-        plain_bytes: of all of them, plain.
-        stats: what was read to bring it there; ``None`` when nothing was asked to be read.
-        seconds: that this took.
+        version: The version that was looked at.
+        tier: Name of the tier.
+        chunks: Number of distinct chunks that it needs; in a shared tier with the bases of its
+            deltas.
+        missing_chunks: Number of those that are not there.
+        bytes: Bytes that all of them take in the tier.
+        missing_bytes: Bytes that those not there would take.
+        plain_bytes: Plain bytes of all of them.
+        stats: Cost of the reads that brought it there; ``None`` when nothing was brought.
+        seconds: Time that this took, in seconds.
     """
 
     version: Version
@@ -67,13 +68,13 @@ class Open(Protocol):
 
 
 class Warming:
-    """What a user asks of the hot tiers of this process.
+    """Brings versions into the hot tiers of this process, and evicts them.
 
     Args:
-        hot: the tiers.
-        pins: what stays.
-        open_version: opens a version.
-        settings: a quarter of the memory is used for plain chunks.
+        hot: The hot tiers.
+        pins: The pins of this node's tier, which eviction respects.
+        open_version: Opens a version for reading.
+        settings: Limits on memory, a quarter of which is used for plain chunks.
     """
 
     def __init__(
@@ -86,16 +87,16 @@ class Warming:
         return f"<Warming of {', '.join(tier.name for tier in self._tiers()) or 'no tier'}>"
 
     def look(self, version: Version, tier: str) -> Warmth:
-        """How much of a version is there; chunks count as there until they prove damaged."""
+        """Return how much of a version is in a tier; chunks count until they prove damaged."""
         target = self._tier(tier)
         needed = _needed(target, self._open(version, self._hot))
         return _warmth(version, target, needed, None, 0.0)
 
     def bring(self, version: Version, tier: str, progress: Progress | None = None) -> Warmth:
-        """Put what is missing of a version into a tier, whatever its policy thinks of it.
+        """Put what is missing of a version into a tier, whatever the tier's policy says.
 
         Raises:
-            OutOfSpace: the tier is smaller than the version.
+            OutOfSpace: The tier is smaller than the version.
         """
         started = time.perf_counter()
         target = self._tier(tier)
@@ -108,15 +109,16 @@ class Warming:
         return _warmth(version, target, needed, stats, time.perf_counter() - started)
 
     def evict(self, version: Version | None, tier: str) -> int:
-        """Remove the chunks of a version, or all, but for pinned ones; the bytes freed.
+        """Remove the chunks of a version, or all, except pinned ones; return the bytes freed.
 
         Args:
-            version: which; the chunks that it shares with others go, too.
-            tier: name of the tier; ``hot`` for this node's.
+            version: The version, or ``None`` for all; chunks that it shares with others are
+                removed, too.
+            tier: Name of the tier; ``hot`` for this node's.
 
         Raises:
-            UsageError: all of a tier that nodes share.
-            BackendError: the pins cannot be read, or frames not be removed.
+            UsageError: Everything in a tier that nodes share was to be removed.
+            BackendError: The pins cannot be read, or frames cannot be removed.
         """
         target = self._tier(tier)
         if isinstance(target, LocalHot):
@@ -185,7 +187,7 @@ class Warming:
 
 
 def _needed(target: LocalHot | SharedHot, opened: Opened) -> list[ChunkPlace]:
-    """What must be in the tier: plain chunks here, and frames with those that they need there."""
+    """Return the chunks that must be in the tier; in a shared one with the bases of deltas."""
     found: dict[bytes, ChunkPlace] = {}
     table = opened.content.table
     for digest in [d for one in (opened.manifest, *opened.patches) for d in chunks_of(one)]:
@@ -230,7 +232,7 @@ def _warmth(
 def _read(
     reader: ChunkReader, places: Sequence[ChunkPlace], batch: int, count: OnChunk | None
 ) -> None:
-    """Read chunks for the sake of the hot tiers alone, some at a time."""
+    """Read chunks just to bring them into hot tiers, one batch at a time."""
     room = new_bytes(0)
     for some in batches(places, lambda place: place.plain_bytes, batch):
         total = sum(place.plain_bytes for place in some)
