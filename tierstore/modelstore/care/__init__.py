@@ -1,3 +1,3 @@
-"""Looking after what is stored: check, comparison, rebase."""
+"""Care for what is stored: check, comparison, rebase."""
 
 __all__ = ["check", "compare", "framesizes", "rebase"]

@@ -1,4 +1,4 @@
-"""Check: verify every object that a version needs, and name what no version needs."""
+"""Checks a store: verifies every object that a version needs, and lists those that none needs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem that a check found.
 
     Attributes:
         severity: ``damage`` loses data or history; ``garbage`` only takes space.
-        key: the stored object.
-        what: what is wrong with it.
-        needed_by: versions that cannot be read in full because of it.
+        key: Key of the stored object.
+        what: Description of the problem.
+        needed_by: Versions that cannot be read in full because of it.
     """
 
     severity: Severity
@@ -51,16 +51,16 @@ class Finding:
 
 @dataclass(slots=True)
 class CheckReport:
-    """What a check looked at and found.
+    """The findings of a check, and what it looked at.
 
     Attributes:
-        findings: damage first.
-        refs: ref log entries read.
-        versions: distinct manifests verified.
-        packs: packs whose footer was verified.
-        archived: packs that only an archive has: they are there, and cannot be verified.
-        chunks: distinct chunks that versions need.
-        data_bytes: plain bytes decoded and compared with their digests; 0 without ``read_data``.
+        findings: What was found, damage first.
+        refs: Number of ref log entries read.
+        versions: Number of distinct manifests verified.
+        packs: Number of packs whose footer was verified.
+        archived: Number of packs that only an archive has: they are there, and cannot be verified.
+        chunks: Number of distinct chunks that versions need.
+        data_bytes: Plain bytes decoded and compared with their digests; 0 without ``read_data``.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -78,7 +78,7 @@ class CheckReport:
 
     @property
     def garbage_keys(self) -> list[str]:
-        """Objects that no version needs."""
+        """Keys of objects that no version needs."""
         return [finding.key for finding in self.findings if finding.severity == "garbage"]
 
 
@@ -89,13 +89,13 @@ def check_store(
     settings: Settings,
     progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
-    """Verify a store; never changes it.
+    """Verify a store without changing it.
 
     Args:
-        home: of the store.
-        read_data: also decode every chunk that a version needs and compare its digest.
-        settings: threads and memory for ``read_data``.
-        progress: told plain bytes done and in all, with ``read_data``.
+        home: The store's home.
+        read_data: Also decode every chunk that a version needs and compare its digest.
+        settings: Limits on threads and memory for ``read_data``.
+        progress: With ``read_data``, called with plain bytes done and in all.
     """
     return _Check(home, settings, progress).run(read_data)
 
@@ -228,7 +228,7 @@ class _Check:
                 self._places.setdefault(place, []).append(digest)
 
     def _check_members(self, manifest: Manifest, users: list[str]) -> None:
-        """That the log of every member of a release says what the release does."""
+        """Check that the log of every member of a release has the version that it names."""
         for member in manifest.members or ():
             log = self._home.log(member.model)
             with self._noting(log.key_of(member.version), users):
@@ -239,7 +239,7 @@ class _Check:
         return sorted({user for digest in digests for user in self._users[digest]})
 
     def _check_packs(self) -> None:
-        """Every pack's footer, and that each layout agrees with it."""
+        """Check every pack's footer, and that each layout agrees with it."""
         by_pack: dict[bytes, list[ChunkPlace]] = {}
         for place in self._places:
             by_pack.setdefault(place.pack, []).append(place)
@@ -280,11 +280,11 @@ class _Check:
             self._bad_copy(key, name, str(why))
 
     def _bad_copy(self, key: str, tier: str, why: str) -> None:
-        """Damage that no version needs mended: another tier has the same bytes."""
+        """Note a damaged copy; no version is affected, as another tier has a good one."""
         self._damage(key, f"its copy in tier {tier} is bad, another one is good: {why}")
 
     def _copies_of(self, key: str) -> list[tuple[DurableTier, int]]:
-        """The tiers that have a pack, also one written since we listed them, and its size there."""
+        """Return the tiers that have a pack, also one written since the listing, and its size."""
         tiers = self._home.packs.tiers
         found = [(t, self._copies[t.name][key]) for t in tiers if key in self._copies[t.name]]
         if not found:
@@ -305,7 +305,7 @@ class _Check:
                 self._report.findings.append(Finding("garbage", info.key, what))
 
     def _check_data(self) -> None:
-        """Every chunk of every tier's copy; what is in no tier is looked for through its moves."""
+        """Decode every chunk of every tier's copy; one in no tier is looked for through moves."""
         everywhere = [set(copies) for copies in self._copies.values()]
         tiers = [tier for tier in self._home.packs.tiers if tier.archive is None]
         held = [set(self._copies[tier.name]) for tier in tiers]
@@ -368,7 +368,7 @@ class _Check:
         self._report.findings += [Finding("garbage", key, what) for key in bad]
 
     def _used_packs(self) -> set[str]:
-        """Keys of the packs in layouts, and of those that hold their frames once these are gone."""
+        """Return the keys of packs that layouts name, and of those their frames moved to."""
         moves = {info.key for info in self._home.blobs.list(keys.MOVES)}
         used: set[str] = set()
         left = {place.pack for place in self._places}

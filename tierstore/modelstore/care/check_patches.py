@@ -1,4 +1,4 @@
-"""Check of patch versions: what they lie on, and their folds."""
+"""Checks patch versions: their chains and their folds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tierstore.modelstore.loading.patchparts import fitting_parts
 
 
 def needed_below(home: Home, digest: Digest) -> list[Digest]:
-    """The other manifests that reading a version needs; none for a full one.
+    """Return the other manifests that reading a version needs; none for a full one.
 
     Raises:
-        Damaged, NotFound, UnsupportedFormat: one of them cannot be read, or they do not fit
+        Damaged, NotFound, UnsupportedFormat: One of them cannot be read, or they do not fit
             together.
     """
     chain = find_chain(home, digest)
@@ -30,7 +30,7 @@ def needed_below(home: Home, digest: Digest) -> list[Digest]:
 
 
 def named_below(home: Home, digest: Digest) -> list[Digest]:
-    """Like ``needed_below``; where something is damaged, all that the version itself names."""
+    """Return what ``needed_below`` does, or if that is damaged what the version itself names."""
     try:
         return needed_below(home, digest)
     except (Damaged, NotFound, UnsupportedFormat):
@@ -43,11 +43,11 @@ def named_below(home: Home, digest: Digest) -> list[Digest]:
 
 
 def look_at_folds(home: Home, live: set[str]) -> tuple[list[str], set[str]]:
-    """The keys of folds that cannot be read, and of those of no version.
+    """Return the keys of folds that cannot be read, and of those that belong to no version.
 
     Args:
-        home: of the store.
-        live: digests in hex of the manifests that versions need.
+        home: The store's home.
+        live: Hex digests of the manifests that versions need.
     """
     bad, unused = [], set()
     for info in home.blobs.list(FOLDS):

@@ -1,4 +1,4 @@
-"""What differs between two versions, and what a store's bytes are made of. Reads only metadata."""
+"""Compares two versions, and measures what a store's bytes are made of; reads only metadata."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ Change = Literal["added", "removed", "changed", "retyped", "same"]
 
 @dataclass(frozen=True, slots=True)
 class ItemDiff:
-    """How one tensor, or one file without tensors, changed.
+    """The change of one tensor, or of one file without tensors.
 
     Attributes:
-        name: of the tensor, or path of the file.
-        change: ``retyped`` when dtype or shape differ.
-        old_bytes: plain bytes before.
-        new_bytes: plain bytes now.
-        new_chunk_bytes: plain bytes of chunks of the new one that are nowhere in the old version.
-        stored_bytes: what the frames of these chunks take.
+        name: Name of the tensor, or path of the file.
+        change: Kind of change; ``retyped`` when dtype or shape differ.
+        old_bytes: Plain bytes before.
+        new_bytes: Plain bytes now.
+        new_chunk_bytes: Plain bytes of the new item's chunks that the old version does not have
+            anywhere.
+        stored_bytes: Bytes of the frames of these chunks.
     """
 
     name: str
@@ -55,14 +56,14 @@ class Diff:
     """The difference between two versions.
 
     Attributes:
-        old: the first version.
-        new: the second one.
-        tensors: of both, by name.
-        files: the files without tensors of both, by path.
-        shared_bytes: plain bytes of the new version whose chunks the old one has.
-        new_bytes: plain bytes of the new version whose chunks it does not have.
-        stored_bytes: what the frames of these take.
-        delta_saved: plain bytes minus frame bytes of those that are stored as deltas.
+        old: The first version.
+        new: The second version.
+        tensors: The tensors of both versions, by name.
+        files: The files without tensors of both versions, by path.
+        shared_bytes: Plain bytes of the new version's chunks that the old version has.
+        new_bytes: Plain bytes of the new version's chunks that the old version does not have.
+        stored_bytes: Bytes of the frames of the latter.
+        delta_saved: Plain bytes minus frame bytes of those of them that are stored as deltas.
     """
 
     old: Version
@@ -119,7 +120,7 @@ class _View:
     patches: Sequence[Manifest]
 
     def items(self) -> tuple[dict[str, _Item], dict[str, _Item]]:
-        """Tensors by name and other files by path; a patch's chunks follow those below it."""
+        """Return tensors by name and other files by path; a patch's chunks follow those below."""
         patched: dict[str, bytes] = {}
         for manifest in self.patches:
             for one in parts_of(manifest, ""):
@@ -139,7 +140,7 @@ def _view(home: Home, chain: Chain) -> _View:
 
 
 def _views(home: Home, old: Version, new: Version) -> tuple[_View, _View]:
-    """Both versions; by their patches where they have the same full manifest below them."""
+    """Return both versions, as patches on one full manifest where that is possible."""
     try:
         chains = [unfolded(home, version.digest) for version in (old, new)]
     except NotFound:  # what was folded may be gone
@@ -152,7 +153,7 @@ def _views(home: Home, old: Version, new: Version) -> tuple[_View, _View]:
 def compare(home: Home, old: Version, new: Version) -> Diff:
     """Compare two versions by the digests of their chunks.
 
-    What a patch touches counts as changed, and its indices and values as the new bytes.
+    A tensor that a patch touches counts as changed, and its indices and values as the new bytes.
     """
     before, after = _views(home, old, new)
     (old_tensors, old_files), (new_tensors, new_files) = before.items(), after.items()
@@ -209,7 +210,7 @@ def _compare_items(
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the versions of a store are made of, in bytes.
+    """The bytes of a store's versions, and what saves or wastes them.
 
     ``logical`` is what plain files of all versions would take, ``unique`` what is left when equal
     chunks are kept once, ``stored`` what the packs that hold them take: their frames, heads and
@@ -217,18 +218,18 @@ class Usage:
     other versions' frames.
 
     Attributes:
-        models: count of models.
-        versions: count of versions.
-        logical: bytes of all files of all versions.
-        unique: plain bytes of distinct chunks, and headers.
-        stored: bytes of the packs that hold them.
-        dedup_saved: ``logical - unique``.
-        codec_saved: plain bytes minus frame bytes, of chunks stored standalone.
-        delta_saved: plain bytes minus frame bytes, of chunks stored as a delta; less the frames of
+        models: Number of models.
+        versions: Number of versions; one that was published twice counts twice.
+        logical: Bytes of all files of all versions.
+        unique: Plain bytes of distinct chunks, and of headers.
+        stored: Bytes of the packs that hold the versions.
+        dedup_saved: Bytes saved by deduplication: ``logical - unique``.
+        codec_saved: Plain bytes minus frame bytes, of chunks stored standalone.
+        delta_saved: Plain bytes minus frame bytes, of chunks stored as a delta; less the frames of
             bases that none of these versions has as a chunk of its own.
-        overhead: pack bytes that hold no frame of these versions.
-        packs: count of packs.
-        chunks: count of distinct chunks.
+        overhead: Bytes of the packs that hold no frame of these versions.
+        packs: Number of packs.
+        chunks: Number of distinct chunks.
     """
 
     models: int
@@ -264,7 +265,7 @@ class Usage:
 
 
 def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
-    """Add up what these versions take; a version that was published twice counts twice."""
+    """Add up the bytes of these versions; one that was published twice counts twice."""
     logical = headers = 0
     places: dict[bytes, ChunkPlace] = {}
     sizes: dict[bytes, int] = {}

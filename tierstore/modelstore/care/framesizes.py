@@ -1,4 +1,4 @@
-"""How large the frames of a store are."""
+"""Measures the frames of a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = logging.getLogger("tierstore.frames")
 
 
 def frame_sizes(home: Home) -> list[int]:
-    """Bytes of every frame that a layout names, each once; reads all layouts."""
+    """Return the size in bytes of every frame that a layout names, each once; reads all layouts."""
     sizes: dict[tuple[bytes, int], int] = {}
     for info in home.blobs.list(LAYOUTS):
         try:

@@ -1,9 +1,9 @@
-"""Rebase: store chunks standalone that are expensive to read as deltas.
+"""Rebase: stores a version's deltas as standalone chunks where reading them costs too much.
 
-A delta costs its own frame and its bases' at every read. Rebase encodes such chunks anew, puts them
-into new packs and writes the version's layout again; the old frames stay for whoever reads them now
-and for other versions, until nothing needs them. Of one version any delta may be replaced; an agent
-does so where the version as a whole costs too much.
+Reading a delta fetches its own frame and its bases'. Rebase encodes such chunks anew, puts them
+into new packs and writes the version's layout again. The old frames stay, for readers that use them
+now and for other versions, until nothing needs them. Any delta of a version may be replaced by
+hand; an agent does so where the version as a whole costs too much.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.version import Version, version_of
 
 COSTS = 1.5
-"""Bytes fetched for a delta and its bases that are too many, for each of a standalone frame."""
+"""The most bytes that reading deltas may fetch, per byte of the standalone frames for them."""
 
 _log = logging.getLogger("tierstore.rebase")
 
 
 @dataclass(frozen=True, slots=True)
 class Rebased:
-    """What a rebase did.
+    """The result of a rebase.
 
     Attributes:
-        deltas: chunks of the version that were stored as deltas before.
-        chunks: those that are standalone now.
-        plain_bytes: of these.
-        stored_bytes: bytes written to storage.
-        cost_before: bytes fetched by a read of the whole version, for each byte that it would
-            fetch if all its frames were standalone.
-        cost_after: the same now.
+        deltas: Number of the version's chunks that were stored as deltas before.
+        chunks: Number of those that are standalone now.
+        plain_bytes: Plain bytes of the chunks that are standalone now.
+        stored_bytes: Bytes written to storage.
+        cost_before: Bytes that reading the whole version fetched, per byte that it would fetch if
+            all its frames were standalone.
+        cost_after: The same cost after the rebase.
     """
 
     deltas: int
@@ -67,10 +67,10 @@ class Rebased:
 
 
 class ReadCosts:
-    """What reading the deltas of a version costs, by its layout alone.
+    """Costs of reading the deltas of a version, computed from its layout alone.
 
-    A base that several deltas share is fetched once, so each bears its part. What a delta would
-    take standalone is estimated from its bases: they are the same tensor's content.
+    A base that several deltas share is fetched once, so each bears a part of it. The standalone
+    size of a delta is estimated from its bases: they are the same tensor's content.
     """
 
     def __init__(self, table: ChunkTable, manifest: Manifest) -> None:
@@ -94,20 +94,20 @@ class ReadCosts:
         return [place for place in self._own if place.bases]
 
     def standalone(self, place: ChunkPlace) -> float:
-        """Bytes of the frame if it were standalone, as estimated."""
+        """Return the estimated bytes of a chunk's frame if it were standalone."""
         if not place.bases:
             return place.frame_bytes
         return place.plain_bytes * sum(self._ratio[base] for base in place.bases) / len(place.bases)
 
     def fetched(self, place: ChunkPlace) -> float:
-        """Bytes fetched to read the chunk."""
+        """Return the bytes fetched to read a chunk."""
         return place.frame_bytes + sum(self._share[base] for base in place.bases)
 
     def whole(self, instead: dict[bytes, int]) -> float:
-        """Cost of reading the version, where some frames are replaced by standalone ones.
+        """Return the cost of reading the version with some frames replaced by standalone ones.
 
         Args:
-            instead: lengths of new standalone frames by chunk.
+            instead: Bytes of the new standalone frames, by chunk digest.
         """
         fetched = sum(instead.get(place.digest) or self.fetched(place) for place in self._own)
         alone = sum(instead.get(place.digest) or self.standalone(place) for place in self._own)
@@ -118,9 +118,9 @@ class Rebasing:
     """Rebases versions of a store.
 
     Args:
-        home: of the store.
-        index: is told about the new frames.
-        opened: opens what a version lies on, the patches left out.
+        home: The store's home.
+        index: The dedup index, which is told about the new frames.
+        opened: Opens the full version that a version is or lies on.
     """
 
     def __init__(self, home: Home, index: ChunkIndex, opened: Callable[[Version], Opened]) -> None:
@@ -128,11 +128,12 @@ class Rebasing:
         self._looked_at: dict[tuple[str, str], int] = {}
 
     def version(self, version: Version, above: float = COSTS) -> Rebased:
-        """Store those deltas of a version standalone whose reading costs more than ``above``.
+        """Store a version's deltas as standalone chunks where reading them costs over ``above``.
 
         Args:
-            version: to rebase.
-            above: bytes fetched for each byte of a standalone frame; 1 takes every delta.
+            version: The version to rebase.
+            above: Bytes fetched per byte of a standalone frame, at least 1, which takes every
+                delta.
         """
         if not above >= 1:
             raise UsageError(f"a delta is never read for less than a standalone frame: {above} < 1")
@@ -155,13 +156,13 @@ class Rebasing:
         )
 
     def sweep(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Rebased]:
-        """Rebase the versions that cost more than ``COSTS`` to read as a whole, by their names.
+        """Rebase the versions that cost more than ``COSTS`` to read as a whole; return by name.
 
-        What an agent does now and then: this object remembers what it looked at, so that each
-        version and variant is looked at once. One that cannot be read is left to ``check``.
+        An agent calls this now and then on one object, which remembers what it looked at, so that
+        each version and variant is looked at once. One that cannot be read is left to ``check``.
 
         Args:
-            stop: asked before each version.
+            stop: Asked before each version; ``True`` ends the sweep.
         """
         done = {}
         for log, seq, model, variant in self._new():
@@ -177,7 +178,7 @@ class Rebasing:
         return done
 
     def _new(self) -> Iterator[tuple[RefLog, int, str, str]]:
-        """Entries written since the last look: their logs, the oldest of each first."""
+        """Yield the entries written since the last look with their logs, by log, oldest first."""
         for model in self._home.models():
             for variant in ["", *self._home.variants(model)]:
                 log = self._home.log(model, VARIANTS + variant if variant else VERSION_LOG)
@@ -196,8 +197,9 @@ class Rebasing:
     def _store_dear(
         self, digest: Digest, manifest: Manifest, content: Content, dear: Sequence[ChunkPlace]
     ) -> tuple[Packer, int]:
-        """Store these chunks of a version standalone, and write its layout again: what was packed,
-        and the bytes of other objects.
+        """Store these chunks of a version standalone, and write its layout again.
+
+        Returns what was packed, and the bytes of other objects that were written.
         """
         with WriterLease(self._home.blobs) as lease:
             pool = BufferPool(manifest.chunk_size)
