@@ -1,7 +1,7 @@
-"""Fold: the full manifest that equals a version with patches on it.
+"""Fold: stores the full manifest that equals a version with patches on it.
 
-What patches do not change is neither read nor written, but for the rest of the files that they
-do change: these have a SHA-256. Chunks that change become deltas against the full manifest below.
+Files without patches are neither read nor written. A file with patches is read whole, because its
+SHA-256 is that of the whole file. Chunks that change become deltas against the full manifest below.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _WINDOW = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What a fold did.
+    """The result of a fold.
 
     Attributes:
-        version: that was folded.
-        patches: how many lay on it; 0: there was nothing to fold.
-        full: digest of the full manifest that equals it.
-        stats: what storing that cost; ``None`` when nothing was stored.
+        version: The version that was folded.
+        patches: Number of patches that were folded; 0 when nothing was done.
+        full: Digest of the full manifest that equals the version.
+        stats: Cost of the save; ``None`` when nothing was stored.
     """
 
     version: Version
@@ -64,7 +64,7 @@ class _PatchedFile(SourceFile):
         out[:] = self._window[offset - self._begin :][: len(out)]
 
     def finish(self) -> None:
-        """Nothing in the store changes."""
+        """Do nothing: what is stored does not change."""
 
 
 def fold_version(
@@ -80,11 +80,11 @@ def fold_version(
 
     Args:
         home: The store's home.
-        opener: Opens its versions.
+        opener: Opens the store's versions.
         saving: Saves to the store.
         version: The version to fold.
-        at_least: With fewer patches on it nothing is done.
-        progress: Is called with bytes done and bytes in all.
+        at_least: The fewest patches for which anything is done.
+        progress: Called with bytes done and bytes in all.
     """
     chain = find_chain(home, version.digest)
     count = len(chain.patches)

@@ -41,22 +41,22 @@ if TYPE_CHECKING:
     from tierstore.modelstore.loading.arrays import Bytes
 
 FULL_CHAIN = 16
-"""Patches on one another that a reader should have to apply at most."""
+"""The most patches on one another that a reader should have to apply."""
 FULL_PART = 0.25
-"""Part of the model's bytes that they should have together at most."""
+"""The largest share of the model's bytes that they should have together."""
 
 Changes: TypeAlias = Mapping[str, Change] | str | os.PathLike[str] | Patch
-"""What ``Store.patch`` takes: changes by tensor, a patch file's path, or a patch."""
+"""The changes that ``Store.patch`` takes: values by tensor, a patch file's path, or a patch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """What a new patch would lie on.
+    """The versions that a new patch would lie on.
 
     Attributes:
-        chain: of the base.
-        full: the full manifest at its bottom.
-        patch_bytes: plain bytes of the patches of the chain.
+        chain: The chain of the base.
+        full: The full manifest at its bottom.
+        patch_bytes: Plain bytes of the patches in the chain.
     """
 
     chain: Chain
@@ -64,7 +64,7 @@ class Below:
     patch_bytes: int
 
     def is_full(self, more: int = 0, bytes_more: int = 0) -> bool:
-        """Whether the chain, with so many patches and bytes more, should be folded."""
+        """Return whether the chain should be folded, with so many more patches and bytes."""
         whole = sum(entry_bytes(tensor) for _, _, tensor in named_tensors(self.full))
         return (
             len(self.chain.patches) + more >= FULL_CHAIN
@@ -73,7 +73,7 @@ class Below:
 
 
 def look_below(home: Home, digest: Digest) -> Below:
-    """What a patch of this version lies on; reads manifests only."""
+    """Return what a patch of this version would lie on; reads manifests only."""
     chain = find_chain(home, digest)
     patches = patch_manifests(home, chain.patches)
     total = sum(entry_bytes(tensor) for one in patches for tensor in one.files[0].tensors)
@@ -93,16 +93,16 @@ class _PatchFile(SourceFile):
         out[:] = self._body[start : start + len(out)]
 
     def finish(self) -> None:
-        """It is a copy that nobody else has."""
+        """Do nothing: nobody else has this copy."""
 
 
 def encode_for(base: Version, below: Below, changes: Changes) -> Encoded:
-    """Bring what the user gave into the stored form, once it fits the base.
+    """Encode a user's changes as a stored patch, checked to fit the base.
 
     Raises:
-        Conflict: the patch is for another version.
-        NotFound: there is no such file, or the base has no such tensor.
-        UsageError, InvalidSafetensors: it does not fit the base's tensors.
+        Conflict: The patch is for another version.
+        NotFound: There is no such file, or the base has no such tensor.
+        UsageError, InvalidSafetensors: The changes do not fit the base's tensors.
     """
     targets = {
         name: Target(entry.dtype, entry.shape) for name, _, entry in named_tensors(below.full)
@@ -124,7 +124,7 @@ def publish_patch(
 ) -> tuple[RefEntry, SaveStats]:
     """Store a patch and publish it by the entry that ``append`` writes.
 
-    The cost is that of what changes, so the dedup index is left alone.
+    Its cost depends on what changes only, so the dedup index is left alone.
     """
     chunk_size = below.full.chunk_size
     chain = [below.chain.start, *below.chain.patches]
@@ -151,10 +151,10 @@ def _touched(encoded: Encoded, chunk_size: int) -> tuple[bytes, ...]:
 
 
 def patches_between(home: Home, since: Version, until: Version) -> list[tuple[Digest, Manifest]]:
-    """The patches that lead from one version to another, the oldest first.
+    """Return the patches that lead from one version to another, the oldest first.
 
     Raises:
-        Conflict: the newer one is not the older one with patches on it.
+        Conflict: The newer version is not the older one with patches on it.
     """
     found: list[tuple[Digest, Manifest]] = []  # the newest first
     digest = until.digest
@@ -172,7 +172,7 @@ def patches_between(home: Home, since: Version, until: Version) -> list[tuple[Di
 
 
 def open_patches(home: Home, opener: Opener, since: Version, until: Version) -> Iterator[Patch]:
-    """The patches of ``patches_between``, each opened when it is its turn."""
+    """Return the patches of ``patches_between``, each opened when it is its turn."""
     path = patches_between(home, since, until)
     versions = _numbered(home, until, [digest for digest, _ in path])
     return (_opened(home, opener, digest, manifest, versions.get(digest))
@@ -205,7 +205,7 @@ def _opened(
 
 
 def _numbered(home: Home, until: Version, digests: Sequence[Digest]) -> dict[Digest, Version]:
-    """The versions that patches give, by their digests; one whose entry is gone is left out."""
+    """Return the versions that patches make, by digest; one whose entry is gone is left out."""
     wanted = {digest.hex for digest in digests}
     found: dict[Digest, Version] = {}
     for entry in home.log(until.model).entries():

@@ -28,7 +28,7 @@ from tierstore.progress import Progress
 
 
 class Patching:
-    """What a store does with patches.
+    """Publishes, streams and folds patches.
 
     Args:
         home: The store's home.
@@ -110,7 +110,7 @@ class Patching:
         )
 
     def opened_whole(self, version: Version) -> Opened:
-        """Fold a version and open it, for what needs its files."""
+        """Fold a version and open it, for callers that need its whole files."""
         check_features(self._home.config, "write", self._home.blobs.url)
         self._fold(version)
         return self._opener.open(version)
