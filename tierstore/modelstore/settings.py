@@ -1,4 +1,4 @@
-"""What a store may use of the machine it runs on."""
+"""Settings of one process: what a store may use of the machine it runs on."""
 
 from __future__ import annotations
 
