@@ -1,4 +1,4 @@
-"""Snapshots of the durable tiers: what they hold, how hot it is and what must stay, to plan from."""
+"""Snapshots of the durable tiers, to plan from: what they hold, how hot it is, what must stay."""
 
 from __future__ import annotations
 
