@@ -19,8 +19,8 @@ from tierstore.modelstore.home.chain import find_chain, fold_of
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.opener import Opened, Opener
 from tierstore.modelstore.loading.patchedfile import PatchedFileView
-from tierstore.modelstore.saving.basis import Basis
-from tierstore.modelstore.saving.kept import KeptFile
+from tierstore.modelstore.saving.base_selection import BaseSelection
+from tierstore.modelstore.saving.reused_file import ReusedFile
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.saving.transaction import Saving
 from tierstore.modelstore.version import SaveStats, Version
@@ -94,11 +94,11 @@ def fold_version(
     files = [
         _PatchedFile(opened, file)
         if file.path in opened.patched
-        else KeptFile(opened.content, file, file.path)
+        else ReusedFile(opened.content, file, file.path)
         for file in opened.manifest.files
     ]
     base = saving.as_base(version)
-    with saving.begin(Basis(files, lambda _: base), progress=progress) as writer:
+    with saving.begin(BaseSelection(files, lambda _: base), progress=progress) as writer:
         full = writer.write(files)
         _name(home, version.digest, full)
     return Folded(version, count, full, writer.stats())

@@ -1,3 +1,3 @@
 """From a source to published bytes: chunks, deltas, frames, packs."""
 
-__all__ = ["basis", "framing", "kept", "packer", "source", "transaction", "writer"]
+__all__ = ["base_selection", "framing", "packer", "reused_file", "source", "transaction", "writer"]

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tierstore.delta")
 
-LEAST_CHUNK = 16 << 10
+LEAST_CHUNK_BYTES = 16 << 10
 """Chunks of fewer bytes are stored standalone: reading their base would be a request of its own."""
-ENOUGH = 0.8
+MAX_DELTA_SHARE = 0.8
 """The largest share of the standalone frame that a delta may have: a reader fetches the delta and
 its base, and a standalone frame is a nearer base for later versions.
 """
@@ -47,7 +47,7 @@ Find = Callable[[bytes], tuple[ChunkPlace, int] | None]
 """Finds the place of a chunk and the size of its pack."""
 
 
-class DeltaBases:
+class BaseVersion:
     """One version as a source of bases. Thread-safe.
 
     Args:
@@ -129,7 +129,7 @@ class BaseTensor:
         shape: Shape of the new tensor, which has the same dtype.
     """
 
-    def __init__(self, bases: DeltaBases, entry: TensorEntry, shape: tuple[int, ...]) -> None:
+    def __init__(self, bases: BaseVersion, entry: TensorEntry, shape: tuple[int, ...]) -> None:
         self._bases, self._entry = bases, entry
         self._nbytes = entry_bytes(entry)
         self._chunks = split_digests(entry.chunks)
@@ -228,7 +228,7 @@ class BaseTensor:
             at += high - low
         return data
 
-    def likeness(self, begin: int, window: memoryview, at: int, length: int) -> float:
+    def similarity(self, begin: int, window: memoryview, at: int, length: int) -> float:
         """Return the share of a standalone frame that a delta saves, estimated by a sample: 0 to 1.
 
         Reads only the blocks of the base that hold the sample. A sample whose rows are found
@@ -246,7 +246,7 @@ class BaseTensor:
         plain = window[at - begin : at - begin + length]
         saved = 1 - _delta_part(plain, base, self._entry.dtype)
         rows = self._rows
-        if saved < 1 - ENOUGH and rows is not None:
+        if saved < 1 - MAX_DELTA_SHARE and rows is not None:
             skip, first = -at % rows.row_bytes, -begin % rows.row_bytes
             old = rows.keys(_whole(base[skip:], rows.row_bytes))
             new = rows.keys(_whole(window[first:], rows.row_bytes))
@@ -306,7 +306,7 @@ def _pays(plain: memoryview, base: memoryview, dtype: str) -> bool:
         parts = [slice(at, at + _SAMPLE_BYTES) for at in starts.tolist()]
         plain = memoryview(b"".join(plain[part] for part in parts))
         base = memoryview(b"".join(base[part] for part in parts))
-    return _delta_part(plain, base, dtype) < ENOUGH
+    return _delta_part(plain, base, dtype) < MAX_DELTA_SHARE
 
 
 def _delta_part(plain: memoryview, base: memoryview, dtype: str) -> float:

@@ -46,7 +46,7 @@ _ARRAYS_PATH = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ReusedChunks:
     """A file that the store has already.
 
     Attributes:
@@ -63,13 +63,13 @@ class Kept:
 class SourceFile(ABC):
     """One file to be saved: its path in the version, its size and its safetensors header.
 
-    A file with ``kept`` is stored already, and is not read.
+    A file with ``reused`` is stored already, and is not read.
     """
 
     path: str
     size: int
     header: Header | None
-    kept: Kept | None = None
+    reused: ReusedChunks | None = None
 
     @property
     def data_start(self) -> int:

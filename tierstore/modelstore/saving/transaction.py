@@ -10,8 +10,8 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.loading.opener import Opener
-from tierstore.modelstore.saving.basis import Basis, basis_of
-from tierstore.modelstore.saving.delta import DeltaBases
+from tierstore.modelstore.saving.base_selection import BaseSelection, select_base
+from tierstore.modelstore.saving.delta import BaseVersion
 from tierstore.modelstore.saving.framing import encoders
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.saving.writer import Writer
@@ -44,7 +44,7 @@ class Saving:
     @contextmanager
     def begin(
         self,
-        basis: Basis | None = None,
+        selection: BaseSelection | None = None,
         *,
         indexed: bool = True,
         chunk_size: int | None = None,
@@ -56,7 +56,7 @@ class Saving:
         it ends without an error, the new chunks are published to later saves.
 
         Args:
-            basis: Finds bases for new chunks; ``None`` stores them standalone.
+            selection: The base selection for new chunks; ``None`` stores them standalone.
             indexed: Whether the dedup index is brought up to date first and told of new chunks.
                 ``False`` for small saves that are hardly ever duplicates: looking at all index
                 segments would cost more.
@@ -75,7 +75,7 @@ class Saving:
             writer = Writer(
                 home.blobs, home.packs, self._index, lease,
                 chunk_size=chunk_size or home.config.chunk_size, threads=self._threads,
-                basis=basis, progress=progress,
+                selection=selection, progress=progress,
             )  # fmt: skip
             yield writer
             if indexed:
@@ -83,7 +83,7 @@ class Saving:
 
     def basis(
         self, files: Sequence[SourceFile], base: str | Version | None, model: str
-    ) -> Basis | None:
+    ) -> BaseSelection | None:
         """Choose the base version of a save.
 
         Args:
@@ -92,10 +92,10 @@ class Saving:
                 similar one of another model; ``None`` stores no deltas.
             model: Name under which ``files`` are saved.
         """
-        return basis_of(files, base, model, self._home, self.as_base, self._resolve)
+        return select_base(files, base, model, self._home, self.as_base, self._resolve)
 
-    def as_base(self, version: Version) -> DeltaBases:
+    def as_base(self, version: Version) -> BaseVersion:
         """Open a version as a source of bases: the full version below it, if it has patches."""
         full = self._opener.open_full(version)
         keep = min(self._threads, encoders(full.manifest.chunk_size, deltas=True)) + 1
-        return DeltaBases(str(version), full.manifest, full.content, self._index.find, keep)
+        return BaseVersion(str(version), full.manifest, full.content, self._index.find, keep)

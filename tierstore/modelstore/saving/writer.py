@@ -41,12 +41,12 @@ from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
-from tierstore.modelstore.saving.basis import Basis
-from tierstore.modelstore.saving.delta import LEAST_CHUNK
+from tierstore.modelstore.saving.base_selection import BaseSelection
+from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES
 from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing, encoders
 from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.saving.savestate import Batch, Encoded, SaveState, SourceChunk
-from tierstore.modelstore.saving.source import Kept, SourceFile
+from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 from tierstore.modelstore.version import SaveStats
 from tierstore.progress import Progress
 
@@ -64,7 +64,7 @@ class Writer:
         lease: The lease that the caller holds until the version is published.
         chunk_size: Bytes of a chunk.
         threads: How many threads hash and encode, if memory allows.
-        basis: Finds bases for new chunks; ``None`` stores them standalone.
+        selection: The base selection for new chunks; ``None`` stores them standalone.
         progress: Told after every batch of chunks.
     """
 
@@ -77,16 +77,16 @@ class Writer:
         *,
         chunk_size: int,
         threads: int,
-        basis: Basis | None = None,
+        selection: BaseSelection | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if basis is not None or not native_info().in_use:
+        if selection is not None or not native_info().in_use:
             import_numpy()
         self._home, self._packs, self._index, self._lease = home, packs, index, lease
         self._chunk_size, self._progress = chunk_size, progress
         self._state = SaveState()
-        self._basis = basis
-        threads = min(threads, encoders(chunk_size, deltas=basis is not None))
+        self._selection = selection
+        threads = min(threads, encoders(chunk_size, deltas=selection is not None))
         self._depth = 2 * threads + 2
         self._pool = BufferPool(chunk_size)
         self._packer = Packer(packs, self._pool)
@@ -112,10 +112,10 @@ class Writer:
             The digest of the manifest, which is durable with all that it needs.
         """
         self._total = sum(file.size for file in files)
-        for kept in [file.kept for file in files if file.kept is not None]:
+        for reused in [file.reused for file in files if file.reused is not None]:
             # before anything is encoded: what these rely on must stay as it is stored
-            self._state.claimed |= {place.digest for place, _ in [*kept.places, *kept.bases]}
-            self._reuse([*kept.places, *kept.bases])
+            self._state.claimed |= {place.digest for place, _ in [*reused.places, *reused.bases]}
+            self._reuse([*reused.places, *reused.bases])
         try:
             entries = tuple(map(self._write_file, files))
             self._packer.finish()
@@ -132,8 +132,8 @@ class Writer:
         return digest
 
     def _write_file(self, file: SourceFile) -> FileEntry:
-        if file.kept is not None:
-            return self._keep(file, file.kept)
+        if file.reused is not None:
+            return self._reuse_file(file, file.reused)
         sha = hashlib.sha256(file.header.raw if file.header else b"")
         self._headers += file.data_start
         digests = self._encode_all(self._chunks_of(file), sha.update)
@@ -160,15 +160,15 @@ class Writer:
             header=file.header.raw if file.header else b"", tensors=tuple(tensors), chunks=chunks,
         )  # fmt: skip
 
-    def _keep(self, file: SourceFile, kept: Kept) -> FileEntry:
+    def _reuse_file(self, file: SourceFile, reused: ReusedChunks) -> FileEntry:
         """Take over a stored file; it is read only if its packs turn out to be gone."""
-        for (place, _), chunk in zip(kept.places, self._chunks_of(file), strict=True):
+        for (place, _), chunk in zip(reused.places, self._chunks_of(file), strict=True):
             self._state.order.setdefault(place.digest)
             self._state.sources.setdefault(place.digest, chunk)
             self._done += chunk.length
             self._chunks += 1
         self._headers += file.data_start
-        return kept.entry
+        return reused.entry
 
     def _chunks_of(self, file: SourceFile) -> Iterator[SourceChunk]:
         spans = [(0, file.size, "", "")]
@@ -251,9 +251,9 @@ class Writer:
 
     def _is_in_base(self, digest: bytes, chunk: SourceChunk) -> bool:
         """Return whether the base version has a chunk that the index does not know."""
-        if self._basis is None or chunk.length < LEAST_CHUNK or not chunk.tensor:
+        if self._selection is None or chunk.length < LEAST_CHUNK_BYTES or not chunk.tensor:
             return False
-        places = self._basis.stored(digest)
+        places = self._selection.stored(digest)
         if not places or any(place.pack in self._state.gone for place, _ in places):
             return False
         self._reuse(places)
@@ -272,11 +272,11 @@ class Writer:
         self, framing: Framing, digest: bytes, plain: memoryview, chunk: SourceChunk
     ) -> Frame:
         base = None
-        if self._basis is not None and chunk.tensor and chunk.length >= LEAST_CHUNK:
-            base = self._basis.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
+        if self._selection is not None and chunk.tensor and chunk.length >= LEAST_CHUNK_BYTES:
+            base = self._selection.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
         frame = framing.add(plain, digest=digest, dtype=chunk.dtype, base=base)
-        if frame.bases and self._basis is not None:
-            self._reuse(self._basis.places(frame.bases))
+        if frame.bases and self._selection is not None:
+            self._reuse(self._selection.places(frame.bases))
         return frame
 
     def _write_layout(self, digest: Digest) -> None:
@@ -361,13 +361,14 @@ class Writer:
         places = self._packer.places
         new_bytes = sum(place.plain_bytes for place in places.values())
         deltas = [place for place in places.values() if place.bases]
+        base = self._selection.bases if self._selection else None
         return SaveStats(
             logical_bytes=self._total,
             new_bytes=new_bytes,
             reused_bytes=self._done - new_bytes,
             delta_bytes=sum(place.plain_bytes for place in deltas),
             delta_stored_bytes=sum(place.frame_bytes for place in deltas),
-            base=self._basis.bases.label if deltas and self._basis and self._basis.bases else None,
+            base=base.label if deltas and base else None,
             stored_bytes=sum(self._packer.pack_sizes.values()) + self._meta_bytes,
             chunks=self._chunks,
             new_chunks=len(places),

@@ -16,7 +16,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.saving.kept import kept_file
+from tierstore.modelstore.saving.reused_file import reused_file
 from tierstore.modelstore.saving.source import SUFFIX, BytesFile, DiskFile, SourceFile
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
@@ -233,7 +233,7 @@ class Committer:
 
     def _kept(self, model: str, holder: Model, path: str, as_path: str) -> SourceFile:
         view = holder.open_file(path)
-        kept = kept_file(view, as_path)
+        kept = reused_file(view, as_path)
         if kept is not None and holder.manifest.chunk_size == self._store.home.config.chunk_size:
             return kept
         # it has to be cut in another way: its new name makes it another kind of file

@@ -13,12 +13,12 @@ from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.patchedfile import PatchedFileView
 from tierstore.modelstore.loading.stored import Content
-from tierstore.modelstore.saving.source import Kept, SourceFile
+from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 
 _Places = list[tuple[ChunkPlace, int]]
 
 
-class KeptFile(SourceFile):
+class ReusedFile(SourceFile):
     """A file of a stored version as a source of a new one.
 
     Args:
@@ -35,7 +35,7 @@ class KeptFile(SourceFile):
         self._pieces = content.file_pieces(entry)
         places = [piece.place for piece in self._pieces]
         entry = msgspec.structs.replace(entry, path=path)
-        self.kept = Kept(entry, *_with_bases(content, places))
+        self.reused = ReusedChunks(entry, *_with_bases(content, places))
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Read one whole chunk whose pack is gone."""
@@ -58,7 +58,7 @@ def _with_bases(content: Content, places: Sequence[ChunkPlace]) -> tuple[_Places
     )
 
 
-def kept_file(view: FileView, as_path: str) -> KeptFile | None:
+def reused_file(view: FileView, as_path: str) -> ReusedFile | None:
     """Return a stored file as a source of a new version that moves none of its bytes.
 
     Args:
@@ -72,4 +72,4 @@ def kept_file(view: FileView, as_path: str) -> KeptFile | None:
     same_kind = view.path.rpartition(".")[2] == as_path.rpartition(".")[2]
     if isinstance(view, PatchedFileView) or not same_kind:
         return None
-    return KeptFile(view.content, view.entry, as_path)
+    return ReusedFile(view.content, view.entry, as_path)

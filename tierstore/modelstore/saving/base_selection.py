@@ -18,7 +18,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import bottom_manifest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.stored import entry_bytes
-from tierstore.modelstore.saving.delta import LEAST_CHUNK, BaseTensor, DeltaBases
+from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES, BaseTensor, BaseVersion
 from tierstore.modelstore.saving.framing import Base
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.version import Version, version_of
@@ -27,9 +27,9 @@ _log = logging.getLogger("tierstore.delta")
 _MODELS = 64
 """How many other models are looked at, by their newest manifest: those with the likest names."""
 _PROBED = 4
-_SHARED = 0.25
+_LEAST_SHARED = 0.25
 """Share of the new model's bytes in tensors of the same names and rows that makes a candidate."""
-_LIKE = 0.2
+_LEAST_SAVED = 0.2
 """Least share of bytes that deltas must save in the samples for a version to be a base."""
 _SAMPLES, _SAMPLE_BYTES, _AROUND = 4, 64 << 10, 2 << 20
 
@@ -70,7 +70,7 @@ def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
             info.dtype, info.shape, info.end - info.begin,
         )
         for file, info in every
-        if info.end - info.begin >= LEAST_CHUNK and file.kept is None
+        if info.end - info.begin >= LEAST_CHUNK_BYTES and file.reused is None
     ]  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def _fits(new: Wanted, old: TensorEntry) -> bool:
     return new.shape[1:] == old.shape[1:] or new.nbytes == entry_bytes(old)
 
 
-class Basis:
+class BaseSelection:
     """The base of one save, found when the first new chunk asks for it. Thread-safe.
 
     Args:
@@ -116,13 +116,13 @@ class Basis:
     def __init__(
         self,
         files: Sequence[SourceFile],
-        find: Callable[[Sequence[Wanted]], DeltaBases | None],
+        find: Callable[[Sequence[Wanted]], BaseVersion | None],
     ) -> None:
         self._wanted = wanted_tensors(files)
         self._find = find
         self._lock = threading.Lock()
         self._found = False
-        self.bases: DeltaBases | None = None
+        self.bases: BaseVersion | None = None
         self._tensors: dict[TensorKey, BaseTensor] = {}
 
     def nearest(self, key: TensorKey, begin: int, plain: memoryview) -> Base | None:
@@ -159,7 +159,7 @@ class Basis:
             self._tensors = tensors_of(self.bases, self._wanted)
 
 
-def tensors_of(bases: DeltaBases, wanted: Sequence[Wanted]) -> dict[TensorKey, BaseTensor]:
+def tensors_of(bases: BaseVersion, wanted: Sequence[Wanted]) -> dict[TensorKey, BaseTensor]:
     """Return the base tensor of every wanted tensor that has one in this version."""
     found = matches(wanted, bases.manifest)
     shapes = {one.key: one.shape for one in wanted}
@@ -186,7 +186,7 @@ class BaseFinder:
     def __init__(
         self,
         home: Home,
-        open_bases: Callable[[Version], DeltaBases],
+        open_bases: Callable[[Version], BaseVersion],
         model: str,
         files: Sequence[SourceFile],
     ) -> None:
@@ -196,9 +196,9 @@ class BaseFinder:
         self.has_candidates = bool(self._own or self._models)
         self._samples = list(_samples(files)) if self.has_candidates else []
 
-    def find(self, wanted: Sequence[Wanted]) -> DeltaBases | None:
+    def find(self, wanted: Sequence[Wanted]) -> BaseVersion | None:
         """Return the most similar version, or ``None`` when none is similar enough."""
-        best: tuple[float, DeltaBases | None] = (_LIKE, None)
+        best: tuple[float, BaseVersion | None] = (_LEAST_SAVED, None)
         if self._own is not None:
             best = max(best, self._compared(self._own, wanted), key=lambda pair: pair[0])
         if best[1] is None:
@@ -226,42 +226,42 @@ class BaseFinder:
 
         sizes = {one.key: one.nbytes for one in wanted}
         models = self._models or [name for name in self._home.models() if name != self._model]
-        near = nlargest(_MODELS, models, self._alike)
+        near = nlargest(_MODELS, models, self._common_prefix)
         with ThreadPoolExecutor(8, "tierstore-base") as pool:
             scored = [pair for pair in pool.map(shared, near) if pair is not None]
         seen: set[Digest] = {self._own.digest} if self._own else set()
         found: list[Version] = []
         for bytes_shared, version in sorted(scored, key=lambda pair: -pair[0]):
-            if bytes_shared < _SHARED * sum(sizes.values()) or len(found) == _PROBED:
+            if bytes_shared < _LEAST_SHARED * sum(sizes.values()) or len(found) == _PROBED:
                 break
             if version.digest not in seen:
                 seen.add(version.digest)
                 found.append(version)
         return found
 
-    def _alike(self, model: str) -> int:
+    def _common_prefix(self, model: str) -> int:
         pairs = zip(model, self._model, strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _compared(
         self, version: Version, wanted: Sequence[Wanted]
-    ) -> tuple[float, DeltaBases | None]:
+    ) -> tuple[float, BaseVersion | None]:
         try:
             bases = self._open(version)
             tensors = tensors_of(bases, wanted)
-            likeness = [self._likeness(tensors, sample, version) for sample in self._samples]
+            similarity = [self._similarity(tensors, sample, version) for sample in self._samples]
         except TierstoreError as error:
             _log.warning("%s cannot be a base: %s", version, error)
             return 0.0, None
-        return sum(likeness) / max(1, len(likeness)), bases
+        return sum(similarity) / max(1, len(similarity)), bases
 
-    def _likeness(
+    def _similarity(
         self, tensors: dict[TensorKey, BaseTensor], sample: _Sample, version: Version
     ) -> float:
         tensor = tensors.get(sample.tensor.key)
         if tensor is None:
             return 0.0
-        found = tensor.likeness(sample.begin, sample.window, sample.at, sample.length)
+        found = tensor.similarity(sample.begin, sample.window, sample.at, sample.length)
         if tensor.has_other_rows and version.model == self._model:
             # rows came or went in our own model: the others may have moved far
             return max(found, 0.5)
@@ -286,14 +286,14 @@ def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:
         yield _Sample(one, begin, window, at, length)
 
 
-def basis_of(
+def select_base(
     files: Sequence[SourceFile],
     base: str | Version | None,
     model: str,
     home: Home,
-    as_base: Callable[[Version], DeltaBases],
+    as_base: Callable[[Version], BaseVersion],
     resolve: Callable[[str | Version], Version],
-) -> Basis | None:
+) -> BaseSelection | None:
     """Choose the base version of a save: ``auto`` looks for one, a reference names it.
 
     Returns ``None`` when no base is asked for, or the store has no version to look at.
@@ -302,6 +302,6 @@ def basis_of(
         return None
     if base == "auto":
         finder = BaseFinder(home, as_base, model, files)
-        return Basis(files, finder.find) if finder.has_candidates else None
+        return BaseSelection(files, finder.find) if finder.has_candidates else None
     bases = as_base(resolve(base))
-    return Basis(files, lambda _: bases)
+    return BaseSelection(files, lambda _: bases)
