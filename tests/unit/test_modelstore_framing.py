@@ -44,7 +44,7 @@ def _framed(pool: BufferPool, chunks: Sequence[tuple[bytes, str]]) -> tuple[list
 
 
 def _plain(frame: Frame) -> bytes:
-    out = bytearray(frame.plain)
+    out = bytearray(frame.plain_bytes)
     head = parse_frame_head(frame.head, "a frame")
     payload = frame_payload(head, frame.head + bytes(frame.payload), "a frame")
     decode(

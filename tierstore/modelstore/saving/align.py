@@ -48,7 +48,7 @@ def _coefficients() -> _U64:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowLayout:
     """How the bytes of a tensor divide into rows and words.
 
     Attributes:
@@ -96,7 +96,7 @@ def _mix(values: _U64) -> _U64:
     return (values ^ values >> np.uint64(32)) * np.uint64(0xD6E8FEB86659FD93)
 
 
-def looks_moved(rows: Rows, plain: memoryview, base: memoryview) -> bool:
+def looks_moved(rows: RowLayout, plain: memoryview, base: memoryview) -> bool:
     """Return whether part of a chunk resembles the base in its place no more than elsewhere.
 
     Compares 64 samples of 256 words, the chunk's first and last ones among them, each with the same
@@ -113,11 +113,11 @@ def looks_moved(rows: Rows, plain: memoryview, base: memoryview) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """``length`` bytes at ``start`` of the base tensor."""
+class BaseSpan:
+    """``plain_bytes`` bytes at ``start`` of the base tensor."""
 
     start: int
-    length: int
+    plain_bytes: int
 
 
 class RowIndex:
@@ -165,9 +165,14 @@ class RowIndex:
 
 
 def spans_of(
-    anchors: tuple[_I64, _I64], rows: Rows, begin: int, length: int, base_bytes: int, limit: int
-) -> list[Span]:
-    """Return the bytes of the base tensor that match ``[begin, begin + length)`` of the new one.
+    anchors: tuple[_I64, _I64],
+    rows: RowLayout,
+    begin: int,
+    chunk_bytes: int,
+    base_bytes: int,
+    max_spans: int,
+) -> list[BaseSpan]:
+    """Return the spans of the base tensor that match a chunk of the new one.
 
     Rows without an anchor follow the anchor before them, the first ones the one behind them. Where
     the base has no such bytes, its last ones stand in.
@@ -176,49 +181,49 @@ def spans_of(
         anchors: Row numbers in the new tensor and in the base; at least one pair, all in the chunk.
         rows: The row layout of both tensors.
         begin: Offset of the chunk in the new tensor, in bytes.
-        length: Bytes of the chunk.
+        chunk_bytes: Bytes of the chunk.
         base_bytes: Bytes of the base tensor.
-        limit: The most spans to return; the shortest runs of moved rows are given up for it.
+        max_spans: The most spans to return; the shortest runs of moved rows are given up for it.
 
     Returns:
-        Spans that lie end to end in the new tensor, ``length`` bytes in all.
+        Spans that lie end to end in the new tensor, ``chunk_bytes`` bytes in all.
     """
     targets, bases = anchors
     moves = bases - targets
     least = _LEAST_RUN
     while True:
         starts = np.flatnonzero(np.diff(moves, prepend=moves[0] - 1))
-        ends = np.append(targets[starts[1:]], -(-(begin + length) // rows.row_bytes))
+        ends = np.append(targets[starts[1:]], -(-(begin + chunk_bytes) // rows.row_bytes))
         kept = (ends - targets[starts]) * rows.row_bytes >= least
         if not kept.any():
             kept[np.argmax(ends - targets[starts])] = True
-        if kept.all() and (len(starts) <= limit or len(starts) == 1):
+        if kept.all() and (len(starts) <= max_spans or len(starts) == 1):
             break
         if not kept.all():
             stay = np.repeat(kept, np.diff(np.append(starts, len(moves))))
             targets, moves = targets[stay], moves[stay]
-        if len(starts) > limit:
+        if len(starts) > max_spans:
             least *= 2
-    edges = np.concatenate(([begin], targets[starts[1:]] * rows.row_bytes, [begin + length]))
-    spans: list[Span] = []
+    edges = np.concatenate(([begin], targets[starts[1:]] * rows.row_bytes, [begin + chunk_bytes]))
+    spans: list[BaseSpan] = []
     for (start, stop), move in zip(itertools.pairwise(edges), moves[starts], strict=True):
         spans += clamped(int(start + move * rows.row_bytes), int(stop - start), base_bytes)
     return spans
 
 
-def clamped(start: int, length: int, base_bytes: int) -> list[Span]:
-    """Return ``[start, start + length)`` of the base, with its nearest bytes where it has none."""
+def clamped(start: int, span_bytes: int, base_bytes: int) -> list[BaseSpan]:
+    """Return ``[start, start + span_bytes)`` of the base, its nearest bytes where it has none."""
     spans = []
-    before = min(length, max(0, -start))
-    inside = max(0, min(start + length, base_bytes) - max(start, 0))
-    after = length - before - inside
+    before = min(span_bytes, max(0, -start))
+    inside = max(0, min(start + span_bytes, base_bytes) - max(start, 0))
+    after = span_bytes - before - inside
     while before:
-        spans.append(Span(0, min(before, base_bytes)))
-        before -= spans[-1].length
+        spans.append(BaseSpan(0, min(before, base_bytes)))
+        before -= spans[-1].plain_bytes
     if inside:
-        spans.append(Span(max(start, 0), inside))
+        spans.append(BaseSpan(max(start, 0), inside))
     while after:
-        size = min(after, base_bytes)
-        spans.append(Span(base_bytes - size, size))
-        after -= size
+        tail_bytes = min(after, base_bytes)
+        spans.append(BaseSpan(base_bytes - tail_bytes, tail_bytes))
+        after -= tail_bytes
     return spans

@@ -19,7 +19,7 @@ from tierstore.modelstore.home.chain import bottom_manifest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES, BaseTensor, BaseVersion
-from tierstore.modelstore.saving.framing import Base
+from tierstore.modelstore.saving.framing import ChunkBase
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.version import Version, version_of
 
@@ -56,7 +56,7 @@ class _Sample:
     begin: int
     window: memoryview
     at: int
-    length: int
+    size_bytes: int
 
 
 def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
@@ -122,10 +122,10 @@ class BaseSelection:
         self._find = find
         self._lock = threading.Lock()
         self._found = False
-        self.bases: BaseVersion | None = None
+        self.version: BaseVersion | None = None
         self._tensors: dict[TensorKey, BaseTensor] = {}
 
-    def nearest(self, key: TensorKey, begin: int, plain: memoryview) -> Base | None:
+    def nearest(self, key: TensorKey, begin: int, plain: memoryview) -> ChunkBase | None:
         """Return a base for the chunk ``plain`` at ``begin`` of a tensor; ``None`` if none pays."""
         self._take()
         tensor = self._tensors.get(key)
@@ -137,12 +137,12 @@ class BaseSelection:
         Such a chunk is reused: a delta against itself could never be read.
         """
         self._take()
-        return self.bases.stored(digest) if self.bases else []
+        return self.version.stored(digest) if self.version else []
 
     def places(self, bases: Iterable[bytes]) -> list[tuple[ChunkPlace, int]]:
         """Return the places of chunks that ``nearest`` named, with the sizes of their packs."""
-        assert self.bases is not None
-        return [self.bases.place(digest) for digest in bases]
+        assert self.version is not None
+        return [self.version.place(digest) for digest in bases]
 
     def _take(self) -> None:
         with self._lock:
@@ -152,18 +152,18 @@ class BaseSelection:
 
     def _load(self) -> None:
         try:
-            self.bases = self._find(self._wanted)
+            self.version = self._find(self._wanted)
         except TierstoreError as error:
             _log.warning("no base was found, all new chunks are stored standalone: %s", error)
-        if self.bases is not None:
-            self._tensors = tensors_of(self.bases, self._wanted)
+        if self.version is not None:
+            self._tensors = tensors_of(self.version, self._wanted)
 
 
-def tensors_of(bases: BaseVersion, wanted: Sequence[Wanted]) -> dict[TensorKey, BaseTensor]:
+def tensors_of(base: BaseVersion, wanted: Sequence[Wanted]) -> dict[TensorKey, BaseTensor]:
     """Return the base tensor of every wanted tensor that has one in this version."""
-    found = matches(wanted, bases.manifest)
+    found = matches(wanted, base.manifest)
     shapes = {one.key: one.shape for one in wanted}
-    return {key: BaseTensor(bases, entry, shapes[key]) for key, entry in found.items()}
+    return {key: BaseTensor(base, entry, shapes[key]) for key, entry in found.items()}
 
 
 class BaseFinder:
@@ -175,7 +175,7 @@ class BaseFinder:
 
     Args:
         home: The store's home.
-        open_bases: Opens a version as a base.
+        open_base: Opens a version as a base.
         model: Name of the model that is saved.
         files: The files to be saved; samples of them are read at once.
 
@@ -186,11 +186,11 @@ class BaseFinder:
     def __init__(
         self,
         home: Home,
-        open_bases: Callable[[Version], BaseVersion],
+        open_base: Callable[[Version], BaseVersion],
         model: str,
         files: Sequence[SourceFile],
     ) -> None:
-        self._home, self._open, self._model = home, open_bases, model
+        self._home, self._open, self._model = home, open_base, model
         self._own = self._newest(model)
         self._models = [] if self._own else [name for name in home.models() if name != model]
         self.has_candidates = bool(self._own or self._models)
@@ -247,13 +247,13 @@ class BaseFinder:
         self, version: Version, wanted: Sequence[Wanted]
     ) -> tuple[float, BaseVersion | None]:
         try:
-            bases = self._open(version)
-            tensors = tensors_of(bases, wanted)
+            base = self._open(version)
+            tensors = tensors_of(base, wanted)
             similarity = [self._similarity(tensors, sample, version) for sample in self._samples]
         except TierstoreError as error:
             _log.warning("%s cannot be a base: %s", version, error)
             return 0.0, None
-        return sum(similarity) / max(1, len(similarity)), bases
+        return sum(similarity) / max(1, len(similarity)), base
 
     def _similarity(
         self, tensors: dict[TensorKey, BaseTensor], sample: _Sample, version: Version
@@ -261,7 +261,7 @@ class BaseFinder:
         tensor = tensors.get(sample.tensor.key)
         if tensor is None:
             return 0.0
-        found = tensor.similarity(sample.begin, sample.window, sample.at, sample.length)
+        found = tensor.similarity(sample.begin, sample.window, sample.at, sample.size_bytes)
         if tensor.has_other_rows and version.model == self._model:
             # rows came or went in our own model: the others may have moved far
             return max(found, 0.5)
@@ -278,12 +278,12 @@ def _samples(files: Sequence[SourceFile]) -> Iterator[_Sample]:
     }
     for one in nlargest(_SAMPLES, wanted_tensors(files), lambda one: one.nbytes):
         at = max(0, one.nbytes - _SAMPLE_BYTES) // 2 & -8
-        length = min(_SAMPLE_BYTES, one.nbytes - at)
-        begin, end = max(0, at - _AROUND), min(one.nbytes, at + length + _AROUND)
+        sample_bytes = min(_SAMPLE_BYTES, one.nbytes - at)
+        begin, end = max(0, at - _AROUND), min(one.nbytes, at + sample_bytes + _AROUND)
         window = memoryview(bytearray(end - begin))
         file, start = starts[one.key]
         file.read_into(start + begin, window)
-        yield _Sample(one, begin, window, at, length)
+        yield _Sample(one, begin, window, at, sample_bytes)
 
 
 def select_base(
@@ -303,5 +303,5 @@ def select_base(
     if base == "auto":
         finder = BaseFinder(home, as_base, model, files)
         return BaseSelection(files, finder.find) if finder.has_candidates else None
-    bases = as_base(resolve(base))
-    return BaseSelection(files, lambda _: bases)
+    version = as_base(resolve(base))
+    return BaseSelection(files, lambda _: version)

@@ -25,8 +25,15 @@ from tierstore.modelstore.chunks.decode import Part
 from tierstore.modelstore.chunks.recent import Recent
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.loading.stored import Content, entry_bytes
-from tierstore.modelstore.saving.align import RowIndex, Rows, Span, clamped, looks_moved, spans_of
-from tierstore.modelstore.saving.framing import Base
+from tierstore.modelstore.saving.align import (
+    BaseSpan,
+    RowIndex,
+    RowLayout,
+    clamped,
+    looks_moved,
+    spans_of,
+)
+from tierstore.modelstore.saving.framing import ChunkBase
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,7 +50,7 @@ _SPANS = 256
 _SAMPLES, _SAMPLE_BYTES = 4, 16 << 10
 _PATIENCE = 4
 
-Find = Callable[[bytes], tuple[ChunkPlace, int] | None]
+FindPlace = Callable[[bytes], tuple[ChunkPlace, int] | None]
 """Finds the place of a chunk and the size of its pack."""
 
 
@@ -59,7 +66,7 @@ class BaseVersion:
     """
 
     def __init__(
-        self, label: str, manifest: Manifest, content: Content, find: Find, keep: int
+        self, label: str, manifest: Manifest, content: Content, find: FindPlace, keep: int
     ) -> None:
         self.label, self.manifest, self.content = label, manifest, content
         self._find = find
@@ -124,13 +131,13 @@ class BaseTensor:
     """One tensor of a version as the base of its successor in the next version. Thread-safe.
 
     Args:
-        bases: The version that holds the tensor.
+        version: The version that holds the tensor.
         entry: The tensor's entry there.
         shape: Shape of the new tensor, which has the same dtype.
     """
 
-    def __init__(self, bases: BaseVersion, entry: TensorEntry, shape: tuple[int, ...]) -> None:
-        self._bases, self._entry = bases, entry
+    def __init__(self, version: BaseVersion, entry: TensorEntry, shape: tuple[int, ...]) -> None:
+        self._version, self._entry = version, entry
         self._nbytes = entry_bytes(entry)
         self._chunks = split_digests(entry.chunks)
         self._rows = _rows_of(entry, shape)
@@ -140,7 +147,7 @@ class BaseTensor:
         self._misses = self._asked = 0
         self._broken = False
 
-    def nearest(self, begin: int, plain: memoryview) -> Base | None:
+    def nearest(self, begin: int, plain: memoryview) -> ChunkBase | None:
         """Return a base for the chunk ``plain`` at ``begin``, or ``None`` if none pays."""
         if self._broken:
             return None
@@ -153,13 +160,13 @@ class BaseTensor:
             self._broken = True
             _log.warning(
                 "tensor %r of %s is no base, its new chunks are stored standalone: %s",
-                self._entry.name, self._bases.label, error,
+                self._entry.name, self._version.label, error,
             )  # fmt: skip
             return None
         self._misses = 0 if found else self._misses + 1
         return found
 
-    def _nearest(self, begin: int, plain: memoryview) -> Base | None:
+    def _nearest(self, begin: int, plain: memoryview) -> ChunkBase | None:
         base = None
         if begin < self._nbytes:
             base = self._base(clamped(begin, len(plain), self._nbytes))
@@ -172,17 +179,17 @@ class BaseTensor:
             return None
         return base
 
-    def _base(self, spans: Iterable[Span]) -> Base | None:
+    def _base(self, spans: Iterable[BaseSpan]) -> ChunkBase | None:
         pieces = tuple(_joined(self._pieces(spans)))
         if not 0 < len(pieces) <= MAX_BASES:
             return None
-        return Base(pieces, self._bases.assemble(pieces))
+        return ChunkBase(pieces, self._version.assemble(pieces))
 
-    def _pieces(self, spans: Iterable[Span]) -> Iterator[BasePiece]:
+    def _pieces(self, spans: Iterable[BaseSpan]) -> Iterator[BasePiece]:
         for span in spans:
-            for number, low, high in self._cut(span.start, span.start + span.length):
+            for number, low, high in self._cut(span.start, span.start + span.plain_bytes):
                 at = 0
-                for piece in self._bases.standalone(self._chunks[number]):
+                for piece in self._version.standalone(self._chunks[number]):
                     first, last = max(low, at), min(high, at + piece.plain_bytes)
                     if first < last:
                         yield replace(
@@ -192,12 +199,12 @@ class BaseTensor:
 
     def _cut(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Yield the numbers of the chunks that hold ``[start, stop)``, with the range in each."""
-        size = self._bases.content.chunk_size
+        size = self._version.content.chunk_size
         for number in range(start // size, -(-stop // size)):
             begin = number * size
             yield number, max(start - begin, 0), min(stop - begin, size)
 
-    def _aligned(self, rows: Rows, begin: int, plain: memoryview) -> list[Span]:
+    def _aligned(self, rows: RowLayout, begin: int, plain: memoryview) -> list[BaseSpan]:
         """Return the spans of the base that hold a chunk's rows; none if no row is found."""
         width = rows.row_bytes
         first, last = -(-begin // width), (begin + len(plain)) // width
@@ -212,10 +219,10 @@ class BaseTensor:
             return []
         return spans_of(anchors, rows, begin, len(plain), self._nbytes, _SPANS)
 
-    def _keys(self, rows: Rows) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
+    def _keys(self, rows: RowLayout) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
         """Yield the keys of all rows, read in steps of about a chunk."""
         count = self._nbytes // rows.row_bytes
-        step = max(1, self._bases.content.chunk_size // rows.row_bytes)
+        step = max(1, self._version.content.chunk_size // rows.row_bytes)
         for first in range(0, count, step):
             last = min(count, first + step + rows.window - 1)
             yield first, rows.keys(self._copied(first * rows.row_bytes, last * rows.row_bytes))
@@ -224,11 +231,11 @@ class BaseTensor:
         data = memoryview(bytearray(stop - start))
         at = 0
         for number, low, high in self._cut(start, stop):
-            data[at : at + high - low] = self._bases.chunks.get(self._chunks[number])[low:high]
+            data[at : at + high - low] = self._version.chunks.get(self._chunks[number])[low:high]
             at += high - low
         return data
 
-    def similarity(self, begin: int, window: memoryview, at: int, length: int) -> float:
+    def similarity(self, begin: int, window: memoryview, at: int, sample_bytes: int) -> float:
         """Return the share of a standalone frame that a delta saves, estimated by a sample: 0 to 1.
 
         Reads only the blocks of the base that hold the sample. A sample whose rows are found
@@ -238,12 +245,12 @@ class BaseTensor:
             begin: Offset of ``window`` in the new tensor, in bytes.
             window: Bytes of the new tensor around the sample.
             at: Offset of the sample, in both tensors.
-            length: Bytes of the sample.
+            sample_bytes: Bytes of the sample.
         """
-        if at + length > self._nbytes:
+        if at + sample_bytes > self._nbytes:
             return 0.0
-        base = self._sampled(at, length)
-        plain = window[at - begin : at - begin + length]
+        base = self._sampled(at, sample_bytes)
+        plain = window[at - begin : at - begin + sample_bytes]
         saved = 1 - _delta_part(plain, base, self._entry.dtype)
         rows = self._rows
         if saved < 1 - MAX_DELTA_SHARE and rows is not None:
@@ -255,30 +262,30 @@ class BaseTensor:
                 return 0.5
         return saved
 
-    def _sampled(self, at: int, length: int) -> memoryview:
-        out = memoryview(bytearray(length))
-        content = self._bases.content
-        spans = [(at, at + length)]
+    def _sampled(self, at: int, sample_bytes: int) -> memoryview:
+        out = memoryview(bytearray(sample_bytes))
+        content = self._version.content
+        spans = [(at, at + sample_bytes)]
         parts = []
-        for number, _, _ in self._cut(at, at + length):
-            place, _ = self._bases.place(self._chunks[number])
+        for number, _, _ in self._cut(at, at + sample_bytes):
+            place, _ = self._version.place(self._chunks[number])
             parts.append(Part(place, number * content.chunk_size, place.plain_bytes, spans))
 
         def sink(begin: int, plain: memoryview) -> None:
-            start, stop = max(begin, at), min(begin + len(plain), at + length)
+            start, stop = max(begin, at), min(begin + len(plain), at + sample_bytes)
             out[start - at : stop - at] = plain[start - begin : stop - begin]
 
         content.reader.read_parts([(part, sink) for part in parts])
         return out
 
 
-def _rows_of(entry: TensorEntry, shape: tuple[int, ...]) -> Rows | None:
+def _rows_of(entry: TensorEntry, shape: tuple[int, ...]) -> RowLayout | None:
     """Return the row layout of both tensors, if their content can move by rows."""
     word_type = WORD_TYPES.get(entry.dtype)
     if word_type is None or not shape or shape[1:] != entry.shape[1:] or not entry.shape[0]:
         return None
     width = entry_bytes(entry) // entry.shape[0]
-    return Rows(width, word_type.word_bytes, entry.dtype) if width else None
+    return RowLayout(width, word_type.word_bytes, entry.dtype) if width else None
 
 
 def _whole(data: memoryview, row_bytes: int) -> memoryview:

@@ -50,7 +50,7 @@ class BufferPool:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class ChunkBase:
     """The base of a delta.
 
     Attributes:
@@ -71,7 +71,7 @@ class Frame:
 
     head: bytes
     payload: Buffer
-    plain: int
+    plain_bytes: int
     codec: int
     bases: tuple[bytes, ...] = ()
 
@@ -93,7 +93,7 @@ class Framing:
         self._frames: list[Frame] = []
 
     def add(
-        self, plain: memoryview, *, digest: bytes, dtype: str, base: Base | None = None
+        self, plain: memoryview, *, digest: bytes, dtype: str, base: ChunkBase | None = None
     ) -> Frame:
         """Encode one chunk, as a delta if a ``base`` is given and that is smaller.
 

@@ -32,7 +32,9 @@ class Packer:
     def add(self, digest: bytes, frame: Frame) -> None:
         """Append one frame; blocks while two packs are waiting for their upload."""
         parts = [frame.head, frame.payload]
-        self._builder.add(digest, parts, len(frame.head), frame.plain, frame.codec, frame.bases)
+        self._builder.add(
+            digest, parts, len(frame.head), frame.plain_bytes, frame.codec, frame.bases
+        )
         if self._builder.full:
             self._flush()
 

@@ -14,28 +14,28 @@ from tierstore.modelstore.saving.source import SourceFile
 
 @dataclass(frozen=True, slots=True)
 class SourceChunk:
-    """One chunk to be saved: ``length`` bytes at ``offset`` of a file.
+    """One chunk to be saved: ``plain_bytes`` bytes at ``offset`` of a file.
 
     ``begin`` is its offset in ``tensor``, if it belongs to one.
     """
 
     file: SourceFile
     offset: int
-    length: int
+    plain_bytes: int
     dtype: str
     tensor: str = ""
     begin: int = 0
 
 
 @dataclass(slots=True)
-class Encoded:
+class EncodedChunk:
     """A chunk after encoding; ``frame`` is ``None`` when the chunk is stored already."""
 
     digest: bytes
     frame: Frame | None
 
 
-class Batch(NamedTuple):
+class EncodedBatch(NamedTuple):
     """Encoded chunks that were read together.
 
     Attributes:
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
         held: The buffers that their frames lie in.
     """
 
-    chunks: list[Encoded]
+    chunks: list[EncodedChunk]
     held: list[mmap.mmap]
 
 

@@ -45,7 +45,7 @@ from tierstore.modelstore.saving.base_selection import BaseSelection
 from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES
 from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing, encoders
 from tierstore.modelstore.saving.packer import Packer
-from tierstore.modelstore.saving.savestate import Batch, Encoded, SaveState, SourceChunk
+from tierstore.modelstore.saving.savestate import EncodedBatch, EncodedChunk, SaveState, SourceChunk
 from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 from tierstore.modelstore.version import SaveStats
 from tierstore.progress import Progress
@@ -165,7 +165,7 @@ class Writer:
         for (place, _), chunk in zip(reused.places, self._chunks_of(file), strict=True):
             self._state.order.setdefault(place.digest)
             self._state.sources.setdefault(place.digest, chunk)
-            self._done += chunk.length
+            self._done += chunk.plain_bytes
             self._chunks += 1
         self._headers += file.data_start
         return reused.entry
@@ -189,12 +189,12 @@ class Writer:
         handed over in batches, because a switch between threads costs more than a tiny chunk.
         """
         digests: list[bytes] = []
-        pending: deque[tuple[list[SourceChunk], Future[Batch]]] = deque()
-        for batch in batches(chunks, lambda chunk: chunk.length, self._chunk_size):
+        pending: deque[tuple[list[SourceChunk], Future[EncodedBatch]]] = deque()
+        for batch in batches(chunks, lambda chunk: chunk.plain_bytes, self._chunk_size):
             if len(pending) == self._depth:
                 digests += self._take(*pending.popleft())
             buffer = self._pool.take()
-            view = memoryview(buffer)[: sum(chunk.length for chunk in batch)]
+            view = memoryview(buffer)[: sum(chunk.plain_bytes for chunk in batch)]
             batch[0].file.read_into(batch[0].offset, view)
             on_read(view)
             pending.append((batch, self._workers.submit(self._encode, buffer, batch)))
@@ -202,14 +202,14 @@ class Writer:
             digests += self._take(*pending.popleft())
         return iter(digests)
 
-    def _take(self, batch: list[SourceChunk], future: Future[Batch]) -> list[bytes]:
+    def _take(self, batch: list[SourceChunk], future: Future[EncodedBatch]) -> list[bytes]:
         results, held = future.result()
         for chunk, encoded in zip(batch, results, strict=True):
             if encoded.frame is not None:
                 self._packer.add(encoded.digest, encoded.frame)
             self._state.order.setdefault(encoded.digest)
             self._state.sources.setdefault(encoded.digest, chunk)
-            self._done += chunk.length
+            self._done += chunk.plain_bytes
         self._packer.hold(held)
         self._chunks += len(batch)
         self._lease.keep()
@@ -217,19 +217,19 @@ class Writer:
             self._progress(self._headers + self._done, self._total)
         return [encoded.digest for encoded in results]
 
-    def _encode(self, buffer: mmap.mmap, batch: list[SourceChunk]) -> Batch:
+    def _encode(self, buffer: mmap.mmap, batch: list[SourceChunk]) -> EncodedBatch:
         """Encode the chunks of ``batch``, which lie end to end in ``buffer``, and take it over."""
         framing = Framing(self._pool, buffer)
         results = []
         at = 0
         for chunk in batch:
-            plain = memoryview(buffer)[at : at + chunk.length]
-            at += chunk.length
+            plain = memoryview(buffer)[at : at + chunk.plain_bytes]
+            at += chunk.plain_bytes
             digest = digest_of(plain).raw
             stored = self._is_stored(digest) or self._is_in_base(digest, chunk)
             frame = None if stored else self._frame(framing, digest, plain, chunk)
-            results.append(Encoded(digest, frame))
-        return Batch(results, framing.finish())
+            results.append(EncodedChunk(digest, frame))
+        return EncodedBatch(results, framing.finish())
 
     def _is_stored(self, digest: bytes) -> bool:
         state = self._state
@@ -251,7 +251,7 @@ class Writer:
 
     def _is_in_base(self, digest: bytes, chunk: SourceChunk) -> bool:
         """Return whether the base version has a chunk that the index does not know."""
-        if self._selection is None or chunk.length < LEAST_CHUNK_BYTES or not chunk.tensor:
+        if self._selection is None or chunk.plain_bytes < LEAST_CHUNK_BYTES or not chunk.tensor:
             return False
         places = self._selection.stored(digest)
         if not places or any(place.pack in self._state.gone for place, _ in places):
@@ -272,7 +272,7 @@ class Writer:
         self, framing: Framing, digest: bytes, plain: memoryview, chunk: SourceChunk
     ) -> Frame:
         base = None
-        if self._selection is not None and chunk.tensor and chunk.length >= LEAST_CHUNK_BYTES:
+        if self._selection is not None and chunk.tensor and chunk.plain_bytes >= LEAST_CHUNK_BYTES:
             base = self._selection.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
         frame = framing.add(plain, digest=digest, dtype=chunk.dtype, base=base)
         if frame.bases and self._selection is not None:
@@ -322,7 +322,7 @@ class Writer:
                 continue  # only ever a base
             chunk = state.sources[digest]
             buffer = self._pool.take()
-            plain = memoryview(buffer)[: chunk.length]
+            plain = memoryview(buffer)[: chunk.plain_bytes]
             chunk.file.read_into(chunk.offset, plain)
             if digest_of(plain).raw != digest:
                 raise SourceChanged(
@@ -361,7 +361,7 @@ class Writer:
         places = self._packer.places
         new_bytes = sum(place.plain_bytes for place in places.values())
         deltas = [place for place in places.values() if place.bases]
-        base = self._selection.bases if self._selection else None
+        base = self._selection.version if self._selection else None
         return SaveStats(
             logical_bytes=self._total,
             new_bytes=new_bytes,
