@@ -114,8 +114,8 @@ def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
             raise ConfigError(f"{THREADS}={text!r} is not a number of threads from 1 to 1024")
         chosen["threads"] = int(text)
     if text := environ.get(MEMORY_LIMIT):
-        chosen["memory_limit"] = parse_size(text)
-        if chosen["memory_limit"] < 32 << 20:
+        chosen["memory_limit_bytes"] = parse_size(text)
+        if chosen["memory_limit_bytes"] < 32 << 20:
             raise ConfigError(f"{MEMORY_LIMIT}={text!r} is too little; give 32MiB or more")
     if node := environ.get(NODE):
         chosen["node"] = node

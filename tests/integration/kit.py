@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(cache: Path) -> Settings:
-    return Settings(cache, threads=2, memory_limit=64 * MIB)
+    return Settings(cache, threads=2, memory_limit_bytes=64 * MIB)
 
 
 def opened(blobs: BlobStore, cache: Path) -> Store:

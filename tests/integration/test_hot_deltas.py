@@ -45,7 +45,9 @@ class Node:
             if shared
             else [],
         )
-        store = Store(self.home, Settings(self.folder, threads=2, memory_limit=64 * MIB), hot=hot)
+        store = Store(
+            self.home, Settings(self.folder, threads=2, memory_limit_bytes=64 * MIB), hot=hot
+        )
         self.opened.append(store)
         return store
 

@@ -78,8 +78,8 @@ def joined(parts: list[bytes | FilePart]) -> tuple[bytes, int]:
             continue
         with part.file as file:
             file.seek(part.offset)
-            data += file.read(part.count)
-            in_files += part.count
+            data += file.read(part.plain_bytes)
+            in_files += part.plain_bytes
     return data, in_files
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_fails_is_read_from_elsewhere_from_then_on(tmp_path: Path) -
         whole = (tmp_path / "model.safetensors").read_bytes()
         again, in_files = joined(view.parts(0, view.size))
         assert again == whole
-        assert in_files == sum(part.count for part in parts[1:])
+        assert in_files == sum(part.plain_bytes for part in parts[1:])
 
 
 def test_a_tier_that_verifies_every_use_gives_no_files(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: 
     local = LocalHot(
         tmp_path / "hot", store.home.config.store_id, 64 * MIB, lambda size: make(DEFAULT, size)
     )
-    own = Settings(tmp_path / "cache", threads=2, memory_limit=64 * MIB)
+    own = Settings(tmp_path / "cache", threads=2, memory_limit_bytes=64 * MIB)
     with Store(LocalStore(tmp_path / "store"), own, hot=HotTiers(local)) as node:
         assert node.warmup("m@1").resident
         patch(store, 2)

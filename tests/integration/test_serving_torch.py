@@ -437,7 +437,7 @@ def test_torch_is_named_when_it_is_missing() -> None:
 
 def test_settings_bound_the_window(tmp_path: Path) -> None:
     """Columns of a tensor larger than all memory that may be used for it."""
-    settings = Settings(tmp_path / "cache", threads=1, memory_limit=8 * MIB)
+    settings = Settings(tmp_path / "cache", threads=1, memory_limit_bytes=8 * MIB)
     from tierstore.blobs.memory import MemoryStore
     from tierstore.modelstore.home.home import create_config
 

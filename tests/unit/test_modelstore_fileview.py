@@ -51,7 +51,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     blobs = MemoryStore("fileview")
     create_config(blobs, MIB)
     cache = tmp_path_factory.mktemp("cache")
-    store = Store(blobs, Settings(cache, threads=2, memory_limit=64 * MIB))
+    store = Store(blobs, Settings(cache, threads=2, memory_limit_bytes=64 * MIB))
     store.save("m", source)
     return Case(store, blobs)
 

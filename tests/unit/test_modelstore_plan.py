@@ -32,7 +32,7 @@ def packs_of_frames(draw: st.DrawFn) -> list[ChunkPlace]:
 def test_runs_cover_what_is_wanted_once_and_keep_their_bounds(
     places: list[ChunkPlace], max_gap: int, max_run: int, tail: int
 ) -> None:
-    runs = plan_runs(places, max_gap=max_gap, max_run=max_run, tail=tail)
+    runs = plan_runs(places, max_gap_bytes=max_gap, max_run_bytes=max_run, tail_bytes=tail)
     assert sorted(i for run in runs for i in run.items) == list(range(len(places)))
     for run in runs:
         own = [places[i] for i in run.items]
@@ -52,15 +52,15 @@ def test_runs_cover_what_is_wanted_once_and_keep_their_bounds(
 
 @given(packs_of_frames())
 def test_without_bounds_there_is_one_run_a_pack(places: list[ChunkPlace]) -> None:
-    runs = plan_runs(places, max_gap=10**6, max_run=10**6)
+    runs = plan_runs(places, max_gap_bytes=10**6, max_run_bytes=10**6)
     assert len(runs) == len({one.pack for one in places})
 
 
 def test_the_last_runs_are_short() -> None:
     places = [place(1, 64 + 10 * at, 10) for at in range(64)]
-    runs = plan_runs(places, max_gap=0, max_run=80, tail=120)
+    runs = plan_runs(places, max_gap_bytes=0, max_run_bytes=80, tail_bytes=120)
     assert [len(run.items) for run in runs] == [8] * 7 + [2] * 4
-    runs = plan_runs(places, max_gap=0, max_run=80, tail=10**6)
+    runs = plan_runs(places, max_gap_bytes=0, max_run_bytes=80, tail_bytes=10**6)
     assert [len(run.items) for run in runs] == [8] * 6 + [2] * 8, "a quarter at most"
 
 

@@ -215,7 +215,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     blobs = MemoryStore("refs")
     create_config(blobs)
     cache = tmp_path_factory.mktemp("cache")
-    store = Store(blobs, Settings(cache, threads=1, memory_limit=64 << 20))
+    store = Store(blobs, Settings(cache, threads=1, memory_limit_bytes=64 << 20))
     for value in range(1, 6):
         store.save("m", {"w": np.full(4, value, np.float32)})
     return store

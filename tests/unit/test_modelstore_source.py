@@ -34,7 +34,7 @@ MIB = 1 << 20
 def store(tmp_path: Path) -> Store:
     blobs = MemoryStore("source")
     create_config(blobs, MIB)
-    return Store(blobs, Settings(tmp_path / "cache", threads=2, memory_limit=64 * MIB))
+    return Store(blobs, Settings(tmp_path / "cache", threads=2, memory_limit_bytes=64 * MIB))
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     blobs = MemoryStore("tensor")
     create_config(blobs, MIB)
     cache = tmp_path_factory.mktemp("cache")
-    store = Store(blobs, Settings(cache, threads=2, memory_limit=64 * MIB))
+    store = Store(blobs, Settings(cache, threads=2, memory_limit_bytes=64 * MIB))
     store.save("m", ARRAYS)
     return store.load("m")
 
@@ -189,7 +189,7 @@ def test_rows_of_packed_dtypes_are_refused(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(8)))
     blobs = MemoryStore("packed")
     create_config(blobs, MIB)
-    store = Store(blobs, Settings(tmp_path / "cache", threads=1, memory_limit=64 * MIB))
+    store = Store(blobs, Settings(tmp_path / "cache", threads=1, memory_limit_bytes=64 * MIB))
     store.save("m", path)
     tensor = store.load("m").tensor("w")
     assert tensor[...].tolist() == list(range(8)) == tensor[()].tolist()

@@ -168,7 +168,7 @@ def installation() -> Installation:
         kernels=codecs.native_info(),
         native_parts={name: _built(name) for name in NATIVE},
         threads=settings.threads,
-        memory_limit_bytes=settings.memory_limit,
+        memory_limit_bytes=settings.memory_limit_bytes,
         cache_dir=settings.cache_dir,
         cache_writable=_writable(settings.cache_dir),
         cache_bytes=_bytes_below(settings.cache_dir),

@@ -23,7 +23,7 @@ class Settings:
     Attributes:
         cache_dir: Local directory for what can be lost at any time, such as the dedup index.
         threads: Number of threads that hash, encode and decode.
-        memory_limit: Bytes of staging memory that loads may use at once.
+        memory_limit_bytes: Bytes of staging memory that loads may use at once.
         node: This node's name, the same after a restart: it decides the node's turn in a rollout.
         labels: Labels of this node that rollouts may ask for, such as ``region``.
         profile: The variants that this node prefers, or a name in ``profiles``; see ``Store.load``.
@@ -32,7 +32,7 @@ class Settings:
 
     cache_dir: Path
     threads: int = field(default_factory=lambda: cpu_count())
-    memory_limit: int = field(default_factory=lambda: default_memory_limit())
+    memory_limit_bytes: int = field(default_factory=lambda: default_memory_limit())
     node: str = field(default_factory=socket.gethostname)
     labels: Mapping[str, str] = field(default_factory=dict)
     profile: str | None = None

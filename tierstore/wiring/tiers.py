@@ -142,7 +142,7 @@ class Tiers:
             if place.spec.role == "shared":
                 stats = TierStats()
                 shared.append(SharedHot(place.spec, _stacked(place, stats), stats))
-        budget = min(64 << 20, settings.memory_limit // 8)
+        budget = min(64 << 20, settings.memory_limit_bytes // 8)
         return HotTiers(self._local(used), shared, heat=heat, budget_bytes=budget)
 
     def _local(self, used: Sequence[Place]) -> LocalHot | None:

@@ -325,9 +325,12 @@ class _Check:
             first = DurableTiers([tiers[number], *tiers[:number], *tiers[number + 1 :]])
             table = self._tables[digest]
             pool = ReadPool(
-                self._home.blobs, first, table,
-                threads=self._settings.threads, memory_limit=self._settings.memory_limit,
-            )  # fmt: skip
+                self._home.blobs,
+                first,
+                table,
+                threads=self._settings.threads,
+                memory_limit_bytes=self._settings.memory_limit_bytes,
+            )
             reader = ChunkReader(pool, table)
             for batch in batches(places, lambda place: place.plain_bytes, _BATCH_BYTES):
                 self._read_batch(reader, batch)

@@ -35,20 +35,20 @@ class Part:
     Attributes:
         place: Place of the chunk's frame.
         begin: Offset of the chunk in the tensor, in bytes.
-        length: Plain bytes of the chunk.
+        plain_bytes: Plain bytes of the chunk.
         spans: Byte ranges of the tensor that are wanted, ascending; what lies outside the chunk is
             ignored.
     """
 
     place: ChunkPlace
     begin: int
-    length: int
+    plain_bytes: int
     spans: Sequence[tuple[int, int]]
 
     @property
     def wanted(self) -> int:
         """Number of wanted bytes that lie in the chunk."""
-        end = self.begin + self.length
+        end = self.begin + self.plain_bytes
         return sum(max(0, min(stop, end) - max(start, self.begin)) for start, stop in self.spans)
 
 
@@ -58,16 +58,16 @@ class FrameDecoder:
     Args:
         pool: Reads the frames.
         table: The version's layout, for the bases of deltas.
-        keep: How many plain base chunks are kept in memory: neighbours often share one.
+        keep_chunks: How many plain base chunks are kept in memory: neighbours often share one.
         hot: The hot tiers, asked first for parts of chunks and for the bases of deltas.
     """
 
     def __init__(
-        self, pool: ReadPool, table: ChunkTable, keep: int, hot: HotTiers | None = None
+        self, pool: ReadPool, table: ChunkTable, keep_chunks: int, hot: HotTiers | None = None
     ) -> None:
         self._pool, self._table = pool, table
         self._hot = hot if hot is not None else HotTiers()
-        self._bases = Recent(self._base_chunk, keep)
+        self._bases = Recent(self._base_chunk, keep_chunks)
 
     def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
         """Decode the frame of a chunk into ``out`` and verify it; ``Damaged`` when it is bad."""
@@ -140,7 +140,7 @@ class FrameDecoder:
         plain = self._on_this_node(part.place)
         if plain is not None:
             for start, stop in part.spans:
-                low, high = max(start, part.begin), min(stop, part.begin + part.length)
+                low, high = max(start, part.begin), min(stop, part.begin + part.plain_bytes)
                 if low < high:
                     sink(low, plain[low - part.begin : high - part.begin])
             return "reused"
@@ -205,7 +205,9 @@ class FrameDecoder:
             self._base_place(digest, rows)
             source = self._bases.get(digest)
             for row in rows:
-                base[row.to : row.to + row.length] = source[row.offset : row.offset + row.length]
+                base[row.to : row.to + row.plain_bytes] = source[
+                    row.offset : row.offset + row.plain_bytes
+                ]
         return base
 
     def _whole_base(self, head: FrameHead) -> memoryview | None:
@@ -227,12 +229,12 @@ class FrameDecoder:
             def sink(begin: int, plain: memoryview, rows: list[_Row] = rows) -> None:
                 for row in rows:
                     low = max(begin, row.offset)
-                    high = min(begin + len(plain), row.offset + row.length)
+                    high = min(begin + len(plain), row.offset + row.plain_bytes)
                     if low < high:
                         to = row.to + low - row.offset
                         out[to : to + high - low] = plain[low - begin : high - begin]
 
-            spans = sorted((row.offset, row.offset + row.length) for row in rows)
+            spans = sorted((row.offset, row.offset + row.plain_bytes) for row in rows)
             self.read_part(Part(place, 0, place.plain_bytes, spans), sink)
         return out
 
@@ -240,7 +242,7 @@ class FrameDecoder:
         place = self._table.find(digest)
         if place is None or place.bases:
             damaged(f"the layout around b3:{digest.hex()}", "the base of a delta is not standalone")
-        if any(row.offset + row.length > place.plain_bytes for row in rows):
+        if any(row.offset + row.plain_bytes > place.plain_bytes for row in rows):
             damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
         return place
 
@@ -287,9 +289,9 @@ class FrameDecoder:
         start_of_frame, tier = self._pool.read_frame(place, 0, place.head_bytes, avoid)
         used.add(tier)
         head = _head_of(start_of_frame, place)
-        if head.plain_bytes != part.length or head.frame_bytes != place.frame_bytes:
-            damaged(name, f"it holds {head.plain_bytes} plain bytes instead of {part.length}")
-        blocks = blocks_of_spans(part.spans, part.begin, part.length, head.block_size)
+        if head.plain_bytes != part.plain_bytes or head.frame_bytes != place.frame_bytes:
+            damaged(name, f"it holds {head.plain_bytes} plain bytes instead of {part.plain_bytes}")
+        blocks = blocks_of_spans(part.spans, part.begin, part.plain_bytes, head.block_size)
         for first, last in _neighbours(blocks):
             plain_start = head.block_plain(first).start
             base = self._part_of_base(head, plain_start, head.block_plain(last).stop)
@@ -324,10 +326,10 @@ class FrameDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """``length`` bytes at ``offset`` of a base chunk, and their position in the wanted bytes."""
+    """``plain_bytes`` bytes at ``offset`` of a base chunk, and their position in what is wanted."""
 
     offset: int
-    length: int
+    plain_bytes: int
     to: int
 
 

@@ -30,17 +30,17 @@ class FilePart:
     Attributes:
         file: The open file; whoever receives it closes it.
         offset: Position of the first byte.
-        count: Number of bytes.
+        plain_bytes: Number of bytes.
         failed: Called with the error when reading the file fails.
     """
 
     file: FileIO
     offset: int
-    count: int
+    plain_bytes: int
     failed: Callable[[OSError], None]
 
     def __len__(self) -> int:
-        return self.count
+        return self.plain_bytes
 
 
 class LocalChunks:

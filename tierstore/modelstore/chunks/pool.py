@@ -49,7 +49,7 @@ class ReadPool:
     """The threads, buffers and counters of one version's reads. Thread-safe.
 
     It reads byte ranges of packs from the tiers that have them, and follows packs that moved. Each
-    thread stages one run of frames, and two more chunks where there are deltas, so ``memory_limit``
+    thread stages one run of frames, and two more chunks where there are deltas, so the memory limit
     bounds the number of threads.
 
     Args:
@@ -57,7 +57,7 @@ class ReadPool:
         tiers: The durable tiers, where packs lie.
         table: The version's layout, which says how long its frames and chunks are.
         threads: How many threads decode; at least 8 are used over a network.
-        memory_limit: Bytes of staging memory, of which at most 192 MiB are used.
+        memory_limit_bytes: Bytes of staging memory, of which at most 192 MiB are used.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class ReadPool:
         table: ChunkTable,
         *,
         threads: int,
-        memory_limit: int,
+        memory_limit_bytes: int,
     ) -> None:
         self._tiers = tiers
-        self.memory_limit = memory_limit
+        self.memory_limit_bytes = memory_limit_bytes
         if not tiers.local:
             threads = max(threads, _REMOTE_THREADS)
-        staging = min(memory_limit, _STAGING_BYTES)
+        staging = min(memory_limit_bytes, _STAGING_BYTES)
         self.max_run_bytes = max(min(_RUN_BYTES, staging // threads), _MIB)
         per_thread = max(self.max_run_bytes, table.longest_frame_bytes)
         if table.bases:  # a delta's base as it is kept, and put together from its pieces

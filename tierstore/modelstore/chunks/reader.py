@@ -30,9 +30,9 @@ from tierstore.tiers.hot.flight import Flight, Waiting
 from tierstore.tiers.hot.shared import BATCH_BYTES, SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
 
-_GAP = 256 << 10
-_WINDOW = 512 << 20
-_SHORT_RUN = 2 << 20  # of a network
+_GAP_BYTES = 256 << 10
+_WINDOW_BYTES = 512 << 20
+_SHORT_RUN_BYTES = 2 << 20  # of a network
 
 OnChunk = Callable[[int], None]
 """Called with the number of plain bytes of each finished chunk, from several threads."""
@@ -50,7 +50,7 @@ class ChunkReader:
     def __init__(self, pool: ReadPool, table: ChunkTable, hot: HotTiers | None = None) -> None:
         self.pool = pool
         self._hot = hot if hot is not None else HotTiers()
-        self._decoder = FrameDecoder(pool, table, keep=pool.threads, hot=self._hot)
+        self._decoder = FrameDecoder(pool, table, keep_chunks=pool.threads, hot=self._hot)
         self.local = LocalChunks(self._hot, pool, table)
 
     def read(
@@ -86,8 +86,8 @@ class ChunkReader:
         self.pool.each(parts, self._read_part)
         self._hot.record([
             ChunkRead(
-                part.place.digest, part.place.pack, part.length,
-                part.wanted * part.place.frame_bytes // max(1, part.length),
+                part.place.digest, part.place.pack, part.plain_bytes,
+                part.wanted * part.place.frame_bytes // max(1, part.plain_bytes),
             )
             for part, _ in parts
         ])  # fmt: skip
@@ -161,19 +161,24 @@ class _Fetch:
         """
         if not self._hot.shared:
             return [wants]
-        return batches(wants, lambda want: want.place.frame_bytes, _WINDOW)
+        return batches(wants, lambda want: want.place.frame_bytes, _WINDOW_BYTES)
 
     def _from_durable(self, wants: Sequence[Want]) -> None:
         self._pool.each(self._plan(wants), partial(self._read_run, wants))
 
     def _plan(self, wants: Sequence[Want]) -> list[Run]:
         places = [self._pool.moves.current(want.place) for want in wants]
-        limit = self._pool.max_run_bytes
+        limit_bytes = self._pool.max_run_bytes
         threads = self._pool.threads if self._pool.shares_link else 0
         if threads:  # of a small model, too, every thread gets some: they end together
             total = sum(place.frame_bytes for place in places)
-            limit = min(limit, max(_SHORT_RUN, total // (3 * threads)))
-        return plan_runs(places, max_gap=_GAP, max_run=limit, tail=limit * threads)
+            limit_bytes = min(limit_bytes, max(_SHORT_RUN_BYTES, total // (3 * threads)))
+        return plan_runs(
+            places,
+            max_gap_bytes=_GAP_BYTES,
+            max_run_bytes=limit_bytes,
+            tail_bytes=limit_bytes * threads,
+        )
 
     # Hot tiers
 

@@ -162,7 +162,7 @@ def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryv
         return
     begins = accumulate((tensor.nbytes for tensor in tensors), initial=0)
     yield from _windows(content, [
-        PlacedPiece(piece.place, begin + piece.begin, piece.length)
+        PlacedPiece(piece.place, begin + piece.begin, piece.plain_bytes)
         for tensor, begin in zip(tensors, begins, strict=False)
         for piece in tensor.base.chunks()
     ])  # fmt: skip
@@ -173,9 +173,9 @@ def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memory
 
     ``pieces`` are the file's chunks in order, ``begin`` counting from behind its header.
     """
-    window = min(_WINDOW, content.reader.pool.memory_limit // 8)
-    groups = list(batches(pieces, lambda piece: piece.length, window))
-    sizes = [sum(piece.length for piece in group) for group in groups]
+    window = min(_WINDOW, content.reader.pool.memory_limit_bytes // 8)
+    groups = list(batches(pieces, lambda piece: piece.plain_bytes, window))
+    sizes = [sum(piece.plain_bytes for piece in group) for group in groups]
     buffers = [memoryview(bytearray(max(sizes, default=0))) for _ in groups[:2]]
 
     def read(number: int) -> memoryview:
@@ -183,7 +183,7 @@ def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memory
         out = buffers[number % 2][: sizes[number]]
         start = group[0].begin
         content.reader.read(
-            [Want(p.place, out[p.begin - start : p.begin - start + p.length]) for p in group]
+            [Want(p.place, out[p.begin - start : p.begin - start + p.plain_bytes]) for p in group]
         )
         return out
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.chunks.local import FilePart
-from tierstore.modelstore.loading.stored import Content, PlacedPiece, Span
+from tierstore.modelstore.loading.stored import Content, PlacedPiece, SpanRead
 
 _LEAST = 64 << 10
 """Fewer bytes are read rather than sent from their file: that costs less than opening it."""
@@ -116,13 +116,13 @@ class FileView:
         first = max(0, bisect_right(self._begins, start - head) - 1)
         for piece in self._pieces[first : bisect_right(self._begins, stop - head - 1)]:
             begin = piece.begin + head
-            low, high = max(at, begin), min(stop, begin + piece.length)
+            low, high = max(at, begin), min(stop, begin + piece.plain_bytes)
             part = self.content.reader.local.open(piece.place) if high - low >= _LEAST else None
             if part is None:
                 continue
             if at < low:
                 found.append(self.read(at, low - at))
-            found.append(replace(part, offset=low - begin, count=high - low))
+            found.append(replace(part, offset=low - begin, plain_bytes=high - low))
             at = high
         if at < stop:
             found.append(self.read(at, stop - at))
@@ -157,5 +157,5 @@ class FileView:
         for low, out in targets:
             first = bisect_right(self._begins, low) - 1
             pieces = self._pieces[first : bisect_right(self._begins, low + len(out) - 1)]
-            spans.append(Span(pieces, low, low + len(out), out))
+            spans.append(SpanRead(pieces, low, low + len(out), out))
         self.content.read_spans(spans)

@@ -109,9 +109,12 @@ class Opener:
     def content(self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None) -> Content:
         """Return a layout together with a reader of its chunks."""
         pool = ReadPool(
-            self._home.blobs, self._home.packs, table,
-            threads=self._settings.threads, memory_limit=self._settings.memory_limit,
-        )  # fmt: skip
+            self._home.blobs,
+            self._home.packs,
+            table,
+            threads=self._settings.threads,
+            memory_limit_bytes=self._settings.memory_limit_bytes,
+        )
         return Content(table, ChunkReader(pool, table, hot or self._hot), chunk_size)
 
 

@@ -19,7 +19,7 @@ from tierstore.format.dtypes import DTYPES
 from tierstore.modelstore.chunks.decode import Part, Sink
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.stored import Content, PlacedPiece, Span
+from tierstore.modelstore.loading.stored import Content, PlacedPiece, SpanRead
 from tierstore.modelstore.loading.tensor import Tensor
 
 _WIDE = 1 << 20
@@ -134,7 +134,7 @@ class StripRead:
 
     def spans(self, piece: PlacedPiece) -> list[tuple[int, int]]:
         """Return the byte ranges of the tensor that are wanted from one chunk."""
-        strip, end = self.strip, piece.begin + piece.length
+        strip, end = self.strip, piece.begin + piece.plain_bytes
         first = max(strip.first, piece.begin // strip.row)
         last = min(strip.last, -(-end // strip.row))
         every = [
@@ -174,7 +174,7 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     if not reads:
         return
     content = reads[0].tensor.content
-    spans: list[Span] = []
+    spans: list[SpanRead] = []
     wide: list[StripRead] = []
     entire: list[tuple[StripRead, PlacedPiece]] = []
     # who reads whole tensors alone is no rank, and shares with nobody
@@ -220,10 +220,10 @@ def _read_patched(read: StripRead) -> None:
         read.take(begin, window)
 
 
-def _span(read: StripRead) -> Span:
+def _span(read: StripRead) -> SpanRead:
     strip = read.strip
     low = strip.first * strip.row + strip.low
-    return Span(read.chunks(), low, low + strip.nbytes, read.out)
+    return SpanRead(read.chunks(), low, low + strip.nbytes, read.out)
 
 
 def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
@@ -232,7 +232,7 @@ def _read_wide(content: Content, reads: Sequence[StripRead]) -> None:
         for piece in read.chunks():
             spans = read.spans(piece)
             if spans:
-                parts.append((Part(piece.place, piece.begin, piece.length, spans), read.take))
+                parts.append((Part(piece.place, piece.begin, piece.plain_bytes, spans), read.take))
     content.reader.read_parts(parts)
 
 
@@ -242,15 +242,15 @@ def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]
     Ranks on one node need the same chunks. Each begins at another place, as far into the model as
     its part lies in a tensor, and finds in the node's hot tier what the others have read.
     """
-    window = min(_WINDOW, content.reader.pool.memory_limit // 8)
+    window = min(_WINDOW, content.reader.pool.memory_limit_bytes // 8)
     begin = len(every) * _part(every[0][0].strip) // 1000 if every else 0
-    for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].length, window):
-        buffer = memoryview(bytearray(sum(piece.length for _, piece in group)))
+    for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].plain_bytes, window):
+        buffer = memoryview(bytearray(sum(piece.plain_bytes for _, piece in group)))
         at = 0
         wants: list[Want] = []
         for _, piece in group:
-            wants.append(Want(piece.place, buffer[at : at + piece.length]))
-            at += piece.length
+            wants.append(Want(piece.place, buffer[at : at + piece.plain_bytes]))
+            at += piece.plain_bytes
         content.reader.read(wants, share=True)
         for (read, piece), want in zip(group, wants, strict=True):
             read.take(piece.begin, want.out)

@@ -28,16 +28,16 @@ class PlacedPiece:
     Attributes:
         place: Place of the chunk's frame.
         begin: Offset of the chunk in the tensor or file, in bytes.
-        length: Plain bytes of the chunk.
+        plain_bytes: Plain bytes of the chunk.
     """
 
     place: ChunkPlace
     begin: int
-    length: int
+    plain_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class SpanRead:
     """Bytes ``[low, high)`` of a tensor or file, and the buffer that they go to.
 
     Attributes:
@@ -54,7 +54,7 @@ class Span:
 
     def holds(self, chunk: PlacedPiece) -> bool:
         """Return whether all of a chunk is wanted."""
-        return chunk.begin >= self.low and chunk.begin + chunk.length <= self.high
+        return chunk.begin >= self.low and chunk.begin + chunk.plain_bytes <= self.high
 
     def take(self, begin: int, plain: memoryview) -> None:
         """Copy the span's part of plain bytes that begin at offset ``begin``."""
@@ -82,12 +82,12 @@ class Content:
         if not file.header:
             return list(self.placed(file.chunks, file.size))
         return [
-            PlacedPiece(piece.place, entry.begin + piece.begin, piece.length)
+            PlacedPiece(piece.place, entry.begin + piece.begin, piece.plain_bytes)
             for entry in file.tensors
             for piece in self.placed(entry.chunks, entry_bytes(entry))
         ]
 
-    def read_spans(self, spans: Sequence[Span], *, share: bool = False) -> None:
+    def read_spans(self, spans: Sequence[SpanRead], *, share: bool = False) -> None:
         """Fill every ``out``.
 
         Whole chunks go straight to their buffers; of others just the blocks that hold wanted bytes
@@ -97,12 +97,12 @@ class Content:
         parts: list[tuple[Part, Sink]] = []
         for span in spans:
             for p in span.chunks:
-                end = p.begin + p.length
+                end = p.begin + p.plain_bytes
                 if span.holds(p):
                     at = p.begin - span.low
-                    wants.append(Want(p.place, span.out[at : at + p.length]))
+                    wants.append(Want(p.place, span.out[at : at + p.plain_bytes]))
                 elif p.begin < span.high and end > span.low:
-                    part = Part(p.place, p.begin, p.length, [(span.low, span.high)])
+                    part = Part(p.place, p.begin, p.plain_bytes, [(span.low, span.high)])
                     parts.append((part, span.take))
         self.reader.read(wants, share=share)
         self.reader.read_parts(parts)
@@ -137,11 +137,11 @@ class StoredTensor:
 
     def wants(self, out: memoryview) -> list[Want]:
         """Return the reads that fill ``out`` (``nbytes`` long) with the whole tensor."""
-        return [Want(p.place, out[p.begin : p.begin + p.length]) for p in self.chunks()]
+        return [Want(p.place, out[p.begin : p.begin + p.plain_bytes]) for p in self.chunks()]
 
     def read_span(self, low: int, high: int, out: memoryview) -> None:
         """Read plain bytes ``[low, high)`` into ``out``, which is as long as that."""
-        self.content.read_spans([Span(self.chunks(), low, high, out)])
+        self.content.read_spans([SpanRead(self.chunks(), low, high, out)])
 
     @property
     def row_bytes(self) -> int:
@@ -199,7 +199,7 @@ class StoredTensor:
                 numbers.setdefault(number, []).append((start, stop))
         chunks = self.chunks()
         return [
-            Part(chunks[number].place, chunks[number].begin, chunks[number].length, own)
+            Part(chunks[number].place, chunks[number].begin, chunks[number].plain_bytes, own)
             for number, own in numbers.items()
         ]
 
