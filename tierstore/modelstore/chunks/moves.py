@@ -19,12 +19,12 @@ class Moves:
     """The moves of packs that are gone, each read when it is first needed. Thread-safe.
 
     Args:
-        home: The blobs of the store's home, where moves lie.
+        home_blobs: The blobs of the store's home, where moves lie.
         tiers: The durable tiers, where packs lie.
     """
 
-    def __init__(self, home: BlobStore, tiers: DurableTiers) -> None:
-        self._home, self._tiers = home, tiers
+    def __init__(self, home_blobs: BlobStore, tiers: DurableTiers) -> None:
+        self._home_blobs, self._tiers = home_blobs, tiers
         self._lock = threading.Lock()
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
 
@@ -47,7 +47,7 @@ class Moves:
     def _follow(self, pack: bytes, behind: frozenset[bytes]) -> dict[bytes, ChunkPlace]:
         key = move_key(pack)
         try:
-            data = self._home.get(key)
+            data = self._home_blobs.get(key)
         except NotFound:
             raise NotFound(
                 f"pack {pack.hex()} is missing from {self._tiers.url}; run 'tierstore check' to "

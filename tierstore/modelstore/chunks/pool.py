@@ -53,7 +53,7 @@ class ReadPool:
     bounds the number of threads.
 
     Args:
-        home: The blobs of the store's home, where moves lie.
+        home_blobs: The blobs of the store's home, where moves lie.
         tiers: The durable tiers, where packs lie.
         table: The version's layout, which says how long its frames and chunks are.
         threads: How many threads decode; at least 8 are used over a network.
@@ -62,7 +62,7 @@ class ReadPool:
 
     def __init__(
         self,
-        home: BlobStore,
+        home_blobs: BlobStore,
         tiers: DurableTiers,
         table: ChunkTable,
         *,
@@ -81,7 +81,7 @@ class ReadPool:
         self.threads = max(1, min(threads, staging // per_thread))
         self._local = threading.local()
         self._lock = threading.Lock()
-        self.moves = Moves(home, tiers)
+        self.moves = Moves(home_blobs, tiers)
         self.requests = 0
         self.bytes_by_tier: dict[str, int] = {}
         """Bytes read from durable tiers, by the tiers' names."""

@@ -12,15 +12,15 @@ from tierstore.format.layout import Condemned
 from tierstore.format.sealed import Kind, unseal_body
 
 
-def gone_packs(home: BlobStore, packs: BlobStore, sizes: Mapping[bytes, int]) -> set[bytes]:
+def gone_packs(home_blobs: BlobStore, packs: BlobStore, sizes: Mapping[bytes, int]) -> set[bytes]:
     """Return those of the packs that are condemned, missing or of another size.
 
     Args:
-        home: The store's home, where the condemned lists are.
+        home_blobs: The store's home, where the condemned lists are.
         packs: The tiers, where packs are.
         sizes: The expected size of each pack in bytes, by pack id.
     """
-    condemned = _condemned(home) if sizes else set()
+    condemned = _condemned(home_blobs) if sizes else set()
 
     def is_there(pack: bytes) -> bool:
         try:
@@ -33,9 +33,9 @@ def gone_packs(home: BlobStore, packs: BlobStore, sizes: Mapping[bytes, int]) ->
     return {pack for pack, has in zip(sizes, there, strict=True) if not has or pack in condemned}
 
 
-def _condemned(home: BlobStore) -> set[bytes]:
-    newest = max((info.key for info in home.list(GC)), default=None)
+def _condemned(home_blobs: BlobStore) -> set[bytes]:
+    newest = max((info.key for info in home_blobs.list(GC)), default=None)
     if newest is None:
         return set()
-    listed = unseal_body(Kind.CONDEMNED, home.get(newest), Condemned, newest)
+    listed = unseal_body(Kind.CONDEMNED, home_blobs.get(newest), Condemned, newest)
     return {bytes.fromhex(pack) for pack in listed.packs}

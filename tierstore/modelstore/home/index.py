@@ -54,12 +54,12 @@ class ChunkIndex:
     """Finds the place of a chunk by its digest.
 
     Args:
-        home: The store's home, where the segments lie.
+        home_blobs: The store's home, where the segments lie.
         path: The cache file; ``None`` keeps the cache in memory.
     """
 
-    def __init__(self, home: BlobStore, path: Path | None) -> None:
-        self._home = home
+    def __init__(self, home_blobs: BlobStore, path: Path | None) -> None:
+        self._home_blobs = home_blobs
         self._path = path
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
@@ -128,11 +128,11 @@ class ChunkIndex:
     def _sync(self) -> None:
         db = self._connection()
         seen = {key for (key,) in db.execute("SELECT key FROM segments")}
-        for info in self._home.list(INDEX):
+        for info in self._home_blobs.list(INDEX):
             if info.key in seen:
                 continue
             try:
-                table = parse_segment(self._home.get(info.key), f"index segment {info.key}")
+                table = parse_segment(self._home_blobs.get(info.key), f"index segment {info.key}")
             except NotFound:  # replaced by a larger one since we listed
                 continue
             except (Damaged, UnsupportedFormat) as error:  # a missed duplicate is only waste
@@ -182,9 +182,10 @@ class ChunkIndex:
             _log.warning("a row of the index cache %s is damaged", self._path)
             return None
         pack, place, bases = columns
-        offset, length, head, plain, codec = _PLACE.unpack(place)
+        offset, frame_bytes, head_bytes, plain_bytes, codec = _PLACE.unpack(place)
         split = tuple(split_digests(bases))
-        return ChunkPlace(digest, pack, offset, length, head, plain, codec, split), size
+        found = ChunkPlace(digest, pack, offset, frame_bytes, head_bytes, plain_bytes, codec, split)
+        return found, size
 
     def forget(self, packs: Iterable[bytes]) -> None:
         """Drop the places recorded in packs that are gone."""

@@ -31,12 +31,12 @@ def _new_lease(role: Literal["writer", "reader"]) -> Lease:
     )  # fmt: skip
 
 
-def writers(home: BlobStore) -> dict[str, Lease]:
+def writers(home_blobs: BlobStore) -> dict[str, Lease]:
     """Return the leases of running saves, by id: those not expired by this machine's clock."""
     found = {}
-    for info in home.list(LEASES):
+    for info in home_blobs.list(LEASES):
         try:
-            lease = unseal_body(Kind.LEASE, home.get(info.key), Lease, info.key)
+            lease = unseal_body(Kind.LEASE, home_blobs.get(info.key), Lease, info.key)
         except (Damaged, NotFound, UnsupportedFormat):
             continue
         if lease.role == "writer" and time.time() - info.mtime < lease.ttl_s:
@@ -44,9 +44,9 @@ def writers(home: BlobStore) -> dict[str, Lease]:
     return found
 
 
-def is_saving(home: BlobStore) -> bool:
+def is_saving(home_blobs: BlobStore) -> bool:
     """Return whether a save seems to be running."""
-    return bool(writers(home))
+    return bool(writers(home_blobs))
 
 
 class WriterLease:
@@ -55,8 +55,8 @@ class WriterLease:
     It is a context manager: it is written on entry and deleted on exit.
     """
 
-    def __init__(self, home: BlobStore) -> None:
-        self._home = home
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._home_blobs = home_blobs
         self._lease = _new_lease("writer")
         self._renewed = 0.0
 
@@ -71,7 +71,7 @@ class WriterLease:
     def renew(self) -> bool:
         """Write the lease again; return ``False`` when it had expired in between."""
         lapsed = self._renewed > 0 and time.monotonic() - self._renewed > TTL_S
-        self._home.put(self._key, seal_body(Kind.LEASE, self._lease))
+        self._home_blobs.put(self._key, seal_body(Kind.LEASE, self._lease))
         self._renewed = time.monotonic()
         return not lapsed
 
@@ -92,7 +92,7 @@ class WriterLease:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._home.delete([self._key])
+            self._home_blobs.delete([self._key])
         except TierstoreError as failure:  # it ends by itself
             _log.warning("the writer's lease was not removed: %s", failure)
 
@@ -104,8 +104,8 @@ class ReaderLease:
     without a lease.
     """
 
-    def __init__(self, home: BlobStore) -> None:
-        self._home = home
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._home_blobs = home_blobs
         self._lease = _new_lease("reader")
         self._changed = threading.Event()
         self._closed = threading.Event()
@@ -130,7 +130,7 @@ class ReaderLease:
         while not self._closed.is_set():
             self._changed.clear()
             try:
-                self._home.put(LEASES + self._lease.id, seal_body(Kind.LEASE, self._lease))
+                self._home_blobs.put(LEASES + self._lease.id, seal_body(Kind.LEASE, self._lease))
             except TierstoreError as error:
                 _log.info("reading without a lease: %s", error)
             self._changed.wait(TTL_S / 3)
@@ -144,6 +144,6 @@ class ReaderLease:
         self._thread.join()
         self._thread = None
         try:
-            self._home.delete([LEASES + self._lease.id])
+            self._home_blobs.delete([LEASES + self._lease.id])
         except TierstoreError as error:
             _log.info("the reader's lease was not removed: %s", error)

@@ -44,15 +44,15 @@ class Pins:
     """The pins of a store: small objects in home, one for each version and holder.
 
     Args:
-        home: The store's home, where the pins lie.
+        home_blobs: The store's home, where the pins lie.
         changed: Called after a pin was added or removed.
     """
 
-    def __init__(self, home: BlobStore, changed: Callable[[], None] = lambda: None) -> None:
-        self._home, self._changed = home, changed
+    def __init__(self, home_blobs: BlobStore, changed: Callable[[], None] = lambda: None) -> None:
+        self._home_blobs, self._changed = home_blobs, changed
 
     def __repr__(self) -> str:
-        return f"<Pins of {self._home.url}>"
+        return f"<Pins of {self._home_blobs.url}>"
 
     def add(
         self, version: Digest, ref: str, roles: Sequence[Role], until: datetime | None = None
@@ -77,7 +77,7 @@ class Pins:
             version=version.hex, ref=ref, roles=chosen, who=whoami(),
             until_us=None if until is None else int(until.timestamp() * 1e6),
         )  # fmt: skip
-        self._home.put(pin_key(version.hex), seal_body(Kind.PIN, pin))
+        self._home_blobs.put(pin_key(version.hex), seal_body(Kind.PIN, pin))
         self._changed()
         return _shown(pin)
 
@@ -85,12 +85,12 @@ class Pins:
         """Remove the user's pin of a version; ``NotFound`` when there is none."""
         key = pin_key(version.hex)
         try:
-            self._home.info(key)
+            self._home_blobs.info(key)
         except NotFound:
             raise NotFound(
                 f"version {version} is not pinned by a user; 'tierstore pins' lists what is"
             ) from None
-        self._home.delete([key])
+        self._home_blobs.delete([key])
         self._changed()
 
     def hold(self, holder: str, versions: Iterable[Digest]) -> None:
@@ -106,14 +106,14 @@ class Pins:
         """
         mark = "-" + blake3(holder.encode()).hexdigest()[:16]
         wanted = {pin_key(version.hex) + mark: version for version in versions}
-        held = [info.key for info in self._home.list(PINS) if info.key.endswith(mark)]
+        held = [info.key for info in self._home_blobs.list(PINS) if info.key.endswith(mark)]
         for key, version in wanted.items():
             pin = Pin(version=version.hex, ref=holder, roles=["hot", "warm"], until_us=None,
                       who=whoami())  # fmt: skip
             if key not in held:
-                self._home.put(key, seal_body(Kind.PIN, pin))
+                self._home_blobs.put(key, seal_body(Kind.PIN, pin))
         if over := [key for key in held if key not in wanted]:
-            self._home.delete(over)
+            self._home_blobs.delete(over)
         self._changed()
 
     def active(self) -> list[PinnedVersion]:
@@ -123,7 +123,7 @@ class Pins:
         tiers without end: ignoring it would drop what somebody wanted to keep.
         """
         found = []
-        for info in self._home.list(PINS):
+        for info in self._home_blobs.list(PINS):
             pin = self._read(info.key)
             if pin is None:
                 continue
@@ -133,7 +133,7 @@ class Pins:
 
     def _read(self, key: str) -> Pin | None:
         try:
-            return unseal_body(Kind.PIN, self._home.get(key), Pin, key)
+            return unseal_body(Kind.PIN, self._home_blobs.get(key), Pin, key)
         except NotFound:  # unpinned since it was listed
             return None
         except (Damaged, UnsupportedFormat) as error:

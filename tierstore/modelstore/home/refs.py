@@ -59,14 +59,16 @@ class RefLog:
     """One ref of one model: an append-only log in home.
 
     Args:
-        home: Where the store's metadata lies.
+        home_blobs: Where the store's metadata lies.
         model: Name of the model.
         name: Name of the ref: ``versions`` or ``alias/<alias>``.
         news: Channel that is told of every entry appended here.
     """
 
-    def __init__(self, home: BlobStore, model: str, name: str, news: News | None = None) -> None:
-        self._home, self._model, self._news = home, model, news
+    def __init__(
+        self, home_blobs: BlobStore, model: str, name: str, news: News | None = None
+    ) -> None:
+        self._home_blobs, self._model, self._news = home_blobs, model, news
         self._prefix = ref_prefix(model, name)
         self.title = f"{model}@{name.removeprefix('alias/')}"
 
@@ -101,7 +103,7 @@ class RefLog:
     def hinted(self) -> int:
         """Return the number in the hint, which may be outdated; 0 when it cannot be read."""
         try:
-            data = self._home.get(self._prefix + HEAD)
+            data = self._home_blobs.get(self._prefix + HEAD)
             return max(0, unseal_body(Kind.HINT, data, Hint, self._prefix + HEAD).seq)
         except (NotFound, Damaged, UnsupportedFormat):
             return 0
@@ -109,14 +111,14 @@ class RefLog:
     def _find(self, seq: int) -> RefEntry | None:
         key = entry_key(self._prefix, seq)
         try:
-            return parse_entry(self._home.get(key), seq, f"ref entry {key}")
+            return parse_entry(self._home_blobs.get(key), seq, f"ref entry {key}")
         except NotFound:
             return None
 
     def _read(self, seqs: Sequence[int]) -> dict[int, RefEntry]:
         """Return those of the entries that exist, by number, in one request."""
         keys = {entry_key(self._prefix, seq): seq for seq in seqs}
-        found = self._home.get_many(list(keys))
+        found = self._home_blobs.get_many(list(keys))
         return {
             keys[key]: parse_entry(data, keys[key], f"ref entry {key}")
             for key, data in found.items()
@@ -186,7 +188,7 @@ class RefLog:
         key = entry_key(self._prefix, entry.seq)
         lost: BackendError | None = None
         try:
-            if self._home.put_if_absent(key, seal_body(Kind.REF, entry)):
+            if self._home_blobs.put_if_absent(key, seal_body(Kind.REF, entry)):
                 return True
         except BackendError as error:  # the answer may be lost, not the write: look
             lost = error
@@ -199,6 +201,6 @@ class RefLog:
 
     def _hint(self, seq: int) -> None:
         try:
-            self._home.put(self._prefix + HEAD, seal_body(Kind.HINT, Hint(seq=seq)))
+            self._home_blobs.put(self._prefix + HEAD, seal_body(Kind.HINT, Hint(seq=seq)))
         except TierstoreError as error:  # the entry stands; a stale hint costs some reads
             _log.warning("the hint of %s was not written: %s", self.title, error)

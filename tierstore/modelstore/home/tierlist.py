@@ -50,20 +50,20 @@ class TierLog:
     """The revisions of a store's list of tiers.
 
     Args:
-        home: The store's home.
+        home_blobs: The store's home.
     """
 
-    def __init__(self, home: BlobStore) -> None:
-        self._home = home
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._home_blobs = home_blobs
 
     def current(self) -> TierList | None:
         """Return the newest revision; ``None`` when there has never been one."""
-        newest = max((info.key for info in self._home.list(TIERS)), default=None)
+        newest = max((info.key for info in self._home_blobs.list(TIERS)), default=None)
         if newest is None:
             return None
         name = newest.removeprefix(TIERS)
         seq = int(name) if name.isascii() and name.isdigit() else -1
-        return parse_tiers(self._home.get(newest), seq, f"list of tiers {newest}")
+        return parse_tiers(self._home_blobs.get(newest), seq, f"list of tiers {newest}")
 
     def change(self, change: Change, message: str = "") -> TierList:
         """Write a new revision, made by calling ``change`` with the current tiers.
@@ -85,8 +85,8 @@ class TierLog:
         )
         if not self._create(revision):
             raise Conflict(
-                f"the tiers of {self._home.url} were changed by somebody else at the same time; "
-                "look at 'tierstore tier ls', then try again"
+                f"the tiers of {self._home_blobs.url} were changed by somebody else at the same "
+                "time; look at 'tierstore tier ls', then try again"
             )
         return revision
 
@@ -94,12 +94,12 @@ class TierLog:
         key = tiers_key(revision.seq)
         lost: BackendError | None = None
         try:
-            if self._home.put_if_absent(key, seal_tiers(revision)):
+            if self._home_blobs.put_if_absent(key, seal_tiers(revision)):
                 return True
         except BackendError as error:  # the answer may be lost, not the write: look
             lost = error
         try:
-            there = parse_tiers(self._home.get(key), revision.seq, f"list of tiers {key}")
+            there = parse_tiers(self._home_blobs.get(key), revision.seq, f"list of tiers {key}")
         except NotFound:
             there = None
         if there is not None and there.write_id == revision.write_id:
@@ -110,14 +110,14 @@ class TierLog:
 
     def _announce(self) -> None:
         """Make older versions refuse the store before packs lie where they do not look."""
-        config = read_config(self._home)
+        config = read_config(self._home_blobs)
         features = Features(
             read=sorted({*config.features.read, FEATURE}),
             write=sorted({*config.features.write, FEATURE}),
             gc=config.features.gc,
         )
         if features != config.features:
-            self._home.put(
+            self._home_blobs.put(
                 CONFIG, encode_config(msgspec.structs.replace(config, features=features))
             )
 

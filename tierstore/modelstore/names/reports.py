@@ -67,22 +67,24 @@ def parse_stages(text: str) -> list[int]:
     return stages
 
 
-def write_report(home: BlobStore, version: Version, node: str, values: Mapping[str, str]) -> None:
+def write_report(
+    home_blobs: BlobStore, version: Version, node: str, values: Mapping[str, str]
+) -> None:
     """Record what a node measured while it served ``version``; see ``Rollouts.report``."""
     for metric, value in values.items():
         if not is_decimal(value):
             raise UsageError(f"{metric}={value}: write a decimal number, such as {metric}=12.5")
     body = Report(version=version.digest.hex, node=node, values=dict(values))
-    home.put(f"{_folder(version)}{keys.segment(node)}", seal_body(Kind.REPORT, body))
+    home_blobs.put(f"{_folder(version)}{keys.segment(node)}", seal_body(Kind.REPORT, body))
 
 
 def gate_states(
-    home: BlobStore, gates: list[Gate], version: Version, since: str
+    home_blobs: BlobStore, gates: list[Gate], version: Version, since: str
 ) -> tuple[GateState, ...]:
     """Return the state of each gate, from reports on ``version`` since an object was written.
 
     Args:
-        home: The store's home.
+        home_blobs: The store's home.
         gates: The gates of the rollout.
         version: The version that the rollout goes to.
         since: Key of that object. Its time and the reports' are the storage's, so no node's clock
@@ -90,13 +92,13 @@ def gate_states(
     """
     if not gates:
         return ()
-    began = home.info(since).mtime
+    began = home_blobs.info(since).mtime
     values: dict[str, list[str]] = {}
-    for info in home.list(_folder(version)):
+    for info in home_blobs.list(_folder(version)):
         if info.mtime < began:
             continue
         try:
-            report = unseal_body(Kind.REPORT, home.get(info.key), Report, info.key)
+            report = unseal_body(Kind.REPORT, home_blobs.get(info.key), Report, info.key)
         except (NotFound, Damaged, UnsupportedFormat):
             continue  # as if the node had not reported
         for metric, value in report.values.items():

@@ -35,7 +35,7 @@ class HeldLease:
     """The right to move packs; a context manager. Not thread-safe.
 
     Args:
-        home: The store's home.
+        home_blobs: The store's home.
         ttl_s: Seconds after which the lease ends unless it is renewed.
         clock: Returns seconds and never goes backwards.
 
@@ -44,9 +44,13 @@ class HeldLease:
     """
 
     def __init__(
-        self, home: BlobStore, *, ttl_s: int = TTL_S, clock: Callable[[], float] = time.monotonic
+        self,
+        home_blobs: BlobStore,
+        *,
+        ttl_s: int = TTL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._home, self._clock = home, clock
+        self._home_blobs, self._clock = home_blobs, clock
         self._lease = MoverLease(
             seq=0, id=uuid.uuid4().hex, who=whoami(), host=socket.gethostname(), pid=os.getpid(),
             ttl_s=ttl_s,
@@ -84,7 +88,7 @@ class HeldLease:
         self._refuse_if_followed()
         if since < self._lease.ttl_s:
             began = self._clock()
-            self._home.put(self._key, seal_body(Kind.MOVER, self._lease))
+            self._home_blobs.put(self._key, seal_body(Kind.MOVER, self._lease))
             self._renewed = began
         else:
             self._take(self._lease.seq + 1)
@@ -111,7 +115,7 @@ class HeldLease:
     ) -> None:
         self._lease = msgspec.structs.replace(self._lease, done=True)
         try:
-            self._home.put(self._key, seal_body(Kind.MOVER, self._lease))
+            self._home_blobs.put(self._key, seal_body(Kind.MOVER, self._lease))
         except BackendError as failure:  # it ends by itself
             _log.warning("the mover's lease was not given back: %s", failure)
 
@@ -120,14 +124,14 @@ class HeldLease:
         return mover_key(self._lease.seq)
 
     def _highest(self) -> int:
-        names = (info.key.removeprefix(MOVERS) for info in self._home.list(MOVERS))
+        names = (info.key.removeprefix(MOVERS) for info in self._home_blobs.list(MOVERS))
         return max((int(n) for n in names if n.isascii() and n.isdigit()), default=0)
 
     def _refuse_if_held(self, seq: int) -> None:
         key = mover_key(seq)
         try:
-            info = self._home.info(key)
-            held = unseal_body(Kind.MOVER, self._home.get(key), MoverLease, key)
+            info = self._home_blobs.info(key)
+            held = unseal_body(Kind.MOVER, self._home_blobs.get(key), MoverLease, key)
         except NotFound:  # removed by whoever has the next one
             raise Conflict("another mover has just begun; try again in a minute") from None
         except (Damaged, UnsupportedFormat) as error:
@@ -136,7 +140,7 @@ class HeldLease:
             held = MoverLease(seq=seq, id="", who="somebody", host="?", pid=0, ttl_s=TTL_S)
         if held.done:
             return
-        age = time.time() + probe(self._home).clock_skew_s - info.mtime
+        age = time.time() + probe(self._home_blobs).clock_skew_s - info.mtime
         left = held.ttl_s + _GRACE_S - age
         if left > 0:
             raise Conflict(
@@ -147,7 +151,7 @@ class HeldLease:
 
     def _refuse_if_followed(self) -> None:
         try:
-            self._home.info(mover_key(self._lease.seq + 1))
+            self._home_blobs.info(mover_key(self._lease.seq + 1))
         except NotFound:
             return
         raise Conflict("another mover has taken over: this one stops")
@@ -157,7 +161,7 @@ class HeldLease:
         self._lease = msgspec.structs.replace(self._lease, seq=seq)
         began = self._clock()
         try:
-            taken = self._home.put_if_absent(self._key, seal_body(Kind.MOVER, self._lease))
+            taken = self._home_blobs.put_if_absent(self._key, seal_body(Kind.MOVER, self._lease))
         except BackendError as error:  # the answer may be lost, not the write: look
             if not self._is_ours():
                 raise error from None
@@ -168,11 +172,11 @@ class HeldLease:
 
     def _is_ours(self) -> bool:
         try:
-            found = unseal_body(Kind.MOVER, self._home.get(self._key), MoverLease, self._key)
+            found = unseal_body(Kind.MOVER, self._home_blobs.get(self._key), MoverLease, self._key)
         except (NotFound, Damaged, UnsupportedFormat):
             return False
         return found.id == self._lease.id
 
     def _tidy(self) -> None:
-        old = [info.key for info in self._home.list(MOVERS) if info.key < self._key]
-        self._home.delete(old)
+        old = [info.key for info in self._home_blobs.list(MOVERS) if info.key < self._key]
+        self._home_blobs.delete(old)

@@ -58,7 +58,7 @@ class Writer:
     """Runs one save: reads, hashes, encodes, packs and publishes.
 
     Args:
-        home: The store's home, where metadata goes.
+        home_blobs: The store's home, where metadata goes.
         packs: The tiers, where packs go.
         index: Finds chunks that the store has already.
         lease: The lease that the caller holds until the version is published.
@@ -70,7 +70,7 @@ class Writer:
 
     def __init__(
         self,
-        home: BlobStore,
+        home_blobs: BlobStore,
         packs: BlobStore,
         index: ChunkIndex,
         lease: WriterLease,
@@ -82,7 +82,7 @@ class Writer:
     ) -> None:
         if selection is not None or not native_info().in_use:
             import_numpy()
-        self._home, self._packs, self._index, self._lease = home, packs, index, lease
+        self._home_blobs, self._packs, self._index, self._lease = home_blobs, packs, index, lease
         self._chunk_size, self._progress = chunk_size, progress
         self._state = SaveState()
         self._selection = selection
@@ -304,7 +304,7 @@ class Writer:
             return set()
         if not self._lease.renew():  # it had ended: our own packs may be gone too
             packs.update(self._packer.pack_sizes)
-        return gone_packs(self._home, self._packs, packs)
+        return gone_packs(self._home_blobs, self._packs, packs)
 
     def _store_again(self, gone: set[bytes]) -> None:
         """Read the chunks of packs that are gone from the source again, and store them anew."""
@@ -339,7 +339,7 @@ class Writer:
     def _create(self, key: str, data: bytes) -> None:
         # an equal object may be there already: a manifest is its content, and of two layouts of one
         # manifest ours is the one whose packs were just confirmed
-        self._home.put(key, data)
+        self._home_blobs.put(key, data)
         self._meta_bytes += len(data)
         self._objects += 1
 
