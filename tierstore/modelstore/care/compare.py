@@ -26,7 +26,7 @@ from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.version import Version
 from tierstore.shown import counted, html_facts, html_table, size
 
-Change = Literal["added", "removed", "changed", "retyped", "same"]
+ChangeKind = Literal["added", "removed", "changed", "retyped", "same"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ItemDiff:
     """
 
     name: str
-    change: Change
+    change: ChangeKind
     old_bytes: int
     new_bytes: int
     new_chunk_bytes: int
@@ -191,7 +191,7 @@ def _compare_items(
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if after is None or before is None:
-            change: Change = "removed" if after is None else "added"
+            change: ChangeKind = "removed" if after is None else "added"
         elif before.kind != after.kind:
             change = "retyped"
         else:

@@ -141,11 +141,11 @@ class Rebasing:
         full = self._opened(version)
         manifest, content = full.manifest, full.content
         costs = ReadCosts(content.table, manifest)
-        dear = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
+        expensive = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
         before = costs.whole({})
-        if not dear:
+        if not expensive:
             return Rebased(len(costs.deltas), 0, 0, 0, before, before)
-        packer, meta = self._store_dear(full.digest, manifest, content, dear)
+        packer, meta = self._store_standalone(full.digest, manifest, content, expensive)
         return Rebased(
             deltas=len(costs.deltas),
             chunks=len(packer.places),
@@ -170,7 +170,7 @@ class Rebasing:
                 break
             try:
                 version = version_of(model, log.entry(seq), variant=variant or None)
-                if not version.is_release and self._is_dear(version):
+                if not version.is_release and self._is_expensive(version):
                     done[str(version)] = self.version(version)
             except (Damaged, NotFound, UnsupportedFormat) as error:
                 _log.warning("entry %d of %s is not rebased: %s", seq, log.title, error)
@@ -187,15 +187,15 @@ class Rebasing:
                 for seq in range(before + 1, last.seq + 1 if last else 0):
                     yield log, seq, model, variant
 
-    def _is_dear(self, version: Version) -> bool:
+    def _is_expensive(self, version: Version) -> bool:
         full = self._opened(version)
         manifest, content = full.manifest, full.content
         if not len(content.table.bases):
             return False
         return ReadCosts(content.table, manifest).whole({}) > COSTS
 
-    def _store_dear(
-        self, digest: Digest, manifest: Manifest, content: Content, dear: Sequence[ChunkPlace]
+    def _store_standalone(
+        self, digest: Digest, manifest: Manifest, content: Content, expensive: Sequence[ChunkPlace]
     ) -> tuple[Packer, int]:
         """Store these chunks of a version standalone, and write its layout again.
 
@@ -205,7 +205,7 @@ class Rebasing:
             pool = BufferPool(manifest.chunk_size)
             packer = Packer(self._home.packs, pool)
             try:
-                for place, dtype in _with_dtypes(dear, manifest):
+                for place, dtype in _with_dtypes(expensive, manifest):
                     buffer = pool.take()
                     plain = memoryview(buffer)[: place.plain_bytes]
                     content.reader.read([Want(place, plain)])

@@ -39,7 +39,7 @@ def whoami() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-class Target(NamedTuple):
+class RefTarget(NamedTuple):
     """The version that a new entry makes its ref point to.
 
     Attributes:
@@ -144,7 +144,7 @@ class RefLog:
     def append(
         self,
         action: Action,
-        target: Callable[[RefEntry | None], Target | tuple[int | None, str | None, int | None]],
+        target: Callable[[RefEntry | None], RefTarget | tuple[int | None, str | None, int | None]],
         message: str = "",
     ) -> RefEntry:
         """Append one entry and return it; concurrent writers each get a number of their own.
@@ -163,7 +163,7 @@ class RefLog:
         for _ in range(_ATTEMPTS):
             last = self.last()
             seq = last.seq + 1 if last else 1
-            goal = Target(*target(last))
+            goal = RefTarget(*target(last))
             entry = RefEntry(
                 seq=seq,
                 write_id=uuid.uuid4().hex,

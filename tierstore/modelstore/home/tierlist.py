@@ -43,7 +43,7 @@ a pack that nobody reads leaves it.
 """
 
 PRICES = ("gb_month", "put_1000", "get_1000", "retrieve_gb", "egress_gb", "min_days")
-Change = Callable[[Sequence[TierSpec]], Sequence[TierSpec]]
+TierChange = Callable[[Sequence[TierSpec]], Sequence[TierSpec]]
 
 
 class TierLog:
@@ -65,7 +65,7 @@ class TierLog:
         seq = int(name) if name.isascii() and name.isdigit() else -1
         return parse_tiers(self._home_blobs.get(newest), seq, f"list of tiers {newest}")
 
-    def change(self, change: Change, message: str = "") -> TierList:
+    def change(self, change: TierChange, message: str = "") -> TierList:
         """Write a new revision, made by calling ``change`` with the current tiers.
 
         Raises:

@@ -11,7 +11,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.refs import Target
+from tierstore.modelstore.home.refs import RefTarget
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
 from tierstore.modelstore.names.turns import takes_new
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -259,9 +259,9 @@ class Names:
                 point to version ``was``.
         """
 
-        def target(last: RefEntry | None) -> Target:
+        def target(last: RefEntry | None) -> RefTarget:
             _refuse_to_move(model, alias, last, was)
-            return Target(entry.version, entry.manifest, last.seq if last else None)
+            return RefTarget(entry.version, entry.manifest, last.seq if last else None)
 
         check_case("alias", alias, self.home.aliases(model))
         check_features(self.home.config, "write", self.home.blobs.url)
@@ -275,12 +275,12 @@ class Names:
     def remove_alias(self, model: str, name: str, message: str) -> None:
         """Remove an alias; the versions and the alias's log stay."""
 
-        def target(last: RefEntry | None) -> Target:
+        def target(last: RefEntry | None) -> RefTarget:
             if last is None or last.version is None:
                 hint = self._alias_hint if self.home.log(model).last() else self._hint
                 raise NotFound(f"{model}@{name} does not exist; {hint(model)}")
             _refuse_in_rollout(model, name, last)
-            return Target(None, None, last.seq)
+            return RefTarget(None, None, last.seq)
 
         model = check_name("model", model)
         check_features(self.home.config, "write", self.home.blobs.url)
@@ -293,9 +293,9 @@ class Names:
         check_features(self.home.config, "write", self.home.blobs.url)
         log = self.home.log(model, ALIASES + check_alias(alias))
 
-        def target(last: RefEntry | None) -> Target:
+        def target(last: RefEntry | None) -> RefTarget:
             if last is not None and last.rollout is not None:
-                return Target(last.version, last.manifest, last.seq)
+                return RefTarget(last.version, last.manifest, last.seq)
             before = last
             while before is not None and (
                 before.version is None or (last is not None and before.version == last.version)
@@ -306,7 +306,7 @@ class Names:
                     f"{model}@{alias} has nothing to go back to; see 'tierstore log "
                     f"{model}@{alias}'"
                 )
-            return Target(before.version, before.manifest, before.previous)
+            return RefTarget(before.version, before.manifest, before.previous)
 
         entry = log.append("rollback", target, message)
         assert entry.version is not None

@@ -24,7 +24,7 @@ from tierstore.format.reflog import FULL_SHARE, Action, Gate, RefEntry, Rollout
 from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.pins import Pins
-from tierstore.modelstore.home.refs import RefLog, Target
+from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.names.members import contents_of
 from tierstore.modelstore.names.reports import GateState, gate_states, write_report
 from tierstore.modelstore.names.turns import next_window
@@ -165,7 +165,7 @@ class Rollouts:
         last = log.entry(status.seq)
         rollout = msgspec.structs.replace(status.rollout, stage=status.rollout.stage + 1)
         if rollout.stage == len(rollout.stages):
-            done = Target(rollout.version, rollout.manifest, last.seq)
+            done = RefTarget(rollout.version, rollout.manifest, last.seq)
             self._append(log, "finish", last, done, message)
             self.settle(model, alias)
             return None
@@ -290,14 +290,14 @@ class Rollouts:
         return version_of(model, self._home.log(model).entry(entry.version))
 
     @staticmethod
-    def _same(last: RefEntry, rollout: Rollout | None) -> Target:
-        return Target(last.version, last.manifest, last.seq, rollout)
+    def _same(last: RefEntry, rollout: Rollout | None) -> RefTarget:
+        return RefTarget(last.version, last.manifest, last.seq, rollout)
 
     @staticmethod
     def _append(
-        log: RefLog, action: Action, seen: RefEntry, target: Target, message: str
+        log: RefLog, action: Action, seen: RefEntry, target: RefTarget, message: str
     ) -> RefEntry:
-        def only_after_what_was_seen(last: RefEntry | None) -> Target:
+        def only_after_what_was_seen(last: RefEntry | None) -> RefTarget:
             if last is None or last.seq != seen.seq:
                 raise Conflict(f"somebody else changed {log.title} just now; look at it and retry")
             return target
