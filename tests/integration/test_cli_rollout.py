@@ -95,7 +95,7 @@ def test_abort_and_what_is_shown(run: Run) -> None:
         (["rollout", "start", "m", "--to", "2", "--every", "soon"], 2, "time"),
         (["rollout", "start", "m", "--to", "2", "--gate", "p99"], 2, "gate"),
         (["rollout", "start", "m", "--to", "2", "--label", "eu"], 2, "NAME=VALUE"),
-        (["rollout", "start", "m", "--to", "2", "--window", "2-6"], 2, "makes no sense"),
+        (["rollout", "start", "m", "--to", "2", "--window", "2-6"], 2, "invalid rollout"),
         (["rollout", "start", "m@2", "--to", "2"], 2, "give MODEL@ALIAS"),
         (["rollout", "step", "m"], 5, "in no rollout"),
         (["rollout", "abort", "m"], 5, "in no rollout"),

@@ -398,7 +398,7 @@ def test_a_lease_that_lapsed_unseen_is_taken_again(world: World) -> None:
         with pytest.raises(Conflict, match="nobody can tell"):
             lease.check()
         clock[0] = 161.0
-        with pytest.raises(Conflict, match="home could not be asked"):
+        with pytest.raises(Conflict, match="home could not be reached"):
             lease.keep()
         world.stores["home"].plan = None
     with HeldLease(world.stores["home"]):

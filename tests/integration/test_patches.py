@@ -390,7 +390,7 @@ def test_the_newest_is_patched_or_nothing(store: Store, monkeypatch: pytest.Monk
         return original(*args)
 
     monkeypatch.setattr("tierstore.modelstore.patches.service.encode_for", slow)
-    with pytest.raises(Conflict, match="m has another newest version than 1 by now"):
+    with pytest.raises(Conflict, match="the newest version of m is not 1 any more"):
         store.patch("m", {"emb": rows(1)}, alias="prod")
     assert store.resolve("m").number == 2
     assert store.resolve("m@prod").number == 1
@@ -590,7 +590,7 @@ def test_a_stream_needs_patches_all_the_way(store: Store) -> None:
     store.save("m", model(5))
     store.patch("m", {"emb": rows(1)})
     for since, until in (("m@1", None), ("m@3", "m@5"), ("m@2", "m@1"), ("m@3", "m@2")):
-        with pytest.raises(Conflict, match=r"is not m@. with patches on it: load it as a whole"):
+        with pytest.raises(Conflict, match=r"is not m@. with patches on it; load all of it"):
             store.patches(since, until)
     assert len(list(store.patches("m@4"))) == 1
     with pytest.raises(NotFound):

@@ -174,7 +174,7 @@ def test_what_is_kept_and_what_is_refused(small: Store) -> None:
             tierstore.derive(small, "m@1", parameters, **options_)
     with pytest.raises(UsageError, match="is a variant already"):
         tierstore.derive(small, "m@1+bf16", {"int8": "row"})
-    with pytest.raises(UsageError, match="is no lossy variant"):
+    with pytest.raises(UsageError, match="is not a lossy variant"):
         small.load("m@1", dequantize=True)
     with pytest.raises(NotFound, match="it has bf16"):
         small.load("m@1+int4")

@@ -129,7 +129,7 @@ def test_change_and_remove() -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"name": "home"}, "no name for a tier"),
+        ({"name": "home"}, "not a valid name of a tier"),
         ({"low": 90, "high": 80}, "watermarks"),
         ({"size": -1}, "negative"),
         ({"timeout_ms": 0}, "timeout"),

@@ -222,7 +222,7 @@ class _Check:
             table = parse_layout(data, digest, f"layout {key}")
             missing = missing_chunks(table, chunks_of(manifest))
             if missing:
-                raise Damaged(f"it does not place {len(missing)} of the version's chunks")
+                raise Damaged(f"it has no place for {len(missing)} of the version's chunks")
             self._tables[digest] = table
             for place in table:
                 self._places.setdefault(place, []).append(digest)
@@ -233,7 +233,7 @@ class _Check:
             log = self._home.log(member.model)
             with self._noting(log.key_of(member.version), users):
                 if log.entry(member.version).manifest != member.manifest.hex():
-                    raise Damaged(f"a release means b3:{member.manifest.hex()} by it")
+                    raise Damaged(f"a release names b3:{member.manifest.hex()} under this number")
 
     def _users_of(self, digests: list[Digest]) -> list[str]:
         return sorted({user for digest in digests for user in self._users[digest]})

@@ -136,7 +136,9 @@ class Rebasing:
                 delta.
         """
         if not above >= 1:
-            raise UsageError(f"a delta is never read for less than a standalone frame: {above} < 1")
+            raise UsageError(
+                f"a delta never costs less than a standalone frame: give 1 or more, not {above}"
+            )
         check_features(self._home.config, "write", self._home.blobs.url)
         full = self._opened(version)
         manifest, content = full.manifest, full.content

@@ -72,7 +72,7 @@ class Pins:
         if not chosen or not set(chosen) <= {"hot", "warm"}:
             raise UsageError(f"a version is pinned in hot, warm or both, not in {list(roles)}")
         if until is not None and until.timestamp() <= time.time():
-            raise UsageError(f"{until.isoformat()} is past; give a time to come, or none")
+            raise UsageError(f"{until.isoformat()} is in the past; give a later end, or none")
         pin = Pin(
             version=version.hex, ref=ref, roles=chosen, who=whoami(),
             until_us=None if until is None else int(until.timestamp() * 1e6),

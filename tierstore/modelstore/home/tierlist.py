@@ -159,7 +159,7 @@ def checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
         check_tier(spec)
     hot = [tier.name for tier in tiers if tier.role == "hot"]
     if len(hot) > 1:
-        raise ConfigError(f"a node has one hot tier, not {len(hot)}: {', '.join(hot)}")
+        raise ConfigError(f"a node can have one hot tier, not {len(hot)}: {', '.join(hot)}")
     return list(tiers)
 
 
@@ -173,8 +173,8 @@ def check_tier(spec: TierSpec) -> None:
         )
     if not is_tier_name(spec.name):
         raise ConfigError(
-            f"{spec.name[:40]!r} is no name for a tier: use up to 32 of a-z, 0-9 and -, a letter "
-            "first, and not 'home', which is the store itself"
+            f"{spec.name[:40]!r} is not a valid name of a tier: use up to 32 of a-z, 0-9 and -, a "
+            "letter first, and not 'home', which is the store itself"
         )
     if not 0 < spec.low <= spec.high <= 100:
         raise ConfigError(

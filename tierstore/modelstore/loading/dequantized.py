@@ -24,7 +24,9 @@ def read_record(model: Model) -> VariantRecord:
     try:
         data = model.read_file(PATH)
     except NotFound:
-        raise UsageError(f"{model.version} is no lossy variant: load it as it is") from None
+        raise UsageError(
+            f"{model.version} is not a lossy variant: load it without dequantize"
+        ) from None
     return parse_record(data, f"{PATH} of {model.version}")
 
 

@@ -36,7 +36,7 @@ def fitting_parts(full: Manifest, patches: Sequence[tuple[str, Manifest]]) -> It
         for one in parts_of(manifest, title):
             name, part = one.part.target, one.part
             if entries.get(name) != (part.dtype, part.shape):
-                damaged(title, f"it is for another tensor than {name!r} of its base")
+                damaged(title, f"it does not fit tensor {name!r} of its base")
             yield one
 
 

@@ -39,7 +39,7 @@ def history_of(home: Home, ref: ModelRef) -> Iterator[Logged]:
         found = True
         yield Logged(ref, entry)
     if not found:
-        raise NotFound(f"nothing is logged of {ref}; 'tierstore log' without a name shows all")
+        raise NotFound(f"there is no log of {ref}; 'tierstore log' without a name shows all")
 
 
 def whole_history(home: Home, limit: int | None = None) -> list[Logged]:

@@ -43,7 +43,7 @@ def members_of(home: Home, release: Version) -> dict[str, Version]:
             )
         found[member.model] = version_of(member.model, entry)
     if not found:
-        raise UsageError(f"{release} is a model and no release; 'tierstore release ls' lists those")
+        raise UsageError(f"{release} is not a release; 'tierstore release ls' lists releases")
     return found
 
 

@@ -162,7 +162,7 @@ class Names:
         if not found:
             raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
         if len(found) > 1:
-            raise UsageError(f"{parsed} fits {len(found)} versions; give more digits")
+            raise UsageError(f"{parsed} matches {len(found)} versions; give more digits")
         return next(iter(found.values()))
 
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
@@ -211,7 +211,8 @@ class Names:
             refuse_mixed(model, last, release=False)
             if after is not None and after != (last.seq if last else 0):
                 raise Conflict(
-                    f"{model} has another newest version than {after} by now: look again"
+                    f"the newest version of {model} is not {after} any more; look at it and try "
+                    "again"
                 )
             return 0, digest.hex, None
 
@@ -317,8 +318,8 @@ class Names:
 def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:
     if last is not None and last.rollout is not None:
         raise Conflict(
-            f"{model}@{alias} is on its way to {model}@{last.rollout.version}: "
-            "'tierstore rollout abort' or 'step' ends that first"
+            f"{model}@{alias} is in a rollout to {model}@{last.rollout.version}; end it first with "
+            "'tierstore rollout abort' or 'step'"
         )
 
 
@@ -333,8 +334,8 @@ def _refuse_to_move(model: str, alias: str, last: RefEntry | None, was: int | No
     _refuse_in_rollout(model, alias, last)
     if was is not None and (last is None or last.version != was):
         raise Conflict(
-            f"{model}@{alias} does not point to {model}@{was} now: somebody else moved it; look "
-            "again"
+            f"{model}@{alias} does not point to {model}@{was} now: somebody else moved it; look at "
+            "it and try again"
         )
 
 

@@ -46,7 +46,10 @@ def parse_gate(text: str) -> Gate:
             )
     except msgspec.ValidationError:
         pass
-    raise UsageError(f"{text[:80]!r} is no gate; write METRIC<=NUMBER, such as p99_ms<=12.5")
+    raise UsageError(
+        f"invalid gate {text[:80]!r}: expected METRIC<=NUMBER or METRIC>=NUMBER, such as "
+        "p99_ms<=12.5"
+    )
 
 
 def parse_stages(text: str) -> list[int]:
@@ -61,7 +64,7 @@ def parse_stages(text: str) -> list[int]:
         stages = []
     if not stages or stages != sorted(set(stages)) or stages[0] < 1 or stages[-1] != FULL_SHARE:
         raise UsageError(
-            f"{text[:80]!r} are no stages; write rising percentages that end with 100, such as "
+            f"invalid stages {text[:80]!r}: expected rising percentages that end with 100, such as "
             "1,10,50,100"
         )
     return stages

@@ -124,12 +124,12 @@ class Rollouts:
         rollout = _checked(fields)
         log = self._log(model, alias)
         if to.model != check_name("model", model) or to.variant is not None:
-            raise UsageError(f"{to} is no version of {model!r}; {log.title} goes to one of those")
+            raise UsageError(f"{to} is not a version of {model!r}; {log.title} moves only to those")
         last = self._current(log, model, alias)
         if last.rollout is not None:
             raise Conflict(f"{log.title} is in a rollout already; finish or abort that one first")
         if last.version == to.number:
-            raise UsageError(f"{log.title} means {to} already")
+            raise UsageError(f"{log.title} already points to {to}; nothing to roll out")
         # before any node turns to the new version
         self._hold(log, contents_of(self._home, self._version(model, last)))
         try:
@@ -282,7 +282,7 @@ class Rollouts:
 
     def _running(self, log: RefLog, last: RefEntry) -> Rollout:
         if last.rollout is None:
-            raise NotFound(f"{log.title} is in no rollout; 'tierstore rollout start' begins one")
+            raise NotFound(f"{log.title} has no rollout; 'tierstore rollout start' begins one")
         return last.rollout
 
     def _version(self, model: str, entry: RefEntry) -> Version:
@@ -310,7 +310,7 @@ def _checked(fields: Mapping[str, Any]) -> Rollout:
     try:
         rollout = msgspec.convert(msgspec.to_builtins(fields), prepared(Rollout))
     except msgspec.ValidationError as error:
-        raise UsageError(f"this rollout makes no sense: {error}") from None
+        raise UsageError(f"invalid rollout: {error}") from None
     stages = rollout.stages
     if stages != sorted(set(stages)) or stages[-1] != FULL_SHARE:
         raise UsageError(

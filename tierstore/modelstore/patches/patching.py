@@ -163,8 +163,7 @@ def patches_between(home: Home, since: Version, until: Version) -> list[tuple[Di
         info = patch_info(manifest)
         if info is None:
             raise Conflict(
-                f"{until} is not {since} with patches on it: load it as a whole, and go on from "
-                "there"
+                f"{until} is not {since} with patches on it; load all of it, and go on from there"
             )
         found.append((digest, manifest))
         digest = info.base

@@ -81,7 +81,7 @@ class Patching:
     def _with_room(self, base: Version, below: Below, fold: bool) -> Below:
         if not fold:
             raise Conflict(
-                f"{base} holds {len(below.chain.patches)} patches of {below.patch_bytes} bytes and "
+                f"{base} has {len(below.chain.patches)} patches of {below.patch_bytes} bytes and "
                 f"can take no more: run 'tierstore fold {base}', or let this call fold it"
             )
         self._fold(base)

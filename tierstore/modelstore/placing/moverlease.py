@@ -80,7 +80,7 @@ class HeldLease:
         except BackendError as error:
             if since >= self._lease.ttl_s:
                 raise Conflict(
-                    f"the mover's lease ended, home could not be asked: {error}"
+                    f"the mover's lease ended because home could not be reached: {error}"
                 ) from error
             _log.debug("the lease is renewed later: %s", error)
 
@@ -105,7 +105,9 @@ class HeldLease:
             if self._clock() - self._renewed >= self._lease.ttl_s:  # asking took so long
                 self._take(self._lease.seq + 1)
         except BackendError as error:
-            raise Conflict(f"nobody can tell whether the mover's lease holds: {error}") from error
+            raise Conflict(
+                f"it is unknown whether the mover's lease still holds: {error}"
+            ) from error
 
     def __exit__(
         self,
@@ -147,7 +149,9 @@ class HeldLease:
                 f"another mover is at work: {held.who}, process {held.pid} on {held.host}; if it "
                 f"is gone its lease ends in {left:.0f} s"
             )
-        _log.warning("the mover of %s, process %d, ended without a word", held.who, held.pid)
+        _log.warning(
+            "the mover of %s, process %d, ended without giving back its lease", held.who, held.pid
+        )
 
     def _refuse_if_followed(self) -> None:
         try:
