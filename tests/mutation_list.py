@@ -416,9 +416,9 @@ _DURABILITY = (
         "ref-entry-put-if-absent",
         "SPEC 9: created with put-if-absent; of two writers each gets its own number.",
         "modelstore/home/refs.py",
-        "if self._home.put_if_absent(key, seal_body(Kind.REF, entry)):\n"
+        "if self._home_blobs.put_if_absent(key, seal_body(Kind.REF, entry)):\n"
         "                return True",
-        "self._home.put(key, seal_body(Kind.REF, entry))\n            return True",
+        "self._home_blobs.put(key, seal_body(Kind.REF, entry))\n            return True",
         ("unit/test_modelstore_refs.py::test_racing_writers_each_get_their_own_place",),
     ),
     Mutation(
@@ -836,7 +836,8 @@ _HOT = (
         "hot-quota",
         "tiers.node.local: the quota is of all processes of the node together.",
         "tiers/node/book.py",
-        "if used > self._high:\n            self.make_room(used - self._low)",
+        "if used_bytes > self._high_bytes:\n"
+        "            self.make_room(used_bytes - self._low_bytes)",
         "pass",
         ("unit/test_tiers_local.py::test_above_the_high_mark_it_is_emptied_down_to_the_low_one",),
     ),
