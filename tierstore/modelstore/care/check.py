@@ -312,13 +312,19 @@ class _Check:
         nowhere = {keys.pack_key(place.pack) for place in self._places}.difference(*everywhere)
         held[0] |= nowhere
         work = [
-            (number, digest, [
-                place for place in table
-                if self._places[place][0] == digest and keys.pack_key(place.pack) in held[number]
-            ])
+            (
+                number,
+                digest,
+                [
+                    place
+                    for place in table
+                    if self._places[place][0] == digest
+                    and keys.pack_key(place.pack) in held[number]
+                ],
+            )
             for number in range(len(tiers))
             for digest, table in self._tables.items()
-        ]  # fmt: skip
+        ]
         total = sum(place.plain_bytes for _, _, places in work for place in places)
         done = 0
         for number, digest, places in work:

@@ -95,11 +95,15 @@ class Diff:
         columns = ("name", "change", "old", "new", "new chunks", "stored")
         rows = (
             (
-                item.name, item.change, size(item.old_bytes), size(item.new_bytes),
-                size(item.new_chunk_bytes), size(item.stored_bytes),
+                item.name,
+                item.change,
+                size(item.old_bytes),
+                size(item.new_bytes),
+                size(item.new_chunk_bytes),
+                size(item.stored_bytes),
             )
             for item in self.changed
-        )  # fmt: skip
+        )
         title = f"{self.old} -> {self.new}: {self._summary()}"
         return html_table(title, columns, rows, len(self.changed))
 
@@ -176,12 +180,15 @@ def compare(home: Home, old: Version, new: Version) -> Diff:
     items = (*tensors, *files)
     new_bytes = sum(item.new_chunk_bytes for item in items)
     return Diff(
-        old, new, tensors, files,
+        old,
+        new,
+        tensors,
+        files,
         shared_bytes=max(0, sum(item.new_bytes for item in items) - new_bytes),
         new_bytes=new_bytes,
         stored_bytes=sum(place.frame_bytes for place in fresh.values()),
         delta_saved=sum(p.plain_bytes - p.frame_bytes for p in fresh.values() if p.codec == DELTA),
-    )  # fmt: skip
+    )
 
 
 def _compare_items(
@@ -200,11 +207,14 @@ def _compare_items(
         own = split_digests(after.chunks) if after else []
         found.append(
             ItemDiff(
-                name, change, before.nbytes if before else 0, after.nbytes if after else 0,
+                name,
+                change,
+                before.nbytes if before else 0,
+                after.nbytes if after else 0,
                 sum(fresh[digest].plain_bytes for digest in own if digest in fresh),
                 sum(fresh[digest].frame_bytes for digest in {*own} if digest in fresh),
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 
@@ -253,14 +263,16 @@ class Usage:
     def _repr_html_(self) -> str:
         packs, chunks = counted(self.packs, "pack"), counted(self.chunks, "chunk")
         facts = [
-            ("models", str(self.models)), ("versions", str(self.versions)),
-            ("logical", size(self.logical)), ("unique", size(self.unique)),
+            ("models", str(self.models)),
+            ("versions", str(self.versions)),
+            ("logical", size(self.logical)),
+            ("unique", size(self.unique)),
             ("stored", f"{size(self.stored)} in {packs}, {chunks}"),
             ("saved by deduplication", size(self.dedup_saved)),
             ("saved by codecs", size(self.codec_saved)),
             ("saved by deltas", size(self.delta_saved)),
             ("overhead", size(self.overhead)),
-        ]  # fmt: skip
+        ]
         return html_facts("What the store's bytes are made of", facts)
 
 

@@ -87,9 +87,15 @@ class FrameDecoder:
         base = self._base(head)
         try:
             decode(
-                head.codec, head.codec_head, head.ends, payload, out, head.dtype,
-                block_size=head.block_size, base=base,
-            )  # fmt: skip
+                head.codec,
+                head.codec_head,
+                head.ends,
+                payload,
+                out,
+                head.dtype,
+                block_size=head.block_size,
+                base=base,
+            )
         except Damaged as error:
             damaged(name, str(error))
         if digest_of(out).raw != head.digest:
@@ -313,9 +319,15 @@ class FrameDecoder:
         out = memoryview(bytearray(len(span)))
         try:
             decode_block(
-                head.codec, head.codec_head, payload, out, head.dtype, index=index,
-                block_size=head.block_size, base=base,
-            )  # fmt: skip
+                head.codec,
+                head.codec_head,
+                payload,
+                out,
+                head.dtype,
+                index=index,
+                block_size=head.block_size,
+                base=base,
+            )
         except Damaged as error:
             damaged(name, str(error))
         if xxh3(out) != head.sums[index]:

@@ -155,8 +155,10 @@ class ReadPool:
         bad = BadCopy(place, tuple(sorted(tiers)), str(error))
         _log.error(
             "the copy of pack %s in tier %s is damaged, another one was read: %s",
-            place.pack.hex(), ", ".join(bad.tiers), error,
-        )  # fmt: skip
+            place.pack.hex(),
+            ", ".join(bad.tiers),
+            error,
+        )
         with self._lock:
             self.bad_copies.append(bad)
 

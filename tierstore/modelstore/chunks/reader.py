@@ -84,13 +84,17 @@ class ChunkReader:
             parts: Each part with a sink, which gets every decoded block that holds wanted bytes.
         """
         self.pool.each(parts, self._read_part)
-        self._hot.record([
-            ChunkRead(
-                part.place.digest, part.place.pack, part.plain_bytes,
-                part.wanted * part.place.frame_bytes // max(1, part.plain_bytes),
-            )
-            for part, _ in parts
-        ])  # fmt: skip
+        self._hot.record(
+            [
+                ChunkRead(
+                    part.place.digest,
+                    part.place.pack,
+                    part.plain_bytes,
+                    part.wanted * part.place.frame_bytes // max(1, part.plain_bytes),
+                )
+                for part, _ in parts
+            ]
+        )
 
     def _read_part(self, wanted: tuple[Part, Sink]) -> None:
         part, sink = wanted

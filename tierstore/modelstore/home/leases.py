@@ -26,9 +26,13 @@ _log = logging.getLogger("tierstore.leases")
 
 def _new_lease(role: Literal["writer", "reader"]) -> Lease:
     return Lease(
-        id=uuid.uuid4().hex, role=role, who=whoami(), host=socket.gethostname(), pid=os.getpid(),
+        id=uuid.uuid4().hex,
+        role=role,
+        who=whoami(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
         ttl_s=TTL_S,
-    )  # fmt: skip
+    )
 
 
 def writers(home_blobs: BlobStore) -> dict[str, Lease]:

@@ -74,9 +74,12 @@ class Pins:
         if until is not None and until.timestamp() <= time.time():
             raise UsageError(f"{until.isoformat()} is in the past; give a later end, or none")
         pin = Pin(
-            version=version.hex, ref=ref, roles=chosen, who=whoami(),
+            version=version.hex,
+            ref=ref,
+            roles=chosen,
+            who=whoami(),
             until_us=None if until is None else int(until.timestamp() * 1e6),
-        )  # fmt: skip
+        )
         self._home_blobs.put(pin_key(version.hex), seal_body(Kind.PIN, pin))
         self._changed()
         return _shown(pin)
@@ -108,8 +111,9 @@ class Pins:
         wanted = {pin_key(version.hex) + mark: version for version in versions}
         held = [info.key for info in self._home_blobs.list(PINS) if info.key.endswith(mark)]
         for key, version in wanted.items():
-            pin = Pin(version=version.hex, ref=holder, roles=["hot", "warm"], until_us=None,
-                      who=whoami())  # fmt: skip
+            pin = Pin(
+                version=version.hex, ref=holder, roles=["hot", "warm"], until_us=None, who=whoami()
+            )
             if key not in held:
                 self._home_blobs.put(key, seal_body(Kind.PIN, pin))
         if over := [key for key in held if key not in wanted]:
@@ -140,13 +144,16 @@ class Pins:
             _log.warning("%s; its version stays pinned everywhere until the pin is deleted", error)
         with suppress(InvalidName):
             digest = Digest.from_hex(key.removeprefix(PINS).partition("-")[0])
-            return Pin(version=digest.hex, ref=str(digest), roles=["hot", "warm"], until_us=None,
-                       who="unknown")  # fmt: skip
+            return Pin(
+                version=digest.hex,
+                ref=str(digest),
+                roles=["hot", "warm"],
+                until_us=None,
+                who="unknown",
+            )
         return None
 
 
 def _shown(pin: Pin) -> PinnedVersion:
     until = None if pin.until_us is None else datetime.fromtimestamp(pin.until_us / 1e6, UTC)
-    return PinnedVersion(
-        Digest.from_hex(pin.version), pin.ref, tuple(pin.roles), until, pin.who
-    )  # fmt: skip
+    return PinnedVersion(Digest.from_hex(pin.version), pin.ref, tuple(pin.roles), until, pin.who)

@@ -161,11 +161,14 @@ def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryv
                 yield out
         return
     begins = accumulate((tensor.nbytes for tensor in tensors), initial=0)
-    yield from _windows(content, [
-        PlacedPiece(piece.place, begin + piece.begin, piece.plain_bytes)
-        for tensor, begin in zip(tensors, begins, strict=False)
-        for piece in tensor.base.chunks()
-    ])  # fmt: skip
+    yield from _windows(
+        content,
+        [
+            PlacedPiece(piece.place, begin + piece.begin, piece.plain_bytes)
+            for tensor, begin in zip(tensors, begins, strict=False)
+            for piece in tensor.base.chunks()
+        ],
+    )
 
 
 def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memoryview]:

@@ -103,8 +103,9 @@ class Opener:
             msgspec.structs.replace(full, files=files, lineage=chain.top.lineage),
             content,
             _tensors_of(content, full, list(zip(titles, patches, strict=True))),
-            patched, tuple(patches),
-        )  # fmt: skip
+            patched,
+            tuple(patches),
+        )
 
     def content(self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None) -> Content:
         """Return a layout together with a reader of its chunks."""

@@ -104,13 +104,15 @@ class Releases:
             self._names.check_movable(name, check_alias(alias))
         digest, sealed = seal_manifest(
             Manifest(
-                kind=RELEASE_KIND, chunk_size=self._home.config.chunk_size, files=(),
+                kind=RELEASE_KIND,
+                chunk_size=self._home.config.chunk_size,
+                files=(),
                 members=tuple(
                     Member(model=model, version=one.number, manifest=one.digest.raw)
                     for model, one in members.items()
                 ),
             )
-        )  # fmt: skip
+        )
         with WriterLease(self._home.blobs):
             self._home.blobs.put(version_key(digest), sealed)
             self._home.blobs.put(layout_key(digest), seal_layout(digest, [], {}))

@@ -117,10 +117,15 @@ class Rollouts:
             UsageError: The alias points to ``to`` already, or a rule is invalid.
         """
         fields = {
-            "version": to.number, "manifest": to.digest.hex, "salt": uuid.uuid4().hex,
-            "stages": list(stages), "every_s": every_s, "gates": list(gates),
-            "labels": dict(labels or {}), "windows": list(windows),
-        }  # fmt: skip
+            "version": to.number,
+            "manifest": to.digest.hex,
+            "salt": uuid.uuid4().hex,
+            "stages": list(stages),
+            "every_s": every_s,
+            "gates": list(gates),
+            "labels": dict(labels or {}),
+            "windows": list(windows),
+        }
         rollout = _checked(fields)
         log = self._log(model, alias)
         if to.model != check_name("model", model) or to.variant is not None:
@@ -213,8 +218,9 @@ class Rollouts:
                 held = contents_of(self._home, self._version(model, last))
             self._hold(log, held)
         except TierstoreError as error:  # the log has changed all the same, and that is what counts
-            _log.warning("the pins of the rollout of %s are not as they should be: %s", log.title,
-                         error)  # fmt: skip
+            _log.warning(
+                "the pins of the rollout of %s are not as they should be: %s", log.title, error
+            )
 
     def settle_all(self) -> None:
         """Settle every alias for whose rollout something is pinned; see ``settle``."""
@@ -265,9 +271,15 @@ class Rollouts:
         since = when(entry)
         due = rollout.every_s and datetime.fromtimestamp(since.timestamp() + rollout.every_s, UTC)
         return RolloutStatus(
-            log.title, self._version(model, entry), new, rollout, since, due or None,
-            gate_states(self._home.blobs, rollout.gates, new, log.key_of(entry.seq)), entry.seq,
-        )  # fmt: skip
+            log.title,
+            self._version(model, entry),
+            new,
+            rollout,
+            since,
+            due or None,
+            gate_states(self._home.blobs, rollout.gates, new, log.key_of(entry.seq)),
+            entry.seq,
+        )
 
     def _log(self, model: str, alias: str) -> RefLog:
         return self._home.log(check_name("model", model), keys.ALIASES + check_alias(alias))

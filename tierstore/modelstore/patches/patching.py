@@ -174,8 +174,9 @@ def open_patches(home: Home, opener: Opener, since: Version, until: Version) -> 
     """Return the patches of ``patches_between``, each opened when it is its turn."""
     path = patches_between(home, since, until)
     versions = _numbered(home, until, [digest for digest, _ in path])
-    return (_opened(home, opener, digest, manifest, versions.get(digest))
-            for digest, manifest in path)  # fmt: skip
+    return (
+        _opened(home, opener, digest, manifest, versions.get(digest)) for digest, manifest in path
+    )
 
 
 def _opened(

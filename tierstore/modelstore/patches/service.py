@@ -68,9 +68,11 @@ class Patching:
 
         newest = base.number if parsed == ModelRef(base.model) else None
         entry, stats = publish_patch(
-            self._saving, below, encoded,
+            self._saving,
+            below,
+            encoded,
             lambda digest: self._names.publish(base.model, digest, message, newest),
-        )  # fmt: skip
+        )
         version = version_of(base.model, entry, stats)
         if alias is not None:
             self._names.point_to_new(base.model, check_alias(alias), entry, message, was)

@@ -52,9 +52,13 @@ class HeldLease:
     ) -> None:
         self._home_blobs, self._clock = home_blobs, clock
         self._lease = MoverLease(
-            seq=0, id=uuid.uuid4().hex, who=whoami(), host=socket.gethostname(), pid=os.getpid(),
+            seq=0,
+            id=uuid.uuid4().hex,
+            who=whoami(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
             ttl_s=ttl_s,
-        )  # fmt: skip
+        )
         self._renewed = 0.0
 
     def __enter__(self) -> Self:

@@ -173,8 +173,11 @@ class Placement:
             if any(_has(tier, pack) for tier in quick):
                 found[pack] = "readable"
                 continue
-            states = [tier.archive.state(pack_key(pack))[0] for tier in tiers
-                      if tier.archive is not None and _has(tier, pack)]  # fmt: skip
+            states = [
+                tier.archive.state(pack_key(pack))[0]
+                for tier in tiers
+                if tier.archive is not None and _has(tier, pack)
+            ]
             found[pack] = min(states, key=_BEST.index, default="missing")
         return found
 
@@ -238,9 +241,12 @@ class Placement:
     # Moving
 
     def rebalance(
-        self, *, budget: Budget | None = None, stop: threading.Event | None = None,
+        self,
+        *,
+        budget: Budget | None = None,
+        stop: threading.Event | None = None,
         progress: Callable[[Moved], None] | None = None,
-    ) -> MoveReport:  # fmt: skip
+    ) -> MoveReport:
         """Promote hot packs, demote cold ones, relieve full tiers, empty those that drain.
 
         Args:
@@ -254,17 +260,26 @@ class Placement:
         return self._run(self.plan, budget, stop, progress)
 
     def move(
-        self, packs: Iterable[bytes], tier: str, *, budget: Budget | None = None,
-        stop: threading.Event | None = None, progress: Callable[[Moved], None] | None = None,
-    ) -> MoveReport:  # fmt: skip
+        self,
+        packs: Iterable[bytes],
+        tier: str,
+        *,
+        budget: Budget | None = None,
+        stop: threading.Event | None = None,
+        progress: Callable[[Moved], None] | None = None,
+    ) -> MoveReport:
         """Move packs, with the bases they need, to a tier and drop them from faster ones."""
         wanted = list(packs)
         return self._run(lambda: self.plan_move(wanted, tier), budget, stop, progress)
 
     def warm(
-        self, version: Digest, *, budget: Budget | None = None,
-        stop: threading.Event | None = None, progress: Callable[[Moved], None] | None = None,
-    ) -> MoveReport:  # fmt: skip
+        self,
+        version: Digest,
+        *,
+        budget: Budget | None = None,
+        stop: threading.Event | None = None,
+        progress: Callable[[Moved], None] | None = None,
+    ) -> MoveReport:
         """Bring a version into warm tiers; what is in one already stays there.
 
         Raises:
@@ -275,8 +290,10 @@ class Placement:
             (t for t in self._home.packs.tiers if t.role == "warm" and t.takes_writes), None
         )
         if first is None:
-            raise UsageError(f"{self._home.blobs.url} has no warm tier that takes packs; "
-                             "'tierstore tier add' adds one")  # fmt: skip
+            raise UsageError(
+                f"{self._home.blobs.url} has no warm tier that takes packs; "
+                "'tierstore tier add' adds one"
+            )
         if not missing:
             return MoveReport(Plan())
         return self.move(missing, first.name, budget=budget, stop=stop, progress=progress)
@@ -295,9 +312,13 @@ class Placement:
         return missing
 
     def drain(
-        self, tier: str, *, budget: Budget | None = None, stop: threading.Event | None = None,
+        self,
+        tier: str,
+        *,
+        budget: Budget | None = None,
+        stop: threading.Event | None = None,
         progress: Callable[[Moved], None] | None = None,
-    ) -> MoveReport:  # fmt: skip
+    ) -> MoveReport:
         """Move every pack out of a tier that is marked as draining, or out of home.
 
         Raises:
@@ -310,16 +331,23 @@ class Placement:
         return self._run(lambda: self.plan_drain(tier), budget, stop, progress)
 
     def _run(
-        self, plan: Callable[[], Plan], budget: Budget | None, stop: threading.Event | None,
+        self,
+        plan: Callable[[], Plan],
+        budget: Budget | None,
+        stop: threading.Event | None,
         progress: Callable[[Moved], None] | None,
-    ) -> MoveReport:  # fmt: skip
+    ) -> MoveReport:
         event = stop or threading.Event()
         with HeldLease(self._home.blobs) as lease:
             report = MoveReport(plan())
             mover = Mover(
-                self._home.packs, lease, budget=budget, stop=event, may_leave=self._may_leave,
+                self._home.packs,
+                lease,
+                budget=budget,
+                stop=event,
+                may_leave=self._may_leave,
                 stats=self.stats,
-            )  # fmt: skip
+            )
             for moved in mover.run(report.plan.moves):
                 report.moved.append(moved)
                 if progress is not None:

@@ -46,9 +46,13 @@ class Snapshot:
     def scene(self) -> Scene:
         """Return a scene to plan in; planning changes it."""
         return Scene(
-            self.packs, self.tiers, now=self.now, pinned=self.pinned, bases=self.bases,
+            self.packs,
+            self.tiers,
+            now=self.now,
+            pinned=self.pinned,
+            bases=self.bases,
             rules=Rules(),
-        )  # fmt: skip
+        )
 
 
 def snapshot(

@@ -224,9 +224,16 @@ def _warmth(
         return sum(place.plain_bytes if here else place.frame_bytes for place in places)
 
     return Warmth(
-        version, target.name, len(needed), len(missing), size(needed), size(missing),
-        sum(place.plain_bytes for place in needed), stats, seconds,
-    )  # fmt: skip
+        version,
+        target.name,
+        len(needed),
+        len(missing),
+        size(needed),
+        size(missing),
+        sum(place.plain_bytes for place in needed),
+        stats,
+        seconds,
+    )
 
 
 def _read(

@@ -67,11 +67,13 @@ def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
         Wanted(
             (file.path, info.name),
             info.name if count[info.name] == 1 else f"{file.path}::{info.name}",
-            info.dtype, info.shape, info.end - info.begin,
+            info.dtype,
+            info.shape,
+            info.end - info.begin,
         )
         for file, info in every
         if info.end - info.begin >= LEAST_CHUNK_BYTES and file.reused is None
-    ]  # fmt: skip
+    ]
 
 
 def matches(wanted: Sequence[Wanted], manifest: Manifest) -> dict[TensorKey, TensorEntry]:

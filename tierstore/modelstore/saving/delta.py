@@ -160,8 +160,10 @@ class BaseTensor:
             self._broken = True
             _log.warning(
                 "tensor %r of %s is no base, its new chunks are stored standalone: %s",
-                self._entry.name, self._version.label, error,
-            )  # fmt: skip
+                self._entry.name,
+                self._version.label,
+                error,
+            )
             return None
         self._misses = 0 if found else self._misses + 1
         return found

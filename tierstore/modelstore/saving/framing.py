@@ -107,9 +107,15 @@ class Framing:
         encoded = encode(plain, dtype, base=base.data if base else None, out=out)
         pieces = base.pieces if base and encoded.codec == DELTA else ()
         head = build_head(
-            digest=digest, codec=encoded.codec, dtype=dtype, plain=plain, codec_head=encoded.head,
-            ends=encoded.ends, payload=encoded.payload, bases=pieces,
-        )  # fmt: skip
+            digest=digest,
+            codec=encoded.codec,
+            dtype=dtype,
+            plain=plain,
+            codec_head=encoded.head,
+            ends=encoded.ends,
+            payload=encoded.payload,
+            bases=pieces,
+        )
         if encoded.codec == RAW:
             self._raw += len(encoded.payload)
         else:

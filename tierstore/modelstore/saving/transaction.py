@@ -73,10 +73,15 @@ class Saving:
             if indexed:
                 self._index.sync()
             writer = Writer(
-                home.blobs, home.packs, self._index, lease,
-                chunk_size=chunk_size or home.config.chunk_size, threads=self._threads,
-                selection=selection, progress=progress,
-            )  # fmt: skip
+                home.blobs,
+                home.packs,
+                self._index,
+                lease,
+                chunk_size=chunk_size or home.config.chunk_size,
+                threads=self._threads,
+                selection=selection,
+                progress=progress,
+            )
             yield writer
             if indexed:
                 writer.publish_index()

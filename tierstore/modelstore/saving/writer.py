@@ -33,7 +33,7 @@ from tierstore.format.manifest import (
     TensorEntry,
     patch_manifest,
     seal_manifest,
-)  # fmt: skip
+)
 from tierstore.format.patch import PatchInfo
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
@@ -156,9 +156,13 @@ class Writer:
         else:
             chunks = b"".join(digests)
         return FileEntry(
-            path=file.path, size=file.size, sha256=sha.digest(),
-            header=file.header.raw if file.header else b"", tensors=tuple(tensors), chunks=chunks,
-        )  # fmt: skip
+            path=file.path,
+            size=file.size,
+            sha256=sha.digest(),
+            header=file.header.raw if file.header else b"",
+            tensors=tuple(tensors),
+            chunks=chunks,
+        )
 
     def _reuse_file(self, file: SourceFile, reused: ReusedChunks) -> FileEntry:
         """Take over a stored file; it is read only if its packs turn out to be gone."""
