@@ -926,7 +926,10 @@ _NAMES = (
         "        if name is None:\n"
         "            return next(iter(self.variants(version)), version)\n"
         "        found = self.variant(version, name)",
-        ("integration/test_variants.py::test_a_variant_is_only_given_to_who_asks",),
+        (
+            "integration/test_releases.py::"
+            "test_a_variant_of_a_member_is_found_by_name_and_by_profile",
+        ),
     ),
     Mutation(
         "rollout-gates",

@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
@@ -35,8 +35,8 @@ from tests.mutation_list import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[1]
 _COPIED = ("tierstore", "tests", "pyproject.toml")
-_TEST_TIMEOUT_S = 120
-_RUN_TIMEOUT_S = 600
+_TEST_TIMEOUT_S = 300
+_RUN_TIMEOUT_S = 1800
 _BROKEN = ("SyntaxError", "ImportError", "ModuleNotFoundError", "NameError", "IndentationError")
 """Errors that say that the mutated code does not run at all, and nothing of a guard."""
 
@@ -63,6 +63,19 @@ class Outcome:
     status: Status
     detail: str
     seconds: float
+
+
+@dataclass(slots=True)
+class Ran:
+    """What became of the cases of one test.
+
+    Attributes:
+        failures: What its calls failed with; of cases that passed nothing.
+        errors: What went wrong before or behind a call, and so says nothing of the test.
+    """
+
+    failures: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 class DoesNotApply(Exception):
@@ -122,13 +135,8 @@ class Copy:
             check=False, timeout=_RUN_TIMEOUT_S,
         )  # fmt: skip
 
-    def failures(self, tests: Iterable[str]) -> tuple[int, dict[str, list[str]], str]:
-        """Run tests.
-
-        Returns:
-            Pytest's exit code; of each test that ran, by its id without parameters, what its cases
-            failed with (nothing for those that passed); and what pytest printed.
-        """
+    def tested(self, tests: Iterable[str]) -> tuple[dict[str, Ran], str]:
+        """Run tests; what became of each, by its id without parameters, and what pytest printed."""
         report = self.root / "report.xml"
         report.unlink(missing_ok=True)
         done = self._run([
@@ -138,14 +146,15 @@ class Copy:
             f"--timeout={_TEST_TIMEOUT_S}", f"--junitxml={report}",
             *(f"tests/{test}" for test in tests),
         ])  # fmt: skip
-        found: dict[str, list[str]] = {}
-        for case in ElementTree.parse(report).iter("testcase") if report.is_file() else ():
-            name = case.get("name", "").partition("[")[0]
-            path = case.get("classname", "").removeprefix("tests.").replace(".", "/")
-            messages = found.setdefault(f"{path}.py::{name}", [])
-            # a <failure> is of the test's own call, an <error> of its setup or of the import
-            messages += [failure.get("message", "") for failure in case.iter("failure")]
-        return done.returncode, found, done.stdout + done.stderr
+        found: dict[str, Ran] = {}
+        if done.returncode in (0, 1):  # else there were no tests to run, or it was ended
+            for case in ElementTree.parse(report).iter("testcase"):
+                path = case.get("classname", "").removeprefix("tests.").replace(".", "/")
+                name = _without_parameters(case.get("name", ""))
+                ran = found.setdefault(f"{path}.py::{name}", Ran())
+                ran.failures += [one.get("message", "") for one in case.iter("failure")]
+                ran.errors += [one.get("message", "") for one in case.iter("error")]
+        return found, done.stdout + done.stderr
 
     def run(self, mutation: Mutation) -> Outcome:
         """Apply one mutation, run its tests, and take it back."""
@@ -167,27 +176,27 @@ class Copy:
         return Outcome(mutation.name, mutation.promise, mutation.tests, status, detail, seconds)
 
     def _verdict(self, mutation: Mutation) -> tuple[Status, str]:
-        code, found, output = self.failures(mutation.tests)
-        if code not in (0, 1):
-            return "broken", f"pytest ended with {code}:\n{output[-2000:]}"
+        found, output = self.tested(mutation.tests)
         for test in mutation.tests:
-            messages = found.get(test.partition("[")[0])
-            if messages is None:
-                return "broken", f"{test} did not run:\n{output[-2000:]}"
-            if not messages:
-                if code == 1 and "ERROR tests/" in output:
-                    return "broken", f"{test} did not get to its call:\n{output[-2000:]}"
+            ran = found.get(_without_parameters(test))
+            if ran is None or ran.errors:
+                return "broken", f"{test} did not get to its call:\n{output[-2000:]}"
+            if not ran.failures:
                 return "SURVIVED", f"{test} passed"
-            if all(message.startswith(_BROKEN) for message in messages):
-                return "broken", f"{test}: {messages[0]}"
+            if all(message.startswith(_BROKEN) for message in ran.failures):
+                return "broken", f"{test}: {ran.failures[0]}"
         return "killed", ""
+
+
+def _without_parameters(test: str) -> str:
+    return test.partition("[")[0]
 
 
 def run_all(mutations: list[Mutation], jobs: int) -> list[Outcome]:
     """Run ``mutations``, ``jobs`` of them at a time; their outcomes in the same order.
 
-    Raises:
-        RuntimeError: A test fails, or is not there, without any mutation.
+    All their tests are run without any mutation first: of one that does not pass then, no failure
+    says anything.
     """
     with tempfile.TemporaryDirectory(prefix="tierstore-mutations-") as folder:
         free: queue.SimpleQueue[Copy] = queue.SimpleQueue()
@@ -195,12 +204,15 @@ def run_all(mutations: list[Mutation], jobs: int) -> list[Outcome]:
             free.put(Copy(Path(folder, str(number)).resolve()))
         first = free.get()
         tests = dict.fromkeys(test for mutation in mutations for test in mutation.tests)
-        code, _, output = first.failures(tests)
-        if code:
-            raise RuntimeError(f"the named tests do not pass without a mutation:\n{output[-4000:]}")
+        found, output = first.tested(tests)
+        passed = {test for test, ran in found.items() if not ran.failures and not ran.errors}
         free.put(first)
 
         def run(mutation: Mutation) -> Outcome:
+            bad = [test for test in mutation.tests if _without_parameters(test) not in passed]
+            if bad:
+                why = f"without the mutation {bad[0]} does not pass:\n{output[-2000:]}"
+                return Outcome(mutation.name, mutation.promise, mutation.tests, "broken", why, 0.0)
             copy = free.get()
             try:
                 outcome = copy.run(mutation)
