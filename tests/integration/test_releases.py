@@ -82,6 +82,13 @@ def test_a_variant_of_a_member_is_found_by_name_and_by_profile(store: Store) -> 
     assert str(store.load("tokenizer@release:search", profile="bf16,full").version) == "tokenizer@1"
 
 
+def test_no_variant_stands_for_a_version_that_was_named(store: Store) -> None:
+    tierstore.derive(store, "ranker@1", {"cast": "bf16"})
+    for ref in ("ranker@1", "ranker@release:search@1", "ranker@release:search"):
+        version = store.load(ref).version
+        assert (version.number, version.variant) == (1, None), ref
+
+
 def test_a_rollout_moves_all_members_of_a_node_together(store: Store, tmp_path: Path) -> None:
     status = store.rollouts.start(
         "search", "prod", store.resolve("search@2"), stages=parse_stages("50,100")
