@@ -789,7 +789,10 @@ _MOVER = (
         "placement/scene.py",
         "if target is tier or not target.reachable or target.draining:",
         "if target is tier:",
-        ("unit/test_placement_plan.py::test_only_a_copy_that_can_be_relied_on_lets_another_go",),
+        (
+            "unit/test_placement_plan.py::"
+            "test_nothing_leaves_for_a_copy_that_cannot_be_relied_on_if_asked",
+        ),
     ),
 )
 
@@ -850,12 +853,12 @@ _HOT = (
         ("unit/test_tiers_local.py::test_pinned_chunks_stay",),
     ),
     Mutation(
-        "shared-frame-is-the-one-wanted",
-        "SPEC 13: What is read from a shared tier is a frame and MUST pass its checks.",
+        "frame-is-the-one-of-the-layout",
+        "SPEC 3: A reader MUST check that its digest is the one it wants.",
         "modelstore/chunks/decode.py",
         "head = parse_frame_head(frame, name, place.digest)",
         "head = parse_frame_head(frame, name)",
-        ("integration/test_tiers.py::test_a_bad_frame_is_removed_and_replaced",),
+        ("integration/test_forged_frames.py::test_a_layout_that_finds_another_chunk_is_damaged",),
     ),
     Mutation(
         "shared-frame-removed",
@@ -863,7 +866,7 @@ _HOT = (
         "tiers/hot/shared.py",
         "            self.store.delete([frame_key(place)])\n",
         "            return\n",
-        ("integration/test_tiers.py::test_a_bad_frame_is_removed_and_replaced",),
+        ("unit/test_tiers_shared.py::test_a_bad_frame_is_removed_and_a_newer_one_is_not",),
     ),
     Mutation(
         "breaker",
@@ -882,11 +885,11 @@ _HOT = (
         ("unit/test_tiers_deadline.py::test_what_comes_late_reaches_no_buffer_of_the_caller",),
     ),
     Mutation(
-        "deadline-of-a-listing",
+        "listing-that-stalls-is-not-whole",
         "Explanation 9: A call has a deadline, a mount that hangs is left behind.",
         "tiers/guard/deadline.py",
-        "entry, error = entries.get(timeout=self._timeout_s)",
-        "entry, error = entries.get(timeout=9)",
+        'raise _too_long(f"listing {self.url}", self._timeout_s) from None',
+        "return",
         ("unit/test_tiers_deadline.py::test_a_listing_that_stalls_ends",),
     ),
     Mutation(

@@ -91,3 +91,17 @@ def test_a_layout_whose_bases_are_deltas_is_damaged(store: Store, blobs: MemoryS
     blobs.put(layout_key(digest), seal_layout(digest, places, sizes))
     with pytest.raises(Damaged, match="not standalone"):
         store.load("base@2").load()
+
+
+def test_a_layout_that_finds_another_chunk_is_damaged(store: Store, blobs: MemoryStore) -> None:
+    store.save("two", {"a": WORDS[::-1].copy(), "b": WORDS[:, ::-1].copy()})
+    model = store.load("two")
+    [one], [other] = ([piece.place for piece in model.tensor(n).base.chunks()] for n in "ab")
+    assert one.frame_bytes == other.frame_bytes
+    places = [replace(one, digest=other.digest), replace(other, digest=one.digest)]
+    sizes = {one.pack: blobs.info(pack_key(one.pack)).size}
+    blobs.put(layout_key(model.version.digest), seal_layout(model.version.digest, places, sizes))
+    swapped = store.load("two")
+    for read in (swapped.load, lambda: swapped.tensor("a")[3]):
+        with pytest.raises(Damaged, match="frame of another chunk"):
+            read()

@@ -211,6 +211,14 @@ def test_moving_as_asked() -> None:
     assert "has no room" in plan.notes[0]
 
 
+@pytest.mark.parametrize("lost", [{"reachable": False}, {"draining": True}])
+def test_nothing_leaves_for_a_copy_that_cannot_be_relied_on_if_asked(lost: dict[str, bool]) -> None:
+    now = scene(pack(A, 0, "warm", "cold"), tiers=(WARM, replace(COLD, **lost)))  # type: ignore[arg-type]
+    plan = relocate(now, [A], COLD.name)
+    assert not plan.moves
+    assert "stays in tier warm" in plan.notes[0]
+
+
 def test_what_would_move_a_pack_and_when() -> None:
     [there, cold] = forecast(scene(pack(A, 1.6, "warm", "cold")), A)
     assert (there.tier, there.threshold, there.demote_below) == ("warm", 1, 0.8)
