@@ -905,7 +905,9 @@ _HOT = (
         "SPEC 8: a reader follows a move when the pack is gone; a circle is damage.",
         "modelstore/chunks/moves.py",
         "if into in behind or into == pack:",
-        "if False:",
+        "if into in behind or into == pack:\n"
+        "                    continue\n"
+        "                if False:",
         ("integration/test_save_load_dedup.py::test_moves_in_a_circle_are_damage",),
     ),
     Mutation(
@@ -961,7 +963,10 @@ _NAMES = (
         "modelstore/names/rollout.py",
         "if last is None or last.seq != seen.seq:",
         "if False:",
-        ("integration/test_rollout.py::test_of_two_who_step_at_once_one_wins",),
+        (
+            "integration/test_rollout.py::"
+            "test_a_step_from_what_was_seen_before_another_ones_is_refused",
+        ),
     ),
     Mutation(
         "rollout-paused",
@@ -1019,7 +1024,7 @@ _NAMES = (
         "modelstore/names/members.py",
         "if entry is None or entry.manifest != member.manifest.hex():",
         "if entry is None:",
-        ("integration/test_releases.py::test_a_member_whose_log_says_something_else_is_damage",),
+        ("integration/test_releases.py::test_a_member_whose_log_names_another_manifest_is_damage",),
     ),
     Mutation(
         "release-or-model",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -24,6 +25,7 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.keys import ref_prefix
+from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import ModelRef
 from tierstore.modelstore.names.reports import parse_gate, parse_stages
 from tierstore.modelstore.names.rollout import advance_all
@@ -177,6 +179,14 @@ def test_a_member_whose_log_says_something_else_is_damage(store: Store) -> None:
         store.load("ranker@release:search@1")
     findings = [(f.key, f.needed_by) for f in store.check().findings if "search@1" in f.needed_by]
     assert findings, "check says which releases need the version that is gone"
+
+
+def test_a_member_whose_log_names_another_manifest_is_damage(store: Store) -> None:
+    log = store.home.log("ranker")
+    other = msgspec.structs.replace(log.entry(1), manifest=log.entry(2).manifest)
+    store.home.blobs.put(log.key_of(1), seal_body(Kind.REF, other))
+    with pytest.raises(Damaged, match="search@1 names ranker@1"):
+        store.load("ranker@release:search@1")
 
 
 def test_check_and_du_take_releases_as_they_are(store: Store) -> None:

@@ -340,3 +340,17 @@ def test_of_two_who_step_at_once_one_wins(tmp_path: Path) -> None:
         blobs.barrier = None
         assert sum(isinstance(result, Conflict) for result in results) == 1, results
         assert Rollouts(store.home).status("m", "prod").rollout.stage == 1
+
+
+def test_a_step_from_what_was_seen_before_another_ones_is_refused(tmp_path: Path) -> None:
+    with created(MemoryStore("late"), tmp_path) as store:
+        for number in range(2):
+            store.save("m", {"w": np.full(9, number, np.float32)})
+        store.alias("m", "prod", "m@1")
+        late, quick = Rollouts(store.home), Rollouts(store.home)
+        seen = quick.start("m", "prod", store.resolve("m@2"))
+        quick.step("m", "prod")
+        late.status = lambda model, alias: seen  # type: ignore[method-assign]
+        with pytest.raises(Conflict):
+            late.step("m", "prod")
+        assert quick.status("m", "prod").rollout.stage == 1
