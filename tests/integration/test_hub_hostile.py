@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 import tierstore
 from tests.servers.hub import Gateway, gateway
 from tests.waiting import wait_until
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.app import make_app
+from tierstore.serving.hub.bodies import read_body
 from tierstore.serving.hub.spool import Spool
 
 pytestmark = pytest.mark.server
@@ -204,6 +207,19 @@ def test_uploads_need_a_url_that_was_given_out(running: Gateway) -> None:
     assert ask(running, "PUT", path.split("?")[0], b"1234")[0] == 403
     verify = json.dumps({"oid": oid, "size": 4}).encode()
     assert ask(running, "POST", "/w.git/info/lfs/verify", verify)[0] == 404
+
+
+def test_a_body_of_no_declared_length_is_cut_off_at_the_limit() -> None:
+    taken = []
+
+    async def receive() -> dict[str, object]:
+        taken.append(4)
+        return {"type": "http.request", "body": b"1234", "more_body": True}
+
+    request = Request({"type": "http", "method": "PUT", "headers": []}, receive)
+    with pytest.raises(HubError, match="at most 10 bytes"):
+        asyncio.run(read_body(request, 10, 30.0))
+    assert sum(taken) == 12
 
 
 def test_clients_that_go_away_or_stall_hurt_nobody(running: Gateway) -> None:
