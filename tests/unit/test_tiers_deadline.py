@@ -28,10 +28,12 @@ class Hanging(MemoryStore):
         super().__init__("hanging")
         self.go = threading.Event()
         self.go.set()
+        self.has_read = threading.Event()
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
         self.go.wait()
         super().get_ranges(reads)
+        self.has_read.set()
 
     def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
         self.go.wait()
@@ -92,6 +94,7 @@ def test_what_comes_late_reaches_no_buffer_of_the_caller(inner: Hanging) -> None
     inner.go.set()
     wait_until(lambda: any(info.key == "late" for info in inner.list()), "the late blob comes")
     assert inner.get("late") == b"first"
+    assert inner.has_read.wait(60)
     assert out == b"mine"
 
 
