@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.servers.plugin"]
 
+_LIBC = ctypes.CDLL(None)
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 # a worker keeps no examples for the next run: what fails prints how to make it fail again
@@ -27,6 +30,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # started in the background of a shell, as CI may be: programs under test would ignore it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: no garbage collection looks at it again."""
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """After each module, give memory that its tests have freed back to the system.
+
+    It lies in the arenas of threads that have ended; a worker would grow to several GiB.
+    """
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        _LIBC.malloc_trim(0)
 
 
 @pytest.fixture(autouse=True, scope="session")

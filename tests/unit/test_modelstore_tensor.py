@@ -45,6 +45,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return store.load("m")
 
 
+NUMPY_LOOKS_AT_NO_ROW = np.lib.NumpyVersion(np.__version__) < "2.3.0"
+"""Before, it gave any row of an array that has no elements."""
+
+
 def same(model: Model, name: str, key: Any) -> None:
     """What numpy says for ``key``: the same array, or an error of the same family."""
     array = ARRAYS[name]
@@ -53,6 +57,8 @@ def same(model: Model, name: str, key: Any) -> None:
     except (IndexError, TypeError, ValueError) as error:
         with pytest.raises((IndexError, TypeError, ValueError)):
             print(f"{name}[{key!r}]: numpy raises {error!r}, ours gave", model.tensor(name)[key])
+        return
+    if not array.size and NUMPY_LOOKS_AT_NO_ROW:
         return
     got = model.tensor(name)[key]
     assert isinstance(got, np.ndarray)
