@@ -229,7 +229,7 @@ def moved(width: int) -> dict[str, Any]:
         changed = count * width
         hot = HotTiers(
             LocalHot(
-                folder / "hot", store.home.config.store_id, 2 * GIB,
+                folder / "hot", store._parts.home.config.store_id, 2 * GIB,
                 lambda capacity: make(DEFAULT, capacity),
             )
         )  # fmt: skip

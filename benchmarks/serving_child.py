@@ -126,7 +126,7 @@ def save(store: str, file: str) -> dict[str, Any]:
 def warm(store: str) -> dict[str, Any]:
     with tierstore.open(store) as opened:
         opened.warmup("bench")
-        opened.hot.flush()
+        opened._parts.hot.flush()
     return {}
 
 

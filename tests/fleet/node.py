@@ -54,7 +54,7 @@ def main() -> None:
     began = time.monotonic()
     requests = _Requests()
     with tierstore.open(url) as store:
-        hot = store.hot.local
+        hot = store._parts.hot.local
         own = None if hot is None else hot.name
 
         def on_ready(update: Update) -> None:

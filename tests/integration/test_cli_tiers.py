@@ -350,7 +350,7 @@ def test_copies_may_be_left(durable: Program) -> None:
 def test_no_tier_is_removed_while_a_mover_is_at_work(durable: Program) -> None:
     """It may be dropping from another tier what this one has."""
     assert durable("tier", "drain", "warm").code == 0
-    with tierstore.open("store") as store, HeldLease(store.home.blobs):
+    with tierstore.open("store") as store, HeldLease(store._parts.home.blobs):
         refused(durable("tier", "rm", "warm"), 6, "mover")
     assert durable("tier", "rm", "warm").code == 0
 
@@ -372,7 +372,7 @@ def test_removing_waits_for_saves_that_may_know_the_old_list(
 ) -> None:
     assert durable("tier", "drain", "warm").code == 0
     monkeypatch.setattr(manage, "_POLL_S", 0.01)
-    with tierstore.open("store") as store, WriterLease(store.home.blobs):
+    with tierstore.open("store") as store, WriterLease(store._parts.home.blobs):
         monkeypatch.setattr(manage, "WAIT_S", 0.05)
         refused(durable("tier", "rm", "warm"), 6, "are under way")
         told = threading.Event()
@@ -394,11 +394,11 @@ def test_removing_waits_for_saves_that_may_know_the_old_list(
 def test_a_save_that_began_before_does_not_lose_its_pack(durable: Program) -> None:
     """A writer with the old list finds that its pack went to a place that is no tier any more."""
     with tierstore.open("store") as late:
-        late.home.packs.get("packs/" + next(Path("warm/packs").rglob("*/*")).relative_to(
+        late._parts.home.packs.get("packs/" + next(Path("warm/packs").rglob("*/*")).relative_to(
             "warm/packs").as_posix())  # fmt: skip
         assert durable("tier", "drain", "warm").code == 0
         assert durable("tier", "rm", "warm").code == 0
-        late.home.packs.put("packs/00/" + "0" * 64, b"pack")
+        late._parts.home.packs.put("packs/00/" + "0" * 64, b"pack")
     assert Path("cold/packs/00").exists()
 
 

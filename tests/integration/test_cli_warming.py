@@ -50,9 +50,9 @@ def made(run: Program, *words: object) -> None:
     with tierstore.open("store") as store:
         store.save("m", V1)
         store.save("m", V2, base="m@1")
-        if store.hot:
-            store.hot.flush()
-        if store.hot.local is not None:
+        if store._parts.hot:
+            store._parts.hot.flush()
+        if store._parts.hot.local is not None:
             store.evict()
 
 

@@ -455,7 +455,7 @@ def test_a_sweep_rebases_what_is_dear_as_a_whole(store: Store, blobs: MemoryStor
     far = {name: tuned(array, step=0.02) for name, array in first.items()}
     store.save("m", near)
     store.save("m", far)
-    rebasing = store.rebasing
+    rebasing = store._parts.rebasing
     done = rebasing.sweep()
     assert list(done) == ["m@3"], "reading m@2 costs little more than its bases do"
     assert done["m@3"].cost_before > 1.5 >= done["m@3"].cost_after
@@ -467,7 +467,7 @@ def test_a_sweep_rebases_what_is_dear_as_a_whole(store: Store, blobs: MemoryStor
         store.save("m", other, base=base)
     blobs.put(version_key(store.resolve("m@4").digest), b"damaged")
     assert list(rebasing.sweep()) == ["m@5"], "a damaged version is left to check"
-    assert store.rebasing.sweep(lambda: True) == {}
+    assert store._parts.rebasing.sweep(lambda: True) == {}
 
 
 def test_a_rebased_version_is_a_base_itself(store: Store) -> None:

@@ -137,7 +137,7 @@ def test_a_hot_tier_that_is_too_small(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_hot_tier_that_keeps_nothing_is_no_success(
     hot: tierstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = hot.hot.local
+    local = hot._parts.hot.local
     assert local is not None
     monkeypatch.setattr(local, "resident", lambda digests: [False] * len(digests))
     with follower.Follower(hot, "m@prod", lambda _: None, poll_s=0.05, read=False) as following:

@@ -275,7 +275,7 @@ def republish(made: Made, manifest: Manifest) -> str:
     body = msgspec.structs.replace(body, manifest=digest.raw)
     made.blobs.put(layout_key(digest), seal(Kind.LAYOUT, msgspec.msgpack.encode(body)))
     with made.opened() as store:
-        store.home.log("evil").append("publish", lambda _: (0, digest.hex, None))
+        store._parts.home.log("evil").append("publish", lambda _: (0, digest.hex, None))
     return digest.hex
 
 

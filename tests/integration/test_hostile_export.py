@@ -106,7 +106,7 @@ def test_a_pack_that_fails_half_way_leaves_no_half_file(
     def plan(op: str, key: str, n: int) -> Fault:
         return "flip" if op == "get_ranges" else None
 
-    faulty = Store(FaultyStore(store.home.blobs, plan), store.settings)
+    faulty = Store(FaultyStore(store._parts.home.blobs, plan), store._parts.settings)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.txt").write_text("what was there")
     with pytest.raises(Damaged):

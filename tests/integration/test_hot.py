@@ -41,7 +41,7 @@ def test_what_was_loaded_once_is_mapped_the_next_time(tmp_path: Path) -> None:
     store = made(tmp_path, hot_spec(tmp_path))
     first = load(store).stats
     assert first.bytes_fetched > 0
-    assert store.hot.flush(30)
+    assert store._parts.hot.flush(30)
     again = load(store).stats
     assert again.bytes_fetched == again.bytes_decoded == 0
     assert again.bytes_mapped == MODEL["emb"].nbytes + MODEL["big"].nbytes
@@ -49,21 +49,21 @@ def test_what_was_loaded_once_is_mapped_the_next_time(tmp_path: Path) -> None:
     store.close()
     with open_store(tmp_path / "store") as other:  # as another process would
         assert load(other).stats.bytes_fetched == 0
-        assert other.hot.local is not None
-        assert other.hot.local.usage().objects == CHUNKS
+        assert other._parts.hot.local is not None
+        assert other._parts.hot.local.usage().objects == CHUNKS
 
 
 def test_what_was_loaded_is_the_users_own(tmp_path: Path) -> None:
     with made(tmp_path, hot_spec(tmp_path)) as store:
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         arrays = store.load("m").load()
         for array in arrays.values():
             array.fill(1)
         load(store)
-        assert store.hot.local is not None
+        assert store._parts.hot.local is not None
         kept = store.load("m")["big"]
-        store.hot.local.evict()
+        store._parts.hot.local.evict()
         equal({"big": kept}, {"big": MODEL["big"]})
         assert load(store).stats.bytes_fetched > 0
     del store
@@ -77,10 +77,10 @@ def test_the_policy_and_the_quota_are_as_configured(tmp_path: Path, policy: str)
     with made(tmp_path, hot_spec(tmp_path, 3 * MIB, policy=policy)) as store:
         for _ in range(3):
             load(store)
-            store.hot.flush(30)
-        assert store.hot.local is not None
-        assert store.hot.local.usage().used_bytes <= 3 * MIB
-        assert store.hot.local.explain(bytes(32), 0.0)["policy"] == policy
+            store._parts.hot.flush(30)
+        assert store._parts.hot.local is not None
+        assert store._parts.hot.local.usage().used_bytes <= 3 * MIB
+        assert store._parts.hot.local.explain(bytes(32), 0.0)["policy"] == policy
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,14 @@ def test_a_node_says_where_its_tier_lies(tmp_path: Path, monkeypatch: pytest.Mon
     made(tmp_path, hot_spec(tmp_path)).close()
     node_file(tmp_path, monkeypatch, f'[hot]\nurl = "{tmp_path}/mine"\nsize = "2MiB"\n')
     with open_store(tmp_path / "store") as store:
-        assert store.hot.local is not None
-        assert (store.hot.local.root, store.hot.local.quota_bytes) == (tmp_path / "mine", 2 * MIB)
+        assert store._parts.hot.local is not None
+        assert (store._parts.hot.local.root, store._parts.hot.local.quota_bytes) == (
+            tmp_path / "mine",
+            2 * MIB,
+        )
     node_file(tmp_path, monkeypatch, "[hot]\nenabled = false\n")
     with open_store(tmp_path / "store") as store:
-        assert store.hot.local is None
+        assert store._parts.hot.local is None
 
 
 def test_a_node_may_have_a_tier_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +122,7 @@ def test_a_node_may_have_a_tier_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     node_file(tmp_path, monkeypatch, f'[hot]\nurl = "{tmp_path}/mine"\nsize = "64MiB"\n')
     with open_store(tmp_path / "store") as store:
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         assert load(store).stats.bytes_fetched == 0
 
 
@@ -130,14 +133,14 @@ def test_a_tier_without_a_size_is_said_to_be_unused(
     node_file(tmp_path, monkeypatch, f'[hot]\nurl = "{tmp_path}/mine"\n')
     with open_store(tmp_path / "store") as store:
         load(store)
-        assert not store.hot
+        assert not store._parts.hot
     assert "has no size" in caplog.text
 
 
 def test_rows_of_a_hot_tensor_are_read_from_this_node(tmp_path: Path) -> None:
     with made(tmp_path, hot_spec(tmp_path)) as store:
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         model = store.load("m")
         rows = model.tensor("big")[[3, 300, 699]]
         assert rows.tobytes() == MODEL["big"][[3, 300, 699]].tobytes()

@@ -55,7 +55,7 @@ class Node:
         store = self.open(**tiers)
         model = store.load(ref)
         equal(model.load(), expected)
-        assert store.hot.flush(30)
+        assert store._parts.hot.flush(30)
         return model.stats
 
 
@@ -123,8 +123,8 @@ def test_a_base_that_this_nodes_disk_has_changed_is_fetched_again(
     path.write_bytes(data)
     model = store.load("m@2")
     assert np.array_equal(model["layer"], V2["layer"])
-    assert store.hot.local is not None
-    assert store.hot.local.stats.damaged == 1
+    assert store._parts.hot.local is not None
+    assert store._parts.hot.local.stats.damaged == 1
 
 
 def test_a_base_that_this_nodes_disk_has_changed_makes_no_delta(node: Node) -> None:

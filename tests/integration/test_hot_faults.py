@@ -61,7 +61,7 @@ def load(store: Store) -> dict[str, int]:
 
 
 def stats_of(store: Store) -> TierStats:
-    [tier] = store.hot.shared
+    [tier] = store._parts.hot.shared
     return tier.stats
 
 
@@ -106,9 +106,9 @@ def test_redis_is_flushed_while_versions_are_loaded(tmp_path: Path, server: Redi
 
         assert while_loading(store, flush) >= 3
         assert stats_of(store).misses > 0
-        assert store.hot.flush(30)
+        assert store._parts.hot.flush(30)
         load(store)  # of what the last flush took away
-        assert store.hot.flush(30)
+        assert store._parts.hot.flush(30)
         assert load(store).keys() == {"redis"}
 
 
@@ -118,7 +118,7 @@ def test_redis_is_killed_while_versions_are_loaded_and_comes_back(
 ) -> None:
     with made(tmp_path, redis_spec(server)) as store:
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         assert load(store).keys() == {"redis"}
 
         def kill() -> None:
@@ -135,7 +135,7 @@ def test_redis_is_killed_while_versions_are_loaded_and_comes_back(
 
         def back() -> bool:
             load(store)
-            store.hot.flush(30)
+            store._parts.hot.flush(30)
             return "redis" in load(store)
 
         wait_until(back, "the server is used again")
@@ -147,7 +147,7 @@ def test_a_redis_that_hangs_costs_twice_its_timeout_once(
 ) -> None:
     with made(tmp_path, redis_spec(server)) as store:
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         server.pause()
         try:
             started = time.monotonic()
@@ -173,7 +173,7 @@ def test_a_redis_that_is_full_is_still_read(tmp_path: Path) -> None:
         made(tmp_path, redis_spec(server)) as store,
     ):
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         assert stats_of(store).rejected > 0
         found = load(store)
         assert found["redis"] > 0
@@ -190,7 +190,7 @@ def test_a_redis_that_is_full_and_evicts_serves_what_it_kept(tmp_path: Path) -> 
     ):
         for _ in range(3):
             load(store)
-            store.hot.flush(30)
+            store._parts.hot.flush(30)
         assert not stats_of(store).breaker_open
         assert stats_of(store).hits > 0
         chunk = next(iter(store.load("m").layout)).digest
@@ -202,7 +202,7 @@ def test_a_redis_that_became_a_replica_is_still_read(tmp_path: Path, server: Red
     (tmp_path / "primary").mkdir()
     with redis_running(tmp_path / "primary") as primary, made(tmp_path, redis_spec(server)) as s:
         load(s)
-        s.hot.flush(30)
+        s._parts.hot.flush(30)
         with primary.admin() as admin:
             for key in server.admin().scan_iter(match="ts:*", count=1000):
                 if server.admin().type(key) == b"string":
@@ -216,7 +216,7 @@ def test_a_redis_that_became_a_replica_is_still_read(tmp_path: Path, server: Red
         assert load(s).keys() == {"redis"}
         s.save("other", {"x": weights(600, seed=99)})
         equal(s.load("other").load(), {"x": weights(600, seed=99)})
-        s.hot.flush(30)
+        s._parts.hot.flush(30)
         assert stats_of(s).rejected > 0
 
 
@@ -233,7 +233,7 @@ def test_a_redis_with_the_wrong_password_is_no_error(tmp_path: Path) -> None:
 def test_frames_that_were_spoilt_in_redis_are_replaced(tmp_path: Path, server: RedisServer) -> None:
     with made(tmp_path, redis_spec(server)) as store, server.admin() as admin:
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         keys = [k for k in admin.scan_iter(count=1000) if admin.type(k) == b"string"]
         for number, key in enumerate(keys):
             if number % 3 == 0:
@@ -243,7 +243,7 @@ def test_frames_that_were_spoilt_in_redis_are_replaced(tmp_path: Path, server: R
         found = load(store)
         assert found["home"] > 0
         assert stats_of(store).damaged == len([n for n in range(len(keys)) if n % 3 < 2])
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         assert load(store).keys() == {"redis"}
 
 
@@ -257,8 +257,8 @@ def test_the_disk_is_full_long_before_the_quota(tmp_path: Path) -> None:
     ):
         for _ in range(3):
             load(store)
-            assert store.hot.flush(60)
-        local = store.hot.local
+            assert store._parts.hot.flush(60)
+        local = store._parts.hot.local
         assert local is not None
         assert local.usage().used_bytes <= 8 * MIB
         assert not local.stats.breaker_open  # a full disk is no broken one
@@ -270,7 +270,7 @@ def test_the_disk_is_full_long_before_the_quota(tmp_path: Path) -> None:
 def test_the_directory_is_removed_while_versions_are_loaded(tmp_path: Path) -> None:
     with made(tmp_path, hot_spec(tmp_path / "hot")) as store:
         load(store)
-        store.hot.flush(30)
+        store._parts.hot.flush(30)
         held = store.load("m").load()
 
         def remove() -> None:
@@ -280,12 +280,12 @@ def test_the_directory_is_removed_while_versions_are_loaded(tmp_path: Path) -> N
 
         while_loading(store, remove)
         equal(held, MODEL)
-        local = store.hot.local
+        local = store._parts.hot.local
         assert local is not None
         local._dir.reading.reset()  # as after the half minute in which it is left alone
         local._dir.filling.reset()
         load(store)
-        assert store.hot.flush(30)
+        assert store._parts.hot.flush(30)
         assert load(store).keys() <= {"hot"}
 
 
@@ -293,7 +293,7 @@ def test_the_disk_is_unmounted_and_nothing_fills_the_one_below(tmp_path: Path) -
     with small_disk(tmp_path / "disk", "64m", 1 << 30) as disk:
         with made(tmp_path, hot_spec(disk / "hot")) as store:
             load(store)
-            store.hot.flush(30)
+            store._parts.hot.flush(30)
             held = store.load("m").load()
             mounted = subprocess.run(["umount", "-l", str(disk)], capture_output=True).returncode
             if mounted:  # nothing could be mounted here: as if its disk had been taken out
@@ -301,7 +301,7 @@ def test_the_disk_is_unmounted_and_nothing_fills_the_one_below(tmp_path: Path) -
                 (disk / "hot").write_bytes(b"")
             for _ in range(3):
                 load(store)
-                store.hot.flush(30)
+                store._parts.hot.flush(30)
             equal(held, MODEL)
             assert [path.name for path in disk.iterdir()] in ([], ["hot"])
             assert not list(disk.rglob("*.db"))
@@ -312,8 +312,8 @@ def test_the_disk_is_unmounted_and_nothing_fills_the_one_below(tmp_path: Path) -
 def test_a_disk_that_changes_files_behind_our_back_is_found_by_the_scrub(tmp_path: Path) -> None:
     with made(tmp_path, hot_spec(tmp_path / "hot")) as store:
         load(store)
-        store.hot.flush(30)
-        local = store.hot.local
+        store._parts.hot.flush(30)
+        local = store._parts.hot.local
         assert local is not None
         files = [path for path in (tmp_path / "hot").rglob("*") if len(path.name) == 64]
         for path in files[:3]:

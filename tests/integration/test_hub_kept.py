@@ -24,7 +24,7 @@ class Watched:
 
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read = self.written = 0
-        blobs = store.home.blobs
+        blobs = store._parts.home.blobs
         get, ranges, put = blobs.get, blobs.get_ranges, blobs.put
 
         def counted_get(key: str, *args: object, **more: object) -> object:

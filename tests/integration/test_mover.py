@@ -74,7 +74,7 @@ class World:
 
     def placement(self, store: Store | None = None) -> Placement:
         store = store or self.open()
-        return Placement(store.home, store.pins, lambda: self.heat)
+        return Placement(store._parts.home, store.pins, lambda: self.heat)
 
     def packs(self, name: str) -> set[bytes]:
         listed = self.stores[name].inner.list("packs/")
@@ -330,9 +330,9 @@ def test_a_target_that_is_gone_once_it_was_written_lets_nothing_go(world: World)
     """Its file system was unmounted between the look at the copy and the deletion."""
     cold = world.stores["cold"].inner
     store = world.open()
-    store.home.packs.tiers = tuple(
+    store._parts.home.packs.tiers = tuple(
         replace(tier, store_id="s") if tier.name == "cold" else tier
-        for tier in store.home.packs.tiers
+        for tier in store._parts.home.packs.tiers
     )
     claim(cold, "cold", "s")
 
@@ -593,7 +593,7 @@ def test_kill_9_in_the_middle(tmp_path: Path, moves: int) -> None:
         assert store.check(read_data=True).findings == []
 
     with tierstore.open(tmp_path / "store") as store:
-        placement = Placement(store.home, store.pins)  # our own reads do not count
+        placement = Placement(store._parts.home, store.pins)  # our own reads do not count
         check(store)
         with pytest.raises(Conflict, match=f"process {process.pid} on "):
             placement.rebalance()

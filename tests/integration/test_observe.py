@@ -21,9 +21,9 @@ import tierstore
 from tierstore.serving.observe import OBSERVED
 with tierstore.open(sys.argv[1]) as store:
     store.load("m").load()
-    store.hot.flush()
+    store._parts.hot.flush()
     store.load("m").load()
-    store.recorder.flush()
+    store._parts.recorder.flush()
     host, port = OBSERVED.address
     with urllib.request.urlopen(f"http://{host}:{port}/metrics") as page:
         print(page.read().decode())

@@ -149,8 +149,8 @@ def read_keys(
 
 
 def pack_of(store: Store, digest: Digest) -> str:
-    manifest = store.home.manifest(digest)
-    (pack,) = store.home.layout(digest, manifest).pack_ids
+    manifest = store._parts.home.manifest(digest)
+    (pack,) = store._parts.home.layout(digest, manifest).pack_ids
     return pack_key(pack)
 
 
@@ -347,7 +347,7 @@ def test_of_two_trainers_on_one_alias_one_is_told(store: Store, cache: Path) -> 
     start = threading.Barrier(2)
 
     def publish(seed: int) -> str:
-        with opened(store.home.blobs, cache / str(seed)) as own:
+        with opened(store._parts.home.blobs, cache / str(seed)) as own:
             own.load("m@prod")
             start.wait(60)
             try:
@@ -400,7 +400,7 @@ def test_the_newest_is_patched_or_nothing(store: Store, monkeypatch: pytest.Monk
 
 def test_an_alias_in_a_rollout_is_not_moved(store: Store, blobs: MemoryStore) -> None:
     second = store.patch("m", {"emb": rows(1)})
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     rollouts.start("m", "prod", second)
     before = keys(blobs)
     with pytest.raises(Conflict, match="in a rollout to m@2"):
@@ -518,7 +518,7 @@ def test_what_is_not_touched_is_not_read_by_a_fold(
     done = store.load("sharded")
     assert done["layer.w"].tobytes() == applied(state, {"layer.w": change})["layer.w"].tobytes()
     assert store._opener.open(store.resolve("sharded")).patched == frozenset()
-    fold = store.home.blobs.get(fold_key(store.resolve("sharded").digest))
+    fold = store._parts.home.blobs.get(fold_key(store.resolve("sharded").digest))
     assert len(fold) < 400
 
 
@@ -853,7 +853,7 @@ def test_a_lost_answer_is_found_out(op: str, store: Store, cache: Path) -> None:
             return "lose-response"
         return None
 
-    faulty = FaultyStore(store.home.blobs, plan)
+    faulty = FaultyStore(store._parts.home.blobs, plan)
     with opened(faulty, cache / "lossy") as own:
         own.patch("m", {"emb": rows(5)})
         own.fold("m")
@@ -868,7 +868,7 @@ def test_a_fold_that_cannot_be_named_says_so(store: Store, cache: Path) -> None:
     def plan(called: str, key: str, number: int) -> Any:
         return Unreachable("gone") if key.startswith("folds/") and called != "get" else None
 
-    own = opened(FaultyStore(store.home.blobs, plan), cache / "lossy")
+    own = opened(FaultyStore(store._parts.home.blobs, plan), cache / "lossy")
     with own, pytest.raises(Unreachable):
         own.fold("m")
     assert len(store.load("m").patches) == 1

@@ -99,7 +99,10 @@ def test_the_gateway_gives_out_what_has_a_sha256(store: Store) -> None:
 
 def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: Path) -> None:
     local = LocalHot(
-        tmp_path / "hot", store.home.config.store_id, 64 * MIB, lambda size: make(DEFAULT, size)
+        tmp_path / "hot",
+        store._parts.home.config.store_id,
+        64 * MIB,
+        lambda size: make(DEFAULT, size),
     )
     own = Settings(tmp_path / "cache", threads=2, memory_limit_bytes=64 * MIB)
     with Store(LocalStore(tmp_path / "store"), own, hot=HotTiers(local)) as node:
@@ -108,7 +111,7 @@ def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: 
         model = node.load("m@2")
         equal(model.load(), after(2))
         assert model.stats.bytes_fetched < 4096
-        assert node.hot.flush(30)
+        assert node._parts.hot.flush(30)
         assert not node.warming.look(node.resolve("m@2"), "hot").missing_bytes
         patch(store, 3)
         warm = node.warmup("m@3")
@@ -126,6 +129,6 @@ def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: 
 
 def test_packs_of_a_patched_version_are_kept_together(store: Store) -> None:
     patch(store, 2)
-    graph = PackGraph(store.home)
+    graph = PackGraph(store._parts.home)
     first, second = (store.resolve(f"m@{number}").digest for number in (1, 2))
     assert set(graph.packs_of(first)) < set(graph.packs_of(second))

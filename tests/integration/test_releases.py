@@ -52,7 +52,7 @@ def served(store: Store, cache: Path) -> list[tuple[int, ...]]:
     """The members' numbers that each node gets, resolved one by one."""
     found = []
     for name in NODES:
-        node = Store(store.home.blobs, replace(settings(cache), node=name))
+        node = Store(store._parts.home.blobs, replace(settings(cache), node=name))
         found.append(tuple(node.resolve(f"{m}@release:search").number for m in MODELS))
     return found
 
@@ -102,9 +102,9 @@ def test_a_rollout_moves_all_members_of_a_node_together(store: Store, tmp_path: 
     assert {pin.version for pin in store.pins.active()} == {
         store.resolve(f"{model}@1").digest for model in MODELS
     }
-    before = {info.key for info in store.home.blobs.list("refs/")}
+    before = {info.key for info in store._parts.home.blobs.list("refs/")}
     store.rollouts.abort("search", "prod")
-    after = {info.key for info in store.home.blobs.list("refs/")}
+    after = {info.key for info in store._parts.home.blobs.list("refs/")}
     assert len(after - before) == 1
     assert set(served(store, tmp_path)) == {(1, 1, 1)}
     assert store.pins.active() == []
@@ -135,7 +135,7 @@ def test_mistakes_publish_nothing(store: Store) -> None:
     tierstore.derive(store, "ranker@1", {"cast": "bf16"})
     create, save = store.releases.create, store.save
     weights = {"w": np.ones(3, np.float32)}
-    before = {info.key for info in store.home.blobs.list()}
+    before = {info.key for info in store._parts.home.blobs.list()}
     cases: list[tuple[type[TierstoreError], str, object]] = [
         (NotFound, "ranker@9 does not exist", lambda: create("search", ["ranker@9"])),
         (UsageError, "1 to 1000 members", lambda: create("search", [])),
@@ -163,17 +163,17 @@ def test_mistakes_publish_nothing(store: Store) -> None:
         with pytest.raises(error, match=text):
             call()  # type: ignore[operator]
     store.rollouts.start("search", "prod", store.resolve("search@2"))
-    started = {info.key for info in store.home.blobs.list()}
+    started = {info.key for info in store._parts.home.blobs.list()}
     with pytest.raises(Conflict, match="on its way"):
         create("search", ["ranker@2"], alias="prod")
-    assert {info.key for info in store.home.blobs.list()} == started
+    assert {info.key for info in store._parts.home.blobs.list()} == started
     gone = {key for key in started - before if not key.startswith(("refs/search/alias", "pins/"))}
     assert {key for key in gone if not key.startswith("leases/")} == set()
 
 
 def test_a_member_whose_log_says_something_else_is_damage(store: Store) -> None:
-    blobs = store.home.blobs
-    log = store.home.log("ranker")
+    blobs = store._parts.home.blobs
+    log = store._parts.home.log("ranker")
     blobs.delete([log.key_of(1)])
     with pytest.raises(Damaged, match="search@1 names ranker@1"):
         store.load("ranker@release:search@1")
@@ -182,9 +182,9 @@ def test_a_member_whose_log_says_something_else_is_damage(store: Store) -> None:
 
 
 def test_a_member_whose_log_names_another_manifest_is_damage(store: Store) -> None:
-    log = store.home.log("ranker")
+    log = store._parts.home.log("ranker")
     other = msgspec.structs.replace(log.entry(1), manifest=log.entry(2).manifest)
-    store.home.blobs.put(log.key_of(1), seal_body(Kind.REF, other))
+    store._parts.home.blobs.put(log.key_of(1), seal_body(Kind.REF, other))
     with pytest.raises(Damaged, match="search@1 names ranker@1"):
         store.load("ranker@release:search@1")
 
@@ -196,9 +196,9 @@ def test_check_and_du_take_releases_as_they_are(store: Store) -> None:
 
 
 def test_a_release_takes_four_small_objects(store: Store) -> None:
-    before = {info.key for info in store.home.blobs.list()}
+    before = {info.key for info in store._parts.home.blobs.list()}
     store.releases.create("ads", ["ranker@1"])
-    new = {info.key for info in store.home.blobs.list()} - before
+    new = {info.key for info in store._parts.home.blobs.list()} - before
     assert sorted(key.split("/")[0] for key in new) == ["layouts", "refs", "refs", "versions"]
     assert ref_prefix("ads", "versions") + "HEAD" in new
 
@@ -207,7 +207,7 @@ def test_racing_releases_each_get_a_number(store: Store, tmp_path: Path) -> None
     made: list[int] = []
 
     def create(model: str) -> None:
-        node = Store(store.home.blobs, settings(tmp_path))
+        node = Store(store._parts.home.blobs, settings(tmp_path))
         made.append(node.releases.create("race", [f"{model}@1"]).version.number)
 
     threads = [threading.Thread(target=create, args=(model,)) for model in MODELS]

@@ -43,12 +43,12 @@ def served(store: Store, cache: Path, labels: dict[str, str] | None = None) -> l
     found = []
     for name in NODES:
         mine = replace(settings(cache), node=name, labels=labels or {})
-        found.append(Store(store.home.blobs, mine).resolve("m@prod").number)
+        found.append(Store(store._parts.home.blobs, mine).resolve("m@prod").number)
     return found
 
 
 def test_a_rollout_goes_up_and_ends(store: Store, tmp_path: Path) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     status = rollouts.start("m", "prod", store.resolve("m@2"), message="nightly")
     shares = [served(store, tmp_path)]
     while status is not None:
@@ -70,15 +70,15 @@ def test_a_rollout_goes_up_and_ends(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["abort", "rollback"])
 def test_going_back_is_one_small_object(store: Store, tmp_path: Path, how: str) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("50,100"))
     assert 2 in served(store, tmp_path)
-    before = {info.key for info in store.home.blobs.list("refs/")}
+    before = {info.key for info in store._parts.home.blobs.list("refs/")}
     if how == "abort":
         assert rollouts.abort("m", "prod", message="p99").number == 1
     else:
         assert store.rollback("m", "prod", message="p99").version.number == 1
-    after = {info.key for info in store.home.blobs.list("refs/")}
+    after = {info.key for info in store._parts.home.blobs.list("refs/")}
     assert len(after - before) == 1
     assert set(served(store, tmp_path)) == {1}
     assert next(store.history("m", "prod")).message == "p99"
@@ -87,7 +87,7 @@ def test_going_back_is_one_small_object(store: Store, tmp_path: Path, how: str) 
 
 
 def test_rollback_after_a_rollout_goes_to_the_old_version(store: Store) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     store.alias("m", "prod", "m@3")
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("100"))
     assert rollouts.step("m", "prod") is None
@@ -96,7 +96,7 @@ def test_rollback_after_a_rollout_goes_to_the_old_version(store: Store) -> None:
 
 
 def test_the_old_version_is_pinned_until_it_is_over(store: Store) -> None:
-    rollouts, pins = Rollouts(store.home), Pins(store.home.blobs)
+    rollouts, pins = Rollouts(store._parts.home), Pins(store._parts.home.blobs)
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("100"))
     assert [(pin.version, pin.roles) for pin in pins.active()] == [
         (store.resolve("m@1").digest, ("hot", "warm"))
@@ -124,7 +124,7 @@ def test_the_variants_that_nodes_serve_are_pinned_too(tmp_path: Path) -> None:
 
 
 def test_each_rollout_holds_a_pin_of_its_own(store: Store) -> None:
-    rollouts, pins = Rollouts(store.home), Pins(store.home.blobs)
+    rollouts, pins = Rollouts(store._parts.home), Pins(store._parts.home.blobs)
     store.alias("m", "canary", "m@1")
     for alias in ("prod", "canary"):
         rollouts.start("m", alias, store.resolve("m@2"))
@@ -139,7 +139,7 @@ def test_each_rollout_holds_a_pin_of_its_own(store: Store) -> None:
 def test_pins_of_a_process_that_died_are_tidied_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts, pins = Rollouts(store.home), Pins(store.home.blobs)
+    rollouts, pins = Rollouts(store._parts.home), Pins(store._parts.home.blobs)
     rollouts.start("m", "prod", store.resolve("m@2"))
     with monkeypatch.context() as dying:
         dying.setattr(Rollouts, "settle", lambda *_: None)
@@ -150,7 +150,7 @@ def test_pins_of_a_process_that_died_are_tidied_up(
 
 
 def test_who_loses_the_start_leaves_no_pin(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     held = Rollouts._hold
 
     def faster(self: Rollouts, log: RefLog, versions: list[Digest]) -> None:
@@ -161,7 +161,7 @@ def test_who_loses_the_start_leaves_no_pin(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr(Rollouts, "_hold", faster)
     with pytest.raises(Conflict, match="somebody else changed"):
         rollouts.start("m", "prod", store.resolve("m@2"))
-    assert Pins(store.home.blobs).active() == []
+    assert Pins(store._parts.home.blobs).active() == []
 
 
 @pytest.mark.parametrize("how", ["abort", "rollback"])
@@ -173,18 +173,18 @@ def test_going_back_takes_less_than_a_second(tmp_path: Path, how: str) -> None:
             store.save("m", {"w": big + np.float32(number)})
         store.alias("m", "prod", "m@1")
         store.rollouts.start("m", "prod", store.resolve("m@2"))
-        packs = {info.key for info in store.home.blobs.list("packs/")}
+        packs = {info.key for info in store._parts.home.blobs.list("packs/")}
         began = time.monotonic()
         if how == "abort":
             store.rollouts.abort("m", "prod")
         else:
             store.rollback("m", "prod")
         assert time.monotonic() - began < 1
-        assert {info.key for info in store.home.blobs.list("packs/")} == packs
+        assert {info.key for info in store._parts.home.blobs.list("packs/")} == packs
 
 
 def test_gates_wait_for_reports_and_close(store: Store) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     new = store.resolve("m@2")
     rollouts.report(new, "early", {"p99_ms": "1"})
     rollouts.start("m", "prod", new, gates=[parse_gate("p99_ms <= 12.5")])
@@ -206,12 +206,12 @@ def test_gates_wait_for_reports_and_close(store: Store) -> None:
 
 
 def test_a_damaged_report_counts_as_none(store: Store) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     new = store.resolve("m@2")
     rollouts.start("m", "prod", new, gates=[parse_gate("p99_ms<=12.5")])
     rollouts.report(new, "a", {"p99_ms": "1"})
-    (info,) = store.home.blobs.list("reports/")
-    store.home.blobs.put(info.key, b"cut short")
+    (info,) = store._parts.home.blobs.list("reports/")
+    store._parts.home.blobs.put(info.key, b"cut short")
     with pytest.raises(GateClosed, match="has reported"):
         rollouts.step("m", "prod")
 
@@ -219,7 +219,7 @@ def test_a_damaged_report_counts_as_none(store: Store) -> None:
 def test_steps_are_not_early_and_keep_to_windows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     status = rollouts.start(
         "m", "prod", store.resolve("m@2"), every_s=1800, windows=["02:00-04:00"]
     )
@@ -239,7 +239,7 @@ def test_steps_are_not_early_and_keep_to_windows(
 
 
 def test_a_pause_holds_everything(store: Store, tmp_path: Path) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("30,100"))
     before = served(store, tmp_path)
     rollouts.pause("m", "prod")
@@ -254,7 +254,7 @@ def test_a_pause_holds_everything(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_alias_in_a_rollout_is_not_moved_by_others(store: Store) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     rollouts.start("m", "prod", store.resolve("m@2"))
     for change in (
         lambda: store.alias("m", "prod", "m@3"),
@@ -267,7 +267,7 @@ def test_an_alias_in_a_rollout_is_not_moved_by_others(store: Store) -> None:
 
 
 def test_bad_starts_change_nothing(store: Store) -> None:
-    rollouts = Rollouts(store.home)
+    rollouts = Rollouts(store._parts.home)
     two = store.resolve("m@2")
     with pytest.raises(NotFound, match="m@none does not exist"):
         rollouts.start("m", "none", two)
@@ -282,7 +282,7 @@ def test_bad_starts_change_nothing(store: Store) -> None:
     with pytest.raises(NotFound):
         rollouts.start("m", "prod", store.resolve("m@9"))
     assert len(list(store.history("m", "prod"))) == 1
-    assert Pins(store.home.blobs).active() == []
+    assert Pins(store._parts.home.blobs).active() == []
 
 
 @pytest.mark.parametrize("text", ["", "10", "50,10,100", "0,100", "x,100", "10,10,100", "1e400"])
@@ -322,13 +322,14 @@ def test_of_two_who_step_at_once_one_wins(tmp_path: Path) -> None:
         for number in range(2):
             store.save("m", {"w": np.full(9, number, np.float32)})
         store.alias("m", "prod", "m@1")
-        Rollouts(store.home).start("m", "prod", store.resolve("m@2"))
+        Rollouts(store._parts.home).start("m", "prod", store.resolve("m@2"))
         blobs.barrier = threading.Barrier(2)
         results: list[object] = []
 
         def step(home: BlobStore) -> None:
             try:
-                results.append(Rollouts(Store(home, settings(tmp_path)).home).step("m", "prod"))
+                own = Store(home, settings(tmp_path))
+                results.append(own.rollouts.step("m", "prod"))
             except Conflict as error:
                 results.append(error)
 
@@ -339,7 +340,7 @@ def test_of_two_who_step_at_once_one_wins(tmp_path: Path) -> None:
             thread.join()
         blobs.barrier = None
         assert sum(isinstance(result, Conflict) for result in results) == 1, results
-        assert Rollouts(store.home).status("m", "prod").rollout.stage == 1
+        assert Rollouts(store._parts.home).status("m", "prod").rollout.stage == 1
 
 
 def test_a_step_from_what_was_seen_before_another_ones_is_refused(tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ def test_a_step_from_what_was_seen_before_another_ones_is_refused(tmp_path: Path
         for number in range(2):
             store.save("m", {"w": np.full(9, number, np.float32)})
         store.alias("m", "prod", "m@1")
-        late, quick = Rollouts(store.home), Rollouts(store.home)
+        late, quick = Rollouts(store._parts.home), Rollouts(store._parts.home)
         seen = quick.start("m", "prod", store.resolve("m@2"))
         quick.step("m", "prod")
         late.status = lambda model, alias: seen  # type: ignore[method-assign]

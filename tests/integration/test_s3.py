@@ -64,7 +64,7 @@ def test_from_end_to_end(url: str, tmp_path: Path) -> None:
 def test_a_flipped_byte_in_a_pack_is_found_and_healed(url: str) -> None:
     with tierstore.init(url, chunk_size=MIB) as store:
         store.save("m", tensors(1))
-        blobs = store.home.blobs
+        blobs = store._parts.home.blobs
         (pack,) = [info.key for info in blobs.list("packs/")]
         data = bytearray(blobs.get(pack))
         data[len(data) // 2] ^= 4

@@ -236,7 +236,7 @@ def test_ranks_of_one_node_share_what_they_read(
             ])  # fmt: skip
             parts.append(outs)
             fetched += model.stats.bytes_fetched
-            opened.hot.flush()
+            opened._parts.hot.flush()
     for number, array in enumerate(tensors.values()):
         assert np.array_equal(np.concatenate([outs[number] for outs in parts], dim), array)
     frames = sum(p.place.frame_bytes for name in model for p in model.tensor(name).base.chunks())

@@ -43,7 +43,7 @@ from tierstore.wiring import open_store
 store = open_store(sys.argv[1])
 model = store.load("m")
 digests = [place.digest for name in model for place in model.tensor(name).places()]
-assert all(store.hot.local.claim(digests))
+assert all(store._parts.hot.local.claim(digests))
 print("holds", flush=True)
 time.sleep(600)
 """
@@ -136,17 +136,17 @@ def test_a_read_that_failed_claims_nothing_any_longer(where: Path, tmp_path: Pat
         with pytest.raises(NotFound, match="pack"):
             model.load()
         (tmp_path / "gone").rename(packs)
-        assert other.hot.local is not None
-        assert all(other.hot.local.claim(digests))
-        other.hot.local.unclaim(digests)
+        assert other._parts.hot.local is not None
+        assert all(other._parts.hot.local.claim(digests))
+        other._parts.hot.local.unclaim(digests)
         equal(store.load("m").load(), MODEL)
-        assert store.hot.flush(30)
-        assert all(other.hot.local.claim(digests)), "what is written is still claimed"
+        assert store._parts.hot.flush(30)
+        assert all(other._parts.hot.local.claim(digests)), "what is written is still claimed"
 
 
 def test_a_forked_child_has_no_claims_of_its_parents(where: Path) -> None:
     with open_store(where) as store:
-        local = store.hot.local
+        local = store._parts.hot.local
         assert local is not None
         digest = bytes(range(32))
         assert local.claim([digest]) == [True]

@@ -221,7 +221,7 @@ def test_what_was_read_is_hot_and_then_no_durable_tier_is_read(tiered: Tiered) -
     store = tiered.open(hot=True)
     store.save("m", MODEL)
     equal(loaded(store), MODEL)
-    assert store.hot.flush(60)
+    assert store._parts.hot.flush(60)
     assert len(list(tiered.stores["shared"].inner.list())) == 4
     tiered.down("warm", "cold")
     model = tiered.open(hot=True).load("m")
@@ -235,7 +235,7 @@ def test_one_question_for_many_chunks(tiered: Tiered) -> None:
     store = tiered.open(hot=True)
     store.save("m", many)
     asked: list[int] = []
-    shared = store.hot.shared[0].store
+    shared = store._parts.hot.shared[0].store
     assert isinstance(shared, FaultyStore)
     get_many = shared.get_many
     shared.get_many = lambda keys: (asked.append(len(keys)), get_many(keys))[1]  # type: ignore[method-assign]
@@ -248,12 +248,12 @@ def test_a_shared_tier_never_fails_a_read(tiered: Tiered, fault: Fault) -> None:
     store = tiered.open(hot=True)
     store.save("m", MODEL)
     loaded(store)
-    assert store.hot.flush(60)
+    assert store._parts.hot.flush(60)
     tiered.plans["shared"] = lambda op, key, n: fault if op.startswith("get") else None
     model = store.load("m")
     equal(model.load(), MODEL)
     assert set(model.stats.bytes_by_tier) == {"warm"}
-    stats = store.hot.shared[0].stats
+    stats = store._parts.hot.shared[0].stats
     assert stats.misses == 8
     assert (stats.hits, stats.damaged) == (0, 4 if fault in ("flip", "truncate") else 0)
 
@@ -262,15 +262,15 @@ def test_a_bad_frame_is_removed_and_replaced(tiered: Tiered) -> None:
     store = tiered.open(hot=True)
     store.save("m", MODEL)
     loaded(store)
-    assert store.hot.flush(60)
+    assert store._parts.hot.flush(60)
     inner = tiered.stores["shared"].inner
     before = {info.key: bytes(inner.get(info.key)) for info in inner.list()}
     other = iter(list(before.values())[::-1])
     for key in before:
         inner.put(key, next(other))  # sound frames, of another chunk
     equal(loaded(store), MODEL)
-    assert store.hot.shared[0].stats.damaged == 4
-    assert store.hot.flush(60)
+    assert store._parts.hot.shared[0].stats.damaged == 4
+    assert store._parts.hot.flush(60)
     assert {info.key: bytes(inner.get(info.key)) for info in inner.list()} == before
 
 
@@ -279,8 +279,8 @@ def test_a_full_shared_tier_is_counted(tiered: Tiered) -> None:
     store = tiered.open(hot=True)
     store.save("m", MODEL)
     equal(loaded(store), MODEL)
-    assert store.hot.flush(60)
-    assert store.hot.shared[0].stats.rejected == 4
+    assert store._parts.hot.flush(60)
+    assert store._parts.hot.shared[0].stats.rejected == 4
 
 
 def test_the_filler_drops_what_it_has_no_room_for(tiered: Tiered) -> None:
@@ -296,8 +296,8 @@ def test_the_filler_drops_what_it_has_no_room_for(tiered: Tiered) -> None:
     store.save("m", MODEL)
     equal(loaded(store), MODEL)
     gate.set()
-    assert store.hot.flush(60)
-    stats = store.hot.shared[0].stats
+    assert store._parts.hot.flush(60)
+    stats = store._parts.hot.shared[0].stats
     assert stats.admitted + stats.rejected == 4
     assert stats.rejected >= 2
     assert stats.admitted_bytes <= 100_000
@@ -322,7 +322,7 @@ def test_many_threads_read_each_chunk_once(tiered: Tiered) -> None:
     tiered.plans["warm"] = hold
     with ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(lambda: store.load("m").load()) for _ in range(threads)]
-        flights = store.hot.flights._flights
+        flights = store._parts.hot.flights._flights
         deadline = threading.Event()
         for _ in range(6000):
             if sum(len(flight.seats) for flight in list(flights.values())) == threads - 1:
@@ -352,7 +352,7 @@ def test_a_leader_that_fails_lets_the_others_try_themselves(tiered: Tiered) -> N
     tiered.plans["warm"] = hold
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(lambda: store.load("m").load()) for _ in range(4)]
-        flights = store.hot.flights._flights
+        flights = store._parts.hot.flights._flights
         pause = threading.Event()
         for _ in range(6000):
             if sum(len(flight.seats) for flight in list(flights.values())) == 3:
@@ -369,7 +369,7 @@ def test_a_leader_that_fails_lets_the_others_try_themselves(tiered: Tiered) -> N
     for result in results:
         if result is not None:
             equal(result, one)
-    assert store.hot.flights._flights == {}
+    assert store._parts.hot.flights._flights == {}
 
 
 def test_the_same_chunk_many_times_in_a_model(tiered: Tiered) -> None:
@@ -395,7 +395,7 @@ def test_every_read_is_recorded(tiered: Tiered) -> None:
     for _ in range(2):  # from durable tiers, then from the shared one
         tiered.heat.reads.clear()
         model.load()
-        assert store.hot.flush(60)
+        assert store._parts.hot.flush(60)
         assert {read.digest for read in tiered.heat.reads} == set(places)
         assert len(tiered.heat.reads) == len(places)
         for read in tiered.heat.reads:
@@ -411,7 +411,7 @@ def test_every_read_is_recorded(tiered: Tiered) -> None:
 def test_a_store_without_tiers_is_as_it_was(tmp_path: Path) -> None:
     blobs: BlobStore = MemoryStore("plain")
     with created(blobs, tmp_path) as store:
-        assert not store.hot
+        assert not store._parts.hot
         store.save("m", MODEL)
         equal(loaded(store), MODEL)
         model = store.load("m")

@@ -138,15 +138,15 @@ def test_profiles_take_the_first_that_exists(small: Store, tmp_path: Path) -> No
     with pytest.raises(InvalidName):
         small.load("m@1", profile="../x")
     mine = replace(settings(tmp_path), profile="edge", profiles={"edge": "cpu,full"})
-    node = Store(small.home.blobs, mine)
+    node = Store(small._parts.home.blobs, mine)
     assert [str(node.load(ref).version) for ref in ("m@1", "m@2")] == ["m@1+cpu", "m@2"]
 
 
 def test_a_gate_lets_nothing_worse_through(small: Store) -> None:
-    before = {info.key for info in small.home.blobs.list()}
+    before = {info.key for info in small._parts.home.blobs.list()}
     with pytest.raises(SourceError, match=r"above the gate of 0\.001; nothing was published"):
         tierstore.derive(small, "m@1", {"fp8": "e4m3"}, max_error=0.001)
-    assert {i.key for i in small.home.blobs.list() if not i.key.startswith("leases/")} == {
+    assert {i.key for i in small._parts.home.blobs.list() if not i.key.startswith("leases/")} == {
         key for key in before if not key.startswith("leases/")
     }
     assert tierstore.derive(small, "m@1", {"fp8": "e4m3"}, max_error=0.1).variant == "fp8-e4m3"
@@ -214,7 +214,7 @@ def record_of(store: Store, version: Version) -> VariantRecord:
 
 def stored(store: Store, version: Version) -> dict[str, bytes]:
     """What a variant holds, but for its record, whose sums may differ in the last bits."""
-    manifest = store.home.manifest(version.digest)
+    manifest = store._parts.home.manifest(version.digest)
     return {tensor.name: tensor.chunks for file in manifest.files for tensor in file.tensors}
 
 
@@ -236,7 +236,7 @@ def test_the_next_versions_variant_is_stored_as_deltas(
         assert second.stats.stored_bytes < 0.6 * first.stats.stored_bytes
         back = store.load(str(second), dequantize=True)
         assert np.abs(back["w"] - moved).max() < 0.03
-        store.home.blobs.delete([version_key(second.digest)])
+        store._parts.home.blobs.delete([version_key(second.digest)])
         third = tierstore.derive(store, "m@1", parameters)
         assert third.stats is not None
         assert third.stats.base is None, "what cannot be read is no base"
@@ -276,18 +276,18 @@ def test_a_cast_says_so_in_the_config(tmp_path: Path, key: str) -> None:
 def test_no_room_for_what_waits(tmp_path: Path) -> None:
     with created(MemoryStore(), tmp_path / "cache") as store:
         store.save("m", {"w": np.ones((2048, 2048), np.float32)})
-        before = {info.key for info in store.home.blobs.list("refs/")}
+        before = {info.key for info in store._parts.home.blobs.list("refs/")}
         with small_disk(tmp_path / "small", "2m", 2 << 20) as folder:
-            node = Store(store.home.blobs, replace(settings(folder), threads=1))
+            node = Store(store._parts.home.blobs, replace(settings(folder), threads=1))
             with pytest.raises(OutOfSpace, match="TIERSTORE_CACHE_DIR"):
                 tierstore.derive(node, "m", {"cast": "bf16"})
             node.close()
         (tmp_path / "file").write_text("")
-        node = Store(store.home.blobs, settings(tmp_path / "cache"))
-        node.settings = replace(node.settings, cache_dir=tmp_path / "file" / "x")
+        node = Store(store._parts.home.blobs, settings(tmp_path / "cache"))
+        node._parts.settings = replace(node._parts.settings, cache_dir=tmp_path / "file" / "x")
         with pytest.raises(BackendError, match="waits there"):
             tierstore.derive(node, "m", {"cast": "bf16"})
-        assert {info.key for info in store.home.blobs.list("refs/")} == before
+        assert {info.key for info in store._parts.home.blobs.list("refs/")} == before
 
 
 def test_lineage_is_a_tree(small: Store) -> None:
@@ -308,7 +308,7 @@ def test_lineage_is_a_tree(small: Store) -> None:
         ],
     )  # fmt: skip
     teacher = small.resolve("m@1").digest.raw
-    assert small.home.manifest(pupil.digest).lineage == (
+    assert small._parts.home.manifest(pupil.digest).lineage == (
         LineageEntry(relation="distilled-from", digest=teacher),
     )
     with pytest.raises(NotFound):

@@ -36,8 +36,8 @@ def opened(folder: Path, *tiers: TierSpec) -> Store:
     with init_store(folder / "store", chunk_size=MIB, tiers=tiers) as store:
         store.save("m", V1)
         store.save("m", V2)
-        store.hot.flush()
-        if store.hot.local is not None:
+        store._parts.hot.flush()
+        if store._parts.hot.local is not None:
             store.evict()  # what saving read of v1
     return open_store(folder / "store")
 
@@ -80,12 +80,12 @@ def test_the_next_version_costs_what_it_changed(store: Store) -> None:
 
 def test_a_warm_up_pushes_others_out_but_never_itself(tmp_path: Path) -> None:
     with opened(tmp_path, hot_spec(tmp_path, 11 * MIB)) as store:
-        assert store.hot.local is not None
+        assert store._parts.hot.local is not None
         for ref, other in (("m@2", "m@1"), ("m@1", "m@2")):
             assert store.warmup(ref).resident
             assert fetched(store, ref) == 0
-            assert store.hot.local.usage().used_bytes <= 11 * MIB
-            assert store.hot.local.usage().pinned_bytes == 0
+            assert store._parts.hot.local.usage().used_bytes <= 11 * MIB
+            assert store._parts.hot.local.usage().pinned_bytes == 0
             store.evict(other)
 
 
@@ -93,8 +93,8 @@ def test_what_is_larger_than_the_tier_is_refused_at_once(tmp_path: Path) -> None
     with opened(tmp_path, hot_spec(tmp_path, 4 * MIB)) as store:
         with pytest.raises(OutOfSpace, match="holds at most"):
             store.warmup("m@1")
-        assert store.hot.local is not None
-        assert store.hot.local.usage().objects == 0
+        assert store._parts.hot.local is not None
+        assert store._parts.hot.local.usage().objects == 0
 
 
 def test_eviction_frees_a_version_or_all(store: Store) -> None:
@@ -105,8 +105,8 @@ def test_eviction_frees_a_version_or_all(store: Store) -> None:
     look = store.warming.look(store.resolve("m@2"), "hot")
     assert look.missing_bytes == V1["kept"].nbytes  # it was of both
     assert store.evict() > 0
-    assert store.hot.local is not None
-    assert store.hot.local.usage().objects == 0
+    assert store._parts.hot.local is not None
+    assert store._parts.hot.local.usage().objects == 0
     equal(store.load("m@1").load(), V1)
 
 
@@ -137,13 +137,13 @@ def test_a_pin_of_another_node_is_heard_of(tmp_path: Path) -> None:
         other.close()
     with open_store(tmp_path / "store") as store:
         store.load("m@2")  # the first load of a process looks for pins, and then every minute does
-        local = store.hot.local
+        local = store._parts.hot.local
         assert local is not None
         until = time.monotonic() + 30
         while local.usage().pinned_bytes < SIZE[1]:
             assert time.monotonic() < until, "the pin was never heard of"
             time.sleep(0.01)
-        Pins(store.home.blobs).remove(store.resolve("m@1").digest)
+        Pins(store._parts.home.blobs).remove(store.resolve("m@1").digest)
         store._hot_pins.sync()
         assert local.usage().pinned_bytes == 0
 
@@ -155,7 +155,7 @@ def test_home_that_cannot_be_asked_for_pins_changes_none(store: Store) -> None:
     def down(prefix: str = "") -> Iterator[object]:
         raise Unreachable("no answer")
 
-    blobs = store.home.blobs
+    blobs = store._parts.home.blobs
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blobs, "list", down)
         with pytest.raises(Unreachable):

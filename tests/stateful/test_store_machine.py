@@ -115,11 +115,11 @@ class StoreMachine(RuleBasedStateMachine):
         with contextlib.suppress(Crashed, OutOfSpace, Unreachable):
             opened(faulty, self.root / "cache").save(model, content, alias=alias)
         before = len(self.versions.get(model, []))
-        log = self.store.home.log(model).last()
+        log = self.store._parts.home.log(model).last()
         if (log.seq if log else 0) > before:
             self._saved(model, content, None)
             if alias is not None:
-                last = self.store.home.log(model, f"alias/{alias}").last()
+                last = self.store._parts.home.log(model, f"alias/{alias}").last()
                 if last is not None and last.version == before + 1:
                     self._point(model, alias, before + 1)
 
@@ -151,7 +151,7 @@ class StoreMachine(RuleBasedStateMachine):
         with contextlib.suppress(Crashed, Conflict):  # or the chain is full
             dying = opened(FaultyStore(self.blobs, crash_after=after), self.root / "cache")
             dying.patch(ref, changes, fold=False)
-        last = self.store.home.log(model).last()
+        last = self.store._parts.home.log(model).last()
         if last is not None and last.seq > len(own):
             self._saved(model, content, None)
 
@@ -268,7 +268,7 @@ class StoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         known = {model for model, versions in self.versions.items() if versions}
-        assert {m for m in self.store.models() if self.store.home.log(m).last()} == known
+        assert {m for m in self.store.models() if self.store._parts.home.log(m).last()} == known
         for model in known:
             numbers = [version.number for version in self.store.versions(model)]
             assert numbers == list(range(len(self.versions[model]), 0, -1))

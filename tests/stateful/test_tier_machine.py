@@ -143,7 +143,7 @@ class TierMachine(RuleBasedStateMachine):
         )  # fmt: skip
 
     def placement(self, store: Store) -> Placement:
-        return Placement(store.home, store.pins, lambda: self.heat)
+        return Placement(store._parts.home, store.pins, lambda: self.heat)
 
     def packs(self, name: str) -> set[bytes]:
         listed = self.inner[name].list("packs/")
@@ -177,7 +177,7 @@ class TierMachine(RuleBasedStateMachine):
     def save_and_be_killed(self, seed: int, change: int, after: int) -> None:
         with contextlib.suppress(Crashed, BackendError):
             self.open(after).save("m", content(seed, change))
-        last = self.store.home.log("m").last()
+        last = self.store._parts.home.log("m").last()
         if last is not None and last.seq > len(self.versions):
             self.versions.append(content(seed, change))
 
@@ -197,7 +197,7 @@ class TierMachine(RuleBasedStateMachine):
             keys = [f"packs/{pack.hex()[:2]}/{pack.hex()}" for pack in self.packs_of(number)]
             good = [any(self._good(name, key) for name in asked) for key in keys]
             assert not all(good), "a tier that answers has a good copy"
-        self.store.hot.flush(10)
+        self.store._parts.hot.flush(10)
         self._hold()
 
     # Moving
@@ -323,7 +323,7 @@ class TierMachine(RuleBasedStateMachine):
 
     def _chunks(self, number: int) -> list[bytes]:
         digest = self.store.resolve(f"m@{number}").digest
-        return list(dict.fromkeys(chunks_of(self.store.home.manifest(digest))))
+        return list(dict.fromkeys(chunks_of(self.store._parts.home.manifest(digest))))
 
     def _hold(self) -> None:
         """What is pinned and has arrived where it is kept must stay there."""

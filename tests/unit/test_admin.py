@@ -216,11 +216,11 @@ def test_doctor(store: tierstore.Store, tmp_path: Path) -> None:
 def test_a_store_that_fails_has_a_diagnosis(
     store: tierstore.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = FaultyStore(store.home.blobs, lambda op, key, n: Unreachable("no answer"))
-    monkeypatch.setattr(store.home, "blobs", broken)
+    broken = FaultyStore(store._parts.home.blobs, lambda op, key, n: Unreachable("no answer"))
+    monkeypatch.setattr(store._parts.home, "blobs", broken)
     found = store.admin.doctor()
     assert found.store is not None
     assert str(found.store.error) == "no answer"
     assert found.store.put_if_absent is None
-    assert found.store.store_id == store.home.config.store_id
+    assert found.store.store_id == store._parts.home.config.store_id
     assert found.tiers == ()

@@ -320,10 +320,10 @@ def test_a_store_with_an_unknown_write_feature_is_read_but_not_written(
 ) -> None:
     for number in (1, 2):
         store.alias("m", "prod", f"m@{number}")
-    blobs = store.home.blobs
+    blobs = store._parts.home.blobs
     config = StoreConfig(store_id="0" * 32, features=Features(write=["later"]))
     blobs.put("config.json", encode_config(config))
-    again = Store(blobs, store.settings)
+    again = Store(blobs, store._parts.settings)
     before = [info.key for info in blobs.list("refs/")]
     with pytest.raises(UnsupportedFormat, match="'later'"):
         WRITES[write](again)

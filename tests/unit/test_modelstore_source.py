@@ -187,7 +187,7 @@ def test_a_hostile_header_is_refused_and_names_its_file(
     with pytest.raises(InvalidSafetensors, match=r"z\.safetensors.*nothing was saved"):
         store.save("m", model)
     assert store.models() == []
-    assert not list(store.home.blobs.list("packs/"))
+    assert not list(store._parts.home.blobs.list("packs/"))
 
 
 # Changes while a source is read: a hook runs before the n-th read

@@ -186,13 +186,13 @@ def diagnose(store: Store) -> Diagnosis:
     found = StoreHealth(store.url)
     tiers: tuple[TierHealth, ...] = ()
     try:
-        own = store.home.config
+        own = store._parts.home.config
         every = (own.features.read, own.features.write, own.features.gc)
         found = replace(
             found, format=own.format, store_id=own.store_id, chunk_bytes=own.chunk_size,
             features=tuple(sorted({name for names in every for name in names})),
         )  # fmt: skip
-        tried = probe(store.home.blobs)
+        tried = probe(store._parts.home.blobs)
         found = replace(found, put_if_absent=tried.put_if_absent, clock_skew_s=tried.clock_skew_s)
         tiers = tuple(examine_tiers(store))
     except TierstoreError as error:

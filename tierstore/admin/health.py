@@ -42,7 +42,7 @@ class TierHealth:
 
 def examine_tiers(store: Store) -> list[TierHealth]:
     """Try every tier of a store and look at what it lies on."""
-    node, own = config.node_config(), store.home.config.store_id
+    node, own = config.node_config(), store._parts.home.config.store_id
     found = []
     for spec in store.tiers():
         place = placed(spec, node, own)
@@ -59,7 +59,7 @@ def examine_tiers(store: Store) -> list[TierHealth]:
 def _examined(store: Store, place: Place) -> TierHealth:
     spec = place.spec
     if spec.role in DURABLE:
-        (tier,) = (tier for tier in store.home.packs.tiers if tier.name == spec.name)
+        (tier,) = (tier for tier in store._parts.home.packs.tiers if tier.name == spec.name)
         tier.verify()
         prove(tier.store)
         disk = disk_of(spec)
@@ -70,7 +70,9 @@ def _examined(store: Store, place: Place) -> TierHealth:
             raise NotFound(f"there is no directory {hot_directory(spec)}")
         with open_tier(place) as blobs:
             prove(blobs)
-        used = store.hot.local.usage().used_bytes if store.hot.local is not None else 0
+        used = (
+            store._parts.hot.local.usage().used_bytes if store._parts.hot.local is not None else 0
+        )
         return TierHealth(spec, disk=disk, problems=_hot_problems(spec, disk, used))
     with open_tier(place) as blobs:
         prove(blobs)
@@ -106,7 +108,7 @@ def _hot_problems(spec: TierSpec, disk: Disk, used: int) -> tuple[str, ...]:
 
 def _above(store: Store, limit: int) -> Sequence[str]:
     """How many frames a cache leaves to the other tiers because they are too large for it."""
-    sizes = frame_sizes(store.home)
+    sizes = frame_sizes(store._parts.home)
     above = [size for size in sizes if size > limit]
     if not above:
         return []

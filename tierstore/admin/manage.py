@@ -76,14 +76,16 @@ def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
             changed the tiers at the same time.
         BackendError: it cannot be written to, read or cleaned.
     """
-    spec, own = canonical(spec), store.home.config.store_id
+    spec, own = canonical(spec), store._parts.home.config.store_id
     check_tier(spec)
     known = store.tiers()
     added(known, spec)  # before anything is written: the name may be taken
     with proved([spec], store.url, own):
         claim_tiers([spec], own, [tier.name for tier in known])
         try:
-            return TierLog(store.home.blobs).change(lambda tiers: added(tiers, spec), message)
+            return TierLog(store._parts.home.blobs).change(
+                lambda tiers: added(tiers, spec), message
+            )
         except Conflict:
             if all(tier.name != spec.name for tier in store.tiers()):  # nobody else added it
                 release_tiers([spec], own)
@@ -144,12 +146,12 @@ def _change(store: Store, old: TierSpec, message: str, **fields: Any) -> TierSpe
     fields = {field: getattr(new, field) for field in fields}
     check_tier(new)
     if any(getattr(old, field) != getattr(new, field) for field in _PLACE):
-        own = store.home.config.store_id
+        own = store._parts.home.config.store_id
         with proved([new], store.url, own), named(name):
             if new.role in DURABLE:
                 with open_tier(placed(new, config.node_config(), own)) as there:
                     verify(there, name, own)
-    log = TierLog(store.home.blobs)
+    log = TierLog(store._parts.home.blobs)
     return find(log.change(lambda tiers: changed(tiers, name, **fields), message).tiers, name)
 
 
@@ -170,8 +172,8 @@ def contents(store: Store, name: str) -> Holding:
             f"tier {name!r} holds copies only: there is nothing to drain; "
             f"'tierstore tier rm {name}' removes it"
         )
-    store.home.packs.refresh()
-    return holding(store.home.packs.tiers, name)
+    store._parts.home.packs.refresh()
+    return holding(store._parts.home.packs.tiers, name)
 
 
 def drain_tier(store: Store, name: str, message: str = "") -> None:
@@ -256,17 +258,17 @@ def remove_tier(
         Unreachable: a durable tier cannot be asked what it holds.
     """
     spec = find(store.tiers(), name)
-    log = TierLog(store.home.blobs)
+    log = TierLog(store._parts.home.blobs)
     if spec.role not in DURABLE:
         log.change(lambda tiers: removed(tiers, name), message)
         return Removed(spec, None)
-    with HeldLease(store.home.blobs) as lease:  # a mover may be dropping what this tier has
+    with HeldLease(store._parts.home.blobs) as lease:  # a mover may be dropping what this tier has
         left = _left(store, spec, force, waiting, lease.keep)
         lease.check()
         log.change(lambda tiers: removed(tiers, name), message)
     if left is not None:
         # a writer with the old list sees by this that its pack went to the wrong place
-        release_tiers([spec], store.home.config.store_id)
+        release_tiers([spec], store._parts.home.config.store_id)
     return Removed(spec, left)
 
 
@@ -296,8 +298,8 @@ def _left(
         keep()
         waiting(who)
 
-    _wait_for_saves(store.home.blobs, waits)
-    found = holding(store.home.packs.tiers, spec.name)
+    _wait_for_saves(store._parts.home.blobs, waits)
+    found = holding(store._parts.home.packs.tiers, spec.name)
     if found.only:
         packs = "1 pack" if len(found.only) == 1 else f"{len(found.only)} packs"
         raise Conflict(
@@ -308,8 +310,8 @@ def _left(
 
 
 def _durable(store: Store, name: str) -> DurableTier:
-    store.home.packs.refresh()
-    return next(tier for tier in store.home.packs.tiers if tier.name == name)
+    store._parts.home.packs.refresh()
+    return next(tier for tier in store._parts.home.packs.tiers if tier.name == name)
 
 
 def _wait_for_saves(home: BlobStore, waiting: Callable[[Sequence[str]], None]) -> None:

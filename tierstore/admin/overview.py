@@ -87,11 +87,11 @@ class Overview:
 def overview(store: Store, window_s: float = WINDOW_S) -> Overview:
     """What the processes of this node that read this store did; reads local files only."""
     now = time.time()
-    folder = activity_folder(store.settings, store.home.config.store_id)
+    folder = activity_folder(store._parts.settings, store._parts.home.config.store_id)
     seen = list(activities(folder, now - window_s))
     roles: dict[str, Role | Literal["home"]] = {}
-    if store.hot.local is not None:  # it may be one that only this node's file knows
-        roles[store.hot.local.name] = "hot"
+    if store._parts.hot.local is not None:  # it may be one that only this node's file knows
+        roles[store._parts.hot.local.name] = "hot"
     roles |= {spec.name: spec.role for spec in store.tiers()}
     roles[HOME_NAME] = "home"
     tiers = [_summed(name, role, seen, now) for name, role in roles.items()]
@@ -149,7 +149,7 @@ class Leaders:
 
     def _leader(self, pack: bytes, heat: float, versions: Sequence[str]) -> Leader:
         size, tiers = None, []
-        for tier in self._store.home.packs.tiers:
+        for tier in self._store._parts.home.packs.tiers:
             try:
                 size = tier.store.info(pack_key(pack)).size
                 tiers.append(tier.name)

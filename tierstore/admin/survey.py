@@ -48,9 +48,9 @@ def survey(store: Store) -> list[TierReport]:
 
     Durable tiers are listed, and so is a Redis: the larger they are the longer it takes.
     """
-    store.home.packs.refresh()
-    pinned = {pack_key(pack) for pack in pinned_packs(store.pins, PackGraph(store.home))}
-    node, own = config.node_config(), store.home.config.store_id
+    store._parts.home.packs.refresh()
+    pinned = {pack_key(pack) for pack in pinned_packs(store.pins, PackGraph(store._parts.home))}
+    node, own = config.node_config(), store._parts.home.config.store_id
     reports = []
     for spec in store.tiers():
         place = placed(spec, node, own)
@@ -74,7 +74,7 @@ def _held(store: Store, place: Place, pinned: Collection[str]) -> TierReport:
 
 
 def _durable(store: Store, spec: TierSpec, pinned: Collection[str]) -> TierReport:
-    (tier,) = (tier for tier in store.home.packs.tiers if tier.name == spec.name)
+    (tier,) = (tier for tier in store._parts.home.packs.tiers if tier.name == spec.name)
     packs = packs_of(tier)
     stay = sum(size for key, size in packs.items() if key in pinned) if spec.role == "warm" else 0
     return TierReport(
@@ -83,7 +83,7 @@ def _durable(store: Store, spec: TierSpec, pinned: Collection[str]) -> TierRepor
 
 
 def _hot(store: Store, spec: TierSpec) -> TierReport:
-    local = store.hot.local
+    local = store._parts.hot.local
     if local is None:  # a tier that drains is not used
         return TierReport(spec, quota=spec.size)
     usage = local.usage()

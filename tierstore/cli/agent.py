@@ -108,11 +108,11 @@ def _following(store: Store, refs: list[str], resume: bool) -> Following:
 
     for ref in refs:
         ModelRef.parse(ref)
-    if (refs or resume) and store.hot.local is None:
+    if (refs or resume) and store._parts.hot.local is None:
         raise UsageError(
             "this node has no hot tier to keep anything in: see 'tierstore tier example'"
         )
-    path = settings_from().cache_dir / store.home.config.store_id / "served.json"
+    path = settings_from().cache_dir / store._parts.home.config.store_id / "served.json"
     served = Served(path)
     return Following(store, refs or (list(served.refs()) if resume else []), served)
 

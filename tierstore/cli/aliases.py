@@ -48,14 +48,14 @@ def log(
 
     with cli.open() as store:
         if ref is None:
-            _show_history(cli, whole_history(store.home, limit))
+            _show_history(cli, whole_history(store._parts.home, limit))
             return
         parsed = ModelRef.parse(ref)
         if any(one is not None for one in (parsed.number, parsed.prefix, parsed.release)):
             raise UsageError(f"{parsed} is one version: give MODEL or MODEL@ALIAS")
         if parsed.variant is None:
             store.resolve(parsed.model)  # says what does not exist
-        entries = list(islice(history_of(store.home, parsed), limit))
+        entries = list(islice(history_of(store._parts.home, parsed), limit))
     data = schemas.Log(
         model=parsed.model, alias=parsed.alias, variant=parsed.variant,
         entries=[_entry_json(one) for one in entries],

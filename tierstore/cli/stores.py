@@ -72,7 +72,7 @@ def init(
             url if url is not None else cli.url, chunk_size=parse_size(chunk_size), tiers=tiers
         ) as store,
     ):
-        config = store.home.config
+        config = store._parts.home.config
         data = tier_schemas.Init(
             url=store.url, store_id=config.store_id, chunk_bytes=config.chunk_size,
             tiers=[tier_json(tier) for tier in store.tiers()],

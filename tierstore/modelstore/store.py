@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -53,6 +54,29 @@ if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.placing.placing import Placement
 
 
+@dataclass(slots=True)
+class Parts:
+    """What a store is made of, for the floors above it: ``store._parts``.
+
+    Nothing of this is part of the public API: it may be another with every version.
+
+    Attributes:
+        home: Reads and writes the store's metadata, and knows the durable tiers.
+        hot: The hot tiers of this process.
+        settings: What the store may use of the machine.
+        recorder: Counts what is read; ``None`` where nothing is counted.
+        saving: Runs saves that are no plain ``save``: of variants and uploads.
+        rebasing: Rebases versions; remembers which it has looked at.
+    """
+
+    home: Home
+    hot: HotTiers
+    settings: Settings
+    recorder: HeatRecorder | None
+    saving: Saving
+    rebasing: Rebasing
+
+
 class Store:
     """A store of models. Get one from ``tierstore.init`` or ``tierstore.open``.
 
@@ -75,21 +99,21 @@ class Store:
 
         ``heat`` counts what is read; without it nothing is counted.
         """
-        self._blobs, self.settings = blobs, settings
-        self.home = Home(blobs, packs, config)
-        self.hot = hot if hot is not None else HotTiers()
-        self.recorder = heat
-        self._hot_pins = HotPins(self.home, self.hot.local)
-        self._upkeep = Upkeep(upkeep_tasks(self.hot, heat, self._hot_pins.sync))
-        cache = settings.cache_dir / self.home.config.store_id / "index.sqlite"
-        self._index = ChunkIndex(blobs, cache)
+        self._blobs = blobs
+        home = Home(blobs, packs, config)
+        hot = hot if hot is not None else HotTiers()
+        self._hot_pins = HotPins(home, hot.local)
+        self._upkeep = Upkeep(upkeep_tasks(hot, heat, self._hot_pins.sync))
+        self._index = ChunkIndex(blobs, settings.cache_dir / home.config.store_id / "index.sqlite")
         self._lease = ReaderLease(blobs)
-        self._names = Names(self.home, settings.node, settings.labels)
-        self._opener = Opener(self.home, settings, self.hot)
-        self.saving = Saving(self.home, self._index, self._opener, self.resolve, settings.threads)
-        """Saves that are no plain ``save``: what variants and uploads are published with."""
+        self._names = Names(home, settings.node, settings.labels)
+        self._opener = Opener(home, settings, hot)
+        saving = Saving(home, self._index, self._opener, self.resolve, settings.threads)
+        rebasing = Rebasing(home, self._index, self._opener.open_full)
+        self._parts = Parts(home, hot, settings, heat, saving, rebasing)
+        """What the store is made of; for the code of tierstore alone, see ``Parts``."""
+        self._patching = Patching(home, self._names, self._opener, saving, self._lease)
         self._services: dict[str, Any] = {}
-        self._patching = Patching(self.home, self._names, self._opener, self.saving, self._lease)
 
     @property
     def url(self) -> str:
@@ -99,7 +123,7 @@ class Store:
     @property
     def node(self) -> str:
         """This node's name."""
-        return self.settings.node
+        return self._parts.settings.node
 
     def __repr__(self) -> str:
         return f"<Store {self.url}>"
@@ -113,17 +137,12 @@ class Store:
     @property
     def rollouts(self) -> Rollouts:
         """Staged rollouts: aliases that move from version to version, share by share."""
-        return self._once("rollouts", lambda: Rollouts(self.home))
+        return self._once("rollouts", lambda: Rollouts(self._parts.home))
 
     @property
     def releases(self) -> Releases:
         """Releases: versions of several models behind one switch."""
         return self._once("releases", lambda: Releases(self._names))
-
-    @property
-    def rebasing(self) -> Rebasing:
-        """What ``rebase`` is made of, and what an agent runs over all versions."""
-        return Rebasing(self.home, self._index, self._opener.open_full)
 
     @property
     def pins(self) -> Pins:
@@ -135,7 +154,9 @@ class Store:
         """What is in hot tiers; brings versions there, and out again."""
         return self._once(
             "warming",
-            lambda: Warming(self.hot, self._hot_pins, self._opener.open, self.settings),
+            lambda: Warming(
+                self._parts.hot, self._hot_pins, self._opener.open, self._parts.settings
+            ),
         )
 
     @property
@@ -144,7 +165,7 @@ class Store:
         from tierstore.modelstore.placing.placing import Placement
 
         return self._once(
-            "placement", lambda: Placement(self.home, self.pins, lambda: self.heat().packs())
+            "placement", lambda: Placement(self._parts.home, self.pins, lambda: self.heat().packs())
         )
 
     def __enter__(self) -> Self:
@@ -162,11 +183,11 @@ class Store:
         """End leases and close files; models loaded from here can no longer be read for sure."""
         self._lease.close()
         self._upkeep.close(_CLOSE_S)
-        self.hot.close()
-        if self.recorder is not None:
-            self.recorder.flush()
+        self._parts.hot.close()
+        if self._parts.recorder is not None:
+            self._parts.recorder.flush()
         self._index.close()
-        self.home.close()
+        self._parts.home.close()
         self._blobs.close()
 
     def save(
@@ -215,10 +236,10 @@ class Store:
             lineage = [LineageEntry(relation=DISTILLED_FROM, digest=teacher.raw)]
         files = open_source(source, metadata=metadata, exclude=exclude)
         try:
-            basis = self.saving.basis(files, base, model)
+            basis = self._parts.saving.basis(files, base, model)
             with (
                 reported(progress, f"saving {model}") as told,
-                self.saving.begin(basis, progress=told) as writer,
+                self._parts.saving.begin(basis, progress=told) as writer,
             ):
                 entry = self._names.publish(model, writer.write(files, lineage), message)
         finally:
@@ -293,7 +314,7 @@ class Store:
         """The version or variant that ``load`` would open now; arguments and errors are its."""
         if isinstance(ref, Version):
             return ref
-        return self._names.prefer(self.resolve(ref), self.settings.preference(profile))
+        return self._names.prefer(self.resolve(ref), self._parts.settings.preference(profile))
 
     def variants(self, ref: str | Version) -> list[Version]:
         """The lossy variants of a version, the newest of each name; see ``tierstore.derive``."""
@@ -317,7 +338,7 @@ class Store:
 
     def models(self) -> list[str]:
         """The names of all models, sorted."""
-        return self.home.models()
+        return self._parts.home.models()
 
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
         """The versions of a model, newest first; ``NotFound`` when there is no such model."""
@@ -368,7 +389,7 @@ class Store:
             refuse_release(version)
         from tierstore.modelstore.care.compare import compare
 
-        return compare(self.home, *versions)
+        return compare(self._parts.home, *versions)
 
     def patch(
         self,
@@ -448,7 +469,7 @@ class Store:
             above: bytes fetched for a delta and its bases, for each of a standalone frame, from
                 which on it is replaced; 1 replaces every delta.
         """
-        return self.rebasing.version(self._leased(self.resolve(ref)), above)
+        return self._parts.rebasing.version(self._leased(self.resolve(ref)), above)
 
     def warmup(
         self, ref: str | Version, *, tier: str = HOT, progress: Progress | bool | None = None
@@ -464,8 +485,8 @@ class Store:
 
     def heat(self) -> HeatView:
         """How often chunks and packs were read of late, by all nodes that share this store."""
-        self.hot.drain()
-        return NO_HEAT if self.recorder is None else self.recorder.view()
+        self._parts.hot.drain()
+        return NO_HEAT if self._parts.recorder is None else self._parts.recorder.view()
 
     def usage(self, model: str | None = None) -> Usage:
         """Logical, unique and stored bytes, and what dedup, codec and delta saved."""
@@ -473,7 +494,7 @@ class Store:
         every = {name: [*self.versions(name), *self.all_variants(name)] for name in names}
         from tierstore.modelstore.care.compare import measure
 
-        return measure(self.home, every)
+        return measure(self._parts.home, every)
 
     def check(
         self, *, read_data: bool = False, progress: Progress | bool | None = None
@@ -483,5 +504,5 @@ class Store:
 
         with reported(progress, "checking") as told:
             return check_store(
-                self.home, read_data=read_data, settings=self.settings, progress=told
+                self._parts.home, read_data=read_data, settings=self._parts.settings, progress=told
             )

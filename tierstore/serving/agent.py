@@ -65,7 +65,7 @@ class Agent:
         self._store, self._every_s, self._budget = store, every_s, budget
         self.stop = stop or threading.Event()
         self.stats = AgentStats()
-        self._placement, self._rebasing = store.placement, store.rebasing
+        self._placement, self._rebasing = store.placement, store._parts.rebasing
         self._newest: dict[str, int] = {}
 
     @property

@@ -116,7 +116,7 @@ class Follower:
         self._store, self._ref, self._on_ready = store, ref, on_ready
         self._model_name = ModelRef.parse(ref).model
         self._profile, self._poll_s = profile, poll_s
-        self._warm = warm and store.hot.local is not None
+        self._warm = warm and store._parts.hot.local is not None
         self._reads = read
         self._current = _Current(status=Status(ref))
         self._refused: _Refused | None = None
@@ -125,7 +125,7 @@ class Follower:
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._run, name="tierstore-follow", daemon=True)]
-        if store.home.news is not None:
+        if store._parts.home.news is not None:
             self._threads.append(
                 threading.Thread(target=self._listen, name="tierstore-listen", daemon=True)
             )
@@ -270,7 +270,7 @@ class Follower:
         alias = ModelRef.parse(self._ref).alias
         entry = None
         if alias is not None:
-            entry = self._store.home.log(self._model_name, ALIASES + alias).last()
+            entry = self._store._parts.home.log(self._model_name, ALIASES + alias).last()
         return version.created.timestamp() if entry is None else entry.time_us / 1e6
 
     def _failed(self, error: Exception) -> None:
@@ -295,7 +295,7 @@ class Follower:
     # News
 
     def _listen(self) -> None:
-        news = self._store.home.news
+        news = self._store._parts.home.news
         assert news is not None
         pause = _RETRY_S
         while not self._stopped.is_set():

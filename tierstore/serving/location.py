@@ -92,7 +92,7 @@ def _shortest_model(store: Store, rest: str) -> tuple[str, str]:
         return rest, ""
     for count in range(1, len(parts) + 1):
         name = "/".join(parts[:count])
-        if ModelRef.parse(name) and store.home.log(name).last() is not None:
+        if ModelRef.parse(name) and store._parts.home.log(name).last() is not None:
             return name, "/".join(parts[count:])
     raise NotFound(f"there is no model {rest[:200]!r}; 'tierstore ls' lists them")
 

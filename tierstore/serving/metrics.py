@@ -76,9 +76,9 @@ class TierSample:
 
 def samples(store: Store) -> list[TierSample]:
     """The tiers of an open store, the fastest first."""
-    durable = [TierSample(t.name, t.role, t.stats) for t in store.home.packs.tiers]
-    shared = [TierSample(t.name, "shared", t.stats) for t in store.hot.shared]
-    local = store.hot.local
+    durable = [TierSample(t.name, t.role, t.stats) for t in store._parts.home.packs.tiers]
+    shared = [TierSample(t.name, "shared", t.stats) for t in store._parts.hot.shared]
+    local = store._parts.hot.local
     own = [] if local is None else [TierSample(local.name, "hot", local.stats)]
     return [*own, *shared, *durable]
 

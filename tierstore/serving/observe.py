@@ -76,7 +76,7 @@ class _Observed:
             for one in samples(store):
                 name = one.name
                 if (name, one.role) in found:  # of another store in this process
-                    name = f"{name}@{store.home.config.store_id[:8]}"
+                    name = f"{name}@{store._parts.home.config.store_id[:8]}"
                 found[name, one.role] = TierSample(name, one.role, one.stats)
         return list(found.values())
 
@@ -119,7 +119,7 @@ def open_store(url: str | os.PathLike[str] | None = None) -> stores.Store:
 
 def heat_counters(stores: Iterable[Store]) -> dict[str, float]:
     """How often heat was handed over to all nodes, and of how many chunks and packs."""
-    stats = [store.recorder.stats for store in stores if store.recorder is not None]
+    stats = [store._parts.recorder.stats for store in stores if store._parts.recorder is not None]
     return {
         "heat_flushes": sum(one.flushes for one in stats),
         "heat_flush_failures": sum(one.failures for one in stats),

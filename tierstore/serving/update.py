@@ -92,7 +92,7 @@ def read_update(
     if read:
         if before is not None:
             tensors |= {name: before.tensors[name] for name in model if name not in changed}
-        if before is not None and patches is not None and store.hot.local is None:
+        if before is not None and patches is not None and store._parts.hot.local is None:
             tensors |= _laid_over(before, changed, patches)
             costs += [patch.stats for patch in patches if patch.stats is not None]
         else:

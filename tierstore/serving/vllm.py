@@ -95,7 +95,7 @@ def local_files(model: Model, store: str | None = None) -> Path:
         model: the version.
         store: URL of its store; by default the configured one.
     """
-    store_id = open_shared(store).home.config.store_id
+    store_id = open_shared(store)._parts.home.config.store_id
     target = config.settings_from().cache_dir / store_id / "files" / model.version.digest.hex
     if not target.is_dir():
         fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")

@@ -144,7 +144,7 @@ def derive(
                          f"{version.number}")  # fmt: skip
     model = store.load(f"{version.model}@{version.number}", profile=FULL)
     with (
-        Spool(store.settings.cache_dir) as spool,
+        Spool(store._parts.settings.cache_dir) as spool,
         reported(progress, f"deriving {label} of {version}") as told,
     ):
         work = _Work(method, kept, spool, told, model.nbytes)
@@ -180,17 +180,17 @@ def _publish(
 ) -> Version:
     files = sorted(files, key=lambda file: file.path)
     lineage = [LineageEntry(relation=DERIVED_FROM, digest=version.digest.raw)]
-    basis = store.saving.basis(files, _newest_of(store, version.model, label), version.model)
-    with store.saving.begin(basis) as writer:
+    basis = store._parts.saving.basis(files, _newest_of(store, version.model, label), version.model)
+    with store._parts.saving.begin(basis) as writer:
         digest = writer.write(files, lineage)
-        log = store.home.log(version.model, VARIANTS + label)
+        log = store._parts.home.log(version.model, VARIANTS + label)
         entry = log.append("derive", lambda _: (version.number, digest.hex, None), message)
     return version_of(version.model, entry, writer.stats(), label)
 
 
 def _newest_of(store: Store, model: str, label: str) -> str | None:
     """The newest variant of this name, of any version: a base of deltas, unless it is damaged."""
-    last = store.home.log(model, VARIANTS + label).last()
+    last = store._parts.home.log(model, VARIANTS + label).last()
     if last is None:
         return None
     try:

@@ -44,7 +44,7 @@ def lineage(store: Store, ref: str | Version) -> list[Node]:
         if version.digest.raw in parents:
             continue
         try:
-            manifest = store.home.manifest(version.digest)
+            manifest = store._parts.home.manifest(version.digest)
         except (Damaged, NotFound, UnsupportedFormat):
             parents[version.digest.raw] = []
             continue

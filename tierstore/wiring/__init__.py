@@ -135,7 +135,7 @@ def _store(kind: type[_S], blobs: BlobStore) -> _S:
         folder = activity_folder(settings, own.store_id)
         hot.activity = Activity(folder, lambda: counters(packs, hot))
         store = kind(blobs, settings, packs=packs, hot=hot, heat=heat, config=own)
-        store.home.news = tiers.news()
+        store._parts.home.news = tiers.news()
         return store
     except BaseException:
         blobs.close()

@@ -103,8 +103,8 @@ def make_app(
 
     def health(request: Request) -> Response:
         """Whether the store answers."""
-        read_config(store.home.blobs)
-        return JSONResponse({"status": "ok", "store": store.home.config.store_id})
+        read_config(store._parts.home.blobs)
+        return JSONResponse({"status": "ok", "store": store._parts.home.config.store_id})
 
     def page(request: Request) -> Response:
         """What this gateway has done, for Prometheus."""

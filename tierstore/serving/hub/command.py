@@ -47,7 +47,7 @@ def serve(
     except ImportError as error:
         raise ConfigError(f"the gateway needs {error.name}: pip install 'tierstore[hub]'") from None
     cache = config.settings_from().cache_dir
-    folder = spool or cache / store.home.config.store_id / "uploads"
+    folder = spool or cache / store._parts.home.config.store_id / "uploads"
     app = make_app(store, folder, tokens=tokens, metrics=_metrics(store))
     where = listen(host, port)
     shown = f"[{host}]" if ":" in host else host

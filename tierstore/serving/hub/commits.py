@@ -144,7 +144,7 @@ class Committer:
                 was not uploaded.
             Conflict: the name is a release's, or another model's but for case.
         """
-        names = Names(self._store.home, self._store.node, {})
+        names = Names(self._store._parts.home, self._store.node, {})
         names.check_new(model, None)
         for _ in range(8):
             parent = self._head(model, branch)
@@ -184,20 +184,20 @@ class Committer:
         files = sorted(self._files(model, before, asked), key=lambda file: file.path)
         if not files:
             raise HubError(400, "a commit must leave at least one file")
-        newest = self._store.home.log(model).last()
+        newest = self._store._parts.home.log(model).last()
         message = f"{asked.message} ({who})" if who else asked.message
         pointed = branch != MAIN or any(a.name == MAIN for a in self._store.aliases(model))
         was = parent.number if parent is not None else None
 
         def append(digest: Digest) -> RefEntry:
             if parent is not None and digest == parent.digest:  # nothing changed
-                return self._store.home.log(model).entry(parent.number)
+                return self._store._parts.home.log(model).entry(parent.number)
             if pointed:
                 names.check_movable(model, branch, was)
             return names.publish(model, digest, message, newest.seq if newest else 0)
 
         try:
-            saving = self._store.saving
+            saving = self._store._parts.saving
             with saving.begin(saving.basis(files, "auto", model)) as writer:
                 entry = append(writer.write(files))
         finally:
@@ -234,7 +234,7 @@ class Committer:
     def _kept(self, model: str, holder: Model, path: str, as_path: str) -> SourceFile:
         view = holder.open_file(path)
         kept = reused_file(view, as_path)
-        if kept is not None and holder.manifest.chunk_size == self._store.home.config.chunk_size:
+        if kept is not None and holder.manifest.chunk_size == self._store._parts.home.config.chunk_size:
             return kept
         # it has to be cut in another way: its new name makes it another kind of file
         parts = (view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY))

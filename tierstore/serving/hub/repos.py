@@ -68,7 +68,7 @@ class Repos:
         if not caller.may_read(model):
             raise hidden
         try:
-            last = self.store.home.log(model).last()
+            last = self.store._parts.home.log(model).last()
         except InvalidName:
             raise hidden from None
         if last is None or version_of(model, last).is_release:
@@ -106,7 +106,7 @@ class Repos:
 
     def main(self, model: str) -> Version:
         """What ``main`` means; ``NotFound`` without any version, and for a release."""
-        pointed = self.store.home.log(model, ALIASES + MAIN).last()
+        pointed = self.store._parts.home.log(model, ALIASES + MAIN).last()
         named = pointed is not None and pointed.version is not None
         return _no_release(self.store.resolve(f"{model}@{MAIN}" if named else model))
 
