@@ -234,7 +234,10 @@ class Committer:
     def _kept(self, model: str, holder: Model, path: str, as_path: str) -> SourceFile:
         view = holder.open_file(path)
         kept = reused_file(view, as_path)
-        if kept is not None and holder.manifest.chunk_size == self._store._parts.home.config.chunk_size:
+        if (
+            kept is not None
+            and holder.manifest.chunk_size == self._store._parts.home.config.chunk_size
+        ):
             return kept
         # it has to be cut in another way: its new name makes it another kind of file
         parts = (view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY))
