@@ -324,6 +324,7 @@ def test_every_blob_has_a_time_to_live(redis_plain: RedisServer) -> None:
 
 def test_connections_are_bounded_and_given_back(server: RedisServer) -> None:
     endpoint = RedisEndpoint(server.url, connections=3, timeout_s=60)
+    wait_until(lambda: _tcp_clients(server) == [], "what asked whether it is up is gone")
     with RedisStore(endpoint) as store, ThreadPoolExecutor(16) as pool:
         store.put_many(_BLOBS)
         most = 0

@@ -28,11 +28,13 @@ def test_a_task_that_fails_ends_neither_itself_nor_others(caplog: pytest.LogCapt
         Task(name, 0.005, lambda name=name, error=error: run(name, error))  # type: ignore[misc]
         for name, error in errors.items()
     ])  # fmt: skip
+    before = set(threading.enumerate())  # other tests' stores may still be open
     upkeep.start()
     upkeep.start()
+    assert len(set(threading.enumerate()) - before) == 1
     assert enough.wait(60)
     upkeep.close(60)
-    assert "tierstore-upkeep" not in {thread.name for thread in threading.enumerate()}
+    assert not set(threading.enumerate()) - before
     assert {r.levelname for r in caplog.records if "bad failed" in r.getMessage()} == {"WARNING"}
     assert not [r for r in caplog.records if r.levelname == "WARNING" and "down" in r.getMessage()]
 
