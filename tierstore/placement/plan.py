@@ -179,8 +179,12 @@ class Planner:
                 coming[found.name] = coming.get(found.name, 0) + scene.packs[pack].size
         if not scene.may_leave(unit, tier, targets):
             return False
-        for pack in unit:
-            reason = why if pack == unit[-1] else f"pack {short(unit[-1])}, which it needs, leaves"
+        # a pack never waits in a faster class for its bases: up they go first, and down last
+        up = [pack for pack in reversed(unit) if targets[pack].depth < scene.depth(pack)]
+        for pack in [*up, *(pack for pack in unit if pack not in up)]:
+            reason = f"pack {short(unit[-1])}, which it needs, leaves"
+            if pack == unit[-1] or kind == "drain":
+                reason = why
             step = kind or ("drop" if scene.has(pack, targets[pack]) else "demote")
             self.moves.append(scene.move(step, pack, tier, targets[pack], reason, threshold))
         self._left.update(unit)
@@ -219,8 +223,10 @@ class Planner:
 
         for pack in scene.residents(tier):
             if scene.has(pack, tier):
-                unit = scene.leaving_with(pack, tier)
-                self._leave(unit, tier, anywhere, f"tier {tier.name} is drained", 0.0, "drain")
+                why = f"tier {tier.name} is drained"
+                for unit in (scene.leaving_with(pack, tier), scene.tied_to(pack, tier)):
+                    if self._leave(unit, tier, anywhere, why, 0.0, "drain"):
+                        break
         stuck = len(scene.residents(tier))
         if stuck:
             self.notes.append(

@@ -289,6 +289,21 @@ class Scene:
         """Return a pack and, before it, all packs in the tier that need its frames."""
         return walk(pack, lambda one: [p for p in self.needed_by.get(one, ()) if self.has(p, tier)])
 
+    def tied_to(self, pack: bytes, tier: TierState) -> list[bytes]:
+        """Return a pack with all packs in the tier that it is tied to by bases, users first."""
+
+        def neighbours(one: bytes) -> list[bytes]:
+            near = (*self._bases_of(one), *self.needed_by.get(one, ()))
+            return [p for p in near if self.has(p, tier)]
+
+        together = sorted(walk(pack, neighbours))
+        order: dict[bytes, None] = {}
+        for one in together:
+            users = walk(one, lambda p: [u for u in self.needed_by.get(p, ()) if self.has(u, tier)],
+                         order)  # fmt: skip
+            order.update(dict.fromkeys(users))
+        return list(order)
+
     def _bases_of(self, pack: bytes) -> Sequence[bytes]:
         return self.bases.get(pack, ())
 
@@ -335,10 +350,15 @@ class Scene:
                 return False
         if any(size > self.room(self.by_name[name]) for name, size in coming.items()):
             return False
+
+        def stay_together(user: bytes, base: bytes) -> bool:
+            apart = self.depth(user) < self.depth(base)  # already: this is not what parts them
+            return apart or after.get(user, self.depth(user)) >= after.get(base, self.depth(base))
+
         return all(
-            after.get(user, self.depth(user)) >= after[pack] or self.depth(user) < self.depth(pack)
+            all(stay_together(user, pack) for user in self.needed_by.get(pack, ()))
+            and all(stay_together(pack, base) for base in self._bases_of(pack))
             for pack in unit
-            for user in self.needed_by.get(pack, ())
         )
 
     def move(
