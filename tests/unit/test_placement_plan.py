@@ -234,6 +234,19 @@ def test_what_would_move_a_pack_and_when() -> None:
     assert (warm.why, warm.leaves_in_s) == ("it is pinned", None)
 
 
+def test_nothing_makes_room_for_what_an_archive_has() -> None:
+    small = replace(WARM, quota_bytes=38, high_percent=95, low_percent=85)
+    tiers = (small, ICE, COLD)
+    frozen, warm = pack(A, 5, "ice", size=32), pack(B, 2, "warm", "cold", size=1)
+    assert steps(rebalance(scene(frozen, warm, tiers=tiers))) == []
+
+
+def test_a_base_leaves_an_archive_before_what_needs_it() -> None:
+    tiers = (replace(ICE, draining=True), COLD)
+    made = scene(pack(A, 0, "ice"), pack(B, 0, "ice"), tiers=tiers, bases={B: [A]})
+    assert [one.pack for one in drain(made, "ice").moves] == [A, B]
+
+
 # What a plan never does
 
 

@@ -261,7 +261,7 @@ class Planner:
             if scene.rank(scene.fastest(pack)) <= scene.rank(tier):
                 continue
             unit = self.entering(pack, tier)
-            if self._left.isdisjoint(unit):
+            if self._left.isdisjoint(unit) and not self._is_frozen(unit, tier):
                 self._raise(pack, unit, tier)
 
     def entering(self, pack: bytes, tier: TierState) -> list[bytes]:
@@ -285,6 +285,11 @@ class Planner:
         if scene.can_enter(unit, tier, to_low=True):
             self._enter(unit, tier, why, threshold, last=pack)
 
+    def _is_frozen(self, unit: Sequence[bytes], tier: TierState) -> bool:
+        """Return whether a pack would have to be read from an archive to enter a tier."""
+        scene = self.scene
+        return any(scene.fastest(p).archive for p in unit if not scene.has(p, tier))
+
     def _enter(
         self,
         unit: Sequence[bytes],
@@ -302,8 +307,7 @@ class Planner:
         scene = self.scene
         if not scene.can_enter(unit, tier):
             return False
-        archived = any(scene.fastest(p).archive for p in unit if not scene.has(p, tier))
-        if archived and not frozen:
+        if not frozen and self._is_frozen(unit, tier):
             return False
         for pack in unit:
             if not scene.has(pack, tier):
