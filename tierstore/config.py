@@ -1,4 +1,4 @@
-"""What the environment and the machine say: the only reader of ``TIERSTORE_*`` variables."""
+"""Settings from the environment and the node's file: the only reader of ``TIERSTORE_*``."""
 
 from __future__ import annotations
 
@@ -76,33 +76,33 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\Z", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes from ``512MiB``, ``2G`` (binary) or ``50GB`` (decimal); ``ConfigError`` otherwise."""
+    """Parse ``512MiB``, ``2G`` (binary) or ``50GB`` (decimal) into bytes, or ``ConfigError``."""
     match = _SIZE.match(text.strip())
     if not match:
-        raise ConfigError(f"{text!r} is not a size; write 512MiB, 2GiB or 50GB")
+        raise ConfigError(f"invalid size {text!r}: expected 512MiB, 2GiB or 50GB")
     number, unit, binary = match.groups()
     decimal = text.strip().upper().endswith("B") and not binary
     return int(float(number) * (1000 if decimal else 1024) ** " KMGT".index(unit.upper() or " "))
 
 
 def parse_seconds(text: str) -> int:
-    """Seconds from ``90s``, ``30m``, ``2h``, ``7d`` or a plain count; ``ConfigError`` otherwise."""
+    """Parse ``90s``, ``30m``, ``2h``, ``7d`` or a count into seconds, or ``ConfigError``."""
     match = _TIME.match(text.strip())
     if not match or not (seconds := int(match[1]) * _UNIT_S[match[2]]):
-        raise ConfigError(f"{text!r} is not a time; write 90s, 30m, 2h or 7d")
+        raise ConfigError(f"invalid time {text!r}: expected 90s, 30m, 2h or 7d")
     return seconds
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """Labels from ``region=eu,gpu=h100``; ``ConfigError`` otherwise."""
+    """Parse labels such as ``region=eu,gpu=h100``, or ``ConfigError``."""
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if any(not name.strip() or not equals for name, equals, _ in pairs):
-        raise ConfigError(f"{text!r} are no labels; write NAME=VALUE,NAME=VALUE")
+        raise ConfigError(f"invalid labels {text!r}: expected NAME=VALUE,NAME=VALUE")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings that the environment gives; ``ConfigError`` names a bad variable."""
+    """Return the settings of this process; ``ConfigError`` names an invalid variable."""
     chosen: dict[str, Any] = {}
     node_file = node_config(environ)
     if node_file.node:
@@ -111,12 +111,12 @@ def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
     chosen["profile"] = node_file.profile
     if text := environ.get(THREADS):
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
-            raise ConfigError(f"{THREADS}={text!r} is not a number of threads from 1 to 1024")
+            raise ConfigError(f"invalid {THREADS}={text!r}: expected a number from 1 to 1024")
         chosen["threads"] = int(text)
     if text := environ.get(MEMORY_LIMIT):
         chosen["memory_limit_bytes"] = parse_size(text)
         if chosen["memory_limit_bytes"] < 32 << 20:
-            raise ConfigError(f"{MEMORY_LIMIT}={text!r} is too little; give 32MiB or more")
+            raise ConfigError(f"{MEMORY_LIMIT}={text!r} is too small: give 32MiB or more")
     if node := environ.get(NODE):
         chosen["node"] = node
     if profile := environ.get(PROFILE):
@@ -138,7 +138,7 @@ def _cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def store_url(given: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """The store that the caller named, or ``TIERSTORE_STORE``, or ``store`` in the node's file."""
+    """Return the URL that was given, or ``TIERSTORE_STORE``, or ``store`` in the node's file."""
     url = given if given is not None else environ.get(STORE) or node_config(environ).store
     if not url:
         raise UsageError(f"no store is named: give its URL (--store), or set {STORE}")
@@ -147,17 +147,17 @@ def store_url(given: str | None, environ: Mapping[str, str] = os.environ) -> str
 
 @dataclass(frozen=True, slots=True)
 class NodeTier:
-    """What this node says of one tier; ``None`` where the store's own list holds.
+    """The settings of one tier in this node's file; ``None`` where the store's list holds.
 
     Attributes:
-        url: where it is for this node.
-        size: quota in bytes.
-        enabled: whether this node uses it.
-        timeout_ms: of one request.
-        username: for Redis, SFTP and the like; on S3 the id of an access key ...
-        password: ... and the secret key; as it was found in a variable or file; never shown.
-        ca: path of a PEM file with the authorities to trust.
-        options: as in the list; these win.
+        url: Where the tier is for this node.
+        size: Quota in bytes.
+        enabled: Whether this node uses the tier.
+        timeout_ms: Milliseconds that one request may take.
+        username: User name for Redis, SFTP and the like; on S3 the id of an access key.
+        password: Password, or secret key on S3, from a variable or a file; it is never shown.
+        ca: Path of a PEM file with the certificate authorities to trust.
+        options: Options of the backend, which win over those in the list.
     """
 
     url: str | None = None
@@ -172,17 +172,17 @@ class NodeTier:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """A node's ``tierstore.toml``.
+    """The content of a node's ``tierstore.toml``.
 
     Attributes:
-        store: the store to open when none is named.
-        node: this node's name.
-        labels: what rollouts may ask for, such as ``region``.
-        profile: the variants that this node prefers, or a name in ``profiles``.
-        profiles: orders of preference by name: text with commas, or a list.
-        hot: the hot tier, whatever its name in the store's list; with ``url`` and ``size`` this
+        store: URL of the store to open when none is named.
+        node: Name of this node.
+        labels: Labels of this node for rollouts, such as ``region``.
+        profile: Variants that this node prefers, with commas, or a name in ``profiles``.
+        profiles: Orders of preference by name, each a text with commas.
+        hot: The hot tier, whatever its name in the store's list; with ``url`` and ``size`` this
             node has one even if the list has none.
-        tiers: by name.
+        tiers: Settings of other tiers by name.
     """
 
     store: str | None = None
@@ -194,19 +194,19 @@ class NodeConfig:
     tiers: Mapping[str, NodeTier] = field(default_factory=dict)
 
     def tier(self, name: str, role: str) -> NodeTier:
-        """What this node says of one tier."""
+        """Return the settings of one tier; empty ones if the file does not name it."""
         return self.tiers.get(name) or (self.hot if role == "hot" else None) or NodeTier()
 
 
 def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
     """Read the node's file.
 
-    It is the one that ``TIERSTORE_CONFIG`` names (empty: none at all), or the first that exists of
-    ``$XDG_CONFIG_HOME/tierstore/tierstore.toml`` (by default in ``~/.config``) and
+    It is the one that ``TIERSTORE_CONFIG`` names (if empty, none is read), or the first that exists
+    of ``$XDG_CONFIG_HOME/tierstore/tierstore.toml`` (by default in ``~/.config``) and
     ``/etc/tierstore/tierstore.toml``.
 
     Raises:
-        ConfigError: the file that was named cannot be read, or a key or value is not known.
+        ConfigError: The file cannot be read, or a key or value in it is invalid.
     """
     path = node_file(environ)
     if path is None:
@@ -221,7 +221,7 @@ def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
 
 
 def node_file(environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The node's file that is read, if there is one."""
+    """Return the path of the node's file; ``None`` if there is none."""
     if (named := environ.get(CONFIG)) is not None:
         return Path(named) if named else None
     base = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME", "") + "/.config")
@@ -257,7 +257,7 @@ def _parse_tier(raw: object, where: str, environ: Mapping[str, str]) -> NodeTier
     known = ["timeout" if name == "timeout_ms" else name for name in known]
     if "password" in raw:
         raise ConfigError(
-            f"{where}: a password does not belong into this file; name the variable that holds it "
+            f"{where}: a password must not be in this file; name the variable that holds it "
             "(password_env) or a file of its own (password_file)"
         )
     known.remove("password")
@@ -293,7 +293,7 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type[Any], where: str) -> Any
 
 
 def _texts(raw: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
-    """A table of texts; a list of texts is one with commas."""
+    """Read a table of texts; a list of texts becomes one text with commas."""
     found = {}
     for name, value in (_typed(raw, key, dict, where) or {}).items():
         parts = value if isinstance(value, list) else [value]
@@ -313,11 +313,11 @@ def _quantity(value: object, parse: Callable[[str], int], where: str) -> int:
 
 
 def parse_ms(text: str) -> int:
-    """Milliseconds from ``500ms``, ``2.5s`` or a count of seconds; ``ConfigError`` otherwise."""
+    """Parse ``500ms``, ``2.5s`` or a count of seconds into milliseconds, or ``ConfigError``."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*(ms|s|)", text.strip())
     found = round(float(match[1]) * (1 if match[2] == "ms" else 1000)) if match else 0
     if not found:
-        raise ConfigError(f"{text!r} is not a time; write 500ms or 5s")
+        raise ConfigError(f"invalid time {text!r}: expected 500ms or 5s")
     return found
 
 
@@ -344,18 +344,18 @@ def _password(raw: Mapping[str, Any], where: str, environ: Mapping[str, str]) ->
 
 
 def http_allowed(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether an object store's endpoint may be plain http: ``AWS_ALLOW_HTTP=true``.
+    """Return whether an object store's endpoint may be plain http: ``AWS_ALLOW_HTTP=true``.
 
-    obstore reads this variable itself, but not once it is given any client options.
+    obstore reads this variable itself, but not if it is given any client options.
     """
     return environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on", "y"}
 
 
 def aws_profile(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The profile of AWS's own files to take credentials from.
+    """Return the profile of AWS's own files to take credentials from.
 
-    It is ``AWS_PROFILE``, or ``default`` where there is a file of credentials, and none where the
-    environment gives credentials or says where this machine gets them.
+    It is ``AWS_PROFILE``, or ``default`` if there is a file of credentials; none if the environment
+    holds credentials or says where this machine gets them.
     """
     if any(environ.get(name) for name in _AWS_CREDENTIALS):
         return None
@@ -367,22 +367,22 @@ def aws_profile(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def aws_region(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The region that the environment names; obstore finds it itself, boto3 only one of the two."""
+    """Return the region in the environment; of the two variables boto3 itself reads only one."""
     return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None
 
 
 def aws_ca(environ: Mapping[str, str] = os.environ) -> str | None:
-    """A PEM file with the authorities to trust: ``AWS_CA_BUNDLE``."""
+    """Return the PEM file with the certificate authorities to trust: ``AWS_CA_BUNDLE``."""
     return environ.get("AWS_CA_BUNDLE") or None
 
 
 @dataclass(frozen=True, slots=True)
 class Observing:
-    """What a process that loads tells of itself.
+    """The metrics and the log of a process that loads models.
 
     Attributes:
-        metrics: host and port to serve ``/metrics`` on; port 0 takes a free one.
-        log: ``text`` or ``json`` lines on stderr.
+        metrics: Host and port to serve ``/metrics`` on; port 0 takes a free one.
+        log: Form of the log on stderr, ``text`` or ``json``; ``None`` for no log.
     """
 
     metrics: tuple[str, int] | None = None
@@ -390,26 +390,26 @@ class Observing:
 
 
 def observing(environ: Mapping[str, str] = os.environ) -> Observing:
-    """``TIERSTORE_METRICS`` and ``TIERSTORE_LOG``; ``ConfigError`` for what means nothing."""
+    """Parse ``TIERSTORE_METRICS`` and ``TIERSTORE_LOG``; ``ConfigError`` if one is invalid."""
     log = environ.get(LOG) or None
     if log not in (None, "text", "json"):
-        raise ConfigError(f"{LOG}={log!r} is no form of a log: text or json")
+        raise ConfigError(f"invalid {LOG}={log!r}: expected text or json")
     address = environ.get(METRICS)
     if not address:
         return Observing(None, log)
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise ConfigError(f"{METRICS}={address!r} is no address: give PORT or HOST:PORT")
+        raise ConfigError(f"invalid {METRICS}={address!r}: expected PORT or HOST:PORT")
     return Observing((host.strip("[]") or "127.0.0.1", int(port)), log)
 
 
 def native_wanted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the native kernels may be used: ``TIERSTORE_NATIVE=0`` switches them off."""
+    """Return whether the native kernels may be used: ``TIERSTORE_NATIVE=0`` switches them off."""
     return environ.get(NATIVE, "1") not in _OFF
 
 
 def is_on(name: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a variable such as ``TIERSTORE_DEBUG`` is set to anything but 0, no, off, false."""
+    """Return whether a variable is set to anything but 0, no, off or false."""
     return environ.get(name, "").lower() not in _OFF
 
 
@@ -417,16 +417,16 @@ def check_known(more: Iterable[str] = (), environ: Mapping[str, str] = os.enviro
     """Refuse ``TIERSTORE_*`` variables that nothing reads; ``ConfigError`` names the nearest one.
 
     Args:
-        more: known variables beside those of this module.
-        environ: what to look through.
+        more: Known variables beside those of this module.
+        environ: Environment to check.
     """
     for name in unknown_variables(more, environ):
         near = difflib.get_close_matches(name, sorted({*KNOWN, *more}), 1)
-        hint = f"did you mean {near[0]}?" if near else "'tierstore --help' names those that are"
+        hint = f"did you mean {near[0]}?" if near else "see 'tierstore --help'"
         raise ConfigError(f"the environment variable {name} is not known: {hint}")
 
 
 def unknown_variables(more: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """``TIERSTORE_*`` variables that nothing reads, sorted; arguments as above."""
+    """Return the ``TIERSTORE_*`` variables that nothing reads, sorted; see ``check_known``."""
     ours = {name for name in environ if name.startswith(PREFIX)}
     return sorted(ours.difference(KNOWN, more))

@@ -1,4 +1,4 @@
-"""How far a long call has come: told to a function of the caller's, or drawn as a bar."""
+"""The progress of a long call, which is passed to a function of the caller or drawn as a bar."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @contextmanager
 def reported(progress: Progress | bool | None, what: str) -> Iterator[Progress | None]:
-    """Give what is to be told of the progress of a call.
+    """Yield the function to call with the progress of a call, or ``None``.
 
     Args:
-        progress: ``True`` draws a bar in a terminal or a notebook, which needs the extra
-            ``tierstore[progress]``; a function is given as it is; ``None`` and ``False`` tell
-            nobody.
-        what: the text before the bar.
+        progress: ``True`` for a bar in a terminal or a notebook, which needs the extra
+            ``tierstore[progress]``; or a function, which is yielded as it is; or ``None`` or
+            ``False`` for neither.
+        what: Text before the bar.
 
     Raises:
         UsageError: ``progress`` is something else, or there is no tqdm to draw a bar.

@@ -1,4 +1,4 @@
-"""How values show themselves to people: sizes as text, and tables for notebooks."""
+"""Values for people: sizes and counts as text, and tables for notebooks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from html import escape
 from itertools import islice
 
 MOST_ROWS = 50
-"""A table in a notebook shows so many rows at most, and says how many it left out."""
+"""Most rows that a table in a notebook shows; it says how many are left out."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def size(count: int) -> str:
-    """Bytes for people: ``86.7 MiB``."""
+    """Return a count of bytes for people, such as ``86.7 MiB``."""
     number, unit = float(count), 0
     while abs(number) >= 1024 and unit < len(_UNITS) - 1:
         number, unit = number / 1024, unit + 1
@@ -21,13 +21,13 @@ def size(count: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 file``, ``2 files``, ``2 processes``."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    """Return a count with its noun: ``1 file``, ``2 files``, ``2 processes``."""
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
 
 
 def html_facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
-    """A table with a line for each fact, its name before it. Everything is escaped."""
+    """Return a table with one line per fact, name first. Everything is escaped."""
     rows = "".join(
         f"<tr><th style='text-align: left'>{escape(name)}</th>"
         f"<td style='text-align: left'>{escape(value)}</td></tr>"
@@ -39,13 +39,13 @@ def html_facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
 def html_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], count: int
 ) -> str:
-    """A table whose first column is text and whose others are numbers. Everything is escaped.
+    """Return a table whose first column is text and whose others are numbers, escaped.
 
     Args:
-        title: what stands above it.
-        columns: the names of the columns.
-        rows: the cells; at most ``MOST_ROWS`` rows are taken.
-        count: the number of rows that there are.
+        title: Text above the table.
+        columns: Names of the columns.
+        rows: Cells by row; at most ``MOST_ROWS`` rows are taken.
+        count: Number of all rows.
     """
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join(_row(row) for row in islice(rows, MOST_ROWS))

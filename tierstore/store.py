@@ -53,15 +53,14 @@ def init_store(
     """Make an empty store and open it.
 
     Args:
-        url: A directory, which is made if it is missing, or ``s3://bucket/prefix`` and so on; by
-            default what ``TIERSTORE_STORE`` or the node's file says.
-        chunk_size: The bytes of a chunk, a power of two from 1 to 16 MiB; fixed for ever.
-        tiers: Tiers beside home; each must prove itself first, and nothing is made when one does
-            not.
+        url: A directory, which is made if it is missing, or a URL such as ``s3://bucket/prefix``;
+            by default the one that ``TIERSTORE_STORE`` or the node's file names.
+        chunk_size: Size of chunks in bytes, a power of two from 1 to 16 MiB; it never changes.
+        tiers: Tiers beside home. Each is tried first, and nothing is made if one does not work.
 
     Raises:
-        ConfigError: A tier is not as it must be.
-        Conflict: There is a store already, or a tier is another store's.
+        ConfigError: A tier is invalid.
+        Conflict: There is a store already, or a tier belongs to another store.
         BackendError: The storage lacks what a store needs, or a tier cannot be used.
     """
     return wiring.init_as(Store, url, chunk_size=chunk_size, tiers=tiers)

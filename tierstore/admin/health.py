@@ -1,4 +1,4 @@
-"""How the tiers of a store are on this node: tried, and looked at from below."""
+"""The health of a store's tiers on this node: each is tried, and what is below it examined."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tierstore.wiring.below import Disk, Server, ask_servers, disk_of
 from tierstore.wiring.tiers import placed
 
 _LARGEST_FRAME = 17 << 20
-"""A chunk of 16 MiB, and the frame's head."""
+"""Bytes of the largest frame: a chunk of 16 MiB and the frame's head."""
 
 
 @dataclass(frozen=True, slots=True)
 class TierHealth:
-    """How one tier is.
+    """The health of one tier.
 
     Attributes:
-        spec: as this node has it.
-        enabled: whether this node uses it.
-        error: why it cannot be used; ``None`` when one object could be written and read back.
-        disk: below a tier in a directory of this node.
-        servers: of a Redis or Memcached.
-        problems: what is worth doing something about, one sentence each.
+        spec: The tier with the settings of this node.
+        enabled: Whether this node uses it.
+        error: Why it cannot be used; ``None`` if one object could be written and read back.
+        disk: File system of a tier in a directory of this node.
+        servers: Servers of a Redis or Memcached.
+        problems: What should be mended, one sentence each.
     """
 
     spec: TierSpec
@@ -41,7 +41,7 @@ class TierHealth:
 
 
 def examine_tiers(store: Store) -> list[TierHealth]:
-    """Try every tier of a store and look at what it lies on."""
+    """Try every tier of a store, and examine its disk or its servers."""
     node, own = config.node_config(), store._parts.home.config.store_id
     found = []
     for spec in store.tiers():
@@ -85,8 +85,9 @@ def _examined(store: Store, place: Place) -> TierHealth:
 
 
 def _full(disk: Disk | None) -> tuple[str, ...]:
-    if disk is not None and disk.total and disk.free * 20 < disk.total:
-        return (f"its file system has only {disk.free >> 20} MiB of {disk.total >> 20} left",)
+    if disk is not None and disk.total_bytes and disk.free_bytes * 20 < disk.total_bytes:
+        free, total = disk.free_bytes >> 20, disk.total_bytes >> 20
+        return (f"its file system has only {free} MiB of {total} left",)
     return ()
 
 
@@ -97,7 +98,7 @@ def _hot_problems(spec: TierSpec, disk: Disk, used: int) -> tuple[str, ...]:
             f"it lies on {disk.kind}, which another machine serves: a hot tier needs a disk of "
             "this node; give it one with 'url' under [hot] in tierstore.toml"
         )
-    room = disk.free + used
+    room = disk.free_bytes + used
     if spec.size is not None and spec.size > room:
         problems.append(
             f"its quota of {spec.size >> 20} MiB is more than the {room >> 20} MiB that its file "
@@ -107,7 +108,7 @@ def _hot_problems(spec: TierSpec, disk: Disk, used: int) -> tuple[str, ...]:
 
 
 def _above(store: Store, limit: int) -> Sequence[str]:
-    """How many frames a cache leaves to the other tiers because they are too large for it."""
+    """Return a problem if frames of the store are too large for a cache."""
     sizes = frame_sizes(store._parts.home)
     above = [size for size in sizes if size > limit]
     if not above:

@@ -1,4 +1,4 @@
-"""Changing which tiers a store has: proved first, written then, all or nothing."""
+"""Changing the tiers of a store: each change is tried first, and then written as a whole."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from tierstore.wiring.tiers import placed
 
 _POLL_S = 0.5
 WAIT_S = 60.0
-"""How long removing a tier waits for saves that may still write to it."""
+"""Seconds for which removing a tier waits for saves that may still write to it."""
 
 _PLACE = ("url", "options")
-"""The fields that say where a tier is."""
+"""The fields that determine where a tier is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A tier that is gone from the list.
+    """A tier that was removed from the list.
 
     Attributes:
-        spec: as it was.
-        left: the packs that are still there, each of them in another tier as well; ``None`` for a
-            tier that holds no packs, or could not be asked.
+        spec: The tier as it was.
+        left: Packs that are still in it, each of them in another tier too; ``None`` for a tier that
+            holds no packs, or could not be asked.
     """
 
     spec: TierSpec
@@ -52,13 +52,13 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """How far the draining of a tier has come.
+    """The state of draining a tier.
 
     Attributes:
         spec: The tier as it is now.
-        plan: The moves that were planned.
-        moved: What became of those that were tried.
-        left: The packs that are still there.
+        plan: Moves that were planned.
+        moved: Moves that were tried, with their outcomes.
+        left: Packs that are still in the tier.
     """
 
     spec: TierSpec
@@ -68,13 +68,13 @@ class Drained:
 
 
 def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
-    """Add a tier to a store, once it has proved itself; the store must be opened anew to use it.
+    """Try a tier and add it to a store, which must be opened again to use it.
 
     Raises:
-        ConfigError: it is not as a tier must be.
-        Conflict: its name is taken, its place is another store's or another tier, or somebody else
+        ConfigError: The tier is invalid.
+        Conflict: Its name is taken, its place belongs to another store or tier, or somebody else
             changed the tiers at the same time.
-        BackendError: it cannot be written to, read or cleaned.
+        BackendError: It cannot be written to, read or cleaned.
     """
     spec, own = canonical(spec), store._parts.home.config.store_id
     check_tier(spec)
@@ -93,7 +93,7 @@ def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
 
 
 class TierFields(TypedDict, total=False):
-    """What can be changed of a tier, as ``TierSpec`` has it; what is left out stays."""
+    """Fields of ``TierSpec`` that can be changed; those left out stay."""
 
     url: str
     size: int | None
@@ -112,19 +112,19 @@ def set_tier(
     force: bool = False,
     **fields: Unpack[TierFields],
 ) -> TierSpec:
-    """Change some fields of a tier; returns it as it is then.
+    """Change fields of a tier and return the changed tier.
 
     Args:
-        store: The store whose tier it is.
-        name: The tier's name.
-        message: Why; kept in the list.
-        force: Allow a quota below what a durable tier holds.
-        fields: The new values; name and role stay.
+        store: Store of the tier.
+        name: Name of the tier.
+        message: Note for the list: why this is done.
+        force: Whether to allow a quota below what a durable tier holds.
+        fields: Fields of ``TierSpec`` to change; name and role stay.
 
     Raises:
         UsageError: There is nothing to change, or the tier holds more than its new quota.
-        ConfigError: It would not be as a tier must be.
-        Unreachable: What is at its new place is not this tier.
+        ConfigError: The changed tier would be invalid.
+        Unreachable: The new place does not hold this tier.
     """
     old = find(store.tiers(), name)
     if not fields:
@@ -156,20 +156,20 @@ def _change(store: Store, old: TierSpec, message: str, **fields: Any) -> TierSpe
 
 
 def held(store: Store, name: str) -> int:
-    """Bytes of the packs in a durable tier."""
+    """Return the bytes of the packs in a durable tier."""
     with named(name):
         return sum(packs_of(_durable(store, name)).values())
 
 
 def contents(store: Store, name: str) -> Holding:
-    """What a durable tier holds.
+    """Return the packs in a durable tier.
 
     Raises:
-        UsageError: it is a hot tier, which holds copies only.
+        UsageError: It is a hot or shared tier, which holds copies only.
     """
     if find(store.tiers(), name).role not in DURABLE:
         raise UsageError(
-            f"tier {name!r} holds copies only: there is nothing to drain; "
+            f"tier {name!r} only holds copies, so there is nothing to drain; "
             f"'tierstore tier rm {name}' removes it"
         )
     store._parts.home.packs.refresh()
@@ -177,7 +177,7 @@ def contents(store: Store, name: str) -> Holding:
 
 
 def drain_tier(store: Store, name: str, message: str = "") -> None:
-    """Have nothing new written to a durable tier; ``Store.placement`` moves what is in it."""
+    """Stop new packs from a durable tier; ``Store.placement`` moves those that are in it."""
     contents(store, name)
     spec = find(store.tiers(), name)
     if spec.state != "draining":
@@ -193,22 +193,22 @@ def drain(
     budget: Budget | None = None,
     progress: Callable[[Moved], None] | None = None,
 ) -> Drained:
-    """Move all packs out of a durable tier, and have nothing new written to it.
+    """Move all packs out of a durable tier, and put no new ones into it.
 
-    What was moved stays so when this is stopped; call it again to go on.
+    It may be stopped at any time; call it again to go on.
 
     Args:
-        store: The store whose tier it is.
-        name: The tier's name.
-        message: Why; kept in the list.
-        dry_run: Only say what would be moved.
-        budget: What it may take of the bandwidth.
-        progress: Is called with each move that was tried.
+        store: Store of the tier.
+        name: Name of the tier.
+        message: Note for the list: why this is done.
+        dry_run: Whether to move nothing and only return the plan.
+        budget: Bandwidth that moves may use; ``None`` for no limit.
+        progress: Called with each move that was tried.
 
     Raises:
-        UsageError: It is a hot tier, which holds copies only.
+        UsageError: It is a hot or shared tier, which holds copies only.
         Conflict: Another mover is at work.
-        BackendError: A tier cannot be asked what it holds.
+        BackendError: A tier cannot be asked for its packs.
     """
     if dry_run:
         left, plan = contents(store, name), store.placement.plan_drain(name)
@@ -220,15 +220,15 @@ def drain(
 
 
 def undrain(store: Store, name: str, message: str = "") -> Drained:
-    """Have new packs written to a tier again.
+    """Let a tier take new packs again.
 
     Args:
-        store: The store whose tier it is.
-        name: The tier's name.
-        message: Why; kept in the list.
+        store: Store of the tier.
+        name: Name of the tier.
+        message: Note for the list: why this is done.
 
     Raises:
-        UsageError: It is not being drained.
+        UsageError: The tier is not being drained.
     """
     left, spec = contents(store, name), find(store.tiers(), name)
     if spec.state == "active":
@@ -244,18 +244,18 @@ def remove_tier(
     force: bool = False,
     waiting: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> Removed:
-    """Take a tier off the list; no pack is deleted.
+    """Remove a tier from the list; no pack is deleted.
 
     Args:
-        store: whose tier it is.
-        name: of the tier.
-        message: why; kept in the list.
-        force: also when a durable tier cannot be asked, and what only it holds is lost.
-        waiting: told who saves, while it waits for saves that may still write to the tier.
+        store: Store of the tier.
+        name: Name of the tier.
+        message: Note for the list: why this is done.
+        force: Whether to remove a durable tier that cannot be asked, and lose what only it holds.
+        waiting: Called with the users whose saves are waited for, which may still write to it.
 
     Raises:
-        Conflict: it still takes packs, it holds the only copy of one, or a mover is at work.
-        Unreachable: a durable tier cannot be asked what it holds.
+        Conflict: The tier still takes packs, holds the only copy of one, or a mover is at work.
+        Unreachable: A durable tier cannot be asked for its packs.
     """
     spec = find(store.tiers(), name)
     log = TierLog(store._parts.home.blobs)
@@ -279,7 +279,7 @@ def _left(
     waiting: Callable[[Sequence[str]], None],
     keep: Callable[[], None],
 ) -> Holding | None:
-    """What a durable tier holds, once nobody writes to it; ``Conflict`` if that is a last copy."""
+    """Wait for writers and return a durable tier's packs; ``Conflict`` if one is the only copy."""
     try:
         packs_of(_durable(store, spec.name))
     except Unreachable as error:
@@ -287,7 +287,7 @@ def _left(
             return None
         raise Unreachable(
             f"tier {spec.name!r} cannot be asked whether it has the only copy of a pack: {error}. "
-            "If it is gone for good, --force removes it, with what only it holds"
+            "If it is gone for good, --force removes it, and what only it holds is lost"
         ) from error
     if spec.state == "active":
         raise Conflict(
@@ -315,9 +315,9 @@ def _durable(store: Store, name: str) -> DurableTier:
 
 
 def _wait_for_saves(home: BlobStore, waiting: Callable[[Sequence[str]], None]) -> None:
-    """Wait for the saves that run now: they may have begun before the tier was drained.
+    """Wait for the saves that are in progress, which may have begun before the tier was drained.
 
-    A save reads the list of tiers after it took its lease, so one that begins later knows.
+    A save reads the list of tiers after it took its lease, so one that begins later knows it.
     """
     until = time.monotonic() + WAIT_S
     first = writers(home)
@@ -326,7 +326,7 @@ def _wait_for_saves(home: BlobStore, waiting: Callable[[Sequence[str]], None]) -
         if time.monotonic() > until:
             who = ", ".join(sorted({lease.who for lease in running.values()}))
             raise Conflict(
-                f"saves by {who} are under way, and may have begun before the tier was drained; "
+                f"saves by {who} are in progress, and may have begun before the tier was drained; "
                 "try again when they have ended"
             )
         waiting(sorted({lease.who for lease in running.values()}))

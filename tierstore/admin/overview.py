@@ -1,4 +1,4 @@
-"""What the tiers of a store do on this node, and what is read most by all nodes."""
+"""The activity of tiers on this node, and the packs that all nodes read most."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tierstore.wiring.tiers import activity_folder
 
 _SURVEY_S = 30.0
 WINDOW_S = 3600.0
-"""Processes that were heard of in so many seconds are counted."""
+"""Seconds for which the reports of a process are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class TierActivity:
-    """What the processes of this node did in one tier.
+    """The activity of this node's processes in one tier.
 
     Attributes:
-        name: of the tier.
-        role: of the tier; ``home`` for the packs in home.
-        counts: of all processes together.
-        bytes_per_s: read from it just now.
+        name: Name of the tier.
+        role: Role of the tier; ``home`` for the packs in home.
+        counts: Sums of the counters of all processes.
+        bytes_per_s: Bytes per second that are read from it now.
     """
 
     name: str
@@ -40,21 +40,21 @@ class TierActivity:
 
     @property
     def hit_ratio(self) -> float | None:
-        """Hits of all questions; ``None`` when it was not asked."""
+        """Share of requests that were hits, from 0 to 1; ``None`` without any request."""
         asked = self.counts.hits + self.counts.misses
         return self.counts.hits / asked if asked else None
 
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """A pack that is read much.
+    """A pack that is read often.
 
     Attributes:
-        pack: id.
-        heat: bytes read of it by all nodes, each half as much after a day.
-        size: bytes; ``None`` when it is nowhere.
-        tiers: names of the durable tiers that have it.
-        versions: ``model@number`` of those that need it, the newest of each model first.
+        pack: Id of the pack.
+        heat: Bytes of it that all nodes read, where reads count half after a day.
+        size: Size in bytes; ``None`` if no tier has it.
+        tiers: Names of the durable tiers that have it.
+        versions: Versions that need it, as ``model@number``, the newest of each model first.
     """
 
     pack: bytes
@@ -66,12 +66,12 @@ class Leader:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """One look.
+    """The activity of this node at one time.
 
     Attributes:
-        alive: processes that run now.
-        processes: those that were heard of in the window.
-        tiers: in the order in which they are asked.
+        alive: Number of processes that run now.
+        processes: Number of processes that reported within the window.
+        tiers: Tiers in the order in which they are read.
     """
 
     alive: int
@@ -80,12 +80,12 @@ class Overview:
 
     @property
     def served(self) -> int:
-        """Bytes of all hits in all tiers."""
+        """Bytes of the hits in all tiers."""
         return sum(tier.counts.hit_bytes for tier in self.tiers)
 
 
 def overview(store: Store, window_s: float = WINDOW_S) -> Overview:
-    """What the processes of this node that read this store did; reads local files only."""
+    """Sum up the activity of this node's processes that read a store; reads local files only."""
     now = time.time()
     folder = activity_folder(store._parts.settings, store._parts.home.config.store_id)
     seen = list(activities(folder, now - window_s))
@@ -115,10 +115,10 @@ def _summed(
 
 
 class Leaders:
-    """Which packs are read most, and by which versions they are needed. For one thread.
+    """Finds the packs that are read most and the versions that need them. For one thread.
 
     Args:
-        store: whose packs they are.
+        store: Store of the packs.
     """
 
     def __init__(self, store: Store) -> None:
@@ -126,7 +126,7 @@ class Leaders:
         self._packs: dict[str, frozenset[bytes]] = {}
 
     def top(self, count: int) -> list[Leader]:
-        """The ``count`` hottest packs; reads the layout of every version once."""
+        """Return the ``count`` hottest packs; the layout of every version is read once."""
         heat = self._store.heat().packs()
         hottest = heapq.nsmallest(count, heat.items(), key=lambda item: (-item[1], item[0]))
         users: dict[bytes, list[str]] = {pack: [] for pack, _ in hottest}
@@ -160,13 +160,13 @@ class Leaders:
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """What is read from which tier, and what is read most.
+    """The reads of a store at one time, by tier and by pack.
 
     Attributes:
-        time: When it was looked at, in UTC.
-        overview: What the processes of this node did in the last hour.
-        reports: What each tier holds, by the tier's name.
-        leaders: The packs that all nodes together read most.
+        time: Time of the look, in UTC.
+        overview: Activity of this node's processes in the last hour.
+        reports: Content of the tiers, by name.
+        leaders: Packs that all nodes together read most.
     """
 
     time: datetime
@@ -176,11 +176,11 @@ class Top:
 
 
 class Watch:
-    """Looks again and again; what is expensive to ask is asked every 30 seconds. For one thread.
+    """Looks at a store again and again, for one thread; costly questions are asked every 30 s.
 
     Args:
-        store: The store to look at.
-        count: How many packs to name.
+        store: Store to look at.
+        count: Number of packs to return.
     """
 
     def __init__(self, store: Store, count: int) -> None:

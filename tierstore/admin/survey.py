@@ -1,4 +1,4 @@
-"""What the tiers of a store hold, and how they are: asked of each of them, whatever it is."""
+"""The content of every tier of a store, asked of the tiers themselves."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tierstore.wiring.tiers import placed
 
 @dataclass(frozen=True, slots=True)
 class TierReport:
-    """One tier as this node finds it; ``None`` is what is not known.
+    """The content of one tier; a field is ``None`` where that is not known.
 
     Attributes:
-        spec: as this node has it.
-        enabled: whether this node uses it.
-        used: bytes of what it holds for this store; of Memcached, for anybody.
-        objects: packs or chunks.
-        pinned: bytes that stay where they are.
-        quota: bytes; of a cache, all servers' limits together.
-        servers: of a cache.
-        error: why it could not be asked.
+        spec: The tier with the settings of this node.
+        enabled: Whether this node uses it.
+        used: Bytes that it holds of this store; in Memcached, of all its users.
+        objects: Number of packs or chunks.
+        pinned: Bytes that may not be evicted or moved.
+        quota: Quota in bytes; for a cache, the limits of all servers together.
+        servers: Servers of a cache.
+        error: Why the tier could not be asked.
     """
 
     spec: TierSpec
@@ -44,9 +44,9 @@ class TierReport:
 
 
 def survey(store: Store) -> list[TierReport]:
-    """What every tier holds now, home's own packs last.
+    """Ask every tier for its content; home's own packs come last.
 
-    Durable tiers are listed, and so is a Redis: the larger they are the longer it takes.
+    Durable tiers and Redis are listed object by object: the larger they are, the longer it takes.
     """
     store._parts.home.packs.refresh()
     pinned = {pack_key(pack) for pack in pinned_packs(store.pins, PackGraph(store._parts.home))}
@@ -100,7 +100,7 @@ def _hot(store: Store, spec: TierSpec) -> TierReport:
 
 def _shared(place: Place) -> TierReport:
     servers = ask_servers(place)
-    limits = [server.limit or 0 for server in servers]
+    limits = [server.limit_bytes or 0 for server in servers]
     report = TierReport(
         place.spec, servers=servers, pinned=0, quota=sum(limits) if all(limits) else None
     )
@@ -108,5 +108,5 @@ def _shared(place: Place) -> TierReport:
         if store.capabilities.listable:
             sizes = [info.size for info in store.list()]
             return replace(report, used=sum(sizes), objects=len(sizes))
-    used = [server.used for server in servers if server.used is not None]
+    used = [server.used_bytes for server in servers if server.used_bytes is not None]
     return replace(report, used=sum(used))

@@ -1,4 +1,4 @@
-"""Trying a place that may become a store or a tier."""
+"""Trying storage that may become a store or a tier."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CLIENTS = 2
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a place can be used for.
+    """The results of trying a storage.
 
     Attributes:
-        url: The place, as it is shown.
-        capabilities: What its backend claims.
+        url: URL of the storage, as it is shown.
+        capabilities: Claims of its backend.
         local: Whether it is on this machine.
-        examination: What it did when it was tried.
+        examination: Results of the trial.
     """
 
     url: str
@@ -40,18 +40,18 @@ class Validation:
 def validate(
     url: str, role: Role, *, name: str = "tried", options: Mapping[str, str] | None = None
 ) -> Validation:
-    """Write, read, list, race and delete in a place; nothing of it is left there.
+    """Write, read, list, create in a race and delete in a storage, and leave nothing there.
 
     Args:
-        url: of the place, without secrets.
-        role: how it is opened: ``shared`` for a Redis or Memcached.
-        name: of the tier in this node's file whose credentials and options are used.
-        options: of the backend.
+        url: URL of the storage, without secrets.
+        role: Role to open it in; ``shared`` for a Redis or Memcached.
+        name: Name of the tier in this node's file whose credentials and options are used.
+        options: Options of the backend.
 
     Raises:
-        ConfigError: the URL holds a secret, or cannot be opened.
-        NotFound: a directory is missing.
-        BackendError: nothing can be written there.
+        ConfigError: The URL holds a secret, or cannot be opened.
+        NotFound: A directory is missing.
+        BackendError: Nothing can be written there.
     """
     if has_secret(url):  # it is not repeated
         raise ConfigError(
@@ -70,7 +70,7 @@ def validate(
 
 @contextlib.contextmanager
 def _tidy(url: str) -> Iterator[None]:
-    """Remove the folders that a local store makes for itself, unless they were there before."""
+    """Remove the folders that a local store made in the block."""
     parts = urlsplit(url)
     local = parts.scheme in {"file", "fsspec+file", "fsspec+local"}
     root = Path(unquote(parts.path)) if local else None

@@ -1,4 +1,4 @@
-"""The part of ``doctor`` that is about tiers."""
+"""Tiers and their servers in the output of ``doctor``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tier_health_json(tier: TierHealth) -> schemas.TierHealthJson:
-    """A tier's health as it is printed."""
+    """Return a tier's health as it is printed."""
     disk = tier.disk
     return schemas.TierHealthJson(
         name=tier.spec.name,
@@ -22,30 +22,35 @@ def tier_health_json(tier: TierHealth) -> schemas.TierHealthJson:
         url=tier.spec.url,
         enabled=tier.enabled,
         error=tier.error,
-        disk=None if disk is None else schemas.DiskJson(
-            kind=disk.kind, network=disk.network, total_bytes=disk.total, free_bytes=disk.free
+        disk=None
+        if disk is None
+        else schemas.DiskJson(
+            kind=disk.kind,
+            network=disk.network,
+            total_bytes=disk.total_bytes,
+            free_bytes=disk.free_bytes,
         ),
         servers=[server_json(server) for server in tier.servers],
         problems=list(tier.problems),
-    )  # fmt: skip
+    )
 
 
 def server_json(server: Server) -> tier_schemas.ServerJson:
-    """A server as it is printed."""
+    """Return a server as it is printed."""
     return tier_schemas.ServerJson(
         node=server.node,
         version=server.version,
-        used_bytes=server.used,
-        limit_bytes=server.limit,
+        used_bytes=server.used_bytes,
+        limit_bytes=server.limit_bytes,
         evicted=server.evicted,
-        max_value_bytes=server.max_item,
+        max_value_bytes=server.max_item_bytes,
         policy=server.policy,
         persistent=server.persistent,
     )
 
 
 def tier_facts(tier: schemas.TierHealthJson) -> list[tuple[str, str]]:
-    """What ``doctor`` says of a tier to people."""
+    """Return the lines on a tier that ``doctor`` prints for people."""
     name = f"tier {tier.name}"
     if not tier.enabled:
         return [(name, f"{tier.role}, not used by this node: enabled = false; {tier.url}")]

@@ -1,4 +1,4 @@
-"""Opening stores: the one place where configuration, backends and the model store meet."""
+"""Opening stores: the place where configuration, backends and the model store meet."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ __all__ = [
 _S = TypeVar("_S", bound=Store)
 
 HOME_LIMIT_S = 15.0
-"""A call of home that had no answer for so long failed, as in an object store; with the tiers that
-are asked before, a read waits for 30 seconds at most.
+"""Seconds after which a call of home without an answer has failed, as in an object store; with the
+tiers that are asked before it, a read waits for 30 seconds at most.
 """
 
 
@@ -66,15 +66,15 @@ def init_as(
     """Make an empty store and open it.
 
     Args:
-        kind: the class of what is returned.
-        url: as for ``open_as``; a local directory is made if it is missing.
-        chunk_size: bytes of a chunk, a power of two from 1 to 16 MiB; fixed for ever.
-        tiers: beside home; each must prove itself first, and nothing is made when one does not.
+        kind: Class of the store that is returned.
+        url: Directory or URL, as for ``open_as``; a local directory is made if it is missing.
+        chunk_size: Size of chunks in bytes, a power of two from 1 to 16 MiB; it never changes.
+        tiers: Tiers beside home. Each is tried first, and nothing is made if one does not work.
 
     Raises:
-        ConfigError: a tier is not as it must be.
-        Conflict: there is a store already, or a tier is another store's.
-        BackendError: the storage lacks what a store needs, or a tier cannot be used.
+        ConfigError: A tier is invalid.
+        Conflict: There is a store already, or a tier belongs to another store.
+        BackendError: The storage lacks what a store needs, or a tier cannot be used.
     """
     specs = ordered(tiers)
     home = config.store_url(_text(url))
@@ -102,13 +102,13 @@ def open_as(kind: type[_S], url: str | os.PathLike[str] | None = None) -> _S:
     Its tiers are opened when they are needed.
 
     Args:
-        kind: the class of what is returned.
-        url: a directory, ``s3://bucket/prefix`` or what else ``open_blobs`` takes; by default what
-            ``TIERSTORE_STORE`` or the node's file says.
+        kind: Class of the store that is returned.
+        url: A directory, ``s3://bucket/prefix`` or another URL that ``open_blobs`` takes; by
+            default the one that ``TIERSTORE_STORE`` or the node's file names.
 
     Raises:
-        NotFound: there is no store.
-        UnsupportedFormat: it was made by a newer tierstore.
+        NotFound: There is no store.
+        UnsupportedFormat: The store was made by a newer tierstore.
     """
     return _store(kind, _open_home(config.store_url(_text(url))))
 
@@ -118,7 +118,7 @@ def _text(url: str | os.PathLike[str] | None) -> str | None:
 
 
 def _open_home(url: str, *, create: bool = False) -> BlobStore:
-    """Open a store's home, whose calls end: a mount whose server is gone would hang for ever."""
+    """Open a store's home with a limit on its calls: a mount whose server is gone would hang."""
     blobs = within(HOME_LIMIT_S, "opening the store's home", lambda: open_blobs(url, create=create))
     return blobs if blobs.bounded else DeadlineStore(blobs, HOME_LIMIT_S)
 

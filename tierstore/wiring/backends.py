@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tierstore.blobs.redis.endpoint import RedisEndpoint
     from tierstore.blobs.redis.heat import RedisHeat
 
-Options = Mapping[str, Callable[[str], Any]]
+OptionParsers = Mapping[str, Callable[[str], Any]]
 """Parsers of a backend's options by name; each raises ``ConfigError`` for a bad text."""
 
 
@@ -42,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a backend is asked to open.
+    """A request to open storage.
 
     Attributes:
         url: URL, or path of a directory.
@@ -84,7 +84,7 @@ class Backend:
     roles: tuple[Role, ...]
     opener: Callable[[Request], BlobStore]
     example: str = ""
-    options: Options | None = None
+    options: OptionParsers | None = None
     libraries: tuple[str, ...] = ()
     extra: str = ""
     servers: Callable[[BlobStore], tuple[Server, ...]] | None = None
@@ -134,9 +134,13 @@ def _open_s3_archive(asked: Request) -> Archive:
     kind, timeout_s = chosen.pop("storage_class"), asked.timeout_s
     assert timeout_s is not None
     return S3Archive(
-        asked.url, kind, timeout_s=timeout_s, ca=asked.node.ca or config.aws_ca(),
-        login=_access_key(asked), **chosen,
-    )  # fmt: skip
+        asked.url,
+        kind,
+        timeout_s=timeout_s,
+        ca=asked.node.ca or config.aws_ca(),
+        login=_access_key(asked),
+        **chosen,
+    )
 
 
 def _access_key(asked: Request) -> tuple[str, str] | None:
@@ -166,7 +170,7 @@ def _open_fsspec(asked: Request) -> BlobStore:
 
 
 _FSSPEC_LOGIN = {"webhdfs": ("user", "password"), "s3": ("key", "secret")}
-"""What fsspec's file systems call a user and a password, where it is not just that."""
+"""Names of user and password in fsspec's file systems, where they are not the usual ones."""
 
 
 def _open_redis(asked: Request) -> BlobStore:
@@ -188,9 +192,13 @@ def _redis_endpoint(asked: Request) -> RedisEndpoint:
     node, timeout_s = asked.node, asked.timeout_s
     assert timeout_s is not None
     return RedisEndpoint(
-        asked.url, username=node.username, password=node.password, ca=node.ca,
-        timeout_s=timeout_s, connections=asked.options.pop("connections", 8),
-    )  # fmt: skip
+        asked.url,
+        username=node.username,
+        password=node.password,
+        ca=node.ca,
+        timeout_s=timeout_s,
+        connections=asked.options.pop("connections", 8),
+    )
 
 
 def _redis_servers(store: BlobStore) -> tuple[Server, ...]:
@@ -199,11 +207,17 @@ def _redis_servers(store: BlobStore) -> tuple[Server, ...]:
     assert isinstance(store, RedisStore)
     return tuple(
         Server(
-            h.node, h.version, h.used_bytes, h.max_memory_bytes, h.evicted, policy=h.policy,
-            persistent=h.persistent, findings=h.findings,
+            h.node,
+            h.version,
+            h.used_bytes,
+            h.max_memory_bytes,
+            h.evicted,
+            policy=h.policy,
+            persistent=h.persistent,
+            findings=h.findings,
         )
         for h in store.health()
-    )  # fmt: skip
+    )
 
 
 def _open_memcached(asked: Request) -> BlobStore:
@@ -244,11 +258,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-_OBJECT_OPTIONS: Options = {
+_OBJECT_OPTIONS: OptionParsers = {
     "endpoint": str, "region": str, "path_style": _flag, "storage_class": str, "profile": str,
     "allow_http": _flag,
 }  # fmt: skip
-_CACHE_OPTIONS: Options = {"prefix": str, "ttl_s": _count, "connections": _count}
+_CACHE_OPTIONS: OptionParsers = {"prefix": str, "ttl_s": _count, "connections": _count}
 
 BACKENDS = (
     Backend(
@@ -404,7 +418,7 @@ def _known() -> str:
     return f"{', '.join(most)}, or {last}"
 
 
-def read_options(what: str, given: Mapping[str, str], known: Options) -> dict[str, Any]:
+def read_options(what: str, given: Mapping[str, str], known: OptionParsers) -> dict[str, Any]:
     """Parse options; ``ConfigError`` names the nearest of those that are known."""
     chosen = {}
     for name, value in given.items():

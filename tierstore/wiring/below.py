@@ -22,14 +22,14 @@ class Disk:
     Attributes:
         kind: Its type, such as ``ext4``, ``tmpfs`` or ``nfs4``; ``None`` where that is not known.
         network: Whether another machine serves it.
-        total: Its size in bytes.
-        free: Bytes that this user may still write.
+        total_bytes: Its size in bytes.
+        free_bytes: Bytes that this user may still write.
     """
 
     kind: str | None
     network: bool
-    total: int
-    free: int
+    total_bytes: int
+    free_bytes: int
 
 
 def disk_of(spec: TierSpec) -> Disk | None:

@@ -1,4 +1,4 @@
-"""News through the Redis of a shared tier."""
+"""News of changed models, through the Redis of a shared tier."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _WAITING = 1000
 
 
 class RedisNews:
-    """Tells from a thread of its own, so that a Redis that is down delays nobody.
+    """Sends news from a thread of its own, so that a Redis that is down delays nobody.
 
     Args:
-        place: of the tier.
+        place: Place of the tier.
     """
 
     def __init__(self, place: Place) -> None:
@@ -40,7 +40,7 @@ class RedisNews:
             return self._opened
 
     def tell(self, model: str) -> None:
-        """Say that a model changed; dropped when too much is waiting."""
+        """Queue the news that a model changed; it is dropped if 1000 others wait."""
         try:
             self._told.put_nowait(model)
         except queue.Full:
@@ -63,15 +63,15 @@ class RedisNews:
                     return
             try:
                 self._redis().publish(_CHANNEL, self._told.get())
-            except TierstoreError as error:  # whoever listens looks for himself, only later
-                _log.info("news were not told: %s", error)
+            except TierstoreError as error:  # listeners look by themselves, only later
+                _log.info("news of a change could not be sent: %s", error)
 
     def listen(self) -> AbstractContextManager[Listener]:
-        """Hear what is told while the block runs; this holds one connection."""
+        """Receive news while the block runs; this holds one connection."""
         return self._redis().listen(_CHANNEL)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Tell what waits, for a while at most."""
+        """Send what waits, for at most ``timeout_s`` seconds, and close."""
         with self._lock:
             thread = self._thread
         if thread is not None:

@@ -1,4 +1,4 @@
-"""The places of new tiers: proved, and marked as the store's, before a list names them."""
+"""Trying the places of new tiers and marking them as the store's, before a list names them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tierstore.wiring.tiers import hot_options, placed
 
 
 def canonical(spec: TierSpec) -> TierSpec:
-    """With a path as an absolute file URL: a list of tiers is read in any working directory."""
+    """Return a tier with its path as an absolute file URL, for any working directory."""
     if not spec.url or "://" in spec.url:
         return spec
     return msgspec.structs.replace(spec, url=Path(spec.url).absolute().as_uri())
 
 
 def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:
-    """The tiers of a new store in the order in which they are read.
+    """Return the tiers of a new store in the order in which they are read.
 
     Raises:
-        ConfigError: a store cannot have them.
-        Conflict: two have one name.
+        ConfigError: A store cannot have these tiers.
+        Conflict: Two have the same name.
     """
     found: list[TierSpec] = []
     for spec in specs:
@@ -43,9 +43,9 @@ def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:
 
 @contextlib.contextmanager
 def fresh_folder(url: str) -> Iterator[None]:
-    """Remove the directory that ``url`` names again when it was made in a block that failed.
+    """Remove the directory at ``url`` again if it was made in the block and the block failed.
 
-    Directories only: what somebody put into it stays.
+    Only directories are removed: a file in them stays.
     """
     local = "://" not in url or _is_file(url)
     folder = Path(unquote(urlsplit(url).path) if _is_file(url) else url)
@@ -59,7 +59,7 @@ def fresh_folder(url: str) -> Iterator[None]:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a directory and those below it, as far as they hold no files."""
+    """Remove a directory and those below it, unless they hold files."""
     for top, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             Path(top).rmdir()
@@ -67,12 +67,12 @@ def remove_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def proved(specs: Sequence[TierSpec], home: str, store_id: str = "") -> Iterator[None]:
-    """Have every tier written to, read and cleaned; what was made for it goes if the block fails.
+    """Write to, read and clean every tier; directories made for it are removed if the block fails.
 
     Args:
-        specs: new tiers, or old ones in new places.
+        specs: New tiers, or old ones in new places.
         home: URL of the store.
-        store_id: of the store; empty when it is still to be made.
+        store_id: Id of the store; empty if it is still to be made.
     """
     node = config.node_config()
     with contextlib.ExitStack() as made:
@@ -100,7 +100,7 @@ def _prove(place: Place, home: str) -> None:
         if spec.role in DURABLE:
             if not store.capabilities.durable and not home.startswith("memory://"):
                 raise ConfigError(
-                    f"{store.url} forgets what it holds, so it cannot be a {spec.role} tier"
+                    f"{store.url} does not keep its data, so it cannot be a {spec.role} tier"
                 )
             if not place.store_id:
                 check_free(store, spec.name, place.store_id)
@@ -109,13 +109,13 @@ def _prove(place: Place, home: str) -> None:
 
 def _check_place(store: BlobStore, home: str) -> None:
     if store.url == home:
-        raise Conflict(f"{home} is where the store itself is; choose another place")
+        raise Conflict(f"{home} is the place of the store itself; choose another one")
     paths = [Path(unquote(urlsplit(url).path)) for url in (store.url, home) if _is_file(url)]
     if len(paths) == 2:
         mine, other = (path.resolve() for path in paths)
         if mine.is_relative_to(other) or other.is_relative_to(mine):
             raise Conflict(
-                f"{mine} and the store in {other} lie within each other; keep them apart"
+                f"{mine} and the store in {other} contain each other; choose another place"
             )
 
 
@@ -125,7 +125,7 @@ def _is_file(url: str) -> bool:
 
 @contextlib.contextmanager
 def named(name: str) -> Iterator[None]:
-    """Errors say which tier they are of."""
+    """Name the tier in errors that are raised in the block."""
     try:
         yield
     except TierstoreError as error:
@@ -138,12 +138,12 @@ def claim_tiers(specs: Sequence[TierSpec], store_id: str, taken: Collection[str]
     """Mark durable tiers as this store's.
 
     Args:
-        specs: new tiers.
-        store_id: of the store.
-        taken: names of the tiers that it has already.
+        specs: New tiers.
+        store_id: Id of the store.
+        taken: Names of the tiers that the store has already.
 
     Raises:
-        Conflict: one is another store's, or another tier of this one; none is marked then.
+        Conflict: One is another store's, or another tier of this one; none is marked then.
     """
     node = config.node_config()
     claimed: list[Place] = []
@@ -162,7 +162,7 @@ def claim_tiers(specs: Sequence[TierSpec], store_id: str, taken: Collection[str]
 
 
 def release_tiers(specs: Sequence[TierSpec], store_id: str) -> None:
-    """Undo ``claim_tiers`` as far as that can be done."""
+    """Undo ``claim_tiers``; tiers that cannot be reached are left as they are."""
     node = config.node_config()
     for spec in specs:
         if spec.role in DURABLE:

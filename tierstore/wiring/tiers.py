@@ -1,4 +1,4 @@
-"""The tiers of a store on this node: opened when needed, below their guards and meters."""
+"""The tiers of a store on this node: opened when needed, with guards and counters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot
 from tierstore.tiers.stats import TierStats
 from tierstore.wiring.backends import (
-    Options,
+    OptionParsers,
     Place,
     counts_heat,
     hot_directory,
@@ -57,11 +57,11 @@ def _policy(text: str) -> str:
     return text
 
 
-_HOT_OPTIONS: Options = {"policy": _policy, "verify": _verify}
+_HOT_OPTIONS: OptionParsers = {"policy": _policy, "verify": _verify}
 
 
 class Tiers:
-    """The tiers of one opened store, as its list and this node's file have them."""
+    """The tiers of one open store, from its list and this node's file."""
 
     def __init__(
         self, home: BlobStore, own: StoreConfig, node: NodeConfig, current: TierList | None
@@ -70,7 +70,7 @@ class Tiers:
         self._current = current
         self._made: dict[str, DurableTier] = {}
         for name in node.tiers.keys() - {spec.name for spec in self._specs()}:
-            _log.warning("this node's file has a tier %r, but the store has none", name)
+            _log.warning("this node's file names a tier %r that the store does not have", name)
 
     def _specs(self) -> Sequence[TierSpec]:
         return self._current.tiers if self._current else ()
@@ -79,7 +79,7 @@ class Tiers:
         return [placed(spec, self._node, self._store_id) for spec in self._specs()]
 
     def durable(self) -> list[DurableTier]:
-        """The durable tiers, home's own packs last."""
+        """Return the durable tiers, home's own packs last."""
         places = [place for place in self._places() if place.spec.role in DURABLE]
         # a read may wait for every one of them, twice its timeout each
         longest = max(1, _LONGEST_WAIT_MS // 2 // (len(places) + 1))
@@ -99,7 +99,7 @@ class Tiers:
         return [*found, home_tier(self._home)]
 
     def reload(self) -> list[DurableTier] | None:
-        """The durable tiers when the list has changed since."""
+        """Return the durable tiers if the list has changed since, else ``None``."""
         current = TierLog(self._home).current()
         if current is None or (self._current and current.seq == self._current.seq):
             return None
@@ -107,34 +107,34 @@ class Tiers:
         return self.durable()
 
     def heat(self, settings: Settings) -> HeatRecorder | None:
-        """Where this node's reads are counted: the first Redis, or home; nowhere without tiers."""
+        """Make the recorder of this node's reads, in a Redis or home; none without tiers."""
         ledger: HeatLedger | None = None
         if (place := self._redis()) is not None:
             try:
                 ledger = SumsLedger(open_heat(place))
             except ConfigError as error:  # as for its chunks: it is not used
-                _log.warning("what is read is not counted: %s", error)
+                _log.warning("reads are not counted: %s", error)
         elif self._specs():
             lock = settings.cache_dir / self._store_id / "heat.lock"
             ledger = HomeLedger(self._home, settings.node, lock)
         return None if ledger is None else HeatRecorder(ledger)
 
     def news(self) -> RedisNews | None:
-        """Where nodes tell each other what changed: the first Redis; nowhere without one."""
+        """Make the channel by which nodes tell each other of changes; none without a Redis."""
         place = self._redis()
         return None if place is None else RedisNews(place)
 
     def _redis(self) -> Place | None:
-        """The first Redis that nodes share."""
+        """Return the first Redis that nodes share."""
         return next((place for place in self._used() if counts_heat(place.spec)), None)
 
     def _used(self) -> list[Place]:
         return [p for p in self._places() if p.node.enabled and p.spec.state == "active"]
 
     def hot(self, settings: Settings, heat: HeatSink | None) -> HotTiers:
-        """The hot tiers of this node; one that cannot be opened is never an error.
+        """Return the hot tiers of this node; one that cannot be opened is no error.
 
-        One that is being drained is not used: nothing in it is the only copy.
+        A tier that is being drained is left out, since nothing in it is the only copy.
         """
         used = self._used()
         shared = []
@@ -155,7 +155,7 @@ class Tiers:
         return open_hot(place)
 
     def _own_hot(self) -> Place | None:
-        """The hot tier that only this node's file knows."""
+        """Return the hot tier that only this node's file names."""
         own = self._node.hot
         if own is None or own.url is None or any(s.role == "hot" for s in self._specs()):
             return None
@@ -164,19 +164,19 @@ class Tiers:
 
 
 def counters(packs: DurableTiers, hot: HotTiers) -> dict[str, TierStats]:
-    """The counters of a process's tiers by name, in the order in which they are asked."""
+    """Return the counters of a process's tiers by name, in the order in which they are read."""
     found = {} if hot.local is None else {hot.local.name: hot.local.stats}
     found |= {tier.name: tier.stats for tier in hot.shared}
     return found | {tier.name: tier.stats for tier in packs.tiers}
 
 
 def activity_folder(settings: Settings, store_id: str) -> Path:
-    """Where the processes of this node say what they read of a store."""
+    """Return the folder in which this node's processes report their reads of a store."""
     return settings.cache_dir / store_id / "activity"
 
 
 def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:
-    """A tier of the list with what this node says of it."""
+    """Return a tier of the list with the settings of this node's file."""
     own = node.tier(spec.name, spec.role)
     fields: dict[str, Any] = {"options": {**spec.options, **own.options}}
     if own.url is not None:
@@ -191,8 +191,9 @@ def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:
 
 
 def _stacked(place: Place, stats: TierStats) -> BlobStore:
-    """A tier's store as it is used: opened at its first use, and then known to be the right one;
-    counted, and skipped while it fails.
+    """Return a tier's store as it is used.
+
+    It is opened and verified at its first use, counted, and skipped while it fails.
     """
 
     def opener() -> BlobStore:
@@ -203,7 +204,7 @@ def _stacked(place: Place, stats: TierStats) -> BlobStore:
             store = within(limit_s, f"opening {place.spec.url}", lambda: _opened(place, limit_s))
         except NotFound:
             raise Unreachable(
-                f"tier {place.spec.name} has no directory {place.spec.url}: is it mounted?"
+                f"tier {place.spec.name}: there is no directory {place.spec.url}; is it mounted?"
             ) from None
         try:
             if place.spec.role in DURABLE:
@@ -224,10 +225,10 @@ def _opened(place: Place, limit_s: float) -> BlobStore:
 
 
 def open_hot(place: Place) -> LocalHot:
-    """This node's tier; nothing is said to the disk but that its folders are there.
+    """Open this node's hot tier; on the disk only its folders are made.
 
     Raises:
-        ConfigError: an option is not known, or the tier has no size.
+        ConfigError: An option is not known, or the tier has no size.
     """
     spec = place.spec
     chosen = hot_options(spec)
@@ -246,7 +247,7 @@ def open_hot(place: Place) -> LocalHot:
 
 
 def hot_options(spec: TierSpec) -> dict[str, Any]:
-    """The options of a hot tier; ``ConfigError`` when it cannot be one."""
+    """Parse the options of a hot tier; ``ConfigError`` if one is invalid or the size is missing."""
     if spec.size is None:
         raise ConfigError(_no_size(spec))
     return read_options(f"tier {spec.name!r}", spec.options, _HOT_OPTIONS)
