@@ -1,4 +1,4 @@
-"""``python -m tierstore`` is the command line."""
+"""Runs the command line: ``python -m tierstore``."""
 
 from tierstore.cli import main
 

@@ -1,4 +1,4 @@
-"""Weights into torch; needs the extra ``tierstore[torch]``. See ``tierstore.serving.torch``."""
+"""Loading into torch; needs the extra ``tierstore[torch]``. See ``tierstore.serving.torch``."""
 
 from tierstore.serving.torch import Loaded, iter_weights, load_model, state_dict
 

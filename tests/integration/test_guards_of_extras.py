@@ -20,7 +20,7 @@ from tierstore.modelstore.chunks.local import FilePart
 from tierstore.serving import metrics
 from tierstore.serving.hub import files, rights, server
 from tierstore.serving.hub.answers import HubError
-from tierstore.serving.hub.spool import Spool
+from tierstore.serving.hub.spool import UploadSpool
 from tierstore.serving.hub.zerocopy import ZeroCopyProtocol
 from tierstore.tiers.stats import TierStats
 
@@ -70,12 +70,12 @@ async def _coming(parts: list[bytes]) -> AsyncIterator[bytes]:
 
 
 def received(folder: Path) -> object:
-    return asyncio.run(Spool(folder).receive("m", "0" * 64, 3, 1, _coming([b"123"])))
+    return asyncio.run(UploadSpool(folder).receive("m", "0" * 64, 3, 1, _coming([b"123"])))
 
 
 def swept(folder: Path) -> bool:
     (folder / "repository").mkdir()
-    Spool(folder).sweep(-3600)
+    UploadSpool(folder).sweep(-3600)
     return (folder / "repository").exists()
 
 
@@ -117,12 +117,14 @@ CASES = {
     "serving.hub.rights:Tokens._refresh#1": Case(known, True),
     "serving.hub.rights:Tokens._read_again#1": Case(known, ConfigError),
     "serving.hub.server:listen#1": Case(lambda _: server.listen("127.0.0.1", 0), UsageError),
-    "serving.hub.spool:Spool.receive#1": Case(received, PASSES),
-    "serving.hub.spool:Spool.join#1": Case(
-        lambda folder: Spool(folder).join("m", "0" * 64, 3, 2), HubError
+    "serving.hub.spool:UploadSpool.receive#1": Case(received, PASSES),
+    "serving.hub.spool:UploadSpool.join#1": Case(
+        lambda folder: UploadSpool(folder).join("m", "0" * 64, 3, 2), HubError
     ),
-    "serving.hub.spool:Spool.keep#1": Case(lambda folder: Spool(folder).keep("m", []), PASSES),
-    "serving.hub.spool:Spool.sweep#1": Case(swept, True),
+    "serving.hub.spool:UploadSpool.keep#1": Case(
+        lambda folder: UploadSpool(folder).keep("m", []), PASSES
+    ),
+    "serving.hub.spool:UploadSpool.sweep#1": Case(swept, True),
     "serving.hub.zerocopy:ZeroCopyProtocol._send_file#1": Case(
         sent_by_kernel, ConnectionAbortedError
     ),
@@ -150,7 +152,7 @@ def test_a_store_that_fails_while_a_file_is_kept_is_no_full_disk(
         yield b"123"
         raise kind("what 'happened'")
 
-    spool = Spool(tmp_path)
+    spool = UploadSpool(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(kind, match="what 'happened'"):
         spool.keep("m", parts())

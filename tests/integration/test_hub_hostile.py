@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.app import make_app
 from tierstore.serving.hub.bodies import read_body
-from tierstore.serving.hub.spool import Spool
+from tierstore.serving.hub.spool import UploadSpool
 
 pytestmark = pytest.mark.server
 
@@ -360,17 +360,17 @@ def test_a_broken_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
             tokens.write_text('[anonymous]\nread = ["*"]\n')
             assert ask(one, "GET", "/api/models/m")[0] == 200
         tokens.write_text('[[token]]\nname = "x"\nsha256 = 7\n')
-        with pytest.raises(tierstore.errors.ConfigError, match="not a file of tokens"):
+        with pytest.raises(tierstore.errors.ConfigError, match="not a valid file of tokens"):
             make_app(store, tmp_path / "spool", tokens=tokens)
 
 
 def test_uploads_are_swept_and_signatures_expire(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool")
+    spool = UploadSpool(tmp_path / "spool")
     path = spool.keep("m", [b"data"])
     assert spool.find("m", path.name, 4) == path
     assert spool.find("other", path.name, 4) is None
     assert spool.find("m", path.name, 5) is None
-    again = Spool(tmp_path / "spool")
+    again = UploadSpool(tmp_path / "spool")
     now = int(time.time())
     again.check("m", path.name, 4, 0, now + 60, spool.sign("m", path.name, 4, 0, now + 60))
     with pytest.raises(HubError, match="took too long"):

@@ -14,7 +14,7 @@ import tierstore
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.commits import Committer, parse_commit
 from tierstore.serving.hub.repos import Repos
-from tierstore.serving.hub.spool import Spool
+from tierstore.serving.hub.spool import UploadSpool
 
 MIB = 1 << 20
 
@@ -82,7 +82,7 @@ def test_an_incremental_commit(
     store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save("m", source)
-    committer = Committer(Repos(store), Spool(tmp_path / "spool"))
+    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
     watched = Watched(store, monkeypatch)
     version = committer.commit("m", "main", parse_commit(commit_of({"config.json": b"[1]"})), None)
     assert version.number == 2
@@ -104,7 +104,7 @@ def test_a_commit_keeps_the_version_and_not_a_variant_that_its_node_prefers(
     tierstore.derive(store, "m", {"cast": "bf16"})
     monkeypatch.setenv("TIERSTORE_PROFILE", "bf16,full")
     with tierstore.open(store.url) as other:
-        committer = Committer(Repos(other), Spool(tmp_path / "spool"))
+        committer = Committer(Repos(other), UploadSpool(tmp_path / "spool"))
         asked = parse_commit(commit_of({"config.json": b"[1]"}))
         version = committer.commit("m", "main", asked, None)
     (source / "config.json").write_bytes(b"[1]")
@@ -116,7 +116,7 @@ def test_a_file_is_renamed_without_being_sent(
 ) -> None:
     store.save("m", source)
     entry = store.load("m").file_entry("model-0.safetensors")
-    committer = Committer(Repos(store), Spool(tmp_path / "spool"))
+    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
     watched = Watched(store, monkeypatch)
     body = uploaded("renamed.safetensors", entry.sha256.hex(), entry.size)
     committer.commit("m", "main", parse_commit(body), None)
@@ -144,7 +144,7 @@ def test_patches_are_folded_and_the_rest_kept(
     store.save("m", source)
     name = "model-0.safetensors::b"
     store.patch("m", {name: tierstore.Dense(np.zeros(3))})
-    committer = Committer(Repos(store), Spool(tmp_path / "spool"))
+    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
     version = committer.commit("m", "main", parse_commit(commit_of({"config.json": b"[1]"})), None)
     model = store.load(str(version))
     np.testing.assert_array_equal(model[name], np.zeros(3))
@@ -159,7 +159,7 @@ def test_a_new_file_finds_its_base_while_others_are_kept(
     store: Store, source: Path, tmp_path: Path
 ) -> None:
     store.save("m", source)
-    spool = Spool(tmp_path / "spool")
+    spool = UploadSpool(tmp_path / "spool")
     committer = Committer(Repos(store), spool)
     w = np.random.default_rng(1).standard_normal(2 * MIB).astype("f4")
     w[::7] *= np.float32(1.0001)

@@ -1,4 +1,4 @@
-"""How serving processes read from a store."""
+"""Serving processes: following a reference, loading into torch, file systems and gateways."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def follow(
     poll_s: float = 5.0,
     warm: bool = True,
 ) -> Follower:
-    """Keep this process on the version that ``ref`` means; see ``follower.Follower``.
+    """Keep this process on the version that ``ref`` points to; see ``follower.Follower``.
 
     Args:
-        ref: such as ``ranker@prod``.
-        on_ready: told each version once it is read and verified; the old one serves until it
-            returns.
-        store: by default the configured one, opened once for this process.
-        profile: as for ``Store.load``.
-        poll_s: seconds between two looks, on average.
-        warm: bring versions into this node's hot tier, where it has one.
+        ref: Reference to follow, such as ``ranker@prod``.
+        on_ready: Called with each version once it is read and verified; the old one serves until
+            the call returns.
+        store: Store to read from; by default the configured one, opened once for this process.
+        profile: Variants to prefer, as for ``Store.load``.
+        poll_s: Seconds between two looks at the reference, on average.
+        warm: Whether to load versions into this node's hot tier, if it has one.
     """
     from tierstore.serving.follower import Follower
     from tierstore.serving.observe import OBSERVED

@@ -1,4 +1,4 @@
-"""The agent of a store: moves packs, steps rollouts, and serves its metrics, until told to end."""
+"""The agent of a store: moves packs, steps rollouts and folds versions until it is stopped."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tierstore.tiers.durable.mover import MoverStats
 
 _log = logging.getLogger("tierstore.agent")
 _FOLD_FROM = 8
-"""Patches from which on a version is folded: half of a chain that is full."""
+"""Number of patches from which on a version is folded: half of a full chain."""
 
 
 @dataclass(slots=True)
 class AgentStats:
-    """What an agent has done so far.
+    """Counts of the work that an agent has done so far.
 
     Attributes:
-        rounds: times that it looked whether something is to be moved.
-        refused: rounds in which another mover was at work.
-        failed_rounds: rounds that ended early, by an error.
-        rollout_steps: steps of rollouts that it made.
-        rebased: versions that cost too much to read, of which deltas were stored in full.
-        folded: versions on many patches of which the full content was stored.
+        rounds: Rounds that were begun.
+        refused: Rounds in which another mover was at work.
+        failed_rounds: Rounds that an error ended early.
+        rollout_steps: Steps of rollouts that were made.
+        rebased: Versions whose costly deltas were stored as standalone chunks.
+        folded: Versions on many patches that were stored as full chunks.
     """
 
     rounds: int = 0
@@ -45,13 +45,13 @@ class AgentStats:
 
 
 class Agent:
-    """Does what a store needs now and then. For one thread; ``stop`` may be set by any.
+    """Runs the upkeep of a store in rounds. For one thread; any thread may set ``stop``.
 
     Args:
-        store: open; not closed.
-        every_s: seconds from the end of one round to the next.
-        budget: what moving may take of the bandwidth.
-        stop: ends it.
+        store: Open store; the agent does not close it.
+        every_s: Seconds from the end of one round to the start of the next.
+        budget: Bandwidth that moves may use; ``None`` for no limit.
+        stop: Event that ends the agent.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class Agent:
 
     @property
     def moves(self) -> MoverStats:
-        """What was moved so far."""
+        """Counts of the moves so far."""
         return self._placement.stats
 
     def run(self) -> None:
-        """Work until ``stop`` is set; an error is logged, and the next round tries again."""
-        _log.info("the agent of %s begins", self._store.url)
+        """Run rounds until ``stop`` is set; an error is logged, and the next round tries again."""
+        _log.info("agent of %s starts", self._store.url)
         while not self.stop.is_set():
             self.round()
             self.stop.wait(self._every_s)
-        _log.info("the agent of %s ends", self._store.url)
+        _log.info("agent of %s stops", self._store.url)
 
     def round(self) -> None:
-        """One look at rollouts and at where packs lie."""
+        """Run one round: step rollouts, rebase and fold versions, and move packs."""
         began = time.monotonic()
         self.stats.rounds += 1
         try:
@@ -96,7 +96,7 @@ class Agent:
             return
         except TierstoreError as error:
             self.stats.failed_rounds += 1
-            _log.warning("a round was given up: %s", error)
+            _log.warning("round failed: %s", error)
             return
         for note in report.plan.notes:
             _log.warning("%s", note)
@@ -109,8 +109,11 @@ class Agent:
         }
         _log.log(
             logging.INFO if report.moved else logging.DEBUG,
-            "%d of %d moves done", fields["done"], fields["planned"], extra={"fields": fields},
-        )  # fmt: skip
+            "%d of %d moves done",
+            fields["done"],
+            fields["planned"],
+            extra={"fields": fields},
+        )
 
     def _advance(self) -> None:
         for alias, verdict in advance_all(self._store.rollouts).items():
@@ -118,13 +121,17 @@ class Agent:
                 self.stats.rollout_steps += 1
                 _log.info("the rollout of %s: %s", alias, verdict)
             elif verdict == "closed":
-                _log.warning("a gate of the rollout of %s is closed", alias)
+                _log.warning("the rollout of %s waits: a gate does not hold", alias)
 
     def _rebase(self) -> None:
         for name, done in self._rebasing.sweep(self.stop.is_set).items():
             self.stats.rebased += 1
-            _log.info("%s is rebased: a read of it cost %.2f times a full one, now %.2f", name,
-                      done.cost_before, done.cost_after)  # fmt: skip
+            _log.info(
+                "%s was rebased: a read cost %.2f times one without deltas, now %.2f",
+                name,
+                done.cost_before,
+                done.cost_after,
+            )
 
     def _fold(self) -> None:
         """Fold the newest version of each model while its chain of patches still has room."""
@@ -136,14 +143,14 @@ class Agent:
             try:
                 done = self._store.fold(str(newest), at_least=_FOLD_FROM)
             except (Damaged, NotFound, UnsupportedFormat) as error:  # 'check' tells more
-                _log.warning("%s is not folded: %s", newest, error)
+                _log.warning("%s was not folded: %s", newest, error)
                 continue
             if done.stats is not None:
                 self.stats.folded += 1
-                _log.info("%s is folded: it lay on %d patches", newest, done.patches)
+                _log.info("%s was folded: it lay on %d patches", newest, done.patches)
 
     def counters(self) -> Mapping[str, float]:
-        """Totals for the metrics page, by name."""
+        """Return totals for the page of metrics, by name."""
         moves, own = self.moves, self.stats
         return {
             "moves": moves.moves,
@@ -163,7 +170,10 @@ class Agent:
 
 @contextmanager
 def ended_by_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set ``stop``; a second one does what it always does. Main thread only."""
+    """Set ``stop`` at SIGTERM or SIGINT while the block runs; a second signal acts as usual.
+
+    For the main thread only.
+    """
     chosen = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in chosen}
 
@@ -182,7 +192,7 @@ def ended_by_signals(stop: threading.Event) -> Iterator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and what the record adds to them."""
+    """Formats records as JSON, one object per line: time, level, logger, message, own fields."""
 
     def __init__(self, clock: Callable[[float], str] | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``tierstore://`` for all that reads through fsspec: pandas, pyarrow, dask, ``fsspec.open``.
+"""``tierstore://`` for programs that read through fsspec: pandas, pyarrow, dask, ``fsspec.open``.
 
 ::
 
@@ -6,8 +6,8 @@
     tierstore://ranker/                              the files of its newest version
     tierstore://ranker@prod/sub/model.safetensors    a file of a version
 
-Files never change, so nothing but reading is possible; ``put`` of a local directory makes a new
-version of a model from it.
+Files can only be read, since versions never change; ``put`` of a local directory saves it as a new
+version of a model.
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ from tierstore.modelstore.store import Store
 from tierstore.serving.location import SCHEME, STORE, split_rest
 from tierstore.serving.opened import open_model, open_shared
 
-_WINDOW = 64 << 20
+_WINDOW_BYTES = 64 << 20
 
 
 class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """The models of a store as a read-only file system; see the module.
+    """The models of a store as a read-only file system of fsspec.
+
+    Paths are ``tierstore://MODEL[@ALIAS|@NUMBER]/FILE``.
 
     Args:
-        store: URL of the store; by default what ``TIERSTORE_STORE`` or the node's file says.
-        refresh_s: how many seconds a reference keeps meaning the version that it meant when it was
-            first used, so that files read one after the other are of one version.
+        store: URL of the store; by default the one that ``TIERSTORE_STORE`` or the node's file
+            names.
+        refresh_s: Seconds for which a reference keeps the version that it had at its first use, so
+            that files read one after the other are of one version.
 
     Raises:
-        FileMissing: no such model, version or file; a ``FileNotFoundError``.
-        InvalidName: a path is not allowed, such as one with ``..``.
+        FileMissing: There is no such model, version or file; a ``FileNotFoundError``.
+        InvalidName: A path is not allowed, such as one with ``..``.
     """
 
     protocol = "tierstore"
@@ -70,15 +73,15 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @property
     def store(self) -> Store:
-        """The store itself."""
+        """The store that is read."""
         return open_shared(self._url)
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Look up again what references mean."""
+        """Forget which versions references point to, so that they are looked up again."""
         self._seen.clear()
 
     def _open_version(self, rest: str) -> tuple[Model, str]:
-        """The version that a path names, and the path in it; ``NotFound`` when there is none."""
+        """Open the version that a path names; returns it and the path in it, or ``NotFound``."""
         ref, path = split_rest(self.store, rest)
         key = config.store_url(self._url), ref
         at, version = self._seen.get(key, (0.0, ""))
@@ -99,14 +102,15 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
     # Listing
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        """What a folder holds, or the one file that ``path`` names."""
+        """List what is in a folder, or the one file that ``path`` names."""
         rest = self._strip_protocol(path)
         entries = self._folder(rest)
         return entries if detail else [entry["name"] for entry in entries]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """``name``, ``size`` and ``type``; of a file also its ``sha256``, ``version`` and when that
-        was ``created``.
+        """Return ``name``, ``size`` in bytes and ``type`` of a path.
+
+        For a file there are also its ``sha256``, its ``version`` and the time that was ``created``.
         """
         rest = self._strip_protocol(path)
         entries = self._folder(rest)
@@ -114,7 +118,7 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return entries[0] if alone else _folder_entry(rest)
 
     def isdir(self, path: str) -> bool:
-        """Whether there is such a folder; a store that fails is an error, not a "no"."""
+        """Return whether there is such a folder; a store that fails raises."""
         try:
             return bool(self.info(path)["type"] == "directory")
         except FileNotFoundError:
@@ -128,28 +132,28 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         on_error: Any = "omit",
         **kwargs: Any,
     ) -> Any:
-        """Every folder below ``path`` with what lies in it; see fsspec.
+        """Walk through every folder below ``path``; see fsspec.
 
-        By default a folder that does not exist has nothing in it, but a store that fails is an
-        error: what was not asked must not look empty.
+        By default a folder that does not exist is empty, but a store that fails raises: what could
+        not be asked must not look empty.
         """
         if on_error == "omit":
             on_error = _raise_unless_missing
         return super().walk(path, maxdepth, topdown, on_error, **kwargs)
 
     def ukey(self, path: str) -> str:
-        """The SHA-256 of a file; where patches change it, what names the version's file."""
+        """Return the SHA-256 of a file, or version digest and path if patches change the file."""
         model, view = self._open_view(path)
         return view.sha256 or f"{model.version.digest.hex}/{view.path}"
 
     def created(self, path: str) -> Any:
-        """When the version was published."""
+        """Return the time at which the version was published."""
         return self._open_view(path)[0].version.created
 
     modified = created
 
     def _folder(self, rest: str) -> list[dict[str, Any]]:
-        """What lies right below ``rest``; the file itself when it is one."""
+        """List what is right below ``rest``, or ``rest`` itself if it is a file."""
         if not rest:
             return _children(rest, self.store.models())
         try:
@@ -187,7 +191,7 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
-        """The bytes ``[start, end)`` of a file; negative ones count from its end."""
+        """Read the bytes ``[start, end)`` of a file; negative numbers count from its end."""
         _, view = self._open_view(path)
         return view.read_ranges([_range(view, start, end)])[0]
 
@@ -200,9 +204,9 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         on_error: str = "return",
         **kwargs: Any,
     ) -> list[Any]:
-        """Many ranges at once; those of one file are read together and in parallel.
+        """Read many ranges; those of one file are read together and in parallel.
 
-        ``max_gap`` is accepted: the store joins ranges itself.
+        ``max_gap`` is ignored: the store joins ranges that are close to each other itself.
         """
         if not isinstance(paths, list):
             raise TypeError("paths must be a list")
@@ -233,7 +237,7 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         outfile: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Copy one file to a local path or an open file; of a folder, only make it."""
+        """Copy one file to a local path or an open file; for a folder, only make it."""
         if outfile is None and not isfilelike(lpath):
             if self.isdir(rpath):
                 Path(lpath).mkdir(parents=True, exist_ok=True)
@@ -263,11 +267,11 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Save a local directory as a new version: ``put("dir/", "tierstore://ranker@prod")``.
 
         Args:
-            lpath: of one directory.
-            rpath: a model, and an alias to point to the new version if one is named.
-            recursive: must be true.
-            callback: told the bytes done.
-            maxdepth: must be ``None``.
+            lpath: Path of one local directory.
+            rpath: Model, with an alias if that is to point to the new version.
+            recursive: Must be true.
+            callback: Called with the bytes done.
+            maxdepth: Must be ``None``.
         """
         source = lpath[0] if isinstance(lpath, list) and len(lpath) == 1 else lpath
         ref = ModelRef.parse(self._strip_protocol(rpath))
@@ -285,38 +289,39 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self.invalidate_cache()
 
     def put_file(self, lpath: Any, rpath: str, **kwargs: Any) -> None:
-        """Not possible: files of a version never change."""
+        """Raise ``UsageError``: files of a version never change."""
         _refuse(f"putting {str(lpath)[:200]!r}")
 
     def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
-        """Not possible: files of a version never change."""
+        """Raise ``UsageError``: files of a version never change."""
         _refuse(f"writing {path[:200]!r}")
 
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        """Not possible: files of a version never change."""
+        """Raise ``UsageError``: files of a version never change."""
         _refuse(f"copying to {path2[:200]!r}")
 
     def _rm(self, path: str) -> None:
         _refuse(f"removing {path[:200]!r}")
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
-        """Not possible: folders are those of the files that were saved."""
+        """Raise ``UsageError``: folders are those of the files that were saved."""
         _refuse(f"making the folder {path[:200]!r}")
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Not possible: folders are those of the files that were saved."""
+        """Raise ``UsageError``: folders are those of the files that were saved."""
         _refuse(f"making the folder {path[:200]!r}")
 
     def rmdir(self, path: str) -> None:
-        """Not possible."""
+        """Raise ``UsageError``: a version never changes."""
         _refuse(f"removing the folder {path[:200]!r}")
 
 
 class _StoredFile(AbstractBufferedFile):  # type: ignore[misc]
-    """An open file; it stays the one that was opened, wherever its alias moves."""
+    """An open file; it stays the same when the alias that it was opened by moves on."""
 
-    def __init__(self, fs: TierstoreFileSystem, path: str, mode: str, block_size: Any,
-                 **kwargs: Any) -> None:  # fmt: skip
+    def __init__(
+        self, fs: TierstoreFileSystem, path: str, mode: str, block_size: Any, **kwargs: Any
+    ) -> None:
         _, self._view = fs._open_view(path)
         kwargs["size"] = self._view.size
         super().__init__(fs, path, mode, block_size, **kwargs)
@@ -331,27 +336,31 @@ def _folder_entry(name: str) -> dict[str, Any]:
 
 def _file_entry(name: str, model: Model, file: FileEntry) -> dict[str, Any]:
     return {
-        "name": name, "size": file.size, "type": "file", "sha256": file.sha256.hex(),
-        "version": str(model.version), "created": model.version.created,
-    }  # fmt: skip
+        "name": name,
+        "size": file.size,
+        "type": "file",
+        "sha256": file.sha256.hex(),
+        "version": str(model.version),
+        "created": model.version.created,
+    }
 
 
 def _children(rest: str, names: Iterable[str]) -> list[dict[str, Any]]:
-    """The folders right below ``rest`` in which models lie."""
+    """Return the folders right below ``rest`` that hold models."""
     prefix = f"{rest}/" if rest else ""
     below = {prefix + name.removeprefix(prefix).partition("/")[0] for name in names}
     return [_folder_entry(name) for name in sorted(below)]
 
 
 def _range(view: FileView, start: int | None, end: int | None) -> tuple[int, int]:
-    """Offset and length of ``[start, end)`` as Python slices understand it."""
+    """Return offset and length of ``[start, end)``, which counts as a slice of Python does."""
     low, high, _ = slice(start, end).indices(view.size)
     return low, max(0, high - low)
 
 
 def _copy(view: FileView, target: Any, callback: Any) -> None:
-    buffer = memoryview(bytearray(min(_WINDOW, view.size)))
-    for offset in range(0, view.size, _WINDOW):
+    buffer = memoryview(bytearray(min(_WINDOW_BYTES, view.size)))
+    for offset in range(0, view.size, _WINDOW_BYTES):
         count = view.read_into(offset, buffer)
         target.write(buffer[:count])
         callback.relative_update(count)

@@ -1,15 +1,15 @@
-"""Following a reference: a serving process that always has the version that is meant now.
+"""Following a reference: keeps a serving process on the version that it points to.
 
 ::
 
     with tierstore.serving.follow("ranker@prod", on_ready=swap) as follower:
         ...
 
-A thread of its own hears of changes through Redis where the store has one, and looks by itself
-every few seconds anyway. What is new is read and verified while the old version serves; then
-``on_ready`` is called once, and only when it returned is the new version the current one. Whatever
-fails on the way, the old one stays, and the reason is told. A version that failed is tried again
-after 1, 2, 4 … 60 seconds; what the reference means by then goes first.
+A thread of its own is told of changes through Redis, where the store has one, and looks by itself
+every few seconds anyway. A new version is read and verified while the old one serves; then
+``on_ready`` is called once, and when it returns the new version is the current one. If anything
+fails on the way, the old version stays, and the reason is logged. A version that failed is tried
+again after 1, 2, 4 … 60 seconds, unless the reference points to another one by then.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _LISTEN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """Where a follower is.
+class FollowerStatus:
+    """The state of a follower.
 
     Attributes:
-        ref: what it follows.
-        version: what it serves; ``None`` until the first is ready.
-        staleness_s: seconds from the moment when the reference began to mean that version, by the
-            clock of whoever moved it, to the moment when it was served.
-        load_s: seconds that reading it took.
-        swaps: versions served so far.
-        failures: attempts that failed since the last one that did not.
-        error: why the last of them did; empty without one.
+        ref: Reference that is followed.
+        version: Version that is served; ``None`` until the first one is ready.
+        staleness_s: Seconds from the moment at which the reference was pointed to this version, by
+            the clock of whoever did that, to the moment at which it was served.
+        load_s: Seconds that reading it took.
+        swaps: Number of versions served so far.
+        failures: Attempts that failed since the last one that succeeded.
+        error: Reason of the last failure; empty without one.
     """
 
     ref: str
@@ -61,7 +61,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """A version that could not be served, and when it is tried again: reading it costs."""
+    """A version that could not be served, and when it is tried again: reading it is costly."""
 
     version: str
     pause_s: float
@@ -78,28 +78,28 @@ class _Refused:
 
 
 class _Ended(Exception):
-    """The follower is closed: what it reads is not needed any more."""
+    """Ends a read: the follower was closed."""
 
 
 @dataclass(slots=True)
 class _Current:
     update: Update | None = None
-    status: Status = field(default_factory=lambda: Status(""))
+    status: FollowerStatus = field(default_factory=lambda: FollowerStatus(""))
 
 
 class Follower:
-    """Keeps a process on the version that a reference means; a context manager that stops it.
+    """Keeps a process on the version that a reference points to, until its ``with`` block ends.
 
     Args:
-        store: stays open as long as it follows.
-        ref: such as ``ranker@prod``.
-        on_ready: told each version that is ready, in the follower's thread; if it raises, the old
-            one stays and the new one is tried again later.
-        profile: as for ``Store.load``.
-        poll_s: seconds between two looks, on average; each is drawn from half to one and a half of
-            it, so that a fleet does not ask at once.
-        warm: bring the version into this node's hot tier first, for the other processes too.
-        read: read the tensors; without it ``Update.tensors`` is empty, for whoever only warms.
+        store: Store to read from; it must stay open while the follower runs.
+        ref: Reference to follow, such as ``ranker@prod``.
+        on_ready: Called with each version that is ready, in the follower's thread; if it raises,
+            the old version stays and the new one is tried again later.
+        profile: Variants to prefer, as for ``Store.load``.
+        poll_s: Seconds between two looks, on average; each pause is drawn from half to one and a
+            half of it, so that the processes of a fleet do not ask at once.
+        warm: Whether to load a version into this node's hot tier first, for other processes too.
+        read: Whether to read the tensors; otherwise ``Update.tensors`` is empty.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Follower:
         self._profile, self._poll_s = profile, poll_s
         self._warm = warm and store._parts.hot.local is not None
         self._reads = read
-        self._current = _Current(status=Status(ref))
+        self._current = _Current(status=FollowerStatus(ref))
         self._refused: _Refused | None = None
         self._looked = time.monotonic()
         self._changed = threading.Condition()
@@ -134,26 +134,26 @@ class Follower:
 
     @property
     def update(self) -> Update | None:
-        """What is served now."""
+        """The update that is served now; ``None`` before the first."""
         return self._current.update
 
     @property
-    def status(self) -> Status:
-        """Where it is, for reports."""
+    def status(self) -> FollowerStatus:
+        """The state of the follower."""
         return self._current.status
 
     @property
     def closed(self) -> bool:
-        """Whether it follows no more."""
+        """Whether the follower was closed."""
         return self._stopped.is_set()
 
     @property
     def silent_s(self) -> float:
-        """Seconds since it last learned what the reference means, or since it began."""
+        """Seconds since it last looked up the reference successfully, or since it began."""
         return time.monotonic() - self._looked
 
     def wait(self, timeout_s: float | None = None, *, number: int | None = None) -> bool:
-        """Wait until a version is served, or version ``number``; ``False`` when time is up."""
+        """Wait until a version, or version ``number``, is served; ``False`` when time is up."""
 
         def there() -> bool:
             found = self._current.status.version
@@ -163,7 +163,7 @@ class Follower:
             return self._changed.wait_for(there, timeout_s)
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until the first attempt is over, whether it worked or not."""
+        """Wait until the first attempt has succeeded or failed."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.status.swaps or self.status.failures or self._stopped.is_set(),
@@ -171,11 +171,11 @@ class Follower:
             )
 
     def look(self) -> None:
-        """Look now, without waiting for the next time."""
+        """Look at the reference now instead of at the next time."""
         self._wake.set()
 
     def close(self) -> None:
-        """Stop following. Reading is given up; a swap that is under way is finished first."""
+        """Stop following. A read is given up; a call of ``on_ready`` is waited for."""
         self._stopped.set()
         self._wake.set()
         with self._changed:
@@ -214,7 +214,7 @@ class Follower:
                 self._wake.wait(self._until_next())
 
     def _until_next(self) -> float:
-        """Seconds to the next look."""
+        """Return the seconds to wait until the next look."""
         look = random.uniform(0.5, 1.5) * self._poll_s
         if self._refused is None:
             return look
@@ -230,12 +230,16 @@ class Follower:
             return
         if self._refused is not None and self._refused.waits(str(wanted)):
             return
-        _log.info("%s means %s now", self._ref, wanted)
+        _log.info("%s now points to %s", self._ref, wanted)
         try:
             update = read_update(
-                self._store, wanted, self._current.update, warm=self._warm, read=self._reads,
+                self._store,
+                wanted,
+                self._current.update,
+                warm=self._warm,
+                read=self._reads,
                 progress=self._go_on,
-            )  # fmt: skip
+            )
             since = self._meant_since(wanted)
             if self._stopped.is_set():
                 return
@@ -252,21 +256,25 @@ class Follower:
         if self._stopped.is_set():
             raise _Ended
 
-    def _served(self, update: Update, staleness: float) -> None:
+    def _served(self, update: Update, staleness_s: float) -> None:
         with self._changed:
             self._current.update = update
-            self._current.status = Status(
-                self._ref, update.version, staleness, update.load_s, self.status.swaps + 1
+            self._current.status = FollowerStatus(
+                self._ref, update.version, staleness_s, update.load_s, self.status.swaps + 1
             )
             self._changed.notify_all()
         _log.info(
-            "%s serves %s: %d of %d tensors changed, read in %.3f s, %.3f s after it was meant",
-            self._ref, update.version, len(update.changed), len(update.model), update.load_s,
-            staleness,
-        )  # fmt: skip
+            "%s serves %s: %d of %d tensors changed, read in %.3f s, %.3f s after the switch",
+            self._ref,
+            update.version,
+            len(update.changed),
+            len(update.model),
+            update.load_s,
+            staleness_s,
+        )
 
     def _meant_since(self, version: Version) -> float:
-        """When the reference began to mean a version: seconds since the epoch."""
+        """Return when the reference was pointed to a version, in seconds since the epoch."""
         alias = ModelRef.parse(self._ref).alias
         entry = None
         if alias is not None:
@@ -276,11 +284,11 @@ class Follower:
     def _failed(self, error: Exception) -> None:
         status = self.status
         told = str(error) or type(error).__name__
-        serves = f"{status.version} is served on" if status.version else "nothing is served yet"
+        serves = f"{status.version} stays in service" if status.version else "nothing is served yet"
         unexpected = not isinstance(error, TierstoreError)
         if told != status.error:  # one that lasts is told once
             _log.warning(
-                "following %s failed, and %s: %s", self._ref, serves, told, exc_info=unexpected
+                "following %s failed, %s: %s", self._ref, serves, told, exc_info=unexpected
             )
         with self._changed:
             self._current.status = replace(status, failures=status.failures + 1, error=told)
@@ -309,6 +317,6 @@ class Follower:
                         if model is not None:
                             self.look()
             except TierstoreError as error:
-                _log.info("not told of changes for a while: %s", error)
+                _log.info("news of changes are interrupted: %s", error)
                 self._stopped.wait(pause)
                 pause = min(pause * 2, _LONGEST_S)

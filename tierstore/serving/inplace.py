@@ -1,12 +1,12 @@
-"""Applying a new version to weights that serve: only what changed is written, under a guard.
+"""Applying a new version to weights in service: only what changed is written, under a guard.
 
-The new tensors lie beside the live ones while both are compared, at nobody's cost. What differs is
-gathered, and the pages that it goes to are made this process's own, before the guard is taken: it
-is held for copying alone, 2 ms for 10 MiB in 40,000 places. Of a mapped model each of these places
+The new tensors are compared with the live ones while these serve. What differs is gathered, and the
+pages that it goes to are made private to this process, before the guard is taken; so the guard is
+held for copying alone, 2 ms for 10 MiB in 40,000 places. In a mapped model each of these places
 would otherwise be a page to copy first, 150 ms in all.
 
-The copying is one call that lets the interpreter go. Calls of numpy, each of which has to get it
-back, would wait 5 ms at every one for a thread that runs Python.
+The copying is one call that releases the interpreter. Calls of numpy, each of which has to get it
+back, would wait up to 5 ms each for a thread that runs Python.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tierstore.modelstore.loading.arrays import array_bytes, writable_bytes
 from tierstore.modelstore.version import Version
 from tierstore.serving.update import Update
 
-_BLOCK = 256
-"""Least bytes that are compared and written together."""
+_BLOCK_BYTES = 256
+"""Smallest number of bytes that are compared and written together."""
 
-_SEGMENT = 32 << 20
-_PAGE = 4096
+_SEGMENT_BYTES = 32 << 20
+_PAGE_BYTES = 4096
 """No page is smaller."""
 
 try:
@@ -39,28 +39,28 @@ except ImportError:  # not built: no compiler when tierstore was installed
     _native = None
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
-Piece: TypeAlias = tuple[Bytes, npt.NDArray[np.int64], Bytes]
-"""What to write where: live bytes in rows of one unit each, numbers of rows, their new content."""
+StagedWrite: TypeAlias = tuple[Bytes, npt.NDArray[np.int64], Bytes]
+"""Live bytes in rows of one unit each, the numbers of the rows to write, and their new content."""
 
 
 class InPlace:
-    """``on_ready`` of a follower for weights that stay where they are in memory.
+    """Writes updates into weights that stay where they are in memory: an ``on_ready`` callback.
 
-    Without ``batch_bytes`` a version is applied under one hold of the guard: whoever holds it while
-    answering never sees a mix of two versions. With it the guard is given back after each batch, so
-    that no hold takes long: each row is of one version, but between two batches some are new and
-    some old. Where neither will do, swap ``Update.tensors`` instead.
+    Without ``batch_bytes`` the guard is held once for a whole version: who holds it while answering
+    never sees a mix of two versions. With it the guard is released after each batch, so that it is
+    never held for long; each row is of one version, but between two batches some rows are new and
+    some old. Where neither will do, use ``Update.tensors`` as the new weights instead.
 
     Args:
-        state: for each tensor's name a writable, contiguous numpy array, or torch tensor on the
-            CPU: your own, such as ``Store.load`` gives them, never those of an update. Names that
-            it lacks are not applied.
-        guard: held while live weights are written; a lock that requests take, too.
-        batch_bytes: how much to write under one hold; a row (of the first dimension) at least.
+        state: Writable, contiguous numpy arrays or torch tensors on the CPU by name: your own, such
+            as ``Store.load`` gives them, never those of an update. Only these tensors are updated.
+        guard: Lock that is held while live weights are written; requests must take it too.
+        batch_bytes: Bytes to write while the guard is held once, at least one row (of the first
+            dimension); ``None`` writes a whole version.
 
     Attributes:
-        longest_pause_s: the longest that the guard was held, waiting for it not counted.
-        written_bytes: by the last update.
+        longest_pause_s: Longest time that the guard was held, in seconds.
+        written_bytes: Bytes that the last update wrote.
     """
 
     def __init__(
@@ -70,8 +70,10 @@ class InPlace:
         *,
         batch_bytes: int | None = None,
     ) -> None:
-        if batch_bytes is not None and batch_bytes < _BLOCK:
-            raise UsageError(f"a batch of {batch_bytes} bytes is too small: give {_BLOCK} or more")
+        if batch_bytes is not None and batch_bytes < _BLOCK_BYTES:
+            raise UsageError(
+                f"a batch of {batch_bytes} bytes is too small: give {_BLOCK_BYTES} or more"
+            )
         self._state, self._guard = state, guard
         self._batch = batch_bytes
         self._applied: Version | None = None
@@ -82,7 +84,7 @@ class InPlace:
         """Apply an update.
 
         Raises:
-            UsageError: a tensor has another size or dtype than the live one, or is not in the
+            UsageError: A tensor has another shape or dtype than the live one, or is not in the
                 version; nothing was written.
         """
         pairs = self._pairs(update)
@@ -116,11 +118,11 @@ class InPlace:
                 )
             live = np.frombuffer(writable_bytes(name, target, new.nbytes), np.uint8)
             row = new.nbytes // new.shape[0] if new.ndim and new.nbytes else 1
-            unit = _BLOCK if self._batch is None else _rows_together(row)
+            unit = _BLOCK_BYTES if self._batch is None else _rows_together(row)
             found.append((live, new.reshape(-1).view(np.uint8), unit))
         return found
 
-    def _batches(self, staged: list[Piece]) -> list[list[Piece]]:
+    def _batches(self, staged: list[StagedWrite]) -> list[list[StagedWrite]]:
         if self._batch is None:
             return [staged] if staged else []
         found = []
@@ -132,24 +134,22 @@ class InPlace:
 
 
 def _rows_together(row: int) -> int:
-    """Bytes of the fewest rows of ``row`` bytes that are ``_BLOCK`` or more, and whole words."""
+    """Return the bytes of the fewest rows that are ``_BLOCK_BYTES`` or more and whole words."""
     word = row * (8 // math.gcd(row, 8))
-    return word * -(-_BLOCK // word)
+    return word * -(-_BLOCK_BYTES // word)
 
 
-def _prepare(pieces: list[Piece]) -> None:
-    """Make the pages that will be written present, and no longer shared with a file's or a parent's
-    memory; no byte changes.
-    """
+def _prepare(pieces: list[StagedWrite]) -> None:
+    """Make the pages that will be written present and private to this process; no byte changes."""
     if _native is not None:
         _native.prepare(tuple(pieces))
         return
     for live, where, _ in pieces:
-        for part in (live[:, ::_PAGE], live[:, -1:]):
+        for part in (live[:, ::_PAGE_BYTES], live[:, -1:]):
             part[where] = part[where]
 
 
-def _write(pieces: list[Piece]) -> None:
+def _write(pieces: list[StagedWrite]) -> None:
     if _native is not None:
         _native.write(tuple(pieces))
         return
@@ -157,12 +157,12 @@ def _write(pieces: list[Piece]) -> None:
         live[where] = values
 
 
-def _differences(live: Bytes, new: Bytes, unit: int) -> list[Piece]:
-    """Pieces of ``unit`` bytes, a multiple of 8, that differ, and what remains at the end."""
+def _differences(live: Bytes, new: Bytes, unit: int) -> list[StagedWrite]:
+    """Return pieces of ``unit`` bytes, a multiple of 8, that differ, and the rest at the end."""
     whole = live.nbytes // unit * unit
     rows, fresh = live[:whole].reshape(-1, unit), new[:whole].reshape(-1, unit)
-    found: list[Piece] = []
-    step = max(1, _SEGMENT // unit)
+    found: list[StagedWrite] = []
+    step = max(1, _SEGMENT_BYTES // unit)
     for at in range(0, len(rows), step):
         old, now = rows[at : at + step], fresh[at : at + step]
         differs = (old.view(np.uint64) != now.view(np.uint64)).any(axis=1)

@@ -1,11 +1,11 @@
-"""``tierstore://`` URLs: a file of a version, wherever a path of a file is expected.
+"""``tierstore://`` URLs, which name a file of a version wherever the path of a file is expected.
 
 ::
 
     tierstore://ranker@prod/model.safetensors        ranker@prod, ranker@12, ranker@12+int8-row
     tierstore://org/ranker/config.json               the newest version of org/ranker
     tierstore://ranker@prod/a.txt?store=s3://models  in this store, not the one that
-                                                     TIERSTORESTORE or the node's file names
+                                                     TIERSTORE_STORE or the node's file names
 
 Nothing is decoded: ``%2e`` is the name's own characters. The reference ends at the first ``/``
 behind its ``@``. Without ``@`` it is the shortest run of leading parts that names a model. An alias
@@ -33,11 +33,11 @@ _COLLAPSED = re.compile(r"tierstore:/(?=[^/])")
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """What a URL says: ``rest`` is all between the scheme and ``?store=``.
+    """A ``tierstore://`` URL, taken apart.
 
     Attributes:
-        rest: a reference, and the path of a file behind it.
-        store: URL of the store; ``None`` for the one that is configured.
+        rest: Everything between the scheme and ``?store=``: a reference and the path of a file.
+        store: URL of the store; ``None`` for the configured one.
     """
 
     rest: str
@@ -45,9 +45,9 @@ class Location:
 
     @classmethod
     def parse(cls, url: str) -> Location:
-        """Take a URL apart; ``InvalidName`` when it is not ours or holds nothing."""
+        """Take a URL apart; ``InvalidName`` for another scheme or an empty URL."""
         if not url.startswith(SCHEME):
-            raise InvalidName(f"{url[:200]!r} is no {SCHEME} URL")
+            raise InvalidName(f"{url[:200]!r} is not a {SCHEME} URL")
         rest, _, store = url[len(SCHEME) :].partition(STORE)
         if not rest.strip("/"):
             raise InvalidName(f"{url[:200]!r} names no model: write {SCHEME}model@alias/file")
@@ -55,7 +55,7 @@ class Location:
 
 
 def is_stored(path: object) -> bool:
-    """Whether it is a ``tierstore://`` URL; ``Path`` objects, which make ``//`` a ``/``, too."""
+    """Return whether this is a ``tierstore://`` URL, also as a ``Path``, which drops a ``/``."""
     if isinstance(path, os.PathLike):
         found = os.fspath(path)
         return isinstance(found, str) and _COLLAPSED.match(found) is not None
@@ -63,16 +63,16 @@ def is_stored(path: object) -> bool:
 
 
 def url_of(path: str | os.PathLike[str]) -> str:
-    """The URL that ``is_stored`` recognised."""
+    """Return the URL of a path that ``is_stored``."""
     return _COLLAPSED.sub(SCHEME, os.fspath(path), count=1)
 
 
 def split_rest(store: Store, rest: str) -> tuple[str, str]:
-    """The reference and the path (empty for the version itself) in ``rest`` of a ``Location``.
+    """Split ``rest`` of a ``Location`` into a reference and a path, empty for the version itself.
 
     Raises:
-        InvalidName: either is not allowed, such as a path with ``..``.
-        NotFound: none of several parts names a model.
+        InvalidName: One of them is not allowed, such as a path with ``..``.
+        NotFound: No leading part of it names a model.
     """
     rest = rest.rstrip("/") if rest.rstrip("/") else rest
     model, at, behind = rest.partition("@")
@@ -98,18 +98,18 @@ def _shortest_model(store: Store, rest: str) -> tuple[str, str]:
 
 
 def open_ref(ref: str, store: Store | None = None) -> tuple[Model, str]:
-    """Open the version that ``ref`` means.
+    """Open the version that ``ref`` names.
 
     Args:
-        ref: as ``Store.load`` takes it, or a ``tierstore://`` URL.
-        store: where; by default the one in the URL, or that is configured.
+        ref: Reference as for ``Store.load``, or a ``tierstore://`` URL.
+        store: Store to read from; by default the one in the URL, or the configured one.
 
     Returns:
-        The version, and what the URL names in it: a file or folder, or an empty path for all.
+        The version, and the path of the file or folder that the URL names in it, or ``""``.
 
     Raises:
-        NotFound: there is no such version.
-        InvalidName: the reference or the path is not allowed.
+        NotFound: There is no such version.
+        InvalidName: The reference or the path is not allowed.
     """
     if not ref.startswith(SCHEME):
         return (open_model(None, ref) if store is None else store.load(ref)), ""
@@ -120,11 +120,11 @@ def open_ref(ref: str, store: Store | None = None) -> tuple[Model, str]:
 
 
 def open_file(url: str) -> tuple[Model, FileView]:
-    """The version and the file that a URL means.
+    """Open the version and the file that a URL names.
 
     Raises:
-        FileMissing: there is no such model, version or file.
-        InvalidName: the URL is malformed, or its path leaves the version.
+        FileMissing: There is no such model, version or file.
+        InvalidName: The URL is malformed, or its path leaves the version.
     """
     location = Location.parse(url)
     store = open_shared(location.store)

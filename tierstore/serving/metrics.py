@@ -1,6 +1,6 @@
 """Metrics of the tiers for Prometheus; needs the extra ``tierstore[metrics]``.
 
-Counters are read when a page is asked for, so nothing is paid for them while weights are read.
+Counters are only collected when a page is asked for, so reads of weights pay nothing for them.
 
 ::
 
@@ -67,7 +67,7 @@ _OP_LABELS = (*_LABELS, "op")
 
 @dataclass(frozen=True, slots=True)
 class TierSample:
-    """One tier of a process: its name and role, and its counters, which go on counting."""
+    """One tier of a process: its name, its role and its counters, which are live."""
 
     name: str
     role: str
@@ -75,7 +75,7 @@ class TierSample:
 
 
 def samples(store: Store) -> list[TierSample]:
-    """The tiers of an open store, the fastest first."""
+    """Return the tiers of an open store, the fastest first."""
     durable = [TierSample(t.name, t.role, t.stats) for t in store._parts.home.packs.tiers]
     shared = [TierSample(t.name, "shared", t.stats) for t in store._parts.hot.shared]
     local = store._parts.hot.local
@@ -84,13 +84,13 @@ def samples(store: Store) -> list[TierSample]:
 
 
 def page_of(collector: TierCollector) -> tuple[bytes, str]:
-    """A page of metrics and its type, for a server of one's own."""
+    """Return a page of metrics and its content type, to serve it yourself."""
     return generate_latest(registry_of(collector)), CONTENT_TYPE_LATEST
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A value that goes up and down, ``tierstore_<name>`` with its labels."""
+    """A gauge, shown as ``tierstore_<name>`` with its labels."""
 
     name: str
     text: str
@@ -102,9 +102,9 @@ class TierCollector(Collector):
     """Gives Prometheus the counters of all tiers of a process.
 
     Args:
-        tiers: asked for the tiers at every page.
-        counters: asked for other totals of the process by name, such as ``moves``.
-        gauges: asked for other values of the process.
+        tiers: Function that returns the tiers, called for every page.
+        counters: Function that returns other totals by name, such as ``moves``.
+        gauges: Function that returns other gauges.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class TierCollector(Collector):
         self._tiers, self._counters, self._gauges = tiers, counters, gauges
 
     def collect(self) -> Iterator[Metric]:
-        """All families, freshly read."""
+        """Yield all families with their current values."""
         tiers = list(self._tiers())
         for name, text in _COUNTERS.items():
             family = CounterMetricFamily(f"tierstore_tier_{name}", text, labels=_LABELS)
@@ -164,7 +164,7 @@ def _requests(tiers: list[TierSample]) -> Iterator[Metric]:
 
 
 def _buckets(stats: OpStats) -> list[tuple[str, float]]:
-    """Cumulative counts by upper bound, as Prometheus wants them."""
+    """Return cumulative counts by upper bound, as Prometheus expects them."""
     total = 0
     found = []
     for bound, count in zip((*LATENCY_BOUNDS_S, float("inf")), list(stats.buckets), strict=True):
@@ -174,7 +174,7 @@ def _buckets(stats: OpStats) -> list[tuple[str, float]]:
 
 
 def registry_of(collector: TierCollector) -> CollectorRegistry:
-    """A registry of its own for the collector, so that it never meets another library's names."""
+    """Make a registry for this collector alone, apart from the metrics of other libraries."""
     registry = CollectorRegistry()
     registry.register(collector)
     return registry
@@ -184,7 +184,7 @@ def serve(collector: TierCollector, host: str, port: int) -> tuple[WSGIServer, T
     """Serve ``http://host:port/metrics`` from a thread; port 0 takes a free one.
 
     Raises:
-        UsageError: the address is taken or not this machine's.
+        UsageError: The address is taken or is not one of this machine.
     """
     try:
         return start_http_server(port, addr=host, registry=registry_of(collector))

@@ -1,4 +1,4 @@
-"""What a node keeps warm: the references that it follows, and what it served last."""
+"""The references that a node keeps warm, and the versions that it served last."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tierstore.modelstore.store import Store
-from tierstore.serving.follower import Follower, Status
+from tierstore.serving.follower import Follower, FollowerStatus
 from tierstore.serving.update import Update
 
 _log = logging.getLogger("tierstore.follow")
@@ -24,10 +24,10 @@ Value = tuple[str, str, dict[str, Any], float]
 
 
 class Served:
-    """The references that a node follows, in order of priority, with the versions it served last.
+    """A file of the references that a node follows, with the versions that it served last.
 
     Args:
-        path: of the file, on a local disk; what cannot be read or written there is done without.
+        path: File on a local disk. If it cannot be read or written, it is done without.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +35,7 @@ class Served:
         self._lock = threading.Lock()
 
     def refs(self) -> dict[str, str]:
-        """The version by reference, the most important first; empty without a file."""
+        """Return the versions by reference, the most important first; empty without a file."""
         try:
             found = json.loads(self._path.read_text("utf-8"))
             if found["format"] != _FORMAT:
@@ -45,7 +45,7 @@ class Served:
             return {}
 
     def note(self, order: Sequence[str], ref: str, version: str) -> None:
-        """Write down what is served now; references that are not followed any more go."""
+        """Record the version that is served, and drop references that are no longer followed."""
         with self._lock:
             known = self.refs() | {ref: version}
             served = [{"ref": one, "version": known[one]} for one in order if one in known]
@@ -57,19 +57,19 @@ class Served:
                     file.write(text)
                 os.replace(partial, self._path)  # noqa: PTH105
             except OSError as error:
-                _log.info("what is served was not written down: %s", error)
+                _log.info("the versions in service could not be recorded: %s", error)
 
 
 class Following:
-    """Follows references one after the other until each is warm once, then all at a time.
+    """Follows references: one after the other until each was warm once, then all at a time.
 
-    A context manager that stops them.
+    It runs in a ``with`` block, whose end stops it.
 
     Args:
-        store: with a hot tier on this node, or this brings nothing.
-        refs: in order of priority.
-        served: written down there.
-        poll_s: as for ``Follower``.
+        store: Open store with a hot tier on this node; without one nothing is kept warm.
+        refs: References in order of priority.
+        served: File that records the versions in service.
+        poll_s: Seconds between two looks at each reference, on average.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Following:
         self._thread.join()
 
     @property
-    def statuses(self) -> list[Status]:
-        """Where each is."""
+    def statuses(self) -> list[FollowerStatus]:
+        """The states of all followers."""
         return [follower.status for follower in list(self._followers)]
 
     def _start(self) -> None:
@@ -117,20 +117,20 @@ class Following:
             follower.settle(_FIRST_S)
 
     def counters(self) -> dict[str, float]:
-        """Totals for a page of metrics."""
+        """Return totals for the page of metrics, by name."""
         return {
             "follow_swaps": sum(status.swaps for status in self.statuses),
         }
 
     def values(self) -> list[Value]:
-        """What goes up and down, for a page of metrics."""
+        """Return the gauges for the page of metrics."""
         return follow_values(list(self._followers))
 
 
 def follow_values(followers: Iterable[Follower]) -> list[Value]:
-    """Name, text, labels and value of what followers tell on a page of metrics.
+    """Return name, text, labels and value of each gauge that followers add to a page of metrics.
 
-    Of several that follow the same reference the last one counts.
+    Of several followers of one reference the last one counts.
     """
     found = []
     running = [follower for follower in followers if not follower.closed]
@@ -139,11 +139,19 @@ def follow_values(followers: Iterable[Follower]) -> list[Value]:
         labels = {"ref": status.ref}
         number = status.version.number if status.version else 0
         for name, text, value in (
-            ("version", "Number of the version that is served.", number),
-            ("staleness_seconds", "From meant to served, of that version.", status.staleness_s),
-            ("load_seconds", "What reading it took.", status.load_s),
-            ("failing", "Attempts that failed since the last that did not.", status.failures),
-            ("silent_seconds", "Since it last learned what is meant.", follower.silent_s),
+            ("version", "Number of the version in service.", number),
+            (
+                "staleness_seconds",
+                "Seconds from the switch of the reference to service.",
+                status.staleness_s,
+            ),
+            ("load_seconds", "Seconds that reading the version took.", status.load_s),
+            ("failing", "Attempts that failed since the last success.", status.failures),
+            (
+                "silent_seconds",
+                "Seconds since the reference was last looked up.",
+                follower.silent_s,
+            ),
         ):
             found.append((f"follow_{name}", text, labels, float(value)))
     return found

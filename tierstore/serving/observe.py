@@ -1,9 +1,9 @@
-"""A process that loads and says so: metrics and JSON logs, when its environment asks for them.
+"""Metrics and logs of a process that loads models, if its environment asks for them.
 
 ``TIERSTORE_METRICS=[HOST:]PORT`` serves ``/metrics`` of all stores that the process opens, for
-Prometheus; ``TIERSTORE_LOG=json`` (or ``text``) writes what the package logs to stderr, JSON as one
-object a line. Without them nothing is imported, served or written. Neither ever fails a load: an
-address that is taken is a warning.
+Prometheus; ``TIERSTORE_LOG=json`` (or ``text``) writes the package's log to stderr, as one JSON
+object per line or as text. Without them nothing is imported, served or written. Neither makes a
+load fail: an address that is taken is a warning.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger("tierstore.metrics")
 
 
 class _Observed:
-    """The stores of this process, and what is served of them."""
+    """The stores and followers of this process, and its metrics server and log handler."""
 
     def __init__(self) -> None:
         self._reset()
@@ -40,7 +40,7 @@ class _Observed:
             os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        """The server's thread is the parent's, and so is its port: a child serves nothing."""
+        """Forget the server: after a fork its thread and port are the parent's."""
         self._lock = threading.Lock()
         self.address: tuple[str, int] | None = None
 
@@ -68,7 +68,7 @@ class _Observed:
         return host, server.server_port
 
     def samples(self) -> list[TierSample]:
-        """Every tier of every store that is open."""
+        """Return every tier of every open store."""
         from tierstore.serving.metrics import TierSample, samples
 
         found: dict[tuple[str, str], TierSample] = {}
@@ -81,11 +81,11 @@ class _Observed:
         return list(found.values())
 
     def counters(self) -> dict[str, float]:
-        """Totals of all stores."""
+        """Return totals of all open stores, by name."""
         return heat_counters(list(self.stores))
 
     def gauges(self) -> list[Gauge]:
-        """What is followed, and how that goes."""
+        """Return the gauges of all followers."""
         from tierstore.serving.metrics import Gauge
         from tierstore.serving.node import follow_values
 
@@ -98,17 +98,17 @@ OBSERVED = _Observed()
 def open_store(url: str | os.PathLike[str] | None = None) -> stores.Store:
     """Open a store.
 
-    Its tiers are opened when they are needed. ``TIERSTORE_METRICS`` and ``TIERSTORE_LOG`` make the
-    process tell what it does, see ``tierstore.serving.observe``.
+    Its tiers are opened when they are needed. With ``TIERSTORE_METRICS`` and ``TIERSTORE_LOG`` the
+    process also serves metrics and writes a log; see ``tierstore.serving.observe``.
 
     Args:
-        url: a directory, ``s3://bucket/prefix`` or what else ``tierstore.wiring.open_blobs`` takes;
-            by default what ``TIERSTORE_STORE`` or the node's file says.
+        url: A directory, ``s3://bucket/prefix`` or another URL that ``tierstore.wiring.open_blobs``
+            takes; by default the one that ``TIERSTORE_STORE`` or the node's file names.
 
     Raises:
-        NotFound: there is no store.
-        UnsupportedFormat: it was made by a newer tierstore.
-        ConfigError: a variable has a value that means nothing.
+        NotFound: There is no store.
+        UnsupportedFormat: The store was made by a newer tierstore.
+        ConfigError: A variable has an invalid value.
     """
     wanted = config.observing()
     store = stores.open_store(url)
@@ -118,7 +118,7 @@ def open_store(url: str | os.PathLike[str] | None = None) -> stores.Store:
 
 
 def heat_counters(stores: Iterable[Store]) -> dict[str, float]:
-    """How often heat was handed over to all nodes, and of how many chunks and packs."""
+    """Return counts of the flushes of heat to all nodes, and of the chunks and packs in them."""
     stats = [store._parts.recorder.stats for store in stores if store._parts.recorder is not None]
     return {
         "heat_flushes": sum(one.flushes for one in stats),

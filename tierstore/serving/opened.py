@@ -14,11 +14,11 @@ from tierstore.modelstore.store import Store
 from tierstore.serving.observe import open_store
 
 _MODELS = 8
-"""Versions kept open: their manifests and layouts, no weights."""
+"""Versions that are kept open: their manifests and layouts, no weights."""
 
 
 class _Opened:
-    """Thread-safe; a forked child opens its own, since connections cannot be shared."""
+    """Stores and versions by URL; thread-safe. A forked child opens its own connections."""
 
     def __init__(self) -> None:
         self._reset()
@@ -71,20 +71,22 @@ _opened = _Opened()
 
 
 def open_shared(url: str | None) -> Store:
-    """The store at ``url``, or the configured one; opened once and closed when the process ends.
+    """Return the store at ``url``, or the configured one, which is opened once per process.
+
+    It is closed when the process ends.
 
     Raises:
-        UsageError: no store is named.
-        NotFound: there is none.
+        UsageError: No store is named.
+        NotFound: There is no store.
     """
     return _opened.store(config.store_url(url))
 
 
 def open_model(url: str | None, ref: str) -> Model:
-    """Open the version that ``ref`` means now in ``open_shared(url)``; the last few stay open."""
+    """Open the version that ``ref`` points to now in ``open_shared(url)``; the last 8 stay open."""
     return _opened.model(config.store_url(url), ref)
 
 
 def close_shared() -> None:
-    """Close them all; models and files that were opened through URLs can no longer be read."""
+    """Close all shared stores; models and files opened through URLs can no longer be read."""
     _opened.close()

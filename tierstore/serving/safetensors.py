@@ -1,16 +1,16 @@
-"""Drop-in for safetensors: its ``safe_open`` and ``load_file``, that read ``tierstore://`` as well.
+"""Drop-in for safetensors: ``safe_open`` and ``load_file`` that also read ``tierstore://`` URLs.
 
 >>> from tierstore import safe_open
 >>> with safe_open("tierstore://ranker@prod/model.safetensors", framework="pt") as f:
 ...     f.get_tensor("encoder.weight"), f.get_slice("emb.weight")[10:20]
 
-``install()`` puts them into the safetensors library itself, and into whatever has imported them
-from it, so that code which was never changed reads from the store.
+``install()`` puts ``safe_open`` into the safetensors library itself, and into every module that has
+imported it from there, so that unchanged code reads from the store.
 
-What a file says, refuses and returns is the installed library's own doing: it opens a shadow of the
-stored file (the header and holes), and a slice or an unusual dtype is taken by the library from a
-shadow that holds the bytes it needs. Tensors for numpy, and for torch on the CPU, go straight from
-the store into their arrays, or are mapped from this node's hot tier.
+The installed library itself decides what a file contains, refuses and returns: it opens a shadow of
+the stored file (the header and holes), and takes slices and unusual dtypes from a shadow that holds
+the bytes it needs. Tensors for numpy, and for torch on the CPU, are read from the store straight
+into their arrays, or mapped from this node's hot tier.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from tierstore.serving.location import is_stored, open_file, url_of
 from tierstore.serving.shadow import shadow
 
 _library_open = safetensors.safe_open
-"""The library's own, whatever is installed."""
+"""The library's own class, also after ``install``."""
 
 _TORCH = {"pt", "torch", "pytorch"}
 _NUMPY = {"np", "numpy"}
 _NOT_IN_NUMPY = {"BF16", "F4"} | {name for name in DTYPES if name.startswith(("F8", "F6"))}
 _NOT_IN_TORCH = {"F4", "F6_E2M3", "F6_E3M2"}
-_PEEK = 1 << 20
+_PEEK_BYTES = 1 << 20
 
 
 class safe_open:
     """Opens a safetensors file lazily; see ``safetensors.safe_open`` for arguments and methods.
 
-    ``safe_open("tierstore://…")`` is an object of this class, with the methods of the library's; of
-    any other path the library's own object is returned.
+    For a ``tierstore://`` URL it returns an object of this class, with the methods of the library's
+    class; for any other path it returns the library's own object.
 
     Raises:
-        FileMissing: there is no such model, version or file: a ``FileNotFoundError``.
-        InvalidName: the URL is malformed, or its path leaves the version.
-        SafetensorError: as the library.
-        TierstoreError: of the store, such as ``Damaged`` and ``Unreachable``.
+        FileMissing: There is no such model, version or file; a ``FileNotFoundError``.
+        InvalidName: The URL is malformed, or its path leaves the version.
+        SafetensorError: The library refuses the file, the tensor or the slice.
+        TierstoreError: The store fails, such as ``Damaged`` and ``Unreachable``.
     """
 
     if TYPE_CHECKING:
@@ -103,15 +103,15 @@ class safe_open:
         self._library.__exit__(kind, error, trace)
 
     def keys(self) -> list[str]:
-        """The names of the tensors."""
+        """Return the names of the tensors."""
         return list(self._library.keys())
 
     def offset_keys(self) -> list[str]:
-        """The names of the tensors in the order of their bytes."""
+        """Return the names of the tensors in the order of their bytes."""
         return list(self._library.offset_keys())
 
     def metadata(self) -> dict[str, str] | None:
-        """``__metadata__`` of the header; ``None`` without any."""
+        """Return ``__metadata__`` of the header; ``None`` without any."""
         found: dict[str, str] | None = self._library.metadata()
         return found
 
@@ -136,7 +136,7 @@ class safe_open:
         }
 
     def get_slice(self, name: str) -> Slice:
-        """One tensor, of which ``[...]`` reads just the rows that are asked for."""
+        """Return a tensor of which ``[...]`` reads only the rows that are asked for."""
         library = self._library.get_slice(name)
         return Slice(self, self._tensors[name], library)
 
@@ -148,29 +148,32 @@ class safe_open:
         return self._framework in _NUMPY and tensor.dtype not in _NOT_IN_NUMPY
 
     def _from_shadow(self, tensor: Tensor, low: int, high: int) -> Any:
-        """The library's view of a file that holds this tensor, of which bytes [low, high)."""
+        """Open, with the library, a file of this tensor that holds its bytes [low, high)."""
         name = tensor.name_in_file
         header = build_header([(name, tensor.dtype, tensor.shape)], None).raw
         at = len(header)
         with shadow(
-            header, at + tensor.nbytes, at + low, at + high,
+            header,
+            at + tensor.nbytes,
+            at + low,
+            at + high,
             lambda out: tensor.read_span(low, high, out),
-        ) as path:  # fmt: skip
+        ) as path:
             return self._reopen(path)
 
 
 class Slice:
-    """One tensor of a ``safe_open``; what the library calls ``PySafeSlice``."""
+    """One tensor of a ``safe_open``, read slice by slice, like the library's ``PySafeSlice``."""
 
     def __init__(self, file: safe_open, tensor: Tensor, library: Any) -> None:
         self._file, self._tensor, self._library = file, tensor, library
 
     def get_shape(self) -> list[int]:
-        """The shape of the whole tensor."""
+        """Return the shape of the whole tensor."""
         return list(self._library.get_shape())
 
     def get_dtype(self) -> str:
-        """The safetensors dtype, such as ``BF16``."""
+        """Return the safetensors dtype, such as ``BF16``."""
         return str(self._library.get_dtype())
 
     def __getitem__(self, key: Any) -> Any:
@@ -184,9 +187,9 @@ class Slice:
 
 
 def _rows(key: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Which rows hold everything that ``key`` asks for; all of them when that is not obvious.
+    """Return the range of rows that ``key`` needs: all rows when that is not obvious.
 
-    What is refused whatever the bytes may be needs none.
+    A key that the library refuses needs none.
     """
     count = shape[0] if shape else 1
     first = key[0] if isinstance(key, tuple) and key else key
@@ -207,8 +210,8 @@ def _rows(key: Any, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _opened_header(view: FileView, reopen: Callable[[str], Any]) -> Any:
-    """The library's view of the header; of what is no safetensors file, its refusal."""
-    header = view.header or view.read(0, _PEEK)
+    """Open the header with the library, which raises for what is no safetensors file."""
+    header = view.header or view.read(0, _PEEK_BYTES)
     with shadow(header, view.size) as path:
         return reopen(path)
 
@@ -216,12 +219,12 @@ def _opened_header(view: FileView, reopen: Callable[[str], Any]) -> Any:
 def load_file(
     filename: str | os.PathLike[str], device: str | int = "cpu", *, backend: str | None = None
 ) -> dict[str, Any]:
-    """Read a whole file into torch tensors, as ``safetensors.torch.load_file``; a path or a URL.
+    """Read a whole file into torch tensors by name, as ``safetensors.torch.load_file`` does.
 
     Args:
-        filename: of a file, or a ``tierstore://`` URL of one.
-        device: where torch puts them.
-        backend: of the library, for a path.
+        filename: Path of a file, or a ``tierstore://`` URL of one.
+        device: Device of the tensors.
+        backend: How the library reads a path, such as ``mmap``; ``None`` for its default.
     """
     import safetensors.torch
 
@@ -233,24 +236,23 @@ def load_file(
 
 
 class _Installed(safe_open):
-    """What the library's own is replaced by: not ``safe_open``, which others import from us."""
+    """Takes the place of the library's own class; ``safe_open`` is what others import from here."""
 
 
 _Installed.__name__ = _Installed.__qualname__ = "safe_open"
 
 
 def install() -> None:
-    """Make the library's ``safe_open`` this one, in ``safetensors``, its modules and every module
-    that has imported it by name, or will. ``uninstall`` undoes it.
+    """Replace the library's ``safe_open`` by the one here; ``uninstall`` undoes it.
 
-    ``safetensors.torch.load_file``, ``load_model`` and those for other frameworks read through it
-    too.
+    It is replaced in ``safetensors``, in its modules, and in every module that has imported it by
+    name. So ``safetensors.torch.load_file``, ``load_model`` and the like read from stores too.
     """
     _rebind(_library_open, _Installed)
 
 
 def uninstall() -> None:
-    """Give everybody the library's own ``safe_open`` back."""
+    """Restore the library's own ``safe_open`` everywhere."""
     _rebind(_Installed, _library_open)
 
 

@@ -1,8 +1,8 @@
-"""A file in memory that is made of holes, for libraries that read files.
+"""A file in memory that consists of holes, for libraries that read files.
 
 It has the size and the header of a stored safetensors file, but no weights: a hole takes no memory.
-The safetensors library opens it and says what it says of the real file, names, metadata, refusals
-and all; the bytes that it is asked for are filled in first, from the store.
+The safetensors library opens it and behaves as for the real file, with its names, metadata and
+refusals; the bytes that it will read are filled in from the store first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 Fill = Callable[[memoryview], None]
-"""Writes into its argument, which is writable."""
+"""Function that fills its argument, which is writable."""
 
 
 @contextmanager
@@ -24,14 +24,14 @@ def shadow(
 ) -> Iterator[str]:
     """Yield the path of a file that begins with ``header`` and has ``size`` bytes.
 
-    It can be opened until the block ends; what has it open then keeps it.
+    The path can be opened until the block ends; what is open then stays readable.
 
     Args:
-        header: its first bytes.
-        size: bytes of the file.
-        low: ``[low, high)`` of the file is what ``fill`` fills; all other bytes are zeros.
-        high: likewise.
-        fill: called with that range.
+        header: First bytes of the file.
+        size: Size of the file in bytes.
+        low: First byte of the range that ``fill`` fills; bytes outside of it are zeros.
+        high: End of that range.
+        fill: Function that is called with the range to fill.
     """
     with _file() as (fd, path):
         os.ftruncate(fd, size)

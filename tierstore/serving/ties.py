@@ -1,4 +1,4 @@
-"""Weights that a module uses under several names, such as an embedding and its output layer."""
+"""Tied weights: those that a module has under several names, such as embedding and output."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """For every name of a tensor that has several, all of them.
+    """Return all names of each tensor that has several, by each of these names.
 
     Args:
-        tensors: of ``state_dict(keep_vars=True)``: parameters and buffers themselves.
+        tensors: Parameters and buffers themselves, as from ``state_dict(keep_vars=True)``.
     """
     first: dict[Hashable, str] = {}
     groups: dict[str, list[str]] = {}
@@ -23,14 +23,14 @@ def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
 
 
 def _identity(tensor: torch.Tensor) -> Hashable:
-    """Equal for what is the same memory seen in the same way."""
+    """Return a value that is equal for views of the same memory in the same way."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def bind_ties(module: torch.nn.Module, ties: Mapping[str, list[str]]) -> None:
-    """Make the names of each group mean one tensor again: the first one's."""
+    """Tie the names of each group to one tensor again, that of the first name."""
     for name, group in ties.items():
         if name == group[0]:
             for other in group[1:]:

@@ -1,4 +1,4 @@
-"""Weights into torch: state dicts and modules, whole or one rank's part, on any device.
+"""Loading into torch: state dicts and modules, whole or one rank's part, on any device.
 
 >>> from tierstore.torch import load_model, state_dict
 >>> load_model(module, "ranker@prod", device="cuda")
@@ -32,17 +32,17 @@ except ImportError as error:
 Dim: TypeAlias = (
     int | Mapping[str, int | None] | Callable[[str, tuple[int, ...]], int | None] | None
 )
-"""Along which dimension tensors are cut: one for all, by name (names that are missing are not cut),
-or a function of name and shape; ``None`` for a tensor that every rank has whole."""
+"""The dimension in which tensors are cut: one for all, one by name (other names are not cut), or a
+function of name and shape. ``None`` is for a tensor that every rank has whole."""
 
-WINDOW = 256 << 20
+WINDOW_BYTES = 256 << 20
 """Bytes that ``iter_weights`` reads at once."""
 
 _CPU = torch.device("cpu")
 
 
 class Loaded(NamedTuple):
-    """Names that ``load_model`` did not find on one side, as ``load_state_dict`` gives them."""
+    """Names that only one side of ``load_model`` has, as ``load_state_dict`` returns them."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -57,22 +57,23 @@ def state_dict(
     shard: tuple[int, int] | None = None,
     dim: Dim = 0,
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of a version, by name.
+    """Read the tensors of a version and return them by name.
 
-    What is hot on this node is mapped instead of copied; writing to it stays private. For a CUDA
-    device bytes are read into pinned memory, and copied from there while the next ones are read.
+    Tensors that are hot on this node are mapped instead of copied; writing to them stays private.
+    For a CUDA device bytes are read into pinned memory, and copied from there while the next ones
+    are read.
 
     Args:
-        ref: ``ranker@prod``, or a ``tierstore://`` URL; one that names a file or folder of the
-            version means the tensors in there, by their names in their files.
-        store: where; by default the one in the URL, or that is configured.
-        names: which; all by default.
-        device: where the tensors are put; on ``meta`` nothing is read.
-        shard: ``(rank, world)`` to read one rank's part of every tensor and no other bytes.
-        dim: along which dimension, with ``shard``; a tensor that has fewer is read whole.
+        ref: Reference such as ``ranker@prod``, or a ``tierstore://`` URL. A URL of a file or folder
+            reads only the tensors in there, under their names in their files.
+        store: Store to read from; by default the one in the URL, or the configured one.
+        names: Tensors to read; by default all.
+        device: Device to put the tensors on; on ``meta`` nothing is read.
+        shard: ``(rank, world)`` to read one rank's part of every tensor, and no other bytes.
+        dim: Dimension to cut in with ``shard``; a tensor with fewer dimensions is read whole.
 
     Raises:
-        NotFound: no such version, file or tensor.
+        NotFound: There is no such version, file or tensor.
         UsageError: ``shard`` or ``dim`` is out of range, or torch has no such dtype.
     """
     tensors = _tensors(*open_ref(ref, store))
@@ -86,20 +87,21 @@ def iter_weights(
     *,
     store: Store | None = None,
     names: Iterable[str] | None = None,
-    window: int = WINDOW,
+    window: int = WINDOW_BYTES,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read tensors one after the other onto the CPU; the next ones are read meanwhile.
+    """Yield tensors on the CPU one after the other, while the next ones are read.
 
-    What is hot on this node is mapped. At most twice ``window``, or the largest tensor, is held.
+    Tensors that are hot on this node are mapped. At most twice ``window`` bytes, or the largest
+    tensor, are held at a time.
 
     Args:
-        ref: as for ``state_dict``.
-        store: as for ``state_dict``.
-        names: which, in this order; by default all, in the order in which they are stored.
-        window: bytes to read at once.
+        ref: Reference or URL, as for ``state_dict``.
+        store: Store to read from, as for ``state_dict``.
+        names: Tensors to read, in this order; by default all, in the order of the version.
+        window: Bytes to read at once.
 
     Raises:
-        NotFound, UsageError: as ``state_dict``, before the first tensor.
+        NotFound, UsageError: As for ``state_dict``, before the first tensor.
     """
     tensors = _tensors(*open_ref(ref, store))
     chosen = _chosen(ref, tensors, names)
@@ -146,26 +148,26 @@ def load_model(
 ) -> Loaded:
     """Load a version into a module.
 
-    A module that was made on the meta device gets the tensors that were read themselves. Weights
-    that the module ties stay tied, and only one of their names has to be stored. Only tensors that
-    the module has are read. Buffers that are not persistent are not stored.
+    A module on the meta device takes the tensors that were read as its own. Weights that the module
+    ties stay tied, and only one of their names has to be stored. Only tensors that the module has
+    are read. Buffers that are not persistent are not stored.
 
     Args:
-        module: its parameters and persistent buffers are filled.
-        ref: as for ``state_dict``.
-        store: as for ``state_dict``.
-        strict: refuse names that only one side has; else they are returned.
-        device: where the module goes; by default tensors go where it has them, from meta to the
-            CPU.
-        assign: take the tensors that were read for its own, instead of copying into what it has:
-            dtypes are then the stored ones. By default only for a module on the meta device.
+        module: Module whose parameters and persistent buffers are filled.
+        ref: Reference or URL, as for ``state_dict``.
+        store: Store to read from, as for ``state_dict``.
+        strict: Whether to refuse names that only one side has; otherwise they are returned.
+        device: Device to move the module to; by default its tensors stay on their devices, and
+            those on ``meta`` go to the CPU.
+        assign: Whether the module takes the tensors that were read, with their dtypes, instead of
+            copying their values into its own. By default only if it is on the meta device.
         shard: ``(rank, world)``, for a module that holds one rank's part of some tensors.
-        dim: along which dimension, as for ``state_dict``; by default, with ``None``, the one in
-            which the module's own shape is that of a part.
+        dim: Dimension to cut in, as for ``state_dict``; with ``None`` it is the one in which the
+            module's own shape is that of a part.
 
     Raises:
-        RuntimeError: shapes differ, or names do with ``strict``, as from ``load_state_dict``.
-        NotFound, UsageError: as ``state_dict``.
+        RuntimeError: Shapes differ, or with ``strict`` names do, as from ``load_state_dict``.
+        NotFound, UsageError: As for ``state_dict``.
     """
     tensors = _tensors(*open_ref(ref, store))
     if device is not None:
@@ -196,7 +198,7 @@ def load_model(
 def _stored_names(
     own: Iterable[str], ties: Mapping[str, list[str]], tensors: Mapping[str, Tensor]
 ) -> dict[str, str]:
-    """For names of a module that are stored, or whose tied ones are, the stored name."""
+    """Return the stored name of each name in a module that is stored, itself or by a tie."""
     source: dict[str, str] = {}
     for name in own:
         if name in tensors:
@@ -214,7 +216,7 @@ def _read_for(
     shard: tuple[int, int] | None,
     dim: Dim,
 ) -> dict[str, torch.Tensor]:
-    """Read what ``source`` says is stored for the module's names, each to where it goes."""
+    """Read the stored tensors in ``source``, each onto the device that it goes to."""
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     everywhere = None if device is None else torch.device(device)
     for name, stored in source.items():
@@ -240,7 +242,7 @@ def _check(module: torch.nn.Module, ref: str, strict: bool, loaded: Loaded) -> N
 
 
 def _tensors(model: Model, path: str) -> dict[str, Tensor]:
-    """The tensors of a version, or of a file or folder of it, by the names they load under."""
+    """Return the tensors of a version, or of a file or folder of it, by name in the result."""
     every = {name: model.tensor(name) for name in model}
     if not path:
         return every
@@ -258,7 +260,7 @@ def _tensors(model: Model, path: str) -> dict[str, Tensor]:
 def _parts(
     tensors: Mapping[str, Tensor], shard: tuple[int, int] | None, dim: Dim
 ) -> dict[str, Shard]:
-    """What a rank reads of the tensors that it does not read whole."""
+    """Return a rank's parts of the tensors that it does not read whole."""
     if shard is None:
         return {}
     rank, world = shard
@@ -284,7 +286,7 @@ def _fitting(
     tensors: Mapping[str, Tensor],
     shard: tuple[int, int] | None,
 ) -> Dim:
-    """The dimension in which the module's own shape is that of the rank's part, if there is one."""
+    """Return the dimension in which the module's own shape is that of the rank's part, if any."""
     if shard is None:
         return None
     shapes = {stored: tuple(own[name].shape) for name, stored in source.items()}
@@ -303,7 +305,7 @@ def _fitting(
 def _read(
     tensors: Mapping[str, Tensor], parts: Mapping[str, Shard], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Read tensors of one version, those in ``parts`` only in part."""
+    """Read tensors of one version onto a device, those in ``parts`` only in part."""
     if device.type == "cpu":
         return _read_on_cpu(tensors, parts)
     shards = {name: (tensor, parts.get(name, whole(tensor))) for name, tensor in tensors.items()}

@@ -1,8 +1,8 @@
-"""What a follower reads of a new version: what it does not have yet, while the old one serves.
+"""Reading a new version for a follower while the old one serves: only what changed is read.
 
-With a hot tier on this node the version is brought there and mapped, so that all processes of the
-node share it. Without one, patches that lie between the old version and the new are laid over
-copies of the old arrays, and only without those a tensor that changed is read as a whole.
+With a hot tier on this node the version is loaded there and mapped, so that all processes of the
+node share it. Without one, the patches between the old version and the new are applied to copies of
+the old arrays; only if there are none, tensors that changed are read as a whole.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Update:
     """A version that is ready to serve.
 
     Attributes:
-        model: the version, opened.
-        tensors: all of its tensors, read and verified; what did not change are the very arrays of
-            the update before, so treat them as read-only.
-        changed: names of the tensors that differ from the update before; all of them in the first.
-        previous: the version that serves now; ``None`` for the first.
-        load_s: seconds that reading took.
-        stats: what reading cost, bringing it into this node's hot tier included.
+        model: The version, opened.
+        tensors: All of its tensors by name, read and verified. Those that did not change are the
+            arrays of the update before, so treat all as read-only.
+        changed: Names of the tensors that differ from the update before; in the first one, all.
+        previous: Version that is still in service; ``None`` for the first update.
+        load_s: Seconds that reading took.
+        stats: Cost of reading, with that of loading into this node's hot tier.
     """
 
     model: Model
@@ -55,7 +55,7 @@ class Update:
 
     @property
     def version(self) -> Version:
-        """Which version it is."""
+        """The version itself."""
         return self.model.version
 
 
@@ -71,17 +71,17 @@ def read_update(
     """Read a version.
 
     Args:
-        store: that has it.
-        wanted: the version.
-        before: what serves now.
-        warm: bring it into this node's hot tier first.
-        read: read the tensors; without it only the hot tier gets them, and must have room.
-        progress: told bytes done and in all, of either, from several threads; what it raises ends
-            the reading.
+        store: Store that has the version.
+        wanted: Version to read.
+        before: Update that is in service; ``None`` for the first.
+        warm: Whether to load the version into this node's hot tier first.
+        read: Whether to read the tensors; otherwise only the hot tier gets them, and needs room.
+        progress: Called with bytes done and bytes in all, from several threads; an exception that
+            it raises ends the reading.
 
     Raises:
-        OutOfSpace: there is no room in the hot tier, and nothing else was asked for.
-        NotFound, Damaged, BackendError: of the version.
+        OutOfSpace: The hot tier has no room, and ``read`` is false.
+        NotFound, Damaged, BackendError: The version cannot be read.
     """
     began = time.perf_counter()
     costs = _warmed(store, wanted, progress, needed=not read) if warm else []
@@ -120,13 +120,13 @@ def _warmed(
     if needed and not warmth.resident:
         raise OutOfSpace(
             f"{warmth.missing_bytes} of {warmth.bytes} bytes of {wanted} could not be kept in tier "
-            f"{warmth.tier!r} of this node: 'tierstore doctor' and the log say why"
+            f"{warmth.tier!r} of this node; see 'tierstore doctor' and the log for the reason"
         )
     return [] if warmth.stats is None else [warmth.stats]
 
 
 def _patches(store: Store, before: Update, model: Model) -> list[Patch] | None:
-    """Those that lead from one version to the other; ``None`` when it does not lie on that."""
+    """Return the patches from one version to the other; ``None`` if there is no such way."""
     try:
         return list(store.patches(str(before.version), str(model.version)))
     except (Conflict, NotFound, UsageError):
@@ -146,14 +146,14 @@ def _changed(
 
 
 def _content(tensor: Tensor) -> tuple[object, ...]:
-    """Where it is equal, so are the tensors, bit for bit."""
+    """Return a value that is equal for tensors that are equal bit for bit."""
     return (tensor.dtype, tensor.shape, tensor.signature)
 
 
 def _laid_over(
     before: Update, changed: Iterable[str], patches: Sequence[Patch]
 ) -> dict[str, Array]:
-    """Tensors as the patches make them from the old ones, which serve on as they are."""
+    """Apply patches to copies of the old tensors, which stay as they are."""
     fresh: dict[str, Array] = {}
     for name in changed:
         old = before.tensors[name]

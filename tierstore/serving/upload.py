@@ -1,4 +1,4 @@
-"""Bytes of tensors onto a device: read into one buffer while the other one is copied."""
+"""Reading tensors onto a device: into one staging buffer while the other one is copied."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tierstore.modelstore.loading.arrays import typed_torch
 from tierstore.modelstore.loading.shards import Shard, Strip, StripRead, read_strips
 from tierstore.modelstore.loading.tensor import Tensor
 
-WINDOW = 64 << 20
-"""Bytes of each of the two staging buffers."""
+WINDOW_BYTES = 64 << 20
+"""Size of each of the two staging buffers, in bytes."""
 
 
 class _Stage:
-    """A staging buffer; where the device is a CUDA one it is pinned, and copies do not block."""
+    """A staging buffer; for a CUDA device it is pinned, and copies do not block."""
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._device = device
@@ -26,42 +26,44 @@ class _Stage:
         self._copied: torch.cuda.Event | None = None
 
     def free(self) -> None:
-        """Wait until nothing is copied from here any more."""
+        """Wait until all copies from the buffer are done."""
         if self._copied is not None:
             self._copied.synchronize()
 
     def copy(self, start: int, stop: int, target: torch.Tensor) -> None:
-        """Copy bytes of the buffer to ``target``, which is as long."""
+        """Copy the bytes [start, stop) of the buffer to ``target``, which has the same length."""
         target.copy_(self._plain[start:stop], non_blocking=self._cuda)
 
     def mark(self) -> None:
-        """All copies from here have been asked for."""
+        """Mark the end of the copies that ``free`` waits for."""
         if self._cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(self._device))
 
 
 def upload(
-    shards: Mapping[str, tuple[Tensor, Shard]], device: torch.device, window: int = WINDOW
+    shards: Mapping[str, tuple[Tensor, Shard]],
+    device: torch.device,
+    window_bytes: int = WINDOW_BYTES,
 ) -> dict[str, torch.Tensor]:
-    """Read tensors, or parts of them, of one version onto ``device``.
+    """Read tensors of one version, or parts of them, onto ``device``.
 
     Args:
-        shards: by the names of the result.
-        device: of torch.
-        window: bytes of each staging buffer.
+        shards: Tensors and the parts to read, by name of the result.
+        device: Device of torch to put them on.
+        window_bytes: Size of each staging buffer, in bytes.
     """
     plain: dict[str, torch.Tensor] = {}
     todo: list[tuple[str, int, Strip]] = []
     for name, (_, shard) in shards.items():
         plain[name] = torch.empty(shard.strip.nbytes, dtype=torch.uint8, device=device)
         at = 0
-        for strip in shard.strip.split(window):
+        for strip in shard.strip.split(window_bytes):
             todo.append((name, at, strip))
             at += strip.nbytes
-    stages = [_Stage(window, device) for _ in range(min(2, len(todo)))]
+    stages = [_Stage(window_bytes, device) for _ in range(min(2, len(todo)))]
     with torch.no_grad():
-        for number, group in enumerate(batches(todo, lambda one: one[2].nbytes, window)):
+        for number, group in enumerate(batches(todo, lambda one: one[2].nbytes, window_bytes)):
             _move(group, shards, stages[number % 2], plain)
     for stage in stages:
         stage.free()

@@ -1,10 +1,10 @@
 """vLLM plugin: ``vllm serve tierstore://ranker@prod``.
 
 vLLM calls ``register`` in every process, through the entry point ``vllm.general_plugins``. It adds
-the load format ``tierstore``, and makes ``EngineArgs`` understand a model that is a
-``tierstore://`` URL: configuration and tokenizer go into a local directory, which vLLM is given for
-its model, and weights are read from the store. The version is settled there, once, so that every
-worker, and every reload, reads the same one.
+the load format ``tierstore``, and makes ``EngineArgs`` accept a ``tierstore://`` URL as the model:
+configuration and tokenizer are written to a local directory, which vLLM gets as its model, and
+weights are read from the store. The version is resolved once, there, so that every worker and every
+reload reads the same one.
 
 Written against vLLM 0.10 and later: ``BaseModelLoader`` (``download_model``, ``load_weights``),
 ``get_all_weights``, which reloading after sleep uses, ``register_model_loader``, and
@@ -35,7 +35,7 @@ _MARK = "_tierstore"
 
 
 def register() -> None:
-    """Add the load format to vLLM; doing it again changes nothing."""
+    """Add the load format to vLLM; calling it again changes nothing."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader import register_model_loader
 
@@ -56,11 +56,11 @@ def _understands_urls(create: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def localise(args: Any) -> None:
-    """Give ``EngineArgs`` whose model is a URL a local directory for it, and our load format.
+    """Replace a URL in ``EngineArgs`` by a local directory and the load format ``tierstore``.
 
     Raises:
-        NotFound: there is no such model or version.
-        UsageError: the URL names a file, or another load format was asked for.
+        NotFound: There is no such model or version.
+        UsageError: The URL names a file, or another load format was asked for.
     """
     url = args.model
     if not (isinstance(url, str) and url.startswith(SCHEME)):
@@ -83,16 +83,18 @@ def localise(args: Any) -> None:
 
 
 def _settled(ref: str, model: Model) -> str:
-    """A reference to the very version that ``ref`` was found to mean."""
+    """Return a URL of the very version that ``ref`` was resolved to."""
     store = Location.parse(ref).store if ref.startswith(SCHEME) else None
     return f"{SCHEME}{model.version}" + (f"{STORE}{store}" if store else "")
 
 
 def local_files(model: Model, store: str | None = None) -> Path:
-    """A directory below the cache with all files of a version but its weights, written once.
+    """Return a directory in the cache with all files of a version but its weights.
+
+    It is written once.
 
     Args:
-        model: the version.
+        model: The version.
         store: URL of its store; by default the configured one.
     """
     store_id = open_shared(store)._parts.home.config.store_id
@@ -109,8 +111,9 @@ def local_files(model: Model, store: str | None = None) -> Path:
 
 
 def weights_of(ref: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors to load of a version: those of the files that its index lists, or without one of
-    all safetensors files at its top.
+    """Yield the weights of a version: those in the files that its index lists.
+
+    Without an index they are those in all safetensors files at its top.
     """
     from tierstore.serving.torch import iter_weights
 
@@ -120,7 +123,7 @@ def weights_of(ref: str) -> Iterator[tuple[str, torch.Tensor]]:
     if _INDEX in paths:
         top &= set(json.loads(model.read_file(_INDEX))["weight_map"].values())
     if not top:
-        raise UsageError(f"{model.version} has no safetensors file at its top")
+        raise UsageError(f"{model.version} has no safetensors file at its top level")
     tensors = map(model.tensor, model)
     short = {tensor.name: tensor.name_in_file for tensor in tensors if tensor.file in top}
     for name, tensor in iter_weights(_settled(ref, model), names=short):
@@ -132,8 +135,10 @@ def _loader_class() -> type[Any]:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
     class TierstoreModelLoader(BaseModelLoader):  # type: ignore[misc]
-        """Reads weights from a store; ``model_loader_extra_config`` may hold ``ref``, the version,
-        and ``directory``, where vLLM looks for its other files.
+        """Reads weights from a store.
+
+        ``model_loader_extra_config`` may hold ``ref``, the version, and ``directory``, where vLLM
+        looks for its other files.
         """
 
         def __init__(self, load_config: Any) -> None:
@@ -149,15 +154,15 @@ def _loader_class() -> type[Any]:
                 _make_directory(extra["ref"], extra["directory"])
 
         def download_model(self, model_config: Any) -> None:
-            """See that the version is there; its weights are read when they are loaded."""
+            """Check that the version exists; its weights are read when they are loaded."""
             open_ref(self._ref_of(model_config))
 
         def load_weights(self, model: Any, model_config: Any) -> None:
-            """Read the weights into a model that was made."""
+            """Read the weights into a model."""
             model.load_weights(self.get_all_weights(model_config, model))
 
         def get_all_weights(self, model_config: Any, model: Any) -> Iterator[Any]:
-            """Name and tensor of every weight; what reloading after sleep asks for."""
+            """Yield name and tensor of every weight, also when vLLM reloads after sleep."""
             more = [source.model_or_path for source in getattr(model, "secondary_weights", ())]
             if more:
                 raise UsageError(
@@ -167,7 +172,7 @@ def _loader_class() -> type[Any]:
             return weights_of(self._ref_of(model_config))
 
         def _ref_of(self, model_config: Any) -> str:
-            """A model that is a URL (a reload names another version so), or what was settled."""
+            """Return the model's URL (a reload may name another), or the resolved one."""
             for name in (model_config.model, getattr(model_config, "model_weights", "")):
                 if isinstance(name, str) and name.startswith(SCHEME):
                     return name

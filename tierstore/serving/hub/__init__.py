@@ -1,3 +1,3 @@
-"""A gateway that speaks the Hugging Face Hub's HTTP API."""
+"""A gateway that serves a store over the HTTP API of the Hugging Face Hub."""
 
 __all__ = ["command"]

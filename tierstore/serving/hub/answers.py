@@ -1,4 +1,4 @@
-"""What the gateway says when it cannot do what was asked, in the words that Hub clients know.
+"""Error answers of the gateway, in the form that clients of the Hub know.
 
 Clients tell errors apart by ``X-Error-Code``: ``RepoNotFound``, ``RevisionNotFound`` and
 ``EntryNotFound`` become exceptions of their own in ``huggingface_hub``.
@@ -30,10 +30,10 @@ class HubError(Exception):
     """An answer that is an error.
 
     Args:
-        status: of HTTP.
-        message: for people.
-        code: ``X-Error-Code``, where clients know one for it.
-        headers: to be sent along.
+        status: HTTP status.
+        message: Message for people.
+        code: ``X-Error-Code``, if clients know one for this error.
+        headers: Further headers of the answer.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class HubError(Exception):
         self.headers = dict(headers or {})
 
     def response(self) -> Response:
-        """The answer itself."""
+        """Make the answer."""
         headers = {**self.headers, "X-Error-Message": _one_line(self.message)}
         if self.code is not None:
             headers["X-Error-Code"] = self.code
@@ -56,26 +56,29 @@ class HubError(Exception):
 
 
 def repo_not_found(model: str, *, anonymous: bool) -> HubError:
-    """There is no such model, or the caller may not know of it; as the Hub does, both alike."""
+    """Make the error for a model that does not exist or that the caller may not know of.
+
+    As on the Hub, both look alike.
+    """
     status = 401 if anonymous else 404
     headers = {"WWW-Authenticate": "Bearer"} if anonymous else {}
     return HubError(status, f"Repository not found: {model[:200]}", "RepoNotFound", headers)
 
 
 def revision_not_found(revision: str) -> HubError:
-    """The model has no such branch, tag or commit."""
+    """Make the error for a model without this branch, tag or commit."""
     return HubError(404, f"Invalid rev id: {revision[:200]}", "RevisionNotFound")
 
 
 def entry_not_found(path: str, commit: str) -> HubError:
-    """The version has no such file."""
+    """Make the error for a version without this file."""
     return HubError(
         404, f"Entry not found: {path[:200]}", "EntryNotFound", {"X-Repo-Commit": commit}
     )
 
 
 def of_error(error: TierstoreError) -> HubError:
-    """The answer for an error of the store."""
+    """Make the answer to an error of the store."""
     message = str(error)
     if isinstance(error, UsageError | SourceError):
         return HubError(400, message)

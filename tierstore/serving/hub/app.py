@@ -1,4 +1,4 @@
-"""The gateway: one store behind the Hugging Face Hub's API, as an ASGI application."""
+"""The gateway as an ASGI application: one store behind the API of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tierstore.serving.hub.openapi import describe
 from tierstore.serving.hub.reading import Reading
 from tierstore.serving.hub.repos import Repos
 from tierstore.serving.hub.rights import Tokens
-from tierstore.serving.hub.spool import Spool
+from tierstore.serving.hub.spool import UploadSpool
 from tierstore.serving.hub.stats import HubStats
 from tierstore.serving.hub.tree import Blobs
 from tierstore.serving.hub.writing import Writing
@@ -35,7 +35,7 @@ STALL_S = 60.0
 
 
 class _Repo(Convertor[str]):
-    """``model`` or ``org/model``."""
+    """Matches ``model`` or ``org/model`` in a path."""
 
     regex = "[^/]+(?:/[^/]+)?"
 
@@ -50,7 +50,7 @@ register_url_convertor("repo", _Repo())
 
 
 class _AsSent:
-    """Routes by the path as it was sent: ``%2F`` in a branch's name is no separator."""
+    """Routes by the path as it was sent, in which ``%2F`` of a branch's name is no separator."""
 
     def __init__(self, app: ASGIApp, stats: HubStats) -> None:
         self._app, self._stats = app, stats
@@ -84,37 +84,37 @@ def make_app(
     stall_s: float = STALL_S,
     metrics: Callable[[HubStats], tuple[bytes, str]] | None = None,
 ) -> ASGIApp:
-    """The application.
+    """Make the application.
 
     Args:
-        store: stays open as long as it serves.
-        spool: folder on a local disk for uploads that wait for their commit.
-        tokens: file of tokens (see ``rights``); without it everybody reads and nobody writes.
-        stall_s: seconds for which a client may neither send nor take anything.
-        metrics: makes the page of metrics and its type.
+        store: Store to serve; it must stay open while the application serves.
+        spool: Folder on a local disk for uploads that wait for their commit.
+        tokens: File of tokens (see ``rights``); without it everybody reads and nobody writes.
+        stall_s: Seconds for which a client may neither send nor take anything.
+        metrics: Function that makes the page of metrics and its content type.
 
     Raises:
-        ConfigError: the file of tokens is not one.
+        ConfigError: The file of tokens cannot be read or is invalid.
     """
     repos, stats = Repos(store), HubStats()
     reading = Reading(repos, Tokens(tokens), Blobs(), stats, stall_s)
-    place = Spool(spool)
+    place = UploadSpool(spool)
     writing = Writing(reading, place, Committer(repos, place))
 
     def health(request: Request) -> Response:
-        """Whether the store answers."""
+        """Check that the store answers."""
         read_config(store._parts.home.blobs)
         return JSONResponse({"status": "ok", "store": store._parts.home.config.store_id})
 
     def page(request: Request) -> Response:
-        """What this gateway has done, for Prometheus."""
+        """Show the metrics of this gateway for Prometheus."""
         if metrics is None:
             raise HubError(404, "metrics need the extra tierstore[metrics]")
         body, kind = metrics(stats)
         return Response(body, media_type=kind)
 
     def description(request: Request) -> Response:
-        """What there is to ask for, as OpenAPI."""
+        """Describe the API as OpenAPI."""
         return JSONResponse(describe(routes))
 
     routes = [

@@ -1,4 +1,4 @@
-"""Reading what clients send: never more than is allowed, never waiting for ever."""
+"""Reading bodies of requests, with bounds on their size and on the time between parts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tierstore.serving.hub.answers import HubError
 
 
 async def body_parts(request: Request, most: int, stall_s: float) -> AsyncIterator[bytes]:
-    """The parts of a body as they come.
+    """Yield the parts of a body as they arrive.
 
     Raises:
-        HubError: 413 above ``most`` bytes, 408 when nothing comes for ``stall_s`` seconds, 400 when
+        HubError: 413 above ``most`` bytes, 408 if nothing arrives for ``stall_s`` seconds, 400 if
             the client went away.
     """
     declared = request.headers.get("content-length", "0")
@@ -28,7 +28,7 @@ async def body_parts(request: Request, most: int, stall_s: float) -> AsyncIterat
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise HubError(408, "the body did not come") from None
+            raise HubError(408, "the body did not arrive in time") from None
         except ClientDisconnect:
             raise HubError(400, "the client went away") from None
         total += len(part)
@@ -39,5 +39,5 @@ async def body_parts(request: Request, most: int, stall_s: float) -> AsyncIterat
 
 
 async def read_body(request: Request, most: int, stall_s: float) -> bytes:
-    """A whole body; errors as in ``body_parts``."""
+    """Read a whole body; raises the same errors as ``body_parts``."""
     return b"".join([part async for part in body_parts(request, most, stall_s)])

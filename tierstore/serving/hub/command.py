@@ -1,4 +1,4 @@
-"""``tierstore serve hub``: from options to a running gateway."""
+"""Starts the gateway for ``tierstore serve hub``."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def serve(
     """Serve a store until a signal ends it.
 
     Args:
-        store: closed by the caller.
-        host: address to listen on.
-        port: of it; 0 takes a free one.
-        ready: called with the gateway's URL once it answers.
-        tokens: file of tokens.
-        spool: folder for uploads; by default beside the store's cache.
-        certificate: PEM, for https.
-        key: PEM, the certificate's.
+        store: Store to serve; the caller closes it.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        ready: Called with the gateway's URL once it answers.
+        tokens: File of tokens; ``None`` lets everybody read and nobody write.
+        spool: Folder for uploads; by default in the cache directory of the store.
+        certificate: PEM file of the certificate, to serve https.
+        key: PEM file of the certificate's key.
 
     Raises:
-        ConfigError: the extra ``hub`` is not installed, or the file of tokens is not one.
-        UsageError: the address cannot be listened on.
+        ConfigError: The extra ``hub`` is not installed, or the file of tokens is invalid.
+        UsageError: The address cannot be listened on.
     """
     try:
         from tierstore.serving.hub.app import make_app
@@ -54,10 +54,12 @@ def serve(
     scheme = "https" if certificate is not None else "http"
     url = f"{scheme}://{shown}:{where.getsockname()[1]}"
     run(
-        app, where, ready=lambda: ready(url),
+        app,
+        where,
+        ready=lambda: ready(url),
         certificate=None if certificate is None else str(certificate),
         key=None if key is None else str(key),
-    )  # fmt: skip
+    )
 
 
 def _metrics(store: Store) -> Callable[[HubStats], tuple[bytes, str]] | None:

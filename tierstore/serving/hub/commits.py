@@ -1,4 +1,4 @@
-"""A commit of the Hub as a save: the files it names, and from its parent those it does not."""
+"""Commits of the Hub as saves: the files that a commit names, and all others of its parent."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.repos import MAIN, OID_DIGITS, Repos
-from tierstore.serving.hub.spool import Spool, check_oid
+from tierstore.serving.hub.spool import UploadSpool, check_oid
 
-_LARGEST_INLINE = 10 << 20
+_LARGEST_INLINE_BYTES = 10 << 20
 _VERSIONS_SEARCHED = 64
-_COPY = 8 << 20
+_COPY_BYTES = 8 << 20
 
 
 @dataclass(slots=True)
-class Request:
-    """What a commit asks for.
+class CommitRequest:
+    """The content of a request to commit.
 
     Attributes:
-        summary: first line of the message.
-        description: the rest of it.
-        parent: commit id that the branch must be at; ``None`` for wherever it is.
-        inline: content by path of files that came within the commit.
-        uploaded: SHA-256 and size (``None``: not said) by path of files uploaded before.
-        removed: paths of files and folders; a folder ends with ``/``.
+        summary: First line of the message.
+        description: The rest of the message.
+        parent: Commit id that the branch must be at; ``None`` for any.
+        inline: Content by path of files that came within the request.
+        uploaded: SHA-256 and size in bytes by path of files that were uploaded before; the size is
+            ``None`` where it was not given.
+        removed: Paths of files and folders to remove; a folder ends with ``/``.
     """
 
     summary: str = ""
@@ -51,17 +52,17 @@ class Request:
 
     @property
     def message(self) -> str:
-        """For the log."""
+        """The whole message, for the log."""
         return "\n\n".join(part for part in (self.summary, self.description) if part)
 
 
-def parse_commit(body: bytes) -> Request:
-    """Read the lines of JSON that clients send.
+def parse_commit(body: bytes) -> CommitRequest:
+    """Parse the lines of JSON that clients send.
 
     Raises:
-        HubError: 400, a line is not as it must be, or a path leaves the repository.
+        HubError: 400, a line is malformed, or a path leaves the repository.
     """
-    found = Request()
+    found = CommitRequest()
     for line in body.splitlines():
         if not line.strip():
             continue
@@ -76,13 +77,13 @@ def parse_commit(body: bytes) -> Request:
     return found
 
 
-def _take(found: Request, key: str, value: Mapping[str, Any]) -> None:
+def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
     if key == "header":
         found.summary = str(value.get("summary", ""))[:1000]
         found.description = str(value.get("description") or "")[:100_000]
         parent = value.get("parentCommit")
         if parent is not None and not (isinstance(parent, str) and 7 <= len(parent) <= 64):
-            raise HubError(400, "parentCommit is no commit id")
+            raise HubError(400, "parentCommit is not a commit id")
         found.parent = parent
     elif key == "file":
         path = check_path(value["path"])
@@ -92,7 +93,7 @@ def _take(found: Request, key: str, value: Mapping[str, Any]) -> None:
             data = base64.b64decode(value["content"], validate=True)
         except binascii.Error:
             raise HubError(400, f"the content of {path[:200]} is not base64") from None
-        if len(data) > _LARGEST_INLINE:
+        if len(data) > _LARGEST_INLINE_BYTES:
             raise HubError(400, f"{path[:200]} is too large for a commit: upload it by git-lfs")
         found.inline[path] = data
         found.uploaded.pop(path, None)
@@ -111,45 +112,47 @@ def _take(found: Request, key: str, value: Mapping[str, Any]) -> None:
 
 
 class Committer:
-    """Publishes commits.
+    """Publishes commits as new versions.
 
     Args:
-        repos: finds versions.
-        spool: has what was uploaded.
+        repos: Repositories of the store.
+        spool: Files that were uploaded.
     """
 
-    def __init__(self, repos: Repos, spool: Spool) -> None:
+    def __init__(self, repos: Repos, spool: UploadSpool) -> None:
         self._repos, self._spool = repos, spool
 
     @property
     def _store(self) -> Store:
         return self._repos.store
 
-    def commit(self, model: str, branch: str, asked: Request, who: str | None) -> Version:
+    def commit(self, model: str, branch: str, asked: CommitRequest, who: str | None) -> Version:
         """Publish a new version of ``model`` on a branch.
 
-        Without a parent that was asked for, files that others committed meanwhile are kept. Whether
-        the branch may move is looked at before the version is published. Where an alias is moved
-        by somebody else between these two, milliseconds apart, the version stays in the log under
-        its number, no branch means it, and the answer says so: a log is never rewritten.
+        If the request names no parent, files that others committed meanwhile are kept. Whether the
+        branch may move is checked before the version is published. If somebody else moves an alias
+        between these two steps, milliseconds apart, the version stays in the log under its number,
+        no branch points to it, and the answer says so: a log is never rewritten.
 
         Args:
-            model: its name.
+            model: Name of the model.
             branch: ``main``, or an alias.
-            asked: what it is made of.
-            who: name of the token, for the message.
+            asked: Request to carry out.
+            who: Name of the token, for the message.
 
         Raises:
             HubError: 412, the branch is not at the parent; 404, there is no such branch, or a file
                 was not uploaded.
-            Conflict: the name is a release's, or another model's but for case.
+            Conflict: The name is that of a release, or differs from another model's only by case.
         """
         names = Names(self._store._parts.home, self._store.node, {})
         names.check_new(model, None)
         for _ in range(8):
             parent = self._head(model, branch)
             if asked.parent is not None and not _is_at(parent, asked.parent):
-                raise HubError(412, f"{branch} is not at {asked.parent}: somebody was faster")
+                raise HubError(
+                    412, f"{branch} is not at {asked.parent}: somebody else committed first"
+                )
             try:
                 return self._publish(names, model, branch, parent, asked, who)
             except Conflict as error:
@@ -175,7 +178,7 @@ class Committer:
         model: str,
         branch: str,
         parent: Version | None,
-        asked: Request,
+        asked: CommitRequest,
         who: str | None,
     ) -> Version:
         before = None if parent is None else self._store.load(parent)
@@ -210,7 +213,9 @@ class Committer:
         self._spool.drop(model, [oid for oid, _ in asked.uploaded.values()])
         return version
 
-    def _files(self, model: str, before: Model | None, asked: Request) -> Iterator[SourceFile]:
+    def _files(
+        self, model: str, before: Model | None, asked: CommitRequest
+    ) -> Iterator[SourceFile]:
         named = asked.inline.keys() | asked.uploaded.keys()
         if before is not None:
             for entry in before.manifest.files:
@@ -240,11 +245,13 @@ class Committer:
         ):
             return kept
         # it has to be cut in another way: its new name makes it another kind of file
-        parts = (view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY))
+        parts = (
+            view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY_BYTES)
+        )
         return DiskFile(as_path, self._spool.keep(model, parts))
 
     def _find_stored(self, model: str, newest: Model | None, oid: str) -> tuple[Model, str] | None:
-        """A file with this SHA-256 in one of the last versions of a model, and that version."""
+        """Find a file with this SHA-256 in the last versions of a model, and its path."""
         if newest is None:
             return None
         versions = self._store.versions(model, _VERSIONS_SEARCHED)

@@ -1,7 +1,7 @@
 """Sending files: ranges, conditions, and bodies read from the tiers while they are sent.
 
-A body is never assembled: two parts of some MiB are in memory at a time, the one that is being sent
-and the one that is being read. A client that takes nothing for a while is cut off.
+A body is never assembled as a whole: two parts of some MiB are in memory at a time, the one that is
+being sent and the one that is being read. A client that takes nothing for a while is cut off.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tierstore.serving.hub.tree import Blob
 from tierstore.serving.hub.zerocopy import EXTENSION
 
 _log = logging.getLogger("tierstore.hub")
-_PART = 8 << 20
-_PIECE = 1 << 20
+_PART_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 20
 _NOTICED_S = 5.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 _JSON = ".json"
@@ -35,24 +35,24 @@ _TEXT = (".txt", ".md", ".py", ".yaml", ".yml", ".gitattributes", ".gitignore")
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """The bytes of a file that are sent; ``partial`` when a range was asked for."""
+class SentRange:
+    """The bytes [start, stop) of a file that are sent; ``partial`` if a range was asked for."""
 
     start: int
     stop: int
     partial: bool
 
 
-def span_of(request: Request, blob: Blob) -> Span:
-    """The part of a file that a request asks for.
+def range_of(request: Request, blob: Blob) -> SentRange:
+    """Return the part of a file that a request asks for.
 
-    Several ranges in one request get the whole file, as RFC 9110 allows; clients of the Hub never
-    ask for them.
+    A request for several ranges gets the whole file, as RFC 9110 allows; clients of the Hub never
+    send one.
 
     Raises:
-        HubError: 416, the range lies behind the end.
+        HubError: 416, the range begins behind the end of the file.
     """
-    whole = Span(0, blob.size, False)
+    whole = SentRange(0, blob.size, False)
     match = _RANGE.match(request.headers.get("range", "").replace(" ", ""))
     if_range = request.headers.get("if-range")
     if match is None or (if_range is not None and not _same(if_range, blob.etag)):
@@ -68,14 +68,15 @@ def span_of(request: Request, blob: Blob) -> Span:
             return whole  # not a range at all
     if start >= stop:
         raise HubError(
-            416, f"{blob.path} has {blob.size} bytes",
+            416,
+            f"{blob.path} has {blob.size} bytes",
             headers={"Content-Range": f"bytes */{blob.size}"},
-        )  # fmt: skip
-    return Span(start, stop, True)
+        )
+    return SentRange(start, stop, True)
 
 
 def is_fresh(request: Request, blob: Blob) -> bool:
-    """Whether the caller has this very file already (``If-None-Match``)."""
+    """Return whether the caller has this very file already (``If-None-Match``)."""
     named = request.headers.get("if-none-match")
     return named is not None and any(
         tag.strip() == "*" or _same(tag, blob.etag) for tag in named.split(",")
@@ -86,8 +87,8 @@ def _same(tag: str, etag: str) -> bool:
     return tag.strip().removeprefix("W/").strip('"') == etag
 
 
-def headers_of(blob: Blob, commit: str, span: Span) -> dict[str, str]:
-    """What is sent with a file, whether its body follows or not."""
+def headers_of(blob: Blob, commit: str, span: SentRange) -> dict[str, str]:
+    """Return the headers of an answer with a file, whether its body follows or not."""
     name = blob.path.rpartition("/")[2]
     found = {
         "ETag": f'"{blob.etag}"',
@@ -114,20 +115,20 @@ def _type_of(name: str) -> str:
 
 
 class FileBody(Response):
-    """The answer that holds a part of a file.
+    """An answer with a file, or a part of it, as its body.
 
     Args:
-        view: of the file.
-        span: what is sent.
-        headers: those of the answer.
-        sent: told how many bytes went out, piece by piece.
-        stall_s: seconds for which a client may take less than 1 MiB.
+        view: File to send.
+        span: Bytes of it to send.
+        headers: Headers of the answer.
+        sent: Called with the number of bytes sent, piece by piece.
+        stall_s: Seconds in which a client must take 1 MiB.
     """
 
     def __init__(
         self,
         view: FileView,
-        span: Span,
+        span: SentRange,
         headers: dict[str, str],
         *,
         sent: Callable[[int], None],
@@ -141,18 +142,21 @@ class FileBody(Response):
         self._view, self._span, self._sent, self._stall_s = view, span, sent, stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; what fails behind the first byte can only cut the connection."""
+        """Send the answer; a failure behind the first byte can only cut the connection."""
         take = self._view.parts if EXTENSION in scope.get("extensions", ()) else self._read
-        spans = self._view.spans(self._span.start, self._span.stop, _PART)
+        spans = self._view.spans(self._span.start, self._span.stop, _PART_BYTES)
         reading = _next(take, spans)
         # the first part is there before the status is: an error still has an answer of its own
         parts = await asyncio.shield(reading) if reading is not None else None
         gone: asyncio.Task[None] | None = None
         try:
             await send(
-                {"type": "http.response.start", "status": self.status_code,
-                 "headers": self.raw_headers}
-            )  # fmt: skip
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             gone = asyncio.create_task(_gone(receive))
             while parts is not None:
                 reading = _next(take, spans)
@@ -162,7 +166,7 @@ class FileBody(Response):
         except _Gone:
             if gone is not None:  # the server is to have noticed, too, before this ends
                 await asyncio.wait([gone], timeout=_NOTICED_S)
-            _log.info("the client went away in the middle of %s", self._view.path)
+            _log.info("the client went away while %s was sent", self._view.path)
         except ConnectionAbortedError as error:
             _log.warning("sending %s was broken off: %s", self._view.path, error)
             raise
@@ -189,10 +193,10 @@ class FileBody(Response):
         try:
             async with asyncio.timeout(self._stall_s) as limit:
                 for part in parts:
-                    for at in range(0, len(part), _PIECE):
+                    for at in range(0, len(part), _PIECE_BYTES):
                         if gone.done():
                             raise _Gone
-                        count = min(_PIECE, len(part) - at)
+                        count = min(_PIECE_BYTES, len(part) - at)
                         await _send_piece(part, at, count, send)
                         sent += count
                         if (now := clock()) > taken + self._stall_s / 8:

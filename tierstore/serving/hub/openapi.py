@@ -1,4 +1,4 @@
-"""The gateway's own description, made from its routes: ``GET /openapi.json``."""
+"""The description of the API, made from the routes: ``GET /openapi.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLAG = {"type": "string", "enum": ["true", "false"]}
 _PATHS = {
     "repo": "model, or organization/model",
     "rev": "branch (an alias), tag (a version's number) or commit id",
-    "path": "of a file or folder",
+    "path": "path of a file or folder",
     "oid": "SHA-256 of the file, 64 hex digits",
 }
 _QUERIES: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ _BODIES: dict[str, dict[str, Any]] = {
 }
 _RAW = {"upload": "application/octet-stream", "commit": "application/x-ndjson"}
 _ERROR = {
-    "description": "what went wrong, for people; X-Error-Code says it for programs",
+    "description": "message for people; X-Error-Code is the code for programs",
     "content": {
         "application/json": {
             "schema": {
@@ -61,7 +61,7 @@ _ERROR = {
 
 
 def describe(routes: Sequence[Route]) -> dict[str, Any]:
-    """OpenAPI 3.0 of these routes; a handler's first line says what it is for."""
+    """Return OpenAPI 3.0 of the routes; the first line of a handler's docstring describes it."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         item = paths.setdefault(_CONVERTOR.sub("}", route.path), {})

@@ -1,4 +1,4 @@
-"""The Hub's read API: who am I, models, revisions, trees, refs, commits, and files."""
+"""Handlers of the Hub's read API: whoami, models, revisions, trees, refs, commits, files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tierstore.modelstore.saving.source import SUFFIX
 from tierstore.modelstore.version import Version
 from tierstore.serving.hub.answers import HubError, entry_not_found
 from tierstore.serving.hub.bodies import read_body
-from tierstore.serving.hub.files import FileBody, headers_of, is_fresh, span_of
+from tierstore.serving.hub.files import FileBody, headers_of, is_fresh, range_of
 from tierstore.serving.hub.repos import MAIN, Commit, Repos, oid_of
 from tierstore.serving.hub.rights import Caller, Tokens, whoami
 from tierstore.serving.hub.stats import HubStats
@@ -33,10 +33,10 @@ _MOST_PATHS = 5000
 
 
 def text_of(request: Request, name: str) -> str:
-    """A part of the request's path, which arrives as it was sent.
+    """Return a part of the request's path, unquoted.
 
     Raises:
-        HubError: it is no text, or holds a NUL.
+        HubError: It is not UTF-8, or holds a NUL.
     """
     try:
         found = unquote(request.path_params[name], errors="strict")
@@ -48,7 +48,7 @@ def text_of(request: Request, name: str) -> str:
 
 
 def when(time: datetime) -> str:
-    """A time as clients parse it."""
+    """Return a time in the form that clients parse."""
     return time.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"
 
 
@@ -57,11 +57,11 @@ class Reading:
     """The handlers of the read API.
 
     Attributes:
-        repos: finds models and versions.
-        tokens: tells who asks.
-        blobs: knows the ids of files.
-        stats: what was sent.
-        stall_s: seconds for which a client may take nothing.
+        repos: Repositories of the store.
+        tokens: Tokens of the callers.
+        blobs: Ids of files.
+        stats: Counters of the gateway.
+        stall_s: Seconds for which a client may take nothing.
     """
 
     repos: Repos
@@ -71,30 +71,30 @@ class Reading:
     stall_s: float
 
     def caller(self, request: Request) -> Caller:
-        """Who asks."""
+        """Return the caller that sent a request."""
         return self.tokens.caller(request.headers.get("authorization"))
 
     def commit(self, request: Request) -> tuple[str, Commit]:
-        """The model and version that the request's path names."""
+        """Return the model and the version that the request's path names."""
         model = text_of(request, "repo")
         named = "rev" in request.path_params
         revision = text_of(request, "rev") if named else MAIN
         return model, self.repos.commit(model, revision, self.caller(request))
 
     def whoami(self, request: Request) -> Response:
-        """``GET /api/whoami-v2``."""
+        """``GET /api/whoami-v2``: the name of the token."""
         caller = self.caller(request)
         if caller.name is None:
             raise HubError(401, "Invalid username or password.")
         return JSONResponse(whoami(caller))
 
     def auth_check(self, request: Request) -> Response:
-        """``GET /api/models/{repo}/auth-check``."""
+        """``GET /api/models/{repo}/auth-check``: whether the caller may read the model."""
         self.repos.check_read(text_of(request, "repo"), self.caller(request))
         return JSONResponse("OK")
 
     def models(self, request: Request) -> Response:
-        """``GET /api/models``: those that the caller may read."""
+        """``GET /api/models``: the models that the caller may read."""
         caller = self.caller(request)
         search = request.query_params.get("search", "").lower()
         author = request.query_params.get("author")
@@ -115,7 +115,7 @@ class Reading:
         return JSONResponse(found)
 
     def info(self, request: Request) -> Response:
-        """``GET /api/models/{repo}`` and ``…/revision/{rev}``."""
+        """``GET /api/models/{repo}`` and ``…/revision/{rev}``: a version and its files."""
         name, commit = self.commit(request)
         model = self.repos.open(commit)
         blobs = request.query_params.get("blobs", "").lower() in {"1", "true"}
@@ -132,7 +132,7 @@ class Reading:
         )
 
     def tree(self, request: Request) -> Response:
-        """``GET /api/models/{repo}/tree/{rev}/{path}``."""
+        """``GET /api/models/{repo}/tree/{rev}/{path}``: the content of a folder."""
         _, commit = self.commit(request)
         path = text_of(request, "path").strip("/") if "path" in request.path_params else ""
         recursive = request.query_params.get("recursive", "").lower() in {"1", "true"}
@@ -147,7 +147,7 @@ class Reading:
         return _page(request, rows, start, limit)
 
     async def paths_info(self, request: Request) -> Response:
-        """``POST /api/models/{repo}/paths-info/{rev}``: those paths that exist."""
+        """``POST /api/models/{repo}/paths-info/{rev}``: those of the paths that exist."""
         body = await read_body(request, 4 << 20, self.stall_s)
         paths, expand = _asked_paths(request, body)
         return await run_in_threadpool(self._paths_info, request, paths, expand)
@@ -189,10 +189,13 @@ class Reading:
             title, _, rest = (version.message or f"version {number}").partition("\n")
             rows.append(
                 {
-                    "id": oid_of(version), "title": title, "message": rest.strip(),
-                    "authors": [{"user": version.who}], "date": when(version.created),
+                    "id": oid_of(version),
+                    "title": title,
+                    "message": rest.strip(),
+                    "authors": [{"user": version.who}],
+                    "date": when(version.created),
                 }
-            )  # fmt: skip
+            )
         more = newest - limit > 0
         headers = _next_link(request, p=start + 1) if more else None
         return JSONResponse(rows, headers=headers)
@@ -218,7 +221,7 @@ class Reading:
         except ValueError:
             found = None
         if not isinstance(found, dict) or not isinstance(found.get("weight_map", {}), dict):
-            raise HubError(400, f"{path[:200]} is no index of safetensors files")
+            raise HubError(400, f"{path[:200]} is not an index of safetensors files")
         return found
 
     def _view(self, model: Model, path: str, commit: Commit) -> Any:
@@ -228,13 +231,13 @@ class Reading:
             raise entry_not_found(path, commit.oid) from None
 
     def file(self, request: Request) -> Response:
-        """``GET`` and ``HEAD`` of ``/{repo}/resolve/{rev}/{path}``."""
+        """``GET`` and ``HEAD`` of ``/{repo}/resolve/{rev}/{path}``: a file of a version."""
         _, commit = self.commit(request)
         path = text_of(request, "path")
         model = self.repos.open(commit)
         view = self._view(model, path, commit)
         blob = self.blobs.of_file(model, model.file_entry(path))
-        span = span_of(request, blob)
+        span = range_of(request, blob)
         headers = headers_of(blob, commit.oid, span)
         if is_fresh(request, blob):
             del headers["Content-Length"]

@@ -1,4 +1,4 @@
-"""The store as a hub of repositories: a model is one, its versions are commits.
+"""The store as a hub of repositories: each model is one, and its versions are commits.
 
 ``main`` is the alias of that name, or without one the newest version. Aliases are branches, version
 numbers are tags, and a commit's id is the first 40 digits of the version's digest. A variant is
@@ -27,11 +27,11 @@ _OID = re.compile(r"[0-9a-f]{40}\Z")
 _MODELS = 16
 _RESOLVED = 4096
 _FRESH_S = 1.0
-"""For how long the answer to what a branch means is given again."""
+"""Seconds for which the version that a branch points to is not looked up again."""
 
 
 def oid_of(version: Version) -> str:
-    """A version's commit id."""
+    """Return the commit id of a version."""
     return version.digest.hex[:OID_DIGITS]
 
 
@@ -43,7 +43,7 @@ def _no_release(version: Version) -> Version:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A version as a commit: ``oid`` is its id."""
+    """A version as a commit; ``oid`` is its id."""
 
     version: Version
     oid: str
@@ -53,7 +53,7 @@ class Repos:
     """Finds models and versions for callers, and keeps the last ones open; thread-safe.
 
     Args:
-        store: closed by whoever opened it.
+        store: Open store; whoever opened it closes it.
     """
 
     def __init__(self, store: Store) -> None:
@@ -75,10 +75,10 @@ class Repos:
             raise repo_not_found(model, anonymous=False)
 
     def commit(self, model: str, revision: str, caller: Caller) -> Commit:
-        """The version that a revision of a model means.
+        """Return the version that a revision of a model names.
 
         Raises:
-            HubError: there is no such model or revision, or the caller may not know of it.
+            HubError: There is no such model or revision, or the caller may not know of it.
         """
         if not caller.may_read(model):
             raise repo_not_found(model, anonymous=caller.name is None)
@@ -105,19 +105,19 @@ class Repos:
             raise revision_not_found(revision) from None
 
     def main(self, model: str) -> Version:
-        """What ``main`` means; ``NotFound`` without any version, and for a release."""
+        """Return the version that ``main`` names; ``NotFound`` if there is none, or a release."""
         pointed = self.store._parts.home.log(model, ALIASES + MAIN).last()
         named = pointed is not None and pointed.version is not None
         return _no_release(self.store.resolve(f"{model}@{MAIN}" if named else model))
 
     def forget(self, model: str) -> None:
-        """Look again what the branches of a model mean: somebody here moved one."""
+        """Look up the branches of a model again: one was moved here."""
         with self._lock:
             for key in [key for key in self._resolved if key[0] == model]:
                 del self._resolved[key]
 
     def open(self, commit: Commit) -> Model:
-        """The version, opened; the last few stay open."""
+        """Open a version; the last few stay open."""
         key = (str(commit.version), commit.version.digest.hex)
         with self._lock:
             if key in self._models:

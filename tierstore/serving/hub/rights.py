@@ -1,4 +1,4 @@
-"""Who may read and write which models: bearer tokens, of which the file holds only hashes.
+"""The rights of callers: a file says which bearer tokens, by hash, may read and write models.
 
 ::
 
@@ -12,7 +12,7 @@
     read = ["public/*"]
 
 Patterns are those of ``fnmatch``, case-sensitive. Who may write may read. The file is read again
-when it changes: a token that was taken out ends with its next request.
+when it changes: a token that was taken out is refused at its next request.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and what they may do.
+    """A caller of the gateway and its rights.
 
     Attributes:
-        name: of the token; ``None`` for nobody in particular.
-        read: patterns of models.
-        write: patterns of models.
+        name: Name of the token; ``None`` without one.
+        read: Patterns of models that it may read.
+        write: Patterns of models that it may read and write.
     """
 
     name: str | None
@@ -67,11 +67,11 @@ class Caller:
     write: tuple[str, ...] = ()
 
     def may_read(self, model: str) -> bool:
-        """Whether this caller may know of a model."""
+        """Return whether this caller may know of a model."""
         return any(fnmatchcase(model, pattern) for pattern in (*self.read, *self.write))
 
     def may_write(self, model: str) -> bool:
-        """Whether this caller may add versions to a model."""
+        """Return whether this caller may add versions to a model."""
         return any(fnmatchcase(model, pattern) for pattern in self.write)
 
 
@@ -79,10 +79,10 @@ class Tokens:
     """The tokens of a gateway; thread-safe.
 
     Args:
-        path: of the file; ``None`` lets everybody read everything and nobody write.
+        path: File of tokens; ``None`` lets everybody read everything and nobody write.
 
     Raises:
-        ConfigError: the file cannot be read, or is not as above.
+        ConfigError: The file cannot be read or is invalid.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -95,10 +95,10 @@ class Tokens:
             self._read_again(path)
 
     def caller(self, authorization: str | None) -> Caller:
-        """Who sends this ``Authorization`` header.
+        """Return the caller that sends this ``Authorization`` header.
 
         Raises:
-            HubError: 401, the token is not known or not one of ours.
+            HubError: 401, the token is not known.
         """
         if self._path is not None:
             self._refresh(self._path)
@@ -134,7 +134,7 @@ class Tokens:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from None
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise ConfigError(f"{path} is not a file of tokens: {error}") from None
+            raise ConfigError(f"{path} is not a valid file of tokens: {error}") from None
         known = {}
         for token in file.token:
             if not _SHA256.match(token.sha256):
@@ -150,7 +150,7 @@ class Tokens:
 
 
 def whoami(caller: Caller) -> dict[str, Any]:
-    """The body of ``/api/whoami-v2``."""
+    """Return the body of ``/api/whoami-v2``."""
     return {
         "type": "user",
         "id": caller.name,

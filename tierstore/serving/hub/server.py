@@ -15,18 +15,18 @@ from tierstore.serving.hub.zerocopy import ZeroCopyProtocol
 
 _BACKLOG = 2048
 _MOST_AT_ONCE = 1024
-"""Requests at a time; more are answered with 503, so that memory stays bounded."""
+"""Most requests at a time; others are answered with 503, so that memory stays bounded."""
 
-_HEADERS = 64 << 10
+_HEADERS_BYTES = 64 << 10
 _KEEP_ALIVE_S = 30
 _GRACE_S = 30
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+    """Return a listening socket; port 0 takes a free one.
 
     Raises:
-        UsageError: the address is taken, or not this machine's.
+        UsageError: The address is taken, or is not one of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _ended(number: int, frame: FrameType | None) -> None:
-    """Nothing is left to do."""
+    """Do nothing: uvicorn has ended by the signal already."""
 
 
 def run(
@@ -55,14 +55,14 @@ def run(
     certificate: str | None = None,
     key: str | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; then requests that run have 30 s to end.
+    """Serve until SIGINT or SIGTERM; requests in progress then have 30 s to end.
 
     Args:
-        app: the application.
-        where: listens already.
-        ready: called once it answers.
-        certificate: path of a PEM file, for https.
-        key: path of its key.
+        app: Application to serve.
+        where: Listening socket.
+        ready: Called once the server answers.
+        certificate: Path of a PEM file of the certificate, to serve https.
+        key: Path of a PEM file of its key.
     """
 
     # uvicorn raises the signal that ended it once more, for those who count on its exit status
@@ -81,7 +81,7 @@ def run(
         loop="asyncio",  # uvloop has no sendfile
         ws="none",
         lifespan="off",
-        h11_max_incomplete_event_size=_HEADERS,
+        h11_max_incomplete_event_size=_HEADERS_BYTES,
         limit_concurrency=_MOST_AT_ONCE,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,

@@ -1,8 +1,8 @@
-"""Where uploaded files wait for the commit that names them: a folder on the gateway's disk.
+"""Uploaded files that wait for the commit that names them, in a folder on the gateway's disk.
 
-A file is there under its SHA-256, which was computed here from the bytes that arrived, or not at
-all. Files of one repository are never seen by another. What no commit names is swept after a day;
-the store itself holds nothing of it, so an upload that was given up costs no storage there.
+A file is there whole, under the SHA-256 that was computed here from the bytes that arrived, or not
+at all. Files of one repository are never used for another. A file that no commit names is removed
+after a day; the store itself holds nothing of it, so an upload that was given up takes no storage.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tierstore.serving.hub.answers import HubError
 
 _SECRET = "secret"
 _KEPT_S = 24 * 3600
-_COPY = 4 << 20
+_COPY_BYTES = 4 << 20
 _OID = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def check_oid(oid: object, size: object) -> tuple[str, int]:
-    """A SHA-256 and a size from a request, or ``HubError`` 422."""
+    """Return SHA-256 and size from a request, or raise ``HubError`` 422."""
     if not (isinstance(oid, str) and _OID.match(oid)):
         raise HubError(422, "oid must be a SHA-256 of 64 lower-case hex digits")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 50:
@@ -38,11 +38,11 @@ def check_oid(oid: object, size: object) -> tuple[str, int]:
     return oid, size
 
 
-class Spool:
+class UploadSpool:
     """The uploads of one gateway; its processes may share the folder. Thread-safe.
 
     Args:
-        root: the folder, for one store; made when it is missing.
+        root: Folder for the uploads to one store; it is made if it is missing.
     """
 
     def __init__(self, root: Path) -> None:
@@ -67,12 +67,12 @@ class Spool:
     # Permission to upload travels in the URL: clients send no token with the bytes
 
     def sign(self, repo: str, oid: str, size: int, part: int, expires: int) -> str:
-        """The signature of a URL to upload one file, or one part of it (0 for the whole)."""
+        """Sign a URL to upload one file, or one part of it (0 for the whole file)."""
         text = "\0".join([repo, oid, str(size), str(part), str(expires)])
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
     def check(self, repo: str, oid: str, size: int, part: int, expires: int, given: str) -> None:
-        """Raise ``HubError`` 403 unless the signature is ours and has not expired."""
+        """Raise ``HubError`` 403 unless the signature is valid and has not expired."""
         right = self.sign(repo, oid, size, part, expires)
         if not hmac.compare_digest(right.encode(), given.encode()) or expires < time.time():
             raise HubError(403, "this upload was not allowed here, or took too long: begin again")
@@ -83,7 +83,7 @@ class Spool:
         return self._root / hashlib.sha256(repo.encode()).hexdigest()[:32]
 
     def find(self, repo: str, oid: str, size: int | None) -> Path | None:
-        """A file that arrived whole; ``None`` when it is not here."""
+        """Find a file that arrived whole; ``None`` if it is not here."""
         path = self._folder(repo) / oid
         with contextlib.suppress(FileNotFoundError):
             os.utime(path)  # whoever asks is about to use it
@@ -94,13 +94,13 @@ class Spool:
     async def receive(
         self, repo: str, oid: str, size: int, part: int, parts: AsyncIterator[bytes]
     ) -> str:
-        """Write what comes to a file of its own, and put it in place once it is all there.
+        """Write what arrives to a file of its own, and put it in place once it is complete.
 
         Returns:
-            The SHA-256 of what came.
+            The SHA-256 of what arrived.
 
         Raises:
-            HubError: 400, it is not what ``oid`` and ``size`` say; nothing is kept.
+            HubError: 400, it does not match ``oid`` and ``size``; nothing is kept.
         """
         folder = self._folder(repo)
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -118,7 +118,7 @@ class Spool:
                     count += len(data)
                     await run_in_threadpool(write, file, data)
             if part == 0 and (count, sha.hexdigest()) != (size, oid):
-                raise HubError(400, f"{count} bytes with the SHA-256 {sha.hexdigest()} came")
+                raise HubError(400, f"{count} bytes with the SHA-256 {sha.hexdigest()} arrived")
             partial.replace(folder / (f"{oid}.{part}" if part else oid))
         except TierstoreError:  # of where the parts come from
             raise
@@ -130,10 +130,10 @@ class Spool:
         return sha.hexdigest()
 
     def join(self, repo: str, oid: str, size: int, count: int) -> None:
-        """Put the parts 1 to ``count`` together.
+        """Join the parts 1 to ``count`` into one file.
 
         Raises:
-            HubError: 400, one is missing or they are not what ``oid`` and ``size`` say.
+            HubError: 400, a part is missing, or they do not match ``oid`` and ``size``.
         """
         folder = self._folder(repo)
         sha, total = hashlib.sha256(), 0
@@ -142,7 +142,7 @@ class Spool:
             with partial.open("xb") as out:
                 for number in range(1, count + 1):
                     with (folder / f"{oid}.{number}").open("rb") as file:
-                        while data := file.read(_COPY):
+                        while data := file.read(_COPY_BYTES):
                             out.write(data)
                             sha.update(data)
                             total += len(data)
@@ -161,7 +161,7 @@ class Spool:
                 (folder / f"{oid}.{number}").unlink()
 
     def keep(self, repo: str, parts: Iterable[bytes]) -> Path:
-        """Write a file that did not come by an upload of its own."""
+        """Write a file that was not uploaded on its own, and return its path."""
         folder = self._folder(repo)
         folder.mkdir(exist_ok=True, mode=0o700)
         partial = folder / f"{secrets.token_hex(16)}.partial"
@@ -182,13 +182,13 @@ class Spool:
         return path
 
     def drop(self, repo: str, oids: list[str]) -> None:
-        """Remove files that a commit took in."""
+        """Remove files that a commit has stored."""
         for oid in oids:
             with contextlib.suppress(FileNotFoundError):
                 (self._folder(repo) / oid).unlink()
 
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
-        """Remove what was not touched for so long."""
+        """Remove files that were not used for ``older_than_s`` seconds."""
         horizon = time.time() - older_than_s
         for folder in self._root.iterdir():
             if not folder.is_dir():
@@ -200,5 +200,5 @@ class Spool:
                 folder.rmdir()  # only when it is empty now
 
     def free(self) -> int:
-        """Bytes of room on the disk."""
+        """Return the bytes that are free on the disk."""
         return shutil.disk_usage(self._root).free

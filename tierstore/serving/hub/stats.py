@@ -1,4 +1,4 @@
-"""What a gateway has done so far, for its page of metrics."""
+"""Counters of a gateway, for its page of metrics."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ class HubStats:
             self._counts[f"hub_answers_{status // 100}xx"] += 1
 
     def totals(self) -> dict[str, float]:
-        """All counts by name."""
+        """Return all counts by name."""
         with self._lock:
             return dict(self._counts)

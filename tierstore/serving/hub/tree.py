@@ -1,8 +1,8 @@
 """Files of a version as the Hub lists them, with the object ids that git and git-lfs give them.
 
-A safetensors file, or any file of 1 MiB and more, is one that git-lfs would hold: its ETag is its
-SHA-256. A smaller one's is the SHA-1 of git's blob. Folders carry the id of git's tree, so equal
-ids mean equal content, as clients expect.
+A safetensors file, and any file of 1 MiB or more, is treated as one of git-lfs: its ETag is its
+SHA-256. The ETag of other files is the SHA-1 of git's blob. Folders have the id of git's tree, so
+equal ids mean equal content, as clients expect.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.saving.source import SUFFIX
 
-LFS_FROM = 1 << 20
-"""Bytes from which on a file is git-lfs's."""
+LFS_FROM_BYTES = 1 << 20
+"""Size in bytes from which on a file belongs to git-lfs."""
 
 _KNOWN_IDS = 1 << 16
 
 
 def is_lfs(path: str, size: int) -> bool:
-    """Whether git-lfs would hold a file; empty ones it never does."""
-    return size >= LFS_FROM or (size > 0 and path.endswith(SUFFIX))
+    """Return whether git-lfs would hold a file; it never holds empty ones."""
+    return size >= LFS_FROM_BYTES or (size > 0 and path.endswith(SUFFIX))
 
 
 def blob_id(data: bytes) -> str:
-    """Git's id of a blob."""
+    """Return git's id of a blob."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def pointer_of(sha256: str, size: int) -> bytes:
-    """The pointer file that git-lfs commits in place of a file (git-lfs, docs/spec.md)."""
+    """Return the pointer file that git-lfs commits in place of a file (git-lfs, docs/spec.md)."""
     return b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize %d\n" % (
         sha256.encode(),
         size,
@@ -47,11 +47,11 @@ class Blob:
     """One file of a version.
 
     Attributes:
-        path: in the version.
-        size: bytes.
-        oid: git's id of the blob, or of the pointer file.
-        sha256: of the file when it is git-lfs's, else ``None``.
-        pointer_size: bytes of the pointer file.
+        path: Path in the version.
+        size: Size in bytes.
+        oid: Git's id of the blob, or of the pointer file.
+        sha256: SHA-256 of the file if it belongs to git-lfs, else ``None``.
+        pointer_size: Size of the pointer file, in bytes.
     """
 
     path: str
@@ -62,29 +62,36 @@ class Blob:
 
     @property
     def etag(self) -> str:
-        """What the file's ``ETag`` says, without its quotes."""
+        """The ``ETag`` of the file, without quotes."""
         return self.sha256 or self.oid
 
     def listed(self) -> dict[str, Any]:
-        """As in the answers of ``tree`` and ``paths-info``."""
+        """Return the file as in answers of ``tree`` and ``paths-info``."""
         found: dict[str, Any] = {
-            "type": "file", "path": self.path, "size": self.size, "oid": self.oid,
-        }  # fmt: skip
+            "type": "file",
+            "path": self.path,
+            "size": self.size,
+            "oid": self.oid,
+        }
         if self.sha256 is not None:
             found["lfs"] = {
-                "oid": self.sha256, "size": self.size, "pointerSize": self.pointer_size,
-            }  # fmt: skip
+                "oid": self.sha256,
+                "size": self.size,
+                "pointerSize": self.pointer_size,
+            }
         return found
 
     def sibling(self, *, blobs: bool) -> dict[str, Any]:
-        """As in a model's info."""
+        """Return the file as in the info of a model."""
         found: dict[str, Any] = {"rfilename": self.path}
         if blobs:
             found |= {"size": self.size, "blobId": self.oid}
             if self.sha256 is not None:
                 found["lfs"] = {
-                    "sha256": self.sha256, "size": self.size, "pointerSize": self.pointer_size,
-                }  # fmt: skip
+                    "sha256": self.sha256,
+                    "size": self.size,
+                    "pointerSize": self.pointer_size,
+                }
         return found
 
 
@@ -96,14 +103,14 @@ class _Folder:
 
 
 class Blobs:
-    """Knows the ids of files; small files are read for them once."""
+    """The ids of files; a small file is read once to compute its id."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ids: OrderedDict[bytes, str] = OrderedDict()
 
     def of_file(self, model: Model, file: FileEntry) -> Blob:
-        """One file of a version."""
+        """Return one file of a version with its id."""
         sha256 = file.sha256.hex()
         if is_lfs(file.path, file.size):
             pointer = pointer_of(sha256, file.size)
@@ -119,7 +126,7 @@ class Blobs:
         return Blob(file.path, file.size, oid, None)
 
     def all_of(self, model: Model) -> list[Blob]:
-        """Every file of a version, by path."""
+        """Return every file of a version, by path."""
         return [self.of_file(model, file) for file in model.manifest.files]
 
 
@@ -127,7 +134,7 @@ class Tree:
     """The folders of a version.
 
     Args:
-        blobs: all of its files.
+        blobs: All files of the version.
     """
 
     def __init__(self, blobs: list[Blob]) -> None:
@@ -141,14 +148,14 @@ class Tree:
         _sign(self._root)
 
     def below(self, path: str, *, recursive: bool) -> Iterator[dict[str, Any]] | None:
-        """What lies in a folder, ``""`` for the root; ``None`` when there is no such folder."""
+        """Return what is in a folder (``""`` is the root); ``None`` if there is no such folder."""
         folder = self._find(path)
         if folder is None:
             return None
         return _walk(folder, f"{path}/" if path else "", recursive)
 
     def one(self, path: str) -> dict[str, Any] | None:
-        """A file or folder; ``None`` when there is none."""
+        """Return a file or folder; ``None`` if there is none."""
         above = self._find(path.rpartition("/")[0])
         name = path.rpartition("/")[2]
         if above is not None and name in above.blobs:
@@ -177,7 +184,7 @@ def _walk(folder: _Folder, prefix: str, recursive: bool) -> Iterator[dict[str, A
 
 
 def _sign(folder: _Folder) -> None:
-    """Give a folder and all below it the ids of git's trees."""
+    """Set the ids of git's trees in a folder and all folders below it."""
     rows = []
     for name, below in folder.folders.items():
         _sign(below)

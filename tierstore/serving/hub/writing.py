@@ -1,4 +1,4 @@
-"""The Hub's write API: repositories, branches, uploads by git-lfs, and commits."""
+"""Handlers of the Hub's write API: repositories, branches, uploads by git-lfs, commits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tierstore.serving.hub.commits import Committer, parse_commit
 from tierstore.serving.hub.reading import Reading, text_of
 from tierstore.serving.hub.repos import MAIN, oid_of
 from tierstore.serving.hub.rights import Caller
-from tierstore.serving.hub.spool import Spool, check_oid
+from tierstore.serving.hub.spool import UploadSpool, check_oid
 from tierstore.serving.hub.tree import is_lfs
 
-_SMALL = 1 << 20
-_LISTS = 64 << 20
-"""Bytes of lists of files: a commit holds its small files, too."""
+_SMALL_BYTES = 1 << 20
+_LISTS_BYTES = 64 << 20
+"""Largest body with a list of files, in bytes: a commit holds its small files too."""
 
-PART = 64 << 20
-"""Bytes of a part of an upload; what is larger comes in parts, each of which can be sent again."""
+PART_BYTES = 64 << 20
+"""Size of a part of an upload, in bytes; larger files come in parts, which can be sent again."""
 
 _LONGEST_S = 6 * 3600
 _LFS = "application/vnd.git-lfs+json"
@@ -40,13 +40,13 @@ class Writing:
     """The handlers of the write API.
 
     Attributes:
-        reading: who asks, and which versions there are.
-        spool: where uploads wait.
-        committer: publishes.
+        reading: Handlers of the read API, which know callers and versions.
+        spool: Uploads that wait for their commit.
+        committer: Publisher of commits.
     """
 
     reading: Reading
-    spool: Spool
+    spool: UploadSpool
     committer: Committer
 
     def _writer(self, request: Request, model: str) -> Caller:
@@ -64,15 +64,15 @@ class Writing:
         except ValueError:
             raise HubError(400, "the body is not JSON") from None
         if not isinstance(found, dict):
-            raise HubError(400, "the body must be an object of JSON")
+            raise HubError(400, "the body must be a JSON object")
         return found
 
     async def create_repo(self, request: Request) -> Response:
-        """``POST /api/repos/create``: a model comes to be with its first version."""
-        asked = await self._json(request, _SMALL)
+        """``POST /api/repos/create``: a model, which exists once it has a version."""
+        asked = await self._json(request, _SMALL_BYTES)
         parts = [asked.get("organization"), asked.get("name")]
         if asked.get("type", "model") != "model":
-            raise HubError(400, "this gateway has models only")
+            raise HubError(400, "this gateway only has models")
         model = "/".join(str(part) for part in parts if part)
         return await run_in_threadpool(self._create_repo, request, model)
 
@@ -87,8 +87,8 @@ class Writing:
         return JSONResponse(body, 409)
 
     async def create_branch(self, request: Request) -> Response:
-        """``POST /api/models/{repo}/branch/{branch}``: an alias."""
-        asked = await self._json(request, _SMALL)
+        """``POST /api/models/{repo}/branch/{branch}``: a new alias."""
+        asked = await self._json(request, _SMALL_BYTES)
         return await run_in_threadpool(self._create_branch, request, asked)
 
     def _create_branch(self, request: Request, asked: dict[str, Any]) -> Response:
@@ -104,7 +104,7 @@ class Writing:
         return JSONResponse({"url": f"{_base(request)}/{model}/tree/{quote(branch, safe='')}"})
 
     def delete_branch(self, request: Request) -> Response:
-        """``DELETE /api/models/{repo}/branch/{branch}``."""
+        """``DELETE /api/models/{repo}/branch/{branch}``: remove an alias."""
         model, branch = text_of(request, "repo"), text_of(request, "rev")
         caller = self._writer(request, model)
         self.reading.repos.store.remove_alias(model, branch, message=_by("branch", caller))
@@ -112,8 +112,8 @@ class Writing:
         return JSONResponse({})
 
     async def preupload(self, request: Request) -> Response:
-        """``POST /api/models/{repo}/preupload/{rev}``: which way each file is to come."""
-        asked = await self._json(request, _LISTS)
+        """``POST /api/models/{repo}/preupload/{rev}``: how to upload each file."""
+        asked = await self._json(request, _LISTS_BYTES)
         return await run_in_threadpool(self._preupload, request, asked)
 
     def _preupload(self, request: Request, asked: dict[str, Any]) -> Response:
@@ -139,8 +139,8 @@ class Writing:
         return JSONResponse({"files": files})
 
     async def lfs_batch(self, request: Request) -> Response:
-        """``POST /{repo}.git/info/lfs/objects/batch``: where to send what is not here yet."""
-        asked = await self._json(request, _LISTS)
+        """``POST /{repo}.git/info/lfs/objects/batch``: where to upload files that are missing."""
+        asked = await self._json(request, _LISTS_BYTES)
         return await run_in_threadpool(self._lfs_batch, request, asked)
 
     def _lfs_batch(self, request: Request, asked: dict[str, Any]) -> Response:
@@ -166,7 +166,7 @@ class Writing:
             if missing > room:
                 found["error"] = {"code": 507, "message": "the gateway's disk has no room for it"}
             elif oid not in have and self.spool.find(model, oid, size) is None:
-                in_parts = size > PART and "multipart" in transfers
+                in_parts = size > PART_BYTES and "multipart" in transfers
                 found["actions"] = self._actions(request, model, oid, size, in_parts)
             objects.append(found)
         large = any("chunk_size" in _header(one) for one in objects)
@@ -178,8 +178,8 @@ class Writing:
     ) -> dict[str, Any]:
         upload: dict[str, Any] = {"href": self._href(request, model, oid, size, 0)}
         if in_parts:
-            count = math.ceil(size / PART)
-            upload["header"] = {"chunk_size": str(PART)} | {
+            count = math.ceil(size / PART_BYTES)
+            upload["header"] = {"chunk_size": str(PART_BYTES)} | {
                 str(part): self._href(request, model, oid, size, part)
                 for part in range(1, count + 1)
             }
@@ -204,24 +204,24 @@ class Writing:
         return model, oid, size, part
 
     async def upload(self, request: Request) -> Response:
-        """``PUT`` of a file, or of one part of it, to a URL that ``lfs_batch`` gave out."""
+        """``PUT`` to a URL that ``lfs_batch`` gave out: a file, or one part of it."""
         model, oid, size, part = self._allowed(request)
-        most = size if part == 0 else min(PART, size - (part - 1) * PART)
+        most = size if part == 0 else min(PART_BYTES, size - (part - 1) * PART_BYTES)
         parts = body_parts(request, most, self.reading.stall_s)
         found = await self.spool.receive(model, oid, size, part, parts)
         self.reading.stats.received(most)
         return Response(status_code=200, headers={"ETag": f'"{found}"'})
 
     def complete(self, request: Request) -> Response:
-        """``POST`` to the URL of the whole: all parts are there."""
+        """``POST`` to the URL of the whole file: join its parts."""
         model, oid, size, _ = self._allowed(request)
         if self.spool.find(model, oid, size) is None:
-            self.spool.join(model, oid, size, math.ceil(size / PART))
+            self.spool.join(model, oid, size, math.ceil(size / PART_BYTES))
         return JSONResponse({"success": True})
 
     async def verify(self, request: Request) -> Response:
         """``POST /{repo}.git/info/lfs/verify``: whether a file has arrived."""
-        asked = await self._json(request, _SMALL)
+        asked = await self._json(request, _SMALL_BYTES)
         return await run_in_threadpool(self._verify, request, asked)
 
     def _verify(self, request: Request, asked: dict[str, Any]) -> Response:
@@ -234,7 +234,7 @@ class Writing:
 
     async def commit(self, request: Request) -> Response:
         """``POST /api/models/{repo}/commit/{rev}``: a new version."""
-        body = await read_body(request, _LISTS, self.reading.stall_s)
+        body = await read_body(request, _LISTS_BYTES, self.reading.stall_s)
         return await run_in_threadpool(self._commit, request, body)
 
     def _commit(self, request: Request, body: bytes) -> Response:

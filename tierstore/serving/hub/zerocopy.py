@@ -1,8 +1,8 @@
-"""HTTP/1.1 as uvicorn speaks it, and files that the kernel sends itself.
+"""uvicorn's HTTP/1.1 with files that the kernel sends itself.
 
-Adds ASGI's extension ``http.response.zerocopysend`` to connections without TLS: a message names an
-open file, an offset and a count, and sendfile(2) moves the bytes (asgi.readthedocs.io, extensions).
-h11 is told the count alone, as its documentation of sendfile has it.
+It adds ASGI's extension ``http.response.zerocopysend`` to connections without TLS: a message names
+an open file, an offset and a count, and sendfile(2) moves the bytes (asgi.readthedocs.io,
+extensions). h11 only learns the count, as its documentation of sendfile describes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ EXTENSION = "http.response.zerocopysend"
 
 _NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _OF_FILES = {errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE}
-_COPY = 1 << 20
+_COPY_BYTES = 1 << 20
 
 
 class _Length:
-    """Stands for bytes that do not pass through this process."""
+    """Takes the place of bytes that do not pass through this process."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -35,7 +35,7 @@ class _Length:
 
 
 class ZeroCopyProtocol(H11Protocol):
-    """uvicorn's protocol, whose applications may send files."""
+    """The protocol of uvicorn for applications that may send files."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,8 +60,10 @@ class ZeroCopyProtocol(H11Protocol):
             self._own = None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. ``ConnectionAbortedError`` of an application, which has said why, cuts
-        the connection off with what waits to be sent, and is no error of the server.
+        """Answer a request.
+
+        ``ConnectionAbortedError`` of the application, which has logged the reason, cuts the
+        connection, drops what waits to be sent, and is no error of the server.
         """
         try:
             await self._answer(scope, receive, send)
@@ -84,7 +86,7 @@ class ZeroCopyProtocol(H11Protocol):
         await self._application(cast(Any, offered), cast(Any, receive), cast(Any, send_all))
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:
-        """Send bytes of an open file; ``ConnectionError`` when it is the client's fault."""
+        """Send bytes of an open file; ``ConnectionError`` if the client went away."""
         self._still_open()
         self.conn.send_with_data_passthrough(h11.Data(data=cast(bytes, _Length(count))))
         await self.flow.drain()
@@ -101,7 +103,7 @@ class ZeroCopyProtocol(H11Protocol):
                     raise
                 if error.errno not in _NO_SENDFILE:
                     raise ConnectionAbortedError(error.errno, error.strerror) from None
-                data = os.pread(file, min(count, _COPY), offset)
+                data = os.pread(file, min(count, _COPY_BYTES), offset)
                 self.transport.write(data)
                 await self.flow.drain()
                 sent = len(data)
