@@ -144,7 +144,7 @@ def test_profiles_take_the_first_that_exists(small: Store, tmp_path: Path) -> No
 
 def test_a_gate_lets_nothing_worse_through(small: Store) -> None:
     before = {info.key for info in small._parts.home.blobs.list()}
-    with pytest.raises(SourceError, match=r"above the gate of 0\.001; nothing was published"):
+    with pytest.raises(SourceError, match=r"above the bound of 0\.001; nothing was published"):
         tierstore.derive(small, "m@1", {"fp8": "e4m3"}, max_error=0.001)
     assert {i.key for i in small._parts.home.blobs.list() if not i.key.startswith("leases/")} == {
         key for key in before if not key.startswith("leases/")
@@ -199,7 +199,7 @@ def test_a_variant_does_not_depend_on_the_blocks(
     if "low-rank" in parameters:
         parameters = {"low-rank": "rank:4"}
     one = tierstore.derive(small, "m@1", parameters)
-    monkeypatch.setattr(module, "_BLOCK", 8 * 32)
+    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 8 * 32)
     again = tierstore.derive(small, "m@1", parameters)
     assert stored(small, one) == stored(small, again)
     errors = [read_record(small.load(f"m@1+{one.variant}")).error, record_of(small, one).error]

@@ -50,7 +50,7 @@ from tierstore.tiers.node.claims import Claims
 from tierstore.tiers.node.files import kernel_boot_id
 from tierstore.tiers.node.local import LocalHot
 from tierstore.tiers.stats import TierStats
-from tierstore.variants.spool import Spool
+from tierstore.variants.spool import ArraySpool
 from tierstore.wiring import below
 from tierstore.wiring import places as tier_places
 
@@ -193,7 +193,7 @@ def rejected(folder: Path) -> int:
 
 
 def spooled(folder: Path) -> None:
-    with Spool(folder):
+    with ArraySpool(folder):
         pass
 
 
@@ -315,7 +315,7 @@ CASES = {
         lambda _: mapping.map_limit.__wrapped__(), mapping._DEFAULT_LIMIT
     ),
     "tiers.node.tensors:WholeTensors._one#1": Case(mapped, [False]),
-    "variants.spool:Spool._told#1": Case(spooled, PASSES),
+    "variants.spool:ArraySpool._told#1": Case(spooled, PASSES),
     "wiring.below:disk_of#1": Case(
         lambda folder: below.disk_of(TierSpec(name="w", role="warm", url=folder.as_uri())), None
     ),
@@ -342,7 +342,7 @@ def test_every_test_of_a_type_has_a_case() -> None:
         "tiers.guard.breaker:Breaker.failed",
         "blobs.fsspec.store:_translated",  # of errors that are none of ours, see ``_errors``
         "blobs.memcached.client:_translated", "blobs.redis.client:_translated",  # likewise
-        "cli.kit.app:_detail", "config:_password", "variants.spool:Spool._told",  # behind ours
+        "cli.kit.app:_detail", "config:_password", "variants.spool:ArraySpool._told",  # behind ours
     }  # fmt: skip
 
 

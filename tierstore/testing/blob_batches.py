@@ -1,4 +1,4 @@
-"""The part of the blob store contract about many blobs at once, and about what a store lacks."""
+"""The part of the contract about many blobs at once, and about features that a store lacks."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _MEDIUM = 1 << 20  # 40 of these are more than one batch of any store
 
 
 class BlobBatches:
-    """Part of ``BlobStoreContract``, which has the fixtures and says how to use it."""
+    """Tests of ``BlobStoreContract`` about many blobs; the fixtures are there."""
 
     many_at_once = 100
-    """Small blobs in one call: a store that cuts calls into batches wants more than one."""
+    """Small blobs in one call; more than fit into one batch of a store that cuts calls."""
 
     def check_keys(self, store: BlobStore, keys: Sequence[str], gone: Sequence[str] = ()) -> None:
-        """The store has exactly these keys; of one that cannot list, that ``gone`` are not there.
+        """Check that a store has exactly these keys; one that cannot list must not have ``gone``.
 
         Args:
-            store: which one.
-            keys: all keys that it has.
-            gone: keys that it had, and has no more.
+            store: Store to check.
+            keys: All keys that it has.
+            gone: Keys that it had and no longer has.
         """
         if store.capabilities.listable:
             assert [info.key for info in store.list()] == sorted(keys)
         assert sorted(store.get_many([*keys, *gone])) == sorted(keys)
 
     def check_lists_nothing(self, store: BlobStore) -> None:
-        """A store that cannot list says so, whether it has anything or not."""
+        """Check that a store that cannot list raises, empty or not."""
         for _ in range(2):
             calls: list[Callable[[], object]] = [
                 lambda: list(store.list()),

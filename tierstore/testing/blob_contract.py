@@ -1,4 +1,4 @@
-"""The contract of a blob store as tests that a backend joins by inheriting them.
+"""The contract of a blob store, as tests that a backend inherits.
 
 ::
 
@@ -7,8 +7,8 @@
         def store(self, tmp_path):
             return MyStore(tmp_path)
 
-A backend that is shared storage also overrides ``other`` (a second client of the same storage,
-with nothing in common with the first) and one whose bytes can be seen overrides ``raw_get``.
+A backend of shared storage also overrides ``other`` (a second client of the same storage, with
+nothing in common with the first), and one whose stored bytes can be read otherwise ``raw_get``.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ _BIG = 20 << 20
 
 
 class BlobStoreContract(BlobBatches, BlobRaces):
-    """Inherit, and give a fixture ``store`` that is fresh for each test."""
+    """Base of a backend's tests, which give a fixture ``store`` that is fresh for each test."""
 
     many = 1100
-    """Blobs in the listing test: more than the 1000 that object stores list at once."""
+    """Blobs in the test of listing; more than the 1000 that object stores list at once."""
 
     @pytest.fixture
     def store(self) -> Iterator[BlobStore]:
-        """A fresh, empty store."""
+        """Return a fresh, empty store."""
         raise NotImplementedError("give a fixture that returns a fresh store")
 
     @pytest.fixture
     def other(self, store: BlobStore) -> BlobStore:
-        """A second client of the same storage; the store itself where there can be none."""
+        """Return a second client of the same storage, or the store itself if there can be none."""
         return store
 
     # Keys

@@ -1,4 +1,4 @@
-"""The part of the blob store contract that is about several callers at once."""
+"""The part of the contract about several callers at once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _RACERS = 8
 
 
 class BlobRaces:
-    """Part of ``BlobStoreContract``, which has the fixtures and says how to use it."""
+    """Tests of ``BlobStoreContract`` about several callers; the fixtures are there."""
 
     turns = 20
-    """Races: fewer for a store that takes long for each write."""
+    """Number of races; fewer for a store whose writes take long."""
 
     def raw_get(self, store: BlobStore, key: str) -> bytes:
-        """The stored bytes, seen from beneath the store's own methods where that can be."""
+        """Return the stored bytes, if possible without the store's own methods."""
         return bytes(store.get(key))
 
     # Creation

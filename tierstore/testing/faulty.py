@@ -1,4 +1,4 @@
-"""A blob store that fails as told, to see what the layers above make of it."""
+"""A blob store that fails on demand, for tests of the layers above."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tierstore.errors import Damaged, Unreachable
 from tierstore.ids import Buffer, ByteRange
 
 Fault: TypeAlias = Exception | Literal["truncate", "flip", "lose-response"] | None
-"""What happens to one call:
+"""The fault of one call:
 
 * an exception: it is raised, and nothing is done;
 * ``truncate``: a write silently stores only the first half; a read finds only the first half;
-* ``flip``: one bit in the middle of what is written or read is turned over;
+* ``flip``: one bit in the middle of what is written or read is flipped;
 * ``lose-response``: the call is carried out, and then ``Unreachable`` is raised.
 """
 
-Plan: TypeAlias = Callable[[str, str, int], Fault]
+FaultPlan: TypeAlias = Callable[[str, str, int], Fault]
 """``plan(op, key, n)``, where ``op`` is the method's name, ``key`` the (first) key or the prefix,
 and ``n`` counts all calls from 1."""
 
@@ -27,32 +27,32 @@ _MUTATING = frozenset({"put", "put_if_absent", "delete"})
 
 
 class Crashed(BaseException):
-    """The process is dead: no handler for ``Exception`` may take this for a failure to mend."""
+    """A crash of the process; handlers of ``Exception`` do not catch it."""
 
 
 class FaultyStore(BlobStore):
-    """Wraps a store; deletes one key per call, so that a batch can fail half way.
+    """A wrapper that fails on demand; it deletes key by key, so that a batch can fail half way.
 
     To try every crash point of an operation, run it once and read ``mutations``; then run it with
     ``crash_after`` from 0 to that number, each time on a fresh store, and look at ``inner``.
 
     Args:
-        inner: does the work, and stays intact when this one crashes.
-        plan: chooses the fault of each call; none without it.
-        crash_after: this many calls that change the store succeed; once they have, every call
-            raises ``Crashed``.
+        inner: Store that does the work, and stays intact when this one crashes.
+        plan: Function that chooses the fault of each call; ``None`` for no faults.
+        crash_after: Number of calls that change the store and succeed; every call after them raises
+            ``Crashed``.
     """
 
     def __init__(
-        self, inner: BlobStore, plan: Plan | None = None, *, crash_after: int | None = None
+        self, inner: BlobStore, plan: FaultPlan | None = None, *, crash_after: int | None = None
     ) -> None:
         self.inner = inner
         self.plan = plan
         self.crash_after = crash_after
         self.mutations = 0
-        """Calls so far that changed the store, or may have."""
+        """Number of calls so far that changed the store, or may have."""
         self.calls: list[tuple[str, str]] = []
-        """``(op, key)`` of every call so far, those that failed too."""
+        """``(op, key)`` of every call so far, failed ones included."""
         self._lock = threading.Lock()
 
     @property

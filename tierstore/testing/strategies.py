@@ -1,4 +1,4 @@
-"""Hypothesis strategies for every stored object, valid by construction (format/SPEC.md)."""
+"""Strategies of Hypothesis for all stored objects, valid by construction (format/SPEC.md)."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ class FrameParts:
     fields: dict[str, Any]
 
     def build(self) -> tuple[bytes, int]:
-        """The frame, and the length of its head."""
+        """Return the frame and the length of its head in bytes."""
         head = build_head(**self.fields)
         return head + bytes(self.fields["payload"]), len(head)
 
 
 def noise(size: int) -> st.SearchStrategy[bytes]:
-    """``size`` bytes, drawn as a seed: large inputs cost Hypothesis nothing."""
+    """Draw ``size`` bytes, by a seed: large inputs cost Hypothesis nothing."""
     seeds = st.integers(0, 2**32 - 1)
     return seeds.map(lambda seed: random.Random(seed).randbytes(size) if seed else bytes(size))
 
 
 def digests() -> st.SearchStrategy[bytes]:
-    """32 bytes, sometimes the same ones again."""
+    """Draw 32 bytes, sometimes the same ones again."""
     return st.one_of(noise(32), st.integers(0, 3).map(lambda n: bytes([n]) * 32))
 
 
 def hexes(size: int) -> st.SearchStrategy[str]:
-    """``size`` bytes as lower-case hex digits."""
+    """Draw ``size`` bytes as lower-case hex digits."""
     return noise(size).map(bytes.hex)
 
 
 def chunk_sizes() -> st.SearchStrategy[int]:
-    """Every chunk size that a store may have."""
+    """Draw a chunk size that a store may have."""
     return st.integers(20, 24).map(lambda log2: 1 << log2)
 
 
 @st.composite
 def _parts_of(draw: st.DrawFn, total: int, count: int) -> list[int]:
-    """``count`` lengths that add up to ``total``, zeros among them."""
+    """Draw ``count`` lengths that add up to ``total``, zeros among them."""
     cuts = sorted(draw(st.lists(st.integers(0, total), min_size=count - 1, max_size=count - 1)))
     return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
 
 
 @st.composite
 def frames(draw: st.DrawFn) -> FrameParts:
-    """Frames of every codec, dtype and shape, with any payload: what the format's layer allows."""
+    """Draw frames of every codec, dtype and shape, with any payload that the format allows."""
     log2 = draw(st.integers(16, 18))
     edges = [0, 1, 7, (1 << log2) - 1, 1 << log2, (1 << log2) + 1]
     size = draw(st.one_of(st.sampled_from(edges), st.integers(0, 3 << log2)))
@@ -105,7 +105,7 @@ def frames(draw: st.DrawFn) -> FrameParts:
 
 @dataclass(frozen=True, slots=True)
 class PackFrame:
-    """One frame as ``PackBuilder.add`` takes it."""
+    """The arguments of one call of ``PackBuilder.add``."""
 
     digest: bytes
     frame: bytes
@@ -117,7 +117,7 @@ class PackFrame:
 
 @st.composite
 def pack_frames(draw: st.DrawFn) -> list[PackFrame]:
-    """What goes into one pack: one to six frames, of few bytes and different digests."""
+    """Draw the frames of one pack: one to six, of few bytes and different digests."""
     found: dict[bytes, PackFrame] = {}
     for number in range(draw(st.integers(1, 6))):
         plain = bytes([number]) + draw(noise(draw(st.integers(0, 40))))
@@ -128,16 +128,22 @@ def pack_frames(draw: st.DrawFn) -> list[PackFrame]:
         if pieces:
             pieces[0] = BasePiece(bases[0], 0, len(plain))
         head = build_head(
-            digest=digest, codec=codec, dtype="U8", plain=plain, codec_head=b"",
-            ends=[len(plain)], payload=plain, bases=pieces,
-        )  # fmt: skip
+            digest=digest,
+            codec=codec,
+            dtype="U8",
+            plain=plain,
+            codec_head=b"",
+            ends=[len(plain)],
+            payload=plain,
+            bases=pieces,
+        )
         found[digest] = PackFrame(digest, head + plain, len(head), len(plain), codec, bases)
     return list(found.values())
 
 
 @st.composite
 def places(draw: st.DrawFn) -> tuple[list[ChunkPlace], dict[bytes, int]]:
-    """The rows of a layout or an index segment, and the sizes of the packs they lie in."""
+    """Draw the rows of a layout or an index segment, and the sizes of their packs."""
     packs = draw(st.lists(noise(32), max_size=4, unique=True))
     found: dict[bytes, ChunkPlace] = {}
     sizes = dict.fromkeys(packs, 128)
@@ -155,18 +161,18 @@ def places(draw: st.DrawFn) -> tuple[list[ChunkPlace], dict[bytes, int]]:
 
 
 def names() -> st.SearchStrategy[str]:
-    """Names of models and aliases as ``check_name`` returns them."""
+    """Draw names of models and aliases that ``check_name`` accepts."""
     text = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]), min_size=1, max_size=30)
     odd = st.sampled_from(["org/model", ".hidden", "~", "a b", "é", "模型", "100%", "%2E", "A_-."])
     return st.one_of(odd, text).map(_or_none(lambda name: check_name("model", name))).filter(bool)
 
 
 def paths() -> st.SearchStrategy[str]:
-    """Paths of files within a version."""
+    """Draw paths of files within a version."""
     part = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-    return st.lists(part, min_size=1, max_size=3).map("/".join).map(_or_none(check_path)).filter(
-        bool
-    )  # fmt: skip
+    return (
+        st.lists(part, min_size=1, max_size=3).map("/".join).map(_or_none(check_path)).filter(bool)
+    )
 
 
 def _or_none(check: Any) -> Any:
@@ -198,11 +204,14 @@ def _tensor_file(draw: st.DrawFn, path: str, chunk_size: int) -> FileEntry:
     header = build_header([(name, *spec) for name, spec in specs.items()], metadata)
     tensors = tuple(
         TensorEntry(
-            name=info.name, dtype=info.dtype, shape=info.shape, begin=info.begin,
+            name=info.name,
+            dtype=info.dtype,
+            shape=info.shape,
+            begin=info.begin,
             chunks=draw(noise(32 * -(-(info.end - info.begin) // chunk_size))),
         )
         for info in header.tensors
-    )  # fmt: skip
+    )
     size = len(header.raw) + header.data_size
     sha = draw(noise(32))
     return FileEntry(path=path, size=size, sha256=sha, header=header.raw, tensors=tensors)
@@ -220,7 +229,7 @@ def _releases(draw: st.DrawFn, chunk_size: int) -> Manifest:
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    """Manifests of safetensors files and others, with lineage, and of releases."""
+    """Draw manifests of safetensors files and others, with lineage, and of releases."""
     chunk_size = draw(chunk_sizes())
     files = []
     chosen = draw(st.sets(paths(), max_size=4))
@@ -241,7 +250,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 @st.composite
 def ref_entries(draw: st.DrawFn) -> RefEntry:
-    """Entries of a ref log, of every action."""
+    """Draw entries of a ref log, of every action."""
     action = draw(st.sampled_from(get_args(Action)))
     seq = draw(st.integers(1, MAX_SEQ))
     gone = action == "remove"
@@ -262,13 +271,15 @@ def ref_entries(draw: st.DrawFn) -> RefEntry:
 
 @st.composite
 def rollouts(draw: st.DrawFn) -> Rollout:
-    """Rollouts of any form, in any of their stages."""
+    """Draw rollouts of any form, in any of their stages."""
     shares = sorted(draw(st.sets(st.integers(1, FULL_SHARE - 1), max_size=6)))
     numbers = st.decimals(-(10**9), 10**9, places=3).map("{:f}".format)
     gate = st.builds(
-        Gate, metric=st.text(min_size=1, max_size=20), op=st.sampled_from(("<=", ">=")),
+        Gate,
+        metric=st.text(min_size=1, max_size=20),
+        op=st.sampled_from(("<=", ">=")),
         limit=numbers,
-    )  # fmt: skip
+    )
     return Rollout(
         version=draw(st.integers(1, MAX_SEQ)),
         manifest=draw(hexes(32)),
@@ -284,23 +295,30 @@ def rollouts(draw: st.DrawFn) -> Rollout:
 
 
 def hints() -> st.SearchStrategy[Hint]:
-    """Hints of any sequence number."""
+    """Draw hints of any sequence number."""
     return st.builds(Hint, seq=st.integers(1, MAX_SEQ))
 
 
 def leases() -> st.SearchStrategy[Lease]:
-    """Leases of writers and readers."""
+    """Draw leases of writers and readers."""
     return st.builds(
-        Lease, id=hexes(16), role=st.sampled_from(["writer", "reader"]), who=st.text(),
-        host=st.text(), pid=st.integers(0, 2**22), ttl_s=st.integers(1, 10**6),
+        Lease,
+        id=hexes(16),
+        role=st.sampled_from(["writer", "reader"]),
+        who=st.text(),
+        host=st.text(),
+        pid=st.integers(0, 2**22),
+        ttl_s=st.integers(1, 10**6),
         versions=st.lists(hexes(32), max_size=3),
-    )  # fmt: skip
+    )
 
 
 def configs() -> st.SearchStrategy[StoreConfig]:
-    """Configs that this version reads; features are left to ``check_features``."""
+    """Draw configs that this version reads; features are left to ``check_features``."""
     listed = st.lists(st.text(max_size=8), max_size=2)
     return st.builds(
-        StoreConfig, store_id=hexes(16), chunk_size=chunk_sizes(),
+        StoreConfig,
+        store_id=hexes(16),
+        chunk_size=chunk_sizes(),
         features=st.builds(Features, read=listed, write=listed, gc=listed),
-    )  # fmt: skip
+    )

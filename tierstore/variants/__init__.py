@@ -1,3 +1,3 @@
-"""Lossy variants of a version: how they are made, and what they come from."""
+"""Lossy variants of a version: making them, and their lineage."""
 
 __all__ = ["derive", "lineage"]

@@ -1,8 +1,7 @@
-"""``config.json`` of a checkpoint with approximated weights, as vLLM and transformers read it.
+"""The ``config.json`` of a checkpoint with approximated weights, as vLLM and transformers read it.
 
-For quantised linear layers the names are those of the ``compressed-tensors`` format: its
-``quantization_config`` says which modules have quantised weights, and scales beside them.
-Activations stay as they are.
+Quantised linear layers are described in the ``compressed-tensors`` format: ``quantization_config``
+says which modules have quantised weights, with scales beside them. Activations stay as they are.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from tierstore.modelstore.saving.source import BytesFile, SourceFile
 _CONFIG = "config.json"
 _WEIGHT = ".weight"
 _DTYPES = ("dtype", "torch_dtype")
-"""The newer and the older name of the key."""
+"""The newer and the older key of the dtype."""
 
 
 def with_quantization(
     files: list[SourceFile], kind: Literal["int8", "fp8"], kept: set[str]
 ) -> list[SourceFile]:
-    """The files with a ``config.json`` that says what was quantised; without one, the same files.
+    """Return the files with a ``config.json`` that describes the quantisation, if there is one.
 
     Args:
-        files: of the variant.
-        kind: of the weights: signed integers or F8_E4M3, one scale a row.
-        kept: names of the matrices that were not quantised.
+        files: Files of the variant.
+        kind: Kind of the weights: signed integers or F8_E4M3, with one scale per row.
+        kept: Names of the matrices that were not quantised.
     """
     return _with_config(files, lambda data: _described(data, kind, kept))
 
 
 def with_dtype(files: list[SourceFile], dtype: Literal["bf16", "f16", "f32"]) -> list[SourceFile]:
-    """The files with a ``config.json`` that names the dtype of the weights, if it named one."""
+    """Return the files with the new dtype of the weights in ``config.json``, if it named one."""
     names = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
     def described(data: bytes) -> bytes:
@@ -68,14 +67,17 @@ def _described(data: bytes, kind: Literal["int8", "fp8"], kept: set[str]) -> byt
         config = json.loads(data)
     except ValueError as error:
         raise SourceError(
-            f"{_CONFIG} is no JSON, it cannot say what is quantised: {error}"
+            f"{_CONFIG} is not JSON, so the quantisation cannot be described in it: {error}"
         ) from None
     if not isinstance(config, dict) or "quantization_config" in config:
         raise SourceError(f"{_CONFIG} describes a quantised model; derive from the original")
     weights: dict[str, Any] = {
-        "num_bits": 8, "type": "int" if kind == "int8" else "float", "symmetric": True,
-        "strategy": "channel", "dynamic": False,
-    }  # fmt: skip
+        "num_bits": 8,
+        "type": "int" if kind == "int8" else "float",
+        "symmetric": True,
+        "strategy": "channel",
+        "dynamic": False,
+    }
     ignored = {name.removesuffix(_WEIGHT) for name in kept} | {"lm_head"}
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",

@@ -1,6 +1,6 @@
-"""Derive: a lossy child of a version, with its error on record.
+"""Deriving a lossy variant of a version, with its error on record.
 
-The child is a version of its own, in the log ``variant/<name>`` of the model, where only a
+The variant is a version of its own, in the log ``variant/<name>`` of the model, where only a
 reference that names it finds it. Its lineage names the version that it was made from.
 """
 
@@ -38,29 +38,28 @@ from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
 from tierstore.progress import Progress, reported
 from tierstore.variants.compressed import with_dtype, with_quantization
-from tierstore.variants.spool import Spool, Spooled
+from tierstore.variants.spool import ArraySpool, Spooled
 
 CHANNEL_KEEPS = r"(^|\.)(\w*emb\w*|wte|wpe|shared|lm_head)(\.|$)"
-"""What ``int8=channel`` and ``fp8`` leave as it is by default: these are no linear layers, or ones
-that suffer most."""
+"""Tensors that ``int8=channel`` and ``fp8`` leave as they are by default: those that are not in
+linear layers, or that suffer most."""
 
 _log = logging.getLogger("tierstore.derive")
 
-
-_BLOCK = 4 << 20
-"""Elements that are approximated at once, where rows do not depend on each other."""
+_BLOCK_ELEMENTS = 4 << 20
+"""Elements that are approximated at once, by methods that treat rows one by one."""
 
 
 @dataclass(slots=True)
 class _Work:
-    """What has been approximated so far.
+    """The state of one derivation.
 
-    ``errors`` are those of all float tensors, also of those that stay as they are.
+    ``errors`` holds the errors of all float tensors, also of those that stay as they are.
     """
 
     method: Method
     keep: re.Pattern[str] | None
-    spool: Spool
+    spool: ArraySpool
     progress: Progress | None
     total: int
     tensors: dict[str, TensorRecord] = field(default_factory=dict)
@@ -69,18 +68,18 @@ class _Work:
     done: int = 0
 
     def covers(self, shape: TensorSpec) -> bool:
-        """Whether a tensor is approximated."""
+        """Return whether a tensor is approximated."""
         return self.method.covers(shape) and not (self.keep and self.keep.search(shape.name))
 
     def add(self, nbytes: int) -> None:
-        """Tell that so much of the model was looked at."""
+        """Report ``nbytes`` more of the model as done."""
         self.done += nbytes
         if self.progress:
             self.progress(self.done, self.total)
 
 
 class _Kept(ArrayBytes):
-    """A tensor that stays as it is, read from the store only while it is saved again."""
+    """A tensor that stays as it is; it is read from the store only while it is saved again."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.dtype, self.shape = tensor.dtype, tensor.shape
@@ -110,29 +109,30 @@ def derive(
 ) -> Version:
     """Make a lossy variant of a version and publish it beside that.
 
+    Tensors are approximated in blocks of rows, and the variant waits in ``Settings.cache_dir``
+    until it is saved; only the methods ``magnitude`` and ``low-rank`` hold a tensor as a whole.
+
     Args:
-        store: which has the version, and gets the variant.
-        ref: of the version.
-        parameters: the method: one of ``cast`` (``bf16``, ``f16``, ``f32``), ``int8`` (``row``,
-            ``channel``), ``fp8`` (``e4m3``), ``prune`` (``magnitude:0.5``, ``2:4``) and
-            ``low-rank`` (``energy:0.99``, ``rank:64``). Tensors are taken in blocks of rows, and
-            the variant waits in ``Settings.cache_dir`` until it is saved; only ``magnitude`` and
-            ``low-rank`` hold a tensor as a whole.
-        keep: a regular expression; tensors whose names it finds are left as they are. By default
-            nothing, or what ``CHANNEL_KEEPS`` finds for the methods of linear layers.
-        name: of the variant; by default the method's label, such as ``int8-row``.
-        max_error: largest relative L2 error of the whole model that is published: of all its float
-            tensors as if they were one, those that are kept included.
-        message: why; kept in the log.
+        store: Store that has the version and gets the variant.
+        ref: Reference of the version.
+        parameters: Method and its parameter: one of ``cast`` (``bf16``, ``f16``, ``f32``), ``int8``
+            (``row``, ``channel``), ``fp8`` (``e4m3``), ``prune`` (``magnitude:0.5``, ``2:4``) and
+            ``low-rank`` (``energy:0.99``, ``rank:64``).
+        keep: Regular expression; tensors in whose names it is found stay as they are. By default
+            none, or for methods of linear layers those of ``CHANNEL_KEEPS``.
+        name: Name of the variant; by default the label of the method, such as ``int8-row``.
+        max_error: Largest relative L2 error of a variant that is published, over all float tensors
+            of the model taken as one, those that are kept included.
+        message: Note for the log: why this is done.
         progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called with
-            tensor bytes done and in all.
+            tensor bytes done and bytes in all.
 
     Returns:
         The variant; its reference is ``model@number+name``.
 
     Raises:
-        UsageError: the method, ``keep`` or ``name`` make no sense, or no tensor is approximated.
-        SourceError: the error is above ``max_error``; nothing is published.
+        UsageError: The method, ``keep`` or ``name`` is invalid, or no tensor is approximated.
+        SourceError: The error is above ``max_error``; nothing is published.
     """
     method = method_of(parameters)
     label = check_variant(name if name is not None else method.label)
@@ -140,19 +140,18 @@ def derive(
     kept = _pattern(default if keep is None else keep)
     version = store.resolve(ref)
     if version.variant is not None:
-        raise UsageError(f"{version} is a variant already: derive from {version.model}@"
-                         f"{version.number}")  # fmt: skip
+        raise UsageError(
+            f"{version} is a variant already: derive from {version.model}@{version.number}"
+        )
     model = store.load(f"{version.model}@{version.number}", profile=FULL)
     with (
-        Spool(store._parts.settings.cache_dir) as spool,
+        ArraySpool(store._parts.settings.cache_dir) as spool,
         reported(progress, f"deriving {label} of {version}") as told,
     ):
         work = _Work(method, kept, spool, told, model.nbytes)
         files = [_derived_file(model, file, work) for file in model.manifest.files]
         if not work.tensors:
-            raise UsageError(
-                f"{label} approximates no tensor of {version}: see 'tierstore tensors'"
-            )
+            raise UsageError(f"{label} applies to no tensor of {version}; see 'tierstore tensors'")
         if isinstance(method, Channel):
             files = with_quantization(files, method.kind, work.kept)
         elif isinstance(method, Cast):
@@ -165,14 +164,18 @@ def _record(label: str, version: Version, work: _Work, max_error: float | None) 
     error = total(work.errors)
     if max_error is not None and not error.relative_l2 <= max_error:
         raise SourceError(
-            f"{label} of {version} has a relative error of {error.relative_l2:.6g}, above the gate "
-            f"of {max_error:g}; nothing was published"
+            f"{label} of {version} has a relative error of {error.relative_l2:.6g}, above the "
+            f"bound of {max_error:g}; nothing was published"
         )
     return VariantRecord(
-        name=label, base=version.digest.hex, parameters=work.method.parameters,
-        kept=work.keep.pattern if work.keep else "", error=error_record(error),
-        tensors=work.tensors, tool=f"tierstore {package_version('tierstore')}",
-    )  # fmt: skip
+        name=label,
+        base=version.digest.hex,
+        parameters=work.method.parameters,
+        kept=work.keep.pattern if work.keep else "",
+        error=error_record(error),
+        tensors=work.tensors,
+        tool=f"tierstore {package_version('tierstore')}",
+    )
 
 
 def _publish(
@@ -189,14 +192,14 @@ def _publish(
 
 
 def _newest_of(store: Store, model: str, label: str) -> str | None:
-    """The newest variant of this name, of any version: a base of deltas, unless it is damaged."""
+    """Return the newest variant of this name, of any version, as a base of deltas, if readable."""
     last = store._parts.home.log(model, VARIANTS + label).last()
     if last is None:
         return None
     try:
         return str(store.load(f"{model}@{last.version}+{label}").version)
     except (Damaged, NotFound, UnsupportedFormat) as error:
-        _log.warning("the variant %s of %s is no base: %s", label, model, error)
+        _log.warning("the variant %s of %s cannot be a base of deltas: %s", label, model, error)
         return None
 
 
@@ -204,7 +207,7 @@ def _pattern(text: str) -> re.Pattern[str] | None:
     try:
         return re.compile(text) if text else None
     except re.error as error:
-        raise UsageError(f"keep {text[:80]!r} is no regular expression: {error}") from None
+        raise UsageError(f"invalid regular expression {text[:80]!r} for keep: {error}") from None
 
 
 def _derived_file(model: Model, file: FileEntry, work: _Work) -> SourceFile:
@@ -227,15 +230,17 @@ def _derived_file(model: Model, file: FileEntry, work: _Work) -> SourceFile:
             if shape.is_float:
                 work.errors += [compare(block, block) for block in _blocks(tensor)]
         if taken := sorted((arrays.keys() | own.keys() - {name}) & parts.keys()):
-            raise UsageError(f"{tensor.name!r} would be stored as {taken[0]!r}, which is taken; "
-                             "leave it out with --keep")  # fmt: skip
+            raise UsageError(
+                f"{tensor.name!r} would be stored as {taken[0]!r}, which is taken; "
+                "leave it out with --keep"
+            )
         arrays |= parts
         work.add(tensor.nbytes)
     return _Derived(arrays, parse_header(file.header, file.size).metadata, file.path)
 
 
 def _approximated(tensor: Tensor, name: str, work: _Work) -> dict[str, Any]:
-    """The parts to store, by their names; what they are is recorded."""
+    """Approximate a tensor, record its error, and return the parts to store by name."""
     parts: dict[str, Any] = {}
     errors = []
     for block in _blocks(tensor) if work.method.by_rows else [tensor.numpy()]:
@@ -249,19 +254,21 @@ def _approximated(tensor: Tensor, name: str, work: _Work) -> dict[str, Any]:
     parts |= work.method.whole(tensor.shape)
     work.errors += errors
     work.tensors[tensor.name] = TensorRecord(
-        dtype=tensor.dtype, shape=list(tensor.shape), file=tensor.file,
+        dtype=tensor.dtype,
+        shape=list(tensor.shape),
+        file=tensor.file,
         parts={suffix: tensor.name + suffix for suffix in parts},
         error=error_record(total(errors)),
-    )  # fmt: skip
+    )
     return {name + suffix: part for suffix, part in parts.items()}
 
 
 def _blocks(tensor: Tensor) -> Iterator[npt.NDArray[Any]]:
-    """The rows of a tensor in order, read in blocks of a multiple of eight rows."""
+    """Yield the rows of a tensor in order, in blocks of a multiple of eight rows."""
     if not tensor.shape or not tensor.nbytes:
         yield tensor.numpy()
         return
     rows = tensor.shape[0]
-    step = max(8, _BLOCK * rows // math.prod(tensor.shape) // 8 * 8)
+    step = max(8, _BLOCK_ELEMENTS * rows // math.prod(tensor.shape) // 8 * 8)
     for first in range(0, rows, step):
         yield tensor[first : min(rows, first + step)]

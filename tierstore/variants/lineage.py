@@ -1,4 +1,4 @@
-"""Lineage: what a version was made from, and what was made from it."""
+"""Lineage: the versions that a version was made from, and those made from it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tierstore.modelstore.version import Version
 
 @dataclass(slots=True)
 class Node:
-    """One place in the tree.
+    """One version in a tree.
 
     Attributes:
-        digest: of the manifest.
-        names: versions and variants with this content, as references; empty when none is left.
-        relation: what its parent is to it, such as ``derived-from``; empty for a root.
-        children: what was made from it.
-        asked: whether it is the version that was asked for.
+        digest: Digest of the manifest.
+        names: References of versions and variants with this content; empty if none is left.
+        relation: Relation to its parent, such as ``derived-from``; empty for a root.
+        children: Versions that were made from it.
+        asked: Whether it is the version that was asked for.
     """
 
     digest: Digest
@@ -30,10 +30,10 @@ class Node:
 
 
 def lineage(store: Store, ref: str | Version) -> list[Node]:
-    """The trees that a version is in, from its oldest ancestors down.
+    """Return the trees that contain a version, from its oldest ancestors down.
 
-    Reads the manifest of every version and variant of the store once. One whose manifest cannot
-    be read is left out: ``check`` names it.
+    Reads the manifest of every version and variant of the store once. A version whose manifest
+    cannot be read is left out; ``tierstore check`` names it.
     """
     asked = store.resolve(ref)
     nodes: dict[bytes, Node] = {}
@@ -62,7 +62,7 @@ def _everything(store: Store) -> list[Version]:
 
 
 def _roots(start: bytes, parents: dict[bytes, list[tuple[bytes, str]]]) -> list[bytes]:
-    """The oldest ancestors, each once; a circle, which no writer makes, ends where it began."""
+    """Return the oldest ancestors, each once; a circle, which no writer makes, ends there."""
     seen: set[bytes] = set()
     roots: dict[bytes, None] = {}
     left = [start]

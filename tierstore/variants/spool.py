@@ -1,4 +1,4 @@
-"""Arrays that are made block by block and kept on the local disk until they are saved."""
+"""Arrays that are made block by block and wait on the local disk until they are saved."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tierstore.format.dtypes import name_of
 from tierstore.modelstore.loading.arrays import ArrayBytes
 
 
-class Spool:
-    """A temporary file without a name: it is gone with the process. A context manager.
+class ArraySpool:
+    """A temporary file without a name, which is gone with the process; a context manager.
 
     Args:
-        folder: where it lies; made if need be.
+        folder: Directory of the file, which is made if it is missing.
 
     Raises:
-        PermissionDenied, OutOfSpace, BackendError: nothing can be written there.
+        PermissionDenied, OutOfSpace, BackendError: Nothing can be written there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class Spool:
         self._file.close()
 
     def append(self, data: memoryview) -> int:
-        """Write bytes behind the others; returns where they begin."""
+        """Append bytes and return the offset at which they begin."""
         start = self.size
         while data:
             with self._told():
@@ -74,7 +74,7 @@ class Spool:
         return start
 
     def read_into(self, start: int, out: memoryview) -> None:
-        """Read bytes that were written."""
+        """Read bytes from an offset on."""
         while out:
             count = os.preadv(self._file.fileno(), [out], start)
             if not count:
@@ -83,14 +83,14 @@ class Spool:
 
 
 class Spooled(ArrayBytes):
-    """An array whose blocks, end to end along the first dimension, lie in a spool.
+    """An array whose blocks of rows are in a spool.
 
     Args:
-        spool: where they lie.
-        first: an array of the dtype and of the other dimensions; its own rows are not taken.
+        spool: Spool that gets the blocks.
+        first: Array with the dtype and the other dimensions; its own rows are not added.
     """
 
-    def __init__(self, spool: Spool, first: npt.NDArray[Any]) -> None:
+    def __init__(self, spool: ArraySpool, first: npt.NDArray[Any]) -> None:
         self.dtype, self.shape = name_of(first.dtype), (0, *first.shape[1:])
         self._spool = spool
         self._starts: list[int] = []
@@ -98,7 +98,7 @@ class Spooled(ArrayBytes):
         self._nbytes = 0
 
     def append(self, block: npt.NDArray[Any]) -> None:
-        """Add rows."""
+        """Append a block of rows."""
         plain = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
         self._starts.append(self._spool.append(plain.data))
         self._begins.append(self._nbytes)
