@@ -298,14 +298,14 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "unknown scheme": (["--store", "foo://x", "ls"], 2, "'foo'"),
     "existing store": (["init"], 6, "is a store already"),
     "bad chunk size": (["init", "new", "--chunk-size", "3MiB"], 2, "power of two"),
-    "no size": (["init", "new", "--chunk-size", "much"], 2, "'much' is not a size"),
+    "no size": (["init", "new", "--chunk-size", "much"], 2, "invalid size 'much'"),
     "no model": (["stat", "nope"], 5, "'nope'"),
     "no version": (["load", "ranker@9", "--to", "x"], 5, "versions 1 to 2"),
     "no alias": (["tensors", "ranker@nope"], 5, "ranker@nope"),
     "no digest": (["diff", "ranker@b3:00000000", "ranker"], 5, "b3:00000000"),
     "bad ref": (["stat", "a@@b"], 2, "not allowed"),
     "bad name": (["save", "../up", "a"], 2, "not allowed"),
-    "log of a version": (["log", "ranker@1"], 2, "ranker@1 is one version"),
+    "log of a version": (["log", "ranker@1"], 2, "ranker@1 names one version"),
     "log of nothing": (["log", "nope@prod"], 5, "'nope'"),
     "log of no alias": (["log", "ranker@nope"], 5, "there is no log of ranker@nope"),
     "log of no variant": (["log", "ranker@+nope"], 5, "there is no log of ranker@+nope"),
@@ -369,7 +369,7 @@ def test_a_damaged_manifest(place: Path, run: Program) -> None:
     assert (done.code, done.err) == (4, "")
     assert f"damage: versions/{digest}" in done.out
     found = run("check", "--json")
-    report = msgspec.json.decode(found.out, type=schemas.Check)
+    report = msgspec.json.decode(found.out, type=schemas.CheckJson)
     assert (found.code, report.damaged) == (4, True)
     assert report.findings[0].needed_by == ["ranker@1"]
     assert run("check", "-q").out == f"versions/{digest}\n"

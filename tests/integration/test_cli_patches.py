@@ -76,10 +76,10 @@ def test_patch_list_fold_and_load(run: Run, tmp_path: Path) -> None:
     assert Path(listed.patches[0].file).read_bytes() == file.read_bytes()
     assert run("patches", "m@1", "-q")[1] == "m@2\nm@3\n"
     assert run("patches", "m@1", "--until", "m@2")[1].split()[7:10] == ["m@2", "2", "3"]
-    assert run("patches", "m@3")[1] == "m@3 and m@3 are the same\n"
+    assert run("patches", "m@3")[1] == "m@3 and m@3 have the same content\n"
 
     assert run("fold", "m", "--at-least", "3")[1] == "m@3: nothing to fold\n"
-    done = parsed(run, schemas.Fold, "fold", "m")
+    done = parsed(run, schemas.FoldJson, "fold", "m")
     assert (done.version, done.patches) == (3, 2)
     assert done.digest == stat.digest != done.full
     assert run("fold", "m")[1] == "m@3: nothing to fold\n"

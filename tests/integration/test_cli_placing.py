@@ -131,7 +131,7 @@ def test_explaining(run: Run, place: Path) -> None:
     assert explained.packs[0].heat == pytest.approx(2, rel=0.05)
     code, out, _ = run("explain", explained.packs[0].pack[:10])
     assert code == 0
-    assert re.search(r"heat +read 2 times of late", out)
+    assert re.search(r"heat +2 \(recent reads\)", out)
     assert re.search(r"warm +it leaves when its heat is below 0.2: in 1\d.* hours if nobody", out)
     code, _, _ = run("explain", "0123456789")
     assert code == 5
@@ -195,7 +195,7 @@ def test_the_agent_moves_tells_and_ends(place: Path, number: signal.Signals) -> 
 
 def test_the_agent_ends_in_the_middle_of_a_slow_move(place: Path) -> None:
     with agent(place, "--log", "json", "--budget", "300KB", "--every", "1s") as process:
-        lines(process, lambda line: "begins" in line["message"])
+        lines(process, lambda line: "starts" in line["message"])
         wait_until(lambda: holds_its_lease(place), "the agent moves")
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -210,7 +210,7 @@ def test_the_agent_ends_in_the_middle_of_a_slow_move(place: Path) -> None:
 def test_two_agents(place: Path) -> None:
     """The second waits for its turn, and takes over when the first ends."""
     with agent(place, "--log", "json", "--budget", "200KB", "--every", "1s") as first:
-        lines(first, lambda line: "begins" in line["message"])
+        lines(first, lambda line: "starts" in line["message"])
         wait_until(lambda: holds_its_lease(place), "the first one moves")
         with agent(place, "--log", "json", "--every", "1s") as second:
             refused = lines(second, lambda line: "another mover is at work" in line["message"])

@@ -55,7 +55,7 @@ def test_a_whole_rollout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "waits for 'tierstore report'" in err
     reported = parsed(run, schemas.Reported, "report", "m@2", "p99_ms=3", "auc=0.75")
     assert (reported.node, reported.values) == ("a-node", {"p99_ms": "3", "auc": "0.75"})
-    (state,) = parsed(run, schemas.Rollouts, "rollout", "status").rollouts
+    (state,) = parsed(run, schemas.RolloutsJson, "rollout", "status").rollouts
     assert (state.gates[0].mean, state.gates[0].passes) == (3, True)
     assert parsed(run, schemas.RolloutJson, "rollout", "step", "m").stage == 2
     assert parsed(run, schemas.RolloutJson, "rollout", "pause", "m").paused
@@ -71,14 +71,14 @@ def test_a_whole_rollout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_abort_and_what_is_shown(run: Run) -> None:
-    assert "no rollout is under way" in run("rollout", "status")[1]
+    assert "no rollout is in progress" in run("rollout", "status")[1]
     code, out, _ = run("rollout", "start", "m", "--to", "m@3", "--every", "30m",
                        "--window", "22:00-06:00", "--gate", "auc>=0.5")  # fmt: skip
     assert code == 0
     for text in ("m@1 -> m@3", "[1 %] 10 % 50 % 100 %", "22:00-06:00 UTC", "waits for reports"):
         assert text in out
     code, out, _ = run("rollout", "abort", "m")
-    assert (code, out) == (0, "m@prod is m@1 on every node now\n")
+    assert (code, out) == (0, "m@prod now points to m@1 on every node\n")
     entries = json.loads(run("log", "m@prod", "--json")[1])["entries"]
     assert [(entry["action"], entry["to"], entry["percent"]) for entry in entries] == [
         ("abort", None, None), ("start", 3, 1.0), ("set", None, None),
@@ -96,7 +96,7 @@ def test_abort_and_what_is_shown(run: Run) -> None:
         (["rollout", "start", "m", "--to", "2", "--gate", "p99"], 2, "gate"),
         (["rollout", "start", "m", "--to", "2", "--label", "eu"], 2, "NAME=VALUE"),
         (["rollout", "start", "m", "--to", "2", "--window", "2-6"], 2, "invalid rollout"),
-        (["rollout", "start", "m@2", "--to", "2"], 2, "give MODEL@ALIAS"),
+        (["rollout", "start", "m@2", "--to", "2"], 2, "expected MODEL@ALIAS"),
         (["rollout", "step", "m"], 5, "has no rollout"),
         (["rollout", "abort", "m"], 5, "has no rollout"),
         (["report", "m@2", "p99_ms=fast"], 2, "decimal number"),

@@ -118,7 +118,7 @@ def test_init_with_every_kind_of_tier(
     )  # fmt: skip
     assert (done.code, done.err) == (0, "")
     assert "with hot tier hot: file://" in done.out
-    tiers = msgspec.json.decode(run("tier", "ls", "--json").out, type=tier_schemas.Tiers).tiers
+    tiers = msgspec.json.decode(run("tier", "ls", "--json").out, type=tier_schemas.TiersJson).tiers
     assert [(tier.name, tier.role) for tier in tiers] == [
         ("hot", "hot"), ("redis", "shared"), ("memcached", "shared"), ("warm", "warm"),
         ("cold", "cold"),
@@ -145,8 +145,8 @@ BAD_INITS: dict[str, tuple[list[str], int, list[str]]] = {
     "unreachable": (["--warm", "w", "--redis", "redis://127.0.0.1:1"], 8, ["'redis'", "refused"]),
     "not redis": (["--redis", "http://h"], 2, ["--redis", "redis://"]),
     "cache as warm": (["--warm", "redis://h"], 2, ["shared tier"]),
-    "in the store": (["--warm", "store/warm"], 6, ["within each other"]),
-    "around the store": (["--warm", "."], 6, ["within each other"]),
+    "in the store": (["--warm", "store/warm"], 6, ["contain each other"]),
+    "around the store": (["--warm", "."], 6, ["contain each other"]),
     "same place": (["--warm", "w", "--cold", "w"], 6, ["tier 'warm'"]),
     "option": (["--warm", "w", "--option", "warm.pth=1"], 2, ["no option 'pth'"]),
     "near option": (["--cold", "s3://b", "--option", "cold.storage_clas=A"], 2, ["storage_class"]),
@@ -155,7 +155,7 @@ BAD_INITS: dict[str, tuple[list[str], int, list[str]]] = {
     "price": (["--warm", "w", "--price", "warm.gb_mnth=1"], 2, ["gb_month"]),
     "price value": (["--warm", "w", "--price", "warm.gb_month=-1"], 2, ["0.023"]),
     "not a directory": (["--warm", "file"], 1, ["'warm'"]),
-    "forgets": (["--warm", "memory://x"], 2, ["forgets"]),
+    "forgets": (["--warm", "memory://x"], 2, ["does not keep its data"]),
     "chunk size": (["--warm", "w", "--chunk-size", "3MiB"], 2, ["power of two"]),
 }  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_another_stores_tier_is_refused(durable: Program) -> None:
 BAD_ADDS: dict[str, tuple[list[str], int, list[str]]] = {
     "name taken": (["warm", "w2"], 6, ["'warm' already"]),
     "place taken": (["w2", "warm"], 6, ["tier 'warm' of this store"]),
-    "the store": (["w2", "store"], 6, ["is where the store itself is"]),
+    "the store": (["w2", "store"], 6, ["is the place of the store itself"]),
     "name": (["W2", "w2"], 2, ["a-z, 0-9"]),
     "home": (["home", "w2"], 2, ["the store itself"]),
     "role": (["w2", "w2", "--role", "tepid"], 2, ["hot, shared, warm, cold"]),
@@ -363,7 +363,7 @@ def test_what_is_saved_while_a_tier_drains_goes_elsewhere(durable: Program) -> N
     done = durable("tier", "drain", "warm", "--undo", "--json").json
     assert done["state"] == "active"
     refused(durable("tier", "drain", "warm", "--undo"), 2, "not being drained")
-    refused(durable("tier", "drain", "warm", "--undo", "--dry-run"), 2, "together")
+    refused(durable("tier", "drain", "warm", "--undo", "--dry-run"), 2, "cannot be combined")
     refused(durable("tier", "drain", "home"), 5, "warm, cold")
 
 
@@ -374,7 +374,7 @@ def test_removing_waits_for_saves_that_may_know_the_old_list(
     monkeypatch.setattr(manage, "_POLL_S", 0.01)
     with tierstore.open("store") as store, WriterLease(store._parts.home.blobs):
         monkeypatch.setattr(manage, "WAIT_S", 0.05)
-        refused(durable("tier", "rm", "warm"), 6, "are under way")
+        refused(durable("tier", "rm", "warm"), 6, "are in progress")
         told = threading.Event()
         seen: list[Any] = []
 
@@ -416,7 +416,7 @@ def test_a_tier_that_is_gone(durable: Program) -> None:
 def test_caches_are_removed_at_once(run: Program, redis_plain: RedisServer) -> None:
     assert run("init", "--hot", "h", "--hot-size", "1GB", "--redis", redis_plain.url).code == 0
     refused(run("tier", "drain", "redis"), 2, "tier rm redis")
-    assert "ends by itself" in run("tier", "rm", "redis").out
+    assert "expires by itself" in run("tier", "rm", "redis").out
     assert "left in file://" in run("tier", "rm", "hot").out
     refused(run("tier", "rm", "hot"), 5, "none")
 
@@ -698,7 +698,7 @@ def test_top(filled: Program) -> None:
     assert leader.heat_bytes > 0
     for argv in (("top", "--once"), ("top",)):
         out = filled(*argv).out
-        assert "read most of late" in out
+        assert "most read recently" in out
         assert "m@1" in out
         assert max(map(len, out.splitlines()[1:])) <= 80
     assert filled("top", "-q").out.strip() == leader.pack

@@ -20,7 +20,7 @@ from tests.integration.test_cli_tiers import Done, Program
 from tests.integration.test_deltas import tuned, weights
 from tests.servers.redis import RedisServer
 from tierstore.cli.kit import app
-from tierstore.cli.schemas.warming import Pins, Warmup
+from tierstore.cli.schemas.warming import PinsJson, Warmup
 
 V1 = {"emb": weights(1500), "kept": weights(1024, seed=2)}
 V2 = V1 | {"emb": tuned(V1["emb"])}
@@ -101,7 +101,7 @@ def test_pins(run: Program) -> None:
     made(run, "--hot", "hot", "--hot-size", "64MiB")
     run("warmup", "m@1")
     assert run("pin", "m@1", "--until", "7d").code == 0
-    [one] = Pins(**run("pins", "--json").json).pins
+    [one] = PinsJson(**run("pins", "--json").json).pins
     assert one["ref"] == "m@1"  # type: ignore[index]
     until = datetime.fromisoformat(one["until"])  # type: ignore[index]
     assert timedelta(days=6) < until - datetime.now(UTC) <= timedelta(days=7)

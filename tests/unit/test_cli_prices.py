@@ -14,7 +14,7 @@ def test_a_list_stands_for_its_prices_and_others_win() -> None:
         "egress_gb": "0.09", "min_days": "30",
     }  # fmt: skip
     assert priced({"gb_month": "1"}) == {"gb_month": "1"}
-    with pytest.raises(UsageError, match="no price list 's4'; there are s3-standard, "):
+    with pytest.raises(UsageError, match="no price list 's4'; known are s3-standard, "):
         priced({"list": "s4"})
 
 

@@ -1,4 +1,4 @@
-"""The command that runs until it is told to end: agent."""
+"""The command that runs in the background of a cluster: agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted, size
-from tierstore.cli.placing import BudgetOption, Share, budget_of
+from tierstore.cli.placing import BudgetOption, ShareOption, budget_of
 from tierstore.cli.schemas import placing as schemas
 
 if TYPE_CHECKING:
@@ -21,42 +21,59 @@ if TYPE_CHECKING:
     from tierstore.serving.node import Following
 
 
+EveryOption = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME", help="Time from the end of a round to the start of the next: 30s, 5m."
+    ),
+]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[HOST:]PORT",
+        help="Serve /metrics for Prometheus here (default: not); port 0 takes a free one.",
+    ),
+]
+LogOption = Annotated[
+    str,
+    typer.Option(metavar="FORM", help="Form of the log: text, or json for one object per line."),
+]
+FollowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--follow", metavar="REF", help="Keep this version hot on this node; may be repeated."
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Follow the references that were followed on this node last."),
+]
+
+
 def agent(
     cli: Cli,
-    every: Annotated[
-        str, typer.Option(metavar="TIME", help="From the end of one round to the next.")
-    ] = "60s",
+    every: EveryOption = "60s",
     budget: BudgetOption = None,
-    share: Share = 1.0,
-    metrics: Annotated[
-        str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Serve /metrics for Prometheus; port 0 is free."),
-    ] = None,
-    log: Annotated[
-        str, typer.Option(metavar="FORM", help="text, or json for one object a line.")
-    ] = "text",
-    follow: Annotated[
-        list[str] | None,
-        typer.Option("--follow", metavar="REF", help="Keep it hot on this node; may be repeated."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Follow what was followed on this node last.")
-    ] = False,
+    share: ShareOption = 1.0,
+    metrics: MetricsOption = None,
+    log: LogOption = "text",
+    follow: FollowOption = None,
+    resume: ResumeOption = False,
 ) -> None:
-    """Move packs and step rollouts until it is stopped.
+    """Move packs and step rollouts in rounds until it is stopped.
 
-    In the foreground. Any number may run; one at a time moves packs. SIGTERM or SIGINT end it
-    between two pieces of work. Logs go to stderr.
+    It runs in the foreground. Any number of agents may run for a store; one at a time moves packs.
+    SIGTERM and SIGINT end it after the piece of work at hand. Its log goes to stderr.
 
-    With --follow it brings each version that REF comes to mean into this node's hot tier, the first
-    REF first, before the processes that serve it ask.
+    With --follow it also loads each new version that REF comes to point to into this node's hot
+    tier, the first REF first, before the processes that serve it ask for it.
     """
     from tierstore.config import parse_seconds
     from tierstore.errors import UsageError
     from tierstore.serving.agent import Agent, ended_by_signals
 
     if log not in ("text", "json"):
-        raise UsageError(f"{log!r} is no form of a log: text or json")
+        raise UsageError(f"invalid --log {log!r}: expected text or json")
     pause, limit = parse_seconds(every), budget_of(budget, share)
     with ExitStack() as stack:
         stack.enter_context(_logging("json" if log == "json" else "text"))
@@ -68,9 +85,12 @@ def agent(
             stack.enter_context(_metrics(metrics, store, runs, following))
         runs.run()
         data = schemas.AgentEnded(
-            rounds=runs.stats.rounds, moves=runs.moves.moves, failed=runs.moves.failed,
-            moved_bytes=runs.moves.moved_bytes, rollout_steps=runs.stats.rollout_steps,
-        )  # fmt: skip
+            rounds=runs.stats.rounds,
+            moves=runs.moves.moves,
+            failed=runs.moves.failed,
+            moved_bytes=runs.moves.moved_bytes,
+            rollout_steps=runs.stats.rollout_steps,
+        )
     cli.out.show(data, [], lambda: print(_ended(data)))
 
 
@@ -110,7 +130,7 @@ def _following(store: Store, refs: list[str], resume: bool) -> Following:
         ModelRef.parse(ref)
     if (refs or resume) and store._parts.hot.local is None:
         raise UsageError(
-            "this node has no hot tier to keep anything in: see 'tierstore tier example'"
+            "this node has no hot tier to keep versions in; 'tierstore tier example' shows one"
         )
     path = settings_from().cache_dir / store._parts.home.config.store_id / "served.json"
     served = Served(path)
@@ -125,7 +145,7 @@ def _metrics(address: str, store: Store, runs: Agent, following: Following) -> I
 
     host, _, port = address.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise UsageError(f"{address!r} is no address for metrics: give PORT or HOST:PORT")
+        raise UsageError(f"invalid address for metrics {address!r}: expected PORT or HOST:PORT")
     collector = TierCollector(
         lambda: samples(store),
         lambda: {**runs.counters(), **following.counters(), **heat_counters([store])},

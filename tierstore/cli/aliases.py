@@ -1,4 +1,4 @@
-"""Commands on names: log, alias set, alias rm, alias ls, rollback."""
+"""Commands on names of versions: log, alias set, alias rm, alias ls, rollback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, table, when
-from tierstore.cli.models import Ref
+from tierstore.cli.models import Message, Ref
 from tierstore.cli.schemas import core as schemas
 
 if TYPE_CHECKING:
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from tierstore.modelstore.names.history import Logged
     from tierstore.modelstore.names.names import Alias
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.", show_default=False)]
-AliasName = Annotated[
-    str, typer.Argument(metavar="ALIAS", help="Such as prod.", show_default=False)
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Name of the model.", show_default=False)
 ]
-Message = Annotated[str, typer.Option("--message", "-m", metavar="MSG", help="Why.")]
+AliasName = Annotated[
+    str,
+    typer.Argument(metavar="ALIAS", help="Name of the alias, such as prod.", show_default=False),
+]
 
 
 def log(
@@ -28,17 +30,19 @@ def log(
     ref: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL[@ALIAS|@+VARIANT]", help="Whose history; all.", show_default=False
+            metavar="MODEL[@ALIAS|@+VARIANT]",
+            help="Show only its history; without it, that of the whole store.",
+            show_default=False,
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only the newest N entries.")
+        int | None, typer.Option(metavar="N", min=1, help="Show only the newest N entries.")
     ] = None,
 ) -> None:
     """Show who published or moved what, when and why.
 
-    Newest first: of the versions or releases of MODEL, of one of its aliases or variants, or of
-    everything in the store.
+    Entries are listed newest first: those of the versions or releases of MODEL, of one of its
+    aliases or variants, or of everything in the store.
     """
     from itertools import islice
 
@@ -52,14 +56,16 @@ def log(
             return
         parsed = ModelRef.parse(ref)
         if any(one is not None for one in (parsed.number, parsed.prefix, parsed.release)):
-            raise UsageError(f"{parsed} is one version: give MODEL or MODEL@ALIAS")
+            raise UsageError(f"{parsed} names one version; expected MODEL or MODEL@ALIAS")
         if parsed.variant is None:
             store.resolve(parsed.model)  # says what does not exist
         entries = list(islice(history_of(store._parts.home, parsed), limit))
     data = schemas.Log(
-        model=parsed.model, alias=parsed.alias, variant=parsed.variant,
+        model=parsed.model,
+        alias=parsed.alias,
+        variant=parsed.variant,
         entries=[_entry_json(one) for one in entries],
-    )  # fmt: skip
+    )
     cli.out.show(data, _ids(entries), lambda: _print_log(entries, [], []))
 
 
@@ -127,7 +133,7 @@ def _print_log(entries: list[Logged], more: list[str], refs: list[str]) -> None:
     if rows:
         table([Column(title) for title in (*more, *titles)], rows)
     else:
-        print("nothing has happened; 'tierstore save MODEL SOURCE' stores a model")
+        print("the log is empty; 'tierstore save MODEL SOURCE' stores a model")
 
 
 def _pointed_to(model: str, entry: RefEntry) -> str:
@@ -144,22 +150,22 @@ def _pointed_to(model: str, entry: RefEntry) -> str:
 def set_alias(
     cli: Cli, model: ModelName, alias: AliasName, ref: Ref, message: Message = ""
 ) -> None:
-    """Point an alias to a version."""
+    """Point an alias to a version, on every node at once."""
     with cli.open() as store:
         _show_pointed(cli, store.alias(model, alias, ref, message=message))
 
 
 def rollback(cli: Cli, model: ModelName, alias: AliasName, message: Message = "") -> None:
-    """Point an alias back to what it meant before.
+    """Point an alias back to the version that it pointed to before.
 
-    No bytes are moved. Twice in a row goes back two steps.
+    No bytes are moved. Run twice, it goes back two steps.
     """
     with cli.open() as store:
         _show_pointed(cli, store.rollback(model, alias, message=message))
 
 
 def alias_json(alias: Alias) -> schemas.AliasJson:
-    """An alias as it is printed."""
+    """Return an alias as it is printed."""
     return schemas.AliasJson(
         model=alias.model,
         alias=alias.name,
@@ -178,7 +184,7 @@ def _show_pointed(cli: Cli, alias: Alias) -> None:
 
 
 def remove(cli: Cli, model: ModelName, alias: AliasName, message: Message = "") -> None:
-    """Remove an alias; the versions stay, and so does its log."""
+    """Remove an alias; its log and the versions stay."""
     with cli.open() as store:
         store.remove_alias(model, alias, message=message)
     name = f"{model}@{alias}"

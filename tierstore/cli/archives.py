@@ -1,4 +1,4 @@
-"""The command on archive storage classes: restore."""
+"""The command for archive storage classes: restore."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted
-from tierstore.cli.placing import Target, packs_of
+from tierstore.cli.placing import PackTarget, packs_of
 from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import UsageError
 
@@ -23,24 +23,31 @@ _POLL_S = 15.0
 
 def restore(
     cli: Cli,
-    target: Target,
+    target: PackTarget,
     days: Annotated[
-        int, typer.Option(metavar="N", min=1, max=365, help="Keep the readable copy so long.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=365, help="Days for which the restored copies are kept."
+        ),
     ] = 7,
     speed: Annotated[
         str,
-        typer.Option(metavar="WORD", help="expedited, standard or bulk (half a day)."),
+        typer.Option(
+            metavar="WORD", help="expedited (minutes), standard (hours) or bulk (half a day)."
+        ),
     ] = "standard",
-    check: Annotated[bool, typer.Option("--check", help="Ask for nothing; only look.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Until all of it can be read.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only show what can be read; restore nothing.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all packs can be read.")] = False,
 ) -> None:
-    """Ask an archive (GLACIER, DEEP_ARCHIVE) for a version's packs.
+    """Restore a version's packs from an archive such as GLACIER.
 
-    What was restored can be read for some days; 'tierstore mv' then brings it back for good. Exits
-    with 3 while not all of it can be read.
+    A restored pack can be read for some days; 'tierstore mv' then brings it back for good. Exits
+    with 3 while packs are left that cannot be read.
     """
     if speed not in _SPEEDS:
-        raise UsageError(f"{speed!r} is no speed: {', '.join(_SPEEDS)}")
+        raise UsageError(f"invalid --speed {speed!r}: expected {', '.join(_SPEEDS)}")
     with cli.open() as store, cli.progress("asking the tiers") as progress:
         packs, placement = packs_of(store, target), store.placement
         if check:
@@ -53,9 +60,14 @@ def restore(
             found = placement.readiness(packs)
     states = Counter(found.values())
     data = schemas.Restored(
-        ref=target, packs=len(found), readable=states["readable"], restored=states["restored"],
-        restoring=states["restoring"], archived=states["archived"], missing=states["missing"],
-    )  # fmt: skip
+        ref=target,
+        packs=len(found),
+        readable=states["readable"],
+        restored=states["restored"],
+        restoring=states["restoring"],
+        archived=states["archived"],
+        missing=states["missing"],
+    )
     waiting = [pack.hex() for pack, state in found.items() if state not in ("readable", "restored")]
     cli.out.show(data, waiting, lambda: print(_told(data)))
     if waiting:
@@ -68,8 +80,11 @@ def _open(found: Mapping[bytes, str]) -> int:
 
 def _told(data: schemas.Restored) -> str:
     words = [
-        (data.readable, "readable at once"), (data.restored, "restored for a while"),
-        (data.restoring, "being restored"), (data.archived, "archived"), (data.missing, "missing"),
-    ]  # fmt: skip
+        (data.readable, "readable at once"),
+        (data.restored, "restored for a while"),
+        (data.restoring, "being restored"),
+        (data.archived, "archived"),
+        (data.missing, "missing"),
+    ]
     told = ", ".join(f"{count} {word}" for count, word in words if count)
     return f"{counted(data.packs, 'pack')}: {told or 'nothing to restore'}"

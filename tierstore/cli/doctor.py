@@ -1,4 +1,4 @@
-"""tierstore doctor: what this installation, this machine and this store are like."""
+"""The command doctor: checks the installation, this machine, a store and its tiers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
 
 
 def doctor(cli: Cli) -> None:
-    """Show what this installation and the store are like.
+    """Check this installation, the store and its tiers.
 
-    Versions, kernels, limits, libraries; whether the store and each of its tiers can be used and
-    do what they must, and how the caches are set up.
+    It shows versions, kernels, limits and libraries, tries whether the store and each of its tiers
+    can be read and written, and looks at how caches are set up.
 
-    Exits like any other command would when the store that was named cannot be used, and with 3
-    when a tier cannot.
+    Exits with 3 when a tier cannot be used, and as other commands do when the store cannot.
     """
     from tierstore import codecs, config
 
     codecs.use_native(config.native_wanted())
-    with cli.progress("trying the store and its tiers"):
+    with cli.progress("checking the store and its tiers"):
         found = _diagnosis(cli)
     data = _json(found)
     cli.out.show(data, found.problems, lambda: _print(data, found))

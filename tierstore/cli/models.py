@@ -1,4 +1,4 @@
-"""Commands on models: save, load, ls."""
+"""Commands on models: save, load, ls, rebase."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
 
-REF_HELP = "MODEL, MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST."
+REF_HELP = "Version: MODEL, MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST."
 Ref = Annotated[str, typer.Argument(metavar="REF", help=REF_HELP, show_default=False)]
+Message = Annotated[
+    str, typer.Option("--message", "-m", metavar="MSG", help="Note for the log: why this is done.")
+]
 
 
 class VersionFields(TypedDict):
-    """What every schema of a version begins with."""
+    """The fields that every schema of a version begins with."""
 
     model: str
     version: int
@@ -33,7 +36,7 @@ class VersionFields(TypedDict):
 
 
 def version_fields(version: Version) -> VersionFields:
-    """The fields of ``schemas.VersionJson``."""
+    """Return the fields of ``schemas.VersionJson`` for a version."""
     return {
         "model": version.model,
         "version": version.number,
@@ -45,7 +48,7 @@ def version_fields(version: Version) -> VersionFields:
 
 
 def version_json(version: Version) -> schemas.VersionJson:
-    """A version as it is printed."""
+    """Return a version as it is printed."""
     return schemas.VersionJson(**version_fields(version))
 
 
@@ -53,44 +56,51 @@ def save(
     cli: Cli,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="Its name; org/model is fine.", show_default=False),
+        typer.Argument(
+            metavar="MODEL", help="Name of the model; org/model is fine.", show_default=False
+        ),
     ],
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A .safetensors file or a directory.", show_default=False
+            metavar="SOURCE", help="A .safetensors file, or a directory.", show_default=False
         ),
     ],
     alias: Annotated[
         str | None, typer.Option(metavar="A", help="Point this alias to the new version.")
     ] = None,
-    message: Annotated[str, typer.Option("--message", "-m", metavar="MSG", help="Why.")] = "",
+    message: Message = "",
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB", help="Leave out these paths; may be repeated."),
+        typer.Option(metavar="GLOB", help="Leave out paths that match; may be repeated."),
     ] = None,
     base: Annotated[
         str,
         typer.Option(
             metavar="REF|auto|none",
-            help="Store new chunks as deltas against this version; auto finds the nearest one.",
+            help="Store new chunks as deltas against a version; auto takes the nearest one.",
         ),
     ] = "auto",
     distilled_from: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="The version that taught this one, for its lineage."),
+        typer.Option(metavar="REF", help="Teacher of this version, recorded in its lineage."),
     ] = None,
 ) -> None:
     """Store a model as a new version.
 
-    Only what the store does not have yet is written.
+    Only chunks that the store does not hold yet are written.
     """
     with cli.open() as store, cli.progress(f"saving {model}") as progress:
         version = store.save(
-            model, source, alias=alias, message=message, exclude=exclude or (),
-            base=None if base == "none" else base, distilled_from=distilled_from,
+            model,
+            source,
+            alias=alias,
+            message=message,
+            exclude=exclude or (),
+            base=None if base == "none" else base,
+            distilled_from=distilled_from,
             progress=progress,
-        )  # fmt: skip
+        )
     assert version.stats is not None
     data = _saved_json(version, version.stats, alias)
     cli.out.show(data, [str(version)], lambda: _print_saved(data))
@@ -127,26 +137,35 @@ def _print_saved(data: schemas.Save) -> None:
         )
 
 
+ToOption = Annotated[
+    str, typer.Option("--to", metavar="DIR", help="Directory to write to.", show_default=False)
+]
+TensorsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Write only these tensors, to DIR/subset.safetensors; may be repeated.",
+    ),
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Variants to prefer, best first, or the name of a profile; full: the original.",
+    ),
+]
+
+
 def load(
     cli: Cli,
     ref: Ref,
-    to: Annotated[str, typer.Option("--to", metavar="DIR", help="Where to.", show_default=False)],
-    tensors: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB", help="Only these tensors, as DIR/subset.safetensors; may be repeated."
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES", help="Variants by preference, or a profile's name; 'full': none."
-        ),
-    ] = None,
+    to: ToOption,
+    tensors: TensorsOption = None,
+    profile: ProfileOption = None,
 ) -> None:
-    """Write the files of a version, or some of its tensors.
+    """Write the files of a version, or some tensors, to a directory.
 
-    The files are byte-identical to what was saved: their SHA-256 is compared.
+    The files are byte-identical to those that were saved; their SHA-256 is verified.
     """
     with cli.open() as store, cli.progress(f"loading {ref}") as progress:
         opened = store.load(ref, profile=profile)
@@ -183,12 +202,12 @@ def load(
 
 
 def file_json(file: FileInfo) -> schemas.File:
-    """A file as it is printed."""
+    """Return a file as it is printed."""
     return schemas.File(path=file.path, bytes=file.size, sha256=file.sha256)
 
 
 def matching(model: Model, globs: list[str]) -> list[str]:
-    """Names of the tensors that any of ``globs`` matches; ``NotFound`` if one matches nothing."""
+    """Return the names of tensors that any glob matches; ``NotFound`` if one matches nothing."""
     from fnmatch import fnmatchcase
 
     from tierstore.errors import NotFound
@@ -212,13 +231,13 @@ def rebase(
         float,
         typer.Option(
             metavar="N",
-            help="Replace deltas that fetch more than N bytes for each of a full chunk; 1: all.",
+            help="Replace deltas that fetch over N times the bytes of a full chunk; 1 for all.",
         ),
     ] = 1.5,
 ) -> None:
-    """Store deltas in full that cost too much to read.
+    """Replace deltas that cost too much to read by standalone chunks.
 
-    Other versions and whoever reads this one now are not touched.
+    Other versions, and reads of this one that are in progress, are not affected.
     """
     with cli.open() as store:
         version = store.resolve(ref)
@@ -248,7 +267,10 @@ def rebase(
 def ls(
     cli: Cli,
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="List its versions.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="List the versions of this model.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """List models, or the versions of one."""

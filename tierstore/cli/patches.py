@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.aliases import Message
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table
-from tierstore.cli.models import REF_HELP, Ref, version_fields
+from tierstore.cli.models import Message, Ref, version_fields
 from tierstore.cli.schemas import patches as schemas
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def patch(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="A patch file made for this version.", show_default=False
+            metavar="FILE", help="Patch file that was made for this version.", show_default=False
         ),
     ],
     alias: Annotated[
@@ -32,12 +31,14 @@ def patch(
     message: Message = "",
     no_fold: Annotated[
         bool,
-        typer.Option("--no-fold", help="Leave folding to 'tierstore fold'; 16 patches are enough."),
+        typer.Option(
+            "--no-fold", help="Never fold now; fails on a version that lies on 16 patches."
+        ),
     ] = False,
 ) -> None:
     """Publish a version that differs from another by a patch file.
 
-    Costs what changed, not what the model has.
+    Only what changed is written, however large the model is.
     """
     from tierstore.modelstore.patches.patches import Patch
 
@@ -69,19 +70,29 @@ def patch(
     cli.out.show(data, [str(version)], text)
 
 
+SinceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SINCE",
+        help="Version to start from: MODEL@12, MODEL@ALIAS ...",
+        show_default=False,
+    ),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option(metavar="REF", help="Version to end with (default: the newest of the model)."),
+]
+ToOption = Annotated[
+    str | None,
+    typer.Option("--to", metavar="DIR", help="Write each patch to a file in this directory."),
+]
+
+
 def patches(
     cli: Cli,
-    since: Annotated[
-        str,
-        typer.Argument(metavar="SINCE", help=f"What there is: {REF_HELP}", show_default=False),
-    ],
-    until: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="What is wanted; the model's newest by default."),
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="DIR", help="Write each as a patch file.")
-    ] = None,
+    since: SinceArgument,
+    until: UntilOption = None,
+    to: ToOption = None,
 ) -> None:
     """List the patches that lead from one version to a newer one."""
     with cli.open() as store:
@@ -95,22 +106,28 @@ def patches(
 
     def text() -> None:
         columns = [
-            Column("VERSION"), Column("TENSORS", True), Column("ROWS", True),
-            Column("ELEMENTS", True), Column("DENSE", True), Column("SIZE", True),
+            Column("VERSION"),
+            Column("TENSORS", True),
+            Column("ROWS", True),
+            Column("ELEMENTS", True),
+            Column("DENSE", True),
+            Column("SIZE", True),
             Column("STORED", True),
-        ]  # fmt: skip
+        ]
         rows = [
             (
-                one.version or "-", str(len(one.tensors)),
+                one.version or "-",
+                str(len(one.tensors)),
                 *(str(_count(one, kind)) for kind in ("rows", "elements", "dense")),
-                size(one.bytes), size(one.stored_bytes),
+                size(one.bytes),
+                size(one.stored_bytes),
             )
             for one in found
-        ]  # fmt: skip
+        ]
         if rows:
             table(columns, rows)
         else:
-            print(f"{first} and {last} are the same")
+            print(f"{first} and {last} have the same content")
 
     cli.out.show(data, [one.file or one.version or one.base for one in found], text)
 
@@ -137,31 +154,38 @@ def _patch_json(patch: Patch, where: str | None) -> schemas.PatchJson:
         bytes=patch.nbytes,
         stored_bytes=patch.stored_bytes or 0,
         tensors=[
-            schemas.PatchedTensor(
-                name=name, kind=part.kind, dtype=part.dtype, shape=list(part.shape),
+            schemas.PatchedTensorJson(
+                name=name,
+                kind=part.kind,
+                dtype=part.dtype,
+                shape=list(part.shape),
                 count=part.count,
             )
             for name, part in patch.parts.items()
         ],
         file=where,
-    )  # fmt: skip
+    )
 
 
 def fold(
     cli: Cli,
     ref: Ref,
     at_least: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Do nothing with fewer patches on it.")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Fold only if the version lies on N patches or more."
+        ),
     ] = 1,
 ) -> None:
-    """Store a version that lies on patches as a whole.
+    """Store a version that lies on patches as full chunks.
 
-    Its digest and its content stay; safe at any time, for cron: folding twice does nothing.
+    Its digest and content stay as they are. It can run at any time, as from cron; a version that is
+    folded already is left alone.
     """
     with cli.open() as store, cli.progress(f"folding {ref}") as progress:
         done = store.fold(ref, at_least=at_least, progress=progress)
     version, stats = done.version, done.stats
-    data = schemas.Fold(
+    data = schemas.FoldJson(
         model=version.model,
         version=version.number,
         digest=str(version.digest),
@@ -177,7 +201,7 @@ def fold(
             print(f"{version}: nothing to fold")
             return
         print(
-            f"{version}: {done.patches} patches folded, {size(data.new_bytes)} of new "
+            f"{version}: {counted(done.patches, 'patch')} folded, {size(data.new_bytes)} of new "
             f"chunks stored as {size(data.stored_bytes)}, {data.seconds:.1f} s"
         )
 

@@ -19,21 +19,31 @@ if TYPE_CHECKING:
     from tierstore.tiers.durable.budget import Budget
     from tierstore.tiers.durable.mover import Moved
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan; move nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and move nothing.")]
 BudgetOption = Annotated[
     str | None,
-    typer.Option("--budget", metavar="SIZE", help="Bytes a second at most, read and written."),
+    typer.Option(
+        "--budget",
+        metavar="SIZE",
+        help="Most bytes per second to read and write, such as 100MB (default: no limit).",
+    ),
 ]
-Share = Annotated[
-    float, typer.Option(metavar="X", min=0.01, max=1.0, help="Share of the bandwidth there is.")
+ShareOption = Annotated[
+    float,
+    typer.Option(
+        metavar="X",
+        min=0.01,
+        max=1.0,
+        help="Share of the time to spend on moves, and so of the bandwidth.",
+    ),
 ]
-Target = Annotated[
-    str, typer.Argument(metavar="REF|PACK", help="A version or a pack's id.", show_default=False)
+PackTarget = Annotated[
+    str, typer.Argument(metavar="REF|PACK", help="Version, or id of a pack.", show_default=False)
 ]
 
 
 def budget_of(size: str | None, share: float) -> Budget:
-    """What the options say that moving may take."""
+    """Return the bandwidth that moves may use, from the options."""
     from tierstore.config import parse_size
     from tierstore.tiers.durable.budget import Budget
 
@@ -41,44 +51,47 @@ def budget_of(size: str | None, share: float) -> Budget:
 
 
 def rebalance(
-    cli: Cli, dry_run: DryRun = False, budget: BudgetOption = None, share: Share = 1.0
+    cli: Cli, dry_run: DryRun = False, budget: BudgetOption = None, share: ShareOption = 1.0
 ) -> None:
-    """Move packs to the tiers that their reads have earned, once.
+    """Move packs to the tiers that their recent reads call for, once.
 
-    'tierstore agent' does it again and again. Exits with 3 when something could not be done.
+    'tierstore agent' does so in every round. Exits with 3 when a move could not be done.
     """
     limit = budget_of(budget, share)
     _carry_out(
-        cli, dry_run, lambda _, placement: placement.plan(),
+        cli,
+        dry_run,
+        lambda _, placement: placement.plan(),
         lambda _, placement, progress: placement.rebalance(budget=limit, progress=progress),
-    )  # fmt: skip
+    )
 
 
 def move(
     cli: Cli,
-    target: Target,
-    to: Annotated[str, typer.Option("--to", metavar="TIER", help="The tier: warm, cold, home.")],
+    target: PackTarget,
+    to: Annotated[str, typer.Option("--to", metavar="TIER", help="Name of the tier, or home.")],
     dry_run: DryRun = False,
     budget: BudgetOption = None,
-    share: Share = 1.0,
+    share: ShareOption = 1.0,
 ) -> None:
-    """Have the packs of a version in a tier, and in no faster one.
+    """Move a version's packs to a tier and drop them from faster ones.
 
-    What they need for their deltas comes along. Packs are shared: other versions' may move, too.
-    'tierstore pin' keeps them there. Exits with 3 when something could not be done.
+    Packs that their deltas need are moved along. Versions share packs, so parts of other versions
+    may move too. 'tierstore pin' keeps them there. Exits with 3 when a move could not be done.
     """
     limit = budget_of(budget, share)
     _carry_out(
-        cli, dry_run,
+        cli,
+        dry_run,
         lambda store, placement: placement.plan_move(packs_of(store, target), to),
         lambda store, placement, progress: placement.move(
             packs_of(store, target), to, budget=limit, progress=progress
         ),
-    )  # fmt: skip
+    )
 
 
 def packs_of(store: Store, target: str) -> list[bytes]:
-    """The packs of a version, or the one that is meant by the first digits of its id."""
+    """Return the packs of a version, or the one pack whose id begins with these digits."""
     try:
         version = store.resolve(target)
     except NotFound:
@@ -143,29 +156,49 @@ def _moves(
 
 def _move_json(move: PlannedMove, copied: int) -> schemas.MoveJson:
     return schemas.MoveJson(
-        kind=move.kind, pack=move.pack.hex(), source=move.source, target=move.target,
-        bytes=move.bytes, copied_bytes=copied, why=move.why, heat=move.heat, bar=move.threshold,
-        saving_month=f"{move.expected_saving:f}", cost_once=f"{move.cost_once:f}",
-        status="planned", problem="",
-    )  # fmt: skip
+        kind=move.kind,
+        pack=move.pack.hex(),
+        source=move.source,
+        target=move.target,
+        bytes=move.bytes,
+        copied_bytes=copied,
+        why=move.why,
+        heat=move.heat,
+        bar=move.threshold,
+        saving_month=f"{move.expected_saving:f}",
+        cost_once=f"{move.cost_once:f}",
+        status="planned",
+        problem="",
+    )
 
 
 def print_moves(data: schemas.Moves) -> None:
-    """The table of a plan or of what was done."""
+    """Print the table of a plan, or of what was done."""
     from decimal import Decimal
 
     from tierstore.placement.cost import shown
 
     columns = [
-        Column("MOVE"), Column("PACK", digest=True), Column("FROM"), Column("TO"),
-        Column("SIZE", right=True), Column("SAVES/MONTH", right=True), Column("WHY"),
-    ]  # fmt: skip
+        Column("MOVE"),
+        Column("PACK", digest=True),
+        Column("FROM"),
+        Column("TO"),
+        Column("SIZE", right=True),
+        Column("SAVES/MONTH", right=True),
+        Column("WHY"),
+    ]
     rows = [
-        (one.kind if one.status in {"planned", "done"} else f"{one.kind}: {one.status}",
-         one.pack, one.source, one.target, size(one.bytes), shown(Decimal(one.saving_month)),
-         one.problem or one.why)
+        (
+            one.kind if one.status in {"planned", "done"} else f"{one.kind}: {one.status}",
+            one.pack,
+            one.source,
+            one.target,
+            size(one.bytes),
+            shown(Decimal(one.saving_month)),
+            one.problem or one.why,
+        )
         for one in data.moves
-    ]  # fmt: skip
+    ]
     if rows:
         table(columns, rows)
     for note in data.notes:
@@ -181,10 +214,11 @@ def print_moves(data: schemas.Moves) -> None:
         )
 
 
-def explain(cli: Cli, target: Target) -> None:
+def explain(cli: Cli, target: PackTarget) -> None:
     """Show where each pack of a version is, and why.
 
-    Its heat, the bar that it is held against, and what would move it, and when.
+    For each pack it shows the heat (how often it was read recently), the threshold of each tier,
+    and what would move the pack, and when.
     """
     with cli.open() as store, cli.progress("listing the tiers"):
         packs = packs_of(store, target)
@@ -210,14 +244,18 @@ def _explained(one: Explanation) -> schemas.PackExplained:
         needed_by=[pack.hex() for pack in one.needed_by],
         outlooks=[
             schemas.OutlookJson(
-                tier=each.tier, resident=each.resident, bar=each.threshold,
-                promote_above=each.promote_above, demote_below=each.demote_below,
-                leaves_in_s=each.leaves_in_s, why=each.why,
+                tier=each.tier,
+                resident=each.resident,
+                bar=each.threshold,
+                promote_above=each.promote_above,
+                demote_below=each.demote_below,
+                leaves_in_s=each.leaves_in_s,
+                why=each.why,
             )
             for each in one.forecasts
         ],
         now=[f"{move.kind} from {move.source} to {move.target}: {move.why}" for move in one.moves],
-    )  # fmt: skip
+    )
 
 
 def _print_explained(data: schemas.Explained) -> None:
@@ -227,21 +265,23 @@ def _print_explained(data: schemas.Explained) -> None:
         needs = f"{counted(len(one.bases), 'pack')} for its deltas" if one.bases else ""
         pairs = [
             ("pack", f"{one.pack}, {size(one.bytes)}, in {', '.join(one.tiers)}"),
-            ("heat", f"read {one.heat:.2g} times of late" + _counts_as(one)),
-            *([("pinned", "it does not leave the warm tiers")] if one.pinned else []),
+            ("heat", f"{one.heat:.2g} (recent reads)" + _treated_as(one)),
+            *([("pinned", "stays in the warm tiers")] if one.pinned else []),
             *([("needs", needs)] if needs else []),
             *([("needed by", counted(len(one.needed_by), "pack"))] if one.needed_by else []),
-            *((each.tier, ("" if each.resident else "not there: ") + each.why)
-              for each in one.outlooks),
+            *(
+                (each.tier, ("" if each.resident else "not there: ") + each.why)
+                for each in one.outlooks
+            ),
             *(("now", text) for text in one.now),
-        ]  # fmt: skip
+        ]
         facts(pairs)
     for pack in data.missing:
-        print(f"pack {pack} is in no tier that could be asked")
+        print(f"pack {pack} is in none of the tiers that could be asked")
 
 
-def _counts_as(one: schemas.PackExplained) -> str:
+def _treated_as(one: schemas.PackExplained) -> str:
     if one.counted_heat <= one.heat:
         return ""
     why = "a pack that needs it is hotter" if one.needed_by else "it is new"
-    return f", counts as {one.counted_heat:.2g}: {why}"
+    return f"; treated as {one.counted_heat:.2g} because {why}"

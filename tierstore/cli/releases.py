@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.aliases import Message
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, facts, table, when
-from tierstore.cli.models import Ref, version_fields
+from tierstore.cli.models import Message, Ref, version_fields
 from tierstore.cli.schemas import releases as schemas
 
 if TYPE_CHECKING:
@@ -20,27 +19,30 @@ if TYPE_CHECKING:
 def create(
     cli: Cli,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="Of the release.", show_default=False)
+        str, typer.Argument(metavar="NAME", help="Name of the release.", show_default=False)
     ],
     members: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="REF...", help="Its members, each of another model.", show_default=False
+            metavar="REF...", help="Versions to tie together, one per model.", show_default=False
         ),
     ] = None,
     based_on: Annotated[
         str | None,
-        typer.Option("--from", metavar="RELEASE", help="Take the other members from this one."),
+        typer.Option(
+            "--from", metavar="RELEASE", help="Take versions of all other models from this release."
+        ),
     ] = None,
     alias: Annotated[
-        str | None, typer.Option(metavar="A", help="Point this alias to it, on every node at once.")
+        str | None,
+        typer.Option(metavar="A", help="Point this alias to the release, on every node at once."),
     ] = None,
     message: Message = "",
 ) -> None:
     """Make a release: versions of several models that belong together.
 
-    'alias set', 'rollout start' and 'rollback' of NAME switch all of them at once, and
-    MODEL@release:NAME is the member that NAME@prod means.
+    'alias set', 'rollout start' and 'rollback' of NAME switch all of them at once.
+    MODEL@release:NAME is the version of MODEL in the release that NAME@prod points to.
     """
     with cli.open() as store:
         made = store.releases.create(
@@ -55,7 +57,7 @@ def ls(
     cli: Cli,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="List the releases of it.", show_default=False),
+        typer.Argument(metavar="NAME", help="List the releases of this name.", show_default=False),
     ] = None,
 ) -> None:
     """List the names of releases, or the releases of one."""
@@ -67,7 +69,7 @@ def ls(
 
 
 def show(cli: Cli, ref: Ref) -> None:
-    """Show what a release names, and what the one before it named."""
+    """Show the versions in a release, and in the one before it."""
     with cli.open() as store:
         data = _release_json(store, store.releases.get(ref))
     ids = [f"{one.model}@{one.version}" for one in data.members]
@@ -87,14 +89,22 @@ def _ls_names(cli: Cli, store: Store) -> None:
 
     def text() -> None:
         columns = [
-            Column("NAME"), Column("RELEASES", right=True), Column("LATEST"), Column("MEMBERS"),
+            Column("NAME"),
+            Column("RELEASES", right=True),
+            Column("LATEST"),
+            Column("MEMBERS"),
             Column("ALIASES"),
-        ]  # fmt: skip
+        ]
         rows = [
-            (one.name, str(one.releases), when(one.latest.created), _members(one.latest),
-             ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()))
+            (
+                one.name,
+                str(one.releases),
+                when(one.latest.created),
+                _members(one.latest),
+                ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()),
+            )
             for one in found
-        ]  # fmt: skip
+        ]
         if rows:
             table(columns, rows)
         else:
@@ -128,12 +138,14 @@ def _release_json(store: Store, release: Release) -> schemas.ReleaseJson:
         **version_fields(version),
         members=[
             schemas.MemberJson(
-                model=model, version=member.number, digest=str(member.digest),
+                model=model,
+                version=member.number,
+                digest=str(member.digest),
                 was=before[model].number if model in before else None,
             )
             for model, member in release.members.items()
         ],
-    )  # fmt: skip
+    )
 
 
 def _members(release: schemas.ReleaseJson) -> str:
@@ -143,17 +155,26 @@ def _members(release: schemas.ReleaseJson) -> str:
 def _print(data: schemas.ReleaseJson, also: str) -> None:
     from tierstore.ids import Digest
 
-    facts([
-        ("release", f"{data.model}@{data.version}{also}"),
-        ("created", f"{when(data.created)} by {data.who}"),
-        *([("message", data.message)] if data.message else []),
-    ])  # fmt: skip
+    facts(
+        [
+            ("release", f"{data.model}@{data.version}{also}"),
+            ("created", f"{when(data.created)} by {data.who}"),
+            *([("message", data.message)] if data.message else []),
+        ]
+    )
     rows = [
-        (one.model, str(one.version), "-" if one.was is None else str(one.was),
-         Digest.from_hex(one.digest.removeprefix("b3:")).short)
+        (
+            one.model,
+            str(one.version),
+            "-" if one.was is None else str(one.was),
+            Digest.from_hex(one.digest.removeprefix("b3:")).short,
+        )
         for one in data.members
-    ]  # fmt: skip
+    ]
     columns = [
-        Column("MODEL"), Column("VERSION", right=True), Column("WAS", right=True), Column("DIGEST"),
-    ]  # fmt: skip
+        Column("MODEL"),
+        Column("VERSION", right=True),
+        Column("WAS", right=True),
+        Column("DIGEST"),
+    ]
     table(columns, rows)

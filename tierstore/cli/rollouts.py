@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.aliases import Message
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, table, when
-from tierstore.cli.models import Ref
+from tierstore.cli.models import Message, Ref
 from tierstore.cli.schemas import rollout as schemas
 
 if TYPE_CHECKING:
@@ -17,44 +16,68 @@ if TYPE_CHECKING:
     from tierstore.modelstore.names.rollout import RolloutStatus
     from tierstore.modelstore.version import Version
 
-Target = Annotated[
+AliasTarget = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL[@ALIAS]", help="The alias; prod if none is named.", show_default=False
+        metavar="MODEL[@ALIAS]", help="Alias to move (default: prod).", show_default=False
+    ),
+]
+
+
+ToOption = Annotated[
+    str,
+    typer.Option(
+        "--to", metavar="REF", help="Version to move to: a number such as 13, or a reference."
+    ),
+]
+StagesOption = Annotated[
+    str,
+    typer.Option(metavar="LIST", help="Percentage of the nodes in each stage, rising to 100."),
+]
+EveryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Let agents step, this time apart: 30m, 2h (default: by hand)."
+    ),
+]
+GateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC<=X",
+        help="Bound on a metric that must hold before each step; may be repeated.",
+    ),
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Only nodes with this label change before the last stage; may be repeated.",
+    ),
+]
+WindowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HH:MM-HH:MM",
+        help="Step only at this time of the day, in UTC; may be repeated.",
     ),
 ]
 
 
 def start(
     cli: Cli,
-    target: Target,
-    to: Annotated[
-        str, typer.Option("--to", metavar="REF", help="The new version: 13 or a reference.")
-    ],
-    stages: Annotated[
-        str, typer.Option(metavar="LIST", help="Percentages of the nodes, rising to 100.")
-    ] = "1,10,50,100",
-    every: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Least time between steps: 30m, 2h; an agent steps."),
-    ] = None,
-    gate: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METRIC<=X", help="A bound that must hold before each step."),
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Nodes without it wait for the last stage."),
-    ] = None,
-    window: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HH:MM-HH:MM", help="Steps only happen in it (UTC)."),
-    ] = None,
+    target: AliasTarget,
+    to: ToOption,
+    stages: StagesOption = "1,10,50,100",
+    every: EveryOption = None,
+    gate: GateOption = None,
+    label: LabelOption = None,
+    window: WindowOption = None,
     message: Message = "",
 ) -> None:
-    """Begin to move an alias to a version.
+    """Begin to move an alias to a version, stage by stage.
 
-    The first stage begins at once. Which nodes are in it is decided by their names, and stays so.
+    The first stage begins at once. A node's name decides in which stage it changes, so a node that
+    has changed stays changed.
     """
     from tierstore.config import parse_seconds
     from tierstore.modelstore.names.reports import parse_gate, parse_stages
@@ -77,16 +100,16 @@ def start(
 
 def step(
     cli: Cli,
-    target: Target,
+    target: AliasTarget,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if it is early or a gate is closed.")
+        bool, typer.Option("--force", help="Step even if it is early or a gate does not hold.")
     ] = False,
     message: Message = "",
 ) -> None:
-    """Go on to the next stage.
+    """Go on to the next stage of a rollout.
 
-    After the last one the alias means the new version. Exits with 6 when it is early, paused, or
-    a gate does not hold.
+    After the last stage the alias points to the new version. Exits with 6 when the step is early,
+    the rollout is paused, or a gate does not hold.
     """
     model, alias = _split(target)
     with cli.open() as store:
@@ -102,20 +125,20 @@ def status(
     cli: Cli,
     target: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL[@ALIAS]", help="Only this one.", show_default=False),
+        typer.Argument(metavar="MODEL[@ALIAS]", help="Show only this rollout.", show_default=False),
     ] = None,
 ) -> None:
-    """Show where rollouts are."""
+    """Show the stage, the gates and the next step of rollouts."""
     with cli.open() as store:
         if target is not None:
             found = [store.rollouts.status(*_split(target))]
         else:
             found = store.rollouts.running()
-    data = schemas.Rollouts(rollouts=[rollout_json(one) for one in found])
+    data = schemas.RolloutsJson(rollouts=[rollout_json(one) for one in found])
 
     def text() -> None:
         if not found:
-            print("no rollout is under way; 'tierstore rollout start' begins one")
+            print("no rollout is in progress; 'tierstore rollout start' begins one")
         for number, one in enumerate(found):
             if number:
                 print()
@@ -124,22 +147,22 @@ def status(
     cli.out.show(data, [one.alias for one in found], text)
 
 
-def pause(cli: Cli, target: Target, message: Message = "") -> None:
-    """Refuse steps until resume; every node keeps what it has."""
+def pause(cli: Cli, target: AliasTarget, message: Message = "") -> None:
+    """Stop stepping until it is resumed; every node keeps its version."""
     with cli.open() as store:
         _show(cli, store.rollouts.pause(*_split(target), message=message))
 
 
-def resume(cli: Cli, target: Target, message: Message = "") -> None:
-    """Allow steps again."""
+def resume(cli: Cli, target: AliasTarget, message: Message = "") -> None:
+    """Allow steps of a paused rollout again."""
     with cli.open() as store:
         _show(cli, store.rollouts.resume(*_split(target), message=message))
 
 
-def abort(cli: Cli, target: Target, message: Message = "") -> None:
-    """Give every node the old version again.
+def abort(cli: Cli, target: AliasTarget, message: Message = "") -> None:
+    """End a rollout and give every node the old version again.
 
-    One small object is written; no bytes are moved.
+    One small object is written; no weights are moved.
     """
     model, alias = _split(target)
     with cli.open() as store:
@@ -152,15 +175,18 @@ def report(
     ref: Ref,
     values: Annotated[
         list[str],
-        typer.Argument(metavar="METRIC=NUMBER...", help="What was measured.", show_default=False),
+        typer.Argument(
+            metavar="METRIC=NUMBER...", help="Values that were measured.", show_default=False
+        ),
     ],
     node: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which node measured it; this one.")
+        str | None,
+        typer.Option(metavar="NAME", help="Node that measured them (default: this one)."),
     ] = None,
 ) -> None:
     """Report what a node measured, for the gates of a rollout.
 
-    It is what was measured while the node served the version.
+    The values must have been measured while the node served this version.
     """
     pairs = _pairs(values)
     with cli.open() as store:
@@ -178,7 +204,7 @@ def _split(target: str) -> tuple[str, str]:
 
     parsed = ModelRef.parse(target)
     if parsed.number is not None or parsed.prefix is not None:
-        raise UsageError(f"{parsed} is one version: give MODEL@ALIAS")
+        raise UsageError(f"{parsed} names one version; expected MODEL@ALIAS")
     return parsed.model, parsed.alias or "prod"
 
 
@@ -189,13 +215,13 @@ def _pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not name or not equals:
-            raise UsageError(f"{text!r}: write NAME=VALUE")
+            raise UsageError(f"invalid {text!r}: expected NAME=VALUE")
         found[name] = value
     return found
 
 
 def rollout_json(status: RolloutStatus) -> schemas.RolloutJson:
-    """A rollout as it is printed."""
+    """Return a rollout as it is printed."""
     rollout = status.rollout
     return schemas.RolloutJson(
         alias=status.alias,
@@ -230,7 +256,7 @@ def _show(cli: Cli, status: RolloutStatus) -> None:
 
 def _show_done(cli: Cli, alias: str, version: Version) -> None:
     data = schemas.RolloutDone(alias=alias, version=version.number, digest=str(version.digest))
-    text = f"{alias} is {version} on every node now"
+    text = f"{alias} now points to {version} on every node"
     cli.out.show(data, [str(version)], lambda: print(text))
 
 
@@ -251,11 +277,14 @@ def _print(status: RolloutStatus) -> None:
     ]
     facts(pairs)
     if data.gates:
-        words = {None: "waits for reports", True: "holds", False: "closed"}
+        words = {None: "waits for reports", True: "holds", False: "does not hold"}
         rows = [
-            (f"{gate.metric}{gate.op}{gate.limit}",
-             "-" if gate.mean is None else f"{gate.mean:g}",
-             counted(gate.reports, "node"), words[gate.passes])
+            (
+                f"{gate.metric}{gate.op}{gate.limit}",
+                "-" if gate.mean is None else f"{gate.mean:g}",
+                counted(gate.reports, "node"),
+                words[gate.passes],
+            )
             for gate in data.gates
-        ]  # fmt: skip
+        ]
         table([Column("GATE"), Column("MEAN", right=True), Column("FROM"), Column("STATE")], rows)

@@ -11,32 +11,61 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import as_json, facts
 from tierstore.cli.schemas import serve as schemas
 
+HostOption = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
+PortOption = Annotated[
+    int,
+    typer.Option(
+        "--port",
+        metavar="PORT",
+        min=0,
+        max=65535,
+        help="Port to listen on; 0 takes a free one.",
+    ),
+]
+TokensOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokens",
+        metavar="FILE",
+        help="TOML file of the tokens that may read and write models.",
+    ),
+]
+SpoolOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--spool",
+        metavar="DIR",
+        help="Directory where uploads wait for their commit (default: in the cache).",
+    ),
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--certificate", metavar="FILE", help="PEM file of the certificate, to serve https."
+    ),
+]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--key", metavar="FILE", help="PEM file of the certificate's key."),
+]
+
 
 def hub(
     cli: Cli,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
-    tokens: Annotated[
-        Path | None,
-        typer.Option("--tokens", metavar="FILE", help="TOML: who may read and write which models."),
-    ] = None,
-    spool: Annotated[
-        Path | None,
-        typer.Option("--spool", metavar="DIR", help="Where uploads wait for their commit."),
-    ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="PEM, for https.")
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="PEM, the certificate's.")
-    ] = None,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    tokens: TokensOption = None,
+    spool: SpoolOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
 ) -> None:
-    """Serve the store as a Hugging Face Hub.
+    """Serve the store over the HTTP API of the Hugging Face Hub.
 
-    Programs that use huggingface_hub need only HF_ENDPOINT: snapshot_download, from_pretrained,
-    'hf download'. Aliases are branches, version numbers are tags. Without --tokens everybody who
-    reaches the address reads everything and nobody writes; 'hf upload' needs a token that may
-    write, and HF_HUB_DISABLE_XET=1.
+    Programs that use huggingface_hub (snapshot_download, from_pretrained, 'hf download') only need
+    HF_ENDPOINT to be set to its address. Aliases are branches, version numbers are tags.
+
+    Without --tokens everybody who reaches the address may read everything, and nobody may write.
+    'hf upload' needs a token that may write, and HF_HUB_DISABLE_XET=1.
     """
     from tierstore.errors import UsageError
     from tierstore.serving.hub.command import serve
@@ -52,10 +81,16 @@ def hub(
             print(url, flush=True)
         else:
             facts([("serving", store.url), ("use", f"export HF_ENDPOINT={url}")])
-            print("Ctrl-C ends it", flush=True)
+            print("press Ctrl-C to end", flush=True)
 
     with cli.open() as store:
         serve(
-            store, host, port, ready=ready, tokens=tokens, spool=spool,
-            certificate=certificate, key=key,
-        )  # fmt: skip
+            store,
+            host,
+            port,
+            ready=ready,
+            tokens=tokens,
+            spool=spool,
+            certificate=certificate,
+            key=key,
+        )

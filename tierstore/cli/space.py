@@ -1,4 +1,4 @@
-"""Commands on the room that tiers have: df."""
+"""The command on the space in tiers: df."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
 
 def df(cli: Cli) -> None:
-    """Show what each tier holds, and how much it may.
+    """Show the space that each tier uses, and its quota.
 
-    Of packs in durable tiers, of chunks in this node's hot tier and in Redis or Memcached. 'du'
-    shows what versions are made of instead.
-
-    Exits with 3 when a tier could not be asked.
+    Durable tiers hold packs; this node's hot tier, Redis and Memcached hold chunks. 'tierstore du'
+    shows what the versions are made of instead. Exits with 3 when a tier could not be asked.
     """
     with cli.open() as store, cli.progress("asking the tiers"):
         reports = store.admin.df()
@@ -32,7 +30,7 @@ def df(cli: Cli) -> None:
 
 
 def usage_json(report: TierReport) -> schemas.TierUsageJson:
-    """A tier's use as it is printed."""
+    """Return the usage of a tier as it is printed."""
     spec = report.spec
     return schemas.TierUsageJson(
         name=spec.name,
@@ -53,10 +51,16 @@ def usage_json(report: TierReport) -> schemas.TierUsageJson:
 
 def _print(data: schemas.Df) -> None:
     columns = [
-        Column("TIER"), Column("ROLE"), Column("USED", right=True), Column("QUOTA", right=True),
-        Column("USE", right=True), Column("KEPT AT", right=True), Column("PINNED", right=True),
-        Column("HOLDS", right=True), Column(""),
-    ]  # fmt: skip
+        Column("TIER"),
+        Column("ROLE"),
+        Column("USED", right=True),
+        Column("QUOTA", right=True),
+        Column("USE", right=True),
+        Column("KEPT AT", right=True),
+        Column("PINNED", right=True),
+        Column("HOLDS", right=True),
+        Column(""),
+    ]
     table(columns, [_row(tier) for tier in data.tiers])
     for tier in data.tiers:
         if tier.error:
@@ -73,8 +77,13 @@ def _row(tier: schemas.TierUsageJson) -> tuple[str, ...]:
     noun = "chunk" if tier.role in ("hot", "shared") else "pack"
     note = "DOWN" if tier.error else "" if tier.state == "active" else tier.state
     return (
-        tier.name, tier.role, used, quota, share,
-        f"{tier.low_percent}-{tier.high_percent} %" if bounded else "-", pinned,
+        tier.name,
+        tier.role,
+        used,
+        quota,
+        share,
+        f"{tier.low_percent}-{tier.high_percent} %" if bounded else "-",
+        pinned,
         "-" if tier.objects is None else counted(tier.objects, noun),
         note if tier.enabled else "off here",
-    )  # fmt: skip
+    )

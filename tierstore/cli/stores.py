@@ -30,17 +30,24 @@ if TYPE_CHECKING:
     from tierstore.modelstore.care.compare import Usage
 
 
+UrlArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="URL", help="Where to make the store; instead of --store.", show_default=False
+    ),
+]
+ChunkSizeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE", help="Size of chunks: a power of two, 1MiB to 16MiB; never changes."
+    ),
+]
+
+
 def init(
     cli: Cli,
-    url: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="URL", help="Where to make it; instead of --store.", show_default=False
-        ),
-    ] = None,
-    chunk_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="A power of two from 1MiB to 16MiB; for ever.")
-    ] = "4MiB",
+    url: UrlArgument = None,
+    chunk_size: ChunkSizeOption = "4MiB",
     hot: HotUrl = None,
     hot_size: HotSize = None,
     redis: RedisUrl = None,
@@ -54,17 +61,20 @@ def init(
 ) -> None:
     """Make an empty store.
 
-    Its metadata lie at URL, and its packs too unless it has other tiers. Each tier must prove
-    itself first; 'tierstore tier add' adds more later. Passwords and keys are never part of a URL:
+    Its metadata lie at URL, and so do its packs unless it has a warm or cold tier. Each tier is
+    tried first; 'tierstore tier add' adds more later. Passwords and keys are never part of a URL:
     see 'tierstore tier example'.
     """
     import tierstore
     from tierstore.config import parse_size
 
     given = {
-        "hot": (hot, hot_size), "redis": (redis, None), "memcached": (memcached, None),
-        "warm": (warm, warm_size), "cold": (cold, cold_size),
-    }  # fmt: skip
+        "hot": (hot, hot_size),
+        "redis": (redis, None),
+        "memcached": (memcached, None),
+        "warm": (warm, warm_size),
+        "cold": (cold, cold_size),
+    }
     tiers = first_tiers(given, option, price)
     with (
         cli.progress("trying the tiers"),
@@ -74,9 +84,11 @@ def init(
     ):
         config = store._parts.home.config
         data = tier_schemas.Init(
-            url=store.url, store_id=config.store_id, chunk_bytes=config.chunk_size,
+            url=store.url,
+            store_id=config.store_id,
+            chunk_bytes=config.chunk_size,
             tiers=[tier_json(tier) for tier in store.tiers()],
-        )  # fmt: skip
+        )
 
     def text() -> None:
         print(f"made a store at {data.url}")
@@ -89,10 +101,11 @@ def init(
 def du(
     cli: Cli,
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Only this one.", show_default=False)
+        str | None,
+        typer.Argument(metavar="MODEL", help="Show only this model.", show_default=False),
     ] = None,
 ) -> None:
-    """Show sizes, and what dedup, codecs and deltas save."""
+    """Show stored sizes, and how much dedup, codecs and deltas save."""
     with cli.open() as store, cli.progress("adding up"):
         usage = store.usage(model)
     data = du_json(usage)
@@ -100,7 +113,7 @@ def du(
 
 
 def du_json(usage: Usage) -> schemas.Du:
-    """A ``Usage`` as it is printed."""
+    """Return a ``Usage`` as it is printed."""
     frames = usage.stored - usage.overhead
     return schemas.Du(
         models=usage.models,
@@ -120,7 +133,7 @@ def du_json(usage: Usage) -> schemas.Du:
 
 
 def print_usage(data: schemas.Du) -> None:
-    """The table of ``du``: the lines below the first are its parts."""
+    """Print the table of ``du``: the first line, and below it the parts that it is made of."""
     parts = [
         ("saved by dedup", data.dedup_saved_bytes, f"leaves {size(data.unique_bytes)} unique"),
         ("saved by codecs", data.codec_saved_bytes, ""),
@@ -143,16 +156,16 @@ def print_usage(data: schemas.Du) -> None:
 def check(
     cli: Cli,
     read_data: Annotated[
-        bool, typer.Option("--read-data", help="Also decode and verify every chunk.")
+        bool, typer.Option("--read-data", help="Also read, decode and verify every chunk.")
     ] = False,
 ) -> None:
-    """Verify the store.
+    """Verify the store and list what is damaged or garbage.
 
-    Exits with 4 when data or history is damaged; what is only garbage is listed too.
+    Exits with 4 when data or history is damaged; garbage only takes space.
     """
     with cli.open() as store, cli.progress("checking") as progress:
         report = store.check(read_data=read_data, progress=progress)
-    data = schemas.Check(
+    data = schemas.CheckJson(
         damaged=report.damaged,
         findings=[
             schemas.FindingJson(
@@ -179,10 +192,12 @@ def _print_report(report: CheckReport, read_data: bool) -> None:
     looked = ", ".join(
         counted(count, noun)
         for count, noun in (
-            (report.refs, "ref"), (report.versions, "version"), (report.packs, "pack"),
+            (report.refs, "ref"),
+            (report.versions, "version"),
+            (report.packs, "pack"),
             (report.chunks, "chunk"),
         )
-    )  # fmt: skip
+    )
     data = f", {size(report.data_bytes)} of data" if read_data else " (data was not read)"
     damage = sum(one.severity == "damage" for one in report.findings)
     garbage = len(report.findings) - damage
@@ -192,7 +207,7 @@ def _print_report(report: CheckReport, read_data: bool) -> None:
 
 
 def version(cli: Cli) -> None:
-    """Show the version."""
+    """Show the versions of tierstore and Python."""
     import platform
     from importlib.metadata import version as package_version
 

@@ -1,4 +1,4 @@
-"""From the words of a command line to a tier."""
+"""BackendOptions that describe tiers, and how their texts become a ``TierSpec``."""
 
 from __future__ import annotations
 
@@ -13,21 +13,39 @@ from tierstore.errors import UsageError
 if TYPE_CHECKING:
     from tierstore.format.tiers import Role, TierSpec
 
-Options = Annotated[
+BackendOptions = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="Of the backend: storage_class, ttl_s ..."),
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="Option of the backend, such as ttl_s=60; may be repeated.",
+    ),
 ]
 PricesOption = Annotated[
     list[str] | None,
-    typer.Option("--price", metavar="NAME=X", help="gb_month, get_1000 ..., or list=s3-standard."),
+    typer.Option(
+        "--price",
+        metavar="NAME=X",
+        help="Price, such as gb_month=0.023, or list=s3-standard; may be repeated.",
+    ),
 ]
 High = Annotated[
     int | None,
-    typer.Option(metavar="PERCENT", min=1, max=100, help="Of the quota; emptied above (95)."),
+    typer.Option(
+        metavar="PERCENT",
+        min=1,
+        max=100,
+        help="Packs or chunks leave the tier above this share of its quota (95 unless set).",
+    ),
 ]
 Low = Annotated[
     int | None,
-    typer.Option(metavar="PERCENT", min=1, max=100, help="Of the quota; down to this (85)."),
+    typer.Option(
+        metavar="PERCENT",
+        min=1,
+        max=100,
+        help="They leave it down to this share of its quota (85 unless set).",
+    ),
 ]
 
 
@@ -35,27 +53,49 @@ def _text(metavar: str, text: str) -> Any:
     return typer.Option(metavar=metavar, help=text)
 
 
-HotUrl = Annotated[str | None, _text("DIR", "This node's cache: NVMe or tmpfs.")]
-HotSize = Annotated[str | None, _text("SIZE", "Bytes of disk that it may take.")]
-RedisUrl = Annotated[str | None, _text("URL", "Cache of all nodes: redis://host:port/db.")]
-MemcachedUrl = Annotated[str | None, _text("URL", "Or memcached://host:port,host:port.")]
-WarmUrl = Annotated[str | None, _text("URL", "File system of all nodes: file://, hdfs://.")]
-WarmSize = Annotated[str | None, _text("SIZE", "Quota of the warm tier.")]
-ColdUrl = Annotated[str | None, _text("URL", "Object storage: s3://bucket/prefix.")]
-ColdSize = Annotated[str | None, _text("SIZE", "Quota of the cold tier.")]
+HotUrl = Annotated[
+    str | None, _text("DIR", "Directory of each node for its hot tier, on NVMe or tmpfs.")
+]
+HotSize = Annotated[
+    str | None, _text("SIZE", "Quota of the hot tier, such as 50GB; needed with --hot.")
+]
+RedisUrl = Annotated[
+    str | None, _text("URL", "Redis as a cache of all nodes: redis://host:port/db.")
+]
+MemcachedUrl = Annotated[
+    str | None, _text("URL", "Memcached as a cache of all nodes: memcached://host:port,host:port.")
+]
+WarmUrl = Annotated[
+    str | None, _text("URL", "File system of all nodes for a warm tier: file://, hdfs://.")
+]
+WarmSize = Annotated[
+    str | None, _text("SIZE", "Quota of the warm tier, such as 2TB (default: none).")
+]
+ColdUrl = Annotated[str | None, _text("URL", "Object storage for a cold tier: s3://bucket/prefix.")]
+ColdSize = Annotated[
+    str | None, _text("SIZE", "Quota of the cold tier, such as 50TB (default: none).")
+]
 TierOptions = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="TIER.NAME=VALUE", help="As cold.storage_class=STANDARD_IA."),
+    typer.Option(
+        "--option",
+        metavar="TIER.NAME=VALUE",
+        help="Option of a tier, such as cold.storage_class=STANDARD_IA; may be repeated.",
+    ),
 ]
 TierPrices = Annotated[
     list[str] | None,
-    typer.Option("--price", metavar="TIER.NAME=X", help="As cold.gb_month=0.0125."),
+    typer.Option(
+        "--price",
+        metavar="TIER.NAME=X",
+        help="Price of a tier, such as cold.gb_month=0.0125; may be repeated.",
+    ),
 ]
-"""The options of ``init``; those of ``tier add`` and ``tier set`` are above."""
+"""From ``HotUrl`` on, the options of ``init``; above, those of ``tier add`` and ``tier set``."""
 
 
 def pairs(texts: Iterable[str] | None) -> dict[str, str]:
-    """Names and values of ``NAME=VALUE``; the last one of a name wins."""
+    """Parse texts ``NAME=VALUE``; the last value of a name wins."""
     found = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -67,7 +107,7 @@ def pairs(texts: Iterable[str] | None) -> dict[str, str]:
 
 
 def by_tier(texts: Iterable[str] | None, names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The same of ``TIER.NAME=VALUE``, by tier."""
+    """Parse texts ``TIER.NAME=VALUE`` into names and values by tier."""
     known = list(names)
     found: dict[str, dict[str, str]] = {name: {} for name in known}
     for key, value in pairs(texts).items():
@@ -83,14 +123,14 @@ def by_tier(texts: Iterable[str] | None, names: Iterable[str]) -> dict[str, dict
 
 
 def priced(prices: Mapping[str, str]) -> dict[str, str]:
-    """Prices by name, where ``list`` stands for a public price list; others win over it."""
+    """Return prices by name; those given win over the public price list that ``list`` names."""
     name = prices.get("list")
     if name is None:
         return dict(prices)
     from tierstore.placement.cost import LISTS
 
     if name not in LISTS:
-        raise UsageError(f"there is no price list {name!r}; there are {', '.join(LISTS)}")
+        raise UsageError(f"there is no price list {name!r}; known are {', '.join(LISTS)}")
     own = {price: value for price, value in prices.items() if price != "list"}
     return {**LISTS[name].prices, **own}
 
@@ -100,12 +140,12 @@ def first_tiers(
     option: Iterable[str] | None,
     price: Iterable[str] | None,
 ) -> list[TierSpec]:
-    """The tiers of a new store.
+    """Return the tiers of a new store.
 
     Args:
-        given: URL and size of each by its name, which also is its flag.
-        option: ``TIER.NAME=VALUE``.
-        price: the same.
+        given: URL and size of each tier by its name, which also is its flag.
+        option: Texts ``TIER.NAME=VALUE`` of options.
+        price: Texts ``TIER.NAME=VALUE`` of prices.
     """
     from tierstore.format.tiers import TierSpec
     from tierstore.wiring.backends import BACKENDS
@@ -113,7 +153,7 @@ def first_tiers(
     made = [name for name, (url, _) in given.items() if url is not None]
     for name, (url, size) in given.items():
         if size is not None and url is None:
-            raise UsageError(f"--{name}-size says nothing without --{name}")
+            raise UsageError(f"--{name}-size needs --{name}")
     options, prices = by_tier(option, made), by_tier(price, made)
     roles: dict[str, Role] = {"hot": "hot", "warm": "warm", "cold": "cold"}
     starts = {one.name: tuple(f"{scheme}://" for scheme in one.schemes) for one in BACKENDS}
@@ -124,27 +164,31 @@ def first_tiers(
             raise UsageError(f"--{name} needs a URL that begins with {', '.join(starts[name])}")
         specs.append(
             TierSpec(
-                name=name, role=roles.get(name, "shared"), url=url or "", size=sized(size),
-                options=options[name], prices=priced(prices[name]),
+                name=name,
+                role=roles.get(name, "shared"),
+                url=url or "",
+                size=sized(size),
+                options=options[name],
+                prices=priced(prices[name]),
             )
-        )  # fmt: skip
+        )
     return specs
 
 
 def sized(text: str | None) -> int | None:
-    """Bytes; ``None`` for none, or for the word ``none``."""
+    """Parse a size into bytes; ``None`` without one, or for the word ``none``."""
     from tierstore.config import parse_size
 
     return None if text is None or text == "none" else parse_size(text)
 
 
 def updated(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """Options with some replaced; an empty value removes one."""
+    """Return options with some replaced; an empty value removes one."""
     return {name: value for name, value in {**old, **new}.items() if value}
 
 
 def tier_json(spec: TierSpec) -> schemas.TierJson:
-    """A tier as it is printed, with what this node's file says of it."""
+    """Return a tier as it is printed, with what this node's file says of it."""
     from tierstore.config import node_config
     from tierstore.wiring.tiers import placed
 
@@ -167,5 +211,5 @@ def tier_json(spec: TierSpec) -> schemas.TierJson:
 
 
 def fields_of(**given: Any) -> dict[str, Any]:
-    """Those that were given."""
+    """Return the arguments that are not ``None``."""
     return {name: value for name, value in given.items() if value is not None}

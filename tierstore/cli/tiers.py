@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.aliases import Message
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, printable, size, table
-from tierstore.cli.placing import BudgetOption, DryRun, Share, budget_of
+from tierstore.cli.models import Message
+from tierstore.cli.placing import BudgetOption, DryRun, ShareOption, budget_of
 from tierstore.cli.schemas import tiers as schemas
 from tierstore.cli.tierargs import (
+    BackendOptions,
     High,
     Low,
-    Options,
     PricesOption,
     fields_of,
     pairs,
@@ -31,21 +31,24 @@ if TYPE_CHECKING:
     from tierstore.tiers.durable.census import Holding
     from tierstore.tiers.durable.mover import Moved
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the tier.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the tier.", show_default=False)]
 Timeout = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Of one request: 500ms, 5s (the default).")
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Time that one request may take, such as 500ms (default: 5s)."
+    ),
 ]
 
 
 def ls(
     cli: Cli,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Only this one.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Show only this tier.", show_default=False)
     ] = None,
 ) -> None:
     """List the tiers in the order in which they are read.
 
-    Of one tier also its options and prices.
+    With NAME it also shows the options and prices of that tier.
     """
     from tierstore.modelstore.home.tierlist import find
 
@@ -53,7 +56,7 @@ def ls(
         found = store.tiers()
         home = store.url
     chosen = found if name is None else [find(found, name)]
-    data = schemas.Tiers(home=home, tiers=[tier_json(spec) for spec in chosen])
+    data = schemas.TiersJson(home=home, tiers=[tier_json(spec) for spec in chosen])
 
     def text() -> None:
         if name is not None:
@@ -64,32 +67,42 @@ def ls(
     cli.out.show(data, [tier.name for tier in data.tiers], text)
 
 
+UrlArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL",
+        help="Where it is: a directory, redis://, memcached://, s3:// ...",
+        show_default=False,
+    ),
+]
+RoleOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ROLE", help="hot, shared, warm or cold (default: what the URL suggests)."
+    ),
+]
+QuotaOption = Annotated[
+    str | None,
+    typer.Option("--size", metavar="SIZE", help="Quota, such as 50GB (default: none)."),
+]
+
+
 def add(
     cli: Cli,
     name: Name,
-    url: Annotated[
-        str,
-        typer.Argument(
-            metavar="URL", help="A directory, redis://, memcached://, s3:// ...", show_default=False
-        ),
-    ],
-    role: Annotated[
-        str | None,
-        typer.Option(metavar="ROLE", help="hot, shared, warm or cold; by default from the URL."),
-    ] = None,
-    quota: Annotated[
-        str | None, typer.Option("--size", metavar="SIZE", help="Quota, such as 50GB.")
-    ] = None,
+    url: UrlArgument,
+    role: RoleOption = None,
+    quota: QuotaOption = None,
     high: High = None,
     low: Low = None,
     timeout: Timeout = None,
-    option: Options = None,
+    option: BackendOptions = None,
     price: PricesOption = None,
     message: Message = "",
 ) -> None:
-    """Add a tier, once it has proved itself.
+    """Try a tier and add it to the list.
 
-    One object is written, read back and removed. Passwords and keys go into each node's
+    To try it, one object is written, read back and removed. Passwords and keys go into each node's
     tierstore.toml or environment, never into the URL.
     """
     from tierstore.config import parse_ms
@@ -100,14 +113,20 @@ def add(
 
     chosen = role if role is not None else role_of(url)
     if chosen not in ROLES:
-        raise UsageError(f"{chosen!r} is no role of a tier; use {', '.join(ROLES)}")
+        raise UsageError(f"invalid role {chosen!r}: expected {', '.join(ROLES)}")
     spec = TierSpec(
-        name=name, role=chosen, url=url, options=pairs(option), prices=priced(pairs(price)),
+        name=name,
+        role=chosen,
+        url=url,
+        options=pairs(option),
+        prices=priced(pairs(price)),
         **fields_of(
-            size=sized(quota), high=high, low=low,
+            size=sized(quota),
+            high=high,
+            low=low,
             timeout_ms=None if timeout is None else parse_ms(timeout),
         ),
-    )  # fmt: skip
+    )
     with cli.open() as store, cli.progress("trying the tier"):
         data = tier_json(store.admin.tiers.add(spec, message=message))
     text = f"added {data.role} tier {data.name}: {data.url}"
@@ -118,25 +137,26 @@ def change(
     cli: Cli,
     name: Name,
     url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where it has been moved to.")
+        str | None,
+        typer.Option(metavar="URL", help="New place, to which its packs have been copied."),
     ] = None,
     quota: Annotated[
-        str | None, typer.Option("--size", metavar="SIZE", help="Quota, such as 50GB, or none.")
+        str | None, typer.Option("--size", metavar="SIZE", help="New quota, such as 50GB, or none.")
     ] = None,
     high: High = None,
     low: Low = None,
     timeout: Timeout = None,
-    option: Options = None,
+    option: BackendOptions = None,
     price: PricesOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if it holds more than its new quota.")
+        bool, typer.Option("--force", help="Set a quota even if the tier holds more.")
     ] = False,
     message: Message = "",
 ) -> None:
-    """Change a tier; what is not named stays.
+    """Change the place, quota, options or prices of a tier.
 
-    NAME= removes an option or a price. An own directory of this node, or its password, is set
-    in its tierstore.toml instead.
+    What is not named stays. An empty value (NAME=) removes an option or a price. Where a tier is
+    mounted on this node, or its password, is set in the node's tierstore.toml instead.
     """
     from tierstore.config import parse_ms
     from tierstore.modelstore.home.tierlist import find
@@ -159,25 +179,27 @@ def change(
 def drain(
     cli: Cli,
     name: Name,
-    undo: Annotated[bool, typer.Option("--undo", help="Let it take new packs again.")] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Let the tier take new packs again.")
+    ] = False,
     dry_run: DryRun = False,
     budget: BudgetOption = None,
-    share: Share = 1.0,
+    share: ShareOption = 1.0,
     message: Message = "",
 ) -> None:
-    """Move all packs out of a tier, and nothing new into it.
+    """Move all packs out of a tier, and put no new ones into it.
 
-    Then it can be removed. What was moved stays so when this is stopped; run it again to go on.
-    Exits with 3 while packs are left that no other tier has.
+    The tier can be removed then. It may be stopped at any time; run it again to go on. Exits with 3
+    while packs are left that no other tier has.
     """
     from tierstore.errors import UsageError
 
     if undo and dry_run:
-        raise UsageError("--undo and --dry-run do not go together")
+        raise UsageError("--undo and --dry-run cannot be combined")
     looked_at, limit = count(1), budget_of(budget, share)
 
     def moved(_: Moved) -> None:
-        progress.describe(f"draining tier {name}: {counted(next(looked_at), 'pack')} looked at")
+        progress.describe(f"draining tier {name}: {counted(next(looked_at), 'pack')} done")
 
     with cli.open() as store, cli.progress(f"draining tier {name}") as progress:
         if undo:
@@ -231,14 +253,15 @@ def remove(
     cli: Cli,
     name: Name,
     force: Annotated[
-        bool, typer.Option("--force", help="Also if it is gone, with what only it holds.")
+        bool,
+        typer.Option("--force", help="Remove it even if it cannot be reached and packs are lost."),
     ] = False,
     message: Message = "",
 ) -> None:
-    """Take a tier off the list.
+    """Remove a tier from the list; nothing in it is deleted.
 
-    Nothing in it is deleted. Refused while it takes new packs (drain it first) or holds a pack
-    that no other tier has.
+    This is refused while the tier takes new packs (drain it first) or holds a pack that no other
+    tier has.
     """
 
     def waiting(who: Sequence[str]) -> None:
@@ -261,7 +284,7 @@ def _removed(data: schemas.TierRemoved, role: str, left: Holding | None) -> str:
     if role == "hot":
         return f"{gone}; its files are left in {data.url} on each node"
     if role == "shared":
-        return f"{gone}; what it holds ends by itself"
+        return f"{gone}; what it holds expires by itself"
     if left is None:
         return f"{gone}, which could not be asked; 'tierstore check' finds what is lost with it"
     if left.packs:
@@ -273,7 +296,7 @@ def _removed(data: schemas.TierRemoved, role: str, left: Holding | None) -> str:
 
 
 def example(cli: Cli) -> None:
-    """Print a tierstore.toml with comments: what a node can say."""
+    """Print an example of tierstore.toml, a node's own file."""
     from importlib.resources import files
 
     text = (files("tierstore.cli") / "tierstore.example.toml").read_text("utf-8")
@@ -281,17 +304,20 @@ def example(cli: Cli) -> None:
     cli.out.show(data, text.splitlines(), lambda: print(text, end=""))
 
 
-def _print_tiers(data: schemas.Tiers) -> None:
+def _print_tiers(data: schemas.TiersJson) -> None:
     rows = [
-        (tier.name, tier.role, _quota(tier), _watermarks(tier),
-         _state(tier), tier.url)
+        (tier.name, tier.role, _quota(tier), _watermarks(tier), _state(tier), tier.url)
         for tier in data.tiers
-    ]  # fmt: skip
+    ]
     rows.append(("home", "cold", "-", "-", "", data.home))
     columns = [
-        Column("TIER"), Column("ROLE"), Column("QUOTA", right=True),
-        Column("WATERMARKS", right=True), Column("STATE"), Column("URL"),
-    ]  # fmt: skip
+        Column("TIER"),
+        Column("ROLE"),
+        Column("QUOTA", right=True),
+        Column("WATERMARKS", right=True),
+        Column("STATE"),
+        Column("URL"),
+    ]
     table(columns, rows)
 
 
@@ -310,15 +336,21 @@ def _state(tier: schemas.TierJson) -> str:
 
 
 def _print_tier(tier: schemas.TierJson) -> None:
-    facts([
-        ("tier", f"{tier.name}, {tier.role}, {tier.state}"),
-        ("url", tier.url),
-        ("quota", "none" if tier.size_bytes is None else
-         f"{size(tier.size_bytes)}: emptied above {tier.high_percent} %, down to "
-         f"{tier.low_percent} %"),
-        ("timeout", f"{tier.timeout_ms / 1000:g} s"),
-        *(("option", f"{name}={value}") for name, value in tier.options.items()),
-        *(("price", f"{name}={value}") for name, value in tier.prices.items()),
-        *([("this node", f"has it at {tier.node_url}")] if tier.node_url else []),
-        *([] if tier.enabled else [("this node", "does not use it: enabled = false")]),
-    ])  # fmt: skip
+    facts(
+        [
+            ("tier", f"{tier.name}, {tier.role}, {tier.state}"),
+            ("url", tier.url),
+            (
+                "quota",
+                "none"
+                if tier.size_bytes is None
+                else f"{size(tier.size_bytes)}: emptied above {tier.high_percent} %, down to "
+                f"{tier.low_percent} %",
+            ),
+            ("timeout", f"{tier.timeout_ms / 1000:g} s"),
+            *(("option", f"{name}={value}") for name, value in tier.options.items()),
+            *(("price", f"{name}={value}") for name, value in tier.prices.items()),
+            *([("this node", f"has it at {tier.node_url}")] if tier.node_url else []),
+            *([] if tier.enabled else [("this node", "does not use it: enabled = false")]),
+        ]
+    )

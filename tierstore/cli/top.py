@@ -1,4 +1,4 @@
-"""tierstore top: what is read from where, as it happens."""
+"""The command top: shows what is read from which tier, as it happens."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
 def top(
     cli: Cli,
     once: Annotated[
-        bool, typer.Option("--once", help="Print once; so do --json, -q and a pipe.")
+        bool, typer.Option("--once", help="Print once and exit, as --json, -q and a pipe do.")
     ] = False,
     interval: Annotated[
-        int, typer.Option(metavar="SECONDS", min=1, max=3600, help="Between two looks.")
+        int, typer.Option(metavar="SECONDS", min=1, max=3600, help="Seconds between two updates.")
     ] = 2,
     count: Annotated[
-        int, typer.Option("--count", "-n", metavar="N", min=0, max=100, help="Packs to show.")
+        int,
+        typer.Option("--count", "-n", metavar="N", min=0, max=100, help="Number of packs to show."),
     ] = 10,
 ) -> None:
-    """Show what is read from which tier, and what is read most.
+    """Show what is read from which tier, and the packs read most.
 
-    Hit ratios and bytes are those of this node's processes in the last hour, which say so in the
-    cache directory; heat is that of all nodes. Ends with Ctrl-C.
+    Hit ratios and bytes are those of this node's processes in the last hour; packs are ranked by
+    the reads of all nodes. Press Ctrl-C to end.
     """
     from tierstore.admin.overview import Watch
 
@@ -113,19 +114,30 @@ def _print(data: schemas.Top) -> None:
     print(f"{running}, {data.processes} in the last hour")
     print()
     columns = [
-        Column("TIER"), Column("ROLE"), Column("HOLDS", right=True), Column("FULL", right=True),
-        Column("HIT RATE", right=True), Column("SERVED", right=True), Column("SHARE", right=True),
-        Column("NOW", right=True), Column("FAILED", right=True), Column(""),
-    ]  # fmt: skip
+        Column("TIER"),
+        Column("ROLE"),
+        Column("HOLDS", right=True),
+        Column("FULL", right=True),
+        Column("HIT RATE", right=True),
+        Column("SERVED", right=True),
+        Column("SHARE", right=True),
+        Column("NOW", right=True),
+        Column("FAILED", right=True),
+        Column(""),
+    ]
     table(columns, [_row(tier) for tier in data.tiers])
     if not data.served_bytes:
         print("\nno process of this node has read from the store in the last hour")
     if data.leaders:
-        print("\nread most of late, by all nodes:")
+        print("\nmost read recently, by all nodes:")
         columns = [
-            Column("PACK"), Column("READ", right=True), Column("SIZE", right=True),
-            Column("TIMES", right=True), Column("IN"), Column("FOR"),
-        ]  # fmt: skip
+            Column("PACK"),
+            Column("READ", right=True),
+            Column("SIZE", right=True),
+            Column("TIMES", right=True),
+            Column("IN"),
+            Column("FOR"),
+        ]
         table(columns, [_leader_row(leader) for leader in data.leaders])
 
 
@@ -135,28 +147,34 @@ def _row(tier: schemas.TierActivityJson) -> tuple[str, ...]:
         full = f"{100 * tier.used_bytes / tier.quota_bytes:.0f} %"
     state = "DOWN" if tier.error else "skipped" if tier.skipped else ""
     return (
-        tier.name, tier.role, "-" if tier.used_bytes is None else size(tier.used_bytes), full,
+        tier.name,
+        tier.role,
+        "-" if tier.used_bytes is None else size(tier.used_bytes),
+        full,
         "-" if tier.hit_ratio is None else f"{100 * tier.hit_ratio:.1f} %",
         size(tier.served_bytes),
         "-" if tier.served_share is None else f"{100 * tier.served_share:.0f} %",
         f"{size(round(tier.bytes_per_second))}/s" if tier.bytes_per_second else "-",
-        str(tier.errors + tier.damaged), state,
-    )  # fmt: skip
+        str(tier.errors + tier.damaged),
+        state,
+    )
 
 
 def _leader_row(leader: schemas.LeaderJson) -> tuple[str, ...]:
     times = f"{leader.heat_bytes / leader.bytes:.1f}" if leader.bytes else "-"
     more = f" and {len(leader.versions) - 1} more" if len(leader.versions) > 1 else ""
     return (
-        leader.pack[:12], size(leader.heat_bytes),
-        "-" if leader.bytes is None else size(leader.bytes), times,
+        leader.pack[:12],
+        size(leader.heat_bytes),
+        "-" if leader.bytes is None else size(leader.bytes),
+        times,
         ", ".join(leader.tiers) or "nowhere",
         leader.versions[0] + more if leader.versions else "no version",
-    )  # fmt: skip
+    )
 
 
 class _Screenful(io.StringIO):
-    """Takes what is printed for a terminal."""
+    """Takes the place of a terminal and keeps what is printed."""
 
     def isatty(self) -> bool:
         return True
@@ -164,7 +182,7 @@ class _Screenful(io.StringIO):
 
 @contextlib.contextmanager
 def _screen() -> Iterator[None]:
-    """The terminal's second screen, without a cursor; the first one comes back at the end."""
+    """Switch to the terminal's second screen without a cursor, and back at the end."""
     sys.stdout.write(_ENTER)
     try:
         yield

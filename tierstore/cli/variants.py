@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.aliases import Message
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, printable, size, table
-from tierstore.cli.models import Ref
+from tierstore.cli.models import Message, Ref
 from tierstore.cli.schemas import variants as schemas
 
 if TYPE_CHECKING:
@@ -19,50 +18,85 @@ if TYPE_CHECKING:
     from tierstore.variants.lineage import Node
 
 
+CastOption = Annotated[
+    str | None, typer.Option(metavar="DTYPE", help="Round floats to bf16, f16 or f32.")
+]
+Int8Option = Annotated[
+    str | None,
+    typer.Option(
+        metavar="row|channel",
+        help="Quantize to 8-bit integers: FBGEMM rows, or compressed-tensors channels.",
+    ),
+]
+Fp8Option = Annotated[
+    str | None,
+    typer.Option(metavar="e4m3", help="Quantize to 8-bit floats, as compressed-tensors."),
+]
+PruneOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE", help="Set weights to zero: magnitude:0.5 (the smaller half), or 2:4."
+    ),
+]
+LowRankOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RULE", help="Replace matrices by products of rank R: energy:0.99, or rank:64."
+    ),
+]
+KeepOption = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Leave tensors whose name matches as they are."),
+]
+NameOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Name of the variant (default: that of the method)."),
+]
+MaxErrorOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Publish nothing if the relative L2 error is above X (default: no bound).",
+    ),
+]
+
+
 def derive(
     cli: Cli,
     ref: Ref,
-    cast: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="Round floats: bf16, f16 or f32.")
-    ] = None,
-    int8: Annotated[
-        str | None,
-        typer.Option(metavar="row|channel", help="8 bits: FBGEMM rows, or compressed-tensors."),
-    ] = None,
-    fp8: Annotated[
-        str | None, typer.Option(metavar="e4m3", help="8-bit floats, as compressed-tensors.")
-    ] = None,
-    prune: Annotated[
-        str | None, typer.Option(metavar="RULE", help="magnitude:0.5, or 2:4.")
-    ] = None,
-    low_rank: Annotated[
-        str | None, typer.Option(metavar="RULE", help="energy:0.99, or rank:64.")
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Tensors to leave as they are.")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the variant, instead of the method's.")
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Refuse to publish above this relative L2 error."),
-    ] = None,
+    cast: CastOption = None,
+    int8: Int8Option = None,
+    fp8: Fp8Option = None,
+    prune: PruneOption = None,
+    low_rank: LowRankOption = None,
+    keep: KeepOption = None,
+    name: NameOption = None,
+    max_error: MaxErrorOption = None,
     message: Message = "",
 ) -> None:
     """Make a lossy variant of a version.
 
-    It is loaded as MODEL@VERSION+NAME, or where a node's profile prefers it, and never otherwise.
+    A variant is loaded as MODEL@VERSION+NAME, or where a node's profile prefers it; all others get
+    the original.
     """
     given = {
-        "cast": cast, "int8": int8, "fp8": fp8, "prune": prune, "low-rank": low_rank,
-    }  # fmt: skip
+        "cast": cast,
+        "int8": int8,
+        "fp8": fp8,
+        "prune": prune,
+        "low-rank": low_rank,
+    }
     parameters = {kind: value for kind, value in given.items() if value is not None}
     with cli.open() as store, cli.progress("deriving") as progress:
         made = store.derive(
-            ref, parameters, keep=keep, name=name, max_error=max_error, message=message,
+            ref,
+            parameters,
+            keep=keep,
+            name=name,
+            max_error=max_error,
+            message=message,
             progress=progress,
-        )  # fmt: skip
+        )
         data = _derived_json(store, made, store.resolve(ref))
 
     def text() -> None:
@@ -86,14 +120,24 @@ def variants(cli: Cli, ref: Ref) -> None:
             print(f"{version} has no variants; 'tierstore derive {version}' makes one")
             return
         columns = [
-            Column("VARIANT"), Column("MAX ABS", right=True), Column("REL L2", right=True),
-            Column("SNR", right=True), Column("TENSORS", right=True), Column("METHOD"),
-        ]  # fmt: skip
+            Column("VARIANT"),
+            Column("MAX ABS", right=True),
+            Column("REL L2", right=True),
+            Column("SNR", right=True),
+            Column("TENSORS", right=True),
+            Column("METHOD"),
+        ]
         rows = [
-            (one.variant, _number(one.error.max_abs), _number(one.error.relative_l2),
-             _decibels(one.error.snr_db), str(len(one.tensors)), _method(one.parameters))
+            (
+                one.variant,
+                _number(one.error.max_abs),
+                _number(one.error.relative_l2),
+                _decibels(one.error.snr_db),
+                str(len(one.tensors)),
+                _method(one.parameters),
+            )
             for one in found
-        ]  # fmt: skip
+        ]
         table(columns, rows)
 
     cli.out.show(data, [one.ref for one in found], text)
@@ -156,17 +200,20 @@ def _tensors_json(record: VariantRecord) -> list[schemas.ApproximatedTensor]:
     ]
 
 
-def _error_json(error: ErrorRecord) -> schemas.ErrorJson:
-    return schemas.ErrorJson(
+def _error_json(error: ErrorRecord) -> schemas.VariantErrorJson:
+    return schemas.VariantErrorJson(
         max_abs=error.max_abs, relative_l2=error.relative_l2, snr_db=error.snr_db
     )
 
 
 def _node_json(node: Node) -> schemas.LineageNode:
     return schemas.LineageNode(
-        digest=str(node.digest), names=node.names, relation=node.relation, asked=node.asked,
+        digest=str(node.digest),
+        names=node.names,
+        relation=node.relation,
+        asked=node.asked,
         children=[_node_json(child) for child in node.children],
-    )  # fmt: skip
+    )
 
 
 def _every_name(node: Node) -> list[str]:
@@ -183,7 +230,7 @@ def _draw(node: Node, first: str, rest: str) -> None:
         _draw(child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
 
 
-def _words(error: schemas.ErrorJson) -> str:
+def _words(error: schemas.VariantErrorJson) -> str:
     return (
         f"relative {_number(error.relative_l2)}, largest {_number(error.max_abs)}, "
         f"signal to noise {_decibels(error.snr_db)}"

@@ -1,4 +1,4 @@
-"""Commands that bring versions near and keep them there: warmup, evict, pin, unpin, pins."""
+"""Commands that load versions ahead and keep them near: warmup, evict, pin, unpin, pins."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table, when
+from tierstore.cli.models import Ref
 from tierstore.cli.schemas import warming as schemas
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import Version
 
-Ref = Annotated[str, typer.Argument(metavar="REF", help="A version.", show_default=False)]
 NOT_RESIDENT = 3
 WARM = "warm"
 _AGAIN_S = 1.0
@@ -31,18 +31,24 @@ def warmup(
     cli: Cli,
     ref: Ref,
     tier: Annotated[
-        str, typer.Option(metavar="TIER", help="hot (this node's), warm, or a hot tier's name.")
+        str,
+        typer.Option(
+            metavar="TIER", help="hot (this node's), warm, or the name of a hot or shared tier."
+        ),
     ] = "hot",
-    check: Annotated[bool, typer.Option("--check", help="Only look; bring nothing.")] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Try, or look, again until it is resident.")
+    check: Annotated[
+        bool, typer.Option("--check", help="Only show whether it is resident; fetch nothing.")
     ] = False,
-    timeout: Annotated[str, typer.Option(metavar="TIME", help="With --wait: so long.")] = "1h",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Try again until the version is resident.")
+    ] = False,
+    timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="Time after which --wait gives up: 90s, 30m, 2h.")
+    ] = "1h",
 ) -> None:
-    """Bring a version into a tier before it is asked for.
+    """Load a version into a tier before it is asked for.
 
-    Only what is missing is fetched. Exits with 0 only when the whole version is resident, else
-    with 3.
+    Only what is missing there is fetched. Exits with 3 unless the whole version is resident.
     """
     from tierstore.config import parse_seconds
 
@@ -56,7 +62,7 @@ def warmup(
 
 
 def _repeated(once: Callable[[], schemas.Warmup], until: float) -> schemas.Warmup:
-    """Again while it is not resident, or a storage does not answer, and there is time."""
+    """Repeat ``once`` until the version is resident or the time is over."""
     from tierstore.errors import BackendError
 
     while True:
@@ -83,12 +89,19 @@ def _warmth(ref: str, warm: Warmth) -> schemas.Warmup:
     stats = warm.stats
     delta, full = (stats.bytes_delta, stats.bytes_full) if stats else (0, 0)
     return schemas.Warmup(
-        ref=ref, version=str(warm.version), digest=str(warm.version.digest), tier=warm.tier,
-        resident=warm.resident, objects=warm.chunks, missing_objects=warm.missing_chunks,
+        ref=ref,
+        version=str(warm.version),
+        digest=str(warm.version.digest),
+        tier=warm.tier,
+        resident=warm.resident,
+        objects=warm.chunks,
+        missing_objects=warm.missing_chunks,
         fetched_bytes=stats.bytes_fetched if stats else 0,
         reused_bytes=warm.plain_bytes - delta - full if stats else 0,
-        delta_bytes=delta, full_bytes=full, seconds=round(warm.seconds, 3),
-    )  # fmt: skip
+        delta_bytes=delta,
+        full_bytes=full,
+        seconds=round(warm.seconds, 3),
+    )
 
 
 def _in_warm_tiers(
@@ -101,11 +114,19 @@ def _in_warm_tiers(
         copied = sum(one.copied_bytes for one in report.moved)
     missing = placement.not_warm(version.digest)
     return schemas.Warmup(
-        ref=ref, version=str(version), digest=str(version.digest), tier=tier,
-        resident=not missing, objects=len(placement.packs_of(version.digest)),
-        missing_objects=len(missing), fetched_bytes=copied, reused_bytes=0, delta_bytes=0,
-        full_bytes=0, seconds=round(time.monotonic() - started, 3),
-    )  # fmt: skip
+        ref=ref,
+        version=str(version),
+        digest=str(version.digest),
+        tier=tier,
+        resident=not missing,
+        objects=len(placement.packs_of(version.digest)),
+        missing_objects=len(missing),
+        fetched_bytes=copied,
+        reused_bytes=0,
+        delta_bytes=0,
+        full_bytes=0,
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def _print_warmup(data: schemas.Warmup) -> None:
@@ -116,26 +137,31 @@ def _print_warmup(data: schemas.Warmup) -> None:
     if data.reused_bytes or data.delta_bytes or data.full_bytes:
         print(
             f"fetched {size(data.fetched_bytes)} in {data.seconds:.1f} s; reused "
-            f"{size(data.reused_bytes)}, by deltas {size(data.delta_bytes)}, in full "
-            f"{size(data.full_bytes)}"
+            f"{size(data.reused_bytes)}, decoded {size(data.delta_bytes)} from deltas, "
+            f"{size(data.full_bytes)} from full chunks"
         )
 
 
 def evict(
     cli: Cli,
     ref: Annotated[
-        str | None, typer.Argument(metavar="REF", help="Only this version.", show_default=False)
+        str | None,
+        typer.Argument(metavar="REF", help="Evict only this version.", show_default=False),
     ] = None,
     tier: Annotated[
-        str, typer.Option(metavar="TIER", help="hot (this node's), or a hot tier's name.")
+        str,
+        typer.Option(
+            metavar="TIER", help="hot (this node's), or the name of a hot or shared tier."
+        ),
     ] = "hot",
     everything: Annotated[
-        bool, typer.Option("--all", help="Everything that is not pinned, instead of REF.")
+        bool, typer.Option("--all", help="Evict every version that is not pinned.")
     ] = False,
 ) -> None:
-    """Free a hot tier of a version, or of all; what is pinned stays.
+    """Drop a version, or all of them, from a hot tier.
 
-    Nothing is lost: hot tiers hold copies. Chunks that other versions share go, too.
+    Nothing is lost: hot tiers only hold copies. Chunks that it shares with other versions are
+    dropped too; what is pinned stays.
     """
     from tierstore.errors import UsageError
 
@@ -152,16 +178,22 @@ def pin(
     ref: Ref,
     tier: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE", help="hot or warm; may be repeated; by default both."),
+        typer.Option(
+            metavar="ROLE",
+            help="Pin it only in hot or in warm tiers (default: in both); may be repeated.",
+        ),
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="2027-01-31, 2027-01-31T12:00Z, or 12h from now."),
+        typer.Option(
+            metavar="TIME",
+            help="End of the pin: 2027-01-31, 2027-01-31T12:00Z or 12h (default: none).",
+        ),
     ] = None,
 ) -> None:
-    """Keep a version in hot and warm tiers; again: replace its pin.
+    """Keep a version in hot and warm tiers once it is there.
 
-    It is not fetched by this: see 'tierstore warmup'.
+    Nothing is fetched: 'tierstore warmup' does that. Pinning a version again replaces its pin.
     """
     from tierstore.modelstore.names.members import refuse_release
 
@@ -182,32 +214,39 @@ def unpin(cli: Cli, ref: Ref) -> None:
         version = store.resolve(ref)
         store.pins.remove(version.digest)
     data = schemas.Unpinned(ref=ref, digest=str(version.digest))
-    cli.out.show(data, [data.digest], lambda: print(f"{ref} is not pinned any more"))
+    cli.out.show(data, [data.digest], lambda: print(f"{ref} is no longer pinned"))
 
 
 def pins(cli: Cli) -> None:
     """List the pins that have not ended."""
     with cli.open() as store:
-        data = schemas.Pins(pins=[_pin_json(one) for one in store.pins.active()])
+        data = schemas.PinsJson(pins=[_pin_json(one) for one in store.pins.active()])
     rows = [
         (one.ref, ", ".join(one.tiers), when(one.until) if one.until else "-", one.who, one.digest)
         for one in data.pins
     ]
     columns = [
-        Column("REF"), Column("IN"), Column("UNTIL"), Column("WHO"), Column("DIGEST", digest=True),
-    ]  # fmt: skip
+        Column("REF"),
+        Column("IN"),
+        Column("UNTIL"),
+        Column("WHO"),
+        Column("DIGEST", digest=True),
+    ]
     cli.out.show(data, [one.digest for one in data.pins], lambda: table(columns, rows))
 
 
 def _pin_json(pinned: PinnedVersion) -> schemas.PinJson:
     return schemas.PinJson(
-        ref=pinned.ref, digest=str(pinned.version), until=pinned.until, who=pinned.who,
+        ref=pinned.ref,
+        digest=str(pinned.version),
+        until=pinned.until,
+        who=pinned.who,
         tiers=["hot" if role == "hot" else "warm" for role in pinned.roles],
-    )  # fmt: skip
+    )
 
 
 def _time(text: str | None) -> datetime | None:
-    """A date, a time or how long from now; without a zone in UTC."""
+    """Parse a date, a time or a span from now; a time without a zone is in UTC."""
     from tierstore.config import parse_seconds
     from tierstore.errors import ConfigError, UsageError
 
@@ -221,7 +260,7 @@ def _time(text: str | None) -> datetime | None:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f"{text!r} is no time: write 2027-01-31, 2027-01-31T12:00Z, or 12h for 12 hours from "
-            "now"
+            f"invalid time {text!r}: expected 2027-01-31, 2027-01-31T12:00Z, or 12h for 12 hours "
+            "from now"
         ) from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

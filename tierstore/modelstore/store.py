@@ -311,7 +311,10 @@ class Store:
             ) from None
 
     def choose(self, ref: str | Version, *, profile: str | None = None) -> Version:
-        """The version or variant that ``load`` would open now; arguments and errors are its."""
+        """The version or variant that ``load`` would open now.
+
+        Takes the same arguments and raises the same errors as ``load``.
+        """
         if isinstance(ref, Version):
             return ref
         return self._names.prefer(self.resolve(ref), self._parts.settings.preference(profile))
@@ -460,7 +463,7 @@ class Store:
             return self._patching.fold(ref, at_least, told)
 
     def rebase(self, ref: str | Version, *, above: float = COSTS) -> Rebased:
-        """Store those deltas of a version standalone whose reading costs too much.
+        """Store a version's deltas as standalone chunks where reading them costs too much.
 
         Other versions and readers are not touched: the old frames stay while anything needs them.
 

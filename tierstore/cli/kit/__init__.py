@@ -1,3 +1,3 @@
-"""What every command is made with: the app, options, help, output, progress."""
+"""Parts that commands are made of: the app, options, help, output, progress."""
 
 __all__ = ["app", "command", "output", "progress"]

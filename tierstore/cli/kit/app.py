@@ -1,4 +1,4 @@
-"""The program: its commands, and what becomes of errors."""
+"""The program: its commands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -31,25 +31,39 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 _ABOUT = """A tiered, content-addressed store for model weights.
 
 \b
-A reference (REF) is MODEL (its newest version), MODEL@ALIAS, MODEL@12 or
-MODEL@b3:DIGEST; MODEL@12+NAME is a lossy variant, MODEL@release:NAME the
-version that a release names.
+A reference (REF) names a version: MODEL (its newest), MODEL@ALIAS, MODEL@12
+or MODEL@b3:DIGEST. MODEL@12+NAME is a lossy variant of a version, and
+MODEL@release:NAME the version that a release names.
 
 \b
 Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found,
 6 conflict, 7 quota or disk full, 8 storage unreachable, 130 interrupted.
 
 \b
-Every option is also an environment variable: TIERSTORE_<COMMAND>_<FLAG>, such
-as TIERSTORE_SAVE_ALIAS, or TIERSTORE_STORE, TIERSTORE_JSON, TIERSTORE_QUIET;
-an option that may be repeated takes words there. Others: TIERSTORE_CACHE_DIR,
-TIERSTORE_THREADS, TIERSTORE_MEMORY_LIMIT, TIERSTORE_NODE, TIERSTORE_PROFILE,
-TIERSTORE_LABELS=NAME=VALUE,..., TIERSTORE_CONFIG (this node's tierstore.toml:
-see 'tierstore tier example'), TIERSTORE_NATIVE=0, TIERSTORE_DEBUG=1 (prints
-tracebacks). A program that loads through the library also serves metrics at
-TIERSTORE_METRICS=[HOST:]PORT, and logs to stderr with TIERSTORE_LOG=json.
+Every option can also be set by a variable TIERSTORE_<COMMAND>_<FLAG>, such as
+TIERSTORE_SAVE_ALIAS, and by TIERSTORE_STORE, TIERSTORE_JSON, TIERSTORE_QUIET
+for all commands. An option that may be repeated takes words there, separated
+by spaces.
+
+\b
+Other environment variables, with their defaults:
+  TIERSTORE_CONFIG=FILE            this node's file; 'tierstore tier example'
+  TIERSTORE_CACHE_DIR=DIR          caches of this node (~/.cache/tierstore)
+  TIERSTORE_THREADS=N              threads for encoding and decoding (CPUs)
+  TIERSTORE_MEMORY_LIMIT=SIZE      staging memory of loads (2GiB or less)
+  TIERSTORE_NODE=NAME              name of this node (its host name)
+  TIERSTORE_LABELS=NAME=VALUE,...  labels of this node, for rollouts (none)
+  TIERSTORE_PROFILE=NAMES          variants that this node prefers (none)
+  TIERSTORE_NATIVE=0               do without the native kernels
+  TIERSTORE_DEBUG=1                print tracebacks
+
+\b
+In programs that load through the library:
+  TIERSTORE_METRICS=[HOST:]PORT    serve metrics for Prometheus
+  TIERSTORE_LOG=text|json          write a log to stderr
 """
 _HELP = ["-h", "--help"]
+_WIDEST_HELP = 120
 # click's own class; this name is public in every version of typer
 _ClickUsageError: type[Any] = typer.BadParameter.__bases__[0]
 
@@ -67,10 +81,16 @@ def _common(
     json: JsonOption = False,
     quiet: QuietOption = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version of tierstore and exit.",
+        ),
     ] = False,
 ) -> None:
-    """Its values are read by each command through the context."""
+    """Take the options that all commands share; each command reads them from the context."""
 
 
 def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
@@ -89,7 +109,7 @@ def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": _HELP},
+        context_settings={"help_option_names": _HELP, "max_content_width": _WIDEST_HELP},
     )
     app.callback()(_common)
     groups: dict[str, typer.Typer] = {}
@@ -109,7 +129,7 @@ def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command line; prints any error, and returns the exit code."""
+    """Run one command line, print any error, and return the exit code."""
     show_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a name that the terminal's encoding lacks is escaped, not an error
@@ -134,7 +154,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Where stdout cannot be written to, keep the interpreter from trying again when it ends."""
+    """Keep the interpreter from writing to a broken stdout once more when it ends."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
 
@@ -145,7 +165,7 @@ def _wants_json(argv: Sequence[str]) -> bool:
 
 
 def _report(error: BaseException, as_line_of_json: bool) -> int:
-    """Print one line about ``error`` on stderr; returns the exit code."""
+    """Print one line about ``error`` on stderr and return the exit code."""
     detail = _detail(error)
     if is_on(DEBUG):
         traceback.print_exception(error)

@@ -1,4 +1,4 @@
-"""What every command shares: the common options, its environment variables, and ``Cli``."""
+"""Parts that all commands share: the common options, environment variables, and ``Cli``."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from tierstore.store import Store
 
 StoreOption = Annotated[
-    str | None, typer.Option("--store", metavar="URL", help="The store: a directory or a URL.")
+    str | None, typer.Option("--store", metavar="URL", help="Store to use: a directory or a URL.")
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document, as tierstore/cli/SCHEMAS.md says.")
+    bool, typer.Option("--json", help="Print one JSON document; see tierstore/cli/SCHEMAS.md.")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only ids, one per line.")]
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "store": (StoreOption, None),
     "json": (JsonOption, False),
     "quiet": (QuietOption, False),
 }
-"""The options that the program and every command take: by name their type and default."""
+"""Type and default of the options that every command takes, by name."""
 
 ACTIONS = ("help", "version")
-"""Options that do something instead of the command: these are no settings."""
+"""Options that run instead of the command; they have no environment variable."""
 
 
 class Cli:
@@ -42,13 +42,13 @@ class Cli:
         self.out = Output(json=json, quiet=quiet)
 
     def open(self) -> Store:
-        """Open the store; a context manager that closes it."""
+        """Open the store; leaving its ``with`` block closes it."""
         from tierstore.store import open_store  # a command serves no metrics of its own
 
         return open_store(self.url)
 
     def progress(self, what: str) -> ProgressBar:
-        """A progress bar, unless ``--json`` or ``-q`` was given."""
+        """Make a progress bar, which shows nothing with ``--json`` or ``-q``."""
         return ProgressBar(what, wanted=not (self.out.json or self.out.quiet))
 
 
@@ -57,8 +57,7 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function ``f(cli, …)`` as a command that takes the common options as well.
 
-    What is given behind the command wins over what is given before it, and both over environment
-    variables.
+    Options behind the command win over options before it, and both over environment variables.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -82,7 +81,7 @@ def command(
                 parameter(common, kind, annotation=annotation, default=default)
                 for common, (annotation, default) in COMMON.items()
             ),
-        ]  # fmt: skip
+        ]
         invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         invoke.__annotations__ = {each.name: each.annotation for each in parameters}
         invoke.__doc__ = function.__doc__
@@ -93,23 +92,23 @@ def command(
 
 
 def walk(root: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command of a click tree with its path, the root first."""
+    """Yield every command of a click tree with its path, the root first."""
     yield path, root
     for name, child in getattr(root, "commands", {}).items():
         yield from walk(child, (*path, name))
 
 
 def options(node: Any) -> list[Any]:
-    """The options of a click command that are settings."""
+    """Return the options of a click command that can be set by a variable."""
     found = [p for p in node.params if p.param_type_name == "option"]
     return [option for option in found if option.name not in ACTIONS]
 
 
 def variable(path: tuple[str, ...], option: Any) -> str:
-    """The environment variable of an option, by the one rule.
+    """Return the environment variable of an option.
 
-    ``TIERSTORE_<COMMAND>_<FLAG>``, for the options that every command takes ``TIERSTORE_<FLAG>``;
-    of the long flag, in upper case, with underscores.
+    It is ``TIERSTORE_<COMMAND>_<FLAG>``, or ``TIERSTORE_<FLAG>`` for an option that every command
+    takes: the long flag in upper case, with underscores.
     """
     flag = max(option.opts, key=len).lstrip("-")
     words = ["TIERSTORE", *(() if option.name in COMMON else path), flag]
@@ -117,7 +116,7 @@ def variable(path: tuple[str, ...], option: Any) -> str:
 
 
 def name_variables(root: Any) -> set[str]:
-    """Give every option of the tree its environment variable; returns all of them."""
+    """Give every option of the tree its environment variable, and return all variables."""
     known = set()
     for path, node in walk(root):
         for option in options(node):

@@ -1,4 +1,4 @@
-"""What ``--help`` looks like: commands in groups, and arguments by their plain names."""
+"""The layout of ``--help``: commands in groups, and arguments by their plain names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _write_sections(root: Any, context: Any, formatter: Any) -> None:
         with formatter.section(title):
             rows = []
             for name in names:
-                text = root.commands[name].get_short_help_str(formatter.width - longest - 6)
+                text = root.commands[name].get_short_help_str(formatter.width - longest - 4)
                 rows.append((name.ljust(longest), text))
             formatter.write_dl(rows)
 

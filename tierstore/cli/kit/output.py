@@ -1,4 +1,4 @@
-"""How every command prints: JSON, ids only, or text for people."""
+"""Printing for all commands: JSON, ids only, or text for people."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table: numbers go to the right; digests are cut short on a terminal."""
+    """A column of a table; ``right`` aligns numbers, a ``digest`` is cut short on a terminal."""
 
     title: str
     right: bool = False
@@ -35,13 +35,13 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Prints a command's result in the form that was asked for; ``json`` wins over ``quiet``."""
+    """The form in which a command prints its result; ``json`` wins over ``quiet``."""
 
     json: bool
     quiet: bool
 
     def show(self, data: Schema, ids: Iterable[str], text: Callable[[], None]) -> None:
-        """Print ``data`` as JSON, or the ``ids`` one a line, or let ``text`` print for people."""
+        """Print ``data`` as JSON, or ``ids`` one per line, or let ``text`` print for people."""
         if self.json:
             print(as_json(data, indent=2))
         elif self.quiet:
@@ -52,7 +52,7 @@ class Output:
 
 
 def as_json(data: Schema, indent: int | None = None) -> str:
-    """The JSON text of a result: sorted keys, exact bytes, RFC 3339 times."""
+    """Return a result as JSON: sorted keys, exact bytes, RFC 3339 times."""
     import msgspec
 
     plain = msgspec.to_builtins(data)
@@ -60,7 +60,7 @@ def as_json(data: Schema, indent: int | None = None) -> str:
 
 
 class _Warnings(logging.Handler):
-    """Prints what the library warns of on stderr, in the form of the program's own errors."""
+    """Prints warnings of the library on stderr, in the form of the program's own errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = record.levelname.lower()
@@ -68,14 +68,14 @@ class _Warnings(logging.Handler):
 
 
 def show_warnings() -> None:
-    """Have warnings of the library printed; calling it again changes nothing."""
+    """Print warnings of the library from now on; calling it again changes nothing."""
     logger = logging.getLogger("tierstore")
     if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
         logger.addHandler(_Warnings(logging.WARNING))
 
 
 def printable(text: str) -> str:
-    """``text`` on one line: what could move a terminal's cursor is escaped."""
+    """Return ``text`` on one line, with what could move a terminal's cursor escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -85,14 +85,14 @@ def printable(text: str) -> str:
 
 
 def when(time: datetime) -> str:
-    """A time for people, by this machine's clock and zone."""
+    """Return a time for people, in this machine's time zone."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def shares(parts: Sequence[int]) -> list[str]:
-    """Each part's percentage of their sum, one decimal, so that the percentages add up to 100.0.
+    """Return each part's percentage of their sum with one decimal; they add up to 100.0.
 
-    By largest remainders: what rounding down leaves goes to those it took most from.
+    The largest remainders are rounded up, all others down.
     """
     total = sum(parts)
     if total <= 0:
@@ -105,7 +105,7 @@ def shares(parts: Sequence[int]) -> list[str]:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: fitted to the terminal's width, or in full where there is no terminal."""
+    """Print a table, fitted to the terminal's width, or in full where there is no terminal."""
     lines = [[column.title for column in columns]]
     lines += [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -126,7 +126,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
-    """Print names and values below each other; a name that comes again is not repeated."""
+    """Print names and values, one pair per line; a repeated name is left blank."""
     shown = [(name, printable(value)) for name, value in pairs]
     indent = max(len(name) for name, _ in shown) + len(_GAP)
     width = shutil.get_terminal_size().columns - indent if sys.stdout.isatty() else sys.maxsize
@@ -149,7 +149,7 @@ def _print_lines(
 def _print_stacked(
     columns: Sequence[Column], lines: Sequence[Sequence[str]], widths: Sequence[int]
 ) -> None:
-    """The first cell of each line on a line of its own: long names stay in one piece."""
+    """Print the first cell of each line on a line of its own, so that long names stay whole."""
     for line in lines:
         print(line[0])
         print(_GAP + _line(columns[1:], line[1:], widths[1:]))
@@ -178,7 +178,7 @@ def _narrow(widths: list[int], columns: Sequence[Column], limit: int) -> None:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """``text`` in pieces of at most ``width`` cells, cut behind a dot, slash or space if it can."""
+    """Cut ``text`` into pieces of at most ``width`` cells, best behind a dot, slash or space."""
     pieces = []
     while _cells(text) > width:
         fits = next(n for n in range(len(text), 0, -1) if n == 1 or _cells(text[:n]) <= width)
@@ -198,7 +198,7 @@ def _line(columns: Sequence[Column], parts: Sequence[str], widths: Sequence[int]
 
 
 def _cells(text: str) -> int:
-    """Cells that ``text`` takes on a terminal."""
+    """Return how many cells ``text`` takes on a terminal."""
     if text.isascii():
         return len(text)
     return sum(

@@ -1,4 +1,4 @@
-"""Progress on stderr for what takes over a second."""
+"""A progress bar on stderr for commands that take over a second."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _PATIENCE_S = 1.0
 class ProgressBar:
     """A context manager that shows bytes, rate and remaining time once a second has passed.
 
-    Pass it as a ``progress`` callback: it is called with bytes done and bytes in all. Without such
-    calls it shows that work goes on. Nothing is shown where stderr is no terminal.
+    It can be passed as a ``progress`` callback, which takes the bytes done and the bytes in all;
+    without such calls it shows the time that has passed. Nothing is shown where stderr is not a
+    terminal.
     """
 
     def __init__(self, what: str, *, wanted: bool) -> None:
@@ -40,7 +41,7 @@ class ProgressBar:
             bar.update(task, completed=done, total=total)
 
     def describe(self, what: str) -> None:
-        """Say that something else is done now."""
+        """Change the text in front of the bar."""
         self._what = what
         if self._bar:
             bar, task = self._bar

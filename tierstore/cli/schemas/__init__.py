@@ -1,4 +1,4 @@
-"""What every command prints with ``--json``."""
+"""The structs that commands print with ``--json``."""
 
 __all__ = [
     "core",

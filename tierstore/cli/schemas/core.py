@@ -1,8 +1,8 @@
-"""What ``--json`` prints: one struct per command is the schema, the code and the documentation.
+"""The output of ``--json``: one struct per command is the schema, the code and the documentation.
 
-Field names and types are stable: new ones may be added, none is renamed or removed. Keys are
-sorted; what ends in ``bytes`` is an exact count; times are RFC 3339 in UTC; digests are ``b3:`` and
-64 hex digits.
+Fields are stable: new ones may be added, but none is renamed, removed or given another type. Keys
+are sorted. A field whose name ends in ``bytes`` is an exact count, times are RFC 3339 in UTC, and
+digests are ``b3:`` and 64 hex digits.
 
 ``SCHEMAS.md`` is made from here by ``python -m tierstore.cli.schemas.markdown``.
 """
@@ -16,11 +16,11 @@ import msgspec
 
 
 class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of all that is printed as JSON."""
+    """Base of all structs that are printed as JSON."""
 
 
 class VersionJson(Schema):
-    """A published version; ``version`` counts from 1, ``who`` is ``user@host``."""
+    """A published version; ``version`` counts from 1, and ``who`` is ``user@host``."""
 
     model: str
     version: int
@@ -31,12 +31,12 @@ class VersionJson(Schema):
 
 
 class Save(VersionJson):
-    """The new version, and what it cost.
+    """The new version, and what was written for it.
 
-    ``new_bytes`` are plain bytes that the store did not have, ``reused_bytes`` those it had, and
-    ``stored_bytes`` what was written to storage for the new ones. Of the new ones ``delta_bytes``
-    are stored as deltas, which take ``delta_stored_bytes``; ``base`` is the version that they
-    refer to, ``MODEL@NUMBER``, or null.
+    Of the plain bytes, ``new_bytes`` were new to the store and ``reused_bytes`` were in it already.
+    The new ones took ``stored_bytes`` in storage. Of them ``delta_bytes`` were stored as deltas,
+    which took ``delta_stored_bytes``; ``base`` is the version that the deltas refer to,
+    ``MODEL@NUMBER``, or null.
     """
 
     alias: str | None
@@ -54,7 +54,7 @@ class Save(VersionJson):
 
 
 class File(Schema):
-    """A file of a model; ``sha256`` in hex."""
+    """A file of a model; ``sha256`` is in hex."""
 
     path: str
     bytes: int
@@ -62,10 +62,10 @@ class File(Schema):
 
 
 class Load(Schema):
-    """What was written: ``files`` by their paths below ``directory``.
+    """The files that were written; their paths are relative to ``directory``.
 
-    ``bytes_fetched`` were read from durable tiers. Of the plain bytes ``reused_bytes`` came out of
-    hot tiers, ``delta_bytes`` as deltas, and ``full_bytes`` from frames that stand alone.
+    ``bytes_fetched`` were read from durable tiers. Of the plain bytes, ``reused_bytes`` came from
+    hot tiers, ``delta_bytes`` were decoded from deltas and ``full_bytes`` from standalone frames.
     ``variant`` is null for the version itself.
     """
 
@@ -91,7 +91,7 @@ class ListedModel(Schema):
 
 
 class Models(Schema):
-    """All models, by name."""
+    """All models, sorted by name."""
 
     models: list[ListedModel]
 
@@ -110,7 +110,7 @@ class Versions(Schema):
 
 
 class StatFile(File):
-    """A file, and its count of tensors (0 for a file that is not safetensors).
+    """A file and the number of its tensors, which is 0 for a file that is not safetensors.
 
     ``sha256`` is empty where patches change the file, until the version is folded.
     """
@@ -119,7 +119,7 @@ class StatFile(File):
 
 
 class Pack(Schema):
-    """A stored object: its size, and how much of it holds this version's chunks."""
+    """A stored object: its size, and how many bytes of it hold chunks of this version."""
 
     pack: str
     bytes: int
@@ -127,7 +127,7 @@ class Pack(Schema):
 
 
 class Lineage(Schema):
-    """What a version was made from."""
+    """A version that this one was made from, and how."""
 
     relation: str
     digest: str
@@ -136,8 +136,8 @@ class Lineage(Schema):
 class Stat(VersionJson):
     """A version in full.
 
-    ``unique_bytes`` are plain bytes of its distinct chunks, ``stored_bytes`` what those take in
-    packs (shared with other versions where chunks are shared). ``patches`` are applied by reads.
+    ``unique_bytes`` are the plain bytes of its distinct chunks and ``stored_bytes`` their bytes in
+    packs, which other versions may share. ``patches`` counts the patches that a read applies.
     """
 
     aliases: list[str]
@@ -154,7 +154,7 @@ class Stat(VersionJson):
 
 
 class TensorJson(Schema):
-    """A tensor; ``codecs`` counts its chunks by codec; ``ratio`` is stored / plain bytes."""
+    """A tensor; ``codecs`` counts its chunks by codec, and ``ratio`` is stored by plain bytes."""
 
     name: str
     file: str
@@ -176,9 +176,9 @@ class Tensors(Schema):
 
 
 class LogEntry(Schema):
-    """One entry; ``version`` and ``digest`` are null where an alias was removed.
+    """One entry of a log; ``version`` and ``digest`` are null where an alias was removed.
 
-    In a rollout ``percent`` of the nodes get version ``to`` instead; both are null otherwise.
+    In a rollout ``percent`` of the nodes get version ``to`` instead; otherwise both are null.
     """
 
     seq: int
@@ -193,8 +193,9 @@ class LogEntry(Schema):
 
 
 class Log(Schema):
-    """Who did what when, newest first; ``alias`` and ``variant`` are null for the log of the
-    versions.
+    """The log of a model, newest entry first.
+
+    ``alias`` or ``variant`` name whose log it is; both are null for the log of the versions.
     """
 
     model: str
@@ -204,19 +205,19 @@ class Log(Schema):
 
 
 class HistoryEntry(LogEntry):
-    """One entry of the log of ``ref``: ``MODEL``, ``MODEL@ALIAS`` or ``MODEL@+VARIANT``."""
+    """An entry of the log of ``ref``: ``MODEL``, ``MODEL@ALIAS`` or ``MODEL@+VARIANT``."""
 
     ref: str
 
 
 class History(Schema):
-    """What happened to anything in the store, newest first."""
+    """The logs of the whole store in one, newest entry first."""
 
     entries: list[HistoryEntry]
 
 
 class AliasJson(Schema):
-    """An alias and the version that it points to now."""
+    """An alias and the version that it points to."""
 
     model: str
     alias: str
@@ -239,12 +240,12 @@ class Aliases(Schema):
 
 
 class Du(Schema):
-    """What versions are made of, in bytes.
+    """The bytes that versions are made of, and what is saved.
 
     ``logical = dedup_saved + codec_saved + delta_saved + header + stored``, and ``unique`` is
-    ``logical - dedup_saved``. Headers of safetensors files are kept in manifests. ``stored`` are
-    encoded chunks; the packs that hold them have ``pack_bytes``, of which ``overhead`` is footers
-    and chunks that only other versions need.
+    ``logical - dedup_saved``. ``header`` is the headers of safetensors files, which manifests hold.
+    ``stored`` is the encoded chunks. The packs that hold them have ``pack_bytes``, of which
+    ``overhead`` is footers and chunks that only other versions need.
     """
 
     models: int
@@ -263,7 +264,7 @@ class Du(Schema):
 
 
 class FindingJson(Schema):
-    """One thing that is wrong; ``damage`` loses data or history, ``garbage`` only takes space."""
+    """A problem: ``damage`` loses data or history, ``garbage`` only takes space."""
 
     severity: Literal["damage", "garbage"]
     key: str
@@ -271,8 +272,8 @@ class FindingJson(Schema):
     needed_by: list[str]
 
 
-class Check(Schema):
-    """What was looked at and found; ``data_bytes`` is 0 without ``--read-data``."""
+class CheckJson(Schema):
+    """The findings, and how much was checked; ``data_bytes`` is 0 without ``--read-data``."""
 
     damaged: bool
     findings: list[FindingJson]
@@ -296,7 +297,7 @@ class DemoStep(Schema):
 
 
 class DemoCodec(Schema):
-    """What one dtype's tensors became under one codec."""
+    """The chunks of one dtype that were encoded by one codec."""
 
     version: str
     dtype: str
@@ -317,13 +318,13 @@ class DemoRead(Schema):
 
 
 class DemoFile(File):
-    """An exported file; ``identical`` says that its SHA-256 is the source's."""
+    """An exported file; ``identical`` says whether its SHA-256 is that of the source."""
 
     identical: bool
 
 
 class Demo(Schema):
-    """Everything that the demo measured; ``directory`` is null once it is removed."""
+    """Everything that the demo measured; ``directory`` is null if it was removed."""
 
     directory: str | None
     steps: list[DemoStep]

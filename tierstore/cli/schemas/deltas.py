@@ -1,4 +1,4 @@
-"""What ``diff`` and ``rebase`` print with ``--json``."""
+"""Output of ``diff`` and ``rebase`` with ``--json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tierstore.cli.schemas.core import Schema, VersionJson
 
 
 class Rebase(Schema):
-    """What became of the deltas of a version.
+    """The deltas of a version that were replaced by standalone chunks.
 
-    ``chunks`` of its ``deltas``, of ``plain_bytes``, are stored in full now. The costs are bytes
-    that a read of the whole version fetches, for each that it would fetch without deltas.
+    ``chunks`` of its ``deltas`` were replaced; they hold ``plain_bytes``. A cost is the bytes that
+    a read of the whole version fetches, divided by what it would fetch without deltas.
     """
 
     model: str
@@ -25,9 +25,11 @@ class Rebase(Schema):
     cost_after: float
 
 
-class Change(Schema):
-    """How one tensor or file changed; ``new_chunk_bytes`` are nowhere in the old version, and
-    ``stored_bytes`` is what the chunks that hold them take.
+class ChangeJson(Schema):
+    """The change of one tensor or file.
+
+    ``new_chunk_bytes`` are plain bytes of chunks that the old version does not have, and
+    ``stored_bytes`` is what these chunks take in storage.
     """
 
     name: str
@@ -39,16 +41,15 @@ class Change(Schema):
 
 
 class DiffJson(Schema):
-    """What differs between two versions; unchanged items are listed too.
+    """The differences between two versions; unchanged items are listed too.
 
-    The chunks that are new take ``stored_bytes``; ``delta_saved_bytes`` more, were they plain and
-    not deltas.
+    The new chunks take ``stored_bytes``, which is ``delta_saved_bytes`` less than without deltas.
     """
 
     old: VersionJson
     new: VersionJson
-    tensors: list[Change]
-    files: list[Change]
+    tensors: list[ChangeJson]
+    files: list[ChangeJson]
     shared_bytes: int
     new_bytes: int
     stored_bytes: int

@@ -1,4 +1,4 @@
-"""What ``doctor --json`` prints; the rules are those of ``core``."""
+"""Output of ``doctor --json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class Kernels(Schema):
 
 
 class StoreHealth(Schema):
-    """The store as seen from here; ``clock_skew_seconds`` is the storage's clock minus ours.
+    """The store as this machine finds it.
 
-    ``error`` says why the store could not be opened or written to; the rest is then null.
+    ``clock_skew_seconds`` is the storage's clock minus this machine's. ``error`` says why the store
+    could not be opened or written to; fields that are not known are null then.
     """
 
     url: str
@@ -33,7 +34,7 @@ class StoreHealth(Schema):
 
 
 class DiskJson(Schema):
-    """The file system below a directory; ``kind`` is such as ``ext4``, null if not known."""
+    """The file system below a directory; ``kind`` is its type, such as ``ext4``, or null."""
 
     kind: str | None
     network: bool
@@ -44,8 +45,8 @@ class DiskJson(Schema):
 class TierHealthJson(Schema):
     """A tier as this node finds it.
 
-    ``error`` says why no object could be written to it and read back; ``disk`` is below a tier in a
-    directory, ``servers`` are those of a cache, ``problems`` what is worth doing something about.
+    ``error`` says why no object could be written to it and read back. ``disk`` is the file system
+    of a tier in a directory, ``servers`` are those of a cache. ``problems`` are worth mending.
     """
 
     name: str
@@ -59,10 +60,10 @@ class TierHealthJson(Schema):
 
 
 class Doctor(Schema):
-    """What tierstore finds on this machine; a library that is not installed is null.
+    """The installation, this machine and the store; a library that is not installed is null.
 
-    ``native_parts`` are those beside the kernels, by module, and whether they were built.
-    ``node_file`` is the tierstore.toml that is read, if there is one.
+    ``native_parts`` tells by module whether the native parts beside the kernels were built.
+    ``node_file`` is the path of the tierstore.toml that is read, or null.
     """
 
     tierstore: str

@@ -1,4 +1,4 @@
-"""SCHEMAS.md: what ``--json`` prints, from the structs that print it."""
+"""Makes SCHEMAS.md, the description of all ``--json`` output, from the structs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _struct(name: str) -> type[schemas.Schema]:
 
 
 def type_name(hint: object) -> str:
-    """A type as JSON people write it: ``int``, ``string``, ``[File]``, ``{name: int}``."""
+    """Return the name of a type: ``int``, ``string``, ``[File]``, ``{name: int}``."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is list:
         return f"[{type_name(args[0])}]"
@@ -42,7 +42,7 @@ def type_name(hint: object) -> str:
 
 
 def _parts(schema: Any, above: tuple[Any, ...] = ()) -> Iterator[type[schemas.Schema]]:
-    """The structs that ``schema`` is made of, itself first; one may hold itself."""
+    """Yield the structs that ``schema`` is made of, itself first; one may hold itself."""
     if schema in above:
         return
     yield schema
@@ -54,7 +54,7 @@ def _parts(schema: Any, above: tuple[Any, ...] = ()) -> Iterator[type[schemas.Sc
 
 
 def as_markdown() -> str:
-    """The text of SCHEMAS.md."""
+    """Return the text of SCHEMAS.md."""
     about = (schemas.__doc__ or "").split("\n\n")[1]
     lines = ["# What `--json` prints", "", *about.replace("``", "`").strip().splitlines(), ""]
     lines += [

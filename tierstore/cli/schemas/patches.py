@@ -1,4 +1,4 @@
-"""What ``--json`` prints of patches and folds; the rules are those of ``core``."""
+"""Output of commands on patches with ``--json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tierstore.cli.schemas.core import Schema, VersionJson
 
 
 class Patched(VersionJson):
-    """The new version; it is ``base`` but for ``tensors`` tensors.
+    """The new version, which differs from ``base`` in ``tensors`` tensors.
 
-    ``bytes`` are the plain bytes of the patch, ``stored_bytes`` was written to storage for it.
-    ``folded`` says whether it was also stored as a whole.
+    The patch has ``bytes`` plain bytes and took ``stored_bytes`` in storage. ``folded`` says
+    whether the version was also stored as full chunks.
     """
 
     base: str
@@ -23,11 +23,11 @@ class Patched(VersionJson):
     seconds: float
 
 
-class Fold(Schema):
-    """A version that was stored as a whole: ``full`` is the manifest that equals it.
+class FoldJson(Schema):
+    """A version that was stored as full chunks; ``full`` is the digest of its full manifest.
 
-    ``patches`` lay on it; with 0 there was nothing to do. ``new_bytes`` are plain bytes that the
-    store did not have, ``stored_bytes`` was written to storage.
+    ``patches`` is the number of patches that it lay on; with 0 there was nothing to fold.
+    ``new_bytes`` are plain bytes that were new to the store and took ``stored_bytes`` in storage.
     """
 
     model: str
@@ -40,8 +40,8 @@ class Fold(Schema):
     seconds: float
 
 
-class PatchedTensor(Schema):
-    """What a patch does to one tensor: ``count`` rows or elements, or all of it (``dense``)."""
+class PatchedTensorJson(Schema):
+    """A tensor that a patch changes: ``count`` of its rows or elements, or all (``dense``)."""
 
     name: str
     kind: Literal["rows", "elements", "dense"]
@@ -51,16 +51,16 @@ class PatchedTensor(Schema):
 
 
 class PatchJson(Schema):
-    """A patch: ``version`` is the reference of what it makes of ``base`` (a digest).
+    """A patch that makes ``version`` (a reference) out of ``base`` (a digest).
 
-    ``file`` is where it was written, if it was.
+    ``file`` is the path that it was written to, or null.
     """
 
     version: str | None
     base: str
     bytes: int
     stored_bytes: int
-    tensors: list[PatchedTensor]
+    tensors: list[PatchedTensorJson]
     file: str | None
 
 

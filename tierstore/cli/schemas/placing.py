@@ -1,4 +1,4 @@
-"""What ``rebalance``, ``mv``, ``explain``, ``restore`` and ``agent`` print with ``--json``."""
+"""Output of ``rebalance``, ``mv``, ``explain``, ``restore`` and ``agent`` with ``--json``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from tierstore.cli.schemas.core import Schema
 class MoveJson(Schema):
     """One move of a pack from one tier to another.
 
-    ``kind`` is ``promote`` (copied up), ``demote`` (copied down, then dropped above), ``drop`` (the
-    other tier has it already) or ``drain``. ``copied_bytes`` are those that had, or have, to be
-    moved. ``saving_month`` and ``cost_once`` are decimals as text, in the currency of the tiers'
-    prices: what it saves a month if reads go on as of late (negative: it costs), and what doing it
-    costs. ``heat`` is how often it was read whole of late, held against ``bar``. ``status`` is
-    ``planned``, or what became of it; ``problem`` says why it was not done.
+    ``kind`` is ``promote`` (copied to a faster tier), ``demote`` (copied to a slower tier, then
+    dropped from the faster one), ``drop`` (the other tier has it already) or ``drain``.
+    ``copied_bytes`` were, or would be, copied. ``saving_month`` and ``cost_once`` are decimals as
+    text, in the currency of the tiers' prices: the saving per month if reads go on as they did
+    recently (negative: it costs more), and the cost of the move itself. ``heat`` is the number of
+    recent reads of the whole pack, compared with the threshold ``bar``. ``status`` is ``planned``,
+    or the outcome; ``problem`` says why a move was not done.
     """
 
     kind: Literal["promote", "demote", "drop", "drain"]
@@ -34,9 +35,9 @@ class MoveJson(Schema):
 
 
 class Moves(Schema):
-    """A plan, and what became of it; ``notes`` are what could not be planned.
+    """A plan and its outcome; ``notes`` say what could not be planned.
 
-    ``complete`` is false when something was not done that is still wanted.
+    ``complete`` is false when a move that is still wanted was not done.
     """
 
     dry_run: bool
@@ -49,10 +50,10 @@ class Moves(Schema):
 
 
 class OutlookJson(Schema):
-    """What one pack is held against in one tier.
+    """The heat that would bring one pack into a tier, or out of it.
 
-    ``bar`` is the heat that the tier asks for. Above ``promote_above`` the pack is copied there;
-    below ``demote_below`` it leaves, in ``leaves_in_s`` seconds if nobody reads it.
+    ``bar`` is the threshold of the tier. Above ``promote_above`` the pack is copied there; below
+    ``demote_below`` it leaves, which takes ``leaves_in_s`` seconds if nobody reads it.
     """
 
     tier: str
@@ -65,11 +66,12 @@ class OutlookJson(Schema):
 
 
 class PackExplained(Schema):
-    """Where a pack is, and why.
+    """The place of a pack, and the reasons.
 
-    ``heat`` is how often it was read whole of late; ``counted_heat`` is that, or the heat of the
-    hottest pack that needs it, or of one read when it was new. ``bases`` are packs that its deltas
-    need, ``needed_by`` packs whose deltas need it. ``now`` is what ``rebalance`` would do now.
+    ``heat`` is the number of recent reads of the whole pack. ``counted_heat`` is the heat that it
+    is treated as having: at least that of the hottest pack that needs it, or one read while it is
+    new. ``bases`` are the packs that its deltas need, ``needed_by`` the packs whose deltas need it.
+    ``now`` is what ``rebalance`` would do now.
     """
 
     pack: str
@@ -85,7 +87,7 @@ class PackExplained(Schema):
 
 
 class Explained(Schema):
-    """The packs of a version, or one pack; ``missing`` are in no tier that could be asked."""
+    """The packs of a version, or one pack; no tier that could be asked has those ``missing``."""
 
     ref: str
     packs: list[PackExplained]
@@ -93,10 +95,10 @@ class Explained(Schema):
 
 
 class Restored(Schema):
-    """The packs of a version by whether they can be read.
+    """The number of packs of a version by whether they can be read.
 
-    ``readable`` need no archive, ``restored`` can be read for some days, ``restoring`` are on their
-    way, ``archived`` were not asked for, ``missing`` are nowhere.
+    ``readable`` are in no archive, ``restored`` can be read for some days, ``restoring`` have been
+    asked for, ``archived`` have not, and ``missing`` are in no tier.
     """
 
     ref: str
@@ -109,7 +111,7 @@ class Restored(Schema):
 
 
 class AgentEnded(Schema):
-    """What an agent did until it was told to end."""
+    """The work that an agent did until it was stopped."""
 
     rounds: int
     moves: int

@@ -1,4 +1,4 @@
-"""What ``--json`` prints of releases; the rules are those of ``core``."""
+"""Output of commands on releases with ``--json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from tierstore.cli.schemas.core import Schema, VersionJson
 
 
 class MemberJson(Schema):
-    """A version that a release names; ``was`` is the one that the release before it names, null
-    where that names none of this model.
+    """A version that a release names.
+
+    ``was`` is the number that the release before it names, or null where that has no such model.
     """
 
     model: str
@@ -17,15 +18,13 @@ class MemberJson(Schema):
 
 
 class ReleaseJson(VersionJson):
-    """A release: ``model`` is its name, ``version`` its number, ``digest`` that of its list of
-    members.
-    """
+    """A release: ``model`` is its name, ``version`` its number, ``digest`` that of its members."""
 
     members: list[MemberJson]
 
 
 class ListedRelease(Schema):
-    """A name of releases: how many it has, what the newest names, and the aliases' numbers."""
+    """A name of releases: how many there are, the newest one, and where its aliases point."""
 
     name: str
     releases: int
@@ -34,7 +33,7 @@ class ListedRelease(Schema):
 
 
 class ReleaseNames(Schema):
-    """All names that have releases."""
+    """All names of releases."""
 
     names: list[ListedRelease]
 

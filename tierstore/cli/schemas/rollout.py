@@ -1,4 +1,4 @@
-"""What ``--json`` prints of rollouts; the rules are those of ``core``."""
+"""Output of commands on rollouts with ``--json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class GateJson(Schema):
 
 
 class RolloutJson(Schema):
-    """Where a rollout is: ``percent`` of the nodes get version ``new``, the others ``old``.
+    """A rollout in progress: ``percent`` of the nodes get version ``new``, the others ``old``.
 
-    ``stage`` counts from 1; ``stages`` are percentages; ``due`` is when the next step may happen,
-    null for steps by hand.
+    ``stage`` counts from 1, and ``stages`` are percentages. ``due`` is the time from which on the
+    next step may happen, or null if steps are made by hand.
     """
 
     alias: str
@@ -39,14 +39,14 @@ class RolloutJson(Schema):
     windows: list[str]
 
 
-class Rollouts(Schema):
-    """All rollouts that are under way."""
+class RolloutsJson(Schema):
+    """All rollouts in progress."""
 
     rollouts: list[RolloutJson]
 
 
 class RolloutDone(Schema):
-    """The alias means ``version`` on every node now."""
+    """A rollout that has ended: the alias points to ``version`` on every node."""
 
     alias: str
     version: int
@@ -54,7 +54,7 @@ class RolloutDone(Schema):
 
 
 class Reported(Schema):
-    """What was reported, decimal numbers by metric, of which node and version."""
+    """The values that were reported for a node and a version: decimal numbers by metric."""
 
     model: str
     version: int

@@ -1,4 +1,4 @@
-"""What ``--json`` prints of servers; the rules are those of ``core``."""
+"""Output of servers with ``--json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tierstore.cli.schemas.core import Schema
 
 
 class Serving(Schema):
-    """Printed once it answers, on one line; ``writable`` when tokens may allow to write."""
+    """A server, printed on one line once it answers; ``writable`` if tokens may allow writes."""
 
     url: str
     store: str

@@ -1,4 +1,4 @@
-"""What ``--json`` prints of tiers; the rules are those of ``core``."""
+"""Output of commands on tiers with ``--json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tierstore.cli.schemas.core import Schema
 class TierJson(Schema):
     """A tier as the store's list has it.
 
-    ``role`` is ``hot`` (this node's disk), ``shared`` (Redis or Memcached), ``warm`` or ``cold``;
-    watermarks are percent of the quota ``size_bytes``, which is null for no limit. ``options`` and
-    ``prices`` are text. ``enabled`` and ``node_url`` (null: as in the list) are what this node's
-    tierstore.toml says of it.
+    ``role`` is ``hot`` (this node's disk), ``shared`` (Redis or Memcached), ``warm`` or ``cold``.
+    Watermarks are percent of the quota ``size_bytes``, which is null for no limit. ``options`` and
+    ``prices`` are text. ``enabled`` and ``node_url`` come from this node's tierstore.toml; the
+    latter is null where the list's URL holds.
     """
 
     name: str
@@ -32,7 +32,7 @@ class TierJson(Schema):
 
 
 class Init(Schema):
-    """The new store; ``tiers`` are those beside home."""
+    """The new store; ``tiers`` does not list home, the store itself."""
 
     url: str
     store_id: str
@@ -40,18 +40,18 @@ class Init(Schema):
     tiers: list[TierJson]
 
 
-class Tiers(Schema):
-    """The tiers beside home, in the order in which they are read; ``home`` is the store itself."""
+class TiersJson(Schema):
+    """The tiers in the order in which they are read; ``home``, the store itself, comes last."""
 
     home: str
     tiers: list[TierJson]
 
 
 class ServerJson(Schema):
-    """One Redis or Memcached server; null is what it did not say.
+    """One Redis or Memcached server; a field is null where the server did not say.
 
-    ``used_bytes`` and ``evicted`` are of all that it holds, whoever's it is; a ``limit_bytes`` of 0
-    is no limit; ``max_value_bytes`` bounds one value.
+    ``used_bytes`` and ``evicted`` count everything that it holds, of other programs too. A
+    ``limit_bytes`` of 0 is no limit. ``max_value_bytes`` bounds one value.
     """
 
     node: str
@@ -65,11 +65,11 @@ class ServerJson(Schema):
 
 
 class TierUsageJson(Schema):
-    """What a tier holds; null is what is not known.
+    """The content of a tier; a field is null where that is not known.
 
-    ``used_bytes`` are of this store (in Memcached, which cannot tell, of all), in ``objects`` packs
-    or chunks; ``pinned_bytes`` may not be evicted or moved. ``error`` says why it could not be
-    asked. The last one is ``home``.
+    ``used_bytes`` counts this store's ``objects``, packs or chunks (in Memcached, which cannot tell
+    them apart, everything). ``pinned_bytes`` may not be evicted or moved. ``error`` says why the
+    tier could not be asked.
     """
 
     name: str
@@ -88,16 +88,16 @@ class TierUsageJson(Schema):
 
 
 class Df(Schema):
-    """What every tier holds."""
+    """The content of every tier, ``home`` last."""
 
     tiers: list[TierUsageJson]
 
 
 class TierDrained(Schema):
-    """What was moved out of a tier and what is in it; ``only`` is what no other tier has.
+    """The packs that were moved out of a tier, and those left in it.
 
-    ``problems`` say which packs could not be moved, and why. With ``dry_run`` nothing was moved,
-    and ``moved`` is what would be.
+    No other tier has the packs counted by ``only``. ``problems`` say which packs could not be
+    moved, and why. With ``dry_run`` nothing was moved, and ``moved`` counts what would be.
     """
 
     name: str
@@ -113,10 +113,10 @@ class TierDrained(Schema):
 
 
 class TierRemoved(Schema):
-    """A tier that the store no longer has.
+    """A tier that was removed from the list.
 
-    ``left_packs`` and ``left_bytes`` are still there, and in other tiers as well; null for a tier
-    that holds no packs or could not be asked.
+    ``left_packs`` and ``left_bytes`` count what is still in it; other tiers have it too. They are
+    null for a tier that holds no packs or could not be asked.
     """
 
     name: str
@@ -126,7 +126,7 @@ class TierRemoved(Schema):
 
 
 class TierExample(Schema):
-    """A node's file with comments, as TOML."""
+    """An example of a node's tierstore.toml, with comments."""
 
     text: str
 
@@ -135,7 +135,7 @@ Use = Literal["home", "warm", "cold", "shared"]
 
 
 class ValidationCheck(Schema):
-    """One thing that was tried; ``ok`` is null for what the storage does not claim to do."""
+    """One thing that was tried; ``ok`` is null if the storage does not claim to do it."""
 
     what: str
     ok: bool | None
@@ -143,10 +143,10 @@ class ValidationCheck(Schema):
 
 
 class Validation(Schema):
-    """What storage did when it was tried, what it claims, and what it ``can_be``.
+    """The results of trying a storage, and its claims.
 
-    ``can_be`` holds ``home``, ``warm``, ``cold`` or ``shared``; ``max_object_bytes`` is null for
-    no limit.
+    ``can_be`` lists what the storage can be used for: ``home``, ``warm``, ``cold`` or ``shared``.
+    ``max_object_bytes`` is null for no limit.
     """
 
     url: str
@@ -161,12 +161,12 @@ class Validation(Schema):
 
 
 class TierActivityJson(Schema):
-    """What this node's processes did in one tier in the last hour; null is what is not known.
+    """The use of one tier by this node's processes in the last hour; null where not known.
 
-    ``hit_ratio`` is of the chunks or packs that were asked for there, ``served_share`` the part of
-    all bytes that came from there, both from 0 to 1. ``served_bytes`` are plain bytes of hot and
-    frames of other tiers. ``skipped``: it failed, and is tried again later; ``error``: why it could
-    not be asked what it holds.
+    ``hit_ratio`` is the share of requests for chunks or packs that the tier answered, and
+    ``served_share`` the share of all bytes that came from it, both from 0 to 1. ``served_bytes``
+    counts plain bytes in hot tiers and bytes of frames in others. A ``skipped`` tier failed and is
+    tried again later. ``error`` says why it could not be asked for its content.
     """
 
     name: str
@@ -189,9 +189,10 @@ class TierActivityJson(Schema):
 
 
 class LeaderJson(Schema):
-    """A pack that is read much: ``heat_bytes`` of it by all nodes, half of them after a day.
+    """A pack that is read often, with the tiers that have it and the versions that need it.
 
-    ``bytes`` is its size, null when no tier has it; ``tiers`` have it, ``versions`` need it.
+    ``heat_bytes`` were read of it by all nodes, where reads count half after a day. ``bytes`` is
+    its size, or null if no tier has it.
     """
 
     pack: str
@@ -202,7 +203,7 @@ class LeaderJson(Schema):
 
 
 class Top(Schema):
-    """What is read from where: ``running`` of ``processes`` that read in the last hour still do."""
+    """Reads by tier and by pack; ``processes`` read in the last hour, ``running`` of them now."""
 
     store: str
     node: str

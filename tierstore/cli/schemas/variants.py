@@ -1,14 +1,12 @@
-"""What ``--json`` prints of variants and lineage; the rules are those of ``core``."""
+"""Output of commands on variants with ``--json``; the rules are those of ``core``."""
 
 from __future__ import annotations
 
 from tierstore.cli.schemas.core import Schema, VersionJson
 
 
-class ErrorJson(Schema):
-    """Distance from the original: null is an infinite number, which for ``snr_db`` is an exact
-    copy.
-    """
+class VariantErrorJson(Schema):
+    """The distance from the original; null is infinity, which in ``snr_db`` is an exact copy."""
 
     max_abs: float | None
     relative_l2: float | None
@@ -16,28 +14,28 @@ class ErrorJson(Schema):
 
 
 class ApproximatedTensor(Schema):
-    """A tensor that was approximated, and its own error."""
+    """An approximated tensor and its own error."""
 
     name: str
     dtype: str
     shape: list[int]
-    error: ErrorJson
+    error: VariantErrorJson
 
 
 class VariantJson(VersionJson):
-    """A lossy variant: ``ref`` names it, ``version`` is the one that it was made from."""
+    """A lossy variant, named by ``ref``; ``version`` is the number of its original."""
 
     ref: str
     variant: str
     parameters: dict[str, str]
     kept: str
     tool: str
-    error: ErrorJson
+    error: VariantErrorJson
     tensors: list[ApproximatedTensor]
 
 
 class Derived(VariantJson):
-    """The new variant, and what it takes beside the original."""
+    """The new variant and its size, beside that of the original."""
 
     logical_bytes: int
     original_bytes: int
@@ -52,9 +50,9 @@ class Variants(Schema):
 
 
 class LineageNode(Schema):
-    """A version and what was made from it; ``relation`` is what its parent is to it.
+    """A version and those made from it; ``relation`` says how it was made from its parent.
 
-    ``names`` are all references to this content; ``asked`` marks the one that was asked for.
+    ``names`` are all references to this content. ``asked`` marks the version that was asked for.
     """
 
     digest: str
@@ -65,7 +63,7 @@ class LineageNode(Schema):
 
 
 class LineageTree(Schema):
-    """The trees that a version is in, from the oldest ancestors down."""
+    """The trees that contain a version, from its oldest ancestors down."""
 
     ref: str
     roots: list[LineageNode]

@@ -1,4 +1,4 @@
-"""What ``warmup``, ``evict``, ``pin``, ``unpin`` and ``pins`` print with ``--json``."""
+"""Output of ``warmup``, ``evict``, ``pin``, ``unpin`` and ``pins`` with ``--json``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tierstore.cli.schemas.core import Schema
 
 
 class Warmup(Schema):
-    """How much of a version a tier holds now, and what bringing it there cost.
+    """The part of a version that a tier holds now, and the bytes that were fetched for it.
 
-    ``objects`` are chunks in a hot tier and packs in warm ones. Of the plain bytes ``reused_bytes``
-    were near already, ``delta_bytes`` came as deltas and ``full_bytes`` from frames that stand
-    alone; ``fetched_bytes`` were read from durable tiers. All four are 0 where only the tier was
-    looked at; of warm tiers only ``fetched_bytes``, what was copied, is known.
+    ``objects`` are chunks in a hot tier and packs in warm tiers. Of the plain bytes,
+    ``reused_bytes`` were near already, ``delta_bytes`` were decoded from deltas and ``full_bytes``
+    from standalone frames; ``fetched_bytes`` were read from durable tiers. All four are 0 with
+    ``--check``; for warm tiers only ``fetched_bytes``, the bytes copied, is known.
     """
 
     ref: str
@@ -32,7 +32,7 @@ class Warmup(Schema):
 
 
 class Evicted(Schema):
-    """Bytes that are free now in a hot tier; ``ref`` is null when all was evicted."""
+    """The bytes that were freed in a hot tier; ``ref`` is null if every version was evicted."""
 
     ref: str | None
     tier: str
@@ -40,7 +40,7 @@ class Evicted(Schema):
 
 
 class PinJson(Schema):
-    """A version that is kept where it is fast: ``until`` a time, or null for no end."""
+    """A version that is kept in fast tiers ``until`` a time, or for good if that is null."""
 
     ref: str
     digest: str
@@ -50,13 +50,13 @@ class PinJson(Schema):
 
 
 class Unpinned(Schema):
-    """The version whose pin was ended."""
+    """The version whose pin was removed."""
 
     ref: str
     digest: str
 
 
-class Pins(Schema):
+class PinsJson(Schema):
     """The pins that have not ended."""
 
     pins: list[PinJson]
