@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import gc
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import Crashed
 
 pytest_plugins = ["tests.servers.plugin"]
 
@@ -46,6 +52,33 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     yield
     if nextitem is None or nextitem.path != item.path:
         _LIBC.malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _opened() -> Iterator[list[Store]]:
+    """Every store that is opened from now on in this process."""
+    opened: list[Store] = []
+    init = Store.__init__
+
+    @functools.wraps(init)
+    def noted(self: Store, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        opened.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "__init__", noted)
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _closed(_opened: list[Store]) -> Iterator[None]:
+    """Stores that a test leaves open are closed: their threads would hold all that is in memory."""
+    before = len(_opened)
+    yield
+    for store in _opened[before:]:
+        with contextlib.suppress(Exception, Crashed):
+            store.close()
+    del _opened[before:]
 
 
 @pytest.fixture(autouse=True, scope="session")
