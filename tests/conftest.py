@@ -7,9 +7,10 @@ import ctypes
 import functools
 import gc
 import os
+import resource
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,9 +18,14 @@ from hypothesis import HealthCheck, settings
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed
 
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
 pytest_plugins = ["tests.servers.plugin"]
 
 _LIBC = ctypes.CDLL(None)
+_LARGEST_BYTES = 3 << 29
+"""What one process of a run may take: 1.5 GiB."""
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 # a worker keeps no examples for the next run: what fails prints how to make it fail again
@@ -52,6 +58,46 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     yield
     if nextitem is None or nextitem.path != item.path:
         _LIBC.malloc_trim(0)
+
+
+def _largest_bytes() -> int:
+    """The most memory that this process had at once, or one that it has started and waited for."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return 1024 * max(resource.getrusage(one).ru_maxrss for one in who)
+
+
+class _Memory:
+    """Adds up what the workers tell, and fails a run with a process that is too large."""
+
+    def __init__(self) -> None:
+        self.largest_bytes = 0
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: WorkerController) -> None:
+        told = getattr(node, "workeroutput", {})
+        self.largest_bytes = max(self.largest_bytes, told.get("largest_bytes", 0))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.largest_bytes = max(self.largest_bytes, _largest_bytes())
+        if self.largest_bytes > _LARGEST_BYTES and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        allowed = (
+            "" if self.largest_bytes <= _LARGEST_BYTES else f", {_LARGEST_BYTES >> 20} allowed"
+        )
+        terminalreporter.write_line(
+            f"largest process: {self.largest_bytes >> 20} MiB{allowed}", red=large
+        )
+
+
+class _Worker:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        session.config.workeroutput["largest_bytes"] = _largest_bytes()  # type: ignore[attr-defined]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_Worker() if _WORKER else _Memory())
 
 
 @pytest.fixture(autouse=True, scope="session")
