@@ -83,12 +83,10 @@ class _Memory:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        allowed = (
-            "" if self.largest_bytes <= _LARGEST_BYTES else f", {_LARGEST_BYTES >> 20} allowed"
-        )
-        terminalreporter.write_line(
-            f"largest process: {self.largest_bytes >> 20} MiB{allowed}", red=large
-        )
+        line = f"largest process: {self.largest_bytes >> 20} MiB"
+        if large := self.largest_bytes > _LARGEST_BYTES:
+            line += f", more than the {_LARGEST_BYTES >> 20} that are allowed"
+        terminalreporter.write_line(line, red=large)
 
 
 class _Worker:
