@@ -261,12 +261,12 @@ def chain(width: int, rounds: int) -> dict[str, Any]:
             rows, values = changed_rows(table, count, number)
             store.patch("table", {"emb": Rows(rows, values)}, fold=False)
         chained = store.load("table")
-        assert len(chained.patches) == 16
+        assert len(chained._opened.patches) == 16
         started = time.perf_counter()
         done = store.fold("table")
         fold_s = time.perf_counter() - started
         folded = store.load("table")
-        assert not folded.patches
+        assert not folded._opened.patches
         buffers = {"emb": np.empty(table.shape, np.float32)}
         rng = np.random.default_rng(1)
 

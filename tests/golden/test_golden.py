@@ -56,7 +56,7 @@ def test_every_patched_version(patched: Store, tmp_path: Path) -> None:
     recorded = json.loads(EXPECTED.read_text())
     for number, tensors in enumerate(content.patch_states(), 1):
         model = patched.load(f"patched@{number}")
-        assert len(model.patches) == [0, 1, 2, 0, 1][number - 1]
+        assert len(model._opened.patches) == [0, 1, 2, 0, 1][number - 1]
         for name, array in model.load().items():
             assert array.tobytes() == tensors[name].data, (number, name)
         rows = [699, 3, 4, 0, 262]
@@ -65,7 +65,7 @@ def test_every_patched_version(patched: Store, tmp_path: Path) -> None:
         sha256 = recorded[f"patched@{number}"]["model.safetensors"]
         data = model.read_file("model.safetensors")
         assert content.sha256(data) == sha256
-        if not model.patches:
+        if not model._opened.patches:
             assert model.files[0].sha256 == sha256
     (written,) = patched.load("patched@5").export(tmp_path / "out")  # folds it first
     assert written.sha256 == recorded["patched@5"]["model.safetensors"]

@@ -63,7 +63,7 @@ def stats(version: Version) -> SaveStats:
 
 
 def places(store: Store, ref: str) -> list:
-    return list(store.load(ref).layout)
+    return list(store.load(ref)._opened.content.table)
 
 
 def is_sound(store: Store) -> None:
@@ -71,7 +71,7 @@ def is_sound(store: Store) -> None:
     assert not store.check(read_data=True).damaged
     for name in store.models():
         for version in store.versions(name):
-            table = store.load(str(version)).layout
+            table = store.load(str(version))._opened.content.table
             for place in table:
                 for base in place.bases:
                     below = table.find(base)
@@ -201,7 +201,7 @@ def test_rows_of_a_delta_are_read_without_the_rest(blobs: MemoryStore, cache: Pa
     new = np.insert(tuned(table), 1000, weights(1, seed=4), 0)
     store.save("m", {"emb": new})
     loaded = store.load("m@2")
-    assert {place.codec for place in loaded.layout} >= {DELTA}
+    assert {place.codec for place in loaded._opened.content.table} >= {DELTA}
     for rows in ([5], [999, 1000, 1001], [2047, 2048, 7999], list(range(0, 8001, 500))):
         assert loaded.tensor("emb")[rows].tobytes() == new[rows].tobytes()
     part = store.load("m@2")
@@ -305,7 +305,7 @@ def test_an_equal_chunk_is_never_a_delta(store: Store, blobs: MemoryStore, cache
 
 
 def base_packs(store: Store, ref: str) -> list[str]:
-    return sorted({pack_key(place.pack) for place in store.load(ref).layout})
+    return sorted({pack_key(place.pack) for place in store.load(ref)._opened.content.table})
 
 
 def once(key_start: str, hook: Callable[[], object]) -> Callable[..., Fault]:
@@ -429,7 +429,7 @@ def test_rebase_stores_dear_deltas_standalone(store: Store, blobs: MemoryStore) 
     store.save("m", second)
     store.save("n", second)
     before = store.load("m@2")
-    deltas = [place for place in before.layout if place.bases]
+    deltas = [place for place in before._opened.content.table if place.bases]
     done = store.rebase("m@2", above=1.5)
     assert 0 < done.chunks < done.deltas == len(deltas)
     assert done.cost_before > done.cost_after >= 1

@@ -36,7 +36,7 @@ def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
 
 
 def place(store: Store, ref: str) -> ChunkPlace:
-    [piece] = store.load(ref).tensor("w").base.chunks()
+    [piece] = store.load(ref).tensor("w")._base.chunks()
     return piece.place
 
 
@@ -96,7 +96,7 @@ def test_a_layout_whose_bases_are_deltas_is_damaged(store: Store, blobs: MemoryS
 def test_a_layout_that_finds_another_chunk_is_damaged(store: Store, blobs: MemoryStore) -> None:
     store.save("two", {"a": WORDS[::-1].copy(), "b": WORDS[:, ::-1].copy()})
     model = store.load("two")
-    [one], [other] = ([piece.place for piece in model.tensor(n).base.chunks()] for n in "ab")
+    [one], [other] = ([piece.place for piece in model.tensor(n)._base.chunks()] for n in "ab")
     assert one.frame_bytes == other.frame_bytes
     places = [replace(one, digest=other.digest), replace(other, digest=one.digest)]
     sizes = {one.pack: blobs.info(pack_key(one.pack)).size}

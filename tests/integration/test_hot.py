@@ -158,9 +158,11 @@ def test_what_is_read_is_counted_in_home_for_all_nodes(
             load(store)
     with open_store(tmp_path / "store") as store:
         view = store.heat()
-        [chunk] = [piece.place for piece in store.load("m").tensor("bias").base.chunks()]
+        [chunk] = [piece.place for piece in store.load("m").tensor("bias")._base.chunks()]
         assert view.chunk(chunk.digest) == pytest.approx(2.0, rel=1e-3)
-        stored = {place.digest: place.frame_bytes for place in store.load("m").layout}
+        stored = {
+            place.digest: place.frame_bytes for place in store.load("m")._opened.content.table
+        }
         assert sum(view.packs().values()) == pytest.approx(2 * sum(stored.values()), rel=1e-3)
     assert sorted(p.name for p in (tmp_path / "store" / "heat").iterdir()) == ["one", "two"]
 

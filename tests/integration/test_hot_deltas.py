@@ -115,7 +115,7 @@ def test_a_base_that_this_nodes_disk_has_changed_is_fetched_again(
 ) -> None:
     node.reads("m@1", V1, local=True)
     store = node.open(local=True)
-    [base] = [piece.place.digest for piece in store.load("m@1").tensor("layer").base.chunks()]
+    [base] = [piece.place.digest for piece in store.load("m@1").tensor("layer")._base.chunks()]
     [path] = (node.folder / "hot").rglob(base.hex())
     data = bytearray(path.read_bytes())
     data[1000] ^= 1

@@ -193,7 +193,7 @@ def test_a_redis_that_is_full_and_evicts_serves_what_it_kept(tmp_path: Path) -> 
             store._parts.hot.flush(30)
         assert not stats_of(store).breaker_open
         assert stats_of(store).hits > 0
-        chunk = next(iter(store.load("m").layout)).digest
+        chunk = next(iter(store.load("m")._opened.content.table)).digest
         assert store.heat().chunk(chunk) >= 2.9  # heat has no time to live
 
 
@@ -351,7 +351,7 @@ def test_nodes_whose_clocks_are_an_hour_apart_add_up(
             monkeypatch.setenv("TIERSTORE_NODE", node)
             finished(python(_NODE, tmp_path / "store", off))
         view = store.heat()
-        chunks = [place.digest for place in store.load("m").layout]
+        chunks = [place.digest for place in store.load("m")._opened.content.table]
         # an hour's skew that counted would be 3 % of each node's part
         assert [view.chunk(digest) for digest in chunks] == pytest.approx(
             [8.0] * len(chunks), rel=5e-3

@@ -115,7 +115,7 @@ def test_a_file_is_renamed_without_being_sent(
     store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save("m", source)
-    entry = store.load("m").file_entry("model-0.safetensors")
+    entry = store.load("m")._file_entry("model-0.safetensors")
     committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
     watched = Watched(store, monkeypatch)
     body = uploaded("renamed.safetensors", entry.sha256.hex(), entry.size)
@@ -129,12 +129,12 @@ def test_a_file_is_renamed_without_being_sent(
     # as another kind of file it is read as one
     body = uploaded("weights.safetensors", entry.sha256.hex(), entry.size)
     committer.commit("m", "main", parse_commit(body.replace(b".safetensors", b".dat")), None)
-    entry = store.load("m@3").file_entry("weights.dat")
+    entry = store.load("m@3")._file_entry("weights.dat")
     assert not entry.header
     committer.commit(
         "m", "main", parse_commit(uploaded("x.safetensors", entry.sha256.hex(), entry.size)), None
     )
-    assert store.load("m@4").file_entry("x.safetensors").header
+    assert store.load("m@4")._file_entry("x.safetensors").header
     assert store.check(read_data=True).findings == []
 
 
@@ -169,7 +169,7 @@ def test_a_new_file_finds_its_base_while_others_are_kept(
     body = uploaded("model-0.safetensors", oid, len(data))
     committer.commit("m", "main", parse_commit(body), None)
     assert store.load("m").open_file("model-0.safetensors").read() == data
-    assert any(place.bases for place in store.load("m").tensor("model-0.safetensors::w").places())
+    assert any(place.bases for place in store.load("m").tensor("model-0.safetensors::w")._places())
     # the new version's own deltas are kept in turn, with their bases
     committer.commit("m", "main", parse_commit(commit_of({"a.txt": b"a"})), None)
     assert store.load("m@3").open_file("model-0.safetensors").read() == data

@@ -265,7 +265,7 @@ def test_duplicates_last_wins_and_nothing_is_fine_too(store: Store) -> None:
     assert got.tobytes() == values[[3, 2]].tobytes()
     store.patch("m", {"emb": Rows([], np.empty((0, WIDTH), np.float32))})
     assert store.load("m").tensor("emb")[[3, 7]].tobytes() == got.tobytes()
-    assert len(store.load("m").patches) == 2
+    assert len(store.load("m")._opened.patches) == 2
 
 
 def test_a_patch_of_another_version_is_refused(
@@ -420,17 +420,17 @@ def test_an_alias_in_a_rollout_is_not_moved(store: Store, blobs: MemoryStore) ->
 
 def test_sixteen_patches_are_a_chain(store: Store, blobs: MemoryStore) -> None:
     state = patched(store, 15)
-    assert len(store.load("m").patches) == 15
+    assert len(store.load("m")._opened.patches) == 15
     assert not list(blobs.list("folds/"))
     changes = {"emb": rows(15)}
     store.patch("m", changes)  # the sixteenth is folded at once
     state = applied(state, changes)
     model = store.load("m")
-    assert not model.patches
+    assert not model._opened.patches
     equal(model.load(), state)
     store.patch("m", {"emb": rows(16)})
     state = applied(state, {"emb": rows(16)})
-    assert len(store.load("m").patches) == 1
+    assert len(store.load("m")._opened.patches) == 1
     equal(store.load("m").load(), state)
     assert store.check(read_data=True).findings == []
 
@@ -441,7 +441,7 @@ def test_a_quarter_of_the_model_is_a_chain(store: Store) -> None:
         some = np.arange(number, ROWS, 11)
         values = rng.standard_normal((len(some), WIDTH), np.float32)
         store.patch("m", {"emb": Rows(some, values)})
-        assert len(store.load("m").patches) == [1, 2, 0][number]
+        assert len(store.load("m")._opened.patches) == [1, 2, 0][number]
 
 
 def test_folding_can_be_left_to_others(store: Store, blobs: MemoryStore) -> None:
@@ -454,14 +454,14 @@ def test_folding_can_be_left_to_others(store: Store, blobs: MemoryStore) -> None
     done = store.fold("m")
     assert (done.patches, done.version.number) == (16, 17)
     store.patch("m", {"emb": rows(99)}, fold=False)
-    assert len(store.load("m").patches) == 1
+    assert len(store.load("m")._opened.patches) == 1
     equal(store.load("m").load(), applied(state, {"emb": rows(99)}))
     # who left it to others is helped by who does not
     for number in range(15):
         store.patch("m", {"emb": rows(200 + number)}, fold=False)
-    assert len(store.load("m").patches) == 16
+    assert len(store.load("m")._opened.patches) == 16
     store.patch("m", {"emb": rows(300)})
-    assert len(store.load("m").patches) == 1
+    assert len(store.load("m")._opened.patches) == 1
 
 
 def test_a_fold_is_a_note_and_changes_no_identity(store: Store, blobs: MemoryStore) -> None:
@@ -479,7 +479,7 @@ def test_a_fold_is_a_note_and_changes_no_identity(store: Store, blobs: MemorySto
     assert fold_key(version.digest) in after
     model = store.load("m")
     assert model.version.digest == version.digest
-    assert [entry.relation for entry in model.manifest.lineage] == ["patch-of"]
+    assert [entry.relation for entry in model._opened.manifest.lineage] == ["patch-of"]
     equal(model.load(), state)
     again = keys(blobs)
     assert store.fold("m").patches == 0
@@ -532,7 +532,7 @@ def test_the_subset_of_a_patched_version_is_exported(store: Store, tmp_path: Pat
     got = load_file(tmp_path / "some")
     equal(got, {name: state[name] for name in ("layer.w", "emb", "untouched")})
     assert tree(tmp_path)["some"] == info.sha256
-    assert store.load("m").patches  # it was not folded for this
+    assert store.load("m")._opened.patches  # it was not folded for this
 
 
 def test_into_the_callers_memory_and_torch(store: Store) -> None:
@@ -668,7 +668,9 @@ def test_a_variant_of_a_patched_version(store: Store) -> None:
     made = derive(store, "m", {"cast": "f16"})
     got = store.load(str(made))
     assert got["emb"].tobytes() == state["emb"].astype(np.float16).tobytes()
-    assert [entry.digest for entry in got.manifest.lineage] == [store.resolve("m").digest.raw]
+    assert [entry.digest for entry in got._opened.manifest.lineage] == [
+        store.resolve("m").digest.raw
+    ]
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -749,7 +751,7 @@ def test_a_damaged_fold_costs_nothing(store: Store, blobs: MemoryStore) -> None:
     key = fold_key(store.resolve("m").digest)
     good = bytes(blobs.get(key))
     blobs.put(key, good[:-1])
-    assert len(store.load("m").patches) == 3
+    assert len(store.load("m")._opened.patches) == 3
     equal(store.load("m").load(), state)
     report = store.check()
     assert not report.damaged
@@ -760,7 +762,7 @@ def test_a_damaged_fold_costs_nothing(store: Store, blobs: MemoryStore) -> None:
     # one whose base was folded is read through the older patches as well
     store.patch("m", {"emb": rows(9)})
     blobs.delete([key])
-    assert len(store.load("m").patches) == 4
+    assert len(store.load("m")._opened.patches) == 4
     equal(store.load("m").load(), applied(state, {"emb": rows(9)}))
 
 
@@ -859,7 +861,7 @@ def test_a_lost_answer_is_found_out(op: str, store: Store, cache: Path) -> None:
         own.fold("m")
     assert len(lost) == (2 if op == "put_if_absent" else 0)
     equal(store.load("m").load(), applied(state, {"emb": rows(5)}))
-    assert not store.load("m").patches
+    assert not store.load("m")._opened.patches
 
 
 def test_a_fold_that_cannot_be_named_says_so(store: Store, cache: Path) -> None:
@@ -871,7 +873,7 @@ def test_a_fold_that_cannot_be_named_says_so(store: Store, cache: Path) -> None:
     own = opened(FaultyStore(store._parts.home.blobs, plan), cache / "lossy")
     with own, pytest.raises(Unreachable):
         own.fold("m")
-    assert len(store.load("m").patches) == 1
+    assert len(store.load("m")._opened.patches) == 1
 
 
 def test_folding_at_once_by_many(store: Store, blobs: MemoryStore, cache: Path) -> None:

@@ -216,7 +216,7 @@ def _is_folded(
     store.load(ref).export(folder / "out")
     assert (folder / "out" / "model.safetensors").read_bytes() == file_bytes(state)
     model = store.load(ref)
-    assert not model.patches
+    assert not model._opened.patches
     assert model.version.digest == digest
     assert model.files[0].sha256 == hashlib.sha256(file_bytes(state)).hexdigest()
     is_exact(store, ref, state, rng)

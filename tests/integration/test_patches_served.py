@@ -91,9 +91,9 @@ def test_the_gateway_gives_out_what_has_a_sha256(store: Store) -> None:
         (file,) = model.files
         data = model.open_file(file.path).read()
         assert hashlib.sha256(data).hexdigest() == file.sha256
-        blob = Blobs().of_file(model, model.file_entry(file.path))
+        blob = Blobs().of_file(model, model._file_entry(file.path))
         digests.add(blob)
-        assert not store.load(f"m@{number}").patches
+        assert not store.load(f"m@{number}")._opened.patches
     assert len(digests) == 2
 
 

@@ -41,7 +41,7 @@ def packs(blobs: MemoryStore) -> list[str]:
 
 def packs_of(store: Store, ref: str) -> set[str]:
     model = store.load(ref)
-    return {pack_key(p.place.pack) for name in model for p in model.tensor(name).base.chunks()}
+    return {pack_key(p.place.pack) for name in model for p in model.tensor(name)._base.chunks()}
 
 
 def at(key_start: str, hook: Callable[[], object], op: str = "put") -> Callable[..., Fault]:

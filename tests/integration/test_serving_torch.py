@@ -210,7 +210,7 @@ def test_columns_of_wide_rows_cost_their_share(store: Store) -> None:
     tensor = model.tensor("wide")  # rows of 1.2 MB
     shard = shard_of(tensor, 1, 2, 1)
     read_strips([StripRead(tensor, shard.strip, memoryview(bytearray(shard.strip.nbytes)))])
-    assert model.stats.bytes_fetched < 0.9 * sum(p.place.frame_bytes for p in tensor.base.chunks())
+    assert model.stats.bytes_fetched < 0.9 * sum(p.place.frame_bytes for p in tensor._base.chunks())
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -239,7 +239,7 @@ def test_ranks_of_one_node_share_what_they_read(
             opened._parts.hot.flush()
     for number, array in enumerate(tensors.values()):
         assert np.array_equal(np.concatenate([outs[number] for outs in parts], dim), array)
-    frames = sum(p.place.frame_bytes for name in model for p in model.tensor(name).base.chunks())
+    frames = sum(p.place.frame_bytes for name in model for p in model.tensor(name)._base.chunks())
     assert fetched <= 1.02 * frames
 
 

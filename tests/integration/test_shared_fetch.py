@@ -42,7 +42,7 @@ import sys, time
 from tierstore.wiring import open_store
 store = open_store(sys.argv[1])
 model = store.load("m")
-digests = [place.digest for name in model for place in model.tensor(name).places()]
+digests = [place.digest for name in model for place in model.tensor(name)._places()]
 assert all(store._parts.hot.local.claim(digests))
 print("holds", flush=True)
 time.sleep(600)
@@ -66,7 +66,7 @@ def start(code: str, store: Path) -> subprocess.Popen[str]:
 
 def frames(store: Store) -> int:
     model = store.load("m")
-    every = [place for name in model for place in model.tensor(name).places()]
+    every = [place for name in model for place in model.tensor(name)._places()]
     return sum({place.digest: place.frame_bytes for place in every}.values())
 
 
@@ -131,7 +131,7 @@ def test_a_read_that_failed_claims_nothing_any_longer(where: Path, tmp_path: Pat
     packs = where / "packs"
     with open_store(where) as store, open_store(where) as other:
         model = store.load("m")
-        digests = [place.digest for name in model for place in model.tensor(name).places()]
+        digests = [place.digest for name in model for place in model.tensor(name)._places()]
         packs.rename(tmp_path / "gone")
         with pytest.raises(NotFound, match="pack"):
             model.load()

@@ -391,7 +391,7 @@ def test_every_read_is_recorded(tiered: Tiered) -> None:
     store = tiered.open(hot=True)
     store.save("m", MODEL)
     model = store.load("m")
-    places = {place.digest: place for place in model.layout}
+    places = {place.digest: place for place in model._opened.content.table}
     for _ in range(2):  # from durable tiers, then from the shared one
         tiered.heat.reads.clear()
         model.load()

@@ -185,10 +185,10 @@ def test_a_shared_tier_serves_nodes_that_have_nothing(
         store.pins.add(store.resolve("m@1").digest, "m@1", ["hot"])
         assert store.evict("m@2", tier="redis") > 0
         missing = store.warming.look(store.resolve("m@2"), "redis")
-        kept = {piece.place.digest for piece in store.load("m@1").tensor("kept").base.chunks()}
+        kept = {piece.place.digest for piece in store.load("m@1").tensor("kept")._base.chunks()}
         assert 0 < missing.missing_chunks < missing.chunks
         assert store.warming._hot.shared[0].present(
-            [place for place in store.load("m@2").layout if place.digest in kept]
+            [place for place in store.load("m@2")._opened.content.table if place.digest in kept]
         )
 
 

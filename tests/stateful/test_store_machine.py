@@ -162,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
         number = data.draw(st.integers(1, len(self.versions[model])))
         before = self.store.resolve(f"{model}@{number}")
         self.store.fold(str(before))
-        assert not self.store.load(str(before)).patches
+        assert not self.store.load(str(before))._opened.patches
         assert self.store.resolve(str(before)) == before
 
     @precondition(lambda self: self.versions)

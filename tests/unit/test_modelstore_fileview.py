@@ -103,7 +103,7 @@ def test_only_what_a_range_needs_is_fetched(case: Case) -> None:
 def test_a_damaged_range_is_never_returned(case: Case) -> None:
     model = case.store.load("m")
     view = model.open_file("sub/plain.bin")
-    place = model.file_pieces(model.file_entry("sub/plain.bin"))[0].place
+    place = model._file_pieces(model._file_entry("sub/plain.bin"))[0].place
     key = f"packs/{place.pack.hex()[:2]}/{place.pack.hex()}"
     good = case.blobs.get(key)
     bad = bytearray(good)
@@ -131,7 +131,7 @@ def test_spans_cover_a_range_and_end_where_chunks_end(
     view = model.open_file(path)
     spans = list(view.spans(start, stop, most))
     assert b"".join(view.read(a, b - a) for a, b in spans) == whole[start:stop]
-    file = model.file_entry(path)
-    edges = {piece.begin + len(file.header) for piece in model.file_pieces(file)}
+    file = model._file_entry(path)
+    edges = {piece.begin + len(file.header) for piece in model._file_pieces(file)}
     assert {b for _, b in spans[:-1]} <= edges
     assert all(b > a for a, b in spans)

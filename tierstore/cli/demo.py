@@ -200,12 +200,12 @@ class _Demo:
         chunks: Counter[tuple[str, str]] = Counter()
         plain: Counter[tuple[str, str]] = Counter()
         stored: Counter[tuple[str, str]] = Counter()
-        pieces = [(t.dtype, p) for t in map(model.tensor, model) for p in t.places()]
+        pieces = [(t.dtype, p) for t in map(model.tensor, model) for p in t._places()]
         pieces += [
             ("files", piece.place)
-            for file in model.manifest.files
+            for file in model._opened.manifest.files
             if not file.header
-            for piece in model.file_pieces(file)
+            for piece in model._file_pieces(file)
         ]
         for dtype, place in pieces:
             key = dtype, CODECS[place.codec].name

@@ -35,12 +35,13 @@ def stat(cli: Cli, ref: Ref) -> None:
 def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
     from tierstore.modelstore.home.home import chunks_of
 
-    manifests = [model.manifest, *model.patches]
+    opened = model._opened
+    table, manifests = opened.content.table, [opened.manifest, *opened.patches]
     digests = [digest for manifest in manifests for digest in chunks_of(manifest)]
     wanted = set(digests)
-    places = [place for place in model.layout if place.digest in wanted]
+    places = [place for place in table if place.digest in wanted]
     used: Counter[bytes] = Counter()
-    for place in model.layout:
+    for place in table:
         used[place.pack] += place.frame_bytes
     return schemas.Stat(
         **version_fields(model.version),
@@ -49,22 +50,22 @@ def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
             schemas.StatFile(
                 path=file.path, bytes=file.size, sha256=file.sha256.hex(), tensors=len(file.tensors)
             )
-            for file in model.manifest.files
+            for file in opened.manifest.files
         ],
         tensors=len(model),
-        logical_bytes=sum(file.size for file in model.manifest.files),
+        logical_bytes=sum(file.size for file in opened.manifest.files),
         chunks=len(digests),
         unique_chunks=len(places),
         unique_bytes=sum(place.plain_bytes for place in places),
         stored_bytes=sum(used.values()),
         packs=[
             schemas.Pack(pack=pack.hex(), bytes=whole, used_bytes=used[pack])
-            for pack, whole in zip(model.layout.pack_ids, model.layout.pack_sizes, strict=True)
+            for pack, whole in zip(table.pack_ids, table.pack_sizes, strict=True)
         ],
-        patches=len(model.patches),
+        patches=len(opened.patches),
         lineage=[
             schemas.Lineage(relation=entry.relation, digest=f"b3:{entry.digest.hex()}")
-            for entry in model.manifest.lineage
+            for entry in opened.manifest.lineage
         ],
     )
 
@@ -154,7 +155,7 @@ def tensor_json(tensor: Tensor) -> schemas.TensorJson:
     """Return a tensor as it is printed; a chunk that occurs twice in it counts once."""
     from tierstore.codecs import CODECS
 
-    places = {place.digest: place for place in tensor.places()}
+    places = {place.digest: place for place in tensor._places()}
     stored = sum(place.frame_bytes for place in places.values())
     return schemas.TensorJson(
         name=tensor.name,

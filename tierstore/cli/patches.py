@@ -46,7 +46,7 @@ def patch(
         base = store.resolve(ref)
         given = Patch.open(file)
         version = store.patch(ref, given, alias=alias, message=message, fold=not no_fold)
-        folded = not store.load(version).patches
+        folded = not store.load(version)._opened.patches
     assert version.stats is not None
     data = schemas.Patched(
         **version_fields(version),

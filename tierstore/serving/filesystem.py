@@ -165,10 +165,10 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
                     return _children(rest, below)
             _missing(rest, error)
         base = rest.removesuffix(inner).rstrip("/")
-        if any(file.path == inner for file in model.manifest.files):
-            return [_file_entry(f"{base}/{inner}", model, model.file_entry(inner))]
+        if any(file.path == inner for file in model._opened.manifest.files):
+            return [_file_entry(f"{base}/{inner}", model, model._file_entry(inner))]
         prefix = f"{inner}/" if inner else ""
-        inside = [file for file in model.manifest.files if file.path.startswith(prefix)]
+        inside = [file for file in model._opened.manifest.files if file.path.startswith(prefix)]
         if inner and not inside:
             _missing(rest, f"{model.version} has no such file")
         entries = {}

@@ -118,7 +118,7 @@ def weights_of(ref: str) -> Iterator[tuple[str, torch.Tensor]]:
     from tierstore.serving.torch import iter_weights
 
     model, _ = open_ref(ref)
-    paths = {file.path for file in model.manifest.files}
+    paths = {file.path for file in model._opened.manifest.files}
     top = {path for path in paths if path.endswith(".safetensors") and "/" not in path}
     if _INDEX in paths:
         top &= set(json.loads(model.read_file(_INDEX))["weight_map"].values())

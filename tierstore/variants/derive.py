@@ -149,7 +149,7 @@ def derive(
         reported(progress, f"deriving {label} of {version}") as told,
     ):
         work = _Work(method, kept, spool, told, model.nbytes)
-        files = [_derived_file(model, file, work) for file in model.manifest.files]
+        files = [_derived_file(model, file, work) for file in model._opened.manifest.files]
         if not work.tensors:
             raise UsageError(f"{label} applies to no tensor of {version}; see 'tierstore tensors'")
         if isinstance(method, Channel):

@@ -153,7 +153,7 @@ def _write_file(
 
 def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryview]:
     """Yield the bytes of tensors, one after the other, in windows."""
-    if any(tensor.overlays for tensor in tensors):  # patched: in no chunks as they are
+    if any(tensor._overlays for tensor in tensors):  # patched: in no chunks as they are
         for tensor in tensors:
             for low in range(0, tensor.nbytes, _WINDOW):
                 out = memoryview(bytearray(min(_WINDOW, tensor.nbytes - low)))
@@ -166,7 +166,7 @@ def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryv
         [
             PlacedPiece(piece.place, begin + piece.begin, piece.plain_bytes)
             for tensor, begin in zip(tensors, begins, strict=False)
-            for piece in tensor.base.chunks()
+            for piece in tensor._base.chunks()
         ],
     )
 

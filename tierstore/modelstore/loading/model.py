@@ -13,7 +13,6 @@ from tierstore.deferred import np
 from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
-from tierstore.format.table import ChunkTable
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.loading.arrays import as_torch, writable_bytes
 from tierstore.modelstore.loading.export import export_files, export_tensors
@@ -84,23 +83,17 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         """Read a version through ``opened``; ``fold`` folds it first, for what needs its files."""
         self.version = version
         self._fold = fold
-        self._use(opened)
-
-    def _use(self, opened: Opened) -> None:
-        self.manifest = opened.manifest
-        self._content = opened.content
-        self._tensors, self._patched = opened.tensors, opened.patched
-        self.patches = opened.patches
-        """Manifests of the patches that reads apply, the oldest first; empty once folded."""
+        self._opened = opened
+        """What the version is read through: for the code of tierstore alone, see ``Opened``."""
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._opened.tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._opened.tensors)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return name in self._opened.tensors
 
     def __repr__(self) -> str:
         return f"<Model {self._title()}>"
@@ -112,7 +105,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
     def _repr_html_(self) -> str:
         rows = (
             (tensor.name, tensor.dtype, str(list(tensor.shape)), shown.size(tensor.nbytes))
-            for tensor in self._tensors.values()
+            for tensor in self._opened.tensors.values()
         )
         return shown.html_table(
             self._title(), ("tensor", "dtype", "shape", "size"), rows, len(self)
@@ -130,13 +123,13 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The tensor of this name as an array, or ``default`` when there is none."""
-        found = self._tensors.get(name)
+        found = self._opened.tensors.get(name)
         return default if found is None else found.numpy()
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of this name, not read yet; ``TensorMissing`` when there is none."""
         try:
-            return self._tensors[name]
+            return self._opened.tensors[name]
         except KeyError:
             raise TensorMissing(
                 f"{self.version} has no tensor {str(name)[:200]!r}; "
@@ -160,18 +153,18 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
                 file.path, file.size, file.sha256.hex(),
                 parse_header(file.header, file.size).metadata if file.header else None,
             )
-            for file in self.manifest.files
+            for file in self._opened.manifest.files
         ]  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         """Plain bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self._tensors.values())
+        return sum(tensor.nbytes for tensor in self._opened.tensors.values())
 
     @property
     def stats(self) -> LoadStats:
         """What reading from this object has cost so far."""
-        return stats_of(self._content.reader.pool)
+        return stats_of(self._opened.content.reader.pool)
 
     def load(
         self,
@@ -188,7 +181,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called
                 with the bytes done and the bytes in all.
         """
-        return {name: t.view(data) for name, t, data in self._read(names, progress)}
+        return {name: t._view(data) for name, t, data in self._read(names, progress)}
 
     def to_torch(
         self,
@@ -205,12 +198,13 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         self, names: Iterable[str] | None, progress: Progress | bool | None
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:
         chosen = [
-            self.tensor(name) for name in (self._tensors if names is None else checked_names(names))
+            self.tensor(name)
+            for name in (self._opened.tensors if names is None else checked_names(names))
         ]
         with reported(progress, f"loading {self.version}") as told:
             out = read_tensors(chosen, counted(told, sum(t.nbytes for t in chosen)))
         if _log.isEnabledFor(logging.INFO):
-            pool = self._content.reader.pool
+            pool = self._opened.content.reader.pool
             fields: dict[str, Any] = {f"{how}_bytes": n for how, n in pool.plain_bytes.items()}
             fields |= {"version": str(self.version), "fetched_bytes": pool.bytes_fetched}
             _log.info("read %d tensors of %s", len(out), self.version, extra={"fields": fields})
@@ -237,38 +231,38 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
     def open_file(self, path: str) -> FileView:
         """One file, to be read by ranges; ``NotFound`` if there is none."""
-        entry = self.file_entry(path)
-        if path in self._patched:
-            return PatchedFileView(self._content, entry, self._tensors.values())
-        return FileView(self._content, entry)
+        entry = self._file_entry(path)
+        if path in self._opened.patched:
+            return PatchedFileView(self._opened.content, entry, self._opened.tensors.values())
+        return FileView(self._opened.content, entry)
 
-    def file_entry(self, path: str) -> FileEntry:
+    def _file_entry(self, path: str) -> FileEntry:
         """What the manifest says of one file; ``NotFound`` if there is none."""
-        for file in self.manifest.files:
+        for file in self._opened.manifest.files:
             if file.path == path:
                 return file
         raise NotFound(
             f"{self.version} has no file {path[:200]!r}; 'tierstore stat {self.version}' lists them"
         )
 
-    def file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
+    def _file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
         """The chunks of a file in order; ``begin`` counts from behind its header.
 
         Raises ``UsageError`` for a file that patches change: its bytes lie in no chunks.
         """
-        if file.path in self._patched:
+        if file.path in self._opened.patched:
             raise UsageError(
                 f"{file.path} of {self.version} lies in patches: 'tierstore fold {self.version}' "
                 "makes it a file"
             )
-        return self._content.file_pieces(file)
+        return self._opened.content.file_pieces(file)
 
     def fold(self) -> None:
         """Fold a version that lies on patches, so that its files have a SHA-256; see
         ``Store.fold``. Nothing happens to any other.
         """
-        if self._patched:
-            self._use(self._fold())
+        if self._opened.patched:
+            self._opened = self._fold()
 
     def export(
         self,
@@ -297,9 +291,9 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             OutOfSpace, PermissionDenied: of the target.
         """
         self.fold()
-        files = [file for file in self.manifest.files if weights or not file.header]
+        files = [file for file in self._opened.manifest.files if weights or not file.header]
         with reported(progress, f"exporting {self.version}") as told:
-            export_files(self._content, str(self.version), files, directory, told)
+            export_files(self._opened.content, str(self.version), files, directory, told)
         written = {file.path for file in files}
         return [file for file in self.files if file.path in written]
 
@@ -318,12 +312,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         """
         chosen = {name: self.tensor(name) for name in checked_names(names)}
         with reported(progress, f"exporting {self.version}") as told:
-            return export_tensors(self._content, chosen, self.metadata or None, file, told)
-
-    @property
-    def layout(self) -> ChunkTable:
-        """Where each distinct chunk of the version lies; bases of deltas are listed too."""
-        return self._content.table
+            return export_tensors(self._opened.content, chosen, self.metadata or None, file, told)
 
 
 def stats_of(pool: ReadPool) -> LoadStats:

@@ -125,11 +125,11 @@ class StripRead:
 
     def chunks(self) -> list[PlacedPiece]:
         """Return the chunks that hold bytes of the strip."""
-        strip, size = self.strip, self.tensor.content.chunk_size
+        strip, size = self.strip, self.tensor._content.chunk_size
         low = strip.first * strip.row + strip.low
         high = (strip.last - 1) * strip.row + strip.high
         return (
-            self.tensor.base.chunks()[low // size : -(-high // size)] if self.strip.nbytes else []
+            self.tensor._base.chunks()[low // size : -(-high // size)] if self.strip.nbytes else []
         )
 
     def spans(self, piece: PlacedPiece) -> list[tuple[int, int]]:
@@ -168,12 +168,12 @@ def read_strips(reads: Sequence[StripRead]) -> None:
     reads = [read for read in reads if read.strip.nbytes]
     if not reads:
         return
-    for read in [read for read in reads if read.tensor.overlays]:
+    for read in [read for read in reads if read.tensor._overlays]:
         _read_patched(read)
-    reads = [read for read in reads if not read.tensor.overlays]
+    reads = [read for read in reads if not read.tensor._overlays]
     if not reads:
         return
-    content = reads[0].tensor.content
+    content = reads[0].tensor._content
     spans: list[SpanRead] = []
     wide: list[StripRead] = []
     entire: list[tuple[StripRead, PlacedPiece]] = []
@@ -201,7 +201,7 @@ def _is_small(read: StripRead) -> bool:
     Alone, all that lies between small ones would be read too, or another rank's part of it again.
     """
     tensor = read.tensor
-    entire = read.strip.nbytes == tensor.nbytes or tensor.content.reader.local.keeps_chunks
+    entire = read.strip.nbytes == tensor.nbytes or tensor._content.reader.local.keeps_chunks
     return entire and tensor.nbytes <= _SMALL
 
 

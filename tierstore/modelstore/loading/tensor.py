@@ -29,7 +29,7 @@ class Tensor:
     the index of the first dimension; further dimensions are taken from those rows in memory.
     """
 
-    __slots__ = ("_entry", "_file_path", "base", "name", "overlays")
+    __slots__ = ("_base", "_entry", "_file_path", "_overlays", "name")
 
     def __init__(
         self,
@@ -41,15 +41,15 @@ class Tensor:
     ) -> None:
         self._entry, self._file_path = entry, file_path
         self.name = name
-        self.base = base
+        self._base = base
         """What is stored in chunks; patches lie on it, or it is the tensor itself."""
-        self.overlays = tuple(overlays)
+        self._overlays = tuple(overlays)
         """The patches on it, the oldest first."""
 
     @property
-    def content(self) -> Content:
+    def _content(self) -> Content:
         """How the bytes of its version are reached."""
-        return self.base.content
+        return self._base.content
 
     @property
     def file(self) -> str:
@@ -92,25 +92,25 @@ class Tensor:
     @property
     def signature(self) -> bytes:
         """Digests of everything the tensor is read from; equal signatures mean equal bytes."""
-        return b"".join([self.base.digests, *(overlay.digests for overlay in self.overlays)])
+        return b"".join([self._base.digests, *(overlay.digests for overlay in self._overlays)])
 
-    def places(self) -> list[ChunkPlace]:
+    def _places(self) -> list[ChunkPlace]:
         """Return where all chunks lie that reading it needs, without the bases of deltas."""
-        places = [piece.place for piece in self.base.chunks()]
-        return [*places, *(place for overlay in self.overlays for place in overlay.places())]
+        places = [piece.place for piece in self._base.chunks()]
+        return [*places, *(place for overlay in self._overlays for place in overlay.places())]
 
     def numpy(self) -> npt.NDArray[Any]:
         """Read it all into an array of its own (see ``Model`` for bf16, fp8, sub-byte dtypes).
 
         What is hot on this node is mapped instead of copied; writing to it stays private.
         """
-        return self.view(read_tensors([self])[0])
+        return self._view(read_tensors([self])[0])
 
     def torch(self) -> torch.Tensor:
         """Read it all into a new torch tensor on the CPU."""
         return as_torch(read_tensors([self])[0], self.dtype, self.shape)
 
-    def view(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    def _view(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Its plain bytes as an array of its dtype and shape."""
         return as_array(data, self.dtype, self.shape)
 
@@ -120,8 +120,8 @@ class Tensor:
 
     def read_span(self, low: int, high: int, out: memoryview) -> None:
         """Read its plain bytes ``[low, high)`` into ``out``, which is as long as that."""
-        self.base.read_span(low, high, out)
-        for overlay in self.overlays:
+        self._base.read_span(low, high, out)
+        for overlay in self._overlays:
             overlay.over(low, high, np.frombuffer(out, np.uint8))
 
     def __array__(
@@ -181,7 +181,7 @@ class Tensor:
             rows: Numbers of the rows, in range, in any order, repeats allowed. A row begins at a
                 byte.
         """
-        return read_rows(self.base, self.overlays, rows)
+        return read_rows(self._base, self._overlays, rows)
 
 
 def read_tensors(
@@ -203,11 +203,11 @@ def read_tensors(
     for tensor, data in zip(tensors, _hot_bases(tensors), strict=True):
         if data is None:
             data = new_bytes(tensor.nbytes)
-            wants += tensor.base.wants(data.data)
+            wants += tensor._base.wants(data.data)
         elif on_chunk:
             on_chunk(tensor.nbytes)
         found.append(data)
-    reader = tensors[0].content.reader
+    reader = tensors[0]._content.reader
     reader.read(wants, on_chunk)
     lay_over(reader, _overlays(zip(tensors, found, strict=True)))
     return found
@@ -216,8 +216,8 @@ def read_tensors(
 def read_into(items: Sequence[tuple[Tensor, npt.NDArray[np.uint8]]]) -> None:
     """Read whole tensors of one version into the given bytes, each as long as its tensor."""
     if items:
-        reader = items[0][0].content.reader
-        reader.read([want for tensor, out in items for want in tensor.base.wants(out.data)])
+        reader = items[0][0]._content.reader
+        reader.read([want for tensor, out in items for want in tensor._base.wants(out.data)])
         lay_over(reader, _overlays(items))
 
 
@@ -230,7 +230,7 @@ def hot_tensors(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]
     found = _hot_bases(tensors)
     here = [(t, data) for t, data in zip(tensors, found, strict=True) if data is not None]
     if here:
-        lay_over(tensors[0].content.reader, _overlays(here))
+        lay_over(tensors[0]._content.reader, _overlays(here))
     return found
 
 
@@ -238,16 +238,16 @@ def _hot_bases(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]:
     """What lies below the patches, where it is hot on this node."""
     if not tensors:
         return []
-    content = tensors[0].content
+    content = tensors[0]._content
     return content.reader.local.tensors(
-        [(tensor.base.digests, tensor.base.nbytes) for tensor in tensors], content.chunk_size
+        [(tensor._base.digests, tensor._base.nbytes) for tensor in tensors], content.chunk_size
     )
 
 
 def _overlays(
     items: Iterable[tuple[Tensor, npt.NDArray[np.uint8]]],
 ) -> list[tuple[Overlay, npt.NDArray[np.uint8]]]:
-    return [(overlay, out) for tensor, out in items for overlay in tensor.overlays]
+    return [(overlay, out) for tensor, out in items for overlay in tensor._overlays]
 
 
 def _is_mask(key: Any) -> bool:

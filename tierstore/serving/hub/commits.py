@@ -218,7 +218,7 @@ class Committer:
     ) -> Iterator[SourceFile]:
         named = asked.inline.keys() | asked.uploaded.keys()
         if before is not None:
-            for entry in before.manifest.files:
+            for entry in before._opened.manifest.files:
                 if entry.path not in named and not _removed(entry.path, asked.removed):
                     yield self._kept(model, before, entry.path, entry.path)
         for path, data in asked.inline.items():
@@ -241,7 +241,7 @@ class Committer:
         kept = reused_file(view, as_path)
         if (
             kept is not None
-            and holder.manifest.chunk_size == self._store._parts.home.config.chunk_size
+            and holder._opened.manifest.chunk_size == self._store._parts.home.config.chunk_size
         ):
             return kept
         # it has to be cut in another way: its new name makes it another kind of file
@@ -256,7 +256,7 @@ class Committer:
             return None
         versions = self._store.versions(model, _VERSIONS_SEARCHED)
         for holder in chain([newest], map(self._store.load, versions)):
-            for file in holder.manifest.files:
+            for file in holder._opened.manifest.files:
                 if file.sha256.hex() == oid:
                     return holder, file.path
         return None

@@ -123,7 +123,7 @@ class Reading:
         siblings = (
             [blob.sibling(blobs=True) for blob in self.blobs.all_of(model)]
             if blobs
-            else [{"rfilename": file.path} for file in model.manifest.files]
+            else [{"rfilename": file.path} for file in model._opened.manifest.files]
         )
         return JSONResponse(
             _brief(name, commit.version)
@@ -236,7 +236,7 @@ class Reading:
         path = text_of(request, "path")
         model = self.repos.open(commit)
         view = self._view(model, path, commit)
-        blob = self.blobs.of_file(model, model.file_entry(path))
+        blob = self.blobs.of_file(model, model._file_entry(path))
         span = range_of(request, blob)
         headers = headers_of(blob, commit.oid, span)
         if is_fresh(request, blob):
@@ -268,7 +268,7 @@ def _brief(name: str, version: Version) -> dict[str, Any]:
 
 def _safetensors(model: Model) -> dict[str, Any]:
     counts: dict[str, int] = {}
-    for file in model.manifest.files:
+    for file in model._opened.manifest.files:
         for tensor in file.tensors:
             count = 1
             for length in tensor.shape:

@@ -127,7 +127,7 @@ class Blobs:
 
     def all_of(self, model: Model) -> list[Blob]:
         """Return every file of a version, by path."""
-        return [self.of_file(model, file) for file in model.manifest.files]
+        return [self.of_file(model, file) for file in model._opened.manifest.files]
 
 
 class Tree:

@@ -153,7 +153,7 @@ class Writing:
             newest = self.reading.repos.store.load(model)
         except NotFound:
             newest = None
-        have = {file.sha256.hex() for file in newest.manifest.files} if newest else set()
+        have = {file.sha256 for file in newest.files} if newest else set()
         wanted = [
             check_oid(one.get("oid"), one.get("size"))
             for one in _objects(asked.get("objects"), "objects")
