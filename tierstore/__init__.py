@@ -1,10 +1,18 @@
 """A tiered, content-addressed store for model weights.
 
->>> store = tierstore.init("./store")
->>> store.save("ranker", "model_dir/", alias="prod")
+Examples in docstrings assume ``import numpy as np`` and ``import tierstore``, and make their store
+in the current folder.
+
+>>> store = tierstore.init("store")  # later: tierstore.open("store"), or TIERSTORE_STORE
+>>> weights = {"emb.weight": np.zeros((1000, 4), np.float32), "bias": np.zeros(4, np.float32)}
+>>> print(store.save("ranker", weights, alias="prod", message="nightly"))
+ranker@1
 >>> model = store.load("ranker@prod")
->>> model["encoder.weight"], model.tensor("emb.weight")[[3, 14, 15]]
->>> store.patch("ranker@prod", {"emb.weight": tierstore.Rows(indices, values)}, alias="prod")
+>>> model["bias"], model.tensor("emb.weight")[[3, 14]].shape
+(array([0., 0., 0., 0.], dtype=float32), (2, 4))
+>>> rows = tierstore.Rows([3], np.ones((1, 4), np.float32))
+>>> print(store.patch("ranker@prod", {"emb.weight": rows}, alias="prod"))
+ranker@2
 
 Names are imported when they are first used, so that ``import tierstore`` costs next to nothing.
 """

@@ -29,7 +29,20 @@ FULL = "full"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """A BLAKE3-256 digest: the identity of a chunk, a pack or a manifest (32 raw bytes)."""
+    """A BLAKE3-256 digest: the identity of a chunk, a pack or a manifest.
+
+    Source: https://github.com/BLAKE3-team/BLAKE3-specs, with an output of 32 bytes.
+
+    Attributes:
+        raw: The 32 bytes.
+
+    Example:
+        >>> digest = tierstore.Digest.from_hex("59c857c3" * 8)
+        >>> digest.short
+        'b3:59c857c359c8'
+        >>> digest
+        b3:59c857c359c857c359c857c359c857c359c857c359c857c359c857c359c857c3
+    """
 
     raw: bytes
 
@@ -137,12 +150,23 @@ def _shown(given: object) -> str:
 class ModelRef:
     """A parsed reference: ``model``, ``model@alias``, ``model@12`` or ``model@b3:<hex prefix>``.
 
-    ``model@release:search`` is the version that a release names, ``release`` being a reference to
-    that release: ``search@prod`` unless another one is given (``model@release:search@12``).
-
     At most one of ``alias``, ``number``, ``prefix`` and ``release`` is set; none for the newest
-    version. A variant can be named behind what follows the ``@``: ``model@12+int8-row``,
+    version. Behind what follows the ``@`` a variant can be named: ``model@12+int8-row``,
     ``model@+bf16``.
+
+    Attributes:
+        model: The model's name.
+        alias: An alias of the model.
+        number: The number of a version.
+        prefix: The first hex digits of a version's digest, at least 8.
+        variant: The name of a lossy variant.
+        release: A reference to a release, as in ``model@release:search``; ``search@prod`` is meant
+            unless another one is given (``model@release:search@12``).
+
+    Example:
+        >>> reference = tierstore.ModelRef.parse("ranker@12+int8-row")
+        >>> reference.model, reference.number, reference.variant
+        ('ranker', 12, 'int8-row')
     """
 
     model: str

@@ -35,7 +35,44 @@ class Store(modelstore.Store):
         message: str = "",
         progress: Progress | bool | None = None,
     ) -> Version:
-        """Make a lossy variant of a version and publish it beside that."""
+        """Make a lossy variant of a version and publish it beside that.
+
+        A variant is loaded where it is asked for by its name, or where a node's profile prefers it,
+        and never otherwise.
+
+        Args:
+            ref: A reference to the version.
+            parameters: The method: one of ``cast`` (``bf16``, ``f16``, ``f32``), ``int8`` (``row``,
+                ``channel``), ``fp8`` (``e4m3``), ``prune`` (``magnitude:0.5``, ``2:4``) and
+                ``low-rank`` (``energy:0.99``, ``rank:64``). Tensors are taken in blocks of rows,
+                and the variant waits in the node's cache until it is saved; only ``magnitude`` and
+                ``low-rank`` hold a tensor as a whole.
+            keep: A regular expression; tensors whose names it finds are left as they are. By
+                default nothing, or norms, embeddings and heads for the methods of linear layers.
+            name: The variant's name; by default the method's label, such as ``int8-row``.
+            max_error: The largest relative L2 error of the whole model that is published: of all
+                its float tensors as if they were one, those that are kept included.
+            message: Why; kept in the log.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
+
+        Returns:
+            The variant; its reference is ``model@number+name``.
+
+        Raises:
+            NotFound: There is no such version.
+            UsageError: The method, ``keep`` or ``name`` make no sense, or no tensor is
+                approximated.
+            SourceError: The error is above ``max_error``; nothing is published.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
+            >>> print(store.derive("ranker", {"int8": "row"}, max_error=0.01))
+            ranker@1+int8-row
+            >>> store.load("ranker@1+int8-row", dequantize=True)["w"].dtype
+            dtype('float32')
+        """
         from tierstore.variants.derive import derive
 
         return derive(
@@ -62,6 +99,13 @@ def init_store(
         ConfigError: A tier is invalid.
         Conflict: There is a store already, or a tier belongs to another store.
         BackendError: The storage lacks what a store needs, or a tier cannot be used.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> store
+        <Store file:///.../store>
+        >>> store.models()
+        []
     """
     return wiring.init_as(Store, url, chunk_size=chunk_size, tiers=tiers)
 

@@ -25,7 +25,11 @@ _Specs: TypeAlias = list[TierSpec]
 class TierAdmin:
     """Changes the tiers of a store; obtained as ``Store.admin.tiers``.
 
-    A store must be opened again to use a tier that was added or changed.
+    A store must be opened anew to use a tier that was added or changed.
+
+    Example:
+        >>> tierstore.init("store").admin.tiers.list()
+        []
     """
 
     def __init__(self, store: Store) -> None:
@@ -36,7 +40,15 @@ class TierAdmin:
         return f"<TierAdmin of {self._store.url}>"
 
     def list(self) -> _Specs:
-        """Return the tiers of the store's list, the fastest first; home is not among them."""
+        """Return the tiers beside home, the fastest first, as all nodes agree on them now.
+
+        Example:
+            >>> import os
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
+            >>> store = tierstore.init("store", tiers=[warm])
+            >>> [tier.name for tier in store.admin.tiers.list()]
+            ['warm']
+        """
         return self._store.tiers()
 
     def add(self, spec: TierSpec, *, message: str = "") -> TierSpec:
@@ -54,6 +66,14 @@ class TierAdmin:
             Conflict: Its name is taken, its place belongs to another store or tier, or somebody
                 else changed the tiers at the same time.
             BackendError: It cannot be written to, read or cleaned.
+
+        Example:
+            >>> import os
+            >>> os.mkdir("warm")
+            >>> store = tierstore.init("store")
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
+            >>> store.admin.tiers.add(warm, message="more room").url
+            'file:///.../warm'
         """
         from tierstore.admin.manage import add_tier
         from tierstore.modelstore.home.tierlist import find
@@ -78,8 +98,15 @@ class TierAdmin:
         Raises:
             NotFound: There is no such tier.
             UsageError: There is nothing to change, or the tier holds more than its new quota.
-            ConfigError: The changed tier would be invalid.
-            Unreachable: The new place does not hold this tier.
+            ConfigError: It would not be as a tier must be.
+            Unreachable: What is at its new place is not this tier.
+
+        Example:
+            >>> import os
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
+            >>> store = tierstore.init("store", tiers=[warm])
+            >>> store.admin.tiers.set("warm", size=20 << 40, high=90).size
+            21990232555520
         """
         from tierstore.admin.manage import set_tier
 
@@ -106,11 +133,23 @@ class TierAdmin:
             budget: Bandwidth that moves may use; ``None`` for no limit.
             progress: Called with each move that was tried.
 
+        Returns:
+            What was planned, what became of it, and what is left in the tier.
+
         Raises:
             NotFound: There is no such tier.
             UsageError: It is a hot or shared tier, which only holds copies.
             Conflict: Another mover is at work.
-            BackendError: A tier cannot be asked for its packs.
+            BackendError: A tier cannot be asked what it holds.
+
+        Example:
+            >>> import os
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
+            >>> store = tierstore.init("store", tiers=[warm])
+            >>> _ = store.save("ranker", {"w": np.ones(1000, np.float32)})
+            >>> drained = store.admin.tiers.drain("warm")
+            >>> [move.status for move in drained.moved], len(drained.left.packs)
+            (['done'], 0)
         """
         from tierstore.admin.manage import drain
 
@@ -125,7 +164,16 @@ class TierAdmin:
 
         Raises:
             NotFound: There is no such tier.
-            UsageError: The tier is not being drained.
+            UsageError: It is not being drained.
+
+        Example:
+            >>> import os
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
+            >>> store = tierstore.init("store", tiers=[warm])
+            >>> store.admin.tiers.drain("warm").spec.state
+            'draining'
+            >>> store.admin.tiers.undrain("warm").spec.state
+            'active'
         """
         from tierstore.admin.manage import undrain
 
@@ -150,8 +198,16 @@ class TierAdmin:
 
         Raises:
             NotFound: There is no such tier.
-            Conflict: The tier still takes packs, holds the only copy of one, or a mover is at work.
-            Unreachable: A durable tier cannot be asked for its packs.
+            Conflict: It still takes packs, it holds the only copy of one, or a mover is at work.
+            Unreachable: A durable tier cannot be asked what it holds.
+
+        Example:
+            >>> import os
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
+            >>> store = tierstore.init("store", tiers=[warm])
+            >>> _ = store.admin.tiers.drain("warm")
+            >>> store.admin.tiers.remove("warm").spec.name
+            'warm'
         """
         from tierstore.admin.manage import remove_tier
 
@@ -159,7 +215,13 @@ class TierAdmin:
 
 
 class Admin:
-    """Administration of one store; obtained as ``Store.admin``."""
+    """Administration of one store; obtained as ``Store.admin``.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> store.admin
+        <Admin of file:///.../store>
+    """
 
     def __init__(self, store: Store) -> None:
         """Administer ``store``."""
@@ -173,8 +235,13 @@ class Admin:
     def df(self) -> list[TierReport]:
         """Ask every tier for its content and quota; home's own packs come last.
 
-        Durable tiers and Redis are listed object by object: the larger they are, the longer it
-        takes. For a tier that cannot be asked, ``error`` holds the reason.
+        Durable tiers are listed, and so is a Redis: the larger they are the longer it takes. A tier
+        that cannot be asked says so in its ``error``.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> [(report.spec.name, report.objects) for report in store.admin.df()]
+            [('home', 0)]
         """
         from tierstore.admin.survey import survey
 
@@ -184,7 +251,12 @@ class Admin:
         """Return what is read from which tier, and the packs that are read most.
 
         Args:
-            count: Number of packs to return.
+            count: How many packs to name.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> [tier.name for tier in store.admin.top().overview.tiers]
+            ['home']
         """
         from tierstore.admin.overview import Watch
 
@@ -198,6 +270,14 @@ class Admin:
 
         Raises:
             NotFound: There is no such version.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
+            >>> _ = store.derive("ranker", {"cast": "bf16"})
+            >>> [root] = store.admin.lineage("ranker@1")
+            >>> root.names, root.children[0].names
+            (['ranker@1'], ['ranker@1+bf16'])
         """
         from tierstore.variants.lineage import lineage
 
@@ -223,6 +303,13 @@ class Admin:
             ConfigError: The URL holds a secret, or cannot be opened.
             NotFound: A directory is missing.
             BackendError: Nothing can be written there.
+
+        Example:
+            >>> import os
+            >>> os.mkdir("place")
+            >>> found = tierstore.init("store").admin.validate("place", "warm")
+            >>> found.examination.home, found.examination.durable
+            (True, True)
         """
         from tierstore.admin.validate import validate
 
@@ -231,7 +318,12 @@ class Admin:
     def doctor(self) -> Diagnosis:
         """Check this installation and machine, the store and each of its tiers.
 
-        Failures are part of the result and raise nothing.
+        What fails is told in the result and raises nothing.
+
+        Example:
+            >>> found = tierstore.init("store").admin.doctor()
+            >>> found.store.put_if_absent, found.tiers
+            (True, ())
         """
         from tierstore.admin.doctor import diagnose
 

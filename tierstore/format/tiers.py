@@ -34,22 +34,30 @@ HOME_NAME = "home"
 
 
 class TierSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tier as all nodes agree on it; a node's own file may override its local settings.
+    """One tier as all nodes agree on it; a node's own file may override what is local to it.
 
     Attributes:
         name: A short name, unique in the store.
-        role: The role of the tier.
-        url: Where the tier is; never holds a credential.
+        role: What the tier is for: ``hot``, ``shared``, ``warm`` or ``cold``.
+        url: Where it is; never holds a credential.
         size: The quota in bytes; ``None`` for no limit.
-        high: The high watermark in percent of the quota; above it the tier is emptied.
-        low: The low watermark in percent of the quota; the tier is emptied down to it.
-        timeout_ms: Milliseconds that one request may take before it counts as failed.
-        state: Whether the tier takes writes; a draining tier is only read.
-        options: Options of the kind of backend: ``endpoint``, ``region``, ``path_style``,
-            ``storage_class``, ``ttl_s``, ``policy`` ...; unknown ones are refused when it is
-            opened.
-        prices: Prices as decimal text: ``gb_month``, ``put_1000``, ``get_1000``, ``retrieve_gb``,
-            ``egress_gb``, ``min_days``.
+        high: The percent of the quota above which the tier is emptied ...
+        low: ... down to this percent.
+        timeout_ms: How long one request may take before it counts as failed, in milliseconds.
+        state: Whether it is in use; a ``draining`` tier is read, but nothing is written to it.
+        options: What the kind of backend knows: ``endpoint``, ``region``, ``path_style``,
+            ``storage_class``, ``ttl_s``, ``policy`` ...; the opener refuses unknown ones.
+        prices: Decimals as text by what is paid for: ``gb_month``, ``put_1000``, ``get_1000``,
+            ``retrieve_gb``, ``egress_gb``, ``min_days``.
+
+    Example:
+        >>> import os
+        >>> warm = tierstore.TierSpec(
+        ...     name="warm", role="warm", url=os.path.abspath("warm"), size=20 << 40
+        ... )
+        >>> store = tierstore.init("store", tiers=[warm])
+        >>> store.admin.tiers.list()[0].high
+        95
     """
 
     name: str

@@ -78,11 +78,23 @@ class Parts:
 
 
 class Store:
-    """A store of models. Get one from ``tierstore.init`` or ``tierstore.open``.
+    """A store of models, as ``tierstore.init`` and ``tierstore.open`` give it.
 
-    Thread-safe; a context manager that closes it. References are written ``model`` (the newest
-    version), ``model@alias``, ``model@12`` or ``model@b3:<at least 8 hex digits of the digest>``;
-    ``model@release:search`` is the version that a release names.
+    Thread-safe, and a context manager that closes it. A reference names a version:
+
+    * ``ranker`` is the newest version of a model, ``ranker@12`` its twelfth;
+    * ``ranker@prod`` is the version that the alias ``prod`` points to, on this node;
+    * ``ranker@b3:59c857c3`` is the version whose digest begins so (at least 8 hex digits);
+    * ``ranker@12+int8-row`` is a lossy variant of version 12;
+    * ``ranker@release:search`` is the version that the release ``search`` names.
+
+    Wherever a reference is taken, a ``Version`` is taken as well.
+
+    Example:
+        >>> with tierstore.init("store") as store:
+        ...     version = store.save("ranker", {"bias": np.zeros(3, np.float32)}, alias="prod")
+        ...     print(version, store.load("ranker@prod")["bias"])
+        ranker@1 [0. 0. 0.]
     """
 
     def __init__(
@@ -95,9 +107,15 @@ class Store:
         heat: HeatRecorder | None = None,
         config: StoreConfig | None = None,
     ) -> None:
-        """Open the store whose home is ``blobs``; see ``Home`` for ``packs`` and ``config``.
+        """Open the store whose home is ``blobs``.
 
-        ``heat`` counts what is read; without it nothing is counted.
+        Args:
+            blobs: The storage that holds the store's metadata.
+            settings: What the store may use of the machine.
+            packs: The tiers that hold packs; by default they lie in ``blobs`` alone.
+            hot: The hot tiers of this process; by default there are none.
+            heat: Counts what is read; without it nothing is counted.
+            config: The store's config, if it was read already.
         """
         self._blobs = blobs
         home = Home(blobs, packs, config)
@@ -117,12 +135,12 @@ class Store:
 
     @property
     def url(self) -> str:
-        """Where the store is."""
+        """Where the store is, as a URL."""
         return self._blobs.url
 
     @property
     def node(self) -> str:
-        """This node's name."""
+        """The name of this node: its turn in rollouts depends on it."""
         return self._parts.settings.node
 
     def __repr__(self) -> str:
@@ -146,12 +164,12 @@ class Store:
 
     @property
     def pins(self) -> Pins:
-        """Versions that stay where they are fast."""
+        """Pins: versions that stay in fast tiers."""
         return self._once("pins", lambda: Pins(self._blobs, self._hot_pins.sync))
 
     @property
     def warming(self) -> Warming:
-        """What is in hot tiers; brings versions there, and out again."""
+        """Warm-up: what is in hot tiers, brought there and removed again."""
         return self._once(
             "warming",
             lambda: Warming(
@@ -161,7 +179,7 @@ class Store:
 
     @property
     def placement(self) -> Placement:
-        """Where packs lie in the durable tiers, and what moves them."""
+        """Placement: in which durable tiers packs lie, and what moves them."""
         from tierstore.modelstore.placing.placing import Placement
 
         return self._once(
@@ -180,7 +198,14 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """End leases and close files; models loaded from here can no longer be read for sure."""
+        """End leases and close files and connections.
+
+        Models that were loaded from here cannot be relied on any more.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> store.close()
+        """
         self._lease.close()
         self._upkeep.close(_CLOSE_S)
         self._parts.hot.close()
@@ -205,27 +230,47 @@ class Store:
     ) -> Version:
         """Store a model as a new version; what the store has already costs nothing.
 
-        A chunk that is new is stored as a delta where the same tensor of the base version, or its
-        rows wherever they moved, make one that is much smaller.
+        Models are cut into chunks (4 MiB unless the store was made otherwise) that are stored once
+        by their BLAKE3 digest. A new chunk is stored as a delta where the same tensor of the base
+        version, or its rows wherever they moved, make one that is much smaller.
 
         Args:
-            model: its name; ``org/model`` is fine.
-            source: a ``.safetensors`` file, a directory with such files and others, or tensors by
-                name (numpy arrays, ml_dtypes included, or torch tensors).
-            alias: a name to point to the new version, such as ``prod``.
-            message: why; kept in the log.
-            metadata: ``__metadata__`` of the header, for tensors in memory.
-            exclude: glob patterns of paths in the directory to leave out.
-            base: a reference to the base version; ``"auto"`` takes the newest version of the model
-                or else the most alike one of another model; ``None`` stores no deltas.
-            distilled_from: a reference to the version that taught this one, for its lineage.
-            progress: called with bytes done and bytes in all.
+            model: The model's name; a slash is fine, as in ``org/ranker``.
+            source: A ``.safetensors`` file, a directory with such files and others, or tensors by
+                name: numpy arrays (those of ml_dtypes included) or torch tensors of any shape.
+            alias: A name to point to the new version, such as ``prod``.
+            message: Why; kept in the log.
+            metadata: ``__metadata__`` of the header, for tensors in memory only.
+            exclude: Glob patterns of paths in the directory to leave out.
+            base: The version that deltas refer to; ``"auto"`` takes the newest version of the
+                model, or else the most alike one of another model; ``None`` stores no deltas.
+            distilled_from: The version that taught this one, for its lineage.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
+
+        Returns:
+            The new version; its ``stats`` say what the save cost, in bytes.
 
         Raises:
-            NotFound: there is no such ``source``, ``base`` or teacher.
-            InvalidSafetensors, UnsafeSource, SourceChanged: of the source; nothing is published.
-            OutOfSpace, PermissionDenied, Unreachable: of the storage; nothing is published, or the
+            UsageError: ``source`` is neither a path nor tensors by name, or another argument is
+                wrong.
+            NotFound: There is no such ``source``, ``base`` or teacher.
+            InvalidSafetensors: A file breaks the rules of the format.
+            UnsafeSource: The source holds a pickle, or a path that leaves its directory.
+            SourceChanged: The source changed while it was read.
+            Conflict: The name is a release's, or ``alias`` is in a rollout.
+            OutOfSpace: A disk, quota or bucket is full.
+            PermissionDenied: The storage refused us.
+            Unreachable: The storage does not answer. After these nothing is published, or the
                 message says that only ``alias`` was not moved.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> version = store.save("ranker", {"w": np.ones((3, 2), "f4")}, message="nightly")
+            >>> version.number, version.stats.logical_bytes > 24, version.message
+            (1, True, 'nightly')
+            >>> store.save("ranker", {"w": np.ones((3, 2), np.float32)}).stats.new_bytes
+            0
         """
         model = check_name("model", model)
         self._names.check_new(model, alias)
@@ -265,17 +310,33 @@ class Store:
         """Open a version for reading; nothing but its metadata is read yet.
 
         Args:
-            ref: of the version, or itself; ``model@12+int8-row`` names a lossy variant of it.
-            profile: which variant suits this hardware, when ``ref`` names none: an order of
+            ref: A reference to the version; ``model@12+int8-row`` names a lossy variant of it.
+            profile: Which variant suits this hardware, when ``ref`` names none: an order of
                 preference such as ``int8-channel,bf16,full`` (``full`` is the version itself), or
-                the name of one in ``Settings.profiles``. The first that exists is taken. By
-                default ``Settings.profile``, and without that the version itself.
-            dequantize: give a variant's tensors in the original's dtypes, approximated.
+                the name of such an order in this node's ``tierstore.toml``. The first that exists
+                is taken. By default what that file says, and without it the version itself.
+            dequantize: Give a variant's tensors in the original's dtypes, approximated.
+
+        Returns:
+            The tensors by name. With ``dequantize`` a mapping of the same kind that computes them.
 
         Raises:
-            NotFound: no such model, alias, version or variant.
-            Damaged: its manifest or layout is damaged.
-            UsageError: ``dequantize`` for what is no variant.
+            NotFound: There is no such model, alias, version or variant.
+            Damaged: The version's manifest or layout is damaged.
+            UsageError: ``ref`` is no reference or another store's version, or ``dequantize`` was
+                given for what is no variant.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.arange(6, dtype=np.float32).reshape(3, 2)})
+            >>> model = store.load("ranker")
+            >>> model["w"]
+            array([[0., 1.],
+                   [2., 3.],
+                   [4., 5.]], dtype=float32)
+            >>> model.tensor("w")[[2, 0]]  # reads a few blocks, not the tensor
+            array([[4., 5.],
+                   [0., 1.]], dtype=float32)
         """
         version = self._leased(self.choose(ref, profile=profile))
         with self._own(version):
@@ -311,48 +372,144 @@ class Store:
             ) from None
 
     def choose(self, ref: str | Version, *, profile: str | None = None) -> Version:
-        """The version or variant that ``load`` would open now.
+        """Return the version or variant that ``load`` would open now.
 
-        Takes the same arguments and raises the same errors as ``load``.
+        Takes the same ``ref`` and ``profile`` and raises the same errors.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> print(store.choose("ranker"))
+            ranker@1
         """
         if isinstance(ref, Version):
             return ref
         return self._names.prefer(self.resolve(ref), self._parts.settings.preference(profile))
 
     def variants(self, ref: str | Version) -> list[Version]:
-        """The lossy variants of a version, the newest of each name; see ``tierstore.derive``."""
+        """Return the lossy variants of a version, the newest of each name.
+
+        Args:
+            ref: A reference to the version.
+
+        Raises:
+            NotFound: There is no such version.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
+            >>> _ = store.derive("ranker", {"cast": "bf16"})
+            >>> [str(variant) for variant in store.variants("ranker")]
+            ['ranker@1+bf16']
+        """
         return self._names.variants(self.resolve(ref))
 
     def all_variants(self, model: str) -> list[Version]:
-        """Every lossy variant that any version of a model has or had."""
+        """Return every lossy variant that any version of a model has or had.
+
+        Args:
+            model: The model's name.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
+            >>> store.all_variants("ranker")
+            []
+        """
         return self._names.all_variants(model)
 
     def resolve(self, ref: str | Version) -> Version:
-        """The version that a reference means now; ``NotFound`` says which part does not exist.
+        """Return the version that a reference means now.
 
-        During a rollout it is this node's: ``Settings.node`` decides.
+        During a rollout it is this node's; the name of the node decides.
+
+        Args:
+            ref: A reference to the version, or the version itself.
+
+        Raises:
+            NotFound: Says which part of the reference does not exist.
+            UsageError: It is no reference.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
+            >>> store.resolve("ranker@prod").number
+            1
         """
         return self._names.resolve(ref)
 
     def tiers(self) -> list[TierSpec]:
-        """The tiers beside home, the fastest first, as all nodes agree on them now."""
+        """Return the tiers beside home, the fastest first, as all nodes agree on them now.
+
+        ``store.admin.tiers`` changes them.
+
+        Example:
+            >>> import os
+            >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
+            >>> store = tierstore.init("store", tiers=[warm])
+            >>> [(tier.name, tier.role) for tier in store.tiers()]
+            [('warm', 'warm')]
+        """
         current = TierLog(self._blobs).current()
         return list(current.tiers) if current else []
 
     def models(self) -> list[str]:
-        """The names of all models, sorted."""
+        """Return the names of all models, sorted.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> store.models()
+            ['ranker']
+        """
         return self._parts.home.models()
 
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
-        """The versions of a model, newest first; ``NotFound`` when there is no such model."""
+        """Return the versions of a model, the newest first.
+
+        Args:
+            model: The model's name.
+            limit: How many to return at most; all by default.
+
+        Raises:
+            NotFound: There is no such model.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> for value in (1.0, 2.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
+            >>> [version.number for version in store.versions("ranker")]
+            [2, 1]
+        """
         return self._names.versions(model, limit)
 
     def aliases(self, model: str) -> list[Alias]:
-        """The aliases of a model and the versions that they point to now."""
+        """Return the aliases of a model and the versions that they point to now.
+
+        Args:
+            model: The model's name.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
+            >>> [(alias.name, str(alias.version)) for alias in store.aliases("ranker")]
+            [('prod', 'ranker@1')]
+        """
         return self._names.aliases(model)
 
     def history(self, model: str, alias: str | None = None) -> Iterator[RefEntry]:
-        """Who pointed what where, when and why, newest first: of the versions or of one alias."""
+        """Return who pointed what where, when and why, the newest first.
+
+        Args:
+            model: The model's name.
+            alias: The alias whose log is meant; by default that of the model's versions.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, "f4")}, alias="prod", message="first")
+            >>> [(entry.action, entry.message) for entry in store.history("ranker", "prod")]
+            [('set', 'first')]
+        """
         return self._names.history(model, alias)
 
     def alias(
@@ -364,29 +521,102 @@ class Store:
         message: str = "",
         was: int | None = None,
     ) -> Alias:
-        """Point an alias of ``model`` to a version of it (``ref``).
+        """Point an alias of a model to a version of it; moves no bytes.
+
+        Args:
+            model: The model's name.
+            name: The alias, such as ``prod``.
+            ref: A reference to the version.
+            message: Why; kept in the log.
+            was: The number of the version that it must point to until then; any by default.
+
+        Returns:
+            The alias and the version that it points to now.
 
         Raises:
-            Conflict: the alias is in a rollout, or does not point to version ``was``, if given.
+            NotFound: There is no such version.
+            UsageError: It is a variant, or another model's version.
+            Conflict: The alias is in a rollout, or does not point to version ``was``.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> print(store.alias("ranker", "prod", "ranker@1").version)
+            ranker@1
         """
         return self._names.alias(model, name, ref, message, was)
 
     def remove_alias(self, model: str, name: str, *, message: str = "") -> None:
-        """Remove an alias; the versions stay, and so does its log."""
+        """Remove an alias; the versions stay, and so does its log.
+
+        Args:
+            model: The model's name.
+            name: The alias.
+            message: Why; kept in the log.
+
+        Raises:
+            NotFound: There is no such alias.
+            Conflict: It is in a rollout.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
+            >>> store.remove_alias("ranker", "prod")
+            >>> store.aliases("ranker")
+            []
+        """
         self._names.remove_alias(model, name, message)
 
     def rollback(self, model: str, alias: str, *, message: str = "") -> Alias:
-        """Point an alias back to what it meant before; moves no bytes.
+        """Point an alias back to the version that it meant before; moves no bytes.
 
-        Twice in a row goes back two steps. Raises ``NotFound`` when there is nothing before. In a
-        rollout it gives every node the old version again, as ``Rollouts.abort`` does.
+        Twice in a row goes back two steps. In a rollout it gives every node the old version again,
+        as ``Rollouts.abort`` does.
+
+        Args:
+            model: The model's name.
+            alias: The alias.
+            message: Why; kept in the log.
+
+        Returns:
+            The alias and the version that it points to now.
+
+        Raises:
+            NotFound: There is nothing to go back to.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> for value in (1.0, 2.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)}, alias="prod")
+            >>> print(store.rollback("ranker", "prod").version)
+            ranker@1
         """
         back = self._names.rollback(model, alias, message)
         self.rollouts.settle(model, alias)
         return back
 
     def diff(self, old: str | Version, new: str | Version) -> Diff:
-        """What changed between two versions, tensor by tensor; reads only metadata."""
+        """Compare two versions tensor by tensor, from their metadata alone.
+
+        Args:
+            old: A reference to the first version.
+            new: A reference to the second one, of any model.
+
+        Returns:
+            What changed, in plain and in stored bytes.
+
+        Raises:
+            NotFound: There is no such version.
+            UsageError: One of them is a release.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
+            >>> _ = store.save("ranker", {"a": zeros, "b": zeros})
+            >>> _ = store.save("ranker", {"a": zeros, "b": ones})
+            >>> [(item.name, item.change) for item in store.diff("ranker@1", "ranker@2").tensors]
+            [('a', 'same'), ('b', 'changed')]
+        """
         versions = [self.resolve(old), self.resolve(new)]
         for version in versions:
             refuse_release(version)
@@ -405,44 +635,64 @@ class Store:
     ) -> Version:
         """Publish a version that equals another but for some rows, elements or whole tensors.
 
-        Costs bytes and time in proportion to what changes: the rest is neither read nor hashed.
-        At most 16 patches lie on one another, or a quarter of the model's bytes: a version that
-        makes them so many is published, and then folded before this call returns.
+        Costs bytes and time in proportion to what changes: the rest is neither read nor hashed. At
+        most 16 patches lie on one another, or a quarter of the model's bytes: a version that makes
+        them so many is published, and then folded before this call returns.
 
         Args:
-            ref: of the version that is changed. When it is a model's newest, or what ``alias``
-                means, and somebody else changes that meanwhile, ``Conflict`` is raised.
+            ref: A reference to the version that is changed. When it is a model's newest, or what
+                ``alias`` means, and somebody else changes that meanwhile, ``Conflict`` is raised.
             changes: ``Rows``, ``Elements`` or ``Dense`` by the tensor's name; or a ``Patch`` or the
                 path of a patch file, made for exactly this version.
-            alias: a name to point to the new version, such as ``prod``.
-            message: why; kept in the log.
-            fold: ``False`` leaves that to ``fold``; with too many patches below ``Conflict`` is
-                raised.
+            alias: A name to point to the new version, such as ``prod``.
+            message: Why; kept in the log.
+            fold: ``False`` leaves folding to ``Store.fold``; with too many patches below
+                ``Conflict`` is raised.
 
         Returns:
-            The new version; its ``stats`` are those of the patch alone.
+            The new version; its ``stats`` are those of the patch alone, in bytes.
 
         Raises:
-            NotFound: there is no such version or file, or the version has no such tensor.
-            UsageError, InvalidSafetensors: a dtype, shape or index does not fit.
-            Conflict: the patch is for another version, or as said above. Nothing is published, or
+            NotFound: There is no such version or file.
+            TensorMissing: The version has no such tensor.
+            UsageError: A dtype, shape or index does not fit.
+            InvalidSafetensors: The file is no patch.
+            Conflict: The patch is for another version, or as said above. Nothing is published, or
                 the message says that only ``alias`` was not moved.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"emb": np.zeros((4, 2), np.float32)}, alias="prod")
+            >>> change = tierstore.Rows([2], np.ones((1, 2), np.float32))
+            >>> print(store.patch("ranker@prod", {"emb": change}, alias="prod"))
+            ranker@2
+            >>> store.load("ranker@prod")["emb"][2]
+            array([1., 1.], dtype=float32)
         """
         return self._patching.patch(ref, changes, alias=alias, message=message, fold=fold)
 
     def patches(self, since: str | Version, until: str | Version | None = None) -> Iterator[Patch]:
-        """The patches that lead from one version to a newer one, in order.
+        """Return the patches that lead from one version to a newer one, in order.
 
-        For a node that trains or serves: ``for patch in store.patches(since="ranker@12"):
-        patch.apply_to(state)``. Each is read when it is used, and nothing else of the versions is.
+        Each is read when it is used, and nothing else of the versions is.
 
         Args:
-            since: reference to the version that the node has.
-            until: reference to the version that it wants; the model's newest by default.
+            since: A reference to the version that a node has.
+            until: A reference to the version that it wants; the model's newest by default.
 
         Raises:
-            Conflict: the newer one is not the older one with patches on it.
-            NotFound: one of them does not exist, or a patch between is gone.
+            Conflict: The newer one is not the older one with patches on it.
+            NotFound: One of them does not exist, or a patch between them is gone.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> state = {"emb": np.zeros((4, 2), np.float32)}
+            >>> _ = store.save("ranker", state)
+            >>> _ = store.patch("ranker", {"emb": tierstore.Rows([2], np.ones((1, 2), np.float32))})
+            >>> for patch in store.patches(since="ranker@1"):
+            ...     patch.apply_to(state)
+            >>> state["emb"][2]
+            array([1., 1.], dtype=float32)
         """
         return self._patching.between(since, until)
 
@@ -455,9 +705,23 @@ class Store:
         readers and other writers are not touched, and folding twice does nothing.
 
         Args:
-            ref: of the version.
-            at_least: with fewer patches on it nothing is done.
-            progress: called with bytes done and in all.
+            ref: A reference to the version.
+            at_least: With fewer patches on it nothing is done.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
+
+        Raises:
+            NotFound: There is no such version.
+            UsageError: It is a release.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"emb": np.zeros((1000, 2), np.float32)})
+            >>> _ = store.patch("ranker", {"emb": tierstore.Rows([2], np.ones((1, 2), np.float32))})
+            >>> store.fold("ranker").patches
+            1
+            >>> store.fold("ranker").patches
+            0
         """
         with reported(progress, f"folding {ref}") as told:
             return self._patching.fold(ref, at_least, told)
@@ -468,31 +732,106 @@ class Store:
         Other versions and readers are not touched: the old frames stay while anything needs them.
 
         Args:
-            ref: of the version.
-            above: bytes fetched for a delta and its bases, for each of a standalone frame, from
-                which on it is replaced; 1 replaces every delta.
+            ref: A reference to the version.
+            above: The bytes that are fetched for a delta and its bases, for each byte of a
+                standalone frame, from which on it is replaced; 1 replaces every delta.
+
+        Raises:
+            NotFound: There is no such version.
+            UsageError: ``above`` is less than 1.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> store.rebase("ranker").chunks
+            0
         """
         return self._parts.rebasing.version(self._leased(self.resolve(ref)), above)
 
     def warmup(
         self, ref: str | Version, *, tier: str = HOT, progress: Progress | bool | None = None
     ) -> Warmth:
-        """Bring a version into a hot tier before it is asked for; see ``Warming.bring``."""
+        """Bring a version into a hot tier before it is asked for, whatever the tier's policy.
+
+        Args:
+            ref: A reference to the version.
+            tier: The tier's name; by default this node's own, or else the first that nodes share.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
+
+        Returns:
+            How much of the version is there, and what bringing it cost, in bytes.
+
+        Raises:
+            NotFound: There is no such version.
+            UsageError: This node has no such hot tier.
+            OutOfSpace: The tier is smaller than the version.
+
+        Example:
+            >>> import os
+            >>> place = os.path.abspath("hot")
+            >>> hot = tierstore.TierSpec(name="hot", role="hot", url=place, size=64 << 20)
+            >>> with tierstore.init("store", tiers=[hot]) as store:
+            ...     _ = store.save("ranker", {"w": np.ones(1 << 20, np.float32)})
+            >>> store = tierstore.open("store")
+            >>> store.warmup("ranker").resident
+            True
+        """
         version = self._leased(self.choose(ref))
         with self._own(version), reported(progress, f"warming {version}") as told:
             return self.warming.bring(version, tier, told)
 
     def evict(self, ref: str | Version | None = None, *, tier: str = HOT) -> int:
-        """Free a hot tier of a version, or of all that is not pinned; the bytes freed."""
+        """Free a hot tier of a version, or of all that is not pinned.
+
+        Args:
+            ref: A reference to the version; all of this node's own tier by default.
+            tier: The tier's name; by default this node's own.
+
+        Returns:
+            The bytes that are free now.
+
+        Raises:
+            UsageError: This node has no such hot tier, or all of one that nodes share was meant.
+
+        Example:
+            >>> import os
+            >>> place = os.path.abspath("hot")
+            >>> hot = tierstore.TierSpec(name="hot", role="hot", url=place, size=64 << 20)
+            >>> tierstore.init("store", tiers=[hot]).close()
+            >>> tierstore.open("store").evict()
+            0
+        """
         return self.warming.evict(None if ref is None else self.resolve(ref), tier)
 
     def heat(self) -> HeatView:
-        """How often chunks and packs were read of late, by all nodes that share this store."""
+        """Return how often chunks and packs were read of late, by all nodes that share the store.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> store.heat().packs()
+            {}
+        """
         self._parts.hot.drain()
         return NO_HEAT if self._parts.recorder is None else self._parts.recorder.view()
 
     def usage(self, model: str | None = None) -> Usage:
-        """Logical, unique and stored bytes, and what dedup, codec and delta saved."""
+        """Add up logical, unique and stored bytes, and what dedup, codecs and deltas saved.
+
+        Args:
+            model: The model to look at; all by default.
+
+        Raises:
+            NotFound: There is no such model.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> for name in ("ranker", "copy"):
+            ...     _ = store.save(name, {"w": np.ones(1000, np.float32)})
+            >>> usage = store.usage()
+            >>> usage.versions, usage.dedup_saved
+            (2, 4072)
+        """
         names = self.models() if model is None else [check_name("model", model)]
         every = {name: [*self.versions(name), *self.all_variants(name)] for name in names}
         from tierstore.modelstore.care.compare import measure
@@ -502,7 +841,23 @@ class Store:
     def check(
         self, *, read_data: bool = False, progress: Progress | bool | None = None
     ) -> CheckReport:
-        """Verify everything; with ``read_data`` every chunk is decoded and compared too."""
+        """Verify everything that the store holds.
+
+        Args:
+            read_data: Decode every chunk and compare it with its digest, too.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
+
+        Returns:
+            What was found, damage first, and how much was looked at.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(1000, np.float32)})
+            >>> report = store.check(read_data=True)
+            >>> report.findings, report.data_bytes
+            ([], 4000)
+        """
         from tierstore.modelstore.care.check import check_store
 
         with reported(progress, "checking") as told:

@@ -23,20 +23,26 @@ RELEASED: Final = "release"
 
 @dataclass(frozen=True, slots=True)
 class SaveStats:
-    """What one save cost.
+    """The cost of one save.
 
     Attributes:
-        logical_bytes: size of the model's files.
-        new_bytes: plain bytes of chunks that the store did not have.
-        delta_bytes: those of ``new_bytes`` whose chunks were stored as deltas.
-        delta_stored_bytes: what these deltas take.
-        reused_bytes: plain bytes of chunks that it had, or that came again within the model.
-        stored_bytes: bytes written to storage, all objects together.
-        chunks: chunks in the model, repeats included.
-        new_chunks: chunks that were encoded and stored.
-        objects: objects written to storage.
-        seconds: wall time.
-        base: the version that the deltas refer to, as ``model@number``; ``None`` without deltas.
+        logical_bytes: Size of the model's files.
+        new_bytes: Plain bytes of chunks that the store did not have.
+        delta_bytes: Those of ``new_bytes`` whose chunks were stored as deltas.
+        delta_stored_bytes: Bytes that these deltas take.
+        reused_bytes: Plain bytes of chunks that the store had, or that came again within the model.
+        stored_bytes: Bytes written to storage, all objects together.
+        chunks: Number of chunks in the model, repeats included.
+        new_chunks: Number of chunks that were encoded and stored.
+        objects: Number of objects written to storage.
+        seconds: Wall time.
+        base: The version that the deltas refer to, as ``model@number``; ``None`` without deltas.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> stats = store.save("ranker", {"w": np.ones(1000, np.float32)}).stats
+        >>> stats.new_bytes, stats.new_chunks, stats.base
+        (4000, 1, None)
     """
 
     logical_bytes: int
@@ -59,18 +65,26 @@ class SaveStats:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One published version of a model.
+    """One published version of a model. Versions are equal whatever their save cost.
 
     Attributes:
-        model: its name.
-        number: counts the model's versions from 1.
-        digest: of the manifest: equal content has an equal digest.
-        created: when it was published, by the publisher's clock.
+        model: The model's name.
+        number: The version's number; a model's versions count from 1.
+        digest: Digest of the manifest: equal content has an equal digest.
+        created: When it was published, by the publisher's clock, in UTC.
         who: ``user@host`` of the publisher.
-        message: why.
-        stats: what the save cost; ``None`` unless this object came from ``save``.
-        variant: name of the lossy variant of version ``number`` that this is, or ``None``.
-        is_release: whether it has no content of its own, but names versions of several models.
+        message: Why it was published.
+        stats: What the save cost; ``None`` unless this object came from ``save``.
+        variant: The name of the lossy variant of version ``number`` that this is, or ``None``.
+        is_release: Whether it has no content of its own, but names versions of several models.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> version = store.save("ranker", {"w": np.ones(3, np.float32)}, message="nightly")
+        >>> version
+        <Version ranker@1 b3:..., 20...UTC by ...@..., 'nightly'>
+        >>> str(version), version == store.resolve("ranker")
+        ('ranker@1', True)
     """
 
     model: str
@@ -112,10 +126,17 @@ class FileInfo:
     """One file of a version.
 
     Attributes:
-        path: in the version, ``/`` between its parts.
-        size: in bytes.
+        path: The path in the version, ``/`` between its parts.
+        size: The size in bytes.
         sha256: 64 hex digits; empty for a file that patches change, until the version is folded.
-        metadata: a safetensors file's ``__metadata__``, if any.
+        metadata: A safetensors file's ``__metadata__``, if any.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, metadata={"step": "7"})
+        >>> [file] = store.load("ranker").files
+        >>> file.path, file.size, file.metadata
+        ('model.safetensors', 108, {'step': '7'})
     """
 
     path: str

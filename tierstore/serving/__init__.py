@@ -36,16 +36,32 @@ def follow(
     poll_s: float = 5.0,
     warm: bool = True,
 ) -> Follower:
-    """Keep this process on the version that ``ref`` points to; see ``follower.Follower``.
+    """Keep this process on the version that a reference means, also when that moves.
+
+    A new version is read and verified while the old one serves, and what did not change is not read
+    again. Whatever fails on the way, the old version stays.
 
     Args:
-        ref: Reference to follow, such as ``ranker@prod``.
-        on_ready: Called with each version once it is read and verified; the old one serves until
-            the call returns.
-        store: Store to read from; by default the configured one, opened once for this process.
-        profile: Variants to prefer, as for ``Store.load``.
-        poll_s: Seconds between two looks at the reference, on average.
-        warm: Whether to load versions into this node's hot tier, if it has one.
+        ref: A reference, such as ``ranker@prod``.
+        on_ready: Is called with each version once it is read and verified, in the follower's
+            thread; the old one serves until it returns. ``InPlace`` is one.
+        store: The store; by default the configured one, opened once for this process.
+        profile: Which variant suits this hardware, as for ``Store.load``.
+        poll_s: Seconds between two looks, on average.
+        warm: Bring versions into this node's hot tier, where it has one.
+
+    Returns:
+        A context manager that stops following when it ends.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)}, alias="prod")
+        >>> served = []
+        >>> with tierstore.follow("ranker@prod", served.append, store=store) as follower:
+        ...     follower.wait(60)
+        True
+        >>> served[0].tensors["b"]
+        array([1., 1.], dtype=float32)
     """
     from tierstore.serving.follower import Follower
     from tierstore.serving.observe import OBSERVED

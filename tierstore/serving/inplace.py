@@ -44,7 +44,7 @@ StagedWrite: TypeAlias = tuple[Bytes, npt.NDArray[np.int64], Bytes]
 
 
 class InPlace:
-    """Writes updates into weights that stay where they are in memory: an ``on_ready`` callback.
+    """Applies versions to weights that stay where they are in memory; for ``tierstore.follow``.
 
     Without ``batch_bytes`` the guard is held once for a whole version: who holds it while answering
     never sees a mix of two versions. With it the guard is released after each batch, so that it is
@@ -52,15 +52,28 @@ class InPlace:
     some old. Where neither will do, use ``Update.tensors`` as the new weights instead.
 
     Args:
-        state: Writable, contiguous numpy arrays or torch tensors on the CPU by name: your own, such
-            as ``Store.load`` gives them, never those of an update. Only these tensors are updated.
-        guard: Lock that is held while live weights are written; requests must take it too.
-        batch_bytes: Bytes to write while the guard is held once, at least one row (of the first
-            dimension); ``None`` writes a whole version.
+        state: For each tensor's name a writable, contiguous numpy array, or torch tensor on the
+            CPU: your own, such as ``Store.load`` gives them, never those of an update. Names that
+            it lacks are not applied.
+        guard: A lock that requests take, too; held while live weights are written.
+        batch_bytes: How much to write under one hold; a row (of the first dimension) at least.
 
     Attributes:
-        longest_pause_s: Longest time that the guard was held, in seconds.
-        written_bytes: Bytes that the last update wrote.
+        longest_pause_s: The longest that the guard was held, waiting for it not counted, in
+            seconds.
+        written_bytes: The bytes that the last update wrote.
+
+    Example:
+        >>> import threading
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)}, alias="prod")
+        >>> live = {"b": np.zeros(2, np.float32)}
+        >>> apply = tierstore.InPlace(live, threading.Lock())
+        >>> with tierstore.follow("ranker@prod", apply, store=store) as follower:
+        ...     follower.wait(60)
+        True
+        >>> live["b"]
+        array([1., 1.], dtype=float32)
     """
 
     def __init__(

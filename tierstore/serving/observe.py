@@ -102,13 +102,19 @@ def open_store(url: str | os.PathLike[str] | None = None) -> stores.Store:
     process also serves metrics and writes a log; see ``tierstore.serving.observe``.
 
     Args:
-        url: A directory, ``s3://bucket/prefix`` or another URL that ``tierstore.wiring.open_blobs``
-            takes; by default the one that ``TIERSTORE_STORE`` or the node's file names.
+        url: A directory, ``s3://bucket/prefix`` or what else ``tierstore.wiring.open_blobs`` takes;
+            by default what ``TIERSTORE_STORE`` or the node's file says.
 
     Raises:
         NotFound: There is no store.
-        UnsupportedFormat: The store was made by a newer tierstore.
-        ConfigError: A variable has an invalid value.
+        UnsupportedFormat: It was made by a newer tierstore.
+        ConfigError: A variable has a value that means nothing.
+
+    Example:
+        >>> tierstore.init("store").close()
+        >>> with tierstore.open("store") as store:
+        ...     store.models()
+        []
     """
     wanted = config.observing()
     store = stores.open_store(url)

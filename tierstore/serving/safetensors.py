@@ -1,8 +1,12 @@
 """Drop-in for safetensors: ``safe_open`` and ``load_file`` that also read ``tierstore://`` URLs.
 
 >>> from tierstore import safe_open
->>> with safe_open("tierstore://ranker@prod/model.safetensors", framework="pt") as f:
-...     f.get_tensor("encoder.weight"), f.get_slice("emb.weight")[10:20]
+>>> store = tierstore.init("store")  # or what TIERSTORE_STORE names, without ?store= below
+>>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)}, alias="prod")
+>>> url = "tierstore://ranker@prod/model.safetensors?store=store"
+>>> with safe_open(url, framework="np") as f:
+...     f.get_slice("w")[1:2]
+array([[1., 1.]], dtype=float32)
 
 ``install()`` puts ``safe_open`` into the safetensors library itself, and into every module that has
 imported it from there, so that unchanged code reads from the store.
@@ -51,8 +55,16 @@ class safe_open:
     Raises:
         FileMissing: There is no such model, version or file; a ``FileNotFoundError``.
         InvalidName: The URL is malformed, or its path leaves the version.
-        SafetensorError: The library refuses the file, the tensor or the slice.
-        TierstoreError: The store fails, such as ``Damaged`` and ``Unreachable``.
+        SafetensorError: As the library raises it.
+        TierstoreError: The store fails; ``Damaged`` and ``Unreachable`` are such errors.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)}, alias="prod")
+        >>> url = "tierstore://ranker@prod/model.safetensors?store=store"
+        >>> with tierstore.safe_open(url, framework="np") as file:
+        ...     file.keys(), file.get_tensor("w").shape
+        (['w'], (3, 2))
     """
 
     if TYPE_CHECKING:
@@ -222,9 +234,22 @@ def load_file(
     """Read a whole file into torch tensors by name, as ``safetensors.torch.load_file`` does.
 
     Args:
-        filename: Path of a file, or a ``tierstore://`` URL of one.
-        device: Device of the tensors.
-        backend: How the library reads a path, such as ``mmap``; ``None`` for its default.
+        filename: The path of a file, or a ``tierstore://`` URL of one.
+        device: Where torch puts the tensors.
+        backend: A parameter of the library, for a path.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        FileMissing: There is no such model, version or file; a ``FileNotFoundError``.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)}, alias="prod")
+        >>> url = "tierstore://ranker@prod/model.safetensors?store=store"
+        >>> tierstore.load_file(url)["w"].shape
+        torch.Size([3, 2])
     """
     import safetensors.torch
 

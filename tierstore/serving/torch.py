@@ -1,8 +1,15 @@
 """Loading into torch: state dicts and modules, whole or one rank's part, on any device.
 
->>> from tierstore.torch import load_model, state_dict
->>> load_model(module, "ranker@prod", device="cuda")
->>> state_dict("ranker@prod", shard=(rank, 4), dim={"head.weight": 1, "norm.weight": None})
+>>> import torch
+>>> import tierstore.torch
+>>> module = torch.nn.Linear(4, 2)
+>>> store = tierstore.init("store")
+>>> _ = store.save("ranker", module.state_dict(), alias="prod")
+>>> tierstore.torch.load_model(module, "ranker@prod", store=store, device="cpu")
+Loaded(missing_keys=[], unexpected_keys=[])
+>>> mine = tierstore.torch.state_dict("ranker@prod", store=store, shard=(0, 2), dim={"weight": 1})
+>>> mine["weight"].shape, mine["bias"].shape
+(torch.Size([2, 2]), torch.Size([2]))
 """
 
 from __future__ import annotations

@@ -107,32 +107,34 @@ def derive(
     message: str = "",
     progress: Progress | bool | None = None,
 ) -> Version:
-    """Make a lossy variant of a version and publish it beside that.
+    """Make a lossy variant of a version and publish it beside that; see ``Store.derive``.
 
     Tensors are approximated in blocks of rows, and the variant waits in ``Settings.cache_dir``
     until it is saved; only the methods ``magnitude`` and ``low-rank`` hold a tensor as a whole.
 
     Args:
-        store: Store that has the version and gets the variant.
-        ref: Reference of the version.
-        parameters: Method and its parameter: one of ``cast`` (``bf16``, ``f16``, ``f32``), ``int8``
-            (``row``, ``channel``), ``fp8`` (``e4m3``), ``prune`` (``magnitude:0.5``, ``2:4``) and
-            ``low-rank`` (``energy:0.99``, ``rank:64``).
-        keep: Regular expression; tensors in whose names it is found stay as they are. By default
-            none, or for methods of linear layers those of ``CHANNEL_KEEPS``.
-        name: Name of the variant; by default the label of the method, such as ``int8-row``.
-        max_error: Largest relative L2 error of a variant that is published, over all float tensors
-            of the model taken as one, those that are kept included.
-        message: Note for the log: why this is done.
-        progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called with
-            tensor bytes done and bytes in all.
+        store: The store that has the version, and gets the variant.
+        ref: A reference to the version.
+        parameters: The method and its parameter.
+        keep: A regular expression of the names of tensors to leave as they are.
+        name: The variant's name; by default the method's label.
+        max_error: The largest relative L2 error that is published.
+        message: Why; kept in the log.
+        progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that is
+        called with the bytes done and the bytes in all.
 
     Returns:
         The variant; its reference is ``model@number+name``.
 
     Raises:
-        UsageError: The method, ``keep`` or ``name`` is invalid, or no tensor is approximated.
+        UsageError: The method, ``keep`` or ``name`` make no sense, or no tensor is approximated.
         SourceError: The error is above ``max_error``; nothing is published.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
+        >>> print(tierstore.derive(store, "ranker", {"cast": "bf16"}))
+        ranker@1+bf16
     """
     method = method_of(parameters)
     label = check_variant(name if name is not None else method.label)

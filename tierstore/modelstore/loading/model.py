@@ -35,18 +35,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadStats:
-    """What reading has cost so far.
+    """The cost of reading so far, in bytes.
 
     Attributes:
-        bytes_fetched: bytes read from durable tiers.
-        bytes_decoded: plain bytes decoded and verified.
-        requests: ranges read from durable tiers.
-        bytes_by_tier: bytes read by the tier's name: frames, or plain bytes of this node's tier.
-        bytes_mapped: plain bytes of tensors that were mapped from this node's tier instead.
-        bytes_reused: plain bytes that came out of hot tiers, mapped ones included, or by another
+        bytes_fetched: Bytes read from durable tiers.
+        bytes_decoded: Plain bytes decoded and verified.
+        requests: Number of ranges read from durable tiers.
+        bytes_by_tier: Bytes read by the tier's name: frames, or plain bytes of this node's tier.
+        bytes_mapped: Plain bytes of tensors that were mapped from this node's tier instead.
+        bytes_reused: Plain bytes that came out of hot tiers, mapped ones included, or by another
             reader of this process at the same time.
-        bytes_delta: plain bytes of chunks that came from durable tiers as deltas.
-        bytes_full: plain bytes of chunks that came from durable tiers standalone.
+        bytes_delta: Plain bytes of chunks that came from durable tiers as deltas.
+        bytes_full: Plain bytes of chunks that came from durable tiers standalone.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"w": np.ones(1000, np.float32)})
+        >>> model = store.load("ranker")
+        >>> _ = model.load()
+        >>> model.stats.bytes_decoded, model.stats.requests
+        (4000, 1)
     """
 
     bytes_fetched: int
@@ -73,10 +81,28 @@ class LoadStats:
 class Model(Mapping[str, "npt.NDArray[Any]"]):
     """The tensors of one version by name, each read when it is asked for.
 
-    ``model["w"]`` reads one tensor into a new numpy array; ``model.tensor("w")`` reads nothing yet.
-    bf16 and fp8 arrive as ``ml_dtypes``; F4 and F6, which numpy does not have, as packed ``uint8``
-    in one dimension. A name that several files hold is addressed as ``path::name``.
-    Thread-safe. Obtained from ``Store.load``.
+    A read-only mapping: ``model["w"]`` reads one tensor into a new numpy array, and
+    ``model.tensor("w")`` reads nothing yet. bf16 and fp8 arrive as dtypes of ``ml_dtypes``; F4 and
+    F6, which numpy does not have, as packed ``uint8`` in one dimension. A name that several files
+    hold is addressed as ``path::name``. Thread-safe. Obtained from ``Store.load``.
+
+    Attributes:
+        version: The version that is read.
+
+    Raises:
+        TensorMissing: There is no tensor of a name; also a ``KeyError``.
+        Damaged: Stored bytes do not match their digest.
+        Unreachable: The storage does not answer. Both are raised by whatever reads.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> weights = {"w": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
+        >>> _ = store.save("ranker", weights)
+        >>> model = store.load("ranker")
+        >>> sorted(model), "w" in model, len(model)
+        (['b', 'w'], True, 2)
+        >>> model["b"]
+        array([0., 0.], dtype=float32)
     """
 
     def __init__(self, version: Version, opened: Opened, fold: Callable[[], Opened]) -> None:
@@ -122,12 +148,32 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         return self.tensor(name).numpy()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The tensor of this name as an array, or ``default`` when there is none."""
+        """Return the tensor of this name as an array, or ``default`` when there is none.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"b": np.zeros(2, np.float32)})
+            >>> store.load("ranker").get("b"), store.load("ranker").get("c", 0)
+            (array([0., 0.], dtype=float32), 0)
+        """
         found = self._opened.tensors.get(name)
         return default if found is None else found.numpy()
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of this name, not read yet; ``TensorMissing`` when there is none."""
+        """Return the tensor of this name, not read yet.
+
+        Args:
+            name: The tensor's name; ``path::name`` where several files hold it.
+
+        Raises:
+            TensorMissing: There is none; also a ``KeyError``.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> store.load("ranker").tensor("w")
+            Tensor('w', F32, [3, 2], 24 bytes)
+        """
         try:
             return self._opened.tensors[name]
         except KeyError:
@@ -158,12 +204,12 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
     @property
     def nbytes(self) -> int:
-        """Plain bytes of all tensors."""
+        """The plain bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self._opened.tensors.values())
 
     @property
     def stats(self) -> LoadStats:
-        """What reading from this object has cost so far."""
+        """The cost of reading from this object so far."""
         return stats_of(self._opened.content.reader.pool)
 
     def load(
@@ -172,14 +218,27 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         *,
         progress: Progress | bool | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Read tensors in parallel into arrays of their own, by name.
+        """Read tensors in parallel into arrays of their own.
 
         What is hot on this node is mapped instead of copied; writing to it stays private.
 
         Args:
-            names: which; all of them by default.
-            progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called
-                with the bytes done and the bytes in all.
+            names: The names of the tensors, as a list; all of them by default.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
+
+        Returns:
+            For each name an array of the tensor's shape and dtype.
+
+        Raises:
+            TensorMissing: There is no tensor of a name.
+            UsageError: ``names`` is one text and no list.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> {name: array.shape for name, array in store.load("ranker").load().items()}
+            {'w': (3, 2)}
         """
         return {name: t._view(data) for name, t, data in self._read(names, progress)}
 
@@ -189,7 +248,17 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         *,
         progress: Progress | bool | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Like ``load``, into torch tensors on the CPU; needs the extra ``tierstore[torch]``."""
+        """Read tensors in parallel into torch tensors on the CPU; needs ``tierstore[torch]``.
+
+        Takes the same arguments and raises the same errors as ``load``. ``tierstore.torch`` reads
+        into modules and onto other devices.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> store.load("ranker").to_torch()["w"].dtype
+            torch.float32
+        """
         return {
             name: as_torch(data, t.dtype, t.shape) for name, t, data in self._read(names, progress)
         }
@@ -214,9 +283,21 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         """Read tensors into memory of the caller's.
 
         Args:
-            buffers: for each tensor's name a writable, contiguous numpy array, torch tensor on the
+            buffers: For each tensor's name a writable, contiguous numpy array, torch tensor on the
                 CPU, or any other buffer, of exactly the tensor's bytes. After an error their
                 content is undefined.
+
+        Raises:
+            TensorMissing: There is no tensor of a name.
+            UsageError: A buffer has another size or cannot be written to.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> mine = np.empty((3, 2), np.float32)
+            >>> store.load("ranker").load_into({"w": mine})
+            >>> float(mine.sum())
+            6.0
         """
         items = []
         for name, target in buffers.items():
@@ -226,11 +307,38 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         read_into(items)
 
     def read_file(self, path: str) -> bytes:
-        """The whole content of one file, such as ``config.json``; ``NotFound`` if there is none."""
+        """Return the whole content of one file, such as ``config.json``.
+
+        Args:
+            path: The file's path in the version, ``/`` between its parts.
+
+        Raises:
+            NotFound: There is no such file.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> len(store.load("ranker").read_file("model.safetensors"))
+            96
+        """
         return self.open_file(path).read()
 
     def open_file(self, path: str) -> FileView:
-        """One file, to be read by ranges; ``NotFound`` if there is none."""
+        """Open one file, to be read by ranges.
+
+        Args:
+            path: The file's path in the version, ``/`` between its parts.
+
+        Raises:
+            NotFound: There is no such file.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> view = store.load("ranker").open_file("model.safetensors")
+            >>> view.size, view.read(8, 6)
+            (96, b'{"w":{')
+        """
         entry = self._file_entry(path)
         if path in self._opened.patched:
             return PatchedFileView(self._opened.content, entry, self._opened.tensors.values())
@@ -258,8 +366,14 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         return self._opened.content.file_pieces(file)
 
     def fold(self) -> None:
-        """Fold a version that lies on patches, so that its files have a SHA-256; see
-        ``Store.fold``. Nothing happens to any other.
+        """Fold a version that lies on patches, so that its files have a SHA-256.
+
+        See ``Store.fold``. Nothing happens to any other version.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> store.load("ranker").fold()
         """
         if self._opened.patched:
             self._opened = self._fold()
@@ -271,24 +385,31 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         weights: bool = True,
         progress: Progress | bool | None = None,
     ) -> list[FileInfo]:
-        """Write every file, byte-identical to what was saved, below ``directory``.
+        """Write every file, byte-identical to what was saved, below a directory.
 
         Each file is written beside its place, compared with the SHA-256 recorded at save, and then
         renamed. Files that are there already are replaced; others are left alone. A version that
         lies on patches is folded first, as a SHA-256 is that of a whole file.
 
         Args:
-            directory: made if it is missing.
-            weights: with ``False`` safetensors files are left out.
-            progress: ``True`` for a bar (``tierstore[progress]``), or a function that is called
-                with the bytes done and the bytes in all.
+            directory: Where to write; made if it is missing.
+            weights: With ``False`` safetensors files are left out.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
 
         Returns:
             The files that were written.
 
         Raises:
-            Damaged: the bytes do not give the recorded SHA-256; the file is not put in place.
-            OutOfSpace, PermissionDenied: of the target.
+            Damaged: The bytes do not give the recorded SHA-256; the file is not put in place.
+            OutOfSpace: The disk is full.
+            PermissionDenied: The directory cannot be written to.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> [(file.path, file.size) for file in store.load("ranker").export("out")]
+            [('model.safetensors', 96)]
         """
         self.fold()
         files = [file for file in self._opened.manifest.files if weights or not file.header]
@@ -307,8 +428,28 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         """Write some tensors as one new safetensors file, under the names that they have here.
 
         The file is written beside its place and then renamed; one that is there is replaced.
-        ``__metadata__`` is the version's. Errors are those of ``export``, and ``NotFound`` for a
-        name that does not exist.
+        ``__metadata__`` is the version's.
+
+        Args:
+            names: The names of the tensors, as a list.
+            file: Where to write.
+            progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
+                is called with the bytes done and the bytes in all.
+
+        Returns:
+            The file's name, size in bytes and SHA-256.
+
+        Raises:
+            TensorMissing: There is no tensor of a name.
+            UsageError: ``names`` is one text and no list.
+            OutOfSpace: The disk is full.
+            PermissionDenied: The file cannot be written.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)})
+            >>> store.load("ranker").export_tensors(["a"], "a.safetensors").size
+            76
         """
         chosen = {name: self.tensor(name) for name in checked_names(names)}
         with reported(progress, f"exporting {self.version}") as told:

@@ -27,6 +27,21 @@ class Tensor:
 
     ``tensor[...]`` reads only the blocks (256 KiB of plain bytes) that hold the rows asked for, by
     the index of the first dimension; further dimensions are taken from those rows in memory.
+
+    Attributes:
+        name: The tensor's name in the model.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"emb": np.arange(6, dtype=np.float32).reshape(3, 2)})
+        >>> tensor = store.load("ranker").tensor("emb")
+        >>> tensor.dtype, tensor.shape, tensor.nbytes
+        ('F32', (3, 2), 24)
+        >>> tensor[1:]
+        array([[2., 3.],
+               [4., 5.]], dtype=float32)
+        >>> tensor[[2, 0], 1]
+        array([5., 1.], dtype=float32)
     """
 
     __slots__ = ("_base", "_entry", "_file_path", "_overlays", "name")
@@ -53,7 +68,7 @@ class Tensor:
 
     @property
     def file(self) -> str:
-        """Path of the file that holds it."""
+        """The path of the file that holds it."""
         return self._file_path
 
     @property
@@ -63,7 +78,7 @@ class Tensor:
 
     @property
     def dtype(self) -> str:
-        """The safetensors dtype, such as ``BF16``."""
+        """The dtype as safetensors names it, such as ``BF16``."""
         return self._entry.dtype
 
     @property
@@ -73,12 +88,12 @@ class Tensor:
 
     @property
     def ndim(self) -> int:
-        """Count of dimensions."""
+        """The number of dimensions."""
         return len(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Plain bytes."""
+        """The plain bytes."""
         return entry_bytes(self._entry)
 
     def __len__(self) -> int:
@@ -100,14 +115,28 @@ class Tensor:
         return [*places, *(place for overlay in self._overlays for place in overlay.places())]
 
     def numpy(self) -> npt.NDArray[Any]:
-        """Read it all into an array of its own (see ``Model`` for bf16, fp8, sub-byte dtypes).
+        """Read all of it into an array of its own.
 
-        What is hot on this node is mapped instead of copied; writing to it stays private.
+        What is hot on this node is mapped instead of copied; writing to it stays private. See
+        ``Model`` for bf16, fp8 and dtypes of less than a byte.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
+            >>> store.load("ranker").tensor("b").numpy()
+            array([1., 1.], dtype=float32)
         """
         return self._view(read_tensors([self])[0])
 
     def torch(self) -> torch.Tensor:
-        """Read it all into a new torch tensor on the CPU."""
+        """Read all of it into a new torch tensor on the CPU; needs ``tierstore[torch]``.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
+            >>> store.load("ranker").tensor("b").torch()
+            tensor([1., 1.])
+        """
         return as_torch(read_tensors([self])[0], self.dtype, self.shape)
 
     def _view(self, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
@@ -115,11 +144,32 @@ class Tensor:
         return as_array(data, self.dtype, self.shape)
 
     def read_bytes(self) -> npt.NDArray[np.uint8]:
-        """Read its plain bytes, all of them, in one dimension."""
+        """Read all of its plain bytes, in one dimension.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
+            >>> store.load("ranker").tensor("b").read_bytes()
+            array([  0,   0, 128,  63,   0,   0, 128,  63], dtype=uint8)
+        """
         return read_tensors([self])[0]
 
     def read_span(self, low: int, high: int, out: memoryview) -> None:
-        """Read its plain bytes ``[low, high)`` into ``out``, which is as long as that."""
+        """Read a span of its plain bytes.
+
+        Args:
+            low: The first byte.
+            high: The byte behind the last one.
+            out: Where to; ``high - low`` bytes.
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
+            >>> out = bytearray(2)
+            >>> store.load("ranker").tensor("b").read_span(2, 4, memoryview(out))
+            >>> out.hex()
+            '803f'
+        """
         self._base.read_span(low, high, out)
         for overlay in self._overlays:
             overlay.over(low, high, np.frombuffer(out, np.uint8))
@@ -175,11 +225,21 @@ class Tensor:
         return out.view(numpy_dtype(self.dtype)).reshape(len(rows), *self.shape[1:])
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Return the plain bytes of rows of the first dimension, as (rows, bytes of a row).
+        """Read rows of the first dimension as plain bytes.
 
         Args:
-            rows: Numbers of the rows, in range, in any order, repeats allowed. A row begins at a
-                byte.
+            rows: The numbers of the rows, in range, in any order, repeats allowed. A row begins at
+                a byte.
+
+        Returns:
+            An array of (rows, bytes of a row).
+
+        Example:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"emb": np.arange(6, dtype=np.int8).reshape(3, 2)})
+            >>> store.load("ranker").tensor("emb").read_rows(np.array([2, 0]))
+            array([[4, 5],
+                   [0, 1]], dtype=uint8)
         """
         return read_rows(self._base, self._overlays, rows)
 

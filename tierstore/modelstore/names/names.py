@@ -19,7 +19,20 @@ from tierstore.modelstore.version import RELEASED, Version, version_of
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A name that points to a version of a model; the alias moves, the version does not."""
+    """A name that points to a version of a model; the alias moves, the version does not.
+
+    Attributes:
+        model: The model's name.
+        name: The alias.
+        version: The version that it pointed to when it was looked up.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
+        >>> [alias] = store.aliases("ranker")
+        >>> alias.name, str(alias.version)
+        ('prod', 'ranker@1')
+    """
 
     model: str
     name: str

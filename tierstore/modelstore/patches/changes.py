@@ -44,11 +44,20 @@ class Change:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows(Change):
-    """New rows of a tensor's first dimension.
+    r"""New rows of a tensor's first dimension.
 
     Attributes:
         indices: (n,) integers from 0 in any order; where one comes twice, the last wins.
-        values: (n, *shape[1:]), a numpy array or torch tensor of the tensor's own dtype.
+        values: (n, \*shape[1:]), a numpy array or torch tensor of the tensor's own dtype.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"emb": np.zeros((3, 2), np.float32)})
+        >>> _ = store.patch("ranker", {"emb": tierstore.Rows([1], np.ones((1, 2), np.float32))})
+        >>> store.load("ranker")["emb"]
+        array([[0., 0.],
+               [1., 1.],
+               [0., 0.]], dtype=float32)
     """
 
     indices: Any
@@ -63,6 +72,14 @@ class Elements(Change):
         indices: (n,) integers from 0 in any order, which count through the flat tensor in C order;
             where one comes twice, the last wins.
         values: (n,), a numpy array or torch tensor of the tensor's own dtype.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"emb": np.zeros((2, 2), np.float32)})
+        >>> _ = store.patch("ranker", {"emb": tierstore.Elements([3], np.ones(1, np.float32))})
+        >>> store.load("ranker")["emb"]
+        array([[0., 0.],
+               [0., 1.]], dtype=float32)
     """
 
     indices: Any
@@ -74,7 +91,14 @@ class Dense(Change):
     """All of a tensor anew.
 
     Attributes:
-        values: a numpy array or torch tensor of the tensor's own dtype and shape.
+        values: A numpy array or torch tensor of the tensor's own dtype and shape.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"bias": np.zeros(2, np.float32)})
+        >>> _ = store.patch("ranker", {"bias": tierstore.Dense(np.ones(2, np.float32))})
+        >>> store.load("ranker")["bias"]
+        array([1., 1.], dtype=float32)
     """
 
     values: Any

@@ -38,6 +38,12 @@ class Folded:
         patches: Number of patches that were folded; 0 when nothing was done.
         full: Digest of the full manifest that equals the version.
         stats: Cost of the save; ``None`` when nothing was stored.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+        >>> store.fold("ranker").patches
+        0
     """
 
     version: Version

@@ -42,6 +42,26 @@ class Patch:
 
     Obtained from ``Store.patches``, ``Patch.of`` or ``Patch.open``. One of a store is read when it
     is used. Indices rise, and none comes twice.
+
+    Attributes:
+        base: Digest of the version that it is for.
+        parts: What happens to each tensor, by its name: ``kind``, ``dtype``, ``shape``, ``count``.
+        version: The version that it gives; ``None`` unless it came from a store.
+        stored_bytes: The bytes that it takes in the store; ``None`` unless it came from there.
+
+    Example:
+        >>> store = tierstore.init("store")
+        >>> weights = {"bias": np.zeros(2, np.float32)}
+        >>> version = store.save("ranker", weights)
+        >>> patch = tierstore.Patch.of(
+        ...     version.digest, {"bias": tierstore.Dense(np.ones(2, np.float32))}, {"bias": (2,)}
+        ... )
+        >>> patch.save("patch.safetensors")
+        >>> print(store.patch("ranker@1", "patch.safetensors"))
+        ranker@2
+        >>> patch.apply_to(weights)
+        >>> weights["bias"]
+        array([1., 1.], dtype=float32)
     """
 
     def __init__(
