@@ -241,6 +241,14 @@ def test_nothing_makes_room_for_what_an_archive_has() -> None:
     assert steps(rebalance(scene(frozen, warm, tiers=tiers))) == []
 
 
+def test_no_victim_leaves_in_vain() -> None:
+    warm = replace(WARM, quota_bytes=20, high_percent=100, low_percent=100)
+    cold = replace(COLD, quota_bytes=6, high_percent=100, low_percent=100)
+    small, large = pack(A, 2, "warm", size=1), pack(B, 3, "warm", size=19)
+    hot = pack(C, 50, "cold", size=5)  # needs room of both, and cold has none for the larger one
+    assert steps(rebalance(scene(small, large, hot, tiers=(warm, cold)))) == []
+
+
 def test_a_base_leaves_an_archive_before_what_needs_it() -> None:
     tiers = (replace(ICE, draining=True), COLD)
     made = scene(pack(A, 0, "ice"), pack(B, 0, "ice"), tiers=tiers, bases={B: [A]})

@@ -86,12 +86,33 @@ class Planner:
         self.moves: list[PlannedMove] = []
         self.notes: list[str] = []
         self._sorted: dict[str, deque[bytes]] = {}
-        self._left: set[bytes] = set()
+        self._left: dict[bytes, None] = {}
         """Packs that left a tier; they do not come back in the same plan."""
+        self._before: list[dict[str, float]] = []
+        """The copies that the pack of each of ``moves`` had before it."""
 
     def done(self) -> Plan:
         """Return the plan so far."""
         return Plan(tuple(self.moves), tuple(dict.fromkeys(self.notes)))
+
+    def _move(
+        self,
+        kind: MoveKind,
+        pack: bytes,
+        source: TierState,
+        target: TierState,
+        why: str,
+        threshold: float,
+    ) -> None:
+        self._before.append(dict(self.scene.copies[pack]))
+        self.moves.append(self.scene.move(kind, pack, source, target, why, threshold))
+
+    def _undo(self, moves: int, left: int) -> None:
+        """Take back all but the first so many moves, and packs that left."""
+        while len(self.moves) > moves:
+            self.scene.restore(self.moves.pop().pack, self._before.pop())
+        while len(self._left) > left:
+            self._left.popitem()
 
     # Leaving a tier
 
@@ -186,8 +207,8 @@ class Planner:
             if pack == unit[-1] or kind == "drain":
                 reason = why
             step = kind or ("drop" if scene.has(pack, targets[pack]) else "demote")
-            self.moves.append(scene.move(step, pack, tier, targets[pack], reason, threshold))
-        self._left.update(unit)
+            self._move(step, pack, tier, targets[pack], reason, threshold)
+        self._left.update(dict.fromkeys(unit))
         return True
 
     def _shelf(
@@ -261,7 +282,7 @@ class Planner:
             if scene.rank(scene.fastest(pack)) <= scene.rank(tier):
                 continue
             unit = self.entering(pack, tier)
-            if self._left.isdisjoint(unit) and not self._is_frozen(unit, tier):
+            if self._left.keys().isdisjoint(unit) and not self._is_frozen(unit, tier):
                 self._raise(pack, unit, tier)
 
     def entering(self, pack: bytes, tier: TierState) -> list[bytes]:
@@ -277,6 +298,7 @@ class Planner:
         why = (
             f"its heat of {scene.heat[pack]:.2g} is above {scene.rules.promote:g} x {threshold:.2g}"
         )
+        moves, left = len(self.moves), len(self._left)
         for victim in victims:
             if not scene.has(victim, tier):
                 continue
@@ -284,6 +306,8 @@ class Planner:
             self.leave(victim, tier, makes_room, scene.score[victim])
         if scene.can_enter(unit, tier, to_low=True):
             self._enter(unit, tier, why, threshold, last=pack)
+        else:  # a victim could not leave: the others did not make room either
+            self._undo(moves, left)
 
     def _is_frozen(self, unit: Sequence[bytes], tier: TierState) -> bool:
         """Return whether a pack would have to be read from an archive to enter a tier."""
@@ -315,7 +339,7 @@ class Planner:
                 reason = why if named else f"pack {short(last or b'')}, which needs it, comes too"
                 source = scene.fastest(pack)
                 kind: MoveKind = "promote"
-                self.moves.append(scene.move(kind, pack, source, tier, reason, threshold))
+                self._move(kind, pack, source, tier, reason, threshold)
         return True
 
     def threshold(

@@ -395,6 +395,15 @@ class Scene:
             expected_saving=before - self._monthly(pack),
         )
 
+    def restore(self, pack: bytes, copies: dict[str, float]) -> None:
+        """Give a pack the copies that it had before a move, which is taken back."""
+        size = self.packs[pack].size
+        for name in self.copies[pack]:
+            self.used_bytes[name] -= size
+        self.copies[pack] = copies
+        for name in copies:
+            self.used_bytes[name] += size
+
     def unread(self, seconds: float) -> float:
         """Return the heat of a pack that was last read so long ago, as far as heat remembers."""
         return exp2(-min(seconds / self.rules.half_life_s, REMEMBERED))
