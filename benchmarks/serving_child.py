@@ -138,7 +138,7 @@ def rank(store: str, number: str, world: str, dim: str) -> dict[str, Any]:
         part = tierstore.torch.state_dict(url, shard=(int(number), int(world)), dim=int(dim))
         seconds = time.perf_counter() - start
         held = sum(tensor.nbytes for tensor in part.values())
-        chunks = [chunk for name in model for chunk in model.tensor(name).base.chunks()]
+        chunks = [chunk for name in model for chunk in model.tensor(name)._base.chunks()]
         frames = sum({chunk.place.digest: chunk.place.frame_bytes for chunk in chunks}.values())
         del opened
     whole = {"frames": frames, "plain": model.nbytes, "tensors": len(model)}

@@ -510,7 +510,7 @@ def test_what_is_not_touched_is_not_read_by_a_fold(
     assert [info.sha256 != "" for info in opened_model.files] == [True, True, True, False]
     assert opened_model.read_file("config.json") == b"{}"
     with pytest.raises(UsageError, match="tierstore fold"):
-        opened_model.file_pieces(opened_model.file_entry("model-2.safetensors"))
+        opened_model._file_pieces(opened_model._file_entry("model-2.safetensors"))
     files = opened_model.export(tmp_path / "out")
     assert all(info.sha256 for info in files)
     after = tree(tmp_path / "out")

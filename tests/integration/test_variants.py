@@ -209,7 +209,9 @@ def test_a_variant_does_not_depend_on_the_blocks(
 
 def record_of(store: Store, version: Version) -> VariantRecord:
     """The record of a variant that has been replaced by a newer one of its name."""
-    return read_record(Model(version, store._opener.open(version), lambda: store._folded(version)))
+    return read_record(
+        Model(version, store._opener.open(version), lambda: store._patching.opened_whole(version))
+    )
 
 
 def stored(store: Store, version: Version) -> dict[str, bytes]:
