@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.blobs.memory import MemoryStore
@@ -84,7 +84,6 @@ def test_a_hint_changes_no_result(kind: str) -> None:
 
 
 @given(st.integers(0, 70), st.integers(0, 90))
-@settings(max_examples=60, deadline=None)
 def test_the_last_entry_is_found_from_any_hint(count: int, at: int) -> None:
     home, log = log_of(count)
     if at:

@@ -109,7 +109,7 @@ def test_masks(model: Model, name: str) -> None:
     st.data(),
     st.sampled_from(["three", "two", "one", "bf16", "empty", "thin"]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=7 * settings.default.max_examples)
 def test_any_basic_or_integer_key(model: Model, data: st.DataObject, name: str) -> None:
     shape = ARRAYS[name].shape
     keys = [npst.basic_indices(shape, allow_newaxis=False)]

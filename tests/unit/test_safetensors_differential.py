@@ -149,7 +149,7 @@ def headers(draw: st.DrawFn) -> tuple[bytes, int]:
     return text.encode("utf-8", "surrogatepass"), min(max(at + off, 0), MAX_DATA)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=8 * settings.default.max_examples)
 @given(headers())
 def test_generated_headers_get_the_librarys_verdict(case: tuple[bytes, int]) -> None:
     compare(*case)
