@@ -33,7 +33,7 @@ _KEPT = {"database": None} if _WORKER else {}
 settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True, **_KEPT)
 settings.register_profile("quick", settings.get_profile("ci"), max_examples=15)
 settings.register_profile(
-    "thorough", settings.get_profile("ci"), max_examples=2000,
+    "thorough", settings.get_profile("ci"), max_examples=600,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
