@@ -24,9 +24,6 @@ import tierstore
 from tierstore.blobs.local.store import LocalStore
 
 PACKAGE = Path(tierstore.__file__).parent
-BIG = {"w": np.random.default_rng(0).standard_normal(25 << 20, np.float32)}
-"""More than a pack, so that the first one is written while the save goes on."""
-SMALL = {"w": np.arange(3 << 20, dtype=np.float32)}
 
 
 @dataclass(frozen=True)
@@ -111,14 +108,15 @@ def watched(*methods: str, key: str = "") -> Iterator[Watch]:
 def save_walk(folder: Path) -> Walk:
     """From ``Store.save`` to the call that stores a pack."""
     with tierstore.init(folder / "saved") as store, watched("put", key="packs/") as watch:
-        store.save("m", BIG)
+        # more than a pack, so that the first one is written while the save goes on
+        store.save("m", {"w": np.random.default_rng(0).standard_normal(25 << 20, np.float32)})
     return watch.walks["put"]
 
 
 def load_walk(folder: Path) -> Walk:
     """From ``model["w"]`` to the call that reads frames."""
     with tierstore.init(folder / "loaded") as store:
-        store.save("m", SMALL)
+        store.save("m", {"w": np.arange(3 << 20, dtype=np.float32)})
     with tierstore.open(folder / "loaded") as store:
         model = store.load("m")
         with watched("get_ranges") as watch:

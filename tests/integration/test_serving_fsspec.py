@@ -10,13 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dask.dataframe
 import fsspec
 import numpy as np
-import pandas
-import pyarrow
-import pyarrow.fs
-import pyarrow.parquet
 import pytest
 from fsspec.callbacks import Callback
 from fsspec.implementations.local import LocalFileSystem
@@ -33,7 +28,12 @@ from tierstore.serving.opened import close_shared, open_model
 
 MIB = 1 << 20
 NOISE = np.random.default_rng(0).bytes(3 * MIB)
-FRAME = pandas.DataFrame({"a": range(1000), "b": [f"row {n}" for n in range(1000)]})
+
+
+def frame() -> Any:
+    import pandas  # here, as it and the others are large, and only one worker needs them
+
+    return pandas.DataFrame({"a": range(1000), "b": [f"row {n}" for n in range(1000)]})
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "config.json").write_text("{}")
     (root / "sub" / "noise.bin").write_bytes(NOISE)
     (root / "sub" / "deep" / "empty.txt").write_bytes(b"")
-    FRAME.to_csv(root / "rows.csv", index=False)
-    FRAME.to_parquet(root / "rows.parquet")
+    frame().to_csv(root / "rows.csv", index=False)
+    frame().to_parquet(root / "rows.parquet")
     return root
 
 
@@ -283,12 +283,17 @@ def test_nothing_else_can_be_written(fs: TierstoreFileSystem, folder: Path, stor
 
 
 def test_pandas(store: Store) -> None:
-    pandas.testing.assert_frame_equal(pandas.read_csv("tierstore://ranker@prod/rows.csv"), FRAME)
+    import pandas
+
+    pandas.testing.assert_frame_equal(pandas.read_csv("tierstore://ranker@prod/rows.csv"), frame())
     got = pandas.read_parquet("tierstore://ranker@prod/rows.parquet")
-    pandas.testing.assert_frame_equal(got, FRAME)
+    pandas.testing.assert_frame_equal(got, frame())
 
 
 def test_pyarrow(fs: TierstoreFileSystem, folder: Path) -> None:
+    import pyarrow.fs
+    import pyarrow.parquet
+
     there = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     table = pyarrow.parquet.read_table("ranker@prod/rows.parquet", filesystem=there, columns=["a"])
     assert table.column("a").to_pylist() == list(range(1000))
@@ -306,8 +311,11 @@ def test_pyarrow(fs: TierstoreFileSystem, folder: Path) -> None:
 
 
 def test_dask(store: Store) -> None:
+    import dask.dataframe
+    import pandas
+
     got = dask.dataframe.read_csv("tierstore://ranker@prod/*.csv").compute()
-    pandas.testing.assert_frame_equal(got.reset_index(drop=True), FRAME, check_dtype=False)
+    pandas.testing.assert_frame_equal(got.reset_index(drop=True), frame(), check_dtype=False)
 
 
 def test_get_with_progress_and_into_an_open_file(fs: TierstoreFileSystem, tmp_path: Path) -> None:
