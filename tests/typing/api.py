@@ -31,7 +31,10 @@ from tierstore import (
     Version,
     errors,
 )
+from tierstore.admin.admin import Admin
+from tierstore.admin.manage import Drained
 from tierstore.serving.follower import Follower
+from tierstore.variants.lineage import Node
 
 
 def saves(path: Path, weights: Mapping[str, npt.NDArray[np.float32]]) -> Version:
@@ -134,7 +137,49 @@ def variants_and_switches(store: Store) -> None:
     assert_type(store.rebase("ranker@2", above=2).chunks, int)
 
 
+def administration(store: Store) -> None:
+    admin = store.admin
+    assert_type(admin, Admin)
+    assert_type(admin.tiers.list(), list[TierSpec])
+    warm = TierSpec(name="warm", role="warm", url="file:///w")
+    assert_type(admin.tiers.add(warm, message="m"), TierSpec)
+    assert_type(admin.tiers.set("warm", size=None, high=90, options={"ttl_s": "60"}), TierSpec)
+    drained = admin.tiers.drain("warm", dry_run=True, progress=lambda moved: None)
+    assert_type(drained, Drained)
+    assert_type(drained.left.used_bytes, int)
+    assert_type(admin.tiers.undrain("warm"), Drained)
+    assert_type(admin.tiers.remove("warm", force=True).spec, TierSpec)
+    assert_type(admin.df()[0].used_bytes, int | None)
+    assert_type(admin.top(3).leaders[0].versions, tuple[str, ...])
+    assert_type(admin.lineage("ranker@1")[0].children, list[Node])
+    assert_type(admin.validate("/mnt", "warm").examination.home, bool)
+    assert_type(admin.doctor().problems, list[str])
+
+
+def references(store: Store, version: Version) -> None:
+    assert_type(store.resolve(version), Version)
+    assert_type(store.derive(version, {"cast": "bf16"}, progress=True), Version)
+    store.diff(version, "ranker@2")
+    store.patch(version, {}, message="m")
+    store.alias("ranker", "prod", version)
+    store.releases.create("search", [version, "tokenizer@4"])
+
+
+def bars(store: Store, path: Path) -> None:
+    store.save("ranker", path, progress=True)
+    model = store.load("ranker")
+    assert_type(model.load(progress=True), dict[str, npt.NDArray[Any]])
+    assert_type(model.export(path, progress=lambda done, total: None), list[FileInfo])
+    store.check(progress=False)
+    assert_type(store.diff("ranker@1", "ranker@2").changed[0].name, str)
+
+
 def refused(store: Store) -> None:
+    store.save("ranker", {}, alias=["prod"])  # type: ignore[arg-type]
+    store.save("ranker", {}, progress="yes")  # type: ignore[arg-type]
+    store.admin.tiers.set("warm", role="cold")  # type: ignore[call-arg]
+    store.admin.tiers.set("warm", size="5GB")  # type: ignore[arg-type]
+    store.resolve(12)  # type: ignore[arg-type]
     store.save("ranker", 3)  # type: ignore[arg-type]
     store.save("ranker", {}, alis="prod")  # type: ignore[call-arg]
     store.load(b"ranker")  # type: ignore[call-overload]

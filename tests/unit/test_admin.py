@@ -131,9 +131,9 @@ def test_df(store: tierstore.Store) -> None:
     store.warmup("m")
     found = {report.spec.name: report for report in store.admin.df()}
     assert list(found) == ["hot", "warm", HOME_NAME]
-    assert found["hot"].used == found["hot"].objects * MIB == MIB
+    assert found["hot"].used_bytes == found["hot"].objects * MIB == MIB
     assert found["warm"].objects == 1
-    assert found["warm"].used == store.usage().stored
+    assert found["warm"].used_bytes == store.usage().stored
     assert found[HOME_NAME].objects == 0
     assert all(report.error is None for report in found.values())
 
@@ -142,7 +142,7 @@ def test_df_says_which_tier_cannot_be_asked(store: tierstore.Store, tmp_path: Pa
     (tmp_path / "warm").rename(tmp_path / "elsewhere")
     found = {report.spec.name: report for report in store.admin.df()}
     assert found["warm"].error is not None
-    assert found["warm"].used is None
+    assert found["warm"].used_bytes is None
     assert found[HOME_NAME].error is None
 
 

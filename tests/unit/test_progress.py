@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ def weights() -> dict[str, Any]:
 Told = list[tuple[int, int]]
 
 
+Calls = dict[str, Callable[[Any], object]]
+
+
 @pytest.fixture
-def calls(tmp_path: Path) -> dict[str, Callable[[Any], object]]:
+def calls(tmp_path: Path) -> Iterator[Calls]:
     """By name, calls that take ``progress``."""
     store = tierstore.init(tmp_path / "store", chunk_size=MIB)
     store.save("m", weights())
     model = store.load("m")
-    return {
+    yield {
         "save": lambda progress: store.save("n", weights(), progress=progress),
         "load": lambda progress: model.load(progress=progress),
         "export": lambda progress: model.export(tmp_path / "out", progress=progress),
@@ -41,12 +44,11 @@ def calls(tmp_path: Path) -> dict[str, Callable[[Any], object]]:
         "check": lambda progress: store.check(read_data=True, progress=progress),
         "derive": lambda progress: store.derive("m", {"cast": "bf16"}, progress=progress),
     }
+    store.close()
 
 
 @pytest.mark.parametrize("name", ["save", "load", "export", "export_tensors", "check", "derive"])
-def test_a_function_hears_of_every_byte(
-    name: str, calls: dict[str, Callable[[Any], object]]
-) -> None:
+def test_a_function_hears_of_every_byte(name: str, calls: Calls) -> None:
     told: Told = []
     calls[name](lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -68,9 +70,7 @@ def test_a_function_is_given_as_it_is() -> None:
         assert told is function
 
 
-def test_a_bar_needs_tqdm(
-    calls: dict[str, Callable[[Any], object]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bar_needs_tqdm(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     for call in calls.values():
         with pytest.raises(UsageError, match=r"pip install 'tierstore\[progress\]'"):

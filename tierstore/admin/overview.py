@@ -51,15 +51,15 @@ class Leader:
 
     Attributes:
         pack: Id of the pack.
-        heat: Bytes of it that all nodes read, where reads count half after a day.
-        size: Size in bytes; ``None`` if no tier has it.
+        heat_bytes: Bytes of it that all nodes read, where reads count half after a day.
+        size_bytes: Size; ``None`` if no tier has it.
         tiers: Names of the durable tiers that have it.
         versions: Versions that need it, as ``model@number``, the newest of each model first.
     """
 
     pack: bytes
-    heat: float
-    size: int | None
+    heat_bytes: float
+    size_bytes: int | None
     tiers: tuple[str, ...]
     versions: tuple[str, ...]
 
@@ -79,7 +79,7 @@ class Overview:
     tiers: tuple[TierActivity, ...]
 
     @property
-    def served(self) -> int:
+    def served_bytes(self) -> int:
         """Bytes of the hits in all tiers."""
         return sum(tier.counts.hit_bytes for tier in self.tiers)
 

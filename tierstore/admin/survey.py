@@ -25,20 +25,20 @@ class TierReport:
     Attributes:
         spec: The tier with the settings of this node.
         enabled: Whether this node uses it.
-        used: Bytes that it holds of this store; in Memcached, of all its users.
+        used_bytes: Bytes that it holds of this store; in Memcached, of all its users.
         objects: Number of packs or chunks.
-        pinned: Bytes that may not be evicted or moved.
-        quota: Quota in bytes; for a cache, the limits of all servers together.
+        pinned_bytes: Bytes that may not be evicted or moved.
+        quota_bytes: Quota; for a cache, the limits of all servers together.
         servers: Servers of a cache.
         error: Why the tier could not be asked.
     """
 
     spec: TierSpec
     enabled: bool = True
-    used: int | None = None
+    used_bytes: int | None = None
     objects: int | None = None
-    pinned: int | None = None
-    quota: int | None = None
+    pinned_bytes: int | None = None
+    quota_bytes: int | None = None
     servers: tuple[Server, ...] = ()
     error: str | None = None
 
@@ -55,12 +55,12 @@ def survey(store: Store) -> list[TierReport]:
     for spec in store.tiers():
         place = placed(spec, node, own)
         if not place.node.enabled:
-            reports.append(TierReport(place.spec, enabled=False, quota=place.spec.size))
+            reports.append(TierReport(place.spec, enabled=False, quota_bytes=place.spec.size))
             continue
         try:
             reports.append(_held(store, place, pinned))
         except TierstoreError as error:
-            reports.append(TierReport(place.spec, quota=place.spec.size, error=str(error)))
+            reports.append(TierReport(place.spec, quota_bytes=place.spec.size, error=str(error)))
     home = TierSpec(name=HOME_NAME, role="cold", url=store.url)
     return [*reports, _durable(store, home, pinned)]
 
@@ -78,22 +78,26 @@ def _durable(store: Store, spec: TierSpec, pinned: Collection[str]) -> TierRepor
     packs = packs_of(tier)
     stay = sum(size for key, size in packs.items() if key in pinned) if spec.role == "warm" else 0
     return TierReport(
-        spec, used=sum(packs.values()), objects=len(packs), pinned=stay, quota=spec.size
+        spec,
+        used_bytes=sum(packs.values()),
+        objects=len(packs),
+        pinned_bytes=stay,
+        quota_bytes=spec.size,
     )
 
 
 def _hot(store: Store, spec: TierSpec) -> TierReport:
     local = store._parts.hot.local
     if local is None:  # a tier that drains is not used
-        return TierReport(spec, quota=spec.size)
+        return TierReport(spec, quota_bytes=spec.size)
     usage = local.usage()
     error = f"{local.root} cannot be read or written" if local.stats.breaker_open else None
     return TierReport(
         spec,
-        used=usage.used_bytes,
+        used_bytes=usage.used_bytes,
         objects=usage.objects,
-        pinned=usage.pinned_bytes,
-        quota=usage.quota_bytes,
+        pinned_bytes=usage.pinned_bytes,
+        quota_bytes=usage.quota_bytes,
         error=error,
     )
 
@@ -102,11 +106,14 @@ def _shared(place: Place) -> TierReport:
     servers = ask_servers(place)
     limits = [server.limit_bytes or 0 for server in servers]
     report = TierReport(
-        place.spec, servers=servers, pinned=0, quota=sum(limits) if all(limits) else None
+        place.spec,
+        servers=servers,
+        pinned_bytes=0,
+        quota_bytes=sum(limits) if all(limits) else None,
     )
     with open_tier(place) as store:
         if store.capabilities.listable:
             sizes = [info.size for info in store.list()]
-            return replace(report, used=sum(sizes), objects=len(sizes))
+            return replace(report, used_bytes=sum(sizes), objects=len(sizes))
     used = [server.used_bytes for server in servers if server.used_bytes is not None]
-    return replace(report, used=sum(used))
+    return replace(report, used_bytes=sum(used))

@@ -66,8 +66,8 @@ def _json(store: Store, seen: Top) -> schemas.Top:
         time=seen.time,
         running=now.alive,
         processes=now.processes,
-        served_bytes=now.served,
-        tiers=[_tier_json(one, seen.reports.get(one.name), now.served) for one in now.tiers],
+        served_bytes=now.served_bytes,
+        tiers=[_tier_json(one, seen.reports.get(one.name), now.served_bytes) for one in now.tiers],
         leaders=[_leader_json(leader) for leader in seen.leaders],
     )
 
@@ -79,8 +79,8 @@ def _tier_json(
     return schemas.TierActivityJson(
         name=one.name,
         role=one.role,
-        used_bytes=None if report is None else report.used,
-        quota_bytes=None if report is None else report.quota,
+        used_bytes=None if report is None else report.used_bytes,
+        quota_bytes=None if report is None else report.quota_bytes,
         hits=counts.hits,
         misses=counts.misses,
         hit_ratio=one.hit_ratio,
@@ -100,8 +100,8 @@ def _tier_json(
 def _leader_json(leader: Leader) -> schemas.LeaderJson:
     return schemas.LeaderJson(
         pack=leader.pack.hex(),
-        heat_bytes=round(leader.heat),
-        bytes=leader.size,
+        heat_bytes=round(leader.heat_bytes),
+        bytes=leader.size_bytes,
         tiers=list(leader.tiers),
         versions=list(leader.versions),
     )
