@@ -36,7 +36,7 @@ class Digest:
     Attributes:
         raw: The 32 bytes.
 
-    Example:
+    Examples:
         >>> digest = tierstore.Digest.from_hex("59c857c3" * 8)
         >>> digest.short
         'b3:59c857c359c8'
@@ -163,7 +163,7 @@ class ModelRef:
         release: A reference to a release, as in ``model@release:search``; ``search@prod`` is meant
             unless another one is given (``model@release:search@12``).
 
-    Example:
+    Examples:
         >>> reference = tierstore.ModelRef.parse("ranker@12+int8-row")
         >>> reference.model, reference.number, reference.variant
         ('ranker', 12, 'int8-row')

@@ -17,7 +17,24 @@ __all__ = ["Store", "init_store", "open_store"]
 
 
 class Store(modelstore.Store):
-    __doc__ = modelstore.Store.__doc__
+    """A store of models, as ``tierstore.init`` and ``tierstore.open`` give it.
+
+    Thread-safe, and a context manager that closes it. A reference names a version:
+
+    * ``ranker`` is the newest version of a model, ``ranker@12`` its twelfth;
+    * ``ranker@prod`` is the version that the alias ``prod`` points to, on this node;
+    * ``ranker@b3:59c857c3`` is the version whose digest begins so (at least 8 hex digits);
+    * ``ranker@12+int8-row`` is a lossy variant of version 12;
+    * ``ranker@release:search`` is the version that the release ``search`` names.
+
+    Wherever a reference is taken, a ``Version`` is taken as well.
+
+    Examples:
+        >>> with tierstore.init("store") as store:
+        ...     version = store.save("ranker", {"bias": np.zeros(3, np.float32)}, alias="prod")
+        ...     print(version, store.load("ranker@prod")["bias"])
+        ranker@1 [0. 0. 0.]
+    """
 
     @property
     def admin(self) -> Admin:
@@ -65,7 +82,7 @@ class Store(modelstore.Store):
                 approximated.
             SourceError: The error is above ``max_error``; nothing is published.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
             >>> print(store.derive("ranker", {"int8": "row"}, max_error=0.01))
@@ -100,7 +117,7 @@ def init_store(
         Conflict: There is a store already, or a tier belongs to another store.
         BackendError: The storage lacks what a store needs, or a tier cannot be used.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> store
         <Store file:///.../store>

@@ -27,7 +27,7 @@ class TierAdmin:
 
     A store must be opened anew to use a tier that was added or changed.
 
-    Example:
+    Examples:
         >>> tierstore.init("store").admin.tiers.list()
         []
     """
@@ -42,7 +42,7 @@ class TierAdmin:
     def list(self) -> _Specs:
         """Return the tiers beside home, the fastest first, as all nodes agree on them now.
 
-        Example:
+        Examples:
             >>> import os
             >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
             >>> store = tierstore.init("store", tiers=[warm])
@@ -67,7 +67,7 @@ class TierAdmin:
                 else changed the tiers at the same time.
             BackendError: It cannot be written to, read or cleaned.
 
-        Example:
+        Examples:
             >>> import os
             >>> os.mkdir("warm")
             >>> store = tierstore.init("store")
@@ -101,7 +101,7 @@ class TierAdmin:
             ConfigError: It would not be as a tier must be.
             Unreachable: What is at its new place is not this tier.
 
-        Example:
+        Examples:
             >>> import os
             >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
             >>> store = tierstore.init("store", tiers=[warm])
@@ -142,7 +142,7 @@ class TierAdmin:
             Conflict: Another mover is at work.
             BackendError: A tier cannot be asked what it holds.
 
-        Example:
+        Examples:
             >>> import os
             >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
             >>> store = tierstore.init("store", tiers=[warm])
@@ -166,7 +166,7 @@ class TierAdmin:
             NotFound: There is no such tier.
             UsageError: It is not being drained.
 
-        Example:
+        Examples:
             >>> import os
             >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
             >>> store = tierstore.init("store", tiers=[warm])
@@ -201,7 +201,7 @@ class TierAdmin:
             Conflict: It still takes packs, it holds the only copy of one, or a mover is at work.
             Unreachable: A durable tier cannot be asked what it holds.
 
-        Example:
+        Examples:
             >>> import os
             >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
             >>> store = tierstore.init("store", tiers=[warm])
@@ -217,7 +217,7 @@ class TierAdmin:
 class Admin:
     """Administration of one store; obtained as ``Store.admin``.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> store.admin
         <Admin of file:///.../store>
@@ -238,7 +238,7 @@ class Admin:
         Durable tiers are listed, and so is a Redis: the larger they are the longer it takes. A tier
         that cannot be asked says so in its ``error``.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> [(report.spec.name, report.objects) for report in store.admin.df()]
             [('home', 0)]
@@ -253,7 +253,7 @@ class Admin:
         Args:
             count: How many packs to name.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> [tier.name for tier in store.admin.top().overview.tiers]
             ['home']
@@ -271,7 +271,7 @@ class Admin:
         Raises:
             NotFound: There is no such version.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
             >>> _ = store.derive("ranker", {"cast": "bf16"})
@@ -304,7 +304,7 @@ class Admin:
             NotFound: A directory is missing.
             BackendError: Nothing can be written there.
 
-        Example:
+        Examples:
             >>> import os
             >>> os.mkdir("place")
             >>> found = tierstore.init("store").admin.validate("place", "warm")
@@ -320,7 +320,7 @@ class Admin:
 
         What fails is told in the result and raises nothing.
 
-        Example:
+        Examples:
             >>> found = tierstore.init("store").admin.doctor()
             >>> found.store.put_if_absent, found.tiers
             (True, ())

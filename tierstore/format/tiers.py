@@ -50,7 +50,7 @@ class TierSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         prices: Decimals as text by what is paid for: ``gb_month``, ``put_1000``, ``get_1000``,
             ``retrieve_gb``, ``egress_gb``, ``min_days``.
 
-    Example:
+    Examples:
         >>> import os
         >>> warm = tierstore.TierSpec(
         ...     name="warm", role="warm", url=os.path.abspath("warm"), size=20 << 40

@@ -78,23 +78,9 @@ class Parts:
 
 
 class Store:
-    """A store of models, as ``tierstore.init`` and ``tierstore.open`` give it.
+    """A store of models without what builds on it: see ``tierstore.store.Store``.
 
-    Thread-safe, and a context manager that closes it. A reference names a version:
-
-    * ``ranker`` is the newest version of a model, ``ranker@12`` its twelfth;
-    * ``ranker@prod`` is the version that the alias ``prod`` points to, on this node;
-    * ``ranker@b3:59c857c3`` is the version whose digest begins so (at least 8 hex digits);
-    * ``ranker@12+int8-row`` is a lossy variant of version 12;
-    * ``ranker@release:search`` is the version that the release ``search`` names.
-
-    Wherever a reference is taken, a ``Version`` is taken as well.
-
-    Example:
-        >>> with tierstore.init("store") as store:
-        ...     version = store.save("ranker", {"bias": np.zeros(3, np.float32)}, alias="prod")
-        ...     print(version, store.load("ranker@prod")["bias"])
-        ranker@1 [0. 0. 0.]
+    This is the class that the code of tierstore below the administration uses. Thread-safe.
     """
 
     def __init__(
@@ -202,7 +188,7 @@ class Store:
 
         Models that were loaded from here cannot be relied on any more.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> store.close()
         """
@@ -264,7 +250,7 @@ class Store:
             Unreachable: The storage does not answer. After these nothing is published, or the
                 message says that only ``alias`` was not moved.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> version = store.save("ranker", {"w": np.ones((3, 2), "f4")}, message="nightly")
             >>> version.number, version.stats.logical_bytes > 24, version.message
@@ -326,7 +312,7 @@ class Store:
             UsageError: ``ref`` is no reference or another store's version, or ``dequantize`` was
                 given for what is no variant.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.arange(6, dtype=np.float32).reshape(3, 2)})
             >>> model = store.load("ranker")
@@ -376,7 +362,7 @@ class Store:
 
         Takes the same ``ref`` and ``profile`` and raises the same errors.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
             >>> print(store.choose("ranker"))
@@ -395,7 +381,7 @@ class Store:
         Raises:
             NotFound: There is no such version.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
             >>> _ = store.derive("ranker", {"cast": "bf16"})
@@ -410,7 +396,7 @@ class Store:
         Args:
             model: The model's name.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
             >>> store.all_variants("ranker")
@@ -430,7 +416,7 @@ class Store:
             NotFound: Says which part of the reference does not exist.
             UsageError: It is no reference.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
             >>> store.resolve("ranker@prod").number
@@ -443,7 +429,7 @@ class Store:
 
         ``store.admin.tiers`` changes them.
 
-        Example:
+        Examples:
             >>> import os
             >>> warm = tierstore.TierSpec(name="warm", role="warm", url=os.path.abspath("warm"))
             >>> store = tierstore.init("store", tiers=[warm])
@@ -456,7 +442,7 @@ class Store:
     def models(self) -> list[str]:
         """Return the names of all models, sorted.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
             >>> store.models()
@@ -474,7 +460,7 @@ class Store:
         Raises:
             NotFound: There is no such model.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> for value in (1.0, 2.0):
             ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
@@ -489,7 +475,7 @@ class Store:
         Args:
             model: The model's name.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
             >>> [(alias.name, str(alias.version)) for alias in store.aliases("ranker")]
@@ -504,7 +490,7 @@ class Store:
             model: The model's name.
             alias: The alias whose log is meant; by default that of the model's versions.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, "f4")}, alias="prod", message="first")
             >>> [(entry.action, entry.message) for entry in store.history("ranker", "prod")]
@@ -538,7 +524,7 @@ class Store:
             UsageError: It is a variant, or another model's version.
             Conflict: The alias is in a rollout, or does not point to version ``was``.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
             >>> print(store.alias("ranker", "prod", "ranker@1").version)
@@ -558,7 +544,7 @@ class Store:
             NotFound: There is no such alias.
             Conflict: It is in a rollout.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
             >>> store.remove_alias("ranker", "prod")
@@ -584,7 +570,7 @@ class Store:
         Raises:
             NotFound: There is nothing to go back to.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> for value in (1.0, 2.0):
             ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)}, alias="prod")
@@ -609,7 +595,7 @@ class Store:
             NotFound: There is no such version.
             UsageError: One of them is a release.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> zeros, ones = np.zeros(3, np.float32), np.ones(3, np.float32)
             >>> _ = store.save("ranker", {"a": zeros, "b": zeros})
@@ -660,7 +646,7 @@ class Store:
             Conflict: The patch is for another version, or as said above. Nothing is published, or
                 the message says that only ``alias`` was not moved.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"emb": np.zeros((4, 2), np.float32)}, alias="prod")
             >>> change = tierstore.Rows([2], np.ones((1, 2), np.float32))
@@ -684,7 +670,7 @@ class Store:
             Conflict: The newer one is not the older one with patches on it.
             NotFound: One of them does not exist, or a patch between them is gone.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> state = {"emb": np.zeros((4, 2), np.float32)}
             >>> _ = store.save("ranker", state)
@@ -714,7 +700,7 @@ class Store:
             NotFound: There is no such version.
             UsageError: It is a release.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"emb": np.zeros((1000, 2), np.float32)})
             >>> _ = store.patch("ranker", {"emb": tierstore.Rows([2], np.ones((1, 2), np.float32))})
@@ -740,7 +726,7 @@ class Store:
             NotFound: There is no such version.
             UsageError: ``above`` is less than 1.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
             >>> store.rebase("ranker").chunks
@@ -767,7 +753,7 @@ class Store:
             UsageError: This node has no such hot tier.
             OutOfSpace: The tier is smaller than the version.
 
-        Example:
+        Examples:
             >>> import os
             >>> place = os.path.abspath("hot")
             >>> hot = tierstore.TierSpec(name="hot", role="hot", url=place, size=64 << 20)
@@ -794,7 +780,7 @@ class Store:
         Raises:
             UsageError: This node has no such hot tier, or all of one that nodes share was meant.
 
-        Example:
+        Examples:
             >>> import os
             >>> place = os.path.abspath("hot")
             >>> hot = tierstore.TierSpec(name="hot", role="hot", url=place, size=64 << 20)
@@ -807,7 +793,7 @@ class Store:
     def heat(self) -> HeatView:
         """Return how often chunks and packs were read of late, by all nodes that share the store.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> store.heat().packs()
             {}
@@ -824,7 +810,7 @@ class Store:
         Raises:
             NotFound: There is no such model.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> for name in ("ranker", "copy"):
             ...     _ = store.save(name, {"w": np.ones(1000, np.float32)})
@@ -851,7 +837,7 @@ class Store:
         Returns:
             What was found, damage first, and how much was looked at.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(1000, np.float32)})
             >>> report = store.check(read_data=True)

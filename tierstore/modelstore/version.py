@@ -38,7 +38,7 @@ class SaveStats:
         seconds: Wall time.
         base: The version that the deltas refer to, as ``model@number``; ``None`` without deltas.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> stats = store.save("ranker", {"w": np.ones(1000, np.float32)}).stats
         >>> stats.new_bytes, stats.new_chunks, stats.base
@@ -78,7 +78,7 @@ class Version:
         variant: The name of the lossy variant of version ``number`` that this is, or ``None``.
         is_release: Whether it has no content of its own, but names versions of several models.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> version = store.save("ranker", {"w": np.ones(3, np.float32)}, message="nightly")
         >>> version
@@ -131,7 +131,7 @@ class FileInfo:
         sha256: 64 hex digits; empty for a file that patches change, until the version is folded.
         metadata: A safetensors file's ``__metadata__``, if any.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, metadata={"step": "7"})
         >>> [file] = store.load("ranker").files

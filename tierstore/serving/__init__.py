@@ -53,7 +53,7 @@ def follow(
     Returns:
         A context manager that stops following when it ends.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)}, alias="prod")
         >>> served = []

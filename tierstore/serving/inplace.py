@@ -63,7 +63,7 @@ class InPlace:
             seconds.
         written_bytes: The bytes that the last update wrote.
 
-    Example:
+    Examples:
         >>> import threading
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)}, alias="prod")

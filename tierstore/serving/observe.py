@@ -110,7 +110,7 @@ def open_store(url: str | os.PathLike[str] | None = None) -> stores.Store:
         UnsupportedFormat: It was made by a newer tierstore.
         ConfigError: A variable has a value that means nothing.
 
-    Example:
+    Examples:
         >>> tierstore.init("store").close()
         >>> with tierstore.open("store") as store:
         ...     store.models()

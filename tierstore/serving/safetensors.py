@@ -58,7 +58,7 @@ class safe_open:
         SafetensorError: As the library raises it.
         TierstoreError: The store fails; ``Damaged`` and ``Unreachable`` are such errors.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)}, alias="prod")
         >>> url = "tierstore://ranker@prod/model.safetensors?store=store"
@@ -244,7 +244,7 @@ def load_file(
     Raises:
         FileMissing: There is no such model, version or file; a ``FileNotFoundError``.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)}, alias="prod")
         >>> url = "tierstore://ranker@prod/model.safetensors?store=store"

@@ -121,7 +121,7 @@ def derive(
         max_error: The largest relative L2 error that is published.
         message: Why; kept in the log.
         progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that is
-        called with the bytes done and the bytes in all.
+            called with the bytes done and the bytes in all.
 
     Returns:
         The variant; its reference is ``model@number+name``.
@@ -130,7 +130,7 @@ def derive(
         UsageError: The method, ``keep`` or ``name`` make no sense, or no tensor is approximated.
         SourceError: The error is above ``max_error``; nothing is published.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"w": np.ones((8, 8), np.float32)})
         >>> print(tierstore.derive(store, "ranker", {"cast": "bf16"}))

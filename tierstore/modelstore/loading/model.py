@@ -48,7 +48,7 @@ class LoadStats:
         bytes_delta: Plain bytes of chunks that came from durable tiers as deltas.
         bytes_full: Plain bytes of chunks that came from durable tiers standalone.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"w": np.ones(1000, np.float32)})
         >>> model = store.load("ranker")
@@ -94,7 +94,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         Damaged: Stored bytes do not match their digest.
         Unreachable: The storage does not answer. Both are raised by whatever reads.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> weights = {"w": np.ones((2, 2), np.float32), "b": np.zeros(2, np.float32)}
         >>> _ = store.save("ranker", weights)
@@ -150,7 +150,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
     def get(self, name: str, default: Any = None) -> Any:
         """Return the tensor of this name as an array, or ``default`` when there is none.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"b": np.zeros(2, np.float32)})
             >>> store.load("ranker").get("b"), store.load("ranker").get("c", 0)
@@ -168,7 +168,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         Raises:
             TensorMissing: There is none; also a ``KeyError``.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> store.load("ranker").tensor("w")
@@ -234,7 +234,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             TensorMissing: There is no tensor of a name.
             UsageError: ``names`` is one text and no list.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> {name: array.shape for name, array in store.load("ranker").load().items()}
@@ -253,7 +253,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         Takes the same arguments and raises the same errors as ``load``. ``tierstore.torch`` reads
         into modules and onto other devices.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> store.load("ranker").to_torch()["w"].dtype
@@ -291,7 +291,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             TensorMissing: There is no tensor of a name.
             UsageError: A buffer has another size or cannot be written to.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> mine = np.empty((3, 2), np.float32)
@@ -315,7 +315,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         Raises:
             NotFound: There is no such file.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> len(store.load("ranker").read_file("model.safetensors"))
@@ -332,7 +332,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         Raises:
             NotFound: There is no such file.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> view = store.load("ranker").open_file("model.safetensors")
@@ -370,7 +370,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
         See ``Store.fold``. Nothing happens to any other version.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> store.load("ranker").fold()
@@ -405,7 +405,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             OutOfSpace: The disk is full.
             PermissionDenied: The directory cannot be written to.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
             >>> [(file.path, file.size) for file in store.load("ranker").export("out")]
@@ -445,7 +445,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             OutOfSpace: The disk is full.
             PermissionDenied: The file cannot be written.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)})
             >>> store.load("ranker").export_tensors(["a"], "a.safetensors").size

@@ -31,7 +31,7 @@ class Tensor:
     Attributes:
         name: The tensor's name in the model.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"emb": np.arange(6, dtype=np.float32).reshape(3, 2)})
         >>> tensor = store.load("ranker").tensor("emb")
@@ -120,7 +120,7 @@ class Tensor:
         What is hot on this node is mapped instead of copied; writing to it stays private. See
         ``Model`` for bf16, fp8 and dtypes of less than a byte.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
             >>> store.load("ranker").tensor("b").numpy()
@@ -131,7 +131,7 @@ class Tensor:
     def torch(self) -> torch.Tensor:
         """Read all of it into a new torch tensor on the CPU; needs ``tierstore[torch]``.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
             >>> store.load("ranker").tensor("b").torch()
@@ -146,7 +146,7 @@ class Tensor:
     def read_bytes(self) -> npt.NDArray[np.uint8]:
         """Read all of its plain bytes, in one dimension.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
             >>> store.load("ranker").tensor("b").read_bytes()
@@ -162,7 +162,7 @@ class Tensor:
             high: The byte behind the last one.
             out: Where to; ``high - low`` bytes.
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"b": np.ones(2, np.float32)})
             >>> out = bytearray(2)
@@ -234,7 +234,7 @@ class Tensor:
         Returns:
             An array of (rows, bytes of a row).
 
-        Example:
+        Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"emb": np.arange(6, dtype=np.int8).reshape(3, 2)})
             >>> store.load("ranker").tensor("emb").read_rows(np.array([2, 0]))

@@ -26,7 +26,7 @@ class Alias:
         name: The alias.
         version: The version that it pointed to when it was looked up.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)}, alias="prod")
         >>> [alias] = store.aliases("ranker")

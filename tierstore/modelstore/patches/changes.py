@@ -50,7 +50,7 @@ class Rows(Change):
         indices: (n,) integers from 0 in any order; where one comes twice, the last wins.
         values: (n, \*shape[1:]), a numpy array or torch tensor of the tensor's own dtype.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"emb": np.zeros((3, 2), np.float32)})
         >>> _ = store.patch("ranker", {"emb": tierstore.Rows([1], np.ones((1, 2), np.float32))})
@@ -73,7 +73,7 @@ class Elements(Change):
             where one comes twice, the last wins.
         values: (n,), a numpy array or torch tensor of the tensor's own dtype.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"emb": np.zeros((2, 2), np.float32)})
         >>> _ = store.patch("ranker", {"emb": tierstore.Elements([3], np.ones(1, np.float32))})
@@ -93,7 +93,7 @@ class Dense(Change):
     Attributes:
         values: A numpy array or torch tensor of the tensor's own dtype and shape.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"bias": np.zeros(2, np.float32)})
         >>> _ = store.patch("ranker", {"bias": tierstore.Dense(np.ones(2, np.float32))})

@@ -39,7 +39,7 @@ class Folded:
         full: Digest of the full manifest that equals the version.
         stats: Cost of the save; ``None`` when nothing was stored.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
         >>> store.fold("ranker").patches

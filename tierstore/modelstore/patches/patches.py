@@ -49,7 +49,7 @@ class Patch:
         version: The version that it gives; ``None`` unless it came from a store.
         stored_bytes: The bytes that it takes in the store; ``None`` unless it came from there.
 
-    Example:
+    Examples:
         >>> store = tierstore.init("store")
         >>> weights = {"bias": np.zeros(2, np.float32)}
         >>> version = store.save("ranker", weights)
