@@ -93,7 +93,7 @@ def test_a_release_from_its_making_to_rollback(run: Run, tmp_path: Path) -> None
         (["release", "create", "s", "ranker@7"], 5, "ranker@7 does not exist"),
         (["release", "create", "ranker", "retrieval"], 6, "name of a model"),
         (["release", "create", "s", "ranker@1", "ranker@2"], 2, "give one"),
-        (["release", "show", "ranker"], 2, "is a model"),
+        (["release", "show", "ranker"], 2, "is not a release"),
         (["release", "ls", "none"], 5, "there is no model"),
         (["load", "ranker@release:s", "--to", "x"], 5, "s@prod does not exist"),
     ],

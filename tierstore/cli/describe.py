@@ -227,7 +227,7 @@ def diff(
         print(
             f"{len(changed)} changed, {same} the same; {found.new} shares "
             f"{size(found.shared_bytes)} with {found.old}, {size(found.new_bytes)} are new and "
-            f"take {size(found.stored_bytes)}; deltas saved {size(found.delta_saved)}"
+            f"take {size(found.stored_bytes)}; deltas save {size(found.delta_saved)}"
         )
 
     cli.out.show(data, [item.name for item in changed], text)
