@@ -156,7 +156,7 @@ def test_mistakes_publish_nothing(store: Store) -> None:
         (UsageError, "is not a release", lambda: store.load("ranker@release:tokenizer@1")),
         (NotFound, "none@prod does not exist", lambda: store.load("ranker@release:none")),
         (InvalidName, "names no releases", lambda: ModelRef.parse("a@release:b@release:c")),
-        (UsageError, "no version of 'ranker'",
+        (UsageError, "is not a version of 'ranker'",
          lambda: store.rollouts.start("ranker", "prod", store.resolve("tokenizer@1"))),
     ]  # fmt: skip
     for error, text, call in cases:
