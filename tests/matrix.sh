@@ -2,8 +2,9 @@
 # The quick tests on every Python from 3.11 to 3.14 that this machine has, and on the oldest with the
 # oldest versions that pyproject.toml allows: 'make matrix' runs this. Arguments are tests.
 #
-# Each environment is made anew below .matrix by uv, which is installed there. Pythons are looked for
-# on the PATH, among those of pyenv and among those that uv installed; none is downloaded.
+# Each has a copy of the checkout and an environment of its own below .matrix, made anew by uv, which
+# is installed there. Pythons are looked for on the PATH, among those of pyenv and among those that
+# uv installed; none is downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE
@@ -11,7 +12,7 @@ export UV_PYTHON_DOWNLOADS=never HYPOTHESIS_PROFILE=quick FUZZ_FACTOR=0.25
 
 python3 -m venv .matrix/uv
 .matrix/uv/bin/python -m pip install -q --disable-pip-version-check uv
-uv=.matrix/uv/bin/uv
+uv=$PWD/.matrix/uv/bin/uv
 
 found=()
 for version in 3.11 3.12 3.13 3.14; do
@@ -27,12 +28,18 @@ done
 echo "Pythons: ${found[*]}"
 
 check() { # NAME PYTHON RESOLUTION TESTS...
-    local name=$1 python=$2 resolution=$3
+    local name=$1 python=$2 resolution=$3 here=$PWD/.matrix/$1
     shift 3
     echo "== $name"
-    $uv venv -q --clear --python "$python" ".matrix/$name"
-    $uv pip install -q --python ".matrix/$name/bin/python" --resolution "$resolution" -e '.[dev]'
-    ".matrix/$name/bin/python" -m pytest -n "$(nproc)" -m 'not server and not soak' "$@"
+    rm -rf "$here"
+    mkdir -p "$here/source"  # a copy: each Python builds the native parts for itself
+    git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$here/source"
+    $uv venv -q --python "$python" "$here/env"
+    (
+        cd "$here/source"
+        "$uv" pip install -q --python "$here/env/bin/python" --resolution "$resolution" -e '.[dev]'
+        "$here/env/bin/python" -m pytest -n "$(nproc)" -m 'not server and not soak' "$@"
+    )
 }
 
 for python in "${found[@]}"; do

@@ -47,7 +47,9 @@ static ptrdiff_t call_zstd(void *ctx, const uint8_t *src, size_t n, uint8_t *dst
     Py_ssize_t length;
 
     PyEval_RestoreThread(c->thread);
-    PyObject *result = PyObject_CallFunction(c->function, "y#n", (const char *)src, (Py_ssize_t)n, (Py_ssize_t)cap);
+    /* no format with '#': compiled for the limited API by Python 3.13 it raises in older ones */
+    PyObject *plane = PyBytes_FromStringAndSize((const char *)src, (Py_ssize_t)n);
+    PyObject *result = PyObject_CallFunction(c->function, "Nn", plane, (Py_ssize_t)cap);
     if (result && !PyBytes_AsStringAndSize(result, &bytes, &length)) {
         if ((size_t)length <= cap) {
             memcpy(dst, bytes, (size_t)length);
@@ -107,7 +109,8 @@ static PyObject *encode_buffers(const tsk_form *form, const Py_buffer *plain, co
     }
     if (rc >= 0) {
         PyObject *tuple = ends_tuple(ends, (Py_ssize_t)blocks);
-        if (tuple) result = Py_BuildValue("(y#Nn)", (char *)head, (Py_ssize_t)head_len, tuple, (Py_ssize_t)rc);
+        PyObject *bytes = PyBytes_FromStringAndSize((char *)head, (Py_ssize_t)head_len);
+        result = Py_BuildValue("(NNn)", bytes, tuple, (Py_ssize_t)rc);
     } else if (rc == TSK_NO_GAIN) {
         result = Py_NewRef(Py_None);
     } else if (rc == TSK_NO_MEMORY) {

@@ -88,11 +88,13 @@ static int fill_one(int folder, const item *one, size_t chunk, int map)
 
 static int take_item(PyObject *pair, item *one, size_t chunk)
 {
-    const char *digests;
+    /* no format with '#': compiled for the limited API by Python 3.13 it raises in older ones */
+    char *digests;
     Py_ssize_t length;
-    PyObject *out;
+    PyObject *joined, *out;
 
-    if (!PyArg_ParseTuple(pair, "y#O", &digests, &length, &out)) return -1;
+    if (!PyArg_ParseTuple(pair, "SO", &joined, &out)) return -1;
+    if (PyBytes_AsStringAndSize(joined, &digests, &length)) return -1;
     if (PyObject_GetBuffer(out, &one->out, PyBUF_WRITABLE)) return -1;
     one->digests = (const unsigned char *)digests;
     if (((size_t)one->out.len + chunk - 1) / chunk * DIGEST == (size_t)length) return 0;
