@@ -1212,6 +1212,89 @@ _ARCHITECTURE = (
     ),
 )
 
+_GUARDED = "unit/test_guards.py::test_an_error_of_ours_in_a_guarded_place"
+_OURS_PASS = "Errors: a block that guards against OSErrors and may run code of ours lets ours pass"
+_API = (
+    Mutation(
+        "missing-tensor-is-a-key-error",
+        "Errors: TensorMissing is a KeyError, as of any mapping.",
+        "errors.py",
+        "class TensorMissing(NotFound, KeyError):",
+        "class TensorMissing(NotFound):",
+        (
+            "unit/test_errors.py::test_a_missing_tensor_is_a_missing_key",
+            "unit/test_errors.py::test_errors_are_also_what_python_would_raise",
+        ),
+    ),
+    Mutation(
+        "unreachable-store-is-no-full-disk",
+        f"{_OURS_PASS}: of a store that fails while its files are exported.",
+        "modelstore/loading/export.py",
+        "    except TierstoreError:\n        raise\n    except OSError as error:",
+        "    except OSError as error:",
+        (f"{_GUARDED}[modelstore.loading.export:explained#1-Unreachable]",),
+    ),
+    Mutation(
+        "errors-of-a-local-store-stay",
+        f"{_OURS_PASS}: of what a local store has said already.",
+        "blobs/local/store.py",
+        "        except TierstoreError:\n            raise\n        except OSError as error:",
+        "        except OSError as error:",
+        (f"{_GUARDED}[blobs.local.store:LocalStore._errors#1-PermissionDenied]",),
+    ),
+    Mutation(
+        "unreachable-store-is-no-broken-terminal",
+        "Commands: what a command has printed before it fails stays printed.",
+        "cli/kit/app.py",
+        "if isinstance(error, OSError) and not isinstance(error, TierstoreError):",
+        "if isinstance(error, OSError):",
+        ("unit/test_guards.py::test_a_command_that_fails_keeps_what_it_printed",),
+    ),
+    Mutation(
+        "failing-store-is-no-empty-folder",
+        "serving/filesystem.py: a store that fails is an error, a folder that is missing is empty.",
+        "serving/filesystem.py",
+        "    if not isinstance(error, FileNotFoundError):\n        raise error",
+        "    return",
+        ("unit/test_guards.py::test_a_store_that_fails_is_not_an_empty_folder",),
+    ),
+    Mutation(
+        "tables-of-notebooks-are-escaped",
+        "shown.py: everything in a table is escaped; names come from whoever saves.",
+        "shown.py",
+        "first, *others = map(escape, cells)",
+        "first, *others = cells",
+        (
+            "unit/test_shown.py::test_tables_escape_everything",
+            "unit/test_shown.py::test_a_model",
+        ),
+    ),
+    Mutation(
+        "one-name-is-no-list-of-names",
+        "Reference, Model.load: UsageError for one text where a list of names is meant.",
+        "modelstore/loading/model.py",
+        "if isinstance(names, str):",
+        "if False:",
+        ("unit/test_arguments.py::test_one_name_where_names_are_meant",),
+    ),
+    Mutation(
+        "services-are-made-once",
+        "CHANGELOG: placement, pins, rollouts, releases and warming are the same each time.",
+        "modelstore/store.py",
+        "self._services.get(name) or self._services.setdefault(name, make())",
+        "make()",
+        ("unit/test_admin.py::test_services_are_made_once",),
+    ),
+    Mutation(
+        "quota-below-what-a-tier-holds",
+        "Reference, TierAdmin.set: UsageError when the tier holds more than its new quota.",
+        "admin/manage.py",
+        "if most is not None and old.role in DURABLE and not force:",
+        "if False:",
+        ("unit/test_admin.py::test_a_quota_below_what_a_tier_holds_is_forced",),
+    ),
+)
+
 MUTATIONS = (
-    *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY, *_ARCHITECTURE,
+    *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY, *_ARCHITECTURE, *_API,
 )  # fmt: skip

@@ -9,6 +9,7 @@ OSError. See ``tests.guards``; the places that need optional extras are in
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +30,13 @@ from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.blobs.objects import connect
 from tierstore.blobs.objects.store import ObjectStore
-from tierstore.cli.kit import app
-from tierstore.errors import BackendError, ConfigError, PermissionDenied, Unreachable
+from tierstore.errors import (
+    BackendError,
+    ConfigError,
+    PermissionDenied,
+    TierstoreError,
+    Unreachable,
+)
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import settings
 from tierstore.modelstore.home import refs
@@ -346,22 +352,31 @@ def test_every_test_of_a_type_has_a_case() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
-def test_a_command_that_fails_keeps_what_it_printed(
-    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def fails(argv: object) -> None:
-        print("so far")
-        raise kind("what 'happened'")
+_FAILING_COMMAND = """
+import sys
+from tierstore import errors
+from tierstore.cli.kit import app
 
-    monkeypatch.setattr(app, "command_tree", fails)
-    code = app.run(["ls"])
-    print("and later")
-    sys.stdout.flush()
-    out, err = capfd.readouterr()
-    assert code == kind.exit_code  # type: ignore[attr-defined]
-    assert out == "so far\nand later\n"
-    assert err == "tierstore: error: what 'happened'\n"
+def fails(argv):
+    print("so far")
+    raise getattr(errors, sys.argv[1])("what 'happened'")
+
+app.command_tree = fails
+code = app.run(["ls"])
+print("and later")
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_a_command_that_fails_keeps_what_it_printed(kind: type[TierstoreError]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FAILING_COMMAND, kind.__name__], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stderr == "tierstore: error: what 'happened'\n"
+    assert done.stdout == "so far\nand later\n"
+    assert done.returncode == kind.exit_code
 
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
