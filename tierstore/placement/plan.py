@@ -242,12 +242,13 @@ class Planner:
         def anywhere(pack: bytes, coming: dict[str, int]) -> TierState | None:
             return self._shelf(pack, others, coming, archive=tier.archive)
 
+        why = f"tier {tier.name} is drained"
         for pack in scene.residents(tier):
             if scene.has(pack, tier):
-                why = f"tier {tier.name} is drained"
-                for unit in (scene.leaving_with(pack, tier), scene.tied_to(pack, tier)):
-                    if self._leave(unit, tier, anywhere, why, 0.0, "drain"):
-                        break
+                unit = scene.leaving_with(pack, tier)
+                if not self._leave(unit, tier, anywhere, why, 0.0, "drain"):
+                    unit = scene.tied_to(pack, tier)
+                    self._leave(unit, tier, anywhere, why, 0.0, "drain")
         stuck = len(scene.residents(tier))
         if stuck:
             self.notes.append(

@@ -287,22 +287,22 @@ class Scene:
 
     def leaving_with(self, pack: bytes, tier: TierState) -> list[bytes]:
         """Return a pack and, before it, all packs in the tier that need its frames."""
-        return walk(pack, lambda one: [p for p in self.needed_by.get(one, ()) if self.has(p, tier)])
+        return walk(pack, lambda one: self._users_in(one, tier))
 
     def tied_to(self, pack: bytes, tier: TierState) -> list[bytes]:
         """Return a pack with all packs in the tier that it is tied to by bases, users first."""
 
         def neighbours(one: bytes) -> list[bytes]:
-            near = (*self._bases_of(one), *self.needed_by.get(one, ()))
-            return [p for p in near if self.has(p, tier)]
+            bases = [base for base in self._bases_of(one) if self.has(base, tier)]
+            return [*bases, *self._users_in(one, tier)]
 
-        together = sorted(walk(pack, neighbours))
         order: dict[bytes, None] = {}
-        for one in together:
-            users = walk(one, lambda p: [u for u in self.needed_by.get(p, ()) if self.has(u, tier)],
-                         order)  # fmt: skip
-            order.update(dict.fromkeys(users))
+        for one in sorted(walk(pack, neighbours)):
+            order.update(dict.fromkeys(walk(one, lambda p: self._users_in(p, tier), order)))
         return list(order)
+
+    def _users_in(self, pack: bytes, tier: TierState) -> list[bytes]:
+        return [user for user in self.needed_by.get(pack, ()) if self.has(user, tier)]
 
     def _bases_of(self, pack: bytes) -> Sequence[bytes]:
         return self.bases.get(pack, ())
