@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -62,6 +62,23 @@ WORD_TYPES = {
 
 BYTES = WordType(1, False)
 """The words of data that no dtype of ``WORD_TYPES`` describes."""
+
+
+def lay_blocks(payloads: Iterable[bytes], out: memoryview) -> EncodedBlocks | None:
+    """Lay the payloads of a chunk's blocks end to end in ``out``; they share no head.
+
+    Returns:
+        ``None`` when they do not fit.
+    """
+    ends: list[int] = []
+    payload_bytes = 0
+    for payload in payloads:
+        if payload_bytes + len(payload) > out.nbytes:
+            return None
+        out[payload_bytes : payload_bytes + len(payload)] = payload
+        payload_bytes += len(payload)
+        ends.append(payload_bytes)
+    return b"", tuple(ends), payload_bytes
 
 
 def flat(data: Buffer) -> memoryview:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tierstore.codecs import huffman, zstd
-from tierstore.codecs.base import EncodedBlocks, WordType, block_bounds
+from tierstore.codecs.base import EncodedBlocks, WordType, block_bounds, lay_blocks
 from tierstore.deferred import np
 from tierstore.errors import Damaged
 
@@ -87,17 +87,10 @@ def encode(
     block_size: int,
 ) -> EncodedBlocks | None:
     """Encode into ``out``; ``None`` when the payload does not fit there."""
-    ends: list[int] = []
-    length = 0
-    for start in range(0, plain.nbytes, block_size):
-        block = slice(start, start + block_size)
-        payload = _encode_block(plain[block], word_type, None if base is None else base[block])
-        if length + len(payload) > out.nbytes:
-            return None
-        out[length : length + len(payload)] = payload
-        length += len(payload)
-        ends.append(length)
-    return b"", tuple(ends), length
+    blocks = (slice(at, at + block_size) for at in range(0, plain.nbytes, block_size))
+    return lay_blocks(
+        (_encode_block(plain[b], word_type, None if base is None else base[b]) for b in blocks), out
+    )
 
 
 def _decode_plane(

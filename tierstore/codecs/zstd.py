@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import zstandard
 
-from tierstore.codecs.base import EncodedBlocks, WordType, block_bounds
+from tierstore.codecs.base import EncodedBlocks, WordType, block_bounds, lay_blocks
 from tierstore.errors import Damaged
 
 _local = threading.local()
@@ -99,16 +99,8 @@ def encode(
     Returns:
         ``None`` when the frames do not fit into ``out``.
     """
-    ends: list[int] = []
-    payload_bytes = 0
-    for start in range(0, plain.nbytes, block_size):
-        frame = compress_block(plain[start : start + block_size])
-        if payload_bytes + len(frame) > out.nbytes:
-            return None
-        out[payload_bytes : payload_bytes + len(frame)] = frame
-        payload_bytes += len(frame)
-        ends.append(payload_bytes)
-    return b"", tuple(ends), payload_bytes
+    starts = range(0, plain.nbytes, block_size)
+    return lay_blocks((compress_block(plain[at : at + block_size]) for at in starts), out)
 
 
 def decode(
