@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -149,7 +150,8 @@ class Shell(_Process):
         script.write_text(block.code, "utf-8")
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"source {script} >{out} 2>{errors} </dev/null\necho done\n")
+        source, to, errors_to = (shlex.quote(str(path)) for path in (script, out, errors))
+        self._process.stdin.write(f"source {source} >{to} 2>{errors_to} </dev/null\necho done\n")
         self._process.stdin.flush()
         if self._process.stdout.readline() == "done\n":
             return ""

@@ -69,6 +69,11 @@ def test_blocks_of_a_page_share_a_directory_and_names(tmp_path: Path) -> None:
     assert _run(page, tmp_path / "here") == 4
 
 
+def test_a_page_runs_in_a_directory_with_a_space(tmp_path: Path) -> None:
+    page = _page(tmp_path, "```sh\necho 1\n```\n\n```text\n1\n```\n")
+    assert _run(page, tmp_path / "a directory") == 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
