@@ -17,7 +17,7 @@ uv=$PWD/.matrix/uv/bin/uv
 found=()
 for version in 3.11 3.12 3.13 3.14; do
     for python in "$HOME"/.pyenv/versions/"$version".*/bin/python "$(command -v "python$version")" \
-        "$($uv python find --managed-python "$version" 2>/dev/null)"; do
+        "$("$uv" python find --managed-python "$version" 2>/dev/null)"; do
         if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ]; then
             found+=("$python")
             break
@@ -34,7 +34,7 @@ check() { # NAME PYTHON RESOLUTION TESTS...
     rm -rf "$here"
     mkdir -p "$here/source"  # a copy: each Python builds the native parts for itself
     git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$here/source"
-    $uv venv -q --python "$python" "$here/env"
+    "$uv" venv -q --python "$python" "$here/env"
     (
         cd "$here/source"
         "$uv" pip install -q --python "$here/env/bin/python" --resolution "$resolution" -e '.[dev]'
