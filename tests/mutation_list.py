@@ -704,8 +704,8 @@ _MOVER = (
         "mover-lease-before-delete",
         "SPEC 13: Its holder MUST stop deleting when there is a higher one.",
         "tiers/durable/mover.py",
-        "            self._lease.check()\n            source.store.delete([key])",
-        "            source.store.delete([key])",
+        "            self._lease.check()\n            source.blobs.delete([key])",
+        "            source.blobs.delete([key])",
         ("integration/test_mover.py::test_a_mover_that_lost_its_lease_deletes_nothing_more",),
     ),
     Mutation(
@@ -723,7 +723,7 @@ _MOVER = (
         "mover-puts-back",
         "Explanation 9: dropped only when a slower copy was verified: what vanished is put back.",
         "tiers/durable/mover.py",
-        "                source.store.put(key, data)\n",
+        "                source.blobs.put(key, data)\n",
         "",
         (
             "integration/test_mover.py::"
@@ -864,7 +864,7 @@ _HOT = (
         "shared-frame-removed",
         "tiers.hot.shared: a frame that fails its checks is a miss that is removed.",
         "tiers/hot/shared.py",
-        "            self.store.delete([frame_key(place)])\n",
+        "            self.blobs.delete([frame_key(place)])\n",
         "            return\n",
         ("unit/test_tiers_shared.py::test_a_bad_frame_is_removed_and_a_newer_one_is_not",),
     ),

@@ -235,7 +235,7 @@ def test_one_question_for_many_chunks(tiered: Tiered) -> None:
     store = tiered.open(hot=True)
     store.save("m", many)
     asked: list[int] = []
-    shared = store._parts.hot.shared[0].store
+    shared = store._parts.hot.shared[0].blobs
     assert isinstance(shared, FaultyStore)
     get_many = shared.get_many
     shared.get_many = lambda keys: (asked.append(len(keys)), get_many(keys))[1]  # type: ignore[method-assign]

@@ -150,7 +150,7 @@ def administration(store: Store) -> None:
     assert_type(admin.tiers.undrain("warm"), Drained)
     assert_type(admin.tiers.remove("warm", force=True).spec, TierSpec)
     assert_type(admin.df()[0].used_bytes, int | None)
-    assert_type(admin.top(3).leaders[0].versions, tuple[str, ...])
+    assert_type(admin.top(3).hottest[0].versions, tuple[str, ...])
     assert_type(admin.lineage("ranker@1")[0].children, list[Node])
     assert_type(admin.validate("/mnt", "warm").examination.home, bool)
     assert_type(admin.doctor().problems, list[str])

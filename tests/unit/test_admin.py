@@ -150,12 +150,12 @@ def test_top(store: tierstore.Store) -> None:
     seen = store.admin.top(3)
     assert list(seen.reports) == ["hot", "warm", HOME_NAME]
     assert [one.name for one in seen.overview.tiers] == ["hot", "warm", HOME_NAME]
-    assert seen.leaders == ()
+    assert seen.hottest == ()
     assert seen.time.utcoffset() is not None
     store.load("m").load()
-    (leader,) = store.admin.top(3).leaders
-    assert leader.versions == ("m@1",)
-    assert leader.tiers == ("warm",)
+    (hottest,) = store.admin.top(3).hottest
+    assert hottest.versions == ("m@1",)
+    assert hottest.tiers == ("warm",)
 
 
 def test_lineage(store: tierstore.Store) -> None:
@@ -202,7 +202,7 @@ def test_doctor(store: tierstore.Store, tmp_path: Path) -> None:
     assert about.cache_writable
     health = found.store
     assert health is not None
-    assert (health.url, health.chunk_bytes, health.put_if_absent) == (store.url, MIB, True)
+    assert (health.url, health.chunk_size, health.put_if_absent) == (store.url, MIB, True)
     assert health.features == ("tiers",)
     assert health.error is None
     assert [(tier.spec.name, tier.error) for tier in found.tiers] == [("hot", None), ("warm", None)]

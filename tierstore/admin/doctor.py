@@ -89,7 +89,7 @@ class StoreHealth:
         url: URL of the store.
         format: Version of its format.
         store_id: Id of the store.
-        chunk_bytes: Size of its chunks, in bytes.
+        chunk_size: Size of its chunks, in bytes.
         features: Features of the format that it uses.
         put_if_absent: Whether its storage creates an object only if it is absent.
         clock_skew_s: The storage's clock minus this machine's, in seconds.
@@ -99,7 +99,7 @@ class StoreHealth:
     url: str
     format: int | None = None
     store_id: str | None = None
-    chunk_bytes: int | None = None
+    chunk_size: int | None = None
     features: tuple[str, ...] | None = None
     put_if_absent: bool | None = None
     clock_skew_s: float | None = None
@@ -206,7 +206,7 @@ def diagnose(store: Store) -> Diagnosis:
             found,
             format=own.format,
             store_id=own.store_id,
-            chunk_bytes=own.chunk_size,
+            chunk_size=own.chunk_size,
             features=tuple(sorted({name for names in every for name in names})),
         )
         tried = probe(store._parts.home.blobs)

@@ -61,7 +61,7 @@ def _examined(store: Store, place: Place) -> TierHealth:
     if spec.role in DURABLE:
         (tier,) = (tier for tier in store._parts.home.packs.tiers if tier.name == spec.name)
         tier.verify()
-        prove(tier.store)
+        prove(tier.blobs)
         disk = disk_of(spec)
         return TierHealth(spec, disk=disk, problems=_full(disk))
     if spec.role == "hot":

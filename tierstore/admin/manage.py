@@ -314,13 +314,13 @@ def _durable(store: Store, name: str) -> DurableTier:
     return next(tier for tier in store._parts.home.packs.tiers if tier.name == name)
 
 
-def _wait_for_saves(home: BlobStore, waiting: Callable[[Sequence[str]], None]) -> None:
+def _wait_for_saves(home_blobs: BlobStore, waiting: Callable[[Sequence[str]], None]) -> None:
     """Wait for the saves that are in progress, which may have begun before the tier was drained.
 
     A save reads the list of tiers after it took its lease, so one that begins later knows it.
     """
     until = time.monotonic() + WAIT_S
-    first = writers(home)
+    first = writers(home_blobs)
     running = dict(first)
     while running:
         if time.monotonic() > until:
@@ -331,4 +331,4 @@ def _wait_for_saves(home: BlobStore, waiting: Callable[[Sequence[str]], None]) -
             )
         waiting(sorted({lease.who for lease in running.values()}))
         time.sleep(_POLL_S)
-        running = {key: lease for key, lease in writers(home).items() if key in first}
+        running = {key: lease for key, lease in writers(home_blobs).items() if key in first}

@@ -46,8 +46,8 @@ class TierActivity:
 
 
 @dataclass(frozen=True, slots=True)
-class Leader:
-    """A pack that is read often.
+class PackHeat:
+    """A pack, and how much of it is read.
 
     Attributes:
         pack: Id of the pack.
@@ -114,7 +114,7 @@ def _summed(
     return TierActivity(name, role, total, rate)
 
 
-class Leaders:
+class HottestPacks:
     """Finds the packs that are read most and the versions that need them. For one thread.
 
     Args:
@@ -125,14 +125,14 @@ class Leaders:
         self._store = store
         self._packs: dict[str, frozenset[bytes]] = {}
 
-    def top(self, count: int) -> list[Leader]:
+    def top(self, count: int) -> list[PackHeat]:
         """Return the ``count`` hottest packs; the layout of every version is read once."""
         heat = self._store.heat().packs()
         hottest = heapq.nsmallest(count, heat.items(), key=lambda item: (-item[1], item[0]))
         users: dict[bytes, list[str]] = {pack: [] for pack, _ in hottest}
         if users:
             self._note_users(users)
-        return [self._leader(pack, value, users[pack]) for pack, value in hottest]
+        return [self._pack_heat(pack, value, users[pack]) for pack, value in hottest]
 
     def _note_users(self, users: dict[bytes, list[str]]) -> None:
         for model in self._store.models():
@@ -147,15 +147,15 @@ class Leaders:
                 for pack in packs & users.keys():
                     users[pack].append(str(version))
 
-    def _leader(self, pack: bytes, heat: float, versions: Sequence[str]) -> Leader:
+    def _pack_heat(self, pack: bytes, heat: float, versions: Sequence[str]) -> PackHeat:
         size, tiers = None, []
         for tier in self._store._parts.home.packs.tiers:
             try:
-                size = tier.store.info(pack_key(pack)).size
+                size = tier.blobs.info(pack_key(pack)).size
                 tiers.append(tier.name)
             except TierstoreError:
                 continue
-        return Leader(pack, heat, size, tuple(tiers), tuple(versions))
+        return PackHeat(pack, heat, size, tuple(tiers), tuple(versions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +166,13 @@ class Top:
         time: Time of the look, in UTC.
         overview: Activity of this node's processes in the last hour.
         reports: Content of the tiers, by name.
-        leaders: Packs that all nodes together read most.
+        hottest: Packs that all nodes together read most.
     """
 
     time: datetime
     overview: Overview
     reports: Mapping[str, TierReport]
-    leaders: tuple[Leader, ...]
+    hottest: tuple[PackHeat, ...]
 
 
 class Watch:
@@ -185,15 +185,15 @@ class Watch:
 
     def __init__(self, store: Store, count: int) -> None:
         self._store, self._count = store, count
-        self._source = Leaders(store)
+        self._source = HottestPacks(store)
         self._asked = -_SURVEY_S
         self._reports: dict[str, TierReport] = {}
-        self._leaders: tuple[Leader, ...] = ()
+        self._hottest: tuple[PackHeat, ...] = ()
 
     def look(self) -> Top:
         """Return what is seen now."""
         if time.monotonic() - self._asked >= _SURVEY_S:
             self._reports = {one.spec.name: one for one in survey(self._store)}
-            self._leaders = tuple(self._source.top(self._count))
+            self._hottest = tuple(self._source.top(self._count))
             self._asked = time.monotonic()
-        return Top(datetime.now(UTC), overview(self._store), self._reports, self._leaders)
+        return Top(datetime.now(UTC), overview(self._store), self._reports, self._hottest)

@@ -82,7 +82,7 @@ def _store_json(store: StoreHealth) -> schemas.StoreHealth:
         url=store.url,
         format=store.format,
         store_id=store.store_id,
-        chunk_bytes=store.chunk_bytes,
+        chunk_bytes=store.chunk_size,
         features=None if store.features is None else list(store.features),
         put_if_absent=store.put_if_absent,
         clock_skew_seconds=None if store.clock_skew_s is None else round(store.clock_skew_s, 3),

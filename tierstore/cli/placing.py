@@ -235,7 +235,7 @@ def explain(cli: Cli, target: PackTarget) -> None:
 def _explained(one: Explanation) -> schemas.PackExplained:
     return schemas.PackExplained(
         pack=one.pack.hex(),
-        bytes=one.size,
+        bytes=one.size_bytes,
         tiers=list(one.copies),
         heat=one.heat,
         counted_heat=one.counted,

@@ -17,7 +17,7 @@ from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.schemas import tiers as schemas
 
 if TYPE_CHECKING:
-    from tierstore.admin.overview import Leader, TierActivity, Top
+    from tierstore.admin.overview import PackHeat, TierActivity, Top
     from tierstore.admin.survey import TierReport
     from tierstore.modelstore.store import Store
 
@@ -68,7 +68,7 @@ def _json(store: Store, seen: Top) -> schemas.Top:
         processes=now.processes,
         served_bytes=now.served_bytes,
         tiers=[_tier_json(one, seen.reports.get(one.name), now.served_bytes) for one in now.tiers],
-        leaders=[_leader_json(leader) for leader in seen.leaders],
+        leaders=[_leader_json(leader) for leader in seen.hottest],
     )
 
 
@@ -97,7 +97,7 @@ def _tier_json(
     )
 
 
-def _leader_json(leader: Leader) -> schemas.LeaderJson:
+def _leader_json(leader: PackHeat) -> schemas.LeaderJson:
     return schemas.LeaderJson(
         pack=leader.pack.hex(),
         heat_bytes=round(leader.heat_bytes),

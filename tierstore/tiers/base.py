@@ -19,7 +19,7 @@ class DurableTier:
 
     Attributes:
         spec: The tier's settings, of the store and of this node.
-        store: The opened blob store, guarded by its timeout and breaker, and metered into
+        blobs: The opened blob store, guarded by its timeout and breaker, and metered into
             ``stats``.
         stats: The tier's counters.
         store_id: The id of the store that its marker must name; ``None`` for home.
@@ -27,7 +27,7 @@ class DurableTier:
     """
 
     spec: TierSpec
-    store: BlobStore
+    blobs: BlobStore
     stats: TierStats = field(default_factory=TierStats)
     store_id: str | None = None
     archive: Archive | None = None
@@ -50,7 +50,7 @@ class DurableTier:
     def verify(self) -> None:
         """Raise ``Unreachable`` when this place is not the tier, as where a mount is missing."""
         if self.store_id is not None:
-            verify(self.store, self.name, self.store_id)
+            verify(self.blobs, self.name, self.store_id)
 
 
 class ChunkRead(NamedTuple):

@@ -77,9 +77,9 @@ def init_as(
         BackendError: The storage lacks what a store needs, or a tier cannot be used.
     """
     specs = ordered(tiers)
-    home = config.store_url(_text(url))
-    with fresh_folder(home):
-        blobs = _open_home(home, create=True)
+    home_url = config.store_url(_text(url))
+    with fresh_folder(home_url):
+        blobs = _open_home(home_url, create=True)
         try:
             with proved(specs, blobs.url):
                 create_config(blobs, chunk_size)

@@ -66,12 +66,12 @@ def remove_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def proved(specs: Sequence[TierSpec], home: str, store_id: str = "") -> Iterator[None]:
+def proved(specs: Sequence[TierSpec], home_url: str, store_id: str = "") -> Iterator[None]:
     """Write to, read and clean every tier; directories made for it are removed if the block fails.
 
     Args:
         specs: New tiers, or old ones in new places.
-        home: URL of the store.
+        home_url: URL of the store.
         store_id: Id of the store; empty if it is still to be made.
     """
     node = config.node_config()
@@ -81,7 +81,7 @@ def proved(specs: Sequence[TierSpec], home: str, store_id: str = "") -> Iterator
             with named(spec.name):
                 _check_kind(place.spec)
                 made.enter_context(fresh_folder(place.spec.url))
-                _prove(place, home)
+                _prove(place, home_url)
         yield
 
 
@@ -93,12 +93,12 @@ def _check_kind(spec: TierSpec) -> None:
         raise ConfigError("a shared tier takes no size: Redis has maxmemory, Memcached has -m")
 
 
-def _prove(place: Place, home: str) -> None:
+def _prove(place: Place, home_url: str) -> None:
     spec = place.spec
     with open_tier(place, create=True) as store:
-        _check_place(store, home)
+        _check_place(store, home_url)
         if spec.role in DURABLE:
-            if not store.capabilities.durable and not home.startswith("memory://"):
+            if not store.capabilities.durable and not home_url.startswith("memory://"):
                 raise ConfigError(
                     f"{store.url} does not keep its data, so it cannot be a {spec.role} tier"
                 )
@@ -107,10 +107,10 @@ def _prove(place: Place, home: str) -> None:
         prove(store)
 
 
-def _check_place(store: BlobStore, home: str) -> None:
-    if store.url == home:
-        raise Conflict(f"{home} is the place of the store itself; choose another one")
-    paths = [Path(unquote(urlsplit(url).path)) for url in (store.url, home) if _is_file(url)]
+def _check_place(store: BlobStore, home_url: str) -> None:
+    if store.url == home_url:
+        raise Conflict(f"{home_url} is the place of the store itself; choose another one")
+    paths = [Path(unquote(urlsplit(url).path)) for url in (store.url, home_url) if _is_file(url)]
     if len(paths) == 2:
         mine, other = (path.resolve() for path in paths)
         if mine.is_relative_to(other) or other.is_relative_to(mine):

@@ -64,9 +64,9 @@ class Tiers:
     """The tiers of one open store, from its list and this node's file."""
 
     def __init__(
-        self, home: BlobStore, own: StoreConfig, node: NodeConfig, current: TierList | None
+        self, home_blobs: BlobStore, own: StoreConfig, node: NodeConfig, current: TierList | None
     ) -> None:
-        self._home, self._store_id, self._node = home, own.store_id, node
+        self._home_blobs, self._store_id, self._node = home_blobs, own.store_id, node
         self._current = current
         self._made: dict[str, DurableTier] = {}
         for name in node.tiers.keys() - {spec.name for spec in self._specs()}:
@@ -96,11 +96,11 @@ class Tiers:
                     spec, _stacked(here, stats), stats, self._store_id, open_archive(here)
                 )
             found.append(made)
-        return [*found, home_tier(self._home)]
+        return [*found, home_tier(self._home_blobs)]
 
     def reload(self) -> list[DurableTier] | None:
         """Return the durable tiers if the list has changed since, else ``None``."""
-        current = TierLog(self._home).current()
+        current = TierLog(self._home_blobs).current()
         if current is None or (self._current and current.seq == self._current.seq):
             return None
         self._current = current
@@ -116,7 +116,7 @@ class Tiers:
                 _log.warning("reads are not counted: %s", error)
         elif self._specs():
             lock = settings.cache_dir / self._store_id / "heat.lock"
-            ledger = HomeLedger(self._home, settings.node, lock)
+            ledger = HomeLedger(self._home_blobs, settings.node, lock)
         return None if ledger is None else HeatRecorder(ledger)
 
     def news(self) -> RedisNews | None:

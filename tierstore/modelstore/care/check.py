@@ -113,7 +113,7 @@ class _Check:
         self._saving = is_saving(home.blobs)
         # each tier's copy of a pack is looked at: another one's being good does not mend it
         self._copies = {
-            tier.name: {info.key: info.size for info in tier.store.list(keys.PACKS)}
+            tier.name: {info.key: info.size for info in tier.blobs.list(keys.PACKS)}
             for tier in home.packs.tiers
         }
 
@@ -269,7 +269,7 @@ class _Check:
         bad: dict[str, Damaged | NotFound | UnsupportedFormat] = {}
         for tier, size in copies:
             try:
-                _, stored = read_footer(tier.store, key, size)
+                _, stored = read_footer(tier.blobs, key, size)
                 if not set(places) <= set(stored):
                     raise Damaged("a layout and the pack's own index do not agree")
             except (Damaged, NotFound, UnsupportedFormat) as error:
@@ -290,7 +290,7 @@ class _Check:
         if not found:
             for tier in tiers:
                 with suppress(NotFound):
-                    found.append((tier, tier.store.info(key).size))
+                    found.append((tier, tier.blobs.info(key).size))
         return found
 
     def _check_segments(self) -> None:

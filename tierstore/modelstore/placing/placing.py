@@ -32,7 +32,7 @@ class Explanation:
 
     Attributes:
         pack: Id of the pack.
-        size: Size of the pack in bytes.
+        size_bytes: Size of the pack in bytes.
         copies: Names of the tiers that have it, the fastest first.
         heat: How often it was read whole recently, with old reads decayed.
         counted: The heat that decides: at least that of the hottest pack that needs this one, and
@@ -45,7 +45,7 @@ class Explanation:
     """
 
     pack: bytes
-    size: int
+    size_bytes: int
     copies: tuple[str, ...]
     heat: float
     counted: float
@@ -144,7 +144,7 @@ class Placement:
         return [
             Explanation(
                 pack=pack,
-                size=scene.packs[pack].size,
+                size_bytes=scene.packs[pack].size,
                 copies=tuple(tier.name for tier in scene.tiers if scene.has(pack, tier)),
                 heat=scene.packs[pack].heat,
                 counted=scene.score[pack],
@@ -363,7 +363,7 @@ class Placement:
 
 def _has(tier: DurableTier, pack: bytes) -> bool:
     try:
-        tier.store.info(pack_key(pack))
+        tier.blobs.info(pack_key(pack))
     except NotFound:
         return False
     return True

@@ -118,7 +118,7 @@ def pinned_packs(pins: Pins, graph: PackGraph) -> frozenset[bytes]:
 def _listed(tier: DurableTier) -> list[tuple[bytes, int, float]]:
     tier.verify()
     found = []
-    for info in tier.store.list(PACKS):
+    for info in tier.blobs.list(PACKS):
         name = info.key.rpartition("/")[2]
         if _PACK.match(name):  # anything else is nobody's pack: 'check' calls it garbage
             found.append((bytes.fromhex(name), info.size, info.mtime))

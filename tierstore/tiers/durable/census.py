@@ -40,7 +40,7 @@ def packs_of(tier: DurableTier) -> dict[str, int]:
         Unreachable: The tier cannot be asked, or what is there is not this tier.
     """
     tier.verify()
-    return {info.key: info.size for info in tier.store.list(PACKS)}
+    return {info.key: info.size for info in tier.blobs.list(PACKS)}
 
 
 def holding(tiers: Iterable[DurableTier], name: str) -> Holding:

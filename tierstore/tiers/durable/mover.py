@@ -285,12 +285,12 @@ class Mover:
     def _read(self, tier: DurableTier, key: str) -> bytearray:
         with self._asking(tier):
             tier.verify()
-            data = bytearray(tier.store.info(key).size)
+            data = bytearray(tier.blobs.info(key).size)
             view = memoryview(data)
             for start in range(0, len(data), self._budget.piece):
                 out = view[start : start + self._budget.piece]
                 began = time.monotonic()
-                tier.store.get_ranges([RangeRead(key, start, out)])
+                tier.blobs.get_ranges([RangeRead(key, start, out)])
                 self._spend(len(out), began)
         check_pack(key, view)
         return data
@@ -310,7 +310,7 @@ class Mover:
                 self._full.add(target.name)
                 raise OutOfSpace(f"tier {target.name} has no room left in its quota for {key}")
             began = time.monotonic()
-            target.store.put(key, data)
+            target.blobs.put(key, data)
             room.add(len(data))
             target.stats.count(admitted=1, admitted_bytes=len(data))
             self._spend(len(data), began)
@@ -321,7 +321,7 @@ class Mover:
             # it replaced nothing good: either there was no copy, or a damaged one
             with suppress(BackendError):
                 self._lease.check()
-                target.store.delete([key])
+                target.blobs.delete([key])
                 room.add(-len(data))
             self.stats.damaged += 1
             raise Damaged(
@@ -339,7 +339,7 @@ class Mover:
             out = memoryview(piece)[: len(data) - start]
             began = time.monotonic()
             try:
-                target.store.get_ranges([RangeRead(key, start, out)])
+                target.blobs.get_ranges([RangeRead(key, start, out)])
             except (Damaged, NotFound) as error:
                 return str(error)
             digest.update(out)
@@ -352,12 +352,12 @@ class Mover:
             target.verify()
         with self._asking(source):
             self._lease.check()
-            source.store.delete([key])
+            source.blobs.delete([key])
         self._all.room(source).add(-len(data))
         source.stats.count(evicted=1, evicted_bytes=len(data))
         with self._asking(target):
             if _size(target, key) is None:
-                source.store.put(key, data)
+                source.blobs.put(key, data)
                 raise Damaged(
                     f"{key} vanished from tier {target.name} while its copy in {source.name} was "
                     "dropped; it was put back there. Is another mover at work?"
@@ -398,6 +398,6 @@ class Mover:
 def _size(tier: DurableTier, key: str) -> int | None:
     """Return the bytes of a tier's copy; ``None`` when it has none."""
     try:
-        return tier.store.info(key).size
+        return tier.blobs.info(key).size
     except NotFound:
         return None

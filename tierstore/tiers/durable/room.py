@@ -35,7 +35,7 @@ class Room:
         with self._lock:
             now = time.monotonic()
             if self._asked is None or now - self._asked > _ASK_AGAIN_S:
-                self._used = sum(info.size for info in self._tier.store.list(PACKS))
+                self._used = sum(info.size for info in self._tier.blobs.list(PACKS))
                 self._asked = now
             return self._used + nbytes <= quota
 

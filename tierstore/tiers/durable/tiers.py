@@ -60,19 +60,19 @@ class DurableTiers(BlobStore):
     @property
     def url(self) -> str:
         if len(self.tiers) == 1:
-            return self.tiers[0].store.url
+            return self.tiers[0].blobs.url
         return f"the tiers {', '.join(tier.name for tier in self.tiers)}"
 
     @property
     def capabilities(self) -> Capabilities:
         if len(self.tiers) == 1:
-            return self.tiers[0].store.capabilities
+            return self.tiers[0].blobs.capabilities
         # not asked of the tiers: that could open them
         return Capabilities(put_if_absent=False, durable=True)
 
     @property
     def local(self) -> bool:
-        return len(self.tiers) == 1 and self.tiers[0].store.local
+        return len(self.tiers) == 1 and self.tiers[0].blobs.local
 
     def read(self, reads: Sequence[RangeRead], avoid: frozenset[str] = frozenset()) -> str:
         """Fill every ``out``, all of one pack, and return the name of the tier that gave it.
@@ -89,7 +89,7 @@ class DurableTiers(BlobStore):
         search = _Search(self, reads[0].key, avoid)
         for tier in search:
             with search:
-                tier.store.get_ranges(reads)
+                tier.blobs.get_ranges(reads)
                 tier.stats.count(hits=1, hit_bytes=sum(read.out.nbytes for read in reads))
                 return tier.name
         raise search.failure()
@@ -122,7 +122,7 @@ class DurableTiers(BlobStore):
         search = _Search(self, key)
         for tier in search:
             with search:
-                found = tier.store.get(key, byte_range)
+                found = tier.blobs.get(key, byte_range)
                 tier.stats.count(hits=1, hit_bytes=found.nbytes)
                 return found
         raise search.failure()
@@ -137,7 +137,7 @@ class DurableTiers(BlobStore):
         search = _Search(self, key, archives)
         for tier in search:
             with search:
-                return tier.store.info(key)
+                return tier.blobs.info(key)
         raise search.failure()
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
@@ -151,7 +151,7 @@ class DurableTiers(BlobStore):
             try:
                 if not self.room(tier).fits(size):
                     continue
-                tier.store.put(key, data)
+                tier.blobs.put(key, data)
                 self.room(tier).add(size)
                 tier.verify()  # it is safe only if the tier was there while it was written
             except BackendError as error:
@@ -165,7 +165,7 @@ class DurableTiers(BlobStore):
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
         if len(self.tiers) > 1:
             raise BackendError(f"{self.url} cannot create a blob only if it is absent from all")
-        return self.tiers[0].store.put_if_absent(key, data)
+        return self.tiers[0].blobs.put_if_absent(key, data)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete from every tier; raises the first tier's error after all others were asked."""
@@ -173,7 +173,7 @@ class DurableTiers(BlobStore):
         failed: BackendError | None = None
         for tier in self.tiers:
             try:
-                tier.store.delete(gone)
+                tier.blobs.delete(gone)
             except BackendError as error:
                 failed = failed or error
         with self._lock:
@@ -184,18 +184,18 @@ class DurableTiers(BlobStore):
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         last = ""
-        listings = [tier.store.list(prefix) for tier in self.tiers]
+        listings = [tier.blobs.list(prefix) for tier in self.tiers]
         for info in heapq.merge(*listings, key=lambda info: info.key):
             if info.key != last:
                 yield info
             last = info.key
 
     def list_folders(self, prefix: str = "") -> Iterator[str]:
-        return iter(sorted({one for tier in self.tiers for one in tier.store.list_folders(prefix)}))
+        return iter(sorted({one for tier in self.tiers for one in tier.blobs.list_folders(prefix)}))
 
     def close(self) -> None:
         for tier in self._opened:
-            tier.store.close()
+            tier.blobs.close()
 
     def order_of(self, key: str, count: int) -> Iterable[int]:
         """The numbers of the tiers in the order in which to ask them."""

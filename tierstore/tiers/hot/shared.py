@@ -37,12 +37,12 @@ class SharedHot:
 
     Args:
         spec: The settings of the tier.
-        store: The blob store, guarded by its timeout and breaker.
+        blobs: The blob store, guarded by its timeout and breaker.
         stats: The tier's counters.
     """
 
-    def __init__(self, spec: TierSpec, store: BlobStore, stats: TierStats | None = None) -> None:
-        self.spec, self.store = spec, store
+    def __init__(self, spec: TierSpec, blobs: BlobStore, stats: TierStats | None = None) -> None:
+        self.spec, self.blobs = spec, blobs
         self.stats = stats or TierStats()
 
     @property
@@ -57,7 +57,7 @@ class SharedHot:
         """
         keys = {frame_key(place): place.digest for place in places}
         try:
-            found = self.store.get_many(list(keys))
+            found = self.blobs.get_many(list(keys))
         except (BackendError, Damaged) as error:
             _log.debug("tier %s failed: %s", self.name, error)
             found = {}
@@ -75,7 +75,7 @@ class SharedHot:
         if isinstance(error, UnsupportedFormat):
             return
         try:
-            self.store.delete([frame_key(place)])
+            self.blobs.delete([frame_key(place)])
         except BackendError as failure:
             _log.debug("tier %s failed: %s", self.name, failure)
 
@@ -83,9 +83,9 @@ class SharedHot:
         """Write frames by key; those that the store cannot hold are counted as rejected."""
         fitting: dict[str, Buffer] = {}
         try:
-            limit = self.store.capabilities.max_blob_bytes
+            limit = self.blobs.capabilities.max_blob_bytes
             fitting = {key: frame for key, frame in frames if limit is None or len(frame) <= limit}
-            self.store.put_many(fitting)
+            self.blobs.put_many(fitting)
         except BackendError as error:
             _log.debug("tier %s failed: %s", self.name, error)
             fitting = {}
@@ -99,7 +99,7 @@ class SharedHot:
         """Return those of the chunks whose frames are here; none when the store cannot be asked."""
         keys = {frame_key(place): place for place in places}
         try:
-            found = self.store.present(list(keys))
+            found = self.blobs.present(list(keys))
         except BackendError as error:
             _log.debug("tier %s failed: %s", self.name, error)
             return []
@@ -111,8 +111,8 @@ class SharedHot:
         Raises:
             BackendError: Some may still be here.
         """
-        self.store.delete([frame_key(place) for place in places])
+        self.blobs.delete([frame_key(place) for place in places])
 
     def close(self) -> None:
         """Release connections."""
-        self.store.close()
+        self.blobs.close()
