@@ -2,15 +2,20 @@
 
 Most commands that only look at a store do without it, and it takes longer to import than
 ``tierstore ls`` needs for everything else. Annotations take their names from numpy itself, under
-``TYPE_CHECKING``.
+``TYPE_CHECKING``; so do the array types that the package shares.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
+
+    Array: TypeAlias = npt.NDArray[Any]
+    Bytes: TypeAlias = npt.NDArray[np.uint8]
+    Indices: TypeAlias = npt.NDArray[np.int64]
 else:
 
     class _Numpy:

@@ -59,7 +59,7 @@ def test_a_version_is_read_from_this_node_once_it_is_warm(store: Store) -> None:
     assert (cold.tier, cold.resident, cold.missing_bytes) == ("nvme", False, SIZE[1])
     told: list[tuple[int, int]] = []
     warm = store.warmup("m@1", progress=lambda done, total: told.append((done, total)))
-    assert (warm.resident, warm.bytes, warm.missing_bytes) == (True, SIZE[1], 0)
+    assert (warm.resident, warm.tier_bytes, warm.missing_bytes) == (True, SIZE[1], 0)
     assert warm.stats is not None
     assert (warm.stats.bytes_reused, warm.stats.bytes_full) == (0, SIZE[1])
     assert told[-1] == (SIZE[1], SIZE[1])
@@ -173,7 +173,7 @@ def test_a_shared_tier_serves_nodes_that_have_nothing(
             assert store.warmup("m@2").tier == "nvme"
         warm = store.warmup("m@2", tier="redis")
         assert (warm.tier, warm.resident, warm.missing_chunks) == ("redis", True, 0)
-        assert warm.bytes < SIZE[2] + sum(a.nbytes for a in (V1["emb"], V1["layer"]))
+        assert warm.tier_bytes < SIZE[2] + sum(a.nbytes for a in (V1["emb"], V1["layer"]))
         assert store.warming.look(store.resolve("m@2"), "redis").resident
         if with_local:
             store.evict("m@2")

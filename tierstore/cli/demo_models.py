@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from tierstore.errors import NotFound
+
+if TYPE_CHECKING:
+    from tierstore.deferred import Array
 
 WEIGHTS = "model.safetensors"
 _CHANGED = ("encoder.layer.4.", "encoder.layer.5.")
 _STEP = 1e-3
-Array = npt.NDArray[Any]
 
 
 def minilm() -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import ml_dtypes
 import numpy as np
@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from tierstore.errors import UsageError
 
-Array = npt.NDArray[Any]
-Parts = Mapping[str, Array]
+if TYPE_CHECKING:
+    from tierstore.deferred import Array
+
+Parts: TypeAlias = "Mapping[str, Array]"
 _FLOATS: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
 }  # fmt: skip

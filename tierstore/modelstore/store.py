@@ -267,10 +267,10 @@ class Store:
             lineage = [LineageEntry(relation=DISTILLED_FROM, digest=teacher.raw)]
         files = open_source(source, metadata=metadata, exclude=exclude)
         try:
-            basis = self._parts.saving.basis(files, base, model)
+            selection = self._parts.saving.select_base(files, base, model)
             with (
                 reported(progress, f"saving {model}") as told,
-                self._parts.saving.begin(basis, progress=told) as writer,
+                self._parts.saving.begin(selection, progress=told) as writer,
             ):
                 entry = self._names.publish(model, writer.write(files, lineage), message)
         finally:

@@ -16,15 +16,17 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from tierstore.errors import UsageError
 from tierstore.modelstore.loading.arrays import array_bytes, writable_bytes
 from tierstore.modelstore.version import Version
 from tierstore.serving.update import Update
+
+if TYPE_CHECKING:
+    from tierstore.deferred import Bytes, Indices
 
 _BLOCK_BYTES = 256
 """Smallest number of bytes that are compared and written together."""
@@ -38,8 +40,7 @@ try:
 except ImportError:  # not built: no compiler when tierstore was installed
     _native = None
 
-Bytes: TypeAlias = npt.NDArray[np.uint8]
-StagedWrite: TypeAlias = tuple[Bytes, npt.NDArray[np.int64], Bytes]
+StagedWrite: TypeAlias = "tuple[Bytes, Indices, Bytes]"
 """Live bytes in rows of one unit each, the numbers of the rows to write, and their new content."""
 
 

@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from tierstore.errors import Conflict, NotFound, OutOfSpace, UsageError
 from tierstore.modelstore.loading.arrays import new_bytes
@@ -26,10 +25,12 @@ from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
 from tierstore.progress import Progress
 
+if TYPE_CHECKING:
+    from tierstore.deferred import Array
+
 _log = logging.getLogger("tierstore.follow")
 
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
+Arrays: TypeAlias = "Mapping[str, Array]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,9 @@ def _warmed(
         return []
     if needed and not warmth.resident:
         raise OutOfSpace(
-            f"{warmth.missing_bytes} of {warmth.bytes} bytes of {wanted} could not be kept in tier "
-            f"{warmth.tier!r} of this node; see 'tierstore doctor' and the log for the reason"
+            f"{warmth.missing_bytes} of {warmth.tier_bytes} bytes of {wanted} could not be kept "
+            f"in tier {warmth.tier!r} of this node; see 'tierstore doctor' and the log for the "
+            "reason"
         )
     return [] if warmth.stats is None else [warmth.stats]
 

@@ -185,8 +185,10 @@ def _publish(
 ) -> Version:
     files = sorted(files, key=lambda file: file.path)
     lineage = [LineageEntry(relation=DERIVED_FROM, digest=version.digest.raw)]
-    basis = store._parts.saving.basis(files, _newest_of(store, version.model, label), version.model)
-    with store._parts.saving.begin(basis) as writer:
+    selection = store._parts.saving.select_base(
+        files, _newest_of(store, version.model, label), version.model
+    )
+    with store._parts.saving.begin(selection) as writer:
         digest = writer.write(files, lineage)
         log = store._parts.home.log(version.model, VARIANTS + label)
         entry = log.append("derive", lambda _: (version.number, digest.hex, None), message)

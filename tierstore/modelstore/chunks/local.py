@@ -61,7 +61,7 @@ class LocalChunks:
         return self._hot.local is not None
 
     def tensors(
-        self, wanted: Sequence[Stored], chunk_bytes: int
+        self, wanted: Sequence[Stored], chunk_size: int
     ) -> list[npt.NDArray[np.uint8] | None]:
         """Return the tensors whose chunks are all on this node, each as its own writable array.
 
@@ -70,7 +70,7 @@ class LocalChunks:
         Args:
             wanted: For each tensor the digests of its chunks in order, end to end, and its plain
                 bytes.
-            chunk_bytes: Chunk size of the version, in bytes.
+            chunk_size: Chunk size of the version, in bytes.
 
         Returns:
             One entry per tensor, in order; ``None`` for those that have to be read.
@@ -81,7 +81,7 @@ class LocalChunks:
         found: dict[int, npt.NDArray[np.uint8] | None] = {}
 
         def take(numbers: range) -> None:
-            arrays = local.tensors([wanted[at] for at in numbers], chunk_bytes)
+            arrays = local.tensors([wanted[at] for at in numbers], chunk_size)
             found.update(zip(numbers, arrays, strict=True))
 
         # mixed, as what is verified first takes its time

@@ -7,7 +7,7 @@ import mmap
 import sys
 from abc import ABC, abstractmethod
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tierstore.deferred import np
 from tierstore.errors import UsageError
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    Bytes: TypeAlias = npt.NDArray[np.uint8]
-    Indices: TypeAlias = npt.NDArray[np.int64]
+    from tierstore.deferred import Bytes
 
 _TORCH_DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "uint16": "U16",
@@ -46,7 +45,7 @@ class ArrayBytes(ABC):
 
 
 class _Contiguous(ArrayBytes):
-    def __init__(self, dtype: str, shape: tuple[int, ...], data: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, dtype: str, shape: tuple[int, ...], data: Bytes) -> None:
         self.dtype, self.shape, self._data = dtype, shape, data
 
     def read_into(self, start: int, out: memoryview) -> None:
@@ -130,7 +129,7 @@ def _from_torch(name: str, tensor: torch.Tensor) -> ArrayBytes:
     return _Torch(dtype, tensor.detach())
 
 
-def new_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
+def new_bytes(nbytes: int) -> Bytes:
     """Return uninitialized memory for ``nbytes`` plain bytes.
 
     Large sizes are mapped: numpy holds the interpreter lock while the kernel takes memory back,
@@ -145,14 +144,14 @@ def new_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(memory, np.uint8)
 
 
-def as_array(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def as_array(data: Bytes, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """View plain bytes as an array; sub-byte dtypes stay packed bytes in one dimension."""
     if DTYPES[dtype].numpy is None:
         return data
     return data.view(numpy_dtype(dtype)).reshape(shape)
 
 
-def as_torch(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+def as_torch(data: Bytes, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """View plain bytes as a torch tensor that owns them; sub-byte dtypes stay packed bytes.
 
     Raises:

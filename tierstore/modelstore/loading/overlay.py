@@ -27,7 +27,7 @@ from tierstore.modelstore.loading.stored import StoredTensor
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tierstore.modelstore.loading.arrays import Bytes, Indices
+    from tierstore.deferred import Bytes, Indices
 
 _WINDOW = 64 << 20
 """Bytes of patches that are read at once."""

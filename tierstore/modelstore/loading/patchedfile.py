@@ -13,7 +13,7 @@ from tierstore.modelstore.loading.stored import Content
 from tierstore.modelstore.loading.tensor import Tensor, read_into
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.loading.arrays import Bytes
+    from tierstore.deferred import Bytes
 
 
 class PatchedFileView(FileView):

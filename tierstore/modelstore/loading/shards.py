@@ -32,44 +32,44 @@ _WINDOW = 64 << 20
 class Strip:
     """Bytes ``[low, high)`` of each row from ``first`` up to, but not including, ``last``.
 
-    A row has ``row`` bytes.
+    A row has ``row_bytes`` bytes.
     """
 
-    row: int
+    row_bytes: int
     low: int
     high: int
     first: int = 0
     last: int = 1
 
     @property
-    def width(self) -> int:
+    def width_bytes(self) -> int:
         """Bytes taken from each row."""
         return self.high - self.low
 
     @property
     def nbytes(self) -> int:
         """Bytes of all rows together."""
-        return self.width * (self.last - self.first)
+        return self.width_bytes * (self.last - self.first)
 
     @property
     def is_range(self) -> bool:
         """Whether the strip is one contiguous range of the tensor."""
-        return self.width == self.row or self.last - self.first == 1
+        return self.width_bytes == self.row_bytes or self.last - self.first == 1
 
     def split(self, limit: int) -> Iterator[Strip]:
         """Yield strips of at most ``limit`` bytes that end to end give the same bytes."""
         if self.last - self.first == 1:
             for low in range(self.low, self.high, limit):
                 high = min(low + limit, self.high)
-                yield Strip(self.row, low, high, self.first, self.last)
-        elif self.width > limit:
+                yield Strip(self.row_bytes, low, high, self.first, self.last)
+        elif self.width_bytes > limit:
             for first in range(self.first, self.last):
-                yield from Strip(self.row, self.low, self.high, first, first + 1).split(limit)
-        elif self.width:
-            rows = limit // self.width
+                yield from Strip(self.row_bytes, self.low, self.high, first, first + 1).split(limit)
+        elif self.width_bytes:
+            rows = limit // self.width_bytes
             for first in range(self.first, self.last, rows):
                 last = min(first + rows, self.last)
-                yield Strip(self.row, self.low, self.high, first, last)
+                yield Strip(self.row_bytes, self.low, self.high, first, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ class StripRead:
     def chunks(self) -> list[PlacedPiece]:
         """Return the chunks that hold bytes of the strip."""
         strip, size = self.strip, self.tensor._content.chunk_size
-        low = strip.first * strip.row + strip.low
-        high = (strip.last - 1) * strip.row + strip.high
+        low = strip.first * strip.row_bytes + strip.low
+        high = (strip.last - 1) * strip.row_bytes + strip.high
         return (
             self.tensor._base.chunks()[low // size : -(-high // size)] if self.strip.nbytes else []
         )
@@ -135,18 +135,18 @@ class StripRead:
     def spans(self, piece: PlacedPiece) -> list[tuple[int, int]]:
         """Return the byte ranges of the tensor that are wanted from one chunk."""
         strip, end = self.strip, piece.begin + piece.plain_bytes
-        first = max(strip.first, piece.begin // strip.row)
-        last = min(strip.last, -(-end // strip.row))
+        first = max(strip.first, piece.begin // strip.row_bytes)
+        last = min(strip.last, -(-end // strip.row_bytes))
         every = [
-            (row * strip.row + strip.low, row * strip.row + strip.high)
+            (row * strip.row_bytes + strip.low, row * strip.row_bytes + strip.high)
             for row in range(first, last)
         ]
         return [(low, high) for low, high in every if low < end and high > piece.begin]
 
     def take(self, begin: int, plain: memoryview) -> None:
         """Copy the strip's part of plain bytes that begin at offset ``begin`` of the tensor."""
-        strip, row, end = self.strip, self.strip.row, begin + len(plain)
-        out = np.frombuffer(self.out, np.uint8).reshape(-1, strip.width)
+        strip, row, end = self.strip, self.strip.row_bytes, begin + len(plain)
+        out = np.frombuffer(self.out, np.uint8).reshape(-1, strip.width_bytes)
         data = np.frombuffer(plain, np.uint8)
         first, last = max(strip.first, begin // row), min(strip.last, -(-end // row))
         full, beyond = max(first, -(-begin // row)), min(last, end // row)
@@ -186,7 +186,7 @@ def read_strips(reads: Sequence[StripRead]) -> None:
                 cut = [p for p in span.chunks if not span.holds(p)]
             spans.append(replace(span, chunks=[p for p in span.chunks if p not in cut]))
             entire += [(read, piece) for piece in cut]
-        elif read.strip.row >= _WIDE and not content.reader.local.keeps_chunks:
+        elif read.strip.row_bytes >= _WIDE and not content.reader.local.keeps_chunks:
             wide.append(read)
         else:
             entire += [(read, piece) for piece in read.chunks()]
@@ -209,20 +209,20 @@ def _read_patched(read: StripRead) -> None:
     """Read a strip of a tensor with patches, window by window: no chunk holds it as it is."""
     strip = read.strip
     if strip.is_range:
-        low = strip.first * strip.row + strip.low
+        low = strip.first * strip.row_bytes + strip.low
         read.tensor.read_span(low, low + strip.nbytes, read.out)
         return
-    step = max(1, _WINDOW // strip.row)
+    step = max(1, _WINDOW // strip.row_bytes)
     for first in range(strip.first, strip.last, step):
-        begin = first * strip.row
-        window = memoryview(bytearray(min(step, strip.last - first) * strip.row))
+        begin = first * strip.row_bytes
+        window = memoryview(bytearray(min(step, strip.last - first) * strip.row_bytes))
         read.tensor.read_span(begin, begin + len(window), window)
         read.take(begin, window)
 
 
 def _span(read: StripRead) -> SpanRead:
     strip = read.strip
-    low = strip.first * strip.row + strip.low
+    low = strip.first * strip.row_bytes + strip.low
     return SpanRead(read.chunks(), low, low + strip.nbytes, read.out)
 
 
@@ -258,4 +258,4 @@ def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]
 
 def _part(strip: Strip) -> int:
     """Return where a strip begins, in thousandths of its row."""
-    return 1000 * strip.low // strip.row
+    return 1000 * strip.low // strip.row_bytes

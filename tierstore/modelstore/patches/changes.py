@@ -28,10 +28,10 @@ from tierstore.modelstore.saving.source import DiskFile
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tierstore.modelstore.loading.arrays import Bytes, Indices
+    from tierstore.deferred import Bytes, Indices
 
 
-class Change:
+class TensorChange:
     """What happens to one tensor: ``Rows``, ``Elements`` or ``Dense``.
 
     The values of F4 and F6 tensors are packed ``uint8``: (n, bytes of a row) for rows, one
@@ -43,7 +43,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows(Change):
+class Rows(TensorChange):
     r"""New rows of a tensor's first dimension.
 
     Attributes:
@@ -65,7 +65,7 @@ class Rows(Change):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Elements(Change):
+class Elements(TensorChange):
     """New elements anywhere in a tensor.
 
     Attributes:
@@ -87,7 +87,7 @@ class Elements(Change):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dense(Change):
+class Dense(TensorChange):
     """All of a tensor anew.
 
     Attributes:
@@ -104,11 +104,11 @@ class Dense(Change):
     values: Any
 
 
-_KINDS: dict[type[Change], PatchKind] = {Rows: "rows", Elements: "elements", Dense: "dense"}
+_KINDS: dict[type[TensorChange], PatchKind] = {Rows: "rows", Elements: "elements", Dense: "dense"}
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetTensor:
     """A tensor that can be changed: its shape and, where that is known, its dtype."""
 
     dtype: str | None
@@ -116,7 +116,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedPatch:
     """A patch file in memory: its header, what that means, and the bytes behind it."""
 
     header: Header
@@ -136,8 +136,11 @@ class _Piece:
 
 
 def encode_changes(
-    base: Digest, changes: Mapping[str, Change], targets: Mapping[str, Target], title: str
-) -> Encoded:
+    base: Digest,
+    changes: Mapping[str, TensorChange],
+    targets: Mapping[str, TargetTensor],
+    title: str,
+) -> EncodedPatch:
     """Bring changes into the stored form: indices rise, none comes twice. Everything is copied.
 
     Args:
@@ -160,7 +163,7 @@ def encode_changes(
     return _encode(base, pieces)
 
 
-def encode_file(path: str | os.PathLike[str]) -> Encoded:
+def encode_file(path: str | os.PathLike[str]) -> EncodedPatch:
     """Read a patch file; its indices may come in any order and twice, the last one wins.
 
     Raises:
@@ -193,7 +196,7 @@ def encode_file(path: str | os.PathLike[str]) -> Encoded:
     return _encode(spec.base, pieces)
 
 
-def check_targets(spec: PatchSpec, targets: Mapping[str, Target], title: str) -> None:
+def check_targets(spec: PatchSpec, targets: Mapping[str, TargetTensor], title: str) -> None:
     """Refuse a patch whose tensors are not those of its base, as ``encode_changes`` does."""
     for name, part in spec.parts.items():
         if name not in targets:
@@ -212,7 +215,7 @@ def _no_tensor(name: object, title: str) -> TensorMissing:
     )
 
 
-def _piece(name: str, change: Change, target: Target) -> _Piece:
+def _piece(name: str, change: TensorChange, target: TargetTensor) -> _Piece:
     kind = _KINDS.get(type(change))
     if kind is None:
         raise UsageError(
@@ -285,7 +288,7 @@ def _last_of_each(indices: Indices) -> npt.NDArray[np.int64] | None:
     return np.asarray(order[last])
 
 
-def _encode(base: Digest, pieces: Mapping[str, _Piece]) -> Encoded:
+def _encode(base: Digest, pieces: Mapping[str, _Piece]) -> EncodedPatch:
     orders = {n: _last_of_each(p.indices) for n, p in pieces.items() if p.indices is not None}
     counts = {
         name: len(piece.indices) if order is None else len(order)
@@ -302,7 +305,7 @@ def _encode(base: Digest, pieces: Mapping[str, _Piece]) -> Encoded:
     body = np.empty(header.data_size, np.uint8)
     for name, piece in pieces.items():
         _place(body, spec.parts[name], piece, orders.get(name))
-    return Encoded(header, spec, body)
+    return EncodedPatch(header, spec, body)
 
 
 def _place(

@@ -18,19 +18,19 @@ from tierstore.modelstore.loading.arrays import array_bytes, as_array, writable_
 from tierstore.modelstore.loading.export import explained, written_beside
 from tierstore.modelstore.loading.overlay import scatter
 from tierstore.modelstore.patches.changes import (
-    Change,
     Dense,
     Elements,
-    Encoded,
+    EncodedPatch,
     Rows,
-    Target,
+    TargetTensor,
+    TensorChange,
     encode_changes,
     encode_file,
 )
 from tierstore.modelstore.version import Version
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.loading.arrays import Bytes
+    from tierstore.deferred import Bytes
     from tierstore.modelstore.loading.model import LoadStats
 
     Read: TypeAlias = Callable[[Sequence[TensorInfo]], list[Bytes]]
@@ -83,7 +83,7 @@ class Patch:
     def of(
         cls,
         base: Digest | str,
-        changes: Mapping[str, Change],
+        changes: Mapping[str, TensorChange],
         shapes: Mapping[str, Sequence[int]],
     ) -> Patch:
         """Make a patch without a store, in a trainer for example.
@@ -98,7 +98,7 @@ class Patch:
             UsageError: nothing is given, a shape does not fit, or an index is out of range.
         """
         digest = base if isinstance(base, Digest) else Digest.from_hex(base.removeprefix("b3:"))
-        targets = {name: Target(None, tuple(shape)) for name, shape in shapes.items()}
+        targets = {name: TargetTensor(None, tuple(shape)) for name, shape in shapes.items()}
         return cls.in_memory(encode_changes(digest, changes, targets, digest.short))
 
     @classmethod
@@ -113,7 +113,7 @@ class Patch:
         return cls.in_memory(encode_file(path))
 
     @classmethod
-    def in_memory(cls, encoded: Encoded) -> Patch:
+    def in_memory(cls, encoded: EncodedPatch) -> Patch:
         """A patch of what was encoded."""
 
         def read(infos: Sequence[TensorInfo]) -> list[Bytes]:
@@ -135,12 +135,12 @@ class Patch:
         """Plain bytes of its indices and values."""
         return self._header.data_size
 
-    def changes(self, names: Iterable[str] | None = None) -> dict[str, Change]:
+    def changes(self, names: Iterable[str] | None = None) -> dict[str, TensorChange]:
         """Read what happens to tensors, by their names; to all that it changes by default.
 
         The arrays of a patch in memory are the patch's own: do not write into them.
         """
-        found: dict[str, Change] = {}
+        found: dict[str, TensorChange] = {}
         for part, indices, values in self._loaded(names):
             count = part.count
             if DTYPES[part.dtype].numpy is None:
@@ -187,11 +187,11 @@ class Patch:
             for part in data:
                 out.write(part.data)
 
-    def encoded(self) -> Encoded:
+    def encoded(self) -> EncodedPatch:
         """All of it in memory, as it is stored."""
         parts = self._read(self._header.tensors)
         body = np.concatenate([np.empty(0, np.uint8), *parts])
-        return Encoded(self._header, self._spec, body)
+        return EncodedPatch(self._header, self._spec, body)
 
     def _chosen(self, names: Iterable[str] | None) -> list[str]:
         return list(self.parts if names is None else dict.fromkeys(names))

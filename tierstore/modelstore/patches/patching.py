@@ -25,9 +25,9 @@ from tierstore.modelstore.loading.model import stats_of
 from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.loading.stored import StoredTensor, entry_bytes
 from tierstore.modelstore.patches.changes import (
-    Change,
-    Encoded,
-    Target,
+    EncodedPatch,
+    TargetTensor,
+    TensorChange,
     check_targets,
     encode_changes,
     encode_file,
@@ -38,14 +38,14 @@ from tierstore.modelstore.saving.transaction import Saving
 from tierstore.modelstore.version import SaveStats, Version, version_of
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.loading.arrays import Bytes
+    from tierstore.deferred import Bytes
 
 FULL_CHAIN = 16
 """The most patches on one another that a reader should have to apply."""
 FULL_PART = 0.25
 """The largest share of the model's bytes that they should have together."""
 
-Changes: TypeAlias = Mapping[str, Change] | str | os.PathLike[str] | Patch
+Changes: TypeAlias = Mapping[str, TensorChange] | str | os.PathLike[str] | Patch
 """The changes that ``Store.patch`` takes: values by tensor, a patch file's path, or a patch."""
 
 
@@ -83,7 +83,7 @@ def look_below(home: Home, digest: Digest) -> Below:
 class _PatchFile(SourceFile):
     """An encoded patch as the file that is saved."""
 
-    def __init__(self, encoded: Encoded) -> None:
+    def __init__(self, encoded: EncodedPatch) -> None:
         self.path, self.header = PATCH_PATH, encoded.header
         self.size = self.data_start + len(encoded.body)
         self._body = encoded.body.data
@@ -96,7 +96,7 @@ class _PatchFile(SourceFile):
         """Do nothing: nobody else has this copy."""
 
 
-def encode_for(base: Version, below: Below, changes: Changes) -> Encoded:
+def encode_for(base: Version, below: Below, changes: Changes) -> EncodedPatch:
     """Encode a user's changes as a stored patch, checked to fit the base.
 
     Raises:
@@ -105,7 +105,7 @@ def encode_for(base: Version, below: Below, changes: Changes) -> Encoded:
         UsageError, InvalidSafetensors: The changes do not fit the base's tensors.
     """
     targets = {
-        name: Target(entry.dtype, entry.shape) for name, _, entry in named_tensors(below.full)
+        name: TargetTensor(entry.dtype, entry.shape) for name, _, entry in named_tensors(below.full)
     }
     if isinstance(changes, Mapping):
         return encode_changes(base.digest, changes, targets, str(base))
@@ -120,7 +120,7 @@ def encode_for(base: Version, below: Below, changes: Changes) -> Encoded:
 
 
 def publish_patch(
-    saving: Saving, below: Below, encoded: Encoded, append: Callable[[Digest], RefEntry]
+    saving: Saving, below: Below, encoded: EncodedPatch, append: Callable[[Digest], RefEntry]
 ) -> tuple[RefEntry, SaveStats]:
     """Store a patch and publish it by the entry that ``append`` writes.
 
@@ -136,7 +136,7 @@ def publish_patch(
     return entry, writer.stats()
 
 
-def _touched(encoded: Encoded, chunk_size: int) -> tuple[bytes, ...]:
+def _touched(encoded: EncodedPatch, chunk_size: int) -> tuple[bytes, ...]:
     indices = {part.indices.name for part in encoded.spec.parts.values() if part.indices}
     found = []
     for info in encoded.header.tensors:

@@ -38,7 +38,7 @@ class Warmth:
         chunks: Number of distinct chunks that it needs; in a shared tier with the bases of its
             deltas.
         missing_chunks: Number of those that are not there.
-        bytes: Bytes that all of them take in the tier.
+        tier_bytes: Bytes that all of them take in the tier.
         missing_bytes: Bytes that those not there would take.
         plain_bytes: Plain bytes of all of them.
         stats: Cost of the reads that brought it there; ``None`` when nothing was brought.
@@ -49,7 +49,7 @@ class Warmth:
     tier: str
     chunks: int
     missing_chunks: int
-    bytes: int
+    tier_bytes: int
     missing_bytes: int
     plain_bytes: int
     stats: LoadStats | None

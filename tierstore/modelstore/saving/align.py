@@ -168,7 +168,7 @@ def spans_of(
     anchors: tuple[_I64, _I64],
     rows: RowLayout,
     begin: int,
-    chunk_bytes: int,
+    plain_bytes: int,
     base_bytes: int,
     max_spans: int,
 ) -> list[BaseSpan]:
@@ -181,19 +181,19 @@ def spans_of(
         anchors: Row numbers in the new tensor and in the base; at least one pair, all in the chunk.
         rows: The row layout of both tensors.
         begin: Offset of the chunk in the new tensor, in bytes.
-        chunk_bytes: Bytes of the chunk.
+        plain_bytes: Plain bytes of the chunk.
         base_bytes: Bytes of the base tensor.
         max_spans: The most spans to return; the shortest runs of moved rows are given up for it.
 
     Returns:
-        Spans that lie end to end in the new tensor, ``chunk_bytes`` bytes in all.
+        Spans that lie end to end in the new tensor, ``plain_bytes`` bytes in all.
     """
     targets, bases = anchors
     moves = bases - targets
     least = _LEAST_RUN
     while True:
         starts = np.flatnonzero(np.diff(moves, prepend=moves[0] - 1))
-        ends = np.append(targets[starts[1:]], -(-(begin + chunk_bytes) // rows.row_bytes))
+        ends = np.append(targets[starts[1:]], -(-(begin + plain_bytes) // rows.row_bytes))
         kept = (ends - targets[starts]) * rows.row_bytes >= least
         if not kept.any():
             kept[np.argmax(ends - targets[starts])] = True
@@ -204,7 +204,7 @@ def spans_of(
             targets, moves = targets[stay], moves[stay]
         if len(starts) > max_spans:
             least *= 2
-    edges = np.concatenate(([begin], targets[starts[1:]] * rows.row_bytes, [begin + chunk_bytes]))
+    edges = np.concatenate(([begin], targets[starts[1:]] * rows.row_bytes, [begin + plain_bytes]))
     spans: list[BaseSpan] = []
     for (start, stop), move in zip(itertools.pairwise(edges), moves[starts], strict=True):
         spans += clamped(int(start + move * rows.row_bytes), int(stop - start), base_bytes)

@@ -28,7 +28,7 @@ class SourceChunk:
 
 
 @dataclass(slots=True)
-class EncodedChunk:
+class FramedChunk:
     """A chunk after encoding; ``frame`` is ``None`` when the chunk is stored already."""
 
     digest: bytes
@@ -43,7 +43,7 @@ class EncodedBatch(NamedTuple):
         held: The buffers that their frames lie in.
     """
 
-    chunks: list[EncodedChunk]
+    chunks: list[FramedChunk]
     held: list[mmap.mmap]
 
 

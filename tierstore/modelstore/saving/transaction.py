@@ -86,7 +86,7 @@ class Saving:
             if indexed:
                 writer.publish_index()
 
-    def basis(
+    def select_base(
         self, files: Sequence[SourceFile], base: str | Version | None, model: str
     ) -> BaseSelection | None:
         """Choose the base version of a save.

@@ -201,7 +201,7 @@ class Committer:
 
         try:
             saving = self._store._parts.saving
-            with saving.begin(saving.basis(files, "auto", model)) as writer:
+            with saving.begin(saving.select_base(files, "auto", model)) as writer:
                 entry = append(writer.write(files))
         finally:
             for file in files:

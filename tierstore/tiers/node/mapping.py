@@ -22,12 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tierstore.deferred import np
-
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    _Array = npt.NDArray[np.uint8]
+    from tierstore.deferred import Bytes
 
 SUPPORTED = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
 """Whether the numbers below are the kernel's."""
@@ -110,7 +106,7 @@ def reserve(chunk_size: int, nbytes: int) -> mmap.mmap | None:
 
 
 def map_files(
-    reserved: mmap.mmap, array: _Array, chunk_size: int, open_file: Callable[[int, int], int | None]
+    reserved: mmap.mmap, array: Bytes, chunk_size: int, open_file: Callable[[int, int], int | None]
 ) -> bool:
     """Map files end to end over reserved addresses.
 

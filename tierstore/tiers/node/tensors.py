@@ -19,9 +19,7 @@ from tierstore.tiers.node import mapping
 from tierstore.tiers.node.files import ChunkFiles
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array: TypeAlias = npt.NDArray[np.uint8]
+    from tierstore.deferred import Bytes
 
 MIN_MAPPED_BYTES = 128 << 10
 """The size from which tensors are mapped.
@@ -60,7 +58,7 @@ class WholeTensors:
 
     def take(
         self, wanted: Sequence[Stored], chunk_size: int, errors: list[OSError]
-    ) -> list[Array | None]:
+    ) -> list[Bytes | None]:
         """Return one array for each tensor, or ``None``.
 
         It is ``None`` where a chunk is missing, or where the tensor is large and cannot be mapped
@@ -71,7 +69,7 @@ class WholeTensors:
             if len(digests) != DIGEST_BYTES * -(-nbytes // chunk_size):
                 count = len(digests) // DIGEST_BYTES
                 raise ValueError(f"{count} chunks of {chunk_size} are not {nbytes} bytes")
-        found: list[Array | None] = [None] * len(wanted)
+        found: list[Bytes | None] = [None] * len(wanted)
         try:
             for at in self._at_once(wanted, chunk_size, found):
                 if len(errors) < _MAX_ERRORS:
@@ -87,7 +85,7 @@ class WholeTensors:
         return found
 
     def _at_once(
-        self, wanted: Sequence[Stored], chunk_size: int, found: list[Array | None]
+        self, wanted: Sequence[Stored], chunk_size: int, found: list[Bytes | None]
     ) -> list[int]:
         """Take files in their expected places; return the numbers of the remaining tensors."""
         if _native is None:
@@ -123,7 +121,7 @@ class WholeTensors:
 
     def _one(
         self, digests: bytes, nbytes: int, chunk_size: int, errors: list[OSError]
-    ) -> Array | None:
+    ) -> Bytes | None:
         target = self._target(nbytes, chunk_size)
         if target is None:
             return None
@@ -141,7 +139,7 @@ class WholeTensors:
             return None
         return array if here else None
 
-    def _is_right(self, digests: bytes, chunk_size: int, array: Array) -> bool:
+    def _is_right(self, digests: bytes, chunk_size: int, array: Bytes) -> bool:
         for number, digest in enumerate(split_digests(digests)):
             begin = number * chunk_size
             if digest_of(array[begin : begin + chunk_size].data).raw != digest:
