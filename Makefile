@@ -2,6 +2,7 @@
 #
 #   make quick            linter, formatter, types; unit, golden and stateful tests. About a minute.
 #                         No server, no root, none of the optional extras.
+#   make types-tests      types of the tests and benchmarks: as long again, and with all extras
 #   make test             the whole suite, see tests/run.sh; it installs what is missing
 #   make soak             what is long: the tests marked 'soak', and the fuzzers and state machines
 #                         for longer. The result goes into tests/soak-last.txt, to be committed.
@@ -34,7 +35,7 @@ $(NAME): ; @:
 endif
 endif
 
-.PHONY: quick lint types units test soak fix bench docs matrix mutations
+.PHONY: quick lint types types-tests units test soak fix bench docs matrix mutations
 
 quick:
 	@$(MAKE) --no-print-directory -j --output-sync=target lint types units
@@ -45,6 +46,9 @@ lint:
 
 types:
 	$(PYTHON) -m mypy $$($(PYTHON) -c 'import $(EXTRAS)' 2>/dev/null || echo '$(WITHOUT_EXTRAS)')
+
+types-tests:
+	$(PYTHON) -m mypy tierstore tests benchmarks
 
 units:
 	HYPOTHESIS_PROFILE=quick FUZZ_FACTOR=0.25 \

@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -105,7 +106,7 @@ class Ours:
         out = np.empty(len(self.plain), np.uint8)
         at = 0
         for chunk, e in zip(self.chunks, self.stored, strict=True):
-            into = memoryview(out)[at : at + len(chunk)]
+            into = out.data[at : at + len(chunk)]
             decode(e.codec, e.head, e.ends, e.payload, into, self.dtype, block_size=BLOCK)
             at += len(chunk)
         return out
@@ -119,7 +120,7 @@ class Ours:
         for chunk, e in zip(self.chunks, self.stored, strict=True):
             into = memoryview(self.reuse)[: len(chunk)]
             form = (e.codec, e.head, e.ends, e.payload, into, self.dtype)
-            seconds, _ = cpu_of(lambda form=form: decode(*form, block_size=BLOCK))
+            seconds, _ = cpu_of(partial(decode, *form, block_size=BLOCK))
             assert into == chunk
             total += seconds
         return total

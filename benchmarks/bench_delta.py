@@ -33,7 +33,7 @@ from tierstore.format.frame import BasePiece, build_frame
 from tierstore.format.safetensors import header_length, parse_header
 
 LEAST = 64 << 10
-WORDS = {"BF16": np.dtype("<u2"), "F32": np.dtype("<u4")}
+WORDS: dict[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F32": np.dtype("<u4")}
 BYTES = {"bf16": 0.85, "f32": 0.97}
 ENCODE, DECODE = 1.9, 1.0
 
@@ -88,7 +88,7 @@ class Ours:
         def every() -> None:
             at = 0
             for chunk, base, e in zip(self.chunks, self.bases, self.stored, strict=True):
-                into = memoryview(out)[at : at + len(chunk)]
+                into = out.data[at : at + len(chunk)]
                 form = (e.codec, e.head, e.ends, e.payload, into, self.dtype)
                 decode(*form, block_size=BLOCK, base=base)
                 at += len(chunk)
@@ -120,7 +120,7 @@ class Xor:
         turned = bits << self.word.type(1) | bits >> top  # the exponent fills the top byte
         planes = turned.view(np.uint8).reshape(-1, self.word.itemsize)
         every = range(self.word.itemsize)
-        return [self.compressor.compress(np.ascontiguousarray(planes[:, p])) for p in every]
+        return [self.compressor.compress(np.ascontiguousarray(planes[:, p]).data) for p in every]
 
     def decode(self) -> float:
         seconds, plain = cpu_of(self._decode)

@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def child(at: Link, env: dict[str, str], argv: list[str]) -> Sample:
 
 
 def compare(
-    at: Link, runs: dict[str, Callable[[], Sample]], rate: str | None, size: int, rounds: int
+    at: Link, runs: Mapping[str, Callable[[], Sample]], rate: str | None, size: int, rounds: int
 ) -> Results:
     at.cap(rate)
     samples = alternate(runs, rounds)

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def compare(samples: dict[str, list[Sample]], size: int, bf16: bool) -> dict[str
     return {"fastest": fastest, "times": times, "smallest": smallest, "share": share}
 
 
-def bench(source: Path, contestants: dict[str, Commands], rounds: int) -> dict[str, Any]:
+def bench(source: Path, contestants: Mapping[str, Commands], rounds: int) -> dict[str, Any]:
     size = source.stat().st_size
     warm(source)
     with tempfile.TemporaryDirectory(dir=source.parent) as parent:

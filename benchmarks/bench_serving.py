@@ -110,7 +110,8 @@ def first_inference(name: str, model: str, file: Path, parent: Path, rounds: int
 
 def ranks(name: str, parent: Path) -> Results:
     """Bytes of single ranks without a hot tier, and of four together with one."""
-    store, rows, found = parent / name, [], {}
+    store, rows = parent / name, []
+    found: Results = {}
     for dim in (0, 1):
         alone = [child(environment(parent, name, False), "rank", store, r, WORLD, dim).extra
                  for r in range(WORLD)]  # fmt: skip
@@ -125,7 +126,7 @@ def ranks(name: str, parent: Path) -> Results:
             f"{sum(one['fetched'] for one in alone) / whole:.3f}",
             target(together / whole, "<=", NODE_BYTES),
         ])  # fmt: skip
-        found[dim] = {"rank": alone, "share": share, "four_with_hot_tier": together / whole}
+        found[str(dim)] = {"rank": alone, "share": share, "four_with_hot_tier": together / whole}
     show("A rank of 4: bytes fetched, of all the model's frames",
          ["model", "held by rank 0", "most of one rank", "four, no hot tier",
           "four together, hot tier"], rows)  # fmt: skip

@@ -13,12 +13,22 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 import tierstore
-from benchmarks.common import HERE, alternate, median, run_child, show, target, write_results
+from benchmarks.common import (
+    HERE,
+    Sample,
+    alternate,
+    median,
+    run_child,
+    show,
+    target,
+    write_results,
+)
 
 TIMES_NUMPY = 2.0
 LS_SECONDS = 0.5
@@ -36,7 +46,7 @@ def main() -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody compiles at every start
         os.environ["TIERSTORE_STORE"] = str(Path(folder) / "store")
 
-        def run(*argv: str) -> object:
+        def run(*argv: str) -> Callable[[], Sample]:
             return lambda: run_child([sys.executable, *argv], cwd=HERE.parent)[0]
 
         runs = {

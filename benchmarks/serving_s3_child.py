@@ -27,7 +27,7 @@ from benchmarks.serving_child import by_library, first_inference, ours
 
 def hub(url: str, model: str, file: str) -> dict[str, Any]:
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-import hf_xet  # type: ignore[import-not-found]
+import hf_xet
 
 
 def held(root: Path) -> dict[str, int]:

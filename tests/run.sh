@@ -62,5 +62,5 @@ workers=${WORKERS:-$(nproc)}
 set -x
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
+.venv/bin/mypy tierstore tests benchmarks
 .venv/bin/python -m pytest -n "$workers" "$@"

@@ -269,7 +269,7 @@ def test_only_config_reads_the_environment() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module == "os":
                 used = {alias.name for alias in node.names}
             problems += [
-                f"{module.path}:{node.lineno}: os.{name} outside of config.py"
+                f"{module.path}:{getattr(node, 'lineno', 0)}: os.{name} outside of config.py"
                 for name in used & forbidden
             ]
     _report(problems)

@@ -37,18 +37,16 @@ def replay(cache: object, objects: array[int], sizes: array[int], unit: int) -> 
 def main() -> None:
     """See the module's docstring."""
     asked = json.loads(sys.stdin.buffer.readline())
-    columns = []
-    for _ in range(2):
-        column = array("q")
+    objects, sizes = array("q"), array("q")
+    for column in (objects, sizes):
         column.frombytes(sys.stdin.buffer.read(8 * asked["accesses"]))
-        columns.append(column)
     found: dict[str, list[list[int]]] = {}
     for name, kind, parameters, coarse in asked["policies"]:
         make = getattr(libcachesim, kind)
         for capacity in asked["capacities"]:
             unit = max(1, capacity >> 24) if coarse else 1
             cache = make(cache_size=capacity // unit, hashpower=18, **parameters)
-            found.setdefault(name, []).append(replay(cache, *columns, unit))
+            found.setdefault(name, []).append(replay(cache, objects, sizes, unit))
     print(json.dumps(found))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -37,7 +38,7 @@ class TestWebHdfs(BlobStoreContract):
             yield store
 
     def raw_get(self, store: BlobStore, key: str) -> bytes:
-        path = requests.utils.quote(f"{self.url.removeprefix(self.hdfs.url)}/{key}")
+        path = quote(f"{self.url.removeprefix(self.hdfs.url)}/{key}")
         path = path.replace("%25", "=")
         url = f"http://127.0.0.1:{self.hdfs.port}/webhdfs/v1{path}"
         answer = requests.get(url, params={"op": "OPEN"}, timeout=30)

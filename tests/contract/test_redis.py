@@ -31,7 +31,7 @@ class RedisContract(BlobStoreContract):
 
     @pytest.fixture(autouse=True)
     def _prefix(self, admin: Any) -> None:
-        self.admin = admin
+        self.client = admin
         self.prefix = f"tier:{uuid.uuid4().hex}:"
 
     @pytest.fixture
@@ -45,7 +45,7 @@ class RedisContract(BlobStoreContract):
             yield store
 
     def raw_get(self, store: BlobStore, key: str) -> bytes:
-        value: bytes = self.admin.get(self.prefix + key)
+        value: bytes = self.client.get(self.prefix + key)
         return value
 
 

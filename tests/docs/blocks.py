@@ -79,11 +79,13 @@ def blocks_of(page: Path) -> list[Block]:
     for fenced in _fenced(page.read_text("utf-8").splitlines(), page):
         where = f"{page}:{fenced.first + 1}"
         numbers_vary = _NUMBERS_VARY in fenced.comments
-        reasons = [match["why"] for text in fenced.comments if (match := _NOT_RUN.match(text))]
+        reasons: list[str] = [
+            match["why"] for text in fenced.comments if (match := _NOT_RUN.match(text))
+        ]
         if fenced.language in RUN:
             if numbers_vary:
                 raise PageError(f"{where}: 'numbers vary' belongs above the output")
-            before = Block(fenced.language, fenced.code, fenced.first + 2, *reasons)
+            before = Block(fenced.language, fenced.code, fenced.first + 2, "".join(reasons))
             found.append(before)
             continue
         if fenced.language not in SHOWN:

@@ -36,7 +36,7 @@ class Content:
 
     def version(self, number: int) -> dict[str, Array]:
         """All tensors of a version."""
-        found = {STAMPED: self.stamped}
+        found: dict[str, Array] = {STAMPED: self.stamped}
         for name, change in self.changes(number).items():
             found[name] = self._plain[name].copy()
             found[name][self.stamped] = change.values
@@ -74,4 +74,4 @@ def sum_of(tensors: Mapping[str, Array]) -> str:
 
 
 def _plain(array: Array) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data

@@ -57,7 +57,8 @@ SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 def main(names: list[str]) -> None:
     if not codecs.native_info().built:
         sys.exit("the golden store needs frames of the native kernels: build them first")
-    refs.whoami = leases.whoami = lambda: "golden@example.org"
+    for module in (refs, leases):
+        vars(module)["whoami"] = lambda: "golden@example.org"
     if names != ["patches"]:
         _make_all()
     shutil.rmtree(PATCHES, ignore_errors=True)
@@ -165,7 +166,8 @@ def _write_by_hand(blobs: BlobStore, file: bytes) -> None:
     bases = home.layout(digest, home.manifest(digest))
     head = parse_header(file[: 8 + header_length(file[:8])], len(file))
     builder = PackBuilder()
-    tensors, base_places = [], {}
+    tensors: list[TensorEntry] = []
+    base_places: dict[bytes, ChunkPlace] = {}
     for info in head.tensors:
         start = len(head.raw) + info.begin
         plain = file[start : start + info.end - info.begin]

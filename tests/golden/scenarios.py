@@ -102,7 +102,7 @@ COMPRESSED = frozenset({
 """What the sizes of compressed chunks enter into."""
 WEIGHTS = weights("smooth", 60_000)
 
-STORES = (
+STORES: tuple[Step, ...] = (
     *lines("""
     init --chunk-size 1MiB
     init
@@ -415,7 +415,7 @@ TIERS = lines("""
     check --read-data
 """)
 
-PLACING = (
+PLACING: tuple[Step, ...] = (
     *lines("""
         init --chunk-size 1MiB --hot hot --hot-size 64MiB --warm warm --cold cold \
             --price warm.gb_month=300 --price cold.gb_month=20 --price cold.put_1000=5

@@ -77,10 +77,14 @@ def tree(root: Path) -> dict[str, str]:
     }
 
 
-def python(code: str, *args: object, **kwargs: Any) -> subprocess.Popen[str]:
+def python(code: str, *args: object, **more: Any) -> subprocess.Popen[str]:
     """Start a process of its own that runs ``code``."""
     command = [sys.executable, "-c", code, *map(str, args)]
-    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | kwargs
+    kwargs: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "cwd": ROOT,
+    } | more
     return subprocess.Popen(command, text=True, **kwargs)
 
 

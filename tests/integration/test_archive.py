@@ -76,8 +76,8 @@ def test_a_version_goes_to_an_archive_and_comes_back(
             store.load("m@2").load()
         with pytest.raises(Archived):  # the tier is not skipped for that
             store.load("m@2").load()
-        report = store.check(read_data=True)
-        assert (report.findings, report.archived) == ([], 1)
+        checked = store.check(read_data=True)
+        assert (checked.findings, checked.archived) == ([], 1)
         assert store.placement.readiness([own]) == {own: "archived"}
         moved = store.placement.move([own], "warm").moved
         assert [one.status for one in moved] == ["failed"]

@@ -33,7 +33,7 @@ PRICES = {"warm": {"gb_month": "300"}, "cold": {"gb_month": "20", "put_1000": "5
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """m@1 and m@2, 100 days old, in a warm tier above a cold one."""
     tiers = [
-        TierSpec(name=name, role=name, url=(tmp_path / name).as_uri(), prices=PRICES[name])  # type: ignore[arg-type]
+        TierSpec(name=name, role=name, url=(tmp_path / name).as_uri(), prices=PRICES[name])
         for name in ("warm", "cold")
     ]
     with tierstore.init(tmp_path / "store", chunk_size=MIB, tiers=tiers) as store:

@@ -37,6 +37,7 @@ from tierstore.errors import OutOfSpace
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.wiring.backends import role_of
+from tierstore.wiring.places import claim_tiers
 
 WEIGHTS = {"w": np.random.default_rng(0).standard_normal((600, 500)).astype(np.float32)}
 
@@ -267,11 +268,10 @@ def test_two_tiers_that_became_one_place_are_not_taken_for_two(
 
 def test_two_who_change_at_once(durable: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody adds the same tier while we try ours: theirs stays as it is."""
-    real = manage.claim_tiers
 
     def slow(*args: Any) -> None:
-        monkeypatch.setattr(manage, "claim_tiers", real)
-        real(*args)
+        monkeypatch.setattr(manage, "claim_tiers", claim_tiers)
+        claim_tiers(*args)
         with tierstore.open("store") as store:
             manage.add_tier(store, tierstore.TierSpec(name="x", role="warm", url="x"))
 

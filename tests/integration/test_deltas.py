@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,7 +214,7 @@ def random_bytes(seed: int, size: int) -> bytes:
     return np.random.default_rng(seed).bytes(size)
 
 
-SPECIAL = {
+SPECIAL: dict[str, list[Any]] = {
     "F64": ["<u8", 0x7FF8000000000001, 0x7FF0000000000000, 1 << 63, 1],
     "F32": ["<u4", 0x7FC00001, 0xFFFFFFFF, 0x7F800000, 0x80000000, 1],
     "F16": ["<u2", 0x7E01, 0xFFFF, 0x7C00, 0x8000, 1],

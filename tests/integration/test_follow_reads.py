@@ -59,7 +59,7 @@ def store(tmp_path: Path) -> Iterator[tierstore.Store]:
 @pytest.fixture
 def hot(tmp_path: Path) -> Iterator[tierstore.Store]:
     spec = TierSpec(name="hot", role="hot", url=str(tmp_path / "hot"), size=64 * MIB)
-    with init_store(tmp_path / "store", chunk_size=MIB, tiers=[spec]) as one:
+    with tierstore.init(tmp_path / "store", chunk_size=MIB, tiers=[spec]) as one:
         one.save("m", PLAIN, alias="prod")
         yield one
 
@@ -151,7 +151,8 @@ def test_closing_gives_up_what_is_read(
 ) -> None:
     """An agent that is told to end does not first read a model of 100 GB."""
     seen: list[Update] = []
-    done, there, begun = [], threading.Event(), threading.Event()
+    done: list[object] = []
+    there, begun = threading.Event(), threading.Event()
     tell = _Fetch._done
 
     def slow(self: _Fetch, *args: Any) -> None:
@@ -187,7 +188,7 @@ def test_an_alias_that_goes_leaves_the_version(store: tierstore.Store) -> None:
 
 def test_a_version_that_failed_waits_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(follower.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     refused = None
     for pause in (1, 2, 4, 8, 16, 32, 60, 60):
         refused = follower._Refused.again(refused, "m@2")
@@ -246,6 +247,7 @@ def test_in_batches_no_row_is_of_two_versions(store: tierstore.Store) -> None:
 
 def test_much_memory_is_given_back_without_the_interpreter() -> None:
     large = new_bytes(32 << 20)
-    assert isinstance(memoryview(large.base).obj, mmap.mmap)
+    assert large.base is not None
+    assert isinstance(large.base.data.obj, mmap.mmap)
     assert large.flags.writeable
     assert new_bytes(1000).base is None

@@ -6,9 +6,11 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests.integration.kit import created, settings
@@ -26,7 +28,7 @@ from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.store import Store
 
 RNG = np.random.default_rng(8)
-MODEL = {
+MODEL: dict[str, npt.NDArray[Any]] = {
     "w": RNG.standard_normal((600, 250), np.float32),
     "b": RNG.integers(0, 9, 33).astype(np.int8),
 }
@@ -284,7 +286,7 @@ def manifest_of(made: Made) -> Manifest:
     return parse_manifest(made.good[key], Digest.from_hex(key.partition("/")[2]), key)
 
 
-CRAFTED = {
+CRAFTED: dict[str, tuple[dict[str, Any], type[Exception] | None]] = {
     "an unknown feature": ({"requires": ["later"]}, UnsupportedFormat),
     "another kind": ({"kind": "later"}, UnsupportedFormat),
     "a patch without a base": ({"kind": "patch"}, Damaged),

@@ -93,7 +93,7 @@ def test_the_policy_and_the_quota_are_as_configured(tmp_path: Path, policy: str)
 )
 def test_options_that_are_not_known(tmp_path: Path, options: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        made(tmp_path, hot_spec(tmp_path, **options))
+        made(tmp_path, hot_spec(tmp_path, 64 * MIB, **options))
     with pytest.raises(ConfigError, match="has no size"):
         made(tmp_path, TierSpec(name="hot", role="hot", url=str(tmp_path / "hot")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tierstore
+from tierstore.blobs.base import RangeRead
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.commits import Committer, parse_commit
 from tierstore.serving.hub.repos import Repos
@@ -32,14 +34,13 @@ class Watched:
             self.read += len(data) if key.startswith("packs/") else 0
             return data
 
-        def counted_ranges(key: str, wanted: object) -> object:
-            wanted = list(wanted)  # type: ignore[call-overload]
-            self.read += sum(len(out) for _, out in wanted)
-            return ranges(key, wanted)
+        def counted_ranges(reads: Sequence[RangeRead]) -> None:
+            self.read += sum(len(read.out) for read in reads)
+            ranges(reads)
 
         def counted_put(key: str, data: bytes, *args: object, **more: object) -> object:
             self.written += len(data)
-            return put(key, data, *args, **more)  # type: ignore[arg-type]
+            return put(key, data, *args, **more)
 
         for name, counted in {
             "get": counted_get, "get_ranges": counted_ranges, "put": counted_put,

@@ -11,6 +11,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -55,6 +56,7 @@ def test_it_does_what_it_says(running: Gateway) -> None:
     tried = 0
     with requests.Session() as session:
         for result in schema.get_all_operations():
+            assert isinstance(result, Ok)
             operation = result.ok()
 
             @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

@@ -67,7 +67,7 @@ def test_in_a_pipe(tmp_path: Path) -> None:
 def test_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is a terminal, and tqdm chooses the class of this name."""
 
-    class tqdm_notebook(tqdm.std.tqdm):  # type: ignore[misc]
+    class tqdm_notebook(tqdm.std.tqdm):
         """Writes to a page, which stands for the widgets of a real one."""
 
         page = io.StringIO()
@@ -87,7 +87,7 @@ def test_threads_share_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.StringIO()
     bars: list[tqdm.std.tqdm] = []
 
-    class Bar(tqdm.std.tqdm):  # type: ignore[misc]
+    class Bar(tqdm.std.tqdm):
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, **{**kwargs, "file": page, "disable": False})
             bars.append(self)

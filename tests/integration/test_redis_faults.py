@@ -54,7 +54,7 @@ def _read_all_ways(store: RedisStore, key: str) -> None:
     assert store.get(key) == data
     assert store.get(key, ByteRange(1000, 200_000)) == data[1000:200_000]
     outs = [bytearray(100), bytearray(5000)]
-    first, second = map(memoryview, outs)
+    first, second = (memoryview(out) for out in outs)
     store.get_ranges([RangeRead(key, 7, first), RangeRead(key, 99_000, second)])
     assert outs == [data[7:107], data[99_000:104_000]]
 

@@ -23,7 +23,7 @@ from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.names import rollout as module
 from tierstore.modelstore.names.reports import parse_gate, parse_stages
-from tierstore.modelstore.names.rollout import Rollouts, advance, advance_all
+from tierstore.modelstore.names.rollout import Rollouts, RolloutStatus, advance, advance_all
 from tierstore.modelstore.store import Store
 
 NODES = [f"node-{number}" for number in range(400)]
@@ -49,7 +49,9 @@ def served(store: Store, cache: Path, labels: dict[str, str] | None = None) -> l
 
 def test_a_rollout_goes_up_and_ends(store: Store, tmp_path: Path) -> None:
     rollouts = Rollouts(store._parts.home)
-    status = rollouts.start("m", "prod", store.resolve("m@2"), message="nightly")
+    status: RolloutStatus | None = rollouts.start(
+        "m", "prod", store.resolve("m@2"), message="nightly"
+    )
     shares = [served(store, tmp_path)]
     while status is not None:
         assert (status.old.number, status.new.number) == (1, 2)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,8 @@ def test_some_faults_are_outlived(blobs: ObjectStore, proxy: Proxy, fault: str) 
     """Each of them in one request of four: what is tried again works."""
     for key, data in _BLOBS.items():
         blobs.put(key, data)
-    proxy.faults = Faults(**{fault: 0.25})
+    chance: dict[str, Any] = {fault: 0.25}
+    proxy.faults = Faults(**chance)
     good = 0
     for key, data in list(_BLOBS.items()) * 4:
         try:
@@ -72,7 +74,8 @@ def test_some_faults_are_outlived(blobs: ObjectStore, proxy: Proxy, fault: str) 
 def test_a_large_blob_goes_up_in_parts_through_faults(blobs: ObjectStore, proxy: Proxy) -> None:
     data = [random.Random(n).randbytes(5 * MIB + n) for n in range(4)]
     for fault in ("reset", "unavailable", "lose"):
-        proxy.faults = Faults(only=(b"partNumber",), **{fault: 0.3})
+        chance: dict[str, Any] = {fault: 0.3}
+        proxy.faults = Faults(only=(b"partNumber",), **chance)
         try:
             blobs.put(fault, data)
         except Unreachable:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import obstore
 import pytest
+from obstore.store import S3Store
 
 from tests.servers.ceph import ACCESS_KEY, SECRET_KEY, Ceph
 from tierstore.blobs.base import RangeRead
@@ -65,6 +66,7 @@ def test_the_bucket_is_in_the_path_or_in_the_name_of_the_host(
     host = "s3.example.org" if path_style else "bucket.s3.example.org"
     store = ObjectStore("s3://bucket/p", endpoint=f"https://{host}", region="x",
                         path_style=path_style)  # fmt: skip
+    assert isinstance(store._reads, S3Store)
     signed = obstore.sign(store._reads, "GET", "k", timedelta(seconds=9))
     assert signed.partition("?")[0] == address
 

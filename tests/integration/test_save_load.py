@@ -6,9 +6,11 @@ import hashlib
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -126,7 +128,7 @@ def test_any_file_comes_back_to_the_byte(
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.uint8])
 def test_tensors_of_several_chunks(cache: Path, kernels: str, chunk: int, dtype: type) -> None:
     size = (2 * MIB + MIB // 2 + 4) // np.dtype(dtype).itemsize
-    values = np.random.default_rng(3).normal(0, 1, size).astype(dtype)
+    values: npt.NDArray[Any] = np.random.default_rng(3).normal(0, 1, size).astype(dtype)
     source = {"w": values, "w2": values[:-3], "tail": values[-5:]}
     with created(MemoryStore("chunks"), cache, chunk) as store:
         store.save("m", source)
@@ -192,8 +194,14 @@ def test_versions_share_what_did_not_change(store: Store) -> None:
 def sharded(tmp_path: Path) -> Path:
     root = tmp_path / "sharded"
     (root / "tokenizer").mkdir(parents=True)
-    one = {"w": np.arange(10, dtype=np.float32), "both": np.zeros(3, np.int8)}
-    two = {"v": np.arange(9, dtype=np.int64), "both": np.ones(3, np.int8)}
+    one: dict[str, npt.NDArray[Any]] = {
+        "w": np.arange(10, dtype=np.float32),
+        "both": np.zeros(3, np.int8),
+    }
+    two: dict[str, npt.NDArray[Any]] = {
+        "v": np.arange(9, dtype=np.int64),
+        "both": np.ones(3, np.int8),
+    }
     save_file(one, root / "model-00001-of-00002.safetensors", {"format": "pt", "a": "1"})
     save_file(two, root / "model-00002-of-00002.safetensors", {"format": "np", "b": "2"})
     (root / "model.safetensors.index.json").write_text('{"weight_map": {}}')
@@ -233,7 +241,7 @@ def test_reading_into_memory_of_the_callers(store: Store) -> None:
     source = tensors(5)
     store.save("m", source)
     model = store.load("m")
-    targets = {
+    targets: dict[str, Any] = {
         "emb": torch.empty(300, 1000),
         "bias": bytearray(77),
         "common": np.empty(5000, np.float64),

@@ -133,7 +133,7 @@ def test_packs_that_keep_vanishing_are_an_error(
     monkeypatch.setattr(leases, "TTL_S", -1)  # every look finds the lease ended: own packs too
 
     class Losing(FaultyStore):
-        def put(self, key, data):  # type: ignore[no-untyped-def]
+        def put(self, key, data):
             if not key.startswith("packs/"):
                 super().put(key, data)
 
@@ -149,7 +149,7 @@ def test_after_the_lease_ended_own_packs_are_confirmed_too(
     store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [time.monotonic()]
-    monkeypatch.setattr(leases.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     def a_long_pause_and_a_collection() -> None:
         clock[0] += leases.TTL_S + 1

@@ -381,7 +381,7 @@ class Fixtures(AbstractFixtures):
 
 
 class TestGet(Fixtures, AbstractGetTests):
-    def test_get_directory_recursive(self, fs: Any, saved: Any, tmp_path: Path) -> None:  # type: ignore[override]
+    def test_get_directory_recursive(self, fs: Any, saved: Any, tmp_path: Path) -> None:
         """The suite's own makes its files one by one."""
 
         def make(local: Any, join: Callable[..., str], root: str) -> str:

@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ def test_weights_one_after_the_other(store: Store, window: int) -> None:
         iter_weights("m", names=["nothing"])
     stopped = iter_weights("m", window=1000)
     next(stopped)
+    assert isinstance(stopped, Generator)
     stopped.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("tierstore-ahead")]
 
@@ -231,7 +232,7 @@ def test_ranks_of_one_node_share_what_they_read(
             shards = [shard_of(model.tensor(name), rank, 4, dim) for name in tensors]
             outs = [np.empty(shard.shape, np.float32) for shard in shards]
             read_strips([
-                StripRead(model.tensor(name), shard.strip, memoryview(out).cast("B"))
+                StripRead(model.tensor(name), shard.strip, out.data.cast("B"))
                 for name, shard, out in zip(tensors, shards, outs, strict=True)
             ])  # fmt: skip
             parts.append(outs)
@@ -282,6 +283,7 @@ class Tied(nn.Module):
 def tied(store: Store) -> Tied:
     torch.manual_seed(0)
     module = Tied().eval()
+    assert module.norm.running_mean is not None
     nn.init.normal_(module.norm.running_mean)
     state = {name: value for name, value in module.state_dict().items() if name != "head.weight"}
     store.save("tied", state)

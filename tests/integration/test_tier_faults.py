@@ -56,7 +56,7 @@ class Tiered:
                 cold.put(info.key, warm.get(info.key))
             assert list(cold.list("packs/"))
 
-    def _open(self, role: str):  # type: ignore[no-untyped-def]
+    def _open(self, role: str):
         [spec] = [spec for spec in self.specs if spec.role == role]
         patient = msgspec.structs.replace(spec, timeout_ms=60_000)  # nothing is broken yet
         return open_tier(Place(patient, NodeTier(), ""))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ class Heat:
     def __init__(self) -> None:
         self.reads: list[ChunkRead] = []
 
-    def record(self, reads: list[ChunkRead], /) -> None:  # type: ignore[override]
+    def record(self, reads: Sequence[ChunkRead], /) -> None:
         self.reads += reads
 
 
@@ -139,7 +140,9 @@ def test_packs_are_read_wherever_they_went(tiered: Tiered) -> None:
         tiered.copy(source, target, drop=True)
         equal(loaded(store), MODEL)
         equal(loaded(tiered.open()), MODEL)
-        assert store.save("m", MODEL).stats.new_chunks == 0, "a moved pack is still found"
+        stats = store.save("m", MODEL).stats
+        assert stats is not None
+        assert stats.new_chunks == 0, "a moved pack is still found"
         assert store.check(read_data=True).findings == []
 
 
@@ -230,7 +233,7 @@ def test_what_was_read_is_hot_and_then_no_durable_tier_is_read(tiered: Tiered) -
     assert (model.stats.bytes_fetched, model.stats.requests) == (0, 0)
 
 
-def test_one_question_for_many_chunks(tiered: Tiered) -> None:
+def test_one_question_for_many_chunks(tiered: Tiered, monkeypatch: pytest.MonkeyPatch) -> None:
     many = {f"t{n}": np.full(50, n, np.int32) for n in range(300)}
     store = tiered.open(hot=True)
     store.save("m", many)
@@ -238,7 +241,12 @@ def test_one_question_for_many_chunks(tiered: Tiered) -> None:
     shared = store._parts.hot.shared[0].blobs
     assert isinstance(shared, FaultyStore)
     get_many = shared.get_many
-    shared.get_many = lambda keys: (asked.append(len(keys)), get_many(keys))[1]  # type: ignore[method-assign]
+
+    def counted(keys: Sequence[str]) -> dict[str, memoryview]:
+        asked.append(len(keys))
+        return get_many(keys)
+
+    monkeypatch.setattr(shared, "get_many", counted)
     equal(loaded(store), many)
     assert asked == [300]
 
@@ -359,7 +367,7 @@ def test_a_leader_that_fails_lets_the_others_try_themselves(tiered: Tiered) -> N
                 break
             pause.wait(0.01)
         gate.set()
-        results = []
+        results: list[Any] = []
         for future in futures:
             try:
                 results.append(future.result(60))

@@ -156,7 +156,7 @@ class World:
         return loader.load_model(vllm_config=vllm_config, model_config=vllm_config.model_config)
 
     def reload_weights(
-        self, model: nn.Module, vllm_config: VllmConfig, weights_path: str | None = None
+        self, model: Any, vllm_config: VllmConfig, weights_path: str | None = None
     ) -> None:
         """As a worker's model runner does after sleeping, or for new weights."""
         loader = self.get_model_loader(vllm_config.load_config)

@@ -231,7 +231,7 @@ def cephfs_mounted(ceph: Ceph) -> Iterator[CephFs]:
     mount.mkdir()
     with ExitStack() as stack:
         _start_mds(ceph, stack)
-        command = [program("ceph-fuse", "ceph-fuse"), "-f", "-c", ceph.conf, mount]
+        command = [program("ceph-fuse", "ceph-fuse"), "-f", "-c", str(ceph.conf), str(mount)]
         process = stack.enter_context(
             running(command, mount.is_mount, log=ceph.folder / "fuse.out", seconds=_START_S)
         )

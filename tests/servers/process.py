@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -113,7 +114,7 @@ def _wait(
     raise AssertionError(f"{name} {state} after at most {seconds} s:\n{end}")
 
 
-def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
+def stop(process: subprocess.Popen[Any], seconds: float = 10.0) -> None:
     """End a server: politely, then for sure. A stopped (SIGSTOP) one ends, too."""
     if process.poll() is not None:
         return

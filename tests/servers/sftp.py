@@ -75,6 +75,6 @@ def sftp_running(folder: Path) -> Iterator[Sftp]:
             check=True, timeout=60,
         )  # fmt: skip
     (folder / "conf").write_text(_CONF.format(port=server.port, folder=folder))
-    command = [program("sshd", _PACKAGE), "-D", "-e", "-f", folder / "conf"]
+    command = [program("sshd", _PACKAGE), "-D", "-e", "-f", str(folder / "conf")]
     with running(command, lambda: listening(server.port), log=folder / "log"):
         yield server

@@ -14,7 +14,7 @@ _PAUSE_S = 0.02
 def trickling(beginning: bytes) -> Iterator[int]:
     """Its port. Each client gets ``beginning`` when it has sent something, then single bytes."""
     ended = threading.Event()
-    threads = []
+    threads: list[threading.Thread] = []
 
     def serve(client: socket.socket) -> None:
         with client, suppress(OSError):

@@ -275,6 +275,6 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=settings.default.max_examples * 5 // 3, stateful_step_count=40, deadline=None
+    max_examples=settings().max_examples * 5 // 3, stateful_step_count=40, deadline=None
 )
 TestStore = StoreMachine.TestCase

@@ -370,6 +370,6 @@ class TierMachine(RuleBasedStateMachine):
 
 
 TierMachine.TestCase.settings = settings(
-    max_examples=settings.default.max_examples * 5 // 12, stateful_step_count=40, deadline=None
+    max_examples=settings().max_examples * 5 // 12, stateful_step_count=40, deadline=None
 )
 test_tier_machine = TierMachine.TestCase

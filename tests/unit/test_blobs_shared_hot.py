@@ -63,7 +63,7 @@ def test_other_values_are_checked() -> None:
         {"username": "u"}, {"ca": "/no/such/file"},
     ):  # fmt: skip
         with pytest.raises(ConfigError):
-            RedisEndpoint("redis://h", **values)  # type: ignore[arg-type]
+            RedisEndpoint("redis://h", **values)
     for prefix in ("", "a*", "a b", "a\n", "é", "[a]", "~"):
         with pytest.raises(ConfigError):
             RedisStore(RedisEndpoint("redis://h"), prefix=prefix)
@@ -118,5 +118,5 @@ def test_batches_keep_both_limits() -> None:
 def test_size_of_buffers() -> None:
     words = memoryview(b"12345678").cast("I")
     assert size_of(b"abc") == 3
-    assert size_of([b"abc", bytearray(4), words]) == 15  # type: ignore[list-item]
+    assert size_of([b"abc", bytearray(4), words]) == 15
     assert size_of([]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ class Terminal(io.StringIO):
 
 
 def show(
-    monkeypatch: pytest.MonkeyPatch, columns: list[Column], rows: list[tuple[str, ...]], width: int
+    monkeypatch: pytest.MonkeyPatch,
+    columns: list[Column],
+    rows: Sequence[tuple[str, ...]],
+    width: int,
 ) -> list[str]:
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)

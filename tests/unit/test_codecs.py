@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ CHUNKS = st.one_of(
     ),
     st.builds(
         lambda n, seed, spread, cut: (
-            np.random.default_rng(seed).normal(128, spread, n).astype(np.uint8).tobytes()[cut:]
+            np.random.default_rng(seed).normal(128, spread, (n,)).astype(np.uint8).tobytes()[cut:]
         ),
         st.integers(0, 20000),
         st.integers(0, 2**32),
@@ -166,10 +167,10 @@ def test_the_head_stays_within_its_limit() -> None:
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
 def test_instruction_sets_read_and_write_the_same(isa: str) -> None:
     """Sets that this processor lacks fall back to the next narrower one."""
-    from tierstore.codecs import _native
-
-    samples = [(d, weights(d, 80_000), None) for d in ("F8_E4M3", "BF16", "F16", "F32", "F64")]
-    samples += [(d, tuned(p, d), p) for d, p, _ in samples]
+    _native = import_module("tierstore.codecs._native")
+    plains = [(d, weights(d, 80_000)) for d in ("F8_E4M3", "BF16", "F16", "F32", "F64")]
+    samples: list[tuple[str, bytes, bytes | None]] = [(d, p, None) for d, p in plains]
+    samples += [(d, tuned(p, d), p) for d, p in plains]
     expected = [encode(plain, dtype, base=base) for dtype, plain, base in samples]
     _native.limit_isa(isa)
     try:

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ EXIT_CODES = {
     "Damaged": 4, "UnsupportedFormat": 1, "BackendError": 1, "PermissionDenied": 1,
     "OutOfSpace": 7, "Archived": 1, "Unreachable": 8,
 }  # fmt: skip
-CLASSES = {
+CLASSES: dict[str, Any] = {
     name: value
     for name, value in vars(errors).items()
     if inspect.isclass(value) and issubclass(value, Exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ from tierstore.testing.strategies import FrameParts, frames
 
 B = b3(b"the base")
 PLAIN = bytes(range(256)) * 600  # 153,600 bytes: three blocks of 64 KiB
-DELTA = {"codec": 3, "dtype": 17, "bases": [(B, 0, 16)]}
+DELTA: dict[str, Any] = {"codec": 3, "dtype": 17, "bases": [(B, 0, 16)]}
 
 DAMAGED = {
     "empty": (b"", "cut short"),

@@ -42,7 +42,7 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "U8") -> dict[str
 HEADER = header({"w": entry([MIB + 1], 0, MIB + 1), "none": entry([0], 0, 0)})
 NONE = {"name": "none", "dtype": "U8", "shape": [0], "begin": 0, "cut": 0, "chunks": b""}
 W = {"name": "w", "dtype": "U8", "shape": [MIB + 1], "begin": 0, "cut": 0, "chunks": D[0] + D[1]}
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "path": "model.safetensors", "size": len(HEADER) + MIB + 1, "sha256": SHA, "header": HEADER,
     "tensors": [NONE, W], "chunks": b"",
 }  # fmt: skip

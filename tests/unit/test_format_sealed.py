@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tracemalloc
+from typing import Any
 
 import msgspec
 import pytest
@@ -35,7 +36,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def packed(plain: bytes, **options: bool) -> bytes:
+def packed(plain: bytes, **options: Any) -> bytes:
     return zstandard.ZstdCompressor(**options).compress(plain)
 
 

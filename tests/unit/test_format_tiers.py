@@ -26,7 +26,7 @@ from tierstore.format.tiers import (
     tiers_key,
 )
 
-WARM = {
+WARM: dict[str, Any] = {
     "name": "warm", "role": "warm", "url": "file:///mnt/w", "size": 7, "high": 90, "low": 80,
     "timeout_ms": 100, "state": "draining", "options": {"a": "b"}, "prices": {"gb_month": "0.02"},
 }  # fmt: skip

@@ -338,13 +338,13 @@ def _encoded_frames() -> list[bytes]:
         for base in (None, BASE[: len(plain)], plain[:-1] + b"\1"):
             one = codecs.encode(plain, dtype, block_size=1 << 16, base=base)
             delta = one.codec == codecs.DELTA
-            head = {"codec_head": one.head, "ends": list(one.ends), "codec": one.codec}
             found.append(
                 hand.frame(
                     plain, dtype={"": 0, "F4": 50, "BF16": 17, "F32": 18, "F64": 19, "F16": 16,
                                   "I8": 3, "I32": 6, "BOOL": 1, "U8": 2}[dtype],
                     payload=bytes(one.payload), block_log2=16,
-                    bases=[(bytes(32), 0, len(plain))] if delta else [], **head,
+                    bases=[(bytes(32), 0, len(plain))] if delta else [],
+                    codec_head=one.head, ends=list(one.ends), codec=one.codec,
                 )
             )  # fmt: skip
     return found

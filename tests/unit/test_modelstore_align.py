@@ -25,8 +25,8 @@ def aligned(
     new: Array, old: Array, rows: RowLayout, limit: int = 256, chunk: int = CHUNK
 ) -> tuple[Array, int]:
     """The bytes of ``old`` that stand for those of ``new``, and the most spans of a chunk."""
-    index = RowIndex([(0, rows.keys(memoryview(old.reshape(-1))))], len(old))
-    whole, base = memoryview(new.reshape(-1)), old.reshape(-1)
+    index = RowIndex([(0, rows.keys(old.reshape(-1).data))], len(old))
+    whole, base = new.reshape(-1).data, old.reshape(-1)
     out, most = [], 0
     for begin in range(0, len(whole), chunk):
         plain = whole[begin : begin + chunk]
@@ -105,8 +105,8 @@ def test_of_a_tall_tensor_a_sample_of_the_rows_is_kept(monkeypatch: pytest.Monke
     old = weights(4096, 32)
     new = np.concatenate([weights(2, 32, 3), old])
     rows = RowLayout(128, 4, "F32")
-    index = RowIndex([(0, rows.keys(memoryview(old.reshape(-1))))], len(old))
-    kept, _ = index.anchors(rows.keys(memoryview(old.reshape(-1))), 0)
+    index = RowIndex([(0, rows.keys(old.reshape(-1).data))], len(old))
+    kept, _ = index.anchors(rows.keys(old.reshape(-1).data), 0)
     assert 0 < len(kept) < 1 << 10
     found, _ = aligned(new, old, rows)
     assert equal_rows(found, new) >= len(new) - 4
@@ -131,11 +131,11 @@ def test_a_shuffled_tensor_takes_no_more_spans_than_the_limit() -> None:
 
 def test_nothing_in_common_gives_no_anchors() -> None:
     rows = RowLayout(256, 4, "F32")
-    index = RowIndex([(0, rows.keys(memoryview(weights(1000, 64).reshape(-1))))], 1000)
-    targets, bases = index.anchors(rows.keys(memoryview(weights(1000, 64, 1).reshape(-1))), 0)
+    index = RowIndex([(0, rows.keys(weights(1000, 64).reshape(-1).data))], 1000)
+    targets, bases = index.anchors(rows.keys(weights(1000, 64, 1).reshape(-1).data), 0)
     assert len(targets) == len(bases) == 0
     empty = RowIndex([], 0)
-    assert len(empty.anchors(rows.keys(memoryview(weights(10, 64).reshape(-1))), 0)[0]) == 0
+    assert len(empty.anchors(rows.keys(weights(10, 64).reshape(-1).data), 0)[0]) == 0
 
 
 @given(st.integers(-300, 300), st.integers(1, 300), st.integers(1, 100))
@@ -153,7 +153,7 @@ def test_a_moved_part_of_a_chunk_is_noticed(at: int) -> None:
     old = weights(1000, 64)
     new = np.concatenate([old[:at], weights(1, 64, 2), old[at:]])[:1000]
     rows = RowLayout(256, 4, "F32")
-    assert looks_moved(rows, memoryview(new.reshape(-1)), memoryview(old.reshape(-1)))
+    assert looks_moved(rows, new.reshape(-1).data, old.reshape(-1).data)
 
 
 @pytest.mark.parametrize("noise", [0, 1e-4, 1e-2, 0.1])
@@ -162,7 +162,7 @@ def test_trained_weights_are_not_taken_for_moved_ones(noise: float) -> None:
     values = old.view(np.float32)
     step = noise * np.random.default_rng(1).standard_normal(values.shape, np.float32)
     new = memoryview((values * (1 + step)).tobytes())
-    assert not looks_moved(RowLayout(256, 4, "F32"), new, memoryview(old.reshape(-1)))
+    assert not looks_moved(RowLayout(256, 4, "F32"), new, old.reshape(-1).data)
 
 
 @pytest.mark.parametrize("size", [4, 100, 1 << 12])

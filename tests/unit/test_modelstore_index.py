@@ -84,7 +84,7 @@ def test_a_bad_segment_is_skipped(path: Path, bad: bytes) -> None:
 
 def test_a_segment_that_vanishes_while_it_is_read_is_skipped(path: Path) -> None:
     class Vanishing(MemoryStore):
-        def get(self, key, byte_range=None):  # type: ignore[no-untyped-def]
+        def get(self, key, byte_range=None):
             if key == "index/a":
                 self.delete([key])
             return super().get(key, byte_range)

@@ -44,7 +44,7 @@ def test_a_writer_holds_one_lease_until_it_is_done() -> None:
 def test_a_lease_that_ended_in_between_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     home = MemoryStore()
     clock = [1000.0]
-    monkeypatch.setattr(leases.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with WriterLease(home) as lease:
         first = home.info(f"leases/{held(home)[0].id}").mtime
         clock[0] += leases.TTL_S / 4

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import NotFound, UsageError
-from tierstore.format.tiers import pin_key
+from tierstore.format.tiers import Role, pin_key
 from tierstore.ids import Digest
-from tierstore.modelstore.home import pins as module
 from tierstore.modelstore.home.pins import Pins
 
 ONE, TWO = Digest(b"\x01" * 32), Digest(b"\x02" * 32)
@@ -33,7 +33,7 @@ def test_pins_come_back_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
         end,
     )
     assert (second.version, second.until) == (TWO, None)
-    monkeypatch.setattr(module.time, "time", lambda: end.timestamp() + 1)
+    monkeypatch.setattr(time, "time", lambda: end.timestamp() + 1)
     assert [pin.version for pin in pins.active()] == [TWO]
 
 
@@ -49,7 +49,7 @@ def test_a_pin_is_replaced_and_removed() -> None:
 
 
 @pytest.mark.parametrize(("roles", "hours"), [([], 1), (["cold"], 1), (["hot"], -1)])
-def test_what_makes_no_sense_is_refused(roles: list[module.Role], hours: int) -> None:
+def test_what_makes_no_sense_is_refused(roles: list[Role], hours: int) -> None:
     pins = Pins(MemoryStore())
     with pytest.raises(UsageError):
         pins.add(ONE, "m@1", roles, later(hours=hours))

@@ -146,7 +146,7 @@ def test_a_repeated_request_that_finds_its_own_entry_is_recognised() -> None:
     """A client that retries by itself is told that the key exists: by its own first try."""
 
     class Repeating(MemoryStore):
-        def put_if_absent(self, key, data):  # type: ignore[no-untyped-def]
+        def put_if_absent(self, key, data):
             super().put_if_absent(key, data)
             return super().put_if_absent(key, data)
 

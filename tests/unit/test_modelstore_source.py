@@ -200,7 +200,7 @@ def before_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], 
         for kind in (DiskFile, ArrayFile):
             real = kind.read_into
 
-            def read_into(self, offset, out, real=real):  # type: ignore[no-untyped-def]
+            def read_into(self, offset, out, real=real):
                 nonlocal count
                 count += 1
                 if count == number:

@@ -109,10 +109,10 @@ def test_masks(model: Model, name: str) -> None:
     st.data(),
     st.sampled_from(["three", "two", "one", "bf16", "empty", "thin"]),
 )
-@settings(max_examples=7 * settings.default.max_examples)
+@settings(max_examples=7 * settings().max_examples)
 def test_any_basic_or_integer_key(model: Model, data: st.DataObject, name: str) -> None:
     shape = ARRAYS[name].shape
-    keys = [npst.basic_indices(shape, allow_newaxis=False)]
+    keys: list[st.SearchStrategy[Any]] = [npst.basic_indices(shape, allow_newaxis=False)]
     if 0 not in shape:
         keys.append(npst.integer_array_indices(shape[:1]))
         keys.append(npst.integer_array_indices(shape))
@@ -180,7 +180,7 @@ def test_what_is_returned_belongs_to_the_caller(model: Model) -> None:
 def test_length_iteration_and_conversion(model: Model) -> None:
     tensor = model.tensor("two")
     assert len(tensor) == 7
-    assert [row.tolist() for row in tensor] == ARRAYS["two"].tolist()
+    assert [row.tolist() for row in iter(tensor)] == ARRAYS["two"].tolist()
     assert np.array_equal(np.asarray(tensor), ARRAYS["two"])
     assert np.asarray(tensor, np.float64).dtype == np.float64
     with pytest.raises(ValueError, match="makes a copy"):

@@ -83,9 +83,9 @@ def test_the_bar_is_what_would_have_to_go() -> None:
     # a big one must be worth all that it drives out, per byte
     big = pack(C, 6, "cold", size=20)
     full = replace(full, quota_bytes=30)
-    now = [pack(A, 4, "warm", size=15), pack(B, 6, "warm", size=15)]
-    assert not rebalance(scene(*now, big, tiers=(full, COLD))).moves
-    assert len(rebalance(scene(*now, replace(big, heat=10), tiers=(full, COLD))).moves) == 3
+    there = [pack(A, 4, "warm", size=15), pack(B, 6, "warm", size=15)]
+    assert not rebalance(scene(*there, big, tiers=(full, COLD))).moves
+    assert len(rebalance(scene(*there, replace(big, heat=10), tiers=(full, COLD))).moves) == 3
 
 
 def test_a_base_comes_and_stays_with_what_needs_it() -> None:

@@ -32,7 +32,7 @@ def tensor(shape: str = "[2]", offsets: str = "[0,8]", dtype: str = '"F32"') -> 
     return f'{{"a":{{"dtype":{dtype},"shape":{shape},"data_offsets":{offsets}}}}}'
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "begins with"),
     "not an object": ("[]", "begins with"),
     "leading space": (" {}", "begins with"),

@@ -115,7 +115,7 @@ def test_mutated_headers_get_the_librarys_verdict() -> None:
 
 
 sizes = st.integers(0, 4) | st.sampled_from([2**31, 2**32, 2**63, 2**64 - 1, 2**64])
-odd = st.sampled_from([-1, -0.0, 1.0, True, None, "1", [], {}, 10**30])
+odd: st.SearchStrategy[Any] = st.sampled_from([-1, -0.0, 1.0, True, None, "1", [], {}, 10**30])
 
 
 @st.composite
@@ -149,7 +149,7 @@ def headers(draw: st.DrawFn) -> tuple[bytes, int]:
     return text.encode("utf-8", "surrogatepass"), min(max(at + off, 0), MAX_DATA)
 
 
-@settings(max_examples=8 * settings.default.max_examples)
+@settings(max_examples=8 * settings().max_examples)
 @given(headers())
 def test_generated_headers_get_the_librarys_verdict(case: tuple[bytes, int]) -> None:
     compare(*case)

@@ -136,7 +136,7 @@ def test_errors_pass_through(inner: Hanging) -> None:
     with pytest.raises(NotFound):
         DeadlineStore(inner, 5.0).get("none")
     with pytest.raises(KeyError):
-        within(5.0, "it", lambda: {}["x"])
+        within(5.0, "it", lambda: dict[str, int]()["x"])
 
 
 def test_a_long_call_has_its_limit_for_each_part(inner: Hanging) -> None:

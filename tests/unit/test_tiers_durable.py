@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_after_a_while_faster_tiers_are_asked_again(
     tiers: Tiers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(durable.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     tiers.stores["cold"].inner.put(KEY, b"pack")
     read(tiers)
     tiers.stores["warm"].inner.put(KEY, b"PACK")

@@ -49,7 +49,8 @@ def test_a_caller_that_gives_up_is_never_written_to() -> None:
 
 def test_many_threads_lead_each_chunk_once() -> None:
     flights, threads = Flights(), 16
-    ready, led, lock = threading.Barrier(threads), [], threading.Lock()
+    ready, lock = threading.Barrier(threads), threading.Lock()
+    led: list[bytes] = []
     results: list[bytes] = []
 
     def one() -> None:

@@ -317,7 +317,7 @@ def test_a_kernel_that_does_not_map_is_asked_once(
 ) -> None:
     tier = hot(tmp_path)
     digests, _ = tensor_of(tier, 2 * MIB)
-    calls = []
+    calls: list[object] = []
 
     def refused(*args: object) -> int | None:
         calls.append(args)

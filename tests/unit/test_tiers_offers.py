@@ -16,12 +16,12 @@ class Tier:
 
     def __init__(self, *, open_: bool = True) -> None:
         self.gate = threading.Event()
-        self.taken: list[Sequence[tuple[str, bytes]]] = []
+        self.taken: list[Sequence[tuple[str, memoryview]]] = []
         self.error: Exception | None = None
         if open_:
             self.gate.set()
 
-    def take(self, batch: Sequence[tuple[str, bytes]]) -> None:
+    def take(self, batch: Sequence[tuple[str, memoryview]]) -> None:
         assert self.gate.wait(60)
         self.taken.append(batch)
         if self.error:

