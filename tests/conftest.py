@@ -49,15 +49,28 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_GROWN_BYTES = 64 << 20
+_kept_bytes = 0
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * _PAGE_BYTES
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """After each module, give memory that its tests have freed back to the system.
+    """Give memory that tests have freed back to the system, once it has become much.
 
     It lies in the arenas of threads that have ended; a worker would grow to several GiB.
     """
+    global _kept_bytes
     yield
-    if nextitem is None or nextitem.path != item.path:
+    if _resident_bytes() > _kept_bytes + _GROWN_BYTES:
+        gc.collect()
         _LIBC.malloc_trim(0)
+        _kept_bytes = _resident_bytes()
 
 
 def _largest_bytes() -> int:

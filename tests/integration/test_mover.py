@@ -27,10 +27,10 @@ from tierstore.modelstore.placing.placing import Placement
 from tierstore.modelstore.store import Store
 from tierstore.placement.scene import MoveKind, Plan
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
-from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.marker import MARKER, claim
 from tierstore.tiers.durable.mover import Moved
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
 FIRST, SECOND = tensors(1), tensors(2)

@@ -18,7 +18,8 @@ from tierstore.errors import Damaged, NotFound, Unreachable
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
-from tierstore.tiers.base import ChunkRead, DurableTier
+from tierstore.tiers.base import ChunkRead
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers

@@ -39,7 +39,7 @@ from tierstore.modelstore.placing.placing import MoveReport, Placement
 from tierstore.modelstore.store import Store
 from tierstore.placement import policies
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
-from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot

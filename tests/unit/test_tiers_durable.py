@@ -23,9 +23,9 @@ from tierstore.errors import (
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import ByteRange
 from tierstore.testing.faulty import Fault, FaultyStore
-from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable import tiers as durable
 from tierstore.tiers.durable.marker import claim, verify
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 from tierstore.tiers.guard.lazy import LazyStore
 

@@ -19,11 +19,11 @@ from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.store import Store
 from tierstore.placement.scene import Plan
 from tierstore.shown import size
-from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.census import Holding, holding, packs_of
 from tierstore.tiers.durable.marker import verify
 from tierstore.tiers.durable.mover import Moved
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.wiring.backends import open_tier
 from tierstore.wiring.places import canonical, claim_tiers, named, proved, release_tiers
 from tierstore.wiring.tiers import placed

@@ -18,8 +18,9 @@ from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.home.tierlist import TierLog, check_tier
 from tierstore.modelstore.settings import Settings
 from tierstore.placement import policies
-from tierstore.tiers.base import DurableTier, HeatSink
+from tierstore.tiers.base import HeatSink
 from tierstore.tiers.durable.marker import verify
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 from tierstore.tiers.guard.deadline import DeadlineStore, within
 from tierstore.tiers.guard.guarded import GuardedStore

@@ -25,7 +25,7 @@ from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.settings import Settings
-from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
 
 Severity = Literal["damage", "garbage"]

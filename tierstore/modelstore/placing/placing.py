@@ -18,9 +18,9 @@ from tierstore.modelstore.placing.snapshot import Snapshot, pinned_packs, snapsh
 from tierstore.placement.forecast import Forecast, forecast
 from tierstore.placement.plan import drain, rebalance, relocate
 from tierstore.placement.scene import Plan, PlannedMove, Scene
-from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.mover import Moved, Mover, MoverStats
+from tierstore.tiers.durable.tier import DurableTier
 
 _SHORTEST_PREFIX = 8
 _BEST = ("readable", "restored", "restoring", "archived")

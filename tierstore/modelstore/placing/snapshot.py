@@ -17,7 +17,7 @@ from tierstore.modelstore.home.tierlist import MIN_HEAT, TTL, mover_option
 from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.placement.cost import Prices
 from tierstore.placement.scene import DEFAULT_MIN_HEAT, PackState, Rules, Scene, TierState
-from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.tier import DurableTier
 
 _log = logging.getLogger("tierstore.mover")
 _PACK = re.compile(r"[0-9a-f]{64}\Z")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tierstore.errors import BackendError, NotFound
 from tierstore.format.keys import PACKS
-from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.tier import DurableTier
 
 
 @dataclass(frozen=True, slots=True)

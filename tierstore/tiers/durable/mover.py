@@ -40,9 +40,9 @@ from tierstore.errors import (
 from tierstore.format.keys import pack_key
 from tierstore.format.tiers import HOME_NAME
 from tierstore.placement.scene import PlannedMove
-from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.packcheck import check_pack
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
 
 _log = logging.getLogger("tierstore.mover")

@@ -6,7 +6,7 @@ import threading
 import time
 
 from tierstore.format.keys import PACKS
-from tierstore.tiers.base import DurableTier
+from tierstore.tiers.durable.tier import DurableTier
 
 _ASK_AGAIN_S = 60.0
 

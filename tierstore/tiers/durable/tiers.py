@@ -20,8 +20,8 @@ from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
 from tierstore.errors import Archived, BackendError, Damaged, NotFound, OutOfSpace, Unreachable
 from tierstore.format.tiers import HOME_NAME, TierSpec
 from tierstore.ids import Buffer, ByteRange
-from tierstore.tiers.base import DurableTier
 from tierstore.tiers.durable.room import Room
+from tierstore.tiers.durable.tier import DurableTier
 
 _log = logging.getLogger("tierstore.tiers")
 _REMEMBERED = 1 << 16
