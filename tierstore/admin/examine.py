@@ -17,7 +17,7 @@ from tierstore.ids import ByteRange
 
 WRITERS = 8
 ROUNDS = 8
-_LARGE = 8 << 20
+_LARGE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def examine(stores: Sequence[BlobStore]) -> Examination:
             _tried("read a range", trial.ranges),
             _tried("missing objects", trial.missing),
             _tried("large objects", trial.large)
-            if can.max_blob_bytes is None or can.max_blob_bytes >= _LARGE
+            if can.max_blob_bytes is None or can.max_blob_bytes >= _LARGE_BYTES
             else Check("large objects", None, f"takes none above {can.max_blob_bytes} bytes"),
             _tried("delete", trial.delete),
             _tried("list", trial.listing)
@@ -174,13 +174,13 @@ class _Trial:
 
     def large(self) -> str:
         key = self.key("large")
-        data = memoryview(uuid.uuid4().bytes * (_LARGE // 16))
+        data = memoryview(uuid.uuid4().bytes * (_LARGE_BYTES // 16))
         started = time.perf_counter()
         self._store.put(key, data)
         wrote = time.perf_counter()
         self._expect(key, bytes(data))
         done = time.perf_counter()
-        mib = _LARGE / (1 << 20)
+        mib = _LARGE_BYTES / (1 << 20)
         return f"{mib / (wrote - started):.0f} MiB/s written, {mib / (done - wrote):.0f} MiB/s read"
 
     def delete(self) -> str:

@@ -15,7 +15,7 @@ from tierstore.wiring.backends import Place, hot_directory, open_tier
 from tierstore.wiring.below import Disk, Server, ask_servers, disk_of
 from tierstore.wiring.tiers import placed
 
-_LARGEST_FRAME = 17 << 20
+_LARGEST_FRAME_BYTES = 17 << 20
 """Bytes of the largest frame: a chunk of 16 MiB and the frame's head."""
 
 
@@ -79,7 +79,7 @@ def _examined(store: Store, place: Place) -> TierHealth:
         limit = blobs.capabilities.max_blob_bytes
     servers = ask_servers(place)
     problems = [f"{server.node}: {text}" for server in servers for text in server.findings]
-    if limit is not None and limit < _LARGEST_FRAME:
+    if limit is not None and limit < _LARGEST_FRAME_BYTES:
         problems += _above(store, limit)
     return TierHealth(spec, servers=servers, problems=tuple(problems))
 

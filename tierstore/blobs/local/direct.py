@@ -17,7 +17,7 @@ from tierstore.blobs.shared import IOV_MAX, drop_front
 MIN_BYTES = 4 << 20  # below this setting it up costs more than it saves
 
 _ALIGN = 4096  # of address, length and offset: a multiple of every common device's block
-_STAGE = 4 << 20
+_STAGE_BYTES = 4 << 20
 
 
 def write_direct(fd: int, views: Sequence[memoryview]) -> bool:
@@ -71,8 +71,8 @@ class _Stage:
     def __init__(self) -> None:
         self._fd = os.memfd_create("tierstore-stage")
         try:
-            os.ftruncate(self._fd, _STAGE)
-            self.data = memoryview(mmap.mmap(self._fd, _STAGE))
+            os.ftruncate(self._fd, _STAGE_BYTES)
+            self.data = memoryview(mmap.mmap(self._fd, _STAGE_BYTES))
         except BaseException:
             os.close(self._fd)
             raise
@@ -86,7 +86,7 @@ class _Stage:
 
     def take(self, left: list[memoryview]) -> None:
         """Take bytes off the front of ``left``, as many as there is room for."""
-        views, room = [], _STAGE - self.filled
+        views, room = [], _STAGE_BYTES - self.filled
         for view in left[:IOV_MAX]:
             views.append(view[:room])
             room -= len(views[-1])
@@ -102,7 +102,7 @@ def _write_aligned(fd: int, views: Sequence[memoryview], stage: _Stage) -> None:
     left = [view for view in views if len(view)]
     while left:
         stage.take(left)
-        if stage.filled == _STAGE:
+        if stage.filled == _STAGE_BYTES:
             _write(fd, stage.data)
             stage.filled = 0
     whole = stage.filled - stage.filled % _ALIGN

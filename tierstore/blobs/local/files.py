@@ -30,7 +30,7 @@ _NETWORK = frozenset(
 )
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes a blank in a path
 
-_READ_MAX = 1 << 30  # one read(2) returns at most 0x7ffff000 bytes
+_MAX_READ_BYTES = 1 << 30  # one read(2) returns at most 0x7ffff000 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def read_bytes(fd: int, start: int, stop: int) -> bytes:
     """Read the bytes ``[start, stop)`` of a file, or as many of them as there are."""
     parts = []
     while start < stop:
-        part = os.pread(fd, min(stop - start, _READ_MAX), start)
+        part = os.pread(fd, min(stop - start, _MAX_READ_BYTES), start)
         if not part:
             break
         parts.append(part)

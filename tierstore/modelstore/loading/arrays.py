@@ -29,7 +29,7 @@ _TORCH_DTYPES = {
 _TORCH_NAMES = {ours: torch for torch, ours in _TORCH_DTYPES.items()}
 
 
-_OWN_MAPPING = 32 << 20
+_OWN_MAPPING_BYTES = 32 << 20
 """Bytes from which malloc maps memory and never keeps it (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
 
 
@@ -135,7 +135,7 @@ def new_bytes(nbytes: int) -> Bytes:
     Large sizes are mapped: numpy holds the interpreter lock while the kernel takes memory back,
     which stops every thread for 100 ms per GiB of small pages. Unmapping releases the lock.
     """
-    if nbytes < _OWN_MAPPING:
+    if nbytes < _OWN_MAPPING_BYTES:
         return np.empty(nbytes, np.uint8)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -28,7 +28,7 @@ from tierstore.modelstore.loading.stored import Content, PlacedPiece
 from tierstore.modelstore.loading.tensor import Tensor
 from tierstore.modelstore.version import FileInfo
 
-_WINDOW = 64 << 20
+_WINDOW_BYTES = 64 << 20
 
 
 def export_files(
@@ -155,8 +155,8 @@ def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryv
     """Yield the bytes of tensors, one after the other, in windows."""
     if any(tensor._overlays for tensor in tensors):  # patched: in no chunks as they are
         for tensor in tensors:
-            for low in range(0, tensor.nbytes, _WINDOW):
-                out = memoryview(bytearray(min(_WINDOW, tensor.nbytes - low)))
+            for low in range(0, tensor.nbytes, _WINDOW_BYTES):
+                out = memoryview(bytearray(min(_WINDOW_BYTES, tensor.nbytes - low)))
                 tensor.read_span(low, low + len(out), out)
                 yield out
         return
@@ -176,7 +176,7 @@ def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memory
 
     ``pieces`` are the file's chunks in order, ``begin`` counting from behind its header.
     """
-    window = min(_WINDOW, content.reader.pool.memory_limit_bytes // 8)
+    window = min(_WINDOW_BYTES, content.reader.pool.memory_limit_bytes // 8)
     groups = list(batches(pieces, lambda piece: piece.plain_bytes, window))
     sizes = [sum(piece.plain_bytes for piece in group) for group in groups]
     buffers = [memoryview(bytearray(max(sizes, default=0))) for _ in groups[:2]]

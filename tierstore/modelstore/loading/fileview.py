@@ -11,7 +11,7 @@ from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.chunks.local import FilePart
 from tierstore.modelstore.loading.stored import Content, PlacedPiece, SpanRead
 
-_LEAST = 64 << 10
+_SENT_BYTES = 64 << 10
 """Fewer bytes are read rather than sent from their file: that costs less than opening it."""
 
 
@@ -117,7 +117,9 @@ class FileView:
         for piece in self._pieces[first : bisect_right(self._begins, stop - head - 1)]:
             begin = piece.begin + head
             low, high = max(at, begin), min(stop, begin + piece.plain_bytes)
-            part = self.content.reader.local.open(piece.place) if high - low >= _LEAST else None
+            part = (
+                self.content.reader.local.open(piece.place) if high - low >= _SENT_BYTES else None
+            )
             if part is None:
                 continue
             if at < low:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tierstore.deferred import Bytes, Indices
 
-_WINDOW = 64 << 20
+_WINDOW_BYTES = 64 << 20
 """Bytes of patches that are read at once."""
 
 
@@ -107,7 +107,7 @@ class Overlay:
         """Replace the changed units in ``out``, which holds bytes ``[low, high)`` of the tensor."""
         if not self.unit:
             return
-        step = max(1, _WINDOW // self.unit)
+        step = max(1, _WINDOW_BYTES // self.unit)
         for start, units in self._within(low // self.unit, -(-high // self.unit)):
             for at in range(0, len(units), step):
                 some = units[at : at + step]
@@ -241,8 +241,8 @@ def lay_over(reader: ChunkReader, work: Sequence[tuple[Overlay, Bytes]]) -> None
         reader: The version's reader.
         work: Patches, each with the bytes of its tensor; of one tensor the oldest patch first.
     """
-    for batch in batches(work, lambda pair: pair[0].nbytes, _WINDOW):
-        if batch[0][0].nbytes > _WINDOW:
+    for batch in batches(work, lambda pair: pair[0].nbytes, _WINDOW_BYTES):
+        if batch[0][0].nbytes > _WINDOW_BYTES:
             overlay, out = batch[0]
             overlay.over(0, len(out), out)
             continue

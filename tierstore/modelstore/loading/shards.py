@@ -22,10 +22,10 @@ from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.loading.stored import Content, PlacedPiece, SpanRead
 from tierstore.modelstore.loading.tensor import Tensor
 
-_WIDE = 1 << 20
+_WIDE_ROW_BYTES = 1 << 20
 """Rows of at least this many bytes are read by blocks; shorter ones need nearly all of them."""
-_SMALL = 1 << 20
-_WINDOW = 64 << 20
+_SMALL_TENSOR_BYTES = 1 << 20
+_WINDOW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def read_strips(reads: Sequence[StripRead]) -> None:
                 cut = [p for p in span.chunks if not span.holds(p)]
             spans.append(replace(span, chunks=[p for p in span.chunks if p not in cut]))
             entire += [(read, piece) for piece in cut]
-        elif read.strip.row_bytes >= _WIDE and not content.reader.local.keeps_chunks:
+        elif read.strip.row_bytes >= _WIDE_ROW_BYTES and not content.reader.local.keeps_chunks:
             wide.append(read)
         else:
             entire += [(read, piece) for piece in read.chunks()]
@@ -202,7 +202,7 @@ def _is_small(read: StripRead) -> bool:
     """
     tensor = read.tensor
     entire = read.strip.nbytes == tensor.nbytes or tensor._content.reader.local.keeps_chunks
-    return entire and tensor.nbytes <= _SMALL
+    return entire and tensor.nbytes <= _SMALL_TENSOR_BYTES
 
 
 def _read_patched(read: StripRead) -> None:
@@ -212,7 +212,7 @@ def _read_patched(read: StripRead) -> None:
         low = strip.first * strip.row_bytes + strip.low
         read.tensor.read_span(low, low + strip.nbytes, read.out)
         return
-    step = max(1, _WINDOW // strip.row_bytes)
+    step = max(1, _WINDOW_BYTES // strip.row_bytes)
     for first in range(strip.first, strip.last, step):
         begin = first * strip.row_bytes
         window = memoryview(bytearray(min(step, strip.last - first) * strip.row_bytes))
@@ -242,7 +242,7 @@ def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]
     Ranks on one node need the same chunks. Each begins at another place, as far into the model as
     its part lies in a tensor, and finds in the node's hot tier what the others have read.
     """
-    window = min(_WINDOW, content.reader.pool.memory_limit_bytes // 8)
+    window = min(_WINDOW_BYTES, content.reader.pool.memory_limit_bytes // 8)
     begin = len(every) * _part(every[0][0].strip) // 1000 if every else 0
     for group in batches([*every[begin:], *every[:begin]], lambda one: one[1].plain_bytes, window):
         buffer = memoryview(bytearray(sum(piece.plain_bytes for _, piece in group)))

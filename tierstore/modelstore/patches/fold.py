@@ -26,7 +26,7 @@ from tierstore.modelstore.saving.transaction import Saving
 from tierstore.modelstore.version import SaveStats, Version
 from tierstore.progress import Progress
 
-_WINDOW = 64 << 20
+_WINDOW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,9 @@ class _PatchedFile(SourceFile):
     def read_into(self, offset: int, out: memoryview) -> None:
         if not self._begin <= offset <= offset + len(out) <= self._begin + len(self._window):
             self._begin = offset
-            self._window = memoryview(bytearray(max(len(out), min(_WINDOW, self.size - offset))))
+            self._window = memoryview(
+                bytearray(max(len(out), min(_WINDOW_BYTES, self.size - offset)))
+            )
             self._view.read_into(offset, self._window)
         out[:] = self._window[offset - self._begin :][: len(out)]
 

@@ -25,7 +25,7 @@ from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot, disk_size
 
 HOT = "hot"
-_BATCH = 128 << 20
+_BATCH_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Warming:
         self, hot: HotTiers, pins: HotPins, open_version: Open, settings: Settings
     ) -> None:
         self._hot, self._pins, self._open = hot, pins, open_version
-        self._batch = min(_BATCH, settings.memory_limit_bytes // 4)
+        self._batch = min(_BATCH_BYTES, settings.memory_limit_bytes // 4)
 
     def __repr__(self) -> str:
         return f"<Warming of {', '.join(tier.name for tier in self._tiers()) or 'no tier'}>"

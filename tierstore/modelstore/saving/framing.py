@@ -13,7 +13,7 @@ from tierstore.codecs import DELTA, RAW, encode
 from tierstore.format.frame import BasePiece, build_head
 from tierstore.ids import Buffer
 
-_IN_FLIGHT = 192 << 20
+_IN_FLIGHT_BYTES = 192 << 20
 """Bytes for chunks that are read, encoded and waiting; two packs of up to 128 MiB come on top."""
 
 
@@ -23,7 +23,7 @@ def encoders(chunk_size: int, *, deltas: bool) -> int:
     Each thread has two chunks in flight and the caller's thread two more. A chunk takes a buffer
     and another to encode into; with deltas also a base as it was read and one put together.
     """
-    return max(1, (_IN_FLIGHT // chunk_size - 4) // (6 if deltas else 4))
+    return max(1, (_IN_FLIGHT_BYTES // chunk_size - 4) // (6 if deltas else 4))
 
 
 class BufferPool:
