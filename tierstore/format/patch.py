@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Literal, NoReturn
 
 import msgspec
@@ -84,12 +85,12 @@ class PatchPart:
     @property
     def limit(self) -> int:
         """The bound that every index must stay below."""
-        return self.shape[0] if self.kind == "rows" else _product(self.shape)
+        return self.shape[0] if self.kind == "rows" else prod(self.shape)
 
     @property
     def unit_bytes(self) -> int:
         """Bytes of the row or element that one index stands for."""
-        count = _product(self.shape[1:]) if self.kind == "rows" else 1
+        count = prod(self.shape[1:]) if self.kind == "rows" else 1
         return count * dtype_bits(self.dtype) // 8
 
 
@@ -183,7 +184,7 @@ def _check_part(part: PatchPart) -> None:
             _refuse(f"the indices for {target!r} are not integers in one dimension")
         if part.kind == "rows" and not part.shape:
             _refuse(f"tensor {target!r} has no dimensions, so it has no rows")
-        whole = _product(part.shape[1:]) * bits if part.kind == "rows" else bits
+        whole = prod(part.shape[1:]) * bits if part.kind == "rows" else bits
         if whole % 8:
             _refuse(
                 f"one of the {part.kind} of {target!r} is {whole} bits of {part.dtype}: it does "
@@ -240,13 +241,6 @@ def _rises(touched: bytes, limit: int) -> bool:
             return False
         last = end
     return True
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total
 
 
 def _refuse(why: str) -> NoReturn:

@@ -115,7 +115,7 @@ class Store:
         saving = Saving(home, self._index, self._opener, self.resolve, settings.threads)
         rebasing = Rebasing(home, self._index, self._opener.open_full)
         self._parts = Parts(home, hot, settings, heat, saving, rebasing)
-        """What the store is made of; for the code of tierstore alone, see ``Parts``."""
+        """The parts of the store, for the code of tierstore alone; see ``Parts``."""
         self._patching = Patching(home, self._names, self._opener, saving, self._lease)
         self._services: dict[str, Any] = {}
 

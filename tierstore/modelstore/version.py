@@ -1,4 +1,4 @@
-"""What save gives back and history lists."""
+"""Versions, files and the cost of a save, as the API returns them."""
 
 from __future__ import annotations
 

@@ -345,7 +345,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         return FileView(self._opened.content, entry)
 
     def _file_entry(self, path: str) -> FileEntry:
-        """What the manifest says of one file; ``NotFound`` if there is none."""
+        """Return the manifest's entry of one file; ``NotFound`` if there is none."""
         for file in self._opened.manifest.files:
             if file.path == path:
                 return file
@@ -354,7 +354,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         )
 
     def _file_pieces(self, file: FileEntry) -> list[PlacedPiece]:
-        """The chunks of a file in order; ``begin`` counts from behind its header.
+        """Return the chunks of a file in order; ``begin`` counts from behind its header.
 
         Raises ``UsageError`` for a file that patches change: its bytes lie in no chunks.
         """
@@ -484,7 +484,12 @@ def checked_names(names: Iterable[str]) -> Iterable[str]:
 
 
 def counted(progress: Progress | None, total: int) -> Callable[[int], None] | None:
-    """``progress`` of ``total`` bytes as something that is told the bytes of each chunk."""
+    """Return a function that takes the bytes of each chunk and tells ``progress`` their sum.
+
+    Args:
+        progress: Called with bytes done and bytes in all; ``None`` gives ``None``.
+        total: Bytes in all.
+    """
     if progress is None:
         return None
     lock = threading.Lock()

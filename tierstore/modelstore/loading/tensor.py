@@ -63,7 +63,7 @@ class Tensor:
 
     @property
     def _content(self) -> Content:
-        """How the bytes of its version are reached."""
+        """The layout and the reader of the tensor's version."""
         return self._base.content
 
     @property
@@ -186,8 +186,8 @@ class Tensor:
         """Read a part: the first dimension by int, slice, list or integer array.
 
         Raises:
-            IndexError: a row is out of range.
-            UsageError: the dtype has no numpy counterpart (sub-byte dtypes).
+            IndexError: A row is out of range.
+            UsageError: The dtype has no numpy counterpart (sub-byte dtypes).
         """
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
         everything = first is Ellipsis or first is None or (isinstance(key, tuple) and not key)
@@ -254,7 +254,7 @@ def read_tensors(
 
     Args:
         tensors: The tensors.
-        on_chunk: Is told the plain bytes of what has come, below the patches.
+        on_chunk: Called with the plain bytes that have come; those of patches are not counted.
     """
     if not tensors:
         return []
@@ -295,7 +295,7 @@ def hot_tensors(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]
 
 
 def _hot_bases(tensors: Sequence[Tensor]) -> list[npt.NDArray[np.uint8] | None]:
-    """What lies below the patches, where it is hot on this node."""
+    """Return what the patches lie on; ``None`` for what is not hot on this node."""
     if not tensors:
         return []
     content = tensors[0]._content

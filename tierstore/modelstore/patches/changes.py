@@ -1,4 +1,4 @@
-"""What a trainer changes in a model, brought into the one form in which patches are stored."""
+"""Changes to a model as a user gives them, and their encoding as a patch file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,14 +145,14 @@ def encode_changes(
     """Bring changes into the stored form: indices rise, none comes twice. Everything is copied.
 
     Args:
-        base: digest of the version that they are for.
-        changes: by the tensor's name.
-        targets: the tensors that the base has, by name.
-        title: names the base in messages.
+        base: Digest of the version that the changes are for.
+        changes: The change to each tensor, by the tensor's name.
+        targets: The tensors that the base has, by name.
+        title: Name of the base in messages.
 
     Raises:
-        TensorMissing: the base has no such tensor.
-        UsageError: nothing is given, a dtype or shape differs, or an index is out of range.
+        TensorMissing: The base has no such tensor.
+        UsageError: There is no change, a dtype or shape differs, or an index is out of range.
     """
     if not changes:
         raise UsageError("a patch changes at least one tensor; none was given")
@@ -167,8 +168,8 @@ def encode_file(path: str | os.PathLike[str]) -> EncodedPatch:
     """Read a patch file; its indices may come in any order and twice, the last one wins.
 
     Raises:
-        InvalidSafetensors: it is no patch.
-        UsageError: an index is out of range.
+        InvalidSafetensors: The file is no patch.
+        UsageError: An index is out of range.
     """
     file = DiskFile(PATCH_PATH, Path(path))
     assert file.header is not None
@@ -227,7 +228,7 @@ def _piece(name: str, change: TensorChange, target: TargetTensor) -> _Piece:
     count = 1
     indices = None
     if isinstance(change, Rows | Elements):
-        limit = target.shape[0] if kind == "rows" and target.shape else _product(target.shape)
+        limit = target.shape[0] if kind == "rows" and target.shape else prod(target.shape)
         if kind == "rows" and not target.shape:
             raise UsageError(f"tensor {name!r} is a scalar and has no rows; give Dense or Elements")
         indices = _checked(name, kind, _array(change.indices), limit)
@@ -237,15 +238,15 @@ def _piece(name: str, change: TensorChange, target: TargetTensor) -> _Piece:
     }  # fmt: skip
     given, expected = (values.dtype, values.shape), (dtype, whole[kind])
     if DTYPES[dtype].numpy is None and kind != "elements":
-        row_bytes = _product(target.shape[1:]) * DTYPES[dtype].bits // 8
-        nbytes = _product(target.shape) * DTYPES[dtype].bits // 8
+        row_bytes = prod(target.shape[1:]) * DTYPES[dtype].bits // 8
+        nbytes = prod(target.shape) * DTYPES[dtype].bits // 8
         expected = ("U8", (count, row_bytes) if kind == "rows" else (nbytes,))
     if given != expected:
         raise UsageError(
             f"the {kind} for tensor {name!r} are {given[0]} {list(given[1])}; its dtype and shape "
             f"ask for {expected[0]} {list(expected[1])}"
         )
-    data = np.empty(_product(given[1]) * DTYPES[given[0]].bits // 8, np.uint8)
+    data = np.empty(prod(given[1]) * DTYPES[given[0]].bits // 8, np.uint8)
     if data.nbytes:
         values.read_into(0, data.data)
     return _Piece(kind, dtype, target.shape, indices, data)
@@ -260,7 +261,10 @@ def _array(indices: Any) -> npt.NDArray[Any]:
 
 
 def _checked(name: str, kind: PatchKind, indices: npt.NDArray[Any], limit: int) -> Indices:
-    """Indices as they were given; ``UsageError`` unless all are integers from 0 below ``limit``."""
+    """Return the indices as int64.
+
+    Raises ``UsageError`` unless they are integers from 0 up to, but not including, ``limit``.
+    """
     if indices.dtype.kind not in "iu" or indices.ndim != 1:
         raise UsageError(
             f"the indices of {kind} for tensor {name!r} are {indices.dtype} in {indices.ndim} "
@@ -277,8 +281,9 @@ def _checked(name: str, kind: PatchKind, indices: npt.NDArray[Any], limit: int) 
 
 
 def _last_of_each(indices: Indices) -> npt.NDArray[np.int64] | None:
-    """Which of the given places to take so that indices rise and of equal ones the last stays;
-    ``None`` when that is all of them as they are.
+    """Return the positions to keep, in order, so that indices rise and the last of equals stays.
+
+    ``None`` when the indices rise already.
     """
     if (np.diff(indices) > 0).all():
         return None
@@ -320,10 +325,3 @@ def _place(
     if part.unit_bytes:
         given = piece.values.reshape(-1, part.unit_bytes)
         values.reshape(-1, part.unit_bytes)[:] = given if order is None else given[order]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,14 +39,14 @@ if TYPE_CHECKING:
 
 
 class Patch:
-    """What changed from one version to the next; applied to the one it gives the other.
+    """The changes from one version to the next: applied to the first, they give the second.
 
     Obtained from ``Store.patches``, ``Patch.of`` or ``Patch.open``. One of a store is read when it
     is used. Indices rise, and none comes twice.
 
     Attributes:
         base: Digest of the version that it is for.
-        parts: What happens to each tensor, by its name: ``kind``, ``dtype``, ``shape``, ``count``.
+        parts: The change to each tensor, by its name: ``kind``, ``dtype``, ``shape``, ``count``.
         version: The version that it gives; ``None`` unless it came from a store.
         stored_bytes: The bytes that it takes in the store; ``None`` unless it came from there.
 
@@ -70,13 +71,13 @@ class Patch:
     ) -> None:  # fmt: skip
         self._header, self._spec, self._read = header, spec, read
         self.base: Digest = spec.base
-        """The version that it is for."""
+        """Digest of the version that the patch is for."""
         self.parts: Mapping[str, PatchPart] = spec.parts
-        """What happens to each tensor, by its name: ``kind``, ``dtype``, ``shape``, ``count``."""
+        """The change to each tensor, by its name: ``kind``, ``dtype``, ``shape``, ``count``."""
         self.version = version
-        """The version that it gives; ``None`` unless it came from a store."""
+        """The version that the patch leads to; ``None`` unless the patch came from a store."""
         self.stored_bytes = stored_bytes
-        """What it takes in the store; ``None`` unless it came from there."""
+        """Bytes that the patch takes in the store; ``None`` unless it came from there."""
         self._stats = stats
 
     @classmethod
@@ -89,13 +90,14 @@ class Patch:
         """Make a patch without a store, in a trainer for example.
 
         Args:
-            base: digest of the version that it is for; as text 64 hex digits, also after ``b3:``.
+            base: Digest of the version that the patch is for; as text, its 64 hex digits, with or
+                without ``b3:`` before them.
             changes: ``Rows``, ``Elements`` or ``Dense`` by the tensor's name. They are copied.
-            shapes: of the base's tensors, by name; those that are changed are enough.
+            shapes: Shapes of the base's tensors by name; those that are changed are enough.
 
         Raises:
-            NotFound: a tensor has no shape.
-            UsageError: nothing is given, a shape does not fit, or an index is out of range.
+            TensorMissing: ``shapes`` lacks a tensor that is changed; also a ``NotFound``.
+            UsageError: There is no change, a shape does not fit, or an index is out of range.
         """
         digest = base if isinstance(base, Digest) else Digest.from_hex(base.removeprefix("b3:"))
         targets = {name: TargetTensor(None, tuple(shape)) for name, shape in shapes.items()}
@@ -106,15 +108,15 @@ class Patch:
         """Read a patch file that ``save``, or anybody else by format/SPEC.md 7.1, wrote.
 
         Raises:
-            NotFound: there is no such file.
-            InvalidSafetensors: it is no patch.
-            UsageError: an index is out of range.
+            NotFound: There is no such file.
+            InvalidSafetensors: The file is no patch.
+            UsageError: An index is out of range.
         """
         return cls.in_memory(encode_file(path))
 
     @classmethod
     def in_memory(cls, encoded: EncodedPatch) -> Patch:
-        """A patch of what was encoded."""
+        """Return a patch whose bytes are in memory already."""
 
         def read(infos: Sequence[TensorInfo]) -> list[Bytes]:
             return [encoded.body[info.begin : info.end] for info in infos]
@@ -127,12 +129,12 @@ class Patch:
 
     @property
     def stats(self) -> LoadStats | None:
-        """What reading it has cost so far; ``None`` unless it came from a store."""
+        """The cost of reading the patch so far; ``None`` unless it came from a store."""
         return None if self._stats is None else self._stats()
 
     @property
     def nbytes(self) -> int:
-        """Plain bytes of its indices and values."""
+        """Plain bytes of the indices and values."""
         return self._header.data_size
 
     def changes(self, names: Iterable[str] | None = None) -> dict[str, TensorChange]:
@@ -159,13 +161,13 @@ class Patch:
         All is checked and read before the first byte is written.
 
         Args:
-            state: writable, contiguous numpy arrays or torch tensors on the CPU, by name, that
-                hold the base. Others than those that change may be missing.
-            names: of the tensors to change; all that the patch changes by default.
+            state: Writable, contiguous numpy arrays or torch tensors on the CPU, by name, that
+                hold the base. Tensors that do not change may be missing.
+            names: Names of the tensors to change; all that the patch changes by default.
 
         Raises:
             NotFound: ``state`` lacks a tensor, or the patch does not change one of ``names``.
-            UsageError: a dtype or shape differs, or a tensor cannot be written to.
+            UsageError: A dtype or shape differs, or a tensor cannot be written to.
         """
         targets = {name: _target(state, self._part(name)) for name in self._chosen(names)}
         loaded = self._loaded(targets)
@@ -177,8 +179,9 @@ class Patch:
                 scatter(out, part.unit_bytes, indices, values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as a safetensors file, which ``Store.patch`` takes; one that is there is
-        replaced.
+        """Write the patch as a safetensors file, which ``Store.patch`` takes.
+
+        A file that is there is replaced.
         """
         target = Path(path)
         data = self._read(self._header.tensors)
@@ -188,7 +191,7 @@ class Patch:
                 out.write(part.data)
 
     def encoded(self) -> EncodedPatch:
-        """All of it in memory, as it is stored."""
+        """Read the whole patch and return it in its stored form."""
         parts = self._read(self._header.tensors)
         body = np.concatenate([np.empty(0, np.uint8), *parts])
         return EncodedPatch(self._header, self._spec, body)
@@ -218,7 +221,7 @@ class Patch:
 
 
 def _rising(part: PatchPart, data: Bytes) -> np.ndarray[Any, Any]:
-    """The indices; what would write out of place is refused."""
+    """Return the indices; ``Damaged`` unless they rise and lie within the tensor."""
     indices = data.view("<i8")
     if len(indices) and not (
         indices[0] >= 0 and indices[-1] < part.limit and (np.diff(indices) > 0).all()
@@ -231,7 +234,7 @@ def _target(state: Mapping[str, Any], part: PatchPart) -> Bytes:
     name = part.target
     if name not in state:
         raise NotFound(f"there is no tensor {name!r} to patch: give it, or leave it out of 'names'")
-    nbytes = _nbytes(part)
+    nbytes = prod(part.shape) * DTYPES[part.dtype].bits // 8
     found = array_bytes(name, state[name])
     packed = DTYPES[part.dtype].numpy is None
     expected = ("U8", (nbytes,)) if packed else (part.dtype, part.shape)
@@ -241,10 +244,3 @@ def _target(state: Mapping[str, Any], part: PatchPart) -> Bytes:
             f"{expected[0]} {list(expected[1])}"
         )
     return np.frombuffer(writable_bytes(name, state[name], nbytes), np.uint8)
-
-
-def _nbytes(part: PatchPart) -> int:
-    total = 1
-    for extent in part.shape:
-        total *= extent
-    return total * DTYPES[part.dtype].bits // 8

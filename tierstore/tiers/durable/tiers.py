@@ -198,7 +198,7 @@ class DurableTiers(BlobStore):
             tier.blobs.close()
 
     def order_of(self, key: str, count: int) -> Iterable[int]:
-        """The numbers of the tiers in the order in which to ask them."""
+        """Return the numbers of the tiers in the order in which to ask them."""
         with self._lock:
             first, seen = self._where.get(key, (0, 0.0))
         if not 0 < first < count or time.monotonic() - seen > _ASK_AGAIN_S:
@@ -218,7 +218,7 @@ class DurableTiers(BlobStore):
                 self._where.popitem(last=False)
 
     def forget(self, key: str, tier: DurableTier, number: int) -> None:
-        """Remember no longer that a tier has a blob: it says that it has not."""
+        """Forget that a tier has a blob, and count a miss: the tier says that it lacks it."""
         tier.stats.count(misses=1)
         with self._lock:
             if self._where.get(key, (-1, 0.0))[0] == number:
