@@ -63,7 +63,7 @@ UNSUPPORTED = {
     "encrypted": frame(flags=1),
     "an unknown flag": frame(flags=128),
     "a key": frame(key_id=1),
-    "an unknown codec": frame(codec=4),
+    "an unknown codec": frame(codec=255),
     "planes of an unknown dtype": frame(codec=2, dtype=51),
     "a delta of an unknown dtype": frame(**DELTA | {"dtype": 51}),
 }

@@ -294,7 +294,7 @@ def test_are_chosen_by_name() -> None:
     for name in POLICIES:
         policy = make(name, 5)
         assert (policy.name, policy.capacity_bytes, policy.used_bytes) == (name, 5, 0)
-    with pytest.raises(ConfigError, match=r"no placement policy 'lru'; use one of: .*s3fifo"):
-        make("lru", 5)
+    with pytest.raises(ConfigError, match=r"no placement policy 'belady'; use one of: .*s3fifo"):
+        make("belady", 5)
     with pytest.raises(ConfigError, match="-1 bytes"):
         make("s3fifo", -1)

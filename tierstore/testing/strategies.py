@@ -10,7 +10,7 @@ from typing import Any, get_args
 import blake3
 from hypothesis import strategies as st
 
-from tierstore.codecs import DELTA
+from tierstore.codecs import CODECS
 from tierstore.errors import InvalidName
 from tierstore.format.dtypes import DTYPE_CODES, DTYPES
 from tierstore.format.frame import BasePiece, build_head
@@ -30,6 +30,10 @@ from tierstore.format.table import ChunkPlace
 from tierstore.ids import check_name
 
 MAX_SEQ = 999_999_999
+
+
+_STANDALONE = [codec.id for codec in CODECS.values() if not codec.needs_base]
+_WITH_BASES = [codec.id for codec in CODECS.values() if codec.needs_base]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,12 @@ def frames(draw: st.DrawFn) -> FrameParts:
     edges = [0, 1, 7, (1 << log2) - 1, 1 << log2, (1 << log2) + 1]
     size = draw(st.one_of(st.sampled_from(edges), st.integers(0, 3 << log2)))
     plain = draw(noise(size))
-    codec = draw(st.integers(0, DELTA if size else DELTA - 1))
+    codec = draw(st.sampled_from([*_STANDALONE, *_WITH_BASES] if size else _STANDALONE))
     blocks = -(-size // (1 << log2))
     payload = draw(noise(draw(st.integers(0, size))))
     ends = list(accumulate(draw(_parts_of(len(payload), blocks)))) if blocks else []
     bases: list[BasePiece] = []
-    if codec == DELTA:
+    if codec in _WITH_BASES:
         lengths = draw(_parts_of(size, draw(st.integers(1, 5))))
         offsets = st.integers(0, 2**32 - 1)
         bases = [BasePiece(draw(digests()), draw(offsets), length) for length in lengths]
@@ -123,7 +127,7 @@ def pack_frames(draw: st.DrawFn) -> list[PackFrame]:
         plain = bytes([number]) + draw(noise(draw(st.integers(0, 40))))
         digest = blake3.blake3(plain).digest()
         bases = tuple(draw(st.lists(digests(), max_size=3)))
-        codec = DELTA if bases else draw(st.integers(0, 2))
+        codec = draw(st.sampled_from(_WITH_BASES if bases else _STANDALONE))
         pieces = [BasePiece(base, 0, 0) for base in bases]
         if pieces:
             pieces[0] = BasePiece(bases[0], 0, len(plain))
@@ -154,7 +158,7 @@ def places(draw: st.DrawFn) -> tuple[list[ChunkPlace], dict[bytes, int]]:
         head = draw(st.integers(88, 70000))
         length = head + draw(st.integers(0, plain))
         offset = draw(st.integers(64, 128 << 20))
-        codec = DELTA if bases else draw(st.sampled_from([0, 1, 2]))
+        codec = draw(st.sampled_from(_WITH_BASES if bases else _STANDALONE))
         found[digest] = ChunkPlace(digest, pack, offset, length, head, plain, codec, bases)
         sizes[pack] = max(sizes[pack], offset + length + draw(st.integers(0, 100)))
     return list(found.values()), sizes
