@@ -18,7 +18,7 @@ from tierstore.tiers.activity import COUNTERS, EVERY_S, ProcessActivity, TierCou
 from tierstore.wiring.tiers import activity_folder
 
 _SURVEY_S = 30.0
-WINDOW_S = 3600.0
+_WINDOW_S = 3600.0
 """Seconds for which the reports of a process are counted."""
 
 
@@ -84,11 +84,11 @@ class Overview:
         return sum(tier.counts.hit_bytes for tier in self.tiers)
 
 
-def overview(store: Store, window_s: float = WINDOW_S) -> Overview:
+def overview(store: Store) -> Overview:
     """Sum up the activity of this node's processes that read a store; reads local files only."""
     now = time.time()
     folder = activity_folder(store._parts.settings, store._parts.home.config.store_id)
-    seen = list(activities(folder, now - window_s))
+    seen = list(activities(folder, now - _WINDOW_S))
     roles: dict[str, Role | Literal["home"]] = {}
     if store._parts.hot.local is not None:  # it may be one that only this node's file knows
         roles[store._parts.hot.local.name] = "hot"

@@ -1,4 +1,4 @@
-"""A blob store in this process's memory, for tests and as a private hot tier."""
+"""A blob store in this process's memory, for tests; ``memory://`` is opened through fsspec."""
 
 from __future__ import annotations
 

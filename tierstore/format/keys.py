@@ -64,12 +64,17 @@ def unsegment(text: str) -> str:
     return unquote(text, errors="strict")
 
 
+def model_prefix(model: str) -> str:
+    """Return the prefix of all ref logs of a model."""
+    return f"{REFS}{segment(model)}/"
+
+
 def ref_prefix(model: str, name: str) -> str:
     """Return the prefix of a ref log: ``versions``, ``alias/<alias>`` or ``variant/<variant>``."""
     for folder in (ALIASES, VARIANTS):
         if name.startswith(folder):
             name = folder + segment(name.removeprefix(folder))
-    return f"{REFS}{segment(model)}/{name}/"
+    return f"{model_prefix(model)}{name}/"
 
 
 def entry_key(prefix: str, seq: int) -> str:

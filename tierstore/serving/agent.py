@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -51,7 +51,6 @@ class Agent:
         store: Open store; the agent does not close it.
         every_s: Seconds from the end of one round to the start of the next.
         budget: Bandwidth that moves may use; ``None`` for no limit.
-        stop: Event that ends the agent.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class Agent:
         *,
         every_s: float = 60.0,
         budget: Budget | None = None,
-        stop: threading.Event | None = None,
     ) -> None:
         self._store, self._every_s, self._budget = store, every_s, budget
-        self.stop = stop or threading.Event()
+        self.stop = threading.Event()
+        """Ends the agent once it is set."""
         self.stats = AgentStats()
         self._placement, self._rebasing = store.placement, store._parts.rebasing
         self._newest: dict[str, int] = {}
@@ -194,13 +193,9 @@ def ended_by_signals(stop: threading.Event) -> Iterator[None]:
 class JsonLines(logging.Formatter):
     """Formats records as JSON, one object per line: time, level, logger, message, own fields."""
 
-    def __init__(self, clock: Callable[[float], str] | None = None) -> None:
-        super().__init__()
-        self._clock = clock or _rfc3339
-
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {
-            "time": self._clock(record.created),
+            "time": _rfc3339(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

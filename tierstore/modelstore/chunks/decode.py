@@ -62,11 +62,9 @@ class FrameDecoder:
         hot: The hot tiers, asked first for parts of chunks and for the bases of deltas.
     """
 
-    def __init__(
-        self, pool: ReadPool, table: ChunkTable, keep_chunks: int, hot: HotTiers | None = None
-    ) -> None:
+    def __init__(self, pool: ReadPool, table: ChunkTable, keep_chunks: int, hot: HotTiers) -> None:
         self._pool, self._table = pool, table
-        self._hot = hot if hot is not None else HotTiers()
+        self._hot = hot
         self._bases = Recent(self._base_chunk, keep_chunks)
 
     def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:

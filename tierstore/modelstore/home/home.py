@@ -113,14 +113,11 @@ class Home:
 
     def aliases(self, model: str) -> list[str]:
         """Return the names of all aliases of a model, removed ones included, sorted."""
-        prefix = keys.ref_prefix(model, keys.VERSION_LOG).removesuffix(keys.VERSION_LOG + "/")
-        found = self.blobs.list_folders(prefix + keys.ALIASES)
-        return sorted(_names(found))
+        return sorted(_names(self.blobs.list_folders(keys.model_prefix(model) + keys.ALIASES)))
 
     def variants(self, model: str) -> list[str]:
         """Return the names of all variants that versions of a model have, sorted."""
-        prefix = keys.ref_prefix(model, keys.VERSION_LOG).removesuffix(keys.VERSION_LOG + "/")
-        return sorted(_names(self.blobs.list_folders(prefix + keys.VARIANTS)))
+        return sorted(_names(self.blobs.list_folders(keys.model_prefix(model) + keys.VARIANTS)))
 
     def manifest(self, digest: Digest) -> Manifest:
         """Return the manifest with this digest, verified."""

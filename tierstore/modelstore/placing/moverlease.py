@@ -34,9 +34,10 @@ _log = logging.getLogger("tierstore.mover")
 class HeldLease:
     """The right to move packs; a context manager. Not thread-safe.
 
+    It ends after a minute unless it is renewed.
+
     Args:
         home_blobs: The store's home.
-        ttl_s: Seconds after which the lease ends unless it is renewed.
         clock: Returns seconds and never goes backwards.
 
     Raises (on entering):
@@ -47,7 +48,6 @@ class HeldLease:
         self,
         home_blobs: BlobStore,
         *,
-        ttl_s: int = TTL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._home_blobs, self._clock = home_blobs, clock
@@ -57,7 +57,7 @@ class HeldLease:
             who=whoami(),
             host=socket.gethostname(),
             pid=os.getpid(),
-            ttl_s=ttl_s,
+            ttl_s=TTL_S,
         )
         self._renewed = 0.0
 

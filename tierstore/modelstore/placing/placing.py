@@ -84,20 +84,15 @@ class Placement:
         home: The store's home.
         pins: The store's pins.
         heat: Returns the bytes read of each pack by all nodes, decayed to now.
-        stats: Counters for the mover.
     """
 
     def __init__(
-        self,
-        home: Home,
-        pins: Pins,
-        heat: Callable[[], Mapping[bytes, float]] = dict,
-        *,
-        stats: MoverStats | None = None,
+        self, home: Home, pins: Pins, heat: Callable[[], Mapping[bytes, float]] = dict
     ) -> None:
         self._home, self._pins, self._heat = home, pins, heat
         self._graph = PackGraph(home)
-        self.stats = stats or MoverStats()
+        self.stats = MoverStats()
+        """Counts of all moves so far."""
 
     def __repr__(self) -> str:
         return f"<Placement of {self._home.blobs.url}>"
