@@ -64,13 +64,14 @@ class Backend:
     """One kind of storage.
 
     Attributes:
-        name: Short name, in messages and for ``tierstore init --NAME``.
+        name: Short name, in messages; a flag of ``tierstore init`` for a cache has the same.
         schemes: URL schemes; a plain path is a ``file``, and ``fsspec+`` stands for every scheme
             that begins so.
         roles: Roles that a tier there may have; the first is the one that its URL suggests.
         opener: Function that opens the storage.
         example: How its URL is written, for messages.
-        options: Parsers of its options; ``None`` passes any option on to fsspec as text.
+        options: Parsers of its options; ``None`` passes any option on to fsspec as text. A cache
+            needs ``prefix``, which it is always given.
         libraries: Packages that are imported to open it, beside those that tierstore always has.
         extra: Extra of tierstore that installs these packages.
         servers: Function that asks the servers of an opened cache about themselves.
@@ -489,7 +490,10 @@ def _request(place: Place) -> Request:
 
 
 def _cache_request(place: Place) -> Request:
-    options = read_options(f"tier {place.spec.name!r}", place.spec.options, _CACHE_OPTIONS)
+    backend = backend_of(place.spec.url)
+    cache = backend if backend is not None and not backend.durable else None
+    known = _CACHE_OPTIONS if cache is None or cache.options is None else cache.options
+    options = read_options(f"tier {place.spec.name!r}", place.spec.options, known)
     options.setdefault("prefix", f"ts:{place.store_id[:16]}:")
     return replace(_request(place), options=options)
 
