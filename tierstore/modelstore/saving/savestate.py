@@ -28,8 +28,8 @@ class SourceChunk:
 
 
 @dataclass(slots=True)
-class FramedChunk:
-    """A chunk after encoding; ``frame`` is ``None`` when the chunk is stored already."""
+class HashedChunk:
+    """A chunk with its digest; ``frame`` is ``None`` when the chunk is stored already."""
 
     digest: bytes
     frame: Frame | None
@@ -43,7 +43,7 @@ class EncodedBatch(NamedTuple):
         held: The buffers that their frames lie in.
     """
 
-    chunks: list[FramedChunk]
+    chunks: list[HashedChunk]
     held: list[mmap.mmap]
 
 

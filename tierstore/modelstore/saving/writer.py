@@ -45,7 +45,7 @@ from tierstore.modelstore.saving.base_selection import BaseSelection
 from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES
 from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing, encoders
 from tierstore.modelstore.saving.packer import Packer
-from tierstore.modelstore.saving.savestate import EncodedBatch, FramedChunk, SaveState, SourceChunk
+from tierstore.modelstore.saving.savestate import EncodedBatch, HashedChunk, SaveState, SourceChunk
 from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 from tierstore.modelstore.version import SaveStats
 from tierstore.progress import Progress
@@ -232,7 +232,7 @@ class Writer:
             digest = digest_of(plain).raw
             stored = self._is_stored(digest) or self._is_in_base(digest, chunk)
             frame = None if stored else self._frame(framing, digest, plain, chunk)
-            results.append(FramedChunk(digest, frame))
+            results.append(HashedChunk(digest, frame))
         return EncodedBatch(results, framing.finish())
 
     def _is_stored(self, digest: bytes) -> bool:

@@ -51,8 +51,8 @@ _LONGEST_SLEEP_S = 5.0
 Status = Literal["done", "skipped", "failed"]
 
 
-class HeldLease(Protocol):
-    """The right to move the packs of a store; see ``modelstore.placing.moverlease``."""
+class MoveRight(Protocol):
+    """The right to move the packs of a store, as ``modelstore.placing.moverlease`` gives it."""
 
     def keep(self) -> None:
         """Renew the lease if it is time to; ``Conflict`` when another mover has it."""
@@ -121,7 +121,7 @@ class Mover:
     def __init__(
         self,
         tiers: DurableTiers,
-        lease: HeldLease,
+        lease: MoveRight,
         *,
         budget: Budget | None = None,
         stop: threading.Event | None = None,
