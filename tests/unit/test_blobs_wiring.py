@@ -11,11 +11,12 @@ import pytest
 
 from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.blobs.local.store import LocalStore
+from tierstore.blobs.memory import MemoryStore
 from tierstore.blobs.objects.store import ObjectStore
 from tierstore.config import NodeTier
 from tierstore.errors import BackendError, ConfigError, NotFound
 from tierstore.format.tiers import TierSpec
-from tierstore.wiring import open_blobs
+from tierstore.wiring import backends, open_blobs
 from tierstore.wiring.backends import BACKENDS, Backend, Place, open_tier
 
 
@@ -135,3 +136,22 @@ def test_a_cache_is_no_durable_tier_and_only_a_directory_is_hot(backend: Backend
         spec = TierSpec(name="t", role="hot", url=url)
         with pytest.raises(ConfigError, match="a directory of this node"):
             open_tier(Place(spec, NodeTier(), "00" * 16))
+
+
+def test_a_cache_takes_the_options_of_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def opener(request: backends.Request) -> MemoryStore:
+        asked.append(request.options)
+        return MemoryStore()
+
+    own = Backend(
+        "shelf", ("shelf",), ("shared",), opener, options={"prefix": str, "room_bytes": int}
+    )
+    monkeypatch.setattr(backends, "BACKENDS", (*BACKENDS, own))
+    spec = TierSpec(name="t", role="shared", url="shelf://x", options={"room_bytes": "7"})
+    open_tier(Place(spec, NodeTier(), "00" * 16))
+    assert asked == [{"room_bytes": 7, "prefix": f"ts:{'00' * 8}:"}]
+    wrong = TierSpec(name="t", role="shared", url="shelf://x", options={"ttl_s": "7"})
+    with pytest.raises(ConfigError, match="no option 'ttl_s': known are prefix, room_bytes"):
+        open_tier(Place(wrong, NodeTier(), "00" * 16))
