@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import gc
 import os
 import resource
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tierstore.modelstore.store import Store
-from tierstore.testing.faulty import Crashed
+from tests.between import close_stores, give_back, open_stores, stores_noted
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 pytest_plugins = ["tests.servers.plugin"]
 
-_LIBC = ctypes.CDLL(None)
 _LARGEST_BYTES = 3 << 29
 """What one process of a run may take: 1.5 GiB."""
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER")
@@ -49,28 +44,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_GROWN_BYTES = 64 << 20
-_kept_bytes = 0
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * _PAGE_BYTES
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Give memory that tests have freed back to the system, once it has become much.
-
-    It lies in the arenas of threads that have ended; a worker would grow to several GiB.
-    """
-    global _kept_bytes
     yield
-    if _resident_bytes() > _kept_bytes + _GROWN_BYTES:
-        gc.collect()
-        _LIBC.malloc_trim(0)
-        _kept_bytes = _resident_bytes()
+    give_back()
 
 
 def _largest_bytes() -> int:
@@ -90,13 +67,16 @@ class _Memory:
         told = getattr(node, "workeroutput", {})
         self.largest_bytes = max(self.largest_bytes, told.get("largest_bytes", 0))
 
+    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.largest_bytes = max(self.largest_bytes, _largest_bytes())
+        if self.largest_bytes > _LARGEST_BYTES and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         line = f"largest process: {self.largest_bytes >> 20} MiB"
         if large := self.largest_bytes > _LARGEST_BYTES:
-            line += f", more than the {_LARGEST_BYTES >> 20} that it should need"
+            line += f", more than the {_LARGEST_BYTES >> 20} that it may take"
         terminalreporter.write_line(line, red=large)
 
 
@@ -110,30 +90,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _opened() -> Iterator[list[Store]]:
-    """Every store that is opened from now on in this process."""
-    opened: list[Store] = []
-    init = Store.__init__
-
-    @functools.wraps(init)
-    def noted(self: Store, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        opened.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "__init__", noted)
-        yield opened
+def _noted() -> Iterator[None]:
+    with stores_noted():
+        yield
 
 
 @pytest.fixture(autouse=True)
-def _closed(_opened: list[Store]) -> Iterator[None]:
-    """Stores that a test leaves open are closed: their threads would hold all that is in memory."""
-    before = len(_opened)
+def _closed(_noted: None) -> Iterator[None]:
+    before = open_stores()
     yield
-    for store in _opened[before:]:
-        with contextlib.suppress(Exception, Crashed):
-            store.close()
-    del _opened[before:]
+    close_stores(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from safetensors.numpy import save_file
 
+from tests.between import close_stores, give_back
 from tests.integration.kit import MIB, created, equal, opened
 from tierstore import Dense, Elements, Rows
 from tierstore.blobs.memory import MemoryStore
@@ -60,6 +61,8 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "root"):
             self.store.close()
             shutil.rmtree(self.root)
+            close_stores()
+            give_back()
 
     def _saved(self, model: str, content: Content, alias: str | None) -> None:
         own = self.versions.setdefault(model, [])

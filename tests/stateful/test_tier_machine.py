@@ -27,6 +27,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.between import close_stores, give_back
 from tests.integration.kit import MIB, equal
 from tests.integration.kit import settings as store_settings
 from tierstore.blobs.memory import MemoryStore
@@ -112,6 +113,8 @@ class TierMachine(RuleBasedStateMachine):
         assert not bad, bad
         self.store.close()
         shutil.rmtree(self.root)
+        close_stores()
+        give_back()
 
     # The machine
 
