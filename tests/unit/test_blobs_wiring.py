@@ -155,3 +155,34 @@ def test_a_cache_takes_the_options_of_its_own_row(monkeypatch: pytest.MonkeyPatc
     wrong = TierSpec(name="t", role="shared", url="shelf://x", options={"ttl_s": "7"})
     with pytest.raises(ConfigError, match="no option 'ttl_s': known are prefix, room_bytes"):
         open_tier(Place(wrong, NodeTier(), "00" * 16))
+
+
+def test_storage_that_is_shared_takes_the_options_of_its_own_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def opener(request: backends.Request) -> MemoryStore:
+        asked.append((request.options, request.timeout_s))
+        return MemoryStore()
+
+    own = Backend("shelf", ("shelf",), ("warm", "shared"), opener, options={"room_bytes": int})
+    monkeypatch.setattr(backends, "BACKENDS", (*BACKENDS, own))
+    options = {"room_bytes": "7"}
+    spec = TierSpec(name="t", role="shared", url="shelf://x", timeout_ms=250, options=options)
+    open_tier(Place(spec, NodeTier(), "00" * 16))
+    assert asked == [({"room_bytes": 7}, 0.25)]
+
+
+@pytest.mark.parametrize("option", ["prefix", "ttl_s", "connections", "room_bytes"])
+def test_a_shared_directory_refuses_the_options_of_a_cache(tmp_path: Path, option: str) -> None:
+    spec = TierSpec(name="t", role="shared", url=tmp_path.as_uri(), options={option: "7"})
+    with pytest.raises(ConfigError, match=f"no option '{option}': known are none"):
+        open_tier(Place(spec, NodeTier(), "00" * 16))
+
+
+@pytest.mark.parametrize("name", ["GLACIER", "DEEP_ARCHIVE"])
+def test_a_shared_bucket_is_no_archive(name: str) -> None:
+    spec = TierSpec(name="t", role="shared", url="s3://b/p", options={"storage_class": name})
+    with pytest.raises(ConfigError, match="a shared tier is read at once"):
+        open_tier(Place(spec, NodeTier(), "00" * 16))

@@ -441,21 +441,35 @@ def open_tier(place: Place, *, create: bool = False) -> BlobStore:
     spec = place.spec
     if spec.role == "hot":
         return _open(Request(str(hot_directory(spec)), {}, NodeTier(), create=create), {})
-    if spec.role in DURABLE:
-        texts = _own_options(spec)
-        if is_archive(spec):
-            del texts["storage_class"]  # packs are frozen once they were written and verified
-        return _open(replace(_request(place), create=create), texts)
-    asked, backend = _cache_request(place), backend_of(spec.url)
-    if backend is None or backend.durable:
-        return _open(Request(spec.url, {}, place.node, create=create), {})
-    return _opened(backend, asked)
+    if spec.role == "shared":
+        return _open_shared(place, create=create)
+    texts = _own_options(spec)
+    if is_archive(spec):
+        del texts["storage_class"]  # packs are frozen once they were written and verified
+    return _open(replace(_request(place), create=create), texts)
+
+
+def _open_shared(place: Place, *, create: bool) -> BlobStore:
+    spec, backend = place.spec, backend_of(place.spec.url)
+    if backend is not None and not backend.durable:
+        return _opened(backend, _cache_request(place, backend))
+    if _freezes(spec):
+        raise ConfigError(
+            f"tier {spec.name!r}: storage_class={spec.options['storage_class']} is read only after "
+            "a restore, so it is for warm and cold tiers; a shared tier is read at once"
+        )
+    return _open(replace(_request(place), create=create), spec.options)
 
 
 def is_archive(spec: TierSpec) -> bool:
     """Return whether a tier's packs can be read only after a restore."""
+    return spec.role in DURABLE and _freezes(spec)
+
+
+def _freezes(spec: TierSpec) -> bool:
+    """Return whether a tier's storage class is one of an archive."""
     chosen, backend = spec.options.get("storage_class"), backend_of(spec.url)
-    if not chosen or spec.role not in DURABLE or backend is None or backend.archive is None:
+    if not chosen or backend is None or backend.archive is None:
         return False
     from tierstore.blobs.objects.archive import ARCHIVE_CLASSES
 
@@ -476,7 +490,7 @@ def open_heat(place: Place) -> RedisHeat:
     backend = backend_of(place.spec.url)
     assert backend is not None
     assert backend.heat is not None
-    return backend.heat(_cache_request(place))
+    return backend.heat(_cache_request(place, backend))
 
 
 def counts_heat(spec: TierSpec) -> bool:
@@ -489,11 +503,9 @@ def _request(place: Place) -> Request:
     return Request(place.spec.url, {}, place.node, place.spec.timeout_ms / 1000)
 
 
-def _cache_request(place: Place) -> Request:
-    backend = backend_of(place.spec.url)
-    cache = backend if backend is not None and not backend.durable else None
-    known = _CACHE_OPTIONS if cache is None or cache.options is None else cache.options
-    options = read_options(f"tier {place.spec.name!r}", place.spec.options, known)
+def _cache_request(place: Place, cache: Backend) -> Request:
+    assert cache.options is not None
+    options = read_options(f"tier {place.spec.name!r}", place.spec.options, cache.options)
     options.setdefault("prefix", f"ts:{place.store_id[:16]}:")
     return replace(_request(place), options=options)
 
