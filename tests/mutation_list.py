@@ -228,6 +228,14 @@ _FORMAT = (
         ("unit/test_format_patch.py::test_damage_is_refused",),
     ),
     Mutation(
+        "patch-requires",
+        "SPEC 7.1: a reader refuses a patch manifest that does not require what its file needs.",
+        "format/patch.py",
+        "if missing := [feature for feature in spec.features if feature not in requires]:",
+        "if missing := []:",
+        ("unit/test_format_patch.py::test_damage_is_refused",),
+    ),
+    Mutation(
         "ref-entry-number",
         "SPEC 9: sequence numbers run without gaps; an entry is of the number in its key.",
         "format/reflog.py",

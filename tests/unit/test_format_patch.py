@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from tierstore.errors import Damaged, InvalidSafetensors, UnsupportedFormat
-from tierstore.format.checks import digest_of
+from tierstore.format.checks import KNOWN_FEATURES, digest_of
 from tierstore.format.manifest import (
     FileEntry,
     Manifest,
@@ -21,7 +21,10 @@ from tierstore.format.manifest import (
     seal_manifest,
 )
 from tierstore.format.patch import (
+    PATCH_FORMS,
+    PatchForm,
     PatchInfo,
+    PatchKind,
     build_patch_header,
     parse_patch,
     touched_ranges,
@@ -124,6 +127,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "a chain above the limit": with_patch(chain=bytes(32) * 1024 + BASE.raw),
     "another base": with_patch(chain=BASE.raw + BELOW.raw),
     "a full one with a patch": changed(kind="full"),
+    "no feature": changed(requires=[]),
     "no patch": {name: value for name, value in fields().items() if name != "patch"},
     "no lineage": changed(lineage=[]),
     "another lineage": changed(lineage=[{"relation": "patch-of", "digest": BELOW.raw}]),
@@ -155,6 +159,35 @@ def test_the_cases_above_are_damage_of_one_thing_each() -> None:
     for good in (struct.pack("<4Q", 0, 5, 6, LAST), struct.pack("<4Q", 3, 3, LAST, LAST)):
         parse(with_touched(1, good))
     parse(with_patch(chain=bytes(32) * 1023 + BASE.raw))
+
+
+def test_a_kind_with_a_feature_of_its_own_is_newer_to_older_readers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PATCH_FORMS, "elements", PatchForm(None, "patch-points"))
+    written = manifest()
+    assert written.requires == ["patch", "patch-points"]
+    digest, sealed = seal_manifest(written)
+    with pytest.raises(UnsupportedFormat, match="the feature 'patch-points'"):
+        parse_manifest(sealed, digest, "manifest X")
+
+
+def test_every_kind_needs_features_that_are_known() -> None:
+    assert {form.feature for form in PATCH_FORMS.values()} <= KNOWN_FEATURES
+    assert list(PATCH_FORMS) == list(get_args(PatchKind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "limit", "unit_bytes", "values"),
+    [("rows", 5, 4, 48, (5, 6, 2)), ("elements", 5, 48, 4, (5,)), ("dense", 1, 1, 192, (4, 6, 2))],
+)
+def test_what_an_index_stands_for(
+    kind: PatchKind, count: int, limit: int, unit_bytes: int, values: tuple[int, ...]
+) -> None:
+    header = build_patch_header(BASE, [("w", kind, "F32", (4, 6, 2), count)])
+    part = parse_patch(header).parts["w"]
+    said = part.count, part.limit, part.unit_bytes, part.values.shape
+    assert said == (count, limit, unit_bytes, values)
 
 
 def test_another_kind_is_newer() -> None:

@@ -11,6 +11,7 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table
 from tierstore.cli.models import Message, Ref, version_fields
 from tierstore.cli.schemas import patches as schemas
+from tierstore.format.patch import PATCH_FORMS
 
 if TYPE_CHECKING:
     from tierstore.modelstore.patches.patches import Patch
@@ -108,9 +109,7 @@ def patches(
         columns = [
             Column("VERSION"),
             Column("TENSORS", True),
-            Column("ROWS", True),
-            Column("ELEMENTS", True),
-            Column("DENSE", True),
+            *(Column(kind.upper(), True) for kind in PATCH_FORMS),
             Column("SIZE", True),
             Column("STORED", True),
         ]
@@ -118,7 +117,7 @@ def patches(
             (
                 one.version or "-",
                 str(len(one.tensors)),
-                *(str(_count(one, kind)) for kind in ("rows", "elements", "dense")),
+                *(str(_count(one, kind)) for kind in PATCH_FORMS),
                 size(one.bytes),
                 size(one.stored_bytes),
             )

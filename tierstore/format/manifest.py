@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 
 from tierstore.errors import InvalidName, InvalidSafetensors, UsageError
-from tierstore.format.checks import PATCH_FEATURE, damaged, digest_of, unsupported
-from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info
+from tierstore.format.checks import damaged, digest_of, unsupported
+from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info, parse_patch
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal, unseal
 from tierstore.ids import DIGEST_BYTES, Buffer, Digest
@@ -78,7 +78,7 @@ class Manifest(Body, frozen=True, kw_only=True):
 def patch_manifest(file: FileEntry, patch: PatchInfo, chunk_size: int) -> Manifest:
     """Return the manifest of a patch version, whose patch file is ``file``."""
     return Manifest(
-        requires=[PATCH_FEATURE],
+        requires=parse_patch(parse_header(file.header, file.size)).features,
         kind=PATCH_KIND,
         chunk_size=chunk_size,
         files=(file,),
@@ -175,7 +175,8 @@ def _check_patch(manifest: Manifest, name: str) -> None:
     if [file.path for file in manifest.files] != [PATCH_PATH] or not manifest.files[0].header:
         damaged(name, f"its only file is not {PATCH_PATH}")
     file = manifest.files[0]
-    wrong = check_patch_info(info, parse_header(file.header, file.size), manifest.chunk_size)
+    header = parse_header(file.header, file.size)
+    wrong = check_patch_info(info, header, manifest.requires, manifest.chunk_size)
     if wrong:
         damaged(name, wrong)
     if [(one.relation, one.digest) for one in manifest.lineage] != [(PATCH_OF, info.base.raw)]:

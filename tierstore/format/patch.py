@@ -1,19 +1,41 @@
 """Patches: the changes to some tensors as a safetensors file (SPEC.md section 7.1)."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NamedTuple, NoReturn
 
 import msgspec
 
 from tierstore.errors import InvalidName, InvalidSafetensors
+from tierstore.format.checks import PATCH_FEATURE
 from tierstore.format.dtypes import dtype_bits
 from tierstore.format.safetensors import Header, TensorInfo, build_header
 from tierstore.ids import DIGEST_BYTES, Digest, split_digests
 
 PatchKind = Literal["rows", "elements", "dense"]
+
+
+class PatchForm(NamedTuple):
+    """How the patches of one kind are stored.
+
+    Attributes:
+        dimensions: Number of leading dimensions that an index counts through, in C order; ``None``
+            for all of them, 0 for a kind that has no indices.
+        feature: Feature that manifests with such a patch require.
+    """
+
+    dimensions: int | None
+    feature: str
+
+
+PATCH_FORMS: dict[PatchKind, PatchForm] = {
+    "rows": PatchForm(1, PATCH_FEATURE),
+    "elements": PatchForm(None, PATCH_FEATURE),
+    "dense": PatchForm(0, PATCH_FEATURE),
+}
+"""Every kind of patch, in the order in which they are shown."""
 
 PATCH_PATH = "patch.safetensors"
 PATCH_OF = "patch-of"
@@ -85,13 +107,12 @@ class PatchPart:
     @property
     def limit(self) -> int:
         """The bound that every index must stay below."""
-        return self.shape[0] if self.kind == "rows" else prod(self.shape)
+        return index_limit(self.kind, self.shape)
 
     @property
     def unit_bytes(self) -> int:
-        """Bytes of the row or element that one index stands for."""
-        count = prod(self.shape[1:]) if self.kind == "rows" else 1
-        return count * dtype_bits(self.dtype) // 8
+        """Bytes of the row or element that one index stands for; all bytes for ``dense``."""
+        return prod(unit_shape(self.kind, self.shape)) * dtype_bits(self.dtype) // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +121,34 @@ class PatchSpec:
 
     base: Digest
     parts: Mapping[str, PatchPart]
+
+    @property
+    def features(self) -> list[str]:
+        """The features that a manifest with this patch requires."""
+        own = {PATCH_FORMS[part.kind].feature for part in self.parts.values()}
+        return sorted({PATCH_FEATURE, *own})
+
+
+def index_limit(kind: PatchKind, shape: tuple[int, ...]) -> int:
+    """Return the bound that every index into a tensor must stay below."""
+    return prod(shape[: PATCH_FORMS[kind].dimensions])
+
+
+def unit_shape(kind: PatchKind, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what one index into a tensor stands for: a row, or () for an element."""
+    dimensions = PATCH_FORMS[kind].dimensions
+    return () if dimensions is None else shape[dimensions:]
+
+
+def has_no_units(kind: PatchKind, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor has fewer dimensions than an index counts through."""
+    return len(shape) < (PATCH_FORMS[kind].dimensions or 0)
+
+
+def values_shape(kind: PatchKind, shape: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Return the shape of the new values of a tensor for ``count`` indices."""
+    unit = unit_shape(kind, shape)
+    return unit if kind == "dense" else (count, *unit)
 
 
 def part_names(kind: PatchKind, target: str) -> tuple[str, str]:
@@ -124,11 +173,9 @@ def build_patch_header(
     for target, kind, dtype, shape, count in parts:
         indices, values = part_names(kind, target)
         shapes[target] = list(shape)
-        of_values = shape
         if kind != "dense":
             tensors.append((indices, INDEX_DTYPE, (count,)))
-            of_values = (count, *shape[1:]) if kind == "rows" else (count,)
-        tensors.append((values, dtype, of_values))
+        tensors.append((values, dtype, values_shape(kind, shape, count)))
     text = json.dumps(shapes, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return build_header(tensors, {"format": _FORMAT, "base": base.hex, "shapes": text})
 
@@ -157,8 +204,7 @@ def parse_patch(header: Header) -> PatchSpec:
 
 def _part(target: str, shape: tuple[int, ...], infos: dict[str, TensorInfo]) -> PatchPart:
     """Return the change to ``target``; takes its tensors out of ``infos``."""
-    kinds: tuple[PatchKind, ...] = ("rows", "elements", "dense")
-    found = [kind for kind in kinds if part_names(kind, target)[1] in infos]
+    found = [kind for kind in PATCH_FORMS if part_names(kind, target)[1] in infos]
     if len(found) != 1:
         what = "no values" if not found else "several kinds of values"
         _refuse(f"it has {what} for tensor {target[:200]!r}")
@@ -175,23 +221,21 @@ def _part(target: str, shape: tuple[int, ...], infos: dict[str, TensorInfo]) -> 
 
 def _check_part(part: PatchPart) -> None:
     target = part.target[:200]
-    bits = dtype_bits(part.dtype)
-    if part.kind == "dense":
-        wanted: tuple[int, ...] = part.shape
-    else:
-        assert part.indices is not None
+    if part.indices is not None:
         if part.indices.dtype not in _INTEGERS or len(part.indices.shape) != 1:
             _refuse(f"the indices for {target!r} are not integers in one dimension")
-        if part.kind == "rows" and not part.shape:
-            _refuse(f"tensor {target!r} has no dimensions, so it has no rows")
-        whole = prod(part.shape[1:]) * bits if part.kind == "rows" else bits
-        if whole % 8:
+        if has_no_units(part.kind, part.shape):
             _refuse(
-                f"one of the {part.kind} of {target!r} is {whole} bits of {part.dtype}: it does "
-                "not begin at a byte"
+                f"tensor {target!r} has {len(part.shape) or 'no'} dimensions, so it has no "
+                f"{part.kind}"
             )
-        count = part.indices.shape[0]
-        wanted = (count, *part.shape[1:]) if part.kind == "rows" else (count,)
+        unit_bits = prod(unit_shape(part.kind, part.shape)) * dtype_bits(part.dtype)
+        if unit_bits % 8:
+            _refuse(
+                f"one of the {part.kind} of {target!r} is {unit_bits} bits of {part.dtype}: it "
+                "does not begin at a byte"
+            )
+    wanted = values_shape(part.kind, part.shape, part.count)
     if part.values.shape != wanted:
         _refuse(
             f"the values for {target!r} have the shape {list(part.values.shape)} instead of "
@@ -199,7 +243,9 @@ def _check_part(part: PatchPart) -> None:
         )
 
 
-def check_patch_info(info: PatchInfo, header: Header, chunk_size: int) -> str | None:
+def check_patch_info(
+    info: PatchInfo, header: Header, requires: Collection[str], chunk_size: int
+) -> str | None:
     """Return how a patch manifest contradicts itself; ``None`` when it does not."""
     count, odd = divmod(len(info.chain), DIGEST_BYTES)
     if odd or not 1 <= count <= MAX_CHAIN:
@@ -210,6 +256,8 @@ def check_patch_info(info: PatchInfo, header: Header, chunk_size: int) -> str | 
         return str(error)
     if spec.base != info.base:
         return "its file is a patch of another version"
+    if missing := [feature for feature in spec.features if feature not in requires]:
+        return f"it does not require {missing[0]!r}, which its file needs"
     if len(info.touched) != len(header.tensors):
         return "what it touches does not fit its file"
     limits = {part.indices.name: part.limit for part in spec.parts.values() if part.indices}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from tierstore.cli.schemas.core import Schema, VersionJson
+from tierstore.format.patch import PatchKind
 
 
 class Patched(VersionJson):
@@ -44,7 +43,7 @@ class PatchedTensorJson(Schema):
     """A tensor that a patch changes: ``count`` of its rows or elements, or all (``dense``)."""
 
     name: str
-    kind: Literal["rows", "elements", "dense"]
+    kind: PatchKind
     dtype: str
     shape: list[int]
     count: int

@@ -19,7 +19,11 @@ from tierstore.format.patch import (
     PatchPart,
     PatchSpec,
     build_patch_header,
+    has_no_units,
+    index_limit,
     parse_patch,
+    unit_shape,
+    values_shape,
 )
 from tierstore.format.safetensors import Header
 from tierstore.ids import Digest
@@ -43,8 +47,15 @@ class TensorChange:
     values: Any
 
 
+class IndexedChange(TensorChange):
+    """New values of a part of a tensor: of what its indices stand for."""
+
+    __slots__ = ()
+    indices: Any
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows(TensorChange):
+class Rows(IndexedChange):
     r"""New rows of a tensor's first dimension.
 
     Attributes:
@@ -66,7 +77,7 @@ class Rows(TensorChange):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Elements(TensorChange):
+class Elements(IndexedChange):
     """New elements anywhere in a tensor.
 
     Attributes:
@@ -105,7 +116,12 @@ class Dense(TensorChange):
     values: Any
 
 
-_KINDS: dict[type[TensorChange], PatchKind] = {Rows: "rows", Elements: "elements", Dense: "dense"}
+INDEXED: dict[PatchKind, type[Rows | Elements]] = {"rows": Rows, "elements": Elements}
+"""The classes of changes that have indices."""
+_KINDS: dict[type[TensorChange], PatchKind] = {
+    **{change: kind for kind, change in INDEXED.items()},
+    Dense: "dense",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,28 +235,28 @@ def _no_tensor(name: object, title: str) -> TensorMissing:
 def _piece(name: str, change: TensorChange, target: TargetTensor) -> _Piece:
     kind = _KINDS.get(type(change))
     if kind is None:
+        *most, last = [each.__name__ for each in _KINDS]
         raise UsageError(
-            f"the change of tensor {name!r} is a {type(change).__name__}; give tierstore.Rows, "
-            "Elements or Dense"
+            f"the change of tensor {name!r} is a {type(change).__name__}; give "
+            f"tierstore.{', '.join(most)} or {last}"
         )
     values = array_bytes(name, change.values)
     dtype = target.dtype or values.dtype
     count = 1
     indices = None
-    if isinstance(change, Rows | Elements):
-        limit = target.shape[0] if kind == "rows" and target.shape else prod(target.shape)
-        if kind == "rows" and not target.shape:
-            raise UsageError(f"tensor {name!r} is a scalar and has no rows; give Dense or Elements")
+    if isinstance(change, IndexedChange):
+        if has_no_units(kind, target.shape):
+            raise UsageError(
+                f"tensor {name!r} has the shape {list(target.shape)} and so no {kind}; give Dense "
+                "or Elements"
+            )
+        limit = index_limit(kind, target.shape)
         indices = _checked(name, kind, _array(change.indices), limit)
         count = len(indices)
-    whole: dict[PatchKind, tuple[int, ...]] = {
-        "rows": (count, *target.shape[1:]), "elements": (count,), "dense": target.shape,
-    }  # fmt: skip
-    given, expected = (values.dtype, values.shape), (dtype, whole[kind])
-    if DTYPES[dtype].numpy is None and kind != "elements":
-        row_bytes = prod(target.shape[1:]) * DTYPES[dtype].bits // 8
-        nbytes = prod(target.shape) * DTYPES[dtype].bits // 8
-        expected = ("U8", (count, row_bytes) if kind == "rows" else (nbytes,))
+    given, expected = (values.dtype, values.shape), (dtype, values_shape(kind, target.shape, count))
+    if DTYPES[dtype].numpy is None and kind != "elements":  # packed; no element begins at a byte
+        unit_bytes = prod(unit_shape(kind, target.shape)) * DTYPES[dtype].bits // 8
+        expected = ("U8", (unit_bytes,) if kind == "dense" else (count, unit_bytes))
     if given != expected:
         raise UsageError(
             f"the {kind} for tensor {name!r} are {given[0]} {list(given[1])}; its dtype and shape "
@@ -272,10 +288,9 @@ def _checked(name: str, kind: PatchKind, indices: npt.NDArray[Any], limit: int) 
         )
     outside = (indices < 0) | (indices >= limit)  # before the cast, which would wrap a uint64
     if outside.any():
-        one = "row" if kind == "rows" else "element"
         raise UsageError(
-            f"{one} {int(indices[outside][0])} is out of range for tensor {name!r} with {limit} "
-            f"{kind}"
+            f"{kind.removesuffix('s')} {int(indices[outside][0])} is out of range for tensor "
+            f"{name!r} with {limit} {kind}"
         )
     return indices.astype(np.int64)
 

@@ -19,10 +19,9 @@ from tierstore.modelstore.loading.arrays import array_bytes, as_array, writable_
 from tierstore.modelstore.loading.export import explained, written_beside
 from tierstore.modelstore.loading.overlay import scatter
 from tierstore.modelstore.patches.changes import (
+    INDEXED,
     Dense,
-    Elements,
     EncodedPatch,
-    Rows,
     TargetTensor,
     TensorChange,
     encode_changes,
@@ -152,7 +151,7 @@ class Patch:
             if indices is None:
                 found[part.target] = Dense(array)
             else:
-                found[part.target] = (Rows if part.kind == "rows" else Elements)(indices, array)
+                found[part.target] = INDEXED[part.kind](indices, array)
         return found
 
     def apply_to(self, state: Mapping[str, Any], names: Iterable[str] | None = None) -> None:
