@@ -43,7 +43,7 @@ from tierstore.blobs.redis.endpoint import RedisEndpoint
 from tierstore.blobs.redis.store import RedisStore
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.loading.model import LoadStats
-from tierstore.wiring import init_store
+from tierstore.store import init_store
 
 FRAME = 4 * MIB
 MODEL = "tiled-bf16"

@@ -24,7 +24,7 @@ import torch
 import tierstore
 import tierstore.blobs.local.store
 from tierstore.format.tiers import TierSpec
-from tierstore.wiring import init_store, open_store
+from tierstore.store import init_store, open_store
 
 QUOTA = 4 << 30
 

@@ -26,7 +26,7 @@ from tests.servers.redis import RedisServer
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.names.turns import takes_new
 from tierstore.modelstore.store import Store
-from tierstore.wiring import init_store
+from tierstore.store import init_store
 
 MODEL, ALIAS = "ranker", "prod"
 REF = f"{MODEL}@{ALIAS}"

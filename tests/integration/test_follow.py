@@ -21,7 +21,7 @@ from tierstore.format.tiers import TierSpec
 from tierstore.serving import follow
 from tierstore.serving.inplace import InPlace
 from tierstore.serving.update import Update
-from tierstore.wiring import init_store, open_store
+from tierstore.store import init_store, open_store
 
 RNG = np.random.default_rng(3)
 MODEL = {

@@ -22,7 +22,7 @@ from tierstore.serving import follow, follower
 from tierstore.serving.inplace import InPlace
 from tierstore.serving.node import Following, Served
 from tierstore.serving.update import Update
-from tierstore.wiring import init_store
+from tierstore.store import init_store
 
 EMB = np.random.default_rng(0).standard_normal((40_000, 33), np.float32)
 PLAIN = {"emb": EMB, "bias": EMB[0], "other": EMB[:5000]}

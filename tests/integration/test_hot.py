@@ -14,7 +14,7 @@ from tierstore.errors import ConfigError
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
 from tierstore.placement.policies import POLICIES
-from tierstore.wiring import init_store, open_store
+from tierstore.store import init_store, open_store
 
 MODEL = tensors(1) | {"big": np.random.default_rng(5).standard_normal((700, 1024), np.float32)}
 NBYTES = sum(array.nbytes for array in MODEL.values())

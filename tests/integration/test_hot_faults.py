@@ -22,8 +22,8 @@ from tests.servers.redis import RedisServer, redis_running
 from tests.waiting import wait_until
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
+from tierstore.store import init_store, open_store
 from tierstore.tiers.stats import TierStats
-from tierstore.wiring import init_store, open_store
 
 MODEL: Model = {f"w{n}": weights(1200, seed=n) for n in range(4)} | {"b": np.arange(1000.0)}
 NBYTES = sum(array.nbytes for array in MODEL.values())
@@ -333,7 +333,7 @@ off = float(sys.argv[2])
 real = time.time
 time.time = lambda: real() + off
 import datetime
-from tierstore.wiring import open_store
+from tierstore.store import open_store
 with open_store(sys.argv[1]) as store:
     for _ in range(4):
         store.load("m").load()

@@ -11,7 +11,8 @@ from tests.servers.ceph import Ceph
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import OutOfSpace
 from tierstore.format.tiers import TierSpec
-from tierstore.wiring import init_store, open_blobs, open_store
+from tierstore.store import init_store, open_store
+from tierstore.wiring import open_blobs
 
 
 @pytest.fixture

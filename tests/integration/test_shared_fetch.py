@@ -19,7 +19,7 @@ from tierstore.errors import NotFound
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.chunks import sharing
 from tierstore.modelstore.store import Store
-from tierstore.wiring import init_store, open_store
+from tierstore.store import init_store, open_store
 
 MODEL = {
     f"w{n}": np.random.default_rng(n).standard_normal((512 * 1024,), np.float32) for n in range(8)
@@ -27,7 +27,7 @@ MODEL = {
 
 LOAD = """
 import json, sys
-from tierstore.wiring import open_store
+from tierstore.store import open_store
 with open_store(sys.argv[1]) as store:
     model = store.load("m")
     print("ready", flush=True)
@@ -39,7 +39,7 @@ with open_store(sys.argv[1]) as store:
 """
 HOLD = """
 import sys, time
-from tierstore.wiring import open_store
+from tierstore.store import open_store
 store = open_store(sys.argv[1])
 model = store.load("m")
 digests = [place.digest for name in model for place in model.tensor(name)._places()]

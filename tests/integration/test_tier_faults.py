@@ -24,7 +24,7 @@ from tierstore.config import NodeTier
 from tierstore.errors import Unreachable
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
-from tierstore.wiring import init_store, open_store
+from tierstore.store import init_store, open_store
 from tierstore.wiring.backends import Place, open_tier
 
 pytestmark = pytest.mark.server

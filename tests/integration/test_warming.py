@@ -17,7 +17,7 @@ from tierstore.errors import OutOfSpace, Unreachable, UsageError
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.store import Store
-from tierstore.wiring import init_store, open_store
+from tierstore.store import init_store, open_store
 
 V1: Model = {"emb": weights(1500), "layer": weights(200, seed=1), "kept": weights(1024, seed=2)}
 V2 = V1 | {"layer": tuned(V1["layer"]), "emb": tuned(V1["emb"], 2), "new": weights(300, seed=3)}

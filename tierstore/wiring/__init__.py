@@ -25,10 +25,8 @@ __all__ = [
     "backends",
     "below",
     "init_as",
-    "init_store",
     "open_as",
     "open_blobs",
-    "open_store",
     "places",
     "tiers",
 ]
@@ -39,21 +37,6 @@ HOME_LIMIT_S = 15.0
 """Seconds after which a call of home without an answer has failed, as in an object store; with the
 tiers that are asked before it, a read waits for 30 seconds at most.
 """
-
-
-def init_store(
-    url: str | os.PathLike[str] | None = None,
-    *,
-    chunk_size: int = DEFAULT_CHUNK,
-    tiers: Sequence[TierSpec] = (),
-) -> Store:
-    """Make an empty store and open it; see ``init_as``."""
-    return init_as(Store, url, chunk_size=chunk_size, tiers=tiers)
-
-
-def open_store(url: str | os.PathLike[str] | None = None) -> Store:
-    """Open a store; see ``open_as``."""
-    return open_as(Store, url)
 
 
 def init_as(
