@@ -74,10 +74,15 @@ def percent_of(entry: RefEntry) -> float | None:
 
 
 class Rollouts:
-    """The rollouts of a store."""
+    """The rollouts of a store.
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    Args:
+        home: Home of the store.
+        clock: Returns the time of day, in seconds since the epoch.
+    """
+
+    def __init__(self, home: Home, clock: Callable[[], float] = time.time) -> None:
+        self._home, self._clock = home, clock
 
     def __repr__(self) -> str:
         return f"<Rollouts of {self._home.blobs.url}>"
@@ -165,7 +170,7 @@ class Rollouts:
         if status.rollout.paused:
             raise Conflict(f"{status.alias} is paused; 'tierstore rollout resume' goes on")
         if not force:
-            _check_gates(status)
+            _check_gates(status, datetime.fromtimestamp(self._clock(), UTC))
         log = self._log(model, alias)
         last = log.entry(status.seq)
         rollout = msgspec.structs.replace(status.rollout, stage=status.rollout.stage + 1)
@@ -332,13 +337,12 @@ def _checked(fields: Mapping[str, Any]) -> Rollout:
     return rollout
 
 
-def _check_gates(status: RolloutStatus, now: Callable[[], float] = time.time) -> None:
+def _check_gates(status: RolloutStatus, now: datetime) -> None:
     """Raise ``GateClosed`` unless a step is due, inside a window, and every gate holds."""
-    moment = datetime.fromtimestamp(now(), UTC)
     force = "; --force steps anyway"
-    if status.due is not None and moment < status.due:
+    if status.due is not None and now < status.due:
         raise GateClosed(f"the next step of {status.alias} is due at {status.due:%H:%M} UTC{force}")
-    inside, window = next_window(list(status.rollout.windows), moment)
+    inside, window = next_window(list(status.rollout.windows), now)
     if not inside:
         raise GateClosed(f"{status.alias} steps again in its window {window} UTC{force}")
     for state in status.gates:
