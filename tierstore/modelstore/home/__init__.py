@@ -7,6 +7,7 @@ __all__ = [
     "home",
     "index",
     "leases",
+    "once",
     "pins",
     "probe",
     "refs",

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import (
-    BackendError,
     Conflict,
     Damaged,
     NotFound,
@@ -24,6 +23,7 @@ from tierstore.format.keys import HEAD, entry_key, ref_prefix
 from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, parse_entry
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.news import News
+from tierstore.modelstore.home.once import create_once
 
 _log = logging.getLogger("tierstore.refs")
 _ATTEMPTS = 1000
@@ -177,27 +177,12 @@ class RefLog:
                 message=message,
                 tool=f"tierstore {package_version('tierstore')}",
             )
-            if self._create(entry):
+            if create_once(self._home_blobs, self.key_of(seq), seal_body(Kind.REF, entry)):
                 self._hint(seq)
                 if self._news is not None:
                     self._news.tell(self._model)
                 return entry
         raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
-
-    def _create(self, entry: RefEntry) -> bool:
-        key = entry_key(self._prefix, entry.seq)
-        lost: BackendError | None = None
-        try:
-            if self._home_blobs.put_if_absent(key, seal_body(Kind.REF, entry)):
-                return True
-        except BackendError as error:  # the answer may be lost, not the write: look
-            lost = error
-        there = self._find(entry.seq)
-        if there is not None and there.write_id == entry.write_id:
-            return True
-        if lost is not None:
-            raise lost
-        return False
 
     def _hint(self, seq: int) -> None:
         try:

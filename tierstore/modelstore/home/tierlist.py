@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import BackendError, ConfigError, Conflict, Damaged, NotFound
+from tierstore.errors import ConfigError, Conflict, Damaged, NotFound
 from tierstore.format.keys import CONFIG
 from tierstore.format.storeconfig import Features, encode_config
 from tierstore.format.tiers import (
@@ -31,6 +31,7 @@ from tierstore.format.tiers import (
     tiers_key,
 )
 from tierstore.modelstore.home.home import read_config
+from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
 
 ROLES: tuple[Role, ...] = ("hot", "shared", "warm", "cold")
@@ -83,30 +84,13 @@ class TierLog:
             who=whoami(),
             message=message,
         )
-        if not self._create(revision):
+        key = tiers_key(revision.seq)
+        if not create_once(self._home_blobs, key, seal_tiers(revision)):
             raise Conflict(
                 f"the tiers of {self._home_blobs.url} were changed by somebody else at the same "
                 "time; look at 'tierstore tier ls', then try again"
             )
         return revision
-
-    def _create(self, revision: TierList) -> bool:
-        key = tiers_key(revision.seq)
-        lost: BackendError | None = None
-        try:
-            if self._home_blobs.put_if_absent(key, seal_tiers(revision)):
-                return True
-        except BackendError as error:  # the answer may be lost, not the write: look
-            lost = error
-        try:
-            there = parse_tiers(self._home_blobs.get(key), revision.seq, f"list of tiers {key}")
-        except NotFound:
-            there = None
-        if there is not None and there.write_id == revision.write_id:
-            return True
-        if lost is not None:
-            raise lost
-        return False
 
     def _announce(self) -> None:
         """Make older versions refuse the store before packs lie where they do not look."""

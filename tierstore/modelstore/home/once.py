@@ -1,0 +1,34 @@
+"""Creating an object of home that nobody else may create, such as the next entry of a log."""
+
+from __future__ import annotations
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import BackendError, NotFound
+
+
+def create_once(home_blobs: BlobStore, key: str, data: bytes) -> bool:
+    """Create an object; return whether it is this writer's.
+
+    Args:
+        home_blobs: The store's home.
+        key: Key of the object.
+        data: The object; as it holds a random id, no other writer's is equal.
+
+    Raises:
+        BackendError: Home failed, and the object is not there.
+    """
+    lost: BackendError | None = None
+    try:
+        if home_blobs.put_if_absent(key, data):
+            return True
+    except BackendError as error:  # the answer may be lost, not the write: look
+        lost = error
+    try:
+        there = bytes(home_blobs.get(key))
+    except NotFound:
+        there = None
+    if there == data:
+        return True
+    if lost is not None:
+        raise lost
+    return False
