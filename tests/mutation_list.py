@@ -515,14 +515,46 @@ _DURABILITY = (
         ),
     ),
     Mutation(
-        "base-of-a-delta-verified",
-        "SPEC 3: the base that a delta refers to is the plain bytes of its digest.",
-        "modelstore/saving/delta.py",
-        "if digest_of(out).raw != digest:",
-        "if False:",
+        "stored-again-verified",
+        "SPEC 12: What is read in order to be stored again MUST be verified first, whatever tier "
+        "it comes from.",
+        "modelstore/chunks/reader.py",
+        "_verifies_all = True",
+        "_verifies_all = False",
         (
             "integration/test_hot_deltas.py::"
-            "test_a_base_that_this_nodes_disk_has_changed_makes_no_delta",
+            "test_a_base_that_this_nodes_disk_has_changed_is_fetched_for_a_delta",
+            "integration/test_stored_again.py::test_a_fold_holds_what_was_saved",
+            "integration/test_stored_again.py::test_an_export_writes_what_was_saved",
+            "integration/test_stored_again.py::test_a_variant_is_made_of_what_was_saved",
+            "integration/test_stored_again.py::test_a_rebase_stores_what_was_saved",
+            "integration/test_stored_again.py::"
+            "test_a_patch_that_is_published_again_is_what_was_published",
+        ),
+    ),
+    Mutation(
+        "stored-again-in-whole-chunks",
+        "SPEC 12: What is read in order to be stored again MUST be whole chunks.",
+        "modelstore/chunks/decode.py",
+        "if self._verify_all:\n            plain, came",
+        "if False:\n            plain, came",
+        (
+            "integration/test_forged_frames.py::"
+            "test_a_part_that_is_to_be_stored_again_is_compared_with_its_chunks_digest",
+        ),
+    ),
+    Mutation(
+        "handed-on-from-where-it-was-verified",
+        "SPEC 12: a chunk that is handed on MUST be verified in memory that nobody else can write.",
+        "modelstore/chunks/reader.py",
+        "return want.out if self._own else self._pool.chunk_room(len(want.out))",
+        "return want.out",
+        (
+            "integration/test_load_into.py::"
+            "test_what_the_hot_tier_gets_was_verified_where_nobody_else_writes",
+            "integration/test_load_into.py::test_readers_that_wait_get_what_was_verified",
+            "integration/test_load_into.py::"
+            "test_a_chunk_of_several_buffers_comes_from_where_it_was_verified",
         ),
     ),
     Mutation(
@@ -819,11 +851,34 @@ _HOT = (
         "hot-verified-always",
         "SECURITY: verify=always verifies at every read.",
         "tiers/node/local.py",
-        "if self._always and digest_of(out).raw != digest:",
+        "if verify and digest_of(out).raw != digest:",
         "if False:",
         (
             "unit/test_tiers_local.py::"
             "test_verify_always_reads_nothing_that_changed_while_the_machine_ran",
+            "unit/test_tiers_local.py::test_a_copy_is_verified_where_that_is_asked_for",
+        ),
+    ),
+    Mutation(
+        "hot-verified-always-and-not-mapped",
+        "SECURITY: verify=always verifies at every read: a file may change under its mapping.",
+        "tiers/node/tensors.py",
+        "if self._verify or not self._can_map or chunk_size % mapping.PAGE:",
+        "if not self._can_map or chunk_size % mapping.PAGE:",
+        (
+            "unit/test_tiers_local.py::"
+            "test_verify_always_reads_nothing_that_changed_while_the_machine_ran",
+        ),
+    ),
+    Mutation(
+        "hot-base-of-a-part",
+        "tiers.node.local: a hot copy that proves wrong is dropped and the durable one is used.",
+        "modelstore/chunks/decode.py",
+        "                if not self._drop_bad_bases(part.place):\n                    raise\n",
+        "                raise\n",
+        (
+            "integration/test_stored_again.py::"
+            "test_rows_of_a_delta_whose_base_has_changed_on_this_node",
         ),
     ),
     Mutation(

@@ -73,6 +73,10 @@ ALWAYS_THERE = {
     "errors", "ids", "format", "codecs", "blobs", "modelstore", "config", "wiring", "admin",
     "testing",
 }  # fmt: skip
+SOURCES = {"SourceFile", "ArrayBytes", "BaseVersion"}
+"""What a save takes bytes from."""
+UNVERIFIED = {"ChunkReader", "FileView", "LocalChunks", "Model", "Opened", "Store", "Tensor"}
+"""What reads from the store and believes what is hot on this node."""
 NO_IO = {
     "os", "io", "pathlib", "shutil", "tempfile", "glob", "mmap", "fcntl", "ctypes", "sqlite3",
     "socket", "ssl", "http", "urllib", "selectors", "asyncio", "subprocess", "signal", "time",
@@ -362,6 +366,37 @@ def test_hypothesis_and_pytest_stay_in_testing() -> None:
         for name, line in imports_of(module)
         if name.partition(".")[0] in {"hypothesis", "pytest", "_pytest", "unittest"}
     ])  # fmt: skip
+
+
+def test_what_is_saved_of_the_store_is_read_to_be_stored_again() -> None:
+    """Only what is verified in every tier reaches a writer: the types of its sources say so."""
+    classes = {
+        node.name: (module, node)
+        for module in MODULES
+        for node in module.tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def is_source(name: str) -> bool:
+        bases = (
+            [getattr(base, "id", "") for base in classes[name][1].bases] if name in classes else []
+        )
+        return name in SOURCES or any(map(is_source, bases))
+
+    sources = [classes[name] for name in classes if is_source(name)]
+    assert len(sources) > len(SOURCES) + 5
+    problems = []
+    for module, node in sources:
+        for made in [one for one in node.body if getattr(one, "name", "") == "__init__"]:
+            assert isinstance(made, ast.FunctionDef)
+            for arg in [*made.args.args, *made.args.kwonlyargs]:
+                named = {n.id for n in ast.walk(arg.annotation or arg) if isinstance(n, ast.Name)}
+                problems += [
+                    f"{module.path}:{arg.lineno}: {node.name} takes a {name}; take what its "
+                    "verified() gives"
+                    for name in named & UNVERIFIED
+                ]
+    _report(problems)
 
 
 def _docstring_lines(tree: ast.AST) -> int:

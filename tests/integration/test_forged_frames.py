@@ -67,6 +67,17 @@ def test_a_frame_with_right_checksums_of_other_bytes_is_damaged(
         store.load("m").load()
 
 
+def test_a_part_that_is_to_be_stored_again_is_compared_with_its_chunks_digest(
+    store: Store, blobs: MemoryStore
+) -> None:
+    opened = store.load("m")._opened.verified()
+    assert np.array_equal(opened.tensors["w"][[1, 599]], WORDS[[1, 599]])
+    spoil(blobs, place(store, "m"), 1234, sums=True)
+    for row in (1, 599):
+        with pytest.raises(Damaged, match="plain bytes do not match their digest"):
+            store.load("m")._opened.verified().tensors["w"][row]
+
+
 def test_a_row_of_a_block_that_does_not_match_its_checksum_is_damaged(
     store: Store, blobs: MemoryStore
 ) -> None:

@@ -127,7 +127,7 @@ def test_a_base_that_this_nodes_disk_has_changed_is_fetched_again(
     assert store._parts.hot.local.stats.damaged == 1
 
 
-def test_a_base_that_this_nodes_disk_has_changed_makes_no_delta(node: Node) -> None:
+def test_a_base_that_this_nodes_disk_has_changed_is_fetched_for_a_delta(node: Node) -> None:
     node.open().save("m", V1)
     node.reads("m@1", V1, local=True)
     for path in (node.folder / "hot").rglob("?" * 64):
@@ -135,5 +135,7 @@ def test_a_base_that_this_nodes_disk_has_changed_makes_no_delta(node: Node) -> N
         data[len(data) // 2] ^= 1
         path.unlink()
         path.write_bytes(data)
-    node.open(local=True).save("m", V2, base="m@1")
+    saved = node.open(local=True).save("m", V2, base="m@1").stats
+    assert saved is not None
+    assert saved.delta_bytes == DELTA
     equal(node.open().load("m@2").load(), V2)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import threading
 
+from tierstore.format.checks import Verified
 from tierstore.tiers.hot.flight import Flights, Waiting
 
 D = [bytes([n]) * 32 for n in range(4)]
 
 
-def buffers(*digests: bytes) -> dict[bytes, memoryview]:
-    return {digest: memoryview(bytearray(4)) for digest in digests}
+def buffers(*digests: bytes) -> dict[bytes, list[memoryview]]:
+    """Two buffers for each."""
+    return {digest: [memoryview(bytearray(4)) for _ in range(2)] for digest in digests}
+
+
+def held(outs: list[memoryview]) -> bytes:
+    """What both buffers hold."""
+    [found] = {bytes(out) for out in outs}
+    return found
 
 
 def test_the_leader_fills_the_buffers_of_all_that_wait() -> None:
@@ -21,9 +29,9 @@ def test_the_leader_fills_the_buffers_of_all_that_wait() -> None:
     seats = [buffers(D[1], D[2]) for _ in waiting]
     assert set(flights.join(seats[0], waiting[0])) == {D[2]}
     assert flights.join(seats[1], waiting[1]) == {}
-    flights.land(led[D[1]], memoryview(b"data"))
-    assert (bytes(seats[0][D[1]]), waiting[0].wait()) == (b"data", [])
-    assert bytes(seats[1][D[1]]) == b"data"
+    flights.land(led[D[1]], Verified(memoryview(b"data")))
+    assert (held(seats[0][D[1]]), waiting[0].wait()) == (b"data", [])
+    assert held(seats[1][D[1]]) == b"data"
     assert set(flights.join(seats[2], waiting[2])) == {D[1]}, "it has landed: a new flight"
 
 
@@ -31,7 +39,7 @@ def test_who_waits_is_told_that_the_leader_failed() -> None:
     flights, waiting = Flights(), Waiting()
     led = flights.join(buffers(*D), Waiting())
     assert flights.join(buffers(*D), waiting) == {}
-    flights.land(led[D[0]], memoryview(b"data"))
+    flights.land(led[D[0]], Verified(memoryview(b"data")))
     flights.fail(led.values())
     assert sorted(waiting.wait()) == D[1:]
     assert waiting.wait() == []
@@ -43,8 +51,8 @@ def test_a_caller_that_gives_up_is_never_written_to() -> None:
     led = flights.join(buffers(D[0]), Waiting())
     with waiting:
         flights.join(seats, waiting)
-    flights.land(led[D[0]], memoryview(b"data"))
-    assert bytes(seats[D[0]]) == bytes(4)
+    flights.land(led[D[0]], Verified(memoryview(b"data")))
+    assert held(seats[D[0]]) == bytes(4)
 
 
 def test_many_threads_lead_each_chunk_once() -> None:
@@ -61,11 +69,12 @@ def test_many_threads_lead_each_chunk_once() -> None:
         with lock:
             led.extend(own)
         for digest, flight in own.items():
-            mine[digest][:] = digest[:4]
-            flights.land(flight, mine[digest])
+            for out in mine[digest]:
+                out[:] = digest[:4]
+            flights.land(flight, Verified(mine[digest][0]))
         assert waiting.wait() == []
         with lock:
-            results.append(b"".join(mine[digest] for digest in D))
+            results.append(b"".join(held(mine[digest]) for digest in D))
 
     pool = [threading.Thread(target=one) for _ in range(threads)]
     for thread in pool:

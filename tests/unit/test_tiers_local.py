@@ -123,9 +123,26 @@ def test_verify_always_reads_nothing_that_changed_while_the_machine_ran(tmp_path
     assert read(tier, one[0]) == one[1]
     spoil(files(tmp_path)[one[0].hex()])
     assert read(tier, one[0]) is None
-    spoil(files(tmp_path)[two[0].hex()])
-    assert tier.map_tensor([two[0]], MIB, MIB) is None
+    assert tier.map_tensor([two[0]], MIB, MIB) is None, "a file may change under its mapping"
+    small = chunk(3, 4096)
+    offer(tier, small)
+    assert [array is not None for array in tier.tensors([(small[0], 4096)], MIB)] == [True]
+    spoil(files(tmp_path)[small[0].hex()])
+    assert tier.tensors([(small[0], 4096)], MIB) == [None]
     assert tier.stats.damaged == 2
+
+
+def test_a_copy_is_verified_where_that_is_asked_for(tmp_path: Path) -> None:
+    one, two = chunk(1), chunk(2)
+    tier = hot(tmp_path)
+    offer(tier, one, two)
+    spoil(files(tmp_path)[one[0].hex()])
+    outs = [memoryview(bytearray(MIB)) for _ in range(2)]
+    digests = [one[0], two[0]]
+    assert tier.read_into(digests, outs) == [True, True]
+    assert tier.read_into(digests, outs, verify=True) == [False, True]
+    assert bytes(outs[1]) == two[1]
+    assert (tier.stats.damaged, tier.resident(digests)) == (1, [False, True])
 
 
 # Mapping

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NewType, NoReturn
 
 import blake3
 import xxhash
@@ -13,6 +13,9 @@ from tierstore.ids import Buffer, Digest
 PATCH_FEATURE = "patch"
 KNOWN_FEATURES: frozenset[str] = frozenset({PATCH_FEATURE})
 """The features that an object's ``requires`` may name."""
+
+Verified = NewType("Verified", memoryview)
+"""Plain bytes of a chunk that were compared with its digest, in memory that nobody else writes."""
 
 _UPGRADE = "it was written by a newer tierstore; upgrade this one to read it"
 

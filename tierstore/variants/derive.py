@@ -31,8 +31,8 @@ from tierstore.lossy.record import (
     error_record,
 )
 from tierstore.modelstore.loading.arrays import ArrayBytes
-from tierstore.modelstore.loading.model import Model
-from tierstore.modelstore.loading.tensor import Tensor
+from tierstore.modelstore.loading.opener import VerifiedOpened
+from tierstore.modelstore.loading.tensor import VerifiedTensor
 from tierstore.modelstore.saving.source import ArrayFile, BytesFile, SourceFile
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import DERIVED_FROM, Version, version_of
@@ -81,7 +81,7 @@ class _Work:
 class _Kept(ArrayBytes):
     """A tensor that stays as it is; it is read from the store only while it is saved again."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: VerifiedTensor) -> None:
         self.dtype, self.shape = tensor.dtype, tensor.shape
         self._tensor = tensor
 
@@ -145,13 +145,14 @@ def derive(
         raise UsageError(
             f"{version} is a variant already: derive from {version.model}@{version.number}"
         )
-    model = store.load(f"{version.model}@{version.number}", profile=FULL)
+    full = store.load(f"{version.model}@{version.number}", profile=FULL)._opened.verified()
+    total_bytes = sum(tensor.nbytes for tensor in full.tensors.values())
     with (
         ArraySpool(store._parts.settings.cache_dir) as spool,
         reported(progress, f"deriving {label} of {version}") as told,
     ):
-        work = _Work(method, kept, spool, told, model.nbytes)
-        files = [_derived_file(model, file, work) for file in model._opened.manifest.files]
+        work = _Work(method, kept, spool, told, total_bytes)
+        files = [_derived_file(full, file, work) for file in full.manifest.files]
         if not work.tensors:
             raise UsageError(f"{label} applies to no tensor of {version}; see 'tierstore tensors'")
         if isinstance(method, Channel):
@@ -214,13 +215,11 @@ def _pattern(text: str) -> re.Pattern[str] | None:
         raise UsageError(f"invalid regular expression {text[:80]!r} for keep: {error}") from None
 
 
-def _derived_file(model: Model, file: FileEntry, work: _Work) -> SourceFile:
+def _derived_file(full: VerifiedOpened, file: FileEntry, work: _Work) -> SourceFile:
     if not file.header:
-        return BytesFile(file.path, model.read_file(file.path))
+        return BytesFile(file.path, full.view(file).read())
     own = {
-        tensor.name_in_file: tensor
-        for tensor in map(model.tensor, model)
-        if tensor.file == file.path
+        tensor.name_in_file: tensor for tensor in full.tensors.values() if tensor.file == file.path
     }
     arrays: dict[str, Any] = {}
     for name, tensor in own.items():
@@ -243,7 +242,7 @@ def _derived_file(model: Model, file: FileEntry, work: _Work) -> SourceFile:
     return _Derived(arrays, parse_header(file.header, file.size).metadata, file.path)
 
 
-def _approximated(tensor: Tensor, name: str, work: _Work) -> dict[str, Any]:
+def _approximated(tensor: VerifiedTensor, name: str, work: _Work) -> dict[str, Any]:
     """Approximate a tensor, record its error, and return the parts to store by name."""
     parts: dict[str, Any] = {}
     errors = []
@@ -267,7 +266,7 @@ def _approximated(tensor: Tensor, name: str, work: _Work) -> dict[str, Any]:
     return {name + suffix: part for suffix, part in parts.items()}
 
 
-def _blocks(tensor: Tensor) -> Iterator[npt.NDArray[Any]]:
+def _blocks(tensor: VerifiedTensor) -> Iterator[npt.NDArray[Any]]:
     """Yield the rows of a tensor in order, in blocks of a multiple of eight rows."""
     if not tensor.shape or not tensor.nbytes:
         yield tensor.numpy()

@@ -350,14 +350,14 @@ class _Check:
     def _read_batch(self, reader: ChunkReader, batch: list[ChunkPlace]) -> None:
         wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]
         try:
-            reader.read(wants)
+            reader.read(wants, own=True)
         except (Damaged, NotFound, UnsupportedFormat):
             for want in wants:  # one by one, to name each chunk
                 key = keys.pack_key(want.place.pack)
                 if want.place.pack in self._bad_packs:
                     continue
                 with self._noting(key, self._users_of(self._places[want.place])):
-                    reader.read([want])
+                    reader.read([want], own=True)
 
     def _find_garbage(self) -> None:
         used = self._used_packs()

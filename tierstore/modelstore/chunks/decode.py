@@ -1,7 +1,8 @@
 """From frames in packs to verified plain bytes: bases, blocks, and copies in other tiers.
 
 Nothing is returned that does not match its digest or, for a part of a chunk, its blocks' checksums.
-A frame whose copy in one tier is damaged is read from another tier that has it.
+A frame whose copy in one tier is damaged is read from another tier that has it. What is hot on this
+node was verified when it was written there; it is compared again where it is to be stored again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TypeAlias
 
 from tierstore.codecs import decode, decode_block
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.checks import damaged, digest_of, xxh3
+from tierstore.format.checks import Verified, damaged, digest_of, xxh3
 from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.plan import blocks_of_spans
@@ -60,23 +61,46 @@ class FrameDecoder:
         table: The version's layout, for the bases of deltas.
         keep_chunks: How many plain base chunks are kept in memory: neighbours often share one.
         hot: The hot tiers, asked first for parts of chunks and for the bases of deltas.
+        verify_all: Whether to compare everything with its digest: what is hot on this node as well,
+            and of a chunk of which a part is wanted all.
     """
 
-    def __init__(self, pool: ReadPool, table: ChunkTable, keep_chunks: int, hot: HotTiers) -> None:
+    def __init__(
+        self,
+        pool: ReadPool,
+        table: ChunkTable,
+        keep_chunks: int,
+        hot: HotTiers,
+        *,
+        verify_all: bool = False,
+    ) -> None:
         self._pool, self._table = pool, table
         self._hot = hot
+        self._verify_all = verify_all
         self._bases = Recent(self._base_chunk, keep_chunks)
+        self._wholes = Recent(self._whole_chunk, keep_chunks)
 
-    def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
-        """Decode the frame of a chunk into ``out`` and verify it; ``Damaged`` when it is bad."""
+    def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> Verified:
+        """Decode the frame of a chunk into ``out`` and verify it there.
+
+        Args:
+            place: Place of the frame.
+            frame: All bytes of the frame.
+            out: Memory that nobody else writes; exactly as long as the chunk.
+
+        Raises:
+            Damaged: The frame is bad, or not of this chunk.
+        """
         try:
-            self._decode(place, frame, out)
+            return self._decode(place, frame, out)
         except Damaged:
             if not self._drop_bad_bases(place):
                 raise
-            self._decode(place, frame, out)
+            return self._decode(place, frame, out)
 
-    def _decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> None:
+    def _decode(
+        self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview
+    ) -> Verified:
         name = _frame_name(place)
         head = _head_of(frame, place)
         if head.plain_bytes != len(out):
@@ -99,6 +123,7 @@ class FrameDecoder:
         if digest_of(out).raw != head.digest:
             damaged(name, "its plain bytes do not match their digest")
         self._pool.count_decoded(len(out))
+        return Verified(out)
 
     def read(
         self,
@@ -106,12 +131,12 @@ class FrameDecoder:
         out: memoryview,
         bad: frozenset[str] = frozenset(),
         error: Damaged | None = None,
-    ) -> None:
+    ) -> Verified:
         """Fetch a frame and decode it into ``out``, trying other copies when one is damaged.
 
         Args:
             place: Place of the frame, as the layout has it.
-            out: Where the plain bytes go; exactly as long as the chunk.
+            out: Memory that nobody else writes; exactly as long as the chunk.
             bad: Names of tiers whose copy was found damaged already.
             error: What was wrong with the copies in ``bad``.
         """
@@ -122,6 +147,7 @@ class FrameDecoder:
             self.decode(place, frame, out)
 
         self._from_good_copy(place, attempt, bad, error)
+        return Verified(out)
 
     def read_head(self, place: ChunkPlace) -> FrameHead:
         """Fetch and check the head of a frame."""
@@ -139,36 +165,53 @@ class FrameDecoder:
         """Give ``sink`` the wanted bytes and return how they came.
 
         They come from this node's tier, or else from the head of the frame and just the blocks that
-        hold them.
+        hold them; from the whole chunk where everything is verified.
         """
-        plain = self._on_this_node(part.place)
-        if plain is not None:
-            for start, stop in part.spans:
-                low, high = max(start, part.begin), min(stop, part.begin + part.plain_bytes)
-                if low < high:
-                    sink(low, plain[low - part.begin : high - part.begin])
+        if self._verify_all:
+            plain, came = self._wholes.get(part.place.digest)
+            _give(part, plain, sink)
+            return came
+        here = self._on_this_node(part.place)
+        if here is not None:
+            _give(part, here, sink)
             return "reused"
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            self._read_part(part, sink, avoid, used)
+            try:
+                self._read_part(part, sink, avoid, used)
+            except Damaged:
+                if not self._drop_bad_bases(part.place):
+                    raise
+                self._read_part(part, sink, avoid, used)
 
         self._from_good_copy(part.place, attempt)
-        return "delta" if part.place.bases else "full"
+        return _came(part.place)
+
+    def _whole_chunk(self, digest: bytes) -> tuple[Verified, Came]:
+        """Return a chunk of the version, compared with its digest, and how it came."""
+        place = self._table.find(digest)
+        assert place is not None  # whoever asks for a part of it has its place from there
+        here = self._on_this_node(place)
+        if here is not None:
+            return Verified(here), "reused"
+        return self.read(place, memoryview(bytearray(place.plain_bytes))), _came(place)
 
     def _on_this_node(self, place: ChunkPlace) -> memoryview | None:
         """Return the plain bytes of a chunk that is hot on this node.
 
-        Large ones are mapped, so that only the pages in use are read.
+        Large ones are mapped, so that only the pages in use are read, unless all are verified: a
+        file may change under its mapping.
         """
         local = self._hot.local
         if local is None:
             return None
-        if place.plain_bytes >= MIN_MAPPED_BYTES:
+        if place.plain_bytes >= MIN_MAPPED_BYTES and not self._verify_all:
             mapped = local.map_tensor([place.digest], place.plain_bytes, place.plain_bytes)
             if mapped is not None:
                 return mapped.data
         out = memoryview(bytearray(place.plain_bytes))
-        return out if local.read_into([place.digest], [out])[0] else None
+        found = local.read_into([place.digest], [out], verify=self._verify_all)
+        return out if found[0] else None
 
     def _from_good_copy(
         self,
@@ -257,10 +300,9 @@ class FrameDecoder:
         if plain is not None:
             return plain
         out = memoryview(bytearray(place.plain_bytes))
-        if not self._from_shared(place, out):
-            self.read(place, out)
-        self._hot.offer_plain(digest, out)  # the next version's deltas will ask for it again
-        return out
+        verified = self._from_shared(place, out) or self.read(place, out)
+        self._hot.offer_plain(digest, verified)  # the next version's deltas will ask for it again
+        return verified
 
     def _drop_bad_bases(self, place: ChunkPlace) -> bool:
         """Drop those bases of a delta that this node's disk damaged; tell whether any was."""
@@ -273,19 +315,19 @@ class FrameDecoder:
                 found = True
         return found
 
-    def _from_shared(self, place: ChunkPlace, out: memoryview) -> bool:
+    def _from_shared(self, place: ChunkPlace, out: memoryview) -> Verified | None:
         for tier in self._hot.shared:
             frame = tier.get([place]).get(place.digest)
             if frame is None:
                 continue
             try:
-                self.decode(place, frame, out)
+                plain = self.decode(place, frame, out)
             except (Damaged, UnsupportedFormat) as error:
                 tier.bad(place, error)
                 continue
             tier.hit(len(out))
-            return True
-        return False
+            return plain
+        return None
 
     def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
         place = self._pool.moves.current(part.place)
@@ -341,6 +383,19 @@ class _Row:
     offset: int
     plain_bytes: int
     to: int
+
+
+def _give(part: Part, plain: memoryview, sink: Sink) -> None:
+    """Give ``sink`` the wanted bytes of a chunk that is all there."""
+    for start, stop in part.spans:
+        low, high = max(start, part.begin), min(stop, part.begin + part.plain_bytes)
+        if low < high:
+            sink(low, plain[low - part.begin : high - part.begin])
+
+
+def _came(place: ChunkPlace) -> Came:
+    """Return how a chunk came that was read from a durable tier."""
+    return "delta" if place.bases else "full"
 
 
 def _by_base(head: FrameHead, start: int, stop: int) -> Iterator[tuple[bytes, list[_Row]]]:

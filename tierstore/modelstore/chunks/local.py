@@ -50,10 +50,13 @@ class LocalChunks:
         hot: The hot tiers; only this node's own is used.
         pool: The version's threads and counters.
         table: The version's layout.
+        usable: Whether they may be used as they lie, in files that may change while they are used.
     """
 
-    def __init__(self, hot: HotTiers, pool: ReadPool, table: ChunkTable) -> None:
-        self._hot, self._pool, self._table = hot, pool, table
+    def __init__(
+        self, hot: HotTiers, pool: ReadPool, table: ChunkTable, *, usable: bool = True
+    ) -> None:
+        self._hot, self._pool, self._table, self._usable = hot, pool, table, usable
 
     @property
     def keeps_chunks(self) -> bool:
@@ -76,7 +79,7 @@ class LocalChunks:
             One entry per tensor, in order; ``None`` for those that have to be read.
         """
         local = self._hot.local
-        if local is None:
+        if local is None or not self._usable:
             return [None] * len(wanted)
         found: dict[int, npt.NDArray[np.uint8] | None] = {}
 
@@ -96,8 +99,10 @@ class LocalChunks:
     def open(self, place: ChunkPlace) -> FilePart | None:
         """Return a chunk on this node as an open file; ``None`` when it has to be read."""
         local = self._hot.local
-        file = None if local is None else local.open(place.digest, place.plain_bytes)
-        if local is None or file is None:
+        if local is None or not self._usable:
+            return None
+        file = local.open(place.digest, place.plain_bytes)
+        if file is None:
             return None
         self._hot.record_later(lambda: self._reads_of([(place.digest, place.plain_bytes)]))
         self._pool.count_plain("reused", place.plain_bytes)

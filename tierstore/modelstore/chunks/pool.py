@@ -49,8 +49,8 @@ class ReadPool:
     """The threads, buffers and counters of one version's reads. Thread-safe.
 
     It reads byte ranges of packs from the tiers that have them, and follows packs that moved. Each
-    thread stages one run of frames, and two more chunks where there are deltas, so the memory limit
-    bounds the number of threads.
+    thread stages one run of frames and a chunk, and two more chunks where there are deltas, so the
+    memory limit bounds the number of threads.
 
     Args:
         home_blobs: The blobs of the store's home, where moves lie.
@@ -76,6 +76,7 @@ class ReadPool:
         staging = min(memory_limit_bytes, _STAGING_BYTES)
         self.max_run_bytes = max(min(_RUN_BYTES, staging // threads), _MIB)
         per_thread = max(self.max_run_bytes, table.longest_frame_bytes)
+        per_thread += table.longest_chunk_bytes
         if table.bases:  # a delta's base as it is kept, and put together from its pieces
             per_thread += 2 * table.longest_chunk_bytes
         self.threads = max(1, min(threads, staging // per_thread))
@@ -123,10 +124,21 @@ class ReadPool:
 
     def staging(self, nbytes: int) -> memoryview:
         """Return a buffer of ``nbytes`` bytes, valid until the calling thread's next call."""
-        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        return self._buffer("frames", max(nbytes, self.max_run_bytes))[:nbytes]
+
+    def chunk_room(self, nbytes: int) -> memoryview:
+        """Return room for a chunk of ``nbytes`` bytes, valid until the calling thread's next call.
+
+        Nobody else writes there, unlike in memory of a caller's.
+        """
+        return self._buffer("chunk", nbytes)[:nbytes]
+
+    def _buffer(self, name: str, nbytes: int) -> memoryview:
+        buffer: bytearray | None = getattr(self._local, name, None)
         if buffer is None or len(buffer) < nbytes:
-            buffer = self._local.buffer = bytearray(max(nbytes, self.max_run_bytes))
-        return memoryview(buffer)[:nbytes]
+            buffer = bytearray(nbytes)
+            setattr(self._local, name, buffer)
+        return memoryview(buffer)
 
     # Counters
 

@@ -9,6 +9,9 @@ Nothing is returned that does not match its digest or, for a part of a chunk, it
 
 Where nodes share frames a read goes window by window, so that what it claims for itself is never
 far from being read.
+
+A chunk is verified in memory that nobody else writes, and handed on from there: to hot tiers and to
+readers that wait for it. A buffer of a caller's is no such memory, and gets a copy.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from tierstore.deferred import np
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.checks import Verified
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.decode import FrameDecoder, Part, Sink
@@ -47,11 +52,19 @@ class ChunkReader:
         hot: The hot tiers, asked first.
     """
 
+    _verifies_all = False
+
     def __init__(self, pool: ReadPool, table: ChunkTable, hot: HotTiers | None = None) -> None:
-        self.pool = pool
+        self.pool, self._table = pool, table
         self._hot = hot if hot is not None else HotTiers()
-        self._decoder = FrameDecoder(pool, table, keep_chunks=pool.threads, hot=self._hot)
-        self.local = LocalChunks(self._hot, pool, table)
+        self._decoder = FrameDecoder(
+            pool, table, pool.threads, self._hot, verify_all=self._verifies_all
+        )
+        self.local = LocalChunks(self._hot, pool, table, usable=not self._verifies_all)
+
+    def verified(self) -> VerifiedReader:
+        """Return a reader, with the same counters, of chunks that are to be stored again."""
+        return VerifiedReader(self.pool, self._table, self._hot)
 
     def read(
         self,
@@ -60,8 +73,9 @@ class ChunkReader:
         *,
         keep: bool = False,
         share: bool = False,
+        own: bool = False,
     ) -> None:
-        """Fill the ``out`` of every want with verified plain bytes.
+        """Fill the ``out`` of every want with plain bytes.
 
         Args:
             wants: The chunks, each with the buffer that its plain bytes go to.
@@ -70,8 +84,20 @@ class ChunkReader:
             keep: Put all chunks into hot tiers, whatever the policy says, and wait for room.
             share: Say that other processes of this node want the same chunks now: wait for room in
                 this node's tier.
+            own: Say that nobody else can write to the buffers until this returns, so that chunks
+                are verified in them and need no copy.
         """
-        _Fetch(self.pool, self._decoder, self._hot, wants, on_chunk, keep=keep, share=share).run()
+        _Fetch(
+            self.pool,
+            self._decoder,
+            self._hot,
+            wants,
+            on_chunk,
+            keep=keep,
+            share=share,
+            own=own or self._verifies_all,
+            verify_hot=self._verifies_all,
+        ).run()
 
     def read_head(self, place: ChunkPlace) -> FrameHead:
         """Read the head of a chunk's frame."""
@@ -104,6 +130,25 @@ class ChunkReader:
             self.pool.count_hot(self._hot.local.name, part.wanted)
 
 
+class VerifiedReader(ChunkReader):
+    """Reads the chunks of one version in order to store them again. Thread-safe.
+
+    Every byte is compared with the digest of its chunk, whatever tier it comes from: a chunk of
+    this node that proves wrong is dropped and read from elsewhere, files of this node are never
+    mapped, and of a chunk of which a part is wanted all is read. The buffers that it fills are
+    those of the code that stores them, so that nobody else writes there. Made by
+    ``ChunkReader.verified``.
+    """
+
+    _verifies_all = True
+
+    def chunk(self, place: ChunkPlace) -> Verified:
+        """Read one whole chunk into memory of its own."""
+        out = memoryview(bytearray(place.plain_bytes))
+        self.read([Want(place, out)])
+        return Verified(out)
+
+
 class _Fetch:
     """One call of ``ChunkReader.read``; a chunk that is wanted several times is read once."""
 
@@ -117,16 +162,18 @@ class _Fetch:
         *,
         keep: bool,
         share: bool,
+        own: bool,
+        verify_hot: bool,
     ) -> None:
         self._pool, self._decoder, self._hot = pool, decoder, hot
         self._on_chunk = on_chunk
-        self._keep, self._share = keep, share
+        self._keep, self._share, self._own, self._verify_hot = keep, share, own, verify_hot
         self._wants: dict[bytes, Want] = {}
-        self._again: dict[bytes, list[memoryview]] = {}
+        self._outs: dict[bytes, list[memoryview]] = {}
+        """All buffers for a chunk; the first one is that of its want."""
         for want in wants:
-            first = self._wants.setdefault(want.place.digest, want)
-            if first is not want:
-                self._again.setdefault(want.place.digest, []).append(want.out)
+            self._wants.setdefault(want.place.digest, want)
+            self._outs.setdefault(want.place.digest, []).append(want.out)
         self._lock = threading.Lock()
         self._led: dict[bytes, Flight] = {}
         self._waiting = Waiting()
@@ -202,15 +249,19 @@ class _Fetch:
         local = self._hot.local
         if local is None:
             return wants
-        found = local.read_into([w.place.digest for w in wants], [w.out for w in wants])
-        left = []
-        for want, hit in zip(wants, found, strict=True):
-            if hit:
+        pairs = [(w.place.digest, out) for w in wants for out in self._outs[w.place.digest]]
+        found = local.read_into(
+            [digest for digest, _ in pairs],
+            [out for _, out in pairs],
+            verify=self._verify_hot,
+        )
+        missing = {digest for (digest, _), hit in zip(pairs, found, strict=True) if not hit}
+        for want in wants:
+            if want.place.digest not in missing:
                 self._pool.count_hot(local.name, len(want.out))
+                self._look_there(want.place.digest)
                 self._done(want, "reused")
-            else:
-                left.append(want)
-        return left
+        return [want for want in wants if want.place.digest in missing]
 
     def _from_shared(self, wants: Sequence[Want]) -> list[Want]:
         if self._hot.shared:
@@ -227,7 +278,7 @@ class _Fetch:
         if frame is None:
             return False
         try:
-            self._decoder.decode(want.place, frame, want.out)
+            plain = self._decoder.decode(want.place, frame, self._room(want))
         except (Damaged, UnsupportedFormat) as error:
             tier.bad(want.place, error)
             return False
@@ -235,7 +286,8 @@ class _Fetch:
             return False
         tier.hit(len(want.out))
         self._pool.count_hot(tier.name, len(frame))
-        self._hot.offer_plain(want.place.digest, want.out, keep=self._keep)
+        self._hot.offer_plain(want.place.digest, plain, keep=self._keep)
+        self._hand_on(want, plain)
         self._done(want, "reused")
         return True
 
@@ -259,26 +311,47 @@ class _Fetch:
     def _read_moved(self, pack: bytes, wants: Sequence[Want]) -> None:
         self._pool.moves.follow(pack)
         for want in wants:
-            self._decoder.read(want.place, want.out)
-            self._came(want)
+            self._came(want, self._decoder.read(want.place, self._room(want)))
 
     def _decode_run(self, wants: Sequence[Want], stage: memoryview, start: int, tier: str) -> None:
         """Decode the frames in ``stage``, which begins at ``start`` of its pack in ``tier``."""
         for want in wants:
             place = self._pool.moves.current(want.place)
-            frame = stage[place.offset - start :][: place.frame_bytes]
+            frame, room = stage[place.offset - start :][: place.frame_bytes], self._room(want)
             try:
-                self._decoder.decode(place, frame, want.out)
+                plain = self._decoder.decode(place, frame, room)
             except Damaged as error:
-                self._decoder.read(place, want.out, frozenset([tier]), error)
+                plain = self._decoder.read(place, room, frozenset([tier]), error)
             else:
                 self._hot.offer_frame(place, frame, keep=self._keep)
-            self._came(want)
+            self._came(want, plain)
 
-    def _came(self, want: Want) -> None:
+    def _came(self, want: Want, plain: Verified) -> None:
         self._sharing.handed_over(want.place.digest)
-        self._hot.offer_plain(want.place.digest, want.out, keep=self._keep, wait=self._share)
+        self._hot.offer_plain(want.place.digest, plain, keep=self._keep, wait=self._share)
+        self._hand_on(want, plain)
         self._done(want, "delta" if want.place.bases else "full")
+
+    # Memory
+
+    def _room(self, want: Want) -> memoryview:
+        """Return memory for a chunk that nobody else writes until it was handed on."""
+        return want.out if self._own else self._pool.chunk_room(len(want.out))
+
+    def _hand_on(self, want: Want, plain: Verified) -> None:
+        """Copy a chunk to the buffers for it, and to readers that wait for it."""
+        digest = want.place.digest
+        flight = self._led.get(digest)
+        if flight is not None:
+            self._hot.flights.land(flight, plain)
+        for out in self._outs[digest][1 if self._own else 0 :]:
+            np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(plain, np.uint8))
+
+    def _look_there(self, digest: bytes) -> None:
+        """Have readers that wait for a chunk look for it on this node, where it was found."""
+        flight = self._led.get(digest)
+        if flight is not None:
+            self._hot.flights.fail([flight])
 
     # One flight per chunk
 
@@ -286,7 +359,9 @@ class _Fetch:
         """Return those of the chunks that this call fetches itself; the others are waited for."""
         with self._lock:
             new = {
-                want.place.digest: want.out for want in wants if want.place.digest not in self._led
+                want.place.digest: self._outs[want.place.digest]
+                for want in wants
+                if want.place.digest not in self._led
             }
         flights = self._hot.flights.join(new, self._waiting)
         with self._lock:
@@ -295,14 +370,8 @@ class _Fetch:
         return [want for want in wants if want.place.digest in self._led]
 
     def _done(self, want: Want, came: Came) -> None:
-        """Hand a finished chunk on: to counters, waiting readers and repeated wants."""
+        """Count a chunk that is in all buffers for it."""
         self._pool.count_plain(came, len(want.out))
-        flight = self._led.get(want.place.digest)
-        if flight is not None:
-            self._hot.flights.land(flight, want.out)
-        again = self._again.get(want.place.digest, ())
-        for out in again:
-            out[:] = want.out
         if self._on_chunk:
-            for _ in range(1 + len(again)):
+            for _ in self._outs[want.place.digest]:
                 self._on_chunk(len(want.out))

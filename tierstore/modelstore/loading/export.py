@@ -24,15 +24,15 @@ from tierstore.format.manifest import FileEntry, check_path
 from tierstore.format.safetensors import build_header
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.stored import Content, PlacedPiece
-from tierstore.modelstore.loading.tensor import Tensor
+from tierstore.modelstore.loading.stored import PlacedPiece, VerifiedContent
+from tierstore.modelstore.loading.tensor import VerifiedTensor
 from tierstore.modelstore.version import FileInfo
 
 _WINDOW_BYTES = 64 << 20
 
 
 def export_files(
-    content: Content,
+    content: VerifiedContent,
     title: str,
     files: Sequence[FileEntry],
     directory: str | os.PathLike[str],
@@ -58,8 +58,8 @@ def export_files(
 
 
 def export_tensors(
-    content: Content,
-    tensors: Mapping[str, Tensor],
+    content: VerifiedContent,
+    tensors: Mapping[str, VerifiedTensor],
     metadata: Mapping[str, str] | None,
     target: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
@@ -135,7 +135,7 @@ def explained(target: Path) -> Iterator[None]:
 
 
 def _write_file(
-    content: Content, title: str, file: FileEntry, fd: int, count: Callable[[int], None]
+    content: VerifiedContent, title: str, file: FileEntry, fd: int, count: Callable[[int], None]
 ) -> None:
     sha = hashlib.sha256(file.header)
     _write_all(fd, file.header)
@@ -151,13 +151,15 @@ def _write_file(
         )
 
 
-def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryview]:
+def _windows_of(
+    tensors: Sequence[VerifiedTensor], content: VerifiedContent
+) -> Iterator[memoryview]:
     """Yield the bytes of tensors, one after the other, in windows."""
     if any(tensor._overlays for tensor in tensors):  # patched: in no chunks as they are
         for tensor in tensors:
             for low in range(0, tensor.nbytes, _WINDOW_BYTES):
                 out = memoryview(bytearray(min(_WINDOW_BYTES, tensor.nbytes - low)))
-                tensor.read_span(low, low + len(out), out)
+                tensor._fill(low, low + len(out), out, own=True)
                 yield out
         return
     begins = accumulate((tensor.nbytes for tensor in tensors), initial=0)
@@ -171,7 +173,7 @@ def _windows_of(tensors: Sequence[Tensor], content: Content) -> Iterator[memoryv
     )
 
 
-def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memoryview]:
+def _windows(content: VerifiedContent, pieces: Iterable[PlacedPiece]) -> Iterator[memoryview]:
     """Yield a file's bytes behind its header; while one window is used the next one is read.
 
     ``pieces`` are the file's chunks in order, ``begin`` counting from behind its header.
@@ -186,7 +188,8 @@ def _windows(content: Content, pieces: Iterable[PlacedPiece]) -> Iterator[memory
         out = buffers[number % 2][: sizes[number]]
         start = group[0].begin
         content.reader.read(
-            [Want(p.place, out[p.begin - start : p.begin - start + p.plain_bytes]) for p in group]
+            [Want(p.place, out[p.begin - start : p.begin - start + p.plain_bytes]) for p in group],
+            own=True,
         )
         return out
 

@@ -100,7 +100,8 @@ class FileView:
                 raise ValueError(f"length {length} must not be negative")
             outs.append(bytearray(min(length, max(0, self.size - offset))))
         self._fill(
-            [(offset, memoryview(out)) for (offset, _), out in zip(ranges, outs, strict=True)]
+            [(offset, memoryview(out)) for (offset, _), out in zip(ranges, outs, strict=True)],
+            own=True,
         )
         return [bytes(out) for out in outs]
 
@@ -137,11 +138,14 @@ class FileView:
             The number of bytes read; after an error the content of ``out`` is undefined.
         """
         count = min(len(out), max(0, self.size - offset))
-        self._fill([(offset, out[:count])])
+        self._fill([(offset, out[:count])], own=False)
         return count
 
-    def _fill(self, targets: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill buffers that do not reach past the file's end."""
+    def _fill(self, targets: Sequence[tuple[int, memoryview]], *, own: bool) -> None:
+        """Fill buffers that do not reach past the file's end.
+
+        ``own`` is that of ``ChunkReader.read``.
+        """
         data: list[tuple[int, memoryview]] = []
         header = self.entry.header
         for offset, out in targets:
@@ -151,13 +155,13 @@ class FileView:
             out[: len(head)] = head
             if len(head) < len(out):
                 data.append((offset + len(head) - len(header), out[len(head) :]))
-        self._fill_data(data)
+        self._fill_data(data, own=own)
 
-    def _fill_data(self, targets: Sequence[tuple[int, memoryview]]) -> None:
+    def _fill_data(self, targets: Sequence[tuple[int, memoryview]], *, own: bool) -> None:
         """Fill buffers from what lies behind the header, at offsets counted from there."""
         spans = []
         for low, out in targets:
             first = bisect_right(self._begins, low) - 1
             pieces = self._pieces[first : bisect_right(self._begins, low + len(out) - 1)]
             spans.append(SpanRead(pieces, low, low + len(out), out))
-        self.content.read_spans(spans)
+        self.content.read_spans(spans, own=own)

@@ -18,7 +18,6 @@ from tierstore.modelstore.loading.arrays import as_torch, writable_bytes
 from tierstore.modelstore.loading.export import export_files, export_tensors
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.opener import Opened
-from tierstore.modelstore.loading.patchedfile import PatchedFileView
 from tierstore.modelstore.loading.stored import PlacedPiece
 from tierstore.modelstore.loading.tensor import Tensor, read_into, read_tensors
 from tierstore.modelstore.version import FileInfo, Version
@@ -339,10 +338,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             >>> view.size, view.read(8, 6)
             (96, b'{"w":{')
         """
-        entry = self._file_entry(path)
-        if path in self._opened.patched:
-            return PatchedFileView(self._opened.content, entry, self._opened.tensors.values())
-        return FileView(self._opened.content, entry)
+        return self._opened.view(self._file_entry(path))
 
     def _file_entry(self, path: str) -> FileEntry:
         """Return the manifest's entry of one file; ``NotFound`` if there is none."""
@@ -414,7 +410,8 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         self.fold()
         files = [file for file in self._opened.manifest.files if weights or not file.header]
         with reported(progress, f"exporting {self.version}") as told:
-            export_files(self._opened.content, str(self.version), files, directory, told)
+            content = self._opened.content.verified()
+            export_files(content, str(self.version), files, directory, told)
         written = {file.path for file in files}
         return [file for file in self.files if file.path in written]
 
@@ -451,9 +448,11 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             >>> store.load("ranker").export_tensors(["a"], "a.safetensors").size
             76
         """
-        chosen = {name: self.tensor(name) for name in checked_names(names)}
+        wanted = [self.tensor(name).name for name in checked_names(names)]
+        verified = self._opened.verified()
+        chosen = {name: verified.tensors[name] for name in wanted}
         with reported(progress, f"exporting {self.version}") as told:
-            return export_tensors(self._opened.content, chosen, self.metadata or None, file, told)
+            return export_tensors(verified.content, chosen, self.metadata or None, file, told)
 
 
 def stats_of(pool: ReadPool) -> LoadStats:

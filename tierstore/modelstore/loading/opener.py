@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from tierstore.format.keys import version_key
-from tierstore.format.manifest import Manifest, named_tensors
+from tierstore.format.manifest import FileEntry, Manifest, named_tensors
 from tierstore.format.patch import touched_ranges
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
@@ -22,14 +23,18 @@ from tierstore.modelstore.home.chain import (
     patch_manifests,
 )
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.overlay import Overlay
+from tierstore.modelstore.loading.patchedfile import PatchedFileView
 from tierstore.modelstore.loading.patchparts import fitting_parts, touched_files
-from tierstore.modelstore.loading.stored import Content, StoredTensor
-from tierstore.modelstore.loading.tensor import Tensor
+from tierstore.modelstore.loading.stored import Content, StoredTensor, VerifiedContent
+from tierstore.modelstore.loading.tensor import Tensor, VerifiedTensor
 from tierstore.modelstore.names.members import refuse_release
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.version import Version
 from tierstore.tiers.hot.tiers import HotTiers
+
+_T = TypeVar("_T", bound=Tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Opened:
         tensors: The tensors, by names that tell them apart.
         patched: Paths of the files that patches change.
         patches: Manifests of the patches that lie on the full manifest, the oldest first.
+        titles: The name of each patch in messages.
     """
 
     digest: Digest
@@ -53,6 +59,38 @@ class Opened:
     tensors: Mapping[str, Tensor]
     patched: frozenset[str]
     patches: tuple[Manifest, ...]
+    titles: tuple[str, ...]
+
+    def view(self, file: FileEntry) -> FileView:
+        """Return one of the manifest's files, to be read by ranges."""
+        if file.path in self.patched:
+            return PatchedFileView(self.content, file, self.tensors.values())
+        return FileView(self.content, file)
+
+    def verified(self) -> VerifiedOpened:
+        """Return the version as what may be stored again, read at the same counters."""
+        content = self.content.verified()
+        patches = list(zip(self.titles, self.patches, strict=True))
+        return VerifiedOpened(
+            self.digest,
+            self.manifest,
+            content,
+            _tensors_of(content, self.manifest, patches, VerifiedTensor),
+            self.patched,
+            self.patches,
+            self.titles,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedOpened(Opened):
+    """A version whose bytes may be stored again; made by ``Opened.verified``.
+
+    Whatever stores content of the store again, in a version or a file, takes its bytes from here.
+    """
+
+    content: VerifiedContent
+    tensors: Mapping[str, VerifiedTensor]
 
 
 class Opener:
@@ -92,7 +130,7 @@ class Opener:
     ) -> Opened:
         table = chain_table(self._home, chain, full, patches)
         content = self.content(table, full.chunk_size, hot)
-        titles = [f"patch {version_key(digest)}" for digest in chain.patches]
+        titles = tuple(f"patch {version_key(digest)}" for digest in chain.patches)
         patched = frozenset(touched_files(patches, full))
         files = tuple(
             msgspec.structs.replace(file, sha256=b"") if file.path in patched else file
@@ -102,9 +140,10 @@ class Opener:
             chain.full,
             msgspec.structs.replace(full, files=files, lineage=chain.top.lineage),
             content,
-            _tensors_of(content, full, list(zip(titles, patches, strict=True))),
+            _tensors_of(content, full, list(zip(titles, patches, strict=True)), Tensor),
             patched,
             tuple(patches),
+            titles,
         )
 
     def content(self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None) -> Content:
@@ -120,14 +159,15 @@ class Opener:
 
 
 def _tensors_of(
-    content: Content, full: Manifest, patches: Sequence[tuple[str, Manifest]]
-) -> dict[str, Tensor]:
+    content: Content, full: Manifest, patches: Sequence[tuple[str, Manifest]], kind: type[_T]
+) -> dict[str, _T]:
     """Return the tensors of a version, by names that tell them apart.
 
     Args:
         content: The version's layout and reader.
         full: The full manifest that it lies on.
         patches: Manifests of the patches, the oldest first, each with its name in messages.
+        kind: The class of the tensors.
 
     Raises:
         Damaged: A patch does not fit the tensors below it.
@@ -145,6 +185,6 @@ def _tensors_of(
         overlay = Overlay(part, indices, values, touched_ranges(one.touched), one.title)
         overlays.setdefault(name, []).append(overlay)
     return {
-        name: Tensor(entry, name, path, bases[name], overlays.get(name, ()))
+        name: kind(entry, name, path, bases[name], overlays.get(name, ()))
         for name, (entry, path) in named.items()
     }

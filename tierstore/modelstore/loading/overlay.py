@@ -186,7 +186,7 @@ def _matches(
 
 def _read(tensor: StoredTensor, low: int, high: int) -> Bytes:
     out = np.empty(high - low, np.uint8)
-    tensor.read_span(low, high, out.data)
+    tensor.read_span(low, high, out.data, own=True)
     return out
 
 
@@ -251,6 +251,6 @@ def lay_over(reader: ChunkReader, work: Sequence[tuple[Overlay, Bytes]]) -> None
             for o, _ in batch
         ]
         pairs = list(zip(batch, buffers, strict=True))
-        reader.read([want for (o, _), own in pairs for want in o.wants(*own)])
+        reader.read([want for (o, _), own in pairs for want in o.wants(*own)], own=True)
         for (overlay, out), own in pairs:
             overlay.put(out, *own)

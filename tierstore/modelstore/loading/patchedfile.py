@@ -35,7 +35,7 @@ class PatchedFileView(FileView):
         """Return bytes ``[start, stop)``, read: stored chunks lack what patches change."""
         return [self.read(start, stop - start)]
 
-    def _fill_data(self, targets: Sequence[tuple[int, memoryview]]) -> None:
+    def _fill_data(self, targets: Sequence[tuple[int, memoryview]], *, own: bool) -> None:
         whole: list[tuple[Tensor, Bytes]] = []
         for begin, out in targets:
             end = begin + len(out)
@@ -47,6 +47,6 @@ class PatchedFileView(FileView):
                 if high - low == tensor.nbytes:
                     whole.append((tensor, np.frombuffer(part, np.uint8)))
                 else:
-                    tensor.read_span(low - start, high - start, part)
+                    tensor._fill(low - start, high - start, part, own=own)
         if whole:
-            read_into(whole)
+            read_into(whole, own=own)

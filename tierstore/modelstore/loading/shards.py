@@ -164,7 +164,7 @@ class StripRead:
 
 
 def read_strips(reads: Sequence[StripRead]) -> None:
-    """Fill every ``out``; all tensors belong to one version."""
+    """Fill every ``out``; all tensors belong to one version, and nobody else writes to ``out``."""
     reads = [read for read in reads if read.strip.nbytes]
     if not reads:
         return
@@ -190,7 +190,7 @@ def read_strips(reads: Sequence[StripRead]) -> None:
             wide.append(read)
         else:
             entire += [(read, piece) for piece in read.chunks()]
-    content.read_spans(spans, share=ranks)
+    content.read_spans(spans, share=ranks, own=True)
     _read_wide(content, wide)
     _read_whole(content, entire)
 
@@ -210,13 +210,13 @@ def _read_patched(read: StripRead) -> None:
     strip = read.strip
     if strip.is_range:
         low = strip.first * strip.row_bytes + strip.low
-        read.tensor.read_span(low, low + strip.nbytes, read.out)
+        read.tensor._fill(low, low + strip.nbytes, read.out, own=True)
         return
     step = max(1, _WINDOW_BYTES // strip.row_bytes)
     for first in range(strip.first, strip.last, step):
         begin = first * strip.row_bytes
         window = memoryview(bytearray(min(step, strip.last - first) * strip.row_bytes))
-        read.tensor.read_span(begin, begin + len(window), window)
+        read.tensor._fill(begin, begin + len(window), window, own=True)
         read.take(begin, window)
 
 
@@ -251,7 +251,7 @@ def _read_whole(content: Content, every: Sequence[tuple[StripRead, PlacedPiece]]
         for _, piece in group:
             wants.append(Want(piece.place, buffer[at : at + piece.plain_bytes]))
             at += piece.plain_bytes
-        content.reader.read(wants, share=True)
+        content.reader.read(wants, share=True, own=True)
         for (read, piece), want in zip(group, wants, strict=True):
             read.take(piece.begin, want.out)
 

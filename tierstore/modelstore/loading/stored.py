@@ -14,7 +14,7 @@ from tierstore.format.manifest import FileEntry, TensorEntry, pieces
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.decode import Part, Sink
 from tierstore.modelstore.chunks.plan import spans_of_rows
-from tierstore.modelstore.chunks.reader import ChunkReader
+from tierstore.modelstore.chunks.reader import ChunkReader, VerifiedReader
 from tierstore.modelstore.chunks.sharing import Want
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ class Content:
     reader: ChunkReader
     chunk_size: int
 
+    def verified(self) -> VerifiedContent:
+        """Return the same bytes as what may be stored again."""
+        return VerifiedContent(self.table, self.reader.verified(), self.chunk_size)
+
     def placed(self, chunks: bytes, nbytes: int) -> Iterator[PlacedPiece]:
         """Yield the chunks of a tensor or file of ``nbytes`` bytes, in order."""
         for piece in pieces(chunks, nbytes, self.chunk_size):
@@ -87,11 +91,13 @@ class Content:
             for piece in self.placed(entry.chunks, entry_bytes(entry))
         ]
 
-    def read_spans(self, spans: Sequence[SpanRead], *, share: bool = False) -> None:
+    def read_spans(
+        self, spans: Sequence[SpanRead], *, share: bool = False, own: bool = False
+    ) -> None:
         """Fill every ``out``.
 
-        Whole chunks go straight to their buffers; of others just the blocks that hold wanted bytes
-        are read. ``share`` is that of ``ChunkReader.read``.
+        Of chunks that are not wanted whole, just the blocks that hold wanted bytes are read.
+        ``share`` and ``own`` are those of ``ChunkReader.read``.
         """
         wants: list[Want] = []
         parts: list[tuple[Part, Sink]] = []
@@ -104,8 +110,15 @@ class Content:
                 elif p.begin < span.high and end > span.low:
                     part = Part(p.place, p.begin, p.plain_bytes, [(span.low, span.high)])
                     parts.append((part, span.take))
-        self.reader.read(wants, share=share)
+        self.reader.read(wants, share=share, own=own)
         self.reader.read_parts(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedContent(Content):
+    """The bytes of one version as what may be stored again; made by ``Content.verified``."""
+
+    reader: VerifiedReader
 
 
 class StoredTensor:
@@ -139,9 +152,12 @@ class StoredTensor:
         """Return the reads that fill ``out`` (``nbytes`` long) with the whole tensor."""
         return [Want(p.place, out[p.begin : p.begin + p.plain_bytes]) for p in self.chunks()]
 
-    def read_span(self, low: int, high: int, out: memoryview) -> None:
-        """Read plain bytes ``[low, high)`` into ``out``, which is as long as that."""
-        self.content.read_spans([SpanRead(self.chunks(), low, high, out)])
+    def read_span(self, low: int, high: int, out: memoryview, *, own: bool = False) -> None:
+        """Read plain bytes ``[low, high)`` into ``out``, which is as long as that.
+
+        ``own`` is that of ``ChunkReader.read``.
+        """
+        self.content.read_spans([SpanRead(self.chunks(), low, high, out)], own=own)
 
     @property
     def row_bytes(self) -> int:

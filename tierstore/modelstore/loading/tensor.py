@@ -170,7 +170,11 @@ class Tensor:
             >>> out.hex()
             '803f'
         """
-        self._base.read_span(low, high, out)
+        self._fill(low, high, out)
+
+    def _fill(self, low: int, high: int, out: memoryview, *, own: bool = False) -> None:
+        """Read a span as ``read_span`` does; ``own`` is that of ``ChunkReader.read``."""
+        self._base.read_span(low, high, out, own=own)
         for overlay in self._overlays:
             overlay.over(low, high, np.frombuffer(out, np.uint8))
 
@@ -217,7 +221,7 @@ class Tensor:
         item = numpy_dtype(self.dtype)
         row_bytes = prod(self.shape[1:]) * item.itemsize
         out = np.empty((last - first) * row_bytes, np.uint8)
-        self.read_span(first * row_bytes, last * row_bytes, out.data)
+        self._fill(first * row_bytes, last * row_bytes, out.data, own=True)
         return out.view(item).reshape(last - first, *self.shape[1:])
 
     def _read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -244,6 +248,12 @@ class Tensor:
         return read_rows(self._base, self._overlays, rows)
 
 
+class VerifiedTensor(Tensor):
+    """A tensor whose bytes may be stored again; see ``VerifiedReader``."""
+
+    __slots__ = ()
+
+
 def read_tensors(
     tensors: Sequence[Tensor], on_chunk: OnChunk | None = None
 ) -> list[npt.NDArray[np.uint8]]:
@@ -268,16 +278,20 @@ def read_tensors(
             on_chunk(tensor.nbytes)
         found.append(data)
     reader = tensors[0]._content.reader
-    reader.read(wants, on_chunk)
+    reader.read(wants, on_chunk, own=True)
     lay_over(reader, _overlays(zip(tensors, found, strict=True)))
     return found
 
 
-def read_into(items: Sequence[tuple[Tensor, npt.NDArray[np.uint8]]]) -> None:
-    """Read whole tensors of one version into the given bytes, each as long as its tensor."""
+def read_into(items: Sequence[tuple[Tensor, npt.NDArray[np.uint8]]], *, own: bool = False) -> None:
+    """Read whole tensors of one version into the given bytes, each as long as its tensor.
+
+    ``own`` is that of ``ChunkReader.read``.
+    """
     if items:
         reader = items[0][0]._content.reader
-        reader.read([want for tensor, out in items for want in tensor._base.wants(out.data)])
+        wants = [want for tensor, out in items for want in tensor._base.wants(out.data)]
+        reader.read(wants, own=own)
         lay_over(reader, _overlays(items))
 
 

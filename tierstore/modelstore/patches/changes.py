@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tierstore.deferred import np
 from tierstore.errors import InvalidSafetensors, TensorMissing, UsageError
+from tierstore.format.checks import damaged
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.patch import (
     PATCH_PATH,
@@ -269,10 +270,11 @@ def _piece(name: str, change: TensorChange, target: TargetTensor) -> _Piece:
 
 
 def _array(indices: Any) -> npt.NDArray[Any]:
+    """Return a copy of indices as they were given: what is checked is what is stored."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(indices, torch.Tensor):
         indices = indices.detach().cpu()
-    found = np.asarray(indices)
+    found = np.array(indices)
     return found.astype(np.int64) if found.size == 0 else found
 
 
@@ -326,6 +328,16 @@ def _encode(base: Digest, pieces: Mapping[str, _Piece]) -> EncodedPatch:
     for name, piece in pieces.items():
         _place(body, spec.parts[name], piece, orders.get(name))
     return EncodedPatch(header, spec, body)
+
+
+def rising(part: PatchPart, data: Bytes) -> Indices:
+    """Return the indices in ``data``; ``Damaged`` where they would write out of place."""
+    indices = data.view("<i8")
+    if len(indices) and not (
+        indices[0] >= 0 and indices[-1] < part.limit and (np.diff(indices) > 0).all()
+    ):
+        damaged("a patch", f"the indices for tensor {part.target!r} are out of order")
+    return indices
 
 
 def _place(

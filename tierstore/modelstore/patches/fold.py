@@ -17,8 +17,7 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import find_chain, fold_of
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.loading.opener import Opened, Opener
-from tierstore.modelstore.loading.patchedfile import PatchedFileView
+from tierstore.modelstore.loading.opener import Opener, VerifiedOpened
 from tierstore.modelstore.saving.base_selection import BaseSelection
 from tierstore.modelstore.saving.reused_file import ReusedFile
 from tierstore.modelstore.saving.source import SourceFile
@@ -55,19 +54,17 @@ class Folded:
 class _PatchedFile(SourceFile):
     """A file with patches on it, read in order through a window."""
 
-    def __init__(self, opened: Opened, file: FileEntry) -> None:
+    def __init__(self, opened: VerifiedOpened, file: FileEntry) -> None:
         self.path, self.size = file.path, file.size
         self.header = parse_header(file.header, file.size)
-        self._view = PatchedFileView(opened.content, file, opened.tensors.values())
+        self._view = opened.view(file)
         self._begin = 0
         self._window = memoryview(b"")
 
     def read_into(self, offset: int, out: memoryview) -> None:
         if not self._begin <= offset <= offset + len(out) <= self._begin + len(self._window):
-            self._begin = offset
-            self._window = memoryview(
-                bytearray(max(len(out), min(_WINDOW_BYTES, self.size - offset)))
-            )
+            self._begin, end = next(self._view.spans(offset, self.size, _WINDOW_BYTES))
+            self._window = memoryview(bytearray(max(len(out), end - offset)))
             self._view.read_into(offset, self._window)
         out[:] = self._window[offset - self._begin :][: len(out)]
 
@@ -98,7 +95,7 @@ def fold_version(
     count = len(chain.patches)
     if not count or count < at_least:
         return Folded(version, 0, chain.full, None)
-    opened = opener.open_chain(chain)
+    opened = opener.open_chain(chain).verified()
     files = [
         _PatchedFile(opened, file)
         if file.path in opened.patched

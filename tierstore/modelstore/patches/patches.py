@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tierstore.deferred import np
 from tierstore.errors import NotFound, UsageError
-from tierstore.format.checks import damaged
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.patch import PatchPart, PatchSpec
 from tierstore.format.safetensors import Header, TensorInfo
@@ -26,6 +25,7 @@ from tierstore.modelstore.patches.changes import (
     TensorChange,
     encode_changes,
     encode_file,
+    rising,
 )
 from tierstore.modelstore.version import Version
 
@@ -190,9 +190,16 @@ class Patch:
                 out.write(part.data)
 
     def encoded(self) -> EncodedPatch:
-        """Read the whole patch and return it in its stored form."""
+        """Read the whole patch into memory of its own and return it in its stored form.
+
+        Raises:
+            Damaged: Indices are out of order or range.
+        """
         parts = self._read(self._header.tensors)
         body = np.concatenate([np.empty(0, np.uint8), *parts])
+        for part in self.parts.values():
+            if part.indices is not None:
+                rising(part, body[part.indices.begin : part.indices.end])
         return EncodedPatch(self._header, self._spec, body)
 
     def _chosen(self, names: Iterable[str] | None) -> list[str]:
@@ -212,21 +219,11 @@ class Patch:
         return [
             (
                 part,
-                _rising(part, data[part.indices.name]) if part.indices else None,
+                rising(part, data[part.indices.name]) if part.indices else None,
                 data[part.values.name],
             )
             for part in parts
         ]
-
-
-def _rising(part: PatchPart, data: Bytes) -> np.ndarray[Any, Any]:
-    """Return the indices; ``Damaged`` unless they rise and lie within the tensor."""
-    indices = data.view("<i8")
-    if len(indices) and not (
-        indices[0] >= 0 and indices[-1] < part.limit and (np.diff(indices) > 0).all()
-    ):
-        damaged("a patch", f"the indices for tensor {part.target!r} are out of order")
-    return indices
 
 
 def _target(state: Mapping[str, Any], part: PatchPart) -> Bytes:

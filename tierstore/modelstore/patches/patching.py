@@ -185,7 +185,7 @@ def _opened(
     (file,) = manifest.files
     header = parse_header(file.header, file.size)
     table = home.layout(digest, manifest)
-    content = opener.content(table, manifest.chunk_size)
+    content = opener.content(table, manifest.chunk_size).verified()  # it may be stored, or kept
     entries = {entry.name: entry for entry in file.tensors}
 
     def read(infos: Sequence[TensorInfo]) -> list[Bytes]:

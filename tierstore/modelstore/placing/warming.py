@@ -250,4 +250,4 @@ def _read(
         for place in some:
             wants.append(Want(place, room.data[at : at + place.plain_bytes]))
             at += place.plain_bytes
-        reader.read(wants, count, keep=True)
+        reader.read(wants, count, keep=True, own=True)

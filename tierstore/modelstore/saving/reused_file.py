@@ -10,9 +10,8 @@ from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.fileview import FileView
-from tierstore.modelstore.loading.patchedfile import PatchedFileView
-from tierstore.modelstore.loading.stored import Content
+from tierstore.modelstore.loading.opener import VerifiedOpened
+from tierstore.modelstore.loading.stored import VerifiedContent
 from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 
 _Places = list[tuple[ChunkPlace, int]]
@@ -28,7 +27,7 @@ class ReusedFile(SourceFile):
         path: Path in the new version, of the same kind (safetensors or not).
     """
 
-    def __init__(self, content: Content, entry: FileEntry, path: str) -> None:
+    def __init__(self, content: VerifiedContent, entry: FileEntry, path: str) -> None:
         self.path, self.size = path, entry.size
         self.header = parse_header(entry.header, entry.size) if entry.header else None
         self._content = content
@@ -47,7 +46,7 @@ class ReusedFile(SourceFile):
         """Do nothing: what is stored does not change."""
 
 
-def _with_bases(content: Content, places: Sequence[ChunkPlace]) -> tuple[_Places, _Places]:
+def _with_bases(content: VerifiedContent, places: Sequence[ChunkPlace]) -> tuple[_Places, _Places]:
     """Return the places with the sizes of their packs, and the same for the bases of deltas."""
     table = content.table
     sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
@@ -58,18 +57,19 @@ def _with_bases(content: Content, places: Sequence[ChunkPlace]) -> tuple[_Places
     )
 
 
-def reused_file(view: FileView, as_path: str) -> ReusedFile | None:
+def reused_file(holder: VerifiedOpened, file: FileEntry, as_path: str) -> ReusedFile | None:
     """Return a stored file as a source of a new version that moves none of its bytes.
 
     Args:
-        view: The file in the version that holds it.
+        holder: The version that holds the file.
+        file: The file's entry there.
         as_path: Path of the file in the new version.
 
     Returns:
         ``None`` when the file has to be read: patches lie on it, or the new path makes it a file of
         another kind.
     """
-    same_kind = view.path.rpartition(".")[2] == as_path.rpartition(".")[2]
-    if isinstance(view, PatchedFileView) or not same_kind:
+    same_kind = file.path.rpartition(".")[2] == as_path.rpartition(".")[2]
+    if file.path in holder.patched or not same_kind:
         return None
-    return ReusedFile(view.content, view.entry, as_path)
+    return ReusedFile(holder.content, file, as_path)

@@ -11,10 +11,10 @@ from itertools import chain
 from typing import Any
 
 from tierstore.errors import Conflict, InvalidName, NotFound
-from tierstore.format.manifest import check_path
+from tierstore.format.manifest import FileEntry, check_path
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
-from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.opener import VerifiedOpened
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.saving.reused_file import reused_file
 from tierstore.modelstore.saving.source import SUFFIX, BytesFile, DiskFile, SourceFile
@@ -181,9 +181,7 @@ class Committer:
         asked: CommitRequest,
         who: str | None,
     ) -> Version:
-        before = None if parent is None else self._store.load(parent)
-        if before is not None:
-            before.fold()  # files are kept whole
+        before = None if parent is None else self._whole(parent)
         files = sorted(self._files(model, before, asked), key=lambda file: file.path)
         if not files:
             raise HubError(400, "a commit must leave at least one file")
@@ -213,14 +211,20 @@ class Committer:
         self._spool.drop(model, [oid for oid, _ in asked.uploaded.values()])
         return version
 
+    def _whole(self, version: Version) -> VerifiedOpened:
+        """Open a version whose files are to be kept, which are so as a whole."""
+        model = self._store.load(version)
+        model.fold()
+        return model._opened.verified()
+
     def _files(
-        self, model: str, before: Model | None, asked: CommitRequest
+        self, model: str, before: VerifiedOpened | None, asked: CommitRequest
     ) -> Iterator[SourceFile]:
         named = asked.inline.keys() | asked.uploaded.keys()
         if before is not None:
-            for entry in before._opened.manifest.files:
+            for entry in before.manifest.files:
                 if entry.path not in named and not _removed(entry.path, asked.removed):
-                    yield self._kept(model, before, entry.path, entry.path)
+                    yield self._kept(model, before, entry, entry.path)
         for path, data in asked.inline.items():
             if path.endswith(SUFFIX) and data:
                 yield DiskFile(path, self._spool.keep(model, [data]))
@@ -236,29 +240,32 @@ class Committer:
                 raise HubError(404, f"{path[:200]} was not uploaded, or too long ago: upload it")
             yield self._kept(model, *found, path)
 
-    def _kept(self, model: str, holder: Model, path: str, as_path: str) -> SourceFile:
-        view = holder.open_file(path)
-        kept = reused_file(view, as_path)
-        if (
-            kept is not None
-            and holder._opened.manifest.chunk_size == self._store._parts.home.config.chunk_size
-        ):
+    def _kept(
+        self, model: str, holder: VerifiedOpened, file: FileEntry, as_path: str
+    ) -> SourceFile:
+        kept = reused_file(holder, file, as_path)
+        chunk_size = self._store._parts.home.config.chunk_size
+        if kept is not None and holder.manifest.chunk_size == chunk_size:
             return kept
+        view = holder.view(file)
         # it has to be cut in another way: its new name makes it another kind of file
         parts = (
             view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY_BYTES)
         )
         return DiskFile(as_path, self._spool.keep(model, parts))
 
-    def _find_stored(self, model: str, newest: Model | None, oid: str) -> tuple[Model, str] | None:
-        """Find a file with this SHA-256 in the last versions of a model, and its path."""
+    def _find_stored(
+        self, model: str, newest: VerifiedOpened | None, oid: str
+    ) -> tuple[VerifiedOpened, FileEntry] | None:
+        """Find a file with this SHA-256 in the last versions of a model."""
         if newest is None:
             return None
         versions = self._store.versions(model, _VERSIONS_SEARCHED)
-        for holder in chain([newest], map(self._store.load, versions)):
-            for file in holder._opened.manifest.files:
+        opened = (self._store.load(version)._opened.verified() for version in versions)
+        for holder in chain([newest], opened):
+            for file in holder.manifest.files:
                 if file.sha256.hex() == oid:
-                    return holder, file.path
+                    return holder, file
         return None
 
 

@@ -1,15 +1,16 @@
 """One flight for each chunk: of all threads that want the same chunk now, one fetches it.
 
-The leader copies the chunk into the buffers of all that wait for it, before its own call returns:
-nobody ever reads from memory that its owner may have changed meanwhile. When the leader fails, each
-of the others tries for itself.
+The leader copies the chunk into the buffers of all that wait for it, from memory in which it was
+verified and that nobody else writes. When the leader fails, each of the others tries for itself.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+from tierstore.format.checks import Verified
 
 
 class Flight:
@@ -20,7 +21,7 @@ class Flight:
     def __init__(self, digest: bytes) -> None:
         self.digest = digest
         self.boarding = True
-        self.seats: list[tuple[Waiting, memoryview]] = []
+        self.seats: list[tuple[Waiting, Sequence[memoryview]]] = []
 
 
 class Waiting:
@@ -44,7 +45,7 @@ class Waiting:
         with self._changed:
             self._left.add(digest)
 
-    def arrived(self, digest: bytes, out: memoryview, plain: memoryview | None) -> None:
+    def arrived(self, digest: bytes, outs: Sequence[memoryview], plain: Verified | None) -> None:
         """Deliver a chunk from its leader, or ``None`` when the leader failed."""
         with self._changed:
             if self._gone:
@@ -52,7 +53,8 @@ class Waiting:
             if plain is None:
                 self._failed.append(digest)
             else:
-                out[:] = plain
+                for out in outs:
+                    out[:] = plain
             self._left.discard(digest)
             if not self._left:
                 self._changed.notify_all()
@@ -77,11 +79,13 @@ class Flights:
         self._lock = threading.Lock()
         self._flights: dict[bytes, Flight] = {}
 
-    def join(self, wanted: Mapping[bytes, memoryview], waiting: Waiting) -> dict[bytes, Flight]:
+    def join(
+        self, wanted: Mapping[bytes, Sequence[memoryview]], waiting: Waiting
+    ) -> dict[bytes, Flight]:
         """Lead the flights of chunks that nobody fetches yet, and wait for the others.
 
         Args:
-            wanted: For each digest, the buffer that the chunk is to be copied into.
+            wanted: For each digest, the buffers that the chunk is to be copied into.
             waiting: Told when the chunks that others fetch arrive.
 
         Returns:
@@ -91,17 +95,17 @@ class Flights:
             self._reset()
         led = {}
         with self._lock:
-            for digest, out in wanted.items():
+            for digest, outs in wanted.items():
                 flight = self._flights.get(digest)
                 if flight is None or not flight.boarding:
                     flight = self._flights[digest] = led[digest] = Flight(digest)
                 else:
                     waiting.add(digest)
-                    flight.seats.append((waiting, out))
+                    flight.seats.append((waiting, outs))
         return led
 
-    def land(self, flight: Flight, plain: memoryview) -> None:
-        """Give the verified chunk ``plain`` to all that wait for it."""
+    def land(self, flight: Flight, plain: Verified) -> None:
+        """Give the chunk ``plain`` to all that wait for it."""
         self._end(flight, plain)
 
     def fail(self, flights: Iterable[Flight]) -> None:
@@ -109,13 +113,13 @@ class Flights:
         for flight in flights:
             self._end(flight, None)
 
-    def _end(self, flight: Flight, plain: memoryview | None) -> None:
+    def _end(self, flight: Flight, plain: Verified | None) -> None:
         with self._lock:
             if not flight.boarding:
                 return
             flight.boarding = False
             if self._flights.get(flight.digest) is flight:
                 del self._flights[flight.digest]
-        for waiting, out in flight.seats:
-            waiting.arrived(flight.digest, out, plain)
+        for waiting, outs in flight.seats:
+            waiting.arrived(flight.digest, outs, plain)
         flight.seats.clear()

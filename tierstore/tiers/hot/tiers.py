@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from tierstore.format.checks import Verified
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Buffer
 from tierstore.placement.base import Access
@@ -83,9 +84,9 @@ class HotTiers:
             self._heat.record(reads)
 
     def offer_plain(
-        self, digest: bytes, plain: Buffer, *, keep: bool = False, wait: bool = False
+        self, digest: bytes, plain: Verified, *, keep: bool = False, wait: bool = False
     ) -> None:
-        """Offer a verified chunk to this node's tier; this process's claim on it is given back.
+        """Offer a chunk to this node's tier; this process's claim on it is given back.
 
         Args:
             digest: The digest of the chunk.

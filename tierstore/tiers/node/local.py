@@ -65,7 +65,7 @@ class LocalHot:
         low_percent: Percent of the quota down to which it is emptied when it is found above
             ``high_percent``.
         verify: ``boot`` compares a file with its digest at its first use after the machine was
-            started; ``always`` at every use.
+            started; ``always`` every copy that is read, and maps no file.
         half_life_s: The half-life of the heat that is kept beside the chunks.
         retry_s: Seconds that the directory is left alone after it failed.
         stats: The tier's counters.
@@ -125,8 +125,16 @@ class LocalHot:
             self._dir.read_failed(error)
             return [False] * len(digests)
 
-    def read_into(self, digests: Sequence[bytes], outs: Sequence[memoryview]) -> list[bool]:
+    def read_into(
+        self, digests: Sequence[bytes], outs: Sequence[memoryview], *, verify: bool = False
+    ) -> list[bool]:
         """Copy chunks into buffers of exactly their plain bytes.
+
+        Args:
+            digests: The chunks.
+            outs: A buffer for each.
+            verify: Whether to compare each copy with its digest, whatever was verified before; a
+                wrong one is removed, and counts as missing.
 
         Returns:
             Whether each was here; the buffers of the others have undefined content.
@@ -139,7 +147,7 @@ class LocalHot:
             here = False
             if usable:
                 try:
-                    here = self._read(digest, out)
+                    here = self._read(digest, out, verify or self._always)
                 except OSError as error:
                     failed = True
                     self._dir.read_failed(error, digest)
@@ -153,10 +161,10 @@ class LocalHot:
         self.stats.record("get", time.perf_counter() - started, nbytes, failed=failed)
         return found
 
-    def _read(self, digest: bytes, out: memoryview) -> bool:
+    def _read(self, digest: bytes, out: memoryview, verify: bool) -> bool:
         if not self._dir.files.read_into(digest, out):
             return False
-        if self._always and digest_of(out).raw != digest:
+        if verify and digest_of(out).raw != digest:
             self.reject(digest)
             return False
         return True
@@ -215,9 +223,9 @@ class LocalHot:
             chunk_size: The bytes of each chunk of a tensor but the last.
 
         Returns:
-            An array for each tensor; ``None`` where a chunk is missing, or where it cannot be
-            mapped (chunks that are not whole pages, too many mappings in this process, not Linux):
-            use ``read_into``. Only what is found counts as hits.
+            An array for each tensor; ``None`` where a chunk is missing, or where it is not mapped
+            (chunks that are not whole pages, too many mappings in this process, not Linux, every
+            use verified): use ``read_into``. Only what is found counts as hits.
         """
         started = time.perf_counter()
         nothing: list[npt.NDArray[np.uint8] | None] = [None] * len(wanted)

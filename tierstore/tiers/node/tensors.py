@@ -46,7 +46,8 @@ class WholeTensors:
     Args:
         name: The name of the tier, for the log.
         files: The chunk files.
-        verify: Whether to compare every chunk with its digest at every use.
+        verify: Whether to compare every chunk with its digest at every use. Nothing is mapped then:
+            a file may change under its mapping, after it was compared.
         reject: Called with the digest of a wrong chunk; removes it.
     """
 
@@ -61,9 +62,9 @@ class WholeTensors:
     ) -> list[Bytes | None]:
         """Return one array for each tensor, or ``None``.
 
-        It is ``None`` where a chunk is missing, or where the tensor is large and cannot be mapped
-        (chunks that are not whole pages, too many mappings, not Linux). Errors of the directory are
-        added to ``errors``; after a few no more files are looked at.
+        It is ``None`` where a chunk is missing, or where the tensor is large and is not mapped
+        (chunks that are not whole pages, too many mappings, not Linux, every use verified). Errors
+        of the directory are added to ``errors``; after a few no more files are looked at.
         """
         for digests, nbytes in wanted:
             if len(digests) != DIGEST_BYTES * -(-nbytes // chunk_size):
@@ -115,7 +116,7 @@ class WholeTensors:
         """Return memory for a tensor: an array, or reserved addresses; ``None`` without any."""
         if nbytes < MIN_MAPPED_BYTES:
             return np.empty(nbytes, np.uint8)
-        if not self._can_map or chunk_size % mapping.PAGE:
+        if self._verify or not self._can_map or chunk_size % mapping.PAGE:
             return None
         return mapping.reserve(chunk_size, nbytes)
 
