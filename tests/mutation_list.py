@@ -533,6 +533,34 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "fold-compared-by-digests",
+        "SPEC 8: a fold's bytes equal a patch version's: 'check' compares what no patch changes.",
+        "modelstore/care/check_folds.py",
+        "elif tensor._base.digests != entry.chunks:",
+        "elif False:",
+        ("integration/test_check_folds.py::test_what_lies_in_chunks_as_it_is_costs_no_data",),
+    ),
+    Mutation(
+        "fold-compared-by-data",
+        "SPEC 8: a fold's bytes equal a patch version's: 'check --read-data' computes what patches "
+        "change.",
+        "modelstore/care/check_folds.py",
+        "if digest_of(plain).raw != digests[(low + at) // self._chunk_size]:",
+        "if False:",
+        (
+            "integration/test_check_folds.py::"
+            "test_what_patches_change_is_computed_where_data_is_read",
+        ),
+    ),
+    Mutation(
+        "fold-compared-by-files",
+        "SPEC 8: a fold's files equal a patch version's: 'check' compares them.",
+        "modelstore/care/check_folds.py",
+        "same = file == other",
+        "same = True",
+        ("integration/test_check_folds.py::test_a_file_that_no_patch_touches_is_compared",),
+    ),
+    Mutation(
         "stored-again-in-whole-chunks",
         "SPEC 12: What is read in order to be stored again MUST be whole chunks.",
         "modelstore/chunks/decode.py",

@@ -830,7 +830,8 @@ class Store:
         """Verify everything that the store holds.
 
         Args:
-            read_data: Decode every chunk and compare it with its digest, too.
+            read_data: Decode every chunk and compare it with its digest, too, and folds with what
+                the patches below them give.
             progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
                 is called with the bytes done and the bytes in all.
 

@@ -15,7 +15,8 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_patches import look_at_folds, named_below, needed_below
+from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
+from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.pool import ReadPool
@@ -93,7 +94,8 @@ def check_store(
 
     Args:
         home: The store's home.
-        read_data: Also decode every chunk that a version needs and compare its digest.
+        read_data: Also decode every chunk that a version needs and compare its digest, and compute
+            what patches change to compare folds with it.
         settings: Limits on threads and memory for ``read_data``.
         progress: With ``read_data``, called with plain bytes done and in all.
     """
@@ -110,6 +112,10 @@ class _Check:
         self._places: dict[ChunkPlace, list[Digest]] = {}
         self._tables: dict[Digest, ChunkTable] = {}
         self._bad_packs: set[bytes] = set()
+        self._folds: list[FoundFold] = []
+        self._fold_bytes = 0
+        self._bad_folds: list[str] = []
+        self._unused_folds: set[str] = set()
         self._saving = is_saving(home.blobs)
         # each tier's copy of a pack is looked at: another one's being good does not mend it
         self._copies = {
@@ -125,6 +131,7 @@ class _Check:
             self._check_version(digest)
         self._check_packs()
         self._check_segments()
+        self._check_folds()
         if read_data:
             self._check_data()
         self._find_garbage()
@@ -304,6 +311,35 @@ class _Check:
                 what = "a damaged index segment: duplicates may be missed; it can be deleted"
                 self._report.findings.append(Finding("garbage", info.key, what))
 
+    def _check_folds(self) -> None:
+        """Compare the metadata of every fold with its chain, where that is still there."""
+        found, self._unused_folds = look_at_folds(self._home, {one.hex for one in self._users})
+        for fold in found:
+            if fold.full is None:
+                self._bad_folds.append(fold.key)
+                continue
+            check = self._fold_check(fold)
+            if check is not None and not self._differs(fold, check.differs):
+                self._folds.append(fold)
+                self._fold_bytes += check.plain_bytes
+
+    def _fold_check(self, fold: FoundFold) -> FoldCheck | None:
+        # what cannot be read is named where it is looked at, and a fold needs nothing below it
+        with suppress(Damaged, NotFound, UnsupportedFormat):
+            assert fold.full is not None
+            return FoldCheck(self._home, self._settings, fold.patch, fold.full)
+        return None
+
+    def _differs(self, fold: FoundFold, differs: str) -> bool:
+        if differs:
+            self._damage(
+                fold.key,
+                f"the fold is not what the patches below give: {differs} differs; delete this "
+                "object, so that the patches are read instead",
+                self._users[fold.patch],
+            )
+        return bool(differs)
+
     def _check_data(self) -> None:
         """Decode every chunk of every tier's copy; one in no tier is looked for through moves."""
         everywhere = [set(copies) for copies in self._copies.values()]
@@ -326,7 +362,15 @@ class _Check:
             for digest, table in self._tables.items()
         ]
         total = sum(place.plain_bytes for _, _, places in work for place in places)
+        total += self._fold_bytes
         done = 0
+
+        def count(plain_bytes: int) -> None:
+            nonlocal done
+            done += plain_bytes
+            if self._progress:
+                self._progress(done, total)
+
         for number, digest, places in work:
             first = DurableTiers([tiers[number], *tiers[:number], *tiers[number + 1 :]])
             table = self._tables[digest]
@@ -340,12 +384,17 @@ class _Check:
             reader = ChunkReader(pool, table)
             for batch in batches(places, lambda place: place.plain_bytes, _BATCH_BYTES):
                 self._read_batch(reader, batch)
-                done += sum(place.plain_bytes for place in batch)
-                if self._progress:
-                    self._progress(done, total)
+                count(sum(place.plain_bytes for place in batch))
             for bad in pool.bad_copies:
                 self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
             self._report.data_bytes += pool.bytes_decoded
+        self._check_fold_data(count)
+
+    def _check_fold_data(self, count: Callable[[int], None]) -> None:
+        for fold in self._folds:
+            check = self._fold_check(fold)
+            with suppress(Damaged, NotFound, UnsupportedFormat):  # it was named with its chunks
+                self._differs(fold, check.compare_data(count) if check is not None else "")
 
     def _read_batch(self, reader: ChunkReader, batch: list[ChunkPlace]) -> None:
         wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]
@@ -371,10 +420,9 @@ class _Check:
             stored = {info.key for info in self._home.blobs.list(prefix)}
             unused = {key for key in stored if key.removeprefix(prefix) not in live}
             self._garbage(unused, f"a {what} that no ref points to")
-        bad, unused = look_at_folds(self._home, live)
-        self._garbage(unused, "a fold of no version")
+        self._garbage(self._unused_folds, "a fold of no version")
         what = "a damaged fold: the patches below are read instead; it can be deleted"
-        self._report.findings += [Finding("garbage", key, what) for key in bad]
+        self._report.findings += [Finding("garbage", key, what) for key in self._bad_folds]
 
     def _used_packs(self) -> set[str]:
         """Return the keys of packs that layouts name, and of those their frames moved to."""

@@ -1,10 +1,9 @@
-"""Checks patch versions: their chains and their folds."""
+"""Checks the chains of patch versions."""
 
 from __future__ import annotations
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import FOLDS, version_key
-from tierstore.format.layout import parse_fold
+from tierstore.format.keys import version_key
 from tierstore.format.manifest import patch_info
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import find_chain, full_manifest, patch_manifests
@@ -40,25 +39,3 @@ def named_below(home: Home, digest: Digest) -> list[Digest]:
     except (Damaged, NotFound, UnsupportedFormat):
         return []
     return info.digests if info else []
-
-
-def look_at_folds(home: Home, live: set[str]) -> tuple[list[str], set[str]]:
-    """Return the keys of folds that cannot be read, and of those that belong to no version.
-
-    Args:
-        home: The store's home.
-        live: Hex digests of the manifests that versions need.
-    """
-    bad, unused = [], set()
-    for info in home.blobs.list(FOLDS):
-        text = info.key.removeprefix(FOLDS)
-        if text not in live:
-            unused.add(info.key)
-            continue
-        try:
-            parse_fold(home.blobs.get(info.key), Digest.from_hex(text), info.key)
-        except NotFound:  # gone since we listed
-            continue
-        except (Damaged, UnsupportedFormat):
-            bad.append(info.key)
-    return bad, unused

@@ -1,0 +1,154 @@
+"""``check`` compares a fold with the base and the patches that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.kit import created
+from tierstore import Dense, Elements, Rows
+from tierstore.blobs.memory import MemoryStore
+from tierstore.format.keys import fold_key, layout_key, version_key
+from tierstore.format.layout import Fold
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.modelstore.care.check import Finding
+from tierstore.modelstore.store import Store
+
+State = dict[str, np.ndarray]
+BASE: State = {
+    "emb": np.random.default_rng(1).standard_normal((2000, 300), np.float32),  # three chunks
+    "head": np.arange(64, dtype=np.float32),
+    "kept": np.random.default_rng(2).standard_normal((400, 300), np.float32),
+    "few": np.arange(100, dtype=np.int64),
+}
+FOLDED: State = {
+    **BASE,
+    "emb": np.concatenate([np.ones((3, 300), np.float32), BASE["emb"][3:]]),
+    "head": -BASE["head"],
+    "few": np.concatenate([BASE["few"][:50], [7], BASE["few"][51:]]),
+}
+
+
+@pytest.fixture
+def blobs() -> MemoryStore:
+    return MemoryStore("folds")
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, cache: Path) -> Store:
+    made = created(blobs, cache)
+    made.save("m", BASE)
+    made.patch("m", {"emb": Rows([0, 1, 2], np.ones((3, 300), np.float32))})
+    made.patch("m", {"head": Dense(FOLDED["head"]), "few": Elements([50], np.array([7]))})
+    return made
+
+
+def fold_to(store: Store, blobs: MemoryStore, state: State) -> str:
+    """Have the fold of ``m`` name a full version of this content; return the fold's key."""
+    version, full = store.resolve("m"), store.save("other", state)
+    key = fold_key(version.digest)
+    data = seal_body(Kind.FOLD, Fold(patch=version.digest.hex, full=full.digest.hex))
+    blobs.put(key, data)
+    return key
+
+
+def of_fold(findings: list[Finding], key: str) -> list[Finding]:
+    return [finding for finding in findings if finding.key == key]
+
+
+def test_a_fold_that_holds_what_the_patches_give_is_right(store: Store, blobs: MemoryStore) -> None:
+    seen: list[tuple[int, int]] = []
+    key = fold_to(store, blobs, FOLDED)
+    report = store.check(read_data=True, progress=lambda done, total: seen.append((done, total)))
+    assert of_fold(report.findings, key) == []
+    assert seen[-1][0] == seen[-1][1]
+    assert not report.damaged
+    assert np.array_equal(store.load("m")["emb"], FOLDED["emb"])
+
+
+def other_row(state: State) -> None:
+    state["emb"] = state["emb"].copy()
+    state["emb"][1999, 299] += 1
+
+
+def lost_row(state: State) -> None:
+    state["emb"] = BASE["emb"]
+
+
+def lost_element(state: State) -> None:
+    state["few"] = BASE["few"]
+
+
+@pytest.mark.parametrize("change", [other_row, lost_row, lost_element])
+def test_what_patches_change_is_computed_where_data_is_read(
+    store: Store, blobs: MemoryStore, change: Callable[[State], None]
+) -> None:
+    state = dict(FOLDED)
+    change(state)
+    key = fold_to(store, blobs, state)
+    assert not store.check().damaged, "metadata cannot tell"
+    [finding] = of_fold(store.check(read_data=True).findings, key)
+    tensor = "few" if change is lost_element else "emb"
+    assert finding.severity == "damage"
+    assert f"tensor '{tensor}' differs; delete this object" in finding.what
+    assert finding.needed_by == ("m@3",)
+
+
+def other_kept(state: State) -> None:
+    state["kept"] = state["kept"] + 1
+
+
+def other_dense(state: State) -> None:
+    state["head"] = BASE["head"]
+
+
+def other_shape(state: State) -> None:
+    state["kept"] = state["kept"][:-1]
+
+
+@pytest.mark.parametrize("change", [other_kept, other_dense, other_shape])
+@pytest.mark.parametrize("read_data", [False, True])
+def test_what_lies_in_chunks_as_it_is_costs_no_data(
+    store: Store, blobs: MemoryStore, change: Callable[[State], None], read_data: bool
+) -> None:
+    state = dict(FOLDED)
+    change(state)
+    key = fold_to(store, blobs, state)
+    [finding] = of_fold(store.check(read_data=read_data).findings, key)
+    what = {other_kept: "'kept'", other_dense: "'head'", other_shape: "'model.safetensors'"}
+    assert f"{what[change]} differs" in finding.what
+
+
+def test_a_file_that_no_patch_touches_is_compared(
+    blobs: MemoryStore, cache: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    store = created(blobs, cache)
+    store.save("arrays", BASE)
+    store.load("arrays").export(source)
+    (source / "code.py").write_text("right")
+    store.save("m", source)
+    store.patch("m", {"head": Dense(FOLDED["head"])})
+    key = fold_key(store.fold("m").version.digest)
+    assert store.check().findings == []
+    (source / "code.py").write_text("wrong")
+    store.load("m").export_tensors(list(BASE), source / "model.safetensors")
+    full = store.save("other", source)
+    fold = Fold(patch=store.resolve("m").digest.hex, full=full.digest.hex)
+    blobs.put(key, seal_body(Kind.FOLD, fold))
+    [finding] = of_fold(store.check().findings, key)
+    assert "file 'code.py' differs" in finding.what
+
+
+def test_a_fold_without_a_chain_below_needs_none(store: Store, blobs: MemoryStore) -> None:
+    key = fold_key(store.fold("m").version.digest)
+    base = store.resolve("m@1").digest
+    blobs.delete([version_key(base), layout_key(base)])
+    report = store.check(read_data=True)
+    assert report.damaged, "of the base"
+    assert of_fold(report.findings, key) == []
+    assert np.array_equal(store.load("m")["emb"], FOLDED["emb"])
