@@ -572,6 +572,18 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "buffer-of-the-tensors-elements",
+        "Model.load_into: a buffer has the tensor's dtype and shape, or is raw bytes.",
+        "modelstore/loading/arrays.py",
+        'if found not in {None, (dtype, shape), ("U8", (nbytes,))}:',
+        "if False:",
+        (
+            "unit/test_modelstore_arrays.py::test_a_buffer_of_another_dtype_or_shape_is_refused",
+            "integration/test_load_into.py::"
+            "test_a_buffer_of_other_elements_is_refused_before_anything_is_read",
+        ),
+    ),
+    Mutation(
         "handed-on-from-where-it-was-verified",
         "SPEC 12: a chunk that is handed on MUST be verified in memory that nobody else can write.",
         "modelstore/chunks/reader.py",

@@ -14,6 +14,7 @@ import pytest
 from tests.integration.kit import MIB, created, equal
 from tests.waiting import wait_until
 from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import UsageError
 from tierstore.format.checks import Verified, digest_of
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.settings import Settings
@@ -195,3 +196,18 @@ def test_callers_memory_is_filled(
         read(store, buffers)
         equal(buffers, MODEL)
         assert store._parts.hot.flush(60)
+
+
+def test_a_buffer_of_other_elements_is_refused_before_anything_is_read(node: Node) -> None:
+    """Of as many bytes, and so filled with values that nobody saved."""
+    model = node.open(HotTiers()).load("m")
+    buffers = empty() | {"twin": np.zeros((200, 1000), np.int32)}
+    wanted = r"'twin' is I32 \[200, 1000\], the tensor is F32 \[200, 1000\]"
+    with pytest.raises(UsageError, match=wanted):
+        model.load_into(buffers)
+    assert not any(buffer.any() for buffer in buffers.values())
+    assert model.stats.bytes_fetched == 0
+    raw = {"twin": bytearray(SAME.nbytes), "bias": np.zeros(77, np.uint8)}
+    model.load_into(raw)
+    assert raw["twin"] == SAME.tobytes()
+    assert raw["bias"].tobytes() == MODEL["bias"].tobytes()

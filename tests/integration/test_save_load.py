@@ -250,7 +250,7 @@ def test_reading_into_memory_of_the_callers(store: Store) -> None:
     assert targets["emb"].numpy().tobytes() == source["emb"].tobytes()
     assert bytes(targets["bias"]) == source["bias"].tobytes()
     assert targets["common"].tobytes() == source["common"].tobytes()
-    with pytest.raises(UsageError, match="'bias' has 76 bytes; it needs 77"):
+    with pytest.raises(UsageError, match=r"'bias' is U8 \[76\], the tensor is I8 \[77\]"):
         model.load_into({"bias": bytearray(76)})
 
 

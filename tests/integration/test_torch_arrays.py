@@ -10,7 +10,13 @@ import torch
 
 from tests.unit.test_modelstore_arrays import read
 from tierstore.errors import UsageError
-from tierstore.modelstore.loading.arrays import array_bytes, as_array, as_torch, writable_bytes
+from tierstore.modelstore.loading.arrays import (
+    array_bytes,
+    as_array,
+    as_torch,
+    buffer_of_tensor,
+    writable_bytes,
+)
 
 TORCH = [
     "bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16",
@@ -99,6 +105,8 @@ def test_memory_that_can_be_read_into(kind: str) -> None:
 REFUSED: dict[str, Any] = {
     "strided": lambda: torch.empty(4, 2)[:, 0],
     "conjugate": lambda: torch.empty(2, dtype=torch.complex64).conj(),
+    "negated": lambda: torch.empty(2, dtype=torch.complex64).conj().imag,
+    "sparse": lambda: torch.eye(4).to_sparse(),
     "meta": lambda: torch.empty(4, device="meta"),
 }
 
@@ -111,3 +119,24 @@ def test_memory_that_cannot_be_read_into_is_refused(kind: str) -> None:
 
 def test_a_tensor_of_no_bytes_needs_no_memory() -> None:
     assert len(writable_bytes("w", torch.empty(0), 0)) == 0
+
+
+def test_a_buffer_has_the_tensors_dtype_and_shape_or_is_raw_bytes() -> None:
+    for target in (torch.zeros(2, 2, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.uint8)):
+        buffer_of_tensor("w", target, "BF16", (2, 2))[:] = bytes(range(8))
+        assert torch_bytes(target) == bytes(range(8))
+
+
+@pytest.mark.parametrize(
+    ("target", "has"),
+    [
+        (torch.zeros(2, 2, dtype=torch.float16), r"F16 \[2, 2\]"),
+        (torch.zeros(4, dtype=torch.bfloat16), r"BF16 \[4\]"),
+        (torch.zeros(2, 4, dtype=torch.uint8), r"U8 \[2, 4\]"),
+        (torch.zeros(1, dtype=torch.complex64), r"C64 \[1\]"),
+    ],
+)
+def test_a_buffer_of_another_dtype_or_shape_is_refused(target: torch.Tensor, has: str) -> None:
+    with pytest.raises(UsageError, match=rf"'w' is {has}, the tensor is BF16 \[2, 2\]"):
+        buffer_of_tensor("w", target, "BF16", (2, 2))
+    assert not target.any(), "nothing was written"

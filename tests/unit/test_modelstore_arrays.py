@@ -14,6 +14,7 @@ from tierstore.modelstore.loading.arrays import (
     ArrayBytes,
     array_bytes,
     as_array,
+    buffer_of_tensor,
     writable_bytes,
 )
 
@@ -140,3 +141,70 @@ def test_memory_that_cannot_be_read_into_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("target", [np.empty(0, np.float32), bytearray()])
 def test_a_tensor_of_no_bytes_needs_no_memory(target: Any) -> None:
     assert len(writable_bytes("w", target, 0)) == 0
+
+
+FITTING: dict[str, Any] = {
+    "numpy": lambda: np.zeros((2, 3), np.float32),
+    "buffer": lambda: memoryview(np.zeros((2, 3), np.float32)),
+    "raw numpy": lambda: np.zeros(24, np.uint8),
+    "raw bytearray": lambda: bytearray(24),
+    "raw memoryview": lambda: memoryview(bytearray(30))[6:],
+}
+
+
+@pytest.mark.parametrize("kind", FITTING)
+def test_a_buffer_has_the_tensors_dtype_and_shape_or_is_raw_bytes(kind: str) -> None:
+    target = FITTING[kind]()
+    view = buffer_of_tensor("w", target, "F32", (2, 3))
+    view[:] = bytes(range(24))
+    assert memoryview(target).tobytes() == bytes(range(24))
+
+
+OTHER: dict[str, tuple[Any, str]] = {
+    "other dtype": (lambda: np.zeros((2, 3), np.int32), r"I32 \[2, 3\]"),
+    "other size": (lambda: np.zeros((2, 3), np.float64), r"F64 \[2, 3\]"),
+    "two for one": (lambda: np.zeros((2, 6), np.float16), r"F16 \[2, 6\]"),
+    "bf16": (lambda: np.zeros((2, 6), ml_dtypes.bfloat16), r"BF16 \[2, 6\]"),
+    "transposed": (lambda: np.zeros((3, 2), np.float32), r"F32 \[3, 2\]"),
+    "flat": (lambda: np.zeros(6, np.float32), r"F32 \[6\]"),
+    "big-endian": (lambda: np.zeros((2, 3), ">f4"), r">f4 \[2, 3\]"),
+    "complex128": (lambda: np.zeros((1, 1), np.complex128), r"complex128 \[1, 1\]"),
+    "raw in two dimensions": (lambda: np.zeros((2, 12), np.uint8), r"U8 \[2, 12\]"),
+    "raw of signed bytes": (lambda: np.zeros(24, np.int8), r"I8 \[24\]"),
+    "raw and too short": (lambda: bytearray(23), r"U8 \[23\]"),
+    "a buffer of floats": (lambda: memoryview(np.zeros(6, np.float32)), r"F32 \[6\]"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_a_buffer_of_another_dtype_or_shape_is_refused(kind: str) -> None:
+    make, has = OTHER[kind]
+    target = make()
+    wanted = rf"the buffer for 'w' is {has}, the tensor is F32 \[2, 3\]: .* 24 raw bytes"
+    with pytest.raises(UsageError, match=wanted):
+        buffer_of_tensor("w", target, "F32", (2, 3))
+    assert not np.asarray(target).any(), "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "target"),
+    [
+        ("BF16", (2, 2), np.zeros((2, 2), ml_dtypes.bfloat16)),
+        ("F8_E4M3", (3,), np.zeros(3, ml_dtypes.float8_e4m3fn)),
+        ("F4", (3, 4), np.zeros(6, np.uint8)),
+        ("BOOL", (), np.zeros((), np.bool_)),
+        ("F32", (0, 3), np.zeros((0, 3), np.float32)),
+        ("F32", (0, 3), bytearray()),
+    ],
+)
+def test_buffers_of_other_dtypes(dtype: str, shape: tuple[int, ...], target: Any) -> None:
+    assert (
+        len(buffer_of_tensor("w", target, dtype, shape))
+        == memoryview(target if isinstance(target, bytearray) else target.tobytes()).nbytes
+    )
+
+
+@pytest.mark.parametrize("target", [[0.0] * 6, None, bytes(24), frozen()])
+def test_what_cannot_be_written_to_is_no_buffer(target: Any) -> None:
+    with pytest.raises(UsageError, match="'w'"):
+        buffer_of_tensor("w", target, "F32", (2, 3) if not isinstance(target, np.ndarray) else (4,))

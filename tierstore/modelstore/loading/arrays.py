@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import sys
 from abc import ABC, abstractmethod
+from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,48 @@ def typed_torch(plain: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torc
     return plain.view(kind).reshape(shape)
 
 
+def buffer_of_tensor(name: str, target: Any, dtype: str, shape: tuple[int, ...]) -> memoryview:
+    """Return the memory of a caller's array, tensor or buffer that a tensor is read into.
+
+    Its dtype and shape are those of the tensor, or it is raw bytes: ``uint8`` in one dimension.
+
+    Args:
+        name: The tensor's name, for messages.
+        target: The array, tensor or buffer.
+        dtype: The tensor's safetensors dtype.
+        shape: The tensor's shape.
+
+    Raises:
+        UsageError: It has another dtype or shape, or cannot be written to as it lies.
+    """
+    nbytes = prod(shape) * DTYPES[dtype].bits // 8
+    found = _dtype_and_shape(target)
+    if found not in {None, (dtype, shape), ("U8", (nbytes,))}:
+        assert found is not None
+        raise UsageError(
+            f"the buffer for {name!r} is {found[0]} {list(found[1])}, the tensor is {dtype} "
+            f"{list(shape)}: give a buffer of that dtype and shape, or {nbytes} raw bytes (uint8 "
+            "in one dimension)"
+        )
+    return writable_bytes(name, target, nbytes)
+
+
+def _dtype_and_shape(target: Any) -> tuple[str, tuple[int, ...]] | None:
+    """Return what elements a buffer holds; ``None`` for what is none."""
+    torch_module = sys.modules.get("torch")
+    if torch_module is not None and isinstance(target, torch_module.Tensor):
+        name = str(target.dtype).removeprefix("torch.")
+        return _TORCH_DTYPES.get(name, name), tuple(target.shape)
+    try:
+        array = target if isinstance(target, np.ndarray) else np.asarray(memoryview(target))
+    except (TypeError, ValueError, BufferError):
+        return None
+    try:
+        return name_of(array.dtype), array.shape
+    except UsageError:
+        return str(array.dtype), array.shape
+
+
 def writable_bytes(name: str, target: Any, nbytes: int) -> memoryview:
     """Return the memory of a caller's array, tensor or buffer, to read into.
 
@@ -195,7 +238,8 @@ def writable_bytes(name: str, target: Any, nbytes: int) -> memoryview:
     """
     torch_module = sys.modules.get("torch")
     if torch_module is not None and isinstance(target, torch_module.Tensor):
-        if target.device.type != "cpu" or not target.is_contiguous() or target.is_conj():
+        dense = target.device.type == "cpu" and target.layout == torch_module.strided
+        if not dense or not target.is_contiguous() or target.is_conj() or target.is_neg():
             raise UsageError(f"the buffer for {name!r} must be a contiguous tensor on the CPU")
         target = target.detach().reshape(-1).view(torch_module.uint8).numpy()
     try:

@@ -14,7 +14,7 @@ from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
 from tierstore.modelstore.chunks.pool import ReadPool
-from tierstore.modelstore.loading.arrays import as_torch, writable_bytes
+from tierstore.modelstore.loading.arrays import as_torch, buffer_of_tensor
 from tierstore.modelstore.loading.export import export_files, export_tensors
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.opener import Opened
@@ -283,12 +283,14 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
         Args:
             buffers: For each tensor's name a writable, contiguous numpy array, torch tensor on the
-                CPU, or any other buffer, of exactly the tensor's bytes. After an error their
-                content is undefined.
+                CPU, or any other buffer: of the tensor's dtype and shape, or raw bytes (``uint8``
+                in one dimension, as many as the tensor has). After an error their content is
+                undefined.
 
         Raises:
             TensorMissing: There is no tensor of a name.
-            UsageError: A buffer has another size or cannot be written to.
+            UsageError: A buffer has another dtype or shape, or cannot be written to; nothing was
+                read.
 
         Examples:
             >>> store = tierstore.init("store")
@@ -301,7 +303,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         items = []
         for name, target in buffers.items():
             tensor = self.tensor(name)
-            view = writable_bytes(name, target, tensor.nbytes)
+            view = buffer_of_tensor(name, target, tensor.dtype, tensor.shape)
             items.append((tensor, np.frombuffer(view, np.uint8)))
         read_into(items)
 
