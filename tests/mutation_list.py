@@ -584,6 +584,17 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "file-known-by-its-sha256",
+        "serving.hub.spool: a commit publishes nothing unless it stores what the file's name says.",
+        "modelstore/saving/writer.py",
+        "if file.sha256 is not None and file.sha256 != sha.digest():",
+        "if False:",
+        (
+            "integration/test_hub_kept.py::"
+            "test_an_upload_that_changed_in_the_spool_is_not_published[data-big.dat]",
+        ),
+    ),
+    Mutation(
         "handed-on-from-where-it-was-verified",
         "SPEC 12: a chunk that is handed on MUST be verified in memory that nobody else can write.",
         "modelstore/chunks/reader.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from safetensors.numpy import save_file
 
 import tierstore
 from tierstore.blobs.base import RangeRead
+from tierstore.errors import InvalidSafetensors
 from tierstore.modelstore.store import Store
+from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.commits import Committer, parse_commit
 from tierstore.serving.hub.repos import Repos
 from tierstore.serving.hub.spool import UploadSpool
@@ -175,3 +178,63 @@ def test_a_new_file_finds_its_base_while_others_are_kept(
     committer.commit("m", "main", parse_commit(commit_of({"a.txt": b"a"})), None)
     assert store.load("m@3").open_file("model-0.safetensors").read() == data
     assert store.check(read_data=True).findings == []
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["big.dat", "model.safetensors"])
+@pytest.mark.parametrize("at", [0, 20, MIB], ids=["length field", "header", "data"])
+def test_an_upload_that_changed_in_the_spool_is_not_published(
+    store: Store, tmp_path: Path, name: str, at: int
+) -> None:
+    save_file({"w": np.arange(MIB, dtype="f4")}, tmp_path / "sent")
+    data = (tmp_path / "sent").read_bytes()
+    oid = hashlib.sha256(data).hexdigest()
+    spool = UploadSpool(tmp_path / "spool")
+    committer = Committer(Repos(store), spool)
+    asked = parse_commit(uploaded(name, oid, len(data)))
+    path = spool.keep("m", [data])
+    assert path.name == oid
+    flip(path, at)
+    with pytest.raises(HubError, match=r"changed on the gateway's disk; .* upload it again") as why:
+        committer.commit("m", "main", asked, None)
+    assert why.value.status == 500
+    assert store.models() == []
+    assert spool.find("m", oid, len(data)) is None, "so that the client sends it again"
+    spool.keep("m", [data])
+    committer.commit("m", "main", asked, None)
+    assert store.load("m").read_file(name) == data
+    assert store.load("m").files[0].sha256 == oid
+
+
+def test_a_malformed_upload_is_told_from_one_that_changed(store: Store, tmp_path: Path) -> None:
+    spool = UploadSpool(tmp_path / "spool")
+    path = spool.keep("m", [b"no header at all"])
+    asked = parse_commit(uploaded("model.safetensors", path.name, 16))
+    with pytest.raises(InvalidSafetensors):
+        Committer(Repos(store), spool).commit("m", "main", asked, None)
+    assert path.exists()
+
+
+def test_a_file_that_is_cut_anew_is_what_was_saved(store: Store, tmp_path: Path) -> None:
+    """The gateway's hot tier holds a bit that flipped: the file is kept under another kind."""
+    spec = tierstore.TierSpec(name="hot", role="hot", url=str(tmp_path / "hot"), size=64 * MIB)
+    with tierstore.init(tmp_path / "warm", tiers=[spec]) as first:
+        save_file({"w": np.arange(MIB, dtype="f4")}, tmp_path / "model.safetensors")
+        first.save("m", tmp_path / "model.safetensors")
+        first.warmup("m")
+        assert first._parts.hot.flush(60)
+        for chunk in (tmp_path / "hot").rglob("?" * 64):
+            data = bytearray(chunk.read_bytes())
+            chunk.unlink()
+            data[-1] ^= 1
+            chunk.write_bytes(data)
+        [file] = first.load("m").files
+        asked = parse_commit(uploaded("weights.dat", file.sha256, file.size))
+        Committer(Repos(first), UploadSpool(tmp_path / "spool")).commit("m", "main", asked, None)
+        wanted = (tmp_path / "model.safetensors").read_bytes()
+        assert first.load("m").read_file("weights.dat") == wanted

@@ -63,13 +63,15 @@ class ReusedChunks:
 class SourceFile(ABC):
     """One file to be saved: its path in the version, its size and its safetensors header.
 
-    A file with ``reused`` is stored already, and is not read.
+    A file with ``reused`` is stored already, and is not read. One with ``sha256`` is known by that,
+    and what is stored of it must have it.
     """
 
     path: str
     size: int
     header: Header | None
     reused: ReusedChunks | None = None
+    sha256: bytes | None = None
 
     @property
     def data_start(self) -> int:
@@ -89,10 +91,16 @@ class SourceFile(ABC):
 
 
 class DiskFile(SourceFile):
-    """A regular file on disk."""
+    """A regular file on disk.
 
-    def __init__(self, path: str, where: Path) -> None:
-        self.path = path
+    Args:
+        path: Path in the version.
+        where: Path on disk.
+        sha256: The SHA-256 that the file must have, if it is known by that.
+    """
+
+    def __init__(self, path: str, where: Path, sha256: bytes | None = None) -> None:
+        self.path, self.sha256 = path, sha256
         self._where = where
         self._fd: int | None = None
         with _explained(where):

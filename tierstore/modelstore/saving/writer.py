@@ -138,6 +138,11 @@ class Writer:
         self._headers += file.data_start
         digests = self._encode_all(self._chunks_of(file), sha.update)
         file.finish()
+        if file.sha256 is not None and file.sha256 != sha.digest():
+            raise SourceChanged(
+                f"{file.path} is not the file of SHA-256 {file.sha256.hex()} any more; nothing was "
+                "published"
+            )
         tensors: list[TensorEntry] = []
         chunks = b""
         if file.header:

@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from tierstore.errors import Conflict, InvalidName, NotFound
+from tierstore.errors import Conflict, InvalidName, NotFound, SourceError
 from tierstore.format.manifest import FileEntry, check_path
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
@@ -158,7 +159,21 @@ class Committer:
             except Conflict as error:
                 if asked.parent is not None:
                     raise HubError(412, f"{branch} moved meanwhile: {error}") from None
+            except SourceError:
+                self._refuse_changed(model, asked)
+                raise
         raise HubError(409, f"{branch} keeps moving; try again")
+
+    def _refuse_changed(self, model: str, asked: CommitRequest) -> None:
+        """Raise ``HubError`` 500 when uploads changed on the gateway's disk; they are removed."""
+        oids = {oid for oid, _ in asked.uploaded.values()}
+        changed = self._spool.drop_changed(model, oids)
+        if changed:
+            raise HubError(
+                500,
+                f"the upload of {', '.join(changed)} changed on the gateway's disk; nothing was "
+                "published: upload it again",
+            )
 
     def _head(self, model: str, branch: str) -> Version | None:
         try:
@@ -227,13 +242,13 @@ class Committer:
                     yield self._kept(model, before, entry, entry.path)
         for path, data in asked.inline.items():
             if path.endswith(SUFFIX) and data:
-                yield DiskFile(path, self._spool.keep(model, [data]))
+                yield _spooled(path, self._spool.keep(model, [data]))
             else:
                 yield BytesFile(path, data)
         for path, (oid, size) in asked.uploaded.items():
             spooled = self._spool.find(model, oid, size)
             if spooled is not None:
-                yield DiskFile(path, spooled)
+                yield _spooled(path, spooled)
                 continue
             found = self._find_stored(model, before, oid)
             if found is None:
@@ -252,7 +267,7 @@ class Committer:
         parts = (
             view.read(start, end - start) for start, end in view.spans(0, view.size, _COPY_BYTES)
         )
-        return DiskFile(as_path, self._spool.keep(model, parts))
+        return _spooled(as_path, self._spool.keep(model, parts))
 
     def _find_stored(
         self, model: str, newest: VerifiedOpened | None, oid: str
@@ -267,6 +282,11 @@ class Committer:
                 if file.sha256.hex() == oid:
                     return holder, file
         return None
+
+
+def _spooled(path: str, where: Path) -> DiskFile:
+    """Return a file of the spool as a source, which must be what its name says."""
+    return DiskFile(path, where, bytes.fromhex(where.name))
 
 
 def _is_at(parent: Version | None, commit: str) -> bool:

@@ -1,8 +1,10 @@
 """Uploaded files that wait for the commit that names them, in a folder on the gateway's disk.
 
 A file is there whole, under the SHA-256 that was computed here from the bytes that arrived, or not
-at all. Files of one repository are never used for another. A file that no commit names is removed
-after a day; the store itself holds nothing of it, so an upload that was given up takes no storage.
+at all. Its name is not believed later on: disks fail, and others may write there. A commit hashes
+what it stores, and publishes nothing unless that is what the name says. Files of one repository are
+never used for another. A file that no commit names is removed after a day; the store itself holds
+nothing of it, so an upload that was given up takes no storage.
 """
 
 from __future__ import annotations
@@ -180,6 +182,17 @@ class UploadSpool:
         finally:
             partial.unlink(missing_ok=True)
         return path
+
+    def drop_changed(self, repo: str, oids: Iterable[str]) -> list[str]:
+        """Remove files that are not what their name says any more, and return their names."""
+        changed = []
+        for oid in oids:
+            path = self._folder(repo) / oid
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != oid:
+                    changed.append(oid)
+        self.drop(repo, changed)
+        return changed
 
     def drop(self, repo: str, oids: list[str]) -> None:
         """Remove files that a commit has stored."""
