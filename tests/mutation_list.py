@@ -595,6 +595,17 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "moved-chunks-match-their-digests",
+        "SPEC 13: 1. compare the chunk of every standalone frame with its digest.",
+        "tiers/durable/packcheck.py",
+        "if digest_of(plain).raw != head.digest:",
+        "if False:",
+        (
+            "integration/test_mover.py::"
+            "test_a_copy_with_right_checksums_of_other_bytes_is_not_relied_on",
+        ),
+    ),
+    Mutation(
         "handed-on-from-where-it-was-verified",
         "SPEC 12: a chunk that is handed on MUST be verified in memory that nobody else can write.",
         "modelstore/chunks/reader.py",

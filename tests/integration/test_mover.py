@@ -17,9 +17,11 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB, created, equal, python, settings, tensors
+from tests.integration.test_forged_frames import WORDS, place, spoil
 from tests.waiting import wait_until
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, Unreachable, UsageError
+from tierstore.format.keys import pack_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import MoverLease, TierSpec, mover_key
 from tierstore.modelstore.placing.moverlease import HeldLease
@@ -307,6 +309,31 @@ def test_a_damaged_copy_in_the_target_is_not_relied_on(world: World) -> None:
     assert statuses(report.moved) == [("drop", "done", "")] * 2
     assert all(one.copied_bytes for one in report.moved), "it was written again"
     intact(world)
+
+
+@pytest.mark.parametrize("forged", ["warm", "cold"])
+def test_a_copy_with_right_checksums_of_other_bytes_is_not_relied_on(
+    world: World, forged: str
+) -> None:
+    """Whoever can write to a tier can make checksums, but no digest."""
+    warm, cold = world.stores["warm"].inner, world.stores["cold"].inner
+    with world.open() as store:
+        store.save("raw", {"w": WORDS}, base=None)
+        where = place(store, "raw")
+    key = pack_key(where.pack)
+    good = bytes(warm.get(key))
+    if forged == "cold":
+        cold.put(key, good)
+    spoil(world.stores[forged].inner, where, 1234, sums=True)
+    [moved] = world.placement().move([where.pack], "cold").moved
+    if forged == "warm":
+        assert moved.status == "failed"
+        assert "does not match its digest" in moved.why
+        assert not world.packs("cold")
+    else:
+        assert (moved.status, moved.copied_bytes) == ("done", len(good)), "it was written again"
+        assert cold.get(key) == good
+        assert where.pack not in world.packs("warm")
 
 
 def test_a_copy_that_vanishes_while_the_other_one_is_dropped_is_put_back(world: World) -> None:

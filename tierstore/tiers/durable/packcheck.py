@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from tierstore.codecs import decode
 from tierstore.errors import Damaged
-from tierstore.format.checks import damaged
-from tierstore.format.frame import frame_payload, parse_frame_head
+from tierstore.format.checks import damaged, digest_of
+from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
 from tierstore.format.keys import pack_key
 from tierstore.format.pack import TRAILER_BYTES, parse_index, parse_trailer
 from tierstore.format.table import PACK_HEADER_BYTES
 
 
 def check_pack(key: str, data: memoryview) -> None:
-    """Check a pack's id, its index, and each frame's head and payload; decodes nothing.
+    """Check a pack's id, its index, and every frame.
+
+    A standalone frame is decoded and compared with its chunk's digest; of a delta, whose base lies
+    elsewhere, the checksums are compared.
 
     Args:
         key: The key under which the pack is stored.
@@ -32,4 +36,24 @@ def check_pack(key: str, data: memoryview) -> None:
     for place in parse_index(data[:PACK_HEADER_BYTES], index, trailer, name):
         frame = data[place.offset : place.offset + place.frame_bytes]
         head = parse_frame_head(frame[: place.head_bytes], name, place.digest)
-        frame_payload(head, frame, name)
+        payload = frame_payload(head, frame, name)
+        if not head.bases:
+            _check_chunk(head, payload, name)
+
+
+def _check_chunk(head: FrameHead, payload: memoryview, name: str) -> None:
+    plain = memoryview(bytearray(head.plain_bytes))
+    try:
+        decode(
+            head.codec,
+            head.codec_head,
+            head.ends,
+            payload,
+            plain,
+            head.dtype,
+            block_size=head.block_size,
+        )
+    except Damaged as error:
+        damaged(name, str(error))
+    if digest_of(plain).raw != head.digest:
+        damaged(name, f"chunk b3:{head.digest.hex()} does not match its digest")
