@@ -606,6 +606,14 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "variant-that-waits-compared",
+        "variants.spool: what is read from the file is compared with what was written.",
+        "variants/spool.py",
+        "if xxh3(piece) != self._sums[number]:",
+        "if False:",
+        ("unit/test_variants_spool.py::test_what_the_disk_changed_is_not_stored",),
+    ),
+    Mutation(
         "handed-on-from-where-it-was-verified",
         "SPEC 12: a chunk that is handed on MUST be verified in memory that nobody else can write.",
         "modelstore/chunks/reader.py",

@@ -15,13 +15,25 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.errors import BackendError, OutOfSpace, PermissionDenied, TierstoreError
+from tierstore.errors import (
+    BackendError,
+    OutOfSpace,
+    PermissionDenied,
+    SourceChanged,
+    TierstoreError,
+)
+from tierstore.format.checks import xxh3
 from tierstore.format.dtypes import name_of
 from tierstore.modelstore.loading.arrays import ArrayBytes
+
+_PIECE_BYTES = 1 << 20
+"""Bytes that have a checksum of their own."""
 
 
 class ArraySpool:
     """A temporary file without a name, which is gone with the process; a context manager.
+
+    What is read from it is compared with what was written: it is stored, with a digest of its own.
 
     Args:
         folder: Directory of the file, which is made if it is missing.
@@ -36,6 +48,8 @@ class ArraySpool:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self.size = 0
+        self._begins: list[int] = []
+        self._sums: list[int] = []
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -66,20 +80,44 @@ class ArraySpool:
     def append(self, data: memoryview) -> int:
         """Append bytes and return the offset at which they begin."""
         start = self.size
-        while data:
-            with self._told():
-                written = self._file.write(data)
-            self.size += written
-            data = data[written:]
+        for at in range(0, len(data), _PIECE_BYTES):
+            piece = data[at : at + _PIECE_BYTES]
+            self._begins.append(self.size)
+            self._sums.append(xxh3(piece))
+            while piece:
+                with self._told():
+                    written = self._file.write(piece)
+                self.size += written
+                piece = piece[written:]
         return start
 
     def read_into(self, start: int, out: memoryview) -> None:
-        """Read bytes from an offset on."""
+        """Read bytes from an offset on, compared with what was appended.
+
+        Raises:
+            SourceChanged: The disk gave other bytes.
+        """
+        at = bisect.bisect_right(self._begins, start) - 1
         while out:
-            count = os.preadv(self._file.fileno(), [out], start)
+            piece = self._piece(at)[start - self._begins[at] :][: len(out)]
+            out[: len(piece)] = piece
+            out, start, at = out[len(piece) :], start + len(piece), at + 1
+
+    def _piece(self, number: int) -> memoryview:
+        begin, *after = self._begins[number : number + 2]
+        piece = memoryview(bytearray((after[0] if after else self.size) - begin))
+        done = 0
+        while done < len(piece):
+            count = os.preadv(self._file.fileno(), [piece[done:]], begin + done)
             if not count:
-                raise EOFError(f"the temporary file ends at {start}")
-            out, start = out[count:], start + count
+                break
+            done += count
+        if xxh3(piece) != self._sums[number]:
+            raise SourceChanged(
+                f"{self._folder}: the disk changed a variant that waits there until it is saved; "
+                "nothing was published: derive again, or set TIERSTORE_CACHE_DIR to another place"
+            )
+        return piece
 
 
 class Spooled(ArrayBytes):
