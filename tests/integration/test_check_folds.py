@@ -118,7 +118,9 @@ def test_what_lies_in_chunks_as_it_is_costs_no_data(
     change(state)
     key = fold_to(store, blobs, state)
     [finding] = of_fold(store.check(read_data=read_data).findings, key)
-    what = {other_kept: "'kept'", other_dense: "'head'", other_shape: "'model.safetensors'"}
+    what: dict[Callable[[State], None], str] = {
+        other_kept: "'kept'", other_dense: "'head'", other_shape: "'model.safetensors'",
+    }  # fmt: skip
     assert f"{what[change]} differs" in finding.what
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.integration.kit import created
+from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.codecs import DELTA, RAW
 from tierstore.errors import Damaged
@@ -40,7 +41,7 @@ def place(store: Store, ref: str) -> ChunkPlace:
     return piece.place
 
 
-def spoil(blobs: MemoryStore, where: ChunkPlace, at: int, *, sums: bool) -> None:
+def spoil(blobs: BlobStore, where: ChunkPlace, at: int, *, sums: bool) -> None:
     """Change byte ``at`` of a raw chunk, and with ``sums`` every checksum of its frame as well."""
     key = pack_key(where.pack)
     pack = bytearray(blobs.get(key))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tierstore.tiers.node.local import LocalHot
 
 RNG = np.random.default_rng(4)
 SAME = RNG.standard_normal((200, 1000), np.float32)
-MODEL = {
+MODEL: dict[str, np.ndarray] = {
     "emb": RNG.standard_normal((700, 1000), np.float32),  # three chunks
     "twin": SAME,
     "other twin": SAME,
@@ -62,7 +63,9 @@ class MeddledTiers(HotTiers):
 @dataclass
 class MeddledFlights(Flights):
     meddled: Meddled
-    __post_init__ = Flights.__init__
+
+    def __post_init__(self) -> None:
+        Flights.__init__(self)
 
     def land(self, flight: Flight, plain: Verified) -> None:
         self.meddled.write()
@@ -207,7 +210,7 @@ def test_a_buffer_of_other_elements_is_refused_before_anything_is_read(node: Nod
         model.load_into(buffers)
     assert not any(buffer.any() for buffer in buffers.values())
     assert model.stats.bytes_fetched == 0
-    raw = {"twin": bytearray(SAME.nbytes), "bias": np.zeros(77, np.uint8)}
+    raw: dict[str, Any] = {"twin": bytearray(SAME.nbytes), "bias": np.zeros(77, np.uint8)}
     model.load_into(raw)
     assert raw["twin"] == SAME.tobytes()
     assert raw["bias"].tobytes() == MODEL["bias"].tobytes()

@@ -145,7 +145,7 @@ def test_a_tensor_of_no_bytes_needs_no_memory(target: Any) -> None:
 
 FITTING: dict[str, Any] = {
     "numpy": lambda: np.zeros((2, 3), np.float32),
-    "buffer": lambda: memoryview(np.zeros((2, 3), np.float32)),
+    "buffer": lambda: np.zeros((2, 3), np.float32).data,
     "raw numpy": lambda: np.zeros(24, np.uint8),
     "raw bytearray": lambda: bytearray(24),
     "raw memoryview": lambda: memoryview(bytearray(30))[6:],
@@ -172,7 +172,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "raw in two dimensions": (lambda: np.zeros((2, 12), np.uint8), r"U8 \[2, 12\]"),
     "raw of signed bytes": (lambda: np.zeros(24, np.int8), r"I8 \[24\]"),
     "raw and too short": (lambda: bytearray(23), r"U8 \[23\]"),
-    "a buffer of floats": (lambda: memoryview(np.zeros(6, np.float32)), r"F32 \[6\]"),
+    "a buffer of floats": (lambda: np.zeros(6, np.float32).data, r"F32 \[6\]"),
 }
 
 
