@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tierstore.blobs.base import BlobStore
+from tierstore.format.paths import EXPORT_LIST
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
@@ -69,11 +70,11 @@ def safetensors_bytes(
 
 
 def tree(root: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``root`` by its path."""
+    """SHA-256 of every file below ``root`` by its path, without the list of an export."""
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != EXPORT_LIST
     }
 
 

@@ -20,6 +20,7 @@ from tierstore.format.checks import digest_of
 from tierstore.format.keys import layout_key, version_key
 from tierstore.format.layout import LayoutBody
 from tierstore.format.manifest import Manifest, parse_manifest, seal_manifest
+from tierstore.format.paths import EXPORT_LIST
 from tierstore.format.safetensors import build_header
 from tierstore.format.sealed import Kind, seal, unseal
 from tierstore.format.storeconfig import Features, encode_config, parse_config
@@ -110,7 +111,7 @@ def read(made: Made, ref: str) -> str | None:
                         errors.append(str(error))
         except REFUSED as error:
             errors.append(str(error))
-        exported = list(Path(out).iterdir())
+        exported = [path for path in Path(out).iterdir() if path.name != EXPORT_LIST]
         if exported:
             data = exported[0].read_bytes()
             assert [path.name for path in exported] == ["model.safetensors"], "no half file"
@@ -402,7 +403,7 @@ def test_a_wrong_sha256_puts_no_file_in_place(made: Made, tmp_path: Path) -> Non
     republish(made, msgspec.structs.replace(manifest, files=(bad,)))
     (tmp_path / "model.safetensors").write_text("what was there")
     with made.opened() as store, pytest.raises(Damaged, match="SHA-256"):
-        store.load("evil").export(tmp_path)
+        store.load("evil").export(tmp_path, others="merge")
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     assert (tmp_path / "model.safetensors").read_text() == "what was there"
 

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 import tierstore
 from tests.servers.cutting import cutting
 from tests.servers.hub import Gateway, gateway
+from tierstore.format.paths import EXPORT_LIST
 
 pytestmark = pytest.mark.server
 
@@ -107,7 +108,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and ".cache" not in path.parts
+        if path.is_file() and ".cache" not in path.parts and path.name != EXPORT_LIST
     }
 
 

@@ -156,6 +156,11 @@ def test_oversized_headers_are_refused(running: Gateway) -> None:
         ("/api/models/w/commit/main", b"[]\n"),
         ("/api/models/w/commit/main", b'{"key":"file","value":{"path":"../x","content":""}}'),
         ("/api/models/w/commit/main", b'{"key":"file","value":{"path":"x","content":"%%%"}}'),
+        (
+            "/api/models/w/commit/main",
+            b'{"key":"file","value":{"path":"a/.tierstore-export.json","content":""}}',
+        ),
+        ("/api/models/w/commit/main", b'{"key":"file","value":{"path":"a\\n","content":""}}'),
         ("/api/models/w/commit/main", b'{"key":"odd","value":{}}'),
         ("/api/models/w/commit/main", b'{"key":"header","value":{"summary":"nothing"}}'),
         (

@@ -17,11 +17,11 @@ from tierstore.format.manifest import (
     Member,
     Piece,
     TensorEntry,
-    check_path,
     parse_manifest,
     pieces,
     seal_manifest,
 )
+from tierstore.format.paths import alike, check_new_path, check_path
 from tierstore.ids import Digest
 from tierstore.testing.strategies import manifests
 
@@ -236,3 +236,32 @@ def test_paths_that_leave_their_directory_or_cannot_be_files(path: str) -> None:
 @pytest.mark.parametrize("path", ["a", "a/b/c", ".a", "..a", "a b", "é", "x" * 4096, "ab:c", " "])
 def test_paths_that_are_allowed(path: str) -> None:
     assert check_path(path) == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a\n", "\t/b", "a\x7f", "\x9f", "x" * 256, "a/" + "é" * 128, ".tierstore-export.json",
+        "a/.tierstore-export.json", ".tierstore-export.tmp/a", f".tierstore-{'0' * 32}.tmp",
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_paths_that_no_writer_may_write_and_readers_accept(path: str) -> None:
+    with pytest.raises(InvalidName, match="not allowed"):
+        check_new_path(path)
+    empty = FileEntry(path=path, size=0, sha256=SHA)
+    digest, stored = seal_manifest(Manifest(files=(empty,)))
+    assert parse_manifest(stored, digest, "x").files == (empty,)
+
+
+@pytest.mark.parametrize("path", ["a", "x" * 255, "é" * 127, ".tierstore", "a.tmp", "\xa0"])
+def test_paths_that_writers_may_write(path: str) -> None:
+    assert check_new_path(path) == path
+
+
+def test_names_that_differ_only_by_case() -> None:
+    assert alike(["a", "b/a", "b/c", "a.b"]) is None
+    assert alike(["a/b", "a/B"]) == ("a/b", "a/B")
+    assert alike(["A/b", "a/c"]) == ("A", "a"), "folders too"
+    assert alike(["É", "e\u0301"]) == ("É", "e\u0301"), "in any normal form"
+    assert alike(["ß", "SS", "ss"]) == ("ß", "SS")

@@ -37,11 +37,13 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
+from tierstore.format.exportlist import ExportList, encode_list
+from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import settings
 from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.loading import arrays, export
+from tierstore.modelstore.loading import arrays, export, exportdir
 from tierstore.modelstore.saving import source
 from tierstore.modelstore.store import Store
 from tierstore.serving import opened
@@ -120,6 +122,33 @@ def damaged_index(folder: Path) -> int:
 def exported(folder: Path) -> None:
     with export.explained(folder):
         pass
+
+
+def put(out: Path, *paths: str) -> list[str]:
+    """Export empty files; what is there then."""
+    wanted = ExportList(version="m@1", digest="b3:00", whole=True, files=list(paths))
+    with exportdir.exporting(out, wanted, "refuse") as target:
+        for path in paths:
+            with target.file(path):
+                pass
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
+
+
+def put_instead(out: Path) -> list[str]:
+    (out / "folder").mkdir(parents=True)
+    (out / "folder/a").touch()
+    (out / EXPORT_LIST).write_bytes(
+        encode_list(ExportList(version="m@1", digest="b3:00", whole=True, files=["folder/a"]))
+    )
+    return put(out, "b")
+
+
+def put_beside_others(folder: Path) -> None:
+    """Fail to export into a new directory."""
+    with exportdir.exporting(
+        folder / "out", ExportList(version="m@1", digest="b3:00", whole=True, files=[]), "refuse"
+    ):
+        raise BackendError("what failed")
 
 
 def counted(tiers: Path) -> activity.Activity:
@@ -277,6 +306,24 @@ CASES = {
         lambda _: len(arrays.new_bytes(64 * MIB)), 64 * MIB
     ),
     "modelstore.loading.export:explained#1": Case(exported, PASSES),
+    "modelstore.loading.exportdir:_sync#1": Case(exportdir.sync_folder, PASSES),
+    "modelstore.loading.exportdir:ExportDirectory.exchange#1": Case(
+        lambda folder: put(folder, "a"), BackendError
+    ),
+    "modelstore.loading.exportdir:ExportDirectory._remove_folders#1": Case(
+        put_instead, BackendError
+    ),
+    "modelstore.loading.exportdir:_made#1": Case(put_beside_others, BackendError),
+    "modelstore.loading.exportdir:_leave#1": Case(
+        lambda folder: put(folder, "a"),
+        [EXPORT_LIST, EXPORT_STAGING, f"{EXPORT_STAGING}/lock", "a"],
+    ),
+    "modelstore.loading.exportdir:_remove_staging#1": Case(
+        lambda folder: put(folder, "a"), [EXPORT_LIST, EXPORT_STAGING, "a"]
+    ),
+    "modelstore.loading.exportdir:_mounts_below#1": Case(
+        lambda folder: put(folder, "a"), [EXPORT_LIST, "a"]
+    ),
     "modelstore.settings:default_memory_limit#1": Case(
         lambda _: settings.default_memory_limit() > 0, True
     ),

@@ -11,8 +11,10 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table, when
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import Rebase
+from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
+    from tierstore.modelstore.loading.exportdir import Others
     from tierstore.modelstore.loading.model import Model
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
@@ -147,6 +149,15 @@ TensorsOption = Annotated[
         help="Write only these tensors, to DIR/subset.safetensors; may be repeated.",
     ),
 ]
+DeleteOption = Annotated[
+    bool, typer.Option("--delete", help="Remove files in DIR that no export wrote.")
+]
+MergeOption = Annotated[
+    bool,
+    typer.Option(
+        "--merge", help="Keep files in DIR that no export wrote, unless the version has them too."
+    ),
+]
 ProfileOption = Annotated[
     str | None,
     typer.Option(
@@ -162,11 +173,19 @@ def load(
     to: ToOption,
     tensors: TensorsOption = None,
     profile: ProfileOption = None,
+    delete: DeleteOption = False,
+    merge: MergeOption = False,
 ) -> None:
-    """Write the files of a version, or some tensors, to a directory.
+    """Make a directory that holds exactly a version, or write some tensors to it.
 
-    The files are byte-identical to those that were saved; their SHA-256 is verified.
+    The files are byte-identical to those that were saved; their SHA-256 is verified. Files of an
+    earlier export are removed or replaced. Others are refused unless you say what to do with them.
     """
+    if delete and merge:
+        raise UsageError("--delete and --merge say the opposite: give one of them")
+    if tensors and (delete or merge):
+        raise UsageError("--tensors writes one file and leaves all others: no --delete, no --merge")
+    others: Others = "delete" if delete else "merge" if merge else "refuse"
     with cli.open() as store, cli.progress(f"loading {ref}") as progress:
         opened = store.load(ref, profile=profile)
         if tensors:
@@ -174,7 +193,7 @@ def load(
             target = f"{to}/subset.safetensors"
             files = [opened.export_tensors(names, target, progress=progress)]
         else:
-            files = opened.export(to, progress=progress)
+            files = opened.export(to, others=others, progress=progress)
         cost = opened.stats
     version = opened.version
     data = schemas.Load(

@@ -3,6 +3,7 @@
 __all__ = [
     "checks",
     "dtypes",
+    "exportlist",
     "frame",
     "heat",
     "keys",
@@ -10,6 +11,7 @@ __all__ = [
     "manifest",
     "pack",
     "patch",
+    "paths",
     "reflog",
     "safetensors",
     "sealed",

@@ -1,6 +1,5 @@
 """Manifests: the content of one version (SPEC.md section 7)."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import msgspec
 from tierstore.errors import InvalidName, InvalidSafetensors, UsageError
 from tierstore.format.checks import damaged, digest_of, unsupported
 from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info, parse_patch
+from tierstore.format.paths import check_path, folders_of
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal, unseal
 from tierstore.ids import DIGEST_BYTES, Buffer, Digest
@@ -154,7 +154,7 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
     paths = [file.path for file in manifest.files]
     if paths != sorted(set(paths)):
         damaged(name, "its files are not in order")
-    folders = {path[:at] for path in paths for at, char in enumerate(path) if char == "/"}
+    folders = {folder for path in paths for folder in folders_of(path)}
     if not folders.isdisjoint(paths):
         damaged(name, f"{min(folders.intersection(paths))!r} is a file and a folder")
     for file in manifest.files:
@@ -241,29 +241,3 @@ def _check_file(file: FileEntry, chunk_size: int, name: str) -> None:
 
 def _covers(chunks: bytes, nbytes: int, chunk_size: int) -> bool:
     return len(chunks) == 32 * -(-nbytes // chunk_size)
-
-
-def check_path(path: str) -> str:
-    """Return ``path`` if it is a relative path that stays inside its directory.
-
-    Raises ``InvalidName`` for an absolute path, an empty, ``.`` or ``..`` part, a NUL, a backslash,
-    a drive letter, or one that is not in NFC or cannot be written as UTF-8.
-    """
-    why = None
-    try:
-        size = len(path.encode())
-    except UnicodeEncodeError:
-        raise InvalidName(f"file path {path!r} is not valid Unicode; rename the file") from None
-    if any(part in {"", ".", ".."} for part in path.split("/")):
-        why = "it must be relative and hold no empty, '.' or '..' part"
-    elif "\0" in path or "\\" in path:
-        why = "it holds a NUL or a backslash"
-    elif len(path) > 1 and path[1] == ":":
-        why = "it begins with a drive letter"
-    elif unicodedata.normalize("NFC", path) != path:
-        why = "it is not in Unicode's normal form C"
-    elif size > 4096:
-        why = "it is longer than 4096 bytes"
-    if why:
-        raise InvalidName(f"file path {path[:200]!r} is not allowed: {why}")
-    return path

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 
 from tierstore.errors import FileMissing, InvalidName, NotFound
-from tierstore.format.manifest import check_path
+from tierstore.format.paths import check_path
 from tierstore.ids import ModelRef
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.model import Model

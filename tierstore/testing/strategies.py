@@ -21,8 +21,8 @@ from tierstore.format.manifest import (
     Manifest,
     Member,
     TensorEntry,
-    check_path,
 )
+from tierstore.format.paths import check_path
 from tierstore.format.reflog import FULL_SHARE, Action, Gate, Hint, Lease, RefEntry, Rollout
 from tierstore.format.safetensors import build_header
 from tierstore.format.storeconfig import Features, StoreConfig

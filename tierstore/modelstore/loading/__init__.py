@@ -4,6 +4,7 @@ __all__ = [
     "arrays",
     "dequantized",
     "export",
+    "exportdir",
     "fileview",
     "model",
     "opener",

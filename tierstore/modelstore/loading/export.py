@@ -18,28 +18,30 @@ from tierstore.errors import (
     OutOfSpace,
     PermissionDenied,
     TierstoreError,
-    UnsafeSource,
 )
-from tierstore.format.manifest import FileEntry, check_path
+from tierstore.format.exportlist import ExportList
+from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import build_header
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.loading.exportdir import Others, check_others, exporting, sync_folder
 from tierstore.modelstore.loading.stored import PlacedPiece, VerifiedContent
 from tierstore.modelstore.loading.tensor import VerifiedTensor
-from tierstore.modelstore.version import FileInfo
+from tierstore.modelstore.version import FileInfo, Version
 
 _WINDOW_BYTES = 64 << 20
 
 
 def export_files(
     content: VerifiedContent,
-    title: str,
+    version: Version,
     files: Sequence[FileEntry],
     directory: str | os.PathLike[str],
+    others: Others,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write ``files`` of the version ``title`` below ``directory``; see ``Model.export``."""
-    root = Path(directory)
+    """Make ``directory`` hold exactly ``files`` of ``version``; see ``Model.export``."""
+    check_others(others)
     total = sum(file.size for file in files)
     done = 0
 
@@ -49,12 +51,16 @@ def export_files(
         if progress:
             progress(done, total)
 
-    with explained(root):
-        root.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        target = _target(root, file.path)
-        with explained(target), written_beside(target) as fd:
-            _write_file(content, title, file, fd, count)
+    wanted = ExportList(
+        version=str(version),
+        digest=str(version.digest),
+        whole=True,
+        files=[file.path for file in files],
+    )
+    with explained(Path(directory)), exporting(directory, wanted, others) as target:
+        for file in files:
+            with explained(Path(directory, file.path)), target.file(file.path) as fd:
+                _write_file(content, wanted.version, file, fd, count)
 
 
 def export_tensors(
@@ -85,23 +91,6 @@ def export_tensors(
     return FileInfo(target.name, total, sha.hexdigest(), header.metadata)
 
 
-def _target(root: Path, path: str) -> Path:
-    """Return the path that a file is written to, and make its folder.
-
-    Raises ``UnsafeSource`` when a link inside ``root`` leads out of it.
-    """
-    check_path(path)
-    target = root / path
-    with explained(target.parent):
-        if not target.parent.resolve().is_relative_to(root.resolve()):
-            raise UnsafeSource(
-                f"{target} would be written outside {root}: a folder on the way is a link; "
-                "remove it"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-    return target
-
-
 @contextmanager
 def written_beside(target: Path) -> Iterator[int]:
     """Yield the descriptor of a new file that replaces ``target`` when the block succeeds."""
@@ -116,6 +105,7 @@ def written_beside(target: Path) -> Iterator[int]:
         raise
     finally:
         os.close(fd)
+    sync_folder(target.parent)
 
 
 @contextmanager
@@ -147,7 +137,7 @@ def _write_file(
     if sha.digest() != file.sha256:
         raise Damaged(
             f"{file.path} of {title} does not give the SHA-256 recorded when it was saved; "
-            "the file was not written; run 'tierstore check --read-data'"
+            "nothing was exported; run 'tierstore check --read-data'"
         )
 
 

@@ -16,6 +16,7 @@ from tierstore.format.safetensors import parse_header
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.loading.arrays import as_torch, buffer_of_tensor
 from tierstore.modelstore.loading.export import export_files, export_tensors
+from tierstore.modelstore.loading.exportdir import Others
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.opener import Opened
 from tierstore.modelstore.loading.stored import PlacedPiece
@@ -381,17 +382,23 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         directory: str | os.PathLike[str],
         *,
         weights: bool = True,
+        others: Others = "refuse",
         progress: Progress | bool | None = None,
     ) -> list[FileInfo]:
-        """Write every file, byte-identical to what was saved, below a directory.
+        """Make a directory that holds exactly this version, byte-identical to what was saved.
 
-        Each file is written beside its place, compared with the SHA-256 recorded at save, and then
-        renamed. Files that are there already are replaced; others are left alone. A version that
-        lies on patches is folded first, as a SHA-256 is that of a whole file.
+        All files are written and compared with the SHA-256 recorded at save before the first one is
+        put in place: if that fails, the directory is as it was. Then files of an earlier export are
+        removed, and the new ones come in their stead; meanwhile there are fewer files, but never
+        those of two versions. ``.tierstore-export.json`` in the directory says what was exported. A
+        version that lies on patches is folded first, as a SHA-256 is that of a whole file.
 
         Args:
             directory: Where to write; made if it is missing.
             weights: With ``False`` safetensors files are left out.
+            others: What to do about files in the directory that no export wrote: ``"refuse"`` to
+                export, ``"delete"`` them, or ``"merge"``, which keeps them and replaces only those
+                that the version has too.
             progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
                 is called with the bytes done and the bytes in all.
 
@@ -399,8 +406,11 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             The files that were written.
 
         Raises:
-            Damaged: The bytes do not give the recorded SHA-256; the file is not put in place.
-            OutOfSpace: The disk is full.
+            Conflict: There are other files in the directory, another export writes to it, or its
+                file system takes two names of the version for one.
+            InvalidName: A path of the version must not be written, as it has control characters.
+            Damaged: The bytes do not give the recorded SHA-256; nothing is put in place.
+            OutOfSpace: The disk is full. For a moment it has to hold what was there, too.
             PermissionDenied: The directory cannot be written to.
 
         Examples:
@@ -413,7 +423,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         files = [file for file in self._opened.manifest.files if weights or not file.header]
         with reported(progress, f"exporting {self.version}") as told:
             content = self._opened.content.verified()
-            export_files(content, str(self.version), files, directory, told)
+            export_files(content, self.version, files, directory, others, told)
         written = {file.path for file in files}
         return [file for file in self.files if file.path in written]
 

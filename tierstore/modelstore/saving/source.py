@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import bisect
 import fnmatch
+import logging
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,9 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.checks import xxh3
-from tierstore.format.manifest import FileEntry, check_path
+from tierstore.format.exportlist import ExportList
+from tierstore.format.manifest import FileEntry
+from tierstore.format.paths import EXPORT_LIST, alike, check_new_path, is_own
 from tierstore.format.safetensors import (
     Header,
     build_header,
@@ -38,6 +41,9 @@ from tierstore.format.safetensors import (
 )
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.loading.arrays import ArrayBytes, array_bytes
+from tierstore.modelstore.loading.exportdir import read_list
+
+_log = logging.getLogger("tierstore.save")
 
 SUFFIX = ".safetensors"
 SKIPPED_FOLDERS = (".git", ".cache/huggingface")
@@ -265,7 +271,7 @@ class BytesFile(SourceFile):
     """A file in memory that holds no tensors."""
 
     def __init__(self, path: str, data: bytes) -> None:
-        self.path, self.size, self.header = check_path(path), len(data), None
+        self.path, self.size, self.header = check_new_path(path), len(data), None
         self.data = data
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -294,11 +300,15 @@ def open_source(
         raise UsageError("metadata can be given for tensors in memory only: files have their own")
     where = Path(source)
     if where.is_dir():
+        before = _export_in(where)
         files = [DiskFile(path, where / path) for path in _walk(where, exclude)]
+        if _export_in(where) != before:
+            raise SourceChanged(f"another version was exported to {where} meanwhile; save again")
+        warn_of_alike(sorted(file.path for file in files))
         if not files:
             raise SourceError(f"{where} holds no files to save")
     else:
-        files = [DiskFile(check_path(where.name), where)]
+        files = [DiskFile(check_new_path(where.name), where)]
     return sorted(files, key=lambda file: file.path)
 
 
@@ -315,8 +325,11 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
         folders[:] = [
             name
             for name, path in below.items()
-            if path not in SKIPPED_FOLDERS and not _excluded(path, exclude)
+            if path not in SKIPPED_FOLDERS and not is_own(name) and not _excluded(path, exclude)
         ]
+        if EXPORT_LIST in names:
+            _export_in(Path(folder))
+        names = [name for name in names if not is_own(name)]
         for name in folders:
             if (Path(folder) / name).is_symlink():
                 raise UnsafeSource(
@@ -332,9 +345,31 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
                     f"{Path(folder) / name} is not a regular file; leave it out with --exclude"
                 )
             try:
-                yield check_path(path)
+                yield check_new_path(path)
             except InvalidName as error:
                 raise InvalidName(f"{error}; rename it, or leave it out with --exclude") from None
+
+
+def _export_in(folder: Path) -> ExportList | None:
+    """Return the list of an export; ``SourceError`` if its files are not those of a version."""
+    with _explained(folder):
+        found = read_list(folder)
+    if found is not None and not found.whole:
+        raise SourceError(
+            f"{folder} holds a part of {found.version} only: an export was interrupted. Export it "
+            f"again; or remove {folder / EXPORT_LIST} if its files are those that you mean"
+        )
+    return found
+
+
+def warn_of_alike(paths: Iterable[str]) -> None:
+    """Log a warning if two names differ only by case: some file systems cannot hold both."""
+    if found := alike(paths):
+        _log.warning(
+            "%r and %r differ only by case: a directory that takes them for one name cannot hold "
+            "an export of this version",
+            *found,
+        )
 
 
 def _excluded(path: str, patterns: Sequence[str]) -> bool:

@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from tierstore.errors import Conflict, InvalidName, NotFound, SourceError
-from tierstore.format.manifest import FileEntry, check_path
+from tierstore.format.manifest import FileEntry
+from tierstore.format.paths import check_new_path, check_path
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.loading.opener import VerifiedOpened
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.saving.reused_file import reused_file
-from tierstore.modelstore.saving.source import SUFFIX, BytesFile, DiskFile, SourceFile
+from tierstore.modelstore.saving.source import (
+    SUFFIX,
+    BytesFile,
+    DiskFile,
+    SourceFile,
+    warn_of_alike,
+)
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
 from tierstore.serving.hub.answers import HubError
@@ -87,7 +94,7 @@ def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
             raise HubError(400, "parentCommit is not a commit id")
         found.parent = parent
     elif key == "file":
-        path = check_path(value["path"])
+        path = check_new_path(value["path"])
         if value.get("encoding", "base64") != "base64":
             raise HubError(400, "the content of a file must be in base64")
         try:
@@ -99,7 +106,7 @@ def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
         found.inline[path] = data
         found.uploaded.pop(path, None)
     elif key == "lfsFile":
-        path = check_path(value["path"])
+        path = check_new_path(value["path"])
         size = value.get("size")
         oid, _ = check_oid(value["oid"], 0 if size is None else size)
         found.uploaded[path] = (oid, size)
@@ -200,6 +207,7 @@ class Committer:
         files = sorted(self._files(model, before, asked), key=lambda file: file.path)
         if not files:
             raise HubError(400, "a commit must leave at least one file")
+        warn_of_alike(file.path for file in files)
         newest = self._store._parts.home.log(model).last()
         message = f"{asked.message} ({who})" if who else asked.message
         pointed = branch != MAIN or any(a.name == MAIN for a in self._store.aliases(model))

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tierstore.errors import InvalidName, NotFound
-from tierstore.format.manifest import check_path
+from tierstore.format.paths import check_path
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.saving.source import SUFFIX
 from tierstore.modelstore.version import Version

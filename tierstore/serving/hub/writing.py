@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tierstore.errors import NotFound
+from tierstore.format.paths import is_own
 from tierstore.ids import check_name
 from tierstore.serving.hub.answers import HubError, repo_not_found
 from tierstore.serving.hub.bodies import body_parts, read_body
@@ -133,8 +134,9 @@ class Writing:
             if not isinstance(path, str) or not isinstance(size, int):
                 raise HubError(400, "each of the files needs a path and a size")
             mode = "lfs" if is_lfs(path, size) else "regular"
+            ignore = any(map(is_own, path.split("/")))
             files.append(
-                {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": known.get(path)}
+                {"path": path, "uploadMode": mode, "shouldIgnore": ignore, "oid": known.get(path)}
             )
         return JSONResponse({"files": files})
 
