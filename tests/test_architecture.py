@@ -47,7 +47,7 @@ ROOMS = {
         "upkeep": 4,
     },
     "modelstore": {
-        "settings": 0, "version": 0,
+        "settings": 0, "version": 0, "places": 0,
         "home": 1,
         "chunks": 2, "names": 2,
         "loading": 3,

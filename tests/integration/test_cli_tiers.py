@@ -146,8 +146,8 @@ BAD_INITS: dict[str, tuple[list[str], int, list[str]]] = {
     "unreachable": (["--warm", "w", "--redis", "redis://127.0.0.1:1"], 8, ["'redis'", "refused"]),
     "not redis": (["--redis", "http://h"], 2, ["--redis", "redis://"]),
     "cache as warm": (["--warm", "redis://h"], 2, ["shared tier"]),
-    "in the store": (["--warm", "store/warm"], 6, ["contain each other"]),
-    "around the store": (["--warm", "."], 6, ["contain each other"]),
+    "in the store": (["--warm", "store/warm"], 6, ["lies in the store itself"]),
+    "around the store": (["--warm", "."], 6, ["holds the store itself"]),
     "same place": (["--warm", "w", "--cold", "w"], 6, ["tier 'warm'"]),
     "option": (["--warm", "w", "--option", "warm.pth=1"], 2, ["no option 'pth'"]),
     "near option": (["--cold", "s3://b", "--option", "cold.storage_clas=A"], 2, ["storage_class"]),
@@ -193,8 +193,8 @@ def test_another_stores_tier_is_refused(durable: Program) -> None:
 
 BAD_ADDS: dict[str, tuple[list[str], int, list[str]]] = {
     "name taken": (["warm", "w2"], 6, ["'warm' already"]),
-    "place taken": (["w2", "warm"], 6, ["tier 'warm' of this store"]),
-    "the store": (["w2", "store"], 6, ["is the place of the store itself"]),
+    "place taken": (["w2", "warm"], 6, ["warm is tier 'warm'; choose a place apart"]),
+    "the store": (["w2", "store"], 6, ["is the store itself"]),
     "name": (["W2", "w2"], 2, ["a-z, 0-9"]),
     "home": (["home", "w2"], 2, ["the store itself"]),
     "role": (["w2", "w2", "--role", "tepid"], 2, ["hot, shared, warm, cold"]),
@@ -249,7 +249,7 @@ def test_a_quota_below_what_is_there(durable: Program) -> None:
 def test_a_tier_that_was_moved(durable: Program) -> None:
     refused(durable("tier", "set", "warm", "--url", "elsewhere"), 8, "has no tier.json")
     assert not Path("elsewhere").exists()
-    refused(durable("tier", "set", "warm", "--url", "cold"), 8, "is the tier 'cold'")
+    refused(durable("tier", "set", "warm", "--url", "cold"), 6, "is tier 'cold'")
     shutil.move("warm", "elsewhere")
     assert durable("load", "m", "--to", "out").code == 8, "its packs are not where the list says"
     assert durable("tier", "set", "warm", "--url", "elsewhere").code == 0

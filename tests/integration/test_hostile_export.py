@@ -246,9 +246,11 @@ def test_a_list_that_is_none(store: Store, source: Path, tmp_path: Path, text: s
 
 
 def test_a_list_of_a_newer_tierstore(store: Store, tmp_path: Path) -> None:
-    (tmp_path / EXPORT_LIST).write_text((LIST % "a").replace('"export": 1', '"export": 2'))
+    (tmp_path / "out").mkdir()
+    newer = (LIST % "a").replace('"export": 1', '"export": 2')
+    (tmp_path / "out" / EXPORT_LIST).write_text(newer)
     with pytest.raises(UnsupportedFormat, match="newer"):
-        store.load("m").export(tmp_path)
+        store.load("m").export(tmp_path / "out")
 
 
 def test_a_save_of_an_interrupted_export_is_refused(store: Store, tmp_path: Path) -> None:
@@ -306,9 +308,10 @@ def test_names_that_are_refused_and_stay_readable(
         store.load("old").export(tmp_path / "target")
     assert not (tmp_path / "target").exists()
     if name != EXPORT_LIST and len(name) < 256:
-        (tmp_path / name).write_text("x")
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / name).write_text("x")
         with pytest.raises(InvalidName, match=r"control character; rename it"):
-            store.save("n", tmp_path)
+            store.save("n", tmp_path / "in")
 
 
 def test_names_that_differ_by_case(

@@ -73,12 +73,12 @@ def node(tmp_path: Path) -> Iterator[Node]:
     source = tmp_path / "source"
     source.mkdir()
     (source / "code.bin").write_bytes(CODE)
-    with created(home, tmp_path) as store:
+    with created(home, tmp_path / "cache") as store:
         store.save("arrays", {"emb": EMB, "bias": np.arange(9.0)})
-        store.load("arrays").export(source)
+        store.load("arrays").export(source, others="merge")
         store.save("m", source)
     local = LocalHot(tmp_path / "hot", "s", 64 * MIB, lambda size: make(DEFAULT, size))
-    limits = Settings(tmp_path, threads=2, memory_limit_bytes=64 * MIB)
+    limits = Settings(tmp_path / "cache", threads=2, memory_limit_bytes=64 * MIB)
     store = Store(home, limits, hot=HotTiers(local))
     yield Node(tmp_path, home, store, local)
     store.close()

@@ -40,6 +40,7 @@ from tierstore.errors import (
 from tierstore.format.exportlist import ExportList, encode_list
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
 from tierstore.format.tiers import TierSpec
+from tierstore.modelstore import places as store_places
 from tierstore.modelstore import settings
 from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.index import ChunkIndex
@@ -323,6 +324,9 @@ CASES = {
     ),
     "modelstore.loading.exportdir:_mounts_below#1": Case(
         lambda folder: put(folder, "a"), [EXPORT_LIST, "a"]
+    ),
+    "modelstore.places:_ancestry#1": Case(
+        lambda folder: store_places._ancestry(str(folder))[-1], "/"
     ),
     "modelstore.settings:default_memory_limit#1": Case(
         lambda _: settings.default_memory_limit() > 0, True

@@ -80,7 +80,7 @@ def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
     check_tier(spec)
     known = store.tiers()
     added(known, spec)  # before anything is written: the name may be taken
-    with proved([spec], store.url, own):
+    with proved([spec], store.url, own, known):
         claim_tiers([spec], own, [tier.name for tier in known])
         try:
             return TierLog(store._parts.home.blobs).change(
@@ -147,7 +147,8 @@ def _change(store: Store, old: TierSpec, message: str, **fields: Any) -> TierSpe
     check_tier(new)
     if any(getattr(old, field) != getattr(new, field) for field in _PLACE):
         own = store._parts.home.config.store_id
-        with proved([new], store.url, own), named(name):
+        known = [tier for tier in store.tiers() if tier.name != name]
+        with proved([new], store.url, own, known), named(name):
             if new.role in DURABLE:
                 with open_tier(placed(new, config.node_config(), own)) as there:
                     verify(there, name, own)

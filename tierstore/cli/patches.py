@@ -97,6 +97,8 @@ def patches(
 ) -> None:
     """List the patches that lead from one version to a newer one."""
     with cli.open() as store:
+        if to is not None:
+            store._parts.places.check(to)
         first = store.resolve(since)
         last = store.resolve(first.model if until is None else until)
         found = []

@@ -7,6 +7,7 @@ __all__ = [
     "loading",
     "names",
     "patches",
+    "places",
     "placing",
     "saving",
     "settings",

@@ -32,6 +32,7 @@ from tierstore.modelstore.patches.fold import Folded
 from tierstore.modelstore.patches.patches import Patch
 from tierstore.modelstore.patches.patching import Changes
 from tierstore.modelstore.patches.service import Patching
+from tierstore.modelstore.places import CACHE, HOME, StorePlace, StorePlaces
 from tierstore.modelstore.placing.hotpins import HotPins
 from tierstore.modelstore.placing.warming import HOT, Warming, Warmth
 from tierstore.modelstore.saving.source import check_source, open_source
@@ -67,6 +68,7 @@ class Parts:
         recorder: Counts what is read; ``None`` where nothing is counted.
         saving: Runs saves that are no plain ``save``: of variants and uploads.
         rebasing: Rebases versions; remembers which it has looked at.
+        places: What must not overlap with sources of saves and targets of exports.
     """
 
     home: Home
@@ -75,6 +77,7 @@ class Parts:
     recorder: HeatRecorder | None
     saving: Saving
     rebasing: Rebasing
+    places: StorePlaces
 
 
 class Store:
@@ -92,6 +95,7 @@ class Store:
         hot: HotTiers | None = None,
         heat: HeatRecorder | None = None,
         config: StoreConfig | None = None,
+        tier_places: Callable[[], Sequence[StorePlace]] = tuple,
     ) -> None:
         """Open the store whose home is ``blobs``.
 
@@ -102,6 +106,7 @@ class Store:
             hot: The hot tiers of this process; by default there are none.
             heat: Counts what is read; without it nothing is counted.
             config: The store's config, if it was read already.
+            tier_places: Returns where this node has the store's tiers.
         """
         self._blobs = blobs
         home = Home(blobs, packs, config)
@@ -111,10 +116,17 @@ class Store:
         self._index = ChunkIndex(blobs, settings.cache_dir / home.config.store_id / "index.sqlite")
         self._lease = ReaderLease(blobs)
         self._names = Names(home, settings.node, settings.labels)
-        self._opener = Opener(home, settings, hot)
+        places = StorePlaces(
+            lambda: [
+                StorePlace(HOME, blobs.url),
+                *tier_places(),
+                StorePlace(CACHE, str(settings.cache_dir)),
+            ]
+        )
+        self._opener = Opener(home, settings, hot, places)
         saving = Saving(home, self._index, self._opener, self.resolve, settings.threads)
         rebasing = Rebasing(home, self._index, self._opener.open_full)
-        self._parts = Parts(home, hot, settings, heat, saving, rebasing)
+        self._parts = Parts(home, hot, settings, heat, saving, rebasing, places)
         """The parts of the store, for the code of tierstore alone; see ``Parts``."""
         self._patching = Patching(home, self._names, self._opener, saving, self._lease)
         self._services: dict[str, Any] = {}
@@ -260,7 +272,7 @@ class Store:
         """
         model = check_name("model", model)
         self._names.check_new(model, alias)
-        check_source(source, self.url)
+        check_source(source, self._parts.places)
         lineage = []
         if distilled_from is not None:
             teacher = self.resolve(distilled_from).digest
@@ -655,6 +667,8 @@ class Store:
             >>> store.load("ranker@prod")["emb"][2]
             array([1., 1.], dtype=float32)
         """
+        if isinstance(changes, str | os.PathLike):
+            self._parts.places.check(changes)
         return self._patching.patch(ref, changes, alias=alias, message=message, fold=fold)
 
     def patches(self, since: str | Version, until: str | Version | None = None) -> Iterator[Patch]:

@@ -101,7 +101,7 @@ def local_files(model: Model, store: str | None = None) -> Path:
     target = config.settings_from().cache_dir / store_id / "files" / model.version.digest.hex
     if not target.is_dir():
         fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        model.export(fresh, weights=False)
+        model._export(fresh, weights=False)
         try:
             fresh.rename(target)
         except OSError:  # somebody else was faster
@@ -188,4 +188,4 @@ def _loader_class() -> type[Any]:
 
 def _make_directory(ref: str, directory: str) -> None:
     if not Path(directory).is_dir():
-        open_ref(ref)[0].export(directory, weights=False)
+        open_ref(ref)[0]._export(directory, weights=False)

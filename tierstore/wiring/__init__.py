@@ -18,7 +18,7 @@ from tierstore.tiers.activity import Activity
 from tierstore.tiers.durable.tiers import DurableTiers
 from tierstore.tiers.guard.deadline import DeadlineStore, within
 from tierstore.wiring.backends import open_blobs
-from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved
+from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved, release_tiers
 from tierstore.wiring.tiers import Tiers, activity_folder, counters
 
 __all__ = [
@@ -67,9 +67,7 @@ def init_as(
             with proved(specs, blobs.url):
                 create_config(blobs, chunk_size)
                 try:
-                    claim_tiers(specs, read_config(blobs).store_id)
-                    if specs:
-                        TierLog(blobs).change(lambda _: specs, "init")
+                    _take_tiers(blobs, specs)
                 except BaseException:
                     blobs.delete([CONFIG, tiers_key(1)])
                     raise
@@ -77,6 +75,18 @@ def init_as(
             blobs.close()
             raise
     return _store(kind, blobs)
+
+
+def _take_tiers(blobs: BlobStore, specs: Sequence[TierSpec]) -> None:
+    """Mark the tiers of a new store as its own, and list them; if that fails, none is marked."""
+    store_id = read_config(blobs).store_id
+    claim_tiers(specs, store_id)
+    try:
+        if specs:
+            TierLog(blobs).change(lambda _: specs, "init")
+    except BaseException:
+        release_tiers(specs, store_id)
+        raise
 
 
 def open_as(kind: type[_S], url: str | os.PathLike[str] | None = None) -> _S:
@@ -117,7 +127,15 @@ def _store(kind: type[_S], blobs: BlobStore) -> _S:
         packs, hot = DurableTiers(tiers.durable(), tiers.reload), tiers.hot(settings, heat)
         folder = activity_folder(settings, own.store_id)
         hot.activity = Activity(folder, lambda: counters(packs, hot))
-        store = kind(blobs, settings, packs=packs, hot=hot, heat=heat, config=own)
+        store = kind(
+            blobs,
+            settings,
+            packs=packs,
+            hot=hot,
+            heat=heat,
+            config=own,
+            tier_places=tiers.store_places,
+        )
         store._parts.home.news = tiers.news()
         return store
     except BaseException:

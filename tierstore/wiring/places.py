@@ -11,14 +11,14 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tierstore import config
-from tierstore.blobs.base import BlobStore
 from tierstore.errors import ConfigError, Conflict, TierstoreError
 from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.home.tierlist import added, checked
+from tierstore.modelstore.places import HOME, StorePlace, first_overlap
 from tierstore.tiers.durable.marker import check_free, claim, release
 from tierstore.wiring.backends import Place, hot_directory, open_tier
-from tierstore.wiring.tiers import hot_options, placed
+from tierstore.wiring.tiers import hot_options, placed, store_place
 
 
 def canonical(spec: TierSpec) -> TierSpec:
@@ -43,19 +43,29 @@ def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:
 
 @contextlib.contextmanager
 def fresh_folder(url: str) -> Iterator[None]:
-    """Remove the directory at ``url`` again if it was made in the block and the block failed.
+    """Remove what was made of the directory at ``url`` in the block, if the block failed.
 
     Only directories are removed: a file in them stays.
     """
     local = "://" not in url or _is_file(url)
     folder = Path(unquote(urlsplit(url).path) if _is_file(url) else url)
-    new = [] if not local or not url else [p for p in (folder, *folder.parents) if not p.exists()]
+    if not local or not url:
+        yield
+        return
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = _entries(folder)
     try:
         yield
     except BaseException:
         if new:
             remove_empty(new[-1])
+        for path in _entries(folder) - before:
+            remove_empty(path)
         raise
+
+
+def _entries(folder: Path) -> set[Path]:
+    return set(folder.iterdir()) if folder.is_dir() else set()
 
 
 def remove_empty(folder: Path) -> None:
@@ -66,20 +76,34 @@ def remove_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def proved(specs: Sequence[TierSpec], home_url: str, store_id: str = "") -> Iterator[None]:
+def proved(
+    specs: Sequence[TierSpec],
+    home_url: str,
+    store_id: str = "",
+    known: Sequence[TierSpec] = (),
+) -> Iterator[None]:
     """Write to, read and clean every tier; directories made for it are removed if the block fails.
 
     Args:
         specs: New tiers, or old ones in new places.
         home_url: URL of the store.
         store_id: Id of the store; empty if it is still to be made.
+        known: The other tiers of the store.
     """
     node = config.node_config()
-    with contextlib.ExitStack() as made:
-        for spec in specs:
+    taken = [StorePlace(HOME, home_url)]
+    taken += [store_place(placed(spec, node, store_id).spec) for spec in known]
+    places = []
+    for spec in specs:
+        with named(spec.name):
             place = placed(spec, node, store_id)
-            with named(spec.name):
-                _check_kind(place.spec)
+            _check_kind(place.spec)
+            _check_apart(store_place(place.spec), taken)
+        places.append(place)
+        taken.append(store_place(place.spec))
+    with contextlib.ExitStack() as made:
+        for place in places:
+            with named(place.spec.name):
                 made.enter_context(fresh_folder(place.spec.url))
                 _prove(place, home_url)
         yield
@@ -96,7 +120,6 @@ def _check_kind(spec: TierSpec) -> None:
 def _prove(place: Place, home_url: str) -> None:
     spec = place.spec
     with open_tier(place, create=True) as store:
-        _check_place(store, home_url)
         if spec.role in DURABLE:
             if not store.capabilities.durable and not home_url.startswith("memory://"):
                 raise ConfigError(
@@ -107,16 +130,9 @@ def _prove(place: Place, home_url: str) -> None:
         prove(store)
 
 
-def _check_place(store: BlobStore, home_url: str) -> None:
-    if store.url == home_url:
-        raise Conflict(f"{home_url} is the place of the store itself; choose another one")
-    paths = [Path(unquote(urlsplit(url).path)) for url in (store.url, home_url) if _is_file(url)]
-    if len(paths) == 2:
-        mine, other = (path.resolve() for path in paths)
-        if mine.is_relative_to(other) or other.is_relative_to(mine):
-            raise Conflict(
-                f"{mine} and the store in {other} contain each other; choose another place"
-            )
+def _check_apart(mine: StorePlace, taken: Sequence[StorePlace]) -> None:
+    if found := first_overlap(mine, taken):
+        raise Conflict(found)
 
 
 def _is_file(url: str) -> bool:

@@ -16,6 +16,7 @@ from tierstore.errors import ConfigError, NotFound, Unreachable
 from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.home.tierlist import TierLog, check_tier
+from tierstore.modelstore.places import StorePlace
 from tierstore.modelstore.settings import Settings
 from tierstore.placement import policies
 from tierstore.tiers.base import HeatSink
@@ -45,6 +46,8 @@ from tierstore.wiring.news import RedisNews
 
 _log = logging.getLogger("tierstore.wiring")
 _LONGEST_WAIT_MS = 30_000
+_TELLING = {"prefix": "tier:", "endpoint": ""}
+"""Options that tell places at one URL apart, with their defaults."""
 
 
 def _verify(text: str) -> str:
@@ -78,6 +81,11 @@ class Tiers:
 
     def _places(self) -> list[Place]:
         return [placed(spec, self._node, self._store_id) for spec in self._specs()]
+
+    def store_places(self) -> list[StorePlace]:
+        """Return where this node has its tiers."""
+        own = self._own_hot()
+        return [store_place(place.spec) for place in [*self._places(), *([own] if own else [])]]
 
     def durable(self) -> list[DurableTier]:
         """Return the durable tiers, home's own packs last."""
@@ -174,6 +182,12 @@ def counters(packs: DurableTiers, hot: HotTiers) -> dict[str, TierStats]:
 def activity_folder(settings: Settings, store_id: str) -> Path:
     """Return the folder in which this node's processes report their reads of a store."""
     return settings.cache_dir / store_id / "activity"
+
+
+def store_place(spec: TierSpec) -> StorePlace:
+    """Return a tier, with the settings of this node, as a place that nothing may overlap with."""
+    options = [spec.options.get(name, default) for name, default in _TELLING.items()]
+    return StorePlace(f"tier {spec.name!r}", spec.url, tuple(options))
 
 
 def placed(spec: TierSpec, node: NodeConfig, store_id: str) -> Place:

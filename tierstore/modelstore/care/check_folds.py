@@ -19,6 +19,7 @@ from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.loading.tensor import VerifiedTensor
+from tierstore.modelstore.places import StorePlaces
 from tierstore.modelstore.settings import Settings
 from tierstore.tiers.hot.tiers import HotTiers
 
@@ -84,7 +85,8 @@ class FoldCheck:
     def __init__(self, home: Home, settings: Settings, patch: Digest, full: Digest) -> None:
         folded = home.manifest(full)
         chain = unfolded(home, patch)
-        opened = Opener(home, settings, HotTiers()).open_chain(chain).verified()
+        nowhere = StorePlaces(tuple)  # nothing is exported
+        opened = Opener(home, settings, HotTiers(), nowhere).open_chain(chain).verified()
         self._chunk_size = opened.content.chunk_size
         self._changed: list[tuple[VerifiedTensor, TensorEntry]] = []
         self.differs = _other_files(folded, opened.manifest, opened.patched)

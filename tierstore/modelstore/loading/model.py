@@ -406,6 +406,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             The files that were written.
 
         Raises:
+            UsageError: The directory overlaps with the store, a tier or the cache.
             Conflict: There are other files in the directory, another export writes to it, or its
                 file system takes two names of the version for one.
             InvalidName: A path of the version must not be written, as it has control characters.
@@ -419,6 +420,18 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             >>> [(file.path, file.size) for file in store.load("ranker").export("out")]
             [('model.safetensors', 96)]
         """
+        self._opened.places.check(directory)
+        return self._export(directory, weights=weights, others=others, progress=progress)
+
+    def _export(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        weights: bool,
+        others: Others = "refuse",
+        progress: Progress | bool | None = None,
+    ) -> list[FileInfo]:
+        """Export into a directory that may lie in the cache."""
         self.fold()
         files = [file for file in self._opened.manifest.files if weights or not file.header]
         with reported(progress, f"exporting {self.version}") as told:
@@ -450,7 +463,8 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
         Raises:
             TensorMissing: There is no tensor of a name.
-            UsageError: ``names`` is one text and no list.
+            UsageError: ``names`` is one text and no list, or the file lies in the store, a tier or
+                the cache.
             OutOfSpace: The disk is full.
             PermissionDenied: The file cannot be written.
 
@@ -460,6 +474,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             >>> store.load("ranker").export_tensors(["a"], "a.safetensors").size
             76
         """
+        self._opened.places.check(file)
         wanted = [self.tensor(name).name for name in checked_names(names)]
         verified = self._opened.verified()
         chosen = {name: verified.tensors[name] for name in wanted}

@@ -30,6 +30,7 @@ from tierstore.modelstore.loading.patchparts import fitting_parts, touched_files
 from tierstore.modelstore.loading.stored import Content, StoredTensor, VerifiedContent
 from tierstore.modelstore.loading.tensor import Tensor, VerifiedTensor
 from tierstore.modelstore.names.members import refuse_release
+from tierstore.modelstore.places import StorePlaces
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.version import Version
 from tierstore.tiers.hot.tiers import HotTiers
@@ -51,6 +52,7 @@ class Opened:
         patched: Paths of the files that patches change.
         patches: Manifests of the patches that lie on the full manifest, the oldest first.
         titles: The name of each patch in messages.
+        places: The places of the store, which no export may overlap with.
     """
 
     digest: Digest
@@ -60,6 +62,7 @@ class Opened:
     patched: frozenset[str]
     patches: tuple[Manifest, ...]
     titles: tuple[str, ...]
+    places: StorePlaces
 
     def view(self, file: FileEntry) -> FileView:
         """Return one of the manifest's files, to be read by ranges."""
@@ -79,6 +82,7 @@ class Opened:
             self.patched,
             self.patches,
             self.titles,
+            self.places,
         )
 
 
@@ -100,10 +104,11 @@ class Opener:
         home: The store's home.
         settings: Limits on threads and memory.
         hot: The store's hot tiers.
+        places: The places of the store.
     """
 
-    def __init__(self, home: Home, settings: Settings, hot: HotTiers) -> None:
-        self._home, self._settings, self._hot = home, settings, hot
+    def __init__(self, home: Home, settings: Settings, hot: HotTiers, places: StorePlaces) -> None:
+        self._home, self._settings, self._hot, self._places = home, settings, hot, places
 
     def open(self, version: Version, hot: HotTiers | None = None) -> Opened:
         """Open a version, to be read through ``hot`` or by default the store's hot tiers.
@@ -144,6 +149,7 @@ class Opener:
             patched,
             tuple(patches),
             titles,
+            self._places,
         )
 
     def content(self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None) -> Content:

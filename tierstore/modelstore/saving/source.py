@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import unquote, urlsplit
 
 from tierstore.errors import (
     InvalidName,
@@ -42,6 +41,7 @@ from tierstore.format.safetensors import (
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.loading.arrays import ArrayBytes, array_bytes
 from tierstore.modelstore.loading.exportdir import read_list
+from tierstore.modelstore.places import StorePlaces
 
 _log = logging.getLogger("tierstore.save")
 
@@ -387,15 +387,13 @@ def _refuse_other(source: object) -> NoReturn:
     raise UsageError(f"save takes a path or tensors by name, {{'weight': array}}, not {what}")
 
 
-def check_source(source: object, store_url: str) -> None:
+def check_source(source: object, places: StorePlaces) -> None:
     """Raise ``UsageError`` for what cannot be saved whatever it holds, with what to give instead.
 
-    It is neither a path nor tensors by name, or a directory that holds the store.
+    It is neither a path nor tensors by name, or it overlaps with a place of the store.
     """
     if isinstance(source, Mapping):
         return
     if not isinstance(source, str | os.PathLike):
         _refuse_other(source)
-    home, folder = urlsplit(store_url), Path(source).resolve()
-    if home.scheme == "file" and Path(unquote(home.path)).resolve().is_relative_to(folder):
-        raise UsageError(f"{source} holds the store itself; keep the store outside of it")
+    places.check(source)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tierstore import config
 from tierstore.errors import ConfigError
+from tierstore.modelstore.places import CACHE
 
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
@@ -39,7 +40,7 @@ def serve(
 
     Raises:
         ConfigError: The extra ``hub`` is not installed, or the file of tokens is invalid.
-        UsageError: The address cannot be listened on.
+        UsageError: The address cannot be listened on, or ``spool`` overlaps with the store.
     """
     try:
         from tierstore.serving.hub.app import make_app
@@ -48,6 +49,7 @@ def serve(
         raise ConfigError(f"the gateway needs {error.name}: pip install 'tierstore[hub]'") from None
     cache = config.settings_from().cache_dir
     folder = spool or cache / store._parts.home.config.store_id / "uploads"
+    store._parts.places.check(folder, but=CACHE)
     app = make_app(store, folder, tokens=tokens, metrics=_metrics(store))
     where = listen(host, port)
     shown = f"[{host}]" if ":" in host else host

@@ -1,0 +1,133 @@
+"""The places of a store, and what must not overlap with them.
+
+Two places overlap when they are the same or one contains the other. Directories are compared by
+what the file system says of them and of the folders above: two names of one directory, by links or
+by mounting it twice, are the same place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tierstore.errors import UsageError
+
+HOME, CACHE = "the store itself", "the cache"
+_FAMILIES = {
+    "s3a": "s3", "azure": "az", "abfs": "az", "abfss": "az", "rediss": "redis",
+    "redis+cluster": "redis", "rediss+cluster": "redis", "unix": "redis",
+}  # fmt: skip
+"""Schemes that are other names of one kind of storage."""
+_PORTS = {"redis": ":6379", "memcached": ":11211"}
+_LOCAL = {"127.0.0.1": "localhost", "[::1]": "localhost"}
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlace:
+    """One place of a store.
+
+    Attributes:
+        name: What it is, for messages, such as ``tier 'warm'``.
+        url: Where it is: a URL, or the path of a directory.
+        options: Options that tell places at one URL apart, such as the prefix of keys.
+    """
+
+    name: str
+    url: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The place for messages: a path where it is a directory."""
+        return _directory(self.url) or self.url
+
+
+class StorePlaces:
+    """All places of an open store.
+
+    Args:
+        listed: Returns them.
+    """
+
+    def __init__(self, listed: Callable[[], Sequence[StorePlace]]) -> None:
+        self._listed = listed
+
+    def check(self, path: str | os.PathLike[str], *, but: str = "") -> None:
+        """Raise ``UsageError`` if a path overlaps with a place of the store.
+
+        Args:
+            path: A file or directory that is saved, or a directory that is written to.
+            but: Name of a place that it may overlap with.
+        """
+        given = StorePlace("", os.fspath(path) or ".")
+        others = [place for place in self._listed() if place.name != but]
+        if found := first_overlap(given, others):
+            raise UsageError(found)
+
+
+def overlap(one: StorePlace, other: StorePlace) -> str | None:
+    """Return how a place overlaps with another: ``is``, ``holds`` or ``lies in``, or ``None``."""
+    paths = _directory(one.url), _directory(other.url)
+    if paths[0] is not None and paths[1] is not None:
+        first, second = _ancestry(paths[0]), _ancestry(paths[1])
+        inside, around = second[0] in first, first[0] in second
+    elif paths == (None, None):
+        hosts, kind, parts = _served(one)
+        other_hosts, other_kind, other_parts = _served(other)
+        if kind != other_kind or hosts.isdisjoint(other_hosts):
+            return None
+        inside = parts[: len(other_parts)] == other_parts
+        around = other_parts[: len(parts)] == parts
+    else:
+        return None
+    if inside:
+        return "is" if around else "lies in"
+    return "holds" if around else None
+
+
+def first_overlap(one: StorePlace, others: Iterable[StorePlace]) -> str | None:
+    """Say with what a place overlaps first, and what to do; ``None`` if it does with none."""
+    for other in others:
+        if how := overlap(one, other):
+            where = "" if one.shown == other.shown else f" ({other.shown})"
+            return f"{one.shown} {how} {other.name}{where}; choose a place apart from it"
+    return None
+
+
+def _directory(url: str) -> str | None:
+    if "://" not in url:
+        return url
+    return unquote(urlsplit(url).path) if url.startswith("file://") else None
+
+
+def _ancestry(path: str) -> list[object]:
+    """Return what identifies a directory and those above it, from the inside to the outside.
+
+    What does not exist is identified by its path.
+    """
+    real = Path(os.path.realpath(path))
+    found: list[object] = []
+    for folder in (real, *real.parents):
+        try:
+            there = folder.stat()
+            found.append((there.st_dev, there.st_ino))
+        except OSError:
+            found.append(str(folder))
+    return found
+
+
+def _served(place: StorePlace) -> tuple[frozenset[str], tuple[object, ...], list[str]]:
+    """Return the hosts of a place, what else tells it from others, and its path in parts."""
+    parts = urlsplit(place.url)
+    scheme = parts.scheme.removeprefix("fsspec+")
+    kind = _FAMILIES.get(scheme, scheme)
+    port = _PORTS.get(kind, ":")
+    names = parts.netloc.rpartition("@")[2].lower().split(",")
+    hosts = frozenset(_LOCAL.get(bare, bare) for bare in (n.removesuffix(port) for n in names))
+    path = [part for part in unquote(parts.path).split("/") if part]
+    if kind == "redis" and not path:
+        path = ["0"]
+    return hosts, (kind, parts.query, place.options), path
