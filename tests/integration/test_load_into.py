@@ -67,9 +67,9 @@ class MeddledFlights(Flights):
     def __post_init__(self) -> None:
         Flights.__init__(self)
 
-    def land(self, flight: Flight, plain: Verified) -> None:
+    def land(self, flight: Flight, take: Callable[[], Verified | None]) -> None:
         self.meddled.write()
-        super().land(flight, plain)
+        super().land(flight, take)
 
 
 @dataclass
@@ -148,7 +148,9 @@ def test_what_the_hot_tier_gets_was_verified_where_nobody_else_writes(
     assert hot.meddled.writes >= 5
 
 
-def test_readers_that_wait_get_what_was_verified(node: Node) -> None:
+@pytest.mark.parametrize("meddle", [True, False])
+@pytest.mark.parametrize("local", [True, False])
+def test_readers_that_wait_get_what_was_verified(node: Node, local: bool, meddle: bool) -> None:
     """The leader reads into its caller's memory; others wait for the chunks that it fetches."""
     gate = threading.Event()
 
@@ -156,8 +158,8 @@ def test_readers_that_wait_get_what_was_verified(node: Node) -> None:
         if op == "get_ranges":
             assert gate.wait(60)
 
-    hot, buffers = HotTiers(), empty()
-    hot.flights = flights = MeddledFlights(Meddled(buffers))
+    hot, buffers = HotTiers(node.local() if local else None), empty()
+    hot.flights = flights = MeddledFlights(Meddled(buffers if meddle else {}))
     store = node.open(hot, FaultyStore(node.home, hold))
     models = [store.load("m") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -176,6 +178,9 @@ def test_readers_that_wait_get_what_was_verified(node: Node) -> None:
         also.result(60)
         equal(mine, MODEL)
         leading.result(60)
+    if not meddle:
+        equal(buffers, MODEL)
+        assert models[1].stats.bytes_fetched == 0, "what the leader read was enough"
     assert flights.meddled.writes >= 5
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 
 from tierstore.format.checks import Verified
 from tierstore.tiers.hot.flight import Flights, Waiting
 
 D = [bytes([n]) * 32 for n in range(4)]
+DATA = Verified(memoryview(b"data"))
 
 
 def buffers(*digests: bytes) -> dict[bytes, list[memoryview]]:
@@ -29,7 +31,7 @@ def test_the_leader_fills_the_buffers_of_all_that_wait() -> None:
     seats = [buffers(D[1], D[2]) for _ in waiting]
     assert set(flights.join(seats[0], waiting[0])) == {D[2]}
     assert flights.join(seats[1], waiting[1]) == {}
-    flights.land(led[D[1]], Verified(memoryview(b"data")))
+    flights.land(led[D[1]], lambda: DATA)
     assert (held(seats[0][D[1]]), waiting[0].wait()) == (b"data", [])
     assert held(seats[1][D[1]]) == b"data"
     assert set(flights.join(seats[2], waiting[2])) == {D[1]}, "it has landed: a new flight"
@@ -39,7 +41,7 @@ def test_who_waits_is_told_that_the_leader_failed() -> None:
     flights, waiting = Flights(), Waiting()
     led = flights.join(buffers(*D), Waiting())
     assert flights.join(buffers(*D), waiting) == {}
-    flights.land(led[D[0]], Verified(memoryview(b"data")))
+    flights.land(led[D[0]], lambda: DATA)
     flights.fail(led.values())
     assert sorted(waiting.wait()) == D[1:]
     assert waiting.wait() == []
@@ -51,7 +53,7 @@ def test_a_caller_that_gives_up_is_never_written_to() -> None:
     led = flights.join(buffers(D[0]), Waiting())
     with waiting:
         flights.join(seats, waiting)
-    flights.land(led[D[0]], Verified(memoryview(b"data")))
+    flights.land(led[D[0]], lambda: DATA)
     assert held(seats[D[0]]) == bytes(4)
 
 
@@ -71,7 +73,7 @@ def test_many_threads_lead_each_chunk_once() -> None:
         for digest, flight in own.items():
             for out in mine[digest]:
                 out[:] = digest[:4]
-            flights.land(flight, Verified(mine[digest][0]))
+            flights.land(flight, partial(Verified, mine[digest][0]))
         assert waiting.wait() == []
         with lock:
             results.append(b"".join(held(mine[digest]) for digest in D))
@@ -96,3 +98,18 @@ def test_a_forked_child_does_not_wait_for_threads_of_its_parent() -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_chunk_is_taken_only_for_somebody_who_waits() -> None:
+    flights, waiting, seats = Flights(), Waiting(), buffers(D[0])
+    led = flights.join(buffers(*D[:2]), Waiting())
+    flights.join(seats, waiting)
+    taken: list[bytes] = []
+
+    def take(digest: bytes) -> None:
+        taken.append(digest)
+
+    for digest, flight in led.items():
+        flights.land(flight, partial(take, digest))
+    assert taken == [D[0]]
+    assert waiting.wait() == [D[0]], "there was none to give: it tries for itself"

@@ -10,8 +10,9 @@ Nothing is returned that does not match its digest or, for a part of a chunk, it
 Where nodes share frames a read goes window by window, so that what it claims for itself is never
 far from being read.
 
-A chunk is verified in memory that nobody else writes, and handed on from there: to hot tiers and to
-readers that wait for it. A buffer of a caller's is no such memory, and gets a copy.
+A chunk is handed on, to this node's tier and to readers that wait for it, from memory in which it
+was verified and that nobody else writes. A buffer of a caller's is no such memory: it gets a copy,
+or is copied and verified once more where somebody turns out to wait.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 
 from tierstore.deferred import np
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.checks import Verified
+from tierstore.format.checks import Verified, digest_of
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.decode import FrameDecoder, Part, Sink
@@ -335,17 +336,29 @@ class _Fetch:
     # Memory
 
     def _room(self, want: Want) -> memoryview:
-        """Return memory for a chunk that nobody else writes until it was handed on."""
-        return want.out if self._own else self._pool.chunk_room(len(want.out))
+        """Return where a chunk is decoded and verified.
+
+        A caller's buffer will do for a chunk that nothing here is to copy from there.
+        """
+        copied = self._hot.local is not None or len(self._outs[want.place.digest]) > 1
+        return want.out if self._own or not copied else self._pool.chunk_room(len(want.out))
 
     def _hand_on(self, want: Want, plain: Verified) -> None:
         """Copy a chunk to the buffers for it, and to readers that wait for it."""
         digest = want.place.digest
         flight = self._led.get(digest)
         if flight is not None:
-            self._hot.flights.land(flight, plain)
-        for out in self._outs[digest][1 if self._own else 0 :]:
-            np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(plain, np.uint8))
+            callers = plain is want.out and not self._own
+            self._hot.flights.land(flight, lambda: self._taken(want) if callers else plain)
+        for out in self._outs[digest]:
+            if out is not plain:
+                np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(plain, np.uint8))
+
+    def _taken(self, want: Want) -> Verified | None:
+        """Return a copy of a caller's buffer, unless that was written to meanwhile."""
+        room = self._pool.chunk_room(len(want.out))
+        np.copyto(np.frombuffer(room, np.uint8), np.frombuffer(want.out, np.uint8))
+        return Verified(room) if digest_of(room).raw == want.place.digest else None
 
     def _look_there(self, digest: bytes) -> None:
         """Have readers that wait for a chunk look for it on this node, where it was found."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tierstore.format.checks import Verified
 
@@ -104,22 +104,29 @@ class Flights:
                     flight.seats.append((waiting, outs))
         return led
 
-    def land(self, flight: Flight, plain: Verified) -> None:
-        """Give the chunk ``plain`` to all that wait for it."""
-        self._end(flight, plain)
+    def land(self, flight: Flight, take: Callable[[], Verified | None]) -> None:
+        """Give a chunk to all that wait for it.
+
+        Args:
+            flight: The flight of the chunk.
+            take: Returns the chunk, or ``None`` to let them try for themselves; called only if
+                somebody waits.
+        """
+        self._end(flight, take)
 
     def fail(self, flights: Iterable[Flight]) -> None:
         """Let all that wait for these chunks try for themselves; ended flights are left alone."""
         for flight in flights:
-            self._end(flight, None)
+            self._end(flight, lambda: None)
 
-    def _end(self, flight: Flight, plain: Verified | None) -> None:
+    def _end(self, flight: Flight, take: Callable[[], Verified | None]) -> None:
         with self._lock:
             if not flight.boarding:
                 return
             flight.boarding = False
             if self._flights.get(flight.digest) is flight:
                 del self._flights[flight.digest]
+        plain = take() if flight.seats else None
         for waiting, outs in flight.seats:
             waiting.arrived(flight.digest, outs, plain)
         flight.seats.clear()
