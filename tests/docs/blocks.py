@@ -6,6 +6,9 @@ what it prints. HTML comments right above a block say more, and do not show on t
     <!-- not run: needs a bucket on AWS -->     the block is only checked for its syntax
     <!-- numbers vary -->                       of the ``text`` block: numbers are not compared
 
+Fences are three backticks, behind spaces at most: those that a quotation or a list item begins
+with, tildes, tabs and longer fences are refused, since their blocks would not be seen here.
+
 In a ``text`` block, ``...`` stands for anything within a line, and a line of its own for any lines.
 """
 
@@ -22,6 +25,9 @@ SHOWN = ("text", "toml", "yaml", "json", "ini")
 """Languages whose blocks are only shown."""
 
 _FENCE = re.compile(r"(?P<indent> *)```(?P<info>[^`]*)$")
+_ANY_FENCE = re.compile(r"(?:[\s>]|[-*+]\s|\d+[.)]\s)*(?:```|~~~)")
+"""Whatever a site could take for a fence."""
+
 _NOT_RUN = re.compile(r"<!-- not run: (?P<why>\S.*) -->$")
 _COMMENT = re.compile(r"\s*<!--.*-->$")
 _NUMBERS_VARY = "<!-- numbers vary -->"
@@ -72,7 +78,7 @@ def blocks_of(page: Path) -> list[Block]:
 
     Raises:
         PageError: a block has a language that is not known, a comment that means nothing, or a
-            fence without an end.
+            fence of another form or without an end.
     """
     found: list[Block] = []
     before: Block | None = None
@@ -109,12 +115,15 @@ def _fenced(lines: list[str], page: Path) -> list[_Fenced]:
     while at < len(lines):
         match = _FENCE.match(lines[at])
         if match is None:
+            _refuse_fence(lines, at, page)
             at += 1
             continue
         indent, end = match["indent"], f"{match['indent']}```"
         last = next((i for i in range(at + 1, len(lines)) if lines[i].rstrip() == end), None)
         if last is None:
             raise PageError(f"{page}:{at + 1}: this block has no end")
+        for inside in range(at + 1, last):
+            _refuse_fence(lines, inside, page)
         code = "".join(f"{line.removeprefix(indent)}\n" for line in lines[at + 1 : last])
         above, comments = at, []
         while above and (not lines[above - 1].strip() or _COMMENT.match(lines[above - 1])):
@@ -126,6 +135,14 @@ def _fenced(lines: list[str], page: Path) -> list[_Fenced]:
         found.append(_Fenced(language, code, at, last, tuple(comments), behind))
         at = last + 1
     return found
+
+
+def _refuse_fence(lines: list[str], at: int, page: Path) -> None:
+    if _ANY_FENCE.match(lines[at]):
+        raise PageError(
+            f"{page}:{at + 1}: {lines[at]!r} may begin or end a block that is not run: write three "
+            "backticks, behind spaces at most"
+        )
 
 
 def matches(printed: str, expected: str, *, numbers_vary: bool = False) -> bool:

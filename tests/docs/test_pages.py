@@ -99,6 +99,15 @@ def test_a_page_that_lies_fails(text: str, tmp_path: Path) -> None:
         "<!-- not run: it is shown -->\n```text\nx\n```\n",
         "<!-- numbers vary -->\n```python\nx\n```\n",
         "Words.\n\n<!-- numbers vary -->\n```text\n1\n```\n",
+        "~~~sh\nfalse\n~~~\n",
+        "````sh\nfalse\n````\n",
+        "> ```sh\n> false\n> ```\n",
+        ">```sh\n>false\n>```\n",
+        "\t```sh\n\tfalse\n\t```\n",
+        "* ```sh\n  false\n  ```\n",
+        "1. ~~~sh\n   false\n   ~~~\n",
+        "```sh\ntrue\n````\n\nWords.\n\n```sh\nfalse\n```\n",
+        "  ```sh\n  true\n```\n\nWords.\n\n  ```sh\n  false\n  ```\n",
     ],
 )
 def test_a_page_that_breaks_the_rules_is_refused(text: str, tmp_path: Path) -> None:
