@@ -1,11 +1,10 @@
 """Writes the golden stores; run once for a format version, never again after its release.
 
-    python -m tests.golden.make [patches]
+    python -m tests.golden.make NAME…
 
 ``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has; ``future``
-holds stores that this version must refuse. With ``patches`` only that one is written, and the
-others stay as they are. Packs are named by random bytes, so two runs write different stores with
-the same content.
+holds stores that this version must refuse. Those that are not named stay as they are. Packs are
+named by random bytes, so two runs write different stores with the same content.
 """
 
 from __future__ import annotations
@@ -55,21 +54,20 @@ SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 
 
 def main(names: list[str]) -> None:
+    if not names or not MAKERS.keys() >= set(names):
+        sys.exit(f"name the stores to write: {', '.join(MAKERS)}")
     if not codecs.native_info().built:
         sys.exit("the golden store needs frames of the native kernels: build them first")
     for module in (refs, leases):
         vars(module)["whoami"] = lambda: "golden@example.org"
-    if names != ["patches"]:
-        _make_all()
-    shutil.rmtree(PATCHES, ignore_errors=True)
-    _save_patches()
+    for name in names:
+        shutil.rmtree(HERE / name, ignore_errors=True)
+        MAKERS[name]()
     EXPECTED.write_text(json.dumps(content.expected(), indent=1) + "\n")
     SUMS.write_text(json.dumps(sums(), indent=1) + "\n")
 
 
-def _make_all() -> None:
-    for folder in (STORE, FUTURE):
-        shutil.rmtree(folder, ignore_errors=True)
+def _make_v1() -> None:
     versions = content.versions()
     _save_models(versions)
     blobs = open_blobs(str(STORE))
@@ -78,12 +76,11 @@ def _make_all() -> None:
     _leave_traces(blobs)
     _assert_one_of_everything(blobs)
     blobs.close()
-    _write_future()
 
 
 def sums() -> dict[str, str]:
     """SHA-256 of every file of the golden stores."""
-    files = sorted(path for folder in (STORE, FUTURE, PATCHES) for path in folder.rglob("*"))
+    files = sorted(path for name in MAKERS for path in (HERE / name).rglob("*"))
     return {
         path.relative_to(HERE).as_posix(): content.sha256(path.read_bytes())
         for path in files
@@ -331,6 +328,10 @@ def _change_frame(blobs: BlobStore) -> None:
     end = place.offset + place.head_bytes
     data[end - 8 : end] = xxh3(bytes(data[place.offset : end - 8])).to_bytes(8, "little")
     blobs.put(info.key, bytes(data))
+
+
+MAKERS = {"v1": _make_v1, "future": _write_future, "patches": _save_patches}
+"""What writes each golden store, by the name of its folder."""
 
 
 if __name__ == "__main__":
