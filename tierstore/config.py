@@ -137,9 +137,9 @@ def _cache_dir(environ: Mapping[str, str]) -> Path:
         return Path("/tmp/tierstore-cache")
 
 
-def store_url(given: str | None, environ: Mapping[str, str] = os.environ) -> str:
+def store_url(given: str | None) -> str:
     """Return the URL that was given, or ``TIERSTORE_STORE``, or ``store`` in the node's file."""
-    url = given if given is not None else environ.get(STORE) or node_config(environ).store
+    url = given if given is not None else os.environ.get(STORE) or node_config().store
     if not url:
         raise UsageError(f"no store is named: give its URL (--store), or set {STORE}")
     return url
@@ -343,37 +343,37 @@ def _password(raw: Mapping[str, Any], where: str, environ: Mapping[str, str]) ->
         raise ConfigError(f"{where}: the password_file {path} cannot be read: {why}") from None
 
 
-def http_allowed(environ: Mapping[str, str] = os.environ) -> bool:
+def http_allowed() -> bool:
     """Return whether an object store's endpoint may be plain http: ``AWS_ALLOW_HTTP=true``.
 
     obstore reads this variable itself, but not if it is given any client options.
     """
-    return environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on", "y"}
+    return os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on", "y"}
 
 
-def aws_profile(environ: Mapping[str, str] = os.environ) -> str | None:
+def aws_profile() -> str | None:
     """Return the profile of AWS's own files to take credentials from.
 
     It is ``AWS_PROFILE``, or ``default`` if there is a file of credentials; none if the environment
     holds credentials or says where this machine gets them.
     """
-    if any(environ.get(name) for name in _AWS_CREDENTIALS):
+    if any(os.environ.get(name) for name in _AWS_CREDENTIALS):
         return None
-    if named := environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE"):
+    if named := os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"):
         return named
-    file = environ.get("AWS_SHARED_CREDENTIALS_FILE")
-    path = Path(file) if file else Path(environ.get("HOME", "/")) / ".aws" / "credentials"
+    file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
+    path = Path(file) if file else Path(os.environ.get("HOME", "/")) / ".aws" / "credentials"
     return "default" if path.is_file() else None
 
 
-def aws_region(environ: Mapping[str, str] = os.environ) -> str | None:
+def aws_region() -> str | None:
     """Return the region in the environment; of the two variables boto3 itself reads only one."""
-    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or None
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
-def aws_ca(environ: Mapping[str, str] = os.environ) -> str | None:
+def aws_ca() -> str | None:
     """Return the PEM file with the certificate authorities to trust: ``AWS_CA_BUNDLE``."""
-    return environ.get("AWS_CA_BUNDLE") or None
+    return os.environ.get("AWS_CA_BUNDLE") or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,14 +403,14 @@ def observing(environ: Mapping[str, str] = os.environ) -> Observing:
     return Observing((host.strip("[]") or "127.0.0.1", int(port)), log)
 
 
-def native_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+def native_wanted() -> bool:
     """Return whether the native kernels may be used: ``TIERSTORE_NATIVE=0`` switches them off."""
-    return environ.get(NATIVE, "1") not in _OFF
+    return os.environ.get(NATIVE, "1") not in _OFF
 
 
-def is_on(name: str, environ: Mapping[str, str] = os.environ) -> bool:
+def is_on(name: str) -> bool:
     """Return whether a variable is set to anything but 0, no, off or false."""
-    return environ.get(name, "").lower() not in _OFF
+    return os.environ.get(name, "").lower() not in _OFF
 
 
 def check_known(more: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> None:
