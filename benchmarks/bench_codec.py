@@ -30,7 +30,7 @@ import zstandard
 from benchmarks.common import HERE, MIB, paired_ratio, show, target, write_results
 from benchmarks.data import dataset
 from tierstore.codecs import decode, encode
-from tierstore.format.frame import BLOCK_LOG2, build_frame
+from tierstore.format.frame import BLOCK_LOG2, build_head
 from tierstore.format.safetensors import Header, header_length, parse_header
 
 CHUNK = 4 * MIB
@@ -94,12 +94,12 @@ class Ours:
         )
         size = 0
         for chunk, e in zip(self.chunks, self.stored, strict=True):
-            frame, _ = build_frame(
+            head = build_head(
                 digest=bytes(32), codec=e.codec, dtype=self.dtype, plain=chunk,
                 codec_head=e.head, ends=e.ends,
                 payload=e.payload,
             )  # fmt: skip
-            size += len(frame)
+            size += len(head) + len(e.payload)
         return seconds, size
 
     def decode_all(self) -> np.ndarray[Any, Any]:

@@ -29,7 +29,7 @@ from benchmarks.common import paired_ratio, show, target, write_results
 from benchmarks.data import dataset
 from benchmarks.finetune import RUNS, tuned
 from tierstore.codecs import DELTA, decode, encode
-from tierstore.format.frame import BasePiece, build_frame
+from tierstore.format.frame import BasePiece, build_head
 from tierstore.format.safetensors import header_length, parse_header
 
 LEAST = 64 << 10
@@ -74,12 +74,12 @@ class Ours:
         )
         size = 0
         for chunk, e in zip(self.chunks, self.stored, strict=True):
-            frame, _ = build_frame(
+            head = build_head(
                 digest=bytes(32), codec=e.codec, dtype=self.dtype, plain=chunk,
                 codec_head=e.head, ends=e.ends, payload=e.payload,
                 bases=[BasePiece(bytes(32), 0, len(chunk))] if e.codec == DELTA else (),
             )  # fmt: skip
-            size += len(frame)
+            size += len(head) + len(e.payload)
         return seconds, size
 
     def decode(self) -> float:

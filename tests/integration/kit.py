@@ -20,6 +20,7 @@ from tierstore.format.paths import EXPORT_LIST
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
+from tierstore.serving import opened as through_urls
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,11 @@ def opened(blobs: BlobStore, cache: Path) -> Store:
 def created(blobs: BlobStore, cache: Path, chunk_size: int = MIB) -> Store:
     create_config(blobs, chunk_size)
     return opened(blobs, cache)
+
+
+def close_shared() -> None:
+    """Close the stores that were opened through URLs, as at the end of the process."""
+    through_urls._opened.close()
 
 
 def tensors(seed: int, rows: int = 300) -> dict[str, np.ndarray]:

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tierstore
-from tests.integration.kit import safetensors_bytes, tree
+from tests.integration.kit import close_shared, safetensors_bytes, tree
 from tierstore import errors
 from tierstore.modelstore.store import Store
 from tierstore.serving.filesystem import TierstoreFileSystem
-from tierstore.serving.opened import close_shared, open_model
+from tierstore.serving.opened import open_model
 
 MIB = 1 << 20
 NOISE = np.random.default_rng(0).bytes(3 * MIB)

@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 import tierstore
-from tests.integration.kit import safetensors_bytes
+from tests.integration.kit import close_shared, safetensors_bytes
 from tierstore import errors
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.safetensors import build_header, header_length, parse_header
 from tierstore.serving import location
 from tierstore.serving import safetensors as serving
-from tierstore.serving.opened import close_shared, open_model
+from tierstore.serving.opened import open_model
 
 MIB = 1 << 20
 RNG = np.random.default_rng(0)

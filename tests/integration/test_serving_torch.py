@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tierstore
-from tests.integration.kit import safetensors_bytes
+from tests.integration.kit import close_shared, safetensors_bytes
 from tierstore import errors
 from tierstore.modelstore.loading.shards import StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
-from tierstore.serving.opened import close_shared
 from tierstore.serving.upload import upload
 from tierstore.torch import iter_weights, load_model, state_dict
 

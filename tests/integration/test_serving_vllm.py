@@ -16,12 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 import tierstore
-from tests.integration.kit import tree
+from tests.integration.kit import close_shared, tree
 from tests.integration.vllm_contract import LoadConfig, World
 from tierstore import errors
 from tierstore.modelstore.store import Store
 from tierstore.serving import vllm as plugin
-from tierstore.serving.opened import close_shared
 
 WIDTH = 8
 

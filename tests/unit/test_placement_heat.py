@@ -109,19 +109,8 @@ def test_powers_of_scores_about_one_landmark_add_up(
         assert math.isclose(total, both.value(key, 25 * H), rel_tol=1e-9)
 
 
-@given(st.lists(reads, max_size=5))
-def test_deltas_add_up_to_the_whole(batches: list[list[tuple[bytes, float, float]]]) -> None:
-    heat, total = HeatMap(H, 0.0, deltas=True), HeatMap(H, 5.0)
-    for batch in batches:
-        for key, time, weight in batch:
-            heat.add(key, time, weight)
-        total.merge(heat.take_deltas())
-    assert close(heat, total, 50 * H)
-    assert len(heat.take_deltas()) == 0
-
-
 def test_it_runs_for_ever_without_overflow() -> None:
-    heat = HeatMap(1.0, 0.0, deltas=True)
+    heat = HeatMap(1.0, 0.0)
     for step in range(0, 100_000, 10):
         heat.add(b"steady", float(step))
         heat.add(b"late", float(step - 5))
@@ -130,7 +119,6 @@ def test_it_runs_for_ever_without_overflow() -> None:
     assert math.isclose(heat.value(b"late", 99_990.0), expected / 32, rel_tol=1e-9)
     heat.add(b"new", 10_000_000.0)
     assert heat.top(5, 10_000_000.0) == [(b"new", 1.0)]
-    assert set(dict(heat.take_deltas().items(0.0))) == {b"new"}
 
 
 def test_merging_maps_that_are_thousands_of_half_lives_apart() -> None:
@@ -162,8 +150,6 @@ def test_maps_of_other_half_lives_are_refused() -> None:
         HeatMap(H, 0.0).merge(HeatMap(2 * H, 0.0))
     with pytest.raises(ValueError, match="no half-life"):
         HeatMap(0.0, 0.0)
-    with pytest.raises(ValueError, match="deltas=True"):
-        HeatMap(H, 0.0).take_deltas()
 
 
 @pytest.mark.parametrize("time", [math.inf, math.nan])

@@ -6,7 +6,6 @@ import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tierstore.codecs import CODECS
 from tierstore.errors import UsageError
@@ -138,15 +137,6 @@ def build_head(
     ]
     head = b"".join(parts)
     return head + _SUM.pack(xxh3(head))
-
-
-def build_frame(*, payload: Buffer, **fields: Any) -> tuple[bytes, int]:
-    """Return a whole frame and the length of its head.
-
-    Takes the same arguments and raises the same errors as ``build_head``.
-    """
-    head = build_head(payload=payload, **fields)
-    return head + bytes(payload), len(head)
 
 
 def _head_bytes(blocks: int, bases: int, codec_head: int) -> int:

@@ -51,20 +51,17 @@ class HeatMap:
         landmark: Seconds; close to the times that will be used, for precision: a value's relative
             error is about 1e-16 for each half-life between the landmark and the time it is asked
             for.
-        deltas: Whether to keep what was added since the last ``take_deltas``, to flush it in
-            batches.
     """
 
-    __slots__ = ("_fresh", "_scores", "_shift", "half_life_s", "landmark")
+    __slots__ = ("_scores", "_shift", "half_life_s", "landmark")
 
-    def __init__(self, half_life_s: float, landmark: float, *, deltas: bool = False) -> None:
+    def __init__(self, half_life_s: float, landmark: float) -> None:
         if not (math.isfinite(half_life_s) and half_life_s > 0 and math.isfinite(landmark)):
             raise ValueError(f"no half-life and landmark: {half_life_s} s, {landmark} s")
         self.half_life_s = half_life_s
         self.landmark = landmark
         self._shift = 0.0
         self._scores: dict[bytes, float] = {}
-        self._fresh: dict[bytes, float] | None = {} if deltas else None
 
     @classmethod
     def from_scores(
@@ -131,7 +128,7 @@ class HeatMap:
         return [(key, score * factor) for key, score in best]
 
     def discard(self, key: bytes) -> None:
-        """Forget one key; deltas that were not taken yet stay."""
+        """Forget one key."""
         self._scores.pop(key, None)
 
     def prune(self, max_keys: int) -> int:
@@ -146,19 +143,6 @@ class HeatMap:
         for key, _ in coldest:
             del self._scores[key]
         return excess
-
-    def take_deltas(self) -> HeatMap:
-        """Return what ``add`` and ``merge`` added since the last call; needs ``deltas=True``.
-
-        Give it to others as a map, for their ``merge``, or as numbers, by ``scores``. After a
-        failed flush, ``merge`` the next deltas into these, so that nothing is lost.
-        """
-        if self._fresh is None:
-            raise ValueError("this heat map was made without deltas=True")
-        taken = HeatMap(self.half_life_s, self.landmark)
-        taken._shift, taken._scores = self._shift, self._fresh
-        self._fresh = {}
-        return taken
 
     def scores(self, landmark: float | None = None) -> dict[bytes, float]:
         """Return log2 of each key's score about ``landmark`` (default: its own), for serialisation.
@@ -178,18 +162,10 @@ class HeatMap:
         total = self._scores.get(key, 0.0) + score
         if total > 0.0:
             self._scores[key] = total
-            if self._fresh is not None:
-                self._fresh[key] = self._fresh.get(key, 0.0) + score
 
     def _move(self, shift: int) -> None:
         """Keep the scores about ``landmark + shift x half_life_s`` from now on."""
         factor = exp2(self._shift - shift)
         self._shift = float(shift)
-
-        def scaled(scores: dict[bytes, float]) -> dict[bytes, float]:
-            pairs = ((key, score * factor) for key, score in scores.items())
-            return {key: score for key, score in pairs if score > 0.0}
-
-        self._scores = scaled(self._scores)
-        if self._fresh is not None:
-            self._fresh = scaled(self._fresh)
+        pairs = ((key, score * factor) for key, score in self._scores.items())
+        self._scores = {key: score for key, score in pairs if score > 0.0}

@@ -85,8 +85,3 @@ def open_shared(url: str | None) -> Store:
 def open_model(url: str | None, ref: str) -> Model:
     """Open the version that ``ref`` points to now in ``open_shared(url)``; the last 8 stay open."""
     return _opened.model(config.store_url(url), ref)
-
-
-def close_shared() -> None:
-    """Close all shared stores; models and files opened through URLs can no longer be read."""
-    _opened.close()
