@@ -101,7 +101,9 @@ class Backend:
 def _open_directory(asked: Request) -> BlobStore:
     from tierstore.blobs.local.store import LocalStore
 
-    return LocalStore(_path_of(asked.url), create=asked.create)
+    path = directory_of(asked.url)
+    assert path is not None
+    return LocalStore(path, create=asked.create)
 
 
 def _open_objects(asked: Request) -> BlobStore:
@@ -517,19 +519,25 @@ def _own_options(spec: TierSpec) -> dict[str, str]:
 
 def hot_directory(spec: TierSpec) -> Path:
     """Return the directory of this node's hot tier."""
-    backend = backend_of(spec.url)
-    if backend is None or "hot" not in backend.roles:
+    path = directory_of(spec.url)
+    if path is None:
         raise ConfigError(f"the hot tier {spec.name!r} must be a directory of this node")
-    return Path(_path_of(spec.url))
+    return path
 
 
-def _path_of(url: str) -> str:
-    """Return the path that a file URL names; a plain path stays as it is."""
+def directory_of(url: str) -> Path | None:
+    """Return the directory that a path or file URL names; ``None`` for any other URL.
+
+    Raises:
+        ConfigError: A file URL has no absolute path, or has a query or fragment.
+    """
     if "://" not in url:
-        return url
+        return Path(url)
+    if not url.startswith("file://"):
+        return None
     parts = urlsplit(url)
     if parts.netloc not in {"", "localhost"} or not parts.path:
         raise ConfigError(f"{url!r} has no absolute path: a file URL is file:///path")
     if parts.query or parts.fragment:
         raise ConfigError(f"{url!r}: write '?' as %3F and '#' as %23 in a file URL")
-    return unquote(parts.path)
+    return Path(unquote(parts.path))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from tierstore.blobs.local import files
 from tierstore.format.tiers import TierSpec
-from tierstore.wiring.backends import Place, backend_of, hot_directory, open_tier
+from tierstore.wiring.backends import Place, backend_of, directory_of, hot_directory, open_tier
 from tierstore.wiring.servers import Server
 
 __all__ = ["Disk", "Server", "ask_servers", "disk_of"]
@@ -34,11 +32,8 @@ class Disk:
 
 def disk_of(spec: TierSpec) -> Disk | None:
     """Return the file system below a tier's directory; ``None`` where there is no directory."""
-    if spec.role == "hot":
-        path = hot_directory(spec)
-    elif spec.url.startswith("file://"):
-        path = Path(unquote(urlsplit(spec.url).path))
-    else:
+    path = hot_directory(spec) if spec.role == "hot" else directory_of(spec.url)
+    if path is None:
         return None
     try:
         usage = shutil.disk_usage(path)

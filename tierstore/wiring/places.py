@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -17,7 +16,7 @@ from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.home.tierlist import added, checked
 from tierstore.modelstore.places import HOME, StorePlace, first_overlap
 from tierstore.tiers.durable.marker import check_free, claim, release
-from tierstore.wiring.backends import Place, hot_directory, open_tier
+from tierstore.wiring.backends import Place, directory_of, hot_directory, open_tier
 from tierstore.wiring.tiers import hot_options, placed, store_place
 
 
@@ -47,9 +46,8 @@ def fresh_folder(url: str) -> Iterator[None]:
 
     Only directories are removed: a file in them stays.
     """
-    local = "://" not in url or _is_file(url)
-    folder = Path(unquote(urlsplit(url).path) if _is_file(url) else url)
-    if not local or not url:
+    folder = directory_of(url) if url else None
+    if folder is None:
         yield
         return
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -133,10 +131,6 @@ def _prove(place: Place, home_url: str) -> None:
 def _check_apart(mine: StorePlace, taken: Sequence[StorePlace]) -> None:
     if found := first_overlap(mine, taken):
         raise Conflict(found)
-
-
-def _is_file(url: str) -> bool:
-    return url.startswith("file://")
 
 
 @contextlib.contextmanager
