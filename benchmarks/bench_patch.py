@@ -49,7 +49,7 @@ from tierstore.ids import ByteRange
 from tierstore.modelstore.loading.arrays import ArrayBytes
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
-from tierstore.placement.policies import DEFAULT, make
+from tierstore.placement.policies import DEFAULT_POLICY, make
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot
 
@@ -230,7 +230,7 @@ def moved(width: int) -> dict[str, Any]:
         hot = HotTiers(
             LocalHot(
                 folder / "hot", store._parts.home.config.store_id, 2 * GIB,
-                lambda capacity: make(DEFAULT, capacity),
+                lambda capacity: make(DEFAULT_POLICY, capacity),
             )
         )  # fmt: skip
         blobs, serving = node(folder, "serving", hot)

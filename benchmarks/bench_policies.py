@@ -26,7 +26,7 @@ from benchmarks.policies.belady import belady, next_uses
 from benchmarks.policies.replay import ORACLE, Replay, lru, peers, replay
 from benchmarks.policies.traces import UNITS, recorded
 from benchmarks.policies.workload import DEVELOPMENT, REPORTED, Stream, serving
-from tierstore.placement.policies import DEFAULT, POLICIES, make
+from tierstore.placement.policies import DEFAULT_POLICY, POLICIES, make
 
 SHARES = (0.01, 0.1, 0.3)
 OURS = "tierstore "
@@ -135,7 +135,7 @@ def filled(cell: Cell, policy: str) -> float:
 
 def judge(cells: Sequence[Cell]) -> dict[str, float]:
     """Compare the default with what was asked of it."""
-    default = OURS + DEFAULT
+    default = OURS + DEFAULT_POLICY
     rivals = {name: mean(cells, name) for name in cells[0].replays if name != default}
     best = min(rivals, key=lambda name: rivals[name])
     logs = [math.log(filled(cell, default)) for cell in cells]
@@ -157,7 +157,7 @@ def judge(cells: Sequence[Cell]) -> dict[str, float]:
         ["bytes filled relative to LRU, mean", f"{judged['fills_to_lru']:.3f}"],
         ["bytes filled relative to LRU, worst cell", f"{judged['worst_fills_to_lru']:.4f}"],
     ]
-    show(f"The default policy: {DEFAULT}", ["what", "value"], rows)
+    show(f"The default policy: {DEFAULT_POLICY}", ["what", "value"], rows)
     ours = [OURS + name for name in POLICIES]
     show(
         "Processor time of one access, ns (on a busy machine; it has one core of many)",

@@ -56,14 +56,14 @@ def replay(stream: Stream, policy: PlacementPolicy) -> Replay:
         if access.key in resident:
             continue
         misses += 1
-        missed += access.size
+        missed += access.size_bytes
         admission = policy.admit(access)
         if admission.admitted:
             for victim in admission.victims:
                 used -= resident.pop(victim)
-            resident[access.key] = access.size
-            used += access.size
-            filled += access.size
+            resident[access.key] = access.size_bytes
+            used += access.size_bytes
+            filled += access.size_bytes
             if used > policy.capacity_bytes:
                 raise SystemExit(
                     f"{policy.name} holds {used} bytes, {policy.capacity_bytes} are allowed"

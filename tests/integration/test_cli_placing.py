@@ -78,7 +78,7 @@ def test_a_plan_is_shown_and_then_carried_out(run: Run, place: Path) -> None:
     code, out, _ = run("rebalance", "--dry-run")
     assert code == 0
     assert re.search(
-        r"demote +[0-9a-f]{64} +warm +cold .* is below 0.2, 0.8 x the bar of tier", out
+        r"demote +[0-9a-f]{64} +warm +cold .* is below 0.2, 0.8 x the threshold of tier", out
     )
     assert "would move 2 packs" in out
     assert "saves 0.52 a month, costs 0.01 once" in out

@@ -15,7 +15,7 @@ from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.loading.model import LoadStats
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
-from tierstore.placement.policies import DEFAULT, make
+from tierstore.placement.policies import DEFAULT_POLICY, make
 from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot
@@ -38,7 +38,7 @@ class Node:
 
     def open(self, *, local: bool = False, shared: bool = False) -> Store:
         hot = HotTiers(
-            LocalHot(self.folder / "hot", "s", 64 * MIB, lambda size: make(DEFAULT, size))
+            LocalHot(self.folder / "hot", "s", 64 * MIB, lambda size: make(DEFAULT_POLICY, size))
             if local
             else None,
             [SharedHot(TierSpec(name="shared", role="shared", url="memory://"), self.frames)]

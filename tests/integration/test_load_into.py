@@ -20,7 +20,7 @@ from tierstore.format.checks import Verified, digest_of
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
-from tierstore.placement.policies import DEFAULT, make
+from tierstore.placement.policies import DEFAULT_POLICY, make
 from tierstore.testing.faulty import FaultyStore
 from tierstore.tiers.hot.flight import Flight, Flights
 from tierstore.tiers.hot.shared import SharedHot
@@ -84,7 +84,7 @@ class Node:
         return self.opened[-1]
 
     def local(self) -> LocalHot:
-        return LocalHot(self.folder / "hot", "s", 64 * MIB, lambda size: make(DEFAULT, size))
+        return LocalHot(self.folder / "hot", "s", 64 * MIB, lambda size: make(DEFAULT_POLICY, size))
 
     def hot_chunks(self) -> dict[str, bytes]:
         """What lies in the hot tier, by the digest that is its name."""

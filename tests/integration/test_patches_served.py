@@ -16,7 +16,7 @@ from tierstore.blobs.local.store import LocalStore
 from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
-from tierstore.placement.policies import DEFAULT, make
+from tierstore.placement.policies import DEFAULT_POLICY, make
 from tierstore.serving import follow
 from tierstore.serving.hub.repos import Commit, Repos
 from tierstore.serving.hub.tree import Blobs
@@ -102,7 +102,7 @@ def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: 
         tmp_path / "hot",
         store._parts.home.config.store_id,
         64 * MIB,
-        lambda size: make(DEFAULT, size),
+        lambda size: make(DEFAULT_POLICY, size),
     )
     own = Settings(tmp_path / "cache", threads=2, memory_limit_bytes=64 * MIB)
     with Store(LocalStore(tmp_path / "store"), own, hot=HotTiers(local)) as node:

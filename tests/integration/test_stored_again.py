@@ -19,7 +19,7 @@ from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
-from tierstore.placement.policies import DEFAULT, make
+from tierstore.placement.policies import DEFAULT_POLICY, make
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot
 
@@ -77,7 +77,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         store.save("arrays", {"emb": EMB, "bias": np.arange(9.0)})
         store.load("arrays").export(source, others="merge")
         store.save("m", source)
-    local = LocalHot(tmp_path / "hot", "s", 64 * MIB, lambda size: make(DEFAULT, size))
+    local = LocalHot(tmp_path / "hot", "s", 64 * MIB, lambda size: make(DEFAULT_POLICY, size))
     limits = Settings(tmp_path / "cache", threads=2, memory_limit_bytes=64 * MIB)
     store = Store(home, limits, hot=HotTiers(local))
     yield Node(tmp_path, home, store, local)

@@ -95,7 +95,7 @@ class TierMachine(RuleBasedStateMachine):
         """By version: its packs that were in the warm tier, and its chunks on this node's disk,
         when it was pinned or later."""
         self.hot = LocalHot(
-            self.root / "hot", "machine", HOT_QUOTA, partial(policies.make, policies.DEFAULT)
+            self.root / "hot", "machine", HOT_QUOTA, partial(policies.make, policies.DEFAULT_POLICY)
         )
         self.store = self.open()
         for seed in (1, 2):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.placement.base import Access
-from tierstore.placement.density import DEFAULT, ValueDensity
+from tierstore.placement.density import DEFAULT_KNOBS, ValueDensity
 from tierstore.placement.ranked import CacheEntry, Knobs, RankedCache
 
 HOUR = 3600.0
@@ -76,8 +76,8 @@ def test_ranks_as_a_scan_of_all_residents_would(
         assert fast.heat(key, now) == pytest.approx(plain.heat[key][0])
 
 
-def filled(bar: float) -> RankedCache:
-    cache = RankedCache(100, Knobs(HOUR, bar))
+def filled(threshold: float) -> RankedCache:
+    cache = RankedCache(100, Knobs(HOUR, threshold))
     for number in range(10):
         cache.place(b"%d" % number, 10, 2.0, 0.0)
     return cache
@@ -137,8 +137,8 @@ def missed(policy: ValueDensity, accesses: Iterable[Access], *, fixed: bool = Fa
     count = 0
     for access in accesses:
         policy.record(access)
-        if fixed and policy.knobs != DEFAULT:
-            policy._cache.retune(DEFAULT)
+        if fixed and policy.knobs != DEFAULT_KNOBS:
+            policy._cache.retune(DEFAULT_KNOBS)
         if access.key not in held:
             count += 1
             admission = policy.admit(access)
@@ -154,7 +154,7 @@ def lru_missed(capacity: int, accesses: Iterable[Access]) -> int:
         count += access.key not in held
         held[access.key] = None
         held.move_to_end(access.key)
-        if len(held) * access.size > capacity:
+        if len(held) * access.size_bytes > capacity:
             held.popitem(last=False)
     return count
 
@@ -183,7 +183,7 @@ def test_trials_find_that_scans_are_to_be_kept_out() -> None:
     policy = ValueDensity(2000)
     chosen, default = missed(policy, accesses), missed(ValueDensity(2000), accesses, fixed=True)
     assert policy.knobs.admission_factor > 0
-    assert policy.knobs.half_life_s > DEFAULT.half_life_s
+    assert policy.knobs.half_life_s > DEFAULT_KNOBS.half_life_s
     assert chosen < 0.97 * default, f"{chosen} misses, {default} with the knobs left alone"
     once = sum(access.key.startswith(b"once") for access in accesses)
     assert chosen - once < 0.5 * (lru_missed(2000, accesses) - once)
@@ -193,7 +193,7 @@ def test_trials_find_that_the_old_is_to_be_let_go() -> None:
     accesses = moving_on(30_000)
     policy = ValueDensity(2000)
     chosen = missed(policy, accesses)
-    assert policy.knobs.half_life_s <= DEFAULT.half_life_s
+    assert policy.knobs.half_life_s <= DEFAULT_KNOBS.half_life_s
     assert chosen <= 1.02 * lru_missed(2000, accesses)
 
 

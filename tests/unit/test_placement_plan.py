@@ -48,7 +48,7 @@ def test_hot_packs_come_and_cold_ones_go() -> None:
     assert [move.copies for move in plan.moves] == [True, False, True]
     assert plan.copied_bytes == 20
     assert plan.moves[2].why == "its heat of 5 is above 1.25 x 1"
-    assert plan.moves[0].why == "its heat of 0.1 is below 0.8, 0.8 x the bar of tier warm"
+    assert plan.moves[0].why == "its heat of 0.1 is below 0.8, 0.8 x the threshold of tier warm"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tierstore.errors import ConfigError
 from tierstore.placement.base import Access, Admission, PlacementPolicy
-from tierstore.placement.policies import DEFAULT, POLICIES, make
+from tierstore.placement.policies import DEFAULT_POLICY, POLICIES, make
 
 every = pytest.mark.parametrize("name", sorted(POLICIES))
 
@@ -76,7 +76,7 @@ class Checked:
             return
         self._gone(answer.victims)
         if answer.admitted:
-            self.held[key] = access.size
+            self.held[key] = access.size_bytes
             assert sum(self.held.values()) <= CAPACITY, "above the capacity"
         else:
             assert not answer.victims, "evicted for nothing"
@@ -290,7 +290,7 @@ def test_an_access_costs_the_same_in_a_large_cache(name: str) -> None:
 
 
 def test_are_chosen_by_name() -> None:
-    assert DEFAULT in POLICIES
+    assert DEFAULT_POLICY in POLICIES
     for name in POLICIES:
         policy = make(name, 5)
         assert (policy.name, policy.capacity_bytes, policy.used_bytes) == (name, 5, 0)

@@ -29,14 +29,14 @@ class Access:
 
     Attributes:
         key: The identity of the object: a chunk's digest or a pack's id.
-        size: Bytes that it takes in the cache.
-        time: Seconds since any origin, the same for all accesses of a policy.
+        size_bytes: Bytes that it takes in the cache.
+        time_s: Seconds since any origin, the same for all accesses of a policy.
         cost: What a hit saves, per byte, relative to the other objects of the cache.
     """
 
     key: bytes
-    size: int
-    time: float
+    size_bytes: int
+    time_s: float
     cost: float = 1.0
 
 

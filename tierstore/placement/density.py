@@ -22,11 +22,11 @@ from zlib import crc32
 from tierstore.placement.base import Access, Admission, PlacementPolicy
 from tierstore.placement.ranked import REMEMBERED, Knobs, RankedCache
 
-DEFAULT = Knobs(half_life_s=3600.0, admission_factor=0.0)
+DEFAULT_KNOBS = Knobs(half_life_s=3600.0, admission_factor=0.0)
 """The knobs until the trials have seen enough: quick to follow changes, and nothing stays out."""
 
 TRIED = tuple(
-    Knobs(DEFAULT.half_life_s * 2.0 ** (1.5 * step), factor)
+    Knobs(DEFAULT_KNOBS.half_life_s * 2.0 ** (1.5 * step), factor)
     for step in range(-4, 5)
     for factor in (0.0, 1.5)
 )
@@ -117,25 +117,27 @@ class ValueDensity(PlacementPolicy):
 
     def __init__(self, capacity_bytes: int) -> None:
         super().__init__(capacity_bytes)
-        self._cache = RankedCache(capacity_bytes, DEFAULT)
+        self._cache = RankedCache(capacity_bytes, DEFAULT_KNOBS)
         self._trials: _Trials | None = None
 
     def record(self, access: Access) -> None:
-        self._cache.read(access.key, access.time, access.cost)
+        self._cache.read(access.key, access.time_s, access.cost)
         trials = self._trials
-        if trials is not None and trials.read(access.key, access.size, access.time, access.cost):
+        if trials is not None and trials.read(
+            access.key, access.size_bytes, access.time_s, access.cost
+        ):
             self._look(trials)
 
     def admit(self, access: Access) -> Admission:
         cache = self._cache
         if cache.resident(access.key):
             return Admission(True)
-        if not cache.fits(access.size):
+        if not cache.fits(access.size_bytes):
             return Admission(False)
-        if self._trials is None and cache.used_bytes + access.size > self.capacity_bytes:
+        if self._trials is None and cache.used_bytes + access.size_bytes > self.capacity_bytes:
             self._trials = _Trials(cache)
-        entry = cache.known_entry(access.key, access.time, access.cost)
-        victims = cache.admit(access.key, entry, access.size, access.time)
+        entry = cache.known_entry(access.key, access.time_s, access.cost)
+        victims = cache.admit(access.key, entry, access.size_bytes, access.time_s)
         return Admission(False) if victims is None else Admission(True, victims)
 
     def victims(self, nbytes: int, time: float) -> tuple[bytes, ...]:
@@ -169,7 +171,7 @@ class ValueDensity(PlacementPolicy):
             "policy": self.name,
             "resident": "yes" if cache.resident(key) else "no",
             "heat": cache.heat(key, time),
-            "bar": cache.threshold(time),
+            "threshold": cache.threshold(time),
             "half_life_s": cache.knobs.half_life_s,
             "admission_factor": cache.knobs.admission_factor,
         }

@@ -146,7 +146,7 @@ class Planner:
             if scene.has(pack, tier) and self._paid(pack, tier):
                 why = (
                     f"its heat of {scene.score[pack]:.2g} is below {threshold:.2g}, "
-                    f"{scene.rules.demote:g} x the bar of tier {tier.name}"
+                    f"{scene.rules.demote:g} x the threshold of tier {tier.name}"
                 )
                 self.leave(pack, tier, why, tier.min_heat)
 

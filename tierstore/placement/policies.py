@@ -14,7 +14,7 @@ POLICIES: dict[str, Callable[[int], PlacementPolicy]] = {
     S3Fifo.name: S3Fifo,
 }
 
-DEFAULT = ValueDensity.name
+DEFAULT_POLICY = ValueDensity.name
 """The policy that is better on the benchmark, ``benchmarks/bench_policies.py``."""
 
 

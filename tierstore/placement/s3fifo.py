@@ -70,7 +70,7 @@ class S3Fifo(PlacementPolicy):
             self._reads[access.key] = reads + 1
 
     def admit(self, access: Access) -> Admission:
-        key, size = access.key, access.size
+        key, size = access.key, access.size_bytes
         if key in self._reads:
             return Admission(True)
         if self._held.nbytes + size > self.capacity_bytes:
@@ -126,7 +126,7 @@ class S3Fifo(PlacementPolicy):
             "resident": "yes" if resident else "no",
             "queue": place,
             "reads": float(self._reads.get(key, 0)),
-            "bar": float(_MOVE_AT if place == "small" else 0),
+            "threshold": float(_MOVE_AT if place == "small" else 0),
         }
 
     def _enter(self, key: bytes, size: int, queue: _Queue) -> None:

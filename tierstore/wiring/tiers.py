@@ -248,7 +248,7 @@ def open_hot(place: Place) -> LocalHot:
     spec = place.spec
     chosen = hot_options(spec)
     assert spec.size is not None
-    policy = chosen.pop("policy", policies.DEFAULT)
+    policy = chosen.pop("policy", policies.DEFAULT_POLICY)
     return LocalHot(
         hot_directory(spec),
         place.store_id,

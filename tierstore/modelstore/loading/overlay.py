@@ -70,7 +70,7 @@ class Overlay:
         title: str,
     ) -> None:
         self.part, self.indices, self.values = part, indices, values
-        self.unit = part.unit_bytes
+        self.unit_bytes = part.unit_bytes
         self._per_chunk = indices.content.chunk_size // 8
         self._firsts = np.array([first for first, _ in touched], np.int64)
         self._lasts = np.array([last for _, last in touched], np.int64)
@@ -101,35 +101,35 @@ class Overlay:
         for number in range(len(self._firsts)):
             start = number * self._per_chunk
             self._check(number, every[start : start + self._per_chunk])
-        scatter(out, self.unit, every, values)
+        scatter(out, self.unit_bytes, every, values)
 
     def over(self, low: int, high: int, out: Bytes) -> None:
         """Replace the changed units in ``out``, which holds bytes ``[low, high)`` of the tensor."""
-        if not self.unit:
+        if not self.unit_bytes:
             return
-        step = max(1, _WINDOW_BYTES // self.unit)
-        for start, units in self._within(low // self.unit, -(-high // self.unit)):
+        step = max(1, _WINDOW_BYTES // self.unit_bytes)
+        for start, units in self._within(low // self.unit_bytes, -(-high // self.unit_bytes)):
             for at in range(0, len(units), step):
                 some = units[at : at + step]
-                first = (start + at) * self.unit
-                values = _read(self.values, first, first + len(some) * self.unit)
+                first = (start + at) * self.unit_bytes
+                values = _read(self.values, first, first + len(some) * self.unit_bytes)
                 self._put_some(low, high, out, some, values)
 
     def _put_some(self, low: int, high: int, out: Bytes, units: Indices, values: Bytes) -> None:
-        whole = (units * self.unit >= low) & ((units + 1) * self.unit <= high)
+        whole = (units * self.unit_bytes >= low) & ((units + 1) * self.unit_bytes <= high)
         for at in np.flatnonzero(~whole).tolist():  # a row on the edge of the range
-            begin = int(units[at]) * self.unit
-            start, stop = max(begin, low), min(begin + self.unit, high)
-            own = values[at * self.unit :]
+            begin = int(units[at]) * self.unit_bytes
+            start, stop = max(begin, low), min(begin + self.unit_bytes, high)
+            own = values[at * self.unit_bytes :]
             out[start - low : stop - low] = own[start - begin : stop - begin]
         inner = np.flatnonzero(whole)
         if len(inner):
             first, last = int(inner[0]), int(inner[-1]) + 1
-            begin = -(-low // self.unit)
-            room = out[begin * self.unit - low :]
-            room = room[: len(room) // self.unit * self.unit]
-            own = values[first * self.unit : last * self.unit]
-            scatter(room, self.unit, units[first:last] - begin, own)
+            begin = -(-low // self.unit_bytes)
+            room = out[begin * self.unit_bytes - low :]
+            room = room[: len(room) // self.unit_bytes * self.unit_bytes]
+            own = values[first * self.unit_bytes : last * self.unit_bytes]
+            scatter(room, self.unit_bytes, units[first:last] - begin, own)
 
     def _within(self, low: int, high: int) -> Iterator[tuple[int, Indices]]:
         """Yield the changed units in ``[low, high)`` by chunk, with the position of the first."""
@@ -190,12 +190,12 @@ def _read(tensor: StoredTensor, low: int, high: int) -> Bytes:
     return out
 
 
-def scatter(out: Bytes, unit: int, indices: Indices, values: Bytes) -> None:
-    """Copy units of ``unit`` bytes from ``values`` to their ``indices`` in ``out``, bit for bit."""
-    if unit in {1, 2, 4, 8}:
-        out.view(f"<u{unit}")[indices] = values.view(f"<u{unit}")
-    elif unit:
-        out.reshape(-1, unit)[indices] = values.reshape(-1, unit)
+def scatter(out: Bytes, unit_bytes: int, indices: Indices, values: Bytes) -> None:
+    """Copy units of ``unit_bytes`` from ``values`` to their ``indices`` in ``out``, bit for bit."""
+    if unit_bytes in {1, 2, 4, 8}:
+        out.view(f"<u{unit_bytes}")[indices] = values.view(f"<u{unit_bytes}")
+    elif unit_bytes:
+        out.reshape(-1, unit_bytes)[indices] = values.reshape(-1, unit_bytes)
 
 
 def read_rows(
@@ -218,9 +218,9 @@ def read_rows(
     left = np.arange(len(unique))  # rows that newer patches do not replace as a whole
     found: list[tuple[Overlay, Hits]] = []
     for overlay in reversed(overlays):
-        if not overlay.unit or not len(left):
+        if not overlay.unit_bytes or not len(left):
             continue
-        hits = overlay.hits(unique[left], row_bytes // overlay.unit)
+        hits = overlay.hits(unique[left], row_bytes // overlay.unit_bytes)
         if len(hits.rows):
             found.append((overlay, Hits(left[hits.rows], hits.units, hits.positions)))
         if overlay.part.kind == "rows":
@@ -228,9 +228,9 @@ def read_rows(
     out[left] = base.read_rows(unique[left])
     for overlay, hits in reversed(found):
         values = overlay.values.read_rows(hits.positions)
-        per_row = row_bytes // overlay.unit
+        per_row = row_bytes // overlay.unit_bytes
         units = hits.units + (hits.rows - unique[hits.rows]) * per_row
-        scatter(out.reshape(-1), overlay.unit, units, values.reshape(-1))
+        scatter(out.reshape(-1), overlay.unit_bytes, units, values.reshape(-1))
     return out[inverse.reshape(-1)]
 
 

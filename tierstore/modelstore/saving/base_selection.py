@@ -38,7 +38,7 @@ TensorKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class NewTensor:
     """One tensor that is being saved and may have a base."""
 
     key: TensorKey
@@ -52,19 +52,19 @@ class Wanted:
 class _Sample:
     """Bytes of a new tensor that are compared with candidates, and what is around them."""
 
-    tensor: Wanted
+    tensor: NewTensor
     begin: int
     window: memoryview
     at: int
     size_bytes: int
 
 
-def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
+def wanted_tensors(files: Iterable[SourceFile]) -> list[NewTensor]:
     """Return the tensors that can have a base, named as ``named_tensors`` names a version's."""
     every = [(file, info) for file in files if file.header for info in file.header.tensors]
     count = Counter(info.name for _, info in every)
     return [
-        Wanted(
+        NewTensor(
             (file.path, info.name),
             info.name if count[info.name] == 1 else f"{file.path}::{info.name}",
             info.dtype,
@@ -76,7 +76,7 @@ def wanted_tensors(files: Iterable[SourceFile]) -> list[Wanted]:
     ]
 
 
-def matches(wanted: Sequence[Wanted], manifest: Manifest) -> dict[TensorKey, TensorEntry]:
+def matches(wanted: Sequence[NewTensor], manifest: Manifest) -> dict[TensorKey, TensorEntry]:
     """Return the tensor of a version that each of ``wanted`` continues.
 
     Its name and dtype are the same, and its shape but for the number of rows. Where all names
@@ -101,7 +101,7 @@ def matches(wanted: Sequence[Wanted], manifest: Manifest) -> dict[TensorKey, Ten
     return {key: entry for key, entry in found.items() if _fits(fitting[key], entry)}
 
 
-def _fits(new: Wanted, old: TensorEntry) -> bool:
+def _fits(new: NewTensor, old: TensorEntry) -> bool:
     if new.dtype != old.dtype or not entry_bytes(old):
         return False
     return new.shape[1:] == old.shape[1:] or new.nbytes == entry_bytes(old)
@@ -118,7 +118,7 @@ class BaseSelection:
     def __init__(
         self,
         files: Sequence[SourceFile],
-        find: Callable[[Sequence[Wanted]], BaseVersion | None],
+        find: Callable[[Sequence[NewTensor]], BaseVersion | None],
     ) -> None:
         self._wanted = wanted_tensors(files)
         self._find = find
@@ -161,7 +161,7 @@ class BaseSelection:
             self._tensors = tensors_of(self.version, self._wanted)
 
 
-def tensors_of(base: BaseVersion, wanted: Sequence[Wanted]) -> dict[TensorKey, BaseTensor]:
+def tensors_of(base: BaseVersion, wanted: Sequence[NewTensor]) -> dict[TensorKey, BaseTensor]:
     """Return the base tensor of every wanted tensor that has one in this version."""
     found = matches(wanted, base.manifest)
     shapes = {one.key: one.shape for one in wanted}
@@ -198,7 +198,7 @@ class BaseFinder:
         self.has_candidates = bool(self._own or self._models)
         self._samples = list(_samples(files)) if self.has_candidates else []
 
-    def find(self, wanted: Sequence[Wanted]) -> BaseVersion | None:
+    def find(self, wanted: Sequence[NewTensor]) -> BaseVersion | None:
         """Return the most similar version, or ``None`` when none is similar enough."""
         best: tuple[float, BaseVersion | None] = (_LEAST_SAVED, None)
         if self._own is not None:
@@ -212,7 +212,7 @@ class BaseFinder:
         entry = self._home.log(model).last()
         return None if entry is None else version_of(model, entry)
 
-    def _others(self, wanted: Sequence[Wanted]) -> list[Version]:
+    def _others(self, wanted: Sequence[NewTensor]) -> list[Version]:
         """Return versions of other models that have the same tensors, the most similar first."""
 
         def shared(model: str) -> tuple[float, Version] | None:
@@ -246,7 +246,7 @@ class BaseFinder:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def _compared(
-        self, version: Version, wanted: Sequence[Wanted]
+        self, version: Version, wanted: Sequence[NewTensor]
     ) -> tuple[float, BaseVersion | None]:
         try:
             base = self._open(version)

@@ -28,7 +28,7 @@ class Budget:
         self._due = clock()
 
     @property
-    def piece(self) -> int:
+    def piece_bytes(self) -> int:
         """Bytes to move at once: few enough that waiting in between evens out."""
         if self._bytes_per_s is None:
             return 64 << 20

@@ -287,8 +287,8 @@ class Mover:
             tier.verify()
             data = bytearray(tier.blobs.info(key).size)
             view = memoryview(data)
-            for start in range(0, len(data), self._budget.piece):
-                out = view[start : start + self._budget.piece]
+            for start in range(0, len(data), self._budget.piece_bytes):
+                out = view[start : start + self._budget.piece_bytes]
                 began = time.monotonic()
                 tier.blobs.get_ranges([RangeRead(key, start, out)])
                 self._spend(len(out), began)
@@ -334,7 +334,7 @@ class Mover:
         if _size(target, key) != len(data):
             return "its size differs"
         digest = blake3.blake3()
-        piece = bytearray(min(self._budget.piece, len(data)))
+        piece = bytearray(min(self._budget.piece_bytes, len(data)))
         for start in range(0, len(data), len(piece)):
             out = memoryview(piece)[: len(data) - start]
             began = time.monotonic()

@@ -161,14 +161,14 @@ class HotBook:
         heat: dict[bytes, IndexChange] = {}
         while self.reads:
             access = self.reads.popleft()
-            size = disk_size(access.size)
-            self.policy.record(Access(access.key, size, access.time, access.cost))
+            size = disk_size(access.size_bytes)
+            self.policy.record(Access(access.key, size, access.time_s, access.cost))
             seen = heat.get(access.key)
             reads = 1.0
             if seen is not None:
-                reads += seen.reads * 2 ** ((seen.time - access.time) / self._half_life_s)
+                reads += seen.reads * 2 ** ((seen.time - access.time_s) / self._half_life_s)
             heat[access.key] = IndexChange(
-                ChangeKind.READ, access.key, size, access.time, access.cost, reads
+                ChangeKind.READ, access.key, size, access.time_s, access.cost, reads
             )
         self._changes += heat.values()
 
@@ -192,19 +192,19 @@ class HotBook:
         Returns:
             Whether it is here already or on its way, and the file for ``ChunkFiles.write``.
         """
-        digest, size = access.key, disk_size(access.size)
+        digest, size = access.key, disk_size(access.size_bytes)
         if digest in self.sizes:
             if self._is_there(digest):
                 return True, None
             self._out(digest)
         elif self._files.exists(digest):  # from a process that died before it could note it
-            self._in(digest, size, access.time)
-            self.policy.seed([(digest, size, 1.0)], access.time)
+            self._in(digest, size, access.time_s)
+            self.policy.seed([(digest, size, 1.0)], access.time_s)
             return True, None
-        asked = Access(digest, size, access.time, access.cost)
+        asked = Access(digest, size, access.time_s, access.cost)
         if not (self._forced(asked) if force else self._admitted(asked)):
             return False, None
-        self._in(digest, size, access.time)
+        self._in(digest, size, access.time_s)
         self._files.being_written(digest)  # removes what a dead writer left
         return True, self._files.begin(digest)
 
@@ -215,12 +215,12 @@ class HotBook:
         return decision.admitted
 
     def _forced(self, access: Access) -> bool:
-        lacking = self.policy.used_bytes + access.size - self._high_bytes
+        lacking = self.policy.used_bytes + access.size_bytes - self._high_bytes
         if lacking > 0:
             self.make_room(lacking)
-            if self.policy.used_bytes + access.size > self._high_bytes:
+            if self.policy.used_bytes + access.size_bytes > self._high_bytes:
                 return False
-        self.policy.seed([(access.key, access.size, 1.0)], access.time)
+        self.policy.seed([(access.key, access.size_bytes, 1.0)], access.time_s)
         return True
 
     def make_room(self, nbytes: int) -> int:
