@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -347,6 +348,21 @@ def test_copies_may_be_left(durable: Program) -> None:
     assert durable("load", "m", "--to", "out").code == 0
 
 
+def test_a_tier_that_a_pin_needs_is_not_removed(durable: Program) -> None:
+    """A pin keeps packs in a warm tier, even where the cold one has them too."""
+    shutil.copytree("warm/packs", "cold/packs")
+    assert durable("pin", "m").code == 0
+    done = durable("tier", "drain", "warm")
+    assert done.code == 3
+    assert "pinned" in done.out
+    assert "it holds 1 pack" in done.out
+    assert "removes it" not in done.out
+    refused(durable("tier", "rm", "warm"), 6, "1 pack of ", "pins")
+    assert durable("unpin", "m").code == 0
+    assert durable("tier", "drain", "warm").code == 0
+    assert durable("tier", "rm", "warm").code == 0
+
+
 def test_no_tier_is_removed_while_a_mover_is_at_work(durable: Program) -> None:
     """It may be dropping from another tier what this one has."""
     assert durable("tier", "drain", "warm").code == 0
@@ -364,7 +380,8 @@ def test_what_is_saved_while_a_tier_drains_goes_elsewhere(durable: Program) -> N
     assert done["state"] == "active"
     refused(durable("tier", "drain", "warm", "--undo"), 2, "not being drained")
     refused(durable("tier", "drain", "warm", "--undo", "--dry-run"), 2, "cannot be combined")
-    refused(durable("tier", "drain", "home"), 5, "warm, cold")
+    for argv in (("drain", "home"), ("set", "home", "--price", "gb_month=1"), ("ls", "home")):
+        refused(durable("tier", *argv), 5, "home is the store itself")
 
 
 def test_removing_waits_for_saves_that_may_know_the_old_list(
@@ -455,6 +472,15 @@ def test_what_this_node_has_otherwise(durable: Program, monkeypatch: pytest.Monk
     warm, cold = durable("tier", "ls", "--json").json["tiers"]
     assert (warm["node_url"], cold["enabled"]) == ("/mnt/w", False)
     assert "has it at /mnt/w" in durable("tier", "ls", "warm").out
+    assert durable("tier", "add", "hot", "h", "--size", "1GB").code == 0
+    Path("node.toml").write_text('[hot]\nsize = "2GiB"\n')
+    assert re.search(
+        r"hot +hot +2.0 GiB +85-95 % +active, own quota here", durable("tier", "ls").out
+    )
+    hot = durable("tier", "ls", "hot", "--json").json["tiers"][0]
+    assert (hot["size_bytes"], hot["node_size_bytes"]) == (10**9, 2 << 30)
+    assert "gives it a quota of 2.0 GiB" in durable("tier", "ls", "hot").out
+    assert re.search(r"hot +hot +0 B +2.0 GiB", durable("df").out)
 
 
 def test_the_example_of_a_nodes_file_is_read(run: Program) -> None:
@@ -486,6 +512,16 @@ def test_each_options_variable(run: Program, monkeypatch: pytest.MonkeyPatch) ->
 )  # fmt: skip
 def test_the_role_that_a_url_suggests(url: str, role: str) -> None:
     assert role_of(url) == role
+    assert role_of(url, "hot") == "hot", "a name says more"
+
+
+def test_a_tier_named_by_its_role(run: Program) -> None:
+    assert run("init").code == 0
+    refused(run("tier", "add", "hot", "hot"), 2, "has no size", "--size")
+    assert run("tier", "add", "hot", "hot", "--size", "1GB", "--json").json["role"] == "hot"
+    assert run("tier", "add", "cold", "cold", "--json").json["role"] == "cold"
+    refused(run("tier", "add", "warm", "w", "--role", "cold"), 2, "'warm'", "choose another")
+    assert run("tier", "add", "warm", "w", "--json").json["role"] == "warm"
 
 
 # store validate

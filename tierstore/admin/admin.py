@@ -39,6 +39,9 @@ class TierAdmin:
     def __repr__(self) -> str:
         return f"<TierAdmin of {self._store.url}>"
 
+    def __dir__(self) -> Sequence[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
+
     def list(self) -> _Specs:
         """Return the tiers beside home, the fastest first, as all nodes agree on them now.
 
@@ -198,7 +201,8 @@ class TierAdmin:
 
         Raises:
             NotFound: There is no such tier.
-            Conflict: It still takes packs, it holds the only copy of one, or a mover is at work.
+            Conflict: It still takes packs, it holds a pack that is pinned or the only copy of one,
+                or a mover is at work.
             Unreachable: A durable tier cannot be asked what it holds.
 
         Examples:
@@ -231,6 +235,9 @@ class Admin:
 
     def __repr__(self) -> str:
         return f"<Admin of {self._store.url}>"
+
+    def __dir__(self) -> Sequence[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
 
     def df(self) -> list[TierReport]:
         """Ask every tier for its content and quota; home's own packs come last.

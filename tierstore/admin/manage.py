@@ -12,10 +12,13 @@ import msgspec
 from tierstore import config
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Conflict, Unreachable, UsageError
+from tierstore.format.keys import pack_key
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.home.leases import writers
 from tierstore.modelstore.home.tierlist import TierLog, added, changed, check_tier, find, removed
 from tierstore.modelstore.placing.moverlease import HeldLease
+from tierstore.modelstore.placing.packgraph import PackGraph
+from tierstore.modelstore.placing.snapshot import pinned_packs
 from tierstore.modelstore.store import Store
 from tierstore.placement.scene import Plan
 from tierstore.shown import size
@@ -255,7 +258,8 @@ def remove_tier(
         waiting: Called with the users whose saves are waited for, which may still write to it.
 
     Raises:
-        Conflict: The tier still takes packs, holds the only copy of one, or a mover is at work.
+        Conflict: The tier still takes packs, holds a pack that is pinned or the only copy of one,
+            or a mover is at work.
         Unreachable: A durable tier cannot be asked for its packs.
     """
     spec = find(store.tiers(), name)
@@ -280,7 +284,7 @@ def _left(
     waiting: Callable[[Sequence[str]], None],
     keep: Callable[[], None],
 ) -> Holding | None:
-    """Wait for writers and return a durable tier's packs; ``Conflict`` if one is the only copy."""
+    """Wait for writers and return a durable tier's packs; ``Conflict`` if one must stay."""
     try:
         packs_of(_durable(store, spec.name))
     except Unreachable as error:
@@ -306,6 +310,15 @@ def _left(
         raise Conflict(
             f"tier {spec.name!r} holds {packs} that no other tier has; run "
             f"'tierstore tier drain {spec.name}' until there are none"
+        )
+    pinned = pinned_packs(store.pins, PackGraph(store._parts.home)) if spec.role == "warm" else ()
+    stay = found.packs.keys() & map(pack_key, pinned)
+    if stay:
+        packs = "1 pack" if len(stay) == 1 else f"{len(stay)} packs"
+        raise Conflict(
+            f"tier {spec.name!r} holds {packs} of {size(sum(found.packs[pack] for pack in stay))} "
+            "that pins keep in warm tiers; add another warm tier and drain this one, or unpin "
+            "('tierstore pins' lists the pins)"
         )
     return found
 

@@ -193,7 +193,7 @@ def tier_json(spec: TierSpec) -> schemas.TierJson:
     from tierstore.wiring.tiers import placed
 
     node = node_config()
-    own, here = node.tier(spec.name, spec.role), placed(spec, node, "").spec.url
+    own, here = node.tier(spec.name, spec.role), placed(spec, node, "").spec
     return schemas.TierJson(
         name=spec.name,
         role=spec.role,
@@ -206,7 +206,8 @@ def tier_json(spec: TierSpec) -> schemas.TierJson:
         options=spec.options,
         prices=spec.prices,
         enabled=own.enabled,
-        node_url=None if here == spec.url else here,
+        node_url=None if here.url == spec.url else here.url,
+        node_size_bytes=None if here.size == spec.size else here.size,
     )
 
 

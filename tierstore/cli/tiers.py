@@ -78,7 +78,9 @@ UrlArgument = Annotated[
 RoleOption = Annotated[
     str | None,
     typer.Option(
-        metavar="ROLE", help="hot, shared, warm or cold (default: what the URL suggests)."
+        metavar="ROLE",
+        help="hot, shared, warm or cold (default: that of a NAME hot, warm or cold, else what "
+        "the URL suggests).",
     ),
 ]
 QuotaOption = Annotated[
@@ -111,7 +113,7 @@ def add(
     from tierstore.modelstore.home.tierlist import ROLES
     from tierstore.wiring.backends import role_of
 
-    chosen = role if role is not None else role_of(url)
+    chosen = role if role is not None else role_of(url, name)
     if chosen not in ROLES:
         raise UsageError(f"invalid role {chosen!r}: expected {', '.join(ROLES)}")
     spec = TierSpec(
@@ -190,7 +192,7 @@ def drain(
     """Move all packs out of a tier, and put no new ones into it.
 
     The tier can be removed then. It may be stopped at any time; run it again to go on. Exits with 3
-    while packs are left that no other tier has.
+    while packs are left in it.
     """
     from tierstore.errors import UsageError
 
@@ -223,7 +225,7 @@ def drain(
         only_bytes=left.only_bytes,
     )
     cli.out.show(data, sorted(left.only), lambda: _print_drained(data))
-    if left.only and not (undo or dry_run):
+    if left.packs and not (undo or dry_run):
         raise typer.Exit(3)
 
 
@@ -245,7 +247,7 @@ def _print_drained(data: schemas.TierDrained) -> None:
         print(f"it holds {counted(data.packs, 'pack')} of {size(data.bytes)}, {elsewhere}")
     else:
         print("it is empty")
-    if data.state == "draining" and not data.only_packs:
+    if data.state == "draining" and not data.packs:
         print(f"'tierstore tier rm {data.name}' removes it from the list")
 
 
@@ -260,8 +262,8 @@ def remove(
 ) -> None:
     """Remove a tier from the list; nothing in it is deleted.
 
-    This is refused while the tier takes new packs (drain it first) or holds a pack that no other
-    tier has.
+    This is refused while the tier takes new packs (drain it first), or holds a pack that no other
+    tier has or that is pinned.
     """
 
     def waiting(who: Sequence[str]) -> None:
@@ -321,18 +323,26 @@ def _print_tiers(data: schemas.TiersJson) -> None:
     table(columns, rows)
 
 
+def _quota_bytes(tier: schemas.TierJson) -> int | None:
+    """Return the quota that holds on this node."""
+    return tier.size_bytes if tier.node_size_bytes is None else tier.node_size_bytes
+
+
 def _quota(tier: schemas.TierJson) -> str:
-    return "-" if tier.size_bytes is None else size(tier.size_bytes)
+    quota = _quota_bytes(tier)
+    return "-" if quota is None else size(quota)
 
 
 def _watermarks(tier: schemas.TierJson) -> str:
-    return "-" if tier.size_bytes is None else f"{tier.low_percent}-{tier.high_percent} %"
+    return "-" if _quota_bytes(tier) is None else f"{tier.low_percent}-{tier.high_percent} %"
 
 
 def _state(tier: schemas.TierJson) -> str:
     if not tier.enabled:
         return "off here"
-    return tier.state + (", own URL here" if tier.node_url else "")
+    own = [("URL", tier.node_url), ("quota", tier.node_size_bytes)]
+    named = " and ".join(name for name, value in own if value is not None)
+    return tier.state + (f", own {named} here" if named else "")
 
 
 def _print_tier(tier: schemas.TierJson) -> None:
@@ -351,6 +361,11 @@ def _print_tier(tier: schemas.TierJson) -> None:
             *(("option", f"{name}={value}") for name, value in tier.options.items()),
             *(("price", f"{name}={value}") for name, value in tier.prices.items()),
             *([("this node", f"has it at {tier.node_url}")] if tier.node_url else []),
+            *(
+                []
+                if tier.node_size_bytes is None
+                else [("this node", f"gives it a quota of {size(tier.node_size_bytes)}")]
+            ),
             *([] if tier.enabled else [("this node", "does not use it: enabled = false")]),
         ]
     )

@@ -19,7 +19,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, Role, TierSpec
-from tierstore.modelstore.home.tierlist import MOVER_OPTIONS
+from tierstore.modelstore.home.tierlist import MOVER_OPTIONS, NAMED_ROLES
 from tierstore.tiers.durable.archive import Archive
 from tierstore.wiring.servers import Server
 
@@ -374,8 +374,10 @@ def backend_of(url: str) -> Backend | None:
     return None
 
 
-def role_of(url: str) -> Role:
-    """Return the role that a tier at a URL has unless another one is named."""
+def role_of(url: str, name: str = "") -> Role:
+    """Return the role that a tier has unless another one is given: its name's, else its URL's."""
+    if name in NAMED_ROLES:
+        return NAMED_ROLES[name]
     backend = backend_of(url)
     return "warm" if backend is None else backend.roles[0]
 

@@ -270,6 +270,6 @@ def hot_options(spec: TierSpec) -> dict[str, Any]:
 
 def _no_size(spec: TierSpec) -> str:
     return (
-        f"the hot tier {spec.name!r} has no size; give it one in the store's list, or with 'size' "
-        "under [hot] in this node's tierstore.toml"
+        f"the hot tier {spec.name!r} has no size; give it one (--size 50GB, in 'tierstore init' "
+        "--hot-size 50GB), or with 'size' under [hot] in this node's tierstore.toml"
     )

@@ -13,8 +13,8 @@ class TierJson(Schema):
 
     ``role`` is ``hot`` (this node's disk), ``shared`` (Redis or Memcached), ``warm`` or ``cold``.
     Watermarks are percent of the quota ``size_bytes``, which is null for no limit. ``options`` and
-    ``prices`` are text. ``enabled`` and ``node_url`` come from this node's tierstore.toml; the
-    latter is null where the list's URL holds.
+    ``prices`` are text. ``enabled``, ``node_url`` and ``node_size_bytes`` come from this node's
+    tierstore.toml; the latter two are null where the list's URL and size hold.
     """
 
     name: str
@@ -29,6 +29,7 @@ class TierJson(Schema):
     prices: dict[str, str]
     enabled: bool
     node_url: str | None
+    node_size_bytes: int | None
 
 
 class Init(Schema):

@@ -19,6 +19,7 @@ from tierstore.format.storeconfig import Features, encode_config
 from tierstore.format.tiers import (
     DURABLE,
     FEATURE,
+    HOME_NAME,
     TIERS,
     Role,
     TierList,
@@ -36,6 +37,9 @@ from tierstore.modelstore.home.refs import whoami
 
 ROLES: tuple[Role, ...] = ("hot", "shared", "warm", "cold")
 """The roles of tiers from the fastest to the slowest: the order in which they are read."""
+
+NAMED_ROLES: dict[str, Role] = {"hot": "hot", "warm": "warm", "cold": "cold"}
+"""The roles that names of tiers promise; ``shared`` is not among them: a shared disk is warm."""
 
 MIN_HEAT, TTL = "min_heat", "ttl_s"
 MOVER_OPTIONS = (MIN_HEAT, TTL)
@@ -107,9 +111,20 @@ class TierLog:
 
 
 def added(tiers: Sequence[TierSpec], spec: TierSpec) -> list[TierSpec]:
-    """Return the tiers with ``spec`` added behind those of its role; ``Conflict`` if it exists."""
+    """Return the tiers with ``spec`` added behind those of its role.
+
+    Raises:
+        Conflict: The name is taken.
+        ConfigError: The name promises another role.
+    """
     if any(tier.name == spec.name for tier in tiers):
         raise Conflict(f"there is a tier {spec.name!r} already; choose another name")
+    promised = NAMED_ROLES.get(spec.name, spec.role)
+    if promised != spec.role:
+        raise ConfigError(
+            f"a tier named {spec.name!r} is a {promised} tier, not a {spec.role} one; choose "
+            "another name or role"
+        )
     ranks = [ROLES.index(tier.role) for tier in tiers]
     at = sum(rank <= ROLES.index(spec.role) for rank in ranks)
     return [*tiers[:at], spec, *tiers[at:]]
@@ -131,6 +146,11 @@ def removed(tiers: Sequence[TierSpec], name: str) -> list[TierSpec]:
 def find(tiers: Iterable[TierSpec], name: str) -> TierSpec:
     """Return the tier of this name; the message of ``NotFound`` lists those there are."""
     known = {tier.name: tier for tier in tiers}
+    if name == HOME_NAME:
+        raise NotFound(
+            "home is the store itself and not a tier that can be changed: it has no quota, options "
+            "or prices of its own; 'tierstore tier add' adds a tier that packs go to instead"
+        )
     if name not in known:
         names = ", ".join(known) or "none"
         raise NotFound(f"there is no tier {name!r}; the store's tiers are: {names}")
