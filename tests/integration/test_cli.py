@@ -101,7 +101,7 @@ CASES: dict[str, tuple[list[str], str, str]] = {
     "tensors": (["tensors", "ranker", "--filter", "emb*"], "[2000,300]", "emb.weight"),
     "diff": (
         ["diff", "ranker@1", "ranker@prod"],
-        "2 changed, 3 the same",
+        "2 of 4 tensors and 0 of 1 other file changed",
         "layer.0.bias\nlayer.0.weight",
     ),
     "log": (["log"], "org/other", "org/other@1\nranker@1\nranker@2\nranker@2\nranker@1\nranker@1"),

@@ -15,6 +15,7 @@ import tierstore
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import core as common
 from tierstore.cli.schemas import variants as schemas
+from tierstore.cli.schemas.deltas import DiffJson
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -64,7 +65,18 @@ def test_derive_list_and_draw(run: Run, tmp_path: Path) -> None:
     lines = out.splitlines()
     assert lines[0].startswith("m@1  b3:")
     assert "├─ m@1+cpu" in out or "└─ m@1+cpu" in out
-    assert sum(line.endswith("<-") for line in lines) == 1
+    (here,) = (line for line in lines if line.endswith(", the one asked for"))
+    assert "m@1+cpu" in here
+    for variant, name in (("cpu", "m@1+cpu"), (None, "m@1")):
+        stat = parsed(run, common.Stat, "stat", name)
+        assert (stat.variant, stat.aliases) == (variant, [] if variant else ["prod"])
+        assert run("stat", name)[1].splitlines()[0] == f"version  {name}"
+        assert parsed(run, common.Tensors, "tensors", name).variant == variant
+    assert parsed(run, DiffJson, "diff", "m@1", "m@1+cpu").new.variant == "cpu"
+    again = parsed(run, schemas.Derived, "derive", "m", "--int8", "row", "--name", "cpu")
+    assert (again.existed, again.stored_bytes, made.existed) == (True, 0, False)
+    assert "nothing stored" in run("derive", "m", "--int8", "row", "--name", "cpu")[1]
+    assert len(parsed(run, common.Log, "log", "m@+cpu").entries) == 1
     tree = parsed(run, schemas.LineageTree, "lineage", "m")
     assert tree.roots[0].asked
     save_file({"w": np.ones(3, np.float32)}, tmp_path / "pupil.safetensors")

@@ -255,11 +255,27 @@ def test_the_next_versions_variant_is_stored_as_deltas(
         assert third.stats.base is None, "what cannot be read is no base"
 
 
-def test_deriving_again_gives_the_same_bytes(small: Store) -> None:
+def test_deriving_again_stores_nothing(small: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tierstore.derive(small, "m@1", {"int8": "row"}, message="one")
     again = tierstore.derive(small, "m@1", {"int8": "row"}, message="two")
-    assert first.digest == again.digest
-    assert small.resolve("m@1+int8-row").message == "two"
+    assert (again, again.stats) == (first, None)
+    assert len(small.all_variants("m")) == 1
+    with pytest.raises(SourceError, match="above the bound"):
+        tierstore.derive(small, "m@1", {"int8": "row"}, max_error=1e-9)
+    other = tierstore.derive(small, "m@1", {"cast": "bf16"}, name="int8-row")
+    assert other.digest != first.digest, "another method replaces what has its name"
+    assert small.resolve("m@1+int8-row").digest == other.digest
+    monkeypatch.setattr("tierstore.variants.derive._TOOL", "tierstore 99")
+    newer = tierstore.derive(small, "m@1", {"cast": "bf16"}, name="int8-row")
+    assert newer.stats is not None, "another release may approximate otherwise"
+
+
+def test_a_variant_that_cannot_be_read_is_made_again(small: Store) -> None:
+    first = tierstore.derive(small, "m@1", {"int8": "row"})
+    small._parts.home.blobs.delete([version_key(first.digest)])
+    again = tierstore.derive(small, "m@1", {"int8": "row"})
+    assert again.digest == first.digest
+    assert again.stats is not None
 
 
 def test_other_files_go_along(minilm: Store, tmp_path: Path) -> None:

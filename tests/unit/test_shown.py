@@ -139,7 +139,7 @@ def test_a_diff(store: tierstore.Store) -> None:
     store.save("m", {EVIL: array(3), "same": same}, base=None)
     found = store.diff("m@1", "m@2")
     stored = size(found.stored_bytes)
-    summary = f"m@1 -> m@2: 1 changed, 1 the same, 1.0 MiB new, {stored} stored"
+    summary = f"m@1 -> m@2: 1 of 2 tensors changed, 1.0 MiB new, {stored} stored"
     assert repr(found) == f"<Diff {summary}>"
     assert [item.name for item in found.changed] == [EVIL]
     shown = page(found)

@@ -26,7 +26,7 @@ def stat(cli: Cli, ref: Ref) -> None:
         aliases = [
             alias.name
             for alias in store.aliases(model.version.model)
-            if alias.version.number == model.version.number
+            if model.version.variant is None and alias.version.number == model.version.number
         ]
     data = _stat_json(model, aliases)
     cli.out.show(data, [str(model.version)], lambda: _print_stat(data))
@@ -75,7 +75,7 @@ def _print_stat(data: schemas.Stat) -> None:
     packs = counted(len(data.packs), "pack")
     items = f"{counted(data.tensors, 'tensor')} in {counted(len(data.files), 'file')}"
     pairs = [
-        ("version", f"{data.model}@{data.version}"),
+        ("version", f"{data.model}@{data.version}" + (f"+{data.variant}" if data.variant else "")),
         ("digest", data.digest),
         ("created", f"{when(data.created)} by {data.who}"),
         ("message", data.message),
@@ -121,7 +121,11 @@ def tensors(
         found = [tensor_json(model.tensor(name)) for name in names]
     version = model.version
     data = schemas.Tensors(
-        model=version.model, version=version.number, digest=str(version.digest), tensors=found
+        model=version.model,
+        version=version.number,
+        variant=version.variant,
+        digest=str(version.digest),
+        tensors=found,
     )
 
     def text() -> None:
@@ -223,9 +227,8 @@ def diff(
         if rows:
             table(columns, rows)
             print()
-        same = len(data.tensors) + len(data.files) - len(changed)
         print(
-            f"{len(changed)} changed, {same} the same; {found.new} shares "
+            f"{found.counts}; {found.new} shares "
             f"{size(found.shared_bytes)} with {found.old}, {size(found.new_bytes)} are new and "
             f"take {size(found.stored_bytes)}; deltas save {size(found.delta_saved)}"
         )

@@ -143,7 +143,7 @@ def print_usage(data: schemas.Du) -> None:
     ]
     every = zip(parts, shares([count for _, count, _ in parts]), strict=True)
     rows = [
-        ("logical", size(data.logical_bytes), "100.0 %", counted(data.versions, "version")),
+        ("logical", size(data.logical_bytes), "100.0 %", f"{data.versions} versions and variants"),
         *((name, size(count), share, note) for (name, count, note), share in every),
     ]
     table([Column(""), Column("SIZE", right=True), Column("SHARE", right=True), Column("")], rows)
@@ -190,12 +190,11 @@ def _print_report(report: CheckReport, read_data: bool) -> None:
         needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
         print(printable(f"{one.severity}: {one.key}: {one.what}{needed}"))
     looked = ", ".join(
-        counted(count, noun)
-        for count, noun in (
-            (report.refs, "ref"),
-            (report.versions, "version"),
-            (report.packs, "pack"),
-            (report.chunks, "chunk"),
+        (
+            counted(report.refs, "ref"),
+            f"{report.versions} distinct versions and variants",
+            counted(report.packs, "pack"),
+            counted(report.chunks, "chunk"),
         )
     )
     data = f", {size(report.data_bytes)} of data" if read_data else " (data was not read)"

@@ -76,6 +76,7 @@ def derive(
 ) -> None:
     """Make a lossy variant of a version.
 
+    One that was derived in the same way before is left as it is, and nothing is stored.
     A variant is loaded as MODEL@VERSION+NAME, or where a node's profile prefers it; all others get
     the original.
     """
@@ -101,7 +102,10 @@ def derive(
 
     def text() -> None:
         share = 100 * data.logical_bytes / max(data.original_bytes, 1)
-        taken = f"{share:.1f} % of the original, {size(data.stored_bytes)} stored"
+        stored = f"{size(data.stored_bytes)} stored"
+        if data.existed:
+            stored = "nothing stored: it was derived in the same way before"
+        taken = f"{share:.1f} % of the original, {stored}"
         print(f"{data.ref}: {size(data.logical_bytes)}, {taken}")
         print(f"error over {len(data.tensors)} tensors: {_words(data.error)}")
 
@@ -179,15 +183,14 @@ def _variant_json(store: Store, version: Version) -> schemas.VariantJson:
 
 
 def _derived_json(store: Store, made: Version, version: Version) -> schemas.Derived:
-
     shown = _variant_json(store, made)
-    original = store.load(version)
-    assert made.stats is not None
+    original, files = store.load(version), store.load(made).files
     return schemas.Derived(
         **{field: getattr(shown, field) for field in shown.__struct_fields__},
-        logical_bytes=made.stats.logical_bytes,
+        existed=made.stats is None,
+        logical_bytes=sum(file.size for file in files),
         original_bytes=sum(file.size for file in original.files),
-        stored_bytes=made.stats.stored_bytes,
+        stored_bytes=made.stats.stored_bytes if made.stats else 0,
     )
 
 
@@ -223,7 +226,7 @@ def _every_name(node: Node) -> list[str]:
 def _draw(node: Node, first: str, rest: str) -> None:
     names = " = ".join(node.names) or "gone"
     how = f" ({node.relation})" if node.relation else ""
-    here = "  <-" if node.asked else ""
+    here = ", the one asked for" if node.asked else ""
     print(printable(f"{first}{names}  {node.digest.short}{how}{here}"))
     for number, child in enumerate(node.children, 1):
         last = number == len(node.children)

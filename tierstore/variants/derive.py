@@ -31,6 +31,7 @@ from tierstore.lossy.record import (
     error_record,
 )
 from tierstore.modelstore.loading.arrays import ArrayBytes
+from tierstore.modelstore.loading.dequantized import read_record
 from tierstore.modelstore.loading.opener import VerifiedOpened
 from tierstore.modelstore.loading.tensor import VerifiedTensor
 from tierstore.modelstore.saving.source import ArrayFile, BytesFile, SourceFile
@@ -44,6 +45,7 @@ CHANNEL_KEEPS = r"(^|\.)(\w*emb\w*|wte|wpe|shared|lm_head)(\.|$)"
 """Tensors that ``int8=channel`` and ``fp8`` leave as they are by default: those that are not in
 linear layers, or that suffer most."""
 
+_TOOL = f"tierstore {package_version('tierstore')}"
 _log = logging.getLogger("tierstore.derive")
 
 _BLOCK_ELEMENTS = 4 << 20
@@ -109,6 +111,9 @@ def derive(
 ) -> Version:
     """Make a lossy variant of a version and publish it beside that; see ``Store.derive``.
 
+    A variant of this name that the same release of tierstore made in the same way is returned as it
+    is, without ``stats``.
+
     Tensors are approximated in blocks of rows, and the variant waits in ``Settings.cache_dir``
     until it is saved; only the methods ``magnitude`` and ``low-rank`` hold a tensor as a whole.
 
@@ -145,6 +150,11 @@ def derive(
         raise UsageError(
             f"{version} is a variant already: derive from {version.model}@{version.number}"
         )
+    made = _made_before(store, version, label, method, kept)
+    if made is not None:
+        found, error = made
+        _check_error(label, version, error, max_error)
+        return found
     full = store.load(f"{version.model}@{version.number}", profile=FULL)._opened.verified()
     total_bytes = sum(tensor.nbytes for tensor in full.tensors.values())
     with (
@@ -163,13 +173,37 @@ def derive(
         return _publish(store, version, label, files, message)
 
 
+def _made_before(
+    store: Store, version: Version, label: str, method: Method, keep: re.Pattern[str] | None
+) -> tuple[Version, float] | None:
+    """Return the variant that would be made, and its error, if the version has it already."""
+    made = next((one for one in store.variants(version) if one.variant == label), None)
+    if made is None:
+        return None
+    try:
+        record = read_record(store.load(made))
+    except (Damaged, NotFound, UnsupportedFormat) as error:
+        _log.warning("%s cannot be read, and is made anew: %s", made, error)
+        return None
+    if (record.parameters, record.kept, record.tool) != (
+        method.parameters, keep.pattern if keep else "", _TOOL,
+    ):  # fmt: skip
+        return None
+    relative = record.error.relative_l2
+    return made, math.inf if relative is None else relative
+
+
+def _check_error(label: str, version: Version, error: float, max_error: float | None) -> None:
+    if max_error is not None and not error <= max_error:
+        raise SourceError(
+            f"{label} of {version} has a relative error of {error:.6g}, above the bound of "
+            f"{max_error:g}; nothing was published"
+        )
+
+
 def _record(label: str, version: Version, work: _Work, max_error: float | None) -> VariantRecord:
     error = total(work.errors)
-    if max_error is not None and not error.relative_l2 <= max_error:
-        raise SourceError(
-            f"{label} of {version} has a relative error of {error.relative_l2:.6g}, above the "
-            f"bound of {max_error:g}; nothing was published"
-        )
+    _check_error(label, version, error.relative_l2, max_error)
     return VariantRecord(
         name=label,
         base=version.digest.hex,
@@ -177,7 +211,7 @@ def _record(label: str, version: Version, work: _Work, max_error: float | None) 
         kept=work.keep.pattern if work.keep else "",
         error=error_record(error),
         tensors=work.tensors,
-        tool=f"tierstore {package_version('tierstore')}",
+        tool=_TOOL,
     )
 
 

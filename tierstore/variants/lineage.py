@@ -28,6 +28,11 @@ class Node:
     children: list[Node] = field(default_factory=list)
     asked: bool = False
 
+    def __repr__(self) -> str:
+        names = " = ".join(self.names) or self.digest.short
+        how = f" {self.relation}" if self.relation else ""
+        return f"<Node {names}{how}: {self.children}>" if self.children else f"<Node {names}{how}>"
+
 
 def lineage(store: Store, ref: str | Version) -> list[Node]:
     """Return the trees that contain a version, from its oldest ancestors down.

@@ -20,10 +20,14 @@ class Schema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VersionJson(Schema):
-    """A published version; ``version`` counts from 1, and ``who`` is ``user@host``."""
+    """A published version; ``version`` counts from 1, and ``who`` is ``user@host``.
+
+    ``variant`` names the lossy variant of the version that this is; null for the version itself.
+    """
 
     model: str
     version: int
+    variant: str | None
     digest: str
     created: datetime
     who: str
@@ -167,10 +171,11 @@ class TensorJson(Schema):
 
 
 class Tensors(Schema):
-    """The tensors of a version."""
+    """The tensors of a version; ``variant`` is null for the version itself."""
 
     model: str
     version: int
+    variant: str | None
     digest: str
     tensors: list[TensorJson]
 
@@ -239,8 +244,14 @@ class Aliases(Schema):
     aliases: list[AliasJson]
 
 
+class AllAliases(Schema):
+    """All aliases of all models and releases."""
+
+    aliases: list[AliasJson]
+
+
 class Du(Schema):
-    """The bytes that versions are made of, and what is saved.
+    """The bytes that versions are made of, and what is saved; ``versions`` counts variants too.
 
     ``logical = dedup_saved + codec_saved + delta_saved + header + stored``, and ``unique`` is
     ``logical - dedup_saved``. ``header`` is the headers of safetensors files, which manifests hold.
@@ -273,7 +284,10 @@ class FindingJson(Schema):
 
 
 class CheckJson(Schema):
-    """The findings, and how much was checked; ``data_bytes`` is 0 without ``--read-data``."""
+    """The findings, and how much was checked; ``data_bytes`` is 0 without ``--read-data``.
+
+    ``versions`` counts variants too, and those with equal content once.
+    """
 
     damaged: bool
     findings: list[FindingJson]

@@ -10,12 +10,14 @@ from tierstore.cli.schemas.core import Schema, VersionJson
 class Rebase(Schema):
     """The deltas of a version that were replaced by standalone chunks.
 
+    ``variant`` is null for the version itself.
     ``chunks`` of its ``deltas`` were replaced; they hold ``plain_bytes``. A cost is the bytes that
     a read of the whole version fetches, divided by what it would fetch without deltas.
     """
 
     model: str
     version: int
+    variant: str | None
     digest: str
     deltas: int
     chunks: int

@@ -35,8 +35,12 @@ class VariantJson(VersionJson):
 
 
 class Derived(VariantJson):
-    """The new variant and its size, beside that of the original."""
+    """The variant and its size, beside that of the original.
 
+    ``existed`` is true where the version had it already: nothing was stored then.
+    """
+
+    existed: bool
     logical_bytes: int
     original_bytes: int
     stored_bytes: int

@@ -57,7 +57,7 @@ class CheckReport:
     Attributes:
         findings: What was found, damage first.
         refs: Number of ref log entries read.
-        versions: Number of distinct manifests verified.
+        versions: Number of distinct manifests verified, those of variants among them.
         packs: Number of packs whose footer was verified.
         archived: Number of packs that only an archive has: they are there, and cannot be verified.
         chunks: Number of distinct chunks that versions need.

@@ -83,13 +83,18 @@ class Diff:
     def __repr__(self) -> str:
         return f"<Diff {self.old} -> {self.new}: {self._summary()}>"
 
-    def _summary(self) -> str:
-        changed = len(self.changed)
-        same = len(self.tensors) + len(self.files) - changed
-        return (
-            f"{changed} changed, {same} the same, {size(self.new_bytes)} new, "
-            f"{size(self.stored_bytes)} stored"
+    @property
+    def counts(self) -> str:
+        """How many changed, as text: ``1 of 2 tensors and 0 of 3 other files changed``."""
+        told = " and ".join(
+            f"{sum(item.change != 'same' for item in items)} of {counted(len(items), kind)}"
+            for kind, items in (("tensor", self.tensors), ("other file", self.files))
+            if items
         )
+        return f"{told or 'nothing'} changed"
+
+    def _summary(self) -> str:
+        return f"{self.counts}, {size(self.new_bytes)} new, {size(self.stored_bytes)} stored"
 
     def _repr_html_(self) -> str:
         columns = ("name", "change", "old", "new", "new chunks", "stored")
@@ -229,7 +234,7 @@ class Usage:
 
     Attributes:
         models: Number of models.
-        versions: Number of versions; one that was published twice counts twice.
+        versions: Number of versions and variants; one that was published twice counts twice.
         logical: Bytes of all files of all versions.
         unique: Plain bytes of distinct chunks, and of headers.
         stored: Bytes of the packs that hold the versions.
