@@ -124,6 +124,11 @@ def test_explaining(run: Run, place: Path) -> None:
     assert (one.tiers, one.heat, one.pinned) == (["warm"], 0, False)
     assert one.outlooks[0].leaves_in_s == 0
     assert one.now[0].startswith("demote from warm to cold: its heat of")
+    assert [(move.kind, move.target) for move in one.moves] == [("demote", "cold")]
+    assert (float(one.moves[0].saving_month), float(one.moves[0].cost_once)) == (
+        pytest.approx(280 * one.bytes / 2**30, rel=1e-6), pytest.approx(0.005, rel=1e-6),
+    )  # fmt: skip
+    assert "a month, costs 0.0050 once, in the currency of the prices" in run("explain", "m@2")[1]
     with tierstore.open(place / "store") as store:
         for _ in range(2):
             equal(store.load("m@1").load(), tensors(1))

@@ -42,8 +42,9 @@ def test_what_things_cost() -> None:
 
 
 def test_sums_for_people() -> None:
-    assert [shown(Decimal(text)) for text in ("12.345", "0", "-0.5", "0.0031", "0.00000012")] == [
-        "12.35", "0.00", "-0.50", "0.0031", "1.2e-7",
+    sums = ("12345.678", "12.345", "0", "-0.5", "0.0031", "0.00000012", "-0.00000012")
+    assert [shown(Decimal(text)) for text in sums] == [
+        "12,345.68", "12.35", "0.00", "-0.50", "0.0031", "<0.0001", ">-0.0001",
     ]  # fmt: skip
 
 

@@ -207,18 +207,32 @@ def print_moves(data: schemas.Moves) -> None:
     if not rows:
         print("nothing to move")
     else:
-        print(
-            f"{verb} {counted(len(rows), 'pack')}, {size(data.copied_bytes)} copied; saves "
-            f"{shown(Decimal(data.saving_month))} a month, costs "
-            f"{shown(Decimal(data.cost_once))} once"
-        )
+        price = _price(data.saving_month, data.cost_once)
+        print(f"{verb} {counted(len(rows), 'pack')}, {size(data.copied_bytes)} copied{price}")
+
+
+def _price(saving_month: str, cost_once: str) -> str:
+    """Return what moves save and cost, in words; nothing where no tier that they touch has prices.
+
+    Prices carry no currency; it is the one that they were given in.
+    """
+    from decimal import Decimal
+
+    from tierstore.placement.cost import shown
+
+    saves, costs = Decimal(saving_month), Decimal(cost_once)
+    if not (saves or costs):
+        return ""
+    saving = f"saves {shown(saves)} a month" if saves >= 0 else f"adds {shown(-saves)} a month"
+    return f"; {saving}, costs {shown(costs)} once, in the currency of the prices"
 
 
 def explain(cli: Cli, target: PackTarget) -> None:
     """Show where each pack of a version is, and why.
 
     For each pack it shows the heat (how often it was read recently), the threshold of each tier,
-    and what would move the pack, and when.
+    and what would move the pack, and when. Where tiers have prices it shows what a move that is due
+    saves and costs.
     """
     with cli.open() as store, cli.progress("listing the tiers"):
         packs = packs_of(store, target)
@@ -255,6 +269,7 @@ def _explained(one: Explanation) -> schemas.PackExplained:
             for each in one.forecasts
         ],
         now=[f"{move.kind} from {move.source} to {move.target}: {move.why}" for move in one.moves],
+        moves=[_move_json(move, move.bytes if move.copies else 0) for move in one.moves],
     )
 
 
@@ -273,7 +288,10 @@ def _print_explained(data: schemas.Explained) -> None:
                 (each.tier, ("" if each.resident else "not there: ") + each.why)
                 for each in one.outlooks
             ),
-            *(("now", text) for text in one.now),
+            *(
+                ("now", text + _price(move.saving_month, move.cost_once))
+                for text, move in zip(one.now, one.moves, strict=True)
+            ),
         ]
         facts(pairs)
     for pack in data.missing:

@@ -19,7 +19,7 @@ REQUEST_BYTES = 8 << 20
 
 _NONE = Decimal(0)
 _THOUSAND = Decimal(1000)
-_CENT = Decimal("0.01")
+_CENT, _LEAST = Decimal("0.01"), Decimal("0.0001")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +125,10 @@ def bill(prices: Prices, stored: int, reads: Decimal = _NONE) -> Bill:
 def shown(money: Decimal) -> str:
     """Format a sum of money: two decimals, or two digits where that would show nothing."""
     if abs(money) >= _CENT or not money:
-        return str(money.quantize(_CENT, ROUND_HALF_UP))
-    return f"{money:.1e}" if abs(money) < Decimal("0.0001") else f"{money:.2g}"
+        return f"{money.quantize(_CENT, ROUND_HALF_UP):,}"
+    if abs(money) < _LEAST:
+        return f"<{_LEAST}" if money > 0 else f">-{_LEAST}"
+    return f"{money:.2g}"
 
 
 @dataclass(frozen=True, slots=True)

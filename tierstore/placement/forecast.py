@@ -47,8 +47,15 @@ def _entering(scene: Scene, pack: bytes, tier: TierState) -> Forecast:
     planner = Planner(scene)
     unit = planner.entering(pack, tier)
     threshold, _ = planner.threshold(unit, tier, inf)
-    if not tier.keeps or threshold == inf or any(scene.fastest(one).archive for one in unit):
-        why = "it cannot be copied there: the tier has no room for it, or it must be restored first"
+    why = ""
+    if not tier.keeps:
+        why = "the tier is drained" if tier.draining else "the tier cannot be reached"
+    elif any(scene.fastest(one).archive for one in unit):
+        why = "it must be restored from the archive first"
+    elif threshold == inf:
+        why = "the tier has no room for it"
+    if why:
+        why = f"it cannot be copied there: {why}"
         return Forecast(tier.name, False, None, None, None, None, why)
     above = threshold * scene.rules.promote
     why = f"it is copied there when its heat is above {above:.2g}"

@@ -398,7 +398,19 @@ class Planner:
             if scene.has(pack, faster):
                 unit = scene.leaving_with(pack, faster)
                 if not self._leave(unit, faster, lambda p, _: tier, why, 0.0):
-                    self.notes.append(
-                        f"{name} stays in tier {faster.name}: it is pinned there, packs in other "
-                        f"warm tiers need it, or tier {tier.name} has no room"
-                    )
+                    why_not = self._held(pack, unit, faster, tier)
+                    self.notes.append(f"{name} stays in tier {faster.name}: {why_not}")
+
+    def _held(
+        self, pack: bytes, unit: Sequence[bytes], source: TierState, target: TierState
+    ) -> str:
+        """Return why a pack, and those that need it, cannot leave a tier for another one."""
+        scene = self.scene
+        if source.warm and not target.warm and not scene.pinned.isdisjoint(unit):
+            return "it is pinned there" if pack in scene.pinned else "a pinned pack needs it"
+        if not target.reachable:
+            return f"tier {target.name} cannot be reached"
+        size = sum(scene.packs[one].size for one in unit if not scene.has(one, target))
+        if size > scene.room(target):
+            return f"tier {target.name} has no room"
+        return "packs in other tiers need it"

@@ -71,7 +71,7 @@ class PackExplained(Schema):
     ``heat`` is the number of recent reads of the whole pack. ``counted_heat`` is the heat that it
     is treated as having: at least that of the hottest pack that needs it, or one read while it is
     new. ``bases`` are the packs that its deltas need, ``needed_by`` the packs whose deltas need it.
-    ``now`` is what ``rebalance`` would do now.
+    ``now`` is what ``rebalance`` would do now, in words, and ``moves`` the same with what it costs.
     """
 
     pack: str
@@ -84,6 +84,7 @@ class PackExplained(Schema):
     needed_by: list[str]
     outlooks: list[OutlookJson]
     now: list[str]
+    moves: list[MoveJson]
 
 
 class Explained(Schema):
