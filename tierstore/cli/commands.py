@@ -61,7 +61,7 @@ _TABLE = (
     ("Models", "log", "aliases.log", "core.History", "core.Log"),
     ("Models", "alias set", "aliases.set_alias", "core.AliasJson"),
     ("Models", "alias rm", "aliases.remove", "core.AliasRemoved"),
-    ("Models", "alias ls", "aliases.ls", "core.Aliases"),
+    ("Models", "alias ls", "aliases.ls", "core.AllAliases", "core.Aliases"),
     ("Models", "rollback", "aliases.rollback", "core.AliasJson"),
     ("Models", "rebase", "models.rebase", "deltas.Rebase"),
     ("Models", "patch", "patches.patch", "patches.Patched"),

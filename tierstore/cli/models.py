@@ -26,11 +26,17 @@ Message = Annotated[
 ]
 
 
+def ref_of(model: str, text: str) -> str:
+    """Return a reference from an option that may be the number of a version of ``model``."""
+    return f"{model}@{text}" if text.isdigit() else text
+
+
 class VersionFields(TypedDict):
     """The fields that every schema of a version begins with."""
 
     model: str
     version: int
+    variant: str | None
     digest: str
     created: datetime
     who: str
@@ -42,6 +48,7 @@ def version_fields(version: Version) -> VersionFields:
     return {
         "model": version.model,
         "version": version.number,
+        "variant": version.variant,
         "digest": str(version.digest),
         "created": version.created,
         "who": version.who,
@@ -59,13 +66,18 @@ def save(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Name of the model; org/model is fine.", show_default=False
+            metavar="MODEL",
+            help="Name of the model, such as ranker or org/ranker.",
+            show_default=False,
         ),
     ],
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A .safetensors file, or a directory.", show_default=False
+            metavar="SOURCE",
+            help="A directory, or one file. Tensors are taken from .safetensors files, other files "
+            "are stored as bytes; pickles are refused.",
+            show_default=False,
         ),
     ],
     alias: Annotated[
@@ -214,8 +226,8 @@ def load(
         data,
         [f"{to}/{file.path}" for file in files],
         lambda: print(
-            f"{version}: {count}, {total} in {to}; fetched {size(cost.bytes_fetched)}, reused "
-            f"{size(cost.bytes_reused)}"
+            f"{version}: {count}, {total} in {to}; {size(cost.bytes_fetched)} read from durable "
+            f"tiers, {size(cost.bytes_reused)} found in hot ones"
         ),
     )
 
@@ -264,6 +276,7 @@ def rebase(
     data = Rebase(
         model=version.model,
         version=version.number,
+        variant=version.variant,
         digest=str(version.digest),
         deltas=done.deltas,
         chunks=done.chunks,

@@ -8,7 +8,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, table, when
-from tierstore.cli.models import Message, Ref
+from tierstore.cli.models import Message, Ref, ref_of
 from tierstore.cli.schemas import rollout as schemas
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def start(
         found = store.rollouts.start(
             model,
             alias,
-            store.resolve(f"{model}@{to}" if to.isdigit() else to),
+            store.resolve(ref_of(model, to)),
             stages=parse_stages(stages),
             every_s=None if every is None else parse_seconds(every),
             gates=[parse_gate(text) for text in gate or ()],

@@ -495,12 +495,18 @@ class Store:
         """
         return self._names.aliases(model)
 
-    def history(self, model: str, alias: str | None = None) -> Iterator[RefEntry]:
+    def history(
+        self, model: str, alias: str | None = None, limit: int | None = None
+    ) -> list[RefEntry]:
         """Return who pointed what where, when and why, the newest first.
+
+        Each entry is an object in home that is read, and a log only grows: give a ``limit`` for one
+        that may be long.
 
         Args:
             model: The model's name.
             alias: The alias whose log is meant; by default that of the model's versions.
+            limit: How many to return at most; all by default.
 
         Examples:
             >>> store = tierstore.init("store")
@@ -508,7 +514,7 @@ class Store:
             >>> [(entry.action, entry.message) for entry in store.history("ranker", "prod")]
             [('set', 'first')]
         """
-        return self._names.history(model, alias)
+        return self._names.history(model, alias, limit)
 
     def alias(
         self,

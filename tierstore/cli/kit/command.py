@@ -19,7 +19,7 @@ StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="URL", help="Store to use: a directory or a URL.")
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document; see tierstore/cli/SCHEMAS.md.")
+    bool, typer.Option("--json", help="Print one JSON document (docs/reference/json.md).")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only ids, one per line.")]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tierstore.cli.commands import COMMANDS
 from tierstore.cli.kit.command import walk
+from tierstore.cli.kit.words import explain_tried
 
 
 def arrange(root: Any) -> None:
@@ -13,7 +14,9 @@ def arrange(root: Any) -> None:
     order = dict.fromkeys(each.first for each in COMMANDS)
     root.commands = {name: root.commands[name] for name in order if name in root.commands}
     root.format_commands = lambda context, formatter: _write_sections(root, context, formatter)
-    for _, node in walk(root):
+    for path, node in walk(root):
+        if hasattr(node, "commands"):
+            explain_tried(path, node)
         for parameter in node.params:
             if parameter.param_type_name == "argument":
                 _plain(parameter)

@@ -179,6 +179,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         except KeyError:
             raise TensorMissing(
                 f"{self.version} has no tensor {str(name)[:200]!r}; "
+                f"{shown.nearest(str(name)[:200], self)}"
                 f"'tierstore tensors {self.version}' lists its {len(self)}"
             ) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
@@ -15,6 +15,7 @@ from tierstore.modelstore.home.refs import RefTarget
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
 from tierstore.modelstore.names.turns import takes_new
 from tierstore.modelstore.version import RELEASED, Version, version_of
+from tierstore.shown import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Names:
         else:
             last = log.last()
             if last is None:
-                raise NotFound(f"there is no model {parsed.model!r}; 'tierstore ls' lists them")
+                raise NotFound(self._no_model(parsed.model))
             entry = last
         return self._with_variant(version_of(parsed.model, entry), parsed.variant)
 
@@ -150,10 +151,14 @@ class Names:
             for entry in self.home.log(model, VARIANTS + name).entries()
         ]
 
+    def _no_model(self, model: str) -> str:
+        near = nearest(model, self.home.models())
+        return f"there is no model {model!r}; {near}'tierstore ls' lists them"
+
     def _hint(self, model: str) -> str:
         last = self.home.log(model).last()
         if last is None:
-            return f"there is no model {model!r}: 'tierstore ls' lists them"
+            return self._no_model(model)
         many = "version 1 only" if last.seq == 1 else f"versions 1 to {last.seq}"
         return f"{model} has {many}: 'tierstore ls {model}' lists them"
 
@@ -183,7 +188,7 @@ class Names:
         model = check_name("model", model)
         found = [version_of(model, entry) for entry in self.home.log(model).entries(limit)]
         if not found:
-            raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
+            raise NotFound(self._no_model(model))
         return found
 
     def aliases(self, model: str) -> list[Alias]:
@@ -197,11 +202,11 @@ class Names:
                 found.append(Alias(model, name, version_of(model, entry)))
         return found
 
-    def history(self, model: str, alias: str | None = None) -> Iterator[RefEntry]:
+    def history(self, model: str, alias: str | None, limit: int | None) -> list[RefEntry]:
         """Return the entries of the log of a model's versions or of one alias, newest first."""
         model = check_name("model", model)
         name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
-        return self.home.log(model, name).entries()
+        return list(self.home.log(model, name).entries(limit))
 
     def check_new(self, model: str, alias: str | None) -> None:
         """Raise ``Conflict`` where ``publish`` or ``point`` would, before anything is stored."""

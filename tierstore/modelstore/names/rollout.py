@@ -30,6 +30,7 @@ from tierstore.modelstore.names.reports import GateState, gate_states, write_rep
 from tierstore.modelstore.names.turns import next_window
 from tierstore.modelstore.version import Version, version_of, when
 from tierstore.prepared import prepared
+from tierstore.shown import counted
 
 _HOLDER = "rollout of "
 
@@ -355,8 +356,8 @@ def _check_gates(status: RolloutStatus, now: datetime) -> None:
         if not state.passes:
             mean = sum(map(float, state.values)) / len(state.values)
             raise GateClosed(
-                f"the gate {name} of {status.alias} is closed: {len(state.values)} nodes report "
-                f"{mean:g} on average; 'tierstore rollout abort' goes back{force}"
+                f"the gate {name} of {status.alias} is closed: its mean is {mean:g}, from "
+                f"{counted(len(state.values), 'node')}; 'tierstore rollout abort' goes back{force}"
             )
 
 

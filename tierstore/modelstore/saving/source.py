@@ -295,6 +295,8 @@ def open_source(
         exclude: Glob patterns of paths, relative to the directory, to leave out.
     """
     if isinstance(source, Mapping):
+        if not source:
+            raise SourceError("there are no tensors to save: the mapping is empty")
         return [ArrayFile(source, metadata)]
     if metadata is not None:
         raise UsageError("metadata can be given for tensors in memory only: files have their own")

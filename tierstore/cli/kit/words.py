@@ -1,0 +1,50 @@
+"""Words that users try as commands, and what to tell them: the nearest name would mislead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tierstore.errors import UsageError
+
+_NO_DELETION = (
+    "a version cannot be deleted yet, and space is not reclaimed; 'tierstore alias rm' removes an "
+    "alias, 'tierstore tier rm' a tier, 'tierstore evict' frees a hot tier"
+)
+_FILES = "'tierstore load REF --to DIR' writes the files of a version"
+_STORE = "'tierstore save MODEL SOURCE' stores a model"
+_FOLLOW = (
+    "'tierstore agent --follow REF' keeps what REF names in this node's hot tier, and "
+    "tierstore.follow in Python serves it"
+)
+_LIST = "'tierstore ls' lists models, 'tierstore ls MODEL' the versions of one"
+_ROLLOUTS = "'tierstore rollout status' lists the rollouts in progress"
+
+TRIED = {
+    **dict.fromkeys(("delete", "rm", "remove", "gc", "vacuum"), _NO_DELETION),
+    **dict.fromkeys(("export", "get", "pull", "download", "checkout"), _FILES),
+    **dict.fromkeys(("push", "put", "add", "upload", "import", "commit"), _STORE),
+    **dict.fromkeys(("follow", "watch"), _FOLLOW),
+    **dict.fromkeys(("list", "models", "versions"), _LIST),
+    **dict.fromkeys(("show", "info", "describe"), "'tierstore stat REF' shows a version"),
+    **dict.fromkeys(("verify", "fsck", "validate"), "'tierstore check' verifies a store"),
+    **dict.fromkeys(("history", "reflog"), "'tierstore log' shows who moved what, and when"),
+    **dict.fromkeys(("status", "health"), "'tierstore doctor' checks the store and its tiers"),
+    **dict.fromkeys(("rollout ls", "rollout list"), _ROLLOUTS),
+    **dict.fromkeys(("alias list", "tier list", "release list"), "the command is called 'ls'"),
+    **dict.fromkeys(("alias delete", "alias remove", "tier delete", "tier remove"),
+                    "the command is called 'rm'"),
+}  # fmt: skip
+"""What to say of each word, or group and word, that is no command."""
+
+
+def explain_tried(path: tuple[str, ...], group: Any) -> None:
+    """Have a group of commands say what to do instead where one of these words is tried."""
+    resolve = group.resolve_command
+
+    def resolved(context: Any, words: list[str]) -> Any:
+        tried = " ".join((*path, words[0]))
+        if words[0] not in group.commands and tried in TRIED:
+            raise UsageError(f"there is no command '{tried}': {TRIED[tried]}")
+        return resolve(context, words)
+
+    group.resolve_command = resolved
