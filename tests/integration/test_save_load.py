@@ -291,7 +291,8 @@ def test_a_model_of_nothing(store: Store, tmp_path: Path) -> None:
 
 def test_nothing_is_not_saved(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source in ({}, tmp_path / "empty"):
+    nothing: tuple[dict[str, np.ndarray] | Path, ...] = ({}, tmp_path / "empty")
+    for source in nothing:
         with pytest.raises(SourceError, match="to save"):
             store.save("m", source)
     assert store.models() == []

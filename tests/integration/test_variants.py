@@ -295,7 +295,7 @@ def test_a_cast_says_so_in_the_config(tmp_path: Path, key: str) -> None:
     shutil.copytree(MINILM, folder)
     config = json.loads((MINILM / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: "float32"}))
-    with created(MemoryStore(), tmp_path) as store:
+    with created(MemoryStore(), tmp_path / "cache") as store:
         store.save("m", folder)
         store.load(str(tierstore.derive(store, "m", {"cast": "bf16"}))).export(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config | {key: "bfloat16"}

@@ -38,6 +38,7 @@ def contents(draw: st.DrawFn) -> Content:
                     [("w", 7, "f4"), ("v", 300, "i2"), ("big", MIB + 9, "u1"), ("none", 0, "f8")]
                 ),
                 unique=True,
+                min_size=1,
                 max_size=3,
             )
         )

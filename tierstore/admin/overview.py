@@ -179,7 +179,7 @@ class Top:
         served = ", ".join(
             f"{tier.name} {size(tier.counts.hit_bytes)}" for tier in self.overview.tiers
         )
-        packs = counted(len(self.leaders), "pack")
+        packs = counted(len(self.hottest), "pack")
         return f"<Top at {self.time:%Y-%m-%d %H:%M} UTC: read from {served}; {packs} read most>"
 
 

@@ -61,6 +61,17 @@ def version_json(version: Version) -> schemas.VersionJson:
     return schemas.VersionJson(**version_fields(version))
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A directory, or one file. Tensors are taken from .safetensors files, other files are "
+        "stored as bytes; pickles are refused.",
+        show_default=False,
+    ),
+]
+
+
 def save(
     cli: Cli,
     model: Annotated[
@@ -71,15 +82,7 @@ def save(
             show_default=False,
         ),
     ],
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A directory, or one file. Tensors are taken from .safetensors files, other files "
-            "are stored as bytes; pickles are refused.",
-            show_default=False,
-        ),
-    ],
+    source: Source,
     alias: Annotated[
         str | None, typer.Option(metavar="A", help="Point this alias to the new version.")
     ] = None,

@@ -4,6 +4,7 @@ import msgspec
 
 from tierstore.errors import Damaged, InvalidName, UnsupportedFormat
 from tierstore.format.paths import check_path, is_own
+from tierstore.prepared import prepared
 
 _FORM = 1
 
@@ -40,7 +41,7 @@ def parse_list(data: bytes, name: str) -> ExportList:
         Damaged: It is no list of an export, or names a path that leaves its directory.
     """
     try:
-        found = msgspec.json.decode(data, type=ExportList)
+        found = msgspec.json.decode(data, type=prepared(ExportList))
         for path in found.files:
             check_path(path)
     except (msgspec.MsgspecError, UnicodeDecodeError, InvalidName) as error:
