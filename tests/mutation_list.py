@@ -627,6 +627,17 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "found-here-is-not-handed-on",
+        "SPEC 12: a chunk that is handed on to another reader MUST be verified.",
+        "modelstore/chunks/reader.py",
+        "self._hot.flights.fail([flight])",
+        "self._hot.flights.land(flight, lambda: Verified(self._wants[digest].out))",
+        (
+            "integration/test_stored_again.py::"
+            "test_who_waits_for_a_chunk_that_is_found_on_this_node_looks_there",
+        ),
+    ),
+    Mutation(
         "callers-buffer-verified-once-more",
         "SPEC 12: a chunk that is handed on MUST be verified in memory that nobody else can write.",
         "modelstore/chunks/reader.py",

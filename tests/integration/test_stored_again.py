@@ -6,7 +6,10 @@ then stores is right for all others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +18,12 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB, created, equal, opened
+from tests.waiting import wait_until
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
+from tierstore.placement.base import Access
 from tierstore.placement.policies import DEFAULT_POLICY, make
 from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node.local import LocalHot
@@ -39,6 +44,17 @@ def patched(*numbers: int) -> np.ndarray:
     return wanted
 
 
+def flip_hot(folder: Path) -> int:
+    """Flip a bit in each chunk of a hot tier, and return how many there are."""
+    paths = [path for path in folder.rglob("?" * 64) if "~" not in str(path)]
+    for path in paths:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0x40
+        path.unlink()
+        path.write_bytes(data)
+    return len(paths)
+
+
 @dataclass
 class Node:
     """A store in which a model is saved, and a node with a damaged copy of it in its hot tier."""
@@ -52,13 +68,7 @@ class Node:
         """Bring a version into the hot tier, flip a bit in each chunk, and return how many."""
         self.store.warmup(ref)
         assert self.store._parts.hot.flush(60)
-        paths = [path for path in (self.folder / "hot").rglob("?" * 64) if "~" not in str(path)]
-        for path in paths:
-            data = bytearray(path.read_bytes())
-            data[len(data) // 2] ^= 0x40
-            path.unlink()
-            path.write_bytes(data)
-        return len(paths)
+        return flip_hot(self.folder / "hot")
 
     def elsewhere(self, ref: str) -> dict[str, np.ndarray]:
         """Read a version on a node without a hot tier."""
@@ -181,3 +191,51 @@ def test_rows_of_a_delta_whose_base_has_changed_on_this_node(node: Node) -> None
     node.warm_and_flip("m@1")
     rows = [0, 700, 437, 1999]
     assert node.store.load("m@2").tensor("emb")[rows].tobytes() == tuned[rows].tobytes()
+
+
+class Claiming(LocalHot):
+    """Another process brings a chunk between the look for it and its claim, and its disk flips a
+    bit.
+    """
+
+    bring: Callable[[bytes], None]
+
+    def claim(self, digests: Sequence[bytes]) -> list[bool]:
+        for digest in digests:
+            self.bring(digest)
+        return super().claim(digests)
+
+
+def test_who_waits_for_a_chunk_that_is_found_on_this_node_looks_there(tmp_path: Path) -> None:
+    """A reader that believes the hot tier hands nothing of it on to one that does not."""
+    home, gate, brought = MemoryStore("home"), threading.Event(), threading.Event()
+    with created(home, tmp_path) as store:
+        store.save("m", {"w": EMB[:800]})
+    local = Claiming(tmp_path / "hot", "s", 64 * MIB, lambda size: make(DEFAULT, size))
+
+    def bring(digest: bytes) -> None:
+        assert gate.wait(60)
+        if brought.is_set():
+            return
+        brought.set()
+        plain = EMB[:800].reshape(-1).view(np.uint8).data
+        assert local.offer([(Access(digest, len(plain), time.time()), plain)], force=True) == [True]
+        flip_hot(tmp_path / "hot")
+
+    local.bring = bring
+    hot = HotTiers(local)
+    limits = Settings(tmp_path, threads=2, memory_limit_bytes=64 * MIB)
+    with Store(home, limits, hot=hot) as store, ThreadPoolExecutor(2) as pool:
+        model, verified = store.load("m"), store.load("m")._opened.verified()
+        leading = pool.submit(model.load)
+        flights = hot.flights._flights
+        wait_until(lambda: len(flights) == 1, "the first reader fetches the chunk")
+        waiting = pool.submit(verified.tensors["w"].read_bytes)
+        wait_until(
+            lambda: [len(one.seats) for one in list(flights.values())] == [1],
+            "the second one waits for it",
+        )
+        gate.set()
+        assert waiting.result(60).tobytes() == EMB[:800].tobytes()
+        leading.result(60)
+        assert local.stats.damaged == 1
