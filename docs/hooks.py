@@ -45,8 +45,13 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Mend what docstrings say in reStructuredText: a colon of two ends a paragraph before code."""
-    return output.replace("<p>::</p>", "").replace("::</p>", ":</p>")
+    """Mend what is made from docstrings.
+
+    reStructuredText has two colons before code, and ``tierstore.open`` cannot have its name where
+    it is defined, since that would hide Python's own.
+    """
+    output = output.replace("<p>::</p>", "").replace("::</p>", ":</p>")
+    return output.replace(">open_store<", ">open<")
 
 
 def relinked(markdown: str, source: str, here: str) -> str:

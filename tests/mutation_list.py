@@ -868,6 +868,14 @@ _DURABILITY = (
 
 _TIERS = (
     Mutation(
+        "tier-that-a-pin-needs",
+        "docs/how-to/tiers.md: `rm` refuses as long as a pack is pinned there.",
+        "admin/manage.py",
+        "    if stay:\n",
+        "    if False:\n",
+        ("integration/test_cli_tiers.py::test_a_tier_that_a_pin_needs_is_not_removed",),
+    ),
+    Mutation(
         "tier-marker-when-written",
         "SPEC 13: A tier without tier.json MUST be treated as one that cannot be asked.",
         "tiers/durable/tiers.py",
