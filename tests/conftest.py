@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.between import close_stores, give_back, open_stores, stores_noted
+from tests.between import close_stores, few_arenas, give_back, open_stores, stores_noted
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 pytest_plugins = ["tests.servers.plugin"]
+few_arenas()
 
 _LARGEST_BYTES = 3 << 29
 """What one process of a run may take: 1.5 GiB."""
