@@ -125,7 +125,7 @@ CASES: dict[str, tuple[list[str], str, str]] = {
 def schema_of(name: str) -> type[schemas.Schema]:
     words, known = name.split(), outputs()
     if name in known:
-        return known[name][0]
+        return known[name][1 if name == "alias ls" else 0]
     return known[words[0]][1 if name in {"ls model", "log model", "log alias"} else 0]
 
 

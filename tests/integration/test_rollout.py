@@ -194,7 +194,7 @@ def test_gates_wait_for_reports_and_close(store: Store) -> None:
     rollouts.report(store.resolve("m@1"), "other", {"p99_ms": "1"})
     rollouts.report(new, "slow", {"p99_ms": "40"})
     rollouts.report(new, "fast", {"p99_ms": "2", "auc": "0.7"})
-    with pytest.raises(GateClosed, match="2 nodes report 21 on average"):
+    with pytest.raises(GateClosed, match="its mean is 21, from 2 nodes"):
         rollouts.step("m", "prod")
     (state,) = rollouts.status("m", "prod").gates
     assert (sorted(state.values), state.passes) == (["2", "40"], False)

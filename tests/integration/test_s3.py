@@ -39,7 +39,7 @@ def test_from_end_to_end(url: str, tmp_path: Path) -> None:
         version = store.save("org/m", changed, alias="prod", message="second")
         assert version.stats is not None
         assert version.stats.new_chunks == 1
-        store.load("org/m").export(source)
+        store.load("org/m").export(source, others="merge")
         store.save("files", source)
     with pytest.raises(Conflict):
         tierstore.init(url)

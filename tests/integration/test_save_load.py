@@ -227,7 +227,9 @@ def test_a_sharded_directory(store: Store, sharded: Path, tmp_path: Path, kernel
     (tmp_path / "out/own.txt").write_text("left alone")
     (tmp_path / "out/config.json").write_text("replaced")
     done: list[tuple[int, int]] = []
-    files = model.export(tmp_path / "out", progress=lambda at, total: done.append((at, total)))
+    files = model.export(
+        tmp_path / "out", others="merge", progress=lambda at, total: done.append((at, total))
+    )
     assert tree(tmp_path / "out") == tree(sharded) | {
         "own.txt": hashlib.sha256(b"left alone").hexdigest()
     }

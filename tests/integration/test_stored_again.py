@@ -211,7 +211,7 @@ def test_who_waits_for_a_chunk_that_is_found_on_this_node_looks_there(tmp_path: 
     home, gate, brought = MemoryStore("home"), threading.Event(), threading.Event()
     with created(home, tmp_path) as store:
         store.save("m", {"w": EMB[:800]})
-    local = Claiming(tmp_path / "hot", "s", 64 * MIB, lambda size: make(DEFAULT, size))
+    local = Claiming(tmp_path / "hot", "s", 64 * MIB, lambda size: make(DEFAULT_POLICY, size))
 
     def bring(digest: bytes) -> None:
         assert gate.wait(60)

@@ -250,7 +250,7 @@ def test_the_next_versions_variant_is_stored_as_deltas(
         back = store.load(str(second), dequantize=True)
         assert np.abs(back["w"] - moved).max() < 0.03
         store._parts.home.blobs.delete([version_key(second.digest)])
-        third = tierstore.derive(store, "m@1", parameters)
+        third = tierstore.derive(store, "m@1", parameters, name="again")
         assert third.stats is not None
         assert third.stats.base is None, "what cannot be read is no base"
 

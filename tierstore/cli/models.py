@@ -191,7 +191,7 @@ def load(
     delete: DeleteOption = False,
     merge: MergeOption = False,
 ) -> None:
-    """Make a directory that holds exactly a version, or write some tensors to it.
+    """Export a version, or some of its tensors, to a directory.
 
     The files are byte-identical to those that were saved; their SHA-256 is verified. Files of an
     earlier export are removed or replaced. Others are refused unless you say what to do with them.

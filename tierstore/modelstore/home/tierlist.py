@@ -115,16 +115,9 @@ def added(tiers: Sequence[TierSpec], spec: TierSpec) -> list[TierSpec]:
 
     Raises:
         Conflict: The name is taken.
-        ConfigError: The name promises another role.
     """
     if any(tier.name == spec.name for tier in tiers):
         raise Conflict(f"there is a tier {spec.name!r} already; choose another name")
-    promised = NAMED_ROLES.get(spec.name, spec.role)
-    if promised != spec.role:
-        raise ConfigError(
-            f"a tier named {spec.name!r} is a {promised} tier, not a {spec.role} one; choose "
-            "another name or role"
-        )
     ranks = [ROLES.index(tier.role) for tier in tiers]
     at = sum(rank <= ROLES.index(spec.role) for rank in ranks)
     return [*tiers[:at], spec, *tiers[at:]]
