@@ -18,9 +18,9 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PORTS = range(10_000, 22_000)
-"""Of servers: below those that the system gives to clients, also with the 10000 that the second
-port of a Redis cluster's node lies above."""
+_PORTS = range(10_000, 20_000)
+"""Of servers: below those that the system gives to clients. The second port of a Redis cluster's
+node lies 10,000 above its first, so no other server may have one there."""
 
 
 def free_port(ports: int = 1) -> int:
