@@ -123,10 +123,10 @@ CASES: dict[str, tuple[list[str], str, str]] = {
 
 
 def schema_of(name: str) -> type[schemas.Schema]:
-    words, known = name.split(), outputs()
-    if name in known:
-        return known[name][1 if name == "alias ls" else 0]
-    return known[words[0]][1 if name in {"ls model", "log model", "log alias"} else 0]
+    known = outputs()
+    command = name if name in known else name.split()[0]
+    of_a_model = name in {"ls model", "log model", "log alias", "alias ls"}
+    return known[command][1 if of_a_model else 0]
 
 
 @pytest.mark.parametrize("name", CASES)

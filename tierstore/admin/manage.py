@@ -21,7 +21,7 @@ from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.placing.snapshot import pinned_packs
 from tierstore.modelstore.store import Store
 from tierstore.placement.scene import Plan
-from tierstore.shown import size
+from tierstore.shown import counted, size
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.census import Holding, holding, packs_of
 from tierstore.tiers.durable.marker import verify
@@ -306,7 +306,7 @@ def _left(
     _wait_for_saves(store._parts.home.blobs, waits)
     found = holding(store._parts.home.packs.tiers, spec.name)
     if found.only:
-        packs = "1 pack" if len(found.only) == 1 else f"{len(found.only)} packs"
+        packs = counted(len(found.only), "pack")
         raise Conflict(
             f"tier {spec.name!r} holds {packs} that no other tier has; run "
             f"'tierstore tier drain {spec.name}' until there are none"
@@ -314,7 +314,7 @@ def _left(
     pinned = pinned_packs(store.pins, PackGraph(store._parts.home)) if spec.role == "warm" else ()
     stay = found.packs.keys() & map(pack_key, pinned)
     if stay:
-        packs = "1 pack" if len(stay) == 1 else f"{len(stay)} packs"
+        packs = counted(len(stay), "pack")
         raise Conflict(
             f"tier {spec.name!r} holds {packs} of {size(sum(found.packs[pack] for pack in stay))} "
             "that pins keep in warm tiers; add another warm tier and drain this one, or unpin "

@@ -19,7 +19,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, Role, TierSpec
-from tierstore.modelstore.home.tierlist import MOVER_OPTIONS, NAMED_ROLES
+from tierstore.modelstore.home.tierlist import MOVER_OPTIONS
 from tierstore.tiers.durable.archive import Archive
 from tierstore.wiring.servers import Server
 
@@ -374,10 +374,14 @@ def backend_of(url: str) -> Backend | None:
     return None
 
 
+_NAMED_ROLES: dict[str, Role] = {"hot": "hot", "warm": "warm", "cold": "cold"}
+"""The roles that names of tiers suggest; ``shared`` is not among them: a shared disk is warm."""
+
+
 def role_of(url: str, name: str = "") -> Role:
     """Return the role that a tier has unless another one is given: its name's, else its URL's."""
-    if name in NAMED_ROLES:
-        return NAMED_ROLES[name]
+    if name in _NAMED_ROLES:
+        return _NAMED_ROLES[name]
     backend = backend_of(url)
     return "warm" if backend is None else backend.roles[0]
 

@@ -38,9 +38,6 @@ from tierstore.modelstore.home.refs import whoami
 ROLES: tuple[Role, ...] = ("hot", "shared", "warm", "cold")
 """The roles of tiers from the fastest to the slowest: the order in which they are read."""
 
-NAMED_ROLES: dict[str, Role] = {"hot": "hot", "warm": "warm", "cold": "cold"}
-"""The roles that names of tiers promise; ``shared`` is not among them: a shared disk is warm."""
-
 MIN_HEAT, TTL = "min_heat", "ttl_s"
 MOVER_OPTIONS = (MIN_HEAT, TTL)
 """Options of a durable tier for the mover: the least heat of its packs, and the seconds after which

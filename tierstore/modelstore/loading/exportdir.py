@@ -31,6 +31,7 @@ from tierstore.format.paths import (
     folders_of,
     is_temporary,
 )
+from tierstore.shown import counted
 
 Others = Literal["refuse", "delete", "merge"]
 """What happens to files in the directory that no export wrote."""
@@ -155,11 +156,10 @@ class ExportDirectory:
     def _refuse(self, foreign: list[str]) -> None:
         count = len(foreign)
         shown = ", ".join(map(_printable, foreign[:_SHOWN])) + (", …" if count > _SHOWN else "")
-        files = "1 file" if count == 1 else f"{count} files"
         raise Conflict(
-            f"{self._root} holds {files} that no export wrote: {shown}. Choose another directory, "
-            "remove them with --delete, or keep them with --merge (in Python others='delete' or "
-            "'merge')"
+            f"{self._root} holds {counted(count, 'file')} that no export wrote: {shown}. Choose "
+            "another directory, remove them with --delete, or keep them with --merge (in Python "
+            "others='delete' or 'merge')"
         )
 
     def _check_free(self, kept: set[str]) -> None:
