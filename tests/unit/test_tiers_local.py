@@ -465,6 +465,18 @@ def test_a_directory_that_vanishes_fails_nothing_and_comes_back(tmp_path: Path) 
     assert read(tier, one[0]) == one[1]
 
 
+def test_a_directory_that_vanishes_after_its_disk_lost_bytes_comes_back(tmp_path: Path) -> None:
+    root, one = tmp_path / "hot", chunk(1)
+    tier = hot(root)
+    offer(tier, one)
+    tier.failed(one[0], OSError(errno.EIO, "I/O error"))
+    shutil.rmtree(root)
+    assert read(tier, one[0]) is None
+    assert not tier.stats.breaker_open
+    assert offer(tier, one) == [True]
+    assert read(tier, one[0]) == one[1]
+
+
 def test_a_path_that_cannot_be_a_directory_is_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

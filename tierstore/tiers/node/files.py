@@ -136,7 +136,8 @@ class ChunkFiles:
 
     def distrust(self) -> None:
         """Have every file compared with its digest before its next use, in all processes."""
-        os.rename(self._here, f"{self._here}.{secrets.token_hex(4)}")  # noqa: PTH104
+        with contextlib.suppress(FileNotFoundError):  # all of it was removed: nothing is trusted
+            os.rename(self._here, f"{self._here}.{secrets.token_hex(4)}")  # noqa: PTH104
         self.prepare()
 
     # Reading
