@@ -179,7 +179,7 @@ class _Fetch:
         self._led: dict[bytes, Flight] = {}
         self._waiting = Waiting()
         self._seated: set[bytes] = set()
-        self._sharing = Sharing(hot.local, self._from_local)
+        self._sharing = Sharing(hot.local)
 
     def run(self) -> None:
         """Fill every buffer."""
@@ -189,7 +189,7 @@ class _Fetch:
                 while todo:
                     for window in self._windows(todo):
                         self._from_durable(self._from_hot(window) if self._hot else window)
-                    while left := self._sharing.wait():
+                    while left := self._sharing.wait(self._from_local):
                         self._from_durable(left)
                     failed = set(self._waiting.wait())
                     for digest in self._seated - failed:
@@ -297,7 +297,7 @@ class _Fetch:
     def _read_run(self, wants: Sequence[Want], run: Run) -> None:
         """Read those chunks of a run of frames that nobody else is reading."""
         mine = [wants[index] for index in run.items]
-        led = self._sharing.claim(self._lead(mine))
+        led = self._sharing.claim(self._lead(mine), self._from_local)
         alone = len(led) == len(mine)  # else what others read leaves gaps
         for part in [run] if alone else self._plan(led):
             wanted = mine if alone else [led[index] for index in part.items]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tierstore.format.table import ChunkPlace
 from tierstore.tiers.node.local import LocalHot
@@ -29,28 +30,32 @@ class Want:
     out: memoryview
 
 
+ReadHot: TypeAlias = Callable[[Sequence[Want]], Sequence[Want]]
+
+
 class Sharing:
     """The claims of one read, and the chunks it waits for. Thread-safe.
 
     Args:
         local: This node's hot tier; without one, every chunk is fetched by this process.
-        read_hot: Reads the chunks that are in this node's tier, and returns the rest.
     """
 
-    def __init__(
-        self, local: LocalHot | None, read_hot: Callable[[Sequence[Want]], Sequence[Want]]
-    ) -> None:
-        self._local, self._read_hot = local, read_hot
+    def __init__(self, local: LocalHot | None) -> None:
+        self._local = local
         self._lock = threading.Lock()
         self._ours: set[bytes] = set()
         self._others: dict[bytes, Want] = {}
         self._given_up: set[bytes] = set()
 
-    def claim(self, wants: Sequence[Want]) -> Sequence[Want]:
+    def claim(self, wants: Sequence[Want], read_hot: ReadHot) -> Sequence[Want]:
         """Return the chunks to fetch here.
 
         Those that arrived meanwhile are read; those that others have claimed are waited for in
         ``wait``.
+
+        Args:
+            wants: The chunks.
+            read_hot: Reads the chunks that are in this node's tier, and returns the rest.
         """
         local = self._local
         if local is None or not wants:
@@ -66,15 +71,17 @@ class Sharing:
                 for want, is_free in zip(asked, free, strict=True)
                 if not is_free
             )
-        return [*alone, *self._still_missing(local, ours)]
+        return [*alone, *self._still_missing(local, ours, read_hot)]
 
-    def _still_missing(self, local: LocalHot, wants: Sequence[Want]) -> list[Want]:
+    def _still_missing(
+        self, local: LocalHot, wants: Sequence[Want], read_hot: ReadHot
+    ) -> list[Want]:
         """Return those of our claimed chunks that did not arrive between lookup and claim."""
         here = local.resident([want.place.digest for want in wants])
         brought = [want for want, is_here in zip(wants, here, strict=True) if is_here]
         if not brought:
             return list(wants)
-        lost = self._read_hot(brought)
+        lost = read_hot(brought)
         done = {want.place.digest for want in brought} - {want.place.digest for want in lost}
         self._give_back(local, done)
         return [want for want in wants if want.place.digest not in done]
@@ -84,10 +91,14 @@ class Sharing:
         with self._lock:
             self._ours.discard(digest)
 
-    def wait(self) -> list[Want]:
+    def wait(self, read_hot: ReadHot) -> list[Want]:
         """Wait for chunks that other processes fetch.
 
-        Returns chunks that have to be fetched here after all, or nothing when all have arrived.
+        Args:
+            read_hot: The same as for ``claim``.
+
+        Returns:
+            Chunks that have to be fetched here after all, or nothing when all have arrived.
         """
         local = self._local
         until = time.monotonic() + PATIENCE_S
@@ -99,7 +110,7 @@ class Sharing:
                 wants = [self._others.pop(digest) for digest in free]
                 with self._lock:
                     self._ours.update(free)
-                left = self._still_missing(local, wants)
+                left = self._still_missing(local, wants, read_hot)
                 if left:
                     return left
                 until, pause = time.monotonic() + PATIENCE_S, _PAUSES_S[0]
