@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,16 @@ def test_only_the_last_ones_are_kept() -> None:
         made.append(key)
         return len(made)
 
-    recent = Recent(make, 2)
-    assert [recent.get(key) for key in (b"a", b"b", b"a", b"c", b"a", b"b")] == [1, 2, 1, 3, 1, 4]
+    recent: Recent[int] = Recent(2)
+    assert [recent.get(key, make) for key in (b"a", b"b", b"a", b"c", b"a", b"b")] == [
+        1,
+        2,
+        1,
+        3,
+        1,
+        4,
+    ]
     assert made == [b"a", b"b", b"c", b"b"]
-    recent.clear()
-    assert recent.get(b"a") == 5
 
 
 def test_a_value_that_many_want_is_made_once() -> None:
@@ -33,11 +39,11 @@ def test_a_value_that_many_want_is_made_once() -> None:
         assert go.wait(60)
         return len(made)
 
-    recent = Recent(make, 2)
+    recent: Recent[Any] = Recent(2)
 
     def want(_: int) -> int:
         started.wait(60)
-        return recent.get(b"k")
+        return recent.get(b"k", make)
 
     with ThreadPoolExecutor(8) as pool:
         wanted = [pool.submit(want, number) for number in range(8)]
@@ -55,7 +61,7 @@ def test_an_error_is_given_to_all_and_not_kept() -> None:
             raise answer
         return answer
 
-    recent = Recent(make, 2)
+    recent: Recent[Any] = Recent(2)
     with pytest.raises(ValueError, match="first"):
-        recent.get(b"k")
-    assert recent.get(b"k") == 7
+        recent.get(b"k", make)
+    assert recent.get(b"k", make) == 7

@@ -77,8 +77,8 @@ class FrameDecoder:
         self._pool, self._table = pool, table
         self._hot = hot
         self._verify_all = verify_all
-        self._bases = Recent(self._base_chunk, keep_chunks)
-        self._wholes = Recent(self._whole_chunk, keep_chunks)
+        self._bases: Recent[memoryview] = Recent(keep_chunks)
+        self._wholes: Recent[tuple[Verified, Came]] = Recent(keep_chunks)
 
     def decode(self, place: ChunkPlace, frame: memoryview | bytearray, out: memoryview) -> Verified:
         """Decode the frame of a chunk into ``out`` and verify it there.
@@ -168,7 +168,7 @@ class FrameDecoder:
         hold them; from the whole chunk where everything is verified.
         """
         if self._verify_all:
-            plain, came = self._wholes.get(part.place.digest)
+            plain, came = self._wholes.get(part.place.digest, self._whole_chunk)
             _give(part, plain, sink)
             return came
         here = self._on_this_node(part.place)
@@ -250,7 +250,7 @@ class FrameDecoder:
         # one base chunk after the other: a frame may name a thousand of them
         for digest, rows in _by_base(head, 0, head.plain_bytes):
             self._base_place(digest, rows)
-            source = self._bases.get(digest)
+            source = self._bases.get(digest, self._base_chunk)
             for row in rows:
                 base[row.to : row.to + row.plain_bytes] = source[
                     row.offset : row.offset + row.plain_bytes
@@ -263,7 +263,7 @@ class FrameDecoder:
         place = self._base_place(piece.digest)
         if len(head.bases) > 1 or piece.offset or place.plain_bytes != head.plain_bytes:
             return None
-        return self._bases.get(piece.digest)
+        return self._bases.get(piece.digest, self._base_chunk)
 
     def _part_of_base(self, head: FrameHead, start: int, stop: int) -> memoryview | None:
         """Return bytes ``[start, stop)`` of a delta's base, reading only the blocks around them."""
@@ -308,7 +308,7 @@ class FrameDecoder:
         """Drop those bases of a delta that this node's disk damaged; tell whether any was."""
         found = False
         for digest in set(place.bases) if self._hot.local is not None else ():
-            if digest_of(self._bases.get(digest)).raw != digest:
+            if digest_of(self._bases.get(digest, self._base_chunk)).raw != digest:
                 assert self._hot.local is not None
                 self._hot.local.reject(digest)
                 self._bases.forget(digest)

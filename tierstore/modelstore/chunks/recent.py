@@ -15,15 +15,16 @@ class Recent(Generic[_V]):
     """Keeps the ``count`` values that were asked for last. Thread-safe.
 
     One thread makes a value while the others that want it wait; an error is raised in all of them
-    and is not kept.
+    and is not kept. What makes a value is given by whoever asks for it: kept here, a method of the
+    cache's owner would be a cycle, and hold the values until Python's collector runs.
     """
 
-    def __init__(self, make: Callable[[bytes], _V], count: int) -> None:
-        self._make, self._count = make, count
+    def __init__(self, count: int) -> None:
+        self._count = count
         self._lock = threading.Lock()
         self._values: OrderedDict[bytes, Future[_V]] = OrderedDict()
 
-    def get(self, key: bytes) -> _V:
+    def get(self, key: bytes, make: Callable[[bytes], _V]) -> _V:
         """Return the value of ``key``, made if necessary; raises what making it raises."""
         with self._lock:
             future = self._values.get(key)
@@ -35,7 +36,7 @@ class Recent(Generic[_V]):
                 self._values.popitem(last=False)
         if mine:
             try:
-                future.set_result(self._make(key))
+                future.set_result(make(key))
             except BaseException as error:
                 future.set_exception(error)
                 with self._lock:
@@ -47,8 +48,3 @@ class Recent(Generic[_V]):
         """Forget one value, so that it is made anew when it is asked for again."""
         with self._lock:
             self._values.pop(key, None)
-
-    def clear(self) -> None:
-        """Forget every value."""
-        with self._lock:
-            self._values.clear()

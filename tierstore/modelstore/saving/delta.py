@@ -72,9 +72,10 @@ class BaseVersion:
         self._find = find
         table = content.table
         self._sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
-        self._places = Recent(self._place, len(table))  # all: a place must not change
-        self.chunks = Recent(self._read, keep)
-        self._standalone = Recent(self._pieces_of, 4096)
+        # all places: they must not change
+        self._places: Recent[tuple[ChunkPlace, int]] = Recent(len(table))
+        self._chunks: Recent[Verified] = Recent(keep)
+        self._standalone: Recent[tuple[BasePiece, ...]] = Recent(4096)
 
     def stored(self, digest: bytes) -> list[tuple[ChunkPlace, int]]:
         """Return the places of a chunk and of its bases; empty if the version has no such chunk."""
@@ -85,13 +86,17 @@ class BaseVersion:
 
     def place(self, digest: bytes) -> tuple[ChunkPlace, int]:
         """Return the place of a chunk, standalone if there is any, and the size of its pack."""
-        return self._places.get(digest)
+        return self._places.get(digest, self._place)
 
     def _place(self, digest: bytes) -> tuple[ChunkPlace, int]:
         place = self.content.table.find(digest)
         assert place is not None  # a layout holds every chunk and every base
         found = self._find(digest) if place.bases else None
         return found if found and not found[0].bases else (place, self._sizes[place.pack])
+
+    def chunk(self, digest: bytes) -> Verified:
+        """Return the plain bytes of a chunk."""
+        return self._chunks.get(digest, self._read)
 
     def _read(self, digest: bytes) -> Verified:
         place, _ = self.place(digest)
@@ -105,17 +110,17 @@ class BaseVersion:
 
     def standalone(self, digest: bytes) -> tuple[BasePiece, ...]:
         """Return the pieces of standalone chunks that a chunk is read from: itself, or its base."""
-        return self._standalone.get(digest)
+        return self._standalone.get(digest, self._pieces_of)
 
     def assemble(self, pieces: tuple[BasePiece, ...]) -> memoryview:
         """Return the plain bytes of ``pieces``, verified."""
-        first = self.chunks.get(pieces[0].digest)
+        first = self.chunk(pieces[0].digest)
         if len(pieces) == 1:
             return first[pieces[0].offset : pieces[0].offset + pieces[0].plain_bytes]
         data = memoryview(bytearray(sum(piece.plain_bytes for piece in pieces)))
         at = 0
         for piece in pieces:
-            chunk = self.chunks.get(piece.digest)
+            chunk = self.chunk(piece.digest)
             data[at : at + piece.plain_bytes] = chunk[
                 piece.offset : piece.offset + piece.plain_bytes
             ]
@@ -229,7 +234,7 @@ class BaseTensor:
         data = memoryview(bytearray(stop - start))
         at = 0
         for number, low, high in self._cut(start, stop):
-            data[at : at + high - low] = self._version.chunks.get(self._chunks[number])[low:high]
+            data[at : at + high - low] = self._version.chunk(self._chunks[number])[low:high]
             at += high - low
         return data
 
