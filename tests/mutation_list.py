@@ -1423,8 +1423,8 @@ _GATEWAY = (
     Mutation(
         "gateway-write-rights",
         "How-to, gateway: without the right in the file of tokens nobody writes.",
-        "serving/hub/writing.py",
-        "if not caller.may_write(model):",
+        "serving/hub/repos.py",
+        "if not caller.may_write(name):",
         "if False:",
         ("integration/test_hub_hostile.py::test_writes_reads_and_tokens_need_a_right",),
     ),
@@ -1435,6 +1435,53 @@ _GATEWAY = (
         "return any(fnmatchcase(model, pattern) for pattern in (*self.read, *self.write))",
         "return True",
         ("integration/test_hub_hostile.py::test_writes_reads_and_tokens_need_a_right",),
+    ),
+    Mutation(
+        "gateway-rights-of-the-name",
+        "serving.hub.repos: The text of a request becomes a model here, and the right is asked.",
+        "serving/hub/repos.py",
+        "        try:\n"
+        '            name = check_name("model", text)\n'
+        "        except InvalidName:\n"
+        "            raise hidden from None\n"
+        "        if not caller.may_read(name):\n",
+        "        name = ModelRef.parse(text).model\n        if not caller.may_read(text):\n",
+        (
+            "integration/test_hub_rights.py::"
+            "test_no_route_gives_anything_of_a_model_without_its_right[secret@eu-public]",
+        ),
+    ),
+    Mutation(
+        "gateway-rights-to-releases",
+        "How-to, gateway: a revision that names a release needs the right to read it.",
+        "serving/hub/repos.py",
+        "if not self.caller.may_read(release):",
+        "if False:",
+        ("integration/test_hub_rights.py::test_a_release_is_told_to_those_alone_who_may_read_it",),
+    ),
+    Mutation(
+        "gateway-empty-token",
+        "serving.hub.rights: Nobody has the empty token.",
+        "serving/hub/rights.py",
+        'if kind.lower() == "bearer" and not token:',
+        "if False:",
+        ("integration/test_hub_rights.py::test_an_empty_token_is_nobodys",),
+    ),
+    Mutation(
+        "gateway-sha256-of-nothing",
+        "How-to, gateway: the SHA-256 of an empty token is refused at start.",
+        "serving/hub/rights.py",
+        "if token.sha256 == _OF_NOTHING:",
+        "if False:",
+        ("integration/test_hub_rights.py::test_an_empty_token_is_nobodys",),
+    ),
+    Mutation(
+        "gateway-get-writes-nothing",
+        "How-to, gateway: reading stores nothing.",
+        "serving/hub/endpoints.py",
+        "await self._hashing.complete(model)",
+        "model.fold()",
+        ("integration/test_hub_bounds.py::test_reading_stores_nothing",),
     ),
     Mutation(
         "gateway-unknown-token",

@@ -18,7 +18,8 @@ from tierstore.errors import InvalidSafetensors
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.commits import Committer, parse_commit
-from tierstore.serving.hub.repos import Repos
+from tierstore.serving.hub.repos import Repos, WritableRepo
+from tierstore.serving.hub.rights import Caller
 from tierstore.serving.hub.spool import UploadSpool
 
 MIB = 1 << 20
@@ -64,6 +65,10 @@ def uploaded(path: str, oid: str, size: int) -> bytes:
     return json.dumps({"key": "lfsFile", "value": value}).encode()
 
 
+def writable(store: Store) -> WritableRepo:
+    return Repos(store).writable("m", Caller(None, (), ("m",)))
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return tierstore.init(tmp_path / "store")
@@ -86,9 +91,11 @@ def test_an_incremental_commit(
     store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save("m", source)
-    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
+    committer = Committer(store, UploadSpool(tmp_path / "spool"))
     watched = Watched(store, monkeypatch)
-    version = committer.commit("m", "main", parse_commit(commit_of({"config.json": b"[1]"})), None)
+    version = committer.commit(
+        writable(store), "main", parse_commit(commit_of({"config.json": b"[1]"}))
+    )
     assert version.number == 2
     assert watched.read == 0, "files that are kept were read"
     assert watched.written < 20_000
@@ -108,9 +115,9 @@ def test_a_commit_keeps_the_version_and_not_a_variant_that_its_node_prefers(
     tierstore.derive(store, "m", {"cast": "bf16"})
     monkeypatch.setenv("TIERSTORE_PROFILE", "bf16,full")
     with tierstore.open(store.url) as other:
-        committer = Committer(Repos(other), UploadSpool(tmp_path / "spool"))
+        committer = Committer(other, UploadSpool(tmp_path / "spool"))
         asked = parse_commit(commit_of({"config.json": b"[1]"}))
-        version = committer.commit("m", "main", asked, None)
+        version = committer.commit(writable(other), "main", asked)
     (source / "config.json").write_bytes(b"[1]")
     assert version.digest == store.save("other", source).digest
 
@@ -120,10 +127,10 @@ def test_a_file_is_renamed_without_being_sent(
 ) -> None:
     store.save("m", source)
     entry = store.load("m")._file_entry("model-0.safetensors")
-    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
+    committer = Committer(store, UploadSpool(tmp_path / "spool"))
     watched = Watched(store, monkeypatch)
     body = uploaded("renamed.safetensors", entry.sha256.hex(), entry.size)
-    committer.commit("m", "main", parse_commit(body), None)
+    committer.commit(writable(store), "main", parse_commit(body))
     assert watched.read == 0
     monkeypatch.undo()
     model = store.load("m@2")
@@ -132,12 +139,11 @@ def test_a_file_is_renamed_without_being_sent(
     assert model.tensor("renamed.safetensors::w").shape == (2 * MIB,)
     # as another kind of file it is read as one
     body = uploaded("weights.safetensors", entry.sha256.hex(), entry.size)
-    committer.commit("m", "main", parse_commit(body.replace(b".safetensors", b".dat")), None)
+    committer.commit(writable(store), "main", parse_commit(body.replace(b".safetensors", b".dat")))
     entry = store.load("m@3")._file_entry("weights.dat")
     assert not entry.header
-    committer.commit(
-        "m", "main", parse_commit(uploaded("x.safetensors", entry.sha256.hex(), entry.size)), None
-    )
+    body = uploaded("x.safetensors", entry.sha256.hex(), entry.size)
+    committer.commit(writable(store), "main", parse_commit(body))
     assert store.load("m@4")._file_entry("x.safetensors").header
     assert store.check(read_data=True).findings == []
 
@@ -148,8 +154,10 @@ def test_patches_are_folded_and_the_rest_kept(
     store.save("m", source)
     name = "model-0.safetensors::b"
     store.patch("m", {name: tierstore.Dense(np.zeros(3))})
-    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
-    version = committer.commit("m", "main", parse_commit(commit_of({"config.json": b"[1]"})), None)
+    committer = Committer(store, UploadSpool(tmp_path / "spool"))
+    version = committer.commit(
+        writable(store), "main", parse_commit(commit_of({"config.json": b"[1]"}))
+    )
     model = store.load(str(version))
     np.testing.assert_array_equal(model[name], np.zeros(3))
     assert (
@@ -164,18 +172,18 @@ def test_a_new_file_finds_its_base_while_others_are_kept(
 ) -> None:
     store.save("m", source)
     spool = UploadSpool(tmp_path / "spool")
-    committer = Committer(Repos(store), spool)
+    committer = Committer(store, spool)
     w = np.random.default_rng(1).standard_normal(2 * MIB).astype("f4")
     w[::7] *= np.float32(1.0001)
     save_file({"w": w, "b": np.ones(3)}, tmp_path / "new.safetensors")
     data = (tmp_path / "new.safetensors").read_bytes()
     oid = spool.keep("m", [data]).name
     body = uploaded("model-0.safetensors", oid, len(data))
-    committer.commit("m", "main", parse_commit(body), None)
+    committer.commit(writable(store), "main", parse_commit(body))
     assert store.load("m").open_file("model-0.safetensors").read() == data
     assert any(place.bases for place in store.load("m").tensor("model-0.safetensors::w")._places())
     # the new version's own deltas are kept in turn, with their bases
-    committer.commit("m", "main", parse_commit(commit_of({"a.txt": b"a"})), None)
+    committer.commit(writable(store), "main", parse_commit(commit_of({"a.txt": b"a"})))
     assert store.load("m@3").open_file("model-0.safetensors").read() == data
     assert store.check(read_data=True).findings == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 from tierstore.placement.policies import DEFAULT_POLICY, make
 from tierstore.serving import follow
-from tierstore.serving.hub.repos import Commit, Repos
+from tierstore.serving.hub.hashing import Hashing
 from tierstore.serving.hub.tree import Blobs
 from tierstore.serving.update import Update
 from tierstore.tiers.hot.tiers import HotTiers
@@ -81,20 +82,40 @@ def test_safe_open_of_a_patched_version(store: Store, monkeypatch: pytest.Monkey
     assert (plain.sha256, len(plain.read())) == ("", plain.size)
 
 
-def test_the_gateway_gives_out_what_has_a_sha256(store: Store) -> None:
+def test_the_gateway_computes_what_no_fold_has_stored(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     patch(store, 2)
     patch(store, 3)
-    digests = set()
+    monkeypatch.setattr("tierstore.serving.hub.hashing._WINDOW_BYTES", 1 << 20)
+    before = sorted(path for path in (tmp_path / "store").rglob("*") if "leases" not in path.parts)
+    hashing, reads = Hashing(), []
+
+    async def complete(model: tierstore.Model, times: int) -> None:
+        await asyncio.gather(*(hashing.complete(model) for _ in range(times)))
+
+    blobs = {}
     for number in (2, 3):
-        version = store.resolve(f"m@{number}")
-        model = Repos(store).open(Commit(version, version.digest.hex[:40]))
+        model = store.load(f"m@{number}")
+        view = model.open_file("model.safetensors")
+        data = view.read()
+        begun = model.stats.bytes_decoded
+        asyncio.run(complete(model, 8))
+        reads.append(model.stats.bytes_decoded - begun)
         (file,) = model.files
-        data = model.open_file(file.path).read()
         assert hashlib.sha256(data).hexdigest() == file.sha256
-        blob = Blobs().of_file(model, model._file_entry(file.path))
-        digests.add(blob)
-        assert not store.load(f"m@{number}")._opened.patches
-    assert len(digests) == 2
+        blobs[number] = Blobs().of_file(model, model._file_entry(file.path))
+        again = store.load(f"m@{number}")
+        asyncio.run(complete(again, 1))
+        assert again.files == model.files
+        assert again.stats.bytes_decoded < MIB  # it was known
+    assert blobs[2] != blobs[3]
+    assert max(reads) < 2 * TABLE.nbytes, "eight that ask at once have it read once"
+    assert before == sorted(
+        path for path in (tmp_path / "store").rglob("*") if "leases" not in path.parts
+    )
+    store.fold("m@3")
+    assert store.load("m@3").files[0].sha256 == blobs[3].sha256
 
 
 def test_a_node_that_has_v1_hot_fetches_the_patch_alone(store: Store, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -63,6 +63,19 @@ class Opened:
     patches: tuple[Manifest, ...]
     titles: tuple[str, ...]
     places: StorePlaces
+
+    @property
+    def lacks_sha256s(self) -> bool:
+        """Whether patches change a file whose SHA-256 is not known."""
+        return bool(self.patched) and not all(file.sha256 for file in self.manifest.files)
+
+    def with_sha256s(self, sha256s: Mapping[str, bytes]) -> Opened:
+        """Return this with the SHA-256s, by path, that somebody computed of patched files."""
+        files = tuple(
+            msgspec.structs.replace(file, sha256=sha256s.get(file.path, file.sha256))
+            for file in self.manifest.files
+        )
+        return replace(self, manifest=msgspec.structs.replace(self.manifest, files=files))
 
     def view(self, file: FileEntry) -> FileView:
         """Return one of the manifest's files, to be read by ranges."""

@@ -20,15 +20,18 @@ from tierstore.errors import TierstoreError
 from tierstore.modelstore.home.home import read_config
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.answers import HubError, of_error
+from tierstore.serving.hub.bodies import BodyRoom
 from tierstore.serving.hub.commits import Committer
+from tierstore.serving.hub.endpoints import Endpoints
+from tierstore.serving.hub.hashing import Hashing
 from tierstore.serving.hub.openapi import describe
-from tierstore.serving.hub.reading import Reading
+from tierstore.serving.hub.reading import PATHS_BYTES, Reading
 from tierstore.serving.hub.repos import Repos
 from tierstore.serving.hub.rights import Tokens
 from tierstore.serving.hub.spool import UploadSpool
 from tierstore.serving.hub.stats import HubStats
 from tierstore.serving.hub.tree import Blobs
-from tierstore.serving.hub.writing import Writing
+from tierstore.serving.hub.writing import COMMIT_BYTES, LISTS_BYTES, SMALL_BYTES, Writing
 
 _log = logging.getLogger("tierstore.hub")
 STALL_S = 60.0
@@ -96,10 +99,10 @@ def make_app(
     Raises:
         ConfigError: The file of tokens cannot be read or is invalid.
     """
-    repos, stats = Repos(store), HubStats()
-    reading = Reading(repos, Tokens(tokens), Blobs(), stats, stall_s)
-    place = UploadSpool(spool)
-    writing = Writing(reading, place, Committer(repos, place))
+    repos, stats, blobs, place = Repos(store), HubStats(), Blobs(), UploadSpool(spool)
+    ends = Endpoints(Tokens(tokens), repos, place, Hashing(), BodyRoom(stall_s))
+    reading = Reading(repos, blobs, stats, stall_s)
+    writing = Writing(place, Committer(store, place), blobs, stats, stall_s)
 
     def health(request: Request) -> Response:
         """Check that the store answers."""
@@ -118,10 +121,13 @@ def make_app(
         return JSONResponse(describe(routes))
 
     routes = [
-        Route("/healthz", health),
-        Route("/metrics", page),
-        Route("/openapi.json", description),
-        *_routes(reading, writing),
+        ends.to_anyone("/healthz", health),
+        ends.to_anyone("/metrics", page),
+        ends.to_anyone("/openapi.json", description),
+        *_reading(ends, reading),
+        *_writing(ends, writing),
+        ends.to_version("/api/models/{repo:repo}", reading.info),
+        ends.to_version("/{repo:repo}/resolve/{rev}/{path:path}", reading.file),
     ]
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response] | Response]] = {
         HubError: lambda _, error: error.response(),
@@ -132,29 +138,35 @@ def make_app(
     return _AsSent(app, stats)
 
 
-def _routes(reading: Reading, writing: Writing) -> list[Route]:
+def _reading(ends: Endpoints, reading: Reading) -> list[Route]:
+    api = "/api/models/{repo:repo}"
+    paths = f"{api}/paths-info/{{rev}}"
+    return [
+        ends.to_callers("/api/whoami-v2", reading.whoami),
+        ends.to_callers("/api/models", reading.models),
+        ends.to_version(f"{api}/revision/{{rev}}", reading.info),
+        ends.to_version(f"{api}/tree/{{rev}}", reading.tree),
+        ends.to_version(f"{api}/tree/{{rev}}/{{path:path}}", reading.tree),
+        ends.to_version(paths, reading.paths_info, body_bytes=PATHS_BYTES),
+        ends.to_readers(f"{api}/refs", reading.refs),
+        ends.to_version(f"{api}/commits/{{rev}}", reading.commits),
+        ends.to_readers(f"{api}/auth-check", reading.auth_check),
+        ends.to_version(f"{api}/safetensors-metadata/{{path:path}}", reading.safetensors_metadata),
+    ]
+
+
+def _writing(ends: Endpoints, writing: Writing) -> list[Route]:
     api = "/api/models/{repo:repo}"
     lfs = "/{repo:repo}.git/info/lfs"
+    branch = f"{api}/branch/{{rev}}"
     return [
-        Route("/api/whoami-v2", reading.whoami),
-        Route("/api/models", reading.models),
-        Route("/api/repos/create", writing.create_repo, methods=["POST"]),
-        Route(f"{api}/revision/{{rev}}", reading.info),
-        Route(f"{api}/tree/{{rev}}", reading.tree),
-        Route(f"{api}/tree/{{rev}}/{{path:path}}", reading.tree),
-        Route(f"{api}/paths-info/{{rev}}", reading.paths_info, methods=["POST"]),
-        Route(f"{api}/refs", reading.refs),
-        Route(f"{api}/commits/{{rev}}", reading.commits),
-        Route(f"{api}/auth-check", reading.auth_check),
-        Route(f"{api}/safetensors-metadata/{{path:path}}", reading.safetensors_metadata),
-        Route(f"{api}/preupload/{{rev}}", writing.preupload, methods=["POST"]),
-        Route(f"{api}/commit/{{rev}}", writing.commit, methods=["POST"]),
-        Route(f"{api}/branch/{{rev}}", writing.create_branch, methods=["POST"]),
-        Route(f"{api}/branch/{{rev}}", writing.delete_branch, methods=["DELETE"]),
-        Route(api, reading.info),
-        Route(f"{lfs}/objects/batch", writing.lfs_batch, methods=["POST"]),
-        Route(f"{lfs}/verify", writing.verify, methods=["POST"]),
-        Route(f"{lfs}/objects/{{oid}}", writing.upload, methods=["PUT"]),
-        Route(f"{lfs}/objects/{{oid}}", writing.complete, methods=["POST"]),
-        Route("/{repo:repo}/resolve/{rev}/{path:path}", reading.file),
+        ends.to_named_in_body("/api/repos/create", writing.create_repo),
+        ends.to_writers(f"{api}/preupload/{{rev}}", writing.preupload, body_bytes=LISTS_BYTES),
+        ends.to_writers(f"{api}/commit/{{rev}}", writing.commit, body_bytes=COMMIT_BYTES),
+        ends.to_writers(branch, writing.create_branch, body_bytes=SMALL_BYTES),
+        ends.to_writers(branch, writing.delete_branch, body_bytes=SMALL_BYTES, method="DELETE"),
+        ends.to_writers(f"{lfs}/objects/batch", writing.lfs_batch, body_bytes=LISTS_BYTES),
+        ends.to_writers(f"{lfs}/verify", writing.verify, body_bytes=SMALL_BYTES),
+        ends.to_uploads(f"{lfs}/objects/{{oid}}", writing.upload, "PUT"),
+        ends.to_uploads(f"{lfs}/objects/{{oid}}", writing.complete, "POST"),
     ]

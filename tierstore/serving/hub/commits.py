@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tierstore.errors import Conflict, InvalidName, NotFound, SourceError
+from tierstore.errors import Conflict, InvalidName, SourceError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.paths import check_new_path, check_path
 from tierstore.format.reflog import RefEntry
@@ -29,7 +29,8 @@ from tierstore.modelstore.saving.source import (
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version, version_of
 from tierstore.serving.hub.answers import HubError
-from tierstore.serving.hub.repos import MAIN, OID_DIGITS, Repos
+from tierstore.serving.hub.bodies import check_depth
+from tierstore.serving.hub.repos import MAIN, OID_DIGITS, WritableRepo
 from tierstore.serving.hub.spool import UploadSpool, check_oid
 
 _LARGEST_INLINE_BYTES = 10 << 20
@@ -68,12 +69,13 @@ def parse_commit(body: bytes) -> CommitRequest:
     """Parse the lines of JSON that clients send.
 
     Raises:
-        HubError: 400, a line is malformed, or a path leaves the repository.
+        HubError: 400, a line is malformed or nested too deeply, or a path leaves the repository.
     """
     found = CommitRequest()
     for line in body.splitlines():
         if not line.strip():
             continue
+        check_depth(line)
         try:
             item = json.loads(line)
             key, value = item["key"], item["value"]
@@ -123,19 +125,15 @@ class Committer:
     """Publishes commits as new versions.
 
     Args:
-        repos: Repositories of the store.
+        store: Store to publish in.
         spool: Files that were uploaded.
     """
 
-    def __init__(self, repos: Repos, spool: UploadSpool) -> None:
-        self._repos, self._spool = repos, spool
+    def __init__(self, store: Store, spool: UploadSpool) -> None:
+        self._store, self._spool = store, spool
 
-    @property
-    def _store(self) -> Store:
-        return self._repos.store
-
-    def commit(self, model: str, branch: str, asked: CommitRequest, who: str | None) -> Version:
-        """Publish a new version of ``model`` on a branch.
+    def commit(self, repo: WritableRepo, branch: str, asked: CommitRequest) -> Version:
+        """Publish a new version of a model on a branch; the message names the caller's token.
 
         If the request names no parent, files that others committed meanwhile are kept. Whether the
         branch may move is checked before the version is published. If somebody else moves an alias
@@ -143,10 +141,9 @@ class Committer:
         no branch points to it, and the answer says so: a log is never rewritten.
 
         Args:
-            model: Name of the model.
+            repo: The model, for a caller that may write to it.
             branch: ``main``, or an alias.
             asked: Request to carry out.
-            who: Name of the token, for the message.
 
         Raises:
             HubError: 412, the branch is not at the parent; 404, there is no such branch, or a file
@@ -154,20 +151,20 @@ class Committer:
             Conflict: The name is that of a release, or differs from another model's only by case.
         """
         names = Names(self._store._parts.home, self._store.node, {})
-        names.check_new(model, None)
+        names.check_new(repo.name, None)
         for _ in range(8):
-            parent = self._head(model, branch)
+            parent = repo.head(branch)
             if asked.parent is not None and not _is_at(parent, asked.parent):
                 raise HubError(
                     412, f"{branch} is not at {asked.parent}: somebody else committed first"
                 )
             try:
-                return self._publish(names, model, branch, parent, asked, who)
+                return self._publish(names, repo, branch, parent, asked)
             except Conflict as error:
                 if asked.parent is not None:
                     raise HubError(412, f"{branch} moved meanwhile: {error}") from None
             except SourceError:
-                self._refuse_changed(model, asked)
+                self._refuse_changed(repo.name, asked)
                 raise
         raise HubError(409, f"{branch} keeps moving; try again")
 
@@ -182,29 +179,17 @@ class Committer:
                 "published: upload it again",
             )
 
-    def _head(self, model: str, branch: str) -> Version | None:
-        try:
-            if branch == MAIN:
-                return self._repos.main(model)
-            return self._store.resolve(f"{model}@{branch}")
-        except NotFound:
-            if branch != MAIN:
-                raise HubError(
-                    404, f"{model} has no branch {branch[:200]!r}", "RevisionNotFound"
-                ) from None
-            return None
-
     def _publish(
         self,
         names: Names,
-        model: str,
+        repo: WritableRepo,
         branch: str,
         parent: Version | None,
         asked: CommitRequest,
-        who: str | None,
     ) -> Version:
+        model, who = repo.name, repo.caller.name
         before = None if parent is None else self._whole(parent)
-        files = sorted(self._files(model, before, asked), key=lambda file: file.path)
+        files = sorted(self._files(repo, before, asked), key=lambda file: file.path)
         if not files:
             raise HubError(400, "a commit must leave at least one file")
         warn_of_alike(file.path for file in files)
@@ -230,7 +215,7 @@ class Committer:
         version = version_of(model, entry)
         if pointed and version.number != was:
             names.point_to_new(model, branch, entry, message, was)
-        self._repos.forget(model)
+        repo.forget()
         self._spool.drop(model, [oid for oid, _ in asked.uploaded.values()])
         return version
 
@@ -241,8 +226,9 @@ class Committer:
         return model._opened.verified()
 
     def _files(
-        self, model: str, before: VerifiedOpened | None, asked: CommitRequest
+        self, repo: WritableRepo, before: VerifiedOpened | None, asked: CommitRequest
     ) -> Iterator[SourceFile]:
+        model = repo.name
         named = asked.inline.keys() | asked.uploaded.keys()
         if before is not None:
             for entry in before.manifest.files:
@@ -258,7 +244,7 @@ class Committer:
             if spooled is not None:
                 yield _spooled(path, spooled)
                 continue
-            found = self._find_stored(model, before, oid)
+            found = _find_stored(repo, before, oid)
             if found is None:
                 raise HubError(404, f"{path[:200]} was not uploaded, or too long ago: upload it")
             yield self._kept(model, *found, path)
@@ -277,19 +263,19 @@ class Committer:
         )
         return _spooled(as_path, self._spool.keep(model, parts))
 
-    def _find_stored(
-        self, model: str, newest: VerifiedOpened | None, oid: str
-    ) -> tuple[VerifiedOpened, FileEntry] | None:
-        """Find a file with this SHA-256 in the last versions of a model."""
-        if newest is None:
-            return None
-        versions = self._store.versions(model, _VERSIONS_SEARCHED)
-        opened = (self._store.load(version)._opened.verified() for version in versions)
-        for holder in chain([newest], opened):
-            for file in holder.manifest.files:
-                if file.sha256.hex() == oid:
-                    return holder, file
+
+def _find_stored(
+    repo: WritableRepo, newest: VerifiedOpened | None, oid: str
+) -> tuple[VerifiedOpened, FileEntry] | None:
+    """Find a file with this SHA-256 in the last versions of a model."""
+    if newest is None:
         return None
+    opened = (model._opened.verified() for model in repo.last_versions(_VERSIONS_SEARCHED))
+    for holder in chain([newest], opened):
+        for file in holder.manifest.files:
+            if file.sha256.hex() == oid:
+                return holder, file
+    return None
 
 
 def _spooled(path: str, where: Path) -> DiskFile:

@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tierstore.errors import InvalidName, NotFound
 from tierstore.format.paths import check_path
+from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.saving.source import SUFFIX
 from tierstore.modelstore.version import Version
 from tierstore.serving.hub.answers import HubError, entry_not_found
-from tierstore.serving.hub.bodies import read_body
+from tierstore.serving.hub.bodies import json_of
+from tierstore.serving.hub.endpoints import Call, ReadCall, VersionCall, text_of
 from tierstore.serving.hub.files import FileBody, headers_of, is_fresh, range_of
-from tierstore.serving.hub.repos import MAIN, Commit, Repos, oid_of
-from tierstore.serving.hub.rights import Caller, Tokens, whoami
+from tierstore.serving.hub.repos import Commit, Repos, oid_of
+from tierstore.serving.hub.rights import whoami
 from tierstore.serving.hub.stats import HubStats
 from tierstore.serving.hub.tree import Blobs, Tree
 
@@ -30,21 +31,12 @@ PAGE = 1000
 _COMMITS_PAGE = 100
 _MODELS_PAGE = 1000
 _MOST_PATHS = 5000
+PATHS_BYTES = 1 << 20
+"""Largest body with a list of paths, in bytes."""
 
-
-def text_of(request: Request, name: str) -> str:
-    """Return a part of the request's path, unquoted.
-
-    Raises:
-        HubError: It is not UTF-8, or holds a NUL.
-    """
-    try:
-        found = unquote(request.path_params[name], errors="strict")
-    except UnicodeDecodeError:
-        raise HubError(400, "the URL is not UTF-8") from None
-    if "\0" in found:
-        raise HubError(400, "the URL holds a NUL")
-    return found
+_INDEX = ".index.json"
+_INDEX_BYTES = 16 << 20
+_HEADERS_BYTES = 32 << 20
 
 
 def when(time: datetime) -> str:
@@ -57,135 +49,114 @@ class Reading:
     """The handlers of the read API.
 
     Attributes:
-        repos: Repositories of the store.
-        tokens: Tokens of the callers.
+        repos: Models of the store.
         blobs: Ids of files.
         stats: Counters of the gateway.
         stall_s: Seconds for which a client may take nothing.
     """
 
     repos: Repos
-    tokens: Tokens
     blobs: Blobs
     stats: HubStats
     stall_s: float
 
-    def caller(self, request: Request) -> Caller:
-        """Return the caller that sent a request."""
-        return self.tokens.caller(request.headers.get("authorization"))
-
-    def commit(self, request: Request) -> tuple[str, Commit]:
-        """Return the model and the version that the request's path names."""
-        model = text_of(request, "repo")
-        named = "rev" in request.path_params
-        revision = text_of(request, "rev") if named else MAIN
-        return model, self.repos.commit(model, revision, self.caller(request))
-
-    def whoami(self, request: Request) -> Response:
+    def whoami(self, call: Call) -> Response:
         """``GET /api/whoami-v2``: the name of the token."""
-        caller = self.caller(request)
-        if caller.name is None:
+        if call.caller.name is None:
             raise HubError(401, "Invalid username or password.")
-        return JSONResponse(whoami(caller))
+        return JSONResponse(whoami(call.caller))
 
-    def auth_check(self, request: Request) -> Response:
+    def auth_check(self, call: ReadCall) -> Response:
         """``GET /api/models/{repo}/auth-check``: whether the caller may read the model."""
-        self.repos.check_read(text_of(request, "repo"), self.caller(request))
+        call.repo.check_exists()
         return JSONResponse("OK")
 
-    def models(self, request: Request) -> Response:
+    def models(self, call: Call) -> Response:
         """``GET /api/models``: the models that the caller may read."""
-        caller = self.caller(request)
+        request = call.request
         search = request.query_params.get("search", "").lower()
         author = request.query_params.get("author")
         limit = _count(request, "limit", _MODELS_PAGE, _MODELS_PAGE)
-        names = (
-            name
-            for name in self.repos.store.models()
-            if caller.may_read(name)
-            and search in name.lower()
-            and (author is None or name.startswith(f"{author}/"))
+        repos = (
+            repo
+            for repo in self.repos.all_readable(call.caller)
+            if search in repo.name.lower()
+            and (author is None or repo.name.startswith(f"{author}/"))
         )
         found = []
-        for name in islice(names, limit):
+        for repo in islice(repos, limit):
             try:
-                found.append(_brief(name, self.repos.main(name)))
+                found.append(_brief(repo.name, repo.main()))
             except NotFound:  # saved for the first time just now
                 continue
         return JSONResponse(found)
 
-    def info(self, request: Request) -> Response:
+    def info(self, call: VersionCall) -> Response:
         """``GET /api/models/{repo}`` and ``…/revision/{rev}``: a version and its files."""
-        name, commit = self.commit(request)
-        model = self.repos.open(commit)
-        blobs = request.query_params.get("blobs", "").lower() in {"1", "true"}
-        created = self.repos.store.resolve(f"{name}@1").created
+        blobs = call.request.query_params.get("blobs", "").lower() in {"1", "true"}
+        created = call.repo.version(1).created
         siblings = (
-            [blob.sibling(blobs=True) for blob in self.blobs.all_of(model)]
+            [blob.sibling(blobs=True) for blob in self.blobs.all_of(call.model)]
             if blobs
-            else [{"rfilename": file.path} for file in model._opened.manifest.files]
+            else [{"rfilename": file.path} for file in call.model._opened.manifest.files]
         )
-        return JSONResponse(
-            _brief(name, commit.version)
-            | {"siblings": siblings, "usedStorage": model.nbytes, "createdAt": when(created)}
-            | _safetensors(model)
-        )
+        more = {
+            "siblings": siblings,
+            "usedStorage": call.model.nbytes,
+            "createdAt": when(created),
+        }
+        brief = _brief(call.repo.name, call.commit.version)
+        return JSONResponse(brief | more | _safetensors(call.model))
 
-    def tree(self, request: Request) -> Response:
+    def tree(self, call: VersionCall) -> Response:
         """``GET /api/models/{repo}/tree/{rev}/{path}``: the content of a folder."""
-        _, commit = self.commit(request)
+        request = call.request
         path = text_of(request, "path").strip("/") if "path" in request.path_params else ""
         recursive = request.query_params.get("recursive", "").lower() in {"1", "true"}
-        below = Tree(self.blobs.all_of(self.repos.open(commit))).below(path, recursive=recursive)
+        below = Tree(self.blobs.all_of(call.model)).below(path, recursive=recursive)
         if below is None:
-            raise entry_not_found(path, commit.oid)
+            raise entry_not_found(path, call.commit.oid)
         start = _count(request, "cursor", 0)
         limit = _count(request, "limit", PAGE, PAGE)
         rows = list(islice(below, start, start + limit + 1))
         if request.query_params.get("expand", "").lower() in {"1", "true"}:
-            rows = [row | {"lastCommit": _last(commit)} for row in rows]
+            rows = [row | {"lastCommit": _last(call.commit)} for row in rows]
         return _page(request, rows, start, limit)
 
-    async def paths_info(self, request: Request) -> Response:
+    def paths_info(self, call: VersionCall) -> Response:
         """``POST /api/models/{repo}/paths-info/{rev}``: those of the paths that exist."""
-        body = await read_body(request, 4 << 20, self.stall_s)
-        paths, expand = _asked_paths(request, body)
-        return await run_in_threadpool(self._paths_info, request, paths, expand)
-
-    def _paths_info(self, request: Request, paths: list[str], expand: bool) -> Response:
-        _, commit = self.commit(request)
-        tree = Tree(self.blobs.all_of(self.repos.open(commit)))
+        paths, expand = _asked_paths(call.request, call.body)
+        tree = Tree(self.blobs.all_of(call.model))
         rows = [row for path in paths if (row := tree.one(path.strip("/"))) is not None]
         if expand:
-            rows = [row | {"lastCommit": _last(commit)} for row in rows]
+            rows = [row | {"lastCommit": _last(call.commit)} for row in rows]
         return JSONResponse(rows)
 
-    def refs(self, request: Request) -> Response:
+    def refs(self, call: ReadCall) -> Response:
         """``GET /api/models/{repo}/refs``: aliases are branches, numbers are tags."""
-        model = text_of(request, "repo")
-        self.repos.check_read(model, self.caller(request))
-        store = self.repos.store
-        heads = {MAIN: self.repos.main(model)}
-        heads |= {alias.name: alias.version for alias in store.aliases(model)}
-        tags = store.versions(model)
+        call.repo.check_exists()
         found: dict[str, Any] = {
-            "branches": [_ref(name, "heads", version) for name, version in heads.items()],
+            "branches": [
+                _ref(name, "heads", version) for name, version in call.repo.branches().items()
+            ],
             "converts": [],
-            "tags": [_ref(str(version.number), "tags", version) for version in tags],
+            "tags": [
+                _ref(str(version.number), "tags", version) for version in call.repo.versions()
+            ],
         }
-        if request.query_params.get("include_prs"):
+        if call.request.query_params.get("include_prs"):
             found["pullRequests"] = []
         return JSONResponse(found)
 
-    def commits(self, request: Request) -> Response:
+    def commits(self, call: VersionCall) -> Response:
         """``GET /api/models/{repo}/commits/{rev}``: the versions up to this one."""
-        model, commit = self.commit(request)
+        request = call.request
         start = _count(request, "p", 0)
         limit = _count(request, "limit", _COMMITS_PAGE, _COMMITS_PAGE)
-        newest = commit.version.number - start * limit
+        newest = call.commit.version.number - start * limit
         rows = []
         for number in range(newest, max(0, newest - limit), -1):
-            version = self.repos.store.resolve(f"{model}@{number}")
+            version = call.repo.version(number)
             title, _, rest = (version.message or f"version {number}").partition("\n")
             rows.append(
                 {
@@ -200,51 +171,55 @@ class Reading:
         headers = _next_link(request, p=start + 1) if more else None
         return JSONResponse(rows, headers=headers)
 
-    def safetensors_metadata(self, request: Request) -> Response:
-        """``GET /api/models/{repo}/safetensors-metadata/{index}``: the shards' headers at once."""
-        _, commit = self.commit(request)
-        path = text_of(request, "path")
-        model = self.repos.open(commit)
-        index = self._json_file(model, path, commit)
-        shards = {str(shard) for shard in index.get("weight_map", {}).values()}
+    def safetensors_metadata(self, call: VersionCall) -> Response:
+        """``GET /api/models/{repo}/safetensors-metadata/{index}``: the shards' headers at once.
+
+        Of the shards nothing but the headers is read, which lie in the manifest.
+        """
+        path = text_of(call.request, "path")
+        view = _view(call, path)
+        if not path.endswith(_INDEX) or view.size > _INDEX_BYTES:
+            raise _no_index(path)
+        index = json_of(view.read())
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map", {}), dict):
+            raise _no_index(path)
         folder = path.rpartition("/")[0]
-        headers = {}
-        for shard in sorted(shards):
-            full = f"{folder}/{shard}" if folder else shard
-            header = self._view(model, full, commit).header
-            headers[shard] = json.loads(header[8:]) if header else {}
-        return JSONResponse({"headers": headers, "index": {"metadata": index.get("metadata", {})}})
+        headers, room = [], _HEADERS_BYTES
+        for shard in sorted(set(map(str, index.get("weight_map", {}).values()))):
+            header = _view(call, f"{folder}/{shard}" if folder else shard).header[8:] or b"{}"
+            room -= len(header)
+            if room < 0:
+                raise HubError(413, f"the headers have more than {_HEADERS_BYTES} bytes: read each")
+            headers.append(json.dumps(shard).encode() + b":" + header)
+        metadata = json.dumps({"metadata": index.get("metadata", {})}).encode()
+        body = b'{"headers":{%s},"index":%s}' % (b",".join(headers), metadata)
+        return Response(body, media_type="application/json")
 
-    def _json_file(self, model: Model, path: str, commit: Commit) -> dict[str, Any]:
-        try:
-            found = json.loads(self._view(model, path, commit).read())
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or not isinstance(found.get("weight_map", {}), dict):
-            raise HubError(400, f"{path[:200]} is not an index of safetensors files")
-        return found
-
-    def _view(self, model: Model, path: str, commit: Commit) -> Any:
-        try:
-            return model.open_file(check_path(path))
-        except (NotFound, InvalidName):
-            raise entry_not_found(path, commit.oid) from None
-
-    def file(self, request: Request) -> Response:
+    def file(self, call: VersionCall) -> Response:
         """``GET`` and ``HEAD`` of ``/{repo}/resolve/{rev}/{path}``: a file of a version."""
-        _, commit = self.commit(request)
+        request, model = call.request, call.model
         path = text_of(request, "path")
-        model = self.repos.open(commit)
-        view = self._view(model, path, commit)
-        blob = self.blobs.of_file(model, model._file_entry(path))
+        view = _view(call, path)
+        blob = self.blobs.of_file(model, view.entry)
         span = range_of(request, blob)
-        headers = headers_of(blob, commit.oid, span)
+        headers = headers_of(blob, call.commit.oid, span)
         if is_fresh(request, blob):
             del headers["Content-Length"]
             return Response(status_code=304, headers=headers)
         if request.method == "HEAD":
             return Response(status_code=206 if span.partial else 200, headers=headers)
         return FileBody(view, span, headers, sent=self.stats.sent, stall_s=self.stall_s)
+
+
+def _view(call: VersionCall, path: str) -> FileView:
+    try:
+        return call.model.open_file(check_path(path))
+    except (NotFound, InvalidName):
+        raise entry_not_found(path, call.commit.oid) from None
+
+
+def _no_index(path: str) -> HubError:
+    return HubError(400, f"{path[:200]} is not an index of safetensors files ({_INDEX})")
 
 
 def _brief(name: str, version: Version) -> dict[str, Any]:
@@ -297,7 +272,7 @@ def _ref(name: str, kind: str, version: Version) -> dict[str, str]:
 def _asked_paths(request: Request, body: bytes) -> tuple[list[str], bool]:
     try:
         if request.headers.get("content-type", "").startswith("application/json"):
-            asked = json.loads(body)
+            asked = json_of(body)
             paths, expand = asked.get("paths", []), bool(asked.get("expand"))
         else:
             form = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=_MOST_PATHS + 8)

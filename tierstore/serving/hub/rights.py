@@ -11,8 +11,9 @@
     [anonymous]                   # without it nobody reads without a token
     read = ["public/*"]
 
-Patterns are those of ``fnmatch``, case-sensitive. Who may write may read. The file is read again
-when it changes: a token that was taken out is refused at its next request.
+Patterns are those of ``fnmatch``, case-sensitive, and in NFC, as the names of models are. Who may
+write may read. The file is read again when it changes: a token that was taken out is refused at its
+next request. Nobody has the empty token.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import hashlib
 import re
 import threading
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -33,6 +35,7 @@ from tierstore.errors import ConfigError
 from tierstore.serving.hub.answers import HubError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 class _Rights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,18 +101,22 @@ class Tokens:
         """Return the caller that sends this ``Authorization`` header.
 
         Raises:
-            HubError: 401, the token is not known.
+            HubError: 401, the token is not known, or empty.
         """
         if self._path is not None:
             self._refresh(self._path)
         if authorization is None:
             return self._anonymous
         kind, _, token = authorization.partition(" ")
+        token = token.strip()
+        if kind.lower() == "bearer" and not token:
+            raise _unauthorized("the token in the Authorization header is empty")
         if kind.lower() == "bearer" and self._path is None:
             return self._anonymous  # clients send the token they have, whoever it is for
-        found = self._known.get(hashlib.sha256(token.strip().encode("utf-8")).hexdigest())
+        # starlette decodes headers as Latin-1: these are the bytes that were sent
+        found = self._known.get(hashlib.sha256(token.encode("latin-1")).hexdigest())
         if kind.lower() != "bearer" or found is None:
-            raise HubError(401, "Invalid credentials in Authorization header")
+            raise _unauthorized("Invalid credentials in Authorization header")
         return found
 
     def _refresh(self, path: Path) -> None:
@@ -142,11 +149,25 @@ class Tokens:
                     f"{path}: sha256 of token {token.name!r} is not 64 lower-case hex digits; "
                     'make it with printf %s "$TOKEN" | sha256sum'
                 )
-            read = (*token.read, *file.anonymous.read)
-            known[token.sha256] = Caller(token.name, read, token.write)
+            if token.sha256 == _OF_NOTHING:
+                raise ConfigError(
+                    f"{path}: sha256 of token {token.name!r} is that of an empty token: was $TOKEN "
+                    "set when it was made?"
+                )
+            read = _patterns(*token.read, *file.anonymous.read)
+            known[token.sha256] = Caller(token.name, read, _patterns(*token.write))
         self._known = known
-        self._anonymous = Caller(None, file.anonymous.read, file.anonymous.write)
+        anonymous = file.anonymous
+        self._anonymous = Caller(None, _patterns(*anonymous.read), _patterns(*anonymous.write))
         self._seen = (found.st_mtime_ns, found.st_ino)
+
+
+def _patterns(*given: str) -> tuple[str, ...]:
+    return tuple(unicodedata.normalize("NFC", pattern) for pattern in given)
+
+
+def _unauthorized(message: str) -> HubError:
+    return HubError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def whoami(caller: Caller) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -15,19 +14,24 @@ from starlette.responses import JSONResponse, Response
 
 from tierstore.errors import NotFound
 from tierstore.format.paths import is_own
-from tierstore.ids import check_name
-from tierstore.serving.hub.answers import HubError, repo_not_found
-from tierstore.serving.hub.bodies import body_parts, read_body
+from tierstore.serving.hub.answers import HubError
+from tierstore.serving.hub.bodies import body_parts, json_object
 from tierstore.serving.hub.commits import Committer, parse_commit
-from tierstore.serving.hub.reading import Reading, text_of
+from tierstore.serving.hub.endpoints import UploadCall, WriteCall, text_of
 from tierstore.serving.hub.repos import MAIN, oid_of
 from tierstore.serving.hub.rights import Caller
 from tierstore.serving.hub.spool import UploadSpool, check_oid
-from tierstore.serving.hub.tree import is_lfs
+from tierstore.serving.hub.stats import HubStats
+from tierstore.serving.hub.tree import Blobs, is_lfs
 
-_SMALL_BYTES = 1 << 20
-_LISTS_BYTES = 64 << 20
-"""Largest body with a list of files, in bytes: a commit holds its small files too."""
+SMALL_BYTES = 64 << 10
+"""Largest body that names one thing, in bytes."""
+
+LISTS_BYTES = 4 << 20
+"""Largest body with a list of files, in bytes."""
+
+COMMIT_BYTES = 64 << 20
+"""Largest body of a commit, in bytes: it holds the small files."""
 
 PART_BYTES = 64 << 20
 """Size of a part of an upload, in bytes; larger files come in parts, which can be sent again."""
@@ -41,90 +45,53 @@ class Writing:
     """The handlers of the write API.
 
     Attributes:
-        reading: Handlers of the read API, which know callers and versions.
         spool: Uploads that wait for their commit.
         committer: Publisher of commits.
+        blobs: Ids of files.
+        stats: Counters of the gateway.
+        stall_s: Seconds for which a client may send nothing.
     """
 
-    reading: Reading
     spool: UploadSpool
     committer: Committer
+    blobs: Blobs
+    stats: HubStats
+    stall_s: float
 
-    def _writer(self, request: Request, model: str) -> Caller:
-        caller = self.reading.caller(request)
-        check_name("model", model)
-        if not caller.may_write(model):
-            if not caller.may_read(model):
-                raise repo_not_found(model, anonymous=caller.name is None)
-            raise HubError(403, f"this token may not write to {model}")
-        return caller
-
-    async def _json(self, request: Request, most: int) -> dict[str, Any]:
-        try:
-            found = json.loads(await read_body(request, most, self.reading.stall_s) or b"{}")
-        except ValueError:
-            raise HubError(400, "the body is not JSON") from None
-        if not isinstance(found, dict):
-            raise HubError(400, "the body must be a JSON object")
-        return found
-
-    async def create_repo(self, request: Request) -> Response:
+    def create_repo(self, call: WriteCall) -> Response:
         """``POST /api/repos/create``: a model, which exists once it has a version."""
-        asked = await self._json(request, _SMALL_BYTES)
-        parts = [asked.get("organization"), asked.get("name")]
-        if asked.get("type", "model") != "model":
+        if json_object(call.body).get("type", "model") != "model":
             raise HubError(400, "this gateway only has models")
-        model = "/".join(str(part) for part in parts if part)
-        return await run_in_threadpool(self._create_repo, request, model)
-
-    def _create_repo(self, request: Request, model: str) -> Response:
-        self._writer(request, model)
-        url = f"{_base(request)}/{model}"
+        name = call.repo.name
+        url = f"{_base(call.request)}/{name}"
         try:
-            self.reading.repos.main(model)
+            call.repo.main()
         except NotFound:
-            return JSONResponse({"url": url, "name": model, "id": model})
+            return JSONResponse({"url": url, "name": name, "id": name})
         body = {"error": "You already created this model repo", "url": url}
         return JSONResponse(body, 409)
 
-    async def create_branch(self, request: Request) -> Response:
+    def create_branch(self, call: WriteCall) -> Response:
         """``POST /api/models/{repo}/branch/{branch}``: a new alias."""
-        asked = await self._json(request, _SMALL_BYTES)
-        return await run_in_threadpool(self._create_branch, request, asked)
+        branch = text_of(call.request, "rev")
+        start = str(json_object(call.body).get("startingPoint") or MAIN)
+        call.repo.add_branch(branch, call.repo.commit(start), _by("branch", call.caller))
+        url = f"{_base(call.request)}/{call.repo.name}/tree/{quote(branch, safe='')}"
+        return JSONResponse({"url": url})
 
-    def _create_branch(self, request: Request, asked: dict[str, Any]) -> Response:
-        model, branch = text_of(request, "repo"), text_of(request, "rev")
-        caller = self._writer(request, model)
-        start = str(asked.get("startingPoint") or MAIN)
-        commit = self.reading.repos.commit(model, start, caller)
-        store = self.reading.repos.store
-        if branch == MAIN or any(alias.name == branch for alias in store.aliases(model)):
-            raise HubError(409, f"Reference already exists: {branch[:200]}")
-        store.alias(model, branch, str(commit.version), message=_by("branch", caller))
-        self.reading.repos.forget(model)
-        return JSONResponse({"url": f"{_base(request)}/{model}/tree/{quote(branch, safe='')}"})
-
-    def delete_branch(self, request: Request) -> Response:
+    def delete_branch(self, call: WriteCall) -> Response:
         """``DELETE /api/models/{repo}/branch/{branch}``: remove an alias."""
-        model, branch = text_of(request, "repo"), text_of(request, "rev")
-        caller = self._writer(request, model)
-        self.reading.repos.store.remove_alias(model, branch, message=_by("branch", caller))
-        self.reading.repos.forget(model)
+        call.repo.remove_branch(text_of(call.request, "rev"), _by("branch", call.caller))
         return JSONResponse({})
 
-    async def preupload(self, request: Request) -> Response:
+    def preupload(self, call: WriteCall) -> Response:
         """``POST /api/models/{repo}/preupload/{rev}``: how to upload each file."""
-        asked = await self._json(request, _LISTS_BYTES)
-        return await run_in_threadpool(self._preupload, request, asked)
-
-    def _preupload(self, request: Request, asked: dict[str, Any]) -> Response:
-        model = text_of(request, "repo")
-        caller = self._writer(request, model)
+        asked = json_object(call.body)
         known = {}
         try:
-            commit = self.reading.repos.commit(model, text_of(request, "rev"), caller)
-            opened = self.reading.repos.open(commit)
-            known = {blob.path: blob.oid for blob in self.reading.blobs.all_of(opened)}
+            model = call.repo.open(call.repo.commit(text_of(call.request, "rev")))
+            model.fold()  # as the commit that follows does
+            known = {blob.path: blob.oid for blob in self.blobs.all_of(model)}
         except HubError as error:
             if error.status != 404:
                 raise
@@ -140,22 +107,13 @@ class Writing:
             )
         return JSONResponse({"files": files})
 
-    async def lfs_batch(self, request: Request) -> Response:
+    def lfs_batch(self, call: WriteCall) -> Response:
         """``POST /{repo}.git/info/lfs/objects/batch``: where to upload files that are missing."""
-        asked = await self._json(request, _LISTS_BYTES)
-        return await run_in_threadpool(self._lfs_batch, request, asked)
-
-    def _lfs_batch(self, request: Request, asked: dict[str, Any]) -> Response:
-        model = text_of(request, "repo")
-        self._writer(request, model)
+        asked = json_object(call.body)
         if asked.get("operation") != "upload":
             raise HubError(422, "this gateway takes uploads here; files are read by 'resolve'")
         transfers = asked.get("transfers") or ["basic"]
-        try:
-            newest = self.reading.repos.store.load(model)
-        except NotFound:
-            newest = None
-        have = {file.sha256 for file in newest.files} if newest else set()
+        model, have = call.repo.name, call.repo.stored_sha256s()
         wanted = [
             check_oid(one.get("oid"), one.get("size"))
             for one in _objects(asked.get("objects"), "objects")
@@ -169,7 +127,7 @@ class Writing:
                 found["error"] = {"code": 507, "message": "the gateway's disk has no room for it"}
             elif oid not in have and self.spool.find(model, oid, size) is None:
                 in_parts = size > PART_BYTES and "multipart" in transfers
-                found["actions"] = self._actions(request, model, oid, size, in_parts)
+                found["actions"] = self._actions(call.request, model, oid, size, in_parts)
             objects.append(found)
         large = any("chunk_size" in _header(one) for one in objects)
         body = {"transfer": "multipart" if large else "basic", "objects": objects}
@@ -194,62 +152,44 @@ class Writing:
         query = {"size": size, "part": part, "expires": expires, "signature": signature}
         return f"{_base(request)}/{quote(model)}.git/info/lfs/objects/{oid}?{urlencode(query)}"
 
-    def _allowed(self, request: Request) -> tuple[str, str, int, int]:
-        model = text_of(request, "repo")
-        query = request.query_params
-        numbers = [query.get(name, "") for name in ("size", "part", "expires")]
-        if not all(text.isascii() and text.isdigit() and len(text) < 17 for text in numbers):
-            raise HubError(403, "this URL is not one that the gateway gave out")
-        size, part, expires = map(int, numbers)
-        oid, size = check_oid(text_of(request, "oid"), size)
-        self.spool.check(model, oid, size, part, expires, query.get("signature", ""))
-        return model, oid, size, part
-
-    async def upload(self, request: Request) -> Response:
+    async def upload(self, call: UploadCall) -> Response:
         """``PUT`` to a URL that ``lfs_batch`` gave out: a file, or one part of it."""
-        model, oid, size, part = self._allowed(request)
+        size, part = call.size, call.part
         most = size if part == 0 else min(PART_BYTES, size - (part - 1) * PART_BYTES)
-        parts = body_parts(request, most, self.reading.stall_s)
-        found = await self.spool.receive(model, oid, size, part, parts)
-        self.reading.stats.received(most)
+        parts = body_parts(call.request, most, self.stall_s)
+        found = await self.spool.receive(call.repo, call.oid, size, part, parts)
+        self.stats.received(most)
         return Response(status_code=200, headers={"ETag": f'"{found}"'})
 
-    def complete(self, request: Request) -> Response:
+    async def complete(self, call: UploadCall) -> Response:
         """``POST`` to the URL of the whole file: join its parts."""
-        model, oid, size, _ = self._allowed(request)
-        if self.spool.find(model, oid, size) is None:
-            self.spool.join(model, oid, size, math.ceil(size / PART_BYTES))
+        await run_in_threadpool(self._complete, call)
         return JSONResponse({"success": True})
 
-    async def verify(self, request: Request) -> Response:
-        """``POST /{repo}.git/info/lfs/verify``: whether a file has arrived."""
-        asked = await self._json(request, _SMALL_BYTES)
-        return await run_in_threadpool(self._verify, request, asked)
+    def _complete(self, call: UploadCall) -> None:
+        if self.spool.find(call.repo, call.oid, call.size) is None:
+            self.spool.join(call.repo, call.oid, call.size, math.ceil(call.size / PART_BYTES))
 
-    def _verify(self, request: Request, asked: dict[str, Any]) -> Response:
-        model = text_of(request, "repo")
-        self._writer(request, model)
+    def verify(self, call: WriteCall) -> Response:
+        """``POST /{repo}.git/info/lfs/verify``: whether a file has arrived."""
+        asked = json_object(call.body)
         oid, size = check_oid(asked.get("oid"), asked.get("size"))
-        if self.spool.find(model, oid, size) is None:
+        if self.spool.find(call.repo.name, oid, size) is None:
             raise HubError(404, f"{oid} was not uploaded")
         return JSONResponse({}, media_type=_LFS)
 
-    async def commit(self, request: Request) -> Response:
+    def commit(self, call: WriteCall) -> Response:
         """``POST /api/models/{repo}/commit/{rev}``: a new version."""
-        body = await read_body(request, _LISTS_BYTES, self.reading.stall_s)
-        return await run_in_threadpool(self._commit, request, body)
-
-    def _commit(self, request: Request, body: bytes) -> Response:
-        model, branch = text_of(request, "repo"), text_of(request, "rev")
-        caller = self._writer(request, model)
+        request = call.request
         if request.query_params.get("create_pr"):
             raise HubError(400, "this gateway has no pull requests: commit to a branch")
-        version = self.committer.commit(model, branch, parse_commit(body), caller.name)
+        branch = text_of(request, "rev")
+        version = self.committer.commit(call.repo, branch, parse_commit(call.body))
         return JSONResponse(
             {
                 "success": True,
                 "commitOid": oid_of(version),
-                "commitUrl": f"{_base(request)}/{model}/commit/{oid_of(version)}",
+                "commitUrl": f"{_base(request)}/{call.repo.name}/commit/{oid_of(version)}",
                 "hookOutput": "",
             }
         )
