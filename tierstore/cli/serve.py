@@ -50,6 +50,17 @@ KeyOption = Annotated[
 ]
 
 
+PerAddressOption = Annotated[
+    int,
+    typer.Option(
+        "--connections-per-address",
+        metavar="COUNT",
+        min=1,
+        help="Most connections from one address; more where a proxy stands before the gateway.",
+    ),
+]
+
+
 def hub(
     cli: Cli,
     host: HostOption = "127.0.0.1",
@@ -58,6 +69,7 @@ def hub(
     spool: SpoolOption = None,
     certificate: CertificateOption = None,
     key: KeyOption = None,
+    connections_per_address: PerAddressOption = 256,
 ) -> None:
     """Serve the store over the HTTP API of the Hugging Face Hub.
 
@@ -93,4 +105,5 @@ def hub(
             spool=spool,
             certificate=certificate,
             key=key,
+            per_address=connections_per_address,
         )

@@ -26,6 +26,10 @@ _log = logging.getLogger("tierstore.hub")
 _RETRY_AFTER_S = 2
 
 
+class Stalled(ConnectionAbortedError):
+    """The client took nothing for too long; who raises it has logged it."""
+
+
 class HubError(Exception):
     """An answer that is an error.
 

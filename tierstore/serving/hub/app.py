@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -19,11 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tierstore.errors import TierstoreError
 from tierstore.modelstore.home.home import read_config
 from tierstore.modelstore.store import Store
-from tierstore.serving.hub.answers import HubError, of_error
-from tierstore.serving.hub.bodies import BodyRoom
+from tierstore.serving.hub.answers import HubError, Stalled, of_error
 from tierstore.serving.hub.commits import Committer
 from tierstore.serving.hub.endpoints import Endpoints
-from tierstore.serving.hub.hashing import Hashing
+from tierstore.serving.hub.files import Sender
 from tierstore.serving.hub.openapi import describe
 from tierstore.serving.hub.reading import PATHS_BYTES, Reading
 from tierstore.serving.hub.repos import Repos
@@ -35,6 +35,11 @@ from tierstore.serving.hub.writing import COMMIT_BYTES, LISTS_BYTES, SMALL_BYTES
 
 _log = logging.getLogger("tierstore.hub")
 STALL_S = 60.0
+MOST_AT_ONCE = 1024
+"""Most requests in progress; others are answered with 503."""
+
+_HEALTHY_S = 1.0
+_BUSY = HubError(503, "too many requests at once; try again", headers={"Retry-After": "2"})
 
 
 class _Repo(Convertor[str]):
@@ -52,28 +57,40 @@ class _Repo(Convertor[str]):
 register_url_convertor("repo", _Repo())
 
 
-class _AsSent:
-    """Routes by the path as it was sent, in which ``%2F`` of a branch's name is no separator."""
+class _Outermost:
+    """What every request passes: it is bounded in number, counted and logged.
 
-    def __init__(self, app: ASGIApp, stats: HubStats) -> None:
-        self._app, self._stats = app, stats
+    The path is the one that was sent, in which ``%2F`` of a branch's name is no separator.
+    """
+
+    def __init__(self, app: ASGIApp, stats: HubStats, stall_s: float) -> None:
+        self._app, self._stats, self._stall_s = app, stats, stall_s
+        self._now = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             raw = scope.get("raw_path") or scope["path"].encode()
             scope = {**scope, "path": raw.split(b"?")[0].decode("ascii", "replace")}
         began, status = time.monotonic(), 0
+        app = self._app if self._now < MOST_AT_ONCE else _BUSY.response()
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._stats.answered(status)
-            await send(message)
+            try:
+                async with asyncio.timeout(self._stall_s):
+                    await send(message)
+            except TimeoutError:
+                _log.warning("a client that took nothing for %g s is cut off", self._stall_s)
+                raise Stalled("the client stalled") from None
 
+        self._now += 1
         try:
-            await self._app(scope, receive, counted)
+            await app(scope, receive, counted)
         finally:
+            self._now -= 1
             if scope["type"] == "http":
                 took = time.monotonic() - began
                 _log.info("%s %s %d %.3f s", scope["method"], scope["path"], status, took)
@@ -100,13 +117,19 @@ def make_app(
         ConfigError: The file of tokens cannot be read or is invalid.
     """
     repos, stats, blobs, place = Repos(store), HubStats(), Blobs(), UploadSpool(spool)
-    ends = Endpoints(Tokens(tokens), repos, place, Hashing(), BodyRoom(stall_s))
-    reading = Reading(repos, blobs, stats, stall_s)
+    sender = Sender(stats.sent)
+    ends = Endpoints(Tokens(tokens), repos, place, stall_s, sender)
+    reading = Reading(repos, blobs, sender)
     writing = Writing(place, Committer(store, place), blobs, stats, stall_s)
+
+    seen = -_HEALTHY_S
 
     def health(request: Request) -> Response:
         """Check that the store answers."""
-        read_config(store._parts.home.blobs)
+        nonlocal seen
+        if time.monotonic() >= seen + _HEALTHY_S:  # however often anybody asks
+            read_config(store._parts.home.blobs)
+            seen = time.monotonic()
         return JSONResponse({"status": "ok", "store": store._parts.home.config.store_id})
 
     def page(request: Request) -> Response:
@@ -135,7 +158,7 @@ def make_app(
         HTTPException: lambda _, error: HubError(error.status_code, error.detail).response(),
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
-    return _AsSent(app, stats)
+    return _Outermost(app, stats, stall_s)
 
 
 def _reading(ends: Endpoints, reading: Reading) -> list[Route]:

@@ -25,6 +25,7 @@ def serve(
     spool: Path | None,
     certificate: Path | None,
     key: Path | None,
+    per_address: int,
 ) -> None:
     """Serve a store until a signal ends it.
 
@@ -37,6 +38,7 @@ def serve(
         spool: Folder for uploads; by default in the cache directory of the store.
         certificate: PEM file of the certificate, to serve https.
         key: PEM file of the certificate's key.
+        per_address: The most connections from one address.
 
     Raises:
         ConfigError: The extra ``hub`` is not installed, or the file of tokens is invalid.
@@ -51,7 +53,7 @@ def serve(
     folder = spool or cache / store._parts.home.config.store_id / "uploads"
     store._parts.places.check(folder, but=CACHE)
     app = make_app(store, folder, tokens=tokens, metrics=_metrics(store))
-    where = listen(host, port)
+    where = listen(host, port, per_address)
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if certificate is not None else "http"
     url = f"{scheme}://{shown}:{where.getsockname()[1]}"

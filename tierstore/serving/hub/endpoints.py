@@ -22,6 +22,7 @@ from starlette.routing import Route
 from tierstore.modelstore.loading.model import Model
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.bodies import BodyRoom, json_object
+from tierstore.serving.hub.files import Sender, without_holding
 from tierstore.serving.hub.hashing import Hashing
 from tierstore.serving.hub.repos import MAIN, Commit, Repo, Repos, WritableRepo
 from tierstore.serving.hub.rights import Caller, Tokens
@@ -108,15 +109,22 @@ class Endpoints:
         tokens: Rights of the callers.
         repos: Models of the store.
         spool: What has signed the URLs of uploads.
-        hashing: Computes SHA-256s that are not stored.
-        room: Memory for bodies.
+        stall_s: Seconds for which a client may send nothing.
+        sender: Sends files, and large answers.
     """
 
     def __init__(
-        self, tokens: Tokens, repos: Repos, spool: UploadSpool, hashing: Hashing, room: BodyRoom
+        self, tokens: Tokens, repos: Repos, spool: UploadSpool, stall_s: float, sender: Sender
     ) -> None:
-        self._tokens, self._repos, self._spool = tokens, repos, spool
-        self._hashing, self._room = hashing, room
+        self._tokens, self._repos, self._spool, self._sender = tokens, repos, spool, sender
+        self._hashing, self._room = Hashing(), BodyRoom(stall_s)
+
+    async def _run(self, handler: Callable[[_Asked], Response], call: _Asked) -> Response:
+        """Run a handler in a thread; a large answer does not stay in memory."""
+        return await run_in_threadpool(self._answer, handler, call)
+
+    def _answer(self, handler: Callable[[_Asked], Response], call: _Asked) -> Response:
+        return without_holding(handler(call), self._spool.root, self._sender)
 
     def _caller(self, request: Request) -> Caller:
         return self._tokens.caller(request.headers.get("authorization"))
@@ -130,7 +138,7 @@ class Endpoints:
         """Route to what everybody may ask, and what says nothing of any model."""
 
         async def answer(request: Request) -> Response:
-            return await run_in_threadpool(handler, request)
+            return await self._run(handler, request)
 
         return _route(path, handler, answer, "GET")
 
@@ -138,7 +146,7 @@ class Endpoints:
         """Route to what depends on the caller alone."""
 
         async def answer(request: Request) -> Response:
-            return await run_in_threadpool(handler, Call(request, self._caller(request)))
+            return await self._run(handler, Call(request, self._caller(request)))
 
         return _route(path, handler, answer, "GET")
 
@@ -147,7 +155,7 @@ class Endpoints:
 
         async def answer(request: Request) -> Response:
             repo = self._readable(request)
-            return await run_in_threadpool(handler, ReadCall(request, repo.caller, repo))
+            return await self._run(handler, ReadCall(request, repo.caller, repo))
 
         return _route(path, handler, answer, "GET")
 
@@ -175,7 +183,7 @@ class Endpoints:
                 commit, model = await run_in_threadpool(opened)
                 await self._hashing.complete(model)
                 call = VersionCall(request, repo.caller, repo, commit, model, body)
-                return await run_in_threadpool(handler, call)
+                return await self._run(handler, call)
 
         return _route(path, handler, answer, "POST" if body_bytes else "GET")
 
@@ -200,7 +208,7 @@ class Endpoints:
             caller = self._caller(request)
             repo = self._repos.writable(text_of(request, "repo"), caller)
             async with self._room.body(request, body_bytes) as body:
-                return await run_in_threadpool(handler, WriteCall(request, caller, repo, body))
+                return await self._run(handler, WriteCall(request, caller, repo, body))
 
         return _route(path, handler, answer, method)
 
@@ -221,7 +229,7 @@ class Endpoints:
                 parts = [asked.get("organization"), asked.get("name")]
                 name = "/".join(str(part) for part in parts if part)
                 repo = self._repos.writable(name, caller)
-                return await run_in_threadpool(handler, WriteCall(request, caller, repo, body))
+                return await self._run(handler, WriteCall(request, caller, repo, body))
 
         return _route(path, handler, answer, "POST")
 

@@ -46,13 +46,16 @@ class Hashing:
     async def _compute(self, model: Model) -> None:
         loop, found = asyncio.get_running_loop(), {}
         async with self._turn:
-            for path in sorted(model._opened.patched):
-                view, sha = model.open_file(path), hashlib.sha256()
+            opened = model._opened.verified()  # a fold will have to say the same
+            for file in opened.manifest.files:
+                if file.path not in opened.patched:
+                    continue
+                view, sha = opened.view(file), hashlib.sha256()
                 window = memoryview(bytearray(min(_WINDOW_BYTES, view.size)))
                 # window by window, so that the gateway can end meanwhile
                 for start in range(0, view.size, _WINDOW_BYTES):
                     await loop.run_in_executor(self._thread, _add, sha, view, start, window)
-                found[path] = sha.digest()
+                found[file.path] = sha.digest()
         self._known[model.version.digest] = found
         while len(self._known) > _KNOWN_VERSIONS:
             self._known.popitem(last=False)

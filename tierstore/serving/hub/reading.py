@@ -21,10 +21,9 @@ from tierstore.modelstore.version import Version
 from tierstore.serving.hub.answers import HubError, entry_not_found
 from tierstore.serving.hub.bodies import json_of
 from tierstore.serving.hub.endpoints import Call, ReadCall, VersionCall, text_of
-from tierstore.serving.hub.files import FileBody, headers_of, is_fresh, range_of
+from tierstore.serving.hub.files import FileBody, Sender, headers_of, is_fresh, range_of
 from tierstore.serving.hub.repos import Commit, Repos, oid_of
 from tierstore.serving.hub.rights import whoami
-from tierstore.serving.hub.stats import HubStats
 from tierstore.serving.hub.tree import Blobs, Tree
 
 PAGE = 1000
@@ -51,14 +50,12 @@ class Reading:
     Attributes:
         repos: Models of the store.
         blobs: Ids of files.
-        stats: Counters of the gateway.
-        stall_s: Seconds for which a client may take nothing.
+        sender: Sends files.
     """
 
     repos: Repos
     blobs: Blobs
-    stats: HubStats
-    stall_s: float
+    sender: Sender
 
     def whoami(self, call: Call) -> Response:
         """``GET /api/whoami-v2``: the name of the token."""
@@ -208,7 +205,7 @@ class Reading:
             return Response(status_code=304, headers=headers)
         if request.method == "HEAD":
             return Response(status_code=206 if span.partial else 200, headers=headers)
-        return FileBody(view, span, headers, sent=self.stats.sent, stall_s=self.stall_s)
+        return FileBody(view, span, headers, self.sender)
 
 
 def _view(call: VersionCall, path: str) -> FileView:

@@ -48,14 +48,14 @@ class UploadSpool:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key = self._secret()
         self.sweep()
 
     def _secret(self) -> bytes:
-        path = self._root / _SECRET
-        fresh = self._root / f"{_SECRET}-{secrets.token_hex(8)}"
+        path = self.root / _SECRET
+        fresh = self.root / f"{_SECRET}-{secrets.token_hex(8)}"
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -82,7 +82,7 @@ class UploadSpool:
     # Files
 
     def _folder(self, repo: str) -> Path:
-        return self._root / hashlib.sha256(repo.encode()).hexdigest()[:32]
+        return self.root / hashlib.sha256(repo.encode()).hexdigest()[:32]
 
     def find(self, repo: str, oid: str, size: int | None) -> Path | None:
         """Find a file that arrived whole; ``None`` if it is not here."""
@@ -203,7 +203,7 @@ class UploadSpool:
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
         """Remove files that were not used for ``older_than_s`` seconds."""
         horizon = time.time() - older_than_s
-        for folder in self._root.iterdir():
+        for folder in self.root.iterdir():
             if not folder.is_dir():
                 continue
             with contextlib.suppress(OSError):
@@ -214,4 +214,4 @@ class UploadSpool:
 
     def free(self) -> int:
         """Return the bytes that are free on the disk."""
-        return shutil.disk_usage(self._root).free
+        return shutil.disk_usage(self.root).free
