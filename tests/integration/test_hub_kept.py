@@ -203,18 +203,18 @@ def test_an_upload_that_changed_in_the_spool_is_not_published(
     data = (tmp_path / "sent").read_bytes()
     oid = hashlib.sha256(data).hexdigest()
     spool = UploadSpool(tmp_path / "spool")
-    committer = Committer(Repos(store), spool)
+    committer = Committer(store, spool)
     asked = parse_commit(uploaded(name, oid, len(data)))
     path = spool.keep("m", [data])
     assert path.name == oid
     flip(path, at)
     with pytest.raises(HubError, match=r"changed on the gateway's disk; .* upload it again") as why:
-        committer.commit("m", "main", asked, None)
+        committer.commit(writable(store), "main", asked)
     assert why.value.status == 500
     assert store.models() == []
     assert spool.find("m", oid, len(data)) is None, "so that the client sends it again"
     spool.keep("m", [data])
-    committer.commit("m", "main", asked, None)
+    committer.commit(writable(store), "main", asked)
     assert store.load("m").read_file(name) == data
     assert store.load("m").files[0].sha256 == oid
 
@@ -224,7 +224,7 @@ def test_a_malformed_upload_is_told_from_one_that_changed(store: Store, tmp_path
     path = spool.keep("m", [b"no header at all"])
     asked = parse_commit(uploaded("model.safetensors", path.name, 16))
     with pytest.raises(InvalidSafetensors):
-        Committer(Repos(store), spool).commit("m", "main", asked, None)
+        Committer(store, spool).commit(writable(store), "main", asked)
     assert path.exists()
 
 
@@ -243,6 +243,6 @@ def test_a_file_that_is_cut_anew_is_what_was_saved(store: Store, tmp_path: Path)
             chunk.write_bytes(data)
         [file] = first.load("m").files
         asked = parse_commit(uploaded("weights.dat", file.sha256, file.size))
-        Committer(Repos(first), UploadSpool(tmp_path / "spool")).commit("m", "main", asked, None)
+        Committer(first, UploadSpool(tmp_path / "spool")).commit(writable(first), "main", asked)
         wanted = (tmp_path / "model.safetensors").read_bytes()
         assert first.load("m").read_file("weights.dat") == wanted
