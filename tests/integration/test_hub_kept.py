@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 import tierstore
 from tierstore.blobs.base import RangeRead
-from tierstore.errors import InvalidSafetensors
+from tierstore.errors import InvalidSafetensors, UnsafeSource
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.commits import Committer, parse_commit
@@ -146,6 +147,33 @@ def test_a_file_is_renamed_without_being_sent(
     committer.commit(writable(store), "main", parse_commit(body))
     assert store.load("m@4")._file_entry("x.safetensors").header
     assert store.check(read_data=True).findings == []
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("model.pt", pickle.dumps({"w": [1.0]}, protocol=2)),
+        ("notes.txt", pickle.dumps({"w": [1.0]}, protocol=4)),
+        ("model.bin", b"PK\x03\x04" + bytes(60)),
+        (".git/hooks/pre-commit", b"#!/bin/sh"),
+        ("sub/.GIT/config", b"[core]"),
+        (".git. /config", b"[core]"),
+        ("GIT~1/config", b"[core]"),
+    ],
+)
+def test_an_inline_file_that_could_run_is_refused(
+    store: Store, source: Path, tmp_path: Path, path: str, data: bytes
+) -> None:
+    store.save("m", source)
+    committer = Committer(store, UploadSpool(tmp_path / "spool"))
+    with pytest.raises((UnsafeSource, HubError)):
+        committer.commit(writable(store), "main", parse_commit(commit_of({path: data})))
+    assert len(store.versions("m")) == 1
+    with pytest.raises(HubError, match=r"lies in a \.git folder"):
+        parse_commit(uploaded(".git/config", "a" * 64, 5))
+    plain = {".gitattributes": b"* text", "a.git/x.txt": b"x"}
+    committer.commit(writable(store), "main", parse_commit(commit_of(plain)))
+    assert store.load("m").read_file("a.git/x.txt") == b"x"
 
 
 def test_patches_are_folded_and_the_rest_kept(

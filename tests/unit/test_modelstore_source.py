@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from tierstore.blobs.memory import MemoryStore
@@ -23,6 +25,7 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.modelstore.home.home import create_config
+from tierstore.modelstore.saving.pickles import is_pickle
 from tierstore.modelstore.saving.source import ArrayFile, DiskFile, open_source
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
@@ -149,6 +152,12 @@ PICKLES: dict[str, Callable[[Path], object]] = {
     "MODEL.PTH": torch_zip,
     "model.ckpt": lambda path: path.write_bytes(pickle.dumps({}, protocol=5)),
     "model.pkl": lambda path: path.write_bytes(pickle.dumps({}, protocol=4)),
+    # whatever they are called
+    "weights.dat": torch_zip,
+    "state.safe": lambda path: path.write_bytes(pickle.dumps(["x"], protocol=3)),
+    "old.npy": lambda path: path.write_bytes(
+        pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # torch before its archives
+    ),
 }
 
 
@@ -161,6 +170,25 @@ def test_pickles_are_refused_with_the_way_out(store: Store, model: Path, name: s
     assert store.models() == []
     store.save("m", model, exclude=[f"*{Path(name).suffix}"])
     assert [file.path for file in store.load("m").files] == ["config.json", "model.safetensors"]
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.floats() | st.text() | st.binary() | st.booleans(),
+        lambda below: st.lists(below) | st.dictionaries(st.text(), below) | st.tuples(below),
+        max_leaves=5,
+    ),
+    st.integers(2, pickle.HIGHEST_PROTOCOL),
+)
+def test_every_pickle_of_protocol_2_and_up_is_one(value: object, protocol: int) -> None:
+    assert is_pickle("notes.txt", pickle.dumps(value, protocol)[:256])
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"PK\x03\x04" + bytes(40), b"\x80\x01}.", b"(dp0\n.", b"\x80\x05\xff"]
+)
+def test_other_files_are_none(begin: bytes) -> None:
+    assert not is_pickle("notes.txt", begin)
 
 
 def test_a_binary_file_that_is_no_pickle_is_kept(store: Store, model: Path) -> None:

@@ -42,12 +42,12 @@ from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.loading.arrays import ArrayBytes, array_bytes
 from tierstore.modelstore.loading.exportdir import read_list
 from tierstore.modelstore.places import StorePlaces
+from tierstore.modelstore.saving.pickles import LOOKED_AT_BYTES, is_pickle
 
 _log = logging.getLogger("tierstore.save")
 
 SUFFIX = ".safetensors"
 SKIPPED_FOLDERS = (".git", ".cache/huggingface")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _ARRAYS_PATH = "model.safetensors"
 
 
@@ -118,7 +118,7 @@ class DiskFile(SourceFile):
         self.header = None
         if path.endswith(SUFFIX):
             self.header = self._read_header()
-        elif path.lower().endswith(_PICKLE_SUFFIXES):
+        elif self.size:
             self._refuse_pickle()
         self.close()
 
@@ -138,15 +138,10 @@ class DiskFile(SourceFile):
             raise InvalidSafetensors(f"{self._where}: {error}; nothing was saved") from None
 
     def _refuse_pickle(self) -> None:
-        first = bytearray(min(4, self.size))
+        first = bytearray(min(LOOKED_AT_BYTES, self.size))
         self.read_into(0, memoryview(first))
         self.close()
-        if first[:2] == b"PK" or (first[:1] == b"\x80" and first[1:2] <= b"\x05"):
-            raise UnsafeSource(
-                f"{self._where} is a pickle: loading it can run any code, so it is not stored. "
-                "Convert it with safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
-                f"'model.safetensors'), or leave it out with --exclude '*{self._where.suffix}'"
-            )
+        refuse_pickle(str(self._where), bytes(first))
 
     def read_into(self, offset: int, out: memoryview) -> None:
         with _explained(self._where):
@@ -272,6 +267,7 @@ class BytesFile(SourceFile):
 
     def __init__(self, path: str, data: bytes) -> None:
         self.path, self.size, self.header = check_new_path(path), len(data), None
+        refuse_pickle(path, data[:LOOKED_AT_BYTES])
         self.data = data
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -279,6 +275,23 @@ class BytesFile(SourceFile):
 
     def finish(self) -> None:
         """Do nothing: bytes cannot change."""
+
+
+def refuse_pickle(name: str, begin: bytes) -> None:
+    """Raise ``UnsafeSource`` for a pickle.
+
+    Args:
+        name: Name of the file.
+        begin: The first 256 bytes of it.
+    """
+    if is_pickle(name, begin):
+        suffix = Path(name).suffix
+        raise UnsafeSource(
+            f"{name} is a pickle: loading it can run any code, so it is not stored. "
+            "Convert it with safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            f"'model.safetensors'), or leave it out with --exclude "
+            f"'{f'*{suffix}' if suffix else Path(name).name}'"
+        )
 
 
 def open_source(

@@ -96,7 +96,7 @@ def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
             raise HubError(400, "parentCommit is not a commit id")
         found.parent = parent
     elif key == "file":
-        path = check_new_path(value["path"])
+        path = _new_path(value["path"])
         if value.get("encoding", "base64") != "base64":
             raise HubError(400, "the content of a file must be in base64")
         try:
@@ -108,7 +108,7 @@ def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
         found.inline[path] = data
         found.uploaded.pop(path, None)
     elif key == "lfsFile":
-        path = check_new_path(value["path"])
+        path = _new_path(value["path"])
         size = value.get("size")
         oid, _ = check_oid(value["oid"], 0 if size is None else size)
         found.uploaded[path] = (oid, size)
@@ -119,6 +119,14 @@ def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
         found.removed.append(check_path(value["path"].rstrip("/")) + "/")
     else:
         raise HubError(400, f"this gateway does not know {str(key)[:50]!r} in a commit")
+
+
+def _new_path(given: str) -> str:
+    path = check_new_path(given)
+    # as git itself: also by the other names that a file system may have for it
+    if any(part.lower().rstrip(". ") in {".git", "git~1"} for part in path.split("/")):
+        raise InvalidName(f"{path[:200]} lies in a .git folder, which clients would run hooks from")
+    return path
 
 
 class Committer:
