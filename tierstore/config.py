@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import functools
 import os
 import re
+import shutil
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -134,7 +138,15 @@ def _cache_dir(environ: Mapping[str, str]) -> Path:
     try:
         return Path.home() / ".cache" / "tierstore"
     except RuntimeError:  # no home directory in this container
-        return Path("/tmp/tierstore-cache")
+        return _of_this_process()
+
+
+@functools.cache
+def _of_this_process() -> Path:
+    """Make a cache that ends with the process: others could take a name that lasts."""
+    folder = Path(tempfile.mkdtemp(prefix="tierstore-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def store_url(given: str | None) -> str:

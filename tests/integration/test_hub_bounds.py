@@ -391,7 +391,8 @@ def test_safetensors_metadata_reads_headers_alone(
     headers, weight_map = {}, {}
     for number in range(2):
         name = f"model-{number}.safetensors"
-        save_file({f"w{number}": np.full((512, 1024), number, "f4")}, source / name)
+        values = np.random.default_rng(number).standard_normal((512, 1024), np.float32)
+        save_file({f"w{number}": values}, source / name)
         raw = (source / name).read_bytes()
         headers[name] = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
         weight_map[f"w{number}"] = name

@@ -39,6 +39,7 @@ from tierstore.errors import (
 )
 from tierstore.format.exportlist import ExportList, encode_list
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
+from tierstore.folders import ALONE
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import places as store_places
 from tierstore.modelstore import settings
@@ -184,7 +185,7 @@ def locked(folder: Path) -> None:
 
 def claimed(folder: Path) -> list[bool]:
     """What two processes get that ask for the same chunk."""
-    first, second = Claims(folder), Claims(folder)
+    first, second = Claims(folder, ALONE), Claims(folder, ALONE)
     try:
         return [*first.take([b"d" * 32]), *second.take([b"d" * 32])]
     finally:

@@ -15,6 +15,7 @@ from tierstore import codecs, config
 from tierstore.admin.health import TierHealth, examine_tiers
 from tierstore.codecs import NativeInfo
 from tierstore.errors import TierstoreError
+from tierstore.folders import ALONE
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
 from tierstore.wiring.backends import BACKENDS
@@ -155,7 +156,8 @@ def _of_installation(found: Installation) -> list[str]:
     ]
     if not found.cache_writable:
         problems.append(
-            f"the cache {found.cache_dir} cannot be written to: set TIERSTORE_CACHE_DIR"
+            f"the cache {found.cache_dir} cannot be written to, or not by this user alone: set "
+            "TIERSTORE_CACHE_DIR"
         )
     return problems
 
@@ -240,6 +242,11 @@ def _built(module: str) -> bool:
 
 def _writable(folder: Path) -> bool:
     """Return whether files can be made in ``folder``, which may not exist yet."""
+    if folder.exists():
+        try:
+            ALONE.check(folder)
+        except OSError:
+            return False
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK | os.X_OK)

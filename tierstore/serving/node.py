@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tierstore.folders import ALONE
 from tierstore.modelstore.store import Store
 from tierstore.serving.follower import Follower, FollowerStatus
 from tierstore.serving.update import Update
@@ -51,7 +52,7 @@ class Served:
             served = [{"ref": one, "version": known[one]} for one in order if one in known]
             text = json.dumps({"format": _FORMAT, "served": served})
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                ALONE.make(self._path.parent, above=1)
                 fd, partial = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
                 with os.fdopen(fd, "w", encoding="utf-8") as file:
                     file.write(text)

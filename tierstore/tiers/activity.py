@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from tierstore.folders import ALONE
 from tierstore.prepared import prepared
 from tierstore.tiers.stats import TierStats
 
@@ -162,7 +163,7 @@ class Activity:
 
     def _write(self, tiers: dict[str, TierCounts], now: float, ended: bool) -> None:
         if self._written is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            ALONE.make(self._folder, above=2)
             _forget_old(self._folder, now)
         activity = ProcessActivity(
             pid=self._pid,

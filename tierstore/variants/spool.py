@@ -22,6 +22,7 @@ from tierstore.errors import (
     SourceChanged,
     TierstoreError,
 )
+from tierstore.folders import ALONE
 from tierstore.format.checks import xxh3
 from tierstore.format.dtypes import name_of
 from tierstore.modelstore.loading.arrays import ArrayBytes
@@ -45,7 +46,7 @@ class ArraySpool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with self._told():
-            folder.mkdir(parents=True, exist_ok=True)
+            ALONE.make(folder)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self.size = 0
         self._begins: list[int] = []

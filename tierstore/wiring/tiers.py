@@ -61,7 +61,16 @@ def _policy(text: str) -> str:
     return text
 
 
-_HOT_OPTIONS: OptionParsers = {"policy": _policy, "verify": _verify}
+def _group(text: str) -> int:
+    try:
+        import grp
+
+        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
+    except (ImportError, KeyError):
+        raise ConfigError(f"{text!r} is no group of this machine") from None
+
+
+_HOT_OPTIONS: OptionParsers = {"policy": _policy, "verify": _verify, "group": _group}
 
 
 class Tiers:

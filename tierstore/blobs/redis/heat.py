@@ -18,6 +18,7 @@ from tierstore.blobs.redis.connect import connect
 from tierstore.blobs.redis.endpoint import RedisEndpoint
 from tierstore.blobs.redis.store import check_redis_prefix
 from tierstore.blobs.shared import batches
+from tierstore.errors import BackendError
 
 if TYPE_CHECKING:
     from redis.connection import Connection
@@ -63,25 +64,28 @@ class RedisHeat:
         found = {}
         for batch in batches(((name, len(name)) for name in names), _BATCH_BYTES, _BATCH):
             [scores] = self._client.run("reading heat", [("ZMSCORE", self._heat(period), *batch)])
-            pairs = zip(batch, scores, strict=True)
-            found.update({name: float(score) for name, score in pairs if score is not None})
+            pairs = zip(batch, map(_number, scores or ()), strict=False)
+            found.update({name: score for name, score in pairs if score is not None})
         return found
 
     def top(self, count: int, period: int) -> list[tuple[str, float]]:
-        """Return the ``count`` hottest names, the hottest first."""
+        """Return the ``count`` hottest names, the hottest first.
+
+        Names that are no UTF-8 and heat that is not finite are left out: others put them there.
+        """
         if count < 1:
             return []
         command = ("ZREVRANGE", self._heat(period), 0, count - 1, "WITHSCORES")
         [flat] = self._client.run("reading heat", [command])
-        return [
-            (name.decode(), float(score)) for name, score in zip(flat[::2], flat[1::2], strict=True)
-        ]
+        flat = flat or ()
+        pairs = zip(map(_text, flat[::2]), map(_number, flat[1::2]), strict=False)
+        return [(name, score) for name, score in pairs if name is not None and score is not None]
 
     def trim(self, keep: int, period: int) -> int:
         """Forget all but the ``keep`` hottest names; return how many were forgotten."""
         command = ("ZREMRANGEBYRANK", self._heat(period), 0, -keep - 1)
         [removed] = self._client.run("trimming heat", [command])
-        return int(removed)
+        return int(removed or 0)
 
     def drop(self, period: int) -> None:
         """Forget all heat of a period."""
@@ -91,7 +95,10 @@ class RedisHeat:
         """Return the seconds since the epoch by the server's clock."""
         [node, *_] = self._client.nodes("reading the time")
         [(seconds, micros)] = self._client.run_on(node, "reading the time", [("TIME",)])
-        return int(seconds) + int(micros) / 1e6
+        try:
+            return int(seconds) + int(micros) / 1e6
+        except (TypeError, ValueError):
+            raise BackendError(f"{self._client.endpoint.url} tells no time") from None
 
     def publish(self, channel: str, text: str) -> None:
         """Send a text to all who listen now; nobody else will receive it."""
@@ -122,9 +129,25 @@ class Listener:
         self._connection = connection
 
     def get(self, timeout_s: float) -> str | None:
-        """Return the next text, or ``None`` when none came in ``timeout_s`` seconds."""
+        """Return the next text; ``None`` when none came in ``timeout_s`` seconds, or no UTF-8."""
         if not self._connection.can_read(timeout_s):
             return None
-        kind, _, text = self._connection.read_response()
-        assert kind == b"message", kind
-        return bytes(text).decode()
+        match self._connection.read_response():
+            case [b"message", _, bytes(text)]:
+                return _text(text)
+        return None  # of another subscription, or a server's own
+
+
+def _text(given: object) -> str | None:
+    try:
+        return given.decode() if isinstance(given, bytes) else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _number(given: object) -> float | None:
+    try:
+        found = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None

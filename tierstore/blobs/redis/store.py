@@ -140,7 +140,7 @@ class RedisStore(BlobStore):
             return memoryview(b"")
         command = self._getrange(key, byte_range.start, byte_range.stop)
         [value] = self._client.run(f"reading {key!r}", [command])
-        self._check_length(key, value, byte_range.start, byte_range.stop)
+        self._check_length(key, value or b"", byte_range.start, byte_range.stop)
         return memoryview(value)
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
@@ -160,7 +160,7 @@ class RedisStore(BlobStore):
             for covering, value in zip(
                 batch, self._client.run(_doing("reading", names), commands), strict=True
             ):
-                self._fill(covering, value)
+                self._fill(covering, value or b"")
 
     def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
         wanted = list(dict.fromkeys(check_key(key) for key in keys))
@@ -220,7 +220,7 @@ class RedisStore(BlobStore):
         sizes: list[int] = []
         for batch in batches(((key, 0) for key in keys), BATCH_BYTES, _BATCH_ITEMS):
             commands = [("STRLEN", self._name(key)) for key in batch]
-            sizes += self._client.run(_doing("reading", batch), commands)
+            sizes += [size or 0 for size in self._client.run(_doing("reading", batch), commands)]
         yield from batches(zip(keys, sizes, strict=True), BATCH_BYTES, _BATCH_ITEMS)
 
     def _infos(self, keys: Sequence[str]) -> Sequence[BlobInfo]:
@@ -235,7 +235,7 @@ class RedisStore(BlobStore):
         found = []
         for n, key in enumerate(keys):
             exists, size, left_ms = replies[3 * n : 3 * n + 3]
-            if exists and left_ms != -2:
+            if exists and size is not None and left_ms != -2:
                 age_ms = max(0, self._ttl_ms - left_ms) if left_ms >= 0 else 0
                 found.append(BlobInfo(key, size, now - age_ms / 1000))
         return found

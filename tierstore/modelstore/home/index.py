@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.folders import ALONE
 from tierstore.format.checks import xxh3
 from tierstore.format.keys import INDEX
 from tierstore.format.layout import parse_segment
@@ -78,7 +79,7 @@ class ChunkIndex:
     def _open(self) -> sqlite3.Connection:
         if self._path is not None:
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                ALONE.make(self._path.parent, above=1)
                 return self._connect(str(self._path))
             except OSError as error:
                 _log.warning("the index cache is kept in memory: %s", error)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
-from tierstore.errors import TierstoreError
+from tierstore.errors import ConfigError, TierstoreError
+from tierstore.folders import ALONE
 from tierstore.serving.hub.answers import HubError
 
 _SECRET = "secret"
@@ -45,11 +46,20 @@ class UploadSpool:
 
     Args:
         root: Folder for the uploads to one store; it is made if it is missing.
+
+    Raises:
+        ConfigError: It cannot be made, belongs to another user, or others may write to it.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            ALONE.make(root)
+        except OSError as error:
+            raise ConfigError(
+                f"uploads cannot wait in {error.filename or root}: {error.strerror}; choose "
+                "another folder with --spool"
+            ) from None
         self._key = self._secret()
         self.sweep()
 

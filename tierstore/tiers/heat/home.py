@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.folders import ALONE
 from tierstore.format import keys
 from tierstore.format.heat import (
     CHUNK,
@@ -135,8 +136,8 @@ class HomeLedger:
             yield
             return
         try:
-            self._lock.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+            ALONE.make(self._lock.parent, above=1)
+            fd = ALONE.open(self._lock)
         except OSError as error:
             raise BackendError(f"{self._lock} cannot be locked: {error}") from None
         try:

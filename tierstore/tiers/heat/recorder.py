@@ -7,7 +7,9 @@ ledger's own clock when they are handed over, so a node whose clock is wrong cou
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from typing import Protocol
 
 from tierstore.errors import BackendError
 from tierstore.format.heat import CHUNK, PACK
+from tierstore.ids import DIGEST_BYTES
 from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED, HeatMap
 from tierstore.tiers.base import ChunkRead
 
@@ -199,6 +202,7 @@ _PERIOD_S = REMEMBERED * HALF_LIFE_S
 _KEPT = 1 << 17  # keys in the server: about 20 MB
 _LOADED = 1 << 16
 _KINDS = {CHUNK: "c", PACK: "p"}
+_HEX = re.compile(rf"[0-9a-f]{{{2 * DIGEST_BYTES}}}\Z")
 _LETTERS = {letter: kind for kind, letter in _KINDS.items()}
 
 
@@ -228,8 +232,9 @@ class SumsLedger:
         for number in (period - 1, period):
             landmark = number * _PERIOD_S
             for name, total in self._sums.top(_LOADED, number):
-                if total > 0.0:
-                    found.add(_key(name), landmark, total)
+                key = _key(name)
+                if key is not None and 0.0 < total < math.inf:
+                    found.add(key, landmark, total)
         return found
 
     def _period(self) -> int:
@@ -240,5 +245,9 @@ def _name(key: bytes) -> str:
     return _KINDS[key[0]] + key[1:].hex()
 
 
-def _key(name: str) -> bytes:
-    return bytes((_LETTERS[name[0]],)) + bytes.fromhex(name[1:])
+def _key(name: str) -> bytes | None:
+    """Return the key that a name stands for; ``None`` for what others put into the server."""
+    kind = _LETTERS.get(name[:1])
+    if kind is None or not _HEX.match(name, 1):
+        return None
+    return bytes((kind,)) + bytes.fromhex(name[1:])

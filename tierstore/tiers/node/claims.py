@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tierstore.folders import Owners
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -31,7 +33,8 @@ class Claims:
     Where there are no such locks, or the file cannot be made, everybody gets every claim.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owners: Owners) -> None:
+        self._owners = owners
         self._path = folder / "claims"
         self._fd: int | None = None
         self.reset()
@@ -62,7 +65,7 @@ class Claims:
         with self._lock:
             if self._fd is None:
                 with contextlib.suppress(OSError):  # then all who ask read for themselves
-                    self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                    self._fd = self._owners.open(self._path)
             return self._fd
 
     @staticmethod

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from tierstore.folders import Owners
 from tierstore.placement.base import PlacementPolicy
 from tierstore.tiers.guard.breaker import Breaker
 from tierstore.tiers.node.book import HotBook
@@ -41,6 +42,7 @@ class HotDirectory:
         half_life_s: The half-life of the heat in the index.
         retry_s: Seconds that it is left alone after it failed.
         stats: Receives the counts of failures, damage and evictions.
+        owners: Who may write to it.
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class HotDirectory:
         half_life_s: float,
         retry_s: float,
         stats: TierStats,
+        owners: Owners,
     ) -> None:
         self._name, self.stats = name, stats
-        self.files = ChunkFiles(root, store_id, boot_id, self.on_bad)
+        self.files = ChunkFiles(root, store_id, boot_id, self.on_bad, owners)
         self.book = HotBook(
             self.files,
-            HotIndex(self.files.folder, boot_id),
+            HotIndex(self.files.folder, boot_id, owners),
             policy,
             high_bytes=high_bytes,
             low_bytes=low_bytes,

@@ -23,6 +23,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from tierstore.folders import Owners
 from tierstore.format.checks import digest_of
 from tierstore.format.manifest import MAX_CHUNK
 from tierstore.ids import Buffer
@@ -78,12 +79,18 @@ class ChunkFiles:
         store_id: The name of the store's folder below it.
         boot_id: The name of the folder of trusted files.
         on_bad: Called with the digest of a file that was wrong, after it was removed.
+        owners: Who may write to it.
     """
 
     def __init__(
-        self, root: Path, store_id: str, boot_id: str, on_bad: Callable[[bytes], None]
+        self,
+        root: Path,
+        store_id: str,
+        boot_id: str,
+        on_bad: Callable[[bytes], None],
+        owners: Owners,
     ) -> None:
-        self.root, self.folder = root, root / store_id
+        self.root, self.folder, self.owners = root, root / store_id, owners
         self._boot_id, self._on_bad = boot_id, on_bad
         self._here = f"{self.folder}/{boot_id}"
         self._temp = f"{self.folder}/{_TEMP}"
@@ -105,21 +112,19 @@ class ChunkFiles:
 
         Raises:
             OSError: The directory is gone, is on another disk than before, cannot be written, or
-                can be written by everybody on the machine.
+                belongs to another user or can be written by others.
         """
         if self._device is None:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.owners.make(self.root)
         elif not self.root.exists() and self.root.parent.stat().st_dev == self._device:
-            self.root.mkdir(exist_ok=True)  # somebody removed it
+            self.owners.make(self.root)  # somebody removed it
         found = self.root.stat()
         if self._device not in (None, found.st_dev) and not self.folder.is_dir():
             # its disk is not mounted: do not fill the one below
             raise OSError(errno.ENODEV, "another file system is mounted there now", str(self.root))
         self._device = found.st_dev
         for path in (self.folder, Path(self._here), Path(self._temp)):
-            path.mkdir(exist_ok=True)
-            if path.stat().st_mode & stat.S_IWOTH:
-                raise OSError(errno.EPERM, "everybody may write to it (chmod o-w)", str(path))
+            self.owners.make(path)
         self.refresh()
 
     def refresh(self) -> None:
@@ -224,6 +229,7 @@ class ChunkFiles:
     def begin(self, digest: bytes) -> int:
         """Make the unfinished file of a chunk and return its descriptor, which keeps it locked."""
         fd = os.open(f"{self._temp}/{digest.hex()}", _CREATE, _READ_ONLY)
+        self.owners.give(fd, _READ_ONLY)
         try_lock(fd)
         return fd
 

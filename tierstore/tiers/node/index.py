@@ -24,6 +24,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from tierstore.folders import Owners
 from tierstore.format.manifest import MAX_CHUNK
 from tierstore.ids import DIGEST_BYTES
 from tierstore.tiers.node.files import try_lock, unlock
@@ -102,9 +103,11 @@ class HotIndex:
     Args:
         folder: The folder of the store's chunks.
         boot_id: The id of the machine's start; an index from before it is checked as a whole.
+        owners: Who may write to it.
     """
 
-    def __init__(self, folder: Path, boot_id: str) -> None:
+    def __init__(self, folder: Path, boot_id: str, owners: Owners) -> None:
+        self._owners = owners
         self._path, self._lock_path = folder / "index.db", folder / "lock"
         self._boot_id = boot_id
         self._db: sqlite3.Connection | None = None
@@ -136,7 +139,7 @@ class HotIndex:
 
     @contextmanager
     def _locked(self, wait_s: float) -> Iterator[None]:
-        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+        fd = self._owners.open(self._lock_path)
         try:
             until, pause = time.monotonic() + wait_s, 0.0005
             while not try_lock(fd):
@@ -169,6 +172,7 @@ class HotIndex:
         return self._db
 
     def _connect(self) -> sqlite3.Connection:
+        os.close(self._owners.open(self._path))  # its journals get the mode that it has
         db = sqlite3.connect(
             str(self._path), timeout=10, check_same_thread=False, isolation_level=None
         )

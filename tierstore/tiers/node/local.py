@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tierstore.deferred import np
+from tierstore.folders import Owners
 from tierstore.format.checks import digest_of
 from tierstore.ids import DIGEST_BYTES
 from tierstore.placement.base import Access, PlacementPolicy
@@ -71,6 +72,7 @@ class LocalHot:
         stats: The tier's counters.
         boot_id: An id that changes when the machine is started; by default the kernel's own, and
             where there is none every use is verified.
+        group: Id of the group whose members share the directory; by default nobody does.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class LocalHot:
         retry_s: float = 30.0,
         stats: TierStats | None = None,
         boot_id: str | None = None,
+        group: int | None = None,
     ) -> None:
+        owners = Owners(group)
         self.name, self.root, self.quota_bytes = name, root, quota_bytes
         self.capacity_bytes = quota_bytes * high_percent // 100
         """Bytes up to which it is filled."""
@@ -106,9 +110,10 @@ class LocalHot:
             half_life_s=half_life_s,
             retry_s=retry_s,
             stats=self.stats,
+            owners=owners,
         )
         self._fill = HotFill(self._dir)
-        self._claims = Claims(self._dir.files.folder)
+        self._claims = Claims(self._dir.files.folder, owners)
         self._whole = WholeTensors(name, self._dir.files, self._always, self.reject)
         self._scrubbed = b""
         self._flusher: threading.Thread | None = None

@@ -1,0 +1,180 @@
+"""Folders that others could write to, or made first, are not believed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_tiers_local import chunk, files, hot, offer, read
+from tierstore.blobs.local.store import LocalStore
+from tierstore.config import settings_from
+from tierstore.errors import ConfigError
+from tierstore.folders import ALONE, Owners
+from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.serving.hub.spool import UploadSpool
+from tierstore.variants.spool import ArraySpool
+
+OTHERS = (54321, 54322)
+"""Users that a test of root becomes; where it is run by another user, that one stays itself."""
+
+
+def as_user(user: int, group: int, work: Callable[[], object]) -> Any:
+    """Return what ``work`` returns, or raises, in a child process that is another user."""
+    out, into = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(group)
+                os.setuid(user)
+            os.umask(0o077)
+            result: object = work()
+        except BaseException as error:
+            result = repr(error)
+        os.write(into, pickle.dumps(result))
+        os._exit(0)
+    os.close(into)
+    with os.fdopen(out, "rb") as pipe:
+        found = pickle.loads(pipe.read())
+    os.waitpid(child, 0)
+    return found
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder in which everybody may make folders, as in /tmp."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o1777)
+        yield Path(name)
+
+
+def of_another_user(place: Path) -> Path:
+    if os.geteuid() != 0:
+        return Path("/usr")
+    path = place / "taken"
+    as_user(OTHERS[0], OTHERS[0], path.mkdir)
+    return path
+
+
+def test_a_folder_is_made_for_its_user_alone(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        ALONE.make(tmp_path / "a" / "b" / "c", above=1)
+    finally:
+        os.umask(old)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b", "a/b/c")]
+    assert modes == [0o777, 0o700, 0o700]
+    ALONE.make(tmp_path / "a" / "b" / "c", above=1)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777, 0o720])
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "open"
+    path.mkdir()
+    path.chmod(mode)
+    with pytest.raises(PermissionError, match="may write to it"):
+        ALONE.make(path)
+    with pytest.raises(PermissionError, match="may write to it"):
+        ALONE.make(path / "below", above=1)
+    path.chmod(0o755)
+    ALONE.make(path / "below", above=1)
+
+
+def test_a_folder_of_another_user_is_refused(place: Path) -> None:
+    with pytest.raises(PermissionError, match="belongs to user"):
+        ALONE.make(of_another_user(place))
+
+
+def test_a_link_of_another_user_is_refused(place: Path) -> None:
+    (place / "mine").mkdir(0o700)
+    if os.geteuid() == 0:
+        link = place / "link"
+        as_user(OTHERS[0], OTHERS[0], lambda: link.symlink_to(place / "mine"))
+        with pytest.raises(PermissionError, match=f"the link belongs to user {OTHERS[0]}"):
+            ALONE.make(link)
+    own = place / "own"
+    own.symlink_to(place / "mine")
+    ALONE.make(own)
+
+
+def test_nothing_of_a_folder_of_another_user_is_used(place: Path) -> None:
+    taken = of_another_user(place)
+    tier = hot(taken)
+    assert offer(tier, chunk(1)) == [False]
+    assert read(tier, chunk(1)[0]) is None
+    with pytest.raises(ConfigError, match="--spool"):
+        UploadSpool(taken)
+    with pytest.raises(Exception, match="belongs to user"):
+        ArraySpool(taken)
+    index = ChunkIndex(LocalStore(place / "store", create=True), taken / "s" / "index.sqlite")
+    index.sync()
+    assert index._path is None, "it is kept in memory"
+    index.close()
+
+
+def test_a_hot_tier_that_somebody_else_made_first_gives_nothing(place: Path) -> None:
+    one = chunk(1)
+
+    def forge() -> None:
+        tier = hot(place / "hot", group=None)
+        assert offer(tier, one) == [True]
+        path = files(place / "hot")[one[0].hex()]
+        path.chmod(0o600)
+        path.write_bytes(bytes(len(one[1])))
+        for folder in (place / "hot").rglob("*"):
+            folder.chmod(0o755)
+        (place / "hot").chmod(0o755)
+
+    if os.geteuid() == 0:
+        assert as_user(OTHERS[0], OTHERS[0], forge) is None
+        assert read(hot(place / "hot"), one[0]) is None
+
+
+def test_a_group_shares_a_hot_tier(place: Path) -> None:
+    group = OTHERS[0] if os.geteuid() == 0 else os.getegid()
+    root = place / "hot"
+
+    def put(seed: int) -> list[bool]:
+        return offer(hot(root, group=group), chunk(seed))
+
+    def get(seed: int) -> bool:
+        digest, data = chunk(seed)
+        tier = hot(root, group=group)
+        mapped = tier.map_tensor([digest], len(data), len(data))
+        return mapped is not None and read(tier, digest) == data
+
+    assert as_user(OTHERS[0], group, lambda: put(1)) == [True]
+    assert as_user(OTHERS[1], group, lambda: put(2)) == [True]
+    for user in OTHERS:
+        assert as_user(user, group, lambda: [get(1), get(2)]) == [True, True]
+    assert as_user(OTHERS[1], group, lambda: hot(root, group=group).scrub(1 << 30)) == 0
+    for path in root.rglob("*"):
+        assert not path.stat().st_mode & stat.S_IWOTH, path
+    if os.geteuid() == 0:
+        assert "PermissionError" in as_user(
+            OTHERS[1], 54399, lambda: Owners(group).make(root / "x")
+        )
+    assert offer(hot(root), chunk(3)) == [False], "who does not name the group does not use it"
+
+
+def test_without_a_home_directory_the_cache_has_no_name_that_others_could_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", no_home)
+    first = as_user(OTHERS[0], OTHERS[0], lambda: str(settings_from({}).cache_dir))
+    second = as_user(OTHERS[0], OTHERS[0], lambda: str(settings_from({}).cache_dir))
+    assert first != second
+    for name in (first, second):
+        assert stat.S_IMODE(Path(name).stat().st_mode) == 0o700
+        Path(name).rmdir()

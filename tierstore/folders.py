@@ -1,0 +1,91 @@
+"""Folders of this node for what is believed when it is read again: caches, spools, hot tiers.
+
+Whoever else can write to one, or made it first, decides what is read from it. So they are made for
+their user alone, and one that others can write to is refused, wherever it lies. A group may share a
+hot tier; its members trust each other then.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_SHARED = stat.S_ISGID | stat.S_IRWXG
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """Who may write to a folder.
+
+    Attributes:
+        group: Id of the group that shares it; ``None`` for this user alone.
+    """
+
+    group: int | None = None
+
+    def make(self, path: Path, above: int = 0) -> None:
+        """Make a folder if it is missing, or look at the one that is there.
+
+        Args:
+            path: The folder.
+            above: Number of folders above it that are of the same kind.
+
+        Raises:
+            PermissionError: It belongs to another user, or others may write to it.
+            OSError: It cannot be made.
+        """
+        for folder in [*reversed(path.parents[:above]), path]:
+            self._make(folder)
+
+    def _make(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(0o700)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+        else:
+            if self.group is not None:
+                os.chown(path, -1, self.group)
+                path.chmod(_SHARED | stat.S_IRWXU)
+        self.check(path)
+
+    def check(self, path: Path) -> None:
+        """Raise ``PermissionError`` if others than these may write to a folder."""
+        if not hasattr(os, "geteuid"):  # other systems keep users apart in another way
+            return
+        found, link, user = path.stat(), path.lstat(), os.geteuid()
+        why = None
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in {user, 0}:
+            why = f"the link belongs to user {link.st_uid}: choose another folder"
+        elif self.group is None and found.st_uid != user:
+            why = f"it belongs to user {found.st_uid}: choose another folder, or one below it"
+        elif found.st_mode & stat.S_IWOTH:
+            why = "everybody may write to it (chmod o-w)"
+        elif self.group is None and found.st_mode & _OTHERS:
+            why = "others may write to it (chmod go-w)"
+        elif self.group is not None and (
+            found.st_gid != self.group or found.st_mode & _SHARED != _SHARED
+        ):
+            why = f"group {self.group} does not share it (chgrp {self.group}, chmod g+rwxs)"
+        if why is not None:
+            raise PermissionError(errno.EPERM, why, str(path))
+
+    def open(self, path: Path | str) -> int:
+        """Open a file of the folder for reading and writing; it is made if it is missing."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.give(fd, 0o660)
+        return fd
+
+    def give(self, fd: int, mode: int) -> None:
+        """Give a file of this user to the group, if one shares the folder."""
+        if self.group is not None and os.fstat(fd).st_uid == os.geteuid():
+            os.fchmod(fd, mode)
+
+
+ALONE = Owners()
+"""This user alone."""
