@@ -1496,8 +1496,8 @@ _NAMES = (
         "redis-news-that-are-no-text",
         "SECURITY: Redis may hold anything without harm: bad news end no thread.",
         "blobs/redis/heat.py",
-        "return given.decode() if isinstance(given, bytes) else None\n    except UnicodeDecodeError:",
-        "return given.decode() if isinstance(given, bytes) else None\n    except KeyError:",
+        "    except UnicodeDecodeError:\n        return None\n",
+        "    except KeyError:\n        return None\n",
         ("integration/test_redis_odd.py::test_a_listener_passes_over_what_is_no_news",),
     ),
     Mutation(
@@ -1507,6 +1507,14 @@ _NAMES = (
         "if kind is None or not _HEX.match(name, 1):",
         "if kind is None:",
         ("integration/test_redis_odd.py::test_heat_of_others_is_left_out",),
+    ),
+    Mutation(
+        "urls-without-passwords",
+        "SECURITY: Passwords and keys are not shown by a command.",
+        "shown.py",
+        'password = ":***" if colon else ""',
+        'password = f":{user.partition(colon)[2]}" if colon else ""',
+        ("unit/test_shown.py::test_no_command_prints_a_password_of_a_url",),
     ),
     Mutation(
         "zstd-declared-length",

@@ -1,7 +1,8 @@
-"""Values for people: sizes and counts as text, and tables for notebooks."""
+"""Values for people: sizes, counts and URLs as text, and tables for notebooks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from html import escape
@@ -10,6 +11,13 @@ from itertools import islice
 MOST_ROWS = 50
 """Most rows that a table in a notebook shows; it says how many are left out."""
 
+SECRET_NAME = re.compile(
+    r"(.*(password|passwd|secret|token|credential|signature|access.?key).*|sig|pass|pwd|key)\Z",
+    re.IGNORECASE,
+)
+"""Names of fields and options that hold what nobody is to see."""
+
+_AUTHORITY = re.compile(r"[^/?#]*")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -68,3 +76,24 @@ def _row(cells: Sequence[str]) -> str:
     first, *others = map(escape, cells)
     numbers = "".join(f"<td>{cell}</td>" for cell in others)
     return f"<tr><td style='text-align: left'>{first}</td>{numbers}</tr>"
+
+
+def shown_url(url: str) -> str:
+    """Return a URL as it may be shown: a password, and what looks like a key, is ``***``.
+
+    Whatever shows a URL that somebody gave shows it by this.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    found = _AUTHORITY.match(rest)
+    authority = found.group() if found else ""
+    user, at, host = authority.rpartition("@")
+    name, colon, _ = user.partition(":")
+    path, question, query = rest[len(authority) :].partition("?")
+    fields = [
+        f"{field.partition('=')[0]}=***" if SECRET_NAME.match(field.partition("=")[0]) else field
+        for field in re.split(r"([&;])", query)
+    ]
+    password = ":***" if colon else ""
+    return f"{scheme}://{name}{password}{at}{host}{path}{question}{''.join(fields)}"

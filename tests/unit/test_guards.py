@@ -37,9 +37,9 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
+from tierstore.folders import ALONE
 from tierstore.format.exportlist import ExportList, encode_list
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
-from tierstore.folders import ALONE
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import places as store_places
 from tierstore.modelstore import settings

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import tierstore
-from tierstore.shown import MOST_ROWS, html_facts, html_table, size
+from tierstore.cli import main
+from tierstore.format.tiers import has_secret
+from tierstore.shown import MOST_ROWS, html_facts, html_table, shown_url, size
 
 EVIL = "<script>alert('1')</script><img src=x onerror=\"a()\"> & </td></table>"
 TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
@@ -164,3 +166,42 @@ def test_usage(store: tierstore.Store) -> None:
     assert rows["logical"] == "2.0 MiB"
     assert rows["stored"] == f"{size(found.stored)} in 1 pack, 1 chunk"
     assert rows["saved by deduplication"] == size(found.dedup_saved)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:hunter2@host/0", "redis://:***@host/0"),
+        ("sftp://me:hunter2@host:22/p", "sftp://me:***@host:22/p"),
+        ("sftp://me:a@b:hunter2@host/p", "sftp://me:***@host/p"),
+        ("s3://b/p?secret_access_key=hunter2&x=1", "s3://b/p?secret_access_key=***&x=1"),
+        ("s3://b/p?x=1;sig=hunter2", "s3://b/p?x=1;sig=***"),
+        ("sftp://me@host/p", "sftp://me@host/p"),
+        ("file:///a:b@c", "file:///a:b@c"),
+        ("/a:b@c", "/a:b@c"),
+    ],
+)
+def test_urls_are_shown_without_passwords(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+    assert has_secret(url) == (shown != url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://me:hunter2@127.0.0.1:1/0", "sftp://me:hunter2@127.0.0.1:1/x",
+        "s3://me:hunter2@bucket/x", "http://me:hunter2@127.0.0.1:1/x",
+        "file://me:hunter2@/tmp/x", "s3://bucket/x?secret_access_key=hunter2",
+        "memcached://me:hunter2@127.0.0.1:1",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [["doctor"], ["doctor", "--json"], ["ls"]])
+def test_no_command_prints_a_password_of_a_url(
+    url: str, command: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tierstore", "--store", url, *command])
+    with pytest.raises(SystemExit):
+        main()
+    out, err = capfd.readouterr()
+    assert out + err
+    assert "hunter2" not in out + err

@@ -18,6 +18,7 @@ from tierstore.errors import TierstoreError
 from tierstore.folders import ALONE
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
+from tierstore.shown import shown_url
 from tierstore.wiring.backends import BACKENDS
 
 CORE = (
@@ -205,7 +206,7 @@ def diagnose(store: Store) -> Diagnosis:
 
     A failure is the ``error`` of the store or the tier.
     """
-    found = StoreHealth(store.url)
+    found = StoreHealth(shown_url(store.url))
     tiers: tuple[TierHealth, ...] = ()
     try:
         own = store._parts.home.config

@@ -10,6 +10,7 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import health as schemas
 from tierstore.cli.tierhealth import tier_facts, tier_health_json
+from tierstore.shown import shown_url
 
 if TYPE_CHECKING:
     from tierstore.admin.doctor import Diagnosis, StoreHealth
@@ -49,7 +50,7 @@ def _diagnosis(cli: Cli) -> Diagnosis:
         with cli.open() as store:
             return store.admin.doctor()
     except TierstoreError as error:
-        return Diagnosis(installation(), StoreHealth(url, error=error))
+        return Diagnosis(installation(), StoreHealth(shown_url(url), error=error))
 
 
 def _json(found: Diagnosis) -> schemas.Doctor:

@@ -9,6 +9,7 @@ import typer
 
 from tierstore.cli.schemas import tiers as schemas
 from tierstore.errors import UsageError
+from tierstore.shown import shown_url
 
 if TYPE_CHECKING:
     from tierstore.format.tiers import Role, TierSpec
@@ -206,7 +207,7 @@ def tier_json(spec: TierSpec) -> schemas.TierJson:
         options=spec.options,
         prices=spec.prices,
         enabled=own.enabled,
-        node_url=None if here.url == spec.url else here.url,
+        node_url=None if here.url == spec.url else shown_url(here.url),
         node_size_bytes=None if here.size == spec.size else here.size,
     )
 

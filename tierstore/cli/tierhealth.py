@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tierstore.cli.kit.output import size
 from tierstore.cli.schemas import health as schemas
 from tierstore.cli.schemas import tiers as tier_schemas
+from tierstore.shown import shown_url
 
 if TYPE_CHECKING:
     from tierstore.admin.health import TierHealth
@@ -19,7 +20,7 @@ def tier_health_json(tier: TierHealth) -> schemas.TierHealthJson:
     return schemas.TierHealthJson(
         name=tier.spec.name,
         role=tier.spec.role,
-        url=tier.spec.url,
+        url=shown_url(tier.spec.url),
         enabled=tier.enabled,
         error=tier.error,
         disk=None

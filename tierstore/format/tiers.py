@@ -8,6 +8,7 @@ import msgspec
 from tierstore.format.checks import damaged
 from tierstore.format.sealed import Body, Hex32, Hex64, Kind, seal_body, unseal_body
 from tierstore.ids import Buffer
+from tierstore.shown import SECRET_NAME
 
 TIERS = "tiers/"
 PINS = "pins/"
@@ -25,10 +26,6 @@ are durable.
 
 DURABLE: frozenset[Role] = frozenset({"warm", "cold"})
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
-_SECRET = re.compile(
-    r"(.*(password|passwd|secret|token|credential|signature|access.?key).*|sig|pass|pwd|key)\Z",
-    re.IGNORECASE,
-)
 HOME_NAME = "home"
 """The name of home as a durable tier; no other tier may have it."""
 
@@ -129,7 +126,7 @@ def has_secret(url: str) -> bool:
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     query = re.split(r"[&;]", rest.partition("?")[2])
     return ":" in authority.rpartition("@")[0] or any(
-        _SECRET.match(field.partition("=")[0]) for field in query
+        SECRET_NAME.match(field.partition("=")[0]) for field in query
     )
 
 
@@ -144,7 +141,7 @@ def check_spec(spec: TierSpec, name: str) -> TierSpec:
         damaged(name, f"a tier cannot be named {spec.name[:40]!r}")
     if not spec.url or not 0 < spec.low <= spec.high <= 100 or spec.timeout_ms < 1:
         damaged(name, f"the URL, watermarks or timeout of tier {spec.name} are out of range")
-    if has_secret(spec.url) or any(map(_SECRET.match, spec.options)):
+    if has_secret(spec.url) or any(map(SECRET_NAME.match, spec.options)):
         damaged(name, f"the URL or options of tier {spec.name} hold a password or key")
     if spec.size is not None and spec.size < 0:
         damaged(name, f"the size of tier {spec.name} is negative")

@@ -20,6 +20,7 @@ from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, Role, TierSpec
 from tierstore.modelstore.home.tierlist import MOVER_OPTIONS
+from tierstore.shown import shown_url
 from tierstore.tiers.durable.archive import Archive
 from tierstore.wiring.servers import Server
 
@@ -543,7 +544,7 @@ def directory_of(url: str) -> Path | None:
         return None
     parts = urlsplit(url)
     if parts.netloc not in {"", "localhost"} or not parts.path:
-        raise ConfigError(f"{url!r} has no absolute path: a file URL is file:///path")
+        raise ConfigError(f"{shown_url(url)!r} has no absolute path: a file URL is file:///path")
     if parts.query or parts.fragment:
-        raise ConfigError(f"{url!r}: write '?' as %3F and '#' as %23 in a file URL")
+        raise ConfigError(f"{shown_url(url)!r}: write '?' as %3F and '#' as %23 in a file URL")
     return Path(unquote(parts.path))

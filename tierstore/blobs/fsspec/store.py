@@ -41,6 +41,7 @@ from tierstore.errors import (
     Unreachable,
 )
 from tierstore.ids import Buffer, ByteRange
+from tierstore.shown import shown_url
 
 _R = TypeVar("_R")
 _TEMP_DIR = ".tmp~"  # "~" is in no key
@@ -82,11 +83,11 @@ class FsspecStore(BlobStore):
             self._file_system = open_file_system(url, options or {}, timeout_s)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"fsspec cannot open {self._url}: {_first_line(error)}; install the package for "
+                f"fsspec cannot open {self.url}: {_first_line(error)}; install the package for "
                 f"{self._protocol!r}, or check the URL"
             ) from None
         except Exception as error:
-            raise _translated(error, f"opening {self._url} failed") from None
+            raise _translated(error, f"opening {self.url} failed") from None
         self._root = self._file_system.root
         self._folders: set[str] = set()
         self._swept = False
@@ -95,7 +96,7 @@ class FsspecStore(BlobStore):
 
     @property
     def url(self) -> str:
-        return self._url
+        return shown_url(self._url)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -130,7 +131,7 @@ class FsspecStore(BlobStore):
         path = self._path(key)
         if not self.capabilities.put_if_absent:
             raise BackendError(
-                f"cannot create blob {key!r} in {self._url}: fsspec's {self._protocol!r} creates "
+                f"cannot create blob {key!r} in {self.url}: fsspec's {self._protocol!r} creates "
                 "nothing atomically; use another store for this"
             )
         with self._errors("creating", key), self._file_system.use() as fs:
@@ -311,7 +312,7 @@ class FsspecStore(BlobStore):
     def _complete(self, key: str, data: bytes, stop: int, length: int) -> memoryview:
         if len(data) != length:
             raise Damaged(
-                f"blob {key!r} in {self._url} ends {length - len(data)} bytes before {stop}: it "
+                f"blob {key!r} in {self.url} ends {length - len(data)} bytes before {stop}: it "
                 "was cut short; restore it from another copy"
             )
         return memoryview(data)
@@ -334,7 +335,7 @@ class FsspecStore(BlobStore):
             raise
 
     def _no_blob(self, key: str) -> str:
-        return f"no blob {key!r} in {self._url}"
+        return f"no blob {key!r} in {self.url}"
 
     @contextmanager
     def _errors(self, doing: str, key: str) -> Iterator[None]:
@@ -350,7 +351,7 @@ class FsspecStore(BlobStore):
             missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
             if missing and doing == "reading":
                 raise NotFound(self._no_blob(key)) from None
-            raise _translated(error, f"{doing} {key!r} in {self._url} failed") from None
+            raise _translated(error, f"{doing} {key!r} in {self.url} failed") from None
 
 
 def _error_type(error: Exception) -> type[BackendError]:

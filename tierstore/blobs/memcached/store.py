@@ -27,6 +27,7 @@ from tierstore.blobs.memcached.health import MemcachedHealth, health_of
 from tierstore.blobs.shared import batches, by_key, joined, size_of, writable
 from tierstore.errors import BackendError, ConfigError, Damaged, NotFound, OutOfSpace
 from tierstore.ids import Buffer, ByteRange
+from tierstore.shown import shown_url
 
 if TYPE_CHECKING:
     from pymemcache.client.base import Client
@@ -77,7 +78,9 @@ class MemcachedStore(BlobStore):
                 f"{prefix[:80]!r} cannot be a prefix of keys: use letters, digits, . _ : -"
             )
         if ttl_s < 1 or not timeout_s > 0 or connections < 1:
-            raise ConfigError(f"{url}: time to live, timeout and connections must be positive")
+            raise ConfigError(
+                f"{shown_url(url)}: time to live, timeout and connections must be positive"
+            )
         self._url = url
         self._prefix = prefix.encode()
         self._ttl_s = ttl_s
@@ -292,11 +295,13 @@ def _connect(url: str, timeout_s: float, connections: int) -> MemcachedClient:
     except ValueError:
         good = False
     if not good or not all(host for host, _ in found) or len(set(found)) < len(found):
-        raise ConfigError(f"{url!r} is not memcached://host:port,host:port, each of them once")
+        raise ConfigError(
+            f"{shown_url(url)!r} is not memcached://host:port,host:port, each of them once"
+        )
     try:
         from tierstore.blobs.memcached.client import MemcachedClient
     except ImportError as error:
         raise ConfigError(
-            f"{url} needs the package pymemcache: pip install 'tierstore[memcached]'"
+            f"{shown_url(url)} needs the package pymemcache: pip install 'tierstore[memcached]'"
         ) from error
     return MemcachedClient(found, url, timeout_s, connections)
