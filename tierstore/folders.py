@@ -56,8 +56,14 @@ class Owners:
 
     def check(self, path: Path) -> None:
         """Raise ``PermissionError`` if others than these may write to a folder."""
+        why = self.refusal(path)
+        if why is not None:
+            raise PermissionError(errno.EPERM, why, str(path))
+
+    def refusal(self, path: Path) -> str | None:
+        """Return why a folder is refused; ``None`` if it is not."""
         if not hasattr(os, "geteuid"):  # other systems keep users apart in another way
-            return
+            return None
         found, link, user = path.stat(), path.lstat(), os.geteuid()
         why = None
         if stat.S_ISLNK(link.st_mode) and link.st_uid not in {user, 0}:
@@ -72,8 +78,7 @@ class Owners:
             found.st_gid != self.group or found.st_mode & _SHARED != _SHARED
         ):
             why = f"group {self.group} does not share it (chgrp {self.group}, chmod g+rwxs)"
-        if why is not None:
-            raise PermissionError(errno.EPERM, why, str(path))
+        return why
 
     def open(self, path: Path | str) -> int:
         """Open a file of the folder for reading and writing; it is made if it is missing."""

@@ -243,11 +243,8 @@ def _built(module: str) -> bool:
 
 def _writable(folder: Path) -> bool:
     """Return whether files can be made in ``folder``, which may not exist yet."""
-    if folder.exists():
-        try:
-            ALONE.check(folder)
-        except OSError:
-            return False
+    if folder.exists() and ALONE.refusal(folder) is not None:
+        return False
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return os.access(folder, os.W_OK | os.X_OK)
