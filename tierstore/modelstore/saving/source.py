@@ -141,7 +141,8 @@ class DiskFile(SourceFile):
         first = bytearray(min(LOOKED_AT_BYTES, self.size))
         self.read_into(0, memoryview(first))
         self.close()
-        refuse_pickle(str(self._where), bytes(first))
+        # an upload lies under its digest, where its sender does not know it
+        refuse_pickle(self.path, bytes(first), self.path if self.sha256 else str(self._where))
 
     def read_into(self, offset: int, out: memoryview) -> None:
         with _explained(self._where):
@@ -267,7 +268,7 @@ class BytesFile(SourceFile):
 
     def __init__(self, path: str, data: bytes) -> None:
         self.path, self.size, self.header = check_new_path(path), len(data), None
-        refuse_pickle(path, data[:LOOKED_AT_BYTES])
+        refuse_pickle(path, data[:LOOKED_AT_BYTES], path)
         self.data = data
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -277,20 +278,21 @@ class BytesFile(SourceFile):
         """Do nothing: bytes cannot change."""
 
 
-def refuse_pickle(name: str, begin: bytes) -> None:
+def refuse_pickle(path: str, begin: bytes, shown: str) -> None:
     """Raise ``UnsafeSource`` for a pickle.
 
     Args:
-        name: Name of the file.
-        begin: The first 256 bytes of it.
+        path: Path in the version.
+        begin: The first 256 bytes of the file.
+        shown: What the file is called in the message.
     """
-    if is_pickle(name, begin):
-        suffix = Path(name).suffix
+    if is_pickle(path, begin):
+        suffix = Path(path).suffix
         raise UnsafeSource(
-            f"{name} is a pickle: loading it can run any code, so it is not stored. "
+            f"{shown} is a pickle: loading it can run any code, so it is not stored. "
             "Convert it with safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
             f"'model.safetensors'), or leave it out with --exclude "
-            f"'{f'*{suffix}' if suffix else Path(name).name}'"
+            f"'{f'*{suffix}' if suffix else Path(path).name}'"
         )
 
 
