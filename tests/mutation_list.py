@@ -34,6 +34,45 @@ class Mutation:
 
 _FORMAT = (
     Mutation(
+        "record-that-its-reader-refuses",
+        "SPEC 5: A writer MUST NOT write a body that a reader would refuse or read otherwise.",
+        "format/readback.py",
+        "read = form.decode(data, type=prepared(kind))",
+        "read = value",
+        (
+            "unit/test_format_records.py::test_a_wrong_field_is_named",
+            "unit/test_format_records.py::test_whatever_is_accepted_is_read_back",
+            "unit/test_arguments.py::test_what_is_no_message",
+        ),
+    ),
+    Mutation(
+        "record-that-is-read-as-another",
+        "SPEC 5: A writer MUST NOT write a body that a reader would refuse or read otherwise.",
+        "format/readback.py",
+        "if read != value:",
+        "if False:",
+        ("unit/test_format_records.py::test_a_wrong_field_is_named",),
+    ),
+    Mutation(
+        "record-beyond-its-types",
+        "SPEC 5: A writer MUST NOT write a body that a reader would refuse or read otherwise.",
+        "format/sealed.py",
+        """        body.check()
+        return plain
+""",
+        """        return plain
+""",
+        ("unit/test_format_records.py::test_what_contradicts_itself_is_not_written",),
+    ),
+    Mutation(
+        "table-that-its-reader-refuses",
+        "SPEC 5: A writer MUST NOT write a body that a reader would refuse or read otherwise.",
+        "format/table.py",
+        "ChunkTable.__new__(ChunkTable)._fill(body, own)",
+        "pass",
+        ("unit/test_format_records.py::test_a_table_that_contradicts_itself_is_not_written",),
+    ),
+    Mutation(
         "frame-head-checksum",
         "SPEC 3: A reader MUST check the head's xxh3.",
         "format/frame.py",
@@ -1894,7 +1933,7 @@ _API = (
         "quota-below-what-a-tier-holds",
         "Reference, TierAdmin.set: UsageError when the tier holds more than its new quota.",
         "admin/manage.py",
-        "if most is not None and old.role in DURABLE and not force:",
+        'if "size" in fields and most is not None and old.role in DURABLE and not force:',
         "if False:",
         ("unit/test_admin.py::test_a_quota_below_what_a_tier_holds_is_forced",),
     ),

@@ -49,7 +49,7 @@ class Store(modelstore.Store):
         keep: str | None = None,
         name: str | None = None,
         max_error: float | None = None,
-        message: str = "",
+        message: str | None = None,
         progress: Progress | bool | None = None,
     ) -> Version:
         """Make a lossy variant of a version and publish it beside that.
@@ -69,7 +69,7 @@ class Store(modelstore.Store):
             name: The variant's name; by default the method's label, such as ``int8-row``.
             max_error: The largest relative L2 error of the whole model that is published: of all
                 its float tensors as if they were one, those that are kept included.
-            message: Why; kept in the log.
+            message: Why; kept in the log. ``None`` for no message.
             progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
                 is called with the bytes done and the bytes in all.
 

@@ -125,6 +125,59 @@ def test_no_text_is_no_tensor(store: tierstore.Store, name: Any) -> None:
             call(name)
 
 
+@pytest.mark.parametrize(("message", "says"), [
+    (7, "message takes text, or None for no message, not 7"),
+    (["why"], "message takes text, or None for no message, not a value of type list"),
+    (b"why", "message takes text, or None for no message, not a value of type bytes"),
+    ("\udc80", "message holds a lone surrogate, which no text in a store can hold; leave it out"),
+])  # fmt: skip
+def test_what_is_no_message(
+    store: tierstore.Store, tmp_path: Path, message: Any, says: str
+) -> None:
+    """An entry with such a message would never be read again, and its model with it."""
+    change = {"v": tierstore.Dense(np.ones(3, "<f4"))}
+    second = store.patch("ranker", change, alias="prod")
+    warm = tierstore.TierSpec(name="warm", role="warm", url=(tmp_path / "warm").as_uri())
+    objects = store._parts.home.blobs
+    before = {info.key for info in objects.list("")}
+    for call in (
+        lambda: store.save("ranker", {"w": np.ones(3, "<f4")}, message=message),
+        lambda: store.save("new", {"w": np.ones(3, "<f4")}, message=message),
+        lambda: store.patch("ranker", change, message=message),
+        lambda: store.alias("ranker", "prod", "ranker@1", message=message),
+        lambda: store.remove_alias("ranker", "prod", message=message),
+        lambda: store.rollback("ranker", "prod", message=message),
+        lambda: store.derive("ranker", {"cast": "bf16"}, message=message),
+        lambda: store.rollouts.start("ranker", "prod", store.resolve("ranker@1"), message=message),
+        lambda: store.releases.create("search", ["ranker@1"], message=message),
+        lambda: store.admin.tiers.add(warm, message=message),
+    ):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert str(caught.value) == says
+    assert {info.key for info in objects.list("")} == before
+    assert store.resolve("ranker@prod") == second
+
+
+def test_none_is_no_message(store: tierstore.Store, tmp_path: Path) -> None:
+    array = {"w": np.ones((3, 2), "<f4")}
+    version = store.save("ranker", array, alias="prod", message=None)
+    assert version.message == store.resolve("ranker").message == ""
+    change = {"v": tierstore.Dense(np.ones(3, "<f4"))}
+    assert store.patch("ranker@1", change, message=None).message == ""
+    assert store.derive("ranker", {"cast": "bf16"}, message=None).message == ""
+    assert store.releases.create("search", ["ranker@1"], message=None).version.message == ""
+    assert store.rollouts.start("ranker", "prod", store.resolve("ranker@1"), message=None)
+    store.rollouts.abort("ranker", "prod", message=None)
+    store.alias("ranker", "prod", "ranker@1", message=None)
+    store.rollback("ranker", "prod", message=None)
+    store.remove_alias("ranker", "prod", message=None)
+    assert {entry.message for entry in store.history("ranker", "prod")} == {""}
+    warm = tierstore.TierSpec(name="warm", role="warm", url=(tmp_path / "warm").as_uri())
+    store.admin.tiers.add(warm, message=None)
+    assert store.admin.tiers.set("warm", high=90, message=None).high == 90
+
+
 @pytest.mark.parametrize("progress", [1, "yes", []])
 def test_what_is_no_progress(store: tierstore.Store, progress: Any, tmp_path: Path) -> None:
     model = store.load("ranker")

@@ -54,12 +54,12 @@ class TierAdmin:
         """
         return self._store.tiers()
 
-    def add(self, spec: TierSpec, *, message: str = "") -> TierSpec:
+    def add(self, spec: TierSpec, *, message: str | None = None) -> TierSpec:
         """Try a tier and add it to the list: one object is written, read back and removed.
 
         Args:
             spec: New tier, without a password or key in its URL.
-            message: Note for the list: why this is done.
+            message: Note for the list: why this is done; ``None`` for no note.
 
         Returns:
             The tier as it was added.
@@ -84,13 +84,18 @@ class TierAdmin:
         return find(add_tier(self._store, spec, message).tiers, spec.name)
 
     def set(
-        self, name: str, *, message: str = "", force: bool = False, **fields: Unpack[TierFields]
+        self,
+        name: str,
+        *,
+        message: str | None = None,
+        force: bool = False,
+        **fields: Unpack[TierFields],
     ) -> TierSpec:
         """Change fields of a tier; those that are not given stay.
 
         Args:
             name: Name of the tier.
-            message: Note for the list: why this is done.
+            message: Note for the list: why this is done; ``None`` for no note.
             force: Whether to allow a quota below what a durable tier holds.
             fields: ``url``, ``size`` (bytes; ``None`` for no quota), ``high`` and ``low`` (percent
                 of the quota), ``timeout_ms``, ``options``, ``prices``, as in ``TierSpec``.
@@ -119,7 +124,7 @@ class TierAdmin:
         self,
         name: str,
         *,
-        message: str = "",
+        message: str | None = None,
         dry_run: bool = False,
         budget: Budget | None = None,
         progress: Callable[[Moved], None] | None = None,
@@ -131,7 +136,7 @@ class TierAdmin:
 
         Args:
             name: Name of the tier.
-            message: Note for the list: why this is done.
+            message: Note for the list: why this is done; ``None`` for no note.
             dry_run: Whether to move nothing and only return the plan.
             budget: Bandwidth that moves may use; ``None`` for no limit.
             progress: Called with each move that was tried.
@@ -158,12 +163,12 @@ class TierAdmin:
 
         return drain(self._store, name, message, dry_run=dry_run, budget=budget, progress=progress)
 
-    def undrain(self, name: str, *, message: str = "") -> Drained:
+    def undrain(self, name: str, *, message: str | None = None) -> Drained:
         """Let a tier that is being drained take new packs again.
 
         Args:
             name: Name of the tier.
-            message: Note for the list: why this is done.
+            message: Note for the list: why this is done; ``None`` for no note.
 
         Raises:
             NotFound: There is no such tier.
@@ -186,7 +191,7 @@ class TierAdmin:
         self,
         name: str,
         *,
-        message: str = "",
+        message: str | None = None,
         force: bool = False,
         waiting: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> Removed:
@@ -194,7 +199,7 @@ class TierAdmin:
 
         Args:
             name: Name of the tier.
-            message: Note for the list: why this is done.
+            message: Note for the list: why this is done; ``None`` for no note.
             force: Whether to remove a durable tier that cannot be asked, and lose what only it
                 holds.
             waiting: Called with the users whose saves are waited for, which may still write to it.

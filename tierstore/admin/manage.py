@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 import msgspec
 
 from tierstore import config
+from tierstore.arguments import as_message, near
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Conflict, Unreachable, UsageError
 from tierstore.format.keys import pack_key
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.home.leases import writers
-from tierstore.modelstore.home.tierlist import TierLog, added, changed, check_tier, find, removed
+from tierstore.modelstore.home.tierlist import TierLog, added, changed, find, removed
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.placing.snapshot import pinned_packs
@@ -70,7 +71,7 @@ class Drained:
     left: Holding
 
 
-def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
+def add_tier(store: Store, spec: TierSpec, message: str | None = None) -> TierList:
     """Try a tier and add it to a store, which must be opened again to use it.
 
     Raises:
@@ -79,8 +80,8 @@ def add_tier(store: Store, spec: TierSpec, message: str = "") -> TierList:
             changed the tiers at the same time.
         BackendError: It cannot be written to, read or cleaned.
     """
+    as_message(message)
     spec, own = canonical(spec), store._parts.home.config.store_id
-    check_tier(spec)
     known = store.tiers()
     added(known, spec)  # before anything is written: the name may be taken
     with proved([spec], store.url, own, known):
@@ -110,7 +111,7 @@ class TierFields(TypedDict, total=False):
 def set_tier(
     store: Store,
     name: str,
-    message: str = "",
+    message: str | None = None,
     *,
     force: bool = False,
     **fields: Unpack[TierFields],
@@ -125,29 +126,48 @@ def set_tier(
         fields: Fields of ``TierSpec`` to change; name and role stay.
 
     Raises:
-        UsageError: There is nothing to change, or the tier holds more than its new quota.
+        UsageError: There is nothing to change, a field is not one that changes, or the tier holds
+            more than its new quota.
         ConfigError: The changed tier would be invalid.
         Unreachable: The new place does not hold this tier.
     """
+    as_message(message)
     old = find(store.tiers(), name)
-    if not fields:
-        raise UsageError("nothing to change: give --size, --url, --option ...")
-    most = fields.get("size")
-    if most is not None and old.role in DURABLE and not force:
+    _check_fields(old, fields)
+    most = canonical(msgspec.structs.replace(old, **fields)).size
+    if "size" in fields and most is not None and old.role in DURABLE and not force:
         used = held(store, name)
         if used > most:
             raise UsageError(
                 f"tier {name!r} holds {size(used)}, more than a quota of {size(most)}; "
-                "--force sets it, and the mover then moves packs out of it"
+                "force=True (--force) sets it, and the mover then moves packs out of it"
             )
     return _change(store, old, message, **fields)
 
 
-def _change(store: Store, old: TierSpec, message: str, **fields: Any) -> TierSpec:
+def _check_fields(tier: TierSpec, fields: Collection[str]) -> None:
+    """Raise ``UsageError`` for a field of a tier that does not change, or that there is not."""
+    known = tuple(TierFields.__annotations__)
+    if not fields:
+        raise UsageError(f"nothing to change: give {', '.join(known)}")
+    for field in fields:
+        if field in {"name", "role"}:
+            raise UsageError(
+                f"the {field} of tier {tier.name!r} stays: add another tier, and drain and remove "
+                "this one"
+            )
+        if field == "state":
+            raise UsageError(
+                f"the state of tier {tier.name!r} is not set: drain and undrain change it"
+            )
+        if field not in known:
+            raise UsageError(f"a tier has no {field!r}: did you mean {near(field, known)}?")
+
+
+def _change(store: Store, old: TierSpec, message: str | None, **fields: Any) -> TierSpec:
     name = old.name
     new = canonical(msgspec.structs.replace(old, **fields))
     fields = {field: getattr(new, field) for field in fields}
-    check_tier(new)
     if any(getattr(old, field) != getattr(new, field) for field in _PLACE):
         own = store._parts.home.config.store_id
         known = [tier for tier in store.tiers() if tier.name != name]
@@ -180,7 +200,7 @@ def contents(store: Store, name: str) -> Holding:
     return holding(store._parts.home.packs.tiers, name)
 
 
-def drain_tier(store: Store, name: str, message: str = "") -> None:
+def drain_tier(store: Store, name: str, message: str | None = None) -> None:
     """Stop new packs from a durable tier; ``Store.placement`` moves those that are in it."""
     contents(store, name)
     spec = find(store.tiers(), name)
@@ -191,7 +211,7 @@ def drain_tier(store: Store, name: str, message: str = "") -> None:
 def drain(
     store: Store,
     name: str,
-    message: str = "",
+    message: str | None = None,
     *,
     dry_run: bool = False,
     budget: Budget | None = None,
@@ -223,7 +243,7 @@ def drain(
     return Drained(find(store.tiers(), name), report.plan, tuple(report.moved), left)
 
 
-def undrain(store: Store, name: str, message: str = "") -> Drained:
+def undrain(store: Store, name: str, message: str | None = None) -> Drained:
     """Let a tier take new packs again.
 
     Args:
@@ -243,7 +263,7 @@ def undrain(store: Store, name: str, message: str = "") -> Drained:
 def remove_tier(
     store: Store,
     name: str,
-    message: str = "",
+    message: str | None = None,
     *,
     force: bool = False,
     waiting: Callable[[Sequence[str]], None] = lambda _: None,

@@ -17,6 +17,14 @@ KNOWN_FEATURES: frozenset[str] = frozenset({PATCH_FEATURE})
 Verified = NewType("Verified", memoryview)
 """Plain bytes of a chunk that were compared with its digest, in memory that nobody else writes."""
 
+class Broken(Exception):
+    """What a value breaks of the format; whoever read or wants to write it says of which object."""
+
+
+class Newer(Exception):
+    """What a value needs that this version does not know."""
+
+
 _UPGRADE = "it was written by a newer tierstore; upgrade this one to read it"
 
 
@@ -40,8 +48,8 @@ def unsupported(name: str, what: str) -> NoReturn:
     raise UnsupportedFormat(f"{name} needs {what}: {_UPGRADE}")
 
 
-def check_requires(name: str, requires: list[str]) -> None:
-    """Raise ``UnsupportedFormat`` when an object needs a feature that is not known here."""
+def check_requires(requires: list[str]) -> None:
+    """Raise ``Newer`` when an object needs a feature that is not known here."""
     unknown = sorted(set(requires) - KNOWN_FEATURES)
     if unknown:
-        unsupported(name, f"the feature {', '.join(map(repr, unknown))}")
+        raise Newer(f"the feature {', '.join(map(repr, unknown))}")

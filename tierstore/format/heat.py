@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tierstore.deferred import np
-from tierstore.format.checks import damaged
+from tierstore.format.checks import Broken
 from tierstore.format.sealed import Body, Kind, seal_body, unseal_body
 from tierstore.format.tiers import HEAT
 from tierstore.ids import Buffer
@@ -41,6 +41,20 @@ class HeatBody(Body, frozen=True, kw_only=True):
     keys: bytes
     scores: bytes
 
+    def check(self) -> None:
+        """Raise ``Broken`` unless its columns fit each other and its times are in range."""
+        count = len(self.kinds)
+        if len(self.keys) != 32 * count or len(self.scores) != 4 * count:
+            raise Broken("its columns differ in length")
+        if self.half_life_s < 1 or not 0 <= self.landmark_us < 1 << 57:
+            raise Broken("its half-life or landmark is out of range")
+        if not -(1 << 57) < self.offset_us < 1 << 57:
+            raise Broken("its clock is out of range")
+        if not set(self.kinds) <= {CHUNK, PACK}:
+            raise Broken("it holds an entry of an unknown kind")
+        if len(heat_entries(self)) != count:
+            raise Broken("a key appears twice")
+
 
 def heat_key(node: str) -> str:
     """Return the key of a node's heat; ``node`` must be a valid segment of a key."""
@@ -73,16 +87,4 @@ def seal_heat(body: HeatBody) -> bytes:
 
 def parse_heat(data: Buffer, name: str) -> HeatBody:
     """Unseal and check a node's heat."""
-    body = unseal_body(Kind.HEAT, data, HeatBody, name)
-    count = len(body.kinds)
-    if len(body.keys) != 32 * count or len(body.scores) != 4 * count:
-        damaged(name, "its columns differ in length")
-    if body.half_life_s < 1 or not 0 <= body.landmark_us < 1 << 57:
-        damaged(name, "its half-life or landmark is out of range")
-    if not -(1 << 57) < body.offset_us < 1 << 57:
-        damaged(name, "its clock is out of range")
-    if not set(body.kinds) <= {CHUNK, PACK}:
-        damaged(name, "it holds an entry of an unknown kind")
-    if len(heat_entries(body)) != count:
-        damaged(name, "a key appears twice")
-    return body
+    return unseal_body(Kind.HEAT, data, HeatBody, name)

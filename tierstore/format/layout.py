@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from tierstore.format.checks import damaged
-from tierstore.format.sealed import Body, Hex64, Kind, seal_body, unseal_body
-from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, table_columns
+from tierstore.format.sealed import Body, Hex64, Kind, seal, unseal_body
+from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, encode_table, table_columns
 from tierstore.ids import Buffer, Digest
 
 
@@ -52,7 +52,7 @@ def seal_layout(manifest: Digest, places: Sequence[ChunkPlace], sizes: dict[byte
         sizes: The bytes of every pack in ``places``.
     """
     body = LayoutBody(manifest=manifest.raw, **table_columns(places, sizes))
-    return seal_body(Kind.LAYOUT, body)
+    return seal(Kind.LAYOUT, encode_table(Kind.LAYOUT, body))
 
 
 def parse_layout(data: Buffer, manifest: Digest, name: str) -> ChunkTable:
@@ -65,7 +65,8 @@ def parse_layout(data: Buffer, manifest: Digest, name: str) -> ChunkTable:
 
 def seal_segment(places: Sequence[ChunkPlace], sizes: dict[bytes, int]) -> bytes:
     """Return the sealed index segment of the chunks that one save added."""
-    return seal_body(Kind.SEGMENT, TableBody(**table_columns(places, sizes)))
+    body = TableBody(**table_columns(places, sizes))
+    return seal(Kind.SEGMENT, encode_table(Kind.SEGMENT, body))
 
 
 def parse_segment(data: Buffer, name: str) -> ChunkTable:

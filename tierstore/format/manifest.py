@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from tierstore.errors import InvalidName, InvalidSafetensors, UsageError
-from tierstore.format.checks import damaged, digest_of, unsupported
+from tierstore.format.checks import Broken, Newer, damaged, digest_of
 from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info, parse_patch
 from tierstore.format.paths import check_path, folders_of
 from tierstore.format.safetensors import parse_header
@@ -73,6 +73,10 @@ class Manifest(Body, frozen=True, kw_only=True):
     lineage: tuple[LineageEntry, ...] = ()
     members: tuple[Member, ...] | msgspec.UnsetType = msgspec.UNSET
     patch: PatchInfo | msgspec.UnsetType = msgspec.UNSET
+
+    def check(self) -> None:
+        """Raise ``Broken`` or ``Newer`` unless its files and members make a version."""
+        _check_manifest(self)
 
 
 def patch_manifest(file: FileEntry, patch: PatchInfo, chunk_size: int) -> Manifest:
@@ -143,57 +147,60 @@ def parse_manifest(data: Buffer, digest: Digest, name: str) -> Manifest:
     plain = unseal(Kind.MANIFEST, data, name)
     if digest_of(plain) != digest:
         damaged(name, "its content does not match its digest")
-    manifest = decode_body(Kind.MANIFEST, plain, Manifest, name)
+    return decode_body(Kind.MANIFEST, plain, Manifest, name)
+
+
+def _check_manifest(manifest: Manifest) -> None:
     if manifest.kind not in {FULL_KIND, PATCH_KIND, RELEASE_KIND}:
-        unsupported(name, f"manifests of kind {manifest.kind!r}")
+        raise Newer(f"manifests of kind {manifest.kind!r}")
     if manifest.hash != HASH:
-        unsupported(name, f"the hash {manifest.hash!r}")
-    check_chunk_size(manifest.chunk_size, name)
+        raise Newer(f"the hash {manifest.hash!r}")
+    if not is_chunk_size(manifest.chunk_size):
+        raise Broken(f"a chunk size of {manifest.chunk_size} is out of range")
     if _lists_too_much(manifest):
-        damaged(name, "it lists more files or tensors than the format allows")
+        raise Broken("it lists more files or tensors than the format allows")
     paths = [file.path for file in manifest.files]
     if paths != sorted(set(paths)):
-        damaged(name, "its files are not in order")
+        raise Broken("its files are not in order")
     folders = {folder for path in paths for folder in folders_of(path)}
     if not folders.isdisjoint(paths):
-        damaged(name, f"{min(folders.intersection(paths))!r} is a file and a folder")
+        raise Broken(f"{min(folders.intersection(paths))!r} is a file and a folder")
     for file in manifest.files:
-        _check_file(file, manifest.chunk_size, name)
+        _check_file(file, manifest.chunk_size)
     if any(len(entry.digest) != DIGEST_BYTES for entry in manifest.lineage):
-        damaged(name, "its lineage names something that is not a digest")
-    _check_members(manifest, name)
-    _check_patch(manifest, name)
-    return manifest
+        raise Broken("its lineage names something that is not a digest")
+    _check_members(manifest)
+    _check_patch(manifest)
 
 
-def _check_patch(manifest: Manifest, name: str) -> None:
+def _check_patch(manifest: Manifest) -> None:
     info = patch_info(manifest)
     if (manifest.kind == PATCH_KIND) != (info is not None):
-        damaged(name, "its kind does not fit its fields")
+        raise Broken("its kind does not fit its fields")
     if info is None:
         return
     if [file.path for file in manifest.files] != [PATCH_PATH] or not manifest.files[0].header:
-        damaged(name, f"its only file is not {PATCH_PATH}")
+        raise Broken(f"its only file is not {PATCH_PATH}")
     file = manifest.files[0]
     header = parse_header(file.header, file.size)
     wrong = check_patch_info(info, header, manifest.requires, manifest.chunk_size)
     if wrong:
-        damaged(name, wrong)
+        raise Broken(wrong)
     if [(one.relation, one.digest) for one in manifest.lineage] != [(PATCH_OF, info.base.raw)]:
-        damaged(name, "its lineage does not name its base")
+        raise Broken("its lineage does not name its base")
 
 
-def _check_members(manifest: Manifest, name: str) -> None:
+def _check_members(manifest: Manifest) -> None:
     members = manifest.members
     if (manifest.kind == RELEASE_KIND) != bool(members):
-        damaged(name, "a release has members, and nothing else has")
+        raise Broken("a release has members, and nothing else has")
     if not members:
         return
     models = [member.model for member in members]
     if manifest.files or manifest.lineage or models != sorted(set(models)):
-        damaged(name, "it is not a valid release")
+        raise Broken("it is not a valid release")
     if len(members) > MAX_MEMBERS or any(len(m.manifest) != DIGEST_BYTES for m in members):
-        damaged(name, "its members are too many, or one has no digest")
+        raise Broken("its members are too many, or one has no digest")
 
 
 def _lists_too_much(manifest: Manifest) -> bool:
@@ -206,37 +213,31 @@ def is_chunk_size(chunk_size: int) -> bool:
     return MIN_CHUNK <= chunk_size <= MAX_CHUNK and not chunk_size & (chunk_size - 1)
 
 
-def check_chunk_size(chunk_size: int, name: str) -> None:
-    """Raise ``Damaged`` for a stored chunk size that is no power of two from 1 to 16 MiB."""
-    if not is_chunk_size(chunk_size):
-        damaged(name, f"a chunk size of {chunk_size} is out of range")
-
-
-def _check_file(file: FileEntry, chunk_size: int, name: str) -> None:
+def _check_file(file: FileEntry, chunk_size: int) -> None:
     try:
         check_path(file.path)
     except InvalidName as error:
-        damaged(name, str(error))
+        raise Broken(str(error)) from None
     if file.size < 0 or len(file.sha256) != DIGEST_BYTES:
-        damaged(name, f"{file.path!r} has no proper size and SHA-256")
+        raise Broken(f"{file.path!r} has no proper size and SHA-256")
     if not file.header:
         if file.tensors or not _covers(file.chunks, file.size, chunk_size):
-            damaged(name, f"the chunks of {file.path!r} do not cover it")
+            raise Broken(f"the chunks of {file.path!r} do not cover it")
         return
     try:
         header = parse_header(file.header, file.size)
     except InvalidSafetensors as error:
-        damaged(name, f"{file.path!r}: {error}")
+        raise Broken(f"{file.path!r}: {error}") from None
     if file.chunks or len(file.tensors) != len(header.tensors):
-        damaged(name, f"the tensors of {file.path!r} are not those of its header")
+        raise Broken(f"the tensors of {file.path!r} are not those of its header")
     for tensor, info in zip(file.tensors, header.tensors, strict=True):
         said = info.name, info.dtype, info.shape, info.begin
         if said != (tensor.name, tensor.dtype, tensor.shape, tensor.begin):
-            damaged(name, f"the tensors of {file.path!r} are not those of its header")
+            raise Broken(f"the tensors of {file.path!r} are not those of its header")
         if tensor.cut:
-            unsupported(name, f"cut {tensor.cut} of tensor {tensor.name!r}")
+            raise Newer(f"cut {tensor.cut} of tensor {tensor.name!r}")
         if not _covers(tensor.chunks, info.end - info.begin, chunk_size):
-            damaged(name, f"the chunks of tensor {tensor.name!r} do not cover it")
+            raise Broken(f"the chunks of tensor {tensor.name!r} do not cover it")
 
 
 def _covers(chunks: bytes, nbytes: int, chunk_size: int) -> bool:

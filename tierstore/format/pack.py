@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import blake3
-import msgspec
 
 from tierstore.format.checks import damaged, unsupported, xxh3
 from tierstore.format.sealed import Kind, decode_body
@@ -18,6 +17,7 @@ from tierstore.format.table import (
     ChunkPlace,
     ChunkTable,
     TableBody,
+    encode_table,
     table_columns,
 )
 from tierstore.ids import Buffer
@@ -86,7 +86,8 @@ class PackBuilder:
 
     def close(self) -> tuple[bytes, list[Buffer], list[ChunkPlace]]:
         """Return the pack's id, its bytes as buffers to lay end to end, and its chunks' places."""
-        index = msgspec.msgpack.encode(TableBody(**table_columns(self._places)))
+        body = TableBody(**table_columns(self._places))
+        index = encode_table(Kind.SEGMENT, body, own=True)
         pack_id = blake3.blake3(self._header).update(index).digest()
         fields = (self.size, len(index), len(self._places), pack_id, 0, _TAIL_MAGIC)
         start = _TRAILER.pack(*fields, 0)[:-8]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from tierstore.format.checks import damaged
+from tierstore.format.checks import Broken, damaged
 from tierstore.format.sealed import Body, Hex32, Hex64, Kind, unseal_body
 from tierstore.ids import Buffer
 
@@ -79,6 +79,13 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = []
     paused: bool = False
 
+    def check(self) -> None:
+        """Raise ``Broken`` unless its stages rise to all nodes, and it is in one of them."""
+        if self.stages != sorted(set(self.stages)) or self.stages[-1] != FULL_SHARE:
+            raise Broken("the stages of its rollout do not rise to all nodes")
+        if self.stage >= len(self.stages):
+            raise Broken("its rollout is in no stage, or comes from no version")
+
 
 class RefEntry(Body, frozen=True, kw_only=True):
     """One entry of a ref log: the new value of the ref.
@@ -110,6 +117,19 @@ class RefEntry(Body, frozen=True, kw_only=True):
     tool: str
     rollout: Rollout | None = None
 
+    def check(self) -> None:
+        """Raise ``Broken`` unless its target is whole and its rollout can go on."""
+        if (self.version is None) != (self.manifest is None) or (
+            (self.action == "remove") != (self.version is None)
+        ):
+            raise Broken("its target is incomplete")
+        if self.previous is not None and self.previous >= self.seq:
+            raise Broken(f"it goes back to entry {self.previous}")
+        if self.rollout is not None:
+            self.rollout.check()
+            if self.version is None:
+                raise Broken("its rollout is in no stage, or comes from no version")
+
 
 class Hint(Body, frozen=True, kw_only=True):
     """A sequence number that was once the highest of a ref log."""
@@ -134,18 +154,6 @@ def parse_entry(data: Buffer, seq: int, name: str) -> RefEntry:
     entry = unseal_body(Kind.REF, data, RefEntry, name)
     if entry.seq != seq:
         damaged(name, f"it says that it is entry {entry.seq}")
-    if (entry.version is None) != (entry.manifest is None) or (
-        (entry.action == "remove") != (entry.version is None)
-    ):
-        damaged(name, "its target is incomplete")
-    if entry.previous is not None and entry.previous >= seq:
-        damaged(name, f"it goes back to entry {entry.previous}")
-    if entry.rollout is not None:
-        stages = entry.rollout.stages
-        if stages != sorted(set(stages)) or stages[-1] != FULL_SHARE:
-            damaged(name, "the stages of its rollout do not rise to all nodes")
-        if entry.rollout.stage >= len(stages) or entry.version is None:
-            damaged(name, "its rollout is in no stage, or comes from no version")
     return entry
 
 

@@ -8,7 +8,8 @@ import msgspec
 import zstandard
 
 from tierstore.errors import UsageError
-from tierstore.format.checks import check_requires, damaged, unsupported, xxh3
+from tierstore.format.checks import Broken, Newer, check_requires, damaged, unsupported, xxh3
+from tierstore.format.readback import read_back
 from tierstore.ids import Buffer
 from tierstore.prepared import prepared
 
@@ -40,7 +41,19 @@ class Kind(IntEnum):
     MOVER = 13
     REPORT = 14
 
+    @property
+    def title(self) -> str:
+        """What messages call an object of this kind."""
+        return _TITLES.get(self, self.name.lower())
 
+
+_TITLES = {
+    Kind.SEGMENT: "segment of the index",
+    Kind.REF: "entry of a ref log",
+    Kind.CONDEMNED: "list of condemned packs",
+    Kind.TIERS: "list of tiers",
+    Kind.MOVER: "mover's lease",
+}
 _MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT})
 
 
@@ -52,11 +65,15 @@ def max_plain_bytes(kind: Kind) -> int:
 
 
 def seal(kind: Kind, plain: bytes) -> bytes:
-    """Put a plain body into its envelope, compressed where that is smaller."""
+    """Put a plain body into its envelope, compressed where that is smaller.
+
+    Raises ``UsageError`` for a body above the limit of its kind.
+    """
     if len(plain) > max_plain_bytes(kind):
+        hint = "split the model into several" if kind in _MSGPACK else "shorten its texts and lists"
         raise UsageError(
-            f"a {kind.name.lower()} of {len(plain)} bytes is above the format's limit of "
-            f"{max_plain_bytes(kind)}; split the model into several"
+            f"a {kind.title} of {len(plain)} bytes is above the format's limit of "
+            f"{max_plain_bytes(kind)}; {hint}"
         )
     encoding, body = _PLAIN, plain
     if kind in _MSGPACK and len(plain) >= _ZSTD_FROM_BYTES:
@@ -131,6 +148,12 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 
     requires: list[str] = []
 
+    def check(self) -> None:
+        """Raise ``Broken`` where values are not what the format asks for beyond their types.
+
+        Reader and writer both call it: what one refuses, the other does not write.
+        """
+
 
 class _Requires(msgspec.Struct):
     """The features of a body alone: they decide whether this version can read the rest."""
@@ -160,8 +183,18 @@ def seal_body(kind: Kind, body: Body) -> bytes:
 
 
 def encode_body(kind: Kind, body: Body) -> bytes:
-    """Return the plain bytes of a body: msgpack or JSON by its kind."""
-    return msgspec.msgpack.encode(body) if kind in _MSGPACK else msgspec.json.encode(body)
+    """Return the plain bytes of a body: msgpack or JSON by its kind.
+
+    Raises ``UsageError`` with the name of the field when a reader would refuse the body, or would
+    read something else: what is written once is there for good.
+    """
+    try:
+        plain = read_back(body, packed=kind in _MSGPACK)
+        check_requires(body.requires)
+        body.check()
+        return plain
+    except (Broken, Newer) as error:
+        raise UsageError(f"such a {kind.title} cannot be stored: {error}") from None
 
 
 def unseal_body(kind: Kind, data: Buffer, model: type[_B], name: str) -> _B:
@@ -172,7 +205,11 @@ def unseal_body(kind: Kind, data: Buffer, model: type[_B], name: str) -> _B:
 def decode_body(kind: Kind, plain: bytes, model: type[_B], name: str) -> _B:
     """Decode the plain bytes of a body; refuse features that this version does not know."""
     try:
-        check_requires(name, _decode(kind, plain, _Requires).requires)
-        return _decode(kind, plain, model)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        check_requires(_decode(kind, plain, _Requires).requires)
+        body = _decode(kind, plain, model)
+        body.check()
+        return body
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Broken) as error:
         damaged(name, str(error))
+    except Newer as error:
+        unsupported(name, str(error))

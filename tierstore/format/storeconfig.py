@@ -7,7 +7,7 @@ import msgspec
 
 from tierstore.errors import Damaged
 from tierstore.format.checks import KNOWN_FEATURES, damaged, unsupported, xxh3
-from tierstore.format.manifest import DEFAULT_CHUNK, HASH, check_chunk_size
+from tierstore.format.manifest import DEFAULT_CHUNK, HASH, is_chunk_size
 from tierstore.format.tiers import FEATURE as TIERS_FEATURE
 from tierstore.ids import Buffer
 from tierstore.prepared import prepared
@@ -89,7 +89,8 @@ def parse_config(data: Buffer, name: str) -> StoreConfig:
         unsupported(name, "tiers in its config")
     if not _ID.match(config.store_id):
         damaged(name, "it has no proper store id")
-    check_chunk_size(config.chunk_size, name)
+    if not is_chunk_size(config.chunk_size):
+        damaged(name, f"a chunk size of {config.chunk_size} is out of range")
     return config
 
 

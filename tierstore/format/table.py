@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 from tierstore.codecs import CODECS
 from tierstore.deferred import np
-from tierstore.format.checks import damaged
+from tierstore.errors import UsageError
+from tierstore.format.checks import Broken, damaged
 from tierstore.format.frame import FIXED_BYTES, MAX_PLAIN_BYTES
-from tierstore.format.sealed import Body
+from tierstore.format.sealed import Body, Kind, encode_body
 from tierstore.ids import split_digests
 
 if TYPE_CHECKING:
@@ -79,29 +80,35 @@ class ChunkTable:
         Raises:
             Damaged: The columns break the format.
         """
+        try:
+            self._fill(body, own)
+        except Broken as error:
+            damaged(name, str(error))
+
+    def _fill(self, body: TableBody, own: bool) -> None:
         count, odd = divmod(len(body.digests), 32)
         self._columns = body
         if own and (body.pack_ids or body.packs):
-            damaged(name, "a pack's own index lists packs")
+            raise Broken("a pack's own index lists packs")
         columns = [body.offsets, body.lengths, body.heads, body.plains]
-        packs = np.zeros(count, "<u4") if own else _column(body.packs, count, name)
-        offsets, lengths, heads, plains = (_column(c, count, name) for c in columns)
+        packs = np.zeros(count, "<u4") if own else _column(body.packs, count)
+        offsets, lengths, heads, plains = (_column(c, count) for c in columns)
         n_packs, odd_packs = divmod(len(body.pack_ids), 32)
         if odd or odd_packs or len(body.codecs) != count or len(body.pack_sizes) != 8 * n_packs:
-            damaged(name, "the columns of its chunk table differ in length")
+            raise Broken("the columns of its chunk table differ in length")
         self.pack_ids = split_digests(body.pack_ids)
         self.pack_sizes = np.frombuffer(body.pack_sizes, "<u8").tolist()
         self._rows = np.stack([packs, offsets, lengths, heads, plains]).astype(np.int64)
-        self._base_starts = self._check_bases(body, count, name)
-        self._check_rows(n_packs, own, name)
+        self._base_starts = self._check_bases(body, count)
+        self._check_rows(n_packs, own)
         self._where: dict[bytes, int] | None = None
 
-    def _check_rows(self, n_packs: int, own: bool, name: str) -> None:
+    def _check_rows(self, n_packs: int, own: bool) -> None:
         packs, offsets, lengths, heads, plains = self._rows
         if not len(packs):
             return
         if not own and packs.max() >= n_packs:
-            damaged(name, "a chunk lies in a pack that is not listed")
+            raise Broken("a chunk lies in a pack that is not listed")
         if (
             plains.max() > MAX_PLAIN_BYTES
             or lengths.max() > _MAX_FRAME_BYTES
@@ -111,21 +118,19 @@ class ChunkTable:
             or offsets.min() < PACK_HEADER_BYTES
             or (not own and (offsets + lengths > np.array(self.pack_sizes)[packs]).any())
         ):
-            damaged(name, "a chunk's place is out of range")
+            raise Broken("a chunk's place is out of range")
 
-    def _check_bases(
-        self, body: TableBody, count: int, name: str
-    ) -> "npt.NDArray[np.int64] | None":
+    def _check_bases(self, body: TableBody, count: int) -> "npt.NDArray[np.int64] | None":
         needs_base = body.codecs.translate(_NEEDS_BASE)
         if not body.base_starts:
             if body.bases or 1 in needs_base:
-                damaged(name, "a delta has no bases in its chunk table")
+                raise Broken("a delta has no bases in its chunk table")
             return None
-        starts = _column(body.base_starts, count + 1, name).astype(np.int64)
+        starts = _column(body.base_starts, count + 1).astype(np.int64)
         if starts[0] or (np.diff(starts) < 0).any() or starts[-1] * 32 != len(body.bases):
-            damaged(name, "the bases of its chunk table are out of order")
+            raise Broken("the bases of its chunk table are out of order")
         if (np.frombuffer(needs_base, np.bool_) != (np.diff(starts) > 0)).any():
-            damaged(name, "the frames with bases in its chunk table are not the deltas")
+            raise Broken("the frames with bases in its chunk table are not the deltas")
         return starts
 
     def __len__(self) -> int:
@@ -180,6 +185,19 @@ class ChunkTable:
         return int(self._rows[4].max(initial=0))
 
 
+def encode_table(kind: Kind, body: TableBody, *, own: bool = False) -> bytes:
+    """Return the plain bytes of a chunk table.
+
+    Raises ``UsageError`` when a reader would refuse it.
+    """
+    plain = encode_body(kind, body)
+    try:
+        ChunkTable.__new__(ChunkTable)._fill(body, own)
+    except Broken as error:
+        raise UsageError(f"such a {kind.title} cannot be stored: {error}") from None
+    return plain
+
+
 def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
     """Return a table of the rows of all ``tables``, in order; ``name`` is for messages.
 
@@ -219,9 +237,9 @@ def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
     return ChunkTable(body, name)
 
 
-def _column(data: bytes, count: int, name: str) -> "npt.NDArray[np.uint32]":
+def _column(data: bytes, count: int) -> "npt.NDArray[np.uint32]":
     if len(data) != 4 * count:
-        damaged(name, "the columns of its chunk table differ in length")
+        raise Broken("the columns of its chunk table differ in length")
     return np.frombuffer(data, "<u4")
 
 

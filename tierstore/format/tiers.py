@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from tierstore.format.checks import damaged
+from tierstore.format.checks import Broken, damaged
 from tierstore.format.sealed import Body, Hex32, Hex64, Kind, seal_body, unseal_body
 from tierstore.ids import Buffer
 from tierstore.shown import SECRET_NAME
@@ -79,6 +79,14 @@ class TierList(Body, frozen=True, kw_only=True):
     who: str
     message: str = ""
 
+    def check(self) -> None:
+        """Raise ``Broken`` unless its tiers can be used and have names of their own."""
+        if not 0 <= self.time_us < 1 << 57:
+            raise Broken("its time is out of range")
+        names = [check_spec(spec).name for spec in self.tiers]
+        if len(set(names)) != len(names):
+            raise Broken("two tiers have the same name")
+
 
 class Pin(Body, frozen=True, kw_only=True):
     """A version that is kept in fast tiers.
@@ -135,16 +143,16 @@ def is_tier_name(name: str) -> bool:
     return _NAME.match(name) is not None and name != HOME_NAME
 
 
-def check_spec(spec: TierSpec, name: str) -> TierSpec:
-    """Return ``spec``; raise ``Damaged`` when one of its values is out of range."""
+def check_spec(spec: TierSpec) -> TierSpec:
+    """Return ``spec``; raise ``Broken`` when one of its values is out of range."""
     if not is_tier_name(spec.name):
-        damaged(name, f"a tier cannot be named {spec.name[:40]!r}")
+        raise Broken(f"a tier cannot be named {spec.name[:40]!r}")
     if not spec.url or not 0 < spec.low <= spec.high <= 100 or spec.timeout_ms < 1:
-        damaged(name, f"the URL, watermarks or timeout of tier {spec.name} are out of range")
+        raise Broken(f"the URL, watermarks or timeout of tier {spec.name} are out of range")
     if has_secret(spec.url) or any(map(SECRET_NAME.match, spec.options)):
-        damaged(name, f"the URL or options of tier {spec.name} hold a password or key")
+        raise Broken(f"the URL or options of tier {spec.name} hold a password or key")
     if spec.size is not None and spec.size < 0:
-        damaged(name, f"the size of tier {spec.name} is negative")
+        raise Broken(f"the size of tier {spec.name} is negative")
     return spec
 
 
@@ -171,9 +179,6 @@ def seal_tiers(tiers: TierList) -> bytes:
 def parse_tiers(data: Buffer, seq: int, name: str) -> TierList:
     """Unseal and check revision ``seq`` of the list of tiers."""
     body = unseal_body(Kind.TIERS, data, TierList, name)
-    if body.seq != seq or not 0 <= body.time_us < 1 << 57:
-        damaged(name, f"its number is {body.seq}, or its time is out of range")
-    names = [check_spec(spec, name).name for spec in body.tiers]
-    if len(set(names)) != len(names):
-        damaged(name, "two tiers have the same name")
+    if body.seq != seq:
+        damaged(name, f"its number is {body.seq}")
     return body

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
+from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import NotFound, UsageError
 from tierstore.format.manifest import LineageEntry
@@ -219,7 +220,7 @@ class Store:
         source: str | os.PathLike[str] | Mapping[str, Any],
         *,
         alias: str | None = None,
-        message: str = "",
+        message: str | None = None,
         metadata: Mapping[str, str] | None = None,
         exclude: Sequence[str] = (),
         base: str | Version | None = "auto",
@@ -237,7 +238,7 @@ class Store:
             source: A ``.safetensors`` file, a directory with such files and others, or tensors by
                 name: numpy arrays (those of ml_dtypes included) or torch tensors of any shape.
             alias: A name to point to the new version, such as ``prod``.
-            message: Why; kept in the log.
+            message: Why; kept in the log. ``None`` for no message.
             metadata: ``__metadata__`` of the header, for tensors in memory only.
             exclude: Glob patterns of paths in the directory to leave out.
             base: The version that deltas refer to; ``"auto"`` takes the newest version of the
@@ -271,6 +272,7 @@ class Store:
             0
         """
         model = check_name("model", model)
+        as_message(message)  # before anything is stored
         self._names.check_new(model, alias)
         check_source(source, self._parts.places)
         lineage = []
@@ -522,7 +524,7 @@ class Store:
         name: str,
         ref: str | Version,
         *,
-        message: str = "",
+        message: str | None = None,
         was: int | None = None,
     ) -> Alias:
         """Point an alias of a model to a version of it; moves no bytes.
@@ -531,7 +533,7 @@ class Store:
             model: The model's name.
             name: The alias, such as ``prod``.
             ref: A reference to the version.
-            message: Why; kept in the log.
+            message: Why; kept in the log. ``None`` for no message.
             was: The number of the version that it must point to until then; any by default.
 
         Returns:
@@ -550,13 +552,13 @@ class Store:
         """
         return self._names.alias(model, name, ref, message, was)
 
-    def remove_alias(self, model: str, name: str, *, message: str = "") -> None:
+    def remove_alias(self, model: str, name: str, *, message: str | None = None) -> None:
         """Remove an alias; the versions stay, and so does its log.
 
         Args:
             model: The model's name.
             name: The alias.
-            message: Why; kept in the log.
+            message: Why; kept in the log. ``None`` for no message.
 
         Raises:
             NotFound: There is no such alias.
@@ -571,7 +573,7 @@ class Store:
         """
         self._names.remove_alias(model, name, message)
 
-    def rollback(self, model: str, alias: str, *, message: str = "") -> Alias:
+    def rollback(self, model: str, alias: str, *, message: str | None = None) -> Alias:
         """Point an alias back to the version that it meant before; moves no bytes.
 
         Twice in a row goes back two steps. In a rollout it gives every node the old version again,
@@ -580,7 +582,7 @@ class Store:
         Args:
             model: The model's name.
             alias: The alias.
-            message: Why; kept in the log.
+            message: Why; kept in the log. ``None`` for no message.
 
         Returns:
             The alias and the version that it points to now.
@@ -634,7 +636,7 @@ class Store:
         changes: Changes,
         *,
         alias: str | None = None,
-        message: str = "",
+        message: str | None = None,
         fold: bool = True,
     ) -> Version:
         """Publish a version that equals another but for some rows, elements or whole tensors.
@@ -649,7 +651,7 @@ class Store:
             changes: ``Rows``, ``Elements`` or ``Dense`` by the tensor's name; or a ``Patch`` or the
                 path of a patch file, made for exactly this version.
             alias: A name to point to the new version, such as ``prod``.
-            message: Why; kept in the log.
+            message: Why; kept in the log. ``None`` for no message.
             fold: ``False`` leaves folding to ``Store.fold``; with too many patches below
                 ``Conflict`` is raised.
 

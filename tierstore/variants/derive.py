@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from tierstore.arguments import as_message
 from tierstore.errors import Damaged, NotFound, SourceError, UnsupportedFormat, UsageError
 from tierstore.format.keys import VARIANTS
 from tierstore.format.manifest import FileEntry, LineageEntry
@@ -106,7 +107,7 @@ def derive(
     keep: str | None = None,
     name: str | None = None,
     max_error: float | None = None,
-    message: str = "",
+    message: str | None = None,
     progress: Progress | bool | None = None,
 ) -> Version:
     """Make a lossy variant of a version and publish it beside that; see ``Store.derive``.
@@ -124,7 +125,7 @@ def derive(
         keep: A regular expression of the names of tensors to leave as they are.
         name: The variant's name; by default the method's label.
         max_error: The largest relative L2 error that is published.
-        message: Why; kept in the log.
+        message: Why; kept in the log. ``None`` for no message.
         progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that is
             called with the bytes done and the bytes in all.
 
@@ -141,6 +142,7 @@ def derive(
         >>> print(tierstore.derive(store, "ranker", {"cast": "bf16"}))
         ranker@1+bf16
     """
+    as_message(message)  # before anything is made
     method = method_of(parameters)
     label = check_variant(name if name is not None else method.label)
     default = CHANNEL_KEEPS if isinstance(method, Channel) else ""
@@ -216,7 +218,7 @@ def _record(label: str, version: Version, work: _Work, max_error: float | None) 
 
 
 def _publish(
-    store: Store, version: Version, label: str, files: list[SourceFile], message: str
+    store: Store, version: Version, label: str, files: list[SourceFile], message: str | None
 ) -> Version:
     files = sorted(files, key=lambda file: file.path)
     lineage = [LineageEntry(relation=DERIVED_FROM, digest=version.digest.raw)]

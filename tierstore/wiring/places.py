@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 
 from tierstore import config
+from tierstore.arguments import as_list
 from tierstore.errors import ConfigError, Conflict, TierstoreError
 from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.home.probe import prove
-from tierstore.modelstore.home.tierlist import added, checked
+from tierstore.modelstore.home.tierlist import added, check_tier, checked
 from tierstore.modelstore.places import HOME, StorePlace, first_overlap
 from tierstore.tiers.durable.marker import check_free, claim, release
 from tierstore.wiring.backends import Place, directory_of, hot_directory, open_tier
@@ -21,8 +22,14 @@ from tierstore.wiring.tiers import hot_options, placed, store_place
 
 
 def canonical(spec: TierSpec) -> TierSpec:
-    """Return a tier with its path as an absolute file URL, for any working directory."""
-    if not spec.url or "://" in spec.url:
+    """Return a tier with its path as an absolute file URL, for any working directory.
+
+    Raises ``ConfigError`` for a tier that no list can have.
+    """
+    if isinstance(spec, TierSpec) and isinstance(spec.url, os.PathLike):
+        spec = msgspec.structs.replace(spec, url=os.fspath(spec.url))
+    check_tier(spec)
+    if "://" in spec.url:
         return spec
     return msgspec.structs.replace(spec, url=Path(spec.url).absolute().as_uri())
 
@@ -35,7 +42,7 @@ def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:
         Conflict: Two have the same name.
     """
     found: list[TierSpec] = []
-    for spec in specs:
+    for spec in as_list("tiers", specs, "[tierstore.TierSpec(…)]"):
         found = added(found, canonical(spec))
     return checked(found)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import (
     Conflict,
@@ -145,7 +146,7 @@ class RefLog:
         self,
         action: Action,
         target: Callable[[RefEntry | None], RefTarget | tuple[int | None, str | None, int | None]],
-        message: str = "",
+        message: str | None = None,
     ) -> RefEntry:
         """Append one entry and return it; concurrent writers each get a number of their own.
 
@@ -153,13 +154,15 @@ class RefLog:
             action: What is done to the ref.
             target: Called with the current entry, returns what the new one says; called again when
                 another writer came first.
-            message: Note for the log: why this is done.
+            message: Note for the log: why this is done; ``None`` for no note.
 
         Raises:
             Conflict: Other writers came first a thousand times.
+            UsageError: The message is no text.
         """
         from importlib.metadata import version as package_version  # slow, and only writers need it
 
+        note = as_message(message)
         for _ in range(_ATTEMPTS):
             last = self.last()
             seq = last.seq + 1 if last else 1
@@ -174,7 +177,7 @@ class RefLog:
                 rollout=goal.rollout,
                 time_us=time.time_ns() // 1000,
                 who=whoami(),
-                message=message,
+                message=note,
                 tool=f"tierstore {package_version('tierstore')}",
             )
             if create_once(self._home_blobs, self.key_of(seq), seal_body(Kind.REF, entry)):

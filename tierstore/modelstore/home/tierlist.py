@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -12,9 +11,12 @@ from typing import Any
 
 import msgspec
 
+from tierstore.arguments import as_message, check_choice, near, shown, wrong
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import ConfigError, Conflict, Damaged, NotFound
+from tierstore.errors import ConfigError, Conflict, NotFound
+from tierstore.format.checks import Broken
 from tierstore.format.keys import CONFIG
+from tierstore.format.readback import read_back
 from tierstore.format.storeconfig import Features, encode_config
 from tierstore.format.tiers import (
     DURABLE,
@@ -44,6 +46,7 @@ MOVER_OPTIONS = (MIN_HEAT, TTL)
 a pack that nobody reads leaves it.
 """
 
+STATES = ("active", "draining")
 PRICES = ("gb_month", "put_1000", "get_1000", "retrieve_gb", "egress_gb", "min_days")
 TierChange = Callable[[Sequence[TierSpec]], Sequence[TierSpec]]
 
@@ -67,13 +70,14 @@ class TierLog:
         seq = int(name) if name.isascii() and name.isdigit() else -1
         return parse_tiers(self._home_blobs.get(newest), seq, f"list of tiers {newest}")
 
-    def change(self, change: TierChange, message: str = "") -> TierList:
+    def change(self, change: TierChange, message: str | None = None) -> TierList:
         """Write a new revision, made by calling ``change`` with the current tiers.
 
         Raises:
             Conflict: Another process changed the tiers at the same time; nothing was changed.
             ConfigError: A tier of the new list is not valid.
         """
+        note = as_message(message)
         self._announce()
         current = self.current()
         old = current.tiers if current else []
@@ -83,7 +87,7 @@ class TierLog:
             tiers=checked(change(old)),
             time_us=time.time_ns() // 1000,
             who=whoami(),
-            message=message,
+            message=note,
         )
         key = tiers_key(revision.seq)
         if not create_once(self._home_blobs, key, seal_tiers(revision)):
@@ -158,7 +162,15 @@ def checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
 
 
 def check_tier(spec: TierSpec) -> None:
-    """Raise ``ConfigError`` for a tier that a list cannot have."""
+    """Raise ``ConfigError`` for a tier that a list cannot have, ``UsageError`` for no tier."""
+    if not isinstance(spec, TierSpec):
+        raise wrong("a list of tiers", "tierstore.TierSpec(name=…, role=…, url=…)", spec)
+    check_choice("role", spec.role, ROLES)
+    check_choice("state", spec.state, STATES)
+    try:
+        read_back(spec)
+    except Broken as error:
+        raise ConfigError(f"tier {shown(spec.name)}: {error}") from None
     if has_secret(spec.url):  # the URL is not repeated: it holds a secret
         raise ConfigError(
             f"the URL of tier {spec.name!r} holds a password or key, and every node would read it; "
@@ -176,17 +188,17 @@ def check_tier(spec: TierSpec) -> None:
             f"({spec.low}) not above the high one ({spec.high})"
         )
     try:
-        check_spec(spec, "the new list of tiers")
-    except Damaged as error:
-        why = str(error).partition(" is damaged: ")[2].partition("; run ")[0]
-        raise ConfigError(f"tier {spec.name!r}: {why}") from None
+        check_spec(spec)
+    except Broken as error:
+        raise ConfigError(f"tier {spec.name!r}: {error}") from None
     if spec.role in DURABLE:
         for option in MOVER_OPTIONS:
             mover_option(spec, option)
     for price, value in spec.prices.items():
         if price not in PRICES:
-            near = difflib.get_close_matches(price, PRICES, 1) or [", ".join(PRICES)]
-            raise ConfigError(f"tier {spec.name!r} has no price {price!r}: did you mean {near[0]}?")
+            raise ConfigError(
+                f"tier {spec.name!r} has no price {price!r}: did you mean {near(price, PRICES)}?"
+            )
         try:
             bad = not (Decimal(value).is_finite() and Decimal(value) >= 0)
         except InvalidOperation:

@@ -216,7 +216,7 @@ class Names:
             self.check_movable(model, check_alias(alias))
 
     def publish(
-        self, model: str, digest: Digest, message: str, after: int | None = None
+        self, model: str, digest: Digest, message: str | None, after: int | None = None
     ) -> RefEntry:
         """Append a new version to a model's log.
 
@@ -237,7 +237,7 @@ class Names:
         return self.home.log(model).append("publish", target, message)
 
     def alias(
-        self, model: str, name: str, ref: str | Version, message: str, was: int | None
+        self, model: str, name: str, ref: str | Version, message: str | None, was: int | None
     ) -> Alias:
         """Point an alias of ``model`` to a version of it (``ref``); see ``Store.alias``."""
         version = self.resolve(ref)
@@ -250,7 +250,7 @@ class Names:
         return Alias(version.model, check_alias(name), version)
 
     def point_to_new(
-        self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
+        self, model: str, alias: str, entry: RefEntry, message: str | None, was: int | None = None
     ) -> None:
         """Point an alias to a version that was just published; errors say that it was published."""
         try:
@@ -262,7 +262,7 @@ class Names:
             ) from error
 
     def point(
-        self, model: str, alias: str, entry: RefEntry, message: str, was: int | None = None
+        self, model: str, alias: str, entry: RefEntry, message: str | None, was: int | None = None
     ) -> None:
         """Append to an alias's log that it points to the version of ``entry`` now.
 
@@ -270,7 +270,7 @@ class Names:
             model: Name of the model.
             alias: Name of the alias.
             entry: Log entry of the version.
-            message: Note for the log: why this is done.
+            message: Note for the log: why this is done; ``None`` for no note.
             was: Number of the version that the alias must point to before.
 
         Raises:
@@ -291,7 +291,7 @@ class Names:
         check_case("alias", alias, self.home.aliases(model))
         _refuse_to_move(model, alias, self.home.log(model, ALIASES + alias).last(), was)
 
-    def remove_alias(self, model: str, name: str, message: str) -> None:
+    def remove_alias(self, model: str, name: str, message: str | None) -> None:
         """Remove an alias; the versions and the alias's log stay."""
 
         def target(last: RefEntry | None) -> RefTarget:
@@ -306,7 +306,7 @@ class Names:
         log = self.home.log(model, ALIASES + check_alias(name))
         log.append("remove", target, message)
 
-    def rollback(self, model: str, alias: str, message: str) -> Alias:
+    def rollback(self, model: str, alias: str, message: str | None) -> Alias:
         """Point an alias back to its previous version; see ``Store.rollback``."""
         model = check_name("model", model)
         check_features(self.home.config, "write", self.home.blobs.url)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tierstore.arguments import as_message
 from tierstore.errors import InvalidName, UsageError
 from tierstore.format.keys import layout_key, version_key
 from tierstore.format.layout import seal_layout
@@ -55,7 +56,7 @@ class Releases:
         *,
         based_on: str | Version | None = None,
         alias: str | None = None,
-        message: str = "",
+        message: str | None = None,
     ) -> Release:
         """Make a release; nothing uses it until an alias of its name points to it.
 
@@ -65,7 +66,7 @@ class Releases:
                 and for all.
             based_on: A release whose members are taken over for models that ``refs`` does not name.
             alias: An alias of ``name`` to point to it at once, on every node.
-            message: Note for the log: why this is done.
+            message: Note for the log: why this is done; ``None`` for no note.
 
         Raises:
             UsageError: There is no member, a model is named twice, or a member is a variant or a
@@ -73,6 +74,7 @@ class Releases:
             Conflict: The name belongs to a model.
         """
         name = check_name("release", name)
+        as_message(message)  # before anything is stored
         if "+" in name:
             raise InvalidName(f"release name {name!r} is not allowed: '+' begins a variant")
         check_features(self._home.config, "write", self._home.blobs.url)
@@ -91,7 +93,7 @@ class Releases:
         return Release(version_of(name, entry), members)
 
     def _publish(
-        self, name: str, members: Mapping[str, Version], alias: str | None, message: str
+        self, name: str, members: Mapping[str, Version], alias: str | None, message: str | None
     ) -> RefEntry:
         def target(last: RefEntry | None) -> tuple[int, str, None]:
             refuse_mixed(name, last, release=True)

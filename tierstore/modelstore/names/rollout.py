@@ -18,8 +18,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from tierstore.arguments import as_message
 from tierstore.errors import Conflict, GateClosed, NotFound, TierstoreError, UsageError
 from tierstore.format import keys
+from tierstore.format.checks import Broken
+from tierstore.format.readback import in_words
 from tierstore.format.reflog import FULL_SHARE, Action, Gate, RefEntry, Rollout
 from tierstore.ids import Digest, check_alias, check_name
 from tierstore.modelstore.home.home import Home
@@ -99,7 +102,7 @@ class Rollouts:
         gates: Sequence[Gate] = (),
         labels: Mapping[str, str] | None = None,
         windows: Sequence[str] = (),
-        message: str = "",
+        message: str | None = None,
     ) -> RolloutStatus:
         """Begin to move an alias to ``to``; the first stage begins at once.
 
@@ -115,13 +118,14 @@ class Rollouts:
             gates: Bounds on reported metrics, checked before each step.
             labels: Labels that nodes must have to take part before the last stage.
             windows: Times of day, as ``HH:MM-HH:MM`` (UTC), in which steps must lie.
-            message: Note for the log: why this is done.
+            message: Note for the log: why this is done; ``None`` for no note.
 
         Raises:
             Conflict: A rollout of the alias is under way, or somebody changed it just now.
             NotFound: The alias does not exist.
             UsageError: The alias points to ``to`` already, or a rule is invalid.
         """
+        as_message(message)  # before anything is pinned
         fields = {
             "version": to.number,
             "manifest": to.digest.hex,
@@ -151,7 +155,7 @@ class Rollouts:
         return self._status(model, log, entry)
 
     def step(
-        self, model: str, alias: str, *, force: bool = False, message: str = ""
+        self, model: str, alias: str, *, force: bool = False, message: str | None = None
     ) -> RolloutStatus | None:
         """Go on to the next stage; after the last, point the alias to the new version.
 
@@ -161,7 +165,7 @@ class Rollouts:
             model: Name of the model.
             alias: Name of an alias that is in a rollout.
             force: Step even before it is due, outside its windows and with closed gates.
-            message: Note for the log: why this is done.
+            message: Note for the log: why this is done; ``None`` for no note.
 
         Raises:
             GateClosed: A gate does not hold, nothing was reported for it, or it is too early.
@@ -183,15 +187,17 @@ class Rollouts:
         entry = self._append(log, "step", last, self._same(last, rollout), message)
         return self._status(model, log, entry)
 
-    def pause(self, model: str, alias: str, *, message: str = "") -> RolloutStatus:
+    def pause(self, model: str, alias: str, *, message: str | None = None) -> RolloutStatus:
         """Refuse steps until ``resume``; nodes keep the version they have."""
         return self._set_paused(model, alias, True, message)
 
-    def resume(self, model: str, alias: str, *, message: str = "") -> RolloutStatus:
+    def resume(self, model: str, alias: str, *, message: str | None = None) -> RolloutStatus:
         """Allow steps again; the present stage starts over."""
         return self._set_paused(model, alias, False, message)
 
-    def _set_paused(self, model: str, alias: str, paused: bool, message: str) -> RolloutStatus:
+    def _set_paused(
+        self, model: str, alias: str, paused: bool, message: str | None
+    ) -> RolloutStatus:
         log = self._log(model, alias)
         last = self._current(log, model, alias)
         rollout = self._running(log, last)
@@ -201,7 +207,7 @@ class Rollouts:
         entry = self._append(log, "pause" if paused else "resume", last, target, message)
         return self._status(model, log, entry)
 
-    def abort(self, model: str, alias: str, *, message: str = "") -> Version:
+    def abort(self, model: str, alias: str, *, message: str | None = None) -> Version:
         """Give every node the version back that the rollout came from, and return that version."""
         log = self._log(model, alias)
         last = self._current(log, model, alias)
@@ -313,7 +319,7 @@ class Rollouts:
 
     @staticmethod
     def _append(
-        log: RefLog, action: Action, seen: RefEntry, target: RefTarget, message: str
+        log: RefLog, action: Action, seen: RefEntry, target: RefTarget, message: str | None
     ) -> RefEntry:
         def only_after_what_was_seen(last: RefEntry | None) -> RefTarget:
             if last is None or last.seq != seen.seq:
@@ -327,14 +333,16 @@ def _checked(fields: Mapping[str, Any]) -> Rollout:
     """Return a rollout that readers accept; ``UsageError`` for any other, before it is written."""
     try:
         rollout = msgspec.convert(msgspec.to_builtins(fields), prepared(Rollout))
-    except msgspec.ValidationError as error:
-        raise UsageError(f"invalid rollout: {error}") from None
-    stages = rollout.stages
-    if stages != sorted(set(stages)) or stages[-1] != FULL_SHARE:
+    except (msgspec.ValidationError, TypeError) as error:
+        raise UsageError(f"invalid rollout: {in_words(str(error))}") from None
+    try:
+        rollout.check()
+    except Broken:
+        stages = rollout.stages
         raise UsageError(
             f"stages {stages} do not rise to all nodes: give hundredths of a percent that end with "
             f"{FULL_SHARE}, such as [100, 1000, 5000, {FULL_SHARE}]"
-        )
+        ) from None
     return rollout
 
 

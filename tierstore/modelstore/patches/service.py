@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tierstore.arguments import as_message
 from tierstore.errors import Conflict, UsageError
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import ModelRef, check_alias
@@ -50,10 +51,11 @@ class Patching:
         changes: Changes,
         *,
         alias: str | None,
-        message: str,
+        message: str | None,
         fold: bool,
     ) -> Version:
         """Publish a version that equals another but for ``changes``; see ``Store.patch``."""
+        as_message(message)  # before anything is stored
         check_features(self._home.config, "write", self._home.blobs.url)
         base = self._names.resolve(ref)
         _refuse_others(base)

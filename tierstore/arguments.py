@@ -1,0 +1,133 @@
+"""Checks of what users give: a message names the argument, what was given, and what is meant."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
+
+from tierstore.errors import UsageError
+
+_T = TypeVar("_T")
+_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Return what was given, for a message: a short value itself, or else its type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        text = repr(value)
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return f"a value of type {type(value).__name__}"
+
+
+def wrong(argument: str, meant: str, given: object) -> UsageError:
+    """Return the error that ``argument`` takes what is ``meant``, and not what was given."""
+    return UsageError(f"{argument} takes {meant}, not {shown(given)}")
+
+
+def as_message(given: str | None) -> str:
+    """Return the note of a log entry; ``None`` is no note.
+
+    Raises ``UsageError`` for what is no text, or cannot be written as UTF-8.
+    """
+    if given is None:
+        return ""
+    text = as_text("message", given, "text, or None for no message")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            "message holds a lone surrogate, which no text in a store can hold; leave it out"
+        ) from None
+    return text
+
+
+def as_text(argument: str, given: object, meant: str) -> str:
+    """Return text as it was given; ``UsageError`` for anything else."""
+    if not isinstance(given, str):
+        raise wrong(argument, meant, given)
+    return str(given)
+
+
+def as_path(argument: str, given: object, meant: str) -> str:
+    """Return the text of a path or of text; ``UsageError`` for anything else."""
+    found = os.fspath(given) if isinstance(given, os.PathLike) else given
+    return as_text(argument, found, meant)
+
+
+def as_list(argument: str, given: Iterable[_T], example: str, hint: str = "") -> list[_T]:
+    """Return the items of a list.
+
+    One text is refused, since its letters would be taken for items.
+
+    Args:
+        argument: The argument's name.
+        given: What the user gave.
+        example: A list as it could be, for one text: the text as its only item.
+        hint: Put behind the message.
+
+    Raises:
+        UsageError: It is one text, a path, or no list at all.
+    """
+    if isinstance(given, str):
+        example = f"[{given[:200]!r}]"
+    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
+        raise UsageError(f"{argument} takes a list, such as {example}, not {shown(given)}{hint}")
+    return list(given)
+
+
+def as_texts(argument: str, given: Iterable[str], example: str) -> list[str]:
+    """Return the texts of a list; ``UsageError`` for one text alone and for other items."""
+    return [
+        as_text(f"{argument}[{number}]", item, "text")
+        for number, item in enumerate(as_list(argument, given, example))
+    ]
+
+
+def as_table(argument: str, given: object, example: str) -> Mapping[Any, Any]:
+    """Return a mapping as it was given; ``UsageError`` for anything else."""
+    if not isinstance(given, Mapping):
+        raise wrong(argument, f"a dict, such as {example}", given)
+    return given
+
+
+def as_whole(argument: str, given: object, meant: str, least: int | None = None) -> int:
+    """Return a whole number; ``UsageError`` for another type, or one below ``least``."""
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise wrong(argument, meant, given)
+    number = operator.index(given)
+    if least is not None and number < least:
+        raise wrong(argument, meant, number)
+    return number
+
+
+def as_number(argument: str, given: Any, meant: str, least: float, *, above: bool = False) -> float:
+    """Return a finite number of at least ``least``, or above it; ``UsageError`` for any other."""
+    if isinstance(given, bool | str | bytes) or not hasattr(given, "__float__"):
+        raise wrong(argument, meant, given)
+    number = float(given)
+    if not math.isfinite(number) or number < least or (above and number == least):
+        raise wrong(argument, meant, number)
+    return number
+
+
+def as_function(argument: str, given: _T, meant: str) -> _T:
+    """Return what can be called; ``UsageError`` for anything else."""
+    if not callable(given):
+        raise wrong(argument, meant, given)
+    return given
+
+
+def check_choice(argument: str, given: object, choices: Collection[str]) -> None:
+    """Raise ``UsageError`` unless one of ``choices`` was given."""
+    if not isinstance(given, str) or given not in choices:
+        raise wrong(argument, f"one of {', '.join(map(repr, choices))}", given)
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """Return the known name that is most like ``name``, or all of them."""
+    import difflib  # only a wrong argument needs it
+
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), ", ".join(known))
