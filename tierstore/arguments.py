@@ -65,13 +65,13 @@ def as_list(argument: str, given: Iterable[_T], example: str, hint: str = "") ->
     Args:
         argument: The argument's name.
         given: What the user gave.
-        example: A list as it could be, for one text: the text as its only item.
+        example: A list as it could be. One of texts becomes a list of the text that was given.
         hint: Put behind the message.
 
     Raises:
         UsageError: It is one text, a path, or no list at all.
     """
-    if isinstance(given, str):
+    if isinstance(given, str) and example.startswith("['"):
         example = f"[{given[:200]!r}]"
     if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
         raise UsageError(f"{argument} takes a list, such as {example}, not {shown(given)}{hint}")

@@ -153,7 +153,7 @@ def store_url(given: str | None) -> str:
     """Return the URL that was given, or ``TIERSTORE_STORE``, or ``store`` in the node's file."""
     url = given if given is not None else os.environ.get(STORE) or node_config().store
     if not url:
-        raise UsageError(f"no store is named: give its URL (--store), or set {STORE}")
+        raise UsageError(f"no store is named: give its URL (--store URL), or set {STORE}")
     return url
 
 

@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tierstore.arguments import shown
 from tierstore.errors import InvalidName
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -18,7 +19,7 @@ DIGEST_BYTES = 32
 _HEX = re.compile(r"[0-9a-f]+\Z")
 _MIN_PREFIX = 8
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
-_EXAMPLES = {"model": "ranker", "alias": "prod", "release": "search"}
+_EXAMPLES = {"model": "ranker", "alias": "prod", "release": "search", "variant": "int8-row"}
 DEFAULT_ALIAS = "prod"
 """The alias that is meant where one is needed and none is named."""
 
@@ -127,7 +128,7 @@ def _no_name(kind: str, given: object) -> str:
     example = _EXAMPLES.get(kind, "a name")
     if isinstance(given, list | tuple | set | frozenset):
         return f"{kind} takes one name, such as {example!r}, not a {type(given).__name__} of them"
-    return f"{kind} takes a name as text, such as {example!r}, not {_shown(given)}"
+    return f"{kind} takes a name as text, such as {example!r}, not {shown(given)}"
 
 
 def _no_reference(given: object) -> str:
@@ -139,11 +140,7 @@ def _no_reference(given: object) -> str:
             f"{os.fspath(given)!r} is a path, and a reference names a version in the store, "
             f"{forms}; Store.save makes a version of a path"
         )
-    return f"a reference is text, {forms}, not {_shown(given)}"
-
-
-def _shown(given: object) -> str:
-    return "None" if given is None else f"a value of type {type(given).__name__}"
+    return f"a reference is text, {forms}, not {shown(given)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +241,8 @@ def check_variant(name: str) -> str:
     A name has 1 to 64 of ``a-z 0-9 . _ -`` and begins with a letter or digit; ``full`` is not
     allowed, since it means no variant.
     """
+    if not isinstance(name, str):
+        raise InvalidName(_no_name("variant", name))
     if not _VARIANT.match(name) or name == FULL:
         raise InvalidName(
             f"variant name {name[:80]!r} is not allowed: use 1 to 64 of a-z, 0-9, '.', '_', '-'"

@@ -26,7 +26,6 @@ from tierstore.errors import (
 from tierstore.format import checks
 from tierstore.format.keys import fold_key, layout_key, pack_key, version_key
 from tierstore.ids import Digest
-from tierstore.modelstore.names.rollout import Rollouts
 from tierstore.modelstore.patches import patching
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, FaultyStore
@@ -400,7 +399,7 @@ def test_the_newest_is_patched_or_nothing(store: Store, monkeypatch: pytest.Monk
 
 def test_an_alias_in_a_rollout_is_not_moved(store: Store, blobs: MemoryStore) -> None:
     second = store.patch("m", {"emb": rows(1)})
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     rollouts.start("m", "prod", second)
     before = keys(blobs)
     with pytest.raises(Conflict, match="in a rollout to m@2"):

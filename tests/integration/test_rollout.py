@@ -47,7 +47,7 @@ def served(store: Store, cache: Path, labels: dict[str, str] | None = None) -> l
 
 
 def test_a_rollout_goes_up_and_ends(store: Store, tmp_path: Path) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     status: RolloutStatus | None = rollouts.start(
         "m", "prod", store.resolve("m@2"), message="nightly"
     )
@@ -71,7 +71,7 @@ def test_a_rollout_goes_up_and_ends(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["abort", "rollback"])
 def test_going_back_is_one_small_object(store: Store, tmp_path: Path, how: str) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("50,100"))
     assert 2 in served(store, tmp_path)
     before = {info.key for info in store._parts.home.blobs.list("refs/")}
@@ -88,7 +88,7 @@ def test_going_back_is_one_small_object(store: Store, tmp_path: Path, how: str) 
 
 
 def test_rollback_after_a_rollout_goes_to_the_old_version(store: Store) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     store.alias("m", "prod", "m@3")
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("100"))
     assert rollouts.step("m", "prod") is None
@@ -97,7 +97,7 @@ def test_rollback_after_a_rollout_goes_to_the_old_version(store: Store) -> None:
 
 
 def test_the_old_version_is_pinned_until_it_is_over(store: Store) -> None:
-    rollouts, pins = Rollouts(store._parts.home), Pins(store._parts.home.blobs)
+    rollouts, pins = store.rollouts, Pins(store._parts.home.blobs)
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("100"))
     assert [(pin.version, pin.roles) for pin in pins.active()] == [
         (store.resolve("m@1").digest, ("hot", "warm"))
@@ -125,7 +125,7 @@ def test_the_variants_that_nodes_serve_are_pinned_too(tmp_path: Path) -> None:
 
 
 def test_each_rollout_holds_a_pin_of_its_own(store: Store) -> None:
-    rollouts, pins = Rollouts(store._parts.home), Pins(store._parts.home.blobs)
+    rollouts, pins = store.rollouts, Pins(store._parts.home.blobs)
     store.alias("m", "canary", "m@1")
     for alias in ("prod", "canary"):
         rollouts.start("m", alias, store.resolve("m@2"))
@@ -140,7 +140,7 @@ def test_each_rollout_holds_a_pin_of_its_own(store: Store) -> None:
 def test_pins_of_a_process_that_died_are_tidied_up(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts, pins = Rollouts(store._parts.home), Pins(store._parts.home.blobs)
+    rollouts, pins = store.rollouts, Pins(store._parts.home.blobs)
     rollouts.start("m", "prod", store.resolve("m@2"))
     with monkeypatch.context() as dying:
         dying.setattr(Rollouts, "settle", lambda *_: None)
@@ -151,7 +151,7 @@ def test_pins_of_a_process_that_died_are_tidied_up(
 
 
 def test_who_loses_the_start_leaves_no_pin(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     held = Rollouts._hold
 
     def faster(self: Rollouts, log: RefLog, versions: list[Digest]) -> None:
@@ -185,7 +185,7 @@ def test_going_back_takes_less_than_a_second(tmp_path: Path, how: str) -> None:
 
 
 def test_gates_wait_for_reports_and_close(store: Store) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     new = store.resolve("m@2")
     rollouts.report(new, "early", {"p99_ms": "1"})
     rollouts.start("m", "prod", new, gates=[parse_gate("p99_ms <= 12.5")])
@@ -207,7 +207,7 @@ def test_gates_wait_for_reports_and_close(store: Store) -> None:
 
 
 def test_a_damaged_report_counts_as_none(store: Store) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     new = store.resolve("m@2")
     rollouts.start("m", "prod", new, gates=[parse_gate("p99_ms<=12.5")])
     rollouts.report(new, "a", {"p99_ms": "1"})
@@ -219,7 +219,7 @@ def test_a_damaged_report_counts_as_none(store: Store) -> None:
 
 def test_steps_are_not_early_and_keep_to_windows(store: Store) -> None:
     now_s = time.time()
-    rollouts = Rollouts(store._parts.home, lambda: now_s)
+    rollouts = Rollouts(store._names, lambda: now_s)
     status = rollouts.start(
         "m", "prod", store.resolve("m@2"), every_s=1800, windows=["02:00-04:00"]
     )
@@ -237,7 +237,7 @@ def test_steps_are_not_early_and_keep_to_windows(store: Store) -> None:
 
 
 def test_a_pause_holds_everything(store: Store, tmp_path: Path) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     rollouts.start("m", "prod", store.resolve("m@2"), stages=parse_stages("30,100"))
     before = served(store, tmp_path)
     rollouts.pause("m", "prod")
@@ -252,7 +252,7 @@ def test_a_pause_holds_everything(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_alias_in_a_rollout_is_not_moved_by_others(store: Store) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     rollouts.start("m", "prod", store.resolve("m@2"))
     for change in (
         lambda: store.alias("m", "prod", "m@3"),
@@ -265,7 +265,7 @@ def test_an_alias_in_a_rollout_is_not_moved_by_others(store: Store) -> None:
 
 
 def test_bad_starts_change_nothing(store: Store) -> None:
-    rollouts = Rollouts(store._parts.home)
+    rollouts = store.rollouts
     two = store.resolve("m@2")
     with pytest.raises(NotFound, match="m@none does not exist"):
         rollouts.start("m", "none", two)
@@ -320,7 +320,7 @@ def test_of_two_who_step_at_once_one_wins(tmp_path: Path) -> None:
         for number in range(2):
             store.save("m", {"w": np.full(9, number, np.float32)})
         store.alias("m", "prod", "m@1")
-        Rollouts(store._parts.home).start("m", "prod", store.resolve("m@2"))
+        store.rollouts.start("m", "prod", store.resolve("m@2"))
         blobs.barrier = threading.Barrier(2)
         results: list[object] = []
 
@@ -338,7 +338,7 @@ def test_of_two_who_step_at_once_one_wins(tmp_path: Path) -> None:
             thread.join()
         blobs.barrier = None
         assert sum(isinstance(result, Conflict) for result in results) == 1, results
-        assert Rollouts(store._parts.home).status("m", "prod").rollout.stage == 1
+        assert store.rollouts.status("m", "prod").rollout.stage == 1
 
 
 def test_a_step_from_what_was_seen_before_another_ones_is_refused(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_step_from_what_was_seen_before_another_ones_is_refused(tmp_path: Path
         for number in range(2):
             store.save("m", {"w": np.full(9, number, np.float32)})
         store.alias("m", "prod", "m@1")
-        late, quick = Rollouts(store._parts.home), Rollouts(store._parts.home)
+        late, quick = store.rollouts, store.rollouts
         seen = quick.start("m", "prod", store.resolve("m@2"))
         quick.step("m", "prod")
         late.status = lambda model, alias: seen  # type: ignore[method-assign]

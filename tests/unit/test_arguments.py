@@ -72,7 +72,7 @@ def test_what_is_no_reference(store: tierstore.Store, ref: Any, says: str) -> No
 
 @pytest.mark.parametrize(
     ("alias", "says"),
-    [(["a"], "not a list of them"), (12, "not a value of type int"), ("12", "reads as a version")],
+    [(["a"], "not a list of them"), (12, "not 12"), ("12", "reads as a version")],
 )
 def test_what_is_no_alias(store: tierstore.Store, alias: Any, says: str) -> None:
     for call in (
@@ -103,18 +103,49 @@ def test_one_name_where_names_are_meant(store: tierstore.Store, tmp_path: Path) 
     """The letters of a text would be taken for names."""
     model = store.load("ranker")
     approximated = store.load(store.derive("ranker", {"cast": "bf16"}), dequantize=True)
-    for call in (
+    calls: tuple[Any, ...] = (
         model.load, model.to_torch, approximated.load, approximated.to_torch,
         lambda names: model.export_tensors(names, tmp_path / "some.safetensors"),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for call in calls:
         with pytest.raises(UsageError) as caught:
             call("w*")
         assert str(caught.value) == (
-            "names takes a list of them, such as ['w*']; for those that fit a pattern choose from "
-            "keys(), for example with fnmatch.filter(model.keys(), pattern)"
+            "names takes a list, such as ['w*'], not 'w*'; for those that fit a pattern choose "
+            "from keys(), for example with fnmatch.filter(model.keys(), pattern)"
         )
+        with pytest.raises(UsageError, match=r"^names takes a list, such as \['w'\], not 12$"):
+            call(12)
     assert list(model.load(["w"])) == ["w"]
     assert list(model.load({"w": 1})) == ["w"]
+
+
+def test_one_pattern_where_patterns_are_meant(store: tierstore.Store, tmp_path: Path) -> None:
+    """The letters of ``secret.txt`` are patterns that exclude nothing: it would be published."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("weights.txt", "secret.txt"):
+        (folder / name).write_text(name)
+    with pytest.raises(UsageError) as caught:
+        store.save("notes", folder, exclude="secret.txt")
+    assert str(caught.value) == "exclude takes a list, such as ['secret.txt'], not 'secret.txt'"
+    assert store.models() == ["ranker"]
+    store.save("notes", folder, exclude=("secret.*", "*.bin"))
+    assert [file.path for file in store.load("notes").files] == ["weights.txt"]
+
+
+@pytest.mark.parametrize(("refs", "says"), [
+    ("ranker@1", "refs takes a list, such as ['ranker@1'], not 'ranker@1'"),
+    ({"ranker": 1}, "refs takes a list of references, such as ['ranker@1'], not a dict"),
+    (None, "refs takes a list, such as ['ranker@1', 'retriever@prod'], not None"),
+    ([1], "1 alone is no reference: name the model as well, such as 'ranker@1'"),
+])  # fmt: skip
+def test_what_are_no_members(store: tierstore.Store, refs: Any, says: str) -> None:
+    store.save("ranker", {"w": np.ones(3, "<f4")})
+    with pytest.raises(UsageError) as caught:
+        store.releases.create("search", refs)
+    assert str(caught.value) == says
+    assert store.models() == ["ranker"]
 
 
 @pytest.mark.parametrize("name", [12, None, ("w",)])

@@ -128,7 +128,7 @@ def test_aliases_that_would_read_as_versions(name: str) -> None:
     (b"m", "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "
      "'ranker@12', not a value of type bytes"),
     (True, "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "
-     "'ranker@12', not a value of type bool"),
+     "'ranker@12', not True"),
 ])  # fmt: skip
 def test_no_text_is_no_reference(value: Any, says: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -140,7 +140,7 @@ def test_no_text_is_no_reference(value: Any, says: str) -> None:
     (["a"], "alias takes one name, such as 'prod', not a list of them"),
     ({"a"}, "alias takes one name, such as 'prod', not a set of them"),
     (None, "alias takes a name as text, such as 'prod', not None"),
-    (12, "alias takes a name as text, such as 'prod', not a value of type int"),
+    (12, "alias takes a name as text, such as 'prod', not 12"),
 ])  # fmt: skip
 def test_no_text_is_no_name(value: Any, says: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, Unpack
 
+from tierstore.arguments import as_whole
 from tierstore.format.tiers import Role, TierSpec
 from tierstore.modelstore.store import Store
 
@@ -105,7 +107,8 @@ class TierAdmin:
 
         Raises:
             NotFound: There is no such tier.
-            UsageError: There is nothing to change, or the tier holds more than its new quota.
+            UsageError: There is nothing to change, a field does not change (``name``, ``role``,
+                ``state``), or the tier holds more than its new quota.
             ConfigError: It would not be as a tier must be.
             Unreachable: What is at its new place is not this tier.
 
@@ -265,6 +268,9 @@ class Admin:
         Args:
             count: How many packs to name.
 
+        Raises:
+            UsageError: ``count`` is no whole number of at least 0.
+
         Examples:
             >>> store = tierstore.init("store")
             >>> [tier.name for tier in store.admin.top().overview.tiers]
@@ -272,6 +278,7 @@ class Admin:
         """
         from tierstore.admin.overview import Watch
 
+        count = as_whole("count", count, "a number of packs, 0 or more", 0)
         return Watch(self._store, count).look()
 
     def lineage(self, ref: str | Version) -> list[Node]:
@@ -297,7 +304,7 @@ class Admin:
 
     def validate(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         role: Role,
         *,
         name: str = "tried",
@@ -306,13 +313,14 @@ class Admin:
         """Try what a storage can be used for, and leave nothing there.
 
         Args:
-            url: URL of the storage without secrets: a directory, ``s3://``, ``redis://`` ...
+            url: Path, or URL of the storage without secrets: ``s3://``, ``redis://`` ...
             role: Role to open it in; ``shared`` for a Redis or Memcached.
             name: Name of the tier in this node's file whose credentials and options are used.
             options: Options of the backend, as in ``TierSpec``.
 
         Raises:
             ConfigError: The URL holds a secret, or cannot be opened.
+            UsageError: There is no such role.
             NotFound: A directory is missing.
             BackendError: Nothing can be written there.
 

@@ -312,7 +312,7 @@ def _left(
             return None
         raise Unreachable(
             f"tier {spec.name!r} cannot be asked whether it has the only copy of a pack: {error}. "
-            "If it is gone for good, --force removes it, and what only it holds is lost"
+            "If it is gone for good, force=True (--force) removes it; what only it holds is lost"
         ) from error
     if spec.state == "active":
         raise Conflict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from tierstore import config
 from tierstore.admin.examine import Examination, examine
+from tierstore.arguments import as_path, as_table
 from tierstore.blobs.base import Capabilities
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import Role, TierSpec, has_secret
@@ -38,28 +40,41 @@ class Validation:
 
 
 def validate(
-    url: str, role: Role, *, name: str = "tried", options: Mapping[str, str] | None = None
+    url: str | os.PathLike[str],
+    role: Role,
+    *,
+    name: str = "tried",
+    options: Mapping[str, str] | None = None,
 ) -> Validation:
     """Write, read, list, create in a race and delete in a storage, and leave nothing there.
 
     Args:
-        url: URL of the storage, without secrets.
+        url: Path or URL of the storage, without secrets.
         role: Role to open it in; ``shared`` for a Redis or Memcached.
         name: Name of the tier in this node's file whose credentials and options are used.
         options: Options of the backend.
 
     Raises:
         ConfigError: The URL holds a secret, or cannot be opened.
+        UsageError: There is no such role.
         NotFound: A directory is missing.
         BackendError: Nothing can be written there.
     """
+    url = as_path("url", url, "a path or a URL")
     if has_secret(url):  # it is not repeated
         raise ConfigError(
             "the URL holds a password or key; leave it out, and put 'username' and 'password_env' "
-            "under [tiers.NAME] of this node's tierstore.toml (then: --as NAME), or use the usual "
-            "AWS_* variables"
+            "under [tiers.NAME] of this node's tierstore.toml (then name=NAME, --as NAME), or use "
+            "the usual AWS_* variables"
         )
-    spec = canonical(TierSpec(name=name, role=role, url=url, options=dict(options or {})))
+    spec = canonical(
+        TierSpec(
+            name=name,
+            role=role,
+            url=url,
+            options=dict(as_table("options", options or {}, "{'region': 'eu-1'}")),
+        )
+    )
     place = placed(spec, config.node_config(), "validate")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_tidy(place.spec.url))

@@ -17,6 +17,7 @@ KNOWN_FEATURES: frozenset[str] = frozenset({PATCH_FEATURE})
 Verified = NewType("Verified", memoryview)
 """Plain bytes of a chunk that were compared with its digest, in memory that nobody else writes."""
 
+
 class Broken(Exception):
     """What a value breaks of the format; whoever read or wants to write it says of which object."""
 

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from tierstore.arguments import as_table, as_text, near, shown
 from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -348,8 +349,17 @@ def _spectrum(rows: Array) -> tuple[Array, Array]:
 def _refuse_infinite(rows: Array) -> None:
     if not np.isfinite(rows).all():
         raise UsageError(
-            "it holds NaN or infinite values, which have no scale; leave it out with --keep"
+            "it holds NaN or infinite values, which have no scale; leave it out with keep (--keep)"
         )
+
+
+_EXAMPLES = {
+    "cast": "bf16",
+    "int8": "row",
+    "fp8": "e4m3",
+    "prune": "magnitude:0.5",
+    "low-rank": "energy:0.99",
+}
 
 
 def method_of(parameters: Mapping[str, str]) -> Method:
@@ -358,9 +368,13 @@ def method_of(parameters: Mapping[str, str]) -> Method:
     Raises:
         UsageError: There is no such method, or a number is out of its range.
     """
-    if len(parameters) != 1:
+    if len(as_table("parameters", parameters, "{'int8': 'row'}")) != 1:
         raise UsageError("give exactly one of cast, int8, fp8, prune and low-rank")
     ((kind, value),) = parameters.items()
+    example = _EXAMPLES.get(kind)
+    if example is None:
+        raise UsageError(f"{shown(kind)} is not a method: did you mean {near(kind, _EXAMPLES)}?")
+    as_text(kind, value, f"text, such as {example!r}")
     name, _, number = value.partition(":")
     if kind == "cast" and value in _CASTS:
         return Cast(cast("Literal['bf16', 'f16', 'f32']", value))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tierstore.arguments import as_text
 from tierstore.ids import FULL, check_variant
 
 _CGROUP_LIMITS = (
@@ -47,7 +48,10 @@ class Settings:
 
         Raises:
             InvalidName: An entry of the list is not a variant's name.
+            UsageError: ``profile`` is no text.
         """
+        if profile is not None:
+            as_text("profile", profile, "names in one text, such as 'int8-channel,bf16,full'")
         chosen = profile if profile is not None else self.profile
         if not chosen:
             return [FULL]

@@ -154,7 +154,7 @@ class Store:
     @property
     def rollouts(self) -> Rollouts:
         """Staged rollouts: aliases that move from version to version, share by share."""
-        return self._once("rollouts", lambda: Rollouts(self._parts.home))
+        return self._once("rollouts", lambda: Rollouts(self._names))
 
     @property
     def releases(self) -> Releases:

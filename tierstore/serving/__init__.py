@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
+    from tierstore.modelstore.version import Version
     from tierstore.serving.follower import Follower
     from tierstore.serving.update import Update
 
@@ -28,7 +29,7 @@ __all__ = [
 
 
 def follow(
-    ref: str,
+    ref: str | Version,
     on_ready: Callable[[Update], None],
     *,
     store: Store | None = None,
@@ -42,16 +43,19 @@ def follow(
     again. Whatever fails on the way, the old version stays.
 
     Args:
-        ref: A reference, such as ``ranker@prod``.
+        ref: A reference, such as ``ranker@prod``, or a version, which never moves.
         on_ready: Is called with each version once it is read and verified, in the follower's
             thread; the old one serves until it returns. ``InPlace`` is one.
         store: The store; by default the configured one, opened once for this process.
         profile: Which variant suits this hardware, as for ``Store.load``.
-        poll_s: Seconds between two looks, on average.
+        poll_s: Seconds between two looks, on average; more than 0.
         warm: Bring versions into this node's hot tier, where it has one.
 
     Returns:
         A context manager that stops following when it ends.
+
+    Raises:
+        UsageError: An argument is wrong; nothing is followed then.
 
     Examples:
         >>> store = tierstore.init("store")

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
+from tierstore.arguments import as_function, as_number, wrong
 from tierstore.errors import TierstoreError, Unreachable
 from tierstore.format.keys import ALIASES
 from tierstore.ids import ModelRef
@@ -92,7 +93,7 @@ class Follower:
 
     Args:
         store: Store to read from; it must stay open while the follower runs.
-        ref: Reference to follow, such as ``ranker@prod``.
+        ref: Reference or version to follow, such as ``ranker@prod``.
         on_ready: Called with each version that is ready, in the follower's thread; if it raises,
             the old version stays and the new one is tried again later.
         profile: Variants to prefer, as for ``Store.load``.
@@ -100,12 +101,15 @@ class Follower:
             half of it, so that the processes of a fleet do not ask at once.
         warm: Whether to load a version into this node's hot tier first, for other processes too.
         read: Whether to read the tensors; otherwise ``Update.tensors`` is empty.
+
+    Raises:
+        UsageError: An argument is wrong.
     """
 
     def __init__(
         self,
         store: Store,
-        ref: str,
+        ref: str | Version,
         on_ready: Callable[[Update], None],
         *,
         profile: str | None = None,
@@ -113,12 +117,19 @@ class Follower:
         warm: bool = True,
         read: bool = True,
     ) -> None:
-        self._store, self._ref, self._on_ready = store, ref, on_ready
-        self._model_name = ModelRef.parse(ref).model
-        self._profile, self._poll_s = profile, poll_s
+        if not isinstance(store, Store):
+            raise wrong("store", "an open store, such as tierstore.open(url)", store)
+        self._store, self._ref = store, str(ref) if isinstance(ref, Version) else ref
+        self._model_name = ModelRef.parse(self._ref).model
+        self._on_ready = as_function(
+            "on_ready", on_ready, "a function that is called with each update, or an InPlace"
+        )
+        self._poll_s = as_number("poll_s", poll_s, "seconds, more than 0", 0, above=True)
+        self._profile = profile
+        store._parts.settings.preference(profile)
         self._warm = warm and store._parts.hot.local is not None
         self._reads = read
-        self._current = _Current(status=FollowerStatus(ref))
+        self._current = _Current(status=FollowerStatus(self._ref))
         self._refused: _Refused | None = None
         self._looked = time.monotonic()
         self._changed = threading.Condition()
@@ -131,6 +142,12 @@ class Follower:
             )
         for thread in self._threads:
             thread.start()
+
+    def __repr__(self) -> str:
+        status = self.status
+        serves = f"serves {status.version}" if status.version else "serves nothing yet"
+        failed = f", failed: {status.error[:200]}" if status.error else ""
+        return f"<Follower of {self._ref}: {'closed, ' * self.closed}{serves}{failed}>"
 
     @property
     def update(self) -> Update | None:

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from tierstore.arguments import as_table, as_whole, shown, wrong
 from tierstore.errors import UsageError
 from tierstore.modelstore.loading.arrays import array_bytes, writable_bytes
 from tierstore.modelstore.version import Version
 from tierstore.serving.update import Update
+from tierstore.shown import counted
 
 if TYPE_CHECKING:
     from tierstore.deferred import Bytes, Indices
@@ -59,6 +61,10 @@ class InPlace:
         guard: A lock that requests take, too; held while live weights are written.
         batch_bytes: How much to write under one hold; a row (of the first dimension) at least.
 
+    Raises:
+        UsageError: ``state`` is no mapping, as a module is none; ``guard`` is no lock; or
+            ``batch_bytes`` is below 256.
+
     Attributes:
         longest_pause_s: The longest that the guard was held, waiting for it not counted, in
             seconds.
@@ -84,15 +90,25 @@ class InPlace:
         *,
         batch_bytes: int | None = None,
     ) -> None:
-        if batch_bytes is not None and batch_bytes < _BLOCK_BYTES:
+        if callable(getattr(state, "state_dict", None)):
             raise UsageError(
-                f"a batch of {batch_bytes} bytes is too small: give {_BLOCK_BYTES} or more"
+                f"state takes tensors by name, not {shown(state)}: give its state_dict()"
             )
+        as_table("state", state, "{'weight': array}")
+        if not hasattr(guard, "__enter__"):
+            raise wrong("guard", "a lock, such as threading.Lock()", guard)
+        if batch_bytes is not None:
+            meant = f"bytes as a whole number, {_BLOCK_BYTES} or more"
+            batch_bytes = as_whole("batch_bytes", batch_bytes, meant, _BLOCK_BYTES)
         self._state, self._guard = state, guard
         self._batch = batch_bytes
         self._applied: Version | None = None
         self.longest_pause_s = 0.0
         self.written_bytes = 0
+
+    def __repr__(self) -> str:
+        has = f"has {self._applied}" if self._applied else "nothing applied yet"
+        return f"<InPlace of {counted(len(self._state), 'tensor')}: {has}>"
 
     def __call__(self, update: Update) -> None:
         """Apply an update.

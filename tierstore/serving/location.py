@@ -24,6 +24,7 @@ from tierstore.ids import ModelRef
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version
 from tierstore.serving.opened import open_model, open_shared
 
 SCHEME = "tierstore://"
@@ -97,11 +98,11 @@ def _shortest_model(store: Store, rest: str) -> tuple[str, str]:
     raise NotFound(f"there is no model {rest[:200]!r}; 'tierstore ls' lists them")
 
 
-def open_ref(ref: str, store: Store | None = None) -> tuple[Model, str]:
+def open_ref(ref: str | Version, store: Store | None = None) -> tuple[Model, str]:
     """Open the version that ``ref`` names.
 
     Args:
-        ref: Reference as for ``Store.load``, or a ``tierstore://`` URL.
+        ref: Reference or version as for ``Store.load``, or a ``tierstore://`` URL.
         store: Store to read from; by default the one in the URL, or the configured one.
 
     Returns:
@@ -111,7 +112,7 @@ def open_ref(ref: str, store: Store | None = None) -> tuple[Model, str]:
         NotFound: There is no such version.
         InvalidName: The reference or the path is not allowed.
     """
-    if not ref.startswith(SCHEME):
+    if not isinstance(ref, str) or not ref.startswith(SCHEME):
         return (open_model(None, ref) if store is None else store.load(ref)), ""
     location = Location.parse(ref)
     url = location.store

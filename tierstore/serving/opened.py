@@ -11,6 +11,7 @@ from tierstore import config
 from tierstore.errors import TierstoreError
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version
 from tierstore.serving.observe import open_store
 
 _MODELS = 8
@@ -40,7 +41,7 @@ class _Opened:
                 atexit.register(self.close)
             return found
 
-    def model(self, url: str, ref: str) -> Model:
+    def model(self, url: str, ref: str | Version) -> Model:
         store = self.store(url)
         version = store.choose(ref)
         key = (url, str(version), version.digest.hex)
@@ -82,6 +83,6 @@ def open_shared(url: str | None) -> Store:
     return _opened.store(config.store_url(url))
 
 
-def open_model(url: str | None, ref: str) -> Model:
+def open_model(url: str | None, ref: str | Version) -> Model:
     """Open the version that ``ref`` points to now in ``open_shared(url)``; the last 8 stay open."""
     return _opened.model(config.store_url(url), ref)

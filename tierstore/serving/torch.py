@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
+from tierstore.arguments import as_whole, wrong
 from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.loading.arrays import as_torch, new_bytes, typed_torch
@@ -26,6 +27,7 @@ from tierstore.modelstore.loading.model import Model, checked_names
 from tierstore.modelstore.loading.shards import Shard, StripRead, read_strips, shard_of, whole
 from tierstore.modelstore.loading.tensor import Tensor, hot_tensors
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version
 from tierstore.serving.location import open_ref
 
 try:
@@ -56,7 +58,7 @@ class Loaded(NamedTuple):
 
 
 def state_dict(
-    ref: str,
+    ref: str | Version,
     *,
     store: Store | None = None,
     names: Iterable[str] | None = None,
@@ -71,8 +73,8 @@ def state_dict(
     are read.
 
     Args:
-        ref: Reference such as ``ranker@prod``, or a ``tierstore://`` URL. A URL of a file or folder
-            reads only the tensors in there, under their names in their files.
+        ref: Reference such as ``ranker@prod``, a version, or a ``tierstore://`` URL. A URL of a
+            file or folder reads only the tensors in there, under their names in their files.
         store: Store to read from; by default the one in the URL, or the configured one.
         names: Tensors to read; by default all.
         device: Device to put the tensors on; on ``meta`` nothing is read.
@@ -90,7 +92,7 @@ def state_dict(
 
 
 def iter_weights(
-    ref: str,
+    ref: str | Version,
     *,
     store: Store | None = None,
     names: Iterable[str] | None = None,
@@ -102,7 +104,7 @@ def iter_weights(
     tensor, are held at a time.
 
     Args:
-        ref: Reference or URL, as for ``state_dict``.
+        ref: Reference, version or URL, as for ``state_dict``.
         store: Store to read from, as for ``state_dict``.
         names: Tensors to read, in this order; by default all, in the order of the version.
         window: Bytes to read at once.
@@ -110,6 +112,7 @@ def iter_weights(
     Raises:
         NotFound, UsageError: As for ``state_dict``, before the first tensor.
     """
+    as_whole("window", window, "bytes as a whole number, 1 or more", 1)
     tensors = _tensors(*open_ref(ref, store))
     chosen = _chosen(ref, tensors, names)
     groups = list(batches(chosen, lambda name: tensors[name].nbytes, window))
@@ -134,7 +137,9 @@ def _ahead(
                 yield name, group.pop(name)
 
 
-def _chosen(ref: str, tensors: Mapping[str, Tensor], names: Iterable[str] | None) -> list[str]:
+def _chosen(
+    ref: str | Version, tensors: Mapping[str, Tensor], names: Iterable[str] | None
+) -> list[str]:
     chosen = list(tensors if names is None else checked_names(names))
     for name in chosen:
         if name not in tensors:
@@ -144,7 +149,7 @@ def _chosen(ref: str, tensors: Mapping[str, Tensor], names: Iterable[str] | None
 
 def load_model(
     module: torch.nn.Module,
-    ref: str,
+    ref: str | Version,
     *,
     store: Store | None = None,
     strict: bool = True,
@@ -161,7 +166,7 @@ def load_model(
 
     Args:
         module: Module whose parameters and persistent buffers are filled.
-        ref: Reference or URL, as for ``state_dict``.
+        ref: Reference, version or URL, as for ``state_dict``.
         store: Store to read from, as for ``state_dict``.
         strict: Whether to refuse names that only one side has; otherwise they are returned.
         device: Device to move the module to; by default its tensors stay on their devices, and
@@ -176,6 +181,8 @@ def load_model(
         RuntimeError: Shapes differ, or with ``strict`` names do, as from ``load_state_dict``.
         NotFound, UsageError: As for ``state_dict``.
     """
+    if not isinstance(module, torch.nn.Module):
+        raise wrong("module", "the torch module to fill, before the reference", module)
     tensors = _tensors(*open_ref(ref, store))
     if device is not None:
         module._apply(  # type: ignore[no-untyped-call]
@@ -237,7 +244,7 @@ def _read_for(
     return read
 
 
-def _check(module: torch.nn.Module, ref: str, strict: bool, loaded: Loaded) -> None:
+def _check(module: torch.nn.Module, ref: str | Version, strict: bool, loaded: Loaded) -> None:
     if not strict or not any(loaded):
         return
     lines = [f"Error(s) in loading {ref} into {type(module).__name__}:"]

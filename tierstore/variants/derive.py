@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from tierstore.arguments import as_message
+from tierstore.arguments import as_message, as_number, as_text
 from tierstore.errors import Damaged, NotFound, SourceError, UnsupportedFormat, UsageError
 from tierstore.format.keys import VARIANTS
 from tierstore.format.manifest import FileEntry, LineageEntry
@@ -145,6 +145,8 @@ def derive(
     as_message(message)  # before anything is made
     method = method_of(parameters)
     label = check_variant(name if name is not None else method.label)
+    if max_error is not None:
+        max_error = as_number("max_error", max_error, "a number, 0 or more", 0)
     default = CHANNEL_KEEPS if isinstance(method, Channel) else ""
     kept = _pattern(default if keep is None else keep)
     version = store.resolve(ref)
@@ -245,6 +247,7 @@ def _newest_of(store: Store, model: str, label: str) -> str | None:
 
 
 def _pattern(text: str) -> re.Pattern[str] | None:
+    as_text("keep", text, r"one regular expression as text, such as r'\.(weight|bias)$'")
     try:
         return re.compile(text) if text else None
     except re.error as error:
@@ -271,7 +274,7 @@ def _derived_file(full: VerifiedOpened, file: FileEntry, work: _Work) -> SourceF
         if taken := sorted((arrays.keys() | own.keys() - {name}) & parts.keys()):
             raise UsageError(
                 f"{tensor.name!r} would be stored as {taken[0]!r}, which is taken; "
-                "leave it out with --keep"
+                "leave it out with keep (--keep)"
             )
         arrays |= parts
         work.add(tensor.nbytes)

@@ -130,7 +130,8 @@ class Spooled(ArrayBytes):
     """
 
     def __init__(self, spool: ArraySpool, first: npt.NDArray[Any]) -> None:
-        self.dtype, self.shape = name_of(first.dtype), (0, *first.shape[1:])
+        self.dtype = name_of(first.dtype)
+        self.shape = (0, *first.shape[1:]) if first.ndim else ()  # a scalar has no rows to add up
         self._spool = spool
         self._starts: list[int] = []
         self._begins: list[int] = []
@@ -142,7 +143,8 @@ class Spooled(ArrayBytes):
         self._starts.append(self._spool.append(plain.data))
         self._begins.append(self._nbytes)
         self._nbytes += plain.nbytes
-        self.shape = (self.shape[0] + block.shape[0], *self.shape[1:])
+        if block.ndim:
+            self.shape = (self.shape[0] + block.shape[0], *self.shape[1:])
 
     def read_into(self, start: int, out: memoryview) -> None:
         at = bisect.bisect_right(self._begins, start) - 1

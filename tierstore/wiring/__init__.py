@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from tierstore import codecs, config
+from tierstore.arguments import as_path
 from tierstore.blobs.base import BlobStore
 from tierstore.format.keys import CONFIG
 from tierstore.format.manifest import DEFAULT_CHUNK
@@ -107,7 +108,7 @@ def open_as(kind: type[_S], url: str | os.PathLike[str] | None = None) -> _S:
 
 
 def _text(url: str | os.PathLike[str] | None) -> str | None:
-    return None if url is None else os.fspath(url)
+    return None if url is None else as_path("url", url, "a path or a URL")
 
 
 def _open_home(url: str, *, create: bool = False) -> BlobStore:

@@ -9,10 +9,12 @@ hand; an agent does so where the version as a whole costs too much.
 from __future__ import annotations
 
 import logging
+import math
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tierstore.arguments import as_number
 from tierstore.errors import (
     Damaged,
     NotFound,
@@ -134,7 +136,8 @@ class Rebasing:
             above: Bytes fetched per byte of a standalone frame, at least 1, which takes every
                 delta.
         """
-        if not above >= 1:
+        above = as_number("above", above, "a number", -math.inf)
+        if above < 1:
             raise UsageError(
                 f"a delta never costs less than a standalone frame: give 1 or more, not {above}"
             )

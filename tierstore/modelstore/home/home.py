@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from tierstore.arguments import as_whole
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, InvalidName, NotFound, UsageError
 from tierstore.format import keys
@@ -35,6 +36,7 @@ def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
         Conflict: A store is there already, or another object under the config's key.
         BackendError: The storage cannot create an object atomically, so it cannot be a home.
     """
+    chunk_size = as_whole("chunk_size", chunk_size, "bytes as a whole number, such as 4 << 20")
     if not is_chunk_size(chunk_size):
         raise UsageError(
             f"a chunk size of {chunk_size} bytes is not possible: give a power of two from 1 MiB "

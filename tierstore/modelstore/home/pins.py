@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from blake3 import blake3
 
+from tierstore.arguments import as_texts, wrong
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat, UsageError
 from tierstore.format.sealed import Kind, seal_body, unseal_body
@@ -68,9 +69,14 @@ class Pins:
         Raises:
             UsageError: No role or an unknown role was given, or a time in the past.
         """
+        if not isinstance(version, Digest):
+            raise wrong("version", "a digest, such as store.resolve('ranker').digest", version)
+        as_texts("roles", roles, "['hot', 'warm']")
         chosen = sorted(set(roles))
         if not chosen or not set(chosen) <= {"hot", "warm"}:
             raise UsageError(f"a version is pinned in hot, warm or both, not in {list(roles)}")
+        if until is not None and not isinstance(until, datetime):
+            raise wrong("until", "a datetime with its time zone, or None for no end", until)
         if until is not None and until.timestamp() <= time.time():
             raise UsageError(f"{until.isoformat()} is in the past; give a later end, or none")
         pin = Pin(

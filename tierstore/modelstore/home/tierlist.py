@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from tierstore.arguments import as_message, check_choice, near, shown, wrong
+from tierstore.arguments import as_message, as_text, check_choice, near, shown
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import ConfigError, Conflict, NotFound
+from tierstore.errors import ConfigError, Conflict, NotFound, UsageError
 from tierstore.format.checks import Broken
 from tierstore.format.keys import CONFIG
 from tierstore.format.readback import read_back
@@ -139,6 +139,7 @@ def removed(tiers: Sequence[TierSpec], name: str) -> list[TierSpec]:
 
 def find(tiers: Iterable[TierSpec], name: str) -> TierSpec:
     """Return the tier of this name; the message of ``NotFound`` lists those there are."""
+    as_text("name", name, "the name of a tier")
     known = {tier.name: tier for tier in tiers}
     if name == HOME_NAME:
         raise NotFound(
@@ -164,7 +165,9 @@ def checked(tiers: Sequence[TierSpec]) -> list[TierSpec]:
 def check_tier(spec: TierSpec) -> None:
     """Raise ``ConfigError`` for a tier that a list cannot have, ``UsageError`` for no tier."""
     if not isinstance(spec, TierSpec):
-        raise wrong("a list of tiers", "tierstore.TierSpec(name=…, role=…, url=…)", spec)
+        raise UsageError(
+            f"a tier is a tierstore.TierSpec(name=…, role=…, url=…), not {shown(spec)}"
+        )
     check_choice("role", spec.role, ROLES)
     check_choice("state", spec.state, STATES)
     try:

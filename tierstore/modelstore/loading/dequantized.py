@@ -14,6 +14,7 @@ from tierstore.lossy.record import PATH, TensorRecord, VariantRecord, parse_reco
 from tierstore.modelstore.loading.arrays import array_bytes, as_torch
 from tierstore.modelstore.loading.model import Model, checked_names
 from tierstore.progress import Progress
+from tierstore.shown import counted, html_table
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,27 @@ class Dequantized(Mapping[str, npt.NDArray[Any]]):
         return name in self._names
 
     def __repr__(self) -> str:
-        return f"<Dequantized {self.stored.version}, {len(self)} tensors>"
+        return f"<Dequantized {self._title()}>"
+
+    def _title(self) -> str:
+        return f"{self.stored.version}, {counted(len(self), 'tensor')}"
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            self._title(),
+            ("tensor", "dtype", "shape", "relative error"),
+            map(self._row, self),
+            len(self),
+        )
+
+    def _row(self, name: str) -> tuple[str, str, str, str]:
+        record = self.record.tensors.get(name)
+        if record is None:
+            kept = self.stored.tensor(name)
+            return name, kept.dtype, str(list(kept.shape)), "none"
+        error = record.error.relative_l2
+        told = "infinite" if error is None else f"{error:.3g}"
+        return name, record.dtype, str(record.shape), told
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self)
@@ -106,4 +127,4 @@ class Dequantized(Mapping[str, npt.NDArray[Any]]):
 
 def _as_torch(name: str, array: npt.NDArray[Any]) -> torch.Tensor:
     plain = np.ascontiguousarray(array)
-    return as_torch(plain.reshape(-1).view(np.uint8), array_bytes(name, plain).dtype, plain.shape)
+    return as_torch(plain.reshape(-1).view(np.uint8), array_bytes(name, plain).dtype, array.shape)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tierstore import shown
+from tierstore import shown as display
+from tierstore.arguments import as_list, as_path, as_table, shown
 from tierstore.deferred import np
 from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.format.manifest import FileEntry
@@ -125,15 +126,15 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         return f"<Model {self._title()}>"
 
     def _title(self) -> str:
-        version, count = self.version, shown.counted(len(self), "tensor")
-        return f"{version} {version.digest.short}, {count}, {shown.size(self.nbytes)}"
+        version, count = self.version, display.counted(len(self), "tensor")
+        return f"{version} {version.digest.short}, {count}, {display.size(self.nbytes)}"
 
     def _repr_html_(self) -> str:
         rows = (
-            (tensor.name, tensor.dtype, str(list(tensor.shape)), shown.size(tensor.nbytes))
+            (tensor.name, tensor.dtype, str(list(tensor.shape)), display.size(tensor.nbytes))
             for tensor in self._opened.tensors.values()
         )
-        return shown.html_table(
+        return display.html_table(
             self._title(), ("tensor", "dtype", "shape", "size"), rows, len(self)
         )
 
@@ -156,7 +157,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             >>> store.load("ranker").get("b"), store.load("ranker").get("c", 0)
             (array([0., 0.], dtype=float32), 0)
         """
-        found = self._opened.tensors.get(name)
+        found = self._opened.tensors.get(_one_name(name))
         return default if found is None else found.numpy()
 
     def tensor(self, name: str) -> Tensor:
@@ -167,6 +168,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
         Raises:
             TensorMissing: There is none; also a ``KeyError``.
+            UsageError: ``name`` is a list.
 
         Examples:
             >>> store = tierstore.init("store")
@@ -175,11 +177,11 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             Tensor('w', F32, [3, 2], 24 bytes)
         """
         try:
-            return self._opened.tensors[name]
+            return self._opened.tensors[_one_name(name)]
         except KeyError:
             raise TensorMissing(
                 f"{self.version} has no tensor {str(name)[:200]!r}; "
-                f"{shown.nearest(str(name)[:200], self)}"
+                f"{display.nearest(str(name)[:200], self)}"
                 f"'tierstore tensors {self.version}' lists its {len(self)}"
             ) from None
 
@@ -303,13 +305,13 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             6.0
         """
         items = []
-        for name, target in buffers.items():
+        for name, target in as_table("buffers", buffers, "{'w': array}").items():
             tensor = self.tensor(name)
             view = buffer_of_tensor(name, target, tensor.dtype, tensor.shape)
             items.append((tensor, np.frombuffer(view, np.uint8)))
         read_into(items)
 
-    def read_file(self, path: str) -> bytes:
+    def read_file(self, path: str | os.PathLike[str]) -> bytes:
         """Return the whole content of one file, such as ``config.json``.
 
         Args:
@@ -326,7 +328,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         """
         return self.open_file(path).read()
 
-    def open_file(self, path: str) -> FileView:
+    def open_file(self, path: str | os.PathLike[str]) -> FileView:
         """Open one file, to be read by ranges.
 
         Args:
@@ -342,6 +344,7 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             >>> view.size, view.read(8, 6)
             (96, b'{"w":{')
         """
+        path = as_path("path", path, "the path of a file in the version")
         return self._opened.view(self._file_entry(path))
 
     def _file_entry(self, path: str) -> FileEntry:
@@ -497,17 +500,22 @@ def stats_of(pool: ReadPool) -> LoadStats:
     )
 
 
-def checked_names(names: Iterable[str]) -> Iterable[str]:
-    """Return names of tensors as they were given; ``UsageError`` for one alone.
-
-    The letters of a text would be taken for names.
-    """
-    if isinstance(names, str):
+def _one_name(name: str) -> str:
+    """Return the name of a tensor as it was given; ``UsageError`` for a list of them."""
+    if isinstance(name, list | set | dict):
         raise UsageError(
-            f"names takes a list of them, such as [{names[:200]!r}]; for those that fit a pattern "
-            "choose from keys(), for example with fnmatch.filter(model.keys(), pattern)"
+            f"a tensor has one name, such as 'w', not {shown(name)}: load reads a list of names"
         )
-    return names
+    return name
+
+
+def checked_names(names: Iterable[str]) -> Iterable[str]:
+    """Return names of tensors as they were given; ``UsageError`` for one alone, or no list."""
+    hint = (
+        "; for those that fit a pattern choose from keys(), for example with "
+        "fnmatch.filter(model.keys(), pattern)"
+    )
+    return as_list("names", names, "['w']", hint if isinstance(names, str) else "")
 
 
 def counted(progress: Progress | None, total: int) -> Callable[[int], None] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tierstore.arguments import as_whole
 from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.reflog import RefEntry
@@ -186,8 +187,11 @@ class Names:
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
         """Return the versions of a model, newest first; ``NotFound`` if there is no such model."""
         model = check_name("model", model)
-        found = [version_of(model, entry) for entry in self.home.log(model).entries(limit)]
-        if not found:
+        if limit is not None:
+            limit = as_whole("limit", limit, "how many versions at most, 0 or more", 0)
+        log = self.home.log(model)
+        found = [version_of(model, entry) for entry in log.entries(limit)]
+        if not found and (limit != 0 or log.last() is None):
             raise NotFound(self._no_model(model))
         return found
 
@@ -240,6 +244,8 @@ class Names:
         self, model: str, name: str, ref: str | Version, message: str | None, was: int | None
     ) -> Alias:
         """Point an alias of ``model`` to a version of it (``ref``); see ``Store.alias``."""
+        if was is not None:
+            was = as_whole("was", was, "the number of a version, such as 3")
         version = self.resolve(ref)
         if version.variant is not None:
             raise UsageError(f"{ref} is a variant; an alias points to versions")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tierstore.arguments import as_message
+from tierstore.arguments import as_list, as_message
 from tierstore.errors import InvalidName, UsageError
 from tierstore.format.keys import layout_key, version_key
 from tierstore.format.layout import seal_layout
@@ -69,8 +69,8 @@ class Releases:
             message: Note for the log: why this is done; ``None`` for no note.
 
         Raises:
-            UsageError: There is no member, a model is named twice, or a member is a variant or a
-                release.
+            UsageError: ``refs`` is no list, there is no member, a model is named twice, or a member
+                is a variant or a release.
             Conflict: The name belongs to a model.
         """
         name = check_name("release", name)
@@ -79,7 +79,7 @@ class Releases:
             raise InvalidName(f"release name {name!r} is not allowed: '+' begins a variant")
         check_features(self._home.config, "write", self._home.blobs.url)
         given: dict[str, Version] = {}
-        for version in map(self._names.resolve, refs):
+        for version in map(self._names.resolve, _references(refs)):
             if version.variant is not None or version.is_release:
                 what = "variant" if version.variant else "release"
                 raise UsageError(f"{version} is a {what}; the members of a release are versions")
@@ -144,3 +144,11 @@ class Releases:
             if last is not None and last.action == RELEASED:
                 found.append(name)
         return found
+
+
+def _references(refs: Iterable[str | Version]) -> list[str | Version]:
+    """Return the references of a list; ``UsageError`` for numbers by model, or for one alone."""
+    if isinstance(refs, Mapping):
+        meant = [f"{model}@{which}" for model, which in refs.items()]
+        raise UsageError(f"refs takes a list of references, such as {meant}, not a dict")
+    return as_list("refs", refs, "['ranker@1', 'retriever@prod']")

@@ -18,18 +18,18 @@ from typing import Any, Literal
 
 import msgspec
 
-from tierstore.arguments import as_message
+from tierstore.arguments import as_list, as_message, as_table
 from tierstore.errors import Conflict, GateClosed, NotFound, TierstoreError, UsageError
 from tierstore.format import keys
 from tierstore.format.checks import Broken
 from tierstore.format.readback import in_words
 from tierstore.format.reflog import FULL_SHARE, Action, Gate, RefEntry, Rollout
 from tierstore.ids import Digest, check_alias, check_name
-from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.names.members import contents_of
-from tierstore.modelstore.names.reports import GateState, gate_states, write_report
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.names.reports import GateState, gate_states, parse_gate, write_report
 from tierstore.modelstore.names.turns import next_window
 from tierstore.modelstore.version import Version, version_of, when
 from tierstore.prepared import prepared
@@ -81,12 +81,12 @@ class Rollouts:
     """The rollouts of a store.
 
     Args:
-        home: Home of the store.
+        names: Names of the store.
         clock: Returns the time of day, in seconds since the epoch.
     """
 
-    def __init__(self, home: Home, clock: Callable[[], float] = time.time) -> None:
-        self._home, self._clock = home, clock
+    def __init__(self, names: Names, clock: Callable[[], float] = time.time) -> None:
+        self._names, self._home, self._clock = names, names.home, clock
 
     def __repr__(self) -> str:
         return f"<Rollouts of {self._home.blobs.url}>"
@@ -95,11 +95,11 @@ class Rollouts:
         self,
         model: str,
         alias: str,
-        to: Version,
+        to: str | Version,
         *,
         stages: Sequence[int] = (100, 1000, 5000, FULL_SHARE),
         every_s: int | None = None,
-        gates: Sequence[Gate] = (),
+        gates: Sequence[Gate | str] = (),
         labels: Mapping[str, str] | None = None,
         windows: Sequence[str] = (),
         message: str | None = None,
@@ -112,10 +112,10 @@ class Rollouts:
         Args:
             model: Name of the model.
             alias: Name of the alias, which exists and points to another version.
-            to: A version of the model.
+            to: A version of the model, or a reference to it.
             stages: Shares of the nodes in hundredths of a percent, rising to 10,000.
             every_s: Seconds between automatic steps, at least; ``None`` for steps by hand.
-            gates: Bounds on reported metrics, checked before each step.
+            gates: Bounds on reported metrics, such as ``p99_ms<=12.5``, checked before each step.
             labels: Labels that nodes must have to take part before the last stage.
             windows: Times of day, as ``HH:MM-HH:MM`` (UTC), in which steps must lie.
             message: Note for the log: why this is done; ``None`` for no note.
@@ -126,15 +126,19 @@ class Rollouts:
             UsageError: The alias points to ``to`` already, or a rule is invalid.
         """
         as_message(message)  # before anything is pinned
+        to = self._names.resolve(to)
         fields = {
             "version": to.number,
             "manifest": to.digest.hex,
             "salt": uuid.uuid4().hex,
-            "stages": list(stages),
+            "stages": as_list("stages", stages, f"[100, {FULL_SHARE}]"),
             "every_s": every_s,
-            "gates": list(gates),
-            "labels": dict(labels or {}),
-            "windows": list(windows),
+            "gates": [
+                parse_gate(gate) if isinstance(gate, str) else gate
+                for gate in as_list("gates", gates, "['p99_ms<=12.5']")
+            ],
+            "labels": dict(as_table("labels", labels or {}, "{'region': 'eu'}")),
+            "windows": as_list("windows", windows, "['22:00-06:00']"),
         }
         rollout = _checked(fields)
         log = self._log(model, alias)
@@ -263,18 +267,18 @@ class Rollouts:
                     found.append(self._status(model, log, last))
         return found
 
-    def report(self, version: Version, node: str, values: Mapping[str, str]) -> None:
+    def report(self, version: str | Version, node: str, values: Mapping[str, str]) -> None:
         """Record what a node measured while it served ``version``; replaces its last report.
 
         Args:
-            version: The version that was served.
+            version: The version that was served, or a reference to it.
             node: The node's name.
             values: Measured values by metric, decimal numbers as text.
 
         Raises:
             UsageError: A value is not a plain decimal number.
         """
-        write_report(self._home.blobs, version, node, values)
+        write_report(self._home.blobs, self._names.resolve(version), node, values)
 
     def _status(self, model: str, log: RefLog, entry: RefEntry) -> RolloutStatus:
         rollout = entry.rollout
@@ -348,7 +352,7 @@ def _checked(fields: Mapping[str, Any]) -> Rollout:
 
 def _check_gates(status: RolloutStatus, now: datetime) -> None:
     """Raise ``GateClosed`` unless a step is due, inside a window, and every gate holds."""
-    force = "; --force steps anyway"
+    force = "; force=True (--force) steps anyway"
     if status.due is not None and now < status.due:
         raise GateClosed(f"the next step of {status.alias} is due at {status.due:%H:%M} UTC{force}")
     inside, window = next_window(list(status.rollout.windows), now)

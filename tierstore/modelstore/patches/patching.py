@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from tierstore.arguments import wrong
 from tierstore.deferred import np
 from tierstore.errors import Conflict
 from tierstore.format.manifest import Manifest, named_tensors, patch_info
@@ -107,6 +108,13 @@ def encode_for(base: Version, below: Below, changes: Changes) -> EncodedPatch:
     targets = {
         name: TargetTensor(entry.dtype, entry.shape) for name, _, entry in named_tensors(below.full)
     }
+    if not isinstance(changes, Mapping | str | os.PathLike | Patch):
+        raise wrong(
+            "changes",
+            "Rows, Elements or Dense by the tensor's name, such as {'w': tierstore.Dense(array)}, "
+            "a Patch, or the path of a patch file",
+            changes,
+        )
     if isinstance(changes, Mapping):
         return encode_changes(base.digest, changes, targets, str(base))
     encoded = changes.encoded() if isinstance(changes, Patch) else encode_file(changes)

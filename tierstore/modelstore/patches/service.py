@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tierstore.arguments import as_message
+from tierstore.arguments import as_message, as_whole
 from tierstore.errors import Conflict, UsageError
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import ModelRef, check_alias
@@ -102,6 +102,7 @@ class Patching:
     def fold(self, ref: str | Version, at_least: int, progress: Progress | None) -> Folded:
         """Store a version that lies on patches as a whole; see ``Store.fold``."""
         check_features(self._home.config, "write", self._home.blobs.url)
+        at_least = as_whole("at_least", at_least, "a number of patches")
         return self._fold(self._names.resolve(ref), at_least, progress)
 
     def _fold(

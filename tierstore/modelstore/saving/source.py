@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tierstore.arguments import as_table, as_texts
 from tierstore.errors import (
     InvalidName,
     InvalidSafetensors,
@@ -291,7 +292,7 @@ def refuse_pickle(path: str, begin: bytes, shown: str) -> None:
         raise UnsafeSource(
             f"{shown} is a pickle: loading it can run any code, so it is not stored. "
             "Convert it with safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
-            f"'model.safetensors'), or leave it out with --exclude "
+            "'model.safetensors'), or leave it out with exclude (--exclude) "
             f"'{f'*{suffix}' if suffix else Path(path).name}'"
         )
 
@@ -309,6 +310,9 @@ def open_source(
         metadata: ``__metadata__`` of the header, for tensors in memory only.
         exclude: Glob patterns of paths, relative to the directory, to leave out.
     """
+    exclude = as_texts("exclude", exclude, "['*.bin', 'checkpoints/*']")
+    if metadata is not None:
+        as_table("metadata", metadata, "{'step': '7'}")
     if isinstance(source, Mapping):
         if not source:
             raise SourceError("there are no tensors to save: the mapping is empty")
@@ -351,7 +355,7 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
             if (Path(folder) / name).is_symlink():
                 raise UnsafeSource(
                     f"{Path(folder) / name} is a link to a folder, which save does not follow; "
-                    "copy what it points to, or leave it out with --exclude"
+                    "copy what it points to, or leave it out with exclude (--exclude)"
                 )
         for name in names:
             path = (base / name).as_posix()
@@ -359,12 +363,15 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
                 continue
             if not (Path(folder) / name).is_file():
                 raise UnsafeSource(
-                    f"{Path(folder) / name} is not a regular file; leave it out with --exclude"
+                    f"{Path(folder) / name} is not a regular file; leave it out with exclude "
+                    "(--exclude)"
                 )
             try:
                 yield check_new_path(path)
             except InvalidName as error:
-                raise InvalidName(f"{error}; rename it, or leave it out with --exclude") from None
+                raise InvalidName(
+                    f"{error}; rename it, or leave it out with exclude (--exclude)"
+                ) from None
 
 
 def _export_in(folder: Path) -> ExportList | None:
