@@ -319,6 +319,46 @@ def test_no_room_for_what_waits(tmp_path: Path) -> None:
         assert {info.key for info in store._parts.home.blobs.list("refs/")} == before
 
 
+SHAPES: tuple[tuple[int, ...], ...] = (
+    (), (1,), (5,), (0,), (0, 4), (4, 0), (1, 1), (8, 8), (2, 3, 4),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("parameters", [
+    {"cast": "bf16"}, {"cast": "f16"}, {"int8": "row"}, {"int8": "channel"}, {"fp8": "e4m3"},
+    {"prune": "magnitude:0.5"}, {"prune": "2:4"}, {"low-rank": "rank:1"},
+], ids=str)  # fmt: skip
+def test_scalars_vectors_and_empty_tensors(tmp_path: Path, parameters: dict[str, str]) -> None:
+    """A scalar has no rows; what a method does not cover stays as it is, to the bit."""
+    rng = np.random.default_rng(3)
+    weights = {
+        f"{number}.weight": np.asarray(rng.standard_normal(shape), np.float32)
+        for number, shape in enumerate(SHAPES)
+    }
+    weights |= {"count": np.array(7), "flag": np.array(True)}
+    with created(MemoryStore(), tmp_path) as store:
+        store.save("m", weights)
+        variant = store.load(tierstore.derive(store, "m", parameters), dequantize=True)
+        found = variant.load()
+        assert found.keys() == weights.keys()
+        for name, array in found.items():
+            assert (array.shape, array.dtype) == (weights[name].shape, weights[name].dtype), name
+            assert tuple(variant.to_torch([name])[name].shape) == weights[name].shape
+            expected = weights[name]
+            if name in variant.record.tensors and "cast" in parameters:
+                narrow = torch.bfloat16 if parameters["cast"] == "bf16" else torch.float16
+                expected = torch.from_numpy(expected).to(narrow).to(torch.float32).numpy()
+            if name not in variant.record.tensors or "cast" in parameters:
+                assert np.array_equal(array, expected), name
+        cast = [f"{number}.weight" for number in range(len(SHAPES))]
+        covered = set(variant.record.tensors)
+        assert covered == set(cast) if "cast" in parameters else covered <= {"6.weight", "7.weight"}
+        assert "7.weight" in covered
+        html = variant._repr_html_()
+        assert html.startswith(f"<table><caption>{variant.stored.version}, 11 tensors</caption>")
+        assert "<td style='text-align: left'>count</td><td>I64</td><td>[]</td><td>none</td>" in html
+
+
 def test_lineage_is_a_tree(small: Store) -> None:
     tierstore.derive(small, "m@1", {"cast": "bf16"})
     pupil = small.save("pupil", {"w": np.ones(3, np.float32)}, distilled_from="m@1")

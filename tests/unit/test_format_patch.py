@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tierstore.errors import Damaged, InvalidSafetensors, UnsupportedFormat
+from tierstore.format import checks
 from tierstore.format.checks import KNOWN_FEATURES, digest_of
 from tierstore.format.manifest import (
     FileEntry,
@@ -167,7 +168,9 @@ def test_a_kind_with_a_feature_of_its_own_is_newer_to_older_readers(
     monkeypatch.setitem(PATCH_FORMS, "elements", PatchForm(None, "patch-points"))
     written = manifest()
     assert written.requires == ["patch", "patch-points"]
-    digest, sealed = seal_manifest(written)
+    with monkeypatch.context() as newer:
+        newer.setattr(checks, "KNOWN_FEATURES", KNOWN_FEATURES | {"patch-points"})
+        digest, sealed = seal_manifest(written)
     with pytest.raises(UnsupportedFormat, match="the feature 'patch-points'"):
         parse_manifest(sealed, digest, "manifest X")
 
