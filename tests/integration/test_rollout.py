@@ -346,7 +346,7 @@ def test_a_step_from_what_was_seen_before_another_ones_is_refused(tmp_path: Path
         for number in range(2):
             store.save("m", {"w": np.full(9, number, np.float32)})
         store.alias("m", "prod", "m@1")
-        late, quick = store.rollouts, store.rollouts
+        late, quick = Rollouts(store._names), Rollouts(store._names)
         seen = quick.start("m", "prod", store.resolve("m@2"))
         quick.step("m", "prod")
         late.status = lambda model, alias: seen  # type: ignore[method-assign]

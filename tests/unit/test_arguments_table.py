@@ -132,11 +132,15 @@ WRONG: dict[str, tuple[Call, str]] = {
     "above below 1": (lambda s, _: s.rebase("ranker", above=0.5), NO_DELTA),
     "limit": (
         lambda s, _: s.versions("ranker", limit="3"),
-        "limit takes how many versions at most, 0 or more, not '3'",
+        "limit takes how many at most, 0 or more, or None for all, not '3'",
     ),
     "limit below 0": (
         lambda s, _: s.versions("ranker", limit=-1),
-        "limit takes how many versions at most, 0 or more, not -1",
+        "limit takes how many at most, 0 or more, or None for all, not -1",
+    ),
+    "limit of a log": (
+        lambda s, _: s.history("ranker", limit="3"),
+        "limit takes how many at most, 0 or more, or None for all, not '3'",
     ),
     "was": (
         lambda s, _: s.alias("ranker", "prod", "ranker@1", was="1"),

@@ -187,8 +187,7 @@ class Names:
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
         """Return the versions of a model, newest first; ``NotFound`` if there is no such model."""
         model = check_name("model", model)
-        if limit is not None:
-            limit = as_whole("limit", limit, "how many versions at most, 0 or more", 0)
+        limit = _most(limit)
         log = self.home.log(model)
         found = [version_of(model, entry) for entry in log.entries(limit)]
         if not found and (limit != 0 or log.last() is None):
@@ -210,7 +209,7 @@ class Names:
         """Return the entries of the log of a model's versions or of one alias, newest first."""
         model = check_name("model", model)
         name = VERSION_LOG if alias is None else ALIASES + check_alias(alias)
-        return list(self.home.log(model, name).entries(limit))
+        return list(self.home.log(model, name).entries(_most(limit)))
 
     def check_new(self, model: str, alias: str | None) -> None:
         """Raise ``Conflict`` where ``publish`` or ``point`` would, before anything is stored."""
@@ -337,6 +336,13 @@ class Names:
         assert entry.version is not None
         version = version_of(model, self.home.log(model).entry(entry.version))
         return Alias(model, alias, version)
+
+
+def _most(limit: int | None) -> int | None:
+    """Return a limit as it was given; ``UsageError`` for what is none."""
+    if limit is None:
+        return None
+    return as_whole("limit", limit, "how many at most, 0 or more, or None for all", 0)
 
 
 def _refuse_in_rollout(model: str, alias: str, last: RefEntry | None) -> None:
