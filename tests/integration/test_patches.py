@@ -773,7 +773,12 @@ def test_indices_that_lie_are_not_followed(
     """
     changes = "tierstore.modelstore.patches.changes"
     monkeypatch.setattr(f"{changes}._checked", lambda name, kind, given, limit: given)
-    store.patch("m", {"emb": Rows([5, 7, ROWS], np.zeros((3, WIDTH), np.float32))})
+    lies = {"emb": Rows([5, 7, ROWS], np.zeros((3, WIDTH), np.float32))}
+    with pytest.raises(UsageError, match="cannot be stored: what it touches does not fit"):
+        store.patch("m", lies)
+    with monkeypatch.context() as hostile:
+        hostile.setattr("tierstore.format.manifest._check_manifest", lambda manifest: None)
+        store.patch("m", lies)
     with pytest.raises(Damaged, match="what it touches does not fit"):
         store.load("m")
     with pytest.raises(Damaged):
