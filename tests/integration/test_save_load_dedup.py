@@ -130,7 +130,10 @@ def test_a_damaged_condemned_list_stops_the_save(store: Store, blobs: MemoryStor
 def test_packs_that_keep_vanishing_are_an_error(
     store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "TTL_S", -1)  # every look finds the lease ended: own packs too
+    # every look finds the lease ended: own packs too
+    renew = leases.WriterLease.renew
+    monkeypatch.setattr(leases.WriterLease, "renew", lambda lease: renew(lease) and False)
+    monkeypatch.setattr(leases.WriterLease, "is_young", False)
 
     class Losing(FaultyStore):
         def put(self, key, data):
