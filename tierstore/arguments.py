@@ -124,10 +124,3 @@ def check_choice(argument: str, given: object, choices: Collection[str]) -> None
     """Raise ``UsageError`` unless one of ``choices`` was given."""
     if not isinstance(given, str) or given not in choices:
         raise wrong(argument, f"one of {', '.join(map(repr, choices))}", given)
-
-
-def near(name: str, known: Collection[str]) -> str:
-    """Return the known name that is most like ``name``, or all of them."""
-    import difflib  # only a wrong argument needs it
-
-    return next(iter(difflib.get_close_matches(name, list(known), 1)), ", ".join(known))

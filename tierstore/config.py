@@ -10,13 +10,14 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tierstore.errors import ConfigError, UsageError
 from tierstore.modelstore.settings import Settings
+from tierstore.shown import nearest
 
 PREFIX = "TIERSTORE_"
 STORE = "TIERSTORE_STORE"
@@ -288,12 +289,10 @@ def _parse_tier(raw: object, where: str, environ: Mapping[str, str]) -> NodeTier
     )
 
 
-def _check_keys(raw: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+def _check_keys(raw: Mapping[str, Any], known: Collection[str], where: str) -> None:
     for key in raw:
-        if key not in (names := list(known)):
-            near = difflib.get_close_matches(key, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-            raise ConfigError(f"{where}: the key {key!r} is not known: {hint}")
+        if key not in known:
+            raise ConfigError(f"{where}: the key {key!r} is not known: {nearest(key, known)}")
 
 
 def _typed(raw: Mapping[str, Any], key: str, kind: type[Any], where: str) -> Any:

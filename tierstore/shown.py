@@ -35,10 +35,19 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'NAME'? `` with the known name that is most like it, or nothing."""
-    found = get_close_matches(name, list(known), 1)
-    return f"did you mean {found[0]!r}? " if found else ""
+def nearest(name: str, known: Iterable[str], where: str = "") -> str:
+    """Return ``did you mean 'NAME'?`` with the known name that is most like one that is not known.
+
+    Args:
+        name: The name that was given.
+        known: The names that are known.
+        where: What lists them, to be said too. Without it they are listed if none is like ``name``.
+    """
+    names = list(known)
+    found = get_close_matches(name, names, 1)
+    if found:
+        return f"did you mean {found[0]!r}? {where}".rstrip()
+    return where or f"known are {', '.join(names) or 'none'}"
 
 
 def html_facts(title: str, facts: Iterable[tuple[str, str]]) -> str:

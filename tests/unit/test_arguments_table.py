@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     ),
     "an unknown method": (
         lambda s, _: s.derive("ranker", {"cats": "bf16"}),
-        "'cats' is not a method: did you mean cast?",
+        "'cats' is not a method: did you mean 'cast'?",
     ),
     "metadata": (
         lambda s, _: s.save("ranker", {"w": np.zeros(3)}, metadata=["a"]),
@@ -253,7 +253,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     ),
     "an unknown field": (
         lambda s, _: s.admin.tiers.set("warm", sise=12),
-        "a tier has no 'sise': did you mean size?",
+        "a tier has no 'sise': did you mean 'size'?",
     ),
     "nothing to set": (
         lambda s, _: s.admin.tiers.set("warm"),

@@ -137,7 +137,7 @@ def test_change_and_remove() -> None:
         ({"timeout_ms": 0}, "timeout"),
         ({"url": "redis://user:hunter2@h"}, "password_env"),
         ({"options": {"secret_key": "hunter2"}}, "password or key"),
-        ({"prices": {"gb_mont": "1"}}, "did you mean gb_month"),
+        ({"prices": {"gb_mont": "1"}}, "did you mean 'gb_month'"),
         ({"prices": {"gb_month": "1 cent"}}, "not a price"),
         ({"prices": {"gb_month": "-1"}}, "not a price"),
         ({"prices": {"gb_month": "NaN"}}, "not a price"),

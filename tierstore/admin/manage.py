@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 import msgspec
 
 from tierstore import config
-from tierstore.arguments import as_message, near
+from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Conflict, Unreachable, UsageError
 from tierstore.format.keys import pack_key
@@ -22,7 +22,7 @@ from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.placing.snapshot import pinned_packs
 from tierstore.modelstore.store import Store
 from tierstore.placement.scene import Plan
-from tierstore.shown import counted, size
+from tierstore.shown import counted, nearest, size
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.census import Holding, holding, packs_of
 from tierstore.tiers.durable.marker import verify
@@ -161,7 +161,7 @@ def _check_fields(tier: TierSpec, fields: Collection[str]) -> None:
                 f"the state of tier {tier.name!r} is not set: drain and undrain change it"
             )
         if field not in known:
-            raise UsageError(f"a tier has no {field!r}: did you mean {near(field, known)}?")
+            raise UsageError(f"a tier has no {field!r}: {nearest(field, known)}")
 
 
 def _change(store: Store, old: TierSpec, message: str | None, **fields: Any) -> TierSpec:

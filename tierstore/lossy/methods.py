@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.arguments import as_table, as_text, near, shown
+from tierstore.arguments import as_table, as_text, shown
 from tierstore.errors import UsageError
+from tierstore.shown import nearest
 
 if TYPE_CHECKING:
     from tierstore.deferred import Array
@@ -373,7 +374,7 @@ def method_of(parameters: Mapping[str, str]) -> Method:
     ((kind, value),) = parameters.items()
     example = _EXAMPLES.get(kind)
     if example is None:
-        raise UsageError(f"{shown(kind)} is not a method: did you mean {near(kind, _EXAMPLES)}?")
+        raise UsageError(f"{shown(kind)} is not a method: {nearest(kind, _EXAMPLES)}")
     as_text(kind, value, f"text, such as {example!r}")
     name, _, number = value.partition(":")
     if kind == "cast" and value in _CASTS:

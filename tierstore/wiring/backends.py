@@ -6,7 +6,6 @@ loads no network client.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
 from tierstore.format.tiers import DURABLE, Role, TierSpec
 from tierstore.modelstore.home.tierlist import MOVER_OPTIONS
-from tierstore.shown import shown_url
+from tierstore.shown import nearest, shown_url
 from tierstore.tiers.durable.archive import Archive
 from tierstore.wiring.servers import Server
 
@@ -433,11 +432,7 @@ def read_options(what: str, given: Mapping[str, str], known: OptionParsers) -> d
     chosen = {}
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
-            )
-            raise ConfigError(f"{what} has no option {name!r}: {hint}")
+            raise ConfigError(f"{what} has no option {name!r}: {nearest(name, known)}")
         try:
             chosen[name] = known[name](value)
         except ConfigError as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tierstore.arguments import as_message, as_text, check_choice, near, shown
+from tierstore.arguments import as_message, as_text, check_choice, shown
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import ConfigError, Conflict, NotFound, UsageError
 from tierstore.format.checks import Broken
@@ -36,6 +36,7 @@ from tierstore.format.tiers import (
 from tierstore.modelstore.home.home import read_config
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
+from tierstore.shown import nearest
 
 ROLES: tuple[Role, ...] = ("hot", "shared", "warm", "cold")
 """The roles of tiers from the fastest to the slowest: the order in which they are read."""
@@ -200,7 +201,7 @@ def check_tier(spec: TierSpec) -> None:
     for price, value in spec.prices.items():
         if price not in PRICES:
             raise ConfigError(
-                f"tier {spec.name!r} has no price {price!r}: did you mean {near(price, PRICES)}?"
+                f"tier {spec.name!r} has no price {price!r}: {nearest(price, PRICES)}"
             )
         try:
             bad = not (Decimal(value).is_finite() and Decimal(value) >= 0)

@@ -179,10 +179,10 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         try:
             return self._opened.tensors[_one_name(name)]
         except KeyError:
+            where = f"'tierstore tensors {self.version}' lists its {len(self)}"
             raise TensorMissing(
                 f"{self.version} has no tensor {str(name)[:200]!r}; "
-                f"{display.nearest(str(name)[:200], self)}"
-                f"'tierstore tensors {self.version}' lists its {len(self)}"
+                + display.nearest(str(name)[:200], self, where)
             ) from None
 
     @property

@@ -153,8 +153,8 @@ class Names:
         ]
 
     def _no_model(self, model: str) -> str:
-        near = nearest(model, self.home.models())
-        return f"there is no model {model!r}; {near}'tierstore ls' lists them"
+        near = nearest(model, self.home.models(), "'tierstore ls' lists them")
+        return f"there is no model {model!r}; {near}"
 
     def _hint(self, model: str) -> str:
         last = self.home.log(model).last()
