@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import tierstore
 from tierstore.blobs.base import RangeRead
-from tierstore.errors import InvalidSafetensors, UnsafeSource
+from tierstore.errors import InvalidName, InvalidSafetensors, UnsafeSource
 from tierstore.modelstore.store import Store
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.commits import Committer, parse_commit
@@ -245,6 +245,51 @@ def test_an_upload_that_changed_in_the_spool_is_not_published(
     committer.commit(writable(store), "main", asked)
     assert store.load("m").read_file(name) == data
     assert store.load("m").files[0].sha256 == oid
+
+
+def copied(store: Store, source: str, path: str) -> bytes:
+    """Return a line of a commit that copies a file, as clients send it: by its SHA-256."""
+    file = next(file for file in store.load("m").files if file.path == source)
+    return uploaded(path, file.sha256, file.size)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        lambda _: commit_of({"q": b"2"}),
+        lambda _: commit_of({"config.json/r": b"2"}),
+        lambda _: commit_of({"new": b"1", "new/r": b"2"}),
+        lambda store: copied(store, "config.json", "q"),
+    ],
+    ids=["over a folder", "below a file", "both are new", "a copy"],
+)
+def test_a_file_and_a_folder_of_one_name(
+    store: Store, tmp_path: Path, lines: Callable[[Store], bytes]
+) -> None:
+    """No reader would take such a version: it is refused before anything is stored of it."""
+    (tmp_path / "in" / "q").mkdir(parents=True)
+    (tmp_path / "in" / "q" / "r.json").write_text("1")
+    (tmp_path / "in" / "config.json").write_text("{}")
+    version = store.save("m", tmp_path / "in")
+    before = [info.key for info in store._parts.home.blobs.list("packs/")]
+    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
+    with pytest.raises(InvalidName, match=r"is a file, and a folder of .* rename one"):
+        committer.commit("m", "main", parse_commit(lines(store)), None)
+    assert store.resolve("m") == version
+    assert [info.key for info in store._parts.home.blobs.list("packs/")] == before
+    swap = commit_of({"q": b"2"}) + b'\n{"key":"deletedFile","value":{"path":"q/r.json"}}'
+    committer.commit("m", "main", parse_commit(swap), None)
+    assert store.load("m").read_file("q") == b"2"
+
+
+def test_an_empty_safetensors_file_is_not_published(store: Store, tmp_path: Path) -> None:
+    """Clients send an empty file within the commit, since git-lfs holds none."""
+    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
+    with pytest.raises(InvalidSafetensors, match="the file has 0 bytes"):
+        committer.commit("m", "main", parse_commit(commit_of({"x.safetensors": b""})), None)
+    assert store.models() == []
+    committer.commit("m", "main", parse_commit(commit_of({"x.txt": b""})), None)
+    assert store.load("m").read_file("x.txt") == b""
 
 
 def test_a_malformed_upload_is_told_from_one_that_changed(store: Store, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from tierstore.errors import InvalidName, InvalidSafetensors, UsageError
 from tierstore.format.checks import Broken, Newer, damaged, digest_of
 from tierstore.format.patch import PATCH_OF, PATCH_PATH, PatchInfo, check_patch_info, parse_patch
-from tierstore.format.paths import check_path, folders_of
+from tierstore.format.paths import check_path, check_tree
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal, unseal
 from tierstore.ids import DIGEST_BYTES, Buffer, Digest
@@ -160,11 +160,12 @@ def _check_manifest(manifest: Manifest) -> None:
     if _lists_too_much(manifest):
         raise Broken("it lists more files or tensors than the format allows")
     paths = [file.path for file in manifest.files]
-    if paths != sorted(set(paths)):
+    if paths != sorted(paths):
         raise Broken("its files are not in order")
-    folders = {folder for path in paths for folder in folders_of(path)}
-    if not folders.isdisjoint(paths):
-        raise Broken(f"{min(folders.intersection(paths))!r} is a file and a folder")
+    try:
+        check_tree(paths)
+    except InvalidName as error:
+        raise Broken(str(error)) from None
     for file in manifest.files:
         _check_file(file, manifest.chunk_size)
     if any(len(entry.digest) != DIGEST_BYTES for entry in manifest.lineage):

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tierstore.errors import InvalidName
 
@@ -78,6 +78,21 @@ def _allowed(path: str, why: str | None) -> str:
 def folders_of(path: str) -> list[str]:
     """Return the folders on the way to a file, the outermost first."""
     return [path[:at] for at, char in enumerate(path) if char == "/"]
+
+
+def check_tree(paths: Sequence[str]) -> None:
+    """Raise ``InvalidName`` if a path is there twice, or is a folder of another one."""
+    folders = {folder: path for path in paths for folder in folders_of(path)}
+    seen = set[str]()
+    for path in paths:
+        if path in seen:
+            raise InvalidName(f"two files have the path {path[:200]!r}: rename one")
+        if path in folders:
+            raise InvalidName(
+                f"{path[:200]!r} is a file, and a folder of {folders[path][:200]!r}: no directory "
+                "holds both; rename one"
+            )
+        seen.add(path)
 
 
 def alike(paths: Iterable[str]) -> tuple[str, str] | None:

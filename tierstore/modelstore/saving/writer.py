@@ -35,6 +35,7 @@ from tierstore.format.manifest import (
     seal_manifest,
 )
 from tierstore.format.patch import PatchInfo
+from tierstore.format.paths import check_tree
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.chunks.plan import batches
@@ -111,6 +112,7 @@ class Writer:
         Returns:
             The digest of the manifest, which is durable with all that it needs.
         """
+        check_tree([file.path for file in files])  # before anything is stored
         self._total = sum(file.size for file in files)
         for reused in [file.reused for file in files if file.reused is not None]:
             # before anything is encoded: what these rely on must stay as it is stored

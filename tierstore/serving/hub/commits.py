@@ -243,7 +243,7 @@ class Committer:
                 if entry.path not in named and not _removed(entry.path, asked.removed):
                     yield self._kept(model, before, entry, entry.path)
         for path, data in asked.inline.items():
-            if path.endswith(SUFFIX) and data:
+            if path.endswith(SUFFIX):
                 yield _spooled(path, self._spool.keep(model, [data]))
             else:
                 yield BytesFile(path, data)
