@@ -220,7 +220,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=bench_dir()) as folder, gateway(Path(folder)) as served:
         port, process = served
         honest(port, 10 * HONEST_CLIENTS)  # what is opened and imported once
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for name in ("alone", "beside the others"):
             with MeanClients(port, args.one_address) if rows else contextlib.nullcontext() as mean:
                 seen = honest(port, args.requests)

@@ -52,7 +52,7 @@ def sent(folder: Path) -> list[object]:
 
     with io.FileIO(path) as file:
         try:
-            asyncio.run(files._send_piece(FilePart(file, 0, 3, told.append), 0, 3, send))
+            asyncio.run(files._send_file(FilePart(file, 0, 3, told.append), 0, 3, send))
         finally:
             assert told == []
     return told

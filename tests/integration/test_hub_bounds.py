@@ -473,7 +473,7 @@ def test_nothing_is_kept_for_a_client_that_takes_its_time(
 
     async def check() -> None:
         loop = asyncio.get_running_loop()
-        paused = []
+        paused: list[int] = []
 
         def pause(at: int) -> asyncio.Future[None] | None:
             if at < 7 * MIB or len(paused) == 3:

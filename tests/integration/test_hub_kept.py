@@ -272,23 +272,24 @@ def test_a_file_and_a_folder_of_one_name(
     (tmp_path / "in" / "config.json").write_text("{}")
     version = store.save("m", tmp_path / "in")
     before = [info.key for info in store._parts.home.blobs.list("packs/")]
-    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
+    committer = Committer(store, UploadSpool(tmp_path / "spool"))
     with pytest.raises(InvalidName, match=r"is a file, and a folder of .* rename one"):
-        committer.commit("m", "main", parse_commit(lines(store)), None)
+        committer.commit(writable(store), "main", parse_commit(lines(store)))
     assert store.resolve("m") == version
     assert [info.key for info in store._parts.home.blobs.list("packs/")] == before
     swap = commit_of({"q": b"2"}) + b'\n{"key":"deletedFile","value":{"path":"q/r.json"}}'
-    committer.commit("m", "main", parse_commit(swap), None)
+    committer.commit(writable(store), "main", parse_commit(swap))
     assert store.load("m").read_file("q") == b"2"
 
 
 def test_an_empty_safetensors_file_is_not_published(store: Store, tmp_path: Path) -> None:
     """Clients send an empty file within the commit, since git-lfs holds none."""
-    committer = Committer(Repos(store), UploadSpool(tmp_path / "spool"))
+    committer = Committer(store, UploadSpool(tmp_path / "spool"))
+    asked = parse_commit(commit_of({"x.safetensors": b""}))
     with pytest.raises(InvalidSafetensors, match="the file has 0 bytes"):
-        committer.commit("m", "main", parse_commit(commit_of({"x.safetensors": b""})), None)
+        committer.commit(writable(store), "main", asked)
     assert store.models() == []
-    committer.commit("m", "main", parse_commit(commit_of({"x.txt": b""})), None)
+    committer.commit(writable(store), "main", parse_commit(commit_of({"x.txt": b""})))
     assert store.load("m").read_file("x.txt") == b""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -153,11 +154,21 @@ def test_a_tier_that_is_added_or_moved_into_another(store: Store, tmp_path: Path
 
 
 def test_a_spool_in_a_place_of_the_store(store: Store, tmp_path: Path) -> None:
-    nobody = dict.fromkeys(("tokens", "certificate", "key"))
+    serving = partial(
+        serve,
+        store,
+        "256.0.0.1",
+        0,
+        ready=print,
+        tokens=None,
+        certificate=None,
+        key=None,
+        per_address=1,
+    )
     with pytest.raises(UsageError, match="lies in tier 'warm'"):
-        serve(store, "256.0.0.1", 0, ready=print, spool=tmp_path / "warm/up", **nobody)
+        serving(spool=tmp_path / "warm/up")
     with pytest.raises(UsageError, match=r"256\.0\.0\.1"):  # goes on as far as the address
-        serve(store, "256.0.0.1", 0, ready=print, spool=tmp_path / "cache/up", **nobody)
+        serving(spool=tmp_path / "cache/up")
 
 
 SAME = [
