@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import tierstore
@@ -169,6 +169,7 @@ def looked_at(out: Path, before: Files, after: Files, kept: Files) -> None:
     aliens=directories(0),
     others=st.sampled_from(["refuse", "delete", "merge"]),
 )
+@example(old={"config.json/x/b": b""}, new={"config.json": b"2"}, aliens={}, others="merge")
 @settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # as it is slow
 def test_an_export_that_is_killed_at_any_call(
     old: dict[str, bytes], new: dict[str, bytes], aliens: dict[str, bytes], others: Others

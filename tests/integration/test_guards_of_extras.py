@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from tierstore.modelstore.chunks.local import FilePart
 from tierstore.serving import metrics
 from tierstore.serving.hub import files, rights, server
 from tierstore.serving.hub.answers import HubError
+from tierstore.serving.hub.connections import _Open
 from tierstore.serving.hub.spool import UploadSpool
 from tierstore.serving.hub.zerocopy import ZeroCopyProtocol
 from tierstore.tiers.stats import TierStats
@@ -79,6 +81,13 @@ def swept(folder: Path) -> bool:
     return (folder / "repository").exists()
 
 
+def cut(_: Path) -> bool:
+    """A connection that is still in its handshake."""
+    with socket.socket() as conn:
+        _Open(conn, "192.0.2.1").cut()
+    return True
+
+
 def sent_by_kernel(_: Path) -> None:
     """Sends nothing: neither end of it is open."""
 
@@ -113,10 +122,12 @@ CASES = {
     "blobs.redis.client:RedisClient._asked_for_slots#1": Case(listening, PASSES),
     "blobs.redis.client:RedisClient._exchange#1": Case(listening, PASSES),
     "blobs.redis.client:RedisClient._errors#1": Case(listening, PASSES),
-    "serving.hub.files:_send_piece#1": Case(sent, PASSES),
+    "serving.hub.connections:_Open.cut#1": Case(cut, True),
+    "serving.hub.files:_send_file#1": Case(sent, PASSES),
     "serving.hub.rights:Tokens._refresh#1": Case(known, True),
     "serving.hub.rights:Tokens._read_again#1": Case(known, ConfigError),
     "serving.hub.server:listen#1": Case(lambda _: server.listen("127.0.0.1", 0), UsageError),
+    "serving.hub.spool:UploadSpool.__init__#1": Case(UploadSpool, ConfigError),
     "serving.hub.spool:UploadSpool.receive#1": Case(received, PASSES),
     "serving.hub.spool:UploadSpool.join#1": Case(
         lambda folder: UploadSpool(folder).join("m", "0" * 64, 3, 2), HubError

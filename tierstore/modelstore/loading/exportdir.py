@@ -270,7 +270,9 @@ class ExportDirectory:
     def _remove_folders(self) -> None:
         for path in self._emptied:
             folder, _, name = path.rpartition("/")
-            with contextlib.suppress(FileNotFoundError), self._folder(folder) as fd:
+            # an export that was killed may have put a file in its place already
+            gone = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+            with gone, self._folder(folder) as fd:
                 try:
                     os.rmdir(name, dir_fd=fd)
                 except OSError as error:
