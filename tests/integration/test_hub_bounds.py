@@ -10,6 +10,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -502,6 +503,39 @@ def test_what_is_read_ahead_of_all_clients_is_bounded() -> None:
     assert asyncio.run(sent_body(source, sender, lambda at: None)) == source.data
     assert source.reads == [MIB // 4] * 64
     assert not sender.room.take(1)
+
+
+def test_what_is_still_being_read_counts_until_it_is_read() -> None:
+    class Slow(Source):
+        go_on = threading.Event()
+
+        def read(self, offset: int, length: int) -> bytes:
+            if offset >= 2 * MIB:
+                assert self.go_on.wait(60)
+            return super().read(offset, length)
+
+    source, sender = Slow(), Sender(lambda count: None)
+
+    async def check() -> None:
+        taken = 0
+
+        async def receive() -> Message:
+            while taken < 2 * MIB:
+                await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            nonlocal taken
+            taken += len(message.get("body", b""))
+
+        body = FileBody(source, SentRange(0, len(source.data), False), {}, sender)
+        await body({"type": "http"}, receive, send)
+        assert sender.room._free < 64 * MIB, "a thread reads for a client that is gone"
+        source.go_on.set()
+        while sender.room._free < 64 * MIB:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(check())
 
 
 def test_slow_readers_cost_little_memory(store: tierstore.Store, tmp_path: Path) -> None:

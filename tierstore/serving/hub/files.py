@@ -126,6 +126,14 @@ def _type_of(name: str) -> str:
     return "text/plain; charset=utf-8" if name.endswith(_TEXT) else "application/octet-stream"
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A part that is being read, and the bytes of ``SendRoom`` that it took."""
+
+    taken: int
+    task: asyncio.Task[Sequence[bytes | FilePart]]
+
+
 class SendRoom:
     """Memory and threads for what is read for clients, so that other requests have their own.
 
@@ -154,6 +162,16 @@ class SendRoom:
         """Give back what was taken."""
         self._free += count
 
+    def give_after(self, reading: _Reading) -> None:
+        """Give back what a part takes that nobody waits for, once it is read and can be dropped."""
+
+        def ended(task: asyncio.Task[Sequence[bytes | FilePart]]) -> None:
+            if not task.cancelled() and task.exception() is None:
+                _close(task.result())
+            self.give(reading.taken)
+
+        reading.task.add_done_callback(ended)
+
 
 class Source(Protocol):
     """What a body is read from."""
@@ -170,14 +188,6 @@ class Source(Protocol):
 
     def parts(self, start: int, stop: int) -> Sequence[bytes | FilePart]:
         """Return bytes, as open files where they lie in some."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """A part that is being read, and the bytes of ``SendRoom`` that it took."""
-
-    taken: int
-    task: asyncio.Task[Sequence[bytes | FilePart]]
 
 
 class _Ahead:
@@ -247,8 +257,7 @@ class _Ahead:
                 part.file.close()
         self._parts.clear()
         if self._next is not None:
-            self._next.task.add_done_callback(_release)
-            self._room.give(self._next.taken)
+            self._room.give_after(self._next)
             self._next = None
         self._room.give(self._taken)
         self._taken, self._most, self._read_to = 0, _PIECE_BYTES, self._at
@@ -421,11 +430,6 @@ def without_holding(answer: Response, folder: Path, sender: Sender) -> Response:
     data = bytes(answer.body)
     span = SentRange(0, len(data), False)
     return FileBody(_Kept(folder, data), span, answer.headers, sender, status=answer.status_code)
-
-
-def _release(reading: asyncio.Task[Sequence[bytes | FilePart]]) -> None:
-    if not reading.cancelled() and reading.exception() is None:
-        _close(reading.result())
 
 
 def _close(parts: Sequence[bytes | FilePart]) -> None:
