@@ -108,7 +108,7 @@ def small_disk(path: Path, size: str, file_limit: int) -> Iterator[Path]:
     limit of ``file_limit`` bytes on every file of this process.
     """
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(path)]
     if subprocess.run(command, capture_output=True).returncode == 0:
         yield path
         subprocess.run(["umount", str(path)], check=True)

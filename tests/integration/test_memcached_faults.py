@@ -289,7 +289,8 @@ def test_time_to_live(server: MemcachedServer, ttl_s: int) -> None:
         for key in "ab":
             answer = server.admin().raw_command(f"mg tier:{key} t", b"\r\n")
             left = int(answer.split()[1].removeprefix(b"t"))
-            assert ttl_s - 600 < left <= ttl_s
+            # beyond 30 days the end is a time of day, and its clock may be seconds behind ours
+            assert ttl_s - 600 < left <= ttl_s + 5
 
 
 def test_long_keys_do_not_meet(server: MemcachedServer) -> None:
