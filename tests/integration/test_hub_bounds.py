@@ -517,16 +517,19 @@ def test_what_is_still_being_read_counts_until_it_is_read() -> None:
     source, sender = Slow(), Sender(lambda count: None)
 
     async def check() -> None:
-        taken = 0
+        taken, enough = 0, asyncio.Event()
 
         async def receive() -> Message:
-            while taken < 2 * MIB:
-                await asyncio.sleep(0.01)
+            await enough.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             nonlocal taken
             taken += len(message.get("body", b""))
+            if taken >= 2 * MIB:  # the next part is being read
+                enough.set()
+                for _ in range(10):  # its sender gets to know that the client is gone
+                    await asyncio.sleep(0)
 
         body = FileBody(source, SentRange(0, len(source.data), False), {}, sender)
         await body({"type": "http"}, receive, send)
