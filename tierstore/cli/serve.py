@@ -77,7 +77,7 @@ def hub(
     HF_ENDPOINT to be set to its address. Aliases are branches, version numbers are tags.
 
     Without --tokens everybody who reaches the address may read everything, and nobody may write.
-    'hf upload' needs a token that may write, and HF_HUB_DISABLE_XET=1.
+    'hf upload' needs a token that may write, and a name of two parts, such as search/ranker.
     """
     from tierstore.errors import UsageError
     from tierstore.serving.hub.command import serve

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tierstore.errors import (
@@ -57,6 +58,11 @@ class HubError(Exception):
         if self.code is not None:
             headers["X-Error-Code"] = self.code
         return JSONResponse({"error": self.message}, self.status, headers)
+
+
+def base_of(request: Request) -> str:
+    """Return the URL of the gateway, as the client knows it."""
+    return f"{request.url.scheme}://{request.headers.get('host', request.url.netloc)}"
 
 
 def repo_not_found(model: str, *, anonymous: bool) -> HubError:

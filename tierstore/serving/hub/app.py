@@ -32,6 +32,7 @@ from tierstore.serving.hub.spool import UploadSpool
 from tierstore.serving.hub.stats import HubStats
 from tierstore.serving.hub.tree import Blobs
 from tierstore.serving.hub.writing import COMMIT_BYTES, LISTS_BYTES, SMALL_BYTES, Writing
+from tierstore.serving.hub.xet import Xet
 
 _log = logging.getLogger("tierstore.hub")
 STALL_S = 60.0
@@ -149,6 +150,7 @@ def make_app(
         ends.to_anyone("/openapi.json", description),
         *_reading(ends, reading),
         *_writing(ends, writing),
+        *_xet(ends, Xet(place, stats, stall_s)),
         ends.to_version("/api/models/{repo:repo}", reading.info),
         ends.to_version("/{repo:repo}/resolve/{rev}/{path:path}", reading.file),
     ]
@@ -183,6 +185,7 @@ def _writing(ends: Endpoints, writing: Writing) -> list[Route]:
     lfs = "/{repo:repo}.git/info/lfs"
     branch = f"{api}/branch/{{rev}}"
     return [
+        ends.to_any_writer("/api/validate-yaml", writing.validate_yaml),
         ends.to_named_in_body("/api/repos/create", writing.create_repo),
         ends.to_writers(f"{api}/preupload/{{rev}}", writing.preupload, body_bytes=LISTS_BYTES),
         ends.to_writers(f"{api}/commit/{{rev}}", writing.commit, body_bytes=COMMIT_BYTES),
@@ -192,4 +195,14 @@ def _writing(ends: Endpoints, writing: Writing) -> list[Route]:
         ends.to_writers(f"{lfs}/verify", writing.verify, body_bytes=SMALL_BYTES),
         ends.to_uploads(f"{lfs}/objects/{{oid}}", writing.upload, "PUT"),
         ends.to_uploads(f"{lfs}/objects/{{oid}}", writing.complete, "POST"),
+    ]
+
+
+def _xet(ends: Endpoints, xet: Xet) -> list[Route]:
+    token = "/api/models/{repo:repo}/xet-write-token/{rev}"
+    session = "/{repo:repo}.git/info/xet/{session}/v1"
+    return [
+        ends.to_writers(token, xet.token, body_bytes=0, method="GET"),
+        ends.to_sessions(f"{session}/xorbs/default/{{hash}}", xet.xorb),
+        ends.to_sessions(f"{session}/shards", xet.shard),
     ]

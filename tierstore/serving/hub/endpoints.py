@@ -99,6 +99,21 @@ class UploadCall:
     part: int
 
 
+@dataclass(frozen=True, slots=True)
+class SessionCall:
+    """A request with the token of a session of the Xet protocol.
+
+    Attributes:
+        request: The request.
+        repo: Name of the model that the session uploads to.
+        session: Name of the session.
+    """
+
+    request: Request
+    repo: str
+    session: str
+
+
 _Asked = TypeVar("_Asked")
 
 
@@ -129,6 +144,14 @@ class Endpoints:
     def _caller(self, request: Request) -> Caller:
         return self._tokens.caller(request.headers.get("authorization"))
 
+    def _any_writer(self, request: Request) -> Caller:
+        caller = self._caller(request)
+        if not caller.write:
+            if caller.name is None:
+                raise HubError(401, "a token is needed", headers={"WWW-Authenticate": "Bearer"})
+            raise HubError(403, "this token may not write")
+        return caller
+
     def _readable(self, request: Request) -> Repo:
         return self._repos.readable(text_of(request, "repo"), self._caller(request))
 
@@ -149,6 +172,14 @@ class Endpoints:
             return await self._run(handler, Call(request, self._caller(request)))
 
         return _route(path, handler, answer, "GET")
+
+    def to_any_writer(self, path: str, handler: Callable[[Call], Response]) -> Route:
+        """Route to what needs the right to write to any model at all; the body is dropped."""
+
+        async def answer(request: Request) -> Response:
+            return await self._run(handler, Call(request, self._any_writer(request)))
+
+        return _route(path, handler, answer, "POST")
 
     def to_readers(self, path: str, handler: Callable[[ReadCall], Response]) -> Route:
         """Route to what needs the right to read the model in the path."""
@@ -219,11 +250,7 @@ class Endpoints:
         """
 
         async def answer(request: Request) -> Response:
-            caller = self._caller(request)
-            if not caller.write:
-                if caller.name is None:
-                    raise HubError(401, "a token is needed", headers={"WWW-Authenticate": "Bearer"})
-                raise HubError(403, "this token may not write")
+            caller = self._any_writer(request)
             async with self._room.body(request, _NAMES_BYTES) as body:
                 asked = json_object(body)
                 parts = [asked.get("organization"), asked.get("name")]
@@ -246,15 +273,38 @@ class Endpoints:
 
         return _route(path, handler, answer, method)
 
+    def to_sessions(
+        self, path: str, handler: Callable[[SessionCall], Awaitable[Response]]
+    ) -> Route:
+        """Route to what needs the token of a session; the handler takes the body as it arrives."""
+
+        async def answer(request: Request) -> Response:
+            return await handler(self._session(request))
+
+        return _route(path, handler, answer, "POST")
+
+    def _session(self, request: Request) -> SessionCall:
+        repo, session = text_of(request, "repo"), text_of(request, "session")
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        expires, _, signature = token.strip().partition(".")
+        if kind.lower() != "bearer" or not _is_count(expires):
+            raise HubError(401, "the token of the session is needed")
+        self._spool.check(repo, session, 0, 0, int(expires), signature)
+        return SessionCall(request, repo, session)
+
     def _upload(self, request: Request) -> UploadCall:
         repo, query = text_of(request, "repo"), request.query_params
         numbers = [query.get(name, "") for name in ("size", "part", "expires")]
-        if not all(text.isascii() and text.isdigit() and len(text) < 17 for text in numbers):
+        if not all(map(_is_count, numbers)):
             raise HubError(403, "this URL is not one that the gateway gave out")
         size, part, expires = map(int, numbers)
         oid, size = check_oid(text_of(request, "oid"), size)
         self._spool.check(repo, oid, size, part, expires, query.get("signature", ""))
         return UploadCall(request, repo, oid, size, part)
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 17
 
 
 def _route(

@@ -18,6 +18,8 @@ _PATHS = {
     "rev": "branch (an alias), tag (a version's number) or commit id",
     "path": "path of a file or folder",
     "oid": "SHA-256 of the file, 64 hex digits",
+    "session": "session of the Xet protocol, from the URL that came with its token",
+    "hash": "hash of the xorb, 64 hex digits",
 }
 _QUERIES: dict[str, dict[str, Any]] = {
     "models": {"search": _TEXT, "author": _TEXT, "limit": _COUNT},
@@ -45,7 +47,9 @@ _BODIES: dict[str, dict[str, Any]] = {
     },
     "verify": _LFS_OBJECT["properties"],  # type: ignore[dict-item]
 }
-_RAW = {"upload": "application/octet-stream", "commit": "application/x-ndjson"}
+_RAW = {"commit": "application/x-ndjson"} | dict.fromkeys(
+    ["upload", "xorb", "shard"], "application/octet-stream"
+)
 _ERROR = {
     "description": "message for people; X-Error-Code is the code for programs",
     "content": {

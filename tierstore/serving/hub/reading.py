@@ -18,7 +18,7 @@ from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.saving.source import SUFFIX
 from tierstore.modelstore.version import Version
-from tierstore.serving.hub.answers import HubError, entry_not_found
+from tierstore.serving.hub.answers import HubError, base_of, entry_not_found
 from tierstore.serving.hub.bodies import json_of
 from tierstore.serving.hub.endpoints import Call, ReadCall, VersionCall, text_of
 from tierstore.serving.hub.files import FileBody, Sender, headers_of, is_fresh, range_of
@@ -302,5 +302,4 @@ def _page(request: Request, rows: list[dict[str, Any]], start: int, limit: int) 
 def _next_link(request: Request, **changed: int) -> dict[str, str]:
     query = dict(request.query_params) | {name: str(value) for name, value in changed.items()}
     path = quote(request.scope["raw_path"].decode("ascii", "replace").split("?")[0], safe="/%")
-    base = f"{request.url.scheme}://{request.headers.get('host', request.url.netloc)}"
-    return {"Link": f'<{base}{path}?{urlencode(query)}>; rel="next"'}
+    return {"Link": f'<{base_of(request)}{path}?{urlencode(query)}>; rel="next"'}

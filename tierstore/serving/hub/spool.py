@@ -18,6 +18,8 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from io import FileIO
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -28,6 +30,7 @@ from tierstore.serving.hub.answers import HubError
 
 _SECRET = "secret"
 _KEPT_S = 24 * 3600
+_SWEEP_EVERY_S = 3600.0
 _COPY_BYTES = 4 << 20
 _OID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -61,7 +64,8 @@ class UploadSpool:
                 "another folder with --spool"
             ) from None
         self._key = self._secret()
-        self.sweep()
+        self._sweep_at = 0.0
+        self.sweep_now_and_then()
 
     def _secret(self) -> bytes:
         path = self.root / _SECRET
@@ -114,32 +118,66 @@ class UploadSpool:
         Raises:
             HubError: 400, it does not match ``oid`` and ``size``; nothing is kept.
         """
-        folder = self._folder(repo)
-        folder.mkdir(exist_ok=True, mode=0o700)
-        partial = folder / f"{oid}.{part}.{secrets.token_hex(8)}.partial"
         sha = hashlib.sha256()
         count = 0
 
         def write(file: object, data: bytes) -> None:
+            nonlocal count
             file.write(data)  # type: ignore[attr-defined]
             sha.update(data)
+            count += len(data)
 
-        try:
-            with partial.open("xb", buffering=0) as file:
-                async for data in parts:
-                    count += len(data)
-                    await run_in_threadpool(write, file, data)
+        name = f"{oid}.{part}" if part else oid
+        async with self._arriving(self._folder(repo) / name) as file:
+            async for data in parts:
+                await run_in_threadpool(write, file, data)
             if part == 0 and (count, sha.hexdigest()) != (size, oid):
                 raise HubError(400, f"{count} bytes with the SHA-256 {sha.hexdigest()} arrived")
-            partial.replace(folder / (f"{oid}.{part}" if part else oid))
+        return sha.hexdigest()
+
+    async def receive_xet(
+        self, session: str, name: str | None, parts: AsyncIterator[bytes]
+    ) -> Path:
+        """Write a xorb, or a shard (``None``), that arrives in a session, and return its path.
+
+        A xorb is not compared with its name. Whoever may send it can only harm its own uploads.
+        """
+        path = self.xet_path(session, name or f"{secrets.token_hex(16)}.shard")
+        async with self._arriving(path) as file:
+            async for data in parts:
+                await run_in_threadpool(file.write, data)
+        return path
+
+    @asynccontextmanager
+    async def _arriving(self, path: Path) -> AsyncIterator[FileIO]:
+        """Open a file that is put in place at the end of the block, unless it fails."""
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+        try:
+            with partial.open("xb", buffering=0) as file:
+                yield file
+            partial.replace(path)
         except TierstoreError:  # of where the parts come from
             raise
         except OSError as error:
             raise HubError(507, f"the gateway cannot keep the upload: {error.strerror}") from None
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
-        return sha.hexdigest()
+            partial.unlink(missing_ok=True)
+
+    def session(self, repo: str, who: str, number: int) -> str:
+        """Return the name of a session of the Xet protocol, which nobody can guess.
+
+        Args:
+            repo: Name of the model that is uploaded to.
+            who: Name of the caller's token.
+            number: Number of the half day.
+        """
+        text = "\0".join(["xet", repo, who, str(number)])
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    def xet_path(self, session: str, name: str) -> Path:
+        """Return the path of a xorb in a session; it need not be there."""
+        return self.root / f"xet-{session}" / name
 
     def join(self, repo: str, oid: str, size: int, count: int) -> None:
         """Join the parts 1 to ``count`` into one file.
@@ -221,6 +259,12 @@ class UploadSpool:
                     if path.stat().st_mtime < horizon:
                         path.unlink(missing_ok=True)
                 folder.rmdir()  # only when it is empty now
+
+    def sweep_now_and_then(self) -> None:
+        """Sweep, at most once an hour."""
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + _SWEEP_EVERY_S
+            self.sweep()
 
     def free(self) -> int:
         """Return the bytes that are free on the disk."""

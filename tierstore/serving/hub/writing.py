@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from tierstore.errors import NotFound
 from tierstore.format.paths import is_own
-from tierstore.serving.hub.answers import HubError
+from tierstore.serving.hub.answers import HubError, base_of
 from tierstore.serving.hub.bodies import body_parts, json_object
 from tierstore.serving.hub.commits import Committer, parse_commit
-from tierstore.serving.hub.endpoints import UploadCall, WriteCall, text_of
+from tierstore.serving.hub.endpoints import Call, UploadCall, WriteCall, text_of
 from tierstore.serving.hub.repos import MAIN, oid_of
 from tierstore.serving.hub.rights import Caller
 from tierstore.serving.hub.spool import UploadSpool, check_oid
@@ -63,7 +63,7 @@ class Writing:
         if json_object(call.body).get("type", "model") != "model":
             raise HubError(400, "this gateway only has models")
         name = call.repo.name
-        url = f"{_base(call.request)}/{name}"
+        url = f"{base_of(call.request)}/{name}"
         try:
             call.repo.main()
         except NotFound:
@@ -71,12 +71,19 @@ class Writing:
         body = {"error": "You already created this model repo", "url": url}
         return JSONResponse(body, 409)
 
+    def validate_yaml(self, call: Call) -> Response:
+        """``POST /api/validate-yaml``: clients ask before they upload a model card; any is taken.
+
+        Nothing here reads the card, which is a file as others are: the body is not looked at.
+        """
+        return JSONResponse({"errors": [], "warnings": []})
+
     def create_branch(self, call: WriteCall) -> Response:
         """``POST /api/models/{repo}/branch/{branch}``: a new alias."""
         branch = text_of(call.request, "rev")
         start = str(json_object(call.body).get("startingPoint") or MAIN)
         call.repo.add_branch(branch, call.repo.commit(start), _by("branch", call.caller))
-        url = f"{_base(call.request)}/{call.repo.name}/tree/{quote(branch, safe='')}"
+        url = f"{base_of(call.request)}/{call.repo.name}/tree/{quote(branch, safe='')}"
         return JSONResponse({"url": url})
 
     def delete_branch(self, call: WriteCall) -> Response:
@@ -120,6 +127,7 @@ class Writing:
         ]
         missing = sum(size for oid, size in wanted if oid not in have)
         objects: list[dict[str, Any]] = []
+        self.spool.sweep_now_and_then()
         room = self.spool.free()
         for oid, size in wanted:
             found: dict[str, Any] = {"oid": oid, "size": size}
@@ -143,14 +151,14 @@ class Writing:
                 str(part): self._href(request, model, oid, size, part)
                 for part in range(1, count + 1)
             }
-        verify = f"{_base(request)}/{quote(model)}.git/info/lfs/verify"
+        verify = f"{base_of(request)}/{quote(model)}.git/info/lfs/verify"
         return {"upload": upload, "verify": {"href": verify}}
 
     def _href(self, request: Request, model: str, oid: str, size: int, part: int) -> str:
         expires = int(time.time()) + _LONGEST_S
         signature = self.spool.sign(model, oid, size, part, expires)
         query = {"size": size, "part": part, "expires": expires, "signature": signature}
-        return f"{_base(request)}/{quote(model)}.git/info/lfs/objects/{oid}?{urlencode(query)}"
+        return f"{base_of(request)}/{quote(model)}.git/info/lfs/objects/{oid}?{urlencode(query)}"
 
     async def upload(self, call: UploadCall) -> Response:
         """``PUT`` to a URL that ``lfs_batch`` gave out: a file, or one part of it."""
@@ -189,14 +197,10 @@ class Writing:
             {
                 "success": True,
                 "commitOid": oid_of(version),
-                "commitUrl": f"{_base(request)}/{call.repo.name}/commit/{oid_of(version)}",
+                "commitUrl": f"{base_of(request)}/{call.repo.name}/commit/{oid_of(version)}",
                 "hookOutput": "",
             }
         )
-
-
-def _base(request: Request) -> str:
-    return f"{request.url.scheme}://{request.headers.get('host', request.url.netloc)}"
 
 
 def _by(what: str, caller: Caller) -> str:
