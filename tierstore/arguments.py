@@ -28,33 +28,43 @@ def wrong(argument: str, meant: str, given: object) -> UsageError:
 
 
 def as_message(given: str | None) -> str:
-    """Return the note of a log entry; ``None`` is no note.
-
-    Raises ``UsageError`` for what is no text, or cannot be written as UTF-8.
-    """
-    if given is None:
-        return ""
-    text = as_text("message", given, "text, or None for no message")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(
-            "message holds a lone surrogate, which no text in a store can hold; leave it out"
-        ) from None
-    return text
+    """Return the note of a log entry; ``None`` is no note. Raises as ``as_text``."""
+    return "" if given is None else as_text("message", given, "text, or None for no message")
 
 
 def as_text(argument: str, given: object, meant: str) -> str:
-    """Return text as it was given; ``UsageError`` for anything else."""
+    """Return text as it was given.
+
+    Raises ``UsageError`` for what is no text, or cannot be written as UTF-8.
+    """
     if not isinstance(given, str):
         raise wrong(argument, meant, given)
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{argument} holds a lone surrogate, which no text in a store can hold; leave it out"
+        ) from None
     return str(given)
 
 
 def as_path(argument: str, given: object, meant: str) -> str:
-    """Return the text of a path or of text; ``UsageError`` for anything else."""
+    """Return the text of a path or of text.
+
+    Raises ``UsageError`` for anything else, and for what no file system takes as a path.
+    """
     found = os.fspath(given) if isinstance(given, os.PathLike) else given
-    return as_text(argument, found, meant)
+    if not isinstance(found, str):
+        raise wrong(argument, meant, given)
+    try:
+        whole = b"\0" not in os.fsencode(found)
+    except UnicodeEncodeError:
+        whole = False
+    if not whole:
+        raise UsageError(
+            f"{argument} holds a NUL or a lone surrogate, which no path can hold: {shown(found)}"
+        )
+    return str(found)
 
 
 def as_list(argument: str, given: Iterable[_T], example: str, hint: str = "") -> list[_T]:

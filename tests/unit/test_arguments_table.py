@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 import tierstore
-from tierstore.errors import NotFound, UsageError
+from tierstore.errors import NotFound, TierstoreError, UsageError
 from tierstore.format.keys import LEASES
 from tierstore.tiers.durable.marker import MARKER
 
@@ -74,6 +75,10 @@ WRONG: dict[str, tuple[Call, str]] = {
     "name of a variant": (
         lambda s, _: s.derive("ranker", {"cast": "bf16"}, name=12),
         "variant takes a name as text, such as 'int8-row', not 12",
+    ),
+    "a surrogate in keep": (
+        lambda s, _: s.derive("ranker", {"cast": "bf16"}, keep="\udc80"),
+        "keep holds a lone surrogate, which no text in a store can hold; leave it out",
     ),
     "keep": (
         lambda s, _: s.derive("ranker", {"cast": "bf16"}, keep=["w"]),
@@ -331,6 +336,54 @@ def test_a_wrong_argument_is_named(store: tierstore.Store, tmp_path: Path, case:
     assert written(store) == before
     assert store.tiers() == tiers
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["a.txt"]
+
+
+NO_PATHS = {
+    "save": lambda s, path: s.save("ranker", path),
+    "export": lambda s, path: s.load("ranker").export(path),
+    "export_tensors": lambda s, path: s.load("ranker").export_tensors(["w"], path),
+    "read_file": lambda s, path: s.load("ranker").read_file(path),
+    "patch": lambda s, path: s.patch("ranker", path),
+    "Patch.save": lambda s, path: next(iter(s.patches("ranker@2", "ranker@3"))).save(path),
+    "a tier": lambda s, path: s.admin.tiers.add(spec(Path("/"), "t", url=path)),
+    "init": lambda _, path: tierstore.init(path),
+    "open": lambda _, path: tierstore.open(path),
+    "a URL": lambda _, path: tierstore.init(f"file://{quote(str(Path(path).parent))}/a%00b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_PATHS)
+@pytest.mark.parametrize("end", ["a\0b", "\ud800"], ids=["NUL", "surrogate"])
+def test_what_is_no_path(store: tierstore.Store, tmp_path: Path, case: str, end: str) -> None:
+    """A file system takes neither of the two: each call says so, and of which argument."""
+    store.patch("ranker", {"v": tierstore.Dense(np.ones(3, "<f4"))})
+    before = written(store)
+    with pytest.raises(UsageError, match=r"^(tier 't': )?\w+(:| holds) .*surrogate"):
+        NO_PATHS[case](store, f"{tmp_path}/{end}")
+    assert written(store) == before
+
+
+def test_names_of_files_that_are_too_long(store: tierstore.Store, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 256)
+    for call in (
+        lambda: store.save("ranker", long),
+        lambda: store.load("ranker").export(long),
+        lambda: tierstore.init(long),
+        lambda: tierstore.open(long),
+    ):
+        with pytest.raises(TierstoreError, match=r"xxx.*: File name too long"):
+            call()
+
+
+def test_a_user_whose_name_is_no_unicode(
+    store: tierstore.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python makes surrogates of such bytes, and an entry can hold none: saves go on."""
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(variable, "jos\udce9")
+    version = store.save("ranker", {"w": np.full((3, 2), 2, "<f4")})
+    assert store.history("ranker")[0].who == version.who
+    assert version.who.startswith("jos\\udce9@")
 
 
 def test_a_refused_store_can_be_made(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tierstore.arguments import as_path
 from tierstore.errors import UsageError
 
 HOME, CACHE = "the store itself", "the cache"
@@ -62,7 +63,7 @@ class StorePlaces:
             path: A file or directory that is saved, or a directory that is written to.
             but: Name of a place that it may overlap with.
         """
-        given = StorePlace("", os.fspath(path) or ".")
+        given = StorePlace("", as_path("path", path, "the path of a file or directory") or ".")
         others = [place for place in self._listed() if place.name != but]
         if found := first_overlap(given, others):
             raise UsageError(found)

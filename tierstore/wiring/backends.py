@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from tierstore import config
+from tierstore.arguments import as_path
 from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
@@ -532,6 +533,7 @@ def directory_of(url: str) -> Path | None:
 
     Raises:
         ConfigError: A file URL has no absolute path, or has a query or fragment.
+        UsageError: No file system takes its path.
     """
     if "://" not in url:
         return Path(url)
@@ -542,4 +544,4 @@ def directory_of(url: str) -> Path | None:
         raise ConfigError(f"{shown_url(url)!r} has no absolute path: a file URL is file:///path")
     if parts.query or parts.fragment:
         raise ConfigError(f"{shown_url(url)!r}: write '?' as %3F and '#' as %23 in a file URL")
-    return Path(unquote(parts.path))
+    return Path(as_path("url", unquote(parts.path), "a path"))

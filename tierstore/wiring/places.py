@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from tierstore import config
-from tierstore.arguments import as_list
+from tierstore.arguments import as_list, as_path
 from tierstore.errors import ConfigError, Conflict, TierstoreError
 from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.home.probe import prove
@@ -31,7 +31,8 @@ def canonical(spec: TierSpec) -> TierSpec:
     check_tier(spec)
     if "://" in spec.url:
         return spec
-    return msgspec.structs.replace(spec, url=Path(spec.url).absolute().as_uri())
+    path = Path(as_path("url", spec.url, "a path or a URL"))
+    return msgspec.structs.replace(spec, url=path.absolute().as_uri())
 
 
 def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:
@@ -57,7 +58,8 @@ def fresh_folder(url: str) -> Iterator[None]:
     if folder is None:
         yield
         return
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    # os.path says of a name that is too long that nothing is there, and Path raises
+    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
     before = _entries(folder)
     try:
         yield
@@ -70,7 +72,7 @@ def fresh_folder(url: str) -> Iterator[None]:
 
 
 def _entries(folder: Path) -> set[Path]:
-    return set(folder.iterdir()) if folder.is_dir() else set()
+    return set(folder.iterdir()) if os.path.isdir(folder) else set()  # noqa: PTH112
 
 
 def remove_empty(folder: Path) -> None:

@@ -62,7 +62,9 @@ class LocalStore(BlobStore):
         if create:
             with self._errors("making the directory"):
                 files.make_root(str(self._root))
-        if not self._root.exists():
+        with self._errors("opening the directory"):
+            exists = self._root.exists()
+        if not exists:
             raise NotFound(
                 f"there is no directory {str(self._root)!r}; check the path, or make a new store "
                 "there with 'tierstore init'"

@@ -37,7 +37,8 @@ def whoami() -> str:
         user = getpass.getuser()
     except (OSError, KeyError):  # no such user id in this container
         user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    # of bytes that are no UTF-8 Python makes surrogates, which no entry can hold
+    return f"{user}@{socket.gethostname()}".encode(errors="backslashreplace").decode()
 
 
 class RefTarget(NamedTuple):

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tierstore.arguments import as_path
 from tierstore.deferred import np
 from tierstore.errors import NotFound, UsageError
 from tierstore.format.dtypes import DTYPES
@@ -182,7 +183,7 @@ class Patch:
 
         A file that is there is replaced.
         """
-        target = Path(path)
+        target = Path(as_path("path", path, "the path of a file"))
         data = self._read(self._header.tensors)
         with explained(target), written_beside(target) as fd, os.fdopen(os.dup(fd), "wb") as out:
             out.write(self._header.raw)

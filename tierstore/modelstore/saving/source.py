@@ -320,7 +320,9 @@ def open_source(
     if metadata is not None:
         raise UsageError("metadata can be given for tensors in memory only: files have their own")
     where = Path(source)
-    if where.is_dir():
+    with _explained(where):
+        folder = where.is_dir()
+    if folder:
         before = _export_in(where)
         files = [DiskFile(path, where / path) for path in _walk(where, exclude)]
         if _export_in(where) != before:
