@@ -638,6 +638,25 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "one-element-strided",
+        "docs/reference/python.md: arrays may have any strides",
+        "modelstore/loading/arrays.py",
+        "return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)",
+        "return tensor.reshape(-1).view(torch.uint8)",
+        ("integration/test_torch_arrays.py::test_one_element_may_have_any_stride",),
+    ),
+    Mutation(
+        "part-of-a-distributed-tensor",
+        "modelstore/loading/arrays.py: one rank's part is not taken for the whole",
+        "modelstore/loading/arrays.py",
+        'if callable(getattr(tensor, "full_tensor", None)):',
+        "if False:",
+        (
+            "integration/test_torch_arrays.py::"
+            "test_a_part_of_a_distributed_tensor_is_not_taken_for_the_whole",
+        ),
+    ),
+    Mutation(
         "buffer-of-the-tensors-elements",
         "Model.load_into: a buffer has the tensor's dtype and shape, or is raw bytes.",
         "modelstore/loading/arrays.py",

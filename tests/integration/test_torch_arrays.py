@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.masked import masked_tensor
 
 from tests.unit.test_modelstore_arrays import read
 from tierstore.errors import UsageError
@@ -26,11 +32,14 @@ TORCH = [
 
 
 def torch_bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    fresh = tensor.reshape(-1).clone(memory_format=torch.contiguous_format)
+    return fresh.view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.parametrize("name", TORCH)
-@pytest.mark.parametrize("form", ["contiguous", "transposed", "strided", "scalar", "empty"])
+@pytest.mark.parametrize(
+    "form", ["contiguous", "transposed", "strided", "scalar", "one strided", "column", "empty"]
+)
 def test_every_torch_dtype_round_trips(name: str, form: str) -> None:
     dtype = getattr(torch, name)
     size = torch.empty(0, dtype=dtype).element_size()
@@ -38,7 +47,8 @@ def test_every_torch_dtype_round_trips(name: str, form: str) -> None:
     base = raw.to(torch.uint8).view(dtype).reshape(12, 10)
     tensor = {
         "contiguous": base, "transposed": base.T, "strided": base[1::3, ::2],
-        "scalar": base[2, 3], "empty": base[:0],
+        "scalar": base[2, 3], "one strided": base[1:2, ::10], "column": base[1::2, 4],
+        "empty": base[:0],
     }[form]  # fmt: skip
     source = array_bytes("w", tensor)
     assert source.shape == tuple(tensor.shape)
@@ -66,20 +76,98 @@ def test_parameters_and_gradients_are_only_data() -> None:
     assert array_bytes("w", parameter * 2).shape == (6,)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: torch.zeros(3, dtype=torch.complex128),
-        lambda: torch.eye(3).to_sparse(),
+@pytest.mark.parametrize("stride", [0, 1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.complex64])
+def test_one_element_may_have_any_stride(stride: int, dtype: torch.dtype) -> None:
+    tensor = torch.full((1, 1), 7).to(dtype).as_strided((1, 1), (stride, stride))
+    size = tensor.element_size()
+    assert (
+        read(array_bytes("w", tensor), size, size)
+        == torch.tensor([7]).to(dtype).view(torch.uint8).numpy().tobytes()
+    )
+    cut = torch.arange(6).to(dtype)[::6]
+    buffer_of_tensor("w", cut, array_bytes("w", cut).dtype, (1,))[:] = torch_bytes(
+        torch.tensor([7]).to(dtype)
+    )
+    assert cut.tolist() == [7]
+
+
+class Named(torch.Tensor):
+    """A subclass that has nothing of its own but answers to no function."""
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise AssertionError("values are taken as they lie in memory")
+
+
+def test_a_subclass_that_lies_in_memory_is_saved_as_it_lies() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).t()
+    with torch._C.DisableTorchFunctionSubclass():
+        named = tensor.as_subclass(Named)
+        source = array_bytes("w", named)
+    assert read(source, 24, 4) == tensor.contiguous().numpy().tobytes()
+
+
+def fake() -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.ones(3)
+
+
+NO_PLAIN_BYTES: dict[str, tuple[Any, str]] = {
+    "complex128": (lambda: torch.zeros(3, dtype=torch.complex128), "complex128.*convert"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), r"sparse_coo.*\.to_dense\(\)"),
+    "quantized": (
         lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
-        lambda: torch.empty(3, device="meta"),
-    ],
-    ids=["complex128", "sparse", "quantized", "meta"],
-)
+        "qint8.*convert",
+    ),
+    "meta": (lambda: torch.empty(3, device="meta"), "meta device"),
+    "fake": (fake, "a FakeTensor, which has no values.*FakeTensorMode"),
+    "nested": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        r"a nested tensor.*\.unbind\(\)",
+    ),
+    "jagged": (
+        lambda: torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+        r"a nested tensor.*\.unbind\(\)",
+    ),
+    "masked": (
+        lambda: masked_tensor(torch.ones(2), torch.tensor([True, False])),
+        "a MaskedTensor.*plain tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_PLAIN_BYTES)
 @pytest.mark.filterwarnings("ignore")
-def test_torch_tensors_without_plain_bytes_are_refused(make: Any) -> None:
-    with pytest.raises(UsageError, match="'w'"):
+def test_torch_tensors_without_plain_bytes_are_refused(kind: str) -> None:
+    make, why = NO_PLAIN_BYTES[kind]
+    with pytest.raises(UsageError, match=f"'w'.*{why}"):
         array_bytes("w", make())
+
+
+@pytest.fixture
+def distributed(tmp_path: Path) -> Iterator[torch.Tensor]:
+    where = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        yield distribute_tensor(torch.arange(4.0), mesh, [Shard(0)])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_part_of_a_distributed_tensor_is_not_taken_for_the_whole(
+    distributed: torch.Tensor,
+) -> None:
+    with pytest.raises(UsageError, match=r"tensor 'w' is a DTensor.*give its \.full_tensor\(\)"):
+        array_bytes("w", torch.nn.Parameter(distributed))
+    with pytest.raises(
+        UsageError, match=r"'w' is a DTensor.*: give a contiguous tensor on the CPU"
+    ):
+        writable_bytes("w", distributed, 16)
+    assert read(array_bytes("w", distributed.full_tensor()), 16, 4) == torch_bytes(
+        torch.arange(4.0)
+    )
 
 
 def test_sub_byte_dtypes_stay_packed_bytes() -> None:
@@ -107,6 +195,7 @@ REFUSED: dict[str, Any] = {
     "conjugate": lambda: torch.empty(2, dtype=torch.complex64).conj(),
     "negated": lambda: torch.empty(2, dtype=torch.complex64).conj().imag,
     "sparse": lambda: torch.eye(4).to_sparse(),
+    "fake": fake,
     "meta": lambda: torch.empty(4, device="meta"),
 }
 

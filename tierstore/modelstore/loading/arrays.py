@@ -77,16 +77,15 @@ class _Torch(ArrayBytes):
         self._copy: torch.Tensor | None = None
 
     def read_into(self, start: int, out: memoryview) -> None:
-        import torch
 
         if self._copy is None:
-            self._copy = self._tensor.reshape(-1)  # a view of what is contiguous
+            self._copy = self._tensor.reshape(-1)  # mostly a view
         item = self._tensor.element_size()
         part = self._copy[start // item : (start + len(out)) // item]
         if start + len(out) == self._tensor.numel() * item:
             self._copy = None
         plain = part.resolve_conj().resolve_neg().cpu().contiguous()
-        np.frombuffer(out, np.uint8)[:] = plain.view(torch.uint8).numpy()
+        np.frombuffer(out, np.uint8)[:] = _bytes_of(plain).numpy()
 
 
 def array_bytes(name: str, value: Any) -> ArrayBytes:
@@ -117,17 +116,55 @@ def array_bytes(name: str, value: Any) -> ArrayBytes:
 
 
 def _from_torch(name: str, tensor: torch.Tensor) -> ArrayBytes:
+    dtype = _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+    if why := not_plain(tensor):
+        raise UsageError(f"tensor {name!r} is {why}")
+    if dtype is None:
+        raise UsageError(
+            f"tensor {name!r}: safetensors has no form for {tensor.dtype}; convert it first"
+        )
+    return _Torch(dtype, _of_plain_class(tensor.detach()))
+
+
+def not_plain(tensor: torch.Tensor) -> str | None:
+    """Return what a torch tensor is, and what to give instead, if its values lie in no memory.
+
+    ``None`` is for one whose elements lie in memory at its strides.
+    """
     import torch
 
-    dtype = _TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None or tensor.layout != torch.strided:
-        raise UsageError(
-            f"tensor {name!r}: safetensors has no form for {tensor.dtype} with layout "
-            f"{tensor.layout}; convert it first"
-        )
-    if tensor.is_meta:
-        raise UsageError(f"tensor {name!r} is on the meta device and has no data")
-    return _Torch(dtype, tensor.detach())
+    kind = type(tensor).__name__
+    why = None
+    if callable(getattr(tensor, "full_tensor", None)):
+        why = f"a {kind}, of which every rank has a part: give its .full_tensor()"
+    elif tensor.is_nested:
+        why = "a nested tensor: give the tensors in it, as from .unbind(), by a name each"
+    elif kind == "FakeTensor":
+        why = "a FakeTensor, which has no values: make it outside of FakeTensorMode"
+    elif type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        why = f"a {kind}, whose values only its own class knows: give a plain tensor made of it"
+    elif tensor.layout != torch.strided:
+        why = f"of layout {tensor.layout}: give a dense tensor, as from .to_dense()"
+    elif tensor.is_meta:
+        why = "on the meta device and has no data"
+    return why
+
+
+def _of_plain_class(tensor: torch.Tensor) -> torch.Tensor:
+    """View a tensor as one of torch's own class: others may compute what they like."""
+    import torch
+
+    if type(tensor) is torch.Tensor:
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(torch.Tensor)
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """View a contiguous tensor as bytes; one of a single element may have any stride."""
+    import torch
+
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def new_bytes(nbytes: int) -> Bytes:
@@ -238,10 +275,16 @@ def writable_bytes(name: str, target: Any, nbytes: int) -> memoryview:
     """
     torch_module = sys.modules.get("torch")
     if torch_module is not None and isinstance(target, torch_module.Tensor):
-        dense = target.device.type == "cpu" and target.layout == torch_module.strided
-        if not dense or not target.is_contiguous() or target.is_conj() or target.is_neg():
+        if why := not_plain(target):
+            kind = why.partition(":")[0]
+            raise UsageError(
+                f"the buffer for {name!r} is {kind}: give a contiguous tensor on the CPU"
+            )
+        target = _of_plain_class(target.detach())
+        lazy = target.is_conj() or target.is_neg()
+        if target.device.type != "cpu" or not target.is_contiguous() or lazy:
             raise UsageError(f"the buffer for {name!r} must be a contiguous tensor on the CPU")
-        target = target.detach().reshape(-1).view(torch_module.uint8).numpy()
+        target = _bytes_of(target).numpy()
     try:
         if isinstance(target, np.ndarray) and target.flags.c_contiguous:
             target = target.reshape(-1).view(np.uint8)  # ml_dtypes have no buffer protocol
