@@ -638,6 +638,22 @@ _DURABILITY = (
         ),
     ),
     Mutation(
+        "module-loads-itself",
+        "docs/how-to/serving.md: load_model does what load_state_dict does",
+        "serving/torch.py",
+        "if (missing or unexpected) and loads_itself(module):",
+        "if False:",
+        ("integration/test_serving_torch.py::test_load_model_does_what_load_state_dict_does",),
+    ),
+    Mutation(
+        "tensor-in-two-files",
+        "serving/torch.py: of two files with a tensor none is guessed",
+        "serving/torch.py",
+        "if short != name and short in own and short not in tensors:",
+        "if False:",
+        ("integration/test_serving_torch.py::test_a_tensor_that_two_files_have_is_not_guessed",),
+    ),
+    Mutation(
         "one-element-strided",
         "docs/reference/python.md: arrays may have any strides",
         "modelstore/loading/arrays.py",

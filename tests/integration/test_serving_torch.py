@@ -18,6 +18,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import tierstore
 from tests.integration.kit import close_shared, safetensors_bytes
@@ -341,6 +344,175 @@ def test_names_that_only_one_side_has(store: Store, tied: Tied) -> None:
     wrong.emb = nn.Embedding(51, 8)
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_model(wrong, "tied", store=store, strict=False)
+
+
+def norm_layer() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def weight_norm_layer() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
+
+
+class Renames(nn.Module):
+    """Takes the names of an older version of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.Linear(2, 2)
+        self._register_load_state_dict_pre_hook(self._rename)
+
+    def _rename(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for leaf in ("weight", "bias"):
+            if prefix + "old." + leaf in state:
+                state[prefix + "new." + leaf] = state.pop(prefix + "old." + leaf)
+
+
+class Fuses(nn.Module):
+    """Is stored in three parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Parameter(torch.zeros(6, 2))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if prefix + "q" in state:
+            state[prefix + "qkv"] = torch.cat([state.pop(prefix + n) for n in "qkv"])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class Forgives(nn.Module):
+    """Names that it lacks are none of its business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Linear(2, 2)
+        self.register_load_state_dict_post_hook(lambda _, keys: keys.unexpected_keys.clear())
+
+
+class Scaled(nn.Module):
+    """Keeps something beside its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.scale = nn.Parameter(torch.zeros(2)), torch.tensor(1.0)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.scale
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.scale = state
+
+
+def counted_from_one(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() + 1 for name, value in state.items()}
+
+
+LOADED_IN_THEIR_WAY: dict[str, tuple[Any, Any]] = {
+    "a norm layer without its counter": (
+        norm_layer,
+        lambda: {
+            name: value
+            for name, value in counted_from_one(norm_layer().state_dict()).items()
+            if "num_batches" not in name
+        },
+    ),
+    "weight_norm under its older names": (
+        weight_norm_layer,
+        lambda: counted_from_one(
+            nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3))).state_dict()
+        ),
+    ),
+    "renames": (Renames, lambda: {"old.weight": torch.ones(2, 2), "old.bias": torch.ones(2)}),
+    "fuses": (Fuses, lambda: {n: torch.full((2, 2), float(i)) for i, n in enumerate("qkv")}),
+    "forgives": (
+        Forgives,
+        lambda: counted_from_one(Forgives().state_dict()) | {"x": torch.ones(1)},
+    ),
+    "extra state": (Scaled, lambda: {"w": torch.ones(2), "_extra_state": torch.tensor(7.0)}),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyLinear(3)),
+        lambda: {"0.weight": torch.ones(3, 5), "0.bias": torch.ones(3)},
+    ),
+    "lazy beside a norm layer": (
+        lambda: nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d()),
+        lambda: {
+            name: torch.full(shape, 2.0)
+            for name, shape in {
+                "0.weight": (3, 5), "0.bias": (3,), "1.weight": (3,), "1.bias": (3,),
+                "1.running_mean": (3,), "1.running_var": (3,),
+            }.items()
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["itself", "inside another"])
+@pytest.mark.parametrize("kind", LOADED_IN_THEIR_WAY)
+@pytest.mark.filterwarnings("ignore")
+def test_load_model_does_what_load_state_dict_does(store: Store, kind: str, inside: bool) -> None:
+    make, stored = LOADED_IN_THEIR_WAY[kind]
+    torch.manual_seed(3)
+    state = stored()
+    if inside:
+        state = {f"part.{name}": value for name, value in state.items()}
+
+    def module() -> nn.Module:
+        made: nn.Module = make()
+        if inside:
+            outer = nn.Module()
+            outer.part = made
+            return outer
+        return made
+
+    theirs, ours = module(), module()
+    assert list(theirs.load_state_dict(dict(state), strict=True)) == [[], []]
+    store.save("own-way", state)
+    assert load_model(ours, "own-way", store=store) == ([], [])
+    wanted, got = theirs.state_dict(), ours.state_dict()
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(got[name], value), name
+
+
+def test_names_that_no_hook_takes_are_refused_as_ever(store: Store) -> None:
+    store.save("own-way", {"old.weight": torch.ones(2, 2), "other": torch.ones(1)})
+    with pytest.raises(RuntimeError, match=r'Missing.*"new.bias"[^$]*Unexpected.*"other"'):
+        load_model(Renames(), "own-way", store=store)
+    loaded = load_model(Renames(), "own-way", store=store, strict=False)
+    assert loaded == (["new.bias"], ["other"])
+
+
+def test_a_tensor_that_two_files_have_is_not_guessed(store: Store, tmp_path: Path) -> None:
+    for name, value in (("a.safetensors", 1.0), ("b.safetensors", 2.0)):
+        data = np.full((2, 2), value, np.float32).tobytes()
+        (tmp_path / name).write_bytes(safetensors_bytes([("weight", "F32", [2, 2], data)]))
+    version = store.save("twice", tmp_path)
+    module = nn.Linear(2, 2, bias=False)
+    for strict in (True, False):
+        with pytest.raises(errors.UsageError, match="2 files of twice have a tensor 'weight'"):
+            load_model(module, "twice", store=store, strict=strict)
+    load_model(module, f"tierstore://{version}/b.safetensors", store=store)
+    assert torch.equal(module.weight, torch.full((2, 2), 2.0))
+
+
+def test_a_distributed_module_is_refused_with_the_way_that_works(
+    store: Store, tmp_path: Path
+) -> None:
+    place = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    try:
+        module = nn.Linear(2, 2, bias=False)
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        store.save("sharded", {"weight": torch.full((2, 2), 4.0)})
+        with pytest.raises(errors.UsageError, match=r"'weight'.*DTensor.*set_model_state_dict"):
+            load_model(module, "sharded", store=store)
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(module, state_dict("sharded", store=store), options=options)
+        full: Any = module.weight
+        assert torch.equal(full.full_tensor(), torch.full((2, 2), 4.0))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_dtypes_of_the_module_are_kept_unless_assigned(store: Store, tied: Tied) -> None:

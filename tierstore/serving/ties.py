@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 
 import torch
+from torch.nn.parameter import is_lazy
 
 
 def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
@@ -24,7 +25,7 @@ def ties_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
 
 def _identity(tensor: torch.Tensor) -> Hashable:
     """Return a value that is equal for views of the same memory in the same way."""
-    if tensor.is_meta or not tensor.numel():
+    if is_lazy(tensor) or tensor.is_meta or not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 

@@ -28,11 +28,13 @@ from tierstore.modelstore.loading.shards import Shard, StripRead, read_strips, s
 from tierstore.modelstore.loading.tensor import Tensor, hot_tensors
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
-from tierstore.serving.location import open_ref
+from tierstore.serving.location import SCHEME, open_ref
 
 try:
     import torch
+    from torch.nn.parameter import is_lazy
 
+    from tierstore.serving.modules import check_whole, counters, loads_itself
     from tierstore.serving.ties import bind_ties, ties_of
     from tierstore.serving.upload import upload
 except ImportError as error:
@@ -160,9 +162,11 @@ def load_model(
 ) -> Loaded:
     """Load a version into a module.
 
-    A module on the meta device takes the tensors that were read as its own. Weights that the module
-    ties stay tied, and only one of their names has to be stored. Only tensors that the module has
-    are read. Buffers that are not persistent are not stored.
+    It does what ``load_state_dict`` does with hooks of the module, with ``weight_norm``, lazy
+    layers and the like. A module on the meta device takes the tensors that were read as its own.
+    Weights that the module ties stay tied, and only one of their names has to be stored. Only
+    tensors that the module has are read; but all of them, where names differ and the module loads
+    in a way of its own, which may want any. Buffers that are not persistent are not stored.
 
     Args:
         module: Module whose parameters and persistent buffers are filled.
@@ -179,7 +183,8 @@ def load_model(
 
     Raises:
         RuntimeError: Shapes differ, or with ``strict`` names do, as from ``load_state_dict``.
-        NotFound, UsageError: As for ``state_dict``.
+        NotFound, UsageError: As for ``state_dict``; or the module is distributed, or several files
+            of the version have a tensor that it wants.
     """
     if not isinstance(module, torch.nn.Module):
         raise wrong("module", "the torch module to fill, before the reference", module)
@@ -193,10 +198,18 @@ def load_model(
         for name, value in module.state_dict(keep_vars=True).items()
         if isinstance(value, torch.Tensor)
     }
+    check_whole(own)
+    _check_one_each(ref, own, tensors)
     ties = ties_of(own)
     source = _stored_names(own, ties, tensors)
+    missing = [name for name in own if name not in source]
     unexpected = [name for name in tensors if name not in own]
-    _check(module, ref, strict, Loaded([name for name in own if name not in source], unexpected))
+    if (missing or unexpected) and loads_itself(module):
+        source |= {name: name for name in unexpected}
+        unexpected = []
+    else:  # before anything is read, or written
+        absent = [name for name in missing if name not in counters(module)]
+        _check(module, ref, strict, Loaded(absent, unexpected))
     read = _read_for(own, source, tensors, device, shard, dim)
     if assign is None:
         assign = any(value.is_meta for value in own.values())
@@ -207,6 +220,20 @@ def load_model(
     loaded = Loaded(list(result.missing_keys), unexpected + list(result.unexpected_keys))
     _check(module, ref, strict, loaded)
     return loaded
+
+
+def _check_one_each(
+    ref: str, own: Mapping[str, torch.Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Raise ``UsageError`` if two files of a version have a tensor that a module wants."""
+    for name, tensor in tensors.items():
+        short = tensor.name_in_file
+        if short != name and short in own and short not in tensors:
+            files = sorted(one.file for one in tensors.values() if one.name_in_file == short)
+            raise UsageError(
+                f"{len(files)} files of {ref} have a tensor {short[:200]!r}, such as {files[0]}: "
+                f"name the one that is meant, {SCHEME}MODEL/{files[0]}"
+            )
 
 
 def _stored_names(
@@ -233,8 +260,11 @@ def _read_for(
     """Read the stored tensors in ``source``, each onto the device that it goes to."""
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     everywhere = None if device is None else torch.device(device)
+    usual = next((value.device for value in own.values()), _CPU)
     for name, stored in source.items():
-        where = own[name].device if everywhere is None else everywhere
+        where = everywhere
+        if where is None:
+            where = own[name].device if name in own else usual
         some = by_device.setdefault(_CPU if where.type == "meta" else where, {})
         some[stored] = tensors[stored]
     along = _fitting(own, source, tensors, shard) if dim is None else dim
@@ -303,10 +333,14 @@ def _fitting(
     """Return the dimension in which the module's own shape is that of the rank's part, if any."""
     if shard is None:
         return None
-    shapes = {stored: tuple(own[name].shape) for name, stored in source.items()}
+    shapes = {
+        stored: tuple(own[name].shape)
+        for name, stored in source.items()
+        if name in own and not is_lazy(own[name])
+    }
 
     def along(name: str, stored: tuple[int, ...]) -> int | None:
-        shape = shapes[name]
+        shape = shapes.get(name, stored)
         differ = [at for at, extent in enumerate(stored) if shape[at : at + 1] != (extent,)]
         if len(shape) != len(stored) or len(differ) != 1:
             return None

@@ -152,6 +152,8 @@ class Xorb:
             begin = at + _CHUNK_HEAD.size
             chunk = _decoded(bytes(self._data[begin : begin + stored]), kind, plain)
             left -= len(chunk)
+            if left < 0:
+                break
             yield chunk
         if left:
             raise Malformed(f"chunks of the xorb {term.xorb} have another size than the shard says")
