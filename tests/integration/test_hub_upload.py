@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -141,10 +142,8 @@ def begun(setting: Setting, path: str = TOKEN) -> tuple[str, dict[str, str]]:
 
 
 def test_an_upload_needs_the_token_of_its_session(setting: Setting) -> None:
-    statuses = [
-        ask(setting.gateway, "GET", TOKEN, **headers)[0]
-        for headers in ({}, {"Authorization": "Bearer secret-reader"})
-    ]
+    callers: list[dict[str, Any]] = [{}, {"Authorization": "Bearer secret-reader"}]
+    statuses = [ask(setting.gateway, "GET", TOKEN, **headers)[0] for headers in callers]
     assert statuses == [401, 403]
     session, right = begun(setting)
     other, _ = begun(setting, TOKEN.replace("raw", "other"))

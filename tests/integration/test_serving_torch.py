@@ -508,7 +508,8 @@ def test_a_distributed_module_is_refused_with_the_way_that_works(
         with pytest.raises(errors.UsageError, match=r"'weight'.*DTensor.*set_model_state_dict"):
             load_model(module, "sharded", store=store)
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(module, state_dict("sharded", store=store), options=options)
+        loaded: dict[str, Any] = {**state_dict("sharded", store=store)}
+        set_model_state_dict(module, loaded, options=options)
         full: Any = module.weight
         assert torch.equal(full.full_tensor(), torch.full((2, 2), 4.0))
     finally:

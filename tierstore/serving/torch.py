@@ -223,7 +223,7 @@ def load_model(
 
 
 def _check_one_each(
-    ref: str, own: Mapping[str, torch.Tensor], tensors: Mapping[str, Tensor]
+    ref: str | Version, own: Mapping[str, torch.Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Raise ``UsageError`` if two files of a version have a tensor that a module wants."""
     for name, tensor in tensors.items():
