@@ -128,7 +128,7 @@ CASES = {
     "serving.hub.rights:Tokens._read_again#1": Case(known, ConfigError),
     "serving.hub.server:listen#1": Case(lambda _: server.listen("127.0.0.1", 0), UsageError),
     "serving.hub.spool:UploadSpool.__init__#1": Case(UploadSpool, ConfigError),
-    "serving.hub.spool:UploadSpool.receive#1": Case(received, PASSES),
+    "serving.hub.spool:UploadSpool._arriving#1": Case(received, PASSES),
     "serving.hub.spool:UploadSpool.join#1": Case(
         lambda folder: UploadSpool(folder).join("m", "0" * 64, 3, 2), HubError
     ),

@@ -34,6 +34,7 @@ RIGHTS = {
 """Patterns of models that a token of this name may read, and write."""
 OF_NO_MODEL = {
     "/healthz", "/metrics", "/openapi.json", "/api/whoami-v2", "/api/models", "/api/repos/create",
+    "/api/validate-yaml",
 }  # fmt: skip
 
 
@@ -122,7 +123,9 @@ def test_with_the_right_the_same_routes_answer(running: Gateway) -> None:
     }  # fmt: skip
     assert found["GET", "/{repo}/resolve/{rev}/{path}"][2].endswith(SECRET.tobytes())
     for (method, path), answer in found.items():
-        if path not in read and method in {"POST", "DELETE"} and "{oid}" not in path:
+        if "{session}" in path:
+            assert answer[0] == 401, (method, path, "it takes the token of its session alone")
+        elif path not in read and method in {"POST", "DELETE"} and "{oid}" not in path:
             assert answer[0] == 403, (method, path, "a reader may not write")
 
 

@@ -33,6 +33,7 @@ _LFS_OBJECT = {"type": "object", "properties": {"oid": _TEXT, "size": _COUNT}}
 _BODIES: dict[str, dict[str, Any]] = {
     "create_repo": {"name": _TEXT, "organization": _TEXT, "type": {"enum": ["model"]}},
     "create_branch": {"startingPoint": _TEXT},
+    "validate_yaml": {"content": _TEXT, "repoType": _TEXT},
     "paths_info": {"paths": {"type": "array", "items": _TEXT}, "expand": {"type": "boolean"}},
     "preupload": {
         "files": {
