@@ -87,7 +87,7 @@ def test_the_policy_and_the_quota_are_as_configured(tmp_path: Path, policy: str)
     ("options", "says"),
     [
         ({"policy": "lru"}, "no placement policy 'lru'"),
-        ({"verify": "never"}, "boot or always"),
+        ({"verify": "never"}, "boot, first or always"),
         ({"polcy": "s3fifo"}, "did you mean 'policy'"),
     ],
 )

@@ -43,6 +43,8 @@ from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import places as store_places
 from tierstore.modelstore import settings
+from tierstore.modelstore.care.check import CheckReport
+from tierstore.modelstore.care.check_hot import check_hot
 from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.loading import arrays, export, exportdir
@@ -338,6 +340,9 @@ CASES = {
     ),
     "serving.vllm:local_files#1": Case(local_files, PASSES),
     "tiers.activity:Activity.publish#1": Case(published, 0),
+    "modelstore.care.check_hot:check_hot#1": Case(
+        lambda folder: check_hot(with_chunk(folder), CheckReport(), None), Unreachable
+    ),
     "tiers.activity:_forget_old#1": Case(old_ones, True),
     "tiers.activity:activities#1": Case(seen, []),
     "tiers.activity:activities#2": Case(seen, []),
@@ -367,7 +372,12 @@ CASES = {
         lambda folder: with_chunk(folder).open(CHUNK[0], MIB), None
     ),
     "tiers.node.local:LocalHot.reject#1": Case(rejected, 1),
-    "tiers.node.local:LocalHot.scrub#1": Case(lambda folder: with_chunk(folder).scrub(MIB), 0),
+    "tiers.node.local:LocalHot.scrub#1": Case(
+        lambda folder: with_chunk(folder).scrub(MIB).chunks, 0
+    ),
+    "tiers.node.local:LocalHot._compare#1": Case(
+        lambda folder: with_chunk(folder).scrub(MIB).damaged, [CHUNK[0]]
+    ),
     "tiers.node.mapping:reserve#1": Case(reserved, mapping.MappingFailed),
     "tiers.node.mapping:map_limit#1": Case(
         lambda _: mapping.map_limit.__wrapped__(), mapping._DEFAULT_LIMIT

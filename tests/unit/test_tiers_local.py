@@ -22,6 +22,7 @@ import pytest
 from tierstore.format.checks import digest_of
 from tierstore.placement.base import Access
 from tierstore.placement.policies import POLICIES, make
+from tierstore.tiers.node import files as node_files
 from tierstore.tiers.node import mapping
 from tierstore.tiers.node import tensors as whole
 from tierstore.tiers.node.local import MIN_MAPPED_BYTES, LocalHot
@@ -31,7 +32,12 @@ STORE = "s" * 32
 
 
 def hot(
-    root: Path, quota: int = 64 * MIB, *, boot: str = "boot-1", policy: str = "s3fifo", **more: Any
+    root: Path,
+    quota: int = 64 * MIB,
+    *,
+    boot: str | None = "boot-1",
+    policy: str = "s3fifo",
+    **more: Any,
 ) -> LocalHot:
     return LocalHot(
         root, STORE, quota, lambda capacity: make(policy, capacity), boot_id=boot, **more
@@ -104,6 +110,144 @@ def test_what_was_there_before_the_machine_started_is_verified_first(tmp_path: P
     assert (tier.stats.damaged, tier.usage().objects) == (2, 1)
 
 
+def rewritten(path: Path) -> None:
+    """Turn a bit over in the file that is there, and leave its length and time as they were."""
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        data = bytearray(file.read())
+        data[len(data) // 2] ^= 1
+        file.seek(0)
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("spoilt", [spoil, rewritten])
+def test_verify_first_compares_at_the_first_use_in_a_process_and_when_the_file_is_another(
+    tmp_path: Path, spoilt: Callable[[Path], None], native: bool
+) -> None:
+    def taken(tier: LocalHot, one: tuple[bytes, bytes], way: str) -> bytes | None:
+        digest, data = one
+        if way == "file":
+            file = tier.open(digest, len(data))
+            return None if file is None else file.readall()
+        if way == "tensor":
+            (array,) = tier.tensors([(digest, len(data))], MIB)
+            return None if array is None else array.tobytes()
+        return read(tier, digest, len(data))
+
+    for number, (way, size) in enumerate(
+        [("read", MIB), ("file", MIB), ("tensor", MIB), ("tensor", 4096)]
+    ):
+        one, two = chunk(2 * number, size), chunk(2 * number + 1, size)
+        tier = hot(tmp_path / str(number), verify="first")
+        offer(tier, one, two)
+        spoilt(files(tmp_path / str(number))[one[0].hex()])  # it was never read in this process
+        assert taken(tier, one, way) is None
+        assert taken(tier, two, way) == two[1]
+        spoilt(files(tmp_path / str(number))[two[0].hex()])  # it was
+        assert taken(tier, two, way) is None
+        assert tier.stats.damaged == 2
+        assert tier.resident([one[0], two[0]]) == [False, False]
+
+
+def test_verify_first_compares_a_file_that_stays_the_same_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+
+    def digest(data: bytes) -> object:
+        compared.append(len(data))
+        return digest_of(data)
+
+    monkeypatch.setattr(node_files, "digest_of", digest)
+    one = chunk(1)
+    tier = hot(tmp_path, verify="first")
+    offer(tier, one)
+    for _ in range(3):
+        assert read(tier, one[0]) == one[1]
+        assert tier.map_tensor([one[0]], MIB, MIB) is not None
+    assert compared == [MIB]
+    assert read(hot(tmp_path, verify="first"), one[0]) == one[1]  # as another process does
+    assert compared == [MIB, MIB]
+
+
+def test_verify_first_compares_a_file_again_that_changes_while_it_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = chunk(1)
+    tier = hot(tmp_path, verify="first")
+    offer(tier, one)
+    path = files(tmp_path)[one[0].hex()]
+    reading = node_files._read_all
+
+    def read_and_changed(fd: int) -> bytearray | None:
+        data = reading(fd)
+        monkeypatch.setattr(node_files, "_read_all", reading)
+        rewritten(path)
+        return data
+
+    monkeypatch.setattr(node_files, "_read_all", read_and_changed)
+    assert read(tier, one[0]) is None
+    assert (tier.stats.damaged, path.exists()) == (1, False)
+
+
+def test_verify_first_needs_no_id_of_the_machines_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tierstore.tiers.node.local.kernel_boot_id", lambda: None)
+    one, two = chunk(1), chunk(2)
+    for verify, mapped in (("first", True), ("boot", False)):  # else every use is verified
+        tier = hot(tmp_path / verify, boot=None, verify=verify)
+        offer(tier, one, two)
+        assert (tier.map_tensor([one[0]], MIB, MIB) is not None) == mapped
+        spoil(files(tmp_path / verify, "any")[two[0].hex()])
+        assert read(tier, two[0]) is None
+
+
+def test_the_scrub_goes_on_where_any_process_stopped(tmp_path: Path) -> None:
+    chunks = sorted(chunk(n) for n in range(4))
+    offer(hot(tmp_path), *chunks)
+    for number in (0, 2):
+        spoil(files(tmp_path)[chunks[number][0].hex()])
+    found = []
+    for _ in range(4):
+        tier = hot(tmp_path)  # as after a start of the process
+        found.append(tier.scrub(1).damaged)
+        assert (tier.stats.damaged, tier.stats.scrubbed_bytes) == (len(found[-1]), MIB)
+    assert found == [[chunks[0][0]], [], [chunks[2][0]], []]
+    assert hot(tmp_path).scrub(1).damaged == []  # from the begin again
+
+
+def test_one_process_of_a_node_scrubs_at_a_time(tmp_path: Path) -> None:
+    tier = hot(tmp_path)
+    offer(tier, chunk(1))
+    with tier._dir.files.scrubbing() as held:
+        assert held is not None
+        assert hot(tmp_path).scrub(MIB).chunks == 0
+    assert hot(tmp_path).scrub(MIB).chunks == 1
+
+
+def test_the_scrub_goes_on_behind_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = sorted(chunk(n) for n in range(3))
+    tier = hot(tmp_path)
+    offer(tier, *chunks)
+    reading = node_files._read_all
+    first = [OSError(errno.EIO, "a bad sector")]
+
+    def failing(fd: int) -> bytearray | None:
+        if first:
+            raise first.pop()
+        return reading(fd)
+
+    monkeypatch.setattr(node_files, "_read_all", failing)
+    done = tier.scrub(16 * MIB)
+    assert (done.chunks, done.damaged) == (3, [chunks[0][0]])
+    assert tier.resident([digest for digest, _ in chunks]) == [False, True, True]
+
+
 def test_scrub_finds_what_a_disk_has_changed(tmp_path: Path) -> None:
     chunks = [chunk(n) for n in range(4)]
     offer(hot(tmp_path), *chunks[:2])
@@ -111,8 +255,8 @@ def test_scrub_finds_what_a_disk_has_changed(tmp_path: Path) -> None:
     tier = hot(tmp_path, boot="boot-2")  # two files of before, two of now
     offer(tier, *chunks[2:])
     spoil(files(tmp_path, "boot-2")[chunks[2][0].hex()])
-    assert sum(tier.scrub(MIB) for _ in range(4)) == 2
-    assert tier.scrub(16 * MIB) == 0
+    assert sum(len(tier.scrub(MIB).damaged) for _ in range(4)) == 2
+    assert not tier.scrub(16 * MIB).damaged
     assert tier.resident([d for d, _ in chunks]) == [False, True, False, True]
 
 
@@ -188,7 +332,7 @@ def test_writing_to_an_array_reaches_nobody_else(tmp_path: Path, native: bool) -
     assert two.tobytes() == data
     assert read(tier, digests[1]) == data[MIB : 2 * MIB]
     assert (one[0], one[MIB], one[-1]) == (7, 9, 7)
-    assert hot(tmp_path).scrub(8 * MIB) == 0
+    assert not hot(tmp_path).scrub(8 * MIB).damaged
 
 
 def test_an_array_outlives_its_files_its_tier_and_its_directory(

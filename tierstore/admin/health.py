@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tierstore import config
 from tierstore.errors import NotFound, TierstoreError
@@ -11,12 +13,16 @@ from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.care.framesizes import frame_sizes
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.store import Store
+from tierstore.shown import counted
+from tierstore.tiers.activity import activities
 from tierstore.wiring.backends import Place, hot_directory, open_tier
 from tierstore.wiring.below import Disk, Server, ask_servers, disk_of
-from tierstore.wiring.tiers import placed
+from tierstore.wiring.tiers import activity_folder, placed
 
 _LARGEST_FRAME_BYTES = 17 << 20
 """Bytes of the largest frame: a chunk of 16 MiB and the frame's head."""
+
+_DAMAGE_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class TierHealth:
 def examine_tiers(store: Store) -> list[TierHealth]:
     """Try every tier of a store, and examine its disk or its servers."""
     node, own = config.node_config(), store._parts.home.config.store_id
+    damaged = _damaged(store)
     found = []
     for spec in store.tiers():
         place = placed(spec, node, own)
@@ -50,7 +57,9 @@ def examine_tiers(store: Store) -> list[TierHealth]:
             found.append(TierHealth(place.spec, enabled=False))
             continue
         try:
-            found.append(_examined(store, place))
+            health = _examined(store, place)
+            problems = (*health.problems, *_of_damage(place.spec, damaged[place.spec.name]))
+            found.append(replace(health, problems=problems))
         except TierstoreError as error:
             found.append(TierHealth(place.spec, error=str(error)))
     return found
@@ -82,6 +91,28 @@ def _examined(store: Store, place: Place) -> TierHealth:
     if limit is not None and limit < _LARGEST_FRAME_BYTES:
         problems += _above(store, limit)
     return TierHealth(spec, servers=servers, problems=tuple(problems))
+
+
+def _damaged(store: Store) -> Counter[str]:
+    """Return how much the processes of this node found damaged in each tier in the last day."""
+    folder = activity_folder(store._parts.settings, store._parts.home.config.store_id)
+    found: Counter[str] = Counter()
+    for process in activities(folder, time.time() - _DAMAGE_S):
+        for name, counts in process.tiers.items():
+            found[name] += counts.damaged
+    return found
+
+
+def _of_damage(spec: TierSpec, count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    what = counted(count, "damaged chunk" if spec.role == "hot" else "damaged object")
+    advice = (
+        "its disk changes what it holds; see dmesg and smartctl, and run 'tierstore check --hot'"
+        if spec.role == "hot"
+        else "'tierstore check --read-data' looks at all of it"
+    )
+    return (f"this node found {what} in it in the last day: {advice}",)
 
 
 def _full(disk: Disk | None) -> tuple[str, ...]:

@@ -158,13 +158,17 @@ def check(
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Also read, decode and verify every chunk.")
     ] = False,
+    hot: Annotated[
+        bool, typer.Option("--hot", help="Also verify every chunk in this node's hot tier.")
+    ] = False,
 ) -> None:
     """Verify the store and list what is damaged or garbage.
 
-    Exits with 4 when data or history is damaged; garbage only takes space.
+    Exits with 4 when data or history is damaged; garbage only takes space. What is damaged in the
+    hot tier is removed there, and fetched again when it is read.
     """
     with cli.open() as store, cli.progress("checking") as progress:
-        report = store.check(read_data=read_data, progress=progress)
+        report = store.check(read_data=read_data, hot=hot, progress=progress)
     data = schemas.CheckJson(
         damaged=report.damaged,
         findings=[
@@ -178,14 +182,15 @@ def check(
         packs=report.packs,
         chunks=report.chunks,
         data_bytes=report.data_bytes,
+        hot_bytes=report.hot_bytes,
     )
     damaged = [one.key for one in report.findings if one.severity == "damage"]
-    cli.out.show(data, damaged, lambda: _print_report(report, read_data))
+    cli.out.show(data, damaged, lambda: _print_report(report, read_data, hot))
     if report.damaged:
         raise typer.Exit(4)
 
 
-def _print_report(report: CheckReport, read_data: bool) -> None:
+def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
     for one in report.findings:
         needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
         print(printable(f"{one.severity}: {one.key}: {one.what}{needed}"))
@@ -198,6 +203,7 @@ def _print_report(report: CheckReport, read_data: bool) -> None:
         )
     )
     data = f", {size(report.data_bytes)} of data" if read_data else " (data was not read)"
+    data += f", {size(report.hot_bytes)} in the hot tier" if hot else ""
     damage = sum(one.severity == "damage" for one in report.findings)
     garbage = len(report.findings) - damage
     verdict = f"{damage} damaged" if damage else "no damage"

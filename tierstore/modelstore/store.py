@@ -70,6 +70,7 @@ class Parts:
         saving: Runs saves that are no plain ``save``: of variants and uploads.
         rebasing: Rebases versions; remembers which it has looked at.
         places: What must not overlap with sources of saves and targets of exports.
+        upkeep: What this process does now and then, once it is started.
     """
 
     home: Home
@@ -79,6 +80,7 @@ class Parts:
     saving: Saving
     rebasing: Rebasing
     places: StorePlaces
+    upkeep: Upkeep
 
 
 class Store:
@@ -113,7 +115,7 @@ class Store:
         home = Home(blobs, packs, config)
         hot = hot if hot is not None else HotTiers()
         self._hot_pins = HotPins(home, hot.local)
-        self._upkeep = Upkeep(upkeep_tasks(hot, heat, self._hot_pins.sync))
+        upkeep = Upkeep(upkeep_tasks(hot, heat, self._hot_pins.sync))
         self._index = ChunkIndex(blobs, settings.cache_dir / home.config.store_id / "index.sqlite")
         self._lease = ReaderLease(blobs)
         self._names = Names(home, settings.node, settings.labels)
@@ -127,7 +129,7 @@ class Store:
         self._opener = Opener(home, settings, hot, places)
         saving = Saving(home, self._index, self._opener, self.resolve, settings.threads)
         rebasing = Rebasing(home, self._index, self._opener.open_full)
-        self._parts = Parts(home, hot, settings, heat, saving, rebasing, places)
+        self._parts = Parts(home, hot, settings, heat, saving, rebasing, places, upkeep)
         """The parts of the store, for the code of tierstore alone; see ``Parts``."""
         self._patching = Patching(home, self._names, self._opener, saving, self._lease)
         self._services: dict[str, Any] = {}
@@ -206,7 +208,7 @@ class Store:
             >>> store.close()
         """
         self._lease.close()
-        self._upkeep.close(_CLOSE_S)
+        self._parts.upkeep.close(_CLOSE_S)
         self._parts.hot.close()
         if self._parts.recorder is not None:
             self._parts.recorder.flush()
@@ -351,7 +353,7 @@ class Store:
     def _leased(self, version: Version) -> Version:
         """A version that will be read: garbage collection leaves it alone from now on."""
         self._lease.add(version.digest.hex)
-        self._upkeep.start()
+        self._parts.upkeep.start()
         return version
 
     @contextmanager
@@ -847,18 +849,27 @@ class Store:
         return measure(self._parts.home, every)
 
     def check(
-        self, *, read_data: bool = False, progress: Progress | bool | None = None
+        self,
+        *,
+        read_data: bool = False,
+        hot: bool = False,
+        progress: Progress | bool | None = None,
     ) -> CheckReport:
         """Verify everything that the store holds.
 
         Args:
             read_data: Decode every chunk and compare it with its digest, too, and folds with what
                 the patches below them give.
+            hot: Compare every chunk in this node's hot tier with its digest, too. A wrong one is
+                damage of this node alone: it is removed, and is fetched again when it is read.
             progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
                 is called with the bytes done and the bytes in all.
 
         Returns:
             What was found, damage first, and how much was looked at.
+
+        Raises:
+            UsageError: ``hot``, and this node has no hot tier.
 
         Examples:
             >>> store = tierstore.init("store")
@@ -868,8 +879,13 @@ class Store:
             ([], 4000)
         """
         from tierstore.modelstore.care.check import check_store
+        from tierstore.modelstore.care.check_hot import check_hot
 
+        home, settings, local = self._parts.home, self._parts.settings, self._parts.hot.local
+        if hot and local is None:
+            raise UsageError("this node has no hot tier to check; 'tierstore tier ls' shows tiers")
         with reported(progress, "checking") as told:
-            return check_store(
-                self._parts.home, read_data=read_data, settings=self._parts.settings, progress=told
-            )
+            report = check_store(home, read_data=read_data, settings=settings, progress=told)
+            if hot and local is not None:
+                check_hot(local, report, told)
+        return report

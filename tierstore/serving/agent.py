@@ -75,6 +75,7 @@ class Agent:
     def run(self) -> None:
         """Run rounds until ``stop`` is set; an error is logged, and the next round tries again."""
         _log.info("agent of %s starts", self._store.url)
+        self._store._parts.upkeep.start()  # it verifies this node's hot tier, for one
         while not self.stop.is_set():
             self.round()
             self.stop.wait(self._every_s)

@@ -9,6 +9,8 @@ Counters are only collected when a page is asked for, so reads of weights pay no
     tierstore_tier_hit_bytes_total{tier,role}
     tierstore_tier_admitted_total, _admitted_bytes_total, _evicted_total, _evicted_bytes_total
     tierstore_tier_rejected_total{tier,role}          offers that were not taken
+    tierstore_tier_damaged_total{tier,role}           what proved wrong, when read or when verified
+    tierstore_tier_scrubbed_bytes_total{tier,role}    what was verified in the background
     tierstore_tier_requests_total{tier,role,op}       also _request_errors_, _request_bytes_
     tierstore_tier_request_seconds{tier,role,op}      histogram
     tierstore_tier_breaker_open{tier,role}            1 while the tier is skipped
@@ -59,6 +61,8 @@ _COUNTERS = {
     "evicted": "Chunks or packs put out.",
     "evicted_bytes": "Bytes put out.",
     "rejected": "Offers that were not taken: by policy, a full queue or a failure.",
+    "damaged": "Chunks or packs whose bytes were wrong in the tier, when read or when verified.",
+    "scrubbed_bytes": "Bytes that were verified in the background.",
     "breaker_opened": "How often the breaker began to skip the tier.",
 }
 _LABELS = ("tier", "role")

@@ -40,7 +40,9 @@ class TierStats:
         evicted: Chunks or packs that were evicted.
         evicted_bytes: Bytes of those.
         rejected: Offers that were not taken, because of the policy, a full queue or a failure.
-        damaged: Chunks or packs that failed their check here and came from elsewhere.
+        damaged: Chunks or packs that failed their check here, when they were read (they came from
+            elsewhere then) or when they were verified in the background.
+        scrubbed_bytes: Bytes that were verified in the background.
         breaker_opened: How often the breaker began to skip the tier.
         breaker_open: Whether it skips the tier now.
     """
@@ -55,6 +57,7 @@ class TierStats:
     evicted_bytes: int = 0
     rejected: int = 0
     damaged: int = 0
+    scrubbed_bytes: int = 0
     breaker_opened: int = 0
     breaker_open: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)

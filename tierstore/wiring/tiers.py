@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -30,7 +30,7 @@ from tierstore.tiers.heat.home import HomeLedger
 from tierstore.tiers.heat.recorder import HeatLedger, HeatRecorder, SumsLedger
 from tierstore.tiers.hot.shared import SharedHot
 from tierstore.tiers.hot.tiers import HotTiers
-from tierstore.tiers.node.local import LocalHot
+from tierstore.tiers.node.local import LocalHot, Verify
 from tierstore.tiers.stats import TierStats
 from tierstore.wiring.backends import (
     OptionParsers,
@@ -51,8 +51,8 @@ _TELLING = {"prefix": "tier:", "endpoint": ""}
 
 
 def _verify(text: str) -> str:
-    if text not in {"boot", "always"}:
-        raise ConfigError(f"{text!r} must be boot or always")
+    if text not in get_args(Verify):
+        raise ConfigError(f"{text!r} must be boot, first or always")
     return text
 
 

@@ -286,6 +286,7 @@ class FindingJson(Schema):
 class CheckJson(Schema):
     """The findings, and how much was checked; ``data_bytes`` is 0 without ``--read-data``.
 
+    ``hot_bytes`` is 0 without ``--hot``.
     ``versions`` counts variants too, and those with equal content once.
     """
 
@@ -296,6 +297,7 @@ class CheckJson(Schema):
     packs: int
     chunks: int
     data_bytes: int
+    hot_bytes: int
 
 
 class DemoStep(Schema):

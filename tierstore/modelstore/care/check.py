@@ -62,6 +62,7 @@ class CheckReport:
         archived: Number of packs that only an archive has: they are there, and cannot be verified.
         chunks: Number of distinct chunks that versions need.
         data_bytes: Plain bytes decoded and compared with their digests; 0 without ``read_data``.
+        hot_bytes: Bytes of this node's hot tier that were compared; 0 without ``hot``.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -71,6 +72,7 @@ class CheckReport:
     archived: int = 0
     chunks: int = 0
     data_bytes: int = 0
+    hot_bytes: int = 0
 
     @property
     def damaged(self) -> bool:

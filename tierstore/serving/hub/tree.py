@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tierstore.format.manifest import FileEntry
+from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.saving.source import SUFFIX
 
@@ -118,7 +119,8 @@ class Blobs:
         with self._lock:
             oid = self._ids.get(file.sha256)
         if oid is None:
-            oid = blob_id(model.read_file(file.path))
+            # an id is kept and believed: it is made of bytes that were compared just now
+            oid = blob_id(FileView(model._opened.content.verified(), file).read())
             with self._lock:
                 self._ids[file.sha256] = oid
                 while len(self._ids) > _KNOWN_IDS:

@@ -43,6 +43,7 @@ class HotDirectory:
         retry_s: Seconds that it is left alone after it failed.
         stats: Receives the counts of failures, damage and evictions.
         owners: Who may write to it.
+        compare_first: That of ``ChunkFiles``.
     """
 
     def __init__(
@@ -59,9 +60,12 @@ class HotDirectory:
         retry_s: float,
         stats: TierStats,
         owners: Owners,
+        compare_first: bool = False,
     ) -> None:
         self._name, self.stats = name, stats
-        self.files = ChunkFiles(root, store_id, boot_id, self.on_bad, owners)
+        self.files = ChunkFiles(
+            root, store_id, boot_id, self.on_bad, owners, compare_first=compare_first
+        )
         self.book = HotBook(
             self.files,
             HotIndex(self.files.folder, boot_id, owners),

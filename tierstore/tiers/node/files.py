@@ -6,6 +6,7 @@
                       <other boot>/<…>     from before: verified before its first use
                       tmp~/<digest>        being written, locked (flock) by its writer
                       claims               what processes are fetching now, see claims.py
+                      scrub                where the scrub stopped, locked by whoever scrubs
 
 A file is immutable once it has its name, and is removed by unlinking: whoever has it open or mapped
 keeps it. Nothing is synced. After a power failure a file can hold anything, which is why files from
@@ -20,15 +21,18 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tierstore.folders import Owners
 from tierstore.format.checks import digest_of
 from tierstore.format.manifest import MAX_CHUNK
-from tierstore.ids import Buffer
+from tierstore.ids import DIGEST_BYTES, Buffer
 
 _TEMP = "tmp~"
+_SCRUB = "scrub"
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 _BOOT = re.compile(r"[0-9A-Za-z-]{1,64}(\.[0-9a-f]{8})?\Z")
 # O_NONBLOCK: opening a FIFO that someone put in a chunk's place must not hang
@@ -36,6 +40,7 @@ _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _READ_ONLY = 0o444
 _BLOCK = 4096
+_IDENTITY = struct.Struct("=QQQqq")
 _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
@@ -80,6 +85,8 @@ class ChunkFiles:
         boot_id: The name of the folder of trusted files.
         on_bad: Called with the digest of a file that was wrong, after it was removed.
         owners: Who may write to it.
+        compare_first: Whether this process compares a file with its digest before it opens it for
+            the first time, trusted folder or not, and again when it is not the same file any more.
     """
 
     def __init__(
@@ -89,9 +96,13 @@ class ChunkFiles:
         boot_id: str,
         on_bad: Callable[[bytes], None],
         owners: Owners,
+        *,
+        compare_first: bool = False,
     ) -> None:
         self.root, self.folder, self.owners = root, root / store_id, owners
         self._boot_id, self._on_bad = boot_id, on_bad
+        self.compare_first = compare_first
+        self._compared: dict[bytes, bytes] = {}
         self._here = f"{self.folder}/{boot_id}"
         self._temp = f"{self.folder}/{_TEMP}"
         self._old: list[str] = []
@@ -157,13 +168,32 @@ class ChunkFiles:
             fd = _open(f"{self._here}/{name}")
             if fd is None:
                 return None
-        found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode) and found.st_size == size:
-            return fd
+        try:
+            found = os.fstat(fd)
+            here = stat.S_ISREG(found.st_mode) and found.st_size == size
+            if here and (not self.compare_first or self._is_right(digest, fd, found)):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
         self.remove(digest)
         self._on_bad(digest)
         return None
+
+    def _is_right(self, digest: bytes, fd: int, found: os.stat_result) -> bool:
+        """Return whether an open file is the one that this process compared, or is right now."""
+        identity = _identity(found)
+        while self._compared.get(digest) != identity:
+            data = _read_all(fd)
+            if data is None or digest_of(data).raw != digest:
+                return False
+            after = _identity(os.fstat(fd))
+            if after == identity:
+                self._compared[digest] = identity
+                break
+            identity = after  # it changed while it was read: once more
+        return True
 
     def read_into(self, digest: bytes, out: memoryview) -> bool:
         """Fill ``out`` with a chunk of exactly its length; ``False`` if there is none."""
@@ -191,6 +221,15 @@ class ChunkFiles:
         """Compare a chunk's file with its digest; remove a wrong one and return ``False``."""
         right = self._checked(f"{self._here}/{digest.hex()}", digest)
         return (self._claim(digest) if right is None else right) is not False
+
+    @contextmanager
+    def scrubbing(self) -> Iterator[int | None]:
+        """Hold this node's scrub; yield its file, or ``None`` while another process holds it."""
+        fd = self.owners.open(self.folder / _SCRUB)
+        try:
+            yield fd if try_lock(fd) else None
+        finally:
+            os.close(fd)
 
     def _claim(self, digest: bytes) -> bool | None:
         """Verify a file from before the last start, and move it to the trusted ones.
@@ -270,6 +309,7 @@ class ChunkFiles:
     def remove(self, digest: bytes) -> None:
         """Remove every file of a chunk, also an unfinished one."""
         name = digest.hex()
+        self._compared.pop(digest, None)
         # in the order in which files are renamed, so that none escapes
         for folder in (self._temp, *self._old, self._here):
             _unlink(f"{folder}/{name}")
@@ -291,6 +331,27 @@ class ChunkFiles:
             with contextlib.suppress(OSError):  # not empty
                 os.rmdir(folder)  # noqa: PTH106
         self.refresh()
+
+
+def scrubbed(fd: int) -> bytes:
+    """Return the digest at which the scrub stopped, from its file; empty before the first."""
+    found = os.pread(fd, DIGEST_BYTES, 0)
+    return found if len(found) == DIGEST_BYTES else b""
+
+
+def note_scrubbed(fd: int, digest: bytes) -> None:
+    """Write down where the scrub stopped."""
+    os.pwrite(fd, digest, 0)
+
+
+def _identity(found: os.stat_result) -> bytes:
+    """Return what differs when a file is another one or was written to.
+
+    The kernel sets ctime itself, at every change of a file or of its names.
+    """
+    return _IDENTITY.pack(
+        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
 
 
 def _open(path: str) -> int | None:

@@ -3,10 +3,12 @@
 Reading opens files and nothing else: no lock, no index. Filling, evicting and pinning agree through
 an index that all processes of the node share. Linux and macOS; arrays are mapped on Linux only.
 
-What is trusted: a chunk was verified by whoever offered it, and is verified again at its first use
-after the machine was started, or after its disk had failed. A disk that loses or changes bytes
-while the machine runs, and says nothing, is found by ``scrub`` or with ``verify="always"``. A disk
-that fails under a mapped array kills the process (SIGBUS), as with every mapped file.
+What is trusted: a chunk was verified in memory by whoever offered it, and its file is compared with
+its digest at its first use after the machine was started, or after its disk had failed; with
+``verify="first"`` at its first use in each process, and whenever it is not the same file any more;
+with ``verify="always"`` every copy that is read. What changes behind that, and says nothing, is
+found by ``scrub``. A disk that fails under a mapped array kills the process (SIGBUS), as with every
+mapped file.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -31,7 +34,7 @@ from tierstore.placement.base import Access, PlacementPolicy
 from tierstore.tiers.base import TierUsage
 from tierstore.tiers.node.claims import Claims
 from tierstore.tiers.node.directory import HotDirectory
-from tierstore.tiers.node.files import disk_size, kernel_boot_id
+from tierstore.tiers.node.files import disk_size, kernel_boot_id, note_scrubbed, scrubbed
 from tierstore.tiers.node.fill import HotFill, Offer
 from tierstore.tiers.node.tensors import MIN_MAPPED_BYTES, Stored, WholeTensors
 from tierstore.tiers.stats import TierStats
@@ -39,14 +42,30 @@ from tierstore.tiers.stats import TierStats
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MIN_MAPPED_BYTES", "LocalHot", "Stored", "Verify", "disk_size"]
+__all__ = ["MIN_MAPPED_BYTES", "LocalHot", "Scrubbed", "Stored", "Verify", "disk_size"]
 
-Verify: TypeAlias = Literal["boot", "always"]
+Verify: TypeAlias = Literal["boot", "first", "always"]
+"""When a file is compared with its digest (SPEC.md section 13)."""
 
 _FLUSH_AT_READS = 4096
 
 _log = logging.getLogger("tierstore.tiers")
 _instances: weakref.WeakSet[LocalHot] = weakref.WeakSet()
+
+
+@dataclass(slots=True)
+class Scrubbed:
+    """What was compared with its digest.
+
+    Attributes:
+        chunks: Number of files.
+        plain_bytes: Bytes of those.
+        damaged: Digests of the files that were wrong.
+    """
+
+    chunks: int = 0
+    plain_bytes: int = 0
+    damaged: list[bytes] = field(default_factory=list)
 
 
 class LocalHot:
@@ -65,13 +84,15 @@ class LocalHot:
         high_percent: Percent of the quota up to which it is filled.
         low_percent: Percent of the quota down to which it is emptied when it is found above
             ``high_percent``.
-        verify: ``boot`` compares a file with its digest at its first use after the machine was
-            started; ``always`` every copy that is read, and maps no file.
+        verify: ``boot`` compares a file with its digest once after each start of the machine, for
+            all processes; ``first`` at its first use in this process, and again when its device,
+            inode, length, mtime or ctime is another one; ``always`` every copy that is read, and
+            maps no file.
         half_life_s: The half-life of the heat that is kept beside the chunks.
         retry_s: Seconds that the directory is left alone after it failed.
         stats: The tier's counters.
         boot_id: An id that changes when the machine is started; by default the kernel's own, and
-            where there is none every use is verified.
+            where there is none ``boot`` is as ``always``.
         group: Id of the group whose members share the directory; by default nobody does.
     """
 
@@ -98,7 +119,7 @@ class LocalHot:
         """Bytes up to which it is filled."""
         self.stats = stats or TierStats()
         boot_id = boot_id or kernel_boot_id()
-        self._always = verify == "always" or boot_id is None
+        self._always = verify == "always" or (verify == "boot" and boot_id is None)
         self._dir = HotDirectory(
             name,
             root,
@@ -111,11 +132,11 @@ class LocalHot:
             retry_s=retry_s,
             stats=self.stats,
             owners=owners,
+            compare_first=verify == "first",
         )
         self._fill = HotFill(self._dir)
         self._claims = Claims(self._dir.files.folder, owners)
         self._whole = WholeTensors(name, self._dir.files, self._always, self.reject)
-        self._scrubbed = b""
         self._flusher: threading.Thread | None = None
         self._dir.ready(self._dir.reading)
         _instances.add(self)
@@ -316,28 +337,62 @@ class LocalHot:
 
         return self._dir.manage(explained, {})
 
-    def scrub(self, budget_bytes: int) -> int:
-        """Compare about ``budget_bytes`` of files with their digests, continuing where it stopped.
+    def scrub(self, budget_bytes: int) -> Scrubbed:
+        """Compare about ``budget_bytes`` of files with their digests.
 
-        Returns:
-            How many were wrong; they are removed.
+        It continues where any process of this node stopped; while another one is at it, nothing is
+        done. What is wrong is removed.
         """
-        bad = 0
+        done = Scrubbed()
         if not self._dir.ready(self._dir.reading):
-            return bad
+            return done
         try:
-            sizes = self._dir.files.sizes()
-            digests = sorted(sizes)
-            start = bisect_right(digests, self._scrubbed)
-            for digest in digests[start:] + digests[:start]:
-                if budget_bytes <= 0:
-                    break
-                bad += not self._dir.files.verify(digest)
-                budget_bytes -= sizes[digest]
-                self._scrubbed = digest
+            with self._dir.files.scrubbing() as fd:
+                if fd is None:
+                    return done
+                sizes = self._dir.files.sizes()
+                digests = sorted(sizes)
+                start = bisect_right(digests, scrubbed(fd))
+                for digest in digests[start:] + digests[:start]:
+                    if done.plain_bytes >= budget_bytes or self._dir.reading.open:
+                        break
+                    self._compare(digest, sizes[digest], done)
+                    note_scrubbed(fd, digest)
         except OSError as error:
             self._dir.read_failed(error)
-        return bad
+        self.stats.count(scrubbed_bytes=done.plain_bytes)
+        return done
+
+    def compare_all(self, progress: Callable[[int, int], None] | None = None) -> Scrubbed:
+        """Compare every file with its digest, and remove what is wrong.
+
+        Args:
+            progress: Called with the bytes done and the bytes in all.
+
+        Raises:
+            OSError: The directory failed.
+        """
+        done = Scrubbed()
+        self._dir.files.prepare()
+        sizes = self._dir.files.sizes()
+        total_bytes = sum(sizes.values())
+        for digest, size in sizes.items():
+            self._compare(digest, size, done)
+            if progress is not None:
+                progress(done.plain_bytes, total_bytes)
+        return done
+
+    def _compare(self, digest: bytes, size: int, done: Scrubbed) -> None:
+        """Compare one file with its digest; one that cannot be read is wrong as well."""
+        try:
+            right = self._dir.files.verify(digest)
+        except OSError as error:
+            right = False
+            self._dir.read_failed(error, digest)
+        done.chunks += 1
+        done.plain_bytes += size
+        if not right:
+            done.damaged.append(digest)
 
     def flush(self) -> None:
         """Write the heat that was counted to the index, for the other processes."""

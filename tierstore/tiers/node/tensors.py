@@ -2,7 +2,8 @@
 
 Files in their expected places are taken all at once, by the C extension where it was built. What it
 leaves (a file from before the machine's last start, one of the wrong length, an error) is looked at
-one by one.
+one by one, and so is every file where each process compares it first: what is trusted is then an
+open file, not a name.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class WholeTensors:
         self, wanted: Sequence[Stored], chunk_size: int, found: list[Bytes | None]
     ) -> list[int]:
         """Take files in their expected places; return the numbers of the remaining tensors."""
-        if _native is None:
+        if _native is None or self._files.compare_first:
             return list(range(len(wanted)))
         unclear = []
         for by_map in (False, True):
