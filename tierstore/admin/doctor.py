@@ -36,6 +36,7 @@ CORE = (
 )
 """Libraries that tierstore always uses."""
 NATIVE = {
+    "tierstore.format._tree": "reading rows and other parts of chunks",
     "tierstore.tiers.node._chunkio": "loading from this node's hot tier",
     "tierstore.serving._scatter": "applying new versions in place",
 }
