@@ -99,16 +99,27 @@ def by_hand(data: bytes) -> tuple[bytes, dict[str, Any]]:
 def test_our_pack_is_the_one_of_the_specification(frames: list[PackFrame]) -> None:
     builder = PackBuilder()
     for one in frames:
-        builder.add(one.digest, one.frame, one.head, one.plain, one.codec, one.bases)
-    assert len(builder) == len(frames)
+        builder.add(one.digest, one.frame, one.head, one.plain, one.codec, one.bases, one.proof)
+    proofs = {b3(one.proof): one.proof for one in frames if one.proof}
+    assert len(builder) == len(frames) + sum(bool(one.proof) for one in frames)
     pack, buffers, places = builder.close()
     data = b"".join(buffers)
-    assert parse(data) == places
+    assert [place for place in parse(data) if place.digest not in proofs] == places
     found, columns = by_hand(data)
     assert found == pack
     assert "pack_ids" not in columns or columns["pack_ids"] == b""
-    at = 64
-    for row, (one, place) in enumerate(zip(frames, places, strict=True)):
+    at, row = 64, -1
+    lengths = columns.get("proofs") or bytes(2 * len(columns["codecs"]))
+    for one, place in zip(frames, places, strict=True):
+        row += 1
+        if one.proof:  # a frame of its own, right before that of the chunk
+            assert columns["digests"][32 * row : 32 * row + 32] == b3(one.proof)
+            (length,) = struct.unpack_from("<I", columns["lengths"], 4 * row)
+            assert data[at : at + length] == frame(one.proof)
+            assert lengths[2 * row : 2 * row + 2] == bytes(2), "a proof has no proof"
+            at, row = at + length, row + 1
+            assert place.proof_bytes == length == 100 + len(one.proof)
+        assert struct.unpack_from("<H", lengths, 2 * row)[0] == place.proof_bytes
         assert place.pack == pack
         (length,) = struct.unpack_from("<I", columns["lengths"], 4 * row)
         assert struct.unpack_from("<I", columns["offsets"], 4 * row)[0] == at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ COLUMNS: dict[str, Any] = {
     "codecs": b"\0\2\3",
     "base_starts": u32(0, 0, 0, 2),
     "bases": A + B,
+    "proofs": b"",
 }
 ROWS = [
     ChunkPlace(A, Q, 64, 400, 100, 300, 0),
@@ -66,6 +68,14 @@ def test_a_table_by_hand_is_read() -> None:
         assert (table.pack_ids, table.pack_sizes) == ([P, Q], [10_000, 5_000])
         assert [table.find(row.digest) for row in ROWS] == ROWS
         assert table.find(b3(b"nowhere")) is None
+
+
+def test_a_table_says_where_proofs_lie() -> None:
+    (table,) = [parse_segment(segment(proofs=b"\0\0\0\0\x64\x01"), "x")]
+    assert [row.proof_bytes for row in table] == [0, 0, 356]
+    assert [replace(row, proof_bytes=0) for row in table] == ROWS
+    joined = join_tables([parse_segment(segment(), "x"), table], "z")
+    assert [row.proof_bytes for row in joined] == [0, 0, 0, 0, 0, 356]
 
 
 def test_tables_are_joined() -> None:
@@ -121,6 +131,10 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
         for name in ("packs", "offsets", "lengths", "heads", "plains", "codecs", "base_starts")
         for how, stop, more in (("short", -1, b""), ("long", None, b"\0"), ("few", -4, b""))
     },
+    "a proof's length cut": ({"proofs": bytes(5)}, "in length"),
+    "proofs of fewer rows": ({"proofs": bytes(4)}, "in length"),
+    "proofs of more rows": ({"proofs": bytes(8)}, "in length"),
+    "a proof within the pack's header": ({"proofs": bytes(4) + b"\xb5\x01"}, "out of range"),
     "a pack that is not listed": ({"packs": u32(1, 0, 2)}, "not listed"),
     "no packs at all": ({"pack_ids": b"", "pack_sizes": b"", "packs": b""}, "in length"),
     "no packs, rows all the same": ({"pack_ids": b"", "pack_sizes": b""}, "not listed"),

@@ -14,6 +14,7 @@ from tierstore.codecs import PLANES, RAW, ZSTD, decode
 from tierstore.format import pack
 from tierstore.format.checks import digest_of
 from tierstore.format.frame import frame_payload, parse_frame_head
+from tierstore.format.proof import hash_plain
 from tierstore.ids import Buffer
 from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing
 from tierstore.modelstore.saving.packer import Packer
@@ -39,7 +40,7 @@ def _framed(pool: BufferPool, chunks: Sequence[tuple[bytes, str]]) -> tuple[list
         source[at : at + len(data)] = data
         plain = memoryview(source)[at : at + len(data)]
         at += len(data)
-        frames.append(framing.add(plain, digest=digest_of(plain).raw, dtype=dtype))
+        frames.append(framing.add(plain, hashed=hash_plain(plain), dtype=dtype))
     return frames, framing
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,31 @@ def test_sync_reads_each_segment_once(path: Path) -> None:
     again.sync()
     assert again.find(place(3).digest) == (place(3), SIZE)
     again.close()
+
+
+def test_a_cache_from_before_there_were_proofs_is_replaced(path: Path) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.execute("CREATE TABLE segments (key TEXT PRIMARY KEY) WITHOUT ROWID")
+        old.execute(
+            "CREATE TABLE chunks (digest BLOB PRIMARY KEY, pack BLOB NOT NULL, place BLOB NOT NULL,"
+            " bases BLOB NOT NULL, sum BLOB NOT NULL) WITHOUT ROWID"
+        )
+        old.execute("INSERT INTO segments VALUES ('index/a')")
+        old.commit()
+    index = ChunkIndex(home_with(("a", segment(range(3)))), path)
+    index.sync()
+    assert index.find(place(2).digest) == (place(2), SIZE)
+    index.close()
+
+
+def test_a_place_survives_with_its_proof(path: Path) -> None:
+    proven = replace(place(5), offset=9_000, proof_bytes=612)
+    index = ChunkIndex(MemoryStore(), path)
+    index.sync()
+    index.add("index/x", [proven], {PACK: SIZE})
+    assert index.find(proven.digest) == (proven, SIZE)
+    index.close()
 
 
 def test_a_place_survives_with_its_bases(path: Path) -> None:

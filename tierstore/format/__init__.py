@@ -12,6 +12,7 @@ __all__ = [
     "pack",
     "patch",
     "paths",
+    "proof",
     "readback",
     "reflog",
     "safetensors",

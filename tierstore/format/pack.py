@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import blake3
 
 from tierstore.format.checks import damaged, unsupported, xxh3
+from tierstore.format.frame import parse_frame_head
+from tierstore.format.proof import proof_frame
 from tierstore.format.sealed import Kind, decode_body
 from tierstore.format.table import (
     PACK_HEADER_BYTES,
@@ -32,7 +34,7 @@ _TRAILER = struct.Struct("<QII32sI4sQ")
 _MAX_INDEX_BYTES = 32 << 20
 _TARGET_INDEX_BYTES = 16 << 20
 _MAX_FRAMES = 1 << 20
-_ROW_BYTES = 32 + 4 * 4 + 1 + 4  # the columns of section 6 that an index has
+_ROW_BYTES = 32 + 4 * 4 + 1 + 4 + 2  # the columns of section 6 that an index has
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class PackBuilder:
         self._header = start + struct.pack("<Q", xxh3(start))
         self._parts: list[Buffer] = []
         self._places: list[ChunkPlace] = []
+        self._proofs: set[int] = set()
         self.size = PACK_HEADER_BYTES
         self._index_size = 0
 
@@ -73,26 +76,48 @@ class PackBuilder:
         plain_bytes: int,
         codec: int,
         bases: tuple[bytes, ...] = (),
+        proof: bytes = b"",
     ) -> None:
-        """Append one frame, whole or in parts; the caller closes the pack once it is ``full``."""
+        """Append one frame, whole or in parts; the caller closes the pack once it is ``full``.
+
+        ``proof`` is what ``hash_plain`` gave of the chunk; it is laid before the frame.
+        """
+        proof_bytes = self._add_proof(proof) if proof else 0
         parts = (frame,) if isinstance(frame, (bytes, bytearray, memoryview)) else frame
-        frame_bytes = sum(len(part) for part in parts)
-        self._places.append(
-            ChunkPlace(digest, b"", self.size, frame_bytes, head_bytes, plain_bytes, codec, bases)
-        )
+        place = (digest, b"", self.size, sum(map(len, parts)), head_bytes, plain_bytes, codec)
+        self._lay(ChunkPlace(*place, bases, proof_bytes), parts)
+
+    def _add_proof(self, proof: bytes) -> int:
+        """Append the frame of a proof and return its length; it is of no version's chunks."""
+        frame = proof_frame(proof)
+        head = parse_frame_head(frame, "the frame of a proof")
+        place = (head.digest, b"", self.size, len(frame), head.head_bytes, len(proof), head.codec)
+        self._lay(ChunkPlace(*place), [frame])
+        self._proofs.add(len(self._places) - 1)
+        return len(frame)
+
+    def _lay(self, place: ChunkPlace, parts: Sequence[Buffer]) -> None:
+        self._places.append(place)
         self._parts += parts
-        self.size += frame_bytes
-        self._index_size += _ROW_BYTES + 32 * len(bases)
+        self.size += place.frame_bytes
+        self._index_size += _ROW_BYTES + 32 * len(place.bases)
 
     def close(self) -> tuple[bytes, list[Buffer], list[ChunkPlace]]:
-        """Return the pack's id, its bytes as buffers to lay end to end, and its chunks' places."""
+        """Return the pack's id, its bytes as buffers to lay end to end, and its chunks' places.
+
+        Frames of proofs are in the pack's index alone, and not among these places.
+        """
         body = TableBody(**table_columns(self._places))
         index = encode_table(Kind.SEGMENT, body, own=True)
         pack_id = blake3.blake3(self._header).update(index).digest()
         fields = (self.size, len(index), len(self._places), pack_id, 0, _TAIL_MAGIC)
         start = _TRAILER.pack(*fields, 0)[:-8]
         trailer = start + struct.pack("<Q", xxh3(start))
-        places = [replace(place, pack=pack_id) for place in self._places]
+        places = [
+            replace(place, pack=pack_id)
+            for row, place in enumerate(self._places)
+            if row not in self._proofs
+        ]
         return pack_id, [self._header, *self._parts, index, trailer], places
 
 

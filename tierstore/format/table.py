@@ -36,6 +36,8 @@ class ChunkPlace:
         plain_bytes: The length of the chunk.
         codec: The id of the frame's codec.
         bases: The digests of the base chunks of a delta.
+        proof_bytes: The length of the frame of the chunk's proof, which ends where the chunk's own
+            frame begins; 0 when there is none.
     """
 
     digest: bytes
@@ -46,6 +48,7 @@ class ChunkPlace:
     plain_bytes: int
     codec: int
     bases: tuple[bytes, ...] = ()
+    proof_bytes: int = 0
 
 
 class TableBody(Body, frozen=True, kw_only=True):
@@ -62,6 +65,7 @@ class TableBody(Body, frozen=True, kw_only=True):
     codecs: bytes
     base_starts: bytes = b""
     bases: bytes = b""
+    proofs: bytes = b""
 
 
 class ChunkTable:
@@ -98,13 +102,14 @@ class ChunkTable:
             raise Broken("the columns of its chunk table differ in length")
         self.pack_ids = split_digests(body.pack_ids)
         self.pack_sizes = np.frombuffer(body.pack_sizes, "<u8").tolist()
-        self._rows = np.stack([packs, offsets, lengths, heads, plains]).astype(np.int64)
+        proofs = _proofs(body, count)
+        self._rows = np.stack([packs, offsets, lengths, heads, plains, proofs]).astype(np.int64)
         self._base_starts = self._check_bases(body, count)
         self._check_rows(n_packs, own)
         self._where: dict[bytes, int] | None = None
 
     def _check_rows(self, n_packs: int, own: bool) -> None:
-        packs, offsets, lengths, heads, plains = self._rows
+        packs, offsets, lengths, heads, plains, proofs = self._rows
         if not len(packs):
             return
         if not own and packs.max() >= n_packs:
@@ -115,7 +120,7 @@ class ChunkTable:
             or heads.min() < FIXED_BYTES
             or (heads > lengths).any()
             or (lengths - heads > plains).any()
-            or offsets.min() < PACK_HEADER_BYTES
+            or (offsets - proofs).min() < PACK_HEADER_BYTES
             or (not own and (offsets + lengths > np.array(self.pack_sizes)[packs]).any())
         ):
             raise Broken("a chunk's place is out of range")
@@ -141,7 +146,7 @@ class ChunkTable:
 
     def place(self, row: int) -> ChunkPlace:
         """Return the place of the chunk in one row."""
-        pack, offset, frame_bytes, head_bytes, plain_bytes = self._rows[:, row].tolist()
+        pack, offset, frame_bytes, head_bytes, plain_bytes, proof = self._rows[:, row].tolist()
         bases: tuple[bytes, ...] = ()
         if self._base_starts is not None:
             first, last = self._base_starts[row : row + 2].tolist()
@@ -150,7 +155,7 @@ class ChunkTable:
         pack_id = self.pack_ids[pack] if self.pack_ids else b""
         codec = self._columns.codecs[row]
         return ChunkPlace(
-            digest, pack_id, offset, frame_bytes, head_bytes, plain_bytes, codec, bases
+            digest, pack_id, offset, frame_bytes, head_bytes, plain_bytes, codec, bases, proof
         )
 
     @property
@@ -209,7 +214,7 @@ def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
     packs, starts = [], [np.zeros(1, np.int64)]
     number: dict[bytes, int] = {}
     sizes: dict[bytes, int] = {}
-    bases = 0
+    bases, proofs = 0, any(body.proofs for body in bodies)
     for table, body in zip(tables, bodies, strict=True):
         numbers = [number.setdefault(pack, len(number)) for pack in table.pack_ids]
         packs.append(np.array(numbers, np.int64)[np.frombuffer(body.packs, "<u4")])
@@ -233,8 +238,17 @@ def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
         codecs=column("codecs"),
         bases=column("bases"),
         base_starts=np.concatenate(starts).astype("<u4").tobytes() if bases else b"",
+        proofs=b"".join(b.proofs or bytes(2 * len(b.codecs)) for b in bodies) if proofs else b"",
     )
     return ChunkTable(body, name)
+
+
+def _proofs(body: TableBody, count: int) -> "npt.NDArray[np.uint16]":
+    if not body.proofs:
+        return np.zeros(count, "<u2")
+    if len(body.proofs) != 2 * count:
+        raise Broken("the columns of its chunk table differ in length")
+    return np.frombuffer(body.proofs, "<u2")
 
 
 def _column(data: bytes, count: int) -> "npt.NDArray[np.uint32]":
@@ -257,6 +271,7 @@ class Columns(TypedDict, total=False):
     codecs: bytes
     base_starts: bytes
     bases: bytes
+    proofs: bytes
 
 
 def table_columns(
@@ -290,4 +305,6 @@ def table_columns(
         starts = itertools.accumulate((len(p.bases) for p in places), initial=0)
         columns["base_starts"] = column(list(starts))
         columns["bases"] = b"".join(base for p in places for base in p.bases)
+    if any(p.proof_bytes for p in places):
+        columns["proofs"] = column([p.proof_bytes for p in places], "H")
     return columns

@@ -117,6 +117,7 @@ class PackFrame:
     plain: int
     codec: int
     bases: tuple[bytes, ...]
+    proof: bytes = b""
 
 
 @st.composite
@@ -141,7 +142,9 @@ def pack_frames(draw: st.DrawFn) -> list[PackFrame]:
             payload=plain,
             bases=pieces,
         )
-        found[digest] = PackFrame(digest, head + plain, len(head), len(plain), codec, bases)
+        proof = draw(noise(32 * draw(st.sampled_from([0, 2, 16, 256]))))
+        frame = (digest, head + plain, len(head), len(plain), codec)
+        found[digest] = PackFrame(*frame, bases, proof)
     return list(found.values())
 
 
@@ -159,7 +162,9 @@ def places(draw: st.DrawFn) -> tuple[list[ChunkPlace], dict[bytes, int]]:
         length = head + draw(st.integers(0, plain))
         offset = draw(st.integers(64, 128 << 20))
         codec = draw(st.sampled_from(_WITH_BASES if bases else _STANDALONE))
-        found[digest] = ChunkPlace(digest, pack, offset, length, head, plain, codec, bases)
+        proof = draw(st.sampled_from([0, 0, 164, 612])) if offset >= 64 + 612 else 0
+        place = (digest, pack, offset, length, head, plain, codec)
+        found[digest] = ChunkPlace(*place, bases, proof)
         sizes[pack] = max(sizes[pack], offset + length + draw(st.integers(0, 100)))
     return list(found.values()), sizes
 

@@ -25,6 +25,7 @@ from tierstore.errors import (
 from tierstore.format.keys import INDEX, VARIANTS, VERSION_LOG, layout_key
 from tierstore.format.layout import seal_layout, seal_segment
 from tierstore.format.manifest import Manifest
+from tierstore.format.proof import hash_plain
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
@@ -217,7 +218,7 @@ class Rebasing:
                     buffer = pool.take()
                     plain = memoryview(buffer)[: place.plain_bytes]
                     content.reader.read([Want(place, plain)])
-                    packer.add_chunk(buffer, plain, digest=place.digest, dtype=dtype)
+                    packer.add_chunk(buffer, plain, hashed=hash_plain(plain), dtype=dtype)
                     lease.keep()
                 packer.finish()
             finally:

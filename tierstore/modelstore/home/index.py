@@ -31,19 +31,20 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS segments (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS packs (id BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS chunks (
-    digest BLOB PRIMARY KEY, pack BLOB NOT NULL, place BLOB NOT NULL, bases BLOB NOT NULL,
-    sum BLOB NOT NULL
+    digest BLOB PRIMARY KEY, pack BLOB NOT NULL, place_and_proof BLOB NOT NULL,
+    bases BLOB NOT NULL, sum BLOB NOT NULL
 ) WITHOUT ROWID;
 """
 _ADD = """
 INSERT INTO chunks VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET
-    pack = excluded.pack, place = excluded.place, bases = excluded.bases, sum = excluded.sum
+    pack = excluded.pack, place_and_proof = excluded.place_and_proof, bases = excluded.bases,
+    sum = excluded.sum
 WHERE excluded.bases = x'' OR chunks.bases != x'';
 """
 """A newer place replaces an older one, but no delta replaces a standalone frame: that may be a
 base.
 """
-_PLACE = struct.Struct("<4IB")
+_PLACE = struct.Struct("<4IHB")
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
 
@@ -110,6 +111,8 @@ class ChunkIndex:
             db.execute("PRAGMA synchronous = OFF")  # it can be lost: rebuilt from the segments
             db.executescript(_SCHEMA)
             db.execute("SELECT count(*) FROM segments").fetchone()
+            # a cache from before there were proofs lacks this column, and is replaced
+            db.execute("SELECT place_and_proof FROM chunks LIMIT 1").fetchone()
         except sqlite3.Error:
             db.close()
             raise
@@ -167,8 +170,8 @@ class ChunkIndex:
     def find(self, digest: bytes) -> tuple[ChunkPlace, int] | None:
         """Return the place recorded for a chunk and the size of its pack; ``None`` if unknown."""
         query = (
-            "SELECT pack, place, bases, sum, size FROM chunks JOIN packs ON packs.id = chunks.pack "
-            "WHERE digest = ?"
+            "SELECT pack, place_and_proof, bases, sum, size FROM chunks "
+            "JOIN packs ON packs.id = chunks.pack WHERE digest = ?"
         )
         with self._lock:
             try:
@@ -183,10 +186,10 @@ class ChunkIndex:
             _log.warning("a row of the index cache %s is damaged", self._path)
             return None
         pack, place, bases = columns
-        offset, frame_bytes, head_bytes, plain_bytes, codec = _PLACE.unpack(place)
+        offset, frame_bytes, head_bytes, plain_bytes, proof_bytes, codec = _PLACE.unpack(place)
         split = tuple(split_digests(bases))
-        found = ChunkPlace(digest, pack, offset, frame_bytes, head_bytes, plain_bytes, codec, split)
-        return found, size
+        lengths = (offset, frame_bytes, head_bytes, plain_bytes)
+        return ChunkPlace(digest, pack, *lengths, codec, split, proof_bytes), size
 
     def forget(self, packs: Iterable[bytes]) -> None:
         """Drop the places recorded in packs that are gone."""
@@ -210,7 +213,12 @@ class ChunkIndex:
 
 def _row(place: ChunkPlace) -> tuple[bytes, bytes, bytes, bytes, bytes]:
     packed = _PLACE.pack(
-        place.offset, place.frame_bytes, place.head_bytes, place.plain_bytes, place.codec
+        place.offset,
+        place.frame_bytes,
+        place.head_bytes,
+        place.plain_bytes,
+        place.proof_bytes,
+        place.codec,
     )
     bases = b"".join(place.bases)
     return place.digest, place.pack, packed, bases, _sum(place.digest, place.pack, packed, bases)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tierstore.codecs import DELTA, RAW, encode
 from tierstore.format.frame import BasePiece, build_head
+from tierstore.format.proof import HashedPlain
 from tierstore.ids import Buffer
 
 _IN_FLIGHT_BYTES = 192 << 20
@@ -66,7 +67,7 @@ class ChunkBase:
 class Frame:
     """One encoded chunk: its head, and the payload that follows.
 
-    ``bases`` are the digests of the chunks that a delta refers to.
+    ``bases`` are the digests of the chunks that a delta refers to; ``proof`` is that of the chunk.
     """
 
     head: bytes
@@ -74,6 +75,7 @@ class Frame:
     plain_bytes: int
     codec: int
     bases: tuple[bytes, ...] = ()
+    proof: bytes = b""
 
 
 class Framing:
@@ -93,13 +95,13 @@ class Framing:
         self._frames: list[Frame] = []
 
     def add(
-        self, plain: memoryview, *, digest: bytes, dtype: str, base: ChunkBase | None = None
+        self, plain: memoryview, *, hashed: HashedPlain, dtype: str, base: ChunkBase | None = None
     ) -> Frame:
         """Encode one chunk, as a delta if a ``base`` is given and that is smaller.
 
         Args:
             plain: Plain bytes of the chunk.
-            digest: Digest of ``plain``.
+            hashed: What hashing ``plain`` gave.
             dtype: Safetensors dtype; ``""`` for bytes of other files.
             base: The base that the chunk may be a delta of.
         """
@@ -107,7 +109,7 @@ class Framing:
         encoded = encode(plain, dtype, base=base.data if base else None, out=out)
         pieces = base.pieces if base and encoded.codec == DELTA else ()
         head = build_head(
-            digest=digest,
+            digest=hashed.digest,
             codec=encoded.codec,
             dtype=dtype,
             plain=plain,
@@ -121,7 +123,7 @@ class Framing:
         else:
             self._used += len(encoded.payload)
         bases = tuple(dict.fromkeys(piece.digest for piece in pieces))
-        frame = Frame(head, encoded.payload, len(plain), encoded.codec, bases)
+        frame = Frame(head, encoded.payload, len(plain), encoded.codec, bases, hashed.proof)
         self._frames.append(frame)
         return frame
 

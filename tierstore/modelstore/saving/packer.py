@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from tierstore.blobs.base import BlobStore
 from tierstore.format.keys import pack_key
 from tierstore.format.pack import PackBuilder
+from tierstore.format.proof import HashedPlain
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Buffer
 from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing
@@ -33,17 +34,25 @@ class Packer:
         """Append one frame; blocks while two packs are waiting for their upload."""
         parts = [frame.head, frame.payload]
         self._builder.add(
-            digest, parts, len(frame.head), frame.plain_bytes, frame.codec, frame.bases
+            digest,
+            parts,
+            len(frame.head),
+            frame.plain_bytes,
+            frame.codec,
+            frame.bases,
+            frame.proof,
         )
         if self._builder.full:
             self._flush()
 
-    def add_chunk(self, buffer: mmap.mmap, plain: memoryview, *, digest: bytes, dtype: str) -> None:
+    def add_chunk(
+        self, buffer: mmap.mmap, plain: memoryview, *, hashed: HashedPlain, dtype: str
+    ) -> None:
         """Encode and append one chunk as a standalone frame; its ``buffer`` is of the pool."""
         framing = Framing(self._pool, buffer)
-        frame = framing.add(plain, digest=digest, dtype=dtype)
+        frame = framing.add(plain, hashed=hashed, dtype=dtype)
         held = framing.finish()
-        self.add(digest, frame)
+        self.add(hashed.digest, frame)
         self.hold(held)
 
     def hold(self, buffers: Iterable[mmap.mmap]) -> None:

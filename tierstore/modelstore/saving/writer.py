@@ -23,7 +23,6 @@ from tierstore.blobs.base import BlobStore
 from tierstore.codecs import native_info
 from tierstore.deferred import import_numpy
 from tierstore.errors import BackendError, SourceChanged, TierstoreError
-from tierstore.format.checks import digest_of
 from tierstore.format.keys import INDEX, layout_key, version_key
 from tierstore.format.layout import seal_layout, seal_segment
 from tierstore.format.manifest import (
@@ -36,6 +35,7 @@ from tierstore.format.manifest import (
 )
 from tierstore.format.patch import PatchInfo
 from tierstore.format.paths import check_tree
+from tierstore.format.proof import HashedPlain, hash_plain
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.chunks.plan import batches
@@ -236,10 +236,10 @@ class Writer:
         for chunk in batch:
             plain = memoryview(buffer)[at : at + chunk.plain_bytes]
             at += chunk.plain_bytes
-            digest = digest_of(plain).raw
-            stored = self._is_stored(digest) or self._is_in_base(digest, chunk)
-            frame = None if stored else self._frame(framing, digest, plain, chunk)
-            results.append(HashedChunk(digest, frame))
+            hashed = hash_plain(plain)
+            stored = self._is_stored(hashed.digest) or self._is_in_base(hashed.digest, chunk)
+            frame = None if stored else self._frame(framing, hashed, plain, chunk)
+            results.append(HashedChunk(hashed.digest, frame))
         return EncodedBatch(results, framing.finish())
 
     def _is_stored(self, digest: bytes) -> bool:
@@ -280,12 +280,12 @@ class Writer:
                     state.reused_packs[place.pack] = pack_size
 
     def _frame(
-        self, framing: Framing, digest: bytes, plain: memoryview, chunk: SourceChunk
+        self, framing: Framing, hashed: HashedPlain, plain: memoryview, chunk: SourceChunk
     ) -> Frame:
         base = None
         if self._selection is not None and chunk.tensor and chunk.plain_bytes >= LEAST_CHUNK_BYTES:
             base = self._selection.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
-        frame = framing.add(plain, digest=digest, dtype=chunk.dtype, base=base)
+        frame = framing.add(plain, hashed=hashed, dtype=chunk.dtype, base=base)
         if frame.bases and self._selection is not None:
             self._reuse(self._selection.places(frame.bases))
         return frame
@@ -335,11 +335,12 @@ class Writer:
             buffer = self._pool.take()
             plain = memoryview(buffer)[: chunk.plain_bytes]
             chunk.file.read_into(chunk.offset, plain)
-            if digest_of(plain).raw != digest:
+            hashed = hash_plain(plain)
+            if hashed.digest != digest:
                 raise SourceChanged(
                     f"{chunk.file.path} changed while it was being saved; nothing was published"
                 )
-            self._packer.add_chunk(buffer, plain, digest=digest, dtype=chunk.dtype)
+            self._packer.add_chunk(buffer, plain, hashed=hashed, dtype=chunk.dtype)
         for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
             file.finish()
         for pack in gone:
