@@ -129,6 +129,24 @@ def delta_values() -> npt.NDArray[np.float32]:
     return base * step
 
 
+def proven_tensors() -> dict[str, Tensor]:
+    """Tensors of one to four blocks, each with and without bytes that are left over."""
+    return {
+        "two": Tensor("BF16", (140, 1000), bf16(weights("two", 140_000))),
+        "four": Tensor("I8", (MIB,), sparse("four", MIB)),
+        "five and more": Tensor("U8", (MIB + 262_145,), sparse("five", MIB + 262_145)),
+        "one": Tensor("U8", (262_144,), sparse("one", 262_144)),
+    }
+
+
+def tuned_tensors() -> dict[str, Tensor]:
+    """The next version, whose two blocks are a delta."""
+    tensors = proven_tensors()
+    step = np.float32(1) + weights("tuned", 140_000) / np.float32(256)
+    values = weights("two", 140_000)
+    return tensors | {"two": Tensor("BF16", (140, 1000), bf16(values * step))}
+
+
 def small_tensors(seed: str) -> dict[str, Tensor]:
     """A small model of its own."""
     values = weights(seed, 6000)
@@ -223,6 +241,8 @@ def expected() -> dict[str, Any]:
         f"patched@{number}": {"model.safetensors": file_of(tensors, None)}
         for number, tensors in enumerate(patch_states(), 1)
     }
+    for number, tensors in enumerate((proven_tensors(), tuned_tensors()), 1):
+        files[f"proven@{number}"] = {"model.safetensors": file_of(tensors, None)}
     return {
         ref: {path: sha256(data) for path, data in sorted(own.items())}
         for ref, own in files.items()

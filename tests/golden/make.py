@@ -2,9 +2,10 @@
 
     python -m tests.golden.make NAME…
 
-``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has; ``future``
-holds stores that this version must refuse. Those that are not named stay as they are. Packs are
-named by random bytes, so two runs write different stores with the same content.
+``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has, and proofs,
+which ``proofs`` has; ``future`` holds stores that this version must refuse. Those that are not
+named stay as they are. Packs are named by random bytes, so two runs write different stores with the
+same content.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from tierstore.wiring import open_blobs
 
 HERE = Path(__file__).parent
 STORE, FUTURE, PATCHES = HERE / "v1", HERE / "future", HERE / "patches"
+PROOFS = HERE / "proofs"
 SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 
 
@@ -153,6 +155,16 @@ def _save_patches() -> None:
             store.patch("patched@prod", changes, alias="prod", message=f"step {number}", fold=False)
             if number == content.FOLDED_STEP:
                 store.fold("patched@prod")
+
+
+def _save_proofs() -> None:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tierstore.init(PROOFS, chunk_size=content.CHUNK) as store,
+    ):
+        for number, tensors in enumerate((content.proven_tensors(), content.tuned_tensors())):
+            files = {"model.safetensors": content.file_of(tensors, None)}
+            store.save("proven", write_files(Path(scratch) / str(number), files))
 
 
 def _write_by_hand(blobs: BlobStore, file: bytes) -> None:
@@ -330,7 +342,12 @@ def _change_frame(blobs: BlobStore) -> None:
     blobs.put(info.key, bytes(data))
 
 
-MAKERS = {"v1": _make_v1, "future": _write_future, "patches": _save_patches}
+MAKERS = {
+    "v1": _make_v1,
+    "future": _write_future,
+    "patches": _save_patches,
+    "proofs": _save_proofs,
+}
 """What writes each golden store, by the name of its folder."""
 
 

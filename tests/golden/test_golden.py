@@ -16,9 +16,10 @@ import pytest
 
 import tierstore
 from tests.golden import content
-from tests.golden.make import EXPECTED, FUTURE, HERE, PATCHES, STORE, SUMS, sums
+from tests.golden.make import EXPECTED, FUTURE, HERE, PATCHES, PROOFS, STORE, SUMS, sums
 from tierstore import Dense, codecs
 from tierstore.errors import NotFound, UnsupportedFormat
+from tierstore.format import proof
 from tierstore.format.dtypes import numpy_dtype
 from tierstore.modelstore.store import Store
 
@@ -50,6 +51,29 @@ def patched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         assert codecs.use_native(request.param) is request.param
         yield opened
     codecs.use_native(before)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "without"])
+def test_chunks_with_proofs(native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of both versions, one of which is a delta, bound to the digests of their chunks."""
+    if not native:
+        monkeypatch.setattr(proof, "_native", None)
+    shutil.copytree(PROOFS, tmp_path / "store")
+    versions = content.proven_tensors(), content.tuned_tensors()
+    with tierstore.open(tmp_path / "store") as store:
+        for number, tensors in enumerate(versions, 1):
+            model = store.load(f"proven@{number}")
+            for name, one in tensors.items():
+                rows = [0, one.shape[0] // 2, one.shape[0] - 1]
+                whole = np.frombuffer(one.data, numpy_dtype(one.dtype)).reshape(one.shape)
+                assert model.tensor(name)[rows].tobytes() == whole[rows].tobytes()
+                lengths = [piece.place.proof_bytes for piece in model.tensor(name)._base.chunks()]
+                assert lengths == {"two": [164], "four": [228], "one": [0]}.get(name, [228, 164])
+            for name, array in model.load().items():
+                assert array.tobytes() == tensors[name].data
+        [delta] = store.load("proven@2").tensor("two")._base.chunks()
+        assert delta.place.bases
+        assert store.check(read_data=True).findings == []
 
 
 def test_every_patched_version(patched: Store, tmp_path: Path) -> None:
