@@ -132,7 +132,7 @@ _FORMAT = (
         "chunk-digest",
         "SPEC 3: A reader of the whole chunk MUST check the digest of the plain bytes.",
         "modelstore/chunks/decode.py",
-        "if digest_of(out).raw != head.digest:",
+        "if digest_of(plain).raw != head.digest:",
         "if False:",
         (
             "integration/test_forged_frames.py::"
@@ -141,14 +141,104 @@ _FORMAT = (
     ),
     Mutation(
         "block-checksum",
-        "SPEC 3: A reader of some blocks MUST, after decoding, check each block's plain xxh3.",
+        "SPEC 3.2: Without a proof, each block's plain xxh3 MUST be checked.",
         "modelstore/chunks/decode.py",
-        "if xxh3(out) != head.sums[index]:",
-        "if False:",
+        "elif xxh3(out) != head.sums[index]:",
+        "elif False:",
         (
             "integration/test_forged_frames.py::"
             "test_a_row_of_a_block_that_does_not_match_its_checksum_is_damaged",
         ),
+    ),
+    Mutation(
+        "proof-gives-the-digest",
+        "SPEC 3.2: A reader of some blocks MUST check that the values give the chunk's digest.",
+        "format/proof.py",
+        "if _native.root(proof) != head.digest:",
+        "if False:",
+        (
+            "unit/test_format_proof.py::test_values_that_do_not_give_the_digest_are_refused",
+            "integration/test_forged_parts.py::test_a_forged_part_is_refused[block, sum and value]",
+        ),
+    ),
+    Mutation(
+        "proof-of-as-many-blocks",
+        "SPEC 3.2: A reader of some blocks MUST check that there are as many values as blocks.",
+        "format/proof.py",
+        "if own.codec != RAW or own.plain_bytes != VALUE_BYTES * len(head.ends):",
+        "if False:",
+        ("unit/test_format_proof.py::test_the_top_values_are_no_proof_of_more_blocks",),
+    ),
+    Mutation(
+        "block-of-the-digest",
+        "SPEC 3.2: A reader of some blocks MUST check that each has its chaining value.",
+        "format/proof.py",
+        "if value != proof[VALUE_BYTES * index :][:VALUE_BYTES]:",
+        "if False:",
+        (
+            "unit/test_format_proof.py::"
+            "test_a_block_of_another_place_or_with_one_bit_changed_is_refused",
+            "integration/test_forged_parts.py::test_a_forged_part_is_refused[block and sum]",
+        ),
+    ),
+    Mutation(
+        "one-block-of-the-digest",
+        "SPEC 3.2: A reader of some blocks MUST check a chunk of one block by its digest.",
+        "modelstore/chunks/decode.py",
+        "        if len(head.ends) == 1:\n",
+        "        if False:\n",
+        ("integration/test_forged_parts.py::test_a_forged_chunk_of_one_block_is_refused",),
+    ),
+    Mutation(
+        "part-without-its-proof",
+        "SPEC 3.2: Where a proof cannot be had any more, the whole chunk is read.",
+        "modelstore/chunks/decode.py",
+        "if lost or self._only_whole(place):",
+        "if self._only_whole(place):",
+        ("integration/test_forged_parts.py::test_a_proof_that_a_move_has_lost",),
+    ),
+    Mutation(
+        "part-without-the-native-part",
+        "SPEC 3.2: A reader that cannot compute chaining values MUST read the whole chunk.",
+        "modelstore/chunks/decode.py",
+        "return not can_prove() if place.proof_bytes else self._whole_parts",
+        "return not place.proof_bytes and self._whole_parts",
+        ("integration/test_forged_parts.py::test_without_the_native_part_whole_chunks_are_read",),
+    ),
+    Mutation(
+        "verify-parts-by-chunks",
+        "Settings: with TIERSTORE_VERIFY_PARTS=chunks, parts without proofs are of whole chunks.",
+        "modelstore/chunks/decode.py",
+        "return not can_prove() if place.proof_bytes else self._whole_parts",
+        "return bool(place.proof_bytes) and not can_prove()",
+        ("integration/test_forged_parts.py::test_chunks_without_proofs_are_read_whole_if_asked",),
+    ),
+    Mutation(
+        "part-heals-by-whole-chunks",
+        "decode: where a part of a base is bad, whole chunks are read, which are verified.",
+        "modelstore/chunks/decode.py",
+        "                if not part.place.bases:\n                    raise\n",
+        "                raise\n",
+        (
+            "integration/test_forged_parts.py::"
+            "test_rows_of_a_delta_on_a_forged_base_come_from_another_tier",
+        ),
+    ),
+    Mutation(
+        "check-reads-proofs",
+        "CLI, check: with --read-data, everything is read that a reader may need.",
+        "modelstore/care/check.py",
+        "            reader.read(wants, own=True)\n            reader.check_proofs(batch)\n",
+        "            reader.read(wants, own=True)\n",
+        ("integration/test_forged_parts.py::test_check_finds_a_bad_proof",),
+    ),
+    Mutation(
+        "table-proofs-in-the-pack",
+        "SPEC 6: Frames of proofs MUST lie between the pack's header and its end.",
+        "format/table.py",
+        "or (offsets - proofs).min() < PACK_HEADER_BYTES",
+        "or offsets.min() < PACK_HEADER_BYTES",
+        ("unit/test_format_table.py::test_damaged_tables[a proof within the pack's header]",),
     ),
     Mutation(
         "base-is-standalone",
@@ -554,7 +644,7 @@ _DURABILITY = (
         "SPEC 1: any stored byte is verified: a source that changed is not stored under its "
         "digest.",
         "modelstore/saving/writer.py",
-        "if digest_of(plain).raw != digest:",
+        "if hashed.digest != digest:",
         "if False:",
         (
             "integration/test_save_load_dedup.py::"
@@ -630,8 +720,8 @@ _DURABILITY = (
         "stored-again-in-whole-chunks",
         "SPEC 12: What is read in order to be stored again MUST be whole chunks.",
         "modelstore/chunks/decode.py",
-        "if self._verify_all:\n            plain, came",
-        "if False:\n            plain, came",
+        "if self._verify_all:\n            return self._give_whole",
+        "if False:\n            return self._give_whole",
         (
             "integration/test_forged_frames.py::"
             "test_a_part_that_is_to_be_stored_again_is_compared_with_its_chunks_digest",
@@ -1345,7 +1435,7 @@ _HOT = (
         "hot-base-of-a-part",
         "tiers.node.local: a hot copy that proves wrong is dropped and the durable one is used.",
         "modelstore/chunks/decode.py",
-        "                if not self._drop_bad_bases(part.place):\n                    raise\n",
+        "                if not part.place.bases:\n                    raise\n",
         "                raise\n",
         (
             "integration/test_stored_again.py::"

@@ -13,10 +13,10 @@ import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tierstore.errors import ConfigError, UsageError
-from tierstore.modelstore.settings import Settings
+from tierstore.modelstore.settings import PartVerification, Settings
 from tierstore.shown import nearest
 
 PREFIX = "TIERSTORE_"
@@ -32,6 +32,7 @@ CONFIG = "TIERSTORE_CONFIG"
 PROFILE = "TIERSTORE_PROFILE"
 METRICS = "TIERSTORE_METRICS"
 LOG = "TIERSTORE_LOG"
+VERIFY_PARTS = "TIERSTORE_VERIFY_PARTS"
 VARIABLES: dict[str, tuple[str, str]] = {
     STORE: (
         "The store to use when none is named: a directory, `s3://bucket/prefix`, `gs://…`, "
@@ -52,6 +53,12 @@ VARIABLES: dict[str, tuple[str, str]] = {
     PROFILE: (
         "The lossy variants that this node prefers, in order, such as `int8-channel,full`.",
         "none: the version itself",
+    ),
+    VERIFY_PARTS: (
+        "How rows, slices and ranges of chunks that were stored without proofs are verified: "
+        "`blocks` by checksums, which find damage but no forgery, or `chunks` by the digest of the "
+        "whole chunk, which is read for that.",
+        "`blocks`",
     ),
     CONFIG: (
         "This node's file; empty for none at all. `tierstore tier example` prints one.",
@@ -126,6 +133,10 @@ def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
         chosen["node"] = node
     if profile := environ.get(PROFILE):
         chosen["profile"] = profile
+    if parts := environ.get(VERIFY_PARTS):
+        if parts not in get_args(PartVerification):
+            raise ConfigError(f"invalid {VERIFY_PARTS}={parts!r}: expected blocks or chunks")
+        chosen["verify_parts"] = parts
     if labels := environ.get(LABELS):
         chosen["labels"] = parse_labels(labels)
     return Settings(cache_dir=_cache_dir(environ), **chosen)

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = (".c", ".h")
+SOURCES = (".c", ".h", ".S")
+BLAKE3 = "format/blake3/"
+"""What is there beside sources is in a wheel only as licences of the whole."""
 
 
 def _run(*command: str | Path, cwd: Path) -> str:
@@ -77,7 +79,12 @@ def test_a_wheel_holds_the_whole_package_and_nothing_else(
     inside = {name.removeprefix("tierstore/") for name in names}
     native = {name for name in inside if name.endswith(".so")}
     assert native == {f"{name.replace('.', '/')}.abi3.so" for name in _extensions()}
-    assert inside - native == {name for name in tracked if not name.endswith(SOURCES)}
+    others = {name for name in tracked if not name.endswith(SOURCES) and BLAKE3 not in name}
+    assert inside - native == others
+    licences = {"LICENSE", *(f"tierstore/{BLAKE3}LICENSE_{name}" for name in ("A2", "CC0"))}
+    with zipfile.ZipFile(built[".whl"]) as wheel:
+        kept = {name.partition("/licenses/")[2] for name in wheel.namelist()}
+    assert kept - {""} == licences
 
 
 def _extensions() -> list[str]:

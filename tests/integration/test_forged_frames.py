@@ -14,6 +14,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.codecs import DELTA, RAW
 from tierstore.errors import Damaged
+from tierstore.format import proof
 from tierstore.format.frame import build_head, parse_frame_head
 from tierstore.format.keys import layout_key, pack_key
 from tierstore.format.layout import seal_layout
@@ -80,13 +81,18 @@ def test_a_part_that_is_to_be_stored_again_is_compared_with_its_chunks_digest(
 
 
 def test_a_row_of_a_block_that_does_not_match_its_checksum_is_damaged(
-    store: Store, blobs: MemoryStore
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(blobs, place(store, "m"), 1234, sums=False)
-    tensor = store.load("m").tensor("w")
+    """In a chunk without a proof, as one that was stored without the native part."""
+    words = WORDS[::-1].copy()
+    with monkeypatch.context() as patched:
+        patched.setattr(proof, "_native", None)
+        store.save("plain", {"w": words})
+    spoil(blobs, place(store, "plain"), 1234, sums=False)
+    tensor = store.load("plain").tensor("w")
     with pytest.raises(Damaged, match="checksum of its block 0"):
         tensor[1]
-    assert np.array_equal(tensor[599], WORDS[599]), "another block is what it was"
+    assert np.array_equal(tensor[599], words[599]), "another block is what it was"
 
 
 def test_a_layout_whose_bases_are_deltas_is_damaged(store: Store, blobs: MemoryStore) -> None:

@@ -149,7 +149,7 @@ def print_usage(data: schemas.Du) -> None:
     table([Column(""), Column("SIZE", right=True), Column("SHARE", right=True), Column("")], rows)
     print(
         f"in {counted(data.packs, 'pack')} of {size(data.pack_bytes)}, with "
-        f"{size(data.overhead_bytes)} of footers and others' chunks"
+        f"{size(data.overhead_bytes)} of footers, proofs and others' chunks"
     )
 
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tierstore.arguments import as_text
 from tierstore.ids import FULL, check_variant
@@ -15,6 +16,9 @@ _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
+
+
+PartVerification = Literal["blocks", "chunks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,9 @@ class Settings:
         labels: Labels of this node that rollouts may ask for, such as ``region``.
         profile: The variants that this node prefers, or a name in ``profiles``; see ``Store.load``.
         profiles: Orders of preference by name, each a comma-separated list of variants.
+        verify_parts: What rows, slices and ranges of a chunk that was stored without a proof are
+            verified by: ``blocks`` by the checksums of their blocks, which find damage; ``chunks``
+            by the digest of the whole chunk, which is read for that.
     """
 
     cache_dir: Path
@@ -38,6 +45,7 @@ class Settings:
     labels: Mapping[str, str] = field(default_factory=dict)
     profile: str | None = None
     profiles: Mapping[str, str] = field(default_factory=dict)
+    verify_parts: PartVerification = "blocks"
 
     def preference(self, profile: str | None) -> list[str]:
         """Return the preferred variants, best first; ``full`` is the version itself.

@@ -402,6 +402,7 @@ class _Check:
         wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]
         try:
             reader.read(wants, own=True)
+            reader.check_proofs(batch)
         except (Damaged, NotFound, UnsupportedFormat):
             for want in wants:  # one by one, to name each chunk
                 key = keys.pack_key(want.place.pack)
@@ -409,6 +410,7 @@ class _Check:
                     continue
                 with self._noting(key, self._users_of(self._places[want.place])):
                     reader.read([want], own=True)
+                    reader.check_proofs([want.place])
 
     def _find_garbage(self) -> None:
         used = self._used_packs()

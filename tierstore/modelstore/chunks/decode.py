@@ -1,6 +1,8 @@
 """From frames in packs to verified plain bytes: bases, blocks, and copies in other tiers.
 
-Nothing is returned that does not match its digest or, for a part of a chunk, its blocks' checksums.
+Nothing is returned that does not match its digest. A block is a subtree of it, which a proof binds
+to it; blocks of chunks that were stored without a proof are compared with their checksums alone,
+unless all of such a chunk is to be read.
 A frame whose copy in one tier is damaged is read from another tier that has it. What is hot on this
 node was verified when it was written there; it is compared again where it is to be stored again.
 """
@@ -15,6 +17,7 @@ from tierstore.codecs import decode, decode_block
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.checks import Verified, damaged, digest_of, xxh3
 from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
+from tierstore.format.proof import can_prove, check_block, parse_proof
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.plan import blocks_of_spans
 from tierstore.modelstore.chunks.pool import Came, ReadPool
@@ -63,6 +66,7 @@ class FrameDecoder:
         hot: The hot tiers, asked first for parts of chunks and for the bases of deltas.
         verify_all: Whether to compare everything with its digest: what is hot on this node as well,
             and of a chunk of which a part is wanted all.
+        whole_parts: Whether to read all of a chunk without a proof where a part of it is wanted.
     """
 
     def __init__(
@@ -73,10 +77,11 @@ class FrameDecoder:
         hot: HotTiers,
         *,
         verify_all: bool = False,
+        whole_parts: bool = False,
     ) -> None:
         self._pool, self._table = pool, table
         self._hot = hot
-        self._verify_all = verify_all
+        self._verify_all, self._whole_parts = verify_all, whole_parts
         self._bases: Recent[memoryview] = Recent(keep_chunks)
         self._wholes: Recent[tuple[Verified, Came]] = Recent(keep_chunks)
 
@@ -120,8 +125,7 @@ class FrameDecoder:
             )
         except Damaged as error:
             damaged(name, str(error))
-        if digest_of(out).raw != head.digest:
-            damaged(name, "its plain bytes do not match their digest")
+        _check_digest(head, out, name)
         self._pool.count_decoded(len(out))
         return Verified(out)
 
@@ -150,13 +154,13 @@ class FrameDecoder:
         return Verified(out)
 
     def read_head(self, place: ChunkPlace) -> FrameHead:
-        """Fetch and check the head of a frame."""
+        """Fetch and check the head of a frame, and the proof where it has one."""
         heads: list[FrameHead] = []
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            start, tier = self._pool.read_frame(place, 0, place.head_bytes, avoid)
+            now, start, tier = self._pool.read_head(place, avoid)
             used.add(tier)
-            heads.append(_head_of(start, place))
+            heads.append(_checked(now, start)[0])
 
         self._from_good_copy(place, attempt)
         return heads[0]
@@ -165,27 +169,37 @@ class FrameDecoder:
         """Give ``sink`` the wanted bytes and return how they came.
 
         They come from this node's tier, or else from the head of the frame and just the blocks that
-        hold them; from the whole chunk where everything is verified.
+        hold them; from the whole chunk where nothing less shows that they are the chunk's.
         """
         if self._verify_all:
-            plain, came = self._wholes.get(part.place.digest, self._whole_chunk)
-            _give(part, plain, sink)
-            return came
+            return self._give_whole(part, sink)
         here = self._on_this_node(part.place)
         if here is not None:
             _give(part, here, sink)
             return "reused"
+        if self._only_whole(part.place):
+            return self._give_whole(part, sink)
 
         def attempt(avoid: frozenset[str], used: set[str]) -> None:
             try:
                 self._read_part(part, sink, avoid, used)
             except Damaged:
-                if not self._drop_bad_bases(part.place):
+                if not part.place.bases:
                     raise
-                self._read_part(part, sink, avoid, used)
+                self._give_whole(part, sink)  # a part of a base may be bad: whole ones are verified
 
         self._from_good_copy(part.place, attempt)
         return _came(part.place)
+
+    def _only_whole(self, place: ChunkPlace) -> bool:
+        """Return whether nothing but the whole chunk shows that a part of it is right."""
+        return not can_prove() if place.proof_bytes else self._whole_parts
+
+    def _give_whole(self, part: Part, sink: Sink) -> Came:
+        """Give ``sink`` the wanted bytes of a chunk that is read whole; return how it came."""
+        plain, came = self._wholes.get(part.place.digest, self._whole_chunk)
+        _give(part, plain, sink)
+        return came
 
     def _whole_chunk(self, digest: bytes) -> tuple[Verified, Came]:
         """Return a chunk of the version, compared with its digest, and how it came."""
@@ -330,11 +344,14 @@ class FrameDecoder:
         return None
 
     def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
-        place = self._pool.moves.current(part.place)
-        name = _frame_name(place)
-        start_of_frame, tier = self._pool.read_frame(place, 0, place.head_bytes, avoid)
+        place, start_of_frame, tier = self._pool.read_head(part.place, avoid)
         used.add(tier)
-        head = _head_of(start_of_frame, place)
+        lost = place.proof_bytes < part.place.proof_bytes  # where its pack was rewritten
+        if lost or self._only_whole(place):
+            self._give_whole(part, sink)
+            return
+        name = _frame_name(place)
+        head, proof = _checked(place, start_of_frame)
         if head.plain_bytes != part.plain_bytes or head.frame_bytes != place.frame_bytes:
             damaged(name, f"it holds {head.plain_bytes} plain bytes instead of {part.plain_bytes}")
         blocks = blocks_of_spans(part.spans, part.begin, part.plain_bytes, head.block_size)
@@ -349,11 +366,17 @@ class FrameDecoder:
                 block = memoryview(payload)[own.start - start : own.stop - start]
                 own = head.block_plain(index)
                 below = base[own.start - plain_start : own.stop - plain_start] if base else None
-                plain = self._decode_block(head, index, block, below, name)
+                plain = self._decode_block(head, index, block, below, proof, name)
                 sink(part.begin + head.block_plain(index).start, plain)
 
     def _decode_block(
-        self, head: FrameHead, index: int, payload: memoryview, base: memoryview | None, name: str
+        self,
+        head: FrameHead,
+        index: int,
+        payload: memoryview,
+        base: memoryview | None,
+        proof: bytes,
+        name: str,
     ) -> memoryview:
         span = head.block_plain(index)
         out = memoryview(bytearray(len(span)))
@@ -370,7 +393,11 @@ class FrameDecoder:
             )
         except Damaged as error:
             damaged(name, str(error))
-        if xxh3(out) != head.sums[index]:
+        if len(head.ends) == 1:
+            _check_digest(head, out, name)
+        elif proof:
+            check_block(proof, head, index, out, name)
+        elif xxh3(out) != head.sums[index]:
             damaged(name, f"the checksum of its block {index} does not match")
         self._pool.count_decoded(len(out))
         return out
@@ -421,6 +448,23 @@ def _head_of(frame: memoryview | bytearray, place: ChunkPlace) -> FrameHead:
     if head.bases and not place.bases:
         damaged(name, "it is a delta, but the layout has no bases for it")
     return head
+
+
+def _checked(place: ChunkPlace, start: memoryview) -> tuple[FrameHead, bytes]:
+    """Return the verified head of the frame in ``place`` and the chunk's proof.
+
+    ``start`` is what ``ReadPool.read_head`` read. The proof is empty where there is none, or where
+    it cannot be verified here.
+    """
+    head = _head_of(start[place.proof_bytes :], place)
+    if not place.proof_bytes or not can_prove():
+        return head, b""
+    return head, parse_proof(start[: place.proof_bytes], head, _frame_name(place))
+
+
+def _check_digest(head: FrameHead, plain: memoryview, name: str) -> None:
+    if digest_of(plain).raw != head.digest:
+        damaged(name, "its plain bytes do not match their digest")
 
 
 def _frame_name(place: ChunkPlace) -> str:

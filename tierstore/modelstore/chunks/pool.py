@@ -195,6 +195,24 @@ class ReadPool:
             self.bytes_by_tier[tier] = self.bytes_by_tier.get(tier, 0) + nbytes
         return tier
 
+    def read_head(
+        self, place: ChunkPlace, avoid: frozenset[str] = frozenset()
+    ) -> tuple[ChunkPlace, memoryview, str]:
+        """Read what comes before a frame's payload, following moves.
+
+        Returns:
+            The frame's place now; its proof, where that place has one, and its head, end to end;
+            the name of the tier that was read.
+        """
+        place = self.moves.current(place)
+        out = memoryview(bytearray(place.proof_bytes + place.head_bytes))
+        try:
+            tier = self.read(place.pack, [(place.offset - place.proof_bytes, out)], avoid)
+        except NotFound:
+            self.moves.follow(place.pack)
+            return self.read_head(place, avoid)
+        return place, out, tier
+
     def read_frame(
         self, place: ChunkPlace, start: int, stop: int, avoid: frozenset[str] = frozenset()
     ) -> tuple[bytearray, str]:

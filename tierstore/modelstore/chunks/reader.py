@@ -1,6 +1,6 @@
 """Reads chunks: hot tiers first, then runs of frames from durable tiers, one flight per chunk.
 
-Nothing is returned that does not match its digest or, for a part of a chunk, its blocks' checksums.
+Nothing is returned that does not match its digest; for parts of chunks see ``decode``.
 
 ::
 
@@ -51,15 +51,28 @@ class ChunkReader:
         pool: The version's threads, buffers and counters.
         table: The version's layout, for the bases of deltas.
         hot: The hot tiers, asked first.
+        whole_parts: Whether to read all of a chunk without a proof where a part of it is wanted.
     """
 
     _verifies_all = False
 
-    def __init__(self, pool: ReadPool, table: ChunkTable, hot: HotTiers | None = None) -> None:
+    def __init__(
+        self,
+        pool: ReadPool,
+        table: ChunkTable,
+        hot: HotTiers | None = None,
+        *,
+        whole_parts: bool = False,
+    ) -> None:
         self.pool, self._table = pool, table
         self._hot = hot if hot is not None else HotTiers()
         self._decoder = FrameDecoder(
-            pool, table, pool.threads, self._hot, verify_all=self._verifies_all
+            pool,
+            table,
+            pool.threads,
+            self._hot,
+            verify_all=self._verifies_all,
+            whole_parts=whole_parts,
         )
         self.local = LocalChunks(self._hot, pool, table, usable=not self._verifies_all)
 
@@ -101,11 +114,22 @@ class ChunkReader:
         ).run()
 
     def read_head(self, place: ChunkPlace) -> FrameHead:
-        """Read the head of a chunk's frame."""
+        """Read and verify the head of a chunk's frame, and the proof where it has one."""
         return self._decoder.read_head(place)
 
+    def check_proofs(self, places: Iterable[ChunkPlace]) -> None:
+        """Read and verify those of the chunks' proofs that there are.
+
+        Raises:
+            Damaged: One is bad in every tier that has it.
+        """
+        self.pool.each([place for place in places if place.proof_bytes], self._check_proof)
+
+    def _check_proof(self, place: ChunkPlace) -> None:
+        self._decoder.read_head(place)
+
     def read_parts(self, parts: Sequence[tuple[Part, Sink]]) -> None:
-        """Read parts of chunks: the heads of their frames, then just the blocks that are wanted.
+        """Read parts of chunks: proof and head of each frame, then just the blocks wanted of it.
 
         Args:
             parts: Each part with a sink, which gets every decoded block that holds wanted bytes.

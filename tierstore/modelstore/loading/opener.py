@@ -174,7 +174,9 @@ class Opener:
             threads=self._settings.threads,
             memory_limit_bytes=self._settings.memory_limit_bytes,
         )
-        return Content(table, ChunkReader(pool, table, hot or self._hot), chunk_size)
+        whole_parts = self._settings.verify_parts == "chunks"
+        reader = ChunkReader(pool, table, hot or self._hot, whole_parts=whole_parts)
+        return Content(table, reader, chunk_size)
 
 
 def _tensors_of(
