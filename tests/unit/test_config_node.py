@@ -60,3 +60,13 @@ def test_nothing_is_preferred_by_default(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         settings_from(environ(tmp_path, text))
+
+
+def test_parts_are_verified_by_blocks_unless_whole_chunks_are_asked_for(tmp_path: Path) -> None:
+    assert settings_from(environ(tmp_path, "")).verify_parts == "blocks"
+    for chosen in ("blocks", "chunks"):
+        found = settings_from(environ(tmp_path, "", TIERSTORE_VERIFY_PARTS=chosen))
+        assert found.verify_parts == chosen
+    for wrong in ("always", "1", "Chunks", "chunks "):
+        with pytest.raises(ConfigError, match=r"TIERSTORE_VERIFY_PARTS.*expected blocks or chunks"):
+            settings_from(environ(tmp_path, "", TIERSTORE_VERIFY_PARTS=wrong))
