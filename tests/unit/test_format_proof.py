@@ -58,7 +58,7 @@ def raw(cv: tuple[int, ...]) -> bytes:
 
 
 def leaf(data: bytes, counter: int) -> tuple[int, ...]:
-    cv = IV
+    cv: tuple[int, ...] = IV
     for at in range(0, len(data), 64):
         flags = CHUNK_START * (at == 0) | CHUNK_END * (at + 64 >= len(data))
         cv = compress(cv, data[at : at + 64], counter, flags)
