@@ -81,6 +81,15 @@ def run(capsys: pytest.CaptureFixture[str]) -> Program:
     return go
 
 
+def test_a_directory_without_tensors_has_to_be_meant(run: Program, place: Path) -> None:
+    (place / "texts").mkdir()
+    (place / "texts/a.txt").write_text("a")
+    refused = run("save", "texts", "texts")
+    assert refused.code == 1
+    assert "texts holds no tensors" in refused.err
+    assert run("save", "texts", "texts", "--allow-no-tensors", "-q").out == "texts@1\n"
+
+
 CASES: dict[str, tuple[list[str], str, str]] = {
     # name: command line, what the text holds, what -q prints
     "init": (["init", "new"], "made a store at file://", "file://{place}/new"),
@@ -351,7 +360,14 @@ def test_no_store_is_named(place: Path, run: Program, monkeypatch: pytest.Monkey
 
 def test_unknown_variables(place: Path, run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIERSTORE_SAVE_ALAIS", "x")
-    done = run("ls")
+    done = run("ls", "-q")
+    assert (done.code, done.out) == (0, "org/other\nranker\n")
+    assert done.err == (
+        "tierstore: warning: the environment variable TIERSTORE_SAVE_ALAIS is not known: did you "
+        "mean TIERSTORE_SAVE_ALIAS?\n"
+    )
+    assert run("doctor").code == 0
+    done = run("doctor", "--strict")
     assert (done.code, done.out) == (2, "")
     assert "did you mean TIERSTORE_SAVE_ALIAS?" in done.err
     assert run("ls", "--help").code == 0

@@ -177,6 +177,34 @@ def test_slices(case: Case, way: tuple[str, str], name: str, key: Any) -> None:
     same(lambda: one[key], lambda: two[key], (way, name, key))
 
 
+@pytest.mark.parametrize("name", ["flux.sft", "WEIGHTS.SAFETENSORS", "weights"])
+def test_a_file_under_another_name_is_opened_all_the_same(
+    case: Case, tmp_path: Path, name: str
+) -> None:
+    safetensors.numpy.save_file(PLAIN, tmp_path / name)
+    with tierstore.open(case.store) as store:
+        model = store.load(store.save("renamed", tmp_path))
+        np.testing.assert_array_equal(model["three"], PLAIN["three"])
+    with serving.safe_open(f"tierstore://renamed/{name}", "np") as opened:
+        assert sorted(opened.keys()) == sorted(PLAIN)
+        np.testing.assert_array_equal(opened.get_tensor("two"), PLAIN["two"])
+        np.testing.assert_array_equal(opened.get_slice("big")[3:5], PLAIN["big"][3:5])
+
+
+def test_a_file_that_only_the_library_opens_is_exported_as_it_was(
+    case: Case, tmp_path: Path
+) -> None:
+    text = b' {"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    data = len(text).to_bytes(8, "little") + text + b"\7"
+    (tmp_path / "odd.safetensors").write_bytes(data)
+    with tierstore.open(case.store) as store:
+        model = store.load(store.save("odd", tmp_path / "odd.safetensors"))
+        assert model.read_file("odd.safetensors") == data
+        assert list(model) == []
+    with pytest.raises(errors.UsageError, match=r"no tensor of .*odd.saf.* can be read alone"):
+        serving.safe_open("tierstore://odd/odd.safetensors", "np")
+
+
 def test_arguments(case: Case) -> None:
     local, stored = case.pair("plain.safetensors")
     for more in itertools.chain(

@@ -19,6 +19,7 @@ import tierstore
 from tests.integration.kit import close_shared, tree
 from tests.integration.vllm_contract import LoadConfig, World
 from tierstore import errors
+from tierstore.modelstore.saving.source import BytesFile
 from tierstore.modelstore.store import Store
 from tierstore.serving import vllm as plugin
 
@@ -100,6 +101,39 @@ def test_other_models_are_left_alone(world: World, store: Store, tmp_path: Path)
     engine = world.EngineArgs(str(tmp_path / "one")).create_engine_config(None, headless=True)
     assert engine.load_config == LoadConfig()
     assert engine.model_config.model == str(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        ({"no.weight": "model-00001-of-00002.safetensors"}, "lists 'no.weight', which none"),
+        (
+            {"q.weight": "model-00001-of-00002.safetensors", "x": "consolidated.safetensors"},
+            "has '[qk].weight' in consolidated.safetensors and in model-00001-of-00002.safetensors",
+        ),
+        (None, "has '.*weight' in consolidated.safetensors and in model-0000[12]-of-00002"),
+    ],
+)
+def test_a_tensor_is_in_exactly_one_file(
+    store: Store, tmp_path: Path, index: Any, why: str
+) -> None:
+    tensors = weights(1) | {"x": torch.zeros(1)}
+    folder = make(tmp_path / "odd", tensors)
+    path = folder / "model.safetensors.index.json"
+    path.unlink()
+    if index is not None:
+        path.write_text(json.dumps({"weight_map": index}))
+    store.save("odd", folder)
+    with pytest.raises(errors.UsageError, match=why):
+        list(plugin.weights_of("odd"))
+
+
+def test_an_index_that_is_none_is_said(store: Store, tmp_path: Path) -> None:
+    file = BytesFile("model.safetensors.index.json", b'{"weight')
+    with store._parts.saving.begin() as writer:  # as an upload may have it
+        store._names.publish("odd", writer.write([file]), "")
+    with pytest.raises(errors.UsageError, match="is not JSON with a 'weight_map'"):
+        list(plugin.weights_of("odd"))
 
 
 def test_what_the_user_chose_stays(world: World, store: Store, tmp_path: Path) -> None:
@@ -187,7 +221,7 @@ def test_what_is_refused(world: World, store: Store, tmp_path: Path) -> None:
             world.EngineArgs(url).create_engine_config()
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "config.json").write_text(json.dumps({"hidden_size": WIDTH}))
-    store.save("none", tmp_path / "none")
+    store.save("none", tmp_path / "none", allow_no_tensors=True)
     engine = world.EngineArgs("tierstore://none").create_engine_config()
     with pytest.raises(errors.UsageError, match="no safetensors file"):
         world.get_model(vllm_config=engine)

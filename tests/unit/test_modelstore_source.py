@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tierstore.blobs.memory import MemoryStore
@@ -26,7 +28,7 @@ from tierstore.errors import (
 )
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.saving.pickles import is_pickle
-from tierstore.modelstore.saving.source import ArrayFile, DiskFile, open_source
+from tierstore.modelstore.saving.source import ArrayFile, BytesFile, DiskFile, open_source
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
 
@@ -58,8 +60,189 @@ def test_a_directory_gives_its_files_by_path(model: Path) -> None:
     (model / "sub/deep/x.txt").write_text("x")
     (model / "a b").write_text("")
     (model / ".hidden").write_text("h")
+    (model / ".envrc").write_text("e")
     (model / "empty").mkdir()
-    assert paths(model) == [".hidden", "a b", "config.json", "model.safetensors", "sub/deep/x.txt"]
+    others = ["a b", "config.json", "model.safetensors", "sub/deep/x.txt"]
+    assert paths(model) == [".envrc", ".hidden", *others]
+
+
+def test_what_systems_leave_and_secrets_are_left_out_and_said(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (model / "sub").mkdir()
+    names = ["._model.safetensors", ".DS_Store", ".env", ".env.local", "sub/._x", "Thumbs.db"]
+    for name in names:
+        (model / name).write_bytes(b"\0\x05\x16\x07")
+    (model / "sub/env").write_text("e")
+    assert paths(model) == ["config.json", "model.safetensors", "sub/env"]
+    (said,) = caplog.messages
+    assert said.endswith(f"left out of {model}, as no part of a model: {', '.join(sorted(names))}")
+    caplog.clear()
+    assert paths(model, "*._*", ".DS_Store", ".env*", "Thumbs.db") == [
+        "config.json", "model.safetensors", "sub/env",
+    ]  # fmt: skip
+    assert not caplog.messages, "what was asked for needs no word"
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 90868376\n" % (
+    b"4" * 64
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "sub/model.gguf", "noname"]
+)
+def test_pointers_of_git_lfs_are_refused_by_any_name(model: Path, name: str) -> None:
+    (model / "sub").mkdir()
+    (model / name).write_bytes(POINTER)
+    with pytest.raises(UnsafeSource, match=f"{name} is a pointer of git-lfs.*'git lfs pull'"):
+        paths(model)
+    with pytest.raises(UnsafeSource, match=f"{name} is a pointer of git-lfs"):
+        open_source(model / name, metadata=None, exclude=())
+    with pytest.raises(UnsafeSource, match=f"{name} is a pointer of git-lfs"):
+        BytesFile(name, POINTER)
+    (model / name).write_bytes(b"# about it\n" + POINTER)
+    if not name.endswith(".safetensors"):
+        assert name in paths(model), "a text that quotes one is a text"
+
+
+def write_index(model: Path, shards: dict[str, str], folder: str = "") -> None:
+    (model / folder).mkdir(exist_ok=True)
+    data = json.dumps({"metadata": {"total_size": 24}, "weight_map": shards})
+    (model / folder / "model.safetensors.index.json").write_text(data)
+
+
+def test_an_index_names_files_that_are_there(model: Path) -> None:
+    write_index(model, {"w": "model.safetensors"})
+    write_index(model, {"w": "../model.safetensors"}, "sub")
+    with pytest.raises(SourceError, match=r"sub/model.safetensors.index.json names ../model"):
+        paths(model)
+    write_index(model, {"w": "part.safetensors"}, "sub")
+    save_file({"w": np.zeros(1, np.float32)}, model / "sub/part.safetensors")
+    assert len(paths(model)) == 5
+    write_index(model, {"w": "model.safetensors", "a": "model-2.safetensors", "b": "x"})
+    with pytest.raises(
+        SourceError, match=r"index.json names model-2.safetensors, which is missing, and 1 more"
+    ):
+        paths(model)
+    assert len(paths(model, "*.index.json")) == 3
+    write_index(model, {"w": "model.safetensors"})
+    with pytest.raises(SourceError, match=r"names model.safetensors, which is missing"):
+        paths(model, "model.safetensors")
+
+
+@pytest.mark.parametrize("data", ['{"weight', "[]", "{}", '{"weight_map": {"w": 1}}', "\xff", ""])
+def test_an_index_that_is_none_is_refused(model: Path, data: str) -> None:
+    (model / "model.safetensors.index.json").write_text(data, "latin-1")
+    with pytest.raises(SourceError, match=r"is no index of shards.*--exclude"):
+        paths(model)
+
+
+def cached(tmp_path: Path, name: str, branches: dict[str, str]) -> Path:
+    root = tmp_path / f"models--org--{name}"
+    (root / "blobs").mkdir(parents=True)
+    (root / "refs").mkdir()
+    for branch, revision in branches.items():
+        snapshot = root / "snapshots" / revision
+        snapshot.mkdir(parents=True)
+        (root / "refs" / branch).write_text(revision)
+        save_file({"w": np.zeros(1, np.float32)}, root / "blobs" / revision)
+        (snapshot / "model.safetensors").symlink_to(f"../../blobs/{revision}")
+    return root
+
+
+def test_a_download_cache_asks_for_a_snapshot(tmp_path: Path) -> None:
+    root = cached(tmp_path, "a", {"first": "1" * 40, "main": "5" * 40})
+    snapshot = root / "snapshots" / ("5" * 40)
+    with pytest.raises(SourceError, match=f"with 2 snapshots, .*save one, such as {snapshot}$"):
+        paths(root)
+    assert paths(snapshot) == ["model.safetensors"]
+    hub = tmp_path
+    with pytest.raises(SourceError, match=f"with 2 snapshots, .*such as {snapshot}$"):
+        paths(hub)
+
+
+def test_a_folder_called_snapshots_is_no_cache(model: Path) -> None:
+    (model / "snapshots/7").mkdir(parents=True)
+    (model / "snapshots/7/x").write_text("x")
+    assert paths(model) == ["config.json", "model.safetensors", "snapshots/7/x"]
+
+
+def test_a_directory_without_tensors_has_to_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("n")
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(SourceError, match=r"holds no tensors, only 2 other files.*--allow-no-tens"):
+        paths(tmp_path)
+    files = open_source(tmp_path, metadata=None, exclude=(), allow_no_tensors=True)
+    assert [file.path for file in files] == ["empty.safetensors", "notes.txt"]
+    assert open_source(tmp_path / "notes.txt", metadata=None, exclude=())
+
+
+@pytest.mark.parametrize("name", ["MODEL.SAFETENSORS", "flux.sft", "weights", "model.bin"])
+def test_a_safetensors_file_is_known_by_its_header(model: Path, name: str) -> None:
+    (model / "model.safetensors").rename(model / name)
+    (file,) = (one for one in open_source(model, metadata=None, exclude=()) if one.path == name)
+    assert file.header is not None
+    assert [info.name for info in file.header.tensors] == ["w"]
+    data = (model / name).read_bytes()
+    for almost in (data[:-1], data + b"x", data.replace(b'"F32"', b'"G32"'), data[:8] + b"{"):
+        (model / name).write_bytes(almost)
+        plain = open_source(model / name, metadata=None, exclude=())
+        assert plain[0].header is None, "whatever is not wholly one is a file like others"
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    save_file({"w": np.zeros(1, np.uint8)}, path)
+    text = path.read_bytes()[8:-1].ljust(0x280)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\7")
+    assert path.read_bytes()[:2] == b"\x80\2"
+    (file,) = open_source(path, metadata=None, exclude=())
+    assert file.header is not None
+
+
+LENIENT = {
+    "white space before it": b' {"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+    "a key of its own": b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"note":1}}',
+    "a name twice": b'{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},'
+    b'"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+    "a tensor as a list": b'{"w":["U8",[1],[0,1]]}',
+}
+
+
+@pytest.mark.parametrize("kind", LENIENT)
+def test_what_only_the_library_opens_is_a_plain_file(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(LENIENT[kind]).to_bytes(8, "little") + LENIENT[kind] + b"\7")
+    with safe_open(path, "np") as opened:
+        assert list(opened.keys()) == ["w"]
+    (file,) = open_source(path, metadata=None, exclude=())
+    assert file.header is None
+    (said,) = caplog.messages
+    assert f"{path}: not a valid safetensors header" in said
+    assert "stored as a plain file" in said
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InvalidSafetensors, match="nothing was saved"):
+        open_source(path, metadata=None, exclude=())
+
+
+@pytest.mark.parametrize(
+    ("begin", "looks"),
+    [
+        (b"<!DOCTYPE html><html>Sign in", "a web page"),
+        (b"\n<html>", "a web page"),
+        (b"PK\3\4", "a pickle"),
+        (b"\x80\2cfoo\n", "a pickle"),
+        (b"GGUF\3\0\0\0", "a GGUF file"),
+    ],
+)
+def test_what_has_the_name_of_weights_is_said(tmp_path: Path, begin: bytes, looks: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(begin + bytes(100))
+    with pytest.raises(InvalidSafetensors, match=f"{looks}.*nothing was saved"):
+        open_source(path, metadata=None, exclude=())
 
 
 def test_repositories_and_download_caches_are_left_out(model: Path) -> None:
@@ -74,6 +257,19 @@ def test_exclude_takes_globs_of_files_and_folders(model: Path) -> None:
     (model / "onnx/model.onnx").write_text("x")
     assert paths(model, "*.json", "onnx/*") == ["model.safetensors"]
     assert paths(model, "onnx", "*.JSON") == ["config.json", "model.safetensors"]
+    for folder in ("onnx/", "./onnx", "./onnx/", "on*/"):
+        assert paths(model, folder) == ["config.json", "model.safetensors"]
+    assert paths(model, "config.json/") == ["config.json", "model.safetensors", "onnx/model.onnx"]
+
+
+@pytest.mark.parametrize("name", ["a[1].json", "b*.json", "c?.json", "[d]", "e[!f].json"])
+def test_exclude_takes_names_that_look_like_globs(model: Path, name: str) -> None:
+    (model / name).write_text("x")
+    assert paths(model, name) == ["config.json", "model.safetensors"]
+    (model / "folder").mkdir()
+    (model / "folder" / name).mkdir()
+    (model / "folder" / name / "x").write_text("x")
+    assert paths(model, name, f"folder/{name}/") == ["config.json", "model.safetensors"]
 
 
 def test_links_to_files_are_followed(model: Path, tmp_path: Path) -> None:
@@ -91,7 +287,17 @@ def test_links_to_folders_are_refused_unless_excluded(model: Path) -> None:
     assert paths(model, "loop") == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("kind", ["dangling link", "pipe", "socket-like link to a device"])
+@pytest.mark.parametrize("target", ["nowhere", "../blobs/nowhere", "/nowhere/at/all"])
+def test_a_link_to_nothing_says_where_it_leads(model: Path, target: str) -> None:
+    (model / "model-2.safetensors").symlink_to(target)
+    with pytest.raises(
+        UnsafeSource, match=f"model-2.safetensors is a link to {target}, which does not exist"
+    ):
+        paths(model)
+    assert paths(model, "model-2.*") == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket-like link to a device"])
 def test_what_is_no_regular_file_is_refused_unless_excluded(model: Path, kind: str) -> None:
     odd = model / "odd"
     if kind == "pipe":
@@ -203,7 +409,6 @@ HOSTILE = {
     "huge length": b"\xff" * 8,
     "length beyond the file": (100).to_bytes(8, "little") + b"{}",
     "no JSON": (4).to_bytes(8, "little") + b"abcd",
-    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
 }
 
 

@@ -65,7 +65,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A directory, or one file. Tensors are taken from .safetensors files, other files are "
+        help="A directory, or one file. Tensors are taken from safetensors files, other files are "
         "stored as bytes; pickles are refused.",
         show_default=False,
     ),
@@ -91,6 +91,10 @@ def save(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Leave out paths that match; may be repeated."),
     ] = None,
+    allow_no_tensors: Annotated[
+        bool,
+        typer.Option("--allow-no-tensors", help="Save a directory that holds no tensors, too."),
+    ] = False,
     base: Annotated[
         str,
         typer.Option(
@@ -114,6 +118,7 @@ def save(
             alias=alias,
             message=message,
             exclude=exclude or (),
+            allow_no_tensors=allow_no_tensors,
             base=None if base == "none" else base,
             distilled_from=distilled_from,
             progress=progress,

@@ -225,6 +225,7 @@ class Store:
         message: str | None = None,
         metadata: Mapping[str, str] | None = None,
         exclude: Sequence[str] = (),
+        allow_no_tensors: bool = False,
         base: str | Version | None = "auto",
         distilled_from: str | Version | None = None,
         progress: Progress | bool | None = None,
@@ -237,12 +238,13 @@ class Store:
 
         Args:
             model: The model's name; a slash is fine, as in ``org/ranker``.
-            source: A ``.safetensors`` file, a directory with such files and others, or tensors by
+            source: A safetensors file, a directory with such files and others, or tensors by
                 name: numpy arrays (those of ml_dtypes included) or torch tensors of any shape.
             alias: A name to point to the new version, such as ``prod``.
             message: Why; kept in the log. ``None`` for no message.
             metadata: ``__metadata__`` of the header, for tensors in memory only.
-            exclude: Glob patterns of paths in the directory to leave out.
+            exclude: Glob patterns of paths in the directory to leave out; ``sub/`` is a folder.
+            allow_no_tensors: Whether a directory may be saved that holds no tensors at all.
             base: The version that deltas refer to; ``"auto"`` takes the newest version of the
                 model, or else the most alike one of another model; ``None`` stores no deltas.
             distilled_from: The version that taught this one, for its lineage.
@@ -257,7 +259,10 @@ class Store:
                 wrong.
             NotFound: There is no such ``source``, ``base`` or teacher.
             InvalidSafetensors: A file breaks the rules of the format.
-            UnsafeSource: The source holds a pickle, or a path that leaves its directory.
+            UnsafeSource: The source holds a pickle, a pointer of git-lfs, a link to nothing, or a
+                path that leaves its directory.
+            SourceError: The directory holds no tensors, is a download cache, or lacks a file that
+                its index of shards names.
             SourceChanged: The source changed while it was read.
             Conflict: The name is a release's, or ``alias`` is in a rollout.
             OutOfSpace: A disk, quota or bucket is full.
@@ -281,7 +286,9 @@ class Store:
         if distilled_from is not None:
             teacher = self.resolve(distilled_from).digest
             lineage = [LineageEntry(relation=DISTILLED_FROM, digest=teacher.raw)]
-        files = open_source(source, metadata=metadata, exclude=exclude)
+        files = open_source(
+            source, metadata=metadata, exclude=exclude, allow_no_tensors=allow_no_tensors
+        )
         try:
             selection = self._parts.saving.select_base(files, base, model)
             with (

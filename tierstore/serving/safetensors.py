@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
+from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.safetensors import build_header
 from tierstore.modelstore.loading.fileview import FileView
@@ -97,6 +98,11 @@ class safe_open:
             for tensor in map(self._model.tensor, self._model)
             if tensor.file == self._view.path
         }
+        if not self._tensors and self._library.keys():
+            raise UsageError(
+                f"no tensor of {path} can be read alone: its header breaks the rules of the "
+                "format, so it is stored as a plain file; export the version, and open it there"
+            )
         return self
 
     _model: Model

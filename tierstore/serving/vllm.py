@@ -14,15 +14,16 @@ Written against vLLM 0.10 and later: ``BaseModelLoader`` (``download_model``, ``
 from __future__ import annotations
 
 import functools
-import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tierstore import config
 from tierstore.errors import UsageError
 from tierstore.modelstore.loading.model import Model
+from tierstore.modelstore.loading.tensor import Tensor
+from tierstore.modelstore.saving.kinds import shards_of
 from tierstore.serving.location import SCHEME, STORE, Location, open_ref
 from tierstore.serving.opened import open_shared
 
@@ -114,20 +115,48 @@ def weights_of(ref: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the weights of a version: those in the files that its index lists.
 
     Without an index they are those in all safetensors files at its top.
+
+    Raises:
+        UsageError: It has no weights at its top, its index lists a tensor that none of these files
+            has, or two of them have a tensor.
     """
     from tierstore.serving.torch import iter_weights
 
     model, _ = open_ref(ref)
     paths = {file.path for file in model._opened.manifest.files}
     top = {path for path in paths if path.endswith(".safetensors") and "/" not in path}
+    listed: dict[str, str] = {}
     if _INDEX in paths:
-        top &= set(json.loads(model.read_file(_INDEX))["weight_map"].values())
+        found = shards_of(model.read_file(_INDEX))
+        if found is None:
+            raise UsageError(f"{_INDEX} of {model.version} is not JSON with a 'weight_map'")
+        listed = found
+        top &= set(listed.values())
     if not top:
         raise UsageError(f"{model.version} has no safetensors file at its top level")
-    tensors = map(model.tensor, model)
-    short = {tensor.name: tensor.name_in_file for tensor in tensors if tensor.file in top}
+    tensors = [tensor for tensor in map(model.tensor, model) if tensor.file in top]
+    short = {tensor.name: tensor.name_in_file for tensor in tensors}
+    _check_one_each(model, tensors, listed)
     for name, tensor in iter_weights(_settled(ref, model), names=short):
         yield short[name], tensor
+
+
+def _check_one_each(model: Model, tensors: Sequence[Tensor], listed: Iterable[str]) -> None:
+    """Raise ``UsageError`` if a tensor is in no file, or in two."""
+    files: dict[str, list[str]] = {}
+    for tensor in tensors:
+        files.setdefault(tensor.name_in_file, []).append(tensor.file)
+    for name in listed:
+        if name not in files:
+            raise UsageError(
+                f"{_INDEX} of {model.version} lists {name[:200]!r}, which none of its files has"
+            )
+    for name, among in files.items():
+        if len(among) > 1:
+            raise UsageError(
+                f"{model.version} has {name[:200]!r} in {' and in '.join(sorted(among))}: save it "
+                "without one of them (--exclude)"
+            )
 
 
 @functools.cache

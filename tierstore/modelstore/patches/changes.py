@@ -189,7 +189,8 @@ def encode_file(path: str | os.PathLike[str]) -> EncodedPatch:
         UsageError: An index is out of range.
     """
     file = DiskFile(PATCH_PATH, Path(path))
-    assert file.header is not None
+    if file.header is None:
+        raise InvalidSafetensors(f"{path} is no patch: its header breaks the format's rules")
     try:
         try:
             spec = parse_patch(file.header)

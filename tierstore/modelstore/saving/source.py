@@ -7,6 +7,7 @@ changes between hashing and encoding would be stored under a digest that is not 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import fnmatch
 import logging
 import os
@@ -43,7 +44,19 @@ from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.loading.arrays import ArrayBytes, array_bytes
 from tierstore.modelstore.loading.exportdir import read_list
 from tierstore.modelstore.places import StorePlaces
-from tierstore.modelstore.saving.pickles import LOOKED_AT_BYTES, is_pickle
+from tierstore.modelstore.saving.kinds import (
+    BEGIN_BYTES,
+    INDEX_SUFFIX,
+    check_index,
+    is_beside,
+    library_opens,
+    looks_like,
+    may_be_safetensors,
+    refuse_cache,
+    refuse_pointer,
+)
+from tierstore.modelstore.saving.pickles import is_pickle
+from tierstore.shown import counted
 
 _log = logging.getLogger("tierstore.save")
 
@@ -116,34 +129,54 @@ class DiskFile(SourceFile):
             raise UnsafeSource(f"{where} is not a regular file; save a file or a directory")
         self._identity = _identity(found)
         self.size = self._identity[2]
-        self.header = None
-        if path.endswith(SUFFIX):
-            self.header = self._read_header()
-        elif self.size:
-            self._refuse_pickle()
-        self.close()
-
-    def _read_header(self) -> Header:
-        first = bytearray(min(8, self.size))
         try:
-            self.read_into(0, memoryview(first))
-            raw = bytearray(header_length(bytes(first)) + 8)
-            if len(raw) > self.size:
-                raise InvalidSafetensors(
-                    f"the header of {len(raw) - 8} bytes is longer than the file of {self.size}"
-                )
-            self.read_into(0, memoryview(raw))
-            return parse_header(bytes(raw), self.size)
-        except InvalidSafetensors as error:
+            self.header = self._examined()
+        finally:
             self.close()
-            raise InvalidSafetensors(f"{self._where}: {error}; nothing was saved") from None
 
-    def _refuse_pickle(self) -> None:
-        first = bytearray(min(LOOKED_AT_BYTES, self.size))
-        self.read_into(0, memoryview(first))
-        self.close()
-        # an upload lies under its digest, where its sender does not know it
-        refuse_pickle(self.path, bytes(first), self.path if self.sha256 else str(self._where))
+    def _examined(self) -> Header | None:
+        """Return the header, if this is a safetensors file; refuse what is no content."""
+        begin = self.read(0, min(BEGIN_BYTES, self.size))
+        # an upload lies under its digest, which its sender does not know
+        shown = self.path if self.sha256 else str(self._where)
+        refuse_pointer(shown, begin, self.size)
+        if self.path.endswith(SUFFIX):
+            return self._named_header(begin)
+        if may_be_safetensors(begin, self.size):
+            with contextlib.suppress(InvalidSafetensors):
+                return parse_header(self.read(0, header_length(begin[:8]) + 8), self.size)
+        if self.size:
+            refuse_pickle(self.path, begin, shown)
+        return None
+
+    def _named_header(self, begin: bytes) -> Header | None:
+        """Return the header of what is called a safetensors file; ``None`` if it is to be bytes."""
+        raw = b""
+        try:
+            length = header_length(begin[:8]) + 8
+            if length > self.size:
+                raise InvalidSafetensors(
+                    f"the header of {length - 8} bytes is longer than the file of {self.size}"
+                )
+            raw = self.read(0, length)
+            return parse_header(raw, self.size)
+        except InvalidSafetensors as error:
+            if not (raw and library_opens(raw, self.size)):
+                why = f"{error}{looks_like(begin)}"
+                raise InvalidSafetensors(f"{self._where}: {why}; nothing was saved") from None
+            _log.warning(
+                "%s: %s. The safetensors library opens it, so it is stored as a plain file, of "
+                "which no tensor can be read alone",
+                self._where,
+                error,
+            )
+        return None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset`` on; ``SourceChanged`` if the file ends before."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         with _explained(self._where):
@@ -269,7 +302,8 @@ class BytesFile(SourceFile):
 
     def __init__(self, path: str, data: bytes) -> None:
         self.path, self.size, self.header = check_new_path(path), len(data), None
-        refuse_pickle(path, data[:LOOKED_AT_BYTES], path)
+        refuse_pickle(path, data[:BEGIN_BYTES], path)
+        refuse_pointer(path, data[:BEGIN_BYTES], self.size)
         self.data = data
 
     def read_into(self, offset: int, out: memoryview) -> None:
@@ -302,6 +336,7 @@ def open_source(
     *,
     metadata: Mapping[str, str] | None,
     exclude: Sequence[str],
+    allow_no_tensors: bool = False,
 ) -> list[SourceFile]:
     """Return the files of ``source``, sorted by path.
 
@@ -309,6 +344,7 @@ def open_source(
         source: A safetensors file, a directory of a model, or tensors by name.
         metadata: ``__metadata__`` of the header, for tensors in memory only.
         exclude: Glob patterns of paths, relative to the directory, to leave out.
+        allow_no_tensors: Whether a directory may hold no tensors at all.
     """
     exclude = as_texts("exclude", exclude, "['*.bin', 'checkpoints/*']")
     if metadata is not None:
@@ -323,16 +359,32 @@ def open_source(
     with _explained(where):
         folder = where.is_dir()
     if folder:
-        before = _export_in(where)
-        files = [DiskFile(path, where / path) for path in _walk(where, exclude)]
-        if _export_in(where) != before:
-            raise SourceChanged(f"another version was exported to {where} meanwhile; save again")
-        warn_of_alike(sorted(file.path for file in files))
-        if not files:
-            raise SourceError(f"{where} holds no files to save")
+        files = _open_directory(where, exclude)
+        if not allow_no_tensors and not any(one.header and one.header.tensors for one in files):
+            raise SourceError(
+                f"{where} holds no tensors, only {counted(len(files), 'other file')}: is it the "
+                "right directory? allow_no_tensors=True (--allow-no-tensors) saves it as it is"
+            )
     else:
         files = [DiskFile(check_new_path(where.name), where)]
     return sorted(files, key=lambda file: file.path)
+
+
+def _open_directory(where: Path, exclude: Sequence[str]) -> list[DiskFile]:
+    before = _export_in(where)
+    refuse_cache(where)
+    files = [DiskFile(path, where / path) for path in _walk(where, exclude)]
+    if _export_in(where) != before:
+        raise SourceChanged(f"another version was exported to {where} meanwhile; save again")
+    if not files:
+        raise SourceError(f"{where} holds no files to save")
+    paths = sorted(file.path for file in files)
+    warn_of_alike(paths)
+    for file in files:
+        if file.path.endswith(INDEX_SUFFIX):
+            check_index(str(where / file.path), file.path, file.read(0, file.size), paths)
+            file.close()
+    return files
 
 
 def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
@@ -340,6 +392,7 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
         with _explained(Path(error.filename)):
             raise error
 
+    beside: list[str] = []
     # links to files are followed (the Hugging Face cache is made of them), links to folders are
     # not: they can lead in circles
     for folder, folders, names in os.walk(root, onerror=fail):
@@ -348,7 +401,9 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
         folders[:] = [
             name
             for name, path in below.items()
-            if path not in SKIPPED_FOLDERS and not is_own(name) and not _excluded(path, exclude)
+            if path not in SKIPPED_FOLDERS
+            and not is_own(name)
+            and not _excluded(path, exclude, folder=True)
         ]
         if EXPORT_LIST in names:
             _export_in(Path(folder))
@@ -363,17 +418,31 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
             path = (base / name).as_posix()
             if _excluded(path, exclude):
                 continue
-            if not (Path(folder) / name).is_file():
-                raise UnsafeSource(
-                    f"{Path(folder) / name} is not a regular file; leave it out with exclude "
-                    "(--exclude)"
-                )
+            if is_beside(name):
+                beside.append(path)
+                continue
+            _check_regular(Path(folder) / name)
             try:
                 yield check_new_path(path)
             except InvalidName as error:
                 raise InvalidName(
                     f"{error}; rename it, or leave it out with exclude (--exclude)"
                 ) from None
+    if beside:
+        _log.warning(
+            "left out of %s, as no part of a model: %s", root, ", ".join(sorted(beside)[:10])
+        )
+
+
+def _check_regular(where: Path) -> None:
+    if where.is_file():
+        return
+    if where.is_symlink() and not os.path.lexists(where.resolve()):
+        raise UnsafeSource(
+            f"{where} is a link to {where.readlink()}, which does not exist: complete what it "
+            "links to, or leave it out with exclude (--exclude)"
+        )
+    raise UnsafeSource(f"{where} is not a regular file; leave it out with exclude (--exclude)")
 
 
 def _export_in(folder: Path) -> ExportList | None:
@@ -398,8 +467,14 @@ def warn_of_alike(paths: Iterable[str]) -> None:
         )
 
 
-def _excluded(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+def _excluded(path: str, patterns: Sequence[str], folder: bool = False) -> bool:
+    """Return whether a pattern is the path itself, or matches it; ``sub/`` is a folder alone."""
+    for pattern in patterns:
+        glob = pattern.removeprefix("./")
+        glob = glob.rstrip("/") if folder else glob
+        if path == glob or fnmatch.fnmatchcase(path, glob):
+            return True
+    return False
 
 
 def _refuse_other(source: object) -> NoReturn:
