@@ -81,6 +81,11 @@ _AWS_CREDENTIALS = (
     "AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE",
 )  # fmt: skip
+_SERVICE = re.compile(
+    r"TIERSTORE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)",
+)
+_SERVICE_PORT = re.compile(r"TIERSTORE(_\w+)?_PORT")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 _OFF = {"", "0", "false", "no", "off"}
 _TIME = re.compile(r"(\d{1,9})([smhd]?)\Z")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -435,20 +440,40 @@ def is_on(name: str) -> bool:
     return os.environ.get(name, "").lower() not in _OFF
 
 
-def check_known(more: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse ``TIERSTORE_*`` variables that nothing reads; ``ConfigError`` names the nearest one.
+def is_service_variable(name: str, value: str) -> bool:
+    """Return whether Kubernetes sets this variable for a Service whose name begins with tierstore.
+
+    Every pod of the namespace gets them: ``TIERSTORE_SERVICE_HOST``, ``TIERSTORE_PORT=tcp://…``,
+    ``TIERSTORE_PORT_80_TCP_ADDR`` and the like. They are told from ours by their form.
+    """
+    if not _SERVICE.fullmatch(name):
+        return False
+    return not _SERVICE_PORT.fullmatch(name) or _SERVICE_URL.match(value) is not None
+
+
+def unknown_messages(more: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a line for each ``TIERSTORE_*`` variable that nothing reads, with the nearest name.
 
     Args:
         more: Known variables beside those of this module.
-        environ: Environment to check.
+        environ: Environment to look at.
     """
+    lines = []
     for name in unknown_variables(more, environ):
         near = difflib.get_close_matches(name, sorted({*KNOWN, *more}), 1)
         hint = f"did you mean {near[0]}?" if near else "see 'tierstore --help'"
-        raise ConfigError(f"the environment variable {name} is not known: {hint}")
+        lines.append(f"the environment variable {name} is not known: {hint}")
+    return lines
 
 
 def unknown_variables(more: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the ``TIERSTORE_*`` variables that nothing reads, sorted; see ``check_known``."""
-    ours = {name for name in environ if name.startswith(PREFIX)}
+    """Return the ``TIERSTORE_*`` variables that nothing reads, sorted.
+
+    Those that Kubernetes sets for a Service are not among them.
+    """
+    ours = {
+        name
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and not is_service_variable(name, value)
+    }
     return sorted(ours.difference(KNOWN, more))

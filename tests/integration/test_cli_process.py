@@ -107,6 +107,87 @@ def test_a_full_output_is_an_error(store: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_error(store: Path, closed: str) -> None:
+    program = " ".join(PROGRAM)
+    for command, code in (("ls", 0), ("load ranker --to out", 0), ("ls nothing", 5)):
+        done = subprocess.run(
+            f"{program} {command} {closed}", shell=True, text=True, capture_output=True
+        )
+        assert done.returncode == code
+        if "2>&-" in closed or code == 0:
+            assert done.stderr == ""
+        else:
+            assert done.stderr == (
+                "tierstore: error: there is no model 'nothing'; 'tierstore ls' lists them\n"
+            )
+        assert bool(done.stdout) == (code == 0 and ">&-" not in closed.replace("2>&-", ""))
+    assert (store / "out/model.safetensors").read_bytes() == (
+        store / "model.safetensors"
+    ).read_bytes()
+    save = f"{program} save second model.safetensors {closed}"
+    assert subprocess.run(save, shell=True, capture_output=True).returncode == 0
+    assert run("check", "--read-data").returncode == 0, "nothing was printed into a file"
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_code(store: Path) -> None:
+    with open("/dev/full", "w") as full:
+        assert run("ls", "nothing", stderr=full).returncode == 5
+    with open(os.devnull) as unwritable:
+        done = run("ls", stdout=unwritable)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "tierstore: error: the output cannot be written: Bad file descriptor\n",
+    )
+
+
+def test_a_current_directory_that_was_removed(store: Path, tmp_path: Path) -> None:
+    program = " ".join(PROGRAM)
+    for command, code in (
+        (f"--store {store}/store ls -q", 0),
+        ("--store store ls", 5),
+        (f"--store {store}/store load ranker --to out", 5),
+    ):
+        done = subprocess.run(
+            f"mkdir gone && cd gone && rmdir ../gone && {program} {command}",
+            shell=True, text=True, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == code
+        if code:
+            assert done.stderr == (
+                "tierstore: error: the current directory does not exist any more: change to "
+                "another one\n"
+            )
+        else:
+            assert (done.stdout, done.stderr) == ("ranker\n", "")
+
+
+def test_variables_of_a_kubernetes_service_are_not_ours(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TIERSTORE", "TIERSTORE_HUB", "TIERSTORE_SERVE_HUB"):
+        at = "10.0.0.7"
+        service = {
+            "SERVICE_HOST": at, "SERVICE_PORT": "8000", "SERVICE_PORT_HTTP": "8000",
+            "PORT": f"tcp://{at}:8000", "PORT_8000_TCP": f"tcp://{at}:8000",
+            "PORT_8000_TCP_PROTO": "tcp", "PORT_8000_TCP_PORT": "8000", "PORT_8000_TCP_ADDR": at,
+        }  # fmt: skip
+        for key, value in service.items():
+            monkeypatch.setenv(f"{name}_{key}", value)
+    for command in (["ls", "-q"], ["doctor", "--strict", "-q"]):
+        done = run(*command)
+        assert (done.returncode, done.stderr) == (0, "")
+    with subprocess.Popen(
+        [*PROGRAM, "serve", "hub", "--json", "--port", "0"], stdout=subprocess.PIPE, text=True
+    ) as gateway:
+        assert gateway.stdout is not None
+        assert "127.0.0.1" in gateway.stdout.readline()
+        gateway.terminate()
+    monkeypatch.setenv("TIERSTORE_SERVE_HUB_PORT", "much")
+    done = run("serve", "hub")
+    assert (done.returncode, "TIERSTORE_SERVE_HUB_PORT" in done.stderr) == (2, True)
+
+
 def test_an_output_that_cannot_hold_a_name(store: Path) -> None:
     with tierstore.open("store") as opened:
         opened.save("重み", {"w": np.zeros(3, np.float32)})

@@ -184,12 +184,34 @@ def test_the_documented_schemas_are_current() -> None:
     )
 
 
-def test_unknown_variables_are_refused_with_the_nearest() -> None:
-    with pytest.raises(errors.ConfigError, match="did you mean TIERSTORE_SAVE_ALIAS"):
-        config.check_known(KNOWN, {"TIERSTORE_SAVE_ALAIS": "", "HOME": "/"})
-    with pytest.raises(errors.ConfigError, match="TIERSTORE_ZZZ"):
-        config.check_known(KNOWN, {"TIERSTORE_ZZZ": ""})
-    config.check_known(KNOWN, {**dict.fromkeys(config.KNOWN, "1"), "TIERSTORE_LOAD_TO": "x"})
+def test_unknown_variables_are_named_with_the_nearest() -> None:
+    environ = {"TIERSTORE_SAVE_ALAIS": "", "TIERSTORE_ZZZ": "", "HOME": "/"}
+    environ |= {**dict.fromkeys(config.KNOWN, "1"), "TIERSTORE_LOAD_TO": "x"}
+    assert config.unknown_messages(KNOWN, environ) == [
+        "the environment variable TIERSTORE_SAVE_ALAIS is not known: did you mean "
+        "TIERSTORE_SAVE_ALIAS?",
+        "the environment variable TIERSTORE_ZZZ is not known: see 'tierstore --help'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "of_service"),
+    [
+        ("TIERSTORE_PORT", "tcp://10.0.0.7:8000", True),
+        ("TIERSTORE_PORT", "8000", False),
+        ("TIERSTORE_SERVE_HUB_PORT", "udp://10.0.0.7:1", True),
+        ("TIERSTORE_SERVE_HUB_PORT", "8000", False),
+        ("TIERSTORE_SERVICE_HOST", "fd00::1", True),
+        ("TIERSTORE_A_B_SERVICE_PORT_METRICS", "1", True),
+        ("TIERSTORE_PORT_53_UDP_ADDR", "10.0.0.7", True),
+        ("TIERSTORE_PORT_53_UDP_ADRR", "10.0.0.7", False),
+        ("TIERSTORE_STORE", "tcp://10.0.0.7:8000", False),
+    ],
+)
+def test_variables_of_services_are_told_by_their_form(
+    name: str, value: str, of_service: bool
+) -> None:
+    assert config.is_service_variable(name, value) == of_service
 
 
 def all_errors(base: type[errors.TierstoreError]) -> list[type[errors.TierstoreError]]:

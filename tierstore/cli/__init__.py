@@ -11,6 +11,9 @@ __all__ = ["main"]
 def main() -> NoReturn:
     """Run the command in ``sys.argv`` and exit with its code."""
     try:
+        from tierstore.cli.kit import streams
+
+        streams.prepare()  # before anything is opened, which would take their place
         from tierstore.cli.kit.app import run
 
         code = run(sys.argv[1:])

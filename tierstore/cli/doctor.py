@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,13 +10,19 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import health as schemas
 from tierstore.cli.tierhealth import tier_facts, tier_health_json
+from tierstore.errors import ConfigError
 from tierstore.shown import shown_url
 
 if TYPE_CHECKING:
     from tierstore.admin.doctor import Diagnosis, StoreHealth
 
 
-def doctor(cli: Cli) -> None:
+def doctor(
+    cli: Cli,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse TIERSTORE_ variables that are not known.")
+    ] = False,
+) -> None:
     """Check this installation, the store and its tiers.
 
     It shows versions, kernels, limits and libraries, tries whether the store and each of its tiers
@@ -26,6 +32,8 @@ def doctor(cli: Cli) -> None:
     """
     from tierstore import codecs, config
 
+    if strict and cli.odd_variables:
+        raise ConfigError(cli.odd_variables[0])
     codecs.use_native(config.native_wanted())
     with cli.progress("checking the store and its tiers"):
         found = _diagnosis(cli)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import io
-import os
 import sys
 import traceback
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tierstore.cli.commands import COMMANDS, GROUPS
+from tierstore.cli.kit import streams
 from tierstore.cli.kit.command import (
     JsonOption,
     QuietOption,
@@ -131,10 +131,8 @@ def command_tree(argv: Collection[str] = ()) -> tuple[Any, set[str]]:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line, print any error, and return the exit code."""
+    streams.prepare()
     show_warnings()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # a name that the terminal's encoding lacks is escaped, not an error
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         root, known = command_tree(argv)
         if unknown_variables(known):  # as far as these commands know
@@ -145,19 +143,13 @@ def run(argv: Sequence[str]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except BrokenPipeError:
-        _drop_output()
+        streams.drop(streams.STDOUT)
         return BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, OSError) and not isinstance(error, TierstoreError):
-            _drop_output()
+            streams.drop(streams.STDOUT)
         return _report(error, _wants_json(argv))
     return 0
-
-
-def _drop_output() -> None:
-    """Keep the interpreter from writing to a broken stdout once more when it ends."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
 
 
 def _wants_json(argv: Sequence[str]) -> bool:
@@ -169,11 +161,11 @@ def _report(error: BaseException, as_line_of_json: bool) -> int:
     """Print one line about ``error`` on stderr and return the exit code."""
     detail = _detail(error)
     if is_on(DEBUG):
-        traceback.print_exception(error)
+        streams.print_error("".join(traceback.format_exception(error)).rstrip())
     if as_line_of_json:
-        print(as_json(ErrorJson(error=detail)), file=sys.stderr)
+        streams.print_error(as_json(ErrorJson(error=detail)))
     else:
-        print(f"tierstore: error: {printable(detail.message)}", file=sys.stderr)
+        streams.print_error(f"tierstore: error: {printable(detail.message)}")
     return detail.exit_code
 
 
@@ -190,6 +182,11 @@ def _detail(error: BaseException) -> ErrorDetail:
         message = error.format_message().rstrip(".") + where
     elif isinstance(error, KeyboardInterrupt | typer.Abort):
         kind, message, code = "Interrupted", "interrupted", INTERRUPTED
+    elif isinstance(error, FileNotFoundError) and not _has_directory():
+        kind, code = "NotFound", NotFound.exit_code
+        message = "the current directory does not exist any more: change to another one"
+    elif isinstance(error, OSError) and error.errno in (errno.EBADF, errno.EIO):
+        kind, message = "SourceError", f"the output cannot be written: {error.strerror}"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind, code = "OutOfSpace", OutOfSpace.exit_code
         message = f"the output cannot be written: {error.strerror}; free some space"
@@ -197,3 +194,11 @@ def _detail(error: BaseException) -> ErrorDetail:
         message = f"unexpected {kind}: {message}; {DEBUG}=1 shows the traceback"
         kind = "Bug"
     return ErrorDetail(type=kind, message=message, exit_code=code)
+
+
+def _has_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True

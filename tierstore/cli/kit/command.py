@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tierstore.cli.kit.output import Output
 from tierstore.cli.kit.progress import ProgressBar
-from tierstore.config import check_known
+from tierstore.config import is_service_variable, unknown_messages
 
 if TYPE_CHECKING:
     from tierstore.store import Store
+
+_log = logging.getLogger("tierstore.cli")
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="URL", help="Store to use: a directory or a URL.")
@@ -35,11 +39,12 @@ ACTIONS = ("help", "version")
 
 
 class Cli:
-    """One run of the program: the store that was named, and how to print."""
+    """One run of the program: the store that was named, how to print, and odd variables."""
 
-    def __init__(self, store: str | None, json: bool, quiet: bool) -> None:
+    def __init__(self, store: str | None, json: bool, quiet: bool, odd: Sequence[str] = ()) -> None:
         self.url = store
         self.out = Output(json=json, quiet=quiet)
+        self.odd_variables = odd
 
     def open(self) -> Store:
         """Open the store; leaving its ``with`` block closes it."""
@@ -64,14 +69,16 @@ def command(
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
         def invoke(context: typer.Context, **values: Any) -> None:
-            check_known(context.obj)
+            odd = unknown_messages(context.obj)
+            for line in odd:
+                _log.warning("%s", line)
             chosen = dict(context.find_root().params)
             for common in COMMON:
                 value = values.pop(common)
                 source = context.get_parameter_source(common)
                 if source is not None and source.name == "COMMANDLINE":
                     chosen[common] = value
-            function(Cli(**{common: chosen[common] for common in COMMON}), **values)
+            function(Cli(**{common: chosen[common] for common in COMMON}, odd=odd), **values)
 
         parameter, kind = inspect.Parameter, inspect.Parameter.KEYWORD_ONLY
         parameters = [
@@ -120,6 +127,9 @@ def name_variables(root: Any) -> set[str]:
     known = set()
     for path, node in walk(root):
         for option in options(node):
-            option.envvar = variable(path, option)
-            known.add(option.envvar)
+            name = variable(path, option)
+            known.add(name)
+            # a Service may be called like an option
+            foreign = is_service_variable(name, os.environ.get(name, ""))
+            option.envvar = None if foreign else name
     return known

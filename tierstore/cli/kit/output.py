@@ -14,6 +14,7 @@ from datetime import datetime
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from tierstore.cli.kit.streams import print_error
 from tierstore.shown import counted as counted
 from tierstore.shown import size as size
 
@@ -64,7 +65,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = record.levelname.lower()
-        print(f"tierstore: {kind}: {printable(record.getMessage())}", file=sys.stderr)
+        print_error(f"tierstore: {kind}: {printable(record.getMessage())}")
 
 
 def show_warnings() -> None:
