@@ -794,6 +794,14 @@ _DURABILITY = (
         ("integration/test_cli_process.py::test_streams_that_are_closed_are_no_error",),
     ),
     Mutation(
+        "texts-of-requests",
+        "docs/how-to/tiers.md: credentials with a line end are named, and never shown",
+        "blobs/objects/connect.py",
+        "if not (value.isascii() and value.isprintable() and value == value.strip()):",
+        "if False:",
+        ("unit/test_blobs_object.py::test_texts_that_no_request_can_hold_are_named_and_not_shown",),
+    ),
+    Mutation(
         "module-loads-itself",
         "docs/how-to/serving.md: load_model does what load_state_dict does",
         "serving/torch.py",

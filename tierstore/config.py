@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
 import functools
 import os
 import re
@@ -14,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from tierstore.errors import ConfigError, UsageError
 from tierstore.modelstore.settings import PartVerification, Settings
@@ -86,6 +86,13 @@ _SERVICE = re.compile(
 )
 _SERVICE_PORT = re.compile(r"TIERSTORE(_\w+)?_PORT")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+_CLOUD_TEXTS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN", "AWS_REGION",
+    "AWS_DEFAULT_REGION", "AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+    "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_TOKEN", "AZURE_STORAGE_ENDPOINT", "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)  # fmt: skip
 _OFF = {"", "0", "false", "no", "off"}
 _TIME = re.compile(r"(\d{1,9})([smhd]?)\Z")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -403,6 +410,25 @@ def aws_ca() -> str | None:
     return os.environ.get("AWS_CA_BUNDLE") or None
 
 
+def cloud_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables from which the clients of object stores take texts for requests."""
+    return {name: environ[name] for name in _CLOUD_TEXTS if environ.get(name)}
+
+
+def proxy_of(url: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the variable that names the proxy for a URL, with its value but for a password."""
+    from urllib.request import proxy_bypass_environment  # few processes need that much
+
+    parts = urlsplit(url)
+    if proxy_bypass_environment(parts.netloc):
+        return None
+    for name in (f"{parts.scheme}_proxy", "all_proxy"):
+        for found in (name, name.upper()):
+            if value := environ.get(found):
+                return f"{found}={re.sub('//[^/@]*@', '//…@', value)}"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Observing:
     """The metrics and the log of a process that loads models.
@@ -460,8 +486,8 @@ def unknown_messages(more: Iterable[str], environ: Mapping[str, str] = os.enviro
     """
     lines = []
     for name in unknown_variables(more, environ):
-        near = difflib.get_close_matches(name, sorted({*KNOWN, *more}), 1)
-        hint = f"did you mean {near[0]}?" if near else "see 'tierstore --help'"
+        near = nearest(name, {*KNOWN, *more})
+        hint = f"did you mean {near}?" if near else "see 'tierstore --help'"
         lines.append(f"the environment variable {name} is not known: {hint}")
     return lines
 

@@ -16,6 +16,7 @@ import tierstore
 from tests.integration.kit import MIB, equal, tensors
 from tests.servers.moto import Moto
 from tierstore.blobs.objects.archive import S3Archive
+from tierstore.blobs.objects.store import ObjectStore
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import Archived, NotFound, Unreachable
@@ -32,6 +33,20 @@ def bucket(moto_server: Moto, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"archive-{next(_names)}"
     moto_server.client().create_bucket(Bucket=name)
     return name
+
+
+@pytest.mark.parametrize(
+    "prefix", ["cold", "my models", "my%20models", "p+q", "100%25", "a/./b", "ünï", "%C3%BC"]
+)
+def test_both_clients_mean_the_same_keys(bucket: str, prefix: str) -> None:
+    url = f"s3://{bucket}/{prefix}"
+    with ObjectStore(url, allow_http=True) as store:
+        store.put("packs/aa/x", b"1234")
+        archive = S3Archive(url, "GLACIER", region="us-east-1")
+        archive.freeze("packs/aa/x")
+        assert archive.state("packs/aa/x") == ("archived", "")
+        with pytest.raises(Archived):
+            store.get("packs/aa/x")
 
 
 @pytest.fixture

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tierstore import config
 from tierstore.blobs.base import RangeRead
 from tierstore.blobs.objects.store import ObjectStore
+from tierstore.config import NodeTier
 from tierstore.errors import (
     BackendError,
+    ConfigError,
     Damaged,
     NotFound,
     OutOfSpace,
@@ -20,7 +24,9 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
+from tierstore.format.tiers import TierSpec
 from tierstore.ids import ByteRange
+from tierstore.wiring.backends import Place, open_tier
 
 _MIB = 1 << 20
 _KEY_ID, _SECRET = "AKIAKEYIDKEYIDKEYIDX", "TheSecretAccessKey"
@@ -236,3 +242,75 @@ def test_parts_of_two_versions_are_not_mixed(server: _Server, store: ObjectStore
     server.etag = lambda start: f'"{start}"'
     with pytest.raises(BackendError, match="replaced"):
         store.get_ranges([RangeRead("k", 0, out)])
+
+
+ODD_TEXTS = {
+    "AWS_ACCESS_KEY_ID": "k\n", "AWS_SECRET_ACCESS_KEY": " s", "AWS_SESSION_TOKEN": "t\r\n",
+    "AWS_REGION": "us-east-1 ", "AWS_DEFAULT_REGION": "us\teast", "AWS_TOKEN": "t\x01",
+    "AWS_ENDPOINT_URL": "http://localhost:1 ", "AZURE_STORAGE_ACCOUNT_KEY": "k\n",
+}  # fmt: skip
+
+
+def opened(url: str, **options: str) -> None:
+    spec = TierSpec(name="cold", role="cold", url=url, options=options)
+    open_tier(Place(spec, NodeTier(), "00" * 16)).close()
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ODD_TEXTS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("name", ODD_TEXTS)
+def test_texts_that_no_request_can_hold_are_named_and_not_shown(
+    cloud: pytest.MonkeyPatch, name: str
+) -> None:
+    cloud.setenv(name, ODD_TEXTS[name])
+    with pytest.raises(ConfigError, match=f"^the variable {name} holds white space") as caught:
+        opened("s3://bucket/p")
+    assert ODD_TEXTS[name].strip() not in str(caught.value).replace(name, "").split()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("127.0.0.1:9000", "is no address: give it as https://HOST or http://HOST:PORT"),
+        ("minio:9000", "is no address"),
+        ("ftp://host", "is no address"),
+        ("http://", "is no address"),
+        ("http://host:port", "is no address"),
+        ("http://user:hush@host", "is no address"),
+        ("https://host/bucket", "has a path: give https://host alone"),
+        ("http://host:1/a/b/", "has a path: give http://host:1 alone"),
+    ],
+)
+def test_an_endpoint_is_an_address(cloud: pytest.MonkeyPatch, endpoint: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"the option endpoint.*{why}") as caught:
+        opened("s3://bucket/p", endpoint=endpoint)
+    assert "hush" not in str(caught.value)
+    cloud.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match=f"the variable AWS_ENDPOINT_URL.*{why}"):
+        opened("s3://bucket/p")
+    opened("s3://bucket/p", endpoint="http://127.0.0.1:1/")
+
+
+def test_a_proxy_that_does_not_answer_is_named(cloud: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    cloud.setenv("http_proxy", f"http://me:hush@127.0.0.1:{port}")
+    spec = TierSpec(
+        name="cold", role="cold", url="s3://bucket/p", options={"endpoint": "http://192.0.2.1:1"}
+    )
+    place = Place(spec, NodeTier(timeout_ms=300), "00" * 16)
+    with open_tier(place) as store, pytest.raises(Unreachable) as caught:
+        store.get("k")
+    assert f"through the proxy http_proxy=http://…@127.0.0.1:{port}; check" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    cloud.setenv("no_proxy", "192.0.2.1")
+    assert config.proxy_of("http://192.0.2.1:1") is None

@@ -127,7 +127,15 @@ def _open_s3(asked: Request) -> BlobStore:
 
 def _object_settings(asked: Request) -> dict[str, Any]:
     limit = {} if asked.timeout_s is None else {"timeout_s": asked.timeout_s}
-    found = {"allow_http": config.http_allowed(), "ca": asked.node.ca or config.aws_ca()}
+    variables = config.cloud_variables()
+    named = [variables[name] for name in variables if name.startswith("AWS_ENDPOINT")]
+    address = asked.options.get("endpoint") or next(iter(named), "https://s3.amazonaws.com")
+    found = {
+        "allow_http": config.http_allowed(),
+        "ca": asked.node.ca or config.aws_ca(),
+        "variables": variables,
+        "proxy": config.proxy_of(address),
+    }
     return found | limit | asked.options
 
 

@@ -7,11 +7,12 @@ restore, and looking at both.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tierstore.blobs.base import check_key
 from tierstore.blobs.objects.connect import BucketAccess, check_url
@@ -46,7 +47,7 @@ class S3Archive:
         self, url: str, storage_class: str, *, timeout_s: float = 15.0, **access: Any
     ) -> None:
         parts = urlsplit(check_url(url))
-        self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
+        self._bucket, self._prefix = parts.netloc, _prefix_of(parts.path)
         self._url, self._class = url, storage_class
         self._access, self._timeout_s = BucketAccess(**access), timeout_s
         self._made: Any = None
@@ -123,13 +124,18 @@ class S3Archive:
                 raise translated from None
 
 
+def _prefix_of(path: str) -> str:
+    """Return the prefix of keys that obstore makes of a URL's path, for boto3, which gets keys."""
+    return unquote(posixpath.normpath(path or "/")).strip("/")
+
+
 def _translated(error: Exception, what: str) -> TierstoreError | None:
     """Return our exception for one of boto3's; ``None`` for a restore that is under way."""
     answer = getattr(error, "response", None)
     if not isinstance(answer, dict):
         if type(error).__module__.partition(".")[0] != "botocore":
             raise error
-        return Unreachable(f"{what} failed: {type(error).__name__}; check the endpoint and network")
+        return Unreachable(f"{what} failed: no answer; check the endpoint and network")
     # the message may repeat the request, which holds the id of a key
     code = str(answer.get("Error", {}).get("Code", ""))[:60]
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -153,6 +159,7 @@ def _connected(access: BucketAccess, timeout_s: float) -> Any:
         raise ConfigError(
             "archive storage classes need boto3: pip install 'tierstore[s3]'"
         ) from None
+    access.check()
     style = {None: "auto", True: "path", False: "virtual"}[access.path_style]
     settings = Config(
         connect_timeout=min(5.0, timeout_s),

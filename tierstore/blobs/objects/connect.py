@@ -7,7 +7,7 @@ identity), which obstore asks; or from a profile of AWS's own files, which boto3
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,8 @@ class BucketAccess:
         ca: The path of a PEM file with authorities to trust besides the system's own.
         allow_http: Whether the endpoint may be plain ``http``.
         login: The id of an access key and its secret; they take precedence over all others.
+        variables: The variables that the client takes texts from by itself.
+        proxy: What names the proxy that requests go through, for messages.
     """
 
     endpoint: str | None = None
@@ -48,6 +50,49 @@ class BucketAccess:
     ca: str | None = None
     allow_http: bool = False
     login: tuple[str, str] | None = field(default=None, repr=False)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = None
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for what cannot be part of a request; the client would panic."""
+        texts = {
+            f"the variable {name}": value
+            for name, value in self.variables.items()
+            if self.endpoint is None or "ENDPOINT" not in name  # one that is given wins
+        }
+        texts |= {f"the option {name}": getattr(self, name) for name in ("endpoint", "region")}
+        if self.login is not None:
+            texts |= dict(zip(("the username", "the password"), self.login, strict=True))
+        for what, value in texts.items():
+            if value is None:
+                continue
+            if not (value.isascii() and value.isprintable() and value == value.strip()):
+                raise ConfigError(
+                    f"{what} holds white space at an end, a line end or a letter that is not "
+                    "ASCII: remove it"
+                )
+            if what.removesuffix("_S3").endswith(("_ENDPOINT", "_ENDPOINT_URL", " endpoint")):
+                _check_endpoint(what, value)
+
+
+def _check_endpoint(what: str, value: str) -> None:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        good = good and "@" not in parts.netloc and not (parts.query or parts.fragment)
+        parts.port  # noqa: B018 - a ValueError for what is none
+    except ValueError:
+        good = False
+    if not good:
+        shown = "" if "@" in value else f" {value!r}"
+        raise ConfigError(
+            f"{what}{shown} is no address: give it as https://HOST or http://HOST:PORT"
+        )
+    if parts.path.strip("/"):
+        raise ConfigError(
+            f"{what} {value!r} has a path: give {parts.scheme}://{parts.netloc} alone; the bucket "
+            "and what follows it belong into the store's URL"
+        )
 
 
 def check_url(url: str) -> str:
@@ -76,6 +121,7 @@ def connect(
         ConfigError: The store cannot be opened, or a setting is not for this kind of store.
     """
     scheme = urlsplit(url).scheme
+    access.check()
     if scheme not in S3_SCHEMES:
         for name in _ONLY_S3:
             if getattr(access, name) is not None:
@@ -155,10 +201,10 @@ def _profile(name: str) -> Any:
         ) from None
     try:
         return Boto3CredentialProvider(boto3.Session(profile_name=name))
-    except (BotoCoreError, ValueError) as error:
+    except (BotoCoreError, ValueError):
         raise ConfigError(
-            f"the AWS profile {name!r} gives no credentials ({type(error).__name__}): check "
-            "~/.aws/config and ~/.aws/credentials, or AWS_PROFILE"
+            f"the AWS profile {name!r} gives no credentials: check ~/.aws/config and "
+            "~/.aws/credentials, or AWS_PROFILE"
         ) from None
 
 

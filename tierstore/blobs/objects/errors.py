@@ -27,13 +27,14 @@ _FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucke
 _NO_CONTAINER = frozenset({"NoSuchBucket", "ContainerNotFound"})
 
 
-def translated(error: Exception, doing: str, url: str) -> TierstoreError:
+def translated(error: Exception, doing: str, url: str, proxy: str | None = None) -> TierstoreError:
     """Return our exception for one of obstore's.
 
     Args:
         error: The exception of obstore.
         doing: The operation and its key, as in ``writing 'a/b' in``.
         url: The store's own address.
+        proxy: What names the proxy that requests go through.
     """
     text = str(error)
     found = _STATUS.search(text)
@@ -41,7 +42,7 @@ def translated(error: Exception, doing: str, url: str) -> TierstoreError:
     found = _CODE.search(text)
     code = found[1] if found else ""
     said = " ".join(filter(None, [f"HTTP {status}" if status else "", code]))
-    message = f"{doing} {url} failed: {said or type(error).__name__}"
+    message = f"{doing} {url} failed" + (f": {said}" if said else "")
     if code in _NO_CONTAINER:
         return NotFound(f"{message}; create the bucket first, or check the URL")
     if isinstance(error, FileNotFoundError):
@@ -69,5 +70,10 @@ def translated(error: Exception, doing: str, url: str) -> TierstoreError:
         )
     if status is None and "HTTP error" in text:
         why = "it did not answer in time" if "kind: Timeout" in text else "no connection"
+        if proxy:
+            return Unreachable(
+                f"{message} ({why}) after the retries, through the proxy {proxy}; check that "
+                "proxy, or name the endpoint in NO_PROXY"
+            )
         return Unreachable(f"{message} ({why}) after the retries; check the endpoint and network")
     return BackendError(f"{message}; check the store's own log")

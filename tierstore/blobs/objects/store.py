@@ -110,14 +110,16 @@ class ObjectStore(BlobStore):
         self._attributes: Attributes = {"Storage-Class": storage_class} if storage_class else {}
         self._timeout_s = timeout_s
         retry_s = timeout_s if retry_s is None else retry_s
+        reached = BucketAccess(**access)
+        self._proxy = reached.proxy
         try:
-            found = connect(self._url, BucketAccess(**access), timeout_s, retry_s)
+            found = connect(self._url, reached, timeout_s, retry_s)
         except TierstoreError:
             raise
-        except _OBSTORE_ERRORS as error:
+        except _OBSTORE_ERRORS:
             raise ConfigError(
-                f"{self._url} cannot be opened ({type(error).__name__}): check the URL and the "
-                "region, endpoint and credentials in the environment"
+                f"{self._url} cannot be opened: check the URL and the region, endpoint and "
+                "credentials in the environment"
             ) from None
         self._reads, self._connect_others = found
         self._lock = threading.Lock()
@@ -337,7 +339,7 @@ class ObjectStore(BlobStore):
         except TierstoreError:
             raise
         except _OBSTORE_ERRORS as error:
-            raise translated(error, f"{doing} {key!r} in", self._url) from None
+            raise translated(error, f"{doing} {key!r} in", self._url, self._proxy) from None
 
     def _too_short(self, key: str, stop: int, size: int) -> Damaged:
         return Damaged(
