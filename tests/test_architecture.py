@@ -26,7 +26,7 @@ MAX_FUNCTION_LINES = 50
 """Docstrings not counted either: those of public functions hold examples."""
 
 FLOORS = {
-    "errors": 0, "arguments": 0, "ids": 0, "prepared": 0, "deferred": 0, "shown": 0, "folders": 0,
+    "errors": 0, "forks": 0, "arguments": 0, "ids": 0, "prepared": 0, "deferred": 0, "shown": 0, "folders": 0,
     "progress": 0,
     "format": 1, "codecs": 1, "blobs": 1, "placement": 1, "lossy": 1,
     "tiers": 2,
@@ -63,6 +63,7 @@ ROOMS = {
 SAME_FLOOR = {
     ("arguments", "errors"), ("ids", "errors"), ("ids", "arguments"), ("progress", "errors"),
     ("progress", "arguments"), ("format", "codecs"), ("variants", "modelstore"),
+    ("prepared", "forks"),
     ("wiring", "config"),
     ("__main__", "cli"), ("cli", "serving"), ("torch", "serving"), ("safetensors", "serving"),
 }  # fmt: skip
@@ -79,6 +80,23 @@ SOURCES = {"SourceFile", "ArrayBytes", "BaseVersion"}
 """What a save takes bytes from."""
 UNVERIFIED = {"ChunkReader", "FileView", "LocalChunks", "Model", "Opened", "Store", "Tensor"}
 """What reads from the store and believes what is hot on this node."""
+FORK_BREAKS = {
+    "Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "Queue", "LifoQueue",
+    "SimpleQueue", "Thread", "ThreadPoolExecutor",
+}  # fmt: skip
+NEVER_FORKED = {
+    # of one call, whose threads are waited for
+    "tierstore.modelstore.saving.base_selection", "tierstore.modelstore.saving.delta",
+    "tierstore.modelstore.saving.packer", "tierstore.modelstore.saving.savestate",
+    "tierstore.modelstore.saving.writer", "tierstore.modelstore.chunks.sharing", "_Fetch",
+    "tierstore.tiers.durable.mover", "Waiting", "tierstore.progress", "_Stage",
+    "SftpFileSystem", "Clients",  # left to the parent as a whole
+    # of a program of its own
+    "tierstore.serving.agent", "tierstore.serving.node", "tierstore.serving.hub.repos",
+    "tierstore.serving.hub.rights", "tierstore.serving.hub.stats", "tierstore.serving.hub.tree",
+    "tierstore.serving.hub.zerocopy",
+}  # fmt: skip
+"""Modules and classes that hold locks or threads which no forked child uses."""
 NO_IO = {
     "os", "io", "pathlib", "shutil", "tempfile", "glob", "mmap", "fcntl", "ctypes", "sqlite3",
     "socket", "ssl", "http", "urllib", "selectors", "asyncio", "subprocess", "signal", "time",
@@ -464,6 +482,59 @@ assert not seen, seen
 assert threading.active_count() == threads, threading.enumerate()
 print(loaded)
 """
+
+
+def test_locks_and_threads_of_what_lasts_begin_anew_in_a_forked_child() -> None:
+    """What outlives a call is made by a method that ``forks.begin`` is given."""
+    problems = []
+    for module in MODULES:
+        if module.top in {"cli", "testing"} or module.name in NEVER_FORKED:
+            continue
+        problems += [
+            f"{module.path}:{node.lineno}: a lock of a module stays locked in a forked child"
+            for node in module.tree.body
+            if isinstance(node, ast.Assign) and _makes_what_a_fork_breaks(node)
+        ]
+        for kind in ast.walk(module.tree):
+            if not isinstance(kind, ast.ClassDef) or kind.name in NEVER_FORKED:
+                continue
+            methods = [node for node in kind.body if isinstance(node, ast.FunctionDef)]
+            begun = {
+                node.args[0].attr
+                for node in ast.walk(kind)
+                if isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "begin"
+                and isinstance(node.args[0], ast.Attribute)
+            }
+            anew = {
+                name for one in methods if one.name in begun for name, _ in _attributes_set(one)
+            }
+            problems += [
+                f"{module.path}:{node.lineno}: {kind.name}.{name} is the parent's in a forked "
+                "child: begin() needs a method that sets it"
+                for one in methods
+                for name, node in _attributes_set(one)
+                if name not in anew and _makes_what_a_fork_breaks(node)
+            ]
+    _report(problems)
+
+
+def _attributes_set(function: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt]]:
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+                    if isinstance(part, ast.Attribute):
+                        yield part.attr, node
+
+
+def _makes_what_a_fork_breaks(node: ast.stmt) -> bool:
+    return any(
+        isinstance(part, ast.Call)
+        and getattr(part.func, "attr", getattr(part.func, "id", "")) in FORK_BREAKS
+        for part in ast.walk(node)
+    )
 
 
 def test_importing_any_module_only_defines_names() -> None:

@@ -12,16 +12,27 @@ from typing import TypeVar
 
 import msgspec
 
+from tierstore.forks import begin
+
 _S = TypeVar("_S", bound=msgspec.Struct)
 
-_lock = threading.Lock()
-_done: set[type] = set()
+
+class _Preparation:
+    def __init__(self) -> None:
+        self.done: set[type] = set()
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self.lock = threading.Lock()
+
+
+_state = _Preparation()
 
 
 def prepared(model: type[_S]) -> type[_S]:
     """Return ``model`` once several threads may decode it at the same time."""
-    if model not in _done:
-        with _lock:
+    if model not in _state.done:
+        with _state.lock:
             msgspec.msgpack.Decoder(model)
-            _done.add(model)
+            _state.done.add(model)
     return model

@@ -16,6 +16,7 @@ from tierstore.blobs.base import (
 )
 from tierstore.blobs.shared import folders_of, joined, writable
 from tierstore.errors import Damaged, NotFound
+from tierstore.forks import begin
 from tierstore.ids import Buffer, ByteRange
 
 
@@ -28,8 +29,11 @@ class MemoryStore(BlobStore):
 
     def __init__(self, name: str = "") -> None:
         self._url = f"memory://{name}"
-        self._lock = threading.Lock()
         self._blobs: dict[str, tuple[bytes, float]] = {}
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def url(self) -> str:

@@ -15,6 +15,7 @@ again after 1, 2, 4 … 60 seconds, unless the reference points to another one b
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -24,7 +25,8 @@ from types import TracebackType
 from typing import Self
 
 from tierstore.arguments import as_function, as_number, wrong
-from tierstore.errors import TierstoreError, Unreachable
+from tierstore.errors import TierstoreError, Unreachable, UsageError
+from tierstore.forks import begin
 from tierstore.format.keys import ALIASES
 from tierstore.ids import ModelRef
 from tierstore.modelstore.store import Store
@@ -91,6 +93,9 @@ class _Current:
 class Follower:
     """Keeps a process on the version that a reference points to, until its ``with`` block ends.
 
+    A process that is forked from it is not kept there: ``update``, ``wait`` and ``look`` raise
+    ``UsageError`` in it.
+
     Args:
         store: Store to read from; it must stay open while the follower runs.
         ref: Reference or version to follow, such as ``ranker@prod``.
@@ -132,9 +137,9 @@ class Follower:
         self._current = _Current(status=FollowerStatus(self._ref))
         self._refused: _Refused | None = None
         self._looked = time.monotonic()
-        self._changed = threading.Condition()
-        self._wake = threading.Event()
-        self._stopped = threading.Event()
+        self._process = os.getpid()
+        self._threads: list[threading.Thread] = []
+        begin(self._begin)
         self._threads = [threading.Thread(target=self._run, name="tierstore-follow", daemon=True)]
         if store._parts.home.news is not None:
             self._threads.append(
@@ -149,9 +154,26 @@ class Follower:
         failed = f", failed: {status.error[:200]}" if status.error else ""
         return f"<Follower of {self._ref}: {'closed, ' * self.closed}{serves}{failed}>"
 
+    def _begin(self) -> None:
+        # the threads are the parent's, and so is the task: a child says so when it is asked
+        self._changed = threading.Condition()
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._threads = []
+        if self._process != os.getpid():
+            self._stopped.set()
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise UsageError(
+                f"{self._ref} is followed by the process that this one was forked from: follow it "
+                "in each process, or ask that one"
+            )
+
     @property
     def update(self) -> Update | None:
         """The update that is served now; ``None`` before the first."""
+        self._check_process()
         return self._current.update
 
     @property
@@ -161,7 +183,7 @@ class Follower:
 
     @property
     def closed(self) -> bool:
-        """Whether the follower was closed."""
+        """Whether the follower was closed, or is another process's."""
         return self._stopped.is_set()
 
     @property
@@ -171,6 +193,7 @@ class Follower:
 
     def wait(self, timeout_s: float | None = None, *, number: int | None = None) -> bool:
         """Wait until a version, or version ``number``, is served; ``False`` when time is up."""
+        self._check_process()
 
         def there() -> bool:
             found = self._current.status.version
@@ -189,6 +212,7 @@ class Follower:
 
     def look(self) -> None:
         """Look at the reference now instead of at the next time."""
+        self._check_process()
         self._wake.set()
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tierstore import config
 from tierstore import store as stores
 from tierstore.errors import TierstoreError
+from tierstore.forks import begin
 from tierstore.modelstore.store import Store
 
 if TYPE_CHECKING:
@@ -32,15 +33,13 @@ class _Observed:
     """The stores and followers of this process, and its metrics server and log handler."""
 
     def __init__(self) -> None:
-        self._reset()
         self.stores: weakref.WeakSet[Store] = weakref.WeakSet()
         self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         self._handler: logging.Handler | None = None
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
+        begin(self._begin)
 
-    def _reset(self) -> None:
-        """Forget the server: after a fork its thread and port are the parent's."""
+    def _begin(self) -> None:
+        # the thread and the port of the server are the parent's
         self._lock = threading.Lock()
         self.address: tuple[str, int] | None = None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from collections import OrderedDict
 
 from tierstore import config
 from tierstore.errors import TierstoreError
+from tierstore.forks import begin
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
@@ -22,11 +22,10 @@ class _Opened:
     """Stores and versions by URL; thread-safe. A forked child opens its own connections."""
 
     def __init__(self) -> None:
-        self._reset()
         self._registered = False
-        os.register_at_fork(after_in_child=self._reset)
+        begin(self._begin)
 
-    def _reset(self) -> None:
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._stores: dict[str, Store] = {}
         self._models: OrderedDict[tuple[str, str, str], Model] = OrderedDict()

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import msgspec
 
 from tierstore.folders import ALONE
+from tierstore.forks import begin
 from tierstore.prepared import prepared
 from tierstore.tiers.stats import TierStats
 
@@ -117,7 +118,7 @@ class Activity:
     def __init__(self, folder: Path, tiers: Callable[[], Mapping[str, TierStats]]) -> None:
         self._folder, self._tiers = folder, tiers
         self._last = _Look(0.0, {})
-        self._begin()
+        begin(self._begin)
 
     def _begin(self) -> None:
         self._pid = os.getpid()
@@ -131,8 +132,6 @@ class Activity:
 
         Nothing is written before something was counted. Never raises.
         """
-        if self._pid != os.getpid():
-            self._begin()
         tiers = self._tiers()
         look = _Look(time.time(), {name: _counts(stats) for name, stats in tiers.items()})
         before, self._last = self._last, look

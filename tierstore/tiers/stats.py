@@ -6,6 +6,8 @@ import threading
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from tierstore.forks import begin
+
 LATENCY_BOUNDS_S = (
     0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0,
 )  # fmt: skip
@@ -26,7 +28,7 @@ class OpStats:
     buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class TierStats:
     """The counters of one tier. Thread-safe through ``record`` and ``count``.
 
@@ -60,7 +62,13 @@ class TierStats:
     scrubbed_bytes: int = 0
     breaker_opened: int = 0
     breaker_open: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _lock: threading.Lock = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
 
     def record(self, op: str, seconds: float, nbytes: int = 0, *, failed: bool = False) -> None:
         """Count one call of an operation."""

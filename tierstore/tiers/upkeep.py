@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import BackendError
+from tierstore.forks import begin
 from tierstore.tiers.activity import EVERY_S
 from tierstore.tiers.heat.recorder import HeatRecorder
 from tierstore.tiers.hot.tiers import HotTiers
@@ -50,18 +50,15 @@ class Upkeep:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = tuple(tasks)
-        self._reset()
+        begin(self._begin)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Make sure that the thread runs; this costs next to nothing when it does."""
-        if self._pid != os.getpid():
-            self._reset()
         if self._thread is not None or not self._tasks:
             return
         with self._lock:
@@ -73,8 +70,6 @@ class Upkeep:
 
     def close(self, timeout_s: float) -> None:
         """Stop, and wait for a running task for at most ``timeout_s`` seconds."""
-        if self._pid != os.getpid():
-            return
         self._stop.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():

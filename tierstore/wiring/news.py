@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from tierstore.errors import TierstoreError
+from tierstore.forks import begin
 from tierstore.wiring.backends import Place, open_heat
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class RedisNews:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._opened: RedisHeat | None = None
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        # the parent tells what waits
         self._told: queue.Queue[str] = queue.Queue(_WAITING)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -28,7 +28,7 @@ from tierstore.blobs.base import (
     check_key,
     check_prefix,
 )
-from tierstore.blobs.fsspec.kinds import RenamingFileSystem, open_file_system
+from tierstore.blobs.fsspec.kinds import FileSystem, RenamingFileSystem, open_file_system
 from tierstore.blobs.local import files
 from tierstore.blobs.shared import by_key, each, is_key, joined, runs
 from tierstore.errors import (
@@ -40,13 +40,13 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
+from tierstore.forks import begin, leave
 from tierstore.ids import Buffer, ByteRange
 from tierstore.shown import shown_url
 
 _R = TypeVar("_R")
 _TEMP_DIR = ".tmp~"  # "~" is in no key
 _UNCHECKED_MAX_BYTES = 8 << 20  # up to this a range is read without a look at the size
-_MEMORY_LOCK = threading.Lock()  # fsspec has one memory file system per process
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created", "modificationTime")
 _THREADS = 8
 _LEFT_OVER_S = 86_400  # an older temporary file belongs to a dead writer
@@ -54,6 +54,19 @@ _UNREACHABLE = frozenset({
     "TimeoutError", "ConnectionError", "Timeout", "SSHException", "EOFError", "BotoCoreError",
 })  # fmt: skip
 _DENIED = frozenset({"PermissionError", "AuthenticationException", "NoCredentialsError"})
+
+
+class _Memory:
+    """The lock of fsspec's memory file system, of which a process has one."""
+
+    def __init__(self) -> None:
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self.lock = threading.Lock()
+
+
+_memory = _Memory()
 
 
 class FsspecStore(BlobStore):
@@ -79,8 +92,24 @@ class FsspecStore(BlobStore):
     ) -> None:
         self._protocol = url.partition("://")[0]
         self._url = _shown(url)
+        self._options, self._timeout_s = (url, dict(options or {})), timeout_s
+        self._opened: FileSystem | None = None
+        begin(self._begin)
+        self._opened = self._connected()
+        self._root = self._opened.root
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._folders: set[str] = set()
+        self._swept = False
+        if self._opened is not None:  # its connections are the parent's
+            leave(self._opened)
+            self._opened = None
+
+    def _connected(self) -> FileSystem:
         try:
-            self._file_system = open_file_system(url, options or {}, timeout_s)
+            return open_file_system(*self._options, self._timeout_s)
         except (ImportError, ValueError) as error:
             raise ConfigError(
                 f"fsspec cannot open {self.url}: {_first_line(error)}; install the package for "
@@ -88,11 +117,14 @@ class FsspecStore(BlobStore):
             ) from None
         except Exception as error:
             raise _translated(error, f"opening {self.url} failed") from None
-        self._root = self._file_system.root
-        self._folders: set[str] = set()
-        self._swept = False
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def _file_system(self) -> FileSystem:
+        found = self._opened
+        if found is None:  # the first use in a forked child
+            with self._lock:
+                found = self._opened = self._opened or self._connected()
+        return found
 
     @property
     def url(self) -> str:
@@ -124,7 +156,7 @@ class FsspecStore(BlobStore):
                 return
             if self._file_system.needs_folders:
                 self._make_folder(fs, _parent(path))
-            with _MEMORY_LOCK if self._protocol == "memory" else contextlib.nullcontext():
+            with _memory.lock if self._protocol == "memory" else contextlib.nullcontext():
                 self._file_system.write(fs, path, data)
 
     def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
@@ -139,7 +171,7 @@ class FsspecStore(BlobStore):
                 with self._temp_file(fs, path, data) as temp:
                     return self._file_system.create(fs, temp, path)
             content = joined(data)
-            with _MEMORY_LOCK:
+            with _memory.lock:
                 if fs.isfile(path):
                     return False
                 fs.pipe_file(path, content)
@@ -241,7 +273,8 @@ class FsspecStore(BlobStore):
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown()
-        self._file_system.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def _read(self, key: str, start: int, stop: int) -> memoryview:
         path = self._path(key)

@@ -9,7 +9,6 @@ a key has one server for good, and a server that fails is an error.
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import socket
 import threading
@@ -26,6 +25,7 @@ from pymemcache.exceptions import (
 )
 
 from tierstore.errors import BackendError, OutOfSpace, TierstoreError, Unreachable
+from tierstore.forks import begin
 
 Address: TypeAlias = tuple[str, int]
 T = TypeVar("T")
@@ -104,7 +104,10 @@ class MemcachedClient:
         self._timeout_s = timeout_s
         self._connections = connections
         self._names = [f"{host}:{port}".encode() for host, port in addresses]
-        self._pools: dict[tuple[int, Address], queue.LifoQueue[Client]] = {}
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._pools: dict[Address, queue.LifoQueue[Client]] = {}
 
     def server_of(self, key: bytes) -> Address:
         """Return the server of a key: the highest hash of both wins (rendezvous hashing)."""
@@ -138,16 +141,12 @@ class MemcachedClient:
                 pool.put(client)
 
     def close(self) -> None:
-        """Close this process's connections that are not in use; another call opens new ones."""
-        for process, address in list(self._pools):
-            if process == os.getpid():
-                _drain(self._pools.pop((process, address)))
+        """Close the connections that are not in use; another call opens new ones."""
+        for address in list(self._pools):
+            _drain(self._pools.pop(address))
 
     def _pool(self, address: Address) -> queue.LifoQueue[Client]:
-        # By process: a fork shares no connection. setdefault is atomic, where a lock that another
-        # thread holds during a fork would stay locked.
-        name = (os.getpid(), address)
-        return self._pools.get(name) or self._pools.setdefault(name, self._new_pool(address))
+        return self._pools.get(address) or self._pools.setdefault(address, self._new_pool(address))
 
     def _new_pool(self, address: Address) -> queue.LifoQueue[Client]:
         pool: queue.LifoQueue[Client] = queue.LifoQueue()

@@ -7,6 +7,7 @@ identity), which obstore asks; or from a profile of AWS's own files, which boto3
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from obstore.store import from_url
-
+from tierstore.blobs.objects.library import library
 from tierstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,16 +108,14 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def connect(
-    url: str, access: BucketAccess, timeout_s: float, retry_s: float
-) -> tuple[ObjectStore, Callable[[], ObjectStore]]:
-    """Return a client of the bucket for reading, and a function that makes one for all else.
+def connect(url: str, access: BucketAccess, timeout_s: float, retry_s: float) -> Clients:
+    """Return clients of the bucket for this process.
 
     No request is sent yet. A request that reads ends when nothing came for ``timeout_s``, any other
-    when it took that long. A client takes some 10 ms to make, and a process that only reads needs
-    one.
+    when it took that long.
 
     Raises:
+        BackendError: This process was forked, and obstore cannot be used here.
         ConfigError: The store cannot be opened, or a setting is not for this kind of store.
     """
     scheme = urlsplit(url).scheme
@@ -126,20 +124,8 @@ def connect(
         for name in _ONLY_S3:
             if getattr(access, name) is not None:
                 raise ConfigError(f"{url}: the setting {name} is for s3:// alone")
-    config: dict[str, Any] = {}
-    if access.endpoint is not None:
-        config["endpoint"] = access.endpoint
-    if access.region is not None:
-        config["region"] = access.region
-    if access.path_style is not None:
-        config["virtual_hosted_style_request"] = not access.path_style
-    provider: Any = None
-    if access.login is not None:
-        provider = _Login(*access.login)
-    elif access.profile:
-        provider = _profile(access.profile)
-        if provider is not None and "region" not in config and provider.config.get("region"):
-            config["region"] = provider.config["region"]
+    obstore = library(url)
+    config, provider = _config_of(access)
     client: ClientConfig = {
         "connect_timeout": timedelta(seconds=min(_CONNECT_S, timeout_s)),
         "allow_http": access.allow_http or (access.endpoint or "").startswith("http://"),
@@ -160,10 +146,70 @@ def connect(
     }
     reads: ClientConfig = {**client, "timeout": _ANY_LENGTH, "read_timeout": limit}
     others: ClientConfig = {**client, "timeout": limit}
-    return (
-        from_url(url, client_options=reads, **settings),
-        lambda: from_url(url, client_options=others, **settings),
-    )
+    try:
+        from_url = obstore.store.from_url
+        return Clients(
+            obstore,
+            from_url(url, client_options=reads, **settings),
+            lambda: from_url(url, client_options=others, **settings),
+        )
+    except errors_of(obstore):
+        raise ConfigError(
+            f"{url} cannot be opened: check the URL and the region, endpoint and credentials in the "
+            "environment"
+        ) from None
+
+
+def _config_of(access: BucketAccess) -> tuple[dict[str, Any], Any]:
+    """Return settings as obstore names them, and the provider of credentials, if there is one."""
+    config: dict[str, Any] = {}
+    if access.endpoint is not None:
+        config["endpoint"] = access.endpoint
+    if access.region is not None:
+        config["region"] = access.region
+    if access.path_style is not None:
+        config["virtual_hosted_style_request"] = not access.path_style
+    provider: Any = None
+    if access.login is not None:
+        provider = _Login(*access.login)
+    elif access.profile:
+        provider = _profile(access.profile)
+        if provider is not None and "region" not in config and provider.config.get("region"):
+            config["region"] = provider.config["region"]
+    return config, provider
+
+
+class Clients:
+    """A process's clients of one bucket: one for reading, and one for all else.
+
+    A client takes some 10 ms to make, and a process that only reads needs one.
+
+    Args:
+        obstore: The module, as this process may use it.
+        reads: The client for reading.
+        connect_others: Makes the other one.
+    """
+
+    def __init__(
+        self, obstore: Any, reads: ObjectStore, connect_others: Callable[[], ObjectStore]
+    ) -> None:
+        self.obstore, self.reads, self._connect_others = obstore, reads, connect_others
+        self.errors = errors_of(obstore)
+        self._lock = threading.Lock()
+        self._others: ObjectStore | None = None
+
+    @property
+    def others(self) -> ObjectStore:
+        """The client for requests that do not read."""
+        with self._lock:
+            if self._others is None:
+                self._others = self._connect_others()
+            return self._others
+
+
+def errors_of(obstore: Any) -> tuple[type[Exception], ...]:
+    """Return what the functions of obstore raise."""
+    return (obstore.exceptions.BaseError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
-
 from tierstore.blobs.base import (
     BlobInfo,
     BlobStore,
@@ -38,22 +35,21 @@ from tierstore.blobs.base import (
     check_key,
     check_prefix,
 )
-from tierstore.blobs.objects.connect import S3_SCHEMES, BucketAccess, check_url, connect
+from tierstore.blobs.objects.connect import S3_SCHEMES, BucketAccess, Clients, check_url, connect
 from tierstore.blobs.objects.errors import translated
 from tierstore.blobs.shared import by_key, drop_front, each, flat_views, is_key, runs
 from tierstore.errors import (
     BackendError,
-    ConfigError,
     Damaged,
     NotFound,
     TierstoreError,
     Unreachable,
 )
+from tierstore.forks import begin, leave
 from tierstore.ids import Buffer, ByteRange
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetResult
-    from obstore.store import ObjectStore as ObstoreStore
 
 _PART_BYTES = 8 << 20  # a long read is split into requests of this size
 _THREADS = 8  # with 8 MiB parts, as fast as raw sockets
@@ -64,8 +60,6 @@ _PUT_CONCURRENCY = 4  # parts of one blob that are sent at once
 _MIN_BYTES_PER_S = 64 << 10  # a slower answer is not worth waiting for
 _CREATE_TRIES = 6
 _CHANGED_TRIES = 3
-
-_OBSTORE_ERRORS = (BaseError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +103,29 @@ class ObjectStore(BlobStore):
         self._bulk_delete = scheme in S3_SCHEMES
         self._attributes: Attributes = {"Storage-Class": storage_class} if storage_class else {}
         self._timeout_s = timeout_s
-        retry_s = timeout_s if retry_s is None else retry_s
-        reached = BucketAccess(**access)
-        self._proxy = reached.proxy
-        try:
-            found = connect(self._url, reached, timeout_s, retry_s)
-        except TierstoreError:
-            raise
-        except _OBSTORE_ERRORS:
-            raise ConfigError(
-                f"{self._url} cannot be opened: check the URL and the region, endpoint and "
-                "credentials in the environment"
-            ) from None
-        self._reads, self._connect_others = found
+        self._retry_s = timeout_s if retry_s is None else retry_s
+        self._access = BucketAccess(**access)
+        self._opened: Clients | None = None
+        begin(self._begin)
+        self._opened = self._connected()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
-        self._other: ObstoreStore | None = None
+        if self._opened is not None:  # its connections are the parent's
+            leave(self._opened)
+            self._opened = None
+
+    def _connected(self) -> Clients:
+        return connect(self._url, self._access, self._timeout_s, self._retry_s)
+
+    @property
+    def _clients(self) -> Clients:
+        clients = self._opened
+        if clients is None:  # the first use in a forked child
+            with self._lock:
+                clients = self._opened = self._opened or self._connected()
+        return clients
 
     @property
     def url(self) -> str:
@@ -140,7 +141,7 @@ class ObjectStore(BlobStore):
         with self._errors("writing", key):
             if sum(view.nbytes for view in views) > _ONE_PUT_BYTES:
                 # a lost response: the upload was completed already, or it is gone
-                with contextlib.suppress(NotFoundError):
+                with contextlib.suppress(self._clients.obstore.exceptions.NotFoundError):
                     self._put(
                         key, views, chunk_size=_PUT_PART_BYTES, max_concurrency=_PUT_CONCURRENCY
                     )
@@ -155,7 +156,7 @@ class ObjectStore(BlobStore):
                 try:
                     self._put(key, views, mode="create", use_multipart=False)
                     return True
-                except AlreadyExistsError:
+                except self._clients.obstore.exceptions.AlreadyExistsError:
                     # S3 also says this (409 ConditionalRequestConflict) when another request for
                     # the key was under way, which may have been a deletion: look.
                     if self._exists(key):
@@ -170,7 +171,8 @@ class ObjectStore(BlobStore):
         check_key(key)
         if byte_range is None:
             with self._errors("reading", key):
-                answer = obstore.get(self._reads, key)
+                clients = self._clients
+                answer = clients.obstore.get(clients.reads, key)
                 out = memoryview(bytearray(answer.meta["size"]))
                 self._receive(key, answer, [out], 0)
             return out
@@ -224,7 +226,8 @@ class ObjectStore(BlobStore):
     def info(self, key: str) -> BlobInfo:
         check_key(key)
         with self._errors("reading", key):
-            found = obstore.head(self._others, key)
+            clients = self._clients
+            found = clients.obstore.head(clients.others, key)
         return BlobInfo(key, found["size"], found["last_modified"].timestamp())
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -235,7 +238,8 @@ class ObjectStore(BlobStore):
         for at in range(0, len(checked), _DELETE_BATCH):
             batch = checked[at : at + _DELETE_BATCH]
             with self._errors("deleting", batch[0]):
-                obstore.delete(self._others, batch)
+                clients = self._clients
+                clients.obstore.delete(clients.others, batch)
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)
@@ -244,7 +248,8 @@ class ObjectStore(BlobStore):
     def list_folders(self, prefix: str = "") -> Iterator[str]:
         check_prefix(prefix)
         with self._errors("listing", prefix):
-            found = obstore.list_with_delimiter(self._others, prefix[:-1] or None)
+            clients = self._clients
+            found = clients.obstore.list_with_delimiter(clients.others, prefix[:-1] or None)
         return iter(sorted(path[len(prefix) :] for path in found["common_prefixes"]))
 
     def close(self) -> None:
@@ -256,7 +261,9 @@ class ObjectStore(BlobStore):
     def _list(self, prefix: str) -> Iterator[BlobInfo]:
         last = ""
         with self._errors("listing", prefix):
-            for chunk in obstore.list(self._others, prefix[:-1] or None, chunk_size=1000):
+            clients = self._clients
+            listing = clients.obstore.list(clients.others, prefix[:-1] or None, chunk_size=1000)
+            for chunk in listing:
                 for found in chunk:
                     key = found["path"]
                     if key <= last:
@@ -266,15 +273,19 @@ class ObjectStore(BlobStore):
                         yield BlobInfo(key, found["size"], found["last_modified"].timestamp())
 
     def _put(self, key: str, views: Sequence[memoryview], **how: Any) -> None:
-        obstore.put(self._others, key, views, attributes=self._attributes or None, **how)
+        clients = self._clients
+        attributes = self._attributes or None
+        clients.obstore.put(clients.others, key, views, attributes=attributes, **how)
 
     def _fill(self, part: _Part) -> str | None:
         """Fetch one part; return the version of the blob that it was taken from."""
         stop = part.start + sum(out.nbytes for out in part.outs)
         with self._errors("reading", part.key):
-            answer = obstore.get(self._reads, part.key, options={"range": (part.start, stop)})
+            clients, span = self._clients, {"range": (part.start, stop)}
+            answer = clients.obstore.get(clients.reads, part.key, options=span)
             self._receive(part.key, answer, part.outs, part.start)
-        return answer.meta["e_tag"]
+        version: str | None = answer.meta["e_tag"]
+        return version
 
     def _receive(self, key: str, answer: GetResult, outs: Sequence[memoryview], start: int) -> None:
         """Fill ``outs`` from an answer while it arrives."""
@@ -316,15 +327,8 @@ class ObjectStore(BlobStore):
 
     def _delete_one(self, key: str) -> None:
         with contextlib.suppress(NotFound), self._errors("deleting", key):
-            obstore.delete(self._others, key)
-
-    @property
-    def _others(self) -> ObstoreStore:
-        """The bucket for requests that do not read."""
-        with self._lock:
-            if self._other is None:
-                self._other = self._connect_others()
-            return self._other
+            clients = self._clients
+            clients.obstore.delete(clients.others, key)
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -338,8 +342,8 @@ class ObjectStore(BlobStore):
             yield
         except TierstoreError:
             raise
-        except _OBSTORE_ERRORS as error:
-            raise translated(error, f"{doing} {key!r} in", self._url, self._proxy) from None
+        except self._clients.errors as error:
+            raise translated(error, f"{doing} {key!r} in", self._url, self._access.proxy) from None
 
     def _too_short(self, key: str, stop: int, size: int) -> Damaged:
         return Damaged(

@@ -9,8 +9,7 @@ long, is decided here:
 * redis-py's timeout is that of one ``recv``. A server that sends a byte now and then would hold a
   caller for ever, so the parser looks at the call's limit, too.
 
-A client may be used by many threads, and by a process forked from the one that made it: redis-py's
-pools give each process connections of its own.
+A client may be used by many threads, and a forked process makes connections of its own.
 """
 
 from __future__ import annotations
@@ -57,6 +56,7 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
+from tierstore.forks import begin
 
 Command: TypeAlias = tuple[str | bytes | int | float, ...]
 """A command's name and its arguments; where a key decides the node, it is the first of them."""
@@ -83,6 +83,9 @@ class RedisClient:
 
     def __init__(self, endpoint: RedisEndpoint) -> None:
         self.endpoint = endpoint
+        begin(self._begin)
+
+    def _begin(self) -> None:
         self._pools: dict[Address, BlockingConnectionPool] = {}
         self._known_slots: list[Address | None] | None = None
         self._silent: set[Address] = set()  # nodes that did not answer when they were last asked
@@ -197,7 +200,6 @@ class RedisClient:
     # Connections
 
     def _pool(self, address: Address) -> BlockingConnectionPool:
-        # setdefault is atomic, where a lock that another thread holds in a fork would stay locked.
         return self._pools.get(address) or self._pools.setdefault(address, self._new_pool(address))
 
     def _new_pool(self, address: Address) -> BlockingConnectionPool:

@@ -54,7 +54,7 @@ Other environment variables, with their defaults:
   TIERSTORE_NODE=NAME              name of this node (its host name)
   TIERSTORE_LABELS=NAME=VALUE,...  labels of this node, for rollouts (none)
   TIERSTORE_PROFILE=NAMES          variants that this node prefers (none)
-  TIERSTORE_VERIFY_PARTS=chunks    whole chunks for parts without proofs (blocks)
+  TIERSTORE_VERIFY_PARTS=chunks    whole chunks, for parts without proofs
   TIERSTORE_NATIVE=0               do without the native kernels
   TIERSTORE_DEBUG=1                print tracebacks
 

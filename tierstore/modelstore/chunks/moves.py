@@ -6,6 +6,7 @@ import threading
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound
+from tierstore.forks import begin
 from tierstore.format.checks import damaged
 from tierstore.format.keys import move_key, pack_key
 from tierstore.format.layout import Move
@@ -25,8 +26,11 @@ class Moves:
 
     def __init__(self, home_blobs: BlobStore, tiers: DurableTiers) -> None:
         self._home_blobs, self._tiers = home_blobs, tiers
-        self._lock = threading.Lock()
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
 
     def current(self, place: ChunkPlace) -> ChunkPlace:
         """Return the place of the frame after the moves that are known so far."""

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from tierstore.blobs.base import BlobStore, RangeRead
 from tierstore.errors import Damaged, NotFound
+from tierstore.forks import begin
 from tierstore.format.keys import pack_key
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.moves import Moves
@@ -80,8 +81,7 @@ class ReadPool:
         if table.bases:  # a delta's base as it is kept, and put together from its pieces
             per_thread += 2 * table.longest_chunk_bytes
         self.threads = max(1, min(threads, staging // per_thread))
-        self._local = threading.local()
-        self._lock = threading.Lock()
+        begin(self._begin)
         self.moves = Moves(home_blobs, tiers)
         self.requests = 0
         self.bytes_by_tier: dict[str, int] = {}
@@ -94,6 +94,10 @@ class ReadPool:
         self.plain_bytes: dict[Came, int] = {"reused": 0, "delta": 0, "full": 0}
         """Plain bytes that were read, by how they came."""
         self.bad_copies: list[BadCopy] = []
+
+    def _begin(self) -> None:
+        self._local = threading.local()
+        self._lock = threading.Lock()
 
     @property
     def bytes_fetched(self) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from tierstore.forks import begin
+
 _V = TypeVar("_V")
 
 
@@ -21,6 +23,10 @@ class Recent(Generic[_V]):
 
     def __init__(self, count: int) -> None:
         self._count = count
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        # values that a thread of the parent is making never come here
         self._lock = threading.Lock()
         self._values: OrderedDict[bytes, Future[_V]] = OrderedDict()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sqlite3
 import struct
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.folders import ALONE
+from tierstore.forks import begin, leave
 from tierstore.format.checks import xxh3
 from tierstore.format.keys import INDEX
 from tierstore.format.layout import parse_segment
@@ -48,9 +48,6 @@ _PLACE = struct.Struct("<4IHB")
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
 
-_INHERITED: list[sqlite3.Connection] = []
-"""Connections of the parent process, kept open: closing one after a fork could remove its log."""
-
 
 class ChunkIndex:
     """Finds the place of a chunk by its digest.
@@ -63,18 +60,18 @@ class ChunkIndex:
     def __init__(self, home_blobs: BlobStore, path: Path | None) -> None:
         self._home_blobs = home_blobs
         self._path = path
-        self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
-        self._pid = 0
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        if self._db is not None:  # closing it here could remove its log, which the parent needs
+            leave(self._db)
+            self._db = None
 
     def _connection(self) -> sqlite3.Connection:
-        # SQLite connections must not cross a fork
-        if self._db is not None and self._pid != os.getpid():
-            _INHERITED.append(self._db)
-            self._db = None
         if self._db is None:
             self._db = self._open()
-            self._pid = os.getpid()
         return self._db
 
     def _open(self) -> sqlite3.Connection:
@@ -204,10 +201,7 @@ class ChunkIndex:
         """Close the cache file."""
         with self._lock:
             if self._db is not None:
-                if self._pid == os.getpid():
-                    self._db.close()
-                else:
-                    _INHERITED.append(self._db)
+                self._db.close()
             self._db = None
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
+from tierstore.forks import begin
 from tierstore.format.keys import LEASES
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
@@ -110,7 +111,10 @@ class ReaderLease:
 
     def __init__(self, home_blobs: BlobStore) -> None:
         self._home_blobs = home_blobs
-        self._lease = _new_lease("reader")
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lease = _new_lease("reader")  # its parent's is not a child's to renew or remove
         self._changed = threading.Event()
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -140,8 +144,8 @@ class ReaderLease:
             self._changed.wait(TTL_S / 3)
 
     def close(self) -> None:
-        """Delete the lease; a forked child leaves it alone, because it is the parent's."""
-        if self._thread is None or self._lease.pid != os.getpid():
+        """Delete the lease."""
+        if self._thread is None:
             return
         self._closed.set()
         self._changed.set()

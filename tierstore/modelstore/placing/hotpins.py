@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.forks import begin
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.home.home import Home, chunks_of
@@ -28,6 +29,9 @@ class HotPins:
     def __init__(self, home: Home, local: LocalHot | None) -> None:
         self._home, self._local = home, local
         self._chunks: dict[Digest, frozenset[bytes]] = {}
+        begin(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._held: list[frozenset[bytes]] = []
 

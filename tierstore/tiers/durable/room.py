@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from tierstore.forks import begin
 from tierstore.format.keys import PACKS
 from tierstore.tiers.durable.tier import DurableTier
 
@@ -19,6 +20,9 @@ class Room:
 
     def __init__(self, tier: DurableTier) -> None:
         self._tier = tier
+        begin(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._used = 0
         self._asked: float | None = None

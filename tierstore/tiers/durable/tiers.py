@@ -18,6 +18,7 @@ from types import TracebackType
 
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
 from tierstore.errors import Archived, BackendError, Damaged, NotFound, OutOfSpace, Unreachable
+from tierstore.forks import begin
 from tierstore.format.tiers import HOME_NAME, TierSpec
 from tierstore.ids import Buffer, ByteRange
 from tierstore.tiers.durable.room import Room
@@ -52,6 +53,9 @@ class DurableTiers(BlobStore):
         self.tiers = tuple(tiers)
         self._reload = reload
         self._opened = list(tiers)
+        begin(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._where: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._failing: set[str] = set()

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from tierstore.forks import begin
+
 _LONGEST_S = 60.0
 
 _log = logging.getLogger("tierstore.tiers")
@@ -38,10 +40,10 @@ class Breaker:
     ) -> None:
         self._what, self._retry_s, self._changed = what, retry_s, changed
         self._limit, self._advice = failures, advice
-        self.reset()
+        begin(self.reset)
 
     def reset(self) -> None:
-        """Close the breaker and make it usable in a forked child."""
+        """Close the breaker."""
         self._lock = threading.Lock()
         self._failures = 0
         self._until: float | None = None

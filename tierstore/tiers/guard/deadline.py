@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead, check_prefix
 from tierstore.errors import Unreachable
+from tierstore.forks import begin
 from tierstore.ids import Buffer, ByteRange
 
 _T = TypeVar("_T")
@@ -55,8 +56,11 @@ class DeadlineStore(BlobStore):
 
     def __init__(self, inner: BlobStore, timeout_s: float) -> None:
         self._inner, self._timeout_s = inner, timeout_s
-        self._slots = threading.BoundedSemaphore(_MAX_CALLS)
         self._capabilities: Capabilities | None = None
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._slots = threading.BoundedSemaphore(_MAX_CALLS)
 
     @property
     def url(self) -> str:

@@ -9,7 +9,6 @@ back, at no caller's cost.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +55,6 @@ class GuardedStore(BlobStore):
             f"writing to tier {name}", retry_s, self._changed, failures=_FAILURES, advice=advice
         )
         self._why = ""
-        self._pid = os.getpid()
 
     @property
     def url(self) -> str:
@@ -174,7 +172,6 @@ class GuardedStore(BlobStore):
             self._stats.record(op, time.perf_counter() - started, nbytes, failed=failed)
 
     def _check_reading(self, doing: str = "read") -> None:
-        self._own_process()
         if not self._reading.open:
             return
         if self._reading.ready():
@@ -202,12 +199,6 @@ class GuardedStore(BlobStore):
     def _changed(self, opened: bool) -> None:
         self._stats.count(breaker_opened=opened)
         self._stats.breaker_open = self._reading.open or self._writing.open
-
-    def _own_process(self) -> None:
-        if self._pid != os.getpid():  # forked while another thread may have held a lock
-            self._pid = os.getpid()
-            self._reading.reset()
-            self._writing.reset()
 
 
 def _size(data: Buffer | Sequence[Buffer]) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
 from tierstore.errors import BackendError, TierstoreError, Unreachable
+from tierstore.forks import begin
 from tierstore.ids import Buffer, ByteRange
 
 _log = logging.getLogger("tierstore.tiers")
@@ -24,10 +24,12 @@ class LazyStore(BlobStore):
 
     def __init__(self, url: str, opener: Callable[[], BlobStore]) -> None:
         self._url, self._opener = url, opener
-        self._lock = threading.Lock()
         self._store: BlobStore | None = None
         self._warned = False
-        self._pid = os.getpid()
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -45,8 +47,6 @@ class LazyStore(BlobStore):
         store = self._store
         if store is not None:
             return store
-        if self._pid != os.getpid():  # forked while another thread may have held the lock
-            self._lock, self._pid = threading.Lock(), os.getpid()
         with self._lock:
             if self._store is None:
                 try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 import threading
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tierstore.errors import BackendError
+from tierstore.forks import begin
 from tierstore.format.heat import CHUNK, PACK
 from tierstore.ids import DIGEST_BYTES
 from tierstore.placement.heat import HALF_LIFE_S, REMEMBERED, HeatMap
@@ -114,18 +114,16 @@ class HeatRecorder:
     ) -> None:
         self.ledger, self._clock, self._max_keys = ledger, clock, max_keys
         self.stats = HeatStats()
-        self._reset()
+        begin(self._begin)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def _begin(self) -> None:
+        # the parent hands over what it counted
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._heat = HeatMap(HALF_LIFE_S, self._clock())
 
     def record(self, reads: Sequence[ChunkRead]) -> None:
         """Count these reads as happening now, as a ``HeatSink`` does."""
-        if self._pid != os.getpid():  # forked: the parent hands over what it counted
-            self._reset()
         now = self._clock()
         with self._lock:
             for read in reads:
@@ -141,8 +139,6 @@ class HeatRecorder:
         What could not be sent is sent the next time. What was sent without an answer is not sent
         again, since it would count twice.
         """
-        if self._pid != os.getpid():
-            self._reset()
         with self._flushing:
             if not len(self._heat):
                 return True

@@ -6,10 +6,10 @@ verified and that nobody else writes. When the leader fails, each of the others 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from tierstore.forks import begin
 from tierstore.format.checks import Verified
 
 
@@ -72,10 +72,10 @@ class Flights:
     """The chunks that threads of this process are fetching now."""
 
     def __init__(self) -> None:
-        self._reset()
+        begin(self._begin)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def _begin(self) -> None:
+        # the leaders are in the parent
         self._lock = threading.Lock()
         self._flights: dict[bytes, Flight] = {}
 
@@ -91,8 +91,6 @@ class Flights:
         Returns:
             The flights to lead; each must be ended by ``land`` or ``fail``.
         """
-        if self._pid != os.getpid():  # forked: the leaders are in the parent
-            self._reset()
         led = {}
         with self._lock:
             for digest, outs in wanted.items():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from tierstore.deferred import np
+from tierstore.forks import begin
 from tierstore.ids import Buffer
 
 _K = TypeVar("_K")
@@ -34,10 +34,9 @@ class Filler(Generic[_K]):
         batch_bytes: int,
     ) -> None:
         self._take, self._budget_bytes, self._batch_bytes = take, budget_bytes, batch_bytes
-        self._reset()
+        begin(self._begin)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def _begin(self) -> None:
         self._changed = threading.Condition()
         self._queue: deque[tuple[_K, memoryview]] = deque()
         self._waiting_bytes = 0
@@ -55,8 +54,6 @@ class Filler(Generic[_K]):
         Returns:
             Whether it will be written; a dropped one is for the caller to count.
         """
-        if self._pid != os.getpid():  # forked: the thread is in the parent
-            self._reset()
         size = len(data)
         with self._changed:
             if wait and size <= self._budget_bytes:
@@ -82,16 +79,12 @@ class Filler(Generic[_K]):
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until all that was offered is written or has failed; ``False`` at the timeout."""
-        if self._pid != os.getpid():
-            return True
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting_bytes, timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Write what waits, for at most ``timeout_s`` seconds, and stop."""
         self.flush(timeout_s)
-        if self._pid != os.getpid():
-            return
         with self._changed:
             self._closed = True
             self._waiting_bytes -= sum(len(data) for _, data in self._queue)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from tierstore.forks import begin
 from tierstore.placement.base import Access, PlacementPolicy
 from tierstore.tiers.node.files import ChunkFiles, disk_size
 from tierstore.tiers.node.index import ChangeKind, HotIndex, IndexChange, IndexRow
@@ -27,7 +28,7 @@ _PENDING = 1 << 16
 class HotBook:
     """Decides, under the node's lock, what comes in and what goes out.
 
-    All methods but ``reset`` and ``close`` are for use within ``opened``.
+    All methods but ``close`` are for use within ``opened``.
 
     Args:
         files: The chunk files.
@@ -54,10 +55,9 @@ class HotBook:
         self._high_bytes, self._low_bytes = high_bytes, low_bytes
         self._half_life_s = half_life_s
         self._stats = stats
-        self.reset()
+        begin(self._begin)
 
-    def reset(self) -> None:
-        """Begin anew in a forked child."""
+    def _begin(self) -> None:
         self.reads: deque[Access] = deque(maxlen=_PENDING)
         self.lost: deque[bytes] = deque()
         self.policy = self._make_policy(self._high_bytes)

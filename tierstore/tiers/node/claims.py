@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tierstore.folders import Owners
+from tierstore.forks import begin
 
 try:
     import fcntl
@@ -37,15 +38,11 @@ class Claims:
         self._owners = owners
         self._path = folder / "claims"
         self._fd: int | None = None
-        self.reset()
+        begin(self._begin)
 
-    def reset(self) -> None:
-        """Begin anew in a forked child: its parent's claims are not its own."""
+    def _begin(self) -> None:
         self._lock = threading.Lock()
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self.close()
 
     def take(self, digests: Sequence[bytes]) -> list[bool]:
         """Claim those chunks that nobody else has claimed, until ``release``; return which."""
@@ -81,5 +78,8 @@ class Claims:
         return True
 
     def close(self) -> None:
-        """Give all claims back."""
-        self.reset()
+        """Give all claims back; a forked child's end keeps its parent's, whose file stays open."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)

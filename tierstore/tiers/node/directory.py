@@ -160,9 +160,3 @@ class HotDirectory:
         _log.warning("tier %s: chunk %s was damaged, it is removed", self._name, digest.hex())
         self.stats.count(damaged=1)
         self.book.lost.append(digest)
-
-    def reset(self) -> None:
-        """Begin anew in a forked child: locks and threads are the parent's."""
-        self.book.reset()
-        self.reading.reset()
-        self.filling.reset()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from tierstore.folders import Owners
+from tierstore.forks import begin, leave
 from tierstore.format.manifest import MAX_CHUNK
 from tierstore.ids import DIGEST_BYTES
 from tierstore.tiers.node.files import try_lock, unlock
@@ -51,8 +52,6 @@ _ERRNO = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_PERM: errno.EACCES,
 }
-_INHERITED: list[sqlite3.Connection] = []
-"""Connections of the process that this one was forked from: only that one may close them."""
 
 
 class IndexLost(Exception):
@@ -112,9 +111,14 @@ class HotIndex:
         self._boot_id = boot_id
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
-        self._pid = 0
         self.epoch = 0
         """A random number, which differs when the index was made anew."""
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        if self._db is not None:  # only the process that opened it may close it
+            leave(self._db)
+            self._db = None
 
     @contextmanager
     def transaction(self, wait_s: float) -> Iterator[None]:
@@ -155,9 +159,6 @@ class HotIndex:
             os.close(fd)
 
     def _connection(self) -> sqlite3.Connection:
-        if self._db is not None and self._pid != os.getpid():
-            _INHERITED.append(self._db)
-            self._db = None
         try:
             found = self._path.stat()
             inode = found.st_dev, found.st_ino
@@ -168,7 +169,7 @@ class HotIndex:
         if self._db is None:
             self._db = self._connect()
             found = self._path.stat()
-            self._inode, self._pid = (found.st_dev, found.st_ino), os.getpid()
+            self._inode = found.st_dev, found.st_ino
         return self._db
 
     def _connect(self) -> sqlite3.Connection:
@@ -209,10 +210,7 @@ class HotIndex:
     def close(self) -> None:
         """Close the index file."""
         if self._db is not None:
-            if self._pid == os.getpid():
-                self._db.close()
-            else:
-                _INHERITED.append(self._db)
+            self._db.close()
         self._db = None
 
     def _execute(self, sql: str, *values: object) -> sqlite3.Cursor:

@@ -18,7 +18,6 @@ import logging
 import os
 import threading
 import time
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tierstore.deferred import np
 from tierstore.folders import Owners
+from tierstore.forks import begin
 from tierstore.format.checks import digest_of
 from tierstore.ids import DIGEST_BYTES
 from tierstore.placement.base import Access, PlacementPolicy
@@ -50,7 +50,6 @@ Verify: TypeAlias = Literal["boot", "first", "always"]
 _FLUSH_AT_READS = 4096
 
 _log = logging.getLogger("tierstore.tiers")
-_instances: weakref.WeakSet[LocalHot] = weakref.WeakSet()
 
 
 @dataclass(slots=True)
@@ -137,9 +136,11 @@ class LocalHot:
         self._fill = HotFill(self._dir)
         self._claims = Claims(self._dir.files.folder, owners)
         self._whole = WholeTensors(name, self._dir.files, self._always, self.reject)
-        self._flusher: threading.Thread | None = None
+        begin(self._begin)
         self._dir.ready(self._dir.reading)
-        _instances.add(self)
+
+    def _begin(self) -> None:
+        self._flusher: threading.Thread | None = None
 
     def resident(self, digests: Sequence[bytes]) -> list[bool]:
         """Return whether each chunk has a file here; this verifies nothing and is no read."""
@@ -404,18 +405,3 @@ class LocalHot:
         self.flush()
         self._claims.close()
         self._dir.book.close()
-
-    def after_fork(self) -> None:
-        """Begin anew in a forked child: threads and locks are the parent's."""
-        self._dir.reset()
-        self._claims.reset()
-        self._flusher = None
-
-
-def _after_fork() -> None:
-    for one in list(_instances):
-        one.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tierstore.forks import begin
+
 if TYPE_CHECKING:
     from tierstore.deferred import Bytes
 
@@ -44,13 +46,11 @@ class _Budget:
     """The number of mappings of this process's arrays; a forked child starts with the same."""
 
     def __init__(self) -> None:
-        self._reset()
         self._taken = 0
         self._released: deque[int] = deque()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
+        begin(self._begin)
 
-    def _reset(self) -> None:
+    def _begin(self) -> None:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> bool:
@@ -124,13 +124,13 @@ def map_files(
         MappingFailed: The kernel refuses.
     """
     address = array.__array_interface__["data"][0]
-    for begin in range(0, array.nbytes, chunk_size):
-        length = min(chunk_size, array.nbytes - begin)
-        fd = open_file(begin // chunk_size, length)
+    for start in range(0, array.nbytes, chunk_size):
+        length = min(chunk_size, array.nbytes - start)
+        fd = open_file(start // chunk_size, length)
         if fd is None:
             return False
         try:
-            _map(reserved, address + begin, length, fd)
+            _map(reserved, address + start, length, fd)
         finally:
             os.close(fd)
     return True
