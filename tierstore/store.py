@@ -19,7 +19,8 @@ __all__ = ["Store", "init_store", "open_store"]
 class Store(modelstore.Store):
     """A store of models, as ``tierstore.init`` and ``tierstore.open`` give it.
 
-    Thread-safe, and a context manager that closes it. A reference names a version:
+    Thread-safe, and a context manager that closes it. Pickled, it is what opens the store again by
+    its URL; a process opens a store once for all that is unpickled. A reference names a version:
 
     * ``ranker`` is the newest version of a model, ``ranker@12`` its twelfth;
     * ``ranker@prod`` is the version that the alias ``prod`` points to, on this node;

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import tierstore
-from tests.integration.kit import MIB, finished, python, tensors
+from tests.integration.kit import MIB, ROOT, finished, python, tensors
 from tests.servers.moto import Moto
 from tests.servers.redis import RedisServer
 
 pytestmark = pytest.mark.server
 _names = itertools.count()
+PATHS = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture(params=["local", "hot", "s3", "redis", "fsspec"])
@@ -150,3 +154,84 @@ def test_a_follower_follows_in_its_own_process_alone(url: str) -> None:
     assert finished(python(FOLLOWED, url)).splitlines() == [
         f"update {refused}", f"wait {refused}", f"look {refused}", "closes True", "m@2 False",
     ]  # fmt: skip
+
+
+SHARED = """
+import multiprocessing, pickle, sys, numpy as np, tierstore
+from tests.integration.kit import equal, tensors
+from tierstore.serving.filesystem import TierstoreFileSystem
+
+def child(how, store, model, tensor, view, fs, answers):
+    try:
+        equal(model.load(), tensors(1))
+        assert str(model.version) == "m@1", model.version
+        assert tensor[[7, 251]].tobytes() == tensors(1)["emb"][[7, 251]].tobytes()
+        assert view.read(0, 8) == fs.cat_file("m@1/model.safetensors", 0, 8)
+        assert store.models() == ["m"], store.models()
+        answers.put(f"{how}: read")
+    except BaseException as error:
+        answers.put(f"{how}: {type(error).__name__}: {error}")
+
+if __name__ == "__main__":
+    url = sys.argv[1]
+    store = tierstore.open(url)
+    model = store.load("m@1")
+    model["bias"]
+    view = model.open_file("model.safetensors")
+    fs = TierstoreFileSystem(url)
+    fs.ls("m@1")
+    for how in ("fork", "spawn", "forkserver"):
+        context = multiprocessing.get_context(how)
+        answers = context.Queue()
+        about = (how, store, model, model.tensor("emb"), view, fs, answers)
+        process = context.Process(target=child, args=about)
+        process.start()
+        print(answers.get(timeout=120), flush=True)
+        process.join(60)
+        assert process.exitcode == 0, process.exitcode
+    equal(model.load(), tensors(1))
+"""
+
+
+def test_what_is_open_goes_to_processes_of_every_start_method(url: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"  # what spawn runs again
+    program.write_text(SHARED)
+    said = finished(started(program, url), timeout=400)
+    assert said.splitlines() == ["fork: read", "spawn: read", "forkserver: read"]
+
+
+LOADED = """
+import sys, torch, tierstore
+from tests.integration.kit import tensors
+from torch.utils.data import DataLoader, Dataset
+
+class Rows(Dataset):
+    def __init__(self, model): self.model = model
+    def __len__(self): return 24
+    def __getitem__(self, row): return torch.from_numpy(self.model.tensor("emb")[[row]])
+
+if __name__ == "__main__":
+    rows = Rows(tierstore.open(sys.argv[1]).load("m@1"))
+    rows[3]
+    expected = tensors(1)["emb"][:24]
+    for how in ("fork", "spawn", "forkserver"):
+        loader = DataLoader(rows, 8, num_workers=2, multiprocessing_context=how, timeout=90)
+        found = torch.cat(list(loader)).numpy().reshape(24, -1)
+        print(how, found.tobytes() == expected.tobytes(), flush=True)
+    assert rows[3].numpy().tobytes() == expected[3].tobytes()
+"""
+
+
+@pytest.mark.parametrize("url", ["hot", "s3"], indirect=True)
+def test_workers_of_a_data_loader_read_the_model_of_their_parent(url: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(LOADED)
+    said = finished(started(program, url), timeout=400)
+    assert said.splitlines() == ["fork True", "spawn True", "forkserver True"]
+
+
+def started(program: Path, *args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(program), *map(str, args)], text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS},
+    )  # fmt: skip

@@ -18,13 +18,14 @@ from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import check_alias, check_name
 from tierstore.modelstore.care.rebase import COSTS, Rebased, Rebasing
+from tierstore.modelstore.chunks.origin import Origin
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import ReaderLease
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.tierlist import TierLog
 from tierstore.modelstore.loading.model import Model
-from tierstore.modelstore.loading.opener import Opener
+from tierstore.modelstore.loading.opener import Opened, Opener
 from tierstore.modelstore.names.members import refuse_release
 from tierstore.modelstore.names.names import Alias, Names
 from tierstore.modelstore.names.releases import Releases
@@ -71,6 +72,7 @@ class Parts:
         rebasing: Rebases versions; remembers which it has looked at.
         places: What must not overlap with sources of saves and targets of exports.
         upkeep: What this process does now and then, once it is started.
+        reopen: Opens the store again where it is unpickled: a function and its arguments.
     """
 
     home: Home
@@ -81,6 +83,7 @@ class Parts:
     rebasing: Rebasing
     places: StorePlaces
     upkeep: Upkeep
+    reopen: tuple[Callable[..., object], tuple[object, ...]] | None = None
 
 
 class Store:
@@ -146,6 +149,14 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.url}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._parts.reopen is None:
+            raise UsageError(
+                f"the store {self.url} cannot be pickled: it is in the memory of this process, or "
+                "was made from objects; open a store by its URL in each process"
+            )
+        return self._parts.reopen
 
     def _once(self, name: str, make: Callable[[], _T]) -> _T:
         """Return the service of this name, made when it is asked for first."""
@@ -349,13 +360,18 @@ class Store:
         """
         version = self._leased(self.choose(ref, profile=profile))
         with self._own(version):
-            opened = self._opener.open(version)
-        model = Model(version, opened, lambda: self._patching.opened_whole(version))
+            opened = self._opened(version, self._opener.open)
+        model = Model(version, opened, lambda: self._opened(version, self._patching.opened_whole))
         if not dequantize:
             return model
         from tierstore.modelstore.loading.dequantized import Dequantized
 
         return Dequantized(model)
+
+    def _opened(self, version: Version, open_version: Callable[[Version], Opened]) -> Opened:
+        opened = open_version(version)
+        opened.content.reader.pool.origin = Origin(self, version)
+        return opened
 
     def _leased(self, version: Version) -> Version:
         """A version that will be read: garbage collection leaves it alone from now on."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from tierstore import codecs, config
 from tierstore.arguments import as_path
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _S = TypeVar("_S", bound=Store)
+_IN_MEMORY = ("memory://", "fsspec+memory://")
 
 HOME_LIMIT_S = 15.0
 """Seconds after which a call of home without an answer has failed, as in an object store; with the
@@ -75,7 +78,7 @@ def init_as(
         except BaseException:
             blobs.close()
             raise
-    return _store(kind, blobs)
+    return _store(kind, blobs, home_url)
 
 
 def _take_tiers(blobs: BlobStore, specs: Sequence[TierSpec]) -> None:
@@ -104,7 +107,20 @@ def open_as(kind: type[_S], url: str | os.PathLike[str] | None = None) -> _S:
         NotFound: There is no store.
         UnsupportedFormat: The store was made by a newer tierstore.
     """
-    return _store(kind, _open_home(config.store_url(_text(url))))
+    home_url = config.store_url(_text(url))
+    return _store(kind, _open_home(home_url), home_url)
+
+
+_unpickled: WeakValueDictionary[tuple[type[Store], str], Store] = WeakValueDictionary()
+"""One store by class and URL for all that is unpickled in this process."""
+
+
+def _unpickle(kind: type[_S], url: str) -> _S:
+    found = _unpickled.get((kind, url))
+    if not isinstance(found, kind):
+        found = open_as(kind, url)
+        _unpickled[kind, url] = found
+    return found
 
 
 def _text(url: str | os.PathLike[str] | None) -> str | None:
@@ -117,7 +133,7 @@ def _open_home(url: str, *, create: bool = False) -> BlobStore:
     return blobs if blobs.bounded else DeadlineStore(blobs, HOME_LIMIT_S)
 
 
-def _store(kind: type[_S], blobs: BlobStore) -> _S:
+def _store(kind: type[_S], blobs: BlobStore, url: str) -> _S:
     try:
         codecs.use_native(config.native_wanted())
         settings, node = config.settings_from(), config.node_config()
@@ -138,6 +154,9 @@ def _store(kind: type[_S], blobs: BlobStore) -> _S:
             tier_places=tiers.store_places,
         )
         store._parts.home.news = tiers.news()
+        if not url.startswith(_IN_MEMORY):
+            where = url if "://" in url else str(Path(url).absolute())
+            store._parts.reopen = _unpickle, (kind, where)
         return store
     except BaseException:
         blobs.close()

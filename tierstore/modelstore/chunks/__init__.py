@@ -1,3 +1,3 @@
 """From packs to verified plain bytes: read plans, reading, decoding."""
 
-__all__ = ["decode", "local", "moves", "plan", "pool", "reader", "recent", "sharing"]
+__all__ = ["decode", "local", "moves", "origin", "plan", "pool", "reader", "recent", "sharing"]

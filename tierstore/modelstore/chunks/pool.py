@@ -15,6 +15,7 @@ from tierstore.forks import begin
 from tierstore.format.keys import pack_key
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.chunks.origin import Origin
 from tierstore.tiers.durable.tiers import DurableTiers
 
 _log = logging.getLogger("tierstore.packs")
@@ -82,6 +83,8 @@ class ReadPool:
             per_thread += 2 * table.longest_chunk_bytes
         self.threads = max(1, min(threads, staging // per_thread))
         begin(self._begin)
+        self.origin: Origin | None = None
+        """Where the version came from; ``None`` for what only the code of tierstore reads."""
         self.moves = Moves(home_blobs, tiers)
         self.requests = 0
         self.bytes_by_tier: dict[str, int] = {}

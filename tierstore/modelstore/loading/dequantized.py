@@ -46,6 +46,9 @@ class Dequantized(Mapping[str, npt.NDArray[Any]]):
         as_they_are = [name for name in stored if name not in parts]
         self._names = dict.fromkeys([*self.record.tensors, *as_they_are])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dequantized, (self.stored,)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -6,13 +6,20 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from tierstore.format.manifest import FileEntry
 from tierstore.modelstore.chunks.local import FilePart
+from tierstore.modelstore.chunks.origin import pickled
 from tierstore.modelstore.loading.stored import Content, PlacedPiece, SpanRead
 
 _SENT_BYTES = 64 << 10
 """Fewer bytes are read rather than sent from their file: that costs less than opening it."""
+
+
+def _view_of(model: Any, path: str) -> FileView:
+    view: FileView = model.open_file(path)
+    return view
 
 
 class FileView:
@@ -60,6 +67,9 @@ class FileView:
 
     def __repr__(self) -> str:
         return f"<FileView {self.path!r}, {self.size} bytes>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _view_of, (pickled(repr(self), self.content.reader.pool.origin), self.path)
 
     def spans(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
         """Cut a range into parts of about ``most`` bytes that end where chunks end.

@@ -14,6 +14,7 @@ from tierstore.deferred import np
 from tierstore.errors import NotFound, TensorMissing, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import parse_header
+from tierstore.modelstore.chunks.origin import pickled
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.loading.arrays import as_torch, buffer_of_tensor
 from tierstore.modelstore.loading.export import export_files, export_tensors
@@ -85,7 +86,8 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
     A read-only mapping: ``model["w"]`` reads one tensor into a new numpy array, and
     ``model.tensor("w")`` reads nothing yet. bf16 and fp8 arrive as dtypes of ``ml_dtypes``; F4 and
     F6, which numpy does not have, as packed ``uint8`` in one dimension. A name that several files
-    hold is addressed as ``path::name``. Thread-safe. Obtained from ``Store.load``.
+    hold is addressed as ``path::name``. Thread-safe; pickled, it is what opens the same version
+    again. Obtained from ``Store.load``.
 
     Attributes:
         version: The version that is read.
@@ -124,6 +126,10 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
 
     def __repr__(self) -> str:
         return f"<Model {self._title()}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        origin = self._opened.content.reader.pool.origin
+        return _itself, (pickled(repr(self), origin),)
 
     def _title(self) -> str:
         version, count = self.version, display.counted(len(self), "tensor")
@@ -484,6 +490,10 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
         chosen = {name: verified.tensors[name] for name in wanted}
         with reported(progress, f"exporting {self.version}") as told:
             return export_tensors(verified.content, chosen, self.metadata or None, file, told)
+
+
+def _itself(model: Model) -> Model:
+    return model
 
 
 def stats_of(pool: ReadPool) -> LoadStats:

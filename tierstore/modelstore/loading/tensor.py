@@ -11,6 +11,7 @@ from tierstore.errors import UsageError
 from tierstore.format.dtypes import DTYPES, numpy_dtype
 from tierstore.format.manifest import TensorEntry
 from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.chunks.origin import pickled
 from tierstore.modelstore.chunks.reader import OnChunk
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.loading.arrays import as_array, as_torch, new_bytes
@@ -103,6 +104,9 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.dtype}, {list(self.shape)}, {self.nbytes} bytes)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _tensor_of, (pickled(repr(self), self._content.reader.pool.origin), self.name)
 
     @property
     def signature(self) -> bytes:
@@ -246,6 +250,11 @@ class Tensor:
                    [0, 1]], dtype=uint8)
         """
         return read_rows(self._base, self._overlays, rows)
+
+
+def _tensor_of(model: Any, name: str) -> Tensor:
+    tensor: Tensor = model.tensor(name)
+    return tensor
 
 
 class VerifiedTensor(Tensor):
