@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tierstore
+from tests.children import forked
+from tests.waiting import wait_until
+from tierstore.blobs.base import BlobStore
+from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import OutOfSpace, PermissionDenied, Unreachable
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, unseal_body
-from tierstore.modelstore.home import leases
-from tierstore.modelstore.home.leases import ReaderLease, WriterLease
+from tierstore.modelstore.home import leases, readerlease
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.readerlease import ReaderLease
 from tierstore.testing.faulty import Fault, FaultyStore
 
 
-def held(home: MemoryStore) -> list[Lease]:
+def held(home: BlobStore) -> list[Lease]:
     keys = [info.key for info in home.list("leases/")]
     return [unseal_body(Kind.LEASE, home.get(key), Lease, key) for key in keys]
 
 
-def wait_for(home: MemoryStore, versions: set[str]) -> None:
+def wait_for(home: BlobStore, versions: set[str]) -> None:
     deadline = time.monotonic() + 20
     while {v for lease in held(home) for v in lease.versions} != versions:
         assert time.monotonic() < deadline, f"the lease never named {versions}: {held(home)}"
@@ -76,17 +86,107 @@ def test_a_lease_that_cannot_be_removed_ends_by_itself() -> None:
     assert len(held(home)) == 1
 
 
+def ids(count: int) -> list[str]:
+    return [f"{n:064x}" for n in range(count)]
+
+
 def test_a_reader_names_its_versions_in_one_lease() -> None:
     home = MemoryStore()
     lease = ReaderLease(home)
-    for version in ("aa" * 32, "bb" * 32, "aa" * 32):
-        lease.add(version)
+    holds = [lease.hold(version) for version in ("aa" * 32, "bb" * 32, "aa" * 32)]
     wait_for(home, {"aa" * 32, "bb" * 32})
     (found,) = held(home)
-    assert found.role == "reader"
+    assert (found.role, found.pid) == ("reader", os.getpid())
     lease.close()
     lease.close()
     assert held(home) == []
+    del holds
+
+
+def test_a_version_is_released_with_its_last_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readerlease, "RELEASE_S", 0.0)
+    home = MemoryStore()
+    lease = ReaderLease(home)
+    first, second, other = (lease.hold(version * 32) for version in ("aa", "aa", "bb"))
+    wait_for(home, {"aa" * 32, "bb" * 32})
+    first.release()
+    first.release()
+    del other  # as the garbage collector does
+    wait_for(home, {"aa" * 32})
+    second.release()
+    wait_until(lambda: not held(home), "a lease of nothing is removed")
+    wait_until(lambda: lease._thread is None, "its thread ends")
+    again = lease.hold("cc" * 32)
+    wait_for(home, {"cc" * 32})
+    again.release()
+    lease.close()
+
+
+def test_many_versions_are_in_several_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is written when one of its own versions changes, and stays far from the largest size."""
+    monkeypatch.setattr(readerlease, "RELEASE_S", 0.0)
+    monkeypatch.setattr(readerlease, "MAX_VERSIONS", 10)
+    home = MemoryStore()
+    lease = ReaderLease(home)
+    holds = [lease.hold(version) for version in ids(25)]
+    wait_for(home, set(ids(25)))
+    assert sorted(len(one.versions) for one in held(home)) == [5, 10, 10]
+    first = next(one for one in held(home) if ids(1)[0] in one.versions)
+    for hold in holds[:10]:
+        hold.release()
+    wait_for(home, set(ids(25)[10:]))
+    assert first.id not in {one.id for one in held(home)}
+    lease.close()
+    assert held(home) == []
+
+
+def test_a_lease_that_cannot_be_written_is_loud_and_tried_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readerlease, "RETRY_S", 0.001)
+    down = [Unreachable("no answer")] * 3
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        return down.pop() if op == "put" and down else None
+
+    home = MemoryStore("home")
+    lease = ReaderLease(FaultyStore(home, plan))
+    with caplog.at_level("WARNING"):
+        hold = lease.hold("aa" * 32)
+        wait_for(home, {"aa" * 32})
+        wait_until(lambda: len(caplog.messages) == 2, "it says that it is back")
+    assert caplog.messages == [
+        "the lease of this reader in memory://home cannot be written, and is tried again every few "
+        "seconds: no answer. Versions that are removed while it is read may be deleted under it at "
+        "any time",
+        "the lease of this reader in memory://home is written again",
+    ]
+    hold.release()
+    lease.close()
+
+
+def test_a_renewal_that_fails_says_how_long_the_lease_lasts(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readerlease, "TTL_S", 600)
+    down = threading.Event()
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        return PermissionDenied("not any more") if op == "put" and down.is_set() else None
+
+    home = MemoryStore("home")
+    lease = ReaderLease(FaultyStore(home, plan))
+    first = lease.hold("aa" * 32)
+    wait_for(home, {"aa" * 32})
+    down.set()
+    with caplog.at_level("WARNING"):
+        second = lease.hold("bb" * 32)
+        wait_until(lambda: bool(caplog.messages), "it says so")
+    assert caplog.messages[0].endswith(
+        "not any more. Versions that are removed while it is read may be deleted under it in 10 min"
+    )
+    lease.close()
+    del first, second
 
 
 def test_a_store_that_cannot_be_written_is_read_without_a_lease(
@@ -102,9 +202,10 @@ def test_a_store_that_cannot_be_written_is_read_without_a_lease(
 
     home = MemoryStore()
     lease = ReaderLease(FaultyStore(home, plan))
+    holds = []
     with caplog.at_level("INFO"):
         for version in ("aa" * 32, "bb" * 32):
-            lease.add(version)
+            holds.append(lease.hold(version))
             assert refused.acquire(timeout=20), "it gave up: a store may be writable again"
         lease.close()
     assert refused.acquire(timeout=0), "it did not try to take the lease back"
@@ -115,19 +216,76 @@ def test_a_store_that_cannot_be_written_is_read_without_a_lease(
     assert held(home) == []
 
 
-def test_a_forked_child_leaves_the_lease_of_its_parent() -> None:
-    home = MemoryStore()
+def test_a_forked_child_has_a_lease_of_its_own_once_it_reads(tmp_path: Path) -> None:
+    home = LocalStore(tmp_path, create=True)
     lease = ReaderLease(home)
-    lease.add("aa" * 32)
+    hold = lease.hold("aa" * 32)
     wait_for(home, {"aa" * 32})
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+    (parents,) = held(home)
+
+    def reads() -> str:
+        hold.go_on()
+        wait_until(lambda: len(held(home)) == 2, "the child has a lease")
+        own = next(one for one in held(home) if one.id != parents.id)
+        assert (own.pid, own.versions) == (os.getpid(), parents.versions)
         lease.close()
-        os.write(write, bytes([len(held(home))]))
-        os._exit(0)
-    os.close(write)
-    os.waitpid(child, 0)
-    assert os.read(read, 1) == b"\x01"
-    os.close(read)
+        return str(held(home) == [parents])
+
+    def only_ends() -> bool:
+        lease.close()
+        return held(home) == [parents]
+
+    assert forked({"ends": only_ends}) == {"ends": "True"}
+    assert forked({"reads": reads}) == {"reads": "True"}
     lease.close()
+    assert held(home) == []
+
+
+ENDS = """
+import sys, tierstore
+store = tierstore.open(sys.argv[1])
+model = store.load("m")
+while not any(store._blobs.list("leases/")): pass
+"""
+
+
+def test_a_process_that_closes_nothing_leaves_no_lease(tmp_path: Path) -> None:
+    with tierstore.init(tmp_path / "store") as store:
+        store.save("m", {"w": np.ones(3, np.float32)})
+    subprocess.run([sys.executable, "-c", ENDS, str(tmp_path / "store")], check=True, timeout=120)
+    assert list((tmp_path / "store" / "leases").iterdir()) == []
+
+
+def test_a_model_that_nobody_has_any_more_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readerlease, "RELEASE_S", 0.0)
+    store = tierstore.init(tmp_path / "store")
+    first = store.save("m", {"w": np.ones(3, np.float32)})
+    second = store.save("m", {"w": np.zeros(3, np.float32)})
+    kept, tensor = store.load(first), store.load(second).tensor("w")
+    home = LocalStore(tmp_path / "store")
+    wait_for(home, {first.digest.hex, second.digest.hex})
+    kept.close()
+    wait_for(home, {second.digest.hex})
+    assert tensor.numpy().tolist() == [0.0, 0.0, 0.0]
+    del tensor
+    wait_until(lambda: not held(home), "nothing is read")
+    assert kept["w"].tolist() == [1.0, 1.0, 1.0]
+    store.close()
+
+
+def test_leases_of_killed_processes_are_removed_by_saves() -> None:
+    home = MemoryStore()
+    for _ in range(3):
+        WriterLease(home).renew()
+    keys = [info.key for info in home.list("leases/")]
+    home.put("leases/damaged", b"?")
+    ages = {keys[0]: 2 * leases.TTL_S + 60, keys[1]: 2 * leases.TTL_S - 60, "leases/damaged": 1e6}
+    for key, age in ages.items():
+        data, mtime = home._blobs[key]
+        home._blobs[key] = data, mtime - age
+    with WriterLease(home) as lease:
+        lease.remove_ended()
+        left = {info.key for info in home.list("leases/")}
+        assert left == {keys[1], keys[2], lease._key}

@@ -21,8 +21,8 @@ from tierstore.modelstore.care.rebase import COSTS, Rebased, Rebasing
 from tierstore.modelstore.chunks.origin import Origin
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.home.leases import ReaderLease
 from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.readerlease import Hold, ReaderLease
 from tierstore.modelstore.home.tierlist import TierLog
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.loading.opener import Opened, Opener
@@ -358,7 +358,7 @@ class Store:
             array([[4., 5.],
                    [0., 1.]], dtype=float32)
         """
-        version = self._leased(self.choose(ref, profile=profile))
+        version = self.choose(ref, profile=profile)
         with self._own(version):
             opened = self._opened(version, self._opener.open)
         model = Model(version, opened, lambda: self._opened(version, self._patching.opened_whole))
@@ -369,15 +369,16 @@ class Store:
         return Dequantized(model)
 
     def _opened(self, version: Version, open_version: Callable[[Version], Opened]) -> Opened:
+        hold = self._leased(version)
         opened = open_version(version)
-        opened.content.reader.pool.origin = Origin(self, version)
+        pool = opened.content.reader.pool
+        pool.origin, pool.hold = Origin(self, version), hold
         return opened
 
-    def _leased(self, version: Version) -> Version:
-        """A version that will be read: garbage collection leaves it alone from now on."""
-        self._lease.add(version.digest.hex)
+    def _leased(self, version: Version) -> Hold:
+        """A version that will be read: garbage collection leaves it alone while this is held."""
         self._parts.upkeep.start()
-        return version
+        return self._lease.hold(version.digest.hex)
 
     @contextmanager
     def _own(self, version: Version) -> Iterator[None]:
@@ -779,7 +780,9 @@ class Store:
             >>> store.rebase("ranker").chunks
             0
         """
-        return self._parts.rebasing.version(self._leased(self.resolve(ref)), above)
+        version = self.resolve(ref)
+        with self._leased(version):
+            return self._parts.rebasing.version(version, above)
 
     def warmup(
         self, ref: str | Version, *, tier: str = HOT, progress: Progress | bool | None = None
@@ -810,8 +813,12 @@ class Store:
             >>> store.warmup("ranker").resident
             True
         """
-        version = self._leased(self.choose(ref))
-        with self._own(version), reported(progress, f"warming {version}") as told:
+        version = self.choose(ref)
+        with (
+            self._leased(version),
+            self._own(version),
+            reported(progress, f"warming {version}") as told,
+        ):
             return self.warming.bring(version, tier, told)
 
     def evict(self, ref: str | Version | None = None, *, tier: str = HOT) -> int:

@@ -16,6 +16,7 @@ from tierstore.format.keys import pack_key
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.origin import Origin
+from tierstore.modelstore.home.readerlease import Hold
 from tierstore.tiers.durable.tiers import DurableTiers
 
 _log = logging.getLogger("tierstore.packs")
@@ -85,6 +86,8 @@ class ReadPool:
         begin(self._begin)
         self.origin: Origin | None = None
         """Where the version came from; ``None`` for what only the code of tierstore reads."""
+        self.hold: Hold | None = None
+        """Keeps the version in this process's lease while anything reads through the pool."""
         self.moves = Moves(home_blobs, tiers)
         self.requests = 0
         self.bytes_by_tier: dict[str, int] = {}
@@ -195,6 +198,8 @@ class ReadPool:
             NotFound: The pack is gone, or only in tiers to ``avoid``.
         """
         key = pack_key(pack)
+        if self.hold is not None:
+            self.hold.go_on()
         tier = self._tiers.read([RangeRead(key, start, out) for start, out in parts], avoid)
         nbytes = sum(len(out) for _, out in parts)
         with self._lock:

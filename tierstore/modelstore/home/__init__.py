@@ -10,6 +10,7 @@ __all__ = [
     "once",
     "pins",
     "probe",
+    "readerlease",
     "refs",
     "tierlist",
 ]

@@ -1,21 +1,17 @@
-"""Leases: which saves and readers garbage collection must wait for (format/SPEC.md section 10)."""
+"""Leases: which saves garbage collection must wait for (format/SPEC.md section 10)."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-import threading
 import time
 import uuid
 from types import TracebackType
 from typing import Literal, Self
 
-import msgspec
-
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
-from tierstore.forks import begin
 from tierstore.format.keys import LEASES
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
@@ -25,7 +21,8 @@ TTL_S = 4 * 3600
 _log = logging.getLogger("tierstore.leases")
 
 
-def _new_lease(role: Literal["writer", "reader"]) -> Lease:
+def new_lease(role: Literal["writer", "reader"]) -> Lease:
+    """Return a lease of this process, which is not written yet."""
     return Lease(
         id=uuid.uuid4().hex,
         role=role,
@@ -54,6 +51,16 @@ def is_saving(home_blobs: BlobStore) -> bool:
     return bool(writers(home_blobs))
 
 
+def _ttl_s(home_blobs: BlobStore, key: str) -> float:
+    """Return the time of a lease, in seconds; infinite for one that this version cannot read."""
+    try:
+        return unseal_body(Kind.LEASE, home_blobs.get(key), Lease, key).ttl_s
+    except Damaged:  # it holds nothing
+        return TTL_S
+    except (NotFound, UnsupportedFormat):
+        return float("inf")
+
+
 class WriterLease:
     """A lease held while a save runs, so that garbage collection leaves its packs alone.
 
@@ -62,12 +69,27 @@ class WriterLease:
 
     def __init__(self, home_blobs: BlobStore) -> None:
         self._home_blobs = home_blobs
-        self._lease = _new_lease("writer")
+        self._lease = new_lease("writer")
         self._renewed = 0.0
 
     @property
     def _key(self) -> str:
         return LEASES + self._lease.id
+
+    def remove_ended(self) -> None:
+        """Remove leases of processes that were killed: those that ended a whole lease's time ago.
+
+        Home's own clock decides: the time of this lease, which was just written, is its now.
+        """
+        try:
+            found = {info.key: info.mtime for info in self._home_blobs.list(LEASES)}
+            now = found.get(self._key, 0.0)
+            old = [key for key, mtime in found.items() if now - mtime > 2 * TTL_S]
+            self._home_blobs.delete(
+                [key for key in old if now - found[key] > 2 * _ttl_s(self._home_blobs, key)]
+            )
+        except TierstoreError as error:  # the next save tries again
+            _log.info("leases that have ended were not removed: %s", error)
 
     def __enter__(self) -> Self:
         self.renew()
@@ -100,58 +122,3 @@ class WriterLease:
             self._home_blobs.delete([self._key])
         except TierstoreError as failure:  # it ends by itself
             _log.warning("the writer's lease was not removed: %s", failure)
-
-
-class ReaderLease:
-    """The lease of one process on one store: names the versions that it reads.
-
-    A background thread writes it, off the reading path. A store that cannot be written to is read
-    without a lease.
-    """
-
-    def __init__(self, home_blobs: BlobStore) -> None:
-        self._home_blobs = home_blobs
-        begin(self._begin)
-
-    def _begin(self) -> None:
-        self._lease = _new_lease("reader")  # its parent's is not a child's to renew or remove
-        self._changed = threading.Event()
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def add(self, version: str) -> None:
-        """Hold the version with this manifest digest (hex) until ``close``."""
-        with self._lock:
-            if version in self._lease.versions:
-                return
-            versions = [*self._lease.versions, version]
-            self._lease = msgspec.structs.replace(self._lease, versions=versions)
-            self._changed.set()
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._renew_until_closed, name="tierstore-lease", daemon=True
-                )
-                self._thread.start()
-
-    def _renew_until_closed(self) -> None:
-        while not self._closed.is_set():
-            self._changed.clear()
-            try:
-                self._home_blobs.put(LEASES + self._lease.id, seal_body(Kind.LEASE, self._lease))
-            except TierstoreError as error:
-                _log.info("reading without a lease: %s", error)
-            self._changed.wait(TTL_S / 3)
-
-    def close(self) -> None:
-        """Delete the lease."""
-        if self._thread is None:
-            return
-        self._closed.set()
-        self._changed.set()
-        self._thread.join()
-        self._thread = None
-        try:
-            self._home_blobs.delete([LEASES + self._lease.id])
-        except TierstoreError as error:
-            _log.info("the reader's lease was not removed: %s", error)

@@ -272,6 +272,21 @@ class Model(Mapping[str, "npt.NDArray[Any]"]):
             name: as_torch(data, t.dtype, t.shape) for name, t, data in self._read(names, progress)
         }
 
+    def close(self) -> None:
+        """Release the version: garbage collection may remove what it alone needs.
+
+        That happens anyway when the model is no longer used, or its store is closed.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones((3, 2), np.float32)})
+            >>> model = store.load("ranker")
+            >>> model.close()
+        """
+        hold = self._opened.content.reader.pool.hold
+        if hold is not None:
+            hold.release()
+
     def _read(
         self, names: Iterable[str] | None, progress: Progress | bool | None
     ) -> list[tuple[str, Tensor, npt.NDArray[np.uint8]]]:

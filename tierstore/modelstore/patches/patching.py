@@ -22,6 +22,7 @@ from tierstore.format.safetensors import TensorInfo, parse_header
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import Chain, find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.readerlease import Hold
 from tierstore.modelstore.loading.model import stats_of
 from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.loading.stored import StoredTensor, entry_bytes
@@ -178,22 +179,34 @@ def patches_between(home: Home, since: Version, until: Version) -> list[tuple[Di
     return found[::-1]
 
 
-def open_patches(home: Home, opener: Opener, since: Version, until: Version) -> Iterator[Patch]:
-    """Return the patches of ``patches_between``, each opened when it is its turn."""
+def open_patches(
+    home: Home, opener: Opener, since: Version, until: Version, hold: Hold
+) -> Iterator[Patch]:
+    """Return the patches of ``patches_between``, each opened when it is its turn.
+
+    Each of them keeps ``hold``, of the newer version.
+    """
     path = patches_between(home, since, until)
     versions = _numbered(home, until, [digest for digest, _ in path])
     return (
-        _opened(home, opener, digest, manifest, versions.get(digest)) for digest, manifest in path
+        _opened(home, opener, digest, manifest, versions.get(digest), hold)
+        for digest, manifest in path
     )
 
 
 def _opened(
-    home: Home, opener: Opener, digest: Digest, manifest: Manifest, version: Version | None
+    home: Home,
+    opener: Opener,
+    digest: Digest,
+    manifest: Manifest,
+    version: Version | None,
+    hold: Hold,
 ) -> Patch:
     (file,) = manifest.files
     header = parse_header(file.header, file.size)
     table = home.layout(digest, manifest)
     content = opener.content(table, manifest.chunk_size).verified()  # it may be stored, or kept
+    content.reader.pool.hold = hold
     entries = {entry.name: entry for entry in file.tensors}
 
     def read(infos: Sequence[TensorInfo]) -> list[Bytes]:

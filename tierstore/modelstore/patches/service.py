@@ -9,7 +9,7 @@ from tierstore.errors import Conflict, UsageError
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import ModelRef, check_alias
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.leases import ReaderLease
+from tierstore.modelstore.home.readerlease import ReaderLease
 from tierstore.modelstore.loading.opener import Opened, Opener
 from tierstore.modelstore.names.members import refuse_release
 from tierstore.modelstore.names.names import Names
@@ -96,8 +96,8 @@ class Patching:
         first = self._names.resolve(since)
         refuse_release(first)
         last = self._names.resolve(first.model if until is None else until)
-        self._lease.add(last.digest.hex)
-        return open_patches(self._home, self._opener, first, last)
+        hold = self._lease.hold(last.digest.hex)
+        return open_patches(self._home, self._opener, first, last, hold)
 
     def fold(self, ref: str | Version, at_least: int, progress: Progress | None) -> Folded:
         """Store a version that lies on patches as a whole; see ``Store.fold``."""
@@ -109,10 +109,15 @@ class Patching:
         self, version: Version, at_least: int = 1, progress: Progress | None = None
     ) -> Folded:
         refuse_release(version)
-        self._lease.add(version.digest.hex)
-        return fold_version(
-            self._home, self._opener, self._saving, version, at_least=at_least, progress=progress
-        )
+        with self._lease.hold(version.digest.hex):
+            return fold_version(
+                self._home,
+                self._opener,
+                self._saving,
+                version,
+                at_least=at_least,
+                progress=progress,
+            )
 
     def opened_whole(self, version: Version) -> Opened:
         """Fold a version and open it, for callers that need its whole files."""

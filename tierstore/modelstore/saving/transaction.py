@@ -72,6 +72,7 @@ class Saving:
             home.packs.refresh()  # no pack goes to a tier that is being drained
             if indexed:
                 self._index.sync()
+                lease.remove_ended()
             writer = Writer(
                 home.blobs,
                 home.packs,
