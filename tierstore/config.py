@@ -417,10 +417,10 @@ def cloud_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def proxy_of(url: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """Return the variable that names the proxy for a URL, with its value but for a password."""
-    from urllib.request import proxy_bypass_environment  # few processes need that much
+    from urllib import request  # few processes need that much
 
     parts = urlsplit(url)
-    if proxy_bypass_environment(parts.netloc):
+    if request.proxy_bypass_environment(parts.netloc):  # type: ignore[attr-defined]
         return None
     for name in (f"{parts.scheme}_proxy", "all_proxy"):
         for found in (name, name.upper()):

@@ -66,8 +66,8 @@ def test_the_bucket_is_in_the_path_or_in_the_name_of_the_host(
     host = "s3.example.org" if path_style else "bucket.s3.example.org"
     store = ObjectStore("s3://bucket/p", endpoint=f"https://{host}", region="x",
                         path_style=path_style)  # fmt: skip
-    assert isinstance(store._reads, S3Store)
-    signed = obstore.sign(store._reads, "GET", "k", timedelta(seconds=9))
+    assert isinstance(store._clients.reads, S3Store)
+    signed = obstore.sign(store._clients.reads, "GET", "k", timedelta(seconds=9))
     assert signed.partition("?")[0] == address
 
 

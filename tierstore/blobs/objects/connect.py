@@ -155,8 +155,8 @@ def connect(url: str, access: BucketAccess, timeout_s: float, retry_s: float) ->
         )
     except errors_of(obstore):
         raise ConfigError(
-            f"{url} cannot be opened: check the URL and the region, endpoint and credentials in the "
-            "environment"
+            f"{url} cannot be opened: check the URL and the region, endpoint and credentials in "
+            "the environment"
         ) from None
 
 
