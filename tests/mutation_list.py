@@ -1832,7 +1832,7 @@ _NAMES = (
         "pickles-in-commits",
         "SECURITY: pickles are refused in a commit of the gateway as in a save.",
         "modelstore/saving/source.py",
-        "        refuse_pickle(path, data[:LOOKED_AT_BYTES], path)\n",
+        "        refuse_pickle(path, data[:BEGIN_BYTES], path)\n",
         "",
         ("integration/test_hub_kept.py::test_an_inline_file_that_could_run_is_refused",),
     ),

@@ -477,6 +477,11 @@ def is_service_variable(name: str, value: str) -> bool:
     return not _SERVICE_PORT.fullmatch(name) or _SERVICE_URL.match(value) is not None
 
 
+def is_set_by_service(name: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a variable has a value, and one that Kubernetes sets for a Service."""
+    return name in environ and is_service_variable(name, environ[name])
+
+
 def unknown_messages(more: Iterable[str], environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return a line for each ``TIERSTORE_*`` variable that nothing reads, with the nearest name.
 
@@ -486,8 +491,8 @@ def unknown_messages(more: Iterable[str], environ: Mapping[str, str] = os.enviro
     """
     lines = []
     for name in unknown_variables(more, environ):
-        near = nearest(name, {*KNOWN, *more})
-        hint = f"did you mean {near}?" if near else "see 'tierstore --help'"
+        known = {one.removeprefix(PREFIX) for one in (*KNOWN, *more)}
+        hint = nearest(name.removeprefix(PREFIX), known, "see 'tierstore --help'")
         lines.append(f"the environment variable {name} is not known: {hint}")
     return lines
 

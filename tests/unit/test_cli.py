@@ -189,7 +189,7 @@ def test_unknown_variables_are_named_with_the_nearest() -> None:
     environ |= {**dict.fromkeys(config.KNOWN, "1"), "TIERSTORE_LOAD_TO": "x"}
     assert config.unknown_messages(KNOWN, environ) == [
         "the environment variable TIERSTORE_SAVE_ALAIS is not known: did you mean "
-        "TIERSTORE_SAVE_ALIAS?",
+        "'SAVE_ALIAS'? see 'tierstore --help'",
         "the environment variable TIERSTORE_ZZZ is not known: see 'tierstore --help'",
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from tierstore.cli.kit.output import Output
 from tierstore.cli.kit.progress import ProgressBar
-from tierstore.config import is_service_variable, unknown_messages
+from tierstore.config import is_set_by_service, unknown_messages
 
 if TYPE_CHECKING:
     from tierstore.store import Store
@@ -130,6 +129,5 @@ def name_variables(root: Any) -> set[str]:
             name = variable(path, option)
             known.add(name)
             # a Service may be called like an option
-            foreign = is_service_variable(name, os.environ.get(name, ""))
-            option.envvar = None if foreign else name
+            option.envvar = None if is_set_by_service(name) else name
     return known

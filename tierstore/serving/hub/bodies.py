@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from tierstore.forks import begin
 from tierstore.serving.hub.answers import HubError
 
 _SLOWEST_BYTES_PER_S = 16 << 10
@@ -71,7 +72,11 @@ class BodyRoom:
     """
 
     def __init__(self, stall_s: float) -> None:
-        self._stall_s, self._free = stall_s, _HELD_BYTES
+        self._stall_s = stall_s
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._free = _HELD_BYTES
         self._changed = asyncio.Condition()
 
     @asynccontextmanager

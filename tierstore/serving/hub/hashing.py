@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from tierstore.forks import begin
 from tierstore.ids import Digest
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.model import Model
@@ -24,9 +25,12 @@ class Hashing:
     """Computes each version's missing SHA-256s once, for all who ask, one version at a time."""
 
     def __init__(self) -> None:
+        self._known: OrderedDict[Digest, Mapping[str, bytes]] = OrderedDict()
+        begin(self._begin)
+
+    def _begin(self) -> None:
         self._thread = ThreadPoolExecutor(1, "tierstore-hub-sha256")
         self._turn = asyncio.Lock()
-        self._known: OrderedDict[Digest, Mapping[str, bytes]] = OrderedDict()
         self._running: dict[Digest, asyncio.Task[None]] = {}
 
     async def complete(self, model: Model) -> None:
