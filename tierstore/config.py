@@ -491,8 +491,7 @@ def unknown_messages(more: Iterable[str], environ: Mapping[str, str] = os.enviro
     """
     lines = []
     for name in unknown_variables(more, environ):
-        known = {one.removeprefix(PREFIX) for one in (*KNOWN, *more)}
-        hint = nearest(name.removeprefix(PREFIX), known, "see 'tierstore --help'")
+        hint = nearest(name, sorted({*KNOWN, *more}), "see 'tierstore --help'")
         lines.append(f"the environment variable {name} is not known: {hint}")
     return lines
 

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from tierstore.arguments import shown
@@ -23,6 +24,8 @@ _EXAMPLES = {"model": "ranker", "alias": "prod", "release": "search", "variant":
 DEFAULT_ALIAS = "prod"
 """The alias that is meant where one is needed and none is named."""
 
+SCHEME = "tierstore://"
+"""What a reference begins with as a URL."""
 RELEASE = "release:"
 FULL = "full"
 """The version itself, not a variant of it, in an order of preference."""
@@ -178,7 +181,13 @@ class ModelRef:
         """Parse a reference that a user typed; ``InvalidName`` says what is wrong with it."""
         if not isinstance(text, str):
             raise InvalidName(_no_reference(text))
-        model, at, rest = text.partition("@")
+        if text.startswith(("/", "./", "../", "~")):
+            raise InvalidName(_no_reference(Path(text)))
+        if text.startswith(SCHEME) and "?" in text:
+            raise InvalidName(
+                f"{text[:120]!r} names a store, too: open that, and name {SCHEME}MODEL"
+            )
+        model, at, rest = text.removeprefix(SCHEME).partition("@")
         model = check_name("model", model)
         if not at:
             return cls(model)

@@ -90,6 +90,36 @@ def test_a_directory_without_tensors_has_to_be_meant(run: Program, place: Path) 
     assert run("save", "texts", "texts", "--allow-no-tensors", "-q").out == "texts@1\n"
 
 
+def test_an_alias_is_one_word_or_two(run: Program, place: Path) -> None:
+    assert run("alias", "set", "ranker@new", "ranker@1", "-q").out == "ranker@1\n"
+    assert run("alias", "set", "ranker@new", "2", "-q").out == "ranker@2\n"
+    assert run("alias", "set", "ranker", "new", "1", "-q").out == "ranker@1\n"
+    assert run("rollback", "ranker@new", "-q").out == "ranker@2\n"
+    assert run("alias", "rm", "ranker@new", "-q").out == "ranker@new\n"
+    for command, form in (
+        ("alias set ranker new", "MODEL ALIAS REF, or MODEL@ALIAS REF"),
+        ("alias set ranker@new", "MODEL ALIAS REF, or MODEL@ALIAS REF"),
+        ("rollback ranker", "MODEL ALIAS, or MODEL@ALIAS"),
+        ("alias rm ranker", "MODEL ALIAS, or MODEL@ALIAS"),
+    ):
+        done = run(*command.split())
+        assert (done.code, done.err) == (
+            2, f"tierstore: error: an argument is missing: give {form}\n",
+        )  # fmt: skip
+    done = run("stat", "ranker", "prod")
+    assert (done.code, "a reference is one word, such as MODEL@ALIAS" in done.err) == (2, True)
+
+
+def test_what_is_no_reference_is_said(run: Program, place: Path) -> None:
+    assert run("stat", "tierstore://ranker@1", "-q").out == "ranker@1\n"
+    assert run("load", "tierstore://ranker@prod", "--to", "out").code == 0
+    for path in ("/tmp/ranker", "./ranker", "../ranker", "~/ranker"):
+        done = run("load", path, "--to", "out")
+        assert (done.code, f"'{path.removeprefix('./')}' is a path" in done.err) == (2, True)
+    done = run("stat", "tierstore://ranker?store=s")
+    assert (done.code, "names a store, too" in done.err) == (2, True)
+
+
 CASES: dict[str, tuple[list[str], str, str]] = {
     # name: command line, what the text holds, what -q prints
     "init": (["init", "new"], "made a store at file://", "file://{place}/new"),
@@ -364,12 +394,12 @@ def test_unknown_variables(place: Path, run: Program, monkeypatch: pytest.Monkey
     assert (done.code, done.out) == (0, "org/other\nranker\n")
     assert done.err == (
         "tierstore: warning: the environment variable TIERSTORE_SAVE_ALAIS is not known: did you "
-        "mean TIERSTORE_SAVE_ALIAS?\n"
+        "mean 'TIERSTORE_SAVE_ALIAS'? see 'tierstore --help'\n"
     )
     assert run("doctor").code == 0
     done = run("doctor", "--strict")
     assert (done.code, done.out) == (2, "")
-    assert "did you mean TIERSTORE_SAVE_ALIAS?" in done.err
+    assert "did you mean 'TIERSTORE_SAVE_ALIAS'?" in done.err
     assert run("ls", "--help").code == 0
 
 

@@ -185,12 +185,12 @@ def test_the_documented_schemas_are_current() -> None:
 
 
 def test_unknown_variables_are_named_with_the_nearest() -> None:
-    environ = {"TIERSTORE_SAVE_ALAIS": "", "TIERSTORE_ZZZ": "", "HOME": "/"}
+    environ = {"TIERSTORE_SAVE_ALAIS": "", "TIERSTORE_9876543210": "", "HOME": "/"}
     environ |= {**dict.fromkeys(config.KNOWN, "1"), "TIERSTORE_LOAD_TO": "x"}
     assert config.unknown_messages(KNOWN, environ) == [
         "the environment variable TIERSTORE_SAVE_ALAIS is not known: did you mean "
-        "'SAVE_ALIAS'? see 'tierstore --help'",
-        "the environment variable TIERSTORE_ZZZ is not known: see 'tierstore --help'",
+        "'TIERSTORE_SAVE_ALIAS'? see 'tierstore --help'",
+        "the environment variable TIERSTORE_9876543210 is not known: see 'tierstore --help'",
     ]
 
 

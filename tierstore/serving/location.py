@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from tierstore.errors import FileMissing, InvalidName, NotFound
 from tierstore.format.paths import check_path
+from tierstore.ids import SCHEME as SCHEME
 from tierstore.ids import ModelRef
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.model import Model
@@ -27,7 +28,6 @@ from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
 from tierstore.serving.opened import open_model, open_shared
 
-SCHEME = "tierstore://"
 STORE = "?store="
 _COLLAPSED = re.compile(r"tierstore:/(?=[^/])")
 

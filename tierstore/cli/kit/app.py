@@ -180,6 +180,8 @@ def _detail(error: BaseException) -> ErrorDetail:
         where = f"; see '{context.command_path} --help'" if context else ""
         kind, code = "UsageError", 2
         message = error.format_message().rstrip(".") + where
+        if "unexpected extra argument" in message and context and _takes_ref(context.command):
+            message += "; a reference is one word, such as MODEL@ALIAS"
     elif isinstance(error, KeyboardInterrupt | typer.Abort):
         kind, message, code = "Interrupted", "interrupted", INTERRUPTED
     elif isinstance(error, FileNotFoundError) and not _has_directory():
@@ -194,6 +196,10 @@ def _detail(error: BaseException) -> ErrorDetail:
         message = f"unexpected {kind}: {message}; {DEBUG}=1 shows the traceback"
         kind = "Bug"
     return ErrorDetail(type=kind, message=message, exit_code=code)
+
+
+def _takes_ref(command: Any) -> bool:
+    return any(parameter.name == "ref" for parameter in command.params)
 
 
 def _has_directory() -> bool:
