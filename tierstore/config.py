@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tierstore.errors import ConfigError, UsageError
 from tierstore.modelstore.settings import PartVerification, Settings
@@ -82,7 +82,7 @@ _AWS_CREDENTIALS = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE",
 )  # fmt: skip
 _SERVICE = re.compile(
-    r"TIERSTORE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)",
+    r"TIERSTORE(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _SERVICE_PORT = re.compile(r"TIERSTORE(_\w+)?_PORT")
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
@@ -125,6 +125,24 @@ def parse_labels(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+def expanded(place: str) -> str:
+    """Return a path or URL of a setting with the home directory where ``~`` or ``~user`` begins it.
+
+    A shell does that in few places only: not in ``--to=~/out``, and not in files and variables.
+
+    Raises:
+        ConfigError: It is not known where that is.
+    """
+    scheme = "file://" if place.startswith("file://~") else ""
+    path = place.removeprefix(scheme)
+    if not path.startswith("~"):
+        return place
+    found = os.path.expanduser(path)  # noqa: PTH111 - of a URL, too
+    if found.startswith("~"):
+        raise ConfigError(f"{place!r}: there is no such home directory; write the whole path")
+    return scheme + (quote(found) if scheme else found)
+
+
 def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
     """Return the settings of this process; ``ConfigError`` names an invalid variable."""
     chosen: dict[str, Any] = {}
@@ -156,9 +174,9 @@ def settings_from(environ: Mapping[str, str] = os.environ) -> Settings:
 
 def _cache_dir(environ: Mapping[str, str]) -> Path:
     if own := environ.get(CACHE_DIR):
-        return Path(own)
+        return Path(expanded(own))
     if base := environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "tierstore"
+        return Path(expanded(base)) / "tierstore"
     try:
         return Path.home() / ".cache" / "tierstore"
     except RuntimeError:  # no home directory in this container
@@ -178,7 +196,7 @@ def store_url(given: str | None) -> str:
     url = given if given is not None else os.environ.get(STORE) or node_config().store
     if not url:
         raise UsageError(f"no store is named: give its URL (--store URL), or set {STORE}")
-    return url
+    return expanded(url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +277,7 @@ def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
 def node_file(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Return the path of the node's file; ``None`` if there is none."""
     if (named := environ.get(CONFIG)) is not None:
-        return Path(named) if named else None
+        return Path(expanded(named)) if named else None
     base = environ.get("XDG_CONFIG_HOME") or (environ.get("HOME", "") + "/.config")
     for folder in (Path(base) / "tierstore", Path("/etc/tierstore")):
         # os.path: a folder that this user may not enter has no file for this user
@@ -301,13 +319,13 @@ def _parse_tier(raw: object, where: str, environ: Mapping[str, str]) -> NodeTier
     options = _typed(raw, "options", dict, where) or {}
     size, timeout = raw.get("size"), raw.get("timeout")
     return NodeTier(
-        url=_typed(raw, "url", str, where),
+        url=_place(raw, "url", where),
         size=None if size is None else _quantity(size, parse_size, f"{where} size"),
         enabled=raw.get("enabled") is None or bool(_typed(raw, "enabled", bool, where)),
         timeout_ms=None if timeout is None else _quantity(timeout, parse_ms, f"{where} timeout"),
         username=_typed(raw, "username", str, where),
         password=_password(raw, where, environ),
-        ca=_typed(raw, "ca", str, where),
+        ca=_place(raw, "ca", where),
         options={name: _option(value) for name, value in options.items()},
     )
 
@@ -324,6 +342,11 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type[Any], where: str) -> Any
         name = {str: "text", dict: "a table", bool: "true or false"}[kind]
         raise ConfigError(f"{where}: {key} must be {name}")
     return value
+
+
+def _place(raw: Mapping[str, Any], key: str, where: str) -> str | None:
+    found = _typed(raw, key, str, where)
+    return None if found is None else expanded(found)
 
 
 def _texts(raw: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
@@ -361,7 +384,7 @@ def _option(value: object) -> str:
 
 def _password(raw: Mapping[str, Any], where: str, environ: Mapping[str, str]) -> str | None:
     variable = _typed(raw, "password_env", str, where)
-    path = _typed(raw, "password_file", str, where)
+    path = _place(raw, "password_file", where)
     if variable is not None and path is not None:
         raise ConfigError(f"{where}: give password_env or password_file, not both")
     if variable is not None:
@@ -472,9 +495,9 @@ def is_service_variable(name: str, value: str) -> bool:
     Every pod of the namespace gets them: ``TIERSTORE_SERVICE_HOST``, ``TIERSTORE_PORT=tcp://…``,
     ``TIERSTORE_PORT_80_TCP_ADDR`` and the like. They are told from ours by their form.
     """
-    if not _SERVICE.fullmatch(name):
-        return False
-    return not _SERVICE_PORT.fullmatch(name) or _SERVICE_URL.match(value) is not None
+    if _SERVICE.fullmatch(name):
+        return True
+    return _SERVICE_PORT.fullmatch(name) is not None and _SERVICE_URL.match(value) is not None
 
 
 def is_set_by_service(name: str, environ: Mapping[str, str] = os.environ) -> bool:

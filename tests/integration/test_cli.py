@@ -110,6 +110,19 @@ def test_an_alias_is_one_word_or_two(run: Program, place: Path) -> None:
     assert (done.code, "a reference is one word, such as MODEL@ALIAS" in done.err) == (2, True)
 
 
+def test_a_tilde_in_paths_of_the_command_line(
+    run: Program, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("TIERSTORE_STORE", "~/store")
+    monkeypatch.setenv("TIERSTORE_LOAD_TO", "~/out")
+    assert run("load", "ranker").code == 0
+    assert (place / "out/model.safetensors").is_file()
+    assert run("save", "again", "~/out", "-q").out == "again@1\n"
+    assert run("--store", "~/store", "ls", "-q").code == 0
+    assert not (place / "~").exists()
+
+
 def test_what_is_no_reference_is_said(run: Program, place: Path) -> None:
     assert run("stat", "tierstore://ranker@1", "-q").out == "ranker@1\n"
     assert run("load", "tierstore://ranker@prod", "--to", "out").code == 0

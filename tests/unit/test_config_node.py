@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tierstore import config
 from tierstore.config import settings_from
 from tierstore.errors import ConfigError
+from tierstore.format.tiers import TierSpec
+from tierstore.wiring.places import canonical
 
 TEXT = """
 node = "rack7-3"
@@ -70,3 +73,37 @@ def test_parts_are_verified_by_blocks_unless_whole_chunks_are_asked_for(tmp_path
     for wrong in ("always", "1", "Chunks", "chunks "):
         with pytest.raises(ConfigError, match=r"TIERSTORE_VERIFY_PARTS.*expected blocks or chunks"):
             settings_from(environ(tmp_path, "", TIERSTORE_VERIFY_PARTS=wrong))
+
+
+def test_a_tilde_is_the_home_directory_in_every_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "secret").write_text("hush\n")
+    (tmp_path / "node.toml").write_text(
+        'store = "~/store"\n'
+        '[hot]\nurl = "file://~/hot"\n'
+        '[tiers.warm]\nurl = "~/warm"\nca = "~/ca.pem"\npassword_file = "~/secret"\n'
+    )
+    environ = {"TIERSTORE_CONFIG": "~/node.toml", "TIERSTORE_CACHE_DIR": "~/cache"}
+    node = config.node_config(environ)
+    assert node.hot is not None
+    assert node.hot.url == f"file://{tmp_path}/hot"
+    warm = node.tiers["warm"]
+    assert (warm.url, warm.ca) == (f"{tmp_path}/warm", f"{tmp_path}/ca.pem")
+    assert warm.password == "hush"
+    assert config.settings_from(environ).cache_dir == tmp_path / "cache"
+    other = {"XDG_CACHE_HOME": "~/x", "TIERSTORE_CONFIG": ""}
+    assert config.settings_from(other).cache_dir == tmp_path / "x/tierstore"
+    monkeypatch.setenv("TIERSTORE_CONFIG", "~/node.toml")
+    monkeypatch.delenv("TIERSTORE_STORE", raising=False)
+    assert config.store_url(None) == f"{tmp_path}/store"
+    assert config.store_url("~/other") == f"{tmp_path}/other"
+    assert config.store_url("~") == str(tmp_path)
+    monkeypatch.setenv("TIERSTORE_STORE", "file://~/third")
+    assert config.store_url(None) == f"file://{tmp_path}/third"
+    assert config.store_url("a/~/b") == "a/~/b"
+    with pytest.raises(ConfigError, match="'~nobody-at-all/x': there is no such home directory"):
+        config.store_url("~nobody-at-all/x")
+    spec = TierSpec(name="warm", role="warm", url="~/warm", size=1)
+    assert canonical(spec).url == f"file://{tmp_path}/warm"

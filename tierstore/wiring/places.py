@@ -29,9 +29,10 @@ def canonical(spec: TierSpec) -> TierSpec:
     if isinstance(spec, TierSpec) and isinstance(spec.url, os.PathLike):
         spec = msgspec.structs.replace(spec, url=os.fspath(spec.url))
     check_tier(spec)
-    if "://" in spec.url:
-        return spec
-    path = Path(as_path("url", spec.url, "a path or a URL"))
+    url = config.expanded(spec.url)
+    if "://" in url:
+        return msgspec.structs.replace(spec, url=url)
+    path = Path(as_path("url", url, "a path or a URL"))
     return msgspec.structs.replace(spec, url=path.absolute().as_uri())
 
 

@@ -11,7 +11,7 @@ import typer
 
 from tierstore.cli.kit.output import Output
 from tierstore.cli.kit.progress import ProgressBar
-from tierstore.config import is_set_by_service, unknown_messages
+from tierstore.config import expanded, is_set_by_service, unknown_messages
 
 if TYPE_CHECKING:
     from tierstore.store import Store
@@ -32,6 +32,9 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "quiet": (QuietOption, False),
 }
 """Type and default of the options that every command takes, by name."""
+
+_PLACES = ("DIR", "FILE", "URL", "SOURCE")
+"""How paths and URLs are called in help."""
 
 ACTIONS = ("help", "version")
 """Options that run instead of the command; they have no environment variable."""
@@ -77,6 +80,7 @@ def command(
                 source = context.get_parameter_source(common)
                 if source is not None and source.name == "COMMANDLINE":
                     chosen[common] = value
+            values |= _expanded(context.command, values)
             function(Cli(**{common: chosen[common] for common in COMMON}, odd=odd), **values)
 
         parameter, kind = inspect.Parameter, inspect.Parameter.KEYWORD_ONLY
@@ -95,6 +99,15 @@ def command(
         return function
 
     return register
+
+
+def _expanded(node: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the paths and URLs among values with ``~`` as the home directory."""
+    return {
+        parameter.name: expanded(values[parameter.name])
+        for parameter in node.params
+        if parameter.metavar in _PLACES and isinstance(values.get(parameter.name), str)
+    }
 
 
 def walk(root: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
