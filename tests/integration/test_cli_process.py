@@ -249,6 +249,95 @@ def test_interrupting_a_save_in_a_pipe(store: Path) -> None:
     assert run("check").returncode == 0
 
 
+def test_sigterm_ends_a_save_as_ctrl_c_does(store: Path) -> None:
+    with interrupted_save(store) as process:
+        wait_until(lambda: saves(process), "it reads what it saves")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "", "tierstore: error: terminated\n")
+    assert run("ls", "ranker", "-q").stdout == "ranker@1\n"
+    assert list((store / "store" / "leases").iterdir()) == [], "its lease is removed"
+    assert run("check").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_export_that_is_ended_leaves_nothing(store: Path, number: signal.Signals) -> None:
+    random = np.random.default_rng(1)
+    large = {f"w{n}": random.standard_normal((1 << 20,), np.float32) for n in range(64)}
+    with tierstore.open("store") as opened:
+        opened.save("large", large)
+    out = store / "out"
+    with subprocess.Popen(
+        [*PROGRAM, "load", "large", "--to", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        wait_until(lambda: out.exists() and any(out.iterdir()), "it writes")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_gateway_ends_by_either_signal(store: Path, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [*PROGRAM, "serve", "hub", "--port", "0", "-q"], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http://")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_a_live_view_ends_by_sigterm(store: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*PROGRAM, "top"], stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(theirs)
+        assert os.read(ours, 1 << 16), "it shows something"
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(OSError):  # the program has ended
+            while os.read(ours, 1 << 16):
+                pass
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    os.close(ours)
+    assert process.returncode == 0
+
+
+def test_sigterm_while_the_program_starts(store: Path) -> None:
+    code = (
+        "import os, signal, sys, tierstore.cli\n"
+        "sys.argv = ['tierstore', 'ls']\n"
+        "class Late:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tierstore.cli.kit.app': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Late())\n"
+        "tierstore.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "tierstore: error: terminated\n")
+
+
+def test_sigterm_that_is_ignored_stays_ignored(store: Path) -> None:
+    code = (
+        "import os, signal, sys, tierstore.cli\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "sys.argv = ['tierstore', 'ls', '-q']\n"
+        "from tierstore.cli.kit import command\n"
+        "opened = command.Cli.open\n"
+        "def late(cli): os.kill(os.getpid(), signal.SIGTERM); return opened(cli)\n"
+        "command.Cli.open = late\n"
+        "tierstore.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ranker\n", "")
+
+
 def test_tracebacks_only_when_asked_for(store: Path) -> None:
     assert "Traceback" not in run("stat", "nope").stderr
     done = run("stat", "nope", env={**os.environ, "TIERSTORE_DEBUG": "1"})

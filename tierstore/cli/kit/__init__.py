@@ -1,3 +1,3 @@
 """Parts that commands are made of: the app, options, help, output, progress."""
 
-__all__ = ["app", "command", "output", "progress", "streams"]
+__all__ = ["app", "command", "output", "progress", "signals", "streams"]

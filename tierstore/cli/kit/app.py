@@ -23,6 +23,7 @@ from tierstore.cli.kit.command import (
 )
 from tierstore.cli.kit.help import arrange
 from tierstore.cli.kit.output import as_json, printable, show_warnings
+from tierstore.cli.kit.signals import Terminated
 from tierstore.cli.schemas.core import ErrorDetail, ErrorJson
 from tierstore.config import DEBUG, is_on, unknown_variables
 from tierstore.errors import NotFound, OutOfSpace, TensorMissing, TierstoreError
@@ -37,7 +38,8 @@ MODEL@release:NAME the version that a release names.
 
 \b
 Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found,
-6 conflict, 7 quota or disk full, 8 storage unreachable, 130 interrupted.
+6 conflict, 7 quota or disk full, 8 storage unreachable, 130 interrupted,
+143 terminated.
 
 \b
 Every option can also be set by a variable TIERSTORE_<COMMAND>_<FLAG>, such as
@@ -182,6 +184,8 @@ def _detail(error: BaseException) -> ErrorDetail:
         message = error.format_message().rstrip(".") + where
         if "unexpected extra argument" in message and context and _takes_ref(context.command):
             message += "; a reference is one word, such as MODEL@ALIAS"
+    elif isinstance(error, Terminated):
+        kind, message, code = "Terminated", "terminated", Terminated.code
     elif isinstance(error, KeyboardInterrupt | typer.Abort):
         kind, message, code = "Interrupted", "interrupted", INTERRUPTED
     elif isinstance(error, FileNotFoundError) and not _has_directory():
