@@ -2403,6 +2403,144 @@ _API = (
     ),
 )
 
+_PROCESSES = (
+    Mutation(
+        "what-begins-anew-in-a-child",
+        "Processes: a forked child has locks, threads and connections of its own.",
+        "forks.py",
+        "            begin_in(owner)\n",
+        "            pass\n",
+        (
+            "unit/test_forks.py::test_it_begins_at_once_and_again_in_each_child",
+            "unit/test_forks.py::test_a_lock_that_another_thread_holds_is_free_in_the_child",
+        ),
+    ),
+    Mutation(
+        "client-library-of-a-child",
+        "Processes: on S3 a forked child loads the client library again, or is refused.",
+        "blobs/objects/library.py",
+        "        if self._loaded_after != forks():\n            with self._lock:",
+        "        if False:\n            with self._lock:",
+        (
+            "integration/test_processes.py::test_where_no_second_copy_can_be_loaded_the_child_is_refused[s3]",
+        ),
+    ),
+    Mutation(
+        "client-of-the-parent",
+        "Processes: a forked child leaves its parent's connections alone.",
+        "blobs/objects/store.py",
+        "            leave(self._opened)\n            self._opened = None\n",
+        "            pass\n",
+        (
+            "integration/test_processes.py::test_where_no_second_copy_can_be_loaded_the_child_is_refused[s3]",
+        ),
+    ),
+    Mutation(
+        "follower-of-another-process",
+        "Processes: in a child, update, wait and look of a follower raise UsageError.",
+        "serving/follower.py",
+        "        if self._process != os.getpid():\n            raise UsageError(",
+        "        if False:\n            raise UsageError(",
+        ("integration/test_processes.py::test_a_follower_follows_in_its_own_process_alone[local]",),
+    ),
+    Mutation(
+        "pickle-of-what-has-no-url",
+        "Processes: a store made from objects cannot be pickled, and says so.",
+        "modelstore/store.py",
+        "        if self._parts.reopen is None:",
+        "        if False:",
+        ("unit/test_pickling.py::test_what_only_this_process_has_says_so",),
+    ),
+    Mutation(
+        "pickle-of-a-store-in-memory",
+        "Processes: a store in memory cannot be pickled, and says so.",
+        "wiring/__init__.py",
+        "        if not url.startswith(_IN_MEMORY):",
+        "        if True:",
+        ("unit/test_pickling.py::test_a_store_in_memory_says_so[memory://pickled]",),
+    ),
+    Mutation(
+        "pickle-without-an-origin",
+        "Processes: what Store.load did not open cannot be pickled, and says so.",
+        "modelstore/chunks/origin.py",
+        "    if origin is None:",
+        "    if False:",
+        ("unit/test_pickling.py::test_a_base_of_deltas_has_no_origin",),
+    ),
+    Mutation(
+        "lease-of-many-versions",
+        "SPEC 10: a process may have several leases: none grows without bound.",
+        "modelstore/home/readerlease.py",
+        "if len(part.versions) < MAX_VERSIONS)",
+        "if True)",
+        ("unit/test_modelstore_leases.py::test_many_versions_are_in_several_leases",),
+    ),
+    Mutation(
+        "lease-of-what-nobody-reads",
+        "Processes: a version is leased as long as anything that was read from it is used.",
+        "modelstore/home/readerlease.py",
+        "                elif self._counts[version] <= 0:",
+        "                elif False:",
+        (
+            "unit/test_modelstore_leases.py::test_a_version_is_released_with_its_last_reader",
+            "unit/test_modelstore_leases.py::test_a_model_that_nobody_has_any_more_is_released",
+        ),
+    ),
+    Mutation(
+        "lease-that-failed",
+        "Processes: a lease that cannot be written is tried again within seconds.",
+        "modelstore/home/readerlease.py",
+        "        part.due = time.monotonic() + self._pause_s\n",
+        "        part.due = time.monotonic() + TTL_S / 3\n",
+        (
+            "unit/test_modelstore_leases.py::test_a_lease_that_cannot_be_written_is_loud_and_tried_again",
+        ),
+    ),
+    Mutation(
+        "lease-of-a-child",
+        "Processes: a forked child has a lease of its own for what it still reads.",
+        "modelstore/home/readerlease.py",
+        "        begin(self._begin)\n        self._end =",
+        "        self._begin()\n        self._end =",
+        (
+            "unit/test_modelstore_leases.py::test_a_forked_child_has_a_lease_of_its_own_once_it_reads",
+        ),
+    ),
+    Mutation(
+        "lease-ends-with-the-process",
+        "Processes: when the interpreter ends, leases are removed.",
+        "modelstore/home/readerlease.py",
+        "        atexit.register(_end_all)",
+        "        pass",
+        ("unit/test_modelstore_leases.py::test_a_process_that_closes_nothing_leaves_no_lease",),
+    ),
+    Mutation(
+        "leases-of-killed-processes",
+        "Processes: a save removes leases that ended long ago.",
+        "modelstore/home/leases.py",
+        "if now - mtime > 2 * TTL_S]",
+        "if now - mtime > 9 * TTL_S]",
+        ("unit/test_modelstore_leases.py::test_leases_of_killed_processes_are_removed_by_saves",),
+    ),
+    Mutation(
+        "sigterm-cleans-up",
+        "CLI: SIGTERM ends a command as Ctrl-C does; exit code 143.",
+        "cli/__init__.py",
+        "    end_on_sigterm()\n",
+        "",
+        ("integration/test_cli_process.py::test_sigterm_ends_a_save_as_ctrl_c_does",),
+    ),
+    Mutation(
+        "sigterm-that-is-ignored",
+        "CLI: SIGTERM that is ignored stays ignored.",
+        "cli/kit/signals.py",
+        "    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:",
+        "    if True:",
+        ("integration/test_cli_process.py::test_sigterm_that_is_ignored_stays_ignored",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY, *_ARCHITECTURE, *_API,
+    *_PROCESSES,
 )  # fmt: skip
