@@ -489,7 +489,7 @@ _DURABILITY = (
         "blobs.local.store: after which every directory that changed is synced.",
         "blobs/local/store.py",
         "os.rename(temp, name, src_dir_fd=temp_fd, dst_dir_fd=folder)\n"
-        "                files.sync_dir(folder)",
+        "                sync_entries(folder)",
         "os.rename(temp, name, src_dir_fd=temp_fd, dst_dir_fd=folder)",
         (
             "unit/test_blobs_local.py::"

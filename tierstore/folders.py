@@ -1,8 +1,9 @@
-"""Folders of this node for what is believed when it is read again: caches, spools, hot tiers.
+"""Folders of this node: who may write to those that are believed, and what all have in common.
 
-Whoever else can write to one, or made it first, decides what is read from it. So they are made for
-their user alone, and one that others can write to is refused, wherever it lies. A group may share a
-hot tier; its members trust each other then.
+What caches, spools and hot tiers hold is believed when it is read again. Whoever else can write to
+one, or made it first, decides what is read from it. So they are made for their user alone, and one
+that others can write to is refused, wherever it lies. A group may share a hot tier; its members
+trust each other then.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _SHARED = stat.S_ISGID | stat.S_IRWXG
@@ -94,3 +96,19 @@ class Owners:
 
 ALONE = Owners()
 """This user alone."""
+
+
+def sync_entries(fd: int) -> None:
+    """Make the entries of an open folder durable, where its file system can do that."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # fsync(2): this kind of file cannot be synced
+            raise
+
+
+def path_of(url: str) -> str | None:
+    """Return the path that a path or a file URL names; ``None`` for any other URL."""
+    if "://" not in url:
+        return url
+    return unquote(urlsplit(url).path) if url.startswith("file://") else None

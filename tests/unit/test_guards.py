@@ -37,7 +37,7 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
-from tierstore.folders import ALONE
+from tierstore.folders import ALONE, sync_entries
 from tierstore.format.exportlist import ExportList, encode_list
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
 from tierstore.format.tiers import TierSpec
@@ -89,7 +89,7 @@ def direct_file(folder: Path) -> tuple[bool, bytes]:
 def synced(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
-        files.sync_dir(fd)
+        sync_entries(fd)
     finally:
         os.close(fd)
 
@@ -271,7 +271,6 @@ CASES = {
     "blobs.local.direct:write_direct#1": Case(direct_file, (False, b"")),
     "blobs.local.direct:_write_staged#1": Case(direct_file, (False, b"")),
     "blobs.local.direct:_write_staged#2": Case(direct_file, PASSES),
-    "blobs.local.files:sync_dir#1": Case(synced, PASSES),
     "blobs.local.files:kind_of#1": Case(lambda folder: files.kind_of(str(folder)), None),
     "blobs.local.store:LocalStore._link#1": Case(
         lambda folder: blobs(folder).put_if_absent("a", b"1"), PASSES
@@ -303,6 +302,7 @@ CASES = {
     ),
     "config:node_config#1": Case(node_config, ConfigError),
     "config:_password#1": Case(password, ConfigError),
+    "folders:sync_entries#1": Case(synced, PASSES),
     "modelstore.home.index:ChunkIndex._open#1": Case(index, 0),
     "modelstore.home.index:ChunkIndex._recover#1": Case(damaged_index, 1),
     "modelstore.home.refs:whoami#1": Case(lambda _: refs.whoami().partition("@")[0], "unknown"),
@@ -310,7 +310,6 @@ CASES = {
         lambda _: len(arrays.new_bytes(64 * MIB)), 64 * MIB
     ),
     "modelstore.loading.export:explained#1": Case(exported, PASSES),
-    "modelstore.loading.exportdir:_sync#1": Case(exportdir.sync_folder, PASSES),
     "modelstore.loading.exportdir:ExportDirectory.exchange#1": Case(
         lambda folder: put(folder, "a"), BackendError
     ),

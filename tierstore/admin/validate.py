@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from tierstore import config
 from tierstore.admin.examine import Examination, examine
 from tierstore.arguments import as_path, as_table
 from tierstore.blobs.base import Capabilities
 from tierstore.errors import ConfigError
+from tierstore.folders import path_of
 from tierstore.format.tiers import Role, TierSpec, has_secret
 from tierstore.wiring.backends import open_tier
 from tierstore.wiring.places import canonical, remove_empty
@@ -86,10 +86,8 @@ def validate(
 @contextlib.contextmanager
 def _tidy(url: str) -> Iterator[None]:
     """Remove the folders that a local store made in the block."""
-    parts = urlsplit(url)
-    local = parts.scheme in {"file", "fsspec+file", "fsspec+local"}
-    root = Path(unquote(parts.path)) if local else None
-    own = [root / name for name in ("probes", ".tmp~")] if root is not None else []
+    root = path_of(url.removeprefix("fsspec+").replace("local://", "file://", 1))
+    own = [Path(root, name) for name in ("probes", ".tmp~")] if root is not None else []
     new = [folder for folder in own if not folder.exists()]
     try:
         yield

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from tierstore.arguments import as_path
 from tierstore.errors import UsageError
+from tierstore.folders import path_of
 
 HOME, CACHE = "the store itself", "the cache"
 _FAMILIES = {
@@ -43,7 +44,7 @@ class StorePlace:
     @property
     def shown(self) -> str:
         """The place for messages: a path where it is a directory."""
-        return _directory(self.url) or self.url
+        return path_of(self.url) or self.url
 
 
 class StorePlaces:
@@ -71,7 +72,7 @@ class StorePlaces:
 
 def overlap(one: StorePlace, other: StorePlace) -> str | None:
     """Return how a place overlaps with another: ``is``, ``holds`` or ``lies in``, or ``None``."""
-    paths = _directory(one.url), _directory(other.url)
+    paths = path_of(one.url), path_of(other.url)
     if paths[0] is not None and paths[1] is not None:
         first, second = _ancestry(paths[0]), _ancestry(paths[1])
         inside, around = second[0] in first, first[0] in second
@@ -96,12 +97,6 @@ def first_overlap(one: StorePlace, others: Iterable[StorePlace]) -> str | None:
             where = "" if one.shown == other.shown else f" ({other.shown})"
             return f"{one.shown} {how} {other.name}{where}; choose a place apart from it"
     return None
-
-
-def _directory(url: str) -> str | None:
-    if "://" not in url:
-        return url
-    return unquote(urlsplit(url).path) if url.startswith("file://") else None
 
 
 def _ancestry(path: str) -> list[object]:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from tierstore import config
 from tierstore.arguments import as_path
 from tierstore.blobs.base import BlobStore
 from tierstore.config import NodeTier
 from tierstore.errors import ConfigError
+from tierstore.folders import path_of
 from tierstore.format.tiers import DURABLE, Role, TierSpec
 from tierstore.modelstore.home.tierlist import MOVER_OPTIONS
 from tierstore.shown import nearest, shown_url
@@ -543,13 +544,12 @@ def directory_of(url: str) -> Path | None:
         ConfigError: A file URL has no absolute path, or has a query or fragment.
         UsageError: No file system takes its path.
     """
-    if "://" not in url:
-        return Path(url)
-    if not url.startswith("file://"):
-        return None
+    path = path_of(url)
+    if path is None or "://" not in url:
+        return None if path is None else Path(path)
     parts = urlsplit(url)
     if parts.netloc not in {"", "localhost"} or not parts.path:
         raise ConfigError(f"{shown_url(url)!r} has no absolute path: a file URL is file:///path")
     if parts.query or parts.fragment:
         raise ConfigError(f"{shown_url(url)!r}: write '?' as %3F and '#' as %23 in a file URL")
-    return Path(as_path("url", unquote(parts.path), "a path"))
+    return Path(as_path("url", path, "a path"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tierstore.blobs.local.direct import MIN_BYTES, write_direct
 from tierstore.blobs.shared import IOV_MAX, drop_front
 from tierstore.errors import BackendError, OutOfSpace, PermissionDenied
+from tierstore.folders import sync_entries
 
 DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that someone put in a blob's place must not hang.
@@ -56,7 +57,7 @@ def make_root(path: str) -> None:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path)  # noqa: PTH102
-        sync_dir(fd)
+        sync_entries(fd)
     finally:
         os.close(fd)
 
@@ -72,15 +73,6 @@ def open_dir(name: str, parent: int, *, create: bool) -> int:
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=parent)
     return os.open(name, flags, dir_fd=parent)
-
-
-def sync_dir(fd: int) -> None:
-    """Make the entries of a directory durable, where its file system can do that."""
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # fsync(2): this kind of file cannot be synced
-            raise
 
 
 def exists(name: str, folder: int) -> bool:

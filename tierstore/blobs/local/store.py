@@ -32,6 +32,7 @@ from tierstore.blobs.base import (
 from tierstore.blobs.local import files
 from tierstore.blobs.shared import by_key, flat_views, is_key, runs
 from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError
+from tierstore.folders import sync_entries
 from tierstore.ids import Buffer, ByteRange
 
 TEMP_DIR = ".tmp~"
@@ -104,7 +105,7 @@ class LocalStore(BlobStore):
             folder, name = self._open_parent(key, create=True)
             try:
                 os.rename(temp, name, src_dir_fd=temp_fd, dst_dir_fd=folder)
-                files.sync_dir(folder)
+                sync_entries(folder)
             finally:
                 os.close(folder)
 
@@ -115,7 +116,7 @@ class LocalStore(BlobStore):
             try:
                 created = not files.exists(name, folder) and self._link(key, data, folder, name)
                 # Also when somebody else created it: the caller may build on its being there.
-                files.sync_dir(folder)
+                sync_entries(folder)
                 return created
             finally:
                 os.close(folder)
@@ -164,7 +165,7 @@ class LocalStore(BlobStore):
                 try:
                     for name in names:
                         files.unlink_file(name, fd)
-                    files.sync_dir(fd)
+                    sync_entries(fd)
                 finally:
                     os.close(fd)
 
@@ -286,7 +287,7 @@ class LocalStore(BlobStore):
             try:
                 child = files.open_dir(name, fd, create=create)
                 if create and path not in self._durable_dirs:
-                    files.sync_dir(fd)
+                    sync_entries(fd)
                     self._remember(path)
             finally:
                 os.close(fd)

@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import msgspec
 
 from tierstore.errors import BackendError, Conflict, Damaged, PermissionDenied, UsageError
+from tierstore.folders import sync_entries
 from tierstore.format.exportlist import ExportList, encode_list, parse_list
 from tierstore.format.paths import (
     EXPORT_LIST,
@@ -106,16 +107,7 @@ def read_list(directory: Path) -> ExportList | None:
 def sync_folder(path: str | os.PathLike[str]) -> None:
     """Make the entries of a directory durable."""
     with _opened(path) as fd:
-        _sync(fd)
-
-
-def _sync(folder: int) -> None:
-    """Make the entries of a directory durable, where its file system can do that."""
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # fsync(2): this kind of file cannot be synced
-            raise
+        sync_entries(fd)
 
 
 class ExportDirectory:
@@ -257,7 +249,7 @@ class ExportDirectory:
             file.flush()
             os.fsync(fd)
         os.rename(EXPORT_LIST, EXPORT_LIST, src_dir_fd=self._staging, dst_dir_fd=self._fd)
-        _sync(self._fd)
+        sync_entries(self._fd)
 
     def _remove(self, paths: Iterable[str]) -> None:
         for folder, names in _by_folder(paths):
@@ -265,7 +257,7 @@ class ExportDirectory:
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name, dir_fd=fd)
-                _sync(fd)
+                sync_entries(fd)
 
     def _remove_folders(self) -> None:
         for path in self._emptied:
@@ -278,7 +270,7 @@ class ExportDirectory:
                 except OSError as error:
                     if error.errno not in _NOT_EMPTY:  # others' files and folders are kept
                         raise
-                _sync(fd)
+                sync_entries(fd)
 
     def _place(self, paths: Iterable[str]) -> None:
         for folder, names in _by_folder(paths):
@@ -286,7 +278,7 @@ class ExportDirectory:
                 for name in names:
                     staged = self._staged[f"{folder}/{name}" if folder else name]
                     os.rename(staged, name, src_dir_fd=self._staging, dst_dir_fd=fd)
-                _sync(fd)
+                sync_entries(fd)
 
     @contextmanager
     def _folder(self, path: str, *, create: bool = False) -> Iterator[int]:
@@ -297,7 +289,7 @@ class ExportDirectory:
                 if create:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(part, dir_fd=fd)
-                        _sync(fd)
+                        sync_entries(fd)
                 inner = os.open(part, _FOLDER, dir_fd=fd)
                 os.close(fd)
                 fd = inner
