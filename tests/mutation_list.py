@@ -604,15 +604,15 @@ _DURABILITY = (
         "reused-packs-confirmed",
         "SPEC 11: every reused pack is confirmed to exist before the layout.",
         "modelstore/saving/writer.py",
-        "            gone = self._gone_packs()\n",
-        "            gone: set[bytes] = set()\n",
+        "            unfit = self._unfit_packs()\n",
+        "            unfit: set[bytes] = set()\n",
         ("integration/test_save_load_dedup.py::test_a_pack_that_vanished_is_stored_again",),
     ),
     Mutation(
         "condemned-packs",
         "SPEC 10: A writer MUST NOT reuse a chunk in a condemned pack.",
         "modelstore/home/confirm.py",
-        "if not has or pack in condemned}",
+        "if not has or pack in refused}",
         "if not has}",
         (
             "integration/test_save_load_dedup.py::test_a_condemned_pack_is_not_reused",
@@ -624,8 +624,8 @@ _DURABILITY = (
         "pack-of-another-size",
         "SPEC 8: whatever is taken from the index is confirmed before a version uses it.",
         "modelstore/home/confirm.py",
-        "return packs.info(pack_key(pack)).size == sizes[pack]",
-        "return packs.info(pack_key(pack)).size >= 0",
+        "return home.packs.info(pack_key(pack)).size == sizes[pack]",
+        "return home.packs.info(pack_key(pack)).size >= 0",
         ("integration/test_save_load_dedup.py::test_a_pack_that_vanished_is_stored_again",),
     ),
     Mutation(
@@ -1644,19 +1644,196 @@ _HOT = (
         "moves-in-a-circle",
         "SPEC 8: a reader follows a move when the pack is gone; a circle is damage.",
         "modelstore/chunks/moves.py",
-        "if into in behind or into == pack:",
-        "if into in behind or into == pack:\n"
-        "                    continue\n"
-        "                if False:",
+        "            if pack in behind:\n",
+        "            if pack in behind:\n                return ()\n            if False:\n",
         ("integration/test_save_load_dedup.py::test_moves_in_a_circle_are_damage",),
     ),
     Mutation(
         "moves-that-lose-a-chunk",
         "SPEC 8: the frames of a pack that was rewritten are now in those packs.",
         "modelstore/chunks/moves.py",
-        "if place.digest not in moved:",
-        "if False:",
+        "if self._numbers.get(pack, 1) == 1:",
+        "if True:",
         ("integration/test_save_load_dedup.py::test_a_move_that_lost_a_chunk_is_damage",),
+    ),
+    Mutation(
+        "moves-of-another-pack",
+        "SPEC 8: moves/<pack hex> holds the pack.",
+        "modelstore/chunks/moves.py",
+        "if move.pack != pack.hex():",
+        "if False:",
+        ("integration/test_quarantine.py::test_a_move_of_another_pack_is_damage",),
+    ),
+    Mutation(
+        "moves-followed-when-damaged",
+        "SPEC 8: A reader follows the moves of a pack when no tier has a good copy of a frame.",
+        "modelstore/chunks/decode.py",
+        "if moves.current(at) == at and not moves.follow(at):",
+        "if first or (moves.current(at) == at and not moves.follow(at)):",
+        ("integration/test_quarantine.py::test_a_model_that_is_open_reads_on_once_it_is_healed",),
+    ),
+    Mutation(
+        "moves-numbered",
+        "SPEC 8: and where that lacks a chunk moves/<pack hex>-<n>.",
+        "modelstore/chunks/moves.py",
+        "            number += 1\n",
+        "            number += 999\n",
+        (
+            "integration/test_quarantine.py::test_what_is_healed_in_parts_is_healed",
+            "integration/test_quarantine.py::test_numbered_moves_are_followed_to_the_end",
+        ),
+    ),
+    Mutation(
+        "moves-leave-a-run-where-it-was-planned",
+        "modelstore/chunks/reader.py: a run is decoded where it was planned.",
+        "modelstore/chunks/reader.py",
+        "            frame = stage[want.place.offset - start :][: want.place.frame_bytes]\n",
+        "            place = self._pool.moves.current(want.place)\n"
+        "            frame = stage[place.offset - start :][: place.frame_bytes]\n",
+        ("integration/test_quarantine.py::test_what_is_healed_in_parts_is_healed",),
+    ),
+)
+
+_QUARANTINE = (
+    Mutation(
+        "marked-packs",
+        "SPEC 8: A writer MUST NOT reuse a chunk in a marked pack.",
+        "modelstore/home/confirm.py",
+        "refused = _condemned(home.blobs) | home.quarantine.packs()",
+        "refused = _condemned(home.blobs)",
+        ("integration/test_quarantine.py::test_a_pack_that_is_marked_while_a_save_runs",),
+    ),
+    Mutation(
+        "mark-after-reading-again",
+        "SPEC 8: only by a client that has itself just read the copy in every durable tier.",
+        "modelstore/chunks/examine.py",
+        "    if found.bad and not found.good:\n",
+        "    if suspects or (found.bad and not found.good):\n"
+        '        found.bad.setdefault("home", "")\n',
+        ("integration/test_quarantine.py::test_a_read_that_fails_once_marks_nothing",),
+    ),
+    Mutation(
+        "mark-no-pack-with-a-good-copy",
+        "SPEC 8: and found each of them damaged.",
+        "modelstore/chunks/examine.py",
+        "            found.good = True\n",
+        "            found.good = False\n",
+        ("integration/test_quarantine.py::test_a_mark_is_lifted_once_a_copy_is_good",),
+    ),
+    Mutation(
+        "mark-at-least-one-copy",
+        "SPEC 8: in every durable tier that could be asked, at least one.",
+        "modelstore/chunks/examine.py",
+        "    if found.bad and not found.good:\n",
+        '    found.bad.setdefault("nowhere", "")\n    if not found.good:\n',
+        ("integration/test_quarantine.py::test_a_tier_that_cannot_be_asked_says_nothing",),
+    ),
+    Mutation(
+        "mark-of-another-pack",
+        "SPEC 8: quarantine/<pack hex> holds the pack.",
+        "format/layout.py",
+        "if mark.pack != pack:",
+        "if False:",
+        ("integration/test_quarantine.py::test_a_mark_of_another_pack_is_damaged",),
+    ),
+    Mutation(
+        "mark-that-cannot-be-read",
+        "SPEC 8: a mark that cannot be read marks its pack all the same.",
+        "modelstore/home/quarantine.py",
+        "return {pack: known.get(pack, frozenset()) for pack in marked}",
+        "return known",
+        (
+            "integration/test_quarantine.py::"
+            "test_a_mark_that_cannot_be_read_marks_its_pack_and_is_written_anew",
+        ),
+    ),
+    Mutation(
+        "frames-of-other-content",
+        "SPEC 8: a pack is damaged where a frame decodes to other bytes than its digest's.",
+        "tiers/durable/packcheck.py",
+        "        if not head.bases:\n",
+        "        if False:\n",
+        (
+            "integration/test_quarantine.py::"
+            "test_a_frame_of_other_content_is_damage_although_its_checksums_are_right",
+        ),
+    ),
+    Mutation(
+        "layout-kept",
+        "SPEC 11: When there is a layout of the manifest already, it is kept.",
+        "modelstore/saving/writer.py",
+        "if self._home.blobs.put_if_absent(key, sealed):",
+        "if self._home.blobs.put(key, sealed) is None:",
+        (
+            "integration/test_quarantine.py::test_the_layout_of_equal_content_is_kept",
+            "integration/test_quarantine.py::test_a_layout_whose_packs_are_gone_is_kept_and_healed",
+        ),
+    ),
+    Mutation(
+        "kept-layout-healed",
+        "SPEC 11: The chunks that it places in unfit packs get moves.",
+        "modelstore/saving/writer.py",
+        "        self._heal(self._healing.lost_in(table, self._state.order))\n",
+        "",
+        ("integration/test_quarantine.py::test_a_layout_whose_packs_are_gone_is_kept_and_healed",),
+    ),
+    Mutation(
+        "older-versions-healed",
+        "SPEC 11: Every chunk of the save that is known to lie in an unfit pack gets a move.",
+        "modelstore/saving/writer.py",
+        "        self._heal(self._lost())\n",
+        "",
+        (
+            "integration/test_quarantine.py::test_what_is_healed_in_parts_is_healed",
+            "integration/test_quarantine.py::"
+            "test_a_version_that_holds_the_same_delta_is_healed_as_well",
+        ),
+    ),
+    Mutation(
+        "moved-chunks-standalone",
+        "SPEC 8: A move of a chunk that is not verbatim holds it as a standalone frame.",
+        "modelstore/saving/writer.py",
+        "[one for one in every if again or self._place(one).bases]",
+        "[]",
+        ("integration/test_quarantine.py::test_a_delta_that_stands_in_for_a_chunk_is_none",),
+    ),
+    Mutation(
+        "no-delta-on-itself",
+        "modelstore/saving: a delta against itself could never be read.",
+        "modelstore/saving/writer.py",
+        "base = None if digest in self._state.alone else self._base_of(plain, chunk)",
+        "base = self._base_of(plain, chunk)",
+        (
+            "integration/test_quarantine.py::"
+            "test_nothing_is_stored_as_a_delta_on_itself_or_on_what_is_marked",
+        ),
+    ),
+    Mutation(
+        "unnamed-packs-not-indexed",
+        "SPEC 11: New packs that neither the layout nor a move names get no index segment.",
+        "modelstore/saving/writer.py",
+        "if place.pack in self._named]",
+        "if place.pack]",
+        ("integration/test_quarantine.py::test_the_layout_of_equal_content_is_kept",),
+    ),
+    Mutation(
+        "marked-places-stand-back",
+        "modelstore/home/index.py: a place in a quarantined pack replaces none.",
+        "modelstore/home/index.py",
+        "db.executemany(_ADD_UNFIT, rows[True])",
+        "db.executemany(_ADD, rows[True])",
+        (
+            "integration/test_quarantine.py::"
+            "test_a_place_in_a_marked_pack_stands_back_in_a_fresh_index",
+        ),
+    ),
+    Mutation(
+        "rebase-confirms",
+        "SPEC 10: a rebase writes a layout anew with places that it has just confirmed.",
+        "modelstore/care/rebase.py",
+        "if gone := unfit_packs(home, used) - home.quarantine.packs():",
+        "if gone := set[bytes]():",
+        ("integration/test_quarantine.py::test_a_rebase_writes_no_layout_of_packs_that_are_gone",),
     ),
 )
 
@@ -2541,6 +2718,6 @@ _PROCESSES = (
 )
 
 MUTATIONS = (
-    *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY, *_ARCHITECTURE, *_API,
-    *_PROCESSES,
+    *_FORMAT, *_DURABILITY, *_QUARANTINE, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY,
+    *_ARCHITECTURE, *_API, *_PROCESSES,
 )  # fmt: skip

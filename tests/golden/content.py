@@ -243,6 +243,7 @@ def expected() -> dict[str, Any]:
     }
     for number, tensors in enumerate((proven_tensors(), tuned_tensors()), 1):
         files[f"proven@{number}"] = {"model.safetensors": file_of(tensors, None)}
+    files["quarantined@1"] = {"model.safetensors": file_of(small_tensors("quarantined"), None)}
     return {
         ref: {path: sha256(data) for path, data in sorted(own.items())}
         for ref, own in files.items()

@@ -3,9 +3,9 @@
     python -m tests.golden.make NAME…
 
 ``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has, and proofs,
-which ``proofs`` has; ``future`` holds stores that this version must refuse. Those that are not
-named stay as they are. Packs are named by random bytes, so two runs write different stores with the
-same content.
+which ``proofs`` has; ``future`` holds stores that this version must refuse; ``quarantine`` has a
+damaged pack that is marked, and the moves that heal it. Those that are not named stay as they are.
+Packs are named by random bytes, so two runs write different stores with the same content.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tierstore.format.safetensors import header_length, parse_header
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore.home import leases, refs
+from tierstore.modelstore.home import leases, quarantine, refs
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.arrays import ArrayBytes
@@ -51,7 +51,7 @@ from tierstore.wiring import open_blobs
 
 HERE = Path(__file__).parent
 STORE, FUTURE, PATCHES = HERE / "v1", HERE / "future", HERE / "patches"
-PROOFS = HERE / "proofs"
+PROOFS, QUARANTINED = HERE / "proofs", HERE / "quarantine"
 SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 
 
@@ -60,7 +60,7 @@ def main(names: list[str]) -> None:
         sys.exit(f"name the stores to write: {', '.join(MAKERS)}")
     if not codecs.native_info().built:
         sys.exit("the golden store needs frames of the native kernels: build them first")
-    for module in (refs, leases):
+    for module in (refs, leases, quarantine):
         vars(module)["whoami"] = lambda: "golden@example.org"
     for name in names:
         shutil.rmtree(HERE / name, ignore_errors=True)
@@ -165,6 +165,36 @@ def _save_proofs() -> None:
         for number, tensors in enumerate((content.proven_tensors(), content.tuned_tensors())):
             files = {"model.safetensors": content.file_of(tensors, None)}
             store.save("proven", write_files(Path(scratch) / str(number), files))
+
+
+def _save_quarantined() -> None:
+    """Damage two chunks of a version; a later version has one of them, and another one the other.
+
+    The old pack is marked, and has two moves.
+    """
+    tensors = content.small_tensors("quarantined")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tierstore.init(QUARANTINED, chunk_size=content.CHUNK) as store,
+    ):
+
+        def save(model: str, *names: str) -> None:
+            some = {name: tensors[name] for name in names}
+            files = {"model.safetensors": content.file_of(some, None)}
+            store.save(model, write_files(Path(scratch) / model, files), base=None)
+
+        save("quarantined", *tensors)
+        blobs = open_blobs(str(QUARANTINED))
+        (info,) = blobs.list("packs/")
+        data = bytearray(blobs.get(info.key))
+        for place in read_footer(blobs, info.key, info.size)[1][:2]:
+            data[place.offset + place.head_bytes] ^= 0x80
+        blobs.put(info.key, data)
+        assert store.check(read_data=True).quarantined == [info.key]
+        for name in tensors:
+            save(f"only {name}", name)
+        assert len(list(blobs.list("moves/"))) > 1
+        blobs.close()
 
 
 def _write_by_hand(blobs: BlobStore, file: bytes) -> None:
@@ -347,6 +377,7 @@ MAKERS = {
     "future": _write_future,
     "patches": _save_patches,
     "proofs": _save_proofs,
+    "quarantine": _save_quarantined,
 }
 """What writes each golden store, by the name of its folder."""
 

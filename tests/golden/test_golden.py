@@ -16,7 +16,17 @@ import pytest
 
 import tierstore
 from tests.golden import content
-from tests.golden.make import EXPECTED, FUTURE, HERE, PATCHES, PROOFS, STORE, SUMS, sums
+from tests.golden.make import (
+    EXPECTED,
+    FUTURE,
+    HERE,
+    PATCHES,
+    PROOFS,
+    QUARANTINED,
+    STORE,
+    SUMS,
+    sums,
+)
 from tierstore import Dense, codecs
 from tierstore.errors import NotFound, UnsupportedFormat
 from tierstore.format import proof
@@ -119,6 +129,26 @@ def test_a_patch_on_the_golden_store(patched: Store) -> None:
     assert version.number == 6
     assert not patched.load("patched@6")["layer.single"].any()
     assert not patched.check(read_data=True).damaged
+
+
+def test_a_damaged_pack_whose_chunks_were_stored_again(tmp_path: Path) -> None:
+    shutil.copytree(QUARANTINED, tmp_path / "store")
+    tensors = content.small_tensors("quarantined")
+    with tierstore.open(tmp_path / "store") as store:
+        model = store.load("quarantined@1")
+        for name, array in model.load().items():
+            assert array.tobytes() == tensors[name].data, name
+        rows = np.frombuffer(tensors["w"].data, np.uint16).reshape(60, 100)[[59, 0]]
+        assert model.tensor("w")[[59, 0]].tobytes() == rows.tobytes()
+        recorded = json.loads(EXPECTED.read_text())["quarantined@1"]["model.safetensors"]
+        assert content.sha256(model.read_file("model.safetensors")) == recorded
+        report = store.check(read_data=True)
+        assert report.findings == []
+        (key,) = report.quarantined
+        assert len(list(store._parts.home.blobs.list("moves/"))) == 3
+        (tmp_path / "store" / key).unlink()
+        for name, array in store.load("quarantined@1").load().items():
+            assert array.tobytes() == tensors[name].data, name
 
 
 def test_the_files_are_those_that_were_frozen() -> None:

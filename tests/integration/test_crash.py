@@ -87,7 +87,7 @@ def test_the_writes_of_a_save_come_in_the_order_of_the_specification(
         ("put", "packs"),
         ("put", "versions"),
         ("put", "leases"),
-        ("put", "layouts"),
+        ("put_if_absent", "layouts"),
         ("put_if_absent", "refs"),
         ("put", "refs"),
         ("put", "index"),
@@ -129,7 +129,7 @@ def test_a_full_disk_at_every_write(before: MemoryStore, cache: Path, once: bool
     for n in range(1, total + 1):
         blobs = copy_of(before)
         plan = failing(n, OutOfSpace("the disk is full"), once=once)
-        store = opened(FaultyStore(blobs, plan), cache / "shared")
+        store = opened(FaultyStore(blobs, plan), cache / f"writer {n}{once}")
         error: OutOfSpace | None = None
         try:
             save_second(store)
@@ -147,7 +147,7 @@ def test_a_lost_answer_at_every_write(before: MemoryStore, cache: Path) -> None:
     for n in range(1, total + 1):
         blobs = copy_of(before)
         plan = failing(n, "lose-response", once=True)
-        store = opened(FaultyStore(blobs, plan), cache / "shared")
+        store = opened(FaultyStore(blobs, plan), cache / f"writer {n}")
         error: Unreachable | None = None
         try:
             save_second(store)

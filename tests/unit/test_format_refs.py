@@ -237,6 +237,8 @@ def test_keys_are_those_of_the_specification() -> None:
     assert keys.version_key(digest) == f"versions/{text}"
     assert keys.layout_key(digest) == f"layouts/{text}"
     assert keys.move_key(digest.raw) == f"moves/{text}"
+    assert keys.move_key(digest.raw, 12) == f"moves/{text}-12"
+    assert keys.quarantine_key(digest.raw) == f"quarantine/{text}"
     assert (keys.FOLDS, keys.INDEX, keys.LEASES, keys.GC) == ("folds/", "index/", "leases/", "gc/")
     prefix = keys.ref_prefix("org/model", "versions")
     assert prefix == "refs/org%2Fmodel/versions/"

@@ -14,9 +14,11 @@ from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.format.layout import (
     Condemned,
     Fold,
+    Mark,
     Move,
     missing_chunks,
     parse_layout,
+    parse_mark,
     parse_segment,
     seal_layout,
     seal_segment,
@@ -250,3 +252,30 @@ def test_moves_folds_and_condemned_lists(kind: Kind, body: Body, fields: dict[st
 def test_bodies_are_kept_apart_by_kind() -> None:
     with pytest.raises(Damaged, match="kind 3 instead of 2"):
         unseal_body(Kind.LAYOUT, segment(), TableBody, "x")
+
+
+def test_quarantine_marks() -> None:
+    fields = {
+        "pack": A, "chunks": B + C, "tiers": ["warm", "home"], "why": "bit rot", "who": "a@b",
+        "time_us": 7,
+    }  # fmt: skip
+    stored, plain = read_sealed(seal_body(Kind.QUARANTINE, Mark(**fields)))
+    assert (stored, read_msgpack(plain)) == (15, {"requires": []} | fields)
+    by_hand = sealed(15, msgpack({"requires": [], "more": 1} | fields))
+    assert parse_mark(by_hand, A, "x") == Mark(**fields)
+    for wrong in (
+        {"pack": B},
+        {"chunks": B[1:]},
+        {"tiers": [1]},
+        {"time_us": 1 << 57},
+        {"why": None},
+    ):
+        data = sealed(15, msgpack({"requires": []} | fields | wrong))
+        with pytest.raises(Damaged):
+            parse_mark(data, A, "x")
+    for name in fields:
+        left = {key: value for key, value in fields.items() if key != name}
+        with pytest.raises(Damaged, match="missing required field"):
+            parse_mark(sealed(15, msgpack({"requires": []} | left)), A, "x")
+    with pytest.raises(UnsupportedFormat):
+        parse_mark(sealed(15, msgpack({"requires": ["x"]} | fields)), A, "x")

@@ -33,7 +33,14 @@ from tierstore import codecs
 from tierstore.errors import Damaged, InvalidSafetensors, UnsupportedFormat
 from tierstore.format.frame import FrameHead, build_head, frame_payload, parse_frame_head
 from tierstore.format.heat import heat_entries, parse_heat
-from tierstore.format.layout import Condemned, Fold, Move, parse_layout, parse_segment
+from tierstore.format.layout import (
+    Condemned,
+    Fold,
+    Move,
+    parse_layout,
+    parse_mark,
+    parse_segment,
+)
 from tierstore.format.manifest import parse_manifest, pieces
 from tierstore.format.pack import PackBuilder, Trailer, check_header, parse_index, parse_trailer
 from tierstore.format.reflog import Hint, Lease, parse_entry
@@ -602,6 +609,10 @@ TARGETS = {
     "pin": _of_json(_body(Kind.PIN, Pin), 5_000, **PIN),
     "mover": _of_json(_body(Kind.MOVER, MoverLease), 5_000, **MOVER),
     "heat": _of_msgpack(_parse_heat, 15_000, **HEAT),
+    "mark": _of_msgpack(
+        lambda plain: parse_mark(hand.sealed(15, plain), b"p" * 32, "x"), 5_000,
+        requires=[], pack=b"p" * 32, chunks=bytes(64), tiers=["home"], why="x", who="y", time_us=1,
+    ),
     "config": _of_json(_parse_config, 20_000, **CONFIG),
     "safetensors header": Target(
         lambda data: parse_header(data, None), [HEADER], 60_000, _fix_length, JSON_TOKENS,

@@ -183,6 +183,7 @@ def check(
         chunks=report.chunks,
         data_bytes=report.data_bytes,
         hot_bytes=report.hot_bytes,
+        quarantined=report.quarantined,
     )
     damaged = [one.key for one in report.findings if one.severity == "damage"]
     cli.out.show(data, damaged, lambda: _print_report(report, read_data, hot))
@@ -194,6 +195,8 @@ def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
     for one in report.findings:
         needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
         print(printable(f"{one.severity}: {one.key}: {one.what}{needed}"))
+    for key in report.quarantined:
+        print(f"quarantined: {key}: saves store anew what is in it")
     looked = ", ".join(
         (
             counted(report.refs, "ref"),

@@ -11,7 +11,7 @@ CONFIG = "config.json"
 REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
     "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
 )  # fmt: skip
-PROBES, REPORTS = "probes/", "reports/"
+PROBES, REPORTS, QUARANTINE = "probes/", "reports/", "quarantine/"
 VERSION_LOG = "versions"
 ALIASES = "alias/"
 VARIANTS = "variant/"
@@ -40,9 +40,14 @@ def fold_key(digest: Digest) -> str:
     return FOLDS + digest.hex
 
 
-def move_key(pack: bytes) -> str:
-    """Return the key of the note that says which packs a pack's frames were moved to."""
-    return MOVES + pack.hex()
+def move_key(pack: bytes, number: int = 1) -> str:
+    """Return the key of a note that says where frames of a pack are, too; numbers count from 1."""
+    return MOVES + pack.hex() + (f"-{number}" if number > 1 else "")
+
+
+def quarantine_key(pack: bytes) -> str:
+    """Return the key of the mark that says that a pack is damaged."""
+    return QUARANTINE + pack.hex()
 
 
 def segment(name: str) -> str:

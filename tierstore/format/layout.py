@@ -1,8 +1,9 @@
-"""Layouts, index segments, folds, moves and condemned lists (SPEC.md sections 8 and 10)."""
+"""Layouts, index segments, folds, moves, marks, condemned lists (SPEC.md sections 8 and 10)."""
 
 from collections.abc import Iterable, Sequence
 
 from tierstore.format.checks import damaged
+from tierstore.format.reflog import Microseconds
 from tierstore.format.sealed import Body, Hex64, Kind, seal, unseal_body
 from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, encode_table, table_columns
 from tierstore.ids import Buffer, Digest
@@ -19,6 +20,36 @@ class Move(Body, frozen=True, kw_only=True):
 
     pack: Hex64
     into: list[Hex64]
+
+
+class Mark(Body, frozen=True, kw_only=True):
+    """A note that no durable tier has a good copy of ``pack``.
+
+    Attributes:
+        pack: The id of the pack (32 bytes).
+        chunks: The digests of the chunks in it, as far as they are known (32 bytes each).
+        tiers: The names of the tiers whose copies were read as damaged.
+        why: What is wrong with the first of them.
+        who: The user and the host that read them.
+        time_us: Microseconds since the epoch by that host's clock.
+    """
+
+    pack: bytes
+    chunks: bytes
+    tiers: list[str]
+    why: str
+    who: str
+    time_us: Microseconds
+
+
+def parse_mark(data: Buffer, pack: bytes, name: str) -> Mark:
+    """Unseal and check the mark of ``pack``."""
+    mark = unseal_body(Kind.QUARANTINE, data, Mark, name)
+    if mark.pack != pack:
+        damaged(name, "it is the mark of another pack")
+    if len(mark.chunks) % 32:
+        damaged(name, "its chunks are no list of digests")
+    return mark
 
 
 class Fold(Body, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     HEAT = 12
     MOVER = 13
     REPORT = 14
+    QUARANTINE = 15
 
     @property
     def title(self) -> str:
@@ -53,13 +54,14 @@ _TITLES = {
     Kind.CONDEMNED: "list of condemned packs",
     Kind.TIERS: "list of tiers",
     Kind.MOVER: "mover's lease",
+    Kind.QUARANTINE: "quarantine mark",
 }
-_MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT})
+_MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT, Kind.QUARANTINE})
 
 
 def max_plain_bytes(kind: Kind) -> int:
     """Return the limit on the plain bytes of an object of this kind."""
-    if kind in {Kind.CONDEMNED, Kind.HEAT}:
+    if kind in {Kind.CONDEMNED, Kind.HEAT, Kind.QUARANTINE}:
         return 64 << 20
     return 512 << 20 if kind in _MSGPACK else 1 << 20
 

@@ -288,6 +288,7 @@ class CheckJson(Schema):
 
     ``hot_bytes`` is 0 without ``--hot``.
     ``versions`` counts variants too, and those with equal content once.
+    ``quarantined`` names packs that no tier has a good copy of: saves store their chunks anew.
     """
 
     damaged: bool
@@ -298,6 +299,7 @@ class CheckJson(Schema):
     chunks: int
     data_bytes: int
     hot_bytes: int
+    quarantined: list[str]
 
 
 class DemoStep(Schema):

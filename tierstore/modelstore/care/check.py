@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, InvalidName, NotFound, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.layout import Move, missing_chunks, parse_layout, parse_segment
 from tierstore.format.manifest import Manifest
@@ -17,6 +17,7 @@ from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_patches import named_below, needed_below
+from tierstore.modelstore.chunks.examine import examine, quarantine
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.pool import ReadPool
@@ -63,6 +64,8 @@ class CheckReport:
         chunks: Number of distinct chunks that versions need.
         data_bytes: Plain bytes decoded and compared with their digests; 0 without ``read_data``.
         hot_bytes: Bytes of this node's hot tier that were compared; 0 without ``hot``.
+        quarantined: Keys of the packs that are quarantined, whoever did it: no tier has a good
+            copy, and saves store anew what is in them.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -73,6 +76,7 @@ class CheckReport:
     chunks: int = 0
     data_bytes: int = 0
     hot_bytes: int = 0
+    quarantined: list[str] = field(default_factory=list)
 
     @property
     def damaged(self) -> bool:
@@ -92,7 +96,9 @@ def check_store(
     settings: Settings,
     progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
-    """Verify a store without changing it.
+    """Verify a store. All that it may write are quarantine marks of packs that it found damaged.
+
+    A mark is lifted again when ``read_data`` finds a good copy of its pack.
 
     Args:
         home: The store's home.
@@ -118,6 +124,8 @@ class _Check:
         self._fold_bytes = 0
         self._bad_folds: list[str] = []
         self._unused_folds: set[str] = set()
+        self._suspects: dict[bytes, dict[ChunkPlace, ChunkTable]] = {}
+        """Packs of which a copy is damaged in every tier, with the frames that are."""
         self._saving = is_saving(home.blobs)
         # each tier's copy of a pack is looked at: another one's being good does not mend it
         self._copies = {
@@ -136,6 +144,7 @@ class _Check:
         self._check_folds()
         if read_data:
             self._check_data()
+        self._quarantine(lift=read_data)
         self._find_garbage()
         self._report.findings.sort(key=lambda f: (f.severity != "damage", f.key))
         return self._report
@@ -256,19 +265,17 @@ class _Check:
         for pack, places in by_pack.items():
             users = self._users_of([d for place in places for d in self._places[place]])
             key = keys.pack_key(pack)
-            before = len(self._report.findings)
-            with self._noting(key, users):
-                self._check_pack(pack, key, places)
-            if len(self._report.findings) > before:
+            try:
+                self._check_pack(key, places)
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                self._damage(key, error, users)
                 self._bad_packs.add(pack)
 
-    def _check_pack(self, pack: bytes, key: str, places: list[ChunkPlace]) -> None:
+    def _check_pack(self, key: str, places: list[ChunkPlace]) -> None:
         copies = self._copies_of(key)
         if not copies:
-            moves = Moves(self._home.blobs, self._home.packs)
-            moves.follow(pack)  # NotFound unless it was rewritten
-            for place in places:
-                moves.current(place)
+            if (lost := self._unmoved(places)) is not None:
+                raise lost
             return
         copies = [(tier, size) for tier, size in copies if tier.archive is None]
         if not copies:
@@ -284,9 +291,20 @@ class _Check:
             except (Damaged, NotFound, UnsupportedFormat) as error:
                 bad[tier.name] = error
         if len(bad) == len(copies):
-            raise bad[copies[0][0].name]
+            self._suspects.setdefault(places[0].pack, {})
+            if self._unmoved(places) is not None:
+                raise bad[copies[0][0].name]
+            return
         for name, why in bad.items():
             self._bad_copy(key, name, str(why))
+
+    def _unmoved(self, places: list[ChunkPlace]) -> NotFound | Damaged | None:
+        """Return what a reader of these frames raises if no move leads to one of them."""
+        moves = Moves(self._home.blobs, self._home.packs)
+        for place in places:
+            if moves.current(place) == place and not moves.follow(place):
+                return moves.lost(place)
+        return None
 
     def _bad_copy(self, key: str, tier: str, why: str) -> None:
         """Note a damaged copy; no version is affected, as another tier has a good one."""
@@ -385,10 +403,13 @@ class _Check:
             )
             reader = ChunkReader(pool, table)
             for batch in batches(places, lambda place: place.plain_bytes, _BATCH_BYTES):
-                self._read_batch(reader, batch)
+                self._read_batch(reader, table, batch)
                 count(sum(place.plain_bytes for place in batch))
             for bad in pool.bad_copies:
-                self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
+                if bad.moved:  # damaged in every tier, and stored again since
+                    self._suspect(pool.moves.way(bad.place)[:-1], table)
+                else:
+                    self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
             self._report.data_bytes += pool.bytes_decoded
         self._check_fold_data(count)
 
@@ -398,7 +419,7 @@ class _Check:
             with suppress(Damaged, NotFound, UnsupportedFormat):  # it was named with its chunks
                 self._differs(fold, check.compare_data(count) if check is not None else "")
 
-    def _read_batch(self, reader: ChunkReader, batch: list[ChunkPlace]) -> None:
+    def _read_batch(self, reader: ChunkReader, table: ChunkTable, batch: list[ChunkPlace]) -> None:
         wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]
         try:
             reader.read(wants, own=True)
@@ -408,9 +429,38 @@ class _Check:
                 key = keys.pack_key(want.place.pack)
                 if want.place.pack in self._bad_packs:
                     continue
-                with self._noting(key, self._users_of(self._places[want.place])):
+                try:
                     reader.read([want], own=True)
                     reader.check_proofs([want.place])
+                except (Damaged, NotFound, UnsupportedFormat) as error:
+                    self._damage(key, error, self._users_of(self._places[want.place]))
+                    self._suspect(reader.pool.moves.way(want.place), table)
+
+    def _suspect(self, way: list[ChunkPlace], table: ChunkTable) -> None:
+        """Suspect the packs on the way to a chunk, as it could be read in none of them."""
+        for place in way:
+            self._suspects.setdefault(place.pack, {})[place] = table
+
+    def _quarantine(self, *, lift: bool) -> None:
+        """Mark the packs that no tier has a good copy of; lift marks where one has."""
+        marks = self._home.quarantine
+        known: dict[bytes, set[bytes]] = {}
+        for place in self._places:
+            known.setdefault(place.pack, set()).add(place.digest)
+        marked = marks.packs()
+        for pack, suspects in self._suspects.items():
+            if pack in marked:
+                continue
+            try:
+                quarantine(self._home, pack, suspects, known.get(pack, ()))
+            except (BackendError, UnsupportedFormat) as error:
+                what = f"it could not be quarantined, so saves may reuse it: {error}"
+                self._damage(keys.pack_key(pack), what)
+        for pack in marked - self._suspects.keys() if lift else ():
+            if examine(self._home, pack).good:
+                with suppress(BackendError):
+                    marks.lift(pack)
+        self._report.quarantined = sorted(map(keys.pack_key, marks.packs()))
 
     def _find_garbage(self) -> None:
         used = self._used_packs()
@@ -430,15 +480,16 @@ class _Check:
 
     def _used_packs(self) -> set[str]:
         """Return the keys of packs that layouts name, and of those their frames moved to."""
-        moves = {info.key for info in self._home.blobs.list(keys.MOVES)}
+        moves: dict[str, list[str]] = {}
+        for info in self._home.blobs.list(keys.MOVES):
+            pack_hex = info.key.removeprefix(keys.MOVES).partition("-")[0]
+            moves.setdefault(pack_hex, []).append(info.key)
         used: set[str] = set()
         left = {place.pack for place in self._places}
         while left:
             pack = left.pop()
             used.add(keys.pack_key(pack))
-            key = keys.move_key(pack)
-            if key in moves:
-                moves.remove(key)
+            for key in moves.pop(pack.hex(), ()):
                 with self._noting(key):
                     move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
                     left.update(bytes.fromhex(into) for into in move.into)

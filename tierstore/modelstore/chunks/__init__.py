@@ -1,3 +1,14 @@
 """From packs to verified plain bytes: read plans, reading, decoding."""
 
-__all__ = ["decode", "local", "moves", "origin", "plan", "pool", "reader", "recent", "sharing"]
+__all__ = [
+    "decode",
+    "examine",
+    "local",
+    "moves",
+    "origin",
+    "plan",
+    "pool",
+    "reader",
+    "recent",
+    "sharing",
+]

@@ -3,8 +3,9 @@
 Nothing is returned that does not match its digest. A block is a subtree of it, which a proof binds
 to it; blocks of chunks that were stored without a proof are compared with their checksums alone,
 unless all of such a chunk is to be read.
-A frame whose copy in one tier is damaged is read from another tier that has it. What is hot on this
-node was verified when it was written there; it is compared again where it is to be stored again.
+A frame whose copy in one tier is damaged is read from another tier that has it, and one that no
+tier has a good copy of from the pack that a move names. What is hot on this node was verified when
+it was written there; it is compared again where it is to be stored again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from tierstore.tiers.node.local import MIN_MAPPED_BYTES
 Sink = Callable[[int, memoryview], None]
 """Takes verified plain bytes and their offset in the tensor; called from several threads."""
 
-Attempt: TypeAlias = Callable[[frozenset[str], set[str]], None]
-"""One try to read a frame: avoids the tiers given first, adds those it read from to the second."""
+Attempt: TypeAlias = Callable[[ChunkPlace, frozenset[str], set[str]], None]
+"""One try to read a frame at a place: avoids these tiers, and adds those that it read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class FrameDecoder:
         bad: frozenset[str] = frozenset(),
         error: Damaged | None = None,
     ) -> Verified:
-        """Fetch a frame and decode it into ``out``, trying other copies when one is damaged.
+        """Fetch a frame and decode it into ``out``, trying other copies where one is damaged.
 
         Args:
             place: Place of the frame, as the layout has it.
@@ -145,10 +146,10 @@ class FrameDecoder:
             error: What was wrong with the copies in ``bad``.
         """
 
-        def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            frame, tier = self._pool.read_frame(place, 0, place.frame_bytes, avoid)
+        def attempt(at: ChunkPlace, avoid: frozenset[str], used: set[str]) -> None:
+            frame, tier = self._pool.read_frame(at, 0, at.frame_bytes, avoid)
             used.add(tier)
-            self.decode(place, frame, out)
+            self.decode(at, frame, out)
 
         self._from_good_copy(place, attempt, bad, error)
         return Verified(out)
@@ -157,10 +158,10 @@ class FrameDecoder:
         """Fetch and check the head of a frame, and the proof where it has one."""
         heads: list[FrameHead] = []
 
-        def attempt(avoid: frozenset[str], used: set[str]) -> None:
-            now, start, tier = self._pool.read_head(place, avoid)
+        def attempt(at: ChunkPlace, avoid: frozenset[str], used: set[str]) -> None:
+            start, tier = self._pool.read_head(at, avoid)
             used.add(tier)
-            heads.append(_checked(now, start)[0])
+            heads.append(_checked(at, start)[0])
 
         self._from_good_copy(place, attempt)
         return heads[0]
@@ -180,11 +181,11 @@ class FrameDecoder:
         if self._only_whole(part.place):
             return self._give_whole(part, sink)
 
-        def attempt(avoid: frozenset[str], used: set[str]) -> None:
+        def attempt(at: ChunkPlace, avoid: frozenset[str], used: set[str]) -> None:
             try:
-                self._read_part(part, sink, avoid, used)
+                self._read_part(part, at, sink, avoid, used)
             except Damaged:
-                if not part.place.bases:
+                if not at.bases:
                     raise
                 self._give_whole(part, sink)  # a part of a base may be bad: whole ones are verified
 
@@ -234,24 +235,37 @@ class FrameDecoder:
         bad: frozenset[str] = frozenset(),
         first: Damaged | None = None,
     ) -> None:
-        """Run ``attempt``, and as long as it finds damage, again on the copies in other tiers."""
+        """Run ``attempt``, and as long as it finds damage, again on the copies in other tiers.
+
+        When none of them is good, or the pack is gone, the moves of the pack are followed.
+        """
+        moves = self._pool.moves
+        at, where, every = place, place if first else None, bad
         while True:
+            if (now := moves.current(at)) != at:
+                at, bad = now, frozenset()
             used: set[str] = set()
+            missing: NotFound | None = None
             try:
-                attempt(bad, used)
+                attempt(at, bad, used)
             except Damaged as error:
-                first = first or error
-                if used <= bad:
-                    raise first from None
-                bad |= used
-            except (NotFound, BackendError):
+                first, where = first or error, where or at
+                if at == where:
+                    every |= used
+                if not used <= bad:
+                    bad |= used
+                    continue
+            except NotFound as error:
+                missing = error if used else None  # of a base, or the pack itself
+            except BackendError:
                 if first is None:
                     raise
-                raise first from None
             else:
-                if first is not None:
-                    self._pool.note_bad_copy(place, bad, first)
+                if first is not None and where is not None:
+                    self._pool.note_bad_copy(where, every, first, moved=at != where)
                 return
+            if moves.current(at) == at and not moves.follow(at):
+                raise first or missing or moves.lost(at) from None
 
     def _base(self, head: FrameHead) -> memoryview | None:
         """Return the plain base of a delta: pieces of other chunks, laid end to end."""
@@ -264,7 +278,7 @@ class FrameDecoder:
         # one base chunk after the other: a frame may name a thousand of them
         for digest, rows in _by_base(head, 0, head.plain_bytes):
             self._base_place(digest, rows)
-            source = self._bases.get(digest, self._base_chunk)
+            source = self._bases.get(digest, self.base_chunk)
             for row in rows:
                 base[row.to : row.to + row.plain_bytes] = source[
                     row.offset : row.offset + row.plain_bytes
@@ -277,7 +291,7 @@ class FrameDecoder:
         place = self._base_place(piece.digest)
         if len(head.bases) > 1 or piece.offset or place.plain_bytes != head.plain_bytes:
             return None
-        return self._bases.get(piece.digest, self._base_chunk)
+        return self._bases.get(piece.digest, self.base_chunk)
 
     def _part_of_base(self, head: FrameHead, start: int, stop: int) -> memoryview | None:
         """Return bytes ``[start, stop)`` of a delta's base, reading only the blocks around them."""
@@ -307,7 +321,7 @@ class FrameDecoder:
             damaged(f"a frame on base b3:{digest.hex()}", "it reaches past its base")
         return place
 
-    def _base_chunk(self, digest: bytes) -> memoryview:
+    def base_chunk(self, digest: bytes) -> memoryview:
         """Return the plain bytes of a base chunk, from the nearest place that has it."""
         place = self._base_place(digest)
         plain = self._on_this_node(place)
@@ -322,7 +336,7 @@ class FrameDecoder:
         """Drop those bases of a delta that this node's disk damaged; tell whether any was."""
         found = False
         for digest in set(place.bases) if self._hot.local is not None else ():
-            if digest_of(self._bases.get(digest, self._base_chunk)).raw != digest:
+            if digest_of(self._bases.get(digest, self.base_chunk)).raw != digest:
                 assert self._hot.local is not None
                 self._hot.local.reject(digest)
                 self._bases.forget(digest)
@@ -343,8 +357,10 @@ class FrameDecoder:
             return plain
         return None
 
-    def _read_part(self, part: Part, sink: Sink, avoid: frozenset[str], used: set[str]) -> None:
-        place, start_of_frame, tier = self._pool.read_head(part.place, avoid)
+    def _read_part(
+        self, part: Part, place: ChunkPlace, sink: Sink, avoid: frozenset[str], used: set[str]
+    ) -> None:
+        start_of_frame, tier = self._pool.read_head(place, avoid)
         used.add(tier)
         lost = place.proof_bytes < part.place.proof_bytes  # where its pack was rewritten
         if lost or self._only_whole(place):

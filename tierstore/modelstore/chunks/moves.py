@@ -1,8 +1,10 @@
-"""Follows frames to their new packs when a pack was rewritten."""
+"""Follows frames to other packs, when their own is gone or has no good copy."""
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterable
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound
@@ -15,9 +17,11 @@ from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.tiers.durable.tiers import DurableTiers
 
+_log = logging.getLogger("tierstore.packs")
+
 
 class Moves:
-    """The moves of packs that are gone, each read when it is first needed. Thread-safe.
+    """The moves of packs whose frames cannot be read, read when first needed. Thread-safe.
 
     Args:
         home_blobs: The blobs of the store's home, where moves lie.
@@ -27,48 +31,90 @@ class Moves:
     def __init__(self, home_blobs: BlobStore, tiers: DurableTiers) -> None:
         self._home_blobs, self._tiers = home_blobs, tiers
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
+        self._numbers: dict[bytes, int] = {}
         begin(self._begin)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
 
+    @property
+    def any_known(self) -> bool:
+        """Whether any pack was found to be gone or damaged so far."""
+        return bool(self._moved)
+
+    def way(self, place: ChunkPlace) -> list[ChunkPlace]:
+        """Return a frame's place and, by the moves that are known so far, those that follow."""
+        way = [place]
+        seen = {place.pack}
+        while (target := self.target(place.pack, place.digest)) and target.pack not in seen:
+            place = target
+            seen.add(place.pack)
+            way.append(place)
+        return way
+
     def current(self, place: ChunkPlace) -> ChunkPlace:
-        """Return the place of the frame after the moves that are known so far."""
-        moved = self._moved.get(place.pack)
-        if moved is None:
-            return place
-        if place.digest not in moved:
-            raise Damaged(
-                f"chunk b3:{place.digest.hex()} is lost: pack {place.pack.hex()} was rewritten "
-                "without it; run 'tierstore check' and save the model again from its source"
-            )
-        return self.current(moved[place.digest])
+        """Return the place of a frame after the moves that are known so far."""
+        return self.way(place)[-1] if self._moved else place
 
-    def follow(self, pack: bytes) -> None:
-        """Read where the frames of a missing pack went; ``NotFound`` when no move is recorded."""
-        self._follow(pack, frozenset())
+    def target(self, pack: bytes, digest: bytes) -> ChunkPlace | None:
+        """Return where the moves of one pack lead for a chunk, as far as they are known."""
+        return self._moved.get(pack, {}).get(digest)
 
-    def _follow(self, pack: bytes, behind: frozenset[bytes]) -> dict[bytes, ChunkPlace]:
-        key = move_key(pack)
-        try:
-            data = self._home_blobs.get(key)
-        except NotFound:
-            raise NotFound(
+    def follow(self, place: ChunkPlace) -> bool:
+        """Look where else a frame lies, now that it cannot be read where ``current`` says.
+
+        Returns:
+            Whether ``current`` says another place now.
+        """
+        before = self.current(place)
+        self.learn(before.pack)
+        return self.current(place) != before
+
+    def learn(self, pack: bytes) -> int:
+        """Read the moves of a pack from home; return the number of the next one to be written."""
+        moved, number = self._read(pack, frozenset())
+        with self._lock:
+            self._moved[pack], self._numbers[pack] = moved, number
+        return number
+
+    def lost(self, place: ChunkPlace) -> NotFound | Damaged:
+        """Return what to raise for a frame whose pack is gone, and that no move leads to."""
+        pack = self.current(place).pack
+        if self._numbers.get(pack, 1) == 1:
+            return NotFound(
                 f"pack {pack.hex()} is missing from {self._tiers.url}; run 'tierstore check' to "
                 "see which versions need it, and restore it from a copy"
-            ) from None
-        move = unseal_body(Kind.MOVE, data, Move, key)
+            )
+        return Damaged(
+            f"chunk b3:{place.digest.hex()} is lost: pack {pack.hex()} was rewritten without it; "
+            "run 'tierstore check' and save the model again from its source"
+        )
+
+    def _read(self, pack: bytes, behind: frozenset[bytes]) -> tuple[dict[bytes, ChunkPlace], int]:
         places: dict[bytes, ChunkPlace] = {}
-        for into in map(bytes.fromhex, move.into):
-            target = pack_key(into)
+        number = 1
+        while True:
+            key = move_key(pack, number)
             try:
-                _, found = read_footer(self._tiers, target, self._tiers.info(target).size)
-            except NotFound:  # moved on once more
-                if into in behind or into == pack:
-                    damaged(key, "the moves of its packs go round in a circle")
-                places.update(self._follow(into, behind | {pack}))
-            else:
+                move = unseal_body(Kind.MOVE, self._home_blobs.get(key), Move, key)
+            except NotFound:
+                return places, number
+            if move.pack != pack.hex():
+                damaged(key, f"it is a move of pack {move.pack}")
+            number += 1
+            for into in map(bytes.fromhex, move.into):
+                found = self._places_in(into, key, behind | {pack})
                 places.update((place.digest, place) for place in found)
-        with self._lock:
-            self._moved[pack] = places
-        return places
+
+    def _places_in(self, pack: bytes, move: str, behind: frozenset[bytes]) -> Iterable[ChunkPlace]:
+        """Return the places of the frames of a pack that a move names, or of where they went."""
+        key = pack_key(pack)
+        try:
+            return read_footer(self._tiers, key, self._tiers.info(key).size)[1]
+        except NotFound:  # moved on once more, or lost
+            if pack in behind:
+                damaged(move, "the moves of its packs go round in a circle")
+            return self._read(pack, behind)[0].values()
+        except Damaged as error:  # another move may say better
+            _log.warning("%s names a damaged pack: %s", move, error)
+            return ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
 from tierstore.blobs.base import BlobStore, RangeRead
-from tierstore.errors import Damaged, NotFound
+from tierstore.errors import Damaged
 from tierstore.forks import begin
 from tierstore.format.keys import pack_key
 from tierstore.format.table import ChunkPlace, ChunkTable
@@ -35,25 +35,27 @@ durable tier, as a ``delta`` or standalone (``full``).
 
 @dataclass(frozen=True, slots=True)
 class BadCopy:
-    """A copy of a frame that was damaged while another copy was good.
+    """A copy of a frame that was damaged while the chunk could be read elsewhere.
 
     Attributes:
         place: Place of the frame.
         tiers: Names of the tiers whose copy is bad.
         why: What is wrong with it.
+        moved: Whether no tier had a good copy, and the chunk was read from another pack.
     """
 
     place: ChunkPlace
     tiers: tuple[str, ...]
     why: str
+    moved: bool
 
 
 class ReadPool:
     """The threads, buffers and counters of one version's reads. Thread-safe.
 
-    It reads byte ranges of packs from the tiers that have them, and follows packs that moved. Each
-    thread stages one run of frames and a chunk, and two more chunks where there are deltas, so the
-    memory limit bounds the number of threads.
+    It reads byte ranges of packs from the tiers that have them. Each thread stages one run of
+    frames and a chunk, and two more chunks where there are deltas, so the memory limit bounds the
+    number of threads.
 
     Args:
         home_blobs: The blobs of the store's home, where moves lie.
@@ -172,13 +174,24 @@ class ReadPool:
         with self._lock:
             self.bytes_decoded += nbytes
 
-    def note_bad_copy(self, place: ChunkPlace, tiers: Iterable[str], error: Damaged) -> None:
-        """Report a frame that was read elsewhere because its copy in ``tiers`` is damaged."""
-        bad = BadCopy(place, tuple(sorted(tiers)), str(error))
-        _log.error(
-            "the copy of pack %s in tier %s is damaged, another one was read: %s",
+    def note_bad_copy(
+        self, place: ChunkPlace, tiers: Iterable[str], error: Damaged, *, moved: bool
+    ) -> None:
+        """Report a frame that was read elsewhere because its copy in ``tiers`` is damaged.
+
+        Args:
+            place: Place of the frame.
+            tiers: Names of the tiers whose copy is damaged.
+            error: What is wrong with it.
+            moved: Whether the chunk was read from another pack, and not from another copy.
+        """
+        bad = BadCopy(place, tuple(sorted(tiers)), str(error), moved)
+        _log.log(
+            logging.INFO if moved else logging.ERROR,  # a check has told that, and a save healed it
+            "the copy of pack %s in tier %s is damaged, another %s was read: %s",
             place.pack.hex(),
             ", ".join(bad.tiers),
+            "pack" if moved else "one",
             error,
         )
         with self._lock:
@@ -209,31 +222,21 @@ class ReadPool:
 
     def read_head(
         self, place: ChunkPlace, avoid: frozenset[str] = frozenset()
-    ) -> tuple[ChunkPlace, memoryview, str]:
-        """Read what comes before a frame's payload, following moves.
+    ) -> tuple[memoryview, str]:
+        """Read what comes before a frame's payload.
 
         Returns:
-            The frame's place now; its proof, where that place has one, and its head, end to end;
-            the name of the tier that was read.
+            The proof, where the place has one, and the head of the frame, end to end; the name of
+            the tier that was read.
         """
-        place = self.moves.current(place)
         out = memoryview(bytearray(place.proof_bytes + place.head_bytes))
-        try:
-            tier = self.read(place.pack, [(place.offset - place.proof_bytes, out)], avoid)
-        except NotFound:
-            self.moves.follow(place.pack)
-            return self.read_head(place, avoid)
-        return place, out, tier
+        tier = self.read(place.pack, [(place.offset - place.proof_bytes, out)], avoid)
+        return out, tier
 
     def read_frame(
         self, place: ChunkPlace, start: int, stop: int, avoid: frozenset[str] = frozenset()
     ) -> tuple[bytearray, str]:
-        """Read bytes ``[start, stop)`` of a frame, following moves; return them and the tier."""
-        place = self.moves.current(place)
+        """Read bytes ``[start, stop)`` of the frame at ``place``; return them and the tier."""
         out = bytearray(stop - start)
-        try:
-            tier = self.read(place.pack, [(place.offset + start, memoryview(out))], avoid)
-        except NotFound:
-            self.moves.follow(place.pack)
-            return self.read_frame(place, start, stop, avoid)
+        tier = self.read(place.pack, [(place.offset + start, memoryview(out))], avoid)
         return out, tier

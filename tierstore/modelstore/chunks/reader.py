@@ -240,10 +240,13 @@ class _Fetch:
         return batches(wants, lambda want: want.place.frame_bytes, _WINDOW_BYTES)
 
     def _from_durable(self, wants: Sequence[Want]) -> None:
+        moves = self._pool.moves
+        if moves.any_known:  # those of now: a run is decoded where it was planned
+            wants = [Want(moves.current(want.place), want.out) for want in wants]
         self._pool.each(self._plan(wants), partial(self._read_run, wants))
 
     def _plan(self, wants: Sequence[Want]) -> list[Run]:
-        places = [self._pool.moves.current(want.place) for want in wants]
+        places = [want.place for want in wants]
         limit_bytes = self._pool.max_run_bytes
         threads = self._pool.threads if self._pool.shares_link else 0
         if threads:  # of a small model, too, every thread gets some: they end together
@@ -328,21 +331,17 @@ class _Fetch:
             stage = self._pool.staging(part.stop - part.start)
             try:
                 tier = self._pool.read(part.pack, [(part.start, stage)])
-            except NotFound:
-                self._read_moved(part.pack, wanted)
+            except NotFound:  # moved
+                for want in wanted:
+                    self._came(want, self._decoder.read(want.place, self._room(want)))
             else:
                 self._decode_run(wanted, stage, part.start, tier)
-
-    def _read_moved(self, pack: bytes, wants: Sequence[Want]) -> None:
-        self._pool.moves.follow(pack)
-        for want in wants:
-            self._came(want, self._decoder.read(want.place, self._room(want)))
 
     def _decode_run(self, wants: Sequence[Want], stage: memoryview, start: int, tier: str) -> None:
         """Decode the frames in ``stage``, which begins at ``start`` of its pack in ``tier``."""
         for want in wants:
-            place = self._pool.moves.current(want.place)
-            frame, room = stage[place.offset - start :][: place.frame_bytes], self._room(want)
+            place, room = want.place, self._room(want)
+            frame = stage[place.offset - start :][: place.frame_bytes]
             try:
                 plain = self._decoder.decode(place, frame, room)
             except Damaged as error:

@@ -10,6 +10,7 @@ __all__ = [
     "once",
     "pins",
     "probe",
+    "quarantine",
     "readerlease",
     "refs",
     "tierlist",

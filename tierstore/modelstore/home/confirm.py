@@ -1,4 +1,4 @@
-"""Confirms that the packs a save relies on are still there (format/SPEC.md 11, step 4)."""
+"""Confirms that a save can rely on packs that are there already (format/SPEC.md 11, step 4)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from tierstore.errors import NotFound
 from tierstore.format.keys import GC, pack_key
 from tierstore.format.layout import Condemned
 from tierstore.format.sealed import Kind, unseal_body
+from tierstore.modelstore.home.home import Home
 
 
-def gone_packs(home_blobs: BlobStore, packs: BlobStore, sizes: Mapping[bytes, int]) -> set[bytes]:
-    """Return those of the packs that are condemned, missing or of another size.
+def unfit_packs(home: Home, sizes: Mapping[bytes, int]) -> set[bytes]:
+    """Return those of the packs that are missing, of another size, condemned or quarantined.
 
     Args:
-        home_blobs: The store's home, where the condemned lists are.
-        packs: The tiers, where packs are.
+        home: The store's home.
         sizes: The expected size of each pack in bytes, by pack id.
     """
-    condemned = _condemned(home_blobs) if sizes else set()
+    if not sizes:
+        return set()
+    refused = _condemned(home.blobs) | home.quarantine.packs()
 
     def is_there(pack: bytes) -> bool:
         try:
-            return packs.info(pack_key(pack)).size == sizes[pack]
+            return home.packs.info(pack_key(pack)).size == sizes[pack]
         except NotFound:
             return False
 
     with ThreadPoolExecutor(8, "tierstore-confirm") as pool:
         there = pool.map(is_there, sizes)
-    return {pack for pack, has in zip(sizes, there, strict=True) if not has or pack in condemned}
+    return {pack for pack, has in zip(sizes, there, strict=True) if not has or pack in refused}
 
 
 def _condemned(home_blobs: BlobStore) -> set[bytes]:

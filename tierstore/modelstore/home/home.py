@@ -24,6 +24,7 @@ from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.footers import scan_packs
 from tierstore.modelstore.home.news import News
 from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.quarantine import Quarantine
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
@@ -96,6 +97,7 @@ class Home:
         self.blobs = blobs
         self.packs = packs or DurableTiers([home_tier(blobs)])
         self.config = config or read_config(blobs)
+        self.quarantine = Quarantine(blobs)
         self.news: News | None = None
         """Told of every entry that this process appends to a ref log."""
 

@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from tierstore.blobs.base import BlobStore
@@ -44,6 +44,8 @@ WHERE excluded.bases = x'' OR chunks.bases != x'';
 """A newer place replaces an older one, but no delta replaces a standalone frame: that may be a
 base.
 """
+_ADD_UNFIT = "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)"
+"""A place in a quarantined pack replaces none: segments are read in any order."""
 _PLACE = struct.Struct("<4IHB")
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
@@ -115,18 +117,22 @@ class ChunkIndex:
             raise
         return db
 
-    def sync(self) -> None:
-        """Read the segments that were added to home since the last call."""
+    def sync(self, unfit: Container[bytes] = ()) -> None:
+        """Read the segments that were added to home since the last call.
+
+        Args:
+            unfit: Ids of quarantined packs: a place in one of them stands back behind any other.
+        """
         with self._lock:
             for _ in range(2):  # a bad file is replaced, and the next one may not be writable
                 try:
-                    return self._sync()
+                    return self._sync(unfit)
                 except sqlite3.Error as error:
                     self._recover(error)
             self._path = None
-            return self._sync()
+            return self._sync(unfit)
 
-    def _sync(self) -> None:
+    def _sync(self, unfit: Container[bytes]) -> None:
         db = self._connection()
         seen = {key for (key,) in db.execute("SELECT key FROM segments")}
         for info in self._home_blobs.list(INDEX):
@@ -140,7 +146,7 @@ class ChunkIndex:
                 _log.warning("skipped: %s", error)
                 continue
             sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
-            self._add(info.key, table, sizes)
+            self._add(info.key, table, sizes, unfit)
 
     def add(self, key: str, places: Iterable[ChunkPlace], sizes: dict[bytes, int]) -> None:
         """Take in one segment that was just written to home."""
@@ -150,13 +156,22 @@ class ChunkIndex:
             except sqlite3.Error as error:  # the next sync reads it from home
                 _log.warning("the index cache %s was not updated: %s", self._path, error)
 
-    def _add(self, key: str, places: Iterable[ChunkPlace], sizes: dict[bytes, int]) -> None:
-        rows = [_row(place) for place in places]
+    def _add(
+        self,
+        key: str,
+        places: Iterable[ChunkPlace],
+        sizes: dict[bytes, int],
+        unfit: Container[bytes] = (),
+    ) -> None:
+        rows: dict[bool, list[tuple[bytes, ...]]] = {True: [], False: []}
+        for place in places:
+            rows[place.pack in unfit].append(_row(place))
         db = self._connection()
         db.execute("BEGIN IMMEDIATE")
         try:
             db.executemany("INSERT OR REPLACE INTO packs VALUES (?, ?)", sizes.items())
-            db.executemany(_ADD, rows)
+            db.executemany(_ADD, rows[False])
+            db.executemany(_ADD_UNFIT, rows[True])
             db.execute("INSERT OR IGNORE INTO segments VALUES (?)", (key,))
             db.execute("COMMIT")
         except BaseException:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tierstore.errors import NotFound, UsageError
+from tierstore.errors import BackendError, NotFound, UnsupportedFormat, UsageError
 from tierstore.format.keys import PACKS, pack_key
 from tierstore.format.tiers import HOME_NAME
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.examine import quarantine
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.placing.moverlease import HeldLease
@@ -22,6 +24,7 @@ from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.mover import Moved, Mover, MoverStats
 from tierstore.tiers.durable.tier import DurableTier
 
+_log = logging.getLogger("tierstore.mover")
 _SHORTEST_PREFIX = 8
 _BEST = ("readable", "restored", "restoring", "archived")
 
@@ -341,6 +344,7 @@ class Placement:
                 budget=budget,
                 stop=event,
                 may_leave=self._may_leave,
+                on_damage=self._quarantine,
                 stats=self.stats,
             )
             for moved in mover.run(report.plan.moves):
@@ -349,6 +353,13 @@ class Placement:
                     progress(moved)
             report.stopped = mover.stopped
         return report
+
+    def _quarantine(self, pack: bytes) -> None:
+        try:
+            if pack not in self._home.quarantine.packs():
+                quarantine(self._home, pack)
+        except (BackendError, UnsupportedFormat) as error:
+            _log.warning("pack %s is damaged, but not quarantined: %s", pack.hex(), error)
 
     def _may_leave(self, move: PlannedMove) -> bool:
         roles = {tier.name: tier.role for tier in self._home.packs.tiers}

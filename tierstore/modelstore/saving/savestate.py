@@ -55,7 +55,9 @@ class SaveState:
         claimed: Digests that some thread has taken care of.
         reused: Places of chunks that the store has already, by digest.
         reused_packs: Sizes in bytes of the packs of ``reused``, by pack id.
-        gone: Ids of packs that turned out to be gone.
+        unfit: Ids of packs that nothing may be reused of: gone, condemned or quarantined.
+        lost: Places of chunks that were found in an unfit pack, or as deltas on a base in one.
+        alone: Digests of chunks that are stored standalone: a move may have to name their pack.
         sources: The first source of each chunk, by digest.
         order: Digests in load order, each once.
     """
@@ -64,6 +66,13 @@ class SaveState:
     claimed: set[bytes] = field(default_factory=set)
     reused: dict[bytes, ChunkPlace] = field(default_factory=dict)
     reused_packs: dict[bytes, int] = field(default_factory=dict)
-    gone: set[bytes] = field(default_factory=set)
+    unfit: set[bytes] = field(default_factory=set)
+    lost: set[ChunkPlace] = field(default_factory=set)
+    alone: set[bytes] = field(default_factory=set)
     sources: dict[bytes, SourceChunk] = field(default_factory=dict)
     order: dict[bytes, None] = field(default_factory=dict)
+
+    def lose(self, place: ChunkPlace) -> None:
+        """Note that a chunk cannot be relied on where it was found; called under ``lock``."""
+        self.lost.add(place)
+        self.alone.add(place.digest)

@@ -70,15 +70,16 @@ class Saving:
         check_features(home.config, "write", home.blobs.url)
         with WriterLease(home.blobs) as lease:
             home.packs.refresh()  # no pack goes to a tier that is being drained
+            marked = home.quarantine.chunks() if indexed else {}
             if indexed:
-                self._index.sync()
+                self._index.sync(marked)
                 lease.remove_ended()
             writer = Writer(
-                home.blobs,
-                home.packs,
+                home,
                 self._index,
                 lease,
                 chunk_size=chunk_size or home.config.chunk_size,
+                marked=marked,
                 threads=self._threads,
                 selection=selection,
                 progress=progress,

@@ -5,7 +5,8 @@
     source -> pooled buffer -> digest -> known? -> yes: reuse its place
        |                                  no: frame -> pack -> durable tier
        +-> SHA-256 of the file, in order
-    then manifest, layout, confirm what was reused, ref entry, index segment (format/SPEC.md 11)
+    then manifest, confirm what was reused, moves that heal, layout, ref entry, index segment
+    (format/SPEC.md 11)
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import mmap
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tierstore.blobs.base import BlobStore
 from tierstore.codecs import native_info
 from tierstore.deferred import import_numpy
-from tierstore.errors import BackendError, SourceChanged, TierstoreError
+from tierstore.errors import BackendError, Damaged, NotFound, SourceChanged, TierstoreError
+from tierstore.format.checks import damaged
 from tierstore.format.keys import INDEX, layout_key, version_key
-from tierstore.format.layout import seal_layout, seal_segment
+from tierstore.format.layout import missing_chunks, parse_layout, seal_layout, seal_segment
 from tierstore.format.manifest import (
     FileEntry,
     LineageEntry,
@@ -36,15 +37,17 @@ from tierstore.format.manifest import (
 from tierstore.format.patch import PatchInfo
 from tierstore.format.paths import check_tree
 from tierstore.format.proof import HashedPlain, hash_plain
-from tierstore.format.table import ChunkPlace
+from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.chunks.plan import batches
-from tierstore.modelstore.home.confirm import gone_packs
+from tierstore.modelstore.home.confirm import unfit_packs
+from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.saving.base_selection import BaseSelection
 from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES
-from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing, encoders
+from tierstore.modelstore.saving.framing import BufferPool, ChunkBase, Frame, Framing, encoders
+from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.saving.savestate import EncodedBatch, HashedChunk, SaveState, SourceChunk
 from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
@@ -59,11 +62,12 @@ class Writer:
     """Runs one save: reads, hashes, encodes, packs and publishes.
 
     Args:
-        home_blobs: The store's home, where metadata goes.
-        packs: The tiers, where packs go.
+        home: The store's home, where metadata goes, and packs through its tiers.
         index: Finds chunks that the store has already.
         lease: The lease that the caller holds until the version is published.
         chunk_size: Bytes of a chunk.
+        marked: The chunks of each pack that is quarantined, by pack id, as far as they are known;
+            nothing in these packs is reused.
         threads: How many threads hash and encode, if memory allows.
         selection: The base selection for new chunks; ``None`` stores them standalone.
         progress: Told after every batch of chunks.
@@ -71,26 +75,28 @@ class Writer:
 
     def __init__(
         self,
-        home_blobs: BlobStore,
-        packs: BlobStore,
+        home: Home,
         index: ChunkIndex,
         lease: WriterLease,
         *,
         chunk_size: int,
+        marked: Mapping[bytes, Set[bytes]],
         threads: int,
         selection: BaseSelection | None = None,
         progress: Progress | None = None,
     ) -> None:
         if selection is not None or not native_info().in_use:
             import_numpy()
-        self._home_blobs, self._packs, self._index, self._lease = home_blobs, packs, index, lease
+        self._home, self._index, self._lease = home, index, lease
         self._chunk_size, self._progress = chunk_size, progress
-        self._state = SaveState()
+        self._state = SaveState(unfit=set(marked), alone=set().union(*marked.values()))
+        self._healing = Healing(home, self._state.unfit)
+        self._named: set[bytes] = set()
         self._selection = selection
         threads = min(threads, encoders(chunk_size, deltas=selection is not None))
         self._depth = 2 * threads + 2
         self._pool = BufferPool(chunk_size)
-        self._packer = Packer(packs, self._pool)
+        self._packer = Packer(home.packs, self._pool)
         self._workers = ThreadPoolExecutor(threads, "tierstore-encode")
         self._began = time.monotonic()
         self._total = self._headers = self._done = self._chunks = 0
@@ -127,7 +133,7 @@ class Writer:
                 else patch_manifest(entries[0], patch, self._chunk_size)
             )
             self._create(version_key(digest), sealed)
-            self._write_layout(digest)
+            self._publish(digest)
         finally:
             self._workers.shutdown(cancel_futures=True)
             self._packer.close()
@@ -249,7 +255,7 @@ class Writer:
                 return True
             state.claimed.add(digest)
         found = self._index.find(digest)
-        if found is None or found[0].pack in state.gone:
+        if found is None:
             return False
         places = [found]
         for base in found[0].bases:
@@ -257,16 +263,24 @@ class Writer:
             if below is None or below[0].bases:  # a base is standalone itself
                 return False
             places.append(below)
-        self._reuse(places)
-        return True
+        return self._reuse_if_fit(places)
 
     def _is_in_base(self, digest: bytes, chunk: SourceChunk) -> bool:
         """Return whether the base version has a chunk that the index does not know."""
         if self._selection is None or chunk.plain_bytes < LEAST_CHUNK_BYTES or not chunk.tensor:
             return False
         places = self._selection.stored(digest)
-        if not places or any(place.pack in self._state.gone for place, _ in places):
-            return False
+        return bool(places) and self._reuse_if_fit(places)
+
+    def _reuse_if_fit(self, places: Sequence[tuple[ChunkPlace, int]]) -> bool:
+        """Reuse a stored chunk, the first of ``places``, with its bases; tell whether it is fit."""
+        state, own = self._state, places[0][0]
+        with state.lock:
+            if any(place.pack in state.unfit for place, _ in places):
+                state.lose(own)
+                return False
+            if own.bases and own.digest in state.alone:
+                return False
         self._reuse(places)
         return True
 
@@ -282,55 +296,149 @@ class Writer:
     def _frame(
         self, framing: Framing, hashed: HashedPlain, plain: memoryview, chunk: SourceChunk
     ) -> Frame:
-        base = None
-        if self._selection is not None and chunk.tensor and chunk.plain_bytes >= LEAST_CHUNK_BYTES:
-            base = self._selection.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
+        base = None if hashed.digest in self._state.alone else self._base_of(plain, chunk)
         frame = framing.add(plain, hashed=hashed, dtype=chunk.dtype, base=base)
         if frame.bases and self._selection is not None:
             self._reuse(self._selection.places(frame.bases))
         return frame
 
-    def _write_layout(self, digest: Digest) -> None:
+    def _base_of(self, plain: memoryview, chunk: SourceChunk) -> ChunkBase | None:
+        selection = self._selection
+        if selection is None or not chunk.tensor or chunk.plain_bytes < LEAST_CHUNK_BYTES:
+            return None
+        base = selection.nearest((chunk.file.path, chunk.tensor), chunk.begin, plain)
+        below = selection.places({piece.digest for piece in base.pieces}) if base else []
+        return None if any(place.pack in self._state.unfit for place, _ in below) else base
+
+    # Publishing
+
+    def _publish(self, digest: Digest) -> None:
+        """Write what leads to the chunks of a manifest: moves, and the layout if there is none."""
+        self._confirm()
+        self._heal(self._lost())
+        key = layout_key(digest)
         for _ in range(_ROUNDS):
-            gone = self._gone_packs()
-            if not gone:
-                break
-            self._store_again(gone)
-        else:
-            raise BackendError(
-                f"packs that this save relies on keep disappearing from {self._packs.url}; nothing "
-                "was published. See that no other program deletes objects there, then save again"
-            )
+            sealed, used = self._layout(digest)
+            if self._home.blobs.put_if_absent(key, sealed):
+                self._wrote(sealed, used)
+                return
+            try:
+                table = parse_layout(self._home.blobs.get(key), digest, f"layout {key}")
+                if missing := missing_chunks(table, self._state.order):
+                    damaged(f"layout {key}", f"it has no place for {len(missing)} chunks")
+            except NotFound:  # removed just now
+                continue
+            except Damaged as error:
+                _log.warning("%s; it is written anew", error)
+                self._home.blobs.put(key, sealed)
+                self._wrote(sealed, used)
+                return
+            self._keep(table)
+            return
+        raise BackendError(self._vanishing())
+
+    def _layout(self, digest: Digest) -> tuple[bytes, dict[bytes, int]]:
         # bases of reused deltas come last: they are read with their deltas, not in load order
         order = [*self._state.order, *(d for d in self._state.reused if d not in self._state.order)]
-        places = [self._packer.places.get(d) or self._state.reused[d] for d in order]
+        places = [self._place(one) for one in order]
         sizes = {**self._state.reused_packs, **self._packer.pack_sizes}
         used = {place.pack: sizes[place.pack] for place in places}
-        self._create(layout_key(digest), seal_layout(digest, places, used))
+        return seal_layout(digest, places, used), used
 
-    def _gone_packs(self) -> set[bytes]:
-        """Return the reused packs that are condemned or missing, after renewing the lease."""
+    def _place(self, digest: bytes) -> ChunkPlace:
+        return self._packer.places.get(digest) or self._state.reused[digest]
+
+    def _wrote(self, sealed: bytes, used: Iterable[bytes]) -> None:
+        self._meta_bytes += len(sealed)
+        self._objects += 1
+        self._named.update(used)
+
+    def _keep(self, table: ChunkTable) -> None:
+        """Keep the layout that is there, and heal what it cannot rely on."""
+        known = {*self._state.reused_packs, *self._packer.pack_sizes}  # confirmed just now
+        sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
+        others = {pack: size for pack, size in sizes.items() if pack not in known}
+        self._state.unfit |= unfit_packs(self._home, others)
+        self._named.update(table.pack_ids)
+        self._heal(self._healing.lost_in(table, self._state.order))
+
+    def _lost(self) -> dict[bytes, set[bytes]]:
+        """Return the chunks of this save that other versions cannot read, by the pack."""
+        state = self._state
+        lost: dict[bytes, set[bytes]] = {}
+        for place in state.lost:
+            lost.setdefault(place.pack, set()).add(place.digest)
+        if state.unfit:
+            for pack, chunks in self._home.quarantine.chunks().items():
+                if pack in state.unfit:  # else it was marked since: that is left to the next save
+                    lost.setdefault(pack, set()).update(chunks)
+        return {pack: chunks & state.order.keys() for pack, chunks in lost.items()}
+
+    def _heal(self, lost: Mapping[bytes, Set[bytes]]) -> None:
+        """Say by moves where these chunks lie now, wherever no move does so already."""
+        for again in range(_ROUNDS):
+            todo = self._healing.uncovered(lost)
+            if not todo:
+                return
+            every = {one for digests in todo.values() for one in digests}
+            # a move holds standalone frames, and is no good into a pack whose footer is damaged
+            self._store_alone([one for one in every if again or self._place(one).bases])
+            for pack, digests in todo.items():
+                into = {self._place(one).pack for one in digests}
+                self._healing.move(pack, into)
+                self._named |= into
+        raise BackendError(self._vanishing())
+
+    def _vanishing(self) -> str:
+        return (
+            f"packs that this save relies on keep disappearing from {self._home.packs.url}; "
+            "nothing was published. See that no other program deletes objects there, then save "
+            "again"
+        )
+
+    def _confirm(self) -> None:
+        """Confirm the packs that are relied on; what lies in unfit ones is stored again."""
+        for _ in range(_ROUNDS):
+            unfit = self._unfit_packs()
+            if not unfit:
+                return
+            self._store_again(unfit)
+        raise BackendError(self._vanishing())
+
+    def _unfit_packs(self) -> set[bytes]:
+        """Return the reused packs that are unfit, after renewing the lease."""
         packs = dict(self._state.reused_packs)
         if not packs and self._lease.is_young:  # one object less for whoever publishes little
             return set()
         if not self._lease.renew():  # it had ended: our own packs may be gone too
             packs.update(self._packer.pack_sizes)
-        return gone_packs(self._home_blobs, self._packs, packs)
+        return unfit_packs(self._home, packs)
 
-    def _store_again(self, gone: set[bytes]) -> None:
-        """Read the chunks of packs that are gone from the source again, and store them anew."""
+    def _store_again(self, unfit: set[bytes]) -> None:
+        """Store the chunks in unfit packs anew, and take them from nowhere else."""
         state = self._state
-        state.gone |= gone
-        self._index.forget(gone)
+        state.unfit |= unfit
+        self._index.forget(unfit)
         every = {**state.reused, **self._packer.places}
-        lost = {digest for digest, place in every.items() if place.pack in gone}
+        lost = {digest for digest, place in every.items() if place.pack in unfit}
         # a base in a lost pack takes its deltas with it: they are stored standalone
         lost |= {d for d, place in every.items() if not lost.isdisjoint(place.bases)}
-        for digest in filter(lost.__contains__, every):
-            state.reused.pop(digest, None)
+        again = [digest for digest in every if digest in lost]
+        for digest in again:
+            if digest in state.reused:
+                state.lose(state.reused.pop(digest))
             self._packer.places.pop(digest, None)
-            if digest not in state.sources:
-                continue  # only ever a base
+        for pack in unfit:
+            state.reused_packs.pop(pack, None)
+            self._packer.pack_sizes.pop(pack, None)
+        self._store_alone([digest for digest in again if digest in state.sources])
+
+    def _store_alone(self, digests: Sequence[bytes]) -> None:
+        """Read chunks from the source again, and store them as standalone frames."""
+        if not digests:
+            return
+        state = self._state
+        for digest in digests:
             chunk = state.sources[digest]
             buffer = self._pool.take()
             plain = memoryview(buffer)[: chunk.plain_bytes]
@@ -341,26 +449,26 @@ class Writer:
                     f"{chunk.file.path} changed while it was being saved; nothing was published"
                 )
             self._packer.add_chunk(buffer, plain, hashed=hashed, dtype=chunk.dtype)
+            self._lease.keep()
         for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
             file.finish()
-        for pack in gone:
-            state.reused_packs.pop(pack, None)
-            self._packer.pack_sizes.pop(pack, None)
         self._packer.finish()
 
     def _create(self, key: str, data: bytes) -> None:
-        # an equal object may be there already: a manifest is its content, and of two layouts of one
-        # manifest ours is the one whose packs were just confirmed
-        self._home_blobs.put(key, data)
+        # an equal object may be there already: a manifest is its content
+        self._home.blobs.put(key, data)
         self._meta_bytes += len(data)
         self._objects += 1
 
     def publish_index(self) -> None:
         """Publish the new chunks to later saves; called once the version is published."""
-        if not self._packer.places:
+        # where an equal layout was kept, nothing may lead to our own packs: then they are garbage
+        places = [place for place in self._packer.places.values() if place.pack in self._named]
+        if not places:
             return
         key = INDEX + uuid.uuid4().hex
-        places, sizes = list(self._packer.places.values()), self._packer.pack_sizes
+        used = {place.pack for place in places}
+        sizes = {pack: size for pack, size in self._packer.pack_sizes.items() if pack in used}
         try:
             self._create(key, seal_segment(places, sizes))
         except TierstoreError as error:  # the version stands; a missed duplicate is only waste

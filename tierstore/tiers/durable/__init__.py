@@ -1,3 +1,3 @@
 """Durable tiers, which keep packs, and the mover between them."""
 
-__all__ = ["archive", "budget", "census", "marker", "mover", "tier", "tiers"]
+__all__ = ["archive", "budget", "census", "marker", "mover", "packcheck", "tier", "tiers"]

@@ -115,6 +115,7 @@ class Mover:
         stop: Ends the run between two pieces of work once it is set.
         may_leave: Asked right before a copy is dropped from a warm tier; returns whether nobody has
             pinned the pack since the plan was made.
+        on_damage: Told of a pack of which no tier has a good copy.
         stats: Receives the counts.
     """
 
@@ -126,13 +127,14 @@ class Mover:
         budget: Budget | None = None,
         stop: threading.Event | None = None,
         may_leave: Callable[[PlannedMove], bool] = lambda move: True,
+        on_damage: Callable[[bytes], None] = lambda pack: None,
         stats: MoverStats | None = None,
     ) -> None:
         self._all, self._tiers = tiers, {tier.name: tier for tier in tiers.tiers}
         self._rank = {name: rank for rank, name in enumerate(self._tiers)}
         self._lease, self._budget = lease, budget or Budget()
         self._stop = stop or threading.Event()
-        self._may_leave = may_leave
+        self._may_leave, self._on_damage = may_leave, on_damage
         self._down: dict[str, str] = {}
         """Tiers that failed in this run, and why: what needs them is skipped."""
         self._full: set[str] = set()
@@ -220,7 +222,7 @@ class Mover:
         data = self._kept(target, key) if there is not None else None
         copied = 0
         if data is None:
-            data = self._read_good(key, source, target)
+            data = self._read_good(move.pack, source, target)
             if data is None:
                 return "the pack is gone: nothing needs it any more", 0
             self._copy(target, key, data)
@@ -258,11 +260,12 @@ class Mover:
             pass
         return None
 
-    def _read_good(self, key: str, source: DurableTier, target: DurableTier) -> bytearray | None:
+    def _read_good(self, pack: bytes, source: DurableTier, target: DurableTier) -> bytearray | None:
         """Return a pack's bytes from the source, or else from another tier with a good copy.
 
         ``None`` when no tier has it.
         """
+        key = pack_key(pack)
         others = [tier for tier in self._tiers.values() if tier not in (source, target)]
         failure: TierstoreError | None = None
         for tier in (source, *others):
@@ -278,6 +281,8 @@ class Mover:
                 failure = error
             except BackendError as error:
                 failure = failure or error
+        if isinstance(failure, Damaged):
+            self._on_damage(pack)
         if failure is not None:
             raise failure
         return None

@@ -8,14 +8,37 @@ from tierstore.format.checks import damaged, digest_of
 from tierstore.format.frame import FrameHead, frame_payload, parse_frame_head
 from tierstore.format.keys import pack_key
 from tierstore.format.pack import TRAILER_BYTES, parse_index, parse_trailer
-from tierstore.format.table import PACK_HEADER_BYTES
+from tierstore.format.proof import can_prove, parse_proof
+from tierstore.format.table import PACK_HEADER_BYTES, ChunkPlace
+
+
+def places_in(key: str, data: memoryview) -> list[ChunkPlace]:
+    """Return the places of a pack's frames by its own index, having checked id and index.
+
+    Args:
+        key: The key under which the pack is stored.
+        data: All bytes of the pack.
+
+    Raises:
+        Damaged: The index or the id is wrong.
+        UnsupportedFormat: The pack was written by a newer version.
+    """
+    name = f"pack {key}"
+    if len(data) < PACK_HEADER_BYTES + TRAILER_BYTES:
+        raise Damaged(f"{name} is damaged: {len(data)} bytes are too few; restore it from a copy")
+    trailer = parse_trailer(data[-TRAILER_BYTES:], len(data), name)
+    stop = trailer.index_offset + trailer.index_bytes
+    if pack_key(trailer.pack_id) != key:
+        damaged(name, f"it is the pack {trailer.pack_id.hex()}")
+    index = data[trailer.index_offset : stop]
+    return parse_index(data[:PACK_HEADER_BYTES], index, trailer, name)
 
 
 def check_pack(key: str, data: memoryview) -> None:
     """Check a pack's id, its index, and every frame.
 
     A standalone frame is decoded and compared with its chunk's digest; of a delta, whose base lies
-    elsewhere, the checksums are compared.
+    elsewhere, the checksums are compared. Proofs are verified where the native part can.
 
     Args:
         key: The key under which the pack is stored.
@@ -26,17 +49,12 @@ def check_pack(key: str, data: memoryview) -> None:
         UnsupportedFormat: The pack was written by a newer version and cannot be checked here.
     """
     name = f"pack {key}"
-    if len(data) < PACK_HEADER_BYTES + TRAILER_BYTES:
-        raise Damaged(f"{name} is damaged: {len(data)} bytes are too few; restore it from a copy")
-    trailer = parse_trailer(data[-TRAILER_BYTES:], len(data), name)
-    stop = trailer.index_offset + trailer.index_bytes
-    index = data[trailer.index_offset : stop]
-    if pack_key(trailer.pack_id) != key:
-        damaged(name, f"it is the pack {trailer.pack_id.hex()}")
-    for place in parse_index(data[:PACK_HEADER_BYTES], index, trailer, name):
+    for place in places_in(key, data):
         frame = data[place.offset : place.offset + place.frame_bytes]
         head = parse_frame_head(frame[: place.head_bytes], name, place.digest)
         payload = frame_payload(head, frame, name)
+        if place.proof_bytes and can_prove():
+            parse_proof(data[place.offset - place.proof_bytes : place.offset], head, name)
         if not head.bases:
             _check_chunk(head, payload, name)
 

@@ -1,0 +1,111 @@
+"""Reads every durable copy of a pack again, and marks the pack when none of them is good."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import pack_key
+from tierstore.format.storeconfig import check_features
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.chunks.decode import FrameDecoder
+from tierstore.modelstore.chunks.pool import ReadPool
+from tierstore.modelstore.home.home import Home
+from tierstore.tiers.durable.packcheck import check_pack, places_in
+from tierstore.tiers.hot.tiers import HotTiers
+
+_log = logging.getLogger("tierstore.quarantine")
+_MEMORY_BYTES = 64 << 20
+
+Suspects = Mapping[ChunkPlace, ChunkTable]
+"""Frames that could not be read, each with a layout that has its bases."""
+
+
+@dataclass(slots=True)
+class Examined:
+    """The result of reading every copy of a pack.
+
+    Attributes:
+        good: Whether a tier has a good copy.
+        bad: What is wrong with the copies that are damaged, by the name of the tier.
+        chunks: Digests of the chunks in the pack, as far as a copy tells.
+    """
+
+    good: bool = False
+    bad: dict[str, str] = field(default_factory=dict)
+    chunks: set[bytes] = field(default_factory=set)
+
+
+def examine(home: Home, pack: bytes, suspects: Suspects | None = None) -> Examined:
+    """Read the copy of a pack in every durable tier that can be asked, until one is good.
+
+    Args:
+        home: The store's home.
+        pack: Id of the pack.
+        suspects: Frames of it that are decoded as well if they are deltas; others always are.
+    """
+    found = Examined()
+    key = pack_key(pack)
+    for tier in home.packs.tiers:
+        if tier.archive is not None:
+            continue
+        try:
+            tier.verify()
+            _check_copy(home, key, tier.blobs.get(key), suspects or {}, found.chunks)
+        except Damaged as error:
+            found.bad[tier.name] = str(error)
+        except (NotFound, BackendError, UnsupportedFormat) as error:
+            _log.debug("tier %s is not asked for %s: %s", tier.name, key, error)
+        else:
+            found.good = True
+            break
+    return found
+
+
+def quarantine(
+    home: Home, pack: bytes, suspects: Suspects | None = None, known: Iterable[bytes] = ()
+) -> Examined:
+    """Mark a pack if every copy of it that can be asked for is damaged, having read them.
+
+    Args:
+        home: The store's home.
+        pack: Id of the pack.
+        suspects: Frames of it that could not be read.
+        known: Digests of chunks that layouts place in it.
+
+    Raises:
+        BackendError: Home did not take the mark.
+        UnsupportedFormat: The store needs a newer tierstore to be written to.
+    """
+    found = examine(home, pack, suspects)
+    if found.bad and not found.good:
+        check_features(home.config, "write", home.blobs.url)
+        why = next(iter(found.bad.values()))
+        home.quarantine.mark(pack, {*found.chunks, *known}, tiers=list(found.bad), why=why)
+        _log.error("pack %s is quarantined: saves do not reuse it: %s", pack.hex(), why)
+    return found
+
+
+def _check_copy(
+    home: Home, key: str, data: memoryview, suspects: Suspects, chunks: set[bytes]
+) -> None:
+    """Check a copy: its index, every standalone chunk, and the deltas that are suspected."""
+    chunks.update(place.digest for place in places_in(key, data))
+    check_pack(key, data)
+    for place, table in suspects.items():
+        if place.bases:
+            _check_delta(home, place, table, data)
+
+
+def _check_delta(home: Home, place: ChunkPlace, table: ChunkTable, data: memoryview) -> None:
+    pool = ReadPool(home.blobs, home.packs, table, threads=1, memory_limit_bytes=_MEMORY_BYTES)
+    decoder = FrameDecoder(pool, table, len(place.bases), HotTiers())
+    out = memoryview(bytearray(place.plain_bytes))
+    try:
+        for base in place.bases:
+            decoder.base_chunk(base)
+    except (Damaged, NotFound, BackendError, UnsupportedFormat):
+        return  # what is wrong is not here
+    decoder.decode(place, data[place.offset : place.offset + place.frame_bytes], out)

@@ -1,0 +1,97 @@
+"""Heals older versions: moves say where chunks of unfit packs lie now (format/SPEC.md 11, step 5).
+
+A layout is never written over for that. Several saves may heal the same pack at once: the moves of
+a pack are numbered, and whoever comes second looks at what the first one wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Set
+from typing import TypeAlias
+
+from tierstore.format.keys import move_key
+from tierstore.format.layout import Move
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.once import create_once
+
+Lost: TypeAlias = Mapping[bytes, Set[bytes]]
+"""Digests of chunks by the id of the pack in which they cannot be read."""
+
+
+class Healing:
+    """Finds out which lost chunks no move leads to, and writes the moves.
+
+    Args:
+        home: The store's home.
+        unfit: Ids of packs that nothing new may rely on; the caller may add to it.
+    """
+
+    def __init__(self, home: Home, unfit: Set[bytes]) -> None:
+        self._home, self._unfit = home, unfit
+        self._bad_bases: set[bytes] = set()
+
+    def lost_in(self, table: ChunkTable, own: Collection[bytes]) -> dict[bytes, set[bytes]]:
+        """Return those chunks of a layout that lie in unfit packs or need a base in one.
+
+        From then on a delta on a base that cannot be read, and that the save does not have itself,
+        does not count as found.
+
+        Args:
+            table: The layout.
+            own: Digests of the chunks that the save has.
+        """
+        bases = {place.digest: place for base in set(table.bases) if (place := table.find(base))}
+        unread = {one for one, place in bases.items() if place.pack in self._unfit}
+        there: dict[bytes, set[bytes]] = {}
+        for one in unread - set(own):
+            there.setdefault(bases[one].pack, set()).add(one)
+        self._bad_bases |= {one for left in self.uncovered(there).values() for one in left}
+        bad = self._unfit
+        lost: dict[bytes, set[bytes]] = {}
+        for place in table:
+            if place.digest in own and (
+                place.pack in bad or not self._bad_bases.isdisjoint(place.bases)
+            ):
+                lost.setdefault(place.pack, set()).add(place.digest)
+        return lost
+
+    def uncovered(self, lost: Lost) -> dict[bytes, set[bytes]]:
+        """Return those chunks that readers cannot find, by the pack where their way ends."""
+        moves = Moves(self._home.blobs, self._home.packs)
+        known: set[bytes] = set()
+        found: dict[bytes, set[bytes]] = {}
+        for pack, digest in ((pack, digest) for pack, every in lost.items() for digest in every):
+            way = [pack]
+            while True:
+                if way[-1] not in known:
+                    moves.learn(way[-1])
+                    known.add(way[-1])
+                target = moves.target(way[-1], digest)
+                if target is None or target.pack in way:
+                    found.setdefault(way[-1], set()).add(digest)
+                    break
+                if self._is_good(target):
+                    break
+                way.append(target.pack)
+        return found
+
+    def _is_good(self, place: ChunkPlace) -> bool:
+        return place.pack not in self._unfit and self._bad_bases.isdisjoint(place.bases)
+
+    def move(self, pack: bytes, into: Set[bytes]) -> None:
+        """Write the next move of a pack, unless another save is faster: look again afterwards.
+
+        Args:
+            pack: Id of the pack.
+            into: Ids of packs that hold chunks of it as standalone frames, and are durable.
+
+        Raises:
+            BackendError: Home did not take the move.
+        """
+        number = Moves(self._home.blobs, self._home.packs).learn(pack)
+        key = move_key(pack, number)
+        body = Move(pack=pack.hex(), into=sorted(one.hex() for one in into))
+        create_once(self._home.blobs, key, seal_body(Kind.MOVE, body))
