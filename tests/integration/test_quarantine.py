@@ -206,7 +206,7 @@ class Tiers:
             return FaultyStore(self.stores[name], lambda *_: down if name in self.down else None)
 
         tiers = [
-            DurableTier(TierSpec(name=name, role=name, url=f"memory://{name}"), store(name))  # type: ignore[arg-type]
+            DurableTier(TierSpec(name=name, role=name, url=f"memory://{name}"), store(name))
             for name in ("warm", "cold")
         ]
         home = self.stores["home"]

@@ -175,6 +175,6 @@ class QuarantineMachine(RuleBasedStateMachine):
 
 
 QuarantineMachine.TestCase.settings = settings(
-    max_examples=settings.default.max_examples // 3, stateful_step_count=20, deadline=None
+    max_examples=settings().max_examples // 3, stateful_step_count=20, deadline=None
 )
 TestQuarantine = QuarantineMachine.TestCase

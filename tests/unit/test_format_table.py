@@ -255,7 +255,7 @@ def test_bodies_are_kept_apart_by_kind() -> None:
 
 
 def test_quarantine_marks() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "pack": A, "chunks": B + C, "tiers": ["warm", "home"], "why": "bit rot", "who": "a@b",
         "time_us": 7,
     }  # fmt: skip
