@@ -20,6 +20,7 @@
      └─ BackendError            the storage itself failed                                   exit 1
          ├─ PermissionDenied    it refused our user or key; a PermissionError               exit 1
          ├─ OutOfSpace          quota or disk full                                          exit 7
+         ├─ NotDurable          written, but a power loss may take it back                  exit 1
          ├─ Archived            it must be restored from an archive first                   exit 1
          └─ Unreachable         no answer after the retries; a ConnectionError              exit 8
 
@@ -119,6 +120,10 @@ class OutOfSpace(BackendError):
     """A disk, quota or bucket is full."""
 
     exit_code = 7
+
+
+class NotDurable(BackendError):
+    """An object was written and can be read, but a power loss may take it back: a sync failed."""
 
 
 class Archived(BackendError):

@@ -19,6 +19,7 @@ EXIT_CODES = {
     "InvalidSafetensors": 1, "UnsafeSource": 1, "SourceChanged": 1, "NotFound": 5, "Conflict": 6,
     "GateClosed": 6, "FileMissing": 5, "TensorMissing": 5,
     "Damaged": 4, "UnsupportedFormat": 1, "BackendError": 1, "PermissionDenied": 1,
+    "NotDurable": 1,
     "OutOfSpace": 7, "Archived": 1, "Unreachable": 8,
 }  # fmt: skip
 CLASSES: dict[str, Any] = {

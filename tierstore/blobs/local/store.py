@@ -31,7 +31,7 @@ from tierstore.blobs.base import (
 )
 from tierstore.blobs.local import files
 from tierstore.blobs.shared import by_key, flat_views, is_key, runs
-from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError
+from tierstore.errors import BackendError, Damaged, NotDurable, NotFound, TierstoreError
 from tierstore.folders import sync_entries
 from tierstore.ids import Buffer, ByteRange
 
@@ -105,7 +105,7 @@ class LocalStore(BlobStore):
             folder, name = self._open_parent(key, create=True)
             try:
                 os.rename(temp, name, src_dir_fd=temp_fd, dst_dir_fd=folder)
-                sync_entries(folder)
+                self._sync(folder, key)
             finally:
                 os.close(folder)
 
@@ -116,7 +116,7 @@ class LocalStore(BlobStore):
             try:
                 created = not files.exists(name, folder) and self._link(key, data, folder, name)
                 # Also when somebody else created it: the caller may build on its being there.
-                sync_entries(folder)
+                self._sync(folder, key)
                 return created
             finally:
                 os.close(folder)
@@ -201,6 +201,17 @@ class LocalStore(BlobStore):
         return removed
 
     # Writing
+
+    def _sync(self, folder: int, key: str) -> None:
+        """Make a blob's name durable, once everybody can see it."""
+        try:
+            sync_entries(folder)
+        except OSError as error:
+            raise NotDurable(
+                f"blob {key!r} in {self.url} was written, but may be gone after a power loss, as "
+                f"its directory could not be synced: {error.strerror}; check the disk and the "
+                "system's log before you write again"
+            ) from error
 
     def _link(self, key: str, data: Buffer | Sequence[Buffer], folder: int, name: str) -> bool:
         with self._temp_file(data) as (temp_fd, temp):
@@ -287,7 +298,11 @@ class LocalStore(BlobStore):
             try:
                 child = files.open_dir(name, fd, create=create)
                 if create and path not in self._durable_dirs:
-                    sync_entries(fd)
+                    try:
+                        sync_entries(fd)
+                    except OSError:
+                        os.close(child)
+                        raise
                     self._remember(path)
             finally:
                 os.close(fd)

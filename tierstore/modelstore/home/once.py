@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import BackendError, NotFound
+from tierstore.errors import BackendError, NotDurable, NotFound
 
 
 def create_once(home_blobs: BlobStore, key: str, data: bytes) -> bool:
@@ -15,12 +15,15 @@ def create_once(home_blobs: BlobStore, key: str, data: bytes) -> bool:
         data: The object; as it holds a random id, no other writer's is equal.
 
     Raises:
+        NotDurable: The object is there, whoever created it, but may be gone after a power loss.
         BackendError: Home failed, and the object is not there.
     """
     lost: BackendError | None = None
     try:
         if home_blobs.put_if_absent(key, data):
             return True
+    except NotDurable:  # it is there, so looking would call it a success
+        raise
     except BackendError as error:  # the answer may be lost, not the write: look
         lost = error
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tierstore.errors import BackendError
+from tierstore.errors import BackendError, NotDurable
 from tierstore.format.keys import fold_key
 from tierstore.format.layout import Fold
 from tierstore.format.manifest import FileEntry
@@ -114,6 +114,8 @@ def _name(home: Home, patch: Digest, full: Digest) -> None:
     data = seal_body(Kind.FOLD, Fold(patch=patch.hex, full=full.hex))
     try:
         created = home.blobs.put_if_absent(key, data)
+    except NotDurable:
+        raise
     except BackendError:  # the answer may be lost, not the write: any fold of it says the same
         if fold_of(home, patch) is None:
             raise

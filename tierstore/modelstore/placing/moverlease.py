@@ -21,6 +21,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import MOVERS, MoverLease, mover_key
+from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.home.refs import whoami
 
@@ -168,22 +169,9 @@ class HeldLease:
         """Create the lease of this number; ``Conflict`` when another mover has it."""
         self._lease = msgspec.structs.replace(self._lease, seq=seq)
         began = self._clock()
-        try:
-            taken = self._home_blobs.put_if_absent(self._key, seal_body(Kind.MOVER, self._lease))
-        except BackendError as error:  # the answer may be lost, not the write: look
-            if not self._is_ours():
-                raise error from None
-            taken = True
-        if not (taken or self._is_ours()):
+        if not create_once(self._home_blobs, self._key, seal_body(Kind.MOVER, self._lease)):
             raise Conflict("another mover has taken over: this one stops")
         self._renewed = began
-
-    def _is_ours(self) -> bool:
-        try:
-            found = unseal_body(Kind.MOVER, self._home_blobs.get(self._key), MoverLease, self._key)
-        except (NotFound, Damaged, UnsupportedFormat):
-            return False
-        return found.id == self._lease.id
 
     def _tidy(self) -> None:
         old = [info.key for info in self._home_blobs.list(MOVERS) if info.key < self._key]
