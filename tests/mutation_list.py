@@ -1695,6 +1695,45 @@ _HOT = (
 
 _QUARANTINE = (
     Mutation(
+        "mover-highest-lease",
+        "SPEC 13: Its holder MUST stop deleting when there is a higher one.",
+        "modelstore/placing/moverlease.py",
+        "if self._highest() > self._lease.seq:",
+        "if self._highest() == self._lease.seq + 1:",
+        ("integration/test_mover.py::test_a_mover_that_others_came_after_knows",),
+    ),
+    Mutation(
+        "mover-number-that-was-free-again",
+        "SPEC 13: Its holder MUST stop deleting when there is a higher one.",
+        "modelstore/placing/moverlease.py",
+        "        self._refuse_if_followed()  "
+        "# the number was free again, if others came and went\n",
+        "",
+        (
+            "integration/test_mover.py::"
+            "test_a_mover_that_is_overtaken_while_it_takes_a_number_stops",
+        ),
+    ),
+    Mutation(
+        "leases-count-time-asleep",
+        "modelstore/home/clock.py: it runs on while the machine sleeps.",
+        "modelstore/home/clock.py",
+        'getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))',
+        'getattr(time, "CLOCK_MONOTONIC", None)',
+        ("unit/test_modelstore_leases.py::test_the_clock_of_leases_counts_the_time_asleep",),
+    ),
+    Mutation(
+        "store-id-before-an-entry",
+        "SPEC 9: right after it has seen that config.json still names the store that it opened.",
+        "modelstore/home/refs.py",
+        "            self._check_store(found.pop(CONFIG, None))\n",
+        "            found.pop(CONFIG, None)\n",
+        (
+            "integration/test_home_vanishes.py::"
+            "test_below_a_mount_point_that_is_empty_nothing_is_published",
+        ),
+    ),
+    Mutation(
         "sync-of-a-folder-fails",
         "docs/explanation/limits.md: a sync that fails is an error.",
         "blobs/local/store.py",
@@ -1770,8 +1809,9 @@ _QUARANTINE = (
         "mark-that-cannot-be-read",
         "SPEC 8: a mark that cannot be read marks its pack all the same.",
         "modelstore/home/quarantine.py",
-        "return {pack: known.get(pack, frozenset()) for pack in marked}",
-        "return known",
+        "return {bytes.fromhex(match[1]) for match in found if match}",
+        "packs = {bytes.fromhex(match[1]) for match in found if match}\n"
+        "        return {pack for pack in packs if self._read(pack) is not None}",
         (
             "integration/test_quarantine.py::"
             "test_a_mark_that_cannot_be_read_marks_its_pack_and_is_written_anew",
@@ -2697,8 +2737,8 @@ _PROCESSES = (
         "lease-that-failed",
         "Processes: a lease that cannot be written is tried again within seconds.",
         "modelstore/home/readerlease.py",
-        "        part.due = time.monotonic() + self._pause_s\n",
-        "        part.due = time.monotonic() + TTL_S / 3\n",
+        "        part.due = running_s() + self._pause_s\n",
+        "        part.due = running_s() + TTL_S / 3\n",
         (
             "unit/test_modelstore_leases.py::test_a_lease_that_cannot_be_written_is_loud_and_tried_again",
         ),

@@ -432,6 +432,47 @@ def test_a_lease_that_lapsed_unseen_is_taken_again(world: World) -> None:
         assert [i.key for i in world.stores["home"].inner.list("movers/")] == [mover_key(3)]
 
 
+@pytest.mark.parametrize("asleep", [False, True])
+@pytest.mark.parametrize("successors", [1, 2, 3])
+def test_a_mover_that_others_came_after_knows(world: World, asleep: bool, successors: int) -> None:
+    """Each of them removes all lower leases, so that the next number is free again."""
+    clock = [100.0]
+    home = world.stores["home"]
+    held = HeldLease(home, clock=lambda: clock[0])
+    with held:
+        world.age(100)
+        clock[0] += 0 if asleep else 100  # a clock that stands still while the machine sleeps
+        for number in range(successors):
+            last = HeldLease(home)
+            last.__enter__()
+            if number + 1 < successors:
+                last.__exit__(None, None, None)
+        with pytest.raises(Conflict, match="another mover has taken over"):
+            held.check()
+        last.check()
+        leases = [info.key for info in home.inner.list("movers/")]
+        assert leases == [mover_key(1 + successors)]
+
+
+def test_a_mover_that_is_overtaken_while_it_takes_a_number_stops(world: World) -> None:
+    """The number was free again because others came, and had gone on."""
+    home = world.stores["home"].inner
+    clock = [100.0]
+
+    def overtake(op: str, key: str, n: int) -> Fault:
+        if op == "put_if_absent" and key == mover_key(2):
+            home.put(mover_key(5), seal_body(Kind.MOVER, lease_of(5)))
+        return None
+
+    def lease_of(seq: int) -> MoverLease:
+        return MoverLease(seq=seq, id="a" * 32, who="b", host="c", pid=1, ttl_s=60)
+
+    with HeldLease(FaultyStore(home, overtake), clock=lambda: clock[0]) as held:
+        clock[0] += 61
+        with pytest.raises(Conflict, match="another mover has taken over"):
+            held.check()
+
+
 def test_a_lease_whose_answer_is_lost_is_ours(world: World) -> None:
     lost = FaultyStore(
         world.stores["home"].inner,

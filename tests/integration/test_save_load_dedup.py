@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import ByteRange
 from tierstore.modelstore.home import leases
+from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -156,8 +156,8 @@ def test_packs_that_keep_vanishing_are_an_error(
 def test_after_the_lease_ended_own_packs_are_confirmed_too(
     store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    clock = [running_s()]
+    monkeypatch.setattr(leases, "running_s", lambda: clock[0])
 
     def a_long_pause_and_a_collection() -> None:
         clock[0] += leases.TTL_S + 1

@@ -22,6 +22,7 @@ from tierstore.errors import OutOfSpace, PermissionDenied, Unreachable
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.modelstore.home import leases, readerlease
+from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.readerlease import ReaderLease
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -54,7 +55,7 @@ def test_a_writer_holds_one_lease_until_it_is_done() -> None:
 def test_a_lease_that_ended_in_between_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     home = MemoryStore()
     clock = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(leases, "running_s", lambda: clock[0])
     with WriterLease(home) as lease:
         first = home.info(f"leases/{held(home)[0].id}").mtime
         clock[0] += leases.TTL_S / 4
@@ -289,3 +290,25 @@ def test_leases_of_killed_processes_are_removed_by_saves() -> None:
         lease.remove_ended()
         left = {info.key for info in home.list("leases/")}
         assert left == {keys[1], keys[2], lease._key}
+
+
+def test_the_clock_of_leases_counts_the_time_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux has a clock for that; one that stands still would keep a lease that others have."""
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert before <= running_s() <= time.clock_gettime(time.CLOCK_BOOTTIME)
+    slept = {time.CLOCK_BOOTTIME: 7200.0, time.CLOCK_MONOTONIC: 10.0}
+    monkeypatch.setattr(time, "clock_gettime", slept.__getitem__)
+    assert running_s() == 7200.0
+
+
+@pytest.mark.parametrize("left", [{"CLOCK_MONOTONIC"}, set()])
+def test_without_that_clock_another_one_does(left: set[str]) -> None:
+    code = (
+        "import time, sys\n"
+        "gone = {'CLOCK_BOOTTIME', 'CLOCK_MONOTONIC'} - set(sys.argv[1:])\n"
+        "for name in gone: delattr(time, name)\n"
+        "from tierstore.modelstore.home.clock import running_s\n"
+        "before = time.monotonic()\n"
+        "assert before <= running_s() <= time.monotonic()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *left], check=True)

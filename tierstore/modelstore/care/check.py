@@ -405,13 +405,16 @@ class _Check:
             for batch in batches(places, lambda place: place.plain_bytes, _BATCH_BYTES):
                 self._read_batch(reader, table, batch)
                 count(sum(place.plain_bytes for place in batch))
-            for bad in pool.bad_copies:
-                if bad.moved:  # damaged in every tier, and stored again since
-                    self._suspect(pool.moves.way(bad.place)[:-1], table)
-                else:
-                    self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
+            self._note_bad_copies(pool, table)
             self._report.data_bytes += pool.bytes_decoded
         self._check_fold_data(count)
+
+    def _note_bad_copies(self, pool: ReadPool, table: ChunkTable) -> None:
+        for bad in pool.bad_copies:
+            if bad.moved:  # damaged in every tier, and stored again since
+                self._suspect(pool.moves.way(bad.place)[:-1], table)
+            else:
+                self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
 
     def _check_fold_data(self, count: Callable[[int], None]) -> None:
         for fold in self._folds:

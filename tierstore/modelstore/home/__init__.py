@@ -2,6 +2,7 @@
 
 __all__ = [
     "chain",
+    "clock",
     "confirm",
     "footers",
     "home",

@@ -109,7 +109,7 @@ class Home:
 
     def log(self, model: str, name: str = keys.VERSION_LOG) -> RefLog:
         """Return the ref log of a model's versions, or of ``alias/<alias>``."""
-        return RefLog(self.blobs, model, name, self.news)
+        return RefLog(self.blobs, model, name, self.news, self.config.store_id)
 
     def models(self) -> list[str]:
         """Return the names of all models, sorted; folders that are no model's are skipped."""

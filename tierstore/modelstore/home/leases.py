@@ -15,6 +15,7 @@ from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedForma
 from tierstore.format.keys import LEASES
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.refs import whoami
 
 TTL_S = 4 * 3600
@@ -97,15 +98,15 @@ class WriterLease:
 
     def renew(self) -> bool:
         """Write the lease again; return ``False`` when it had expired in between."""
-        lapsed = self._renewed > 0 and time.monotonic() - self._renewed > TTL_S
+        lapsed = self._renewed > 0 and running_s() - self._renewed > TTL_S
         self._home_blobs.put(self._key, seal_body(Kind.LEASE, self._lease))
-        self._renewed = time.monotonic()
+        self._renewed = running_s()
         return not lapsed
 
     @property
     def is_young(self) -> bool:
         """Whether less than a third of the lease's time has passed."""
-        return self._renewed > 0 and time.monotonic() - self._renewed <= TTL_S / 3
+        return self._renewed > 0 and running_s() - self._renewed <= TTL_S / 3
 
     def keep(self) -> None:
         """Renew the lease unless it is young; cheap enough to call often."""

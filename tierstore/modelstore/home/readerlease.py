@@ -16,7 +16,6 @@ import logging
 import queue
 import sys
 import threading
-import time
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from tierstore.forks import begin
 from tierstore.format.keys import LEASES
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, seal_body
+from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.leases import TTL_S, new_lease
 
 MAX_VERSIONS = 1000
@@ -90,7 +90,7 @@ class _Part:
     Attributes:
         lease: What is written; its versions are those of the last write.
         versions: The versions now, in order.
-        due: When it is written next, by ``time.monotonic``.
+        due: When it is written next, by ``running_s``.
         written: When it was last written; ``None`` if it never was.
     """
 
@@ -165,7 +165,7 @@ class ReaderLease:
                     self._remove(part)
                 self._parts.clear()
                 self._counts.clear()
-            now = time.monotonic()
+            now = running_s()
             for part in [part for part in self._parts if part.due <= now]:
                 self._bring_up_to_date(part)
             if not self._parts and self._ends():
@@ -181,9 +181,9 @@ class ReaderLease:
 
     def _take_in(self) -> bool:
         """Wait until a lease is due or something was told; return whether it is the end."""
-        due = min((part.due for part in self._parts), default=time.monotonic() + _LOOK_S)
+        due = min((part.due for part in self._parts), default=running_s() + _LOOK_S)
         # in short waits, as waiting does not count the time that the machine sleeps
-        wait_s = min(max(0.0, due - time.monotonic()), _LOOK_S)
+        wait_s = min(max(0.0, due - running_s()), _LOOK_S)
         try:
             told = self._told.get(timeout=wait_s)
             while True:
@@ -214,7 +214,7 @@ class ReaderLease:
     def _drop(self, version: str) -> None:
         part = self._part_of(version)
         if part is not None:
-            part.due = min(part.due, time.monotonic() + RELEASE_S)
+            part.due = min(part.due, running_s() + RELEASE_S)
 
     def _part_of(self, version: str) -> _Part | None:
         return next((part for part in self._parts if version in part.versions), None)
@@ -235,7 +235,7 @@ class ReaderLease:
         except Exception as error:  # the thread must live on
             self._failed(part, error)
             return
-        part.written = time.monotonic()
+        part.written = running_s()
         part.due = part.written + TTL_S / 3
         self._pause_s = RETRY_S
         if self._failing:
@@ -245,15 +245,15 @@ class ReaderLease:
     def _failed(self, part: _Part, error: Exception) -> None:
         if isinstance(error, PermissionDenied) and part.written is None:
             # a reader that may not write: it is asked again in case that changes
-            part.due = time.monotonic() + TTL_S / 3
+            part.due = running_s() + TTL_S / 3
             _log.info("reading without a lease: %s", error)
             return
-        part.due = time.monotonic() + self._pause_s
+        part.due = running_s() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_S)
         if self._failing:
             return
         self._failing = True
-        passed = 0.0 if part.written is None else time.monotonic() - part.written
+        passed = 0.0 if part.written is None else running_s() - part.written
         left_s = 0.0 if part.written is None else max(0.0, TTL_S - passed)
         _log.warning(
             "the lease of this reader in %s cannot be written, and is tried again every few "

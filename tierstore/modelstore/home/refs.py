@@ -18,11 +18,13 @@ from tierstore.errors import (
     Damaged,
     NotFound,
     TierstoreError,
+    Unreachable,
     UnsupportedFormat,
 )
-from tierstore.format.keys import HEAD, entry_key, ref_prefix
+from tierstore.format.keys import CONFIG, HEAD, entry_key, ref_prefix
 from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, parse_entry
 from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.storeconfig import parse_config
 from tierstore.modelstore.home.news import News
 from tierstore.modelstore.home.once import create_once
 
@@ -65,12 +67,20 @@ class RefLog:
         model: Name of the model.
         name: Name of the ref: ``versions`` or ``alias/<alias>``.
         news: Channel that is told of every entry appended here.
+        store_id: Id of the store, which home must still have when an entry is appended; ``None``
+            where it is not looked at.
     """
 
     def __init__(
-        self, home_blobs: BlobStore, model: str, name: str, news: News | None = None
+        self,
+        home_blobs: BlobStore,
+        model: str,
+        name: str,
+        news: News | None = None,
+        store_id: str | None = None,
     ) -> None:
         self._home_blobs, self._model, self._news = home_blobs, model, news
+        self._store_id = store_id
         self._prefix = ref_prefix(model, name)
         self.title = f"{model}@{name.removeprefix('alias/')}"
 
@@ -84,8 +94,17 @@ class RefLog:
         The search begins at the hint, gallops up and then bisects: a hint that is missing, stale or
         damaged costs 2 log2(n) reads and changes no result.
         """
+        return self._last()
+
+    def _last(self, *, is_ours: bool = False) -> RefEntry | None:
+        """Return the current entry; with ``is_ours``, make sure that home is still the store's.
+
+        Raises ``Unreachable`` otherwise: below a mount point that is empty now, an entry would be
+        written where nobody finds it once home is mounted again.
+        """
         low = self.hinted()
-        known = self._read([low, low + 1]) if low else {}  # as a rule there is nothing behind it
+        near = [low, low + 1] if low else []  # as a rule there is nothing behind it
+        known = self._read(near, is_ours=is_ours) if near or is_ours else {}
         best = known.get(low)
         if best and low + 1 not in known:
             return best
@@ -117,14 +136,33 @@ class RefLog:
         except NotFound:
             return None
 
-    def _read(self, seqs: Sequence[int]) -> dict[int, RefEntry]:
-        """Return those of the entries that exist, by number, in one request."""
+    def _read(self, seqs: Sequence[int], *, is_ours: bool = False) -> dict[int, RefEntry]:
+        """Return those of the entries that exist, by number, in one request.
+
+        With ``is_ours`` the store's id is looked at in the same request.
+        """
         keys = {entry_key(self._prefix, seq): seq for seq in seqs}
-        found = self._home_blobs.get_many(list(keys))
+        look = is_ours and self._store_id is not None
+        found = self._home_blobs.get_many([*([CONFIG] if look else []), *keys])
+        if look:
+            self._check_store(found.pop(CONFIG, None))
         return {
             keys[key]: parse_entry(data, keys[key], f"ref entry {key}")
             for key, data in found.items()
         }
+
+    def _check_store(self, config: memoryview | None) -> None:
+        url = self._home_blobs.url
+        if config is None:
+            raise Unreachable(
+                f"{url} is no store any more: is its file system mounted? Nothing was published"
+            )
+        found = parse_config(config, f"{url}/{CONFIG}").store_id
+        if found != self._store_id:
+            raise Unreachable(
+                f"{url} is another store now, {found} instead of {self._store_id}: is the right "
+                "file system mounted? Nothing was published"
+            )
 
     def entry(self, seq: int) -> RefEntry:
         """Return the entry with this sequence number; ``NotFound`` when there is none."""
@@ -165,7 +203,7 @@ class RefLog:
 
         note = as_message(message)
         for _ in range(_ATTEMPTS):
-            last = self.last()
+            last = self._last(is_ours=True)
             seq = last.seq + 1 if last else 1
             goal = RefTarget(*target(last))
             entry = RefEntry(

@@ -21,6 +21,7 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import MOVERS, MoverLease, mover_key
+from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.home.refs import whoami
@@ -39,7 +40,7 @@ class HeldLease:
 
     Args:
         home_blobs: The store's home.
-        clock: Returns seconds and never goes backwards.
+        clock: Returns seconds, never goes backwards, and counts the time asleep.
 
     Raises (on entering):
         Conflict: Another mover is at work; the message says who, and for how long at most.
@@ -49,7 +50,7 @@ class HeldLease:
         self,
         home_blobs: BlobStore,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = running_s,
     ) -> None:
         self._home_blobs, self._clock = home_blobs, clock
         self._lease = MoverLease(
@@ -159,11 +160,9 @@ class HeldLease:
         )
 
     def _refuse_if_followed(self) -> None:
-        try:
-            self._home_blobs.info(mover_key(self._lease.seq + 1))
-        except NotFound:
-            return
-        raise Conflict("another mover has taken over: this one stops")
+        # whoever is highest removes all others, so the next number alone says nothing
+        if self._highest() > self._lease.seq:
+            raise Conflict("another mover has taken over: this one stops")
 
     def _take(self, seq: int) -> None:
         """Create the lease of this number; ``Conflict`` when another mover has it."""
@@ -171,6 +170,7 @@ class HeldLease:
         began = self._clock()
         if not create_once(self._home_blobs, self._key, seal_body(Kind.MOVER, self._lease)):
             raise Conflict("another mover has taken over: this one stops")
+        self._refuse_if_followed()  # the number was free again, if others came and went
         self._renewed = began
 
     def _tidy(self) -> None:
