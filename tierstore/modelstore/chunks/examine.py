@@ -84,7 +84,7 @@ def quarantine(
         check_features(home.config, "write", home.blobs.url)
         why = next(iter(found.bad.values()))
         home.quarantine.mark(pack, {*found.chunks, *known}, tiers=list(found.bad), why=why)
-        _log.error("pack %s is quarantined: saves do not reuse it: %s", pack.hex(), why)
+        _log.info("pack %s is quarantined: saves do not reuse it: %s", pack.hex(), why)
     return found
 
 

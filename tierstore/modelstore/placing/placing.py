@@ -358,6 +358,7 @@ class Placement:
         try:
             if pack not in self._home.quarantine.packs():
                 quarantine(self._home, pack)
+                _log.warning("pack %s is quarantined: no tier has a good copy", pack.hex())
         except (BackendError, UnsupportedFormat) as error:
             _log.warning("pack %s is damaged, but not quarantined: %s", pack.hex(), error)
 
