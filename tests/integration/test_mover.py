@@ -470,7 +470,7 @@ def test_a_mover_that_is_overtaken_while_it_takes_a_number_stops(world: World) -
     with HeldLease(FaultyStore(home, overtake), clock=lambda: clock[0]) as held:
         clock[0] += 61
         with pytest.raises(Conflict, match="another mover has taken over"):
-            held.check()
+            held.keep()
 
 
 def test_a_lease_whose_answer_is_lost_is_ours(world: World) -> None:
