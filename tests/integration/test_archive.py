@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 import tierstore
 from tests.integration.kit import MIB, equal, tensors
+from tests.integration.test_deltas import model, tuned_model
 from tests.servers.moto import Moto
 from tierstore.blobs.objects.archive import S3Archive
 from tierstore.blobs.objects.store import ObjectStore
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import placing as schemas
 from tierstore.errors import Archived, NotFound, Unreachable
+from tierstore.format.keys import pack_key
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.store import Store
 
@@ -126,6 +129,142 @@ def test_nothing_relies_on_an_archived_copy(place: Path, bucket: str) -> None:
         assert again.stats is not None
         assert again.stats.new_chunks == 4, "a duplicate in an archive is stored again"
         equal(store.load("m").load(), tensors(1))
+
+
+def stored_again(store: Store, seed: int) -> bytes:
+    """Save what is archived once more; the one pack that holds it now."""
+    before = {info.key for info in store._parts.home.packs.list("packs/")}
+    layouts = {info.key: bytes(store._parts.home.blobs.get(info.key))
+               for info in store._parts.home.blobs.list("layouts/")}  # fmt: skip
+    version = store.save("m", tensors(seed), base=None)
+    assert version.stats is not None
+    assert version.stats.new_chunks == 4
+    for key, data in layouts.items():
+        assert bytes(store._parts.home.blobs.get(key)) == data, "a layout is never written over"
+    (key,) = {info.key for info in store._parts.home.packs.list("packs/")} - before
+    return bytes.fromhex(key.rpartition("/")[2])
+
+
+def reads(store: Store, ref: str, seed: int) -> None:
+    """Read a version in every way."""
+    content = tensors(seed)
+    equal(store.load(ref).load(), content)
+    emb = store.load(ref).tensor("emb")
+    assert emb[[7, 200]].tobytes() == content["emb"][[7, 200]].tobytes()
+    assert store.load(ref).tensor("bias").numpy().tobytes() == content["bias"].tobytes()
+
+
+def test_what_is_archived_is_healed_by_a_save(place: Path, bucket: str) -> None:
+    """Older versions and those that share a part of it read what was stored anew."""
+    with tierstore.open(place / "store") as store:
+        store.save("part", {"emb": tensors(1)["emb"], "more": np.ones(3)}, base=None)
+        store.placement.move(packs_of(store, "m@1"), "ice")
+        before = store.load("m@1")
+        with pytest.raises(Archived):
+            before.load()
+        with pytest.raises(Archived):
+            before.tensor("emb")[[7]]
+        stored_again(store, 1)
+        equal(before.load(), tensors(1))
+        for ref in ("m@1", "m@3"):
+            reads(store, ref, 1)
+        part = store.load("part").tensor("emb").numpy()
+        assert part.tobytes() == tensors(1)["emb"].tobytes()
+    with tierstore.open(place / "store") as store:
+        reads(store, "m@1", 1)
+        again = store.save("m", tensors(1), base=None)
+        assert again.stats is not None
+        assert again.stats.new_chunks == 0, "it is found where it was stored anew"
+        report = store.check(read_data=True)
+        assert (report.findings, report.archived, report.quarantined) == ([], 1, [])
+
+
+def test_a_healed_part_that_rots_is_found(place: Path, bucket: str) -> None:
+    """No layout names the pack that holds it: a check reads it by way of the move."""
+    with tierstore.open(place / "store") as store:
+        store.placement.move(packs_of(store, "m@1"), "ice")
+        new = stored_again(store, 1)
+        path = place / "warm" / pack_key(new)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 1
+        path.write_bytes(data)
+        report = store.check(read_data=True)
+        assert [one.key for one in report.findings] == [pack_key(packs_of(store, "m@1")[0])]
+        assert report.quarantined == [pack_key(new)]
+        stored_again(store, 1)
+        reads(store, "m@1", 1)
+        assert store.check(read_data=True).findings == []
+
+
+def test_what_was_stored_anew_is_archived_as_well(place: Path, bucket: str) -> None:
+    """Moves go on from the second pack; and one that is readable for a while is not relied on."""
+    with tierstore.open(place / "store") as store:
+        old = packs_of(store, "m@1")
+        store.placement.move(old, "ice")
+        second = stored_again(store, 1)
+        store.placement.move([second], "ice")
+        with pytest.raises(Archived):
+            store.load("m@1").load()
+        assert store.check(read_data=True).findings == []
+        store.placement.restore([second])
+        _restored(store, second)
+        reads(store, "m@1", 1)
+        stored_again(store, 1)
+        warm = list((place / "warm").rglob("packs/*/*"))
+        assert len(warm) == 2, "what is restored for a while was not relied on"
+    with tierstore.open(place / "store") as store:
+        reads(store, "m@1", 1)
+        # the collector may delete the first one: readers of any age follow the same moves
+        store._parts.home.packs.delete([pack_key(pack) for pack in old])
+        reads(store, "m@3", 1)
+        assert store.check(read_data=True).findings == []
+
+
+def test_a_pack_that_moved_into_an_archive_can_be_restored(place: Path, bucket: str) -> None:
+    with tierstore.open(place / "store") as store:
+        old = packs_of(store, "m@1")
+        store.placement.move(old, "ice")
+        new = stored_again(store, 1)
+        store.placement.move([new], "ice")
+        store._parts.home.packs.delete([pack_key(pack) for pack in old])
+        with pytest.raises(Archived, match="'tierstore restore' makes it readable"):
+            store.load("m@1").load()
+        report = store.check(read_data=True)
+        assert (report.findings, report.archived) == ([], 1)
+        store.placement.restore([new])
+        _restored(store, new)
+        reads(store, "m@1", 1)
+
+
+def test_a_delta_on_an_archived_base_is_healed(bucket: str, tmp_path: Path) -> None:
+    tiers = [
+        TierSpec(name="warm", role="warm", url=(tmp_path / "warm").as_uri()),
+        TierSpec(name="ice", role="cold", url=f"s3://{bucket}/ice",
+                 options={"storage_class": "GLACIER"}),
+    ]  # fmt: skip
+    first = model()
+    second = tuned_model(first)
+    with tierstore.init(tmp_path / "store", chunk_size=MIB, tiers=tiers) as store:
+        store.save("d", first)
+        version = store.save("d", second)
+        assert version.stats is not None
+        assert version.stats.delta_bytes
+        below = packs_of(store, "d@1")
+        (own,) = set(packs_of(store, "d@2")) - set(below)
+        data = bytes(store._parts.home.packs.get(pack_key(own)))
+        store.placement.move(below, "ice")
+        store._parts.home.packs.put(pack_key(own), data)  # moves take along what rests on them
+        with pytest.raises(Archived):
+            store.load("d@2").load()
+        with pytest.raises(Archived):
+            store.load("d@2").tensor("emb")[[7]]
+        store.save("e", second)
+        equal(store.load("d@2").load(), second)
+        assert store.load("d@2").tensor("emb")[[7]].tobytes() == second["emb"][[7]].tobytes()
+        with pytest.raises(Archived):
+            store.load("d@1").load()
+        store.save("e", first)
+        equal(store.load("d@1").load(), first)
 
 
 def test_a_time_to_live_freezes_what_nobody_reads(

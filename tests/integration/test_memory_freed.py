@@ -94,3 +94,29 @@ def test_nothing_waits_for_the_collector(
             assert in_cycles() == set()
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("use", [load, load_into, rows], ids=lambda use: use.__name__)
+def test_nor_does_what_is_read_by_way_of_moves(
+    use: Callable[[Store, Path], None], tmp_path: Path
+) -> None:
+    with init_store(tmp_path / "store", chunk_size=MIB) as store:
+        store.save("m", MODEL)
+        (pack,) = (tmp_path / "store").rglob("packs/*/*")
+        data = bytearray(pack.read_bytes())
+        for at in range(len(data) // 16, len(data), len(data) // 8):
+            data[at] ^= 1
+        pack.write_bytes(data)
+        assert store.check(read_data=True).quarantined
+        store.save("m", MODEL)
+        for gone in (False, True):
+            if gone:
+                pack.unlink()
+            use(store, tmp_path)
+            gc.collect()
+            gc.disable()
+            try:
+                use(store, tmp_path)
+                assert in_cycles() == set()
+            finally:
+                gc.enable()

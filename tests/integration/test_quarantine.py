@@ -413,6 +413,31 @@ def test_a_delta_on_a_base_in_a_marked_pack_is_healed(store: Store, blobs: Memor
     whole(store, quarantined=1)
 
 
+def test_a_delta_on_a_base_that_is_gone_is_healed(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    first = model()
+    second = tuned_model(first)
+    store.save("d", first)
+    assert stats(store.save("d", second)).delta_bytes
+    blobs.delete([pack_key(place.pack) for place in places(store, "d@1", "emb")])
+    with pytest.raises(NotFound):
+        store.load("d@2").load()
+    with opened(blobs, cache / "another") as again:
+        again.save("d", second)
+        loads(again, "d@2", second)
+        loads(again, "d@3", second)
+
+
+def test_what_is_cut_short_is_healed(store: Store, blobs: MemoryStore) -> None:
+    (key,) = packs(blobs)
+    blobs.put(key, bytes(blobs.get(key))[:1000])
+    assert store.check().quarantined == [key]
+    store.save("m", FIRST)
+    loads(store, "m@1", FIRST)
+    whole(store, quarantined=1)
+
+
 def test_a_version_that_holds_the_same_delta_is_healed_as_well(
     store: Store, blobs: MemoryStore
 ) -> None:
@@ -514,6 +539,23 @@ def test_a_move_that_is_lost_again_is_moved_on(store: Store, blobs: MemoryStore)
         store.save("m", FIRST)
         loads(store, "m@1", FIRST)
     whole(store, quarantined=3)
+
+
+def test_moves_are_followed_while_tiers_are_down(cache: Path) -> None:
+    tiers = Tiers(cache)
+    warm, home = tiers.stores["warm"], tiers.stores["home"]
+    with tiers.open() as store:
+        key = rot(store, warm, "m")
+        tiers.stores["cold"].put(key, warm.get(key))
+        assert store.check(read_data=True).quarantined == [key]
+        store.save("m", FIRST)
+        (new,) = set(packs(warm)) - {key}
+        home.put(new, warm.get(new))
+        tiers.down = {"warm", "cold"}
+        loads(store, "m@1", FIRST)
+        home.delete([new])
+        with pytest.raises(Unreachable, match=key):
+            store.load("m@1").load()
 
 
 # Layouts are kept

@@ -7,7 +7,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tierstore.errors import BackendError, Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.errors import (
+    Archived,
+    BackendError,
+    Damaged,
+    InvalidName,
+    NotFound,
+    UnsupportedFormat,
+)
 from tierstore.format import keys
 from tierstore.format.layout import Move, missing_chunks, parse_layout, parse_segment
 from tierstore.format.manifest import Manifest
@@ -274,7 +281,10 @@ class _Check:
     def _check_pack(self, key: str, places: list[ChunkPlace]) -> None:
         copies = self._copies_of(key)
         if not copies:
-            if (lost := self._unmoved(places)) is not None:
+            lost = self._unmoved(places)
+            if isinstance(lost, Archived):  # moved, and archived there
+                self._report.archived += 1
+            elif lost is not None:
                 raise lost
             return
         copies = [(tier, size) for tier, size in copies if tier.archive is None]
@@ -298,11 +308,11 @@ class _Check:
         for name, why in bad.items():
             self._bad_copy(key, name, str(why))
 
-    def _unmoved(self, places: list[ChunkPlace]) -> NotFound | Damaged | None:
+    def _unmoved(self, places: list[ChunkPlace]) -> NotFound | Damaged | BackendError | None:
         """Return what a reader of these frames raises if no move leads to one of them."""
         moves = Moves(self._home.blobs, self._home.packs)
         for place in places:
-            if moves.current(place) == place and not moves.follow(place):
+            if not moves.follow(place):
                 return moves.lost(place)
         return None
 
@@ -361,12 +371,14 @@ class _Check:
         return bool(differs)
 
     def _check_data(self) -> None:
-        """Decode every chunk of every tier's copy; one in no tier is looked for through moves."""
-        everywhere = [set(copies) for copies in self._copies.values()]
-        tiers = [tier for tier in self._home.packs.tiers if tier.archive is None]
+        """Decode every chunk of every tier's copy, and through moves what has none to be read."""
+        every = self._home.packs.tiers
+        tiers = [tier for tier in every if tier.archive is None]
         held = [set(self._copies[tier.name]) for tier in tiers]
-        nowhere = {keys.pack_key(place.pack) for place in self._places}.difference(*everywhere)
-        held[0] |= nowhere
+        needed, moves = {place.pack for place in self._places}, self._moves()
+        moved = {keys.pack_key(pack) for pack in needed if pack.hex() in moves}
+        archived = set().union(*self._copies.values()) - moved  # else nobody can read them
+        held[0] |= set(map(keys.pack_key, needed)).difference(*held, archived)
         work = [
             (
                 number,
@@ -392,7 +404,7 @@ class _Check:
                 self._progress(done, total)
 
         for number, digest, places in work:
-            first = DurableTiers([tiers[number], *tiers[:number], *tiers[number + 1 :]])
+            first = DurableTiers([tiers[number], *(t for t in every if t is not tiers[number])])
             table = self._tables[digest]
             pool = ReadPool(
                 self._home.blobs,
@@ -427,7 +439,7 @@ class _Check:
         try:
             reader.read(wants, own=True)
             reader.check_proofs(batch)
-        except (Damaged, NotFound, UnsupportedFormat):
+        except (Archived, Damaged, NotFound, UnsupportedFormat):
             for want in wants:  # one by one, to name each chunk
                 key = keys.pack_key(want.place.pack)
                 if want.place.pack in self._bad_packs:
@@ -435,6 +447,8 @@ class _Check:
                 try:
                     reader.read([want], own=True)
                     reader.check_proofs([want.place])
+                except Archived:
+                    continue
                 except (Damaged, NotFound, UnsupportedFormat) as error:
                     self._damage(key, error, self._users_of(self._places[want.place]))
                     self._suspect(reader.pool.moves.way(want.place), table)
@@ -483,10 +497,7 @@ class _Check:
 
     def _used_packs(self) -> set[str]:
         """Return the keys of packs that layouts name, and of those their frames moved to."""
-        moves: dict[str, list[str]] = {}
-        for info in self._home.blobs.list(keys.MOVES):
-            pack_hex = info.key.removeprefix(keys.MOVES).partition("-")[0]
-            moves.setdefault(pack_hex, []).append(info.key)
+        moves = self._moves()
         used: set[str] = set()
         left = {place.pack for place in self._places}
         while left:
@@ -497,6 +508,14 @@ class _Check:
                     move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
                     left.update(bytes.fromhex(into) for into in move.into)
         return used
+
+    def _moves(self) -> dict[str, list[str]]:
+        """Return the keys of all moves by the id of their pack in hex."""
+        moves: dict[str, list[str]] = {}
+        for info in self._home.blobs.list(keys.MOVES):
+            pack_hex = info.key.removeprefix(keys.MOVES).partition("-")[0]
+            moves.setdefault(pack_hex, []).append(info.key)
+        return moves
 
     def _garbage(self, found: set[str], what: str) -> None:
         # what cannot be read may need any object: then nothing is called garbage

@@ -31,7 +31,7 @@ from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.home.confirm import unfit_packs
+from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
@@ -256,8 +256,8 @@ def _write_layout(
             places.setdefault(base, below)
     sizes = {**dict(zip(table.pack_ids, table.pack_sizes, strict=True)), **packer.pack_sizes}
     used = {place.pack: sizes[place.pack] for place in places.values()}
-    # a pack that is marked is no worse in the new layout than in the old one
-    if gone := unfit_packs(home, used) - home.quarantine.packs():
+    # what is marked or in an archive is no worse in the new layout than in the old one
+    if gone := gone_packs(home, used):
         raise BackendError(
             f"{len(gone)} packs that version b3:{digest.hex} needs disappeared while it was "
             "rebased; nothing was changed. Run 'tierstore check', then try again"

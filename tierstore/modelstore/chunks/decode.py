@@ -3,8 +3,8 @@
 Nothing is returned that does not match its digest. A block is a subtree of it, which a proof binds
 to it; blocks of chunks that were stored without a proof are compared with their checksums alone,
 unless all of such a chunk is to be read.
-A frame whose copy in one tier is damaged is read from another tier that has it, and one that no
-tier has a good copy of from the pack that a move names. What is hot on this node was verified when
+A frame whose copy in one tier is damaged is read from another tier that has it, and one that cannot
+be read from any tier from the pack that a move names. What is hot on this node was verified when
 it was written there; it is compared again where it is to be stored again.
 """
 
@@ -31,6 +31,10 @@ Sink = Callable[[int, memoryview], None]
 
 Attempt: TypeAlias = Callable[[ChunkPlace, frozenset[str], set[str]], None]
 """One try to read a frame at a place: avoids these tiers, and adds those that it read from."""
+
+
+Unread: TypeAlias = Damaged | NotFound | BackendError
+"""Why a frame could not be read from its pack, or a base of it from that one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +139,15 @@ class FrameDecoder:
         place: ChunkPlace,
         out: memoryview,
         bad: frozenset[str] = frozenset(),
-        error: Damaged | None = None,
+        error: Unread | None = None,
     ) -> Verified:
-        """Fetch a frame and decode it into ``out``, trying other copies where one is damaged.
+        """Fetch a frame and decode it into ``out``, from wherever a good copy of it is.
 
         Args:
             place: Place of the frame, as the layout has it.
             out: Memory that nobody else writes; exactly as long as the chunk.
             bad: Names of tiers whose copy was found damaged already.
-            error: What was wrong with the copies in ``bad``.
+            error: What was wrong with the copies in ``bad``, or why no tier gave any.
         """
 
         def attempt(at: ChunkPlace, avoid: frozenset[str], used: set[str]) -> None:
@@ -233,39 +237,56 @@ class FrameDecoder:
         place: ChunkPlace,
         attempt: Attempt,
         bad: frozenset[str] = frozenset(),
-        first: Damaged | None = None,
+        failed: Unread | None = None,
     ) -> None:
         """Run ``attempt``, and as long as it finds damage, again on the copies in other tiers.
 
-        When none of them is good, or the pack is gone, the moves of the pack are followed.
+        Where none of them can be read, the moves of the pack are followed. In the end what was
+        wrong at first is raised.
         """
         moves = self._pool.moves
-        at, where, every = place, place if first else None, bad
-        while True:
-            if (now := moves.current(at)) != at:
-                at, bad = now, frozenset()
-            used: set[str] = set()
-            missing: NotFound | None = None
-            try:
-                attempt(at, bad, used)
-            except Damaged as error:
-                first, where = first or error, where or at
-                if at == where:
-                    every |= used
-                if not used <= bad:
-                    bad |= used
-                    continue
-            except NotFound as error:
-                missing = error if used else None  # of a base, or the pack itself
-            except BackendError:
-                if first is None:
-                    raise
-            else:
-                if first is not None and where is not None:
-                    self._pool.note_bad_copy(where, every, first, moved=at != where)
-                return
-            if moves.current(at) == at and not moves.follow(at):
-                raise first or missing or moves.lost(at) from None
+        damage = failed if isinstance(failed, Damaged) else None
+        first = None if isinstance(failed, NotFound) else failed
+        at, where, every = place, place, bad
+        missing: NotFound | None = None
+        try:
+            if isinstance(first, BackendError) and not self._leads_on(at, first):
+                raise first
+            while True:
+                if (now := moves.current(at)) != at:
+                    at, bad = now, frozenset()
+                used: set[str] = set()
+                missing = None
+                try:
+                    attempt(at, bad, used)
+                except Damaged as error:
+                    first = first or error
+                    if damage is None:
+                        damage, where = error, at
+                    if at == where:
+                        every |= used
+                    if not used <= bad:
+                        bad |= used
+                        continue
+                except NotFound as error:
+                    missing = error if used else None  # of a base, or the pack itself
+                except BackendError as error:
+                    first = first or error
+                else:
+                    if damage is not None:
+                        self._pool.note_bad_copy(where, every, damage, moved=at != where)
+                    return
+                if not self._leads_on(at, first):
+                    raise first or missing or moves.lost(at)
+        finally:  # each holds this frame by its traceback, and so the memory that is read into
+            failed = first = damage = missing = None
+
+    def _leads_on(self, at: ChunkPlace, first: Damaged | BackendError | None) -> bool:
+        """Return whether moves lead on from where a frame could not be read."""
+        try:
+            return self._pool.moves.follow(at)
+        except BackendError as error:  # home cannot be asked for them
+            raise first or error from None
 
     def _base(self, head: FrameHead) -> memoryview | None:
         """Return the plain base of a delta: pieces of other chunks, laid end to end."""

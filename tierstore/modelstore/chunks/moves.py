@@ -1,4 +1,4 @@
-"""Follows frames to other packs, when their own is gone or has no good copy."""
+"""Follows frames to other packs, where they cannot be read in their own (format/SPEC.md 8)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, NotFound
+from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.forks import begin
 from tierstore.format.checks import damaged
 from tierstore.format.keys import move_key, pack_key
@@ -32,6 +32,10 @@ class Moves:
         self._home_blobs, self._tiers = home_blobs, tiers
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
         self._numbers: dict[bytes, int] = {}
+        self._unread: dict[bytes, list[BackendError]] = {}
+        """Why packs that the moves of a pack name could not be looked into, by the pack."""
+        self.sizes: dict[bytes, int] = {}
+        """Bytes of the packs that moves led to."""
         begin(self._begin)
 
     def _begin(self) -> None:
@@ -39,7 +43,7 @@ class Moves:
 
     @property
     def any_known(self) -> bool:
-        """Whether any pack was found to be gone or damaged so far."""
+        """Whether any pack could not be read so far."""
         return bool(self._moved)
 
     def way(self, place: ChunkPlace) -> list[ChunkPlace]:
@@ -61,25 +65,28 @@ class Moves:
         return self._moved.get(pack, {}).get(digest)
 
     def follow(self, place: ChunkPlace) -> bool:
-        """Look where else a frame lies, now that it cannot be read where ``current`` says.
+        """Look where else a frame lies, now that it could not be read at ``place``.
 
         Returns:
-            Whether ``current`` says another place now.
+            Whether ``current`` leads on from there.
         """
-        before = self.current(place)
-        self.learn(before.pack)
-        return self.current(place) != before
+        if self.current(place) == place:
+            self.learn(place.pack)
+        return self.current(place) != place
 
     def learn(self, pack: bytes) -> int:
         """Read the moves of a pack from home; return the number of the next one to be written."""
-        moved, number = self._read(pack, frozenset())
+        unread: list[BackendError] = []
+        moved, number = self._read(pack, frozenset(), unread)
         with self._lock:
-            self._moved[pack], self._numbers[pack] = moved, number
+            self._moved[pack], self._numbers[pack], self._unread[pack] = moved, number, unread
         return number
 
-    def lost(self, place: ChunkPlace) -> NotFound | Damaged:
+    def lost(self, place: ChunkPlace) -> NotFound | Damaged | BackendError:
         """Return what to raise for a frame whose pack is gone, and that no move leads to."""
-        pack = self.current(place).pack
+        pack = place.pack
+        if unread := self._unread.get(pack):
+            return unread[0]  # it may be there
         if self._numbers.get(pack, 1) == 1:
             return NotFound(
                 f"pack {pack.hex()} is missing from {self._tiers.url}; run 'tierstore check' to "
@@ -90,7 +97,9 @@ class Moves:
             "run 'tierstore check' and save the model again from its source"
         )
 
-    def _read(self, pack: bytes, behind: frozenset[bytes]) -> tuple[dict[bytes, ChunkPlace], int]:
+    def _read(
+        self, pack: bytes, behind: frozenset[bytes], unread: list[BackendError]
+    ) -> tuple[dict[bytes, ChunkPlace], int]:
         places: dict[bytes, ChunkPlace] = {}
         number = 1
         while True:
@@ -103,18 +112,23 @@ class Moves:
                 damaged(key, f"it is a move of pack {move.pack}")
             number += 1
             for into in map(bytes.fromhex, move.into):
-                found = self._places_in(into, key, behind | {pack})
+                found = self._places_in(into, key, behind | {pack}, unread)
                 places.update((place.digest, place) for place in found)
 
-    def _places_in(self, pack: bytes, move: str, behind: frozenset[bytes]) -> Iterable[ChunkPlace]:
+    def _places_in(
+        self, pack: bytes, move: str, behind: frozenset[bytes], unread: list[BackendError]
+    ) -> Iterable[ChunkPlace]:
         """Return the places of the frames of a pack that a move names, or of where they went."""
+        if pack in behind:  # it could not be read: that is how we came here
+            return ()
         key = pack_key(pack)
         try:
-            return read_footer(self._tiers, key, self._tiers.info(key).size)[1]
-        except NotFound:  # moved on once more, or lost
-            if pack in behind:
-                damaged(move, "the moves of its packs go round in a circle")
-            return self._read(pack, behind)[0].values()
-        except Damaged as error:  # another move may say better
+            self.sizes[pack] = self._tiers.size(key)
+            return read_footer(self._tiers, key, self.sizes[pack])[1]
+        except NotFound:
+            pass
+        except Damaged as error:
             _log.warning("%s names a damaged pack: %s", move, error)
-            return ()
+        except BackendError as error:  # a copy: its traceback would hold the buffers of the read
+            unread.append(type(error)(str(error)))
+        return self._read(pack, behind, unread)[0].values()

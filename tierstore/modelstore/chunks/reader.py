@@ -26,7 +26,7 @@ from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.checks import Verified, digest_of
 from tierstore.format.frame import FrameHead
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.modelstore.chunks.decode import FrameDecoder, Part, Sink
+from tierstore.modelstore.chunks.decode import FrameDecoder, Part, Sink, Unread
 from tierstore.modelstore.chunks.local import LocalChunks
 from tierstore.modelstore.chunks.plan import Run, batches, plan_runs
 from tierstore.modelstore.chunks.pool import Came, ReadPool
@@ -331,11 +331,16 @@ class _Fetch:
             stage = self._pool.staging(part.stop - part.start)
             try:
                 tier = self._pool.read(part.pack, [(part.start, stage)])
-            except NotFound:  # moved
-                for want in wanted:
-                    self._came(want, self._decoder.read(want.place, self._room(want)))
+            except Damaged:  # cut short: not every frame has to be
+                self._read_each(wanted)
+            except (NotFound, BackendError) as error:
+                self._read_each(wanted, error)
             else:
                 self._decode_run(wanted, stage, part.start, tier)
+
+    def _read_each(self, wants: Sequence[Want], error: Unread | None = None) -> None:
+        for want in wants:
+            self._came(want, self._decoder.read(want.place, self._room(want), error=error))
 
     def _decode_run(self, wants: Sequence[Want], stage: memoryview, start: int, tier: str) -> None:
         """Decode the frames in ``stage``, which begins at ``start`` of its pack in ``tier``."""
@@ -346,6 +351,8 @@ class _Fetch:
                 plain = self._decoder.decode(place, frame, room)
             except Damaged as error:
                 plain = self._decoder.read(place, room, frozenset([tier]), error)
+            except (NotFound, BackendError) as error:  # of a base
+                plain = self._decoder.read(place, room, error=error)
             else:
                 self._hot.offer_frame(place, frame, keep=self._keep)
             self._came(want, plain)

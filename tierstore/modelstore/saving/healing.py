@@ -6,7 +6,7 @@ a pack are numbered, and whoever comes second looks at what the first one wrote.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, MutableSet, Set
 from typing import TypeAlias
 
 from tierstore.format.keys import move_key
@@ -14,6 +14,7 @@ from tierstore.format.layout import Move
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.home.confirm import unfit_packs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 
@@ -26,12 +27,13 @@ class Healing:
 
     Args:
         home: The store's home.
-        unfit: Ids of packs that nothing new may rely on; the caller may add to it.
+        unfit: Ids of packs that nothing new may rely on; the caller may add to it, as this does.
     """
 
-    def __init__(self, home: Home, unfit: Set[bytes]) -> None:
+    def __init__(self, home: Home, unfit: MutableSet[bytes]) -> None:
         self._home, self._unfit = home, unfit
         self._bad_bases: set[bytes] = set()
+        self._confirmed: set[bytes] = set()
 
     def lost_in(self, table: ChunkTable, own: Collection[bytes]) -> dict[bytes, set[bytes]]:
         """Return those chunks of a layout that lie in unfit packs or need a base in one.
@@ -73,12 +75,15 @@ class Healing:
                 if target is None or target.pack in way:
                     found.setdefault(way[-1], set()).add(digest)
                     break
-                if self._is_good(target):
+                if self._is_good(target, moves.sizes):
                     break
                 way.append(target.pack)
         return found
 
-    def _is_good(self, place: ChunkPlace) -> bool:
+    def _is_good(self, place: ChunkPlace, sizes: Mapping[bytes, int]) -> bool:
+        if place.pack not in self._confirmed:
+            self._unfit |= unfit_packs(self._home, {place.pack: sizes[place.pack]})
+            self._confirmed.add(place.pack)
         return place.pack not in self._unfit and self._bad_bases.isdisjoint(place.bases)
 
     def move(self, pack: bytes, into: Set[bytes]) -> None:
@@ -86,11 +91,12 @@ class Healing:
 
         Args:
             pack: Id of the pack.
-            into: Ids of packs that hold chunks of it as standalone frames, and are durable.
+            into: Ids of packs that hold chunks of it as standalone frames, and were confirmed.
 
         Raises:
             BackendError: Home did not take the move.
         """
+        self._confirmed |= into
         number = Moves(self._home.blobs, self._home.packs).learn(pack)
         key = move_key(pack, number)
         body = Move(pack=pack.hex(), into=sorted(one.hex() for one in into))

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from types import TracebackType
 
 from tierstore.blobs.base import BlobInfo, BlobStore, Capabilities, RangeRead
@@ -137,8 +137,14 @@ class DurableTiers(BlobStore):
 
     def info(self, key: str) -> BlobInfo:
         """Return size and time of a copy that can be read now, and so of none in an archive."""
-        archives = frozenset(tier.name for tier in self.tiers if tier.archive is not None)
-        search = _Search(self, key, archives)
+        return self._info(key, {tier.name for tier in self.tiers if tier.archive is not None})
+
+    def size(self, key: str) -> int:
+        """Return the bytes of a pack in whatever tier, also in an archive."""
+        return self._info(key).size
+
+    def _info(self, key: str, avoid: Set[str] = frozenset()) -> BlobInfo:
+        search = _Search(self, key, frozenset(avoid))
         for tier in search:
             with search:
                 return tier.blobs.info(key)
@@ -249,7 +255,8 @@ class DurableTiers(BlobStore):
 class _Search:
     """One blob asked for in tier after tier: ``for tier in search: with search: ask(tier)``.
 
-    Inside of ``with`` a tier may fail: what it raised is kept, and the next one is asked.
+    Inside of ``with`` a tier may fail: what it raised is kept, and the next one is asked. That is
+    dropped at the end: by its traceback it holds whoever asked, and with it this object.
 
     Args:
         tiers: The tiers.
@@ -306,6 +313,7 @@ class _Search:
             return True
         if error is None and self._asked is not None:
             self._tiers.mark(self._key, *self._asked)
+            self._failures, self._missing = [], None
         return False
 
     def _failed(self, error: NotFound | BackendError | Damaged) -> None:
@@ -319,17 +327,19 @@ class _Search:
             self._tiers.report(tier, self._key, error)
 
     def failure(self) -> BackendError | Damaged | NotFound:
-        """Return what to raise once no tier is left to ask."""
+        """Return what to raise once no tier is left to ask, and drop it here."""
         alone = len(self._tiers.tiers) == 1
-        if not self._failures:
-            if alone and self._missing is not None:
-                return self._missing
+        failures, missing = self._failures, self._missing
+        self._failures, self._missing = [], None
+        if not failures:
+            if alone and missing is not None:
+                return missing
             return NotFound(f"blob {self._key!r} is in none of {self._tiers.url}")
-        unasked = [(t, error) for t, error in self._failures if isinstance(error, BackendError)]
+        unasked = [(t, error) for t, error in failures if isinstance(error, BackendError)]
         if unasked and all(isinstance(error, Archived) for _, error in unasked):
             return unasked[0][1]
         if alone or not unasked:
-            return self._failures[0][1]
+            return failures[0][1]
         kinds = {type(error) for _, error in unasked}
         kind = kinds.pop() if len(kinds) == 1 else Unreachable
         why = "; ".join(f"tier {tier.name} could not be asked: {error}" for tier, error in unasked)
