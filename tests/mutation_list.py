@@ -217,7 +217,7 @@ _FORMAT = (
         "part-heals-by-whole-chunks",
         "decode: where a part of a base is bad, whole chunks are read, which are verified.",
         "modelstore/chunks/decode.py",
-        "                if not part.place.bases:\n                    raise\n",
+        "                if not at.bases:\n                    raise\n",
         "                raise\n",
         (
             "integration/test_forged_parts.py::"
@@ -1714,8 +1714,8 @@ _HOT = (
         "moves-into-an-archive",
         "SPEC 8: When they lead to no chunk, what was wrong at first is what the reader reports.",
         "modelstore/chunks/moves.py",
-        "if unread := self._unread.get(pack):",
-        "if unread := self._unread.get(bytes()):",
+        "for error in self._unread.get(pack, {}).values():",
+        "for error in ():",
         ("integration/test_archive.py::test_a_pack_that_moved_into_an_archive_can_be_restored",),
     ),
     Mutation(
@@ -1741,6 +1741,22 @@ _HOT = (
         "{tier.name for tier in self.tiers if tier.archive is not None}",
         "set()",
         ("integration/test_archive.py::test_nothing_relies_on_an_archived_copy",),
+    ),
+    Mutation(
+        "packs-in-use-by-way-of-moves",
+        "modelstore/placing/packgraph.py: instead of a pack that cannot be relied on.",
+        "modelstore/placing/packgraph.py",
+        "        if moved.isdisjoint(",
+        "        if moved or moved.isdisjoint(",
+        ("integration/test_archive.py::test_what_was_stored_anew_is_what_the_version_needs",),
+    ),
+    Mutation(
+        "heat-by-way-of-moves",
+        "SPEC 13: the heat of a pack is a count of the bytes of its frames that were read.",
+        "modelstore/chunks/reader.py",
+        "places = [self._pool.moves.current(want.place) for want in self._wants.values()]",
+        "places = [want.place for want in self._wants.values()]",
+        ("integration/test_archive.py::test_what_was_stored_anew_is_what_the_version_needs",),
     ),
     Mutation(
         "check-reads-by-way-of-moves",

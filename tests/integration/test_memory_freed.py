@@ -38,6 +38,11 @@ def rows(store: Store, folder: Path) -> None:
     assert (store.load("m").tensor("big")[[3, 899]] == MODEL["big"][[3, 899]]).all()
 
 
+def rows_of_every_block(store: Store, folder: Path) -> None:
+    numbers = list(range(0, 900, 30))
+    assert (store.load("m").tensor("big")[numbers] == MODEL["big"][numbers]).all()
+
+
 def file(store: Store, folder: Path) -> None:
     view = store.load("m").open_file("model.safetensors")
     view.read_into(0, memoryview(bytearray(view.size)))
@@ -96,7 +101,9 @@ def test_nothing_waits_for_the_collector(
             gc.enable()
 
 
-@pytest.mark.parametrize("use", [load, load_into, rows], ids=lambda use: use.__name__)
+@pytest.mark.parametrize(
+    "use", [load, load_into, slices, rows_of_every_block], ids=lambda use: use.__name__
+)
 def test_nor_does_what_is_read_by_way_of_moves(
     use: Callable[[Store, Path], None], tmp_path: Path
 ) -> None:

@@ -32,8 +32,8 @@ class Moves:
         self._home_blobs, self._tiers = home_blobs, tiers
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
         self._numbers: dict[bytes, int] = {}
-        self._unread: dict[bytes, list[BackendError]] = {}
-        """Why packs that the moves of a pack name could not be looked into, by the pack."""
+        self._unread: dict[bytes, dict[bytes, BackendError]] = {}
+        """Why packs that the moves of a pack name could not be looked into, by both their ids."""
         self.sizes: dict[bytes, int] = {}
         """Bytes of the packs that moves led to."""
         begin(self._begin)
@@ -76,17 +76,21 @@ class Moves:
 
     def learn(self, pack: bytes) -> int:
         """Read the moves of a pack from home; return the number of the next one to be written."""
-        unread: list[BackendError] = []
+        unread: dict[bytes, BackendError] = {}
         moved, number = self._read(pack, frozenset(), unread)
         with self._lock:
             self._moved[pack], self._numbers[pack], self._unread[pack] = moved, number, unread
         return number
 
+    def unread(self, pack: bytes) -> list[bytes]:
+        """Return the packs that the moves of a pack name, and that could not be looked into."""
+        return list(self._unread.get(pack, ()))
+
     def lost(self, place: ChunkPlace) -> NotFound | Damaged | BackendError:
         """Return what to raise for a frame whose pack is gone, and that no move leads to."""
         pack = place.pack
-        if unread := self._unread.get(pack):
-            return unread[0]  # it may be there
+        for error in self._unread.get(pack, {}).values():
+            return type(error)(str(error))  # it may be there
         if self._numbers.get(pack, 1) == 1:
             return NotFound(
                 f"pack {pack.hex()} is missing from {self._tiers.url}; run 'tierstore check' to "
@@ -98,7 +102,7 @@ class Moves:
         )
 
     def _read(
-        self, pack: bytes, behind: frozenset[bytes], unread: list[BackendError]
+        self, pack: bytes, behind: frozenset[bytes], unread: dict[bytes, BackendError]
     ) -> tuple[dict[bytes, ChunkPlace], int]:
         places: dict[bytes, ChunkPlace] = {}
         number = 1
@@ -116,7 +120,7 @@ class Moves:
                 places.update((place.digest, place) for place in found)
 
     def _places_in(
-        self, pack: bytes, move: str, behind: frozenset[bytes], unread: list[BackendError]
+        self, pack: bytes, move: str, behind: frozenset[bytes], unread: dict[bytes, BackendError]
     ) -> Iterable[ChunkPlace]:
         """Return the places of the frames of a pack that a move names, or of where they went."""
         if pack in behind:  # it could not be read: that is how we came here
@@ -130,5 +134,5 @@ class Moves:
         except Damaged as error:
             _log.warning("%s names a damaged pack: %s", move, error)
         except BackendError as error:  # a copy: its traceback would hold the buffers of the read
-            unread.append(type(error)(str(error)))
+            unread[pack] = type(error)(str(error))
         return self._read(pack, behind, unread)[0].values()

@@ -139,7 +139,7 @@ class ChunkReader:
             [
                 ChunkRead(
                     part.place.digest,
-                    part.place.pack,
+                    self.pool.moves.current(part.place).pack,
                     part.plain_bytes,
                     part.wanted * part.place.frame_bytes // max(1, part.plain_bytes),
                 )
@@ -224,7 +224,7 @@ class _Fetch:
             finally:
                 self._sharing.end()
                 self._hot.flights.fail(self._led.values())
-        places = [want.place for want in self._wants.values()]
+        places = [self._pool.moves.current(want.place) for want in self._wants.values()]
         self._hot.record(
             [ChunkRead(p.digest, p.pack, p.plain_bytes, p.frame_bytes) for p in places]
         )

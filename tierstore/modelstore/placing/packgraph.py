@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import LAYOUTS
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import LAYOUTS, MOVES
 from tierstore.format.layout import parse_layout
-from tierstore.format.table import ChunkTable
+from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.home.chain import version_table
+from tierstore.modelstore.home.confirm import gone_packs, unfit_packs
 from tierstore.modelstore.home.home import Home
 
 _log = logging.getLogger("tierstore.mover")
@@ -26,10 +28,19 @@ class PackGraph:
     def packs_of(self, version: Digest) -> list[bytes]:
         """Return the packs of a version: of its chunks, their bases and its patches.
 
+        Instead of a pack that cannot be relied on they are those to which its moves lead, as a
+        reader follows them.
+
         Raises:
             NotFound, Damaged: The version's metadata cannot be read.
         """
-        return list(version_table(self._home, version).pack_ids)
+        table = version_table(self._home, version)
+        packs = list(table.pack_ids)
+        moved = {info.key.removeprefix(MOVES)[:64] for info in self._home.blobs.list(MOVES)}
+        if moved.isdisjoint(pack.hex() for pack in packs):
+            return packs
+        way = _Way(self._home, dict(zip(table.pack_ids, table.pack_sizes, strict=True)))
+        return list(dict.fromkeys(pack for place in table for pack in way.ends(place)))
 
     def bases(self) -> dict[bytes, set[bytes]]:
         """Return for each pack the other packs that hold bases of its deltas, in any version.
@@ -69,3 +80,41 @@ def _edges(table: ChunkTable) -> Iterable[tuple[bytes, bytes]]:
             base = table.find(digest)
             if base is not None and base.pack != place.pack:
                 yield place.pack, base.pack
+
+
+class _Way:
+    """The packs from which a reader takes frames whose own packs are unfit (SPEC 8, 10)."""
+
+    def __init__(self, home: Home, sizes: dict[bytes, int]) -> None:
+        self._home = home
+        self._moves = Moves(home.blobs, home.packs)
+        self._moves.sizes.update(sizes)
+        self._unfit: dict[bytes, bool] = {}
+        self._hidden: dict[bytes, list[bytes]] = {}
+
+    def ends(self, place: ChunkPlace) -> list[bytes]:
+        """Return the pack where the way of a frame ends.
+
+        They may be several where it ends in packs that only an archive has.
+        """
+        seen: set[bytes] = set()
+        while place.pack not in seen and self._is_unfit(place.pack):
+            seen.add(place.pack)
+            target = self._moves.target(place.pack, place.digest)
+            if target is None:
+                return self._hidden[place.pack] or [place.pack]
+            place = target
+        return [place.pack]
+
+    def _is_unfit(self, pack: bytes) -> bool:
+        if pack not in self._unfit:
+            sizes = {pack: self._moves.sizes[pack]}
+            try:
+                self._unfit[pack] = bool(unfit_packs(self._home, sizes))
+            except BackendError:  # a tier that may have it cannot be asked
+                self._unfit[pack] = False
+            if self._unfit[pack]:
+                self._moves.learn(pack)
+                gone = gone_packs(self._home, sizes)
+                self._hidden[pack] = self._moves.unread(pack) if gone else []
+        return self._unfit[pack]
