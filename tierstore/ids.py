@@ -181,7 +181,7 @@ class ModelRef:
         """Parse a reference that a user typed; ``InvalidName`` says what is wrong with it."""
         if not isinstance(text, str):
             raise InvalidName(_no_reference(text))
-        if text.startswith(("/", "./", "../", "~")):
+        if text.startswith(("/", "./", "../")):
             raise InvalidName(_no_reference(Path(text)))
         if text.startswith(SCHEME) and "?" in text:
             raise InvalidName(

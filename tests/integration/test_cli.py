@@ -126,7 +126,7 @@ def test_a_tilde_in_paths_of_the_command_line(
 def test_what_is_no_reference_is_said(run: Program, place: Path) -> None:
     assert run("stat", "tierstore://ranker@1", "-q").out == "ranker@1\n"
     assert run("load", "tierstore://ranker@prod", "--to", "out").code == 0
-    for path in ("/tmp/ranker", "./ranker", "../ranker", "~/ranker"):
+    for path in ("/tmp/ranker", "./ranker", "../ranker"):  # a model may be named ~/ranker
         done = run("load", path, "--to", "out")
         assert (done.code, f"'{path.removeprefix('./')}' is a path" in done.err) == (2, True)
     done = run("stat", "tierstore://ranker?store=s")
