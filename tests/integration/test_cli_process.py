@@ -162,6 +162,56 @@ def test_a_current_directory_that_was_removed(store: Path, tmp_path: Path) -> No
             assert (done.stdout, done.stderr) == ("ranker\n", "")
 
 
+WITHOUT_RIGHTS = (
+    "setpriv", "--bounding-set=-dac_override,-dac_read_search",
+    "--inh-caps=-dac_override,-dac_read_search",
+)  # fmt: skip
+"""Runs a program as a user whom rights of files bind, root as well."""
+
+
+def bound(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*WITHOUT_RIGHTS, *PROGRAM, *argv], text=True, capture_output=True, timeout=120
+    )
+
+
+def test_folders_that_may_not_be_entered_are_named(store: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "m").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        for command in (
+            f"--store {closed}/home ls", f"--store {closed}/home init",
+            f"load ranker --to {closed}/out", f"save x {closed}/m", f"store validate {closed}/t",
+            f"tier add warm {closed}/t", f"patch ranker {closed}/p.safetensors",
+        ):  # fmt: skip
+            done = bound(*command.split())
+            assert done.returncode == 1, command
+            assert str(closed) in done.stderr
+            assert "unexpected" not in done.stderr
+            assert "ermission denied" in done.stderr
+    finally:
+        closed.chmod(0o700)
+
+
+def test_a_warm_up_that_may_not_write_ends_at_once(store: Path, tmp_path: Path) -> None:
+    hot = tmp_path / "hot"
+    assert run("tier", "add", "hot", str(hot), "--size", "100MB").returncode == 0
+    assert run("warmup", "ranker", "-q").returncode == 0
+    assert run("evict", "--all").returncode == 0
+    folders = [hot, *(path for path in hot.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o500)
+    try:
+        done = bound("warmup", "ranker", "--wait")
+        assert done.returncode == 1
+        assert "tierstore: error: tier hot cannot be written to: Permission denied" in done.stderr
+        assert bound("load", "ranker", "--to", "out").returncode == 0
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
+
+
 def test_variables_of_a_kubernetes_service_are_not_ours(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

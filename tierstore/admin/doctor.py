@@ -245,9 +245,10 @@ def _built(module: str) -> bool:
 
 def _writable(folder: Path) -> bool:
     """Return whether files can be made in ``folder``, which may not exist yet."""
-    if folder.exists() and ALONE.refusal(folder) is not None:
+    # os.path: a folder that may not be entered is no error here
+    if os.path.exists(folder) and ALONE.refusal(folder) is not None:  # noqa: PTH110
         return False
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110
         folder = folder.parent
     return os.access(folder, os.W_OK | os.X_OK)
 

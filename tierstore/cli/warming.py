@@ -63,11 +63,13 @@ def warmup(
 
 def _repeated(once: Callable[[], schemas.Warmup], until: float) -> schemas.Warmup:
     """Repeat ``once`` until the version is resident or the time is over."""
-    from tierstore.errors import BackendError
+    from tierstore.errors import BackendError, PermissionDenied
 
     while True:
         try:
             data = once()
+        except PermissionDenied:
+            raise  # it stays so
         except BackendError:
             if time.monotonic() + _AGAIN_S > until:
                 raise

@@ -196,6 +196,8 @@ def _detail(error: BaseException) -> ErrorDetail:
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind, code = "OutOfSpace", OutOfSpace.exit_code
         message = f"the output cannot be written: {error.strerror}; free some space"
+    elif isinstance(error, OSError) and error.filename is not None:
+        kind, message = "BackendError", f"{error.filename} cannot be used: {error.strerror}"
     else:
         message = f"unexpected {kind}: {message}; {DEBUG}=1 shows the traceback"
         kind = "Bug"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tierstore.errors import OutOfSpace, UsageError
+from tierstore.errors import OutOfSpace, PermissionDenied, UsageError
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.reader import ChunkReader, OnChunk
@@ -97,6 +97,7 @@ class Warming:
 
         Raises:
             OutOfSpace: The tier is smaller than the version.
+            PermissionDenied: This user may not write to this node's tier.
         """
         started = time.perf_counter()
         target = self._tier(tier)
@@ -167,6 +168,12 @@ class Warming:
         with self._pins.holding(target, [place.digest for place in needed]):
             done = self._bring(self._hot, target, version, progress)
             self._hot.flush()
+        if target.refused is not None and _missing(target, needed):
+            raise PermissionDenied(
+                f"tier {target.name} cannot be written to: {target.refused.strerror}: "
+                f"{target.refused.filename or 'its directory'}; check the owner, mode and mount of "
+                "the directory, or name another one under [hot] in this node's tierstore.toml"
+            )
         return done
 
     def _bring(

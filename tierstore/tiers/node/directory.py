@@ -22,6 +22,9 @@ _FAILURES = 3
 _LOST_BYTES = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE})
 """Errors after which a file may hold anything."""
 
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""Errors that stay until somebody changes rights or mounts."""
+
 _T = TypeVar("_T")
 _log = logging.getLogger("tierstore.tiers")
 
@@ -78,6 +81,8 @@ class HotDirectory:
         self.reading = self._breaker("reading", root, retry_s)
         self.filling = self._breaker("filling", root, retry_s)
         self._prepared = self._suspect = False
+        self.refused: OSError | None = None
+        """Why the last attempt to fill it was refused, if it was."""
 
     def _breaker(self, doing: str, root: Path, retry_s: float) -> Breaker:
         return Breaker(
@@ -100,6 +105,7 @@ class HotDirectory:
             else:
                 self.files.prepare()
         except OSError as error:
+            self.refused = error if error.errno in _REFUSED else None
             breaker.failed(error)
             return False
         self._prepared, self._suspect = True, False
@@ -149,6 +155,7 @@ class HotDirectory:
     def fill_failed(self, error: OSError) -> None:
         """Count a failure of filling."""
         self._suspect = self._suspect or error.errno in _LOST_BYTES
+        self.refused = error if error.errno in _REFUSED else None
         self.filling.failed(error)
 
     def _changed(self, opened: bool) -> None:

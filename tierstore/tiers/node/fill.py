@@ -77,6 +77,7 @@ class HotFill:
         for failure in errors.values():
             self._dir.fill_failed(failure)
         if not errors:
+            self._dir.refused = None
             self._dir.filling.worked()
         written = [len(one.plain) for one in taken if here[one.number]]
         self._dir.stats.count(admitted=len(written), admitted_bytes=sum(written))

@@ -308,6 +308,11 @@ class LocalHot:
         """
         return self._fill.offer(offers, force)
 
+    @property
+    def refused(self) -> OSError | None:
+        """Why nothing can be written to the directory; ``None`` unless rights forbid it."""
+        return self._dir.refused
+
     def evict(self, digests: Sequence[bytes] | None = None) -> int:
         """Remove these chunks, or all of them, except pinned ones; return the bytes freed."""
         return self._dir.manage(lambda: self._dir.book.evict(digests), 0)
