@@ -802,6 +802,14 @@ _DURABILITY = (
         ("unit/test_blobs_object.py::test_texts_that_no_request_can_hold_are_named_and_not_shown",),
     ),
     Mutation(
+        "warm-up-that-may-not-write",
+        "CHANGELOG.md: warmup --wait ends at once where this user may not write",
+        "modelstore/placing/warming.py",
+        "if target.refused is not None and _missing(target, needed):",
+        "if False:",
+        ("integration/test_cli_process.py::test_a_warm_up_that_may_not_write_ends_at_once",),
+    ),
+    Mutation(
         "module-loads-itself",
         "docs/how-to/serving.md: load_model does what load_state_dict does",
         "serving/torch.py",

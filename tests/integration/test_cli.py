@@ -123,6 +123,13 @@ def test_a_tilde_in_paths_of_the_command_line(
     assert not (place / "~").exists()
 
 
+def test_names_of_tensors_that_look_like_globs(run: Program, place: Path) -> None:
+    with tierstore.open("store") as store:
+        store.save("odd", {"a[0].w": np.zeros(1), "a0.w": np.zeros(1)})
+    assert run("tensors", "odd", "--filter", "a[0].w", "-q").out.split() == ["a0.w", "a[0].w"]
+    assert run("tensors", "odd", "--filter", "a[0].*", "-q").out.split() == ["a0.w"]
+
+
 def test_what_is_no_reference_is_said(run: Program, place: Path) -> None:
     assert run("stat", "tierstore://ranker@1", "-q").out == "ranker@1\n"
     assert run("load", "tierstore://ranker@prod", "--to", "out").code == 0

@@ -246,14 +246,14 @@ def file_json(file: FileInfo) -> schemas.File:
 
 
 def matching(model: Model, globs: list[str]) -> list[str]:
-    """Return the names of tensors that any glob matches; ``NotFound`` if one matches nothing."""
+    """Return the names of tensors that any glob is or matches; ``NotFound`` if one is none."""
     from fnmatch import fnmatchcase
 
     from tierstore.errors import NotFound
 
     chosen: dict[str, None] = {}
     for glob in globs:
-        found = [name for name in model if fnmatchcase(name, glob)]
+        found = [name for name in model if name == glob or fnmatchcase(name, glob)]
         if not found:
             raise NotFound(
                 f"no tensor of {model.version} matches {glob!r}; "
