@@ -1486,6 +1486,17 @@ _HOT = (
         ("unit/test_tiers_local.py::test_one_process_of_a_node_scrubs_at_a_time",),
     ),
     Mutation(
+        "hot-scrub-of-a-read-only-disk",
+        "tiers.node.directory: a disk that became read-only can still be read.",
+        "tiers/node/local.py",
+        "            self._dir.fill_failed(error)\n        self.stats.count(scrubbed_bytes",
+        "            self._dir.read_failed(error)\n        self.stats.count(scrubbed_bytes",
+        (
+            "unit/test_tiers_local.py::"
+            "test_a_scrub_that_cannot_note_its_place_is_no_failure_of_reading",
+        ),
+    ),
+    Mutation(
         "hot-scrub-behind-a-bad-sector",
         "Explanation 18: the scrub continues; a file that cannot be read is wrong as well.",
         "tiers/node/local.py",

@@ -228,6 +228,22 @@ def test_one_process_of_a_node_scrubs_at_a_time(tmp_path: Path) -> None:
     assert hot(tmp_path).scrub(MIB).chunks == 1
 
 
+def test_a_scrub_that_cannot_note_its_place_is_no_failure_of_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = chunk(1)
+    tier = hot(tmp_path)
+    offer(tier, one)
+
+    def read_only(fd: int, digest: bytes) -> None:
+        raise OSError(errno.EROFS, "the disk became read-only")
+
+    monkeypatch.setattr("tierstore.tiers.node.local.note_scrubbed", read_only)
+    for _ in range(10):
+        tier.scrub(MIB)
+    assert read(tier, one[0]) == one[1]
+
+
 def test_the_scrub_goes_on_behind_a_file_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -364,8 +364,8 @@ class LocalHot:
                         break
                     self._compare(digest, sizes[digest], done)
                     note_scrubbed(fd, digest)
-        except OSError as error:
-            self._dir.read_failed(error)
+        except OSError as error:  # a disk that became read-only can still be read
+            self._dir.fill_failed(error)
         self.stats.count(scrubbed_bytes=done.plain_bytes)
         return done
 
