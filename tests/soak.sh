@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What is long: the tests marked 'soak', and the fuzzers and state machines with many times the cases
-# that the suite tries. 'make soak' runs this in the environment of 'make test'; its result is kept
-# in tests/soak-last.txt, which is committed.
+# What is long: the tests marked 'soak', the fuzzers and state machines with many times the cases
+# that the suite tries, and 100,000 bits that flip. 'make soak' runs this in the environment of
+# 'make test'; its result is kept in tests/soak-last.txt, which is committed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE
@@ -18,4 +18,7 @@ run() { # NAME PYTEST_ARGUMENTS...
     run "marked soak" -m soak tests
     HYPOTHESIS_PROFILE=thorough FUZZ_FACTOR=10 run "fuzzers and state machines" \
         tests/stateful tests/unit/test_fuzz_format.py
+    echo "== flipped bits, in build/flips.json"
+    mkdir -p build
+    "$python" -m tests.flips --servers --flips 100000 --json build/flips.json
 } 2>&1 | tee "$last"
