@@ -181,7 +181,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     ),
     "a reported value": (
         lambda s, _: s.rollouts.report("ranker", "node", {"p99": 1.5}),
-        "p99=1.5: write a decimal number as text, such as p99=12.5",
+        "p99=1.5: write a decimal number as text, such as p99_ms=12.5",
     ),
     "reported values": (
         lambda s, _: s.rollouts.report("ranker", "node", ["p99"]),

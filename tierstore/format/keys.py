@@ -51,8 +51,16 @@ def quarantine_key(pack: bytes) -> str:
 
 
 def segment(name: str) -> str:
-    """Return the name of a model, alias or variant as one segment of a key."""
-    text = quote(name, safe="-._")
+    """Return the name of a model, alias, variant or node as one segment of a key.
+
+    Raises ``InvalidName`` for a name that is empty, too long, or cannot be written as UTF-8.
+    """
+    try:
+        text = quote(name, safe="-._")
+    except UnicodeEncodeError:
+        raise InvalidName(f"name {name[:80]!r} holds a lone surrogate") from None
+    if not text:
+        raise InvalidName("a name has at least one character")
     text = text.replace("~", "%7E")
     if text.startswith("."):
         text = "%2E" + text[1:]

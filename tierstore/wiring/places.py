@@ -26,14 +26,13 @@ def canonical(spec: TierSpec) -> TierSpec:
 
     Raises ``ConfigError`` for a tier that no list can have.
     """
-    if isinstance(spec, TierSpec) and isinstance(spec.url, os.PathLike):
-        spec = msgspec.structs.replace(spec, url=os.fspath(spec.url))
+    if isinstance(spec, TierSpec) and isinstance(spec.url, str | os.PathLike):
+        url = config.expanded(os.fspath(spec.url))
+        if "://" not in url:
+            url = Path(as_path("url", url, "a path or a URL")).absolute().as_uri()
+        spec = msgspec.structs.replace(spec, url=url)
     check_tier(spec)
-    url = config.expanded(spec.url)
-    if "://" in url:
-        return msgspec.structs.replace(spec, url=url)
-    path = Path(as_path("url", url, "a path or a URL"))
-    return msgspec.structs.replace(spec, url=path.absolute().as_uri())
+    return spec
 
 
 def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tierstore.arguments import as_table
+from tierstore.arguments import as_table, as_text
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
 from tierstore.format import keys
@@ -75,15 +75,15 @@ def write_report(
     home_blobs: BlobStore, version: Version, node: str, values: Mapping[str, str]
 ) -> None:
     """Record what a node measured while it served ``version``; see ``Rollouts.report``."""
+    key = _folder(version) + keys.segment(as_text("node", node, "the name of a node as text"))
     for metric, value in as_table("values", values, "{'p99_ms': '12.5'}").items():
         if not isinstance(value, str) or not is_decimal(value):
-            raise UsageError(
-                f"{metric}={value}: write a decimal number as text, such as {metric}=12.5"
-            )
+            said = f"{metric}={value}".encode(errors="backslashreplace").decode()
+            raise UsageError(f"{said}: write a decimal number as text, such as p99_ms=12.5")
     data = seal_body(
         Kind.REPORT, Report(version=version.digest.hex, node=node, values=dict(values))
     )
-    home_blobs.put(f"{_folder(version)}{keys.segment(node)}", data)
+    home_blobs.put(key, data)
 
 
 def gate_states(

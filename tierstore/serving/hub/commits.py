@@ -11,7 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tierstore.errors import Conflict, InvalidName, SourceError
+from tierstore.arguments import as_text
+from tierstore.errors import Conflict, InvalidName, SourceError, UsageError
 from tierstore.format.manifest import FileEntry
 from tierstore.format.paths import check_new_path, check_path
 from tierstore.format.reflog import RefEntry
@@ -81,7 +82,7 @@ def parse_commit(body: bytes) -> CommitRequest:
             key, value = item["key"], item["value"]
             _take(found, key, value)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InvalidName):
+            if isinstance(error, UsageError):
                 raise HubError(400, str(error)) from None
             raise HubError(400, "a line of the commit is malformed") from None
     return found
@@ -89,8 +90,8 @@ def parse_commit(body: bytes) -> CommitRequest:
 
 def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
     if key == "header":
-        found.summary = str(value.get("summary", ""))[:1000]
-        found.description = str(value.get("description") or "")[:100_000]
+        found.summary = _note("summary", value.get("summary"), 1000)
+        found.description = _note("description", value.get("description"), 100_000)
         parent = value.get("parentCommit")
         if parent is not None and not (isinstance(parent, str) and 7 <= len(parent) <= 64):
             raise HubError(400, "parentCommit is not a commit id")
@@ -127,6 +128,10 @@ def _new_path(given: str) -> str:
     if any(part.lower().rstrip(". ") in {".git", "git~1"} for part in path.split("/")):
         raise InvalidName(f"{path[:200]} lies in a .git folder, which clients would run hooks from")
     return path
+
+
+def _note(key: str, given: object, most: int) -> str:
+    return as_text(key, "" if given is None else given, "text")[:most]
 
 
 class Committer:
