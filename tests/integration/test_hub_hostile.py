@@ -43,7 +43,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with tierstore.init(root / "store") as store:
         store.save("m", {"w": np.arange(9, dtype="f4")})
         store.save("org/big", {"w": np.random.default_rng(1).standard_normal(6 << 20)})
-        store.save("hidden", root / "hidden")
+        store.save("hidden", root / "hidden", allow_no_tensors=True)
         with gateway(store.url, root / "spool", "--tokens", str(tokens)) as one:
             yield one
 

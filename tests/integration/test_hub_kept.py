@@ -138,11 +138,12 @@ def test_a_file_is_renamed_without_being_sent(
     wanted = (source / "model-0.safetensors").read_bytes()
     assert model.open_file("renamed.safetensors").read() == wanted
     assert model.tensor("renamed.safetensors::w").shape == (2 * MIB,)
-    # as another kind of file it is read as one
+    # by any other name it is a safetensors file, too
     body = uploaded("weights.safetensors", entry.sha256.hex(), entry.size)
     committer.commit(writable(store), "main", parse_commit(body.replace(b".safetensors", b".dat")))
     entry = store.load("m@3")._file_entry("weights.dat")
-    assert not entry.header
+    assert entry.header
+    assert store.load("m@3").read_file("weights.dat") == wanted
     body = uploaded("x.safetensors", entry.sha256.hex(), entry.size)
     committer.commit(writable(store), "main", parse_commit(body))
     assert store.load("m@4")._file_entry("x.safetensors").header
@@ -270,7 +271,7 @@ def test_a_file_and_a_folder_of_one_name(
     (tmp_path / "in" / "q").mkdir(parents=True)
     (tmp_path / "in" / "q" / "r.json").write_text("1")
     (tmp_path / "in" / "config.json").write_text("{}")
-    version = store.save("m", tmp_path / "in")
+    version = store.save("m", tmp_path / "in", allow_no_tensors=True)
     before = [info.key for info in store._parts.home.blobs.list("packs/")]
     committer = Committer(store, UploadSpool(tmp_path / "spool"))
     with pytest.raises(InvalidName, match=r"is a file, and a folder of .* rename one"):

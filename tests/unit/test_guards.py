@@ -34,6 +34,7 @@ from tierstore.cli.kit import app, streams
 from tierstore.errors import (
     BackendError,
     ConfigError,
+    NotDurable,
     PermissionDenied,
     TierstoreError,
     Unreachable,
@@ -288,6 +289,8 @@ CASES = {
     "blobs.local.store:LocalStore._link#1": Case(
         lambda folder: blobs(folder).put_if_absent("a", b"1"), PASSES
     ),
+    "blobs.local.store:LocalStore._sync#1": Case(lambda folder: written(blobs(folder)), NotDurable),
+    "blobs.local.store:LocalStore._walk#2": Case(lambda folder: written(blobs(folder)), PASSES),
     "blobs.local.store:LocalStore._temp_file#1": Case(
         lambda folder: written(blobs(folder)), b"content"
     ),

@@ -285,7 +285,10 @@ class TierstoreFileSystem(AbstractFileSystem):  # type: ignore[misc]
             callback.set_size(total)
             callback.absolute_update(done)
 
-        self.store.save(ref.model, source, alias=ref.alias, progress=progress)
+        # files are put by name, whatever they hold
+        self.store.save(
+            ref.model, source, alias=ref.alias, allow_no_tensors=True, progress=progress
+        )
         self.invalidate_cache()
 
     def put_file(self, lpath: Any, rpath: str, **kwargs: Any) -> None:
