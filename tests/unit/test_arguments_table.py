@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[Call, str]] = {
     ),
     "a node": (
         lambda s, _: s.rollouts.report("ranker", 7, {"p99": "1.5"}),
-        "such a report cannot be stored: node: expected text, not 7",
+        "node takes the name of a node as text, not 7",
     ),
     "a pin's version": (
         lambda s, _: s.pins.add("ranker@1", "ranker@1", ["hot"]),

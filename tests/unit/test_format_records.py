@@ -21,6 +21,7 @@ from tierstore.format.layout import (
     Condemned,
     Fold,
     LayoutBody,
+    Mark,
     Move,
     seal_layout,
     seal_segment,
@@ -63,6 +64,9 @@ BODIES: dict[Kind, Body] = {
     Kind.HEAT: HeatBody(node="n", half_life_s=60, landmark_us=7, kinds=b"", keys=b"", scores=b""),
     Kind.MOVER: MoverLease(seq=1, id=HEX16, who="me", host="here", pid=1, ttl_s=60),
     Kind.REPORT: Report(version=HEX32, node="n", values={"p99_ms": "12.5"}),
+    Kind.QUARANTINE: Mark(
+        pack=bytes(32), chunks=bytes(64), tiers=["warm"], why="cut short", who="me", time_us=7
+    ),
 }  # fmt: skip
 READ_IN_ONE_WAY = [kind for kind in Kind if kind not in {Kind.LAYOUT, Kind.SEGMENT}]
 
@@ -151,6 +155,7 @@ def test_the_message_names_the_field(kind: Kind, field: str, value: Any, says: s
     (Kind.MANIFEST, {"files": (FileEntry(path="/a", size=0, sha256=bytes(32)),)}, "file path '/a'"),
     (Kind.MANIFEST, {"kind": "sparse"}, "manifests of kind 'sparse'"),
     (Kind.MANIFEST, {"chunk_size": 7}, "a chunk size of 7 is out of range"),
+    (Kind.QUARANTINE, {"chunks": bytes(31)}, "its chunks are no list of digests"),
 ])  # fmt: skip
 def test_what_contradicts_itself_is_not_written(
     kind: Kind, fields: dict[str, Any], says: str

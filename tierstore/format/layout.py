@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from tierstore.format.checks import damaged
+from tierstore.format.checks import Broken, damaged
 from tierstore.format.reflog import Microseconds
 from tierstore.format.sealed import Body, Hex64, Kind, seal, unseal_body
 from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, encode_table, table_columns
-from tierstore.ids import Buffer, Digest
+from tierstore.ids import DIGEST_BYTES, Buffer, Digest
 
 
 class LayoutBody(TableBody, frozen=True, kw_only=True):
@@ -41,14 +41,17 @@ class Mark(Body, frozen=True, kw_only=True):
     who: str
     time_us: Microseconds
 
+    def check(self) -> None:
+        """Raise ``Broken`` unless its chunks are a list of digests."""
+        if len(self.chunks) % DIGEST_BYTES:
+            raise Broken("its chunks are no list of digests")
+
 
 def parse_mark(data: Buffer, pack: bytes, name: str) -> Mark:
     """Unseal and check the mark of ``pack``."""
     mark = unseal_body(Kind.QUARANTINE, data, Mark, name)
     if mark.pack != pack:
         damaged(name, "it is the mark of another pack")
-    if len(mark.chunks) % 32:
-        damaged(name, "its chunks are no list of digests")
     return mark
 
 
