@@ -13,7 +13,7 @@ from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.decode import FrameDecoder
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.home.home import Home
-from tierstore.tiers.durable.packcheck import check_pack, places_in
+from tierstore.tiers.durable.packcheck import check_frames, places_in
 from tierstore.tiers.hot.tiers import HotTiers
 
 _log = logging.getLogger("tierstore.quarantine")
@@ -92,8 +92,9 @@ def _check_copy(
     home: Home, key: str, data: memoryview, suspects: Suspects, chunks: set[bytes]
 ) -> None:
     """Check a copy: its index, every standalone chunk, and the deltas that are suspected."""
-    chunks.update(place.digest for place in places_in(key, data))
-    check_pack(key, data)
+    places = places_in(key, data)
+    chunks.update(place.digest for place in places)
+    check_frames(key, data, places)
     for place, table in suspects.items():
         if place.bases:
             _check_delta(home, place, table, data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tierstore.codecs import decode
 from tierstore.errors import Damaged
 from tierstore.format.checks import damaged, digest_of
@@ -48,8 +50,13 @@ def check_pack(key: str, data: memoryview) -> None:
         Damaged: Any of its bytes are wrong.
         UnsupportedFormat: The pack was written by a newer version and cannot be checked here.
     """
+    check_frames(key, data, places_in(key, data))
+
+
+def check_frames(key: str, data: memoryview, places: Iterable[ChunkPlace]) -> None:
+    """Check the frames that ``places_in`` found in a pack; raises as ``check_pack`` does."""
     name = f"pack {key}"
-    for place in places_in(key, data):
+    for place in places:
         frame = data[place.offset : place.offset + place.frame_bytes]
         head = parse_frame_head(frame[: place.head_bytes], name, place.digest)
         payload = frame_payload(head, frame, name)
