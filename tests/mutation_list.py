@@ -2777,8 +2777,8 @@ _PROCESSES = (
     Mutation(
         "client-of-the-parent",
         "Processes: a forked child leaves its parent's connections alone.",
-        "blobs/objects/store.py",
-        "            leave(self._opened)\n            self._opened = None\n",
+        "forks.py",
+        "            leave(self._made)\n            self._made = None\n",
         "            pass\n",
         (
             "integration/test_processes.py::test_where_no_second_copy_can_be_loaded_the_child_is_refused[s3]",

@@ -11,10 +11,13 @@ The parent is left alone: nothing is done there before or after a fork.
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+_T = TypeVar("_T")
 
 _methods: dict[int, tuple[weakref.ref[Any], Callable[[Any], None]]] = {}
 """In the order in which they were registered, so parts come before what is made of them."""
@@ -31,6 +34,41 @@ def begin(method: Callable[[], None]) -> None:
     owner = weakref.ref(method.__self__, _forget)
     _methods[id(owner)] = owner, method.__func__
     method()
+
+
+class OfProcess(Generic[_T]):
+    """What each process needs one of its own of, such as a client. Thread-safe.
+
+    A forked child makes its own at the first use, and leaves its parent's alone.
+
+    Args:
+        make: Makes it; called at once, and in each child that uses it.
+    """
+
+    def __init__(self, make: Callable[[], _T]) -> None:
+        self._make = make
+        self._made: _T | None = None
+        begin(self._begin)
+        self._made = make()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        if self._made is not None:  # its connections are the parent's
+            leave(self._made)
+            self._made = None
+
+    @property
+    def made(self) -> _T | None:
+        """What this process has made; ``None`` in a child that has not used it."""
+        return self._made
+
+    def get(self) -> _T:
+        """Return this process's own; raises what making it raises."""
+        made = self._made
+        if made is None:  # the first use in a forked child
+            with self._lock:
+                made = self._made = self._made or self._make()
+        return made
 
 
 def forks() -> int:

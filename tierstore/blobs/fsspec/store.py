@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
-from tierstore.forks import begin, leave
+from tierstore.forks import OfProcess, begin
 from tierstore.ids import Buffer, ByteRange
 from tierstore.shown import shown_url
 
@@ -92,39 +93,19 @@ class FsspecStore(BlobStore):
     ) -> None:
         self._protocol = url.partition("://")[0]
         self._url = _shown(url)
-        self._options, self._timeout_s = (url, dict(options or {})), timeout_s
-        self._opened: FileSystem | None = None
+        self._own = OfProcess(partial(_connected, url, dict(options or {}), timeout_s))
         begin(self._begin)
-        self._opened = self._connected()
-        self._root = self._opened.root
+        self._root = self._file_system.root
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._folders: set[str] = set()
         self._swept = False
-        if self._opened is not None:  # its connections are the parent's
-            leave(self._opened)
-            self._opened = None
-
-    def _connected(self) -> FileSystem:
-        try:
-            return open_file_system(*self._options, self._timeout_s)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"fsspec cannot open {self.url}: {_first_line(error)}; install the package for "
-                f"{self._protocol!r}, or check the URL"
-            ) from None
-        except Exception as error:
-            raise _translated(error, f"opening {self.url} failed") from None
 
     @property
     def _file_system(self) -> FileSystem:
-        found = self._opened
-        if found is None:  # the first use in a forked child
-            with self._lock:
-                found = self._opened = self._opened or self._connected()
-        return found
+        return self._own.get()
 
     @property
     def url(self) -> str:
@@ -273,8 +254,8 @@ class FsspecStore(BlobStore):
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown()
-        if self._opened is not None:
-            self._opened.close()
+        if self._own.made is not None:
+            self._own.made.close()
 
     def _read(self, key: str, start: int, stop: int) -> memoryview:
         path = self._path(key)
@@ -385,6 +366,19 @@ class FsspecStore(BlobStore):
             if missing and doing == "reading":
                 raise NotFound(self._no_blob(key)) from None
             raise _translated(error, f"{doing} {key!r} in {self.url} failed") from None
+
+
+def _connected(url: str, options: dict[str, Any], timeout_s: float) -> FileSystem:
+    shown = shown_url(_shown(url))
+    try:
+        return open_file_system(url, options, timeout_s)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"fsspec cannot open {shown}: {_first_line(error)}; install the package for "
+            f"{url.partition('://')[0]!r}, or check the URL"
+        ) from None
+    except Exception as error:
+        raise _translated(error, f"opening {shown} failed") from None
 
 
 def _error_type(error: Exception) -> type[BackendError]:

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tierstore.blobs.base import (
@@ -45,7 +46,7 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
-from tierstore.forks import begin, leave
+from tierstore.forks import OfProcess, begin
 from tierstore.ids import Buffer, ByteRange
 
 if TYPE_CHECKING:
@@ -103,29 +104,18 @@ class ObjectStore(BlobStore):
         self._bulk_delete = scheme in S3_SCHEMES
         self._attributes: Attributes = {"Storage-Class": storage_class} if storage_class else {}
         self._timeout_s = timeout_s
-        self._retry_s = timeout_s if retry_s is None else retry_s
         self._access = BucketAccess(**access)
-        self._opened: Clients | None = None
+        retry_s = timeout_s if retry_s is None else retry_s
+        self._own = OfProcess(partial(connect, self._url, self._access, timeout_s, retry_s))
         begin(self._begin)
-        self._opened = self._connected()
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
-        if self._opened is not None:  # its connections are the parent's
-            leave(self._opened)
-            self._opened = None
-
-    def _connected(self) -> Clients:
-        return connect(self._url, self._access, self._timeout_s, self._retry_s)
 
     @property
     def _clients(self) -> Clients:
-        clients = self._opened
-        if clients is None:  # the first use in a forked child
-            with self._lock:
-                clients = self._opened = self._opened or self._connected()
-        return clients
+        return self._own.get()
 
     @property
     def url(self) -> str:
