@@ -544,8 +544,8 @@ _DURABILITY = (
         "manifest-before-layout",
         "SPEC 11: 3. manifest 5. layout 6. ref entry.",
         "modelstore/saving/writer.py",
-        "self._create(version_key(digest), sealed)\n            self._publish(digest)",
-        "self._publish(digest)\n            self._create(version_key(digest), sealed)",
+        "self._create(version_key(digest), sealed)\n        self._publish(digest)",
+        "self._publish(digest)\n        self._create(version_key(digest), sealed)",
         (
             "integration/test_crash.py::"
             "test_the_writes_of_a_save_come_in_the_order_of_the_specification",
@@ -555,22 +555,20 @@ _DURABILITY = (
         "packs-durable-before-manifest",
         "SPEC 11: 2. packs 3. manifest.",
         "modelstore/saving/writer.py",
-        "            self._packer.finish()\n"
-        "            digest, sealed = seal_manifest(\n"
-        "                Manifest(chunk_size=self._chunk_size, files=entries, "
-        "lineage=tuple(lineage))\n"
-        "                if patch is None\n"
-        "                else patch_manifest(entries[0], patch, self._chunk_size)\n"
-        "            )\n"
-        "            self._create(version_key(digest), sealed)\n",
-        "            digest, sealed = seal_manifest(\n"
-        "                Manifest(chunk_size=self._chunk_size, files=entries, "
-        "lineage=tuple(lineage))\n"
-        "                if patch is None\n"
-        "                else patch_manifest(entries[0], patch, self._chunk_size)\n"
-        "            )\n"
-        "            self._create(version_key(digest), sealed)\n"
-        "            self._packer.finish()\n",
+        "        self._packer.finish()\n"
+        "        digest, sealed = seal_manifest(\n"
+        "            Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))\n"
+        "            if patch is None\n"
+        "            else patch_manifest(entries[0], patch, self._chunk_size)\n"
+        "        )\n"
+        "        self._create(version_key(digest), sealed)\n",
+        "        digest, sealed = seal_manifest(\n"
+        "            Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))\n"
+        "            if patch is None\n"
+        "            else patch_manifest(entries[0], patch, self._chunk_size)\n"
+        "        )\n"
+        "        self._create(version_key(digest), sealed)\n"
+        "        self._packer.finish()\n",
         (
             "integration/test_crash.py::"
             "test_the_writes_of_a_save_come_in_the_order_of_the_specification",
@@ -2001,10 +1999,10 @@ _QUARANTINE = (
     ),
     Mutation(
         "rebase-confirms",
-        "SPEC 10: with places in packs that it has just confirmed to be there and not condemned.",
+        "SPEC 11: 4. it confirms that the new packs are there and not condemned.",
         "modelstore/care/rebase.py",
-        "if gone := gone_packs(home, used):",
-        "if gone := set[bytes]():",
+        "if gone_packs(self._home, self.packer.pack_sizes):",
+        "if False:",
         ("integration/test_quarantine.py::test_a_rebase_writes_no_layout_of_packs_that_are_gone",),
     ),
 )
@@ -2889,7 +2887,163 @@ _PROCESSES = (
     ),
 )
 
+_RECLAIM = (
+    Mutation(
+        "settled",
+        "SPEC 11: In step 7 the writer reads the highest condemned list once more.",
+        "modelstore/saving/writer.py",
+        "            condemned = self._home.condemned.among(relied_on)\n",
+        "            condemned = set[bytes]()\n",
+        (
+            "integration/test_condemned.py::test_a_save_whose_packs_were_collected_before_it_was_published",
+            "integration/test_condemned.py::test_a_kept_layout_whose_pack_is_condemned_when_the_version_is_there",
+            "integration/test_condemned.py::test_deltas_whose_base_is_condemned_when_the_version_is_there",
+            "integration/test_condemned.py::test_a_patch_and_a_fold_look_again",
+        ),
+    ),
+    Mutation(
+        "settled-until-clean",
+        "SPEC 11: and the list is looked at once more, until no pack is.",
+        "modelstore/saving/writer.py",
+        "            self._publish(self._digest)\n        raise",
+        "            self._publish(self._digest)\n            return\n        raise",
+        ("integration/test_condemned.py::test_packs_that_are_collected_again_and_again",),
+    ),
+    Mutation(
+        "settled-after-an-error",
+        "SPEC 11: step 7: the entry may be there although its answer was lost.",
+        "modelstore/saving/transaction.py",
+        "                    with suppress(TierstoreError):\n"
+        "                        writer.settle()\n"
+        "                    raise",
+        "                    raise",
+        ("integration/test_condemned.py::test_an_entry_whose_answer_was_lost_is_looked_after",),
+    ),
+    Mutation(
+        "rebase-leads-first",
+        "SPEC 11: moves from the packs of the deltas into the new ones, before the layout.",
+        "modelstore/care/rebase.py",
+        "        for pack, packs in into.items():\n            self._healing.move(pack, packs)",
+        "        del into",
+        (
+            "integration/test_condemned.py::test_the_new_packs_of_a_rebase_are_led_to_before_its_layout",
+        ),
+    ),
+    Mutation(
+        "rebase-looks-again",
+        "SPEC 11: A rebase looks at the list as in step 7.",
+        "modelstore/care/rebase.py",
+        "            condemned = self._home.condemned.among(relied_on)\n",
+        "            condemned = set[bytes]()\n",
+        (
+            "integration/test_condemned.py::test_a_rebase_whose_packs_are_collected_when_its_layout_is_there",
+        ),
+    ),
+    Mutation(
+        "condemned-for-good",
+        "SPEC 10: Condemned is for good: a segment stays in the lists.",
+        "modelstore/home/condemned.py",
+        "segments=[*before, new],",
+        "segments=[new],",
+        (
+            "integration/test_condemned.py::test_the_highest_list_says_all_that_holds",
+            "integration/test_condemned.py::test_a_collector_that_comes_second_builds_on_the_first",
+        ),
+    ),
+    Mutation(
+        "condemned-highest-list",
+        "SPEC 10: The highest list holds.",
+        "modelstore/home/condemned.py",
+        "number = max(number, int(match[1]))",
+        "number = number or int(match[1])",
+        ("integration/test_condemned.py::test_the_highest_list_says_all_that_holds",),
+    ),
+    Mutation(
+        "condemned-list-damaged",
+        "SPEC 10: Where a list is damaged, all segments that are there hold.",
+        "modelstore/home/condemned.py",
+        "            return {*wanted} & self._packs_in(self._segments_there())",
+        "            return set()",
+        (
+            "integration/test_condemned.py::test_a_damaged_list_counts_for_all_that_was_ever_condemned",
+        ),
+    ),
+    Mutation(
+        "condemned-early-lists",
+        "SPEC 10: gc/<run> with another name is an early form that is read.",
+        "modelstore/home/condemned.py",
+        "                early |= self._early(info.key)",
+        "                pass",
+        ("integration/test_condemned.py::test_early_lists_hold_and_other_objects_are_ignored",),
+    ),
+    Mutation(
+        "condemned-unknown",
+        "SPEC 10: a segment that cannot be read condemns all that was there before.",
+        "modelstore/home/confirm.py",
+        "        return set(sizes)\n\n    def",
+        "        condemned = set()\n\n    def",
+        (
+            "integration/test_condemned.py::test_what_cannot_be_read_costs_duplicates_but_stops_no_save",
+        ),
+    ),
+    Mutation(
+        "condemned-filter",
+        "SPEC 10: of a pack id the bits are set.",
+        "format/condemned.py",
+        "            found[bit >> 3] |= 1 << (bit & 7)",
+        "            found[bit >> 3] |= 1 << (bit & 3)",
+        (
+            "unit/test_format_condemned.py::test_the_filter_has_every_pack",
+            "unit/test_format_condemned.py::test_the_bits_of_the_filter_are_those_of_the_specification",
+        ),
+    ),
+    Mutation(
+        "condemned-list-number",
+        "SPEC 10: gc/<seq>: a list says its own number.",
+        "format/condemned.py",
+        "    if found.seq != seq:",
+        "    if False:",
+        ("unit/test_format_condemned.py::test_a_list_that_breaks_the_format_is_damaged",),
+    ),
+    Mutation(
+        "second-look",
+        "SPEC 12: when a pack is gone and no move leads on, the layout is read again.",
+        "modelstore/chunks/moves.py",
+        "                self._newer = self._look_again()",
+        "                pass",
+        (
+            "integration/test_condemned.py::test_a_reader_looks_at_the_layout_again_when_its_packs_are_gone",
+        ),
+    ),
+    Mutation(
+        "mover-plans-no-condemned",
+        "SPEC 13: A mover leaves condemned packs where they are.",
+        "modelstore/placing/snapshot.py",
+        "        if pack not in condemned\n",
+        "",
+        ("integration/test_condemned.py::test_condemned_packs_are_not_planned_for",),
+    ),
+    Mutation(
+        "mover-condemned-since",
+        "SPEC 13: A mover leaves condemned packs where they are.",
+        "tiers/durable/mover.py",
+        "            if self._is_condemned(move.pack):",
+        "            if False:",
+        (
+            "integration/test_mover.py::test_a_pack_that_was_condemned_since_the_plan_is_left_where_it_is",
+        ),
+    ),
+    Mutation(
+        "mover-puts-no-condemned-back",
+        "SPEC 13: A mover puts no condemned pack back.",
+        "tiers/durable/mover.py",
+        "            if _size(target, key) is None and not self._is_condemned(pack):",
+        "            if _size(target, key) is None:",
+        ("integration/test_mover.py::test_a_collected_pack_is_not_put_back",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_QUARANTINE, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY,
-    *_ARCHITECTURE, *_API, *_PROCESSES,
+    *_ARCHITECTURE, *_API, *_PROCESSES, *_RECLAIM,
 )  # fmt: skip

@@ -20,7 +20,7 @@ from tierstore import Rows
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import NotFound
 from tierstore.format.keys import move_key, pack_key
-from tierstore.format.layout import Condemned, Move
+from tierstore.format.layout import Move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.footers import read_footer
@@ -107,7 +107,7 @@ def built(root: Path, servers: Servers = Servers()) -> World:
     _repack(every["warm"], store._parts.home.blobs)
     _spread(every)
     keep.enter_context(HeldLease(store._parts.home.blobs))
-    store._parts.home.blobs.put("gc/000", seal_body(Kind.CONDEMNED, Condemned(run="000", packs=[])))
+    store._parts.home.condemned.condemn([b"\xab" * 32], run="00" * 16, now_us=1)
     world = World(root, store, [], keep)
     world.places.append(FilePlace("home", root / "store", "plain"))
     world.places.append(FilePlace("warm", root / "warm", "plain"))

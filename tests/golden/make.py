@@ -22,6 +22,7 @@ from tests.golden import content
 from tierstore import Dense, Elements, Rows, codecs
 from tierstore.blobs.base import BlobStore
 from tierstore.format.checks import digest_of, xxh3
+from tierstore.format.condemned import EarlyCondemned
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.frame import BasePiece, build_head, parse_frame_head
 from tierstore.format.keys import (
@@ -35,7 +36,7 @@ from tierstore.format.keys import (
     ref_prefix,
     version_key,
 )
-from tierstore.format.layout import Condemned, Move, seal_layout
+from tierstore.format.layout import Move, seal_layout
 from tierstore.format.manifest import FileEntry, Manifest, TensorEntry, seal_manifest
 from tierstore.format.pack import PackBuilder
 from tierstore.format.reflog import Hint, Lease
@@ -306,7 +307,7 @@ def _leave_traces(blobs: BlobStore) -> None:
         id="0f" * 16, role="writer", who="golden@example.org", host="example.org", pid=1, ttl_s=60
     )
     blobs.put(LEASES + lease.id, seal_body(Kind.LEASE, lease))
-    condemned = Condemned(run="20200101T000000Z", packs=["00" * 32])
+    condemned = EarlyCondemned(run="20200101T000000Z", packs=["00" * 32])
     blobs.put(GC + condemned.run, seal_body(Kind.CONDEMNED, condemned))
     stale = ref_prefix("org/model", "alias/prod") + HEAD
     blobs.put(stale, seal_body(Kind.HINT, Hint(seq=1)))

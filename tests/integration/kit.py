@@ -8,6 +8,8 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 
 from tierstore.blobs.base import BlobStore
 from tierstore.format.paths import EXPORT_LIST
+from tierstore.modelstore.home.condemned import CondemnedPacks
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.settings import Settings
 from tierstore.modelstore.store import Store
@@ -100,6 +103,12 @@ def finished(process: subprocess.Popen[str], timeout: float = 120) -> str:
     out, errors = process.communicate(timeout=timeout)
     assert process.returncode == 0, f"exit {process.returncode}\n{out}\n{errors}"
     return out
+
+
+def condemn(blobs: BlobStore, *packs: str) -> None:
+    """Condemn packs, by their keys, as a collector does."""
+    ids = [bytes.fromhex(key.rpartition("/")[2]) for key in packs]
+    CondemnedPacks(blobs).condemn(ids, run=uuid.uuid4().hex, now_us=time.time_ns() // 1000)
 
 
 @contextmanager

@@ -13,15 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.kit import MIB, created, equal, opened, safetensors_bytes
+from tests.integration.kit import MIB, condemn, created, equal, opened, safetensors_bytes
 from tierstore.blobs.memory import MemoryStore
 from tierstore.codecs import DELTA
 from tierstore.codecs.base import WORD_TYPES
 from tierstore.errors import Damaged, NotFound, UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.keys import pack_key, version_key
-from tierstore.format.layout import Condemned
-from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import SaveStats, Version
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -336,8 +334,7 @@ def test_a_base_that_goes_while_saving_is_not_relied_on(
         if how == "deleted":
             blobs.delete([key])
         else:
-            listed = Condemned(run="r", packs=[key.rpartition("/")[2]])
-            blobs.put("gc/0001", seal_body(Kind.CONDEMNED, listed))
+            condemn(blobs, key)
 
     with opened(FaultyStore(blobs, once(moment, lose)), cache) as saving:
         saved = stats(saving.save("m", second))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import tierstore
-from tests.integration.kit import MIB, created, equal, python, settings, tensors
+from tests.integration.kit import MIB, condemn, created, equal, python, settings, tensors
 from tests.integration.test_forged_frames import WORDS, place, spoil
 from tests.waiting import wait_until
 from tierstore.blobs.memory import MemoryStore
@@ -351,6 +351,45 @@ def test_a_copy_that_vanishes_while_the_other_one_is_dropped_is_put_back(world: 
     assert all("vanished" in one.why for one in report.moved)
     assert world.packs("warm") == before
     intact(world)
+
+
+def test_a_pack_that_was_condemned_since_the_plan_is_left_where_it_is(world: World) -> None:
+    """A collector deletes it everywhere, and may have done so in the target already."""
+    store = world.open()
+    before = world.packs("warm")
+
+    gc = world.stores["home"].inner
+    done: list[str] = []
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        if op == "put" and key.startswith("packs/") and not done:
+            done.append(key)
+            condemn(gc, *(pack.hex() for pack in before))
+        return None
+
+    world.plans = {"cold": plan}
+    report = world.placement(store).rebalance()
+    assert report.moved
+    assert {one.why for one in report.moved} == {"it is condemned: garbage collection deletes it"}
+    assert world.packs("warm") == before
+    assert "warm" not in world.deletes()
+
+
+def test_a_collected_pack_is_not_put_back(world: World) -> None:
+    cold, home = world.stores["cold"].inner, world.stores["home"].inner
+
+    def collect(op: str, key: str, n: int) -> Fault:
+        if op == "delete":
+            condemn(home, key)
+            cold.delete([key])
+        return None
+
+    world.plans = {"warm": collect}
+    before = world.packs("warm")
+    report = world.placement().rebalance()
+    assert [one.status for one in report.moved] == ["done"] * len(before)
+    assert not world.packs("warm")
+    assert not world.packs("cold")
 
 
 def test_a_target_that_is_gone_once_it_was_written_lets_nothing_go(world: World) -> None:

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.errors import UsageError
+from tierstore.format.condemned import CondemnedList, CondemnedSegment, EarlyCondemned
 from tierstore.format.heat import HeatBody, parse_heat
 from tierstore.format.layout import (
-    Condemned,
     Fold,
     LayoutBody,
     Mark,
@@ -58,7 +58,9 @@ BODIES: dict[Kind, Body] = {
     ),
     Kind.LEASE: Lease(id=HEX16, role="reader", who="me", host="here", pid=1, ttl_s=60),
     Kind.HINT: Hint(seq=1),
-    Kind.CONDEMNED: Condemned(run="1", packs=[HEX32]),
+    Kind.CONDEMNED: EarlyCondemned(run="1", packs=[HEX32]),
+    Kind.CONDEMNED_LIST: CondemnedList(seq=1, run=HEX16, time_us=7, filter=b"", segments=[]),
+    Kind.CONDEMNED_SEGMENT: CondemnedSegment(packs=bytes(32)),
     Kind.TIERS: TierList(seq=1, write_id=HEX16, tiers=[WARM], time_us=7, who="me", message="why"),
     Kind.PIN: Pin(version=HEX32, ref="m@1", roles=["hot"], until_us=None, who="me"),
     Kind.HEAT: HeatBody(node="n", half_life_s=60, landmark_us=7, kinds=b"", keys=b"", scores=b""),

@@ -11,8 +11,8 @@ from hypothesis import given
 
 from tests.unit.format_by_hand import b3, msgpack, read_msgpack, read_sealed, sealed, u32, u64
 from tierstore.errors import Damaged, UnsupportedFormat
+from tierstore.format.condemned import EarlyCondemned
 from tierstore.format.layout import (
-    Condemned,
     Fold,
     Mark,
     Move,
@@ -232,7 +232,7 @@ HEX = A.hex()
 @pytest.mark.parametrize(("kind", "body", "fields"), [
     (Kind.MOVE, Move(pack=HEX, into=[B.hex(), C.hex()]), {"pack": HEX, "into": [B.hex(), C.hex()]}),
     (Kind.FOLD, Fold(patch=HEX, full=B.hex()), {"patch": HEX, "full": B.hex()}),
-    (Kind.CONDEMNED, Condemned(run="r", packs=[HEX]), {"run": "r", "packs": [HEX]}),
+    (Kind.CONDEMNED, EarlyCondemned(run="r", packs=[HEX]), {"run": "r", "packs": [HEX]}),
 ], ids=["move", "fold", "condemned"])  # fmt: skip
 def test_moves_folds_and_condemned_lists(kind: Kind, body: Body, fields: dict[str, Any]) -> None:
     stored, plain = read_sealed(seal_body(kind, body))

@@ -31,10 +31,10 @@ import pytest
 from tests.unit import format_by_hand as hand
 from tierstore import codecs
 from tierstore.errors import Damaged, InvalidSafetensors, UnsupportedFormat
+from tierstore.format.condemned import EarlyCondemned
 from tierstore.format.frame import FrameHead, build_head, frame_payload, parse_frame_head
 from tierstore.format.heat import heat_entries, parse_heat
 from tierstore.format.layout import (
-    Condemned,
     Fold,
     Move,
     parse_layout,
@@ -565,7 +565,7 @@ def _of_msgpack(parse: Parse, cases: int, **fields: object) -> Target:
 
 SEALED_SEEDS = [
     hand.sealed(kind, body, encoding=encoding)
-    for kind in range(1, 14)
+    for kind in range(1, 18)
     for encoding, body in ((0, MANIFEST_PLAIN[:200]), (1, MANIFEST_PLAIN), (0, b""))
 ]
 ODD_FRAMES = [
@@ -603,7 +603,7 @@ TARGETS = {
     "hint": _of_json(_body(Kind.HINT, Hint), 5_000, requires=[], seq=3),
     "lease": _of_json(_body(Kind.LEASE, Lease), 10_000, **LEASE),
     "condemned": _of_json(
-        _body(Kind.CONDEMNED, Condemned), 5_000, requires=[], run="r", packs=["ab" * 32]
+        _body(Kind.CONDEMNED, EarlyCondemned), 5_000, requires=[], run="r", packs=["ab" * 32]
     ),
     "tiers": _of_json(_parse_tiers, 15_000, **TIERS),
     "pin": _of_json(_body(Kind.PIN, Pin), 5_000, **PIN),

@@ -2,6 +2,7 @@
 
 __all__ = [
     "checks",
+    "condemned",
     "dtypes",
     "exportlist",
     "frame",

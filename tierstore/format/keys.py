@@ -11,7 +11,7 @@ CONFIG = "config.json"
 REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
     "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
 )  # fmt: skip
-PROBES, REPORTS, QUARANTINE = "probes/", "reports/", "quarantine/"
+PROBES, REPORTS, QUARANTINE, CONDEMNED = "probes/", "reports/", "quarantine/", "condemned/"
 VERSION_LOG = "versions"
 ALIASES = "alias/"
 VARIANTS = "variant/"
@@ -48,6 +48,11 @@ def move_key(pack: bytes, number: int = 1) -> str:
 def quarantine_key(pack: bytes) -> str:
     """Return the key of the mark that says that a pack is damaged."""
     return QUARANTINE + pack.hex()
+
+
+def list_key(seq: int) -> str:
+    """Return the key of a condemned list by its number."""
+    return f"{GC}{seq:09d}"
 
 
 def segment(name: str) -> str:

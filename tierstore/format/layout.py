@@ -1,4 +1,4 @@
-"""Layouts, index segments, folds, moves, marks, condemned lists (SPEC.md sections 8 and 10)."""
+"""Layouts, index segments, folds, moves, marks (SPEC.md section 8)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -68,13 +68,6 @@ def parse_fold(data: Buffer, patch: Digest, name: str) -> Digest:
     if fold.patch != patch.hex:
         damaged(name, "it is the fold of another version")
     return Digest.from_hex(fold.full)
-
-
-class Condemned(Body, frozen=True, kw_only=True):
-    """A list of packs that will be deleted."""
-
-    run: str
-    packs: list[Hex64]
 
 
 def seal_layout(manifest: Digest, places: Sequence[ChunkPlace], sizes: dict[bytes, int]) -> bytes:

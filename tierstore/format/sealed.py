@@ -41,6 +41,8 @@ class Kind(IntEnum):
     MOVER = 13
     REPORT = 14
     QUARANTINE = 15
+    CONDEMNED_LIST = 16
+    CONDEMNED_SEGMENT = 17
 
     @property
     def title(self) -> str:
@@ -51,19 +53,25 @@ class Kind(IntEnum):
 _TITLES = {
     Kind.SEGMENT: "segment of the index",
     Kind.REF: "entry of a ref log",
-    Kind.CONDEMNED: "list of condemned packs",
+    Kind.CONDEMNED: "early list of condemned packs",
     Kind.TIERS: "list of tiers",
     Kind.MOVER: "mover's lease",
     Kind.QUARANTINE: "quarantine mark",
+    Kind.CONDEMNED_LIST: "list of condemned packs",
+    Kind.CONDEMNED_SEGMENT: "segment of a list of condemned packs",
 }
-_MSGPACK = frozenset({Kind.MANIFEST, Kind.LAYOUT, Kind.SEGMENT, Kind.HEAT, Kind.QUARANTINE})
+_LIMITS = {
+    Kind.MANIFEST: 512 << 20, Kind.LAYOUT: 512 << 20, Kind.SEGMENT: 512 << 20,
+    Kind.CONDEMNED: 64 << 20, Kind.HEAT: 64 << 20, Kind.QUARANTINE: 64 << 20,
+    Kind.CONDEMNED_LIST: 64 << 20, Kind.CONDEMNED_SEGMENT: 64 << 20,
+}  # fmt: skip
+_OTHER_LIMIT = 1 << 20
+_MSGPACK = frozenset(_LIMITS) - {Kind.CONDEMNED}
 
 
 def max_plain_bytes(kind: Kind) -> int:
     """Return the limit on the plain bytes of an object of this kind."""
-    if kind in {Kind.CONDEMNED, Kind.HEAT, Kind.QUARANTINE}:
-        return 64 << 20
-    return 512 << 20 if kind in _MSGPACK else 1 << 20
+    return _LIMITS.get(kind, _OTHER_LIMIT)
 
 
 def seal(kind: Kind, plain: bytes) -> bytes:

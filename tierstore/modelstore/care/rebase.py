@@ -1,9 +1,9 @@
 """Rebase: stores a version's deltas as standalone chunks where reading them costs too much.
 
 Reading a delta fetches its own frame and its bases'. Rebase encodes such chunks anew, puts them
-into new packs and writes the version's layout again. The old frames stay, for readers that use them
-now and for other versions, until nothing needs them. Any delta of a version may be replaced by
-hand; an agent does so where the version as a whole costs too much.
+into new packs and writes the version's layout again (format/SPEC.md 11). The old frames stay, for
+readers that use them now and for other versions, until nothing needs them. Any delta of a version
+may be replaced by hand; an agent does so where the version as a whole costs too much.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from tierstore.arguments import as_number
@@ -24,12 +25,12 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.keys import INDEX, VARIANTS, VERSION_LOG, layout_key
-from tierstore.format.layout import seal_layout, seal_segment
+from tierstore.format.layout import parse_layout, seal_layout, seal_segment
 from tierstore.format.manifest import Manifest
 from tierstore.format.proof import hash_plain
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.ids import Digest, split_digests
+from tierstore.ids import split_digests
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.home import Home, chunks_of
@@ -37,14 +38,15 @@ from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.loading.opener import Opened
-from tierstore.modelstore.loading.stored import VerifiedContent
 from tierstore.modelstore.saving.framing import BufferPool
+from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.version import Version, version_of
 
 COSTS = 1.5
 """The most bytes that reading deltas may fetch, per byte of the standalone frames for them."""
 
+_ROUNDS = 5
 _log = logging.getLogger("tierstore.rebase")
 
 
@@ -146,18 +148,22 @@ class Rebasing:
             )
         check_features(self._home.config, "write", self._home.blobs.url)
         full = self._opened(version)
-        manifest, content = full.manifest, full.content.verified()
-        costs = ReadCosts(content.table, manifest)
+        costs = ReadCosts(full.content.table, full.manifest)
         expensive = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
         before = costs.whole({})
         if not expensive:
             return Rebased(len(costs.deltas), 0, 0, 0, before, before)
-        packer, meta = self._store_standalone(full.digest, manifest, content, expensive)
+        with (
+            WriterLease(self._home.blobs) as lease,
+            closing(_Work(self._home, lease, full)) as work,
+        ):
+            packer = work.packer
+            written = work.run(expensive) + _publish(self._home, self._index, packer)
         return Rebased(
             deltas=len(costs.deltas),
-            chunks=len(packer.places),
+            chunks=len(work.places),
             plain_bytes=sum(place.plain_bytes for place in packer.places.values()),
-            stored_bytes=sum(packer.pack_sizes.values()) + meta,
+            stored_bytes=sum(packer.pack_sizes.values()) + written,
             cost_before=before,
             cost_after=costs.whole({one: at.frame_bytes for one, at in packer.places.items()}),
         )
@@ -201,33 +207,90 @@ class Rebasing:
             return False
         return ReadCosts(content.table, manifest).whole({}) > COSTS
 
-    def _store_standalone(
-        self,
-        digest: Digest,
-        manifest: Manifest,
-        content: VerifiedContent,
-        expensive: Sequence[ChunkPlace],
-    ) -> tuple[Packer, int]:
-        """Store these chunks of a version standalone, and write its layout again.
 
-        Returns what was packed, and the bytes of other objects that were written.
-        """
-        with WriterLease(self._home.blobs) as lease:
-            pool = BufferPool(manifest.chunk_size)
-            packer = Packer(self._home.packs, pool)
-            try:
-                for place, dtype in _with_dtypes(expensive, manifest):
-                    buffer = pool.take()
-                    plain = memoryview(buffer)[: place.plain_bytes]
-                    content.reader.read([Want(place, plain)])
-                    packer.add_chunk(buffer, plain, hashed=hash_plain(plain), dtype=dtype)
-                    lease.keep()
-                packer.finish()
-            finally:
-                packer.close()
-            lease.renew()
-            meta = _write_layout(self._home, digest, manifest, content.table, packer)
-            return packer, meta + _publish(self._home, self._index, packer)
+class _Work:
+    """One rebase: stores chunks of a version standalone, and leads its readers to them.
+
+    The moves come before the layout: whatever is paused in between, what a live layout leads to is
+    live itself, so that the new packs cannot go before the new layout names them.
+    """
+
+    def __init__(self, home: Home, lease: WriterLease, full: Opened) -> None:
+        self._home, self._lease = home, lease
+        self._digest, self._manifest = full.digest, full.manifest
+        self._content = full.content.verified()
+        self._pool = BufferPool(full.manifest.chunk_size)
+        self._unfit: set[bytes] = set()
+        self._healing = Healing(home, self._unfit)
+        self.packer = Packer(home.packs, self._pool)
+        self.places: dict[bytes, ChunkPlace] = {}
+        """Where the chunks that were stored standalone lie, by digest."""
+
+    def close(self) -> None:
+        """Stop; what is not uploaded is dropped."""
+        self.packer.close()
+
+    def run(self, expensive: Sequence[ChunkPlace]) -> int:
+        """Store these chunks standalone; return the bytes of the layout that was written."""
+        self._store(expensive)
+        self._lease.renew()
+        if gone_packs(self._home, self.packer.pack_sizes):
+            raise BackendError(
+                f"packs that were just written for version b3:{self._digest.hex} disappeared while "
+                "it was rebased; nothing was changed. Run 'tierstore check', then try again"
+            )
+        sealed = self._layout()
+        self._home.blobs.put(layout_key(self._digest), sealed)
+        self._settle(parse_layout(sealed, self._digest, "the layout that was just written"))
+        return len(sealed)
+
+    def _store(self, chunks: Sequence[ChunkPlace]) -> None:
+        """Store chunks standalone, and write the moves from where they lie."""
+        old = self._content.table
+        for place, dtype in _with_dtypes(chunks, self._manifest):
+            buffer = self._pool.take()
+            plain = memoryview(buffer)[: place.plain_bytes]
+            self._content.reader.read([Want(old.find(place.digest) or place, plain)])
+            self.packer.add_chunk(buffer, plain, hashed=hash_plain(plain), dtype=dtype)
+            self._lease.keep()
+        self.packer.finish()
+        into: dict[bytes, set[bytes]] = {}
+        for place in chunks:
+            now = self.places[place.digest] = self.packer.places[place.digest]
+            into.setdefault(place.pack, set()).add(now.pack)
+        for pack, packs in into.items():
+            self._healing.move(pack, packs)
+
+    def _layout(self) -> bytes:
+        table = self._content.table
+        places: dict[bytes, ChunkPlace] = {}
+        for chunk in chunks_of(self._manifest):
+            place = self.places.get(chunk) or table.find(chunk)
+            assert place is not None  # loading checked that the layout holds every chunk
+            places[chunk] = place
+        for place in list(places.values()):
+            for base in place.bases:
+                below = self.places.get(base) or table.find(base)
+                assert below is not None
+                places.setdefault(base, below)
+        sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True)) | self.packer.pack_sizes
+        used = {place.pack: sizes[place.pack] for place in places.values()}
+        return seal_layout(self._digest, list(places.values()), used)
+
+    def _settle(self, table: ChunkTable) -> None:
+        """Store anew what lies in packs that were condemned until the layout was there."""
+        for _ in range(_ROUNDS):
+            relied_on = {*table.pack_ids, *self._healing.leads_to} - self._unfit
+            condemned = self._home.condemned.among(relied_on)
+            if not condemned:
+                return
+            self._unfit |= condemned
+            now = [self.places.get(place.digest, place) for place in table]
+            self._store([place for place in now if place.pack in condemned])
+        raise BackendError(
+            f"packs of version b3:{self._digest.hex} keep being condemned while it is rebased; run "
+            "'tierstore check'"
+        )
 
 
 def _with_dtypes(
@@ -239,32 +302,6 @@ def _with_dtypes(
             for chunk in split_digests(tensor.chunks):
                 dtypes.setdefault(chunk, tensor.dtype)
     return ((place, dtypes.get(place.digest, "")) for place in places)
-
-
-def _write_layout(
-    home: Home, digest: Digest, manifest: Manifest, table: ChunkTable, packer: Packer
-) -> int:
-    places: dict[bytes, ChunkPlace] = {}
-    for chunk in chunks_of(manifest):
-        place = packer.places.get(chunk) or table.find(chunk)
-        assert place is not None  # loading checked that the layout holds every chunk
-        places[chunk] = place
-    for place in list(places.values()):
-        for base in place.bases:
-            below = packer.places.get(base) or table.find(base)
-            assert below is not None
-            places.setdefault(base, below)
-    sizes = {**dict(zip(table.pack_ids, table.pack_sizes, strict=True)), **packer.pack_sizes}
-    used = {place.pack: sizes[place.pack] for place in places.values()}
-    # what is marked or in an archive is no worse in the new layout than in the old one
-    if gone := gone_packs(home, used):
-        raise BackendError(
-            f"{len(gone)} packs that version b3:{digest.hex} needs disappeared while it was "
-            "rebased; nothing was changed. Run 'tierstore check', then try again"
-        )
-    data = seal_layout(digest, list(places.values()), used)
-    home.blobs.put(layout_key(digest), data)
-    return len(data)
 
 
 def _publish(home: Home, index: ChunkIndex, packer: Packer) -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.forks import begin
 from tierstore.format.checks import damaged
 from tierstore.format.keys import move_key, pack_key
 from tierstore.format.layout import Move
 from tierstore.format.sealed import Kind, unseal_body
-from tierstore.format.table import ChunkPlace
+from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.tiers.durable.tiers import DurableTiers
 
@@ -26,10 +26,21 @@ class Moves:
     Args:
         home_blobs: The blobs of the store's home, where moves lie.
         tiers: The durable tiers, where packs lie.
+        table: The layout that is being read, and that what ``look_again`` returns stands in for.
+        look_again: Returns the layout as it is now; asked where moves lead no further, as it may
+            have been written anew since it was read, and the packs that it named deleted.
     """
 
-    def __init__(self, home_blobs: BlobStore, tiers: DurableTiers) -> None:
+    def __init__(
+        self,
+        home_blobs: BlobStore,
+        tiers: DurableTiers,
+        table: ChunkTable | None = None,
+        look_again: Callable[[], ChunkTable] | None = None,
+    ) -> None:
         self._home_blobs, self._tiers = home_blobs, tiers
+        self._table, self._look_again = table, look_again
+        self._newer: ChunkTable | None = None
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
         self._numbers: dict[bytes, int] = {}
         self._unread: dict[bytes, dict[bytes, BackendError]] = {}
@@ -61,8 +72,21 @@ class Moves:
         return self.way(place)[-1] if self._moved else place
 
     def target(self, pack: bytes, digest: bytes) -> ChunkPlace | None:
-        """Return where the moves of one pack lead for a chunk, as far as they are known."""
-        return self._moved.get(pack, {}).get(digest)
+        """Return where the moves of one pack lead for a chunk, as far as they are known.
+
+        Where they do not, it is where the layout that was read last has the chunk.
+        """
+        found = self._moved.get(pack, {}).get(digest)
+        if found is None and self._newer is not None and pack in self._moved:
+            found = self._in_newer(self._newer, pack, digest)
+        return found
+
+    def _in_newer(self, table: ChunkTable, pack: bytes, digest: bytes) -> ChunkPlace | None:
+        found = table.find(digest)
+        if found is None or found.pack == pack or self._table is None:
+            return None
+        # a reader looks for bases in the layout that it has
+        return found if all(base in self._table.digests for base in found.bases) else None
 
     def follow(self, place: ChunkPlace) -> bool:
         """Look where else a frame lies, now that it could not be read at ``place``.
@@ -72,6 +96,13 @@ class Moves:
         """
         if self.current(place) == place:
             self.learn(place.pack)
+        if self.current(place) == place and self._look_again is not None:
+            try:
+                self._newer = self._look_again()
+            except (NotFound, Damaged, UnsupportedFormat) as error:
+                _log.warning(
+                    "the layout around b3:%s is not read again: %s", place.digest.hex(), error
+                )
         return self.current(place) != place
 
     def learn(self, pack: bytes) -> int:

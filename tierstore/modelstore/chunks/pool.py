@@ -63,6 +63,7 @@ class ReadPool:
         table: The version's layout, which says how long its frames and chunks are.
         threads: How many threads decode; at least 8 are used over a network.
         memory_limit_bytes: Bytes of staging memory, of which at most 192 MiB are used.
+        look_again: Returns the version's layout as it is now, for packs that are gone.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ReadPool:
         *,
         threads: int,
         memory_limit_bytes: int,
+        look_again: Callable[[], ChunkTable] | None = None,
     ) -> None:
         self._tiers = tiers
         self.memory_limit_bytes = memory_limit_bytes
@@ -90,7 +92,7 @@ class ReadPool:
         """Where the version came from; ``None`` for what only the code of tierstore reads."""
         self.hold: Hold | None = None
         """Keeps the version in this process's lease while anything reads through the pool."""
-        self.moves = Moves(home_blobs, tiers)
+        self.moves = Moves(home_blobs, tiers, table, look_again)
         self.requests = 0
         self.bytes_by_tier: dict[str, int] = {}
         """Bytes read from durable tiers, by the tiers' names."""

@@ -5,15 +5,15 @@ What is *unfit* no save reuses, and moves heal it; what is *gone* no layout may 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from tierstore.blobs.base import BlobStore
-from tierstore.errors import NotFound
-from tierstore.format.keys import GC, pack_key
-from tierstore.format.layout import Condemned
-from tierstore.format.sealed import Kind, unseal_body
+from tierstore.errors import Damaged, NotFound
+from tierstore.format.keys import pack_key
 from tierstore.modelstore.home.home import Home
+
+_log = logging.getLogger("tierstore.gc")
 
 
 def unfit_packs(home: Home, sizes: Mapping[bytes, int]) -> set[bytes]:
@@ -42,7 +42,11 @@ def gone_packs(home: Home, sizes: Mapping[bytes, int]) -> set[bytes]:
 def _refused(home: Home, sizes: Mapping[bytes, int], size_of: Callable[[str], int]) -> set[bytes]:
     if not sizes:
         return set()
-    condemned = _condemned(home.blobs)
+    try:
+        condemned = home.condemned.among(sizes)
+    except Damaged as error:
+        _log.warning("%s. Until then nothing that was stored before is relied on", error)
+        return set(sizes)
 
     def is_there(pack: bytes) -> bool:
         try:
@@ -53,11 +57,3 @@ def _refused(home: Home, sizes: Mapping[bytes, int], size_of: Callable[[str], in
     with ThreadPoolExecutor(8, "tierstore-confirm") as pool:
         there = pool.map(is_there, sizes)
     return {pack for pack, has in zip(sizes, there, strict=True) if not has or pack in condemned}
-
-
-def _condemned(home_blobs: BlobStore) -> set[bytes]:
-    newest = max((info.key for info in home_blobs.list(GC)), default=None)
-    if newest is None:
-        return set()
-    listed = unseal_body(Kind.CONDEMNED, home_blobs.get(newest), Condemned, newest)
-    return {bytes.fromhex(pack) for pack in listed.packs}

@@ -21,6 +21,7 @@ from tierstore.format.storeconfig import (
 )
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.home.condemned import CondemnedPacks
 from tierstore.modelstore.home.footers import scan_packs
 from tierstore.modelstore.home.news import News
 from tierstore.modelstore.home.probe import probe
@@ -98,6 +99,7 @@ class Home:
         self.packs = packs or DurableTiers([home_tier(blobs)])
         self.config = config or read_config(blobs)
         self.quarantine = Quarantine(blobs)
+        self.condemned = CondemnedPacks(blobs)
         self.news: News | None = None
         """Told of every entry that this process appends to a ref log."""
 

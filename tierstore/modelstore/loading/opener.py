@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -147,7 +147,9 @@ class Opener:
         self, chain: Chain, full: Manifest, patches: list[Manifest], hot: HotTiers | None = None
     ) -> Opened:
         table = chain_table(self._home, chain, full, patches)
-        content = self.content(table, full.chunk_size, hot)
+        content = self.content(
+            table, full.chunk_size, lambda: chain_table(self._home, chain, full, patches), hot
+        )
         titles = tuple(f"patch {version_key(digest)}" for digest in chain.patches)
         patched = frozenset(touched_files(patches, full))
         files = tuple(
@@ -165,14 +167,21 @@ class Opener:
             self._places,
         )
 
-    def content(self, table: ChunkTable, chunk_size: int, hot: HotTiers | None = None) -> Content:
-        """Return a layout together with a reader of its chunks."""
+    def content(
+        self,
+        table: ChunkTable,
+        chunk_size: int,
+        look_again: Callable[[], ChunkTable],
+        hot: HotTiers | None = None,
+    ) -> Content:
+        """Return a layout with a reader of its chunks; ``look_again`` reads the layout anew."""
         pool = ReadPool(
             self._home.blobs,
             self._home.packs,
             table,
             threads=self._settings.threads,
             memory_limit_bytes=self._settings.memory_limit_bytes,
+            look_again=look_again,
         )
         whole_parts = self._settings.verify_parts == "chunks"
         reader = ChunkReader(pool, table, hot or self._hot, whole_parts=whole_parts)

@@ -19,6 +19,7 @@ from tierstore.format.manifest import Manifest, named_tensors, patch_info
 from tierstore.format.patch import PATCH_PATH, PatchInfo, parse_patch
 from tierstore.format.reflog import RefEntry
 from tierstore.format.safetensors import TensorInfo, parse_header
+from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import Chain, find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.home.home import Home
@@ -204,8 +205,12 @@ def _opened(
 ) -> Patch:
     (file,) = manifest.files
     header = parse_header(file.header, file.size)
-    table = home.layout(digest, manifest)
-    content = opener.content(table, manifest.chunk_size).verified()  # it may be stored, or kept
+
+    def layout() -> ChunkTable:
+        return home.layout(digest, manifest)
+
+    table = layout()
+    content = opener.content(table, manifest.chunk_size, layout).verified()  # stored, or kept
     content.reader.pool.hold = hold
     entries = {entry.name: entry for entry in file.tensors}
 

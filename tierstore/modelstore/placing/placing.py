@@ -344,6 +344,7 @@ class Placement:
                 budget=budget,
                 stop=event,
                 may_leave=self._may_leave,
+                is_condemned=lambda pack: bool(self._home.condemned.among([pack])),
                 on_damage=self._quarantine,
                 stats=self.stats,
             )

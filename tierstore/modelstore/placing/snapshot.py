@@ -25,10 +25,10 @@ _PACK = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The content of the durable tiers at one moment.
+    """The content of the durable tiers at one moment, without condemned packs.
 
     Attributes:
-        packs: The state of every pack.
+        packs: The state of every pack that is not condemned.
         tiers: The state of every tier, in the order of reading.
         now: Time of the snapshot, in seconds since the epoch.
         pinned: Packs that stay in warm tiers.
@@ -73,6 +73,7 @@ def snapshot(
 
     Raises:
         ConfigError: An option or price of a tier is invalid.
+        Damaged: It is unknown which packs are condemned.
     """
     home.packs.refresh()
     durable = home.packs.tiers
@@ -91,9 +92,13 @@ def snapshot(
         for pack, size, mtime in found:
             copies.setdefault(pack, {})[tier.name] = mtime
             sizes[pack] = max(size, sizes.get(pack, 0))
+    condemned = home.condemned.among(sizes)
+    if condemned:
+        notes.append(f"{len(condemned)} packs are condemned: garbage collection deletes them")
     packs = [
         PackState(pack, sizes[pack], read.get(pack, 0.0) / max(1, sizes[pack]), have)
         for pack, have in copies.items()
+        if pack not in condemned
     ]
     return Snapshot(packs, tiers, time.time(), pinned, graph.bases(), tuple(notes))
 

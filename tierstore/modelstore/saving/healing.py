@@ -35,6 +35,11 @@ class Healing:
         self._bad_bases: set[bytes] = set()
         self._confirmed: set[bytes] = set()
 
+    @property
+    def leads_to(self) -> Set[bytes]:
+        """Ids of the packs to which moves that were read or written here lead."""
+        return self._confirmed
+
     def lost_in(self, table: ChunkTable, own: Collection[bytes]) -> dict[bytes, set[bytes]]:
         """Return those chunks of a layout that lie in unfit packs or need a base in one.
 

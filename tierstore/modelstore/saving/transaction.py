@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
+from tierstore.errors import TierstoreError
 from tierstore.format.storeconfig import check_features
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
@@ -52,8 +53,9 @@ class Saving:
     ) -> Iterator[Writer]:
         """Yield a writer; garbage collection leaves its packs alone until the block ends.
 
-        The block calls ``write`` and then appends the ref entry that makes the version exist. When
-        it ends without an error, the new chunks are published to later saves.
+        The block calls ``write`` and then appends the ref entry that makes the version exist; its
+        sources stay open until after it. When it ends without an error, the new chunks are
+        published to later saves.
 
         Args:
             selection: The base selection for new chunks; ``None`` stores them standalone.
@@ -84,7 +86,14 @@ class Saving:
                 selection=selection,
                 progress=progress,
             )
-            yield writer
+            with closing(writer):
+                try:
+                    yield writer
+                except TierstoreError:  # the entry may be there all the same
+                    with suppress(TierstoreError):
+                        writer.settle()
+                    raise
+                writer.settle()
             if indexed:
                 writer.publish_index()
 

@@ -5,8 +5,8 @@
     source -> pooled buffer -> digest -> known? -> yes: reuse its place
        |                                  no: frame -> pack -> durable tier
        +-> SHA-256 of the file, in order
-    then manifest, confirm what was reused, moves that heal, layout, ref entry, index segment
-    (format/SPEC.md 11)
+    then manifest, confirm what was reused, moves that heal, layout, ref entry, a last look at what
+    is condemned, index segment (format/SPEC.md 11)
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Writer:
         self._state = SaveState(unfit=set(marked), alone=set().union(*marked.values()))
         self._healing = Healing(home, self._state.unfit)
         self._named: set[bytes] = set()
+        self._digest: Digest | None = None
         self._selection = selection
         threads = min(threads, encoders(chunk_size, deltas=selection is not None))
         self._depth = 2 * threads + 2
@@ -111,7 +112,7 @@ class Writer:
         """Store the content of ``files``; the version exists once its digest is in a ref log.
 
         Args:
-            files: Open sources, which the caller closes.
+            files: Open sources, which the caller closes once the version is settled.
             lineage: What the content was made from.
             patch: For a patch version: what its only file changes, and of which version.
 
@@ -124,20 +125,22 @@ class Writer:
             # before anything is encoded: what these rely on must stay as it is stored
             self._state.claimed |= {place.digest for place, _ in [*reused.places, *reused.bases]}
             self._reuse([*reused.places, *reused.bases])
-        try:
-            entries = tuple(map(self._write_file, files))
-            self._packer.finish()
-            digest, sealed = seal_manifest(
-                Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
-                if patch is None
-                else patch_manifest(entries[0], patch, self._chunk_size)
-            )
-            self._create(version_key(digest), sealed)
-            self._publish(digest)
-        finally:
-            self._workers.shutdown(cancel_futures=True)
-            self._packer.close()
+        entries = tuple(map(self._write_file, files))
+        self._packer.finish()
+        digest, sealed = seal_manifest(
+            Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
+            if patch is None
+            else patch_manifest(entries[0], patch, self._chunk_size)
+        )
+        self._create(version_key(digest), sealed)
+        self._publish(digest)
+        self._digest = digest
         return digest
+
+    def close(self) -> None:
+        """Stop what this writer's threads do; what is not uploaded is dropped."""
+        self._workers.shutdown(cancel_futures=True)
+        self._packer.close()
 
     def _write_file(self, file: SourceFile) -> FileEntry:
         if file.reused is not None:
@@ -392,9 +395,13 @@ class Writer:
     def _vanishing(self) -> str:
         return (
             f"packs that this save relies on keep disappearing from {self._home.packs.url}; "
-            "nothing was published. See that no other program deletes objects there, then save "
-            "again"
+            f"{self._left()}. See that no other program deletes objects there, then save again"
         )
+
+    def _left(self) -> str:
+        if self._digest is None:
+            return "nothing was published"
+        return f"the version b3:{self._digest.hex} is published, but parts of it may be missing"
 
     def _confirm(self) -> None:
         """Confirm the packs that are relied on; what lies in unfit ones is stored again."""
@@ -446,13 +453,34 @@ class Writer:
             hashed = hash_plain(plain)
             if hashed.digest != digest:
                 raise SourceChanged(
-                    f"{chunk.file.path} changed while it was being saved; nothing was published"
+                    f"{chunk.file.path} changed while it was being saved; {self._left()}"
                 )
             self._packer.add_chunk(buffer, plain, hashed=hashed, dtype=chunk.dtype)
             self._lease.keep()
         for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
             file.finish()
         self._packer.finish()
+
+    def settle(self) -> None:
+        """Make sure that what was published relies on no condemned pack; store anew what does.
+
+        Called once the version is published, while its sources are still open. A collector looks
+        at the versions after it has condemned packs: one of both sees the other.
+
+        Raises:
+            BackendError: Packs keep being condemned.
+            Damaged: It is unknown what is condemned.
+        """
+        if self._digest is None:
+            return
+        for _ in range(_ROUNDS):
+            relied_on = (self._named | self._healing.leads_to) - self._state.unfit
+            condemned = self._home.condemned.among(relied_on)
+            if not condemned:
+                return
+            self._store_again(condemned)
+            self._publish(self._digest)
+        raise BackendError(self._vanishing())
 
     def _create(self, key: str, data: bytes) -> None:
         # an equal object may be there already: a manifest is its content

@@ -8,7 +8,8 @@ next plan sees, and never a copy too few:
 2. It is written to the target unless that has a good copy already.
 3. The target's copy is read back whole, and must have the digest of what was read.
 4. The lease is looked at, and so is what may have changed since the plan: pins, the target's
-   marker. Then the source's copy is deleted.
+   marker, and whether the pack is condemned by now: then the collector deletes every copy. Else the
+   source's copy is deleted.
 5. The target is asked once more. Should its copy be gone after all (another mover that took this
    one for dead), the pack goes back to where it was: its bytes are still at hand.
 
@@ -115,6 +116,8 @@ class Mover:
         stop: Ends the run between two pieces of work once it is set.
         may_leave: Asked right before a copy is dropped from a warm tier; returns whether nobody has
             pinned the pack since the plan was made.
+        is_condemned: Asked after a copy was made, and before one is put back; returns whether
+            garbage collection deletes the pack from every tier.
         on_damage: Told of a pack of which no tier has a good copy.
         stats: Receives the counts.
     """
@@ -127,6 +130,7 @@ class Mover:
         budget: Budget | None = None,
         stop: threading.Event | None = None,
         may_leave: Callable[[PlannedMove], bool] = lambda move: True,
+        is_condemned: Callable[[bytes], bool] = lambda pack: False,
         on_damage: Callable[[bytes], None] = lambda pack: None,
         stats: MoverStats | None = None,
     ) -> None:
@@ -135,6 +139,7 @@ class Mover:
         self._lease, self._budget = lease, budget or Budget()
         self._stop = stop or threading.Event()
         self._may_leave, self._on_damage = may_leave, on_damage
+        self._is_condemned = is_condemned
         self._down: dict[str, str] = {}
         """Tiers that failed in this run, and why: what needs them is skipped."""
         self._full: set[str] = set()
@@ -228,9 +233,11 @@ class Mover:
             self._copy(target, key, data)
             copied = len(data)
         if move.drops:
+            if self._is_condemned(move.pack):
+                return "it is condemned: garbage collection deletes it", copied
             if not self._may_leave(move):
                 return "it was pinned since the plan was made", copied
-            self._drop(source, target, key, data)
+            self._drop(move.pack, source, target, data)
         return "", copied
 
     def _refuse(self, move: PlannedMove, source: DurableTier, target: DurableTier) -> None:
@@ -351,8 +358,9 @@ class Mover:
             self._spend(len(out), began)
         return "" if digest.digest() == blake3.blake3(data).digest() else "its bytes differ"
 
-    def _drop(self, source: DurableTier, target: DurableTier, key: str, data: bytearray) -> None:
+    def _drop(self, pack: bytes, source: DurableTier, target: DurableTier, data: bytearray) -> None:
         """Delete the source's copy, now that another one was verified."""
+        key = pack_key(pack)
         with self._asking(target):
             target.verify()
         with self._asking(source):
@@ -361,7 +369,7 @@ class Mover:
         self._all.room(source).add(-len(data))
         source.stats.count(evicted=1, evicted_bytes=len(data))
         with self._asking(target):
-            if _size(target, key) is None:
+            if _size(target, key) is None and not self._is_condemned(pack):
                 source.blobs.put(key, data)
                 raise Damaged(
                     f"{key} vanished from tier {target.name} while its copy in {source.name} was "

@@ -1,0 +1,176 @@
+"""Condemned packs: those that are deleted or will be, which nothing new may rely on (SPEC.md 10).
+
+The highest list says all that holds. Its filter tells of most packs that they are not condemned, so
+that a writer of little reads the list alone, and the segments only when the filter has one of its
+packs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Collection, Iterable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat
+from tierstore.forks import begin
+from tierstore.format.condemned import (
+    CondemnedList,
+    CondemnedSegment,
+    EarlyCondemned,
+    SegmentOfList,
+    filter_of,
+    parse_list,
+    parse_segment,
+)
+from tierstore.format.keys import CONDEMNED, GC, list_key
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.modelstore.home.once import create_once
+
+_log = logging.getLogger("tierstore.gc")
+_NUMBER = re.compile(re.escape(GC) + r"([0-9]{9})\Z")
+_ROUNDS = 5
+_ATTEMPTS = 100
+
+
+class CondemnedPacks:
+    """The condemned packs of one store. Thread-safe.
+
+    Lists and segments never change, so each is read once.
+
+    Args:
+        home_blobs: The store's home, where the lists lie.
+    """
+
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._home_blobs = home_blobs
+        self._newest: CondemnedList | None = None
+        self._segments: dict[str, frozenset[bytes]] = {}
+        self._early_lists: dict[str, frozenset[bytes]] = {}
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+
+    def among(self, packs: Collection[bytes]) -> set[bytes]:
+        """Return those of the packs that are condemned by the list that is the highest now.
+
+        Costs one LIST of keys, and one read where this process has not seen that list yet.
+
+        Raises:
+            Damaged: It is unknown what is condemned: a segment of the list cannot be read.
+            BackendError: Home cannot be asked.
+        """
+        wanted = set(packs)
+        number = 0
+        for _ in range(_ROUNDS):
+            early, number = self._look()
+            try:
+                return wanted & early | self._in_list(wanted, number)
+            except NotFound:  # a newer list has taken its place
+                continue
+        raise Damaged(
+            f"{list_key(number)} of {self._home_blobs.url} names a segment that is missing; run "
+            "'tierstore gc', which writes the list anew"
+        )
+
+    def _look(self) -> tuple[Set[bytes], int]:
+        """Return what early lists condemn, and the number of the highest list; 0: there is none."""
+        number, early = 0, set[bytes]()
+        for info in self._home_blobs.list(GC):
+            if match := _NUMBER.match(info.key):
+                number = max(number, int(match[1]))
+            else:
+                early |= self._early(info.key)
+        return early, number
+
+    def _in_list(self, wanted: Set[bytes], number: int) -> set[bytes]:
+        if not number:
+            return set()
+        try:
+            newest = self._list(number)
+        except Damaged as error:
+            _log.warning("%s; all that was ever condemned counts as condemned", error)
+            return {*wanted} & self._packs_in(self._segments_there())
+        found = {pack for pack in wanted if newest.may_hold(pack)}
+        return found & self._packs_in([one.key for one in newest.segments]) if found else found
+
+    def _list(self, number: int) -> CondemnedList:
+        with self._lock:
+            if self._newest is not None and self._newest.seq == number:
+                return self._newest
+        key = list_key(number)
+        found = parse_list(self._home_blobs.get(key), number, f"condemned list {key}")
+        with self._lock:
+            if self._newest is None or self._newest.seq < number:
+                self._newest = found
+        return found
+
+    def _segments_there(self) -> list[str]:
+        return [info.key.removeprefix(CONDEMNED) for info in self._home_blobs.list(CONDEMNED)]
+
+    def _packs_in(self, segments: Sequence[str]) -> set[bytes]:
+        """Return the ids in these segments, of which none but the new ones are read."""
+        with self._lock:
+            known = {key: self._segments[key] for key in segments if key in self._segments}
+        new = [key for key in segments if key not in known]
+        if new:
+            with ThreadPoolExecutor(min(8, len(new)), "tierstore-condemned") as pool:
+                known |= zip(new, pool.map(self._segment, new), strict=True)
+        with self._lock:
+            self._segments = known
+        return set().union(*known.values())
+
+    def _segment(self, name: str) -> frozenset[bytes]:
+        key = CONDEMNED + name
+        return parse_segment(self._home_blobs.get(key), f"condemned segment {key}")
+
+    def _early(self, key: str) -> frozenset[bytes]:
+        with self._lock:
+            found = self._early_lists.get(key)
+        if found is None:
+            try:
+                packs = unseal_body(
+                    Kind.CONDEMNED, self._home_blobs.get(key), EarlyCondemned, key
+                ).packs
+                found = frozenset(map(bytes.fromhex, packs))
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                _log.warning("ignored: %s", error)
+                found = frozenset()
+            with self._lock:
+                self._early_lists[key] = found
+        return found
+
+    def condemn(self, packs: Iterable[bytes], *, run: str, now_us: int) -> CondemnedList:
+        """Write the next list, which says all that the highest one says, and these packs.
+
+        Args:
+            packs: The ids of packs, at least one.
+            run: The run of the collector: 32 hex digits, random.
+            now_us: Microseconds since the epoch by home's clock.
+
+        Raises:
+            Conflict: Other collectors were faster a hundred times.
+        """
+        ids = sorted(set(packs))
+        new = SegmentOfList(key=uuid.uuid4().hex, time_us=now_us)
+        segment = CondemnedSegment(packs=b"".join(ids))
+        self._home_blobs.put(CONDEMNED + new.key, seal_body(Kind.CONDEMNED_SEGMENT, segment))
+        for _ in range(_ATTEMPTS):
+            number = self._look()[1]
+            before = self._list(number).segments if number else []
+            known = self._packs_in([one.key for one in before])
+            body = CondemnedList(
+                seq=number + 1,
+                run=run,
+                time_us=now_us,
+                filter=filter_of({*ids, *known}),
+                segments=[*before, new],
+            )
+            sealed = seal_body(Kind.CONDEMNED_LIST, body)
+            if create_once(self._home_blobs, list_key(number + 1), sealed):
+                return body
+        raise Conflict(f"other collectors condemned packs first {_ATTEMPTS} times; try again later")
