@@ -2889,6 +2889,14 @@ _PROCESSES = (
 
 _RECLAIM = (
     Mutation(
+        "moves-in-a-circle",
+        "SPEC 12: the moves of its pack, and where these lead no further the read ends.",
+        "modelstore/chunks/decode.py",
+        "                tried.add(at.pack)\n",
+        "",
+        ("integration/test_quarantine.py::test_moves_that_lead_back_to_a_pack_end",),
+    ),
+    Mutation(
         "settled",
         "SPEC 11: In step 7 the writer reads the highest condemned list once more.",
         "modelstore/saving/writer.py",

@@ -543,6 +543,23 @@ def test_a_move_that_is_lost_again_is_moved_on(store: Store, blobs: MemoryStore)
     whole(store, quarantined=3)
 
 
+@pytest.mark.timeout(60)
+def test_moves_that_lead_back_to_a_pack_end(store: Store, blobs: MemoryStore) -> None:
+    """What no store writes: two packs, each of which is said to have what the other lost."""
+    old = rot(store, blobs, "m")
+    store.check(read_data=True)
+    store.save("m", FIRST)
+    (new,) = set(packs(blobs)) - {old}
+    back = Move(pack=new.rpartition("/")[2], into=[old.rpartition("/")[2]])
+    blobs.put(move_key(bytes.fromhex(back.pack)), seal_body(Kind.MOVE, back))
+    loads(store, "m@1", FIRST)
+    data = bytearray(blobs.get(new))
+    data[len(data) // 3] ^= 1
+    blobs.put(new, data)
+    with pytest.raises(Damaged):
+        store.load("m@1").load()
+
+
 def test_moves_are_followed_while_tiers_are_down(cache: Path) -> None:
     tiers = Tiers(cache)
     warm, home = tiers.stores["warm"], tiers.stores["home"]

@@ -249,6 +249,7 @@ class FrameDecoder:
         first = None if isinstance(failed, NotFound) else failed
         at, where, every = place, place, bad
         missing: NotFound | None = None
+        tried: set[bytes] = set()
         try:
             if isinstance(first, BackendError) and not self._leads_on(at, first):
                 raise first
@@ -276,7 +277,8 @@ class FrameDecoder:
                     if damage is not None:
                         self._pool.note_bad_copy(where, every, damage, moved=at != where)
                     return
-                if not self._leads_on(at, first):
+                tried.add(at.pack)
+                if not self._leads_on(at, first) or moves.current(at).pack in tried:
                     raise first or missing or moves.lost(at)
         finally:  # each holds this frame by its traceback, and so the memory that is read into
             failed = first = damage = missing = None

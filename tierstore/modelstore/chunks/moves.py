@@ -74,16 +74,18 @@ class Moves:
     def target(self, pack: bytes, digest: bytes) -> ChunkPlace | None:
         """Return where the moves of one pack lead for a chunk, as far as they are known.
 
-        Where they do not, it is where the layout that was read last has the chunk.
+        Where they do not, it is where the layout as it is now has what the old one had there.
         """
         found = self._moved.get(pack, {}).get(digest)
         if found is None and self._newer is not None and pack in self._moved:
             found = self._in_newer(self._newer, pack, digest)
         return found
 
-    def _in_newer(self, table: ChunkTable, pack: bytes, digest: bytes) -> ChunkPlace | None:
-        found = table.find(digest)
-        if found is None or found.pack == pack or self._table is None:
+    def _in_newer(self, newer: ChunkTable, pack: bytes, digest: bytes) -> ChunkPlace | None:
+        if self._table is None:
+            return None
+        old, found = self._table.find(digest), newer.find(digest)
+        if old is None or old.pack != pack or found is None or found.pack == pack:
             return None
         # a reader looks for bases in the layout that it has
         return found if all(base in self._table.digests for base in found.bases) else None
