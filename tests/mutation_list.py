@@ -1555,7 +1555,7 @@ _HOT = (
         "folders.py",
         "elif self.group is None and found.st_mode & _OTHERS:",
         "elif False:",
-        ("unit/test_folders.py::test_a_folder_that_others_may_write_to_is_refused",),
+        ("integration/test_folders.py::test_a_folder_that_others_may_write_to_is_refused",),
     ),
     Mutation(
         "folders-of-other-users",
@@ -1563,7 +1563,7 @@ _HOT = (
         "folders.py",
         "elif self.group is None and found.st_uid != user:",
         "elif False:",
-        ("unit/test_folders.py::test_a_folder_of_another_user_is_refused",),
+        ("integration/test_folders.py::test_a_folder_of_another_user_is_refused",),
     ),
     Mutation(
         "spool-folder-of-other-users",
@@ -1571,7 +1571,7 @@ _HOT = (
         "serving/hub/spool.py",
         "            ALONE.make(root)\n",
         "            root.mkdir(parents=True, exist_ok=True, mode=0o700)\n",
-        ("unit/test_folders.py::test_nothing_of_a_folder_of_another_user_is_used",),
+        ("integration/test_folders.py::test_nothing_of_a_folder_of_another_user_is_used",),
     ),
     Mutation(
         "cache-folder-of-other-users",
@@ -1579,7 +1579,7 @@ _HOT = (
         "modelstore/home/index.py",
         "                ALONE.make(self._path.parent, above=1)\n",
         "                self._path.parent.mkdir(parents=True, exist_ok=True)\n",
-        ("unit/test_folders.py::test_nothing_of_a_folder_of_another_user_is_used",),
+        ("integration/test_folders.py::test_nothing_of_a_folder_of_another_user_is_used",),
     ),
     Mutation(
         "no-fixed-name-below-tmp",
@@ -1588,7 +1588,7 @@ _HOT = (
         "        return _of_this_process()\n",
         '        return Path(tempfile.gettempdir()) / "tierstore-cache"\n',
         (
-            "unit/test_folders.py::"
+            "integration/test_folders.py::"
             "test_without_a_home_directory_the_cache_has_no_name_that_others_could_take",
         ),
     ),
@@ -1685,8 +1685,8 @@ _HOT = (
         "moves-followed-when-damaged",
         "SPEC 8: A reader follows the moves of a pack when no tier has a good copy of a frame.",
         "modelstore/chunks/decode.py",
-        "                if not self._leads_on(at, first):\n",
-        "                if damage or not self._leads_on(at, first):\n",
+        "                if not self._leads_on(at, first) or",
+        "                if damage or not self._leads_on(at, first) or",
         ("integration/test_quarantine.py::test_a_model_that_is_open_reads_on_once_it_is_healed",),
     ),
     Mutation(
@@ -2465,7 +2465,7 @@ _GATEWAY = (
         "serving/hub/xorbs.py",
         "decompressor.decompress(stored, max_length=plain + 1)",
         "decompressor.decompress(stored)",
-        ("unit/test_hub_xorbs.py::test_a_chunk_is_not_unpacked_beyond_its_size",),
+        ("integration/test_hub_xorbs.py::test_a_chunk_is_not_unpacked_beyond_its_size",),
     ),
     Mutation(
         "gateway-xet-term",
@@ -2473,7 +2473,7 @@ _GATEWAY = (
         "serving/hub/xorbs.py",
         "        if left:\n",
         "        if False:\n",
-        ("unit/test_hub_xorbs.py::test_a_term_that_the_xorb_does_not_have_is_refused",),
+        ("integration/test_hub_xorbs.py::test_a_term_that_the_xorb_does_not_have_is_refused",),
     ),
     Mutation(
         "gateway-unknown-token",
@@ -2889,7 +2889,7 @@ _PROCESSES = (
 
 _RECLAIM = (
     Mutation(
-        "moves-in-a-circle",
+        "reads-in-a-circle",
         "SPEC 12: the moves of its pack, and where these lead no further the read ends.",
         "modelstore/chunks/decode.py",
         "                tried.add(at.pack)\n",

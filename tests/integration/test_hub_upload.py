@@ -26,8 +26,8 @@ from tests.integration.test_hub_client import (
     tokens_for,
 )
 from tests.integration.test_hub_hostile import ask
+from tests.integration.test_hub_xorbs import NAME, chunk, shard
 from tests.servers.hub import gateway
-from tests.unit.test_hub_xorbs import NAME, chunk, shard
 from tierstore.serving.hub import xet as hub_xet
 from tierstore.serving.hub.spool import UploadSpool
 

@@ -15,6 +15,7 @@ import tierstore
 from tierstore.cli import main
 from tierstore.format.tiers import has_secret
 from tierstore.shown import MOST_ROWS, html_facts, html_table, shown_url, size
+from tierstore.wiring import backends
 
 EVIL = "<script>alert('1')</script><img src=x onerror=\"a()\"> & </td></table>"
 TAGS = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
@@ -196,9 +197,16 @@ def test_urls_are_shown_without_passwords(url: str, shown: str) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", [["doctor"], ["doctor", "--json"], ["ls"]])
+@pytest.mark.parametrize("extras", ["here", "missing"])
 def test_no_command_prints_a_password_of_a_url(
-    url: str, command: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    url: str,
+    command: list[str],
+    extras: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if extras == "missing":
+        monkeypatch.setattr(backends, "find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["tierstore", "--store", url, *command])
     with pytest.raises(SystemExit):
         main()

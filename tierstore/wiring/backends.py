@@ -113,8 +113,8 @@ def _open_objects(asked: Request) -> BlobStore:
 
     if asked.node.username or asked.node.password:
         raise ConfigError(
-            f"{asked.url} takes no username and no password in this node's file: use the "
-            "environment"
+            f"{shown_url(asked.url)} takes no username and no password in this node's file: use "
+            "the environment"
         )
     return ObjectStore(asked.url, **_object_settings(asked))
 
@@ -163,8 +163,8 @@ def _access_key(asked: Request) -> tuple[str, str] | None:
         return None
     if not (username and password):
         raise ConfigError(
-            f"{asked.url} takes an access key in two parts: its id as username, and the secret key "
-            "by password_env or password_file"
+            f"{shown_url(asked.url)} takes an access key in two parts: its id as username, and the "
+            "secret key by password_env or password_file"
         )
     return username, password
 
@@ -428,7 +428,9 @@ def _open(asked: Request, texts: Mapping[str, str]) -> BlobStore:
 def _opened(backend: Backend, asked: Request) -> BlobStore:
     if any(find_spec(library) is None for library in backend.libraries):
         needed = " and ".join(backend.libraries)
-        raise ConfigError(f"{asked.url} needs {needed}: pip install 'tierstore[{backend.extra}]'")
+        raise ConfigError(
+            f"{shown_url(asked.url)} needs {needed}: pip install 'tierstore[{backend.extra}]'"
+        )
     return backend.opener(asked)
 
 
