@@ -190,7 +190,9 @@ def test_a_save_whose_packs_were_collected_before_it_was_published(
     report = store.check(read_data=True)
     assert not report.damaged
     with opened(blobs, cache) as fresh:  # and its index segment names what is there
-        assert fresh.save("other", MORE).stats.new_chunks == 0
+        saved = fresh.save("other", MORE).stats
+        assert saved is not None
+        assert saved.new_chunks == 0
     equal(store.load("other").load(), MORE)
 
 
