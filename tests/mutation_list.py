@@ -2938,6 +2938,28 @@ _RECLAIM = (
         ),
     ),
     Mutation(
+        "rebase-leads-back",
+        "SPEC 11: and moves from the new packs to those of the deltas and of their bases.",
+        "modelstore/care/rebase.py",
+        "        self._lead_back(expensive)\n",
+        "",
+        (
+            "integration/test_condemned.py::"
+            "test_a_rebase_that_slept_until_its_packs_were_collected_and_died",
+        ),
+    ),
+    Mutation(
+        "bases-found-by-moves",
+        "SPEC 8: The base of a delta that a move leads to is found by the moves, too.",
+        "modelstore/chunks/decode.py",
+        "self._table.find(digest) or self._pool.moves.find(digest)",
+        "self._table.find(digest)",
+        (
+            "integration/test_condemned.py::"
+            "test_a_rebase_that_slept_until_its_packs_were_collected_and_died",
+        ),
+    ),
+    Mutation(
         "rebase-looks-again",
         "SPEC 11: A rebase looks at the list as in step 7.",
         "modelstore/care/rebase.py",
@@ -2956,6 +2978,17 @@ _RECLAIM = (
         (
             "integration/test_condemned.py::test_the_highest_list_says_all_that_holds",
             "integration/test_condemned.py::test_a_collector_that_comes_second_builds_on_the_first",
+        ),
+    ),
+    Mutation(
+        "condemned-by-the-highest",
+        "SPEC 10: A collector MUST read the highest one again after its own put.",
+        "modelstore/home/condemned.py",
+        "                if new in newest.segments:\n",
+        "                if True:\n",
+        (
+            "integration/test_condemned.py::"
+            "test_a_collector_whose_number_was_given_out_and_is_free_again_takes_a_higher_one",
         ),
     ),
     Mutation(

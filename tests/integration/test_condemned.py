@@ -15,13 +15,13 @@ from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import BackendError, Conflict, Damaged, NotFound, Unreachable
 from tierstore.format.condemned import EarlyCondemned
-from tierstore.format.keys import CONDEMNED, layout_key, list_key
+from tierstore.format.keys import CONDEMNED, layout_key, list_key, pack_key
 from tierstore.format.layout import parse_layout
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.condemned import CondemnedPacks
 from tierstore.modelstore.store import Store
-from tierstore.testing.faulty import Fault, FaultyStore
+from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 
 FIRST = tensors(1)
 MORE = {**FIRST, "more": np.ones(3)}
@@ -77,6 +77,21 @@ def test_a_collector_that_comes_second_builds_on_the_first() -> None:
     plan = at(list_key(1), lambda: condemn(blobs, IDS[0].hex()), "put_if_absent")
     CondemnedPacks(FaultyStore(blobs, plan)).condemn([IDS[1]], run=RUN, now_us=1)
     assert CondemnedPacks(blobs).among(IDS) == set(IDS[:2])
+
+
+def test_a_collector_whose_number_was_given_out_and_is_free_again_takes_a_higher_one() -> None:
+    blobs = MemoryStore("lists")
+    condemn(blobs, IDS[0].hex())
+
+    def others() -> None:
+        for pack in IDS[1:4]:
+            condemn(blobs, pack.hex())
+        blobs.delete([list_key(1), list_key(2), list_key(3)])  # as a day later
+
+    plan = at(list_key(2), others, "put_if_absent")
+    found = CondemnedPacks(FaultyStore(blobs, plan)).condemn([IDS[4]], run=RUN, now_us=1)
+    assert found.seq == 5
+    assert CondemnedPacks(blobs).among(IDS) == set(IDS[:5])
 
 
 def test_a_lost_answer_makes_no_second_list() -> None:
@@ -360,7 +375,9 @@ def test_the_new_packs_of_a_rebase_are_led_to_before_its_layout(
     moves = [at for at, key in enumerate(written) if key.startswith("moves/")]
     assert moves
     assert max(moves) < layout
-    assert {written[at].removeprefix("moves/")[:64] for at in moves} <= old
+    moved = {written[at].removeprefix("moves/")[:64] for at in moves}
+    assert moved & old
+    assert moved - old == {key.rpartition("/")[2] for key in packs(blobs)} - old
 
 
 def test_a_rebase_whose_packs_are_collected_when_its_layout_is_there(
@@ -368,10 +385,42 @@ def test_a_rebase_whose_packs_are_collected_when_its_layout_is_there(
 ) -> None:
     store = rebased(blobs, cache)
     key = layout_key(store.resolve("d@2").digest)
+    old = {bytes.fromhex(one.rpartition("/")[2]) for one in packs(blobs)}
     with opened(FaultyStore(blobs, collected_at(blobs, key, "put")), cache) as paused:
         paused.rebase("d@2", above=1)
+    named = parse_layout(blobs.get(key), store.resolve("d@2").digest, key).pack_ids
+    assert not old & {*named}, "nothing of the version needs the deltas and their bases"
+    blobs.delete(map(pack_key, old))
     equal(store.load("d@2").load(), tuned_model(model()))
-    assert not store.check(read_data=True).damaged
+
+
+def test_a_rebase_that_slept_until_its_packs_were_collected_and_died(
+    blobs: MemoryStore, cache: Path
+) -> None:
+    """The version was removed meanwhile and saved again, which kept the layout."""
+    store = rebased(blobs, cache)
+    digest = store.resolve("d@2").digest
+    key = layout_key(digest)
+    new = new_packs(blobs)
+    slept: list[str] = []
+
+    def plan(op: str, name: str, n: int) -> Fault:
+        if slept:
+            raise Crashed
+        if (op, name) == ("put", key):
+            slept.append(name)
+            collect(blobs, *new())
+            with opened(blobs, cache / "other") as other:
+                other.save("d", tuned_model(model()))
+        return None
+
+    with opened(FaultyStore(blobs, plan), cache) as paused, pytest.raises(Crashed):
+        paused.rebase("d@2", above=1)
+    table = parse_layout(blobs.get(key), digest, key)
+    assert not table.bases, "the layout has no place for the bases of what the moves lead back to"
+    for ref in "d@2", "d@3":
+        equal(store.load(ref).load(), tuned_model(model()))
+    assert (store.load("d@2").tensor("emb")[3:5] == tuned_model(model())["emb"][3:5]).all()
 
 
 # Readers

@@ -211,8 +211,10 @@ class Rebasing:
 class _Work:
     """One rebase: stores chunks of a version standalone, and leads its readers to them.
 
-    The moves come before the layout: whatever is paused in between, what a live layout leads to is
-    live itself, so that the new packs cannot go before the new layout names them.
+    The moves come before the layout, and lead both ways. What a live layout leads to is live, so
+    that the new packs are kept before the new layout names them. And should this be paused until
+    the version was removed and its new packs were collected, then the layout that it writes, over
+    one that somebody relies on again, still leads to the old packs.
     """
 
     def __init__(self, home: Home, lease: WriterLease, full: Opened) -> None:
@@ -233,6 +235,7 @@ class _Work:
     def run(self, expensive: Sequence[ChunkPlace]) -> int:
         """Store these chunks standalone; return the bytes of the layout that was written."""
         self._store(expensive)
+        self._lead_back(expensive)
         self._lease.renew()
         if gone_packs(self._home, self.packer.pack_sizes):
             raise BackendError(
@@ -259,6 +262,16 @@ class _Work:
             now = self.places[place.digest] = self.packer.places[place.digest]
             into.setdefault(place.pack, set()).add(now.pack)
         for pack, packs in into.items():
+            self._healing.move(pack, packs)
+
+    def _lead_back(self, chunks: Sequence[ChunkPlace]) -> None:
+        """Write moves from the new packs to where the chunks, and their bases, lay until now."""
+        table = self._content.table
+        old: dict[bytes, set[bytes]] = {}
+        for place in chunks:
+            bases = [below.pack for base in place.bases if (below := table.find(base))]
+            old.setdefault(self.places[place.digest].pack, set()).update([place.pack, *bases])
+        for pack, packs in old.items():
             self._healing.move(pack, packs)
 
     def _layout(self) -> bytes:

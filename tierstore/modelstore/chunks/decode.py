@@ -337,7 +337,8 @@ class FrameDecoder:
         return out
 
     def _base_place(self, digest: bytes, rows: Iterable[_Row] = ()) -> ChunkPlace:
-        place = self._table.find(digest)
+        # a move may lead back to a delta whose base the layout does not need
+        place = self._table.find(digest) or self._pool.moves.find(digest)
         if place is None or place.bases:
             damaged(f"the layout around b3:{digest.hex()}", "the base of a delta is not standalone")
         if any(row.offset + row.plain_bytes > place.plain_bytes for row in rows):

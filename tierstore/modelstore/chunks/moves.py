@@ -90,6 +90,14 @@ class Moves:
         # a reader looks for bases in the layout that it has
         return found if all(base in self._table.digests for base in found.bases) else None
 
+    def find(self, digest: bytes) -> ChunkPlace | None:
+        """Return where a chunk lies standalone, by any move that is known so far."""
+        for places in list(self._moved.values()):
+            found = places.get(digest)
+            if found is not None and not found.bases:
+                return found
+        return None
+
     def follow(self, place: ChunkPlace) -> bool:
         """Look where else a frame lies, now that it could not be read at ``place``.
 

@@ -147,6 +147,10 @@ class CondemnedPacks:
     def condemn(self, packs: Iterable[bytes], *, run: str, now_us: int) -> CondemnedList:
         """Write the next list, which says all that the highest one says, and these packs.
 
+        Returns the list that is the highest afterwards, and names these packs: the number of a
+        collector that was paused may have been given out and be free again, and nobody would read
+        a list below the highest.
+
         Args:
             packs: The ids of packs, at least one.
             run: The run of the collector: 32 hex digits, random.
@@ -172,5 +176,7 @@ class CondemnedPacks:
             )
             sealed = seal_body(Kind.CONDEMNED_LIST, body)
             if create_once(self._home_blobs, list_key(number + 1), sealed):
-                return body
+                newest = self._list(self._look()[1])
+                if new in newest.segments:
+                    return newest
         raise Conflict(f"other collectors condemned packs first {_ATTEMPTS} times; try again later")
