@@ -41,7 +41,7 @@ def main() -> int:
         world = built(Path(folder) / "world", servers)
         stack.enter_context(world.keep)
         campaign = Campaign(world, asked.seed)
-        logging.getLogger("tierstore").setLevel(logging.CRITICAL)  # each flip is told
+        logging.getLogger("tierstore").propagate = False  # each flip is told
 
         def goes_on(number: int) -> bool:
             if not number % 500:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,10 +15,11 @@ from tests.flips.probes import DATA, METADATA, REFS, WAYS
 from tests.flips.world import World
 from tierstore.errors import TierstoreError
 
-Outcome = Literal["right", "refused", "changed after its check", "WRONG", "CRASHED"]
+Outcome = Literal["not needed", "healed", "refused", "changed after its check", "WRONG", "CRASHED"]
 """What came of one flip:
 
-* ``right``: the right bytes, from elsewhere or because these were not needed;
+* ``not needed``: the right bytes, and nothing was said: these were not looked at, or hints;
+* ``healed``: the right bytes, from elsewhere, and a warning in the log;
 * ``refused``: an error of tierstore;
 * ``changed after its check``: other bytes, from a hot file that changed after it was verified,
   where the tier's ``verify`` allows that;
@@ -24,7 +27,7 @@ Outcome = Literal["right", "refused", "changed after its check", "WRONG", "CRASH
 """
 
 OUTCOMES: tuple[Outcome, ...] = (
-    "right", "refused", "changed after its check", "WRONG", "CRASHED",
+    "not needed", "healed", "refused", "changed after its check", "WRONG", "CRASHED",
 )  # fmt: skip
 _HINTS = frozenset({"heat", "reports", "leases", "movers", "gc"})
 """Kinds of objects that may be lost: what is said without them is right, too."""
@@ -66,6 +69,22 @@ class Tally:
             lines.append(f"{place:20} {kind:18}" + "".join(f"{count:25}" for count in counts))
         totals = "".join(f"{self.total(name):25}" for name in OUTCOMES)
         return "\n".join([*lines, f"{'all':39}" + totals])
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Yield a list of what tierstore warns of meanwhile; none of it goes elsewhere."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("tierstore")
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.propagate = before
+        logger.removeHandler(handler)
 
 
 class Campaign:
@@ -114,19 +133,20 @@ class Campaign:
         place.put(key, bytes(data))
         outcome: Outcome = "refused"
         try:
-            said = self._said(place, way, ref)
+            with _warnings() as warnings:
+                said = self._said(place, way, ref)
         except TierstoreError as error:
             said = str(error)
         except Exception as error:
             outcome, said = "CRASHED", repr(error)
         else:
-            outcome = "right" if said == right else "WRONG"
+            outcome = "WRONG" if said != right else "healed" if warnings else "not needed"
         finally:
             place.restore(good, key)
         if outcome == "WRONG" and place.lies and way not in _STORED_AGAIN:
             outcome = "changed after its check"
         if outcome == "WRONG" and kind in _HINTS and said == self._lost(place, key, way, ref):
-            outcome = "right"
+            outcome = "healed" if warnings else "not needed"
         self.tally.counts[place.name, kind, outcome] += 1
         self.tally.ways[way, outcome] += 1
         if outcome in ("WRONG", "CRASHED"):

@@ -21,9 +21,6 @@ from tierstore.serving.hub.zerocopy import EXTENSION
 from tierstore.store import Store
 
 REFS = ("m@1", "m@2", "m@3", "m@4", "m@1+bf16")
-WHOLE = ("m@1", "m@2")
-"""Versions that are no patches: the gateway would fold those, and so write to the store."""
-
 RANGE = (300_000, 900_000)
 
 
@@ -58,7 +55,7 @@ def files(store: Store, ref: str) -> str:
 
 def ranges(store: Store, ref: str) -> str:
     """A range of a file, once read and once in the parts that would be sent of it."""
-    view = store.load(_whole(ref)).open_file("model.safetensors")
+    view = store.load(ref).open_file("model.safetensors")
     sent = b""
     for part in view.parts(*RANGE):
         if isinstance(part, bytes):
@@ -81,20 +78,25 @@ def export(store: Store, ref: str) -> str:
 
 
 def gateway(store: Store, ref: str) -> str:
-    """Bodies of the gateway with their ETags: whole files, a range, as copies and as files sent."""
-    number = _whole(ref).removeprefix("m@")
-    asked = (("model.safetensors", None), ("config.json", None), ("model.safetensors", RANGE))
+    """The bodies of a large file at the gateway, once copied and once sent from where it lies."""
+    return _bodies(store, ref, "model.safetensors")
+
+
+def gateway_range(store: Store, ref: str) -> str:
+    """The bodies of a range of a file."""
+    return _bodies(store, ref, "model.safetensors", RANGE)
+
+
+def gateway_small(store: Store, ref: str) -> str:
+    """The bodies of a small file, whose ETag is git's id of it."""
+    return _bodies(store, ref, "config.json")
+
+
+def _bodies(store: Store, ref: str, path: str, span: tuple[int, int] | None = None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         app = make_app(store, Path(folder))
-        return "\n".join(
-            _body(app, f"/m/resolve/{number}/{path}", span, sent=sent)
-            for path, span in asked
-            for sent in (False, True)
-        )
-
-
-def _whole(ref: str) -> str:
-    return WHOLE[REFS.index(ref) % len(WHOLE)]
+        asked = f"/m/resolve/{ref.removeprefix('m@')}/{path}"
+        return "\n".join(_body(app, asked, span, sent=sent) for sent in (False, True))
 
 
 def _body(app: Any, path: str, span: tuple[int, int] | None, *, sent: bool) -> str:
@@ -189,10 +191,12 @@ def save(store: Store, ref: str) -> str:
 Way = Callable[[Store, str], str]
 DATA: dict[str, Way] = {
     "load": load, "rows": rows, "slices": slices, "files": files, "ranges": ranges,
-    "export": export, "gateway": gateway, "patches": patches,
+    "export": export, "gateway": gateway, "gateway range": gateway_range,
+    "gateway small": gateway_small, "patches": patches,
 }  # fmt: skip
 METADATA: dict[str, Way] = {
-    "names": names, "tiers": tiers, "heat": heat, "load": load, "export": export,
-    "patches": patches, "save": save,
+    "names": names, "tiers": tiers, "heat": heat, "load": load, "rows": rows, "files": files,
+    "export": export, "gateway": gateway, "gateway small": gateway_small, "patches": patches,
+    "save": save,
 }  # fmt: skip
 WAYS = DATA | METADATA

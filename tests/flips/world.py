@@ -15,11 +15,11 @@ from safetensors.numpy import save_file
 
 import tierstore
 from tests.flips.places import BlobPlace, FilePlace, HotPlace, Place
-from tests.integration.kit import MIB
+from tests.integration.kit import MIB, equal
 from tierstore import Rows
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import NotFound
-from tierstore.format.keys import move_key, pack_key
+from tierstore.format.keys import move_key, pack_key, quarantine_key
 from tierstore.format.layout import Move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
@@ -104,6 +104,7 @@ def built(root: Path, servers: Servers = Servers()) -> World:
     _save(root, store)
     _name(store)
     every = {tier.name: tier.blobs for tier in store._parts.home.packs.tiers}
+    _heal(store, every["warm"])
     _repack(every["warm"], store._parts.home.blobs)
     _spread(every)
     keep.enter_context(HeldLease(store._parts.home.blobs))
@@ -116,6 +117,8 @@ def built(root: Path, servers: Servers = Servers()) -> World:
     else:
         world.places.append(FilePlace("cold", root / "cold", "plain"))
     _fill_caches(world, [spec.name for spec in shared])
+    for version in (1, 2):
+        equal(store.load(f"m@{version}").load(), tensors(version))
     return world
 
 
@@ -157,6 +160,23 @@ def _name(store: Store) -> None:
     store.load("m@1")  # its reader has a lease
     assert store._parts.recorder is not None
     store._parts.recorder.flush()
+
+
+def _heal(store: Store, blobs: BlobStore) -> None:
+    """Damage a pack, have it marked, and store its content anew in two steps: it gets two moves."""
+    bias = store.load("m@2").tensor("bias")
+    [piece] = bias._base.chunks()
+    key = pack_key(piece.place.pack)
+    data = bytearray(blobs.get(key))
+    data[piece.place.offset + piece.place.head_bytes] ^= 1
+    blobs.put(key, data)
+    assert store.check(read_data=True).quarantined == [key]
+    content = tensors(2)
+    store.save("healed", {"bias": content["bias"]})
+    store.save("healed", content)
+    home = store._parts.home.blobs
+    for found in (quarantine_key(piece.place.pack), move_key(piece.place.pack, 2)):
+        assert home.get(found), f"{found} was not written"
 
 
 def _packs(blobs: BlobStore) -> list[str]:
