@@ -35,9 +35,11 @@ from tests.waiting import wait_until
 from tierstore.modelstore.chunks.local import FilePart
 from tierstore.serving.hub import app as hub_app
 from tierstore.serving.hub import files as hub_files
+from tierstore.serving.hub import reading as hub_reading
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.app import make_app
-from tierstore.serving.hub.bodies import BodyRoom, check_depth, json_of
+from tierstore.serving.hub.bodies import BodyRoom, check_depth, json_of, read_body
+from tierstore.serving.hub.connections import Connections
 from tierstore.serving.hub.files import FileBody, Sender, SentRange, without_holding
 
 pytestmark = pytest.mark.server
@@ -252,6 +254,21 @@ def test_bodies_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(check())
 
 
+def test_a_body_that_trickles_is_refused() -> None:
+    """A byte now and then is no stall, and would hold its connection for ever."""
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(0.01)
+        parts.append(b"x")
+        return {"type": "http.request", "body": b"x", "more_body": len(parts) < 300}
+
+    parts: list[bytes] = []
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with pytest.raises(HubError) as caught:
+        asyncio.run(read_body(request, MIB, stall_s=0.5))
+    assert caught.value.status == 408
+
+
 def test_json_is_at_most_32_levels_deep() -> None:
     assert json_of(b"[" * 32 + b"]" * 32)
     assert json_of(b'{"a": ' * 32 + b"1" + b"}" * 32)
@@ -284,6 +301,21 @@ def test_half_open_connections_give_way(store: tierstore.Store, tmp_path: Path) 
         assert not closed(half[-1])
         for client in half:
             client.close()
+
+
+def test_neighbours_share_the_connections_of_their_network() -> None:
+    """Whoever has one address of IPv6 has 2^64 of them."""
+    connections = Connections(most=100, per_address=2)
+    ours, theirs = zip(*(socket.socketpair() for _ in range(6)), strict=True)
+    with contextlib.ExitStack() as stack:
+        for one in (*ours, *theirs):
+            stack.enter_context(one)
+        addresses = ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "2001:db8::3"]
+        addresses += ["192.0.2.1", "::ffff:192.0.2.2"]
+        for number, address in enumerate(addresses):
+            assert connections.admit(ours[number], address)
+            gone = [closed(other) for other in theirs]
+            assert gone == [number >= 3, *[False] * 5], address
 
 
 def test_connections_in_use_are_not_cut_for_new_ones(
@@ -415,6 +447,22 @@ def test_safetensors_metadata_reads_headers_alone(
         for path in ("model-0.safetensors", "big.index.json"):
             assert asyncio.run(call(app, f"{api}/{path}"))[0] == 400
         assert watched.read < 100_000, "a file that is no index was read"
+
+
+def test_headers_of_shards_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    weight_map = {f"w{number}": f"model-{number}.safetensors" for number in range(2)}
+    for name, file in weight_map.items():
+        save_file({name: np.zeros(3, np.float32)}, source / file, {"text": "x" * 1000})
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    asked = "/api/models/m/safetensors-metadata/model.safetensors.index.json"
+    with tierstore.init(tmp_path / "store") as store:
+        store.save("m", source)
+        app = make_app(store, tmp_path / "spool")
+        for most, status in ((4000, 200), (2000, 413)):
+            monkeypatch.setattr(hub_reading, "_HEADERS_BYTES", most)
+            assert asyncio.run(call(app, asked))[0] == status
 
 
 class Source:
