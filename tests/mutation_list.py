@@ -465,6 +465,22 @@ _FORMAT = (
         "if False:",
         ("unit/test_safetensors.py::test_length_limit_is_checked_on_the_first_8_bytes",),
     ),
+    Mutation(
+        "patch-indices-read-in-order",
+        "SPEC 7.1: Readers MUST check indices with the bounds in the manifest.",
+        "modelstore/loading/overlay.py",
+        "if units[0] != first or units[-1] != last or not (np.diff(units) > 0).all():",
+        "if False:",
+        ("integration/test_patches.py::test_indices_that_lie_are_not_followed",),
+    ),
+    Mutation(
+        "patch-indices-in-order-as-changes",
+        "SPEC 7.1: indices MUST rise strictly and lie below the count of rows or elements.",
+        "modelstore/patches/changes.py",
+        "indices[0] >= 0 and indices[-1] < part.limit and (np.diff(indices) > 0).all()",
+        "True",
+        ("integration/test_patches.py::test_indices_that_lie_are_not_followed",),
+    ),
 )
 
 _DURABILITY = (
@@ -1176,6 +1192,22 @@ _DURABILITY = (
         "        for path in _entries(folder) - before:\n",
         "        for path in ():\n",
         ("integration/test_overlap.py::test_an_init_that_is_refused_leaves_nothing",),
+    ),
+    Mutation(
+        "what-an-export-wrote-is-no-content",
+        "Explanation 17: a save leaves the list of an export out",
+        "modelstore/saving/source.py",
+        "names = [name for name in names if not is_own(name)]",
+        "pass",
+        ("integration/test_hostile_export.py::test_what_tierstore_keeps_is_never_content",),
+    ),
+    Mutation(
+        "what-an-export-staged-is-no-content",
+        "Explanation 17: a save leaves out what a killed export has staged",
+        "modelstore/saving/source.py",
+        "            and not is_own(name)\n",
+        "",
+        ("integration/test_hostile_export.py::test_what_tierstore_keeps_is_never_content",),
     ),
 )
 
@@ -2667,6 +2699,24 @@ _GATEWAY = (
         "    if False:\n",
         ("integration/test_hub_rights.py::test_a_release_is_told_to_those_alone_who_may_read_it",),
     ),
+    Mutation(
+        "gateway-time-for-handshakes",
+        "How-to, gateway: a TLS handshake must have ended within 10 seconds.",
+        "serving/hub/server.py",
+        '            kwargs["ssl_handshake_timeout"] = self._head_s\n',
+        "            pass\n",
+        (
+            "integration/test_hub_bounds.py::test_a_handshake_that_does_not_arrive_ends_the_connection",
+        ),
+    ),
+    Mutation(
+        "gateway-heads",
+        "How-to, gateway: the head of a request has at most 32 KiB.",
+        "serving/hub/server.py",
+        "        h11_max_incomplete_event_size=_HEAD_BYTES,\n",
+        "",
+        ("integration/test_hub_bounds.py::test_heads_are_at_most_32_kib",),
+    ),
 )
 
 _ARCHITECTURE = (
@@ -3048,6 +3098,34 @@ _PROCESSES = (
         "if entry.info is not None and entry.info.st_mtime < horizon:",
         "if entry.info is not None:",
         ("unit/test_blobs_local.py::test_sweep_leaves_young_files_and_blobs_alone",),
+    ),
+    Mutation(
+        "left-by-killed-writers-elsewhere",
+        "blobs.fsspec.store: what killed writers left long before is removed",
+        "blobs/fsspec/store.py",
+        "                self._sweep(fs, temp)\n",
+        "                pass\n",
+        (
+            "unit/test_blobs_fsspec.py::test_the_first_write_removes_what_a_killed_writer_left_a_day_ago",
+        ),
+    ),
+    Mutation(
+        "young-files-of-writers-elsewhere",
+        "blobs.fsspec.store: the file of a writer that is at work stays",
+        "blobs/fsspec/store.py",
+        "if _mtime(about) < now - _LEFT_OVER_S:",
+        "if True:",
+        (
+            "unit/test_blobs_fsspec.py::test_the_first_write_removes_what_a_killed_writer_left_a_day_ago",
+        ),
+    ),
+    Mutation(
+        "thread-that-ends-with-the-process",
+        "Processes: where nothing was closed, no thread keeps the process alive",
+        "modelstore/home/readerlease.py",
+        'name="tierstore-lease", daemon=True',
+        'name="tierstore-lease"',
+        ("unit/test_modelstore_leases.py::test_a_process_that_closes_nothing_leaves_no_lease",),
     ),
 )
 

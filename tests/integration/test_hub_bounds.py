@@ -8,6 +8,7 @@ import hashlib
 import json
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ import tierstore
 from tests.integration.test_hub_hostile import ask
 from tests.integration.test_hub_kept import Watched
 from tests.servers.hub import gateway
+from tests.servers.process import make_certificate
 from tests.waiting import wait_until
 from tierstore.modelstore.chunks.local import FilePart
 from tierstore.serving.hub import app as hub_app
@@ -90,7 +92,7 @@ class Served:
 
 
 @contextmanager
-def served(store: tierstore.Store, spool: Path, **bounds: float) -> Iterator[Served]:
+def served(store: tierstore.Store, spool: Path, **bounds: float | str) -> Iterator[Served]:
     command = [sys.executable, "-c", SERVE, store.url, str(spool), json.dumps(bounds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -359,6 +361,21 @@ def test_a_head_that_does_not_arrive_ends_the_connection(
         assert b"200 OK" in kept.recv(1000)
         kept.sendall(b"GET /")  # a second request, and its head does not arrive
         wait_until(lambda: closed(kept), "nor may a later request take its time")
+
+
+def test_a_handshake_that_does_not_arrive_ends_the_connection(
+    store: tierstore.Store, tmp_path: Path
+) -> None:
+    make_certificate(tmp_path)
+    tls = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    with served(store, tmp_path / "spool", head_s=0.5, **tls) as one:
+        silent = one.connect()
+        wait_until(lambda: closed(silent), "a silent connection is closed")
+        silent.close()
+        trust = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+        with trust.wrap_socket(one.connect(), server_hostname="localhost") as client:
+            client.sendall(HEALTH)
+            assert b"HTTP/1.1 200" in answer_of(client)
 
 
 def test_heads_are_at_most_32_kib(store: tierstore.Store, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,14 @@ def test_short_reads_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_protocol_that_nobody_knows() -> None:
     with pytest.raises(ConfigError, match="nonsense"):
         FsspecStore("nonsense://host/path")
+
+
+def test_the_first_write_removes_what_a_killed_writer_left_a_day_ago(tmp_path: Path) -> None:
+    FsspecStore(f"file://{tmp_path}").put("a", b"1")
+    old, young = tmp_path / ".tmp~/old", tmp_path / ".tmp~/young"
+    for path in (old, young):
+        path.write_bytes(b"half a blob")
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    FsspecStore(f"file://{tmp_path}").put("b", b"2")
+    assert not old.exists()
+    assert young.exists(), "its writer may be at work"

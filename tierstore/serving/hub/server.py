@@ -77,9 +77,13 @@ def _most_files() -> int:
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop whose servers bound the time of a TLS handshake (uvicorn has no option)."""
 
+    def __init__(self, head_s: float) -> None:
+        super().__init__()
+        self._head_s = head_s
+
     async def create_server(self, *args: Any, **kwargs: Any) -> asyncio.Server:
         if kwargs.get("ssl") is not None:
-            kwargs["ssl_handshake_timeout"] = HEAD_S
+            kwargs["ssl_handshake_timeout"] = self._head_s
         return await super().create_server(*args, **kwargs)
 
 
@@ -104,7 +108,7 @@ def run(
         ready: Called once the server answers.
         certificate: Path of a PEM file of the certificate, to serve https.
         key: Path of a PEM file of its key.
-        head_s: Seconds in which the head of a request must have arrived.
+        head_s: Seconds in which a TLS handshake, and then the head of a request, must have arrived.
     """
 
     # uvicorn raises the signal that ended it once more, for those who count on its exit status
@@ -142,5 +146,5 @@ def run(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    with asyncio.Runner(loop_factory=_Loop) as runner:  # uvloop has no sendfile
+    with asyncio.Runner(loop_factory=lambda: _Loop(head_s)) as runner:  # uvloop has no sendfile
         runner.run(Server(settings).serve([where]))
