@@ -35,6 +35,7 @@ from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import TierSpec
 from tierstore.ids import split_digests
 from tierstore.modelstore.care.check import CheckReport
+from tierstore.modelstore.chunks.examine import quarantine
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import SaveStats, Version
@@ -236,8 +237,6 @@ def test_a_tier_that_cannot_be_asked_says_nothing(cache: Path, down: set[str]) -
         rot(store, tiers.stores["cold"], "m")
         tiers.down = down
         home = store._parts.home
-        from tierstore.modelstore.chunks.examine import quarantine
-
         found = quarantine(home, pack_of(key))
         assert list(found.bad) == sorted({"warm", "cold"} - down)
         assert home.quarantine.packs() == (set() if len(down) == 2 else {pack_of(key)})
@@ -262,6 +261,24 @@ def test_a_mark_is_lifted_once_a_copy_is_good(store: Store, blobs: MemoryStore) 
     assert store.check().quarantined == [key], "nobody has read it"
     assert store.check(read_data=True).quarantined == []
     assert stats(store.save("m", FIRST)).new_chunks == 0
+
+
+def test_the_mark_of_a_pack_that_no_version_uses_is_lifted_by_a_good_copy_alone(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    """Nothing that is checked leads to it, and a save would reuse what is in it."""
+    other = MemoryStore("other")
+    with created(other, cache / "other") as another:
+        another.save("n", tensors(2))
+        place = places(another, "n", "emb")[0]
+    key = pack_key(place.pack)
+    good = bytes(other.get(key))
+    blobs.put(key, good)
+    flip(blobs, place)
+    assert quarantine(store._parts.home, place.pack).bad
+    assert store.check(read_data=True).quarantined == [key]
+    blobs.put(key, good)
+    assert store.check(read_data=True).quarantined == []
 
 
 def test_where_nothing_may_be_written_a_check_says_so(
