@@ -67,6 +67,8 @@ class World:
             patch.setenv("TIERSTORE_CONFIG", str(self.root / f"{node}.toml"))
             with tierstore.open(self.url) as store:
                 yield store
+        for path in (self.root / "cache").glob("*/activity/*"):  # each would look at all of them
+            path.unlink()
 
 
 def tensors(version: int) -> dict[str, npt.NDArray[np.generic]]:
