@@ -2699,7 +2699,7 @@ _GATEWAY = (
         "serving/hub/repos.py",
         "    if version.is_release:  # it has no files: to clients there is no such repository\n",
         "    if False:\n",
-        ("integration/test_hub_rights.py::test_a_release_is_told_to_those_alone_who_may_read_it",),
+        ("integration/test_hub_client.py::test_a_release_is_no_repository",),
     ),
     Mutation(
         "gateway-time-for-handshakes",
@@ -2716,7 +2716,7 @@ _GATEWAY = (
         "How-to, gateway: the head of a request has at most 32 KiB.",
         "serving/hub/server.py",
         "        h11_max_incomplete_event_size=_HEAD_BYTES,\n",
-        "",
+        "        h11_max_incomplete_event_size=1 << 30,\n",
         ("integration/test_hub_bounds.py::test_heads_are_at_most_32_kib",),
     ),
 )
