@@ -448,7 +448,7 @@ def test_safetensors_metadata_reads_headers_alone(
         weight_map[f"w{number}"] = name
     index = {"metadata": {"total_size": 4 * MIB}, "weight_map": weight_map}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    (source / "big.index.json").write_bytes(b" " * (17 * MIB))
+    (source / "big.index.json").write_bytes(b" " + np.random.default_rng(2).bytes(17 * MIB))
     with tierstore.init(tmp_path / "store") as store:
         store.save("m", source)
         app = make_app(store, tmp_path / "spool")
