@@ -192,7 +192,7 @@ def test_memory_that_can_be_read_into(kind: str) -> None:
 REFUSED: dict[str, Any] = {
     "strided": lambda: torch.empty(4, 2)[:, 0],
     "conjugate": lambda: torch.empty(2, dtype=torch.complex64).conj(),
-    "negated": lambda: torch.empty(2, dtype=torch.complex64).conj().imag,
+    "negated": lambda: torch._neg_view(torch.empty(4)),
     "sparse": lambda: torch.eye(4).to_sparse(),
     "fake": fake,
     "meta": lambda: torch.empty(4, device="meta"),
