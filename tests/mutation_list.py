@@ -2907,6 +2907,14 @@ _API = (
         ),
     ),
     Mutation(
+        "summary-of-a-commit-is-text",
+        "SPEC 5: A writer MUST NOT write a body that a reader would refuse.",
+        "serving/hub/commits.py",
+        'as_text(key, "" if given is None else given, "text")[:most]',
+        "str(given)[:most]",
+        ("stateful/test_what_is_accepted.py::test_commits",),
+    ),
+    Mutation(
         "path-that-no-file-system-takes",
         "Reference: UsageError names the argument that holds a NUL or a lone surrogate.",
         "arguments.py",
