@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import tierstore
 from tierstore.cli.kit import app
+from tierstore.cli.kit.command import walk
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas import health
 from tierstore.cli.schemas.markdown import outputs
@@ -96,18 +97,69 @@ def test_an_alias_is_one_word_or_two(run: Program, place: Path) -> None:
     assert run("alias", "set", "ranker", "new", "1", "-q").out == "ranker@1\n"
     assert run("rollback", "ranker@new", "-q").out == "ranker@2\n"
     assert run("alias", "rm", "ranker@new", "-q").out == "ranker@new\n"
-    for command, form in (
-        ("alias set ranker new", "MODEL ALIAS REF, or MODEL@ALIAS REF"),
-        ("alias set ranker@new", "MODEL ALIAS REF, or MODEL@ALIAS REF"),
-        ("rollback ranker", "MODEL ALIAS, or MODEL@ALIAS"),
-        ("alias rm ranker", "MODEL ALIAS, or MODEL@ALIAS"),
+    assert run("alias", "set", "ranker", "new", "ranker", "stable", "-q").out == "ranker@1\n"
+    assert run("alias", "set", "ranker@new", "ranker", "prod", "-q").out == "ranker@2\n"
+    assert run("alias", "set", "ranker", "new", "ranker@stable", "-q").out == "ranker@1\n"
+    for command, said in (
+        ("alias set ranker new", "ranker names no alias: give MODEL@ALIAS REF, or MODEL ALIAS REF"),
+        ("alias set ranker@new", "Missing argument 'REF'; see 'tierstore alias set --help'"),
+        ("rollback ranker", "ranker names no alias: give MODEL@ALIAS, or MODEL ALIAS"),
+        ("alias rm ranker", "ranker names no alias: give MODEL@ALIAS, or MODEL ALIAS"),
     ):
         done = run(*command.split())
-        assert (done.code, done.err) == (
-            2, f"tierstore: error: an argument is missing: give {form}\n",
-        )  # fmt: skip
-    done = run("stat", "ranker", "prod")
-    assert (done.code, "a reference is one word, such as MODEL@ALIAS" in done.err) == (2, True)
+        assert (done.code, done.err) == (2, f"tierstore: error: {said}\n")
+
+
+ONE_REF = {
+    "stat": "", "tensors": "", "load": "--to out", "log": "", "rebase": "", "fold": "",
+    "patch": "change.safetensors", "patches": "", "derive": "", "variants": "",
+    "lineage": "", "explain": "", "mv": "--to home", "restore": "", "warmup": "", "evict": "",
+    "pin": "", "unpin": "", "report": "p99_ms=12.5", "release show": "", "rollback": "",
+    "rollout start": "--to 1", "rollout status": "", "rollout pause": "", "rollout resume": "",
+    "rollout step": "", "rollout abort": "", "alias rm": "",
+}  # fmt: skip
+"""What is given to each command that takes one reference, beside that."""
+TWO_REFS = {"diff", "alias set"}
+
+
+@pytest.mark.parametrize("command", ONE_REF)
+def test_every_reference_is_one_word_or_two(command: str, run: Program, place: Path) -> None:
+    rest = ONE_REF[command].split()
+    one = run(*command.split(), "ranker@none", *rest)
+    two = run(*command.split(), "ranker", "none", *rest)
+    more = run(*command.split(), "ranker", "none", "more", *rest)
+    assert one == two
+    assert "unexpected" not in one.err
+    assert (more.code, "'more'" in more.err) == (2, True)
+
+
+def test_all_commands_with_a_reference_are_tried() -> None:
+    root, _ = app.command_tree()
+    taking = {
+        " ".join(path)
+        for path, node in walk(root)
+        for one in node.params
+        if one.param_type_name == "argument"
+        and (one.metavar in {"REF", "REF|PACK", "SINCE", "NEW"} or "@ALIAS" in one.metavar)
+    }
+    assert taking == ONE_REF.keys() | TWO_REFS
+
+
+def test_two_words_are_what_one_is(run: Program, place: Path) -> None:
+    assert run("stat", "ranker", "stable", "-q").out == "ranker@1\n"
+    assert run("stat", "ranker", "1", "-q").out == "ranker@1\n"
+    assert json.loads(run("pin", "ranker", "stable", "--json").out)["ref"] == "ranker@stable"
+    assert run("report", "ranker", "stable", "p99_ms=1", "-q").out == "ranker@1\n"
+    assert run("report", "ranker", "stable").err.endswith("missing: give METRIC=NUMBER\n")
+    for words in ("ranker 1 ranker prod", "ranker@1 ranker prod", "ranker stable ranker@2"):
+        found = json.loads(run("diff", *words.split(), "--json").out)
+        assert (found["old"]["version"], found["new"]["version"]) == (1, 2)
+    refused = run("diff", "ranker@1", "ranker@2", "ranker")
+    assert (refused.code, refused.err) == (
+        2,
+        "tierstore: error: unexpected extra argument 'ranker': a reference is MODEL@ALIAS in one "
+        "word, or MODEL ALIAS in two\n",
+    )
 
 
 def test_a_tilde_in_paths_of_the_command_line(

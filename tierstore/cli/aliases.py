@@ -16,36 +16,28 @@ if TYPE_CHECKING:
     from tierstore.modelstore.names.history import Logged
     from tierstore.modelstore.names.names import Alias
 
-ModelName = Annotated[
+AliasTarget = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Name of the model, or MODEL@ALIAS in one.", show_default=False
+        metavar="MODEL@ALIAS", help="The alias: MODEL@ALIAS or MODEL ALIAS.", show_default=False
     ),
 ]
-AliasName = Annotated[
-    str | None,
-    typer.Argument(metavar="ALIAS", help="Name of the alias, such as prod.", show_default=False),
-]
 OwnRef = Annotated[
-    str | None,
+    str,
     typer.Argument(
         metavar="REF", help=f"{REF_HELP} A number alone is a version of MODEL.", show_default=False
     ),
 ]
 
 
-def _words(*given: str | None) -> list[str]:
-    """Return the arguments of a command; ``MODEL@ALIAS`` stands for the first two of them."""
+def _split(target: str, then: str = "") -> tuple[str, str]:
+    """Return the model and the alias of an argument that names an alias."""
     from tierstore.errors import UsageError
 
-    words = [word for word in given if word is not None]
-    model, at, alias = words[0].partition("@")
-    if at and len(words) == len(given) - 1:
-        words[:1] = [model, alias]
-    if len(words) < len(given):
-        more = " REF" if len(given) == 3 else ""
-        raise UsageError(f"an argument is missing: give MODEL ALIAS{more}, or MODEL@ALIAS{more}")
-    return words
+    model, _, alias = target.partition("@")
+    if not alias:
+        raise UsageError(f"{target} names no alias: give MODEL@ALIAS{then}, or MODEL ALIAS{then}")
+    return model, alias
 
 
 def log(
@@ -170,25 +162,19 @@ def _pointed_to(model: str, entry: RefEntry) -> str:
     return f"{model}@{entry.version}"
 
 
-def set_alias(
-    cli: Cli,
-    model: ModelName,
-    alias: AliasName = None,
-    ref: OwnRef = None,
-    message: Message = "",
-) -> None:
+def set_alias(cli: Cli, target: AliasTarget, ref: OwnRef, message: Message = "") -> None:
     """Point an alias to a version, on every node at once."""
-    model, alias, ref = _words(model, alias, ref)
+    model, alias = _split(target, " REF")
     with cli.open() as store:
         _show_pointed(cli, store.alias(model, alias, ref_of(model, ref), message=message))
 
 
-def rollback(cli: Cli, model: ModelName, alias: AliasName = None, message: Message = "") -> None:
+def rollback(cli: Cli, target: AliasTarget, message: Message = "") -> None:
     """Point an alias back to the version that it pointed to before.
 
     No bytes are moved. Run twice, it goes back two steps.
     """
-    model, alias = _words(model, alias)
+    model, alias = _split(target)
     with cli.open() as store:
         _show_pointed(cli, store.rollback(model, alias, message=message))
 
@@ -212,9 +198,9 @@ def _show_pointed(cli: Cli, alias: Alias) -> None:
     )
 
 
-def remove(cli: Cli, model: ModelName, alias: AliasName = None, message: Message = "") -> None:
+def remove(cli: Cli, target: AliasTarget, message: Message = "") -> None:
     """Remove an alias; its log and the versions stay."""
-    model, alias = _words(model, alias)
+    model, alias = _split(target)
     with cli.open() as store:
         store.remove_alias(model, alias, message=message)
     name = f"{model}@{alias}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
 
-REF_HELP = "Version: MODEL, MODEL@ALIAS, MODEL@12 or MODEL@b3:DIGEST."
+REF_HELP = "Version: MODEL, MODEL@ALIAS or MODEL ALIAS, MODEL@12 or MODEL@b3:DIGEST."
 Ref = Annotated[str, typer.Argument(metavar="REF", help=REF_HELP, show_default=False)]
 Message = Annotated[
     str, typer.Option("--message", "-m", metavar="MSG", help="Note for the log: why this is done.")

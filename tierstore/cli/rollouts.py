@@ -8,8 +8,10 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, facts, table, when
+from tierstore.cli.kit.refs import joined
 from tierstore.cli.models import Message, Ref, ref_of
 from tierstore.cli.schemas import rollout as schemas
+from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
     from tierstore.modelstore.names.reports import GateState
@@ -188,7 +190,11 @@ def report(
 
     The values must have been measured while the node served this version.
     """
+    if "=" not in values[0]:  # the second word of the reference
+        (ref,) = joined([ref, values.pop(0)], 1)
     pairs = _pairs(values)
+    if not pairs:
+        raise UsageError("an argument is missing: give METRIC=NUMBER")
     with cli.open() as store:
         version = store.resolve(ref)
         name = node if node is not None else store.node
@@ -199,7 +205,6 @@ def report(
 
 
 def _split(target: str) -> tuple[str, str]:
-    from tierstore.errors import UsageError
     from tierstore.ids import ModelRef
 
     parsed = ModelRef.parse(target)
@@ -209,7 +214,6 @@ def _split(target: str) -> tuple[str, str]:
 
 
 def _pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
-    from tierstore.errors import UsageError
 
     found = {}
     for text in texts:

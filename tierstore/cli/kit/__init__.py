@@ -1,3 +1,3 @@
-"""Parts that commands are made of: the app, options, help, output, progress."""
+"""Parts that commands are made of: the app, options, references, help, output, progress."""
 
-__all__ = ["app", "command", "output", "progress", "signals", "streams"]
+__all__ = ["app", "command", "output", "progress", "refs", "signals", "streams"]

@@ -34,7 +34,8 @@ _ABOUT = """A tiered, content-addressed store for model weights.
 \b
 A reference (REF) names a version: MODEL (its newest), MODEL@ALIAS, MODEL@12
 or MODEL@b3:DIGEST. MODEL@12+NAME is a lossy variant of a version, and
-MODEL@release:NAME the version that a release names.
+MODEL@release:NAME the version that a release names. An argument may be two
+words as well: MODEL ALIAS is MODEL@ALIAS.
 
 \b
 Exit codes: 0 ok, 1 error, 2 usage, 3 partial, 4 damage found, 5 not found,
@@ -182,8 +183,6 @@ def _detail(error: BaseException) -> ErrorDetail:
         where = f"; see '{context.command_path} --help'" if context else ""
         kind, code = "UsageError", 2
         message = error.format_message().rstrip(".") + where
-        if "unexpected extra argument" in message and context and _takes_ref(context.command):
-            message += "; a reference is one word, such as MODEL@ALIAS"
     elif isinstance(error, Terminated):
         kind, message, code = "Terminated", "terminated", Terminated.code
     elif isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -202,10 +201,6 @@ def _detail(error: BaseException) -> ErrorDetail:
         message = f"unexpected {kind}: {message}; {DEBUG}=1 shows the traceback"
         kind = "Bug"
     return ErrorDetail(type=kind, message=message, exit_code=code)
-
-
-def _takes_ref(command: Any) -> bool:
-    return any(parameter.name == "ref" for parameter in command.params)
 
 
 def _has_directory() -> bool:

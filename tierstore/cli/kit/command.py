@@ -11,6 +11,7 @@ import typer
 
 from tierstore.cli.kit.output import Output
 from tierstore.cli.kit.progress import ProgressBar
+from tierstore.cli.kit.refs import as_words, joined, references
 from tierstore.config import expanded, is_set_by_service, unknown_messages
 
 if TYPE_CHECKING:
@@ -65,10 +66,12 @@ def command(
     """Register a function ``f(cli, …)`` as a command that takes the common options as well.
 
     Options behind the command win over options before it, and both over environment variables.
+    An argument that is a reference may be given in two words; ``f`` is given one.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        refs = references(own)
 
         def invoke(context: typer.Context, **values: Any) -> None:
             odd = unknown_messages(context.obj)
@@ -80,13 +83,16 @@ def command(
                 source = context.get_parameter_source(common)
                 if source is not None and source.name == "COMMANDLINE":
                     chosen[common] = value
-            values |= _expanded(context.command, values)
+            values |= _expanded(context.command, values) | _references(refs, values)
             function(Cli(**{common: chosen[common] for common in COMMON}, odd=odd), **values)
 
         parameter, kind = inspect.Parameter, inspect.Parameter.KEYWORD_ONLY
         parameters = [
             parameter("context", parameter.POSITIONAL_ONLY, annotation=typer.Context),
-            *(each.replace(kind=kind) for each in own),
+            *(
+                (as_words(each) if refs[-1:] == [each.name] else each).replace(kind=kind)
+                for each in own
+            ),
             *(
                 parameter(common, kind, annotation=annotation, default=default)
                 for common, (annotation, default) in COMMON.items()
@@ -108,6 +114,15 @@ def _expanded(node: Any, values: dict[str, Any]) -> dict[str, Any]:
         for parameter in node.params
         if parameter.metavar in _PLACES and isinstance(values.get(parameter.name), str)
     }
+
+
+def _references(names: Sequence[str], values: dict[str, Any]) -> dict[str, str | None]:
+    """Return the arguments that are references; the last of them may have come in more words."""
+    words = [values[name] for name in names[:-1]]
+    for name in names[-1:]:
+        words += values[name] or ()
+    found = joined(words, len(names))
+    return dict(zip(names, [*found, *[None] * (len(names) - len(found))], strict=True))
 
 
 def walk(root: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
