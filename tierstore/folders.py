@@ -8,9 +8,11 @@ trust each other then.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -96,6 +98,37 @@ class Owners:
 
 ALONE = Owners()
 """This user alone."""
+
+
+@contextlib.contextmanager
+def fresh_folder(folder: Path) -> Iterator[list[Path]]:
+    """Remove what was made of a directory in the block, if the block failed.
+
+    Only directories are removed: a file in them stays. It yields those of the directory and the
+    ones above it that are missing, the innermost first.
+    """
+    # os.path says of a name that is too long that nothing is there, and Path raises
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
+    before = _entries(folder)
+    try:
+        yield missing
+    except BaseException:
+        if missing:
+            remove_empty(missing[-1])
+        for path in _entries(folder) - before:
+            remove_empty(path)
+        raise
+
+
+def _entries(folder: Path) -> set[Path]:
+    return set(folder.iterdir()) if os.path.isdir(folder) else set()  # noqa: PTH112
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a directory and those below it, unless they hold files."""
+    for top, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(top).rmdir()
 
 
 def sync_entries(fd: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from html import escape
@@ -18,6 +19,7 @@ SECRET_NAME = re.compile(
 """Names of fields and options that hold what nobody is to see."""
 
 _AUTHORITY = re.compile(r"[^/?#]*")
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -27,6 +29,16 @@ def size(count: int) -> str:
     while abs(number) >= 1024 and unit < len(_UNITS) - 1:
         number, unit = number / 1024, unit + 1
     return f"{count} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line, with what could move a terminal's cursor escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _HIDDEN else c
+        for c in text
+    )
 
 
 def counted(count: int, noun: str) -> str:

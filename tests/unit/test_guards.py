@@ -39,7 +39,7 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
-from tierstore.folders import ALONE, sync_entries
+from tierstore.folders import ALONE, remove_empty, sync_entries
 from tierstore.format.exportlist import ExportList, encode_list
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
 from tierstore.format.tiers import TierSpec
@@ -66,7 +66,6 @@ from tierstore.tiers.node.local import LocalHot
 from tierstore.tiers.stats import TierStats
 from tierstore.variants.spool import ArraySpool
 from tierstore.wiring import below
-from tierstore.wiring import places as tier_places
 
 MIB = 1 << 20
 CHUNK = chunk(1)
@@ -240,7 +239,7 @@ def spooled(folder: Path) -> None:
 
 def empty_folders(folder: Path) -> bool:
     (folder / "a" / "b").mkdir(parents=True)
-    tier_places.remove_empty(folder / "a")
+    remove_empty(folder / "a")
     return (folder / "a").exists()
 
 
@@ -324,6 +323,7 @@ CASES = {
     ),
     "config:node_config#1": Case(node_config, ConfigError),
     "config:_password#1": Case(password, ConfigError),
+    "folders:remove_empty#1": Case(empty_folders, True),
     "folders:sync_entries#1": Case(synced, PASSES),
     "modelstore.home.index:ChunkIndex._open#1": Case(index, 0),
     "modelstore.home.index:ChunkIndex._recover#1": Case(damaged_index, 1),
@@ -338,7 +338,6 @@ CASES = {
     "modelstore.loading.exportdir:ExportDirectory._remove_folders#1": Case(
         put_instead, BackendError
     ),
-    "modelstore.loading.exportdir:_made#1": Case(put_beside_others, BackendError),
     "modelstore.loading.exportdir:_leave#1": Case(
         lambda folder: put(folder, "a"),
         [EXPORT_LIST, EXPORT_STAGING, f"{EXPORT_STAGING}/lock", "a"],
@@ -408,7 +407,6 @@ CASES = {
     "wiring.below:disk_of#1": Case(
         lambda folder: below.disk_of(TierSpec(name="w", role="warm", url=folder.as_uri())), None
     ),
-    "wiring.places:remove_empty#1": Case(empty_folders, True),
 }
 
 

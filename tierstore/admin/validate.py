@@ -13,10 +13,10 @@ from tierstore.admin.examine import Examination, examine
 from tierstore.arguments import as_path, as_table
 from tierstore.blobs.base import Capabilities
 from tierstore.errors import ConfigError
-from tierstore.folders import path_of
+from tierstore.folders import path_of, remove_empty
 from tierstore.format.tiers import Role, TierSpec, has_secret
 from tierstore.wiring.backends import open_tier
-from tierstore.wiring.places import canonical, remove_empty
+from tierstore.wiring.places import canonical
 from tierstore.wiring.tiers import placed
 
 _CLIENTS = 2

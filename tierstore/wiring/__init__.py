@@ -21,7 +21,7 @@ from tierstore.tiers.activity import Activity
 from tierstore.tiers.durable.tiers import DurableTiers
 from tierstore.tiers.guard.deadline import DeadlineStore, within
 from tierstore.wiring.backends import open_blobs
-from tierstore.wiring.places import claim_tiers, fresh_folder, ordered, proved, release_tiers
+from tierstore.wiring.places import claim_tiers, fresh_place, ordered, proved, release_tiers
 from tierstore.wiring.tiers import Tiers, activity_folder, counters
 
 __all__ = [
@@ -65,7 +65,7 @@ def init_as(
     """
     specs = ordered(tiers)
     home_url = config.store_url(_text(url))
-    with fresh_folder(home_url):
+    with fresh_place(home_url):
         blobs = _open_home(home_url, create=True)
         try:
             with proved(specs, blobs.url):

@@ -12,6 +12,7 @@ import msgspec
 from tierstore import config
 from tierstore.arguments import as_list, as_path
 from tierstore.errors import ConfigError, Conflict, TierstoreError
+from tierstore.folders import fresh_folder
 from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.home.tierlist import added, check_tier, checked
@@ -48,38 +49,10 @@ def ordered(specs: Sequence[TierSpec]) -> list[TierSpec]:
     return checked(found)
 
 
-@contextlib.contextmanager
-def fresh_folder(url: str) -> Iterator[None]:
-    """Remove what was made of the directory at ``url`` in the block, if the block failed.
-
-    Only directories are removed: a file in them stays.
-    """
+def fresh_place(url: str) -> contextlib.AbstractContextManager[object]:
+    """Remove what was made of the directory at ``url`` in the block, if the block failed."""
     folder = directory_of(url) if url else None
-    if folder is None:
-        yield
-        return
-    # os.path says of a name that is too long that nothing is there, and Path raises
-    new = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110
-    before = _entries(folder)
-    try:
-        yield
-    except BaseException:
-        if new:
-            remove_empty(new[-1])
-        for path in _entries(folder) - before:
-            remove_empty(path)
-        raise
-
-
-def _entries(folder: Path) -> set[Path]:
-    return set(folder.iterdir()) if os.path.isdir(folder) else set()  # noqa: PTH112
-
-
-def remove_empty(folder: Path) -> None:
-    """Remove a directory and those below it, unless they hold files."""
-    for top, _, _ in os.walk(folder, topdown=False):
-        with contextlib.suppress(OSError):
-            Path(top).rmdir()
+    return contextlib.nullcontext() if folder is None else fresh_folder(folder)
 
 
 @contextlib.contextmanager
@@ -111,7 +84,7 @@ def proved(
     with contextlib.ExitStack() as made:
         for place in places:
             with named(place.spec.name):
-                made.enter_context(fresh_folder(place.spec.url))
+                made.enter_context(fresh_place(place.spec.url))
                 _prove(place, home_url)
         yield
 

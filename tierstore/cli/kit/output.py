@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from tierstore.cli.kit.streams import print_error
 from tierstore.shown import counted as counted
+from tierstore.shown import printable as printable
 from tierstore.shown import size as size
 
 if TYPE_CHECKING:
     from tierstore.cli.schemas.core import Schema
 
 _GAP, _NARROWEST, _DIGEST_CELLS = "  ", 12, 12
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +73,6 @@ def show_warnings() -> None:
     logger = logging.getLogger("tierstore")
     if not any(isinstance(handler, _Warnings) for handler in logger.handlers):
         logger.addHandler(_Warnings(logging.WARNING))
-
-
-def printable(text: str) -> str:
-    """Return ``text`` on one line, with what could move a terminal's cursor escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in _HIDDEN else c
-        for c in text
-    )
 
 
 def when(time: datetime) -> str:

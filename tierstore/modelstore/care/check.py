@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from tierstore.errors import (
@@ -375,8 +376,8 @@ class _Check:
         every = self._home.packs.tiers
         tiers = [tier for tier in every if tier.archive is None]
         held = [set(self._copies[tier.name]) for tier in tiers]
-        needed, moves = {place.pack for place in self._places}, self._moves()
-        moved = {keys.pack_key(pack) for pack in needed if pack.hex() in moves}
+        needed = {place.pack for place in self._places}
+        moved = {keys.pack_key(pack) for pack in needed if pack.hex() in self._moves}
         archived = set().union(*self._copies.values()) - moved  # else nobody can read them
         held[0] |= set(map(keys.pack_key, needed)).difference(*held, archived)
         work = [
@@ -469,7 +470,8 @@ class _Check:
             if pack in marked:
                 continue
             try:
-                quarantine(self._home, pack, suspects, known.get(pack, ()))
+                if quarantine(self._home, pack, suspects, known.get(pack, ())).unfit:
+                    marked.add(pack)
             except (BackendError, UnsupportedFormat) as error:
                 what = f"it could not be quarantined, so saves may reuse it: {error}"
                 self._damage(keys.pack_key(pack), what)
@@ -477,7 +479,8 @@ class _Check:
             if examine(self._home, pack).good:
                 with suppress(BackendError):
                     marks.lift(pack)
-        self._report.quarantined = sorted(map(keys.pack_key, marks.packs()))
+                    marked.remove(pack)
+        self._report.quarantined = sorted(map(keys.pack_key, marked))
 
     def _find_garbage(self) -> None:
         used = self._used_packs()
@@ -497,18 +500,18 @@ class _Check:
 
     def _used_packs(self) -> set[str]:
         """Return the keys of packs that layouts name, and of those their frames moved to."""
-        moves = self._moves()
-        used: set[str] = set()
+        used: set[bytes] = set()
         left = {place.pack for place in self._places}
         while left:
             pack = left.pop()
-            used.add(keys.pack_key(pack))
-            for key in moves.pop(pack.hex(), ()):
+            used.add(pack)
+            for key in self._moves.get(pack.hex(), ()):
                 with self._noting(key):
                     move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
-                    left.update(bytes.fromhex(into) for into in move.into)
-        return used
+                    left.update({bytes.fromhex(into) for into in move.into} - used)
+        return set(map(keys.pack_key, used))
 
+    @cached_property
     def _moves(self) -> dict[str, list[str]]:
         """Return the keys of all moves by the id of their pack in hex."""
         moves: dict[str, list[str]] = {}

@@ -37,6 +37,11 @@ class Examined:
     bad: dict[str, str] = field(default_factory=dict)
     chunks: set[bytes] = field(default_factory=set)
 
+    @property
+    def unfit(self) -> bool:
+        """Whether every copy that could be asked for is damaged."""
+        return bool(self.bad) and not self.good
+
 
 def examine(home: Home, pack: bytes, suspects: Suspects | None = None) -> Examined:
     """Read the copy of a pack in every durable tier that can be asked, until one is good.
@@ -80,7 +85,7 @@ def quarantine(
         UnsupportedFormat: The store needs a newer tierstore to be written to.
     """
     found = examine(home, pack, suspects)
-    if found.bad and not found.good:
+    if found.unfit:
         check_features(home.config, "write", home.blobs.url)
         why = next(iter(found.bad.values()))
         home.quarantine.mark(pack, {*found.chunks, *known}, tiers=list(found.bad), why=why)

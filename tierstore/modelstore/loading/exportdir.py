@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import msgspec
 
 from tierstore.errors import BackendError, Conflict, Damaged, PermissionDenied, UsageError
-from tierstore.folders import sync_entries
+from tierstore.folders import fresh_folder, sync_entries
 from tierstore.format.exportlist import ExportList, encode_list, parse_list
 from tierstore.format.paths import (
     EXPORT_LIST,
@@ -32,7 +32,7 @@ from tierstore.format.paths import (
     folders_of,
     is_temporary,
 )
-from tierstore.shown import counted
+from tierstore.shown import counted, printable
 
 Others = Literal["refuse", "delete", "merge"]
 """What happens to files in the directory that no export wrote."""
@@ -147,7 +147,7 @@ class ExportDirectory:
 
     def _refuse(self, foreign: list[str]) -> None:
         count = len(foreign)
-        shown = ", ".join(map(_printable, foreign[:_SHOWN])) + (", …" if count > _SHOWN else "")
+        shown = ", ".join(map(printable, foreign[:_SHOWN])) + (", …" if count > _SHOWN else "")
         raise Conflict(
             f"{self._root} holds {counted(count, 'file')} that no export wrote: {shown}. Choose "
             "another directory, remove them with --delete, or keep them with --merge (in Python "
@@ -162,7 +162,7 @@ class ExportDirectory:
         }
         if blocked:
             raise Conflict(
-                f"{self._root / _printable(min(blocked))} is in the way of a file of "
+                f"{self._root / printable(min(blocked))} is in the way of a file of "
                 f"{self._wanted.version}; move it away, or use --delete"
             )
 
@@ -311,17 +311,11 @@ def _resolved(directory: str | os.PathLike[str]) -> Path:
 @contextmanager
 def _made(root: Path) -> Iterator[None]:
     """Make the directory durably; if the block fails, remove again what was made for it."""
-    missing = [path for path in (root, *root.parents) if not path.exists()]
-    try:
+    with fresh_folder(root) as missing:
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
             sync_folder(path.parent)
         yield
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
 
 
 @contextmanager
@@ -441,7 +435,3 @@ def _by_folder(paths: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     split = sorted(path.rpartition("/")[::2] for path in paths)
     for folder, group in groupby(split, lambda pair: pair[0]):
         yield folder, [name for _, name in group]
-
-
-def _printable(path: str) -> str:
-    return path if path.isprintable() else ascii(path)
