@@ -1,4 +1,4 @@
-"""Forked children in tests: each has a time limit, and a hanging one is killed and named."""
+"""Forked children in tests: those that have a time limit, and those that are killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 HANGS = "hangs"
 
@@ -58,3 +59,45 @@ def _result(pid: int, read: int, deadline: float) -> str:
     with open(read, "rb") as pipe:
         said = pipe.read().decode()
     return said if status == 0 else f"exit {os.waitstatus_to_exitcode(status)}"
+
+
+def die(*_args: object, **_kwargs: object) -> None:
+    """End this process at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(work: Callable[[], object]) -> None:
+    """Run ``work`` in a child process, which it kills."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@contextmanager
+def outlived(work: Callable[[Callable[[], None]], object]) -> Iterator[None]:
+    """Run ``work`` in a child that forks where ``work`` calls its argument, and is killed there.
+
+    What it forked lives until the end of the block, with a copy of all files that were open.
+    """
+    waits, ends = os.pipe()
+    told, tells = os.pipe()
+
+    def fork() -> None:
+        if os.fork():
+            os.read(told, 1)
+            die()
+        os.close(ends)
+        os.write(tells, b"x")
+        os.read(waits, 1)  # until the test closes its end
+        os._exit(0)
+
+    try:
+        killed(lambda: work(fork))
+        yield
+    finally:
+        for fd in (ends, waits, told, tells):
+            os.close(fd)

@@ -959,8 +959,8 @@ _DURABILITY = (
         "export-earlier-removed",
         "Explanation 17: files of an earlier export that this version lacks are removed.",
         "modelstore/loading/exportdir.py",
-        "self._stale = (there & self._owned) | own | foreign",
-        "self._stale = own | foreign",
+        "self._stale = (there & self._owned) | self._left(own) | foreign",
+        "self._stale = self._left(own) | foreign",
         (
             "integration/test_export_property.py::test_directories_exported_over_each_other_give_exactly_the_last",
         ),
@@ -977,9 +977,102 @@ _DURABILITY = (
         "export-one-at-a-time",
         "Explanation 17: two exports into one directory are a refusal.",
         "modelstore/loading/exportdir.py",
-        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "pass",
+        "if not locks.try_lock(lock):",
+        "if False:",
         ("integration/test_hostile_export.py::test_two_exports_into_one_directory",),
+    ),
+    Mutation(
+        "export-of-a-parent",
+        "How-to, processes: the parent notices nothing of a fork.",
+        "modelstore/loading/exportdir.py",
+        "            locks.hold(folder)\n",
+        "",
+        (
+            "integration/test_hostile_export.py::"
+            "test_a_child_that_leaves_an_export_removes_nothing_of_its_parents",
+        ),
+    ),
+    Mutation(
+        "left-files-are-swept",
+        "How-to, processes: what a killed process left is removed by the next one.",
+        "unfinished.py",
+        "if every or is_temporary(name):",
+        "if False:",
+        (
+            "unit/test_unfinished.py::test_the_next_writer_sweeps_what_a_killed_one_left",
+            "unit/test_unfinished.py::test_folders_of_killed_processes_below_the_systems_own",
+            "integration/test_hub_upload.py::test_a_gateway_sweeps_what_a_killed_one_was_receiving",
+        ),
+    ),
+    Mutation(
+        "living-files-stay",
+        "How-to, processes: what a living process writes is left alone.",
+        "unfinished.py",
+        "        if not locks.try_lock(fd):\n"
+        "            return False\n"
+        "    except OSError:  # nothing can be locked there\n"
+        "        network = True",
+        "        locks.try_lock(fd)\n    except OSError:\n        network = True",
+        (
+            "unit/test_unfinished.py::test_what_is_being_written_is_left_alone",
+            "integration/test_hostile_export.py::"
+            "test_what_others_are_writing_is_no_content_and_stays",
+        ),
+    ),
+    Mutation(
+        "left-files-of-a-network",
+        "How-to, processes: on a network file system left is what is a day old.",
+        "unfinished.py",
+        "return not network or time.time()",
+        "return True or time.time()",
+        (
+            "unit/test_unfinished.py::test_where_locks_prove_nothing_a_day_decides",
+            "unit/test_unfinished.py::test_blobs_on_a_network_file_system_are_left_for_a_day",
+        ),
+    ),
+    Mutation(
+        "swept-before-it-was-locked",
+        "How-to, processes: what a living process writes is left alone.",
+        "unfinished.py",
+        "return os.fstat(fd).st_nlink > 0",
+        "return True",
+        ("unit/test_unfinished.py::test_a_sweep_between_making_and_locking_is_noticed",),
+    ),
+    Mutation(
+        "unfinished-file-of-a-parent",
+        "How-to, processes: the parent notices nothing of a fork.",
+        "unfinished.py",
+        "    if locks.is_held(fd):",
+        "    if True:",
+        (
+            "unit/test_unfinished.py::"
+            "test_a_child_that_leaves_the_block_removes_nothing_of_its_parents",
+        ),
+    ),
+    Mutation(
+        "temporary-folder-of-a-parent",
+        "How-to, processes: the parent notices nothing of a fork.",
+        "unfinished.py",
+        "        if locks.is_held(self._fd):",
+        "        if True:",
+        (
+            "unit/test_unfinished.py::"
+            "test_a_child_that_leaves_the_block_removes_nothing_of_its_parents",
+        ),
+    ),
+    Mutation(
+        "locks-end-in-children",
+        "How-to, processes: a child that outlives a killed process keeps nothing locked.",
+        "locks.py",
+        "            for fd in given_up:",
+        "            for fd in ():",
+        (
+            "unit/test_unfinished.py::test_a_child_that_outlives_a_killed_writer_holds_nothing",
+            "unit/test_unfinished.py::"
+            "test_a_child_that_outlives_a_killed_writer_of_a_chunk_holds_nothing",
+            "integration/test_hostile_export.py::"
+            "test_an_export_that_was_killed_and_left_a_child_is_done_again",
+        ),
     ),
     Mutation(
         "export-mount-points",
@@ -1553,7 +1646,7 @@ _HOT = (
         "hot-scrub-of-one",
         "Explanation 18: the scrub compares 16 MiB a minute for the node.",
         "tiers/node/files.py",
-        "yield fd if try_lock(fd) else None",
+        "yield fd if locks.try_lock(fd) else None",
         "yield fd",
         ("unit/test_tiers_local.py::test_one_process_of_a_node_scrubs_at_a_time",),
     ),

@@ -27,7 +27,7 @@ MAX_FUNCTION_LINES = 50
 
 FLOORS = {
     "errors": 0, "forks": 0, "arguments": 0, "ids": 0, "prepared": 0, "deferred": 0, "shown": 0,
-    "folders": 0, "progress": 0,
+    "folders": 0, "progress": 0, "locks": 0, "unfinished": 0,
     "format": 1, "codecs": 1, "blobs": 1, "placement": 1, "lossy": 1,
     "tiers": 2,
     "modelstore": 3, "variants": 3,
@@ -63,7 +63,7 @@ ROOMS = {
 SAME_FLOOR = {
     ("arguments", "errors"), ("ids", "errors"), ("ids", "arguments"), ("progress", "errors"),
     ("progress", "arguments"), ("format", "codecs"), ("variants", "modelstore"),
-    ("prepared", "forks"),
+    ("prepared", "forks"), ("locks", "forks"), ("unfinished", "locks"), ("unfinished", "folders"),
     ("wiring", "config"),
     ("__main__", "cli"), ("cli", "serving"), ("torch", "serving"), ("safetensors", "serving"),
 }  # fmt: skip
@@ -515,6 +515,18 @@ def test_locks_and_threads_of_what_lasts_begin_anew_in_a_forked_child() -> None:
                 if name not in anew and _makes_what_a_fork_breaks(node)
             ]
     _report(problems)
+
+
+def test_locks_on_files_are_given_up_by_forked_children() -> None:
+    """A copy of an open file in a child would hold the lock of a parent that was killed."""
+    calls = {"flock", "lockf"}
+    _report([
+        f"{module.path}:{node.lineno}: take the lock by tierstore.locks"
+        for module in MODULES
+        if module.name != "tierstore.locks"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr in calls
+    ])  # fmt: skip
 
 
 def _attributes_set(function: ast.FunctionDef) -> Iterator[tuple[str, ast.stmt]]:

@@ -6,8 +6,6 @@ import atexit
 import functools
 import os
 import re
-import shutil
-import tempfile
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,6 +16,7 @@ from urllib.parse import quote, urlsplit
 from tierstore.errors import ConfigError, UsageError
 from tierstore.modelstore.settings import PartVerification, Settings
 from tierstore.shown import nearest
+from tierstore.unfinished import TemporaryFolder
 
 PREFIX = "TIERSTORE_"
 STORE = "TIERSTORE_STORE"
@@ -186,9 +185,9 @@ def _cache_dir(environ: Mapping[str, str]) -> Path:
 @functools.cache
 def _of_this_process() -> Path:
     """Make a cache that ends with the process: others could take a name that lasts."""
-    folder = Path(tempfile.mkdtemp(prefix="tierstore-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    folder = TemporaryFolder()
+    atexit.register(folder.close)
+    return folder.path
 
 
 def store_url(given: str | None) -> str:

@@ -11,11 +11,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+_NETWORK = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3",
+    "virtiofs",
+})  # fmt: skip
+_OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes a blank in a path
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _SHARED = stat.S_ISGID | stat.S_IRWXG
@@ -145,3 +152,28 @@ def path_of(url: str) -> str | None:
     if "://" not in url:
         return url
     return unquote(urlsplit(url).path) if url.startswith("file://") else None
+
+
+def is_network(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
+    """Return whether ``path`` lies on a network file system; ``False`` if that is not known."""
+    kind = kind_of(path, mounts) or ""
+    return kind in _NETWORK or kind.startswith("fuse.")
+
+
+def kind_of(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
+    """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown.
+
+    Source: proc_pid_mountinfo(5); the fifth field is the mount point, the type follows the dash.
+    """
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return None
+    real = os.path.realpath(path) + "/"
+    best, kind = "", ""
+    for fields in lines:
+        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]).rstrip("/") + "/"
+        if real.startswith(point) and len(point) >= len(best):
+            best, kind = point, fields[fields.index("-") + 1]
+    return kind or None

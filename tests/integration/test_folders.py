@@ -172,9 +172,14 @@ def test_without_a_home_directory_the_cache_has_no_name_that_others_could_take(
         raise RuntimeError
 
     monkeypatch.setattr(Path, "home", no_home)
-    first = as_user(OTHERS[0], OTHERS[0], lambda: str(settings_from({}).cache_dir))
-    second = as_user(OTHERS[0], OTHERS[0], lambda: str(settings_from({}).cache_dir))
+
+    def made() -> tuple[str, int]:
+        folder = settings_from({}).cache_dir
+        return str(folder), stat.S_IMODE(folder.stat().st_mode)
+
+    first, first_mode = as_user(OTHERS[0], OTHERS[0], made)
+    second, second_mode = as_user(OTHERS[0], OTHERS[0], made)
+    assert first_mode == second_mode == 0o700
     assert first != second
-    for name in (first, second):
-        assert stat.S_IMODE(Path(name).stat().st_mode) == 0o700
-        Path(name).rmdir()
+    assert not Path(first).exists(), "its process has ended: the second one has swept it"
+    Path(second).rmdir()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.children import outlived
 from tests.integration.kit import MIB, created, small_disk, tree
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import (
@@ -29,6 +31,7 @@ from tierstore.modelstore.loading.exportdir import Others
 from tierstore.modelstore.saving.source import BytesFile
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
+from tierstore.unfinished import written_beside
 
 LIST = '{"export": 1, "version": "m@1", "digest": "b3:00", "whole": true, "files": ["%s"]}'
 
@@ -294,6 +297,63 @@ def test_two_exports_into_one_directory(store: Store, source: Path, tmp_path: Pa
     first.export(tmp_path / "target", progress=meanwhile)
     assert refused
     assert tree(tmp_path / "target") == tree(source)
+
+
+def test_an_export_that_was_killed_and_left_a_child_is_done_again(
+    store: Store, source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+
+    def fork_while_writing(fork: Callable[[], None]) -> None:
+        store.load("m").export(target, progress=lambda done, total: fork())
+
+    with outlived(fork_while_writing):
+        assert [path.name for path in target.iterdir()] == [EXPORT_STAGING], (
+            "nothing is in its place yet"
+        )
+        store.load("m").export(target)
+        assert tree(target) == tree(source)
+
+
+def test_a_child_that_leaves_an_export_removes_nothing_of_its_parents(
+    store: Store, source: Path, tmp_path: Path
+) -> None:
+    class InChild(Exception):
+        """Raised there alone."""
+
+    children: list[int] = []
+
+    def fork(done: int, total: int) -> None:
+        if not children:
+            children.append(os.fork())
+            if not children[0]:
+                raise InChild
+            assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+
+    try:
+        store.load("m").export(tmp_path / "target", progress=fork)
+    except InChild:
+        os._exit(7)
+    finally:
+        if children == [0]:
+            os._exit(8)
+    assert tree(tmp_path / "target") == tree(source)
+
+
+def test_what_others_are_writing_is_no_content_and_stays(
+    store: Store, source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    left = target / f".tierstore-{'0' * 32}.tmp"
+    left.touch()
+    with written_beside(target / "later") as fd:
+        os.write(fd, b"more")
+        left.touch()  # this one was just swept
+        store.load("m").export(target, others="delete")
+        assert not left.exists()
+        assert len(list(target.glob(".tierstore-*.tmp"))) == 1
+    assert tree(target) == tree(source) | {"later": hashlib.sha256(b"more").hexdigest()}
 
 
 @pytest.mark.parametrize("name", ["new\nline", "bell\a", "\x85", "x" * 256, EXPORT_LIST])

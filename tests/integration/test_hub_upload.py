@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tierstore
+from tests.children import die, killed
 from tests.integration.test_hub_client import (
     Client,
     Setting,
@@ -220,3 +222,27 @@ def test_a_session_ends_before_its_xorbs_are_removed(
     os.utime(path, (0, time.time() - 25 * 3600))
     UploadSpool(tmp_path)
     assert not path.parent.exists()
+
+
+def test_a_gateway_sweeps_what_a_killed_one_was_receiving(tmp_path: Path) -> None:
+    async def arriving(then: Callable[[], None]) -> AsyncIterator[bytes]:
+        yield b"12"
+        then()
+        yield b"3"
+
+    def receive(then: Callable[[], None]) -> str:
+        return asyncio.run(UploadSpool(tmp_path).receive("m", "0" * 64, 3, 1, arriving(then)))
+
+    seen: list[list[Path]] = []
+
+    def meanwhile() -> None:
+        UploadSpool(tmp_path).sweep()
+        seen.append(list(tmp_path.rglob(".tierstore-*")))
+
+    killed(lambda: receive(die))
+    [left] = tmp_path.rglob(".tierstore-*")
+    assert receive(meanwhile) == hashlib.sha256(b"123").hexdigest()
+    [[mine]] = seen
+    assert mine != left
+    assert not list(tmp_path.rglob(".tierstore-*"))
+    assert UploadSpool(tmp_path).find("m", f"{'0' * 64}.1", 3) is not None

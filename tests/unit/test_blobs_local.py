@@ -12,7 +12,6 @@ import signal
 import stat
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -213,26 +212,8 @@ def test_a_killed_writer_leaves_the_old_blob_or_the_new_one(
         assert _keys(store) == ["a/old", "old"]
         assert bytes(store.get("a/old")) == b"old"
         assert len(_temps(store)) == 1
-        assert store.sweep(3600) == 0
-        assert store.sweep(-1) == 1
-        assert _temps(store) == []
     getattr(LocalStore(store.root), call)(key, b"again")
-
-
-def test_sweep_leaves_young_files_and_blobs_alone(store: LocalStore) -> None:
-    store.put("k", b"x")
-    folder = store.root / TEMP_DIR
-    for name, age in (("old", 7200), ("young", 10)):
-        (folder / name).write_bytes(b"")
-        os.utime(folder / name, (time.time() - age,) * 2)
-    os.utime(store.root / "k", (0, 0))
-    assert store.sweep(3600) == 1
-    assert _temps(store) == ["young"]
-    assert _keys(store) == ["k"]
-
-
-def test_sweep_of_a_store_that_was_never_written(store: LocalStore) -> None:
-    assert store.sweep(0) == 0
+    assert _temps(store) == [], "whoever writes next removes it"
 
 
 def test_eight_processes_race_to_create(store: LocalStore) -> None:
@@ -499,18 +480,3 @@ def test_no_descriptor_is_left_open(store: LocalStore) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     use()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-def test_the_first_write_removes_what_a_killed_writer_left_a_day_ago(store: LocalStore) -> None:
-    store.put("a", b"1")
-    temp = store.root / TEMP_DIR
-    old, young = temp / "1-old", temp / "1-young"
-    for path in (old, young):
-        path.write_bytes(b"half a blob")
-    os.utime(old, (time.time() - 25 * 3600,) * 2)
-    store.put("b", b"2")
-    assert old.exists(), "not looked for at every write"
-    again = LocalStore(store.root)
-    again.put("c", b"3")
-    assert not old.exists()
-    assert young.exists(), "its writer may be at work"

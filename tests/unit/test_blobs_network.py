@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tierstore.blobs.local.files import is_network
 from tierstore.blobs.local.store import LocalStore
+from tierstore.folders import is_network
 
 TABLE = r"""
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw

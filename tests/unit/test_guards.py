@@ -22,11 +22,11 @@ import pytest
 import tierstore
 from tests.guards import EXTRAS, OURS, PASSES, Case, check, checks_of_types, places
 from tests.unit.test_tiers_local import chunk, hot, offer, read
-from tierstore import config
+from tierstore import config, locks, unfinished
 from tierstore.admin import doctor
 from tierstore.blobs.fsspec.kinds import SftpFileSystem
 from tierstore.blobs.fsspec.store import FsspecStore
-from tierstore.blobs.local import direct, files
+from tierstore.blobs.local import direct
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.blobs.objects import connect, library
@@ -39,7 +39,7 @@ from tierstore.errors import (
     TierstoreError,
     Unreachable,
 )
-from tierstore.folders import ALONE, remove_empty, sync_entries
+from tierstore.folders import ALONE, kind_of, remove_empty, sync_entries
 from tierstore.format.exportlist import ExportList, encode_list
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
 from tierstore.format.tiers import TierSpec
@@ -69,6 +69,7 @@ from tierstore.wiring import below
 
 MIB = 1 << 20
 CHUNK = chunk(1)
+LEFT = f".tierstore-{'0' * 32}.tmp"
 
 
 def blobs(folder: Path) -> LocalStore:
@@ -137,6 +138,44 @@ def put(out: Path, *paths: str) -> list[str]:
             with target.file(path):
                 pass
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
+
+
+def left(folder: Path) -> list[str]:
+    """Names of the files that are there after a sweep of one that was left."""
+    (folder / LEFT).touch()
+    unfinished.sweep_path(folder)
+    return [path.name for path in folder.iterdir()]
+
+
+def discarded(folder: Path) -> int:
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        fd, name = unfinished.create(at)
+        unfinished.discard(fd, name, at)
+        locks.close(fd)
+    finally:
+        os.close(at)
+    return len(list(folder.iterdir()))
+
+
+def beside(folder: Path) -> bytes:
+    with unfinished.written_beside(folder / "file") as fd:
+        os.write(fd, b"content")
+    return (folder / "file").read_bytes()
+
+
+def put_where_one_was_left(out: Path) -> list[str]:
+    (out / LEFT).touch()
+    return put(out, "a")
+
+
+def locked_again(folder: Path) -> bool:
+    """Whether a file can be locked once its lock was closed."""
+    for _ in range(2):
+        fd = ALONE.open(folder / "file")
+        taken = locks.try_lock(fd)
+        locks.close(fd)
+    return taken
 
 
 def put_instead(out: Path) -> list[str]:
@@ -284,13 +323,15 @@ CASES = {
     "blobs.local.direct:write_direct#1": Case(direct_file, (False, b"")),
     "blobs.local.direct:_write_staged#1": Case(direct_file, (False, b"")),
     "blobs.local.direct:_write_staged#2": Case(direct_file, PASSES),
-    "blobs.local.files:kind_of#1": Case(lambda folder: files.kind_of(str(folder)), None),
     "blobs.local.store:LocalStore._link#1": Case(
         lambda folder: blobs(folder).put_if_absent("a", b"1"), PASSES
     ),
     "blobs.local.store:LocalStore._sync#1": Case(lambda folder: written(blobs(folder)), NotDurable),
     "blobs.local.store:LocalStore._walk#2": Case(lambda folder: written(blobs(folder)), PASSES),
     "blobs.local.store:LocalStore._temp_file#1": Case(
+        lambda folder: written(blobs(folder)), b"content"
+    ),
+    "blobs.local.store:LocalStore._temp_file#2": Case(
         lambda folder: written(blobs(folder)), b"content"
     ),
     "blobs.local.store:LocalStore._probe_links#1": Case(
@@ -338,6 +379,9 @@ CASES = {
     "modelstore.loading.exportdir:ExportDirectory._remove_folders#1": Case(
         put_instead, BackendError
     ),
+    "modelstore.loading.exportdir:ExportDirectory._left#1": Case(
+        put_where_one_was_left, [LEFT, EXPORT_LIST, "a"]
+    ),
     "modelstore.loading.exportdir:_leave#1": Case(
         lambda folder: put(folder, "a"),
         [EXPORT_LIST, EXPORT_STAGING, f"{EXPORT_STAGING}/lock", "a"],
@@ -348,6 +392,9 @@ CASES = {
     "modelstore.loading.exportdir:_mounts_below#1": Case(
         lambda folder: put(folder, "a"), [EXPORT_LIST, "a"]
     ),
+    "folders:kind_of#1": Case(lambda folder: kind_of(str(folder)), None),
+    "locks:_Held._begin#1": Case(lambda _: locks._Held().fds, set()),
+    "locks:close#1": Case(locked_again, True),
     "modelstore.places:_ancestry#1": Case(
         lambda folder: store_places._ancestry(str(folder))[-1], "/"
     ),
@@ -403,6 +450,10 @@ CASES = {
         lambda _: mapping.map_limit.__wrapped__(), mapping._DEFAULT_LIMIT
     ),
     "tiers.node.tensors:WholeTensors._one#1": Case(mapped, [False]),
+    "unfinished:discard#1": Case(discarded, 1),
+    "unfinished:sweep#1": Case(left, [LEFT]),
+    "unfinished:_is_left#1": Case(left, [LEFT]),
+    "unfinished:_taken#1": Case(beside, b"content"),
     "variants.spool:ArraySpool._told#1": Case(spooled, PASSES),
     "wiring.below:disk_of#1": Case(
         lambda folder: below.disk_of(TierSpec(name="w", role="warm", url=folder.as_uri())), None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +20,7 @@ from tierstore.cli.kit.output import Column, size, table
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.stores import du_json
 from tierstore.errors import Damaged
+from tierstore.unfinished import TemporaryFolder
 
 if TYPE_CHECKING:
     from tierstore.modelstore.loading.model import Model
@@ -54,15 +55,15 @@ def demo(
     from tierstore.modelstore.loading.export import explained
 
     source = minilm()
-    with explained(Path(directory or tempfile.gettempdir())):
-        folder = Path(tempfile.mkdtemp(prefix="tierstore-demo-", dir=directory))
-    try:
+    with contextlib.ExitStack() as undo:
+        with explained(Path(directory or tempfile.gettempdir())):
+            if keep:
+                folder = Path(tempfile.mkdtemp(prefix="tierstore-demo-", dir=directory))
+            else:
+                folder = undo.enter_context(TemporaryFolder(Path(directory) if directory else None))
         with _new_store(folder) as store:
             run = _Demo(cli, store, source, folder)
             data = run.play(str(folder) if keep else None)
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
     cli.out.show(data, [], lambda: _print_next(data))
 
 

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from tierstore.errors import InvalidName
+from tierstore.unfinished import is_temporary
 
 EXPORT_LIST = ".tierstore-export.json"
 """The file of an exported directory that says what tierstore wrote there."""
@@ -12,18 +13,12 @@ EXPORT_STAGING = ".tierstore-export.tmp"
 """The folder in which an export prepares its files."""
 
 MAX_PATH_BYTES, MAX_PART_BYTES = 4096, 255
-_TEMPORARY = re.compile(r"\.tierstore-[0-9a-f]{32}\.tmp\Z")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def is_own(name: str) -> bool:
     """Return whether tierstore gives this name to files of its own, which are never content."""
     return name in {EXPORT_LIST, EXPORT_STAGING} or is_temporary(name)
-
-
-def is_temporary(name: str) -> bool:
-    """Return whether a file of this name was being written, and gets its own name when it is."""
-    return _TEMPORARY.match(name) is not None
 
 
 def check_path(path: str) -> str:

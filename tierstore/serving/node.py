@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from tierstore.folders import ALONE
 from tierstore.modelstore.store import Store
 from tierstore.serving.follower import Follower, FollowerStatus
 from tierstore.serving.update import Update
+from tierstore.unfinished import written_beside
 
 _log = logging.getLogger("tierstore.follow")
 _FIRST_S = 3600.0
@@ -53,10 +52,11 @@ class Served:
             text = json.dumps({"format": _FORMAT, "served": served})
             try:
                 ALONE.make(self._path.parent, above=1)
-                fd, partial = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-                with os.fdopen(fd, "w", encoding="utf-8") as file:
+                with (
+                    written_beside(self._path, durable=False) as fd,
+                    open(fd, "w", encoding="utf-8", closefd=False) as file,
+                ):
                     file.write(text)
-                os.replace(partial, self._path)  # noqa: PTH105
             except OSError as error:
                 _log.info("the versions in service could not be recorded: %s", error)
 

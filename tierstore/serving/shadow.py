@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+
+from tierstore.unfinished import nameless_file
 
 Fill = Callable[[memoryview], None]
 """Function that fills its argument, which is writable."""
@@ -33,7 +33,7 @@ def shadow(
         high: End of that range.
         fill: Function that is called with the range to fill.
     """
-    with _file() as (fd, path):
+    with nameless_file() as (fd, path):
         os.ftruncate(fd, size)
         os.pwrite(fd, header, 0)
         if fill is not None and low < high:
@@ -45,16 +45,3 @@ def _filled(fd: int, low: int, high: int, fill: Fill) -> None:
     page = low - low % mmap.ALLOCATIONGRANULARITY
     mapped = mmap.mmap(fd, high - page, offset=page)  # unmapped with the last view of it
     fill(memoryview(mapped)[low - page :])
-
-
-@contextmanager
-def _file() -> Iterator[tuple[int, str]]:
-    if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
-        fd = os.memfd_create("tierstore", os.MFD_CLOEXEC)
-        try:
-            yield fd, f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
-        return
-    with tempfile.NamedTemporaryFile(prefix="tierstore-") as file:
-        yield file.fileno(), file.name

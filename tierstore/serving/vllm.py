@@ -14,7 +14,6 @@ Written against vLLM 0.10 and later: ``BaseModelLoader`` (``download_model``, ``
 from __future__ import annotations
 
 import functools
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from tierstore.modelstore.loading.tensor import Tensor
 from tierstore.modelstore.saving.kinds import shards_of
 from tierstore.serving.location import SCHEME, STORE, Location, open_ref
 from tierstore.serving.opened import open_shared
+from tierstore.unfinished import TemporaryFolder
 
 if TYPE_CHECKING:
     import torch
@@ -101,13 +101,14 @@ def local_files(model: Model, store: str | None = None) -> Path:
     store_id = open_shared(store)._parts.home.config.store_id
     target = config.settings_from().cache_dir / store_id / "files" / model.version.digest.hex
     if not target.is_dir():
-        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        model._export(fresh, weights=False)
-        try:
-            fresh.rename(target)
-        except OSError:  # somebody else was faster
-            if not target.is_dir():
-                raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFolder(target.parent) as fresh:
+            model._export(fresh, weights=False)
+            try:
+                fresh.rename(target)
+            except OSError:  # somebody else was faster
+                if not target.is_dir():
+                    raise
     return target
 
 

@@ -24,6 +24,7 @@ from tierstore.folders import ALONE
 from tierstore.forks import begin
 from tierstore.prepared import prepared
 from tierstore.tiers.stats import TierStats
+from tierstore.unfinished import written_beside
 
 EVERY_S = 2.0
 """Seconds between two looks at the counters."""
@@ -172,9 +173,11 @@ class Activity:
             ended=ended,
             tiers=tiers,
         )
-        temp = self._path.with_suffix(".new")
-        temp.write_bytes(msgspec.json.encode(activity))
-        temp.replace(self._path)
+        with (
+            written_beside(self._path, durable=False) as fd,
+            open(fd, "wb", closefd=False) as file,
+        ):
+            file.write(msgspec.json.encode(activity))
 
 
 def _counts(stats: TierStats) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from tierstore.blobs.local import files
+from tierstore.folders import is_network, kind_of
 from tierstore.format.tiers import TierSpec
 from tierstore.wiring.backends import Place, backend_of, directory_of, hot_directory, open_tier
 from tierstore.wiring.servers import Server
@@ -40,7 +40,7 @@ def disk_of(spec: TierSpec) -> Disk | None:
     except OSError:
         return None
     text = str(path)
-    return Disk(files.kind_of(text), files.is_network(text), usage.total, usage.free)
+    return Disk(kind_of(text), is_network(text), usage.total, usage.free)
 
 
 def ask_servers(place: Place) -> tuple[Server, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +17,12 @@ from tierstore.folders import sync_entries
 DIR_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO that someone put in a blob's place must not hang.
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # O_NOFOLLOW says ELOOP to a symbolic link, and ENOTDIR to one where a directory should be.
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-_NETWORK = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3"}
-)
-_OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes a blank in a path
 
 _MAX_READ_BYTES = 1 << 30  # one read(2) returns at most 0x7ffff000 bytes
 
@@ -125,31 +118,6 @@ def has_file(folder: int) -> bool:
             finally:
                 os.close(fd)
     return False
-
-
-def is_network(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
-    """Return whether ``path`` lies on a network file system; ``False`` if that is not known."""
-    kind = kind_of(path, mounts) or ""
-    return kind in _NETWORK or kind.startswith("fuse.")
-
-
-def kind_of(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
-    """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown.
-
-    Source: proc_pid_mountinfo(5); the fifth field is the mount point, the type follows the dash.
-    """
-    try:
-        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.split() for line in file]
-    except OSError:
-        return None
-    real = os.path.realpath(path) + "/"
-    best, kind = "", ""
-    for fields in lines:
-        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]).rstrip("/") + "/"
-        if real.startswith(point) and len(point) >= len(best):
-            best, kind = point, fields[fields.index("-") + 1]
-    return kind or None
 
 
 def is_regular(found: os.stat_result) -> bool:

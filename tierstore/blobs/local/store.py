@@ -2,7 +2,8 @@
 
 A blob is written to ``<root>/.tmp~/``, synced, and then renamed (``put``) or hard-linked
 (``put_if_absent``) to its place, after which every directory that changed is synced. A crash leaves
-at most files in ``.tmp~``, a name that no key can have; ``LocalStore.sweep`` removes them.
+at most files in ``.tmp~``, a name that no key can have. The first write of the next process removes
+them.
 
 Paths are walked one segment at a time with ``O_NOFOLLOW``, so that a symbolic link below the root,
 whoever planted it, never leads a read, a write or a deletion out of it. No file descriptor is kept
@@ -14,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
+from tierstore import locks
 from tierstore.blobs.base import (
     BlobInfo,
     BlobStore,
@@ -32,14 +33,14 @@ from tierstore.blobs.base import (
 from tierstore.blobs.local import files
 from tierstore.blobs.shared import by_key, flat_views, is_key, runs
 from tierstore.errors import BackendError, Damaged, NotDurable, NotFound, TierstoreError
-from tierstore.folders import sync_entries
+from tierstore.folders import is_network, sync_entries
 from tierstore.ids import Buffer, ByteRange
+from tierstore.unfinished import create, sweep
 
 TEMP_DIR = ".tmp~"
 """The folder of unfinished blobs below the root; ``~`` is in no key, so it hides no blob."""
 
 _KNOWN_DIRS_MAX = 4096
-_LEFT_AFTER_S = 24 * 3600
 
 _Stack: TypeAlias = list[tuple[str, Iterator[files.DirEntry]]]
 
@@ -97,7 +98,7 @@ class LocalStore(BlobStore):
 
     @cached_property
     def local(self) -> bool:
-        return not files.is_network(str(self._root))
+        return not is_network(str(self._root))
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         check_key(key)
@@ -180,26 +181,6 @@ class LocalStore(BlobStore):
             # Deleting blobs leaves their directories: only one that holds a blob counts.
             return iter([name for name in below if self._has_blob(f"{prefix}{name}")])
 
-    def sweep(self, older_than_s: float) -> int:
-        """Remove the temporary files that crashed writers left, and return how many.
-
-        A writer's own file is touched by every write, so an hour is safe on any disk.
-
-        Args:
-            older_than_s: Seconds; files that were written to more recently are left alone.
-        """
-        horizon = time.time() - older_than_s
-        removed = 0
-        with self._errors("sweeping temporary files", missing_ok=True):
-            fd = self._walk(TEMP_DIR)
-            try:
-                for entry in files.entries(fd):
-                    if entry.info is not None and entry.info.st_mtime < horizon:
-                        removed += files.unlink_file(entry.name, fd)
-            finally:
-                os.close(fd)
-        return removed
-
     # Writing
 
     def _sync(self, folder: int, key: str) -> None:
@@ -234,24 +215,24 @@ class LocalStore(BlobStore):
     @contextmanager
     def _temp_file(self, data: Buffer | Sequence[Buffer]) -> Iterator[tuple[int, str]]:
         """Write and sync a temporary file; yield its directory and name; remove what is left."""
-        if not self._swept:  # what a killed writer left must not stay for ever
-            self._swept = True
-            with contextlib.suppress(BackendError):
-                self.sweep(_LEFT_AFTER_S)
-        temp = f"{os.getpid()}-{secrets.token_hex(12)}"
         views = flat_views(data)
         folder = self._walk(TEMP_DIR, create=True)
         try:
+            if not self._swept:
+                self._swept = True
+                with contextlib.suppress(OSError):  # a folder that may not be listed
+                    sweep(folder, network=not self.local, every=True)
+            fd, temp = create(folder, locked=self.local)
             try:
-                fd = os.open(temp, files.CREATE_FLAGS, 0o666, dir_fd=folder)
-                try:
+                with contextlib.ExitStack() as held:
+                    held.callback(locks.close, fd)
                     files.write_all(fd, views)
                     os.fsync(fd)
-                finally:
-                    os.close(fd)
-                yield folder, temp
+                    if not self.local:  # NFS gives an open file that is removed another name
+                        held.close()
+                    yield folder, temp
             finally:
-                with contextlib.suppress(OSError):  # renamed away; or left for sweep()
+                with contextlib.suppress(OSError):  # renamed away; or left for the next sweep
                     os.unlink(temp, dir_fd=folder)
         finally:
             os.close(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,10 +23,11 @@ from tierstore.format.manifest import FileEntry
 from tierstore.format.safetensors import build_header
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.loading.exportdir import Others, check_others, exporting, sync_folder
+from tierstore.modelstore.loading.exportdir import Others, check_others, exporting
 from tierstore.modelstore.loading.stored import PlacedPiece, VerifiedContent
 from tierstore.modelstore.loading.tensor import VerifiedTensor
 from tierstore.modelstore.version import FileInfo, Version
+from tierstore.unfinished import written_beside
 
 _WINDOW_BYTES = 64 << 20
 
@@ -89,23 +89,6 @@ def export_tensors(
             if progress:
                 progress(done, total)
     return FileInfo(target.name, total, sha.hexdigest(), header.metadata)
-
-
-@contextmanager
-def written_beside(target: Path) -> Iterator[int]:
-    """Yield the descriptor of a new file that replaces ``target`` when the block succeeds."""
-    temporary = target.parent / f".tierstore-{uuid.uuid4().hex}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        yield fd
-        os.fsync(fd)
-        temporary.rename(target)
-    except BaseException:
-        temporary.unlink()
-        raise
-    finally:
-        os.close(fd)
-    sync_folder(target.parent)
 
 
 @contextmanager

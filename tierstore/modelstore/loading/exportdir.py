@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -22,17 +21,18 @@ from typing import Literal, get_args
 
 import msgspec
 
+from tierstore import locks
 from tierstore.errors import BackendError, Conflict, Damaged, PermissionDenied, UsageError
-from tierstore.folders import fresh_folder, sync_entries
+from tierstore.folders import fresh_folder, is_network, sync_entries
 from tierstore.format.exportlist import ExportList, encode_list, parse_list
 from tierstore.format.paths import (
     EXPORT_LIST,
     EXPORT_STAGING,
     check_new_path,
     folders_of,
-    is_temporary,
 )
 from tierstore.shown import counted, printable
+from tierstore.unfinished import is_left, is_temporary
 
 Others = Literal["refuse", "delete", "merge"]
 """What happens to files in the directory that no export wrote."""
@@ -137,13 +137,23 @@ class ExportDirectory:
         if others == "merge":
             self._check_free(foreign - self._new)
             foreign &= self._new
-        self._stale = (there & self._owned) | own | foreign
+        self._stale = (there & self._owned) | self._left(own) | foreign
         self._emptied = self._to_remove(folders, every=others == "delete")
         if self._stale <= self._new and len(self._new) == 1:
             self._stale = set()  # a rename exchanges one file at once
         self._check_mounts(every=others == "delete")
         self._check_writable(folders)
         self._check_names()
+
+    def _left(self, own: set[str]) -> set[str]:
+        """Return those files with temporary names that nobody is writing."""
+        network = is_network(str(self._root))
+        left = set()
+        for path in own:
+            with contextlib.suppress(OSError):  # gone, or another user's
+                if is_left(path, self._fd, network=network):
+                    left.add(path)
+        return left
 
     def _refuse(self, foreign: list[str]) -> None:
         count = len(foreign)
@@ -332,13 +342,13 @@ def _staging(root: Path, fd: int) -> Iterator[int]:
     """Yield the folder for files that are being written: empty, and held by this export alone.
 
     Whoever holds the lock of the file in it owns the folder. It is removed at the end; that of an
-    export that was killed is emptied by the next one.
+    export that was killed is emptied by the next one. A child that is forked meanwhile holds none.
     """
     with contextlib.ExitStack() as undo:
         folder, lock = _locked(root, fd)
         undo.callback(_remove_staging, fd)
-        undo.callback(os.close, folder)
-        undo.callback(os.close, lock)  # NFS keeps a file that is open when its folder goes
+        undo.callback(locks.close, folder)
+        undo.callback(locks.close, lock)  # NFS keeps a file that is open when its folder goes
         undo.callback(_leave, folder)
         _clear(folder)
         yield folder
@@ -362,16 +372,13 @@ def _locked(root: Path, fd: int) -> tuple[int, int]:
         # one that ends right now removes both: then they are made again
         with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as undo:
             folder = os.open(EXPORT_STAGING, _FOLDER, dir_fd=fd)
-            undo.callback(os.close, folder)
+            undo.callback(locks.close, folder)
+            locks.hold(folder)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             lock = os.open(_LOCK, flags, 0o666, dir_fd=folder)
-            undo.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict(
-                    f"another export writes to {root}; wait until it has ended"
-                ) from None
+            undo.callback(locks.close, lock)
+            if not locks.try_lock(lock):
+                raise Conflict(f"another export writes to {root}; wait until it has ended")
             if os.path.samestat(os.fstat(lock), os.stat(_LOCK, dir_fd=folder)):
                 undo.pop_all()
                 return folder, lock

@@ -16,7 +16,7 @@ from tierstore.format.patch import PatchPart, PatchSpec
 from tierstore.format.safetensors import Header, TensorInfo
 from tierstore.ids import Digest
 from tierstore.modelstore.loading.arrays import array_bytes, as_array, writable_bytes
-from tierstore.modelstore.loading.export import explained, written_beside
+from tierstore.modelstore.loading.export import explained
 from tierstore.modelstore.loading.overlay import scatter
 from tierstore.modelstore.patches.changes import (
     INDEXED,
@@ -29,6 +29,7 @@ from tierstore.modelstore.patches.changes import (
     rising,
 )
 from tierstore.modelstore.version import Version
+from tierstore.unfinished import written_beside
 
 if TYPE_CHECKING:
     from tierstore.deferred import Bytes
@@ -185,7 +186,7 @@ class Patch:
         """
         target = Path(as_path("path", path, "the path of a file"))
         data = self._read(self._header.tensors)
-        with explained(target), written_beside(target) as fd, os.fdopen(os.dup(fd), "wb") as out:
+        with explained(target), written_beside(target) as fd, open(fd, "wb", closefd=False) as out:
             out.write(self._header.raw)
             for part in data:
                 out.write(part.data)

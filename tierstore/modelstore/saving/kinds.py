@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from tierstore.errors import SourceError, UnsafeSource
 from tierstore.format.safetensors import MAX_HEADER_BYTES
 from tierstore.modelstore.saving.pickles import LOOKED_AT_BYTES
+from tierstore.unfinished import nameless_file
 
 BEGIN_BYTES = LOOKED_AT_BYTES
 """Bytes of a file's begin that tell what it is."""
@@ -81,12 +81,11 @@ def library_opens(raw: bytes, size: int) -> bool:
     """
     from safetensors import SafetensorError, safe_open
 
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(raw)
-        file.truncate(size)
-        file.flush()
+    with nameless_file() as (fd, path):
+        os.ftruncate(fd, size)
+        os.pwrite(fd, raw, 0)
         try:
-            with safe_open(file.name, "np") as opened:
+            with safe_open(path, "np") as opened:
                 opened.keys()
         except (SafetensorError, OSError):
             return False

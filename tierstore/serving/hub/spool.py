@@ -17,16 +17,18 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from io import FileIO
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from io import BufferedWriter
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
+from tierstore import locks
 from tierstore.errors import ConfigError, TierstoreError
 from tierstore.folders import ALONE
 from tierstore.serving.hub.answers import HubError
+from tierstore.unfinished import create, discard, sweep_path
 
 _SECRET = "secret"
 _KEPT_S = 24 * 3600
@@ -69,15 +71,11 @@ class UploadSpool:
 
     def _secret(self) -> bytes:
         path = self.root / _SECRET
-        fresh = self.root / f"{_SECRET}-{secrets.token_hex(8)}"
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(secrets.token_bytes(32))
+        with _fresh(self.root) as (file, fresh):
+            file.write(secrets.token_bytes(32))
+            file.flush()
             with contextlib.suppress(FileExistsError):  # the gateway's other processes have one
                 os.link(fresh, path)
-        finally:
-            fresh.unlink()
         return path.read_bytes()
 
     # Permission to upload travels in the URL: clients send no token with the bytes
@@ -149,20 +147,18 @@ class UploadSpool:
         return path
 
     @asynccontextmanager
-    async def _arriving(self, path: Path) -> AsyncIterator[FileIO]:
+    async def _arriving(self, path: Path) -> AsyncIterator[BufferedWriter]:
         """Open a file that is put in place at the end of the block, unless it fails."""
         path.parent.mkdir(exist_ok=True, mode=0o700)
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
         try:
-            with partial.open("xb", buffering=0) as file:
+            with _fresh(path.parent) as (file, partial):
                 yield file
-            partial.replace(path)
+                file.flush()
+                partial.replace(path)
         except TierstoreError:  # of where the parts come from
             raise
         except OSError as error:
             raise HubError(507, f"the gateway cannot keep the upload: {error.strerror}") from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     def session(self, repo: str, who: str, number: int) -> str:
         """Return the name of a session of the Xet protocol, which nobody can guess.
@@ -187,25 +183,22 @@ class UploadSpool:
         """
         folder = self._folder(repo)
         sha, total = hashlib.sha256(), 0
-        partial = folder / f"{oid}.joined.{secrets.token_hex(8)}.partial"
         try:
-            with partial.open("xb") as out:
+            with _fresh(folder) as (out, partial):
                 for number in range(1, count + 1):
                     with (folder / f"{oid}.{number}").open("rb") as file:
                         while data := file.read(_COPY_BYTES):
                             out.write(data)
                             sha.update(data)
                             total += len(data)
-            if (total, sha.hexdigest()) != (size, oid):
-                raise HubError(400, f"the parts have {total} bytes and another SHA-256")
-            partial.replace(folder / oid)
+                if (total, sha.hexdigest()) != (size, oid):
+                    raise HubError(400, f"the parts have {total} bytes and another SHA-256")
+                out.flush()
+                partial.replace(folder / oid)
         except FileNotFoundError:
             raise HubError(400, "a part of the upload is missing: begin again") from None
         except OSError as error:
             raise HubError(507, f"the gateway cannot keep the upload: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
         for number in range(1, count + 1):
             with contextlib.suppress(FileNotFoundError):
                 (folder / f"{oid}.{number}").unlink()
@@ -214,21 +207,19 @@ class UploadSpool:
         """Write a file that was not uploaded on its own, and return its path."""
         folder = self._folder(repo)
         folder.mkdir(exist_ok=True, mode=0o700)
-        partial = folder / f"{secrets.token_hex(16)}.partial"
         sha = hashlib.sha256()
         try:
-            with partial.open("xb") as file:
+            with _fresh(folder) as (file, partial):
                 for part in parts:
                     file.write(part)
                     sha.update(part)
-            path = folder / sha.hexdigest()
-            partial.replace(path)
+                file.flush()
+                path = folder / sha.hexdigest()
+                partial.replace(path)
         except TierstoreError:  # of the store that the parts are read from
             raise
         except OSError as error:
             raise HubError(507, f"the gateway cannot keep the file: {error.strerror}") from None
-        finally:
-            partial.unlink(missing_ok=True)
         return path
 
     def drop_changed(self, repo: str, oids: Iterable[str]) -> list[str]:
@@ -249,12 +240,14 @@ class UploadSpool:
                 (self._folder(repo) / oid).unlink()
 
     def sweep(self, older_than_s: float = _KEPT_S) -> None:
-        """Remove files that were not used for ``older_than_s`` seconds."""
+        """Remove files that were not used for ``older_than_s`` seconds, and what was left."""
         horizon = time.time() - older_than_s
+        sweep_path(self.root)
         for folder in self.root.iterdir():
             if not folder.is_dir():
                 continue
             with contextlib.suppress(OSError):
+                sweep_path(folder)
                 for path in folder.iterdir():
                     if path.stat().st_mtime < horizon:
                         path.unlink(missing_ok=True)
@@ -269,3 +262,19 @@ class UploadSpool:
     def free(self) -> int:
         """Return the bytes that are free on the disk."""
         return shutil.disk_usage(self.root).free
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[tuple[BufferedWriter, Path]]:
+    """Yield a new file of a folder, and its path; it is removed unless it gets another name."""
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd, name = create(at, mode=0o600)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                yield file, folder / name
+        finally:
+            discard(fd, name, at)
+            locks.close(fd)
+    finally:
+        os.close(at)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tierstore import locks
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.folders import ALONE
@@ -129,19 +129,14 @@ class HomeLedger:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let one process of this node in at a time; where files cannot be locked, all at once."""
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
+        """Let one process of this node in at a time."""
         try:
             ALONE.make(self._lock.parent, above=1)
             fd = ALONE.open(self._lock)
         except OSError as error:
             raise BackendError(f"{self._lock} cannot be locked: {error}") from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            locks.wait_lock(fd)
             yield
         finally:
-            os.close(fd)
+            locks.close(fd)

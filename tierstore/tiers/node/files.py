@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tierstore import locks
 from tierstore.folders import Owners
 from tierstore.format.checks import digest_of
 from tierstore.format.manifest import MAX_CHUNK
@@ -56,24 +57,6 @@ def kernel_boot_id() -> str | None:
     except OSError:
         return None
     return found if _BOOT.match(found) else None
-
-
-def try_lock(fd: int) -> bool:
-    """Lock an open file unless somebody else has, until ``fd`` is closed or its process ends."""
-    import fcntl  # POSIX only, as is this tier
-
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def unlock(fd: int) -> None:
-    """Release the lock, even when a forked child has a copy of ``fd``."""
-    import fcntl
-
-    fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 class ChunkFiles:
@@ -227,9 +210,9 @@ class ChunkFiles:
         """Hold this node's scrub; yield its file, or ``None`` while another process holds it."""
         fd = self.owners.open(self.folder / _SCRUB)
         try:
-            yield fd if try_lock(fd) else None
+            yield fd if locks.try_lock(fd) else None
         finally:
-            os.close(fd)
+            locks.close(fd)
 
     def _claim(self, digest: bytes) -> bool | None:
         """Verify a file from before the last start, and move it to the trusted ones.
@@ -266,10 +249,10 @@ class ChunkFiles:
     # Writing: with the node's lock, but for the bytes themselves
 
     def begin(self, digest: bytes) -> int:
-        """Make the unfinished file of a chunk and return its descriptor, which keeps it locked."""
+        """Make the unfinished file of a chunk and return its descriptor, for ``locks.close``."""
         fd = os.open(f"{self._temp}/{digest.hex()}", _CREATE, _READ_ONLY)
         self.owners.give(fd, _READ_ONLY)
-        try_lock(fd)
+        locks.try_lock(fd)
         return fd
 
     def write(self, fd: int, plain: Buffer) -> None:
@@ -299,12 +282,12 @@ class ChunkFiles:
         if fd is None:
             return False
         try:
-            if not try_lock(fd):
+            if not locks.try_lock(fd):
                 return True
             _unlink(path)
             return False
         finally:
-            os.close(fd)
+            locks.close(fd)
 
     def remove(self, digest: bytes) -> None:
         """Remove every file of a chunk, also an unfinished one."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+from tierstore import locks
 from tierstore.ids import Buffer
 from tierstore.placement.base import Access
 from tierstore.tiers.node.directory import HotDirectory
@@ -131,4 +131,4 @@ def _close(taken: Sequence[_Taken]) -> None:
     """Close files; those that were not published are empty, and removed by the next writer."""
     for one in taken:
         with contextlib.suppress(OSError):
-            os.close(one.fd)
+            locks.close(one.fd)

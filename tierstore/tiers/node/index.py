@@ -24,11 +24,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from tierstore import locks
 from tierstore.folders import Owners
 from tierstore.forks import begin, leave
 from tierstore.format.manifest import MAX_CHUNK
 from tierstore.ids import DIGEST_BYTES
-from tierstore.tiers.node.files import try_lock, unlock
 
 _log = logging.getLogger("tierstore.tiers")
 _SCHEMA = """
@@ -146,17 +146,14 @@ class HotIndex:
         fd = self._owners.open(self._lock_path)
         try:
             until, pause = time.monotonic() + wait_s, 0.0005
-            while not try_lock(fd):
+            while not locks.try_lock(fd):
                 if time.monotonic() >= until:
                     raise BlockingIOError(errno.EAGAIN, "locked", str(self._lock_path))
                 time.sleep(pause)
                 pause = min(2 * pause, 0.05)
-            try:
-                yield
-            finally:
-                unlock(fd)
+            yield
         finally:
-            os.close(fd)
+            locks.close(fd)
 
     def _connection(self) -> sqlite3.Connection:
         try:
