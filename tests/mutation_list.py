@@ -3153,6 +3153,22 @@ _PROCESSES = (
         ("unit/test_modelstore_leases.py::test_a_process_that_closes_nothing_leaves_no_lease",),
     ),
     Mutation(
+        "writers-by-homes-clock",
+        "modelstore.home.leases: a save runs or has ended by home's own clock.",
+        "modelstore/home/leases.py",
+        "    return time.time() + skew_s\n",
+        "    return time.time()\n",
+        ("unit/test_modelstore_leases.py::test_saves_are_running_by_homes_clock",),
+    ),
+    Mutation(
+        "writers-without-a-clock",
+        "modelstore.home.leases: where the clock cannot be asked, no save has ended.",
+        "modelstore/home/leases.py",
+        "        return -math.inf\n",
+        "        return time.time()\n",
+        ("unit/test_modelstore_leases.py::test_without_the_right_to_write_no_save_has_ended",),
+    ),
+    Mutation(
         "leases-of-killed-processes",
         "Processes: a save removes leases that ended long ago.",
         "modelstore/home/leases.py",

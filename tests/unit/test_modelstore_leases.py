@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 import tierstore
 from tests.children import forked
 from tests.waiting import wait_until
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import OutOfSpace, PermissionDenied, Unreachable
@@ -290,6 +292,42 @@ def test_leases_of_killed_processes_are_removed_by_saves() -> None:
         lease.remove_ended()
         left = {info.key for info in home.list("leases/")}
         assert left == {keys[1], keys[2], lease._key}
+
+
+@pytest.mark.parametrize("ahead_s", [-5 * 3600.0, 5 * 3600.0])
+def test_saves_are_running_by_homes_clock(ahead_s: float) -> None:
+    """And not by that of the machine that looks, which here differs by more than a lease's time."""
+
+    class Elsewhere(MemoryStore):
+        def info(self, key: str) -> BlobInfo:
+            found = super().info(key)
+            return replace(found, mtime=found.mtime + ahead_s)
+
+        def list(self, prefix: str = "") -> Iterator[BlobInfo]:
+            return (replace(one, mtime=one.mtime + ahead_s) for one in super().list(prefix))
+
+    home = Elsewhere()
+    ended, running = WriterLease(home), WriterLease(home)
+    for lease, age_s in ((ended, leases.TTL_S + 60), (running, leases.TTL_S - 60)):
+        lease.renew()
+        data, written = home._blobs[lease._key]
+        home._blobs[lease._key] = data, written - age_s
+    assert set(leases.writers(home)) == {running._lease.id}
+    assert leases.is_saving(home)
+
+
+def test_without_the_right_to_write_no_save_has_ended() -> None:
+    home = MemoryStore()
+    lease = WriterLease(home)
+    lease.renew()
+    data, _ = home._blobs[lease._key]
+    home._blobs[lease._key] = data, 0.0
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        return PermissionDenied("no") if op == "put_if_absent" else None
+
+    assert set(leases.writers(FaultyStore(home, plan))) == {lease._lease.id}
+    assert leases.writers(home) == {}
 
 
 def test_the_clock_of_leases_counts_the_time_asleep(monkeypatch: pytest.MonkeyPatch) -> None:

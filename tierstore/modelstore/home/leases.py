@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -11,11 +12,12 @@ from types import TracebackType
 from typing import Literal, Self
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.format.keys import LEASES
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.home.refs import whoami
 
 TTL_S = 4 * 3600
@@ -35,21 +37,37 @@ def new_lease(role: Literal["writer", "reader"]) -> Lease:
 
 
 def writers(home_blobs: BlobStore) -> dict[str, Lease]:
-    """Return the leases of running saves, by id: those not expired by this machine's clock."""
-    found = {}
+    """Return the leases of running saves, by id: those that have not ended by home's own clock.
+
+    Where that cannot be asked, as nothing can be written there, none has ended.
+    """
+    found: dict[str, tuple[Lease, float]] = {}
     for info in home_blobs.list(LEASES):
         try:
             lease = unseal_body(Kind.LEASE, home_blobs.get(info.key), Lease, info.key)
         except (Damaged, NotFound, UnsupportedFormat):
             continue
-        if lease.role == "writer" and time.time() - info.mtime < lease.ttl_s:
-            found[lease.id] = lease
-    return found
+        if lease.role == "writer":
+            found[lease.id] = lease, info.mtime
+    now_s = _now_s(home_blobs) if found else 0.0
+    return {
+        key: lease for key, (lease, written_s) in found.items() if now_s - written_s < lease.ttl_s
+    }
 
 
 def is_saving(home_blobs: BlobStore) -> bool:
     """Return whether a save seems to be running."""
     return bool(writers(home_blobs))
+
+
+def _now_s(home_blobs: BlobStore) -> float:
+    """Return the time by home's clock, in seconds since the epoch; minus infinity if unknown."""
+    try:
+        skew_s = probe(home_blobs).clock_skew_s
+    except BackendError as error:
+        _log.info("the clock of %s cannot be asked: %s", home_blobs.url, error)
+        return -math.inf
+    return time.time() + skew_s
 
 
 def _ttl_s(home_blobs: BlobStore, key: str) -> float:
