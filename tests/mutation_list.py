@@ -1053,7 +1053,7 @@ _DURABILITY = (
         "temporary-folder-of-a-parent",
         "How-to, processes: the parent notices nothing of a fork.",
         "unfinished.py",
-        "        if locks.is_held(self._fd):",
+        "        if locks.is_held(fd):",
         "        if True:",
         (
             "unit/test_unfinished.py::"
@@ -3138,8 +3138,8 @@ _PROCESSES = (
         "lease-of-a-child",
         "Processes: a forked child has a lease of its own for what it still reads.",
         "modelstore/home/readerlease.py",
-        "        begin(self._begin)\n        self._end =",
-        "        self._begin()\n        self._end =",
+        "= False  # the lease itself ends then\n        begin(self._begin)",
+        "= False  # the lease itself ends then\n        self._begin()",
         (
             "unit/test_modelstore_leases.py::test_a_forked_child_has_a_lease_of_its_own_once_it_reads",
         ),
@@ -3148,8 +3148,8 @@ _PROCESSES = (
         "lease-ends-with-the-process",
         "Processes: when the interpreter ends, leases are removed.",
         "modelstore/home/readerlease.py",
-        "        atexit.register(_end_all)",
-        "        pass",
+        "                at_end(_end_all)",
+        "                pass",
         ("unit/test_modelstore_leases.py::test_a_process_that_closes_nothing_leaves_no_lease",),
     ),
     Mutation(
@@ -3167,6 +3167,24 @@ _PROCESSES = (
         "        return -math.inf\n",
         "        return time.time()\n",
         ("unit/test_modelstore_leases.py::test_without_the_right_to_write_no_save_has_ended",),
+    ),
+    Mutation(
+        "end-of-processes-of-multiprocessing",
+        "Processes: leases are removed when a process of multiprocessing ends, too.",
+        "forks.py",
+        "        util.register_after_fork(end,",
+        "        (lambda *_: None)(end,",
+        ("unit/test_modelstore_leases.py::test_processes_of_multiprocessing_leave_no_lease",),
+    ),
+    Mutation(
+        "what-was-given-back-before-a-fork",
+        "Processes: a forked child names what it still holds.",
+        "modelstore/home/readerlease.py",
+        "        if self._end.alive:",
+        "        if True:",
+        (
+            "unit/test_modelstore_leases.py::test_a_forked_child_does_not_hold_what_its_parent_gave_back",
+        ),
     ),
     Mutation(
         "leases-of-killed-processes",

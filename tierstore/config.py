@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any, get_args
 from urllib.parse import quote, urlsplit
 
 from tierstore.errors import ConfigError, UsageError
+from tierstore.forks import at_end
 from tierstore.modelstore.settings import PartVerification, Settings
 from tierstore.shown import nearest
 from tierstore.unfinished import TemporaryFolder
@@ -186,7 +186,7 @@ def _cache_dir(environ: Mapping[str, str]) -> Path:
 def _of_this_process() -> Path:
     """Make a cache that ends with the process: others could take a name that lasts."""
     folder = TemporaryFolder()
-    atexit.register(folder.close)
+    at_end(folder.close)
     return folder.path
 
 

@@ -1,4 +1,4 @@
-"""What a process that was forked begins anew, in one registry.
+"""What a process that was forked begins anew, in one registry, and what a process ends with.
 
 A fork copies one thread and all memory. In the child a lock that another thread held stays locked
 for ever, threads and pools of them are gone, and connections, SQLite handles and native clients
@@ -10,7 +10,9 @@ The parent is left alone: nothing is done there before or after a fork.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -22,6 +24,9 @@ _T = TypeVar("_T")
 _methods: dict[int, tuple[weakref.ref[Any], Callable[[Any], None]]] = {}
 """In the order in which they were registered, so parts come before what is made of them."""
 _forks = 0
+_at_exit: set[Callable[[], None]] = set()
+_at_finalization: set[Callable[[], None]] = set()
+"""What ``at_end`` was given; children inherit both registrations."""
 
 
 def begin(method: Callable[[], None]) -> None:
@@ -85,6 +90,24 @@ def leave(*things: object) -> None:
 
     for thing in things:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def at_end(end: Callable[[], None]) -> None:
+    """Have ``end`` called when this process ends by itself, and when its forked children do.
+
+    Processes of multiprocessing may end without ``atexit``, in a way of their own. Call this again
+    whenever there is something to end: multiprocessing may have been imported meanwhile. ``end``
+    may be called twice.
+    """
+    if end not in _at_exit:
+        _at_exit.add(end)
+        atexit.register(end)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and end not in _at_finalization:
+        _at_finalization.add(end)
+        util.Finalize(None, end, exitpriority=0)
+        # a child forgets what was registered before it runs, also what its arguments registered
+        util.register_after_fork(end, lambda end: util.Finalize(None, end, exitpriority=0))
 
 
 def _forget(owner: weakref.ref[Any]) -> None:

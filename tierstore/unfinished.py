@@ -131,9 +131,12 @@ class TemporaryFolder:
         """Remove the folder with all that is in it, unless it is that of a parent process."""
         import shutil
 
-        if locks.is_held(self._fd):
+        fd, self._fd = self._fd, -1
+        if fd < 0:  # at the end of a process it may be called twice
+            return
+        if locks.is_held(fd):
             shutil.rmtree(self.path, ignore_errors=True)
-        locks.close(self._fd)
+        locks.close(fd)
 
     def __enter__(self) -> Path:
         return self.path

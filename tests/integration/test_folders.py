@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,3 +185,28 @@ def test_without_a_home_directory_the_cache_has_no_name_that_others_could_take(
     assert first != second
     assert not Path(first).exists(), "its process has ended: the second one has swept it"
     Path(second).rmdir()
+
+
+NO_HOME = """
+import os, sys
+from pathlib import Path
+from tierstore.config import settings_from
+
+def no_home():
+    raise RuntimeError
+
+Path.home = no_home
+cache = settings_from({}).cache_dir
+child = os.fork()
+if not child:
+    sys.exit()
+os.waitpid(child, 0)
+print(cache, cache.is_dir())
+"""
+
+
+def test_a_cache_that_ends_with_its_process_outlives_forked_children() -> None:
+    said = subprocess.check_output([sys.executable, "-c", NO_HOME], text=True, timeout=120)
+    folder, is_there = said.split()
+    assert is_there == "True"
+    assert not Path(folder).exists()

@@ -259,6 +259,58 @@ def test_a_process_that_closes_nothing_leaves_no_lease(tmp_path: Path) -> None:
     assert list((tmp_path / "store" / "leases").iterdir()) == []
 
 
+CHILDREN = """
+import multiprocessing, os, sys, tierstore
+from pathlib import Path
+
+def read(tensor):
+    tensor[1]
+    leases = Path(sys.argv[1], "leases")
+    while not any(f'"pid":{os.getpid()},'.encode() in one.read_bytes() for one in leases.iterdir()):
+        pass
+
+if __name__ == "__main__":
+    store = tierstore.open(sys.argv[1])
+    tensor = store.load("m").tensor("w")
+    for how in ("fork", "spawn", "forkserver"):
+        child = multiprocessing.get_context(how).Process(target=read, args=(tensor,))
+        child.start()
+        child.join()
+        print(how, child.exitcode)
+"""
+
+
+def test_processes_of_multiprocessing_leave_no_lease(tmp_path: Path) -> None:
+    with tierstore.init(tmp_path / "store") as store:
+        store.save("m", {"w": np.ones(3, np.float32)})
+    program = tmp_path / "program.py"  # what spawn runs again
+    program.write_text(CHILDREN)
+    said = subprocess.check_output(
+        [sys.executable, program, tmp_path / "store"], text=True, timeout=240
+    )
+    assert said.splitlines() == ["fork 0", "spawn 0", "forkserver 0"]
+    assert list((tmp_path / "store" / "leases").iterdir()) == []
+
+
+def test_a_forked_child_does_not_hold_what_its_parent_gave_back(tmp_path: Path) -> None:
+    home = LocalStore(tmp_path, create=True)
+    lease = ReaderLease(home)
+    given_back, kept = lease.hold("aa" * 32), lease.hold("bb" * 32)
+    wait_for(home, {"aa" * 32, "bb" * 32})
+    (parents,) = held(home)
+    given_back.release()
+
+    def reads() -> list[str]:
+        kept.go_on()
+        wait_until(lambda: len(held(home)) == 2, "the child has a lease")
+        (own,) = [one.versions for one in held(home) if one.id != parents.id]
+        lease.close()
+        return own
+
+    assert forked({"child": reads}) == {"child": str(["bb" * 32])}
+    lease.close()
+
+
 def test_a_model_that_nobody_has_any_more_is_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

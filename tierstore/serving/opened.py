@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 from collections import OrderedDict
 
 from tierstore import config
 from tierstore.errors import TierstoreError
-from tierstore.forks import begin
+from tierstore.forks import at_end, begin
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
@@ -22,7 +21,6 @@ class _Opened:
     """Stores and versions by URL; thread-safe. A forked child opens its own connections."""
 
     def __init__(self) -> None:
-        self._registered = False
         begin(self._begin)
 
     def _begin(self) -> None:
@@ -35,9 +33,7 @@ class _Opened:
             found = self._stores.get(url)
             if found is None:
                 found = self._stores[url] = open_store(url)
-            if not self._registered:
-                self._registered = True
-                atexit.register(self.close)
+            at_end(self.close)
             return found
 
     def model(self, url: str, ref: str | Version) -> Model:

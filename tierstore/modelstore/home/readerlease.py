@@ -11,10 +11,8 @@ read. It never touches its parent's.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import queue
-import sys
 import threading
 import weakref
 from collections import Counter
@@ -25,7 +23,7 @@ import msgspec
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import PermissionDenied, TierstoreError
-from tierstore.forks import begin
+from tierstore.forks import at_end, begin
 from tierstore.format.keys import LEASES
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, seal_body
@@ -56,12 +54,13 @@ class Hold:
 
     def __init__(self, lease: ReaderLease, version: str) -> None:
         self._lease, self._version = lease, version
-        begin(self._begin)
         self._end = weakref.finalize(self, lease._tell, version, -1)
         self._end.atexit = False  # the lease itself ends then
+        begin(self._begin)
 
     def _begin(self) -> None:
-        self._lease._tell(self._version, 1)
+        if self._end.alive:  # not what the parent had given back
+            self._lease._tell(self._version, 1)
 
     def go_on(self) -> None:
         """Have the lease written, in a child that was forked; costs next to nothing otherwise."""
@@ -153,7 +152,7 @@ class ReaderLease:
                     return
                 self._thread = thread
                 _held.add(self)
-                _end_with_process()
+                at_end(_end_all)
 
     # The thread: all below is its own
 
@@ -273,25 +272,3 @@ class ReaderLease:
 def _end_all() -> None:
     for lease in list(_held):
         lease.close()
-
-
-class _End:
-    """Has the leases end with the process, however it ends by itself."""
-
-    def __init__(self) -> None:
-        begin(self._begin)
-        atexit.register(_end_all)
-
-    def _begin(self) -> None:
-        self.is_known = False
-
-
-_end = _End()
-
-
-def _end_with_process() -> None:
-    """Processes of multiprocessing end without ``atexit``, in a way of their own."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and not _end.is_known:
-        _end.is_known = True
-        util.Finalize(None, _end_all, exitpriority=0)
