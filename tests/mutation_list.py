@@ -1749,6 +1749,14 @@ _HOT = (
         ("integration/test_folders.py::test_nothing_of_a_folder_of_another_user_is_used",),
     ),
     Mutation(
+        "url-as-a-path",
+        "How-to, save and load: a target of an export or source of a save is of this machine.",
+        "modelstore/places.py",
+        '        if "://" in text:',
+        "        if False:",
+        ("integration/test_overlap.py::test_a_url_is_no_file_of_this_machine",),
+    ),
+    Mutation(
         "no-fixed-name-below-tmp",
         "Settings: without a home directory the cache ends with its process.",
         "config.py",

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from tierstore.errors import ConfigError, UsageError
 from tierstore.forks import at_end
 from tierstore.modelstore.settings import PartVerification, Settings
-from tierstore.shown import nearest
+from tierstore.shown import nearest, why_unread
 from tierstore.unfinished import TemporaryFolder
 
 PREFIX = "TIERSTORE_"
@@ -267,7 +267,7 @@ def node_config(environ: Mapping[str, str] = os.environ) -> NodeConfig:
     try:
         raw = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        raise ConfigError(f"{path} cannot be read: {why_unread(error)}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     return _parse_node(raw, str(path), environ)
@@ -395,7 +395,7 @@ def _password(raw: Mapping[str, Any], where: str, environ: Mapping[str, str]) ->
     try:
         return Path(path).read_text("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        why = why_unread(error)
         raise ConfigError(f"{where}: the password_file {path} cannot be read: {why}") from None
 
 

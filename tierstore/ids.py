@@ -141,7 +141,7 @@ def _no_reference(given: object) -> str:
     if isinstance(given, os.PathLike):
         return (
             f"{os.fspath(given)!r} is a path, and a reference names a version in the store, "
-            f"{forms}; Store.save makes a version of a path"
+            f"{forms}; 'tierstore save' and Store.save make a version of a path"
         )
     return f"a reference is text, {forms}, not {shown(given)}"
 

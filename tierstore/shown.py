@@ -47,6 +47,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural}"
 
 
+def why_unread(error: OSError | UnicodeDecodeError) -> str:
+    """Return why a text file could not be read."""
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+
+
 def nearest(name: str, known: Iterable[str], where: str = "") -> str:
     """Return ``did you mean 'NAME'?`` with the known name that is most like one that is not known.
 

@@ -367,6 +367,9 @@ def test_a_broken_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
         tokens.write_text('[[token]]\nname = "x"\nsha256 = 7\n')
         with pytest.raises(tierstore.errors.ConfigError, match="not a valid file of tokens"):
             make_app(store, tmp_path / "spool", tokens=tokens)
+        tokens.unlink()
+        with pytest.raises(tierstore.errors.ConfigError, match="cannot be read: No such file"):
+            make_app(store, tmp_path / "spool", tokens=tokens)
 
 
 def test_uploads_are_swept_and_signatures_expire(tmp_path: Path) -> None:

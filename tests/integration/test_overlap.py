@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -86,6 +87,31 @@ def test_a_save_of_a_place_of_the_store(store: Store, tmp_path: Path, place: str
         with pytest.raises(UsageError, match="lies in tier 'warm'"):
             read("m", pack)
     assert store.models() == ["m"]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/out", "file:///tmp/out", "tierstore://m@1"])
+def test_a_url_is_no_file_of_this_machine(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, model = everything(tmp_path), store.load("m")
+    says = f"'{url}' is a URL, where a file or directory of this machine is meant; give its path"
+    for action in (
+        lambda: model.export(url),
+        lambda: model.export_tensors(["w"], url),
+        lambda: store.save("n", url),
+        lambda: store.patch("m", url),
+    ):
+        with pytest.raises(UsageError, match=re.escape(says)):
+            action()
+    assert everything(tmp_path) == before
+
+
+def test_an_export_to_a_file(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="file is a file, and an export goes to a directory"):
+        store.load("m").export(tmp_path / "file", others="delete")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_places_beside_the_store_are_free(store: Store, tmp_path: Path) -> None:

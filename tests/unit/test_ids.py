@@ -123,8 +123,8 @@ def test_aliases_that_would_read_as_versions(name: str) -> None:
     (None, "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "
      "'ranker@12', not None"),
     (Path("models/a"), "'models/a' is a path, and a reference names a version in the store, such "
-     "as 'ranker' (its newest version), 'ranker@prod' or 'ranker@12'; Store.save makes a version "
-     "of a path"),
+     "as 'ranker' (its newest version), 'ranker@prod' or 'ranker@12'; 'tierstore save' and "
+     "Store.save make a version of a path"),
     (b"m", "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "
      "'ranker@12', not a value of type bytes"),
     (True, "a reference is text, such as 'ranker' (its newest version), 'ranker@prod' or "

@@ -58,13 +58,19 @@ class StorePlaces:
         self._listed = listed
 
     def check(self, path: str | os.PathLike[str], *, but: str = "") -> None:
-        """Raise ``UsageError`` if a path overlaps with a place of the store.
+        """Raise ``UsageError`` for a URL, and for a path that overlaps with a place of the store.
 
         Args:
             path: A file or directory that is saved, or a directory that is written to.
             but: Name of a place that it may overlap with.
         """
-        given = StorePlace("", as_path("path", path, "the path of a file or directory") or ".")
+        text = as_path("path", path, "the path of a file or directory")
+        if "://" in text:
+            raise UsageError(
+                f"{text!r} is a URL, where a file or directory of this machine is meant; give its "
+                "path, and copy from or to other places with their own tools"
+            )
+        given = StorePlace("", text or ".")
         others = [place for place in self._listed() if place.name != but]
         if found := first_overlap(given, others):
             raise UsageError(found)

@@ -315,6 +315,8 @@ def _resolved(directory: str | os.PathLike[str]) -> Path:
     given, root = Path(directory), Path(os.path.realpath(directory))
     if given.is_symlink() and not root.exists():
         raise BackendError(f"{given} is a link to {root}, which does not exist; make it first")
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{given} is a file, and an export goes to a directory; name another one")
     return root
 
 

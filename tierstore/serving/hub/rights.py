@@ -33,6 +33,7 @@ import msgspec
 
 from tierstore.errors import ConfigError
 from tierstore.serving.hub.answers import HubError
+from tierstore.shown import why_unread
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _OF_NOTHING = hashlib.sha256(b"").hexdigest()
@@ -139,7 +140,7 @@ class Tokens:
             found = path.stat()
             file = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from None
+            raise ConfigError(f"{path} cannot be read: {why_unread(error)}") from None
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
             raise ConfigError(f"{path} is not a valid file of tokens: {error}") from None
         known = {}
