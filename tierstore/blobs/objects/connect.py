@@ -37,7 +37,8 @@ class BucketAccess:
         path_style: Whether the bucket is part of the path instead of the host's name.
         profile: The name of a profile in AWS's own configuration files.
         ca: The path of a PEM file with authorities to trust besides the system's own.
-        allow_http: Whether the endpoint may be plain ``http``.
+        allow_http: Whether an endpoint of the environment may be plain ``http``; one that is given
+            here may.
         login: The id of an access key and its secret; they take precedence over all others.
         variables: The variables that the client takes texts from by itself.
         proxy: What names the proxy that requests go through, for messages.

@@ -2,8 +2,8 @@
 
 Credentials, region and endpoint come from the usual environment variables (``AWS_*``, ``GOOGLE_*``,
 ``AZURE_*``), which obstore reads itself, where nothing else gives them: they are never part of the
-URL. A plain ``http`` endpoint needs ``allow_http``; a store by URL takes that from
-``AWS_ALLOW_HTTP=true``.
+URL. A plain ``http`` endpoint of the environment needs ``allow_http``; a store by URL takes that
+from ``AWS_ALLOW_HTTP=true``.
 
 A blob that is created (``put_if_absent``) is one PUT, so that ``If-None-Match`` covers all of it,
 and so is every small blob. A large blob goes up in parts, several at once, each of which is sent

@@ -12,7 +12,7 @@ def create_once(home_blobs: BlobStore, key: str, data: bytes) -> bool:
     Args:
         home_blobs: The store's home.
         key: Key of the object.
-        data: The object; as it holds a random id, no other writer's is equal.
+        data: The object. Where it matters whose it is, a random id makes it unlike others.
 
     Raises:
         NotDurable: The object is there, whoever created it, but may be gone after a power loss.
