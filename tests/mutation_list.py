@@ -2568,9 +2568,17 @@ _GATEWAY = (
         "gateway-half-open-give-way",
         "How-to, gateway: a connection without a request gives way to a new one.",
         "serving/hub/connections.py",
-        "        if not idle:\n            return False\n",
+        "        if first is None:\n            return False\n",
         "        return False\n",
         ("integration/test_hub_bounds.py::test_half_open_connections_give_way",),
+    ),
+    Mutation(
+        "gateway-new-ones-first",
+        "How-to, gateway: one that never had a request gives way first.",
+        "serving/hub/connections.py",
+        "            self._open.had_request = True\n",
+        "            pass\n",
+        ("integration/test_hub_bounds.py::test_a_client_between_two_requests_stays",),
     ),
     Mutation(
         "gateway-busy-do-not",

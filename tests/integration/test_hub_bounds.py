@@ -320,6 +320,19 @@ def test_neighbours_share_the_connections_of_their_network() -> None:
             assert gone == [number >= 3, *[False] * 5], address
 
 
+def test_a_client_between_two_requests_stays(store: tierstore.Store, tmp_path: Path) -> None:
+    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with served(store, tmp_path / "spool", per_address=4) as one:
+        kept = one.connect(asked)
+        assert b"200 OK" in kept.recv(1000)
+        half = [one.connect(GET[:20] if number % 2 else b"") for number in range(20)]
+        wait_until(lambda: sum(map(closed, half)) >= 17, "those that never asked gave way")
+        kept.sendall(asked)
+        assert b"200 OK" in kept.recv(1000)
+        for client in (kept, *half):
+            client.close()
+
+
 def test_connections_in_use_are_not_cut_for_new_ones(
     store: tierstore.Store, tmp_path: Path
 ) -> None:

@@ -1,9 +1,10 @@
 """Connections of clients: how many there may be, how long they may be idle, and who gives way.
 
 They are counted where they are accepted, those in a TLS handshake among them. Where there is no
-room, the connection that has been without a request for longest gives way to the new one: half-open
-ones never keep anybody out. Only where every connection has a request in progress, a new one is
-closed.
+room, the new one takes the place of one without a request: of the oldest that never had one, or
+else of the one that has had none for longest. So half-open ones keep nobody out, and cut off no
+client that waits between two requests. Only where every connection has a request in progress, a new
+one is closed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class _Open:
     def __init__(self, conn: socket.socket, who: str) -> None:
         self.who = who
         self.counted = True
+        self.had_request = False
         self.conn = weakref.ref(conn)
         self.transport: asyncio.Transport | None = None
 
@@ -47,6 +49,24 @@ class _Open:
         elif (conn := self.conn()) is not None:
             with contextlib.suppress(OSError):
                 conn.shutdown(socket.SHUT_RDWR)  # whoever is about to read it then closes it
+
+
+class _Idle:
+    """Connections without a request, in the order in which they are to give way."""
+
+    def __init__(self) -> None:
+        self._new: dict[_Open, None] = {}
+        self._known: dict[_Open, None] = {}
+
+    def add(self, one: _Open) -> None:
+        (self._known if one.had_request else self._new)[one] = None
+
+    def remove(self, one: _Open) -> None:
+        self._new.pop(one, None)
+        self._known.pop(one, None)
+
+    def first(self) -> _Open | None:
+        return next(iter(self._new or self._known), None)
 
 
 class Connections:
@@ -61,8 +81,8 @@ class Connections:
         self._most, self._per_address = most, per_address
         self._counts: Counter[str] = Counter()
         self._by_number: dict[int, _Open] = {}
-        self._idle: dict[_Open, None] = {}
-        self._idle_of: defaultdict[str, dict[_Open, None]] = defaultdict(dict)
+        self._idle = _Idle()
+        self._idle_of: defaultdict[str, _Idle] = defaultdict(_Idle)
 
     def admit(self, conn: socket.socket, address: str) -> bool:
         """Count a connection that was accepted; ``False`` if there is no room for it."""
@@ -73,11 +93,11 @@ class Connections:
             idle = self._idle
         else:
             return self._count(conn, who)
-        if not idle:
+        first = idle.first()
+        if first is None:
             return False
-        longest = next(iter(idle))
-        self.gone(longest)
-        longest.cut()
+        self.gone(first)
+        first.cut()
         return self._count(conn, who)
 
     def _count(self, conn: socket.socket, who: str) -> bool:
@@ -106,14 +126,15 @@ class Connections:
     def idle(self, one: _Open) -> None:
         """Note that a connection has no request from now on."""
         if one.counted:
-            self._idle[one] = self._idle_of[one.who][one] = None
+            self._idle.add(one)
+            self._idle_of[one.who].add(one)
 
     def busy(self, one: _Open) -> None:
         """Note that a connection has a request in progress, or is closed."""
-        self._idle.pop(one, None)
+        self._idle.remove(one)
         own = self._idle_of[one.who]
-        own.pop(one, None)
-        if not own:
+        own.remove(one)
+        if own.first() is None:
             del self._idle_of[one.who]
 
 
@@ -194,6 +215,7 @@ class BoundedProtocol(ZeroCopyProtocol):
         if self.cycle is not before:
             self._relax()
             self._idle_bytes = 0
+            self._open.had_request = True
             self._connections.busy(self._open)
 
     def on_response_complete(self) -> None:
