@@ -1053,7 +1053,7 @@ _DURABILITY = (
         "temporary-folder-of-a-parent",
         "How-to, processes: the parent notices nothing of a fork.",
         "unfinished.py",
-        "        if locks.is_held(fd):",
+        "        if locks.is_held(own):",
         "        if True:",
         (
             "unit/test_unfinished.py::"
@@ -1273,15 +1273,15 @@ _DURABILITY = (
     Mutation(
         "init-that-is-refused",
         "CHANGELOG: init that is refused leaves nothing behind",
-        "wiring/places.py",
-        "            remove_empty(new[-1])\n",
+        "folders.py",
+        "            remove_empty(missing[-1])\n",
         "            pass\n",
         ("integration/test_overlap.py::test_an_init_that_is_refused_leaves_nothing",),
     ),
     Mutation(
         "init-in-a-folder-that-was-there",
         "CHANGELOG: init that is refused leaves nothing behind",
-        "wiring/places.py",
+        "folders.py",
         "        for path in _entries(folder) - before:\n",
         "        for path in ():\n",
         ("integration/test_overlap.py::test_an_init_that_is_refused_leaves_nothing",),
@@ -1991,7 +1991,7 @@ _HOT = (
         "folders.py",
         "if stat.S_ISLNK(link.st_mode) and link.st_uid not in {user, 0}:",
         "if False:",
-        ("unit/test_folders.py::test_a_link_of_another_user_is_refused",),
+        ("integration/test_folders.py::test_a_link_of_another_user_is_refused",),
     ),
     Mutation(
         "hot-tier-of-a-group",
@@ -1999,7 +1999,7 @@ _HOT = (
         "folders.py",
         "            os.fchmod(fd, mode)\n",
         "            pass\n",
-        ("unit/test_folders.py::test_a_group_shares_a_hot_tier",),
+        ("integration/test_folders.py::test_a_group_shares_a_hot_tier",),
     ),
 )
 
@@ -2086,9 +2086,8 @@ _QUARANTINE = (
         "mark-after-reading-again",
         "SPEC 8: only by a client that has itself just read the copy in every durable tier.",
         "modelstore/chunks/examine.py",
-        "    if found.bad and not found.good:\n",
-        "    if suspects or (found.bad and not found.good):\n"
-        '        found.bad.setdefault("home", "")\n',
+        "    if found.unfit:\n",
+        '    if suspects or found.unfit:\n        found.bad.setdefault("home", "")\n',
         ("integration/test_quarantine.py::test_a_read_that_fails_once_marks_nothing",),
     ),
     Mutation(
@@ -2103,7 +2102,7 @@ _QUARANTINE = (
         "mark-at-least-one-copy",
         "SPEC 8: in every durable tier that could be asked, at least one.",
         "modelstore/chunks/examine.py",
-        "    if found.bad and not found.good:\n",
+        "    if found.unfit:\n",
         '    found.bad.setdefault("nowhere", "")\n    if not found.good:\n',
         ("integration/test_quarantine.py::test_a_tier_that_cannot_be_asked_says_nothing",),
     ),
@@ -3235,24 +3234,6 @@ _PROCESSES = (
         ("unit/test_pickling.py::test_what_reads_a_version_reads_the_same_one",),
     ),
     Mutation(
-        "left-by-killed-writers",
-        "blobs.local.store: a crash leaves at most temporary files, which a later write removes",
-        "blobs/local/store.py",
-        "                self.sweep(_LEFT_AFTER_S)\n",
-        "                pass\n",
-        (
-            "unit/test_blobs_local.py::test_the_first_write_removes_what_a_killed_writer_left_a_day_ago",
-        ),
-    ),
-    Mutation(
-        "young-files-of-writers",
-        "blobs.local.store: the file of a writer that is at work stays",
-        "blobs/local/store.py",
-        "if entry.info is not None and entry.info.st_mtime < horizon:",
-        "if entry.info is not None:",
-        ("unit/test_blobs_local.py::test_sweep_leaves_young_files_and_blobs_alone",),
-    ),
-    Mutation(
         "left-by-killed-writers-elsewhere",
         "blobs.fsspec.store: what killed writers left long before is removed",
         "blobs/fsspec/store.py",
@@ -3484,17 +3465,17 @@ _EVERYDAY = (
     Mutation(
         "alias-as-one-word",
         "CHANGELOG: alias set, alias rm and rollback take MODEL@ALIAS",
-        "cli/aliases.py",
-        "if at and len(words) == len(given) - 1:",
-        "if False:",
+        "cli/kit/command.py",
+        " | _references(refs, values)\n",
+        "\n",
         ("integration/test_cli.py::test_an_alias_is_one_word_or_two",),
     ),
     Mutation(
         "tilde-on-the-command-line",
         "CHANGELOG: ~ is the home directory in every setting that is a path or a URL",
         "cli/kit/command.py",
-        "            values |= _expanded(context.command, values)\n",
-        "            pass\n",
+        "values |= _expanded(context.command, values) | _references",
+        "values |= _references",
         ("integration/test_cli.py::test_a_tilde_in_paths_of_the_command_line",),
     ),
     Mutation(

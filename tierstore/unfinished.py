@@ -131,12 +131,12 @@ class TemporaryFolder:
         """Remove the folder with all that is in it, unless it is that of a parent process."""
         import shutil
 
-        fd, self._fd = self._fd, -1
-        if fd < 0:  # at the end of a process it may be called twice
+        own, self._fd = self._fd, -1
+        if own < 0:  # at the end of a process it may be called twice
             return
-        if locks.is_held(fd):
+        if locks.is_held(own):
             shutil.rmtree(self.path, ignore_errors=True)
-        locks.close(fd)
+        locks.close(own)
 
     def __enter__(self) -> Path:
         return self.path

@@ -52,7 +52,7 @@ def test_what_a_module_has_can_be_saved(store: tierstore.Store) -> None:
 @pytest.mark.parametrize(("ref", "says"), [
     (12, "12 alone is no reference: name the model as well, such as 'ranker@12'"),
     (None, "not None"),
-    (Path("ranker"), "Store.save makes a version of a path"),
+    (Path("ranker"), "Store.save make a version of a path"),
     (["ranker"], "not a value of type list"),
 ])  # fmt: skip
 def test_what_is_no_reference(store: tierstore.Store, ref: Any, says: str) -> None:

@@ -371,7 +371,7 @@ def _fix_sealed(data: bytearray) -> None:
 
 
 def _unseal(data: bytes) -> None:
-    kind = Kind(data[4]) if len(data) > 4 and 1 <= data[4] <= 13 else Kind.REF
+    kind = Kind(data[4]) if len(data) > 4 and data[4] in {*Kind} else Kind.REF
     plain = unseal(kind, data, "x")
     assert hand.read_sealed(data) == (kind, plain)
 

@@ -190,7 +190,7 @@ def report(
 
     The values must have been measured while the node served this version.
     """
-    if "=" not in values[0]:  # the second word of the reference
+    if "=" not in values[0] and "@" not in ref:  # the second word of the reference
         (ref,) = joined([ref, values.pop(0)], 1)
     pairs = _pairs(values)
     if not pairs:

@@ -499,17 +499,32 @@ class _Check:
         self._report.findings += [Finding("garbage", key, what) for key in self._bad_folds]
 
     def _used_packs(self) -> set[str]:
-        """Return the keys of packs that layouts name, and of those their frames moved to."""
+        """Return the keys of packs that layouts name, and of those their frames moved to.
+
+        Moves are followed where a reader must: a rebase's lead from good packs to old ones, too.
+        """
         used: set[bytes] = set()
         left = {place.pack for place in self._places}
+        fit = self._fit_packs()
         while left:
             pack = left.pop()
             used.add(pack)
+            if pack in fit:
+                continue
             for key in self._moves.get(pack.hex(), ()):
                 with self._noting(key):
                     move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
                     left.update({bytes.fromhex(into) for into in move.into} - used)
         return set(map(keys.pack_key, used))
+
+    def _fit_packs(self) -> set[bytes]:
+        """Return the packs that a reader reads where they are."""
+        tiers = [tier for tier in self._home.packs.tiers if tier.archive is None]
+        held = {key for tier in tiers for key in self._copies[tier.name]}
+        packs = {
+            bytes.fromhex(key.rpartition("/")[2]) for key in held - {*self._report.quarantined}
+        }
+        return packs - self._suspects.keys() - self._home.condemned.among(packs)
 
     @cached_property
     def _moves(self) -> dict[str, list[str]]:
