@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tierstore.errors import NotFound
+
 _NETWORK = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3",
     "virtiofs",
@@ -105,6 +107,17 @@ class Owners:
 
 ALONE = Owners()
 """This user alone."""
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return a path from the root on; ``NotFound`` if it begins in a directory that was removed."""
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError:
+        raise NotFound(
+            f"{os.fspath(path)!r} begins in the current directory, which does not exist any more: "
+            "change to another one, or give an absolute path"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -12,16 +12,53 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import tierstore
 from tests.unit.test_tiers_local import chunk, files, hot, offer, read
 from tierstore.blobs.local.store import LocalStore
 from tierstore.config import settings_from
-from tierstore.errors import ConfigError
+from tierstore.errors import ConfigError, NotFound
 from tierstore.folders import ALONE, Owners
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.serving.hub.spool import UploadSpool
+from tierstore.store import Store
 from tierstore.variants.spool import ArraySpool
+
+REMOVED: dict[str, Callable[[Store], object]] = {
+    "init": lambda store: tierstore.init("new"),
+    "init here": lambda store: tierstore.init("."),
+    "open": lambda store: tierstore.open(Path("new")),
+    "save": lambda store: store.save("m", "new"),
+    "export": lambda store: store.load("m").export("new"),
+    "patch": lambda store: store.patch("m", Path("new")),
+    "tier": lambda store: store.admin.tiers.add(
+        tierstore.TierSpec(name="warm", role="warm", url="new")
+    ),
+    "validate": lambda store: store.admin.validate("new", "warm"),
+}
+
+
+@pytest.mark.parametrize("call", REMOVED.values(), ids=REMOVED)
+def test_a_path_in_a_current_directory_that_was_removed(
+    call: Callable[[Store], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    with tierstore.init(tmp_path / "store") as store:
+        store.save("m", {"w": np.ones(3, "f4")})
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(NotFound) as refused:
+            call(store)
+        assert str(refused.value) in {
+            f"'{path}' begins in the current directory, which does not exist any more: change to "
+            "another one, or give an absolute path"
+            for path in ("new", ".")
+        }
+        store.load("m").export(tmp_path / "out")
+        assert (tmp_path / "out").is_dir(), "absolute paths need no current directory"
+
 
 OTHERS = (54321, 54322)
 """Users that a test of root becomes; where it is run by another user, that one stays itself."""

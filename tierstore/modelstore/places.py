@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from tierstore.arguments import as_path
 from tierstore.errors import UsageError
-from tierstore.folders import path_of
+from tierstore.folders import absolute, path_of
 
 HOME, CACHE = "the store itself", "the cache"
 _FAMILIES = {
@@ -110,7 +110,7 @@ def _ancestry(path: str) -> list[object]:
 
     What does not exist is identified by its path.
     """
-    real = Path(os.path.realpath(path))
+    real = Path(os.path.realpath(absolute(path)))
     found: list[object] = []
     for folder in (real, *real.parents):
         try:

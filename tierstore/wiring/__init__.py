@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from tierstore import codecs, config
 from tierstore.arguments import as_path
 from tierstore.blobs.base import BlobStore
+from tierstore.folders import absolute
 from tierstore.format.keys import CONFIG
 from tierstore.format.manifest import DEFAULT_CHUNK
 from tierstore.format.tiers import FEATURE, TierSpec, tiers_key
@@ -155,7 +155,7 @@ def _store(kind: type[_S], blobs: BlobStore, url: str) -> _S:
         )
         store._parts.home.news = tiers.news()
         if not url.startswith(_IN_MEMORY):
-            where = url if "://" in url else str(Path(url).absolute())
+            where = url if "://" in url else str(absolute(url))
             store._parts.reopen = _unpickle, (kind, where)
         return store
     except BaseException:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 
 from tierstore import config
 from tierstore.arguments import as_list, as_path
 from tierstore.errors import ConfigError, Conflict, TierstoreError
-from tierstore.folders import fresh_folder
+from tierstore.folders import absolute, fresh_folder
 from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.home.tierlist import added, check_tier, checked
@@ -30,7 +29,7 @@ def canonical(spec: TierSpec) -> TierSpec:
     if isinstance(spec, TierSpec) and isinstance(spec.url, str | os.PathLike):
         url = config.expanded(os.fspath(spec.url))
         if "://" not in url:
-            url = Path(as_path("url", url, "a path or a URL")).absolute().as_uri()
+            url = absolute(as_path("url", url, "a path or a URL")).as_uri()
         spec = msgspec.structs.replace(spec, url=url)
     check_tier(spec)
     return spec

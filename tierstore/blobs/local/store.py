@@ -33,7 +33,7 @@ from tierstore.blobs.base import (
 from tierstore.blobs.local import files
 from tierstore.blobs.shared import by_key, flat_views, is_key, runs
 from tierstore.errors import BackendError, Damaged, NotDurable, NotFound, TierstoreError
-from tierstore.folders import is_network, sync_entries
+from tierstore.folders import absolute, is_network, sync_entries
 from tierstore.ids import Buffer, ByteRange
 from tierstore.unfinished import create, sweep
 
@@ -58,7 +58,7 @@ class LocalStore(BlobStore):
     """
 
     def __init__(self, root: str | os.PathLike[str], *, create: bool = False) -> None:
-        self._root = Path(root).absolute()
+        self._root = absolute(root)
         self._durable_dirs: set[str] = set()
         self._swept = False
         if create:

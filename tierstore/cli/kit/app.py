@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Collection, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -187,9 +186,6 @@ def _detail(error: BaseException) -> ErrorDetail:
         kind, message, code = "Terminated", "terminated", Terminated.code
     elif isinstance(error, KeyboardInterrupt | typer.Abort):
         kind, message, code = "Interrupted", "interrupted", INTERRUPTED
-    elif isinstance(error, FileNotFoundError) and not _has_directory():
-        kind, code = "NotFound", NotFound.exit_code
-        message = "the current directory does not exist any more: change to another one"
     elif isinstance(error, OSError) and error.errno in (errno.EBADF, errno.EIO):
         kind, message = "SourceError", f"the output cannot be written: {error.strerror}"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -201,11 +197,3 @@ def _detail(error: BaseException) -> ErrorDetail:
         message = f"unexpected {kind}: {message}; {DEBUG}=1 shows the traceback"
         kind = "Bug"
     return ErrorDetail(type=kind, message=message, exit_code=code)
-
-
-def _has_directory() -> bool:
-    try:
-        Path.cwd()
-    except OSError:
-        return False
-    return True

@@ -23,7 +23,7 @@ import msgspec
 
 from tierstore import locks
 from tierstore.errors import BackendError, Conflict, Damaged, PermissionDenied, UsageError
-from tierstore.folders import fresh_folder, is_network, sync_entries
+from tierstore.folders import absolute, fresh_folder, is_network, sync_entries
 from tierstore.format.exportlist import ExportList, encode_list, parse_list
 from tierstore.format.paths import (
     EXPORT_LIST,
@@ -312,7 +312,7 @@ def _resolved(directory: str | os.PathLike[str]) -> Path:
     """Return the directory without links on the way."""
     if not os.fspath(directory):
         raise UsageError("the directory to export to has no name; '.' is the current one")
-    given, root = Path(directory), Path(os.path.realpath(directory))
+    given, root = Path(directory), Path(os.path.realpath(absolute(directory)))
     if given.is_symlink() and not root.exists():
         raise BackendError(f"{given} is a link to {root}, which does not exist; make it first")
     if root.exists() and not root.is_dir():
