@@ -3347,9 +3347,9 @@ _EVERYDAY = (
     Mutation(
         "current-directory-that-is-gone",
         "CHANGELOG: a current directory that was removed is said so",
-        "cli/kit/app.py",
-        "elif isinstance(error, FileNotFoundError) and not _has_directory():",
-        "elif False:",
+        "folders.py",
+        "        return Path(path).absolute()\n    except FileNotFoundError:",
+        "        return Path(path).absolute()\n    except ZeroDivisionError:",
         ("integration/test_cli_process.py::test_a_current_directory_that_was_removed",),
     ),
     Mutation(

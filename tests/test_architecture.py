@@ -63,7 +63,8 @@ ROOMS = {
 SAME_FLOOR = {
     ("arguments", "errors"), ("ids", "errors"), ("ids", "arguments"), ("progress", "errors"),
     ("progress", "arguments"), ("format", "codecs"), ("variants", "modelstore"),
-    ("prepared", "forks"), ("locks", "forks"), ("unfinished", "locks"), ("unfinished", "folders"),
+    ("prepared", "forks"), ("folders", "errors"), ("locks", "forks"), ("unfinished", "locks"),
+    ("unfinished", "folders"),
     ("wiring", "config"),
     ("__main__", "cli"), ("cli", "serving"), ("torch", "serving"), ("safetensors", "serving"),
 }  # fmt: skip

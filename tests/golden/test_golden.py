@@ -166,7 +166,8 @@ def test_the_content_is_computed_as_it_was_then() -> None:
 def test_check_finds_every_byte_intact(store: Store) -> None:
     report = store.check(read_data=True)
     assert [finding for finding in report.findings if finding.severity == "damage"] == []
-    assert report.garbage_keys == []
+    rewritten = "packs/52/5265f0ba22d0350246acd9a456b4d526cae239bd1f158ba82e4e6ac790aaff28"
+    assert report.garbage_keys == [rewritten], "as long as the one that it was made of is there"
     assert (report.refs, report.versions) == (12, 5)
     assert report.data_bytes > 3_000_000
 

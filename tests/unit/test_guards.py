@@ -30,7 +30,7 @@ from tierstore.blobs.local import direct
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.blobs.objects import connect, library
-from tierstore.cli.kit import app, streams
+from tierstore.cli.kit import streams
 from tierstore.errors import (
     BackendError,
     ConfigError,
@@ -350,7 +350,6 @@ CASES = {
     "blobs.objects.library:_loaded_again#1": Case(
         lambda _: library._loaded_again("s3://bucket/prefix"), BackendError
     ),
-    "cli.kit.app:_has_directory#1": Case(lambda _: app._has_directory(), False),
     "cli.kit.streams:prepare#1": Case(lambda _: with_streams(streams.prepare), True),
     "cli.kit.streams:print_error#1": Case(
         lambda _: with_streams(lambda: streams.print_error("a line")), True
