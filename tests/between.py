@@ -17,7 +17,6 @@ from tierstore.testing.faulty import Crashed
 _LIBC = ctypes.CDLL(None)
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _GROWN_BYTES = 64 << 20
-_M_ARENA_MAX = -8  # of <malloc.h>
 _kept_bytes = 0
 _opened: list[weakref.ref[Store]] = []
 
@@ -55,14 +54,6 @@ def close_stores(first: int = 0) -> None:
 def open_stores() -> int:
     """How many stores were opened and not closed by ``close_stores``."""
     return len(_opened)
-
-
-def few_arenas() -> None:
-    """Let all threads of this process share two arenas of the allocator.
-
-    There would be eight for each core, each of which keeps up to 64 MiB that nothing gives back.
-    """
-    _LIBC.mallopt(_M_ARENA_MAX, 2)
 
 
 def give_back() -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.between import close_stores, few_arenas, give_back, open_stores, stores_noted
+from tests.between import close_stores, give_back, open_stores, stores_noted
+from tierstore.serving.hub.memory import few_arenas
 
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController

@@ -2628,6 +2628,22 @@ _GATEWAY = (
         ("integration/test_hub_bounds.py::test_what_is_read_ahead_of_all_clients_is_bounded",),
     ),
     Mutation(
+        "gateway-arenas",
+        "How-to, gateway: the threads share two arenas of the allocator.",
+        "serving/hub/memory.py",
+        "mallopt(_M_ARENA_MAX, _ARENAS)",
+        "mallopt(_M_ARENA_MAX, 64)",
+        ("integration/test_hub_bounds.py::test_many_threads_share_two_arenas",),
+    ),
+    Mutation(
+        "gateway-refusals-take-no-thread",
+        "How-to, gateway: a refusal takes no thread.",
+        "serving/hub/app.py",
+        "    async def refused(",
+        "    def refused(",
+        ("integration/test_hub_bounds.py::test_a_refusal_needs_no_thread",),
+    ),
+    Mutation(
         "gateway-large-answers",
         "How-to, gateway: a large answer waits for its client in a file.",
         "serving/hub/files.py",

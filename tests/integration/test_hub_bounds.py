@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,6 +44,7 @@ from tierstore.serving.hub.app import make_app
 from tierstore.serving.hub.bodies import BodyRoom, check_depth, json_of, read_body
 from tierstore.serving.hub.connections import Connections
 from tierstore.serving.hub.files import FileBody, Sender, SentRange, without_holding
+from tierstore.serving.hub.server import listen
 
 pytestmark = pytest.mark.server
 
@@ -50,7 +52,7 @@ MIB = 1 << 20
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 GET = b"GET /m/resolve/main/model.safetensors HTTP/1.1\r\nHost: x\r\n\r\n"
 SERVE = """
-import json, sys
+import ctypes, gc, json, sys
 from pathlib import Path
 import tierstore
 from tierstore.serving.hub import connections
@@ -64,6 +66,12 @@ if "sndbuf" in given:
 with tierstore.open(sys.argv[1]) as store:
     app = make_app(store, Path(sys.argv[2]), stall_s=given.pop("stall_s", 60.0))
     run(app, where, ready=lambda: print(where.getsockname()[1], flush=True), **given)
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    told = Path(sys.argv[2]) / "malloc.xml"
+    libc.malloc_info(0, ctypes.c_void_p(libc.fopen(str(told).encode(), b"w")))
+    libc.fflush(None)
+    print(json.dumps([told.read_text().count("<heap nr="), gc.get_freeze_count()]))
 """
 
 
@@ -322,11 +330,11 @@ def test_neighbours_share_the_connections_of_their_network() -> None:
 
 def test_a_client_between_two_requests_stays(store: tierstore.Store, tmp_path: Path) -> None:
     asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    with served(store, tmp_path / "spool", per_address=4) as one:
+    with served(store, tmp_path / "spool", per_address=4, head_s=600) as one:
         kept = one.connect(asked)
         assert b"200 OK" in kept.recv(1000)
         half = [one.connect(GET[:20] if number % 2 else b"") for number in range(20)]
-        wait_until(lambda: sum(map(closed, half)) >= 17, "those that never asked gave way")
+        wait_until(lambda: sum(map(closed, half)) >= 16, "those that never asked gave way")
         kept.sendall(asked)
         assert b"200 OK" in kept.recv(1000)
         for client in (kept, *half):
@@ -412,6 +420,27 @@ def test_an_answer_that_nobody_takes_ends_the_connection(
         second_waits.close()
 
 
+def test_a_small_answer_does_not_wait_for_the_client() -> None:
+    where = listen("127.0.0.1", 0)
+    with where, socket.create_connection(where.getsockname()):
+        accepted, _ = where.accept()
+        with accepted:  # else its body waits 40 ms for an acknowledgement of its head
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_refusal_needs_no_thread(store: tierstore.Store, tmp_path: Path) -> None:
+    app = make_app(store, tmp_path / "spool")
+
+    async def check() -> int:
+        threads = anyio.to_thread.current_default_thread_limiter()
+        for _ in range(int(threads.total_tokens)):  # others have all of them
+            threads.acquire_on_behalf_of_nowait(object())
+        async with asyncio.timeout(30):
+            return (await call(app, "/api/models/m/commit/main", "POST"))[0]
+
+    assert asyncio.run(check()) == 403
+
+
 def test_requests_at_once_are_limited(
     store: tierstore.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,7 +454,7 @@ def test_requests_at_once_are_limited(
 # Answers
 
 
-async def call(app: Any, path: str) -> tuple[int, dict[str, str], bytes]:
+async def call(app: Any, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     """Ask an ASGI application, and take what it sends as it comes."""
     sent: list[Message] = []
 
@@ -437,7 +466,7 @@ async def call(app: Any, path: str) -> tuple[int, dict[str, str], bytes]:
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "GET", "path": path, "raw_path": path.encode(),
+        "type": "http", "method": method, "path": path, "raw_path": path.encode(),
         "query_string": b"", "headers": [], "http_version": "1.1", "scheme": "http",
         "server": ("x", 80),
     }  # fmt: skip
@@ -629,6 +658,19 @@ def test_slow_readers_cost_little_memory(store: tierstore.Store, tmp_path: Path)
             assert client.recv(12) == b"HTTP/1.1 200"
         # 64 MiB are read ahead of all of them; the rest is what threads need to decode
         assert one.peak_mib() - before < 60 + 64 + 64
+
+
+def test_many_threads_share_two_arenas(store: tierstore.Store, tmp_path: Path) -> None:
+    with served(store, tmp_path / "spool") as one:
+        clients = [one.connect(GET, rcvbuf=4096) for _ in range(60)]
+        for client in clients:
+            assert client.recv(12) == b"HTTP/1.1 200"
+            client.close()
+        one.process.terminate()
+        assert one.process.stdout is not None
+        arenas, frozen = json.loads(one.process.stdout.read())
+    assert arenas == 2
+    assert frozen > 10_000, "the collector looks at all modules, again and again"
 
 
 def test_a_large_answer_waits_in_a_file(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
@@ -154,11 +153,17 @@ def make_app(
         ends.to_version("/api/models/{repo:repo}", reading.info),
         ends.to_version("/{repo:repo}/resolve/{rev}/{path:path}", reading.file),
     ]
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response] | Response]] = {
-        HubError: lambda _, error: error.response(),
-        TierstoreError: lambda _, error: of_error(error).response(),
-        HTTPException: lambda _, error: HubError(error.status_code, error.detail).response(),
-    }
+
+    async def refused(request: Request, error: Exception) -> Response:
+        # a coroutine, as starlette runs others in a thread: refusing is to cost next to nothing
+        if isinstance(error, TierstoreError):
+            error = of_error(error)
+        elif isinstance(error, HTTPException):
+            error = HubError(error.status_code, error.detail)
+        assert isinstance(error, HubError)
+        return error.response()
+
+    handlers = dict.fromkeys((HubError, TierstoreError, HTTPException), refused)
     app = Starlette(routes=routes, exception_handlers=handlers)
     return _Outermost(app, stats, stall_s)
 

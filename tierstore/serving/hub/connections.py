@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import socket
 import weakref
@@ -138,6 +139,7 @@ class Connections:
             del self._idle_of[one.who]
 
 
+@functools.lru_cache(4096)
 def _network_of(address: str) -> str:
     try:
         found = ipaddress.ip_address(address.partition("%")[0])

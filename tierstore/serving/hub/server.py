@@ -23,6 +23,7 @@ from tierstore.serving.hub.connections import (
     Connections,
     Listener,
 )
+from tierstore.serving.hub.memory import few_arenas, rest_collector
 
 _BACKLOG = 2048
 _HEAD_BYTES = 32 << 10
@@ -52,6 +53,8 @@ def listen(host: str, port: int, per_address: int = PER_ADDRESS) -> Listener:
     found.connections = Connections(min(MOST, _most_files() - _OTHER_FILES), per_address)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # accepted ones inherit these; a small answer is two writes, and must not wait for an ACK
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         found.bind((host, port))
         found.listen(_BACKLOG)
@@ -111,6 +114,7 @@ def run(
         head_s: Seconds in which a TLS handshake, and then the head of a request, must have arrived.
     """
 
+    few_arenas()
     # uvicorn raises the signal that ended it once more, for those who count on its exit status
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ended)
@@ -118,6 +122,7 @@ def run(
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            rest_collector()
             ready()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
