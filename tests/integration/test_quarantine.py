@@ -111,6 +111,31 @@ def loads(store: Store, ref: str, content: dict[str, np.ndarray]) -> None:
 # What a check marks
 
 
+def test_a_damaged_proof_is_quarantined_and_healed(store: Store, blobs: MemoryStore) -> None:
+    """The chunk itself is whole, and its rows cannot be told from forged ones."""
+    big = {"w": np.random.default_rng(8).integers(0, 256, (1024, 1024), np.uint8)}
+    store.save("big", big)
+    place = places(store, "big", "w")[0]
+    assert place.proof_bytes > 0
+    key = pack_key(place.pack)
+    data = bytearray(blobs.get(key))
+    data[place.offset - 1] ^= 1  # the last of the chaining values, which lie before the frame
+    blobs.put(key, data)
+    equal(store.load("big").load(), big)
+    with pytest.raises(Damaged):
+        store.load("big").tensor("w")[1023:]
+    assert store.check().quarantined == [], "footers are good"
+    report = store.check(read_data=True)
+    assert [one.key for one in report.findings if one.severity == "damage"] == [key]
+    assert report.quarantined == [key]
+    again = store.save("again", big)
+    assert stats(again).new_chunks >= 1, "nothing of the pack is reused"
+    assert moves(blobs) == [move_key(place.pack)]
+    loads(store, "big", big)
+    loads(store, "again", big)
+    whole(store, quarantined=1)
+
+
 def test_check_marks_a_pack_that_is_damaged(store: Store, blobs: MemoryStore) -> None:
     key = rot(store, blobs, "m")
     assert not store.check().quarantined, "footers are good, and nothing else was read"
