@@ -22,6 +22,7 @@ from tierstore.cli.kit.command import walk
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas import health
 from tierstore.cli.schemas.markdown import outputs
+from tierstore.format.keys import pack_key
 
 
 @dataclass
@@ -160,6 +161,28 @@ def test_two_words_are_what_one_is(run: Program, place: Path) -> None:
         "tierstore: error: unexpected extra argument 'ranker': a reference is MODEL@ALIAS in one "
         "word, or MODEL ALIAS in two\n",
     )
+
+
+def test_what_is_quarantined_is_shown(run: Program, place: Path) -> None:
+    assert "good copy" not in run("doctor").out + run("stat", "ranker").out
+    pack = json.loads(run("stat", "org/other", "--json").out)["packs"][0]["pack"]
+    path = place / "store" / pack_key(bytes.fromhex(pack))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    assert run("check", "--read-data").code == 4
+    said = (
+        "1 pack without a good copy in any tier: 'tierstore check --read-data' lists what needs "
+        "them, and saving that content again heals it"
+    )
+    assert said in run("doctor").out
+    assert json.loads(run("doctor", "--json").out)["store"]["quarantined_packs"] == 1
+    assert said in run("stat", "org/other").out
+    packs = json.loads(run("stat", "org/other", "--json").out)["packs"]
+    assert [one["pack"] for one in packs if one["quarantined"]] == [pack]
+    run("save", "fresh", "b/config.json", "--allow-no-tensors")
+    assert said not in run("stat", "fresh").out, "it rests on none of them"
 
 
 def test_a_tilde_in_paths_of_the_command_line(

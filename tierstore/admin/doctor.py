@@ -96,6 +96,7 @@ class StoreHealth:
         features: Features of the format that it uses.
         put_if_absent: Whether its storage creates an object only if it is absent.
         clock_skew_s: The storage's clock minus this machine's, in seconds.
+        quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
         error: Why it could not be opened or written to.
     """
 
@@ -106,6 +107,7 @@ class StoreHealth:
     features: tuple[str, ...] | None = None
     put_if_absent: bool | None = None
     clock_skew_s: float | None = None
+    quarantined_packs: int | None = None
     error: TierstoreError | None = None
 
 
@@ -220,6 +222,7 @@ def diagnose(store: Store) -> Diagnosis:
             chunk_size=own.chunk_size,
             features=tuple(sorted({name for names in every for name in names})),
         )
+        found = replace(found, quarantined_packs=len(store._parts.home.quarantine.packs()))
         tried = probe(store._parts.home.blobs)
         found = replace(found, put_if_absent=tried.put_if_absent, clock_skew_s=tried.clock_skew_s)
         tiers = tuple(examine_tiers(store))

@@ -12,6 +12,7 @@ from tierstore.cli.kit.output import Column, counted, facts, size, table, when
 from tierstore.cli.models import Ref, matching, version_fields, version_json
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import ChangeJson, DiffJson
+from tierstore.cli.stores import quarantine_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.care.compare import ItemDiff
@@ -28,11 +29,12 @@ def stat(cli: Cli, ref: Ref) -> None:
             for alias in store.aliases(model.version.model)
             if model.version.variant is None and alias.version.number == model.version.number
         ]
-    data = _stat_json(model, aliases)
+        quarantined = store._parts.home.quarantine.packs()
+    data = _stat_json(model, aliases, quarantined)
     cli.out.show(data, [str(model.version)], lambda: _print_stat(data))
 
 
-def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
+def _stat_json(model: Model, aliases: list[str], quarantined: set[bytes]) -> schemas.Stat:
     from tierstore.modelstore.home.home import chunks_of
 
     opened = model._opened
@@ -59,7 +61,9 @@ def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
         unique_bytes=sum(place.plain_bytes for place in places),
         stored_bytes=sum(used.values()),
         packs=[
-            schemas.Pack(pack=pack.hex(), bytes=whole, used_bytes=used[pack])
+            schemas.Pack(
+                pack=pack.hex(), bytes=whole, used_bytes=used[pack], quarantined=pack in quarantined
+            )
             for pack, whole in zip(table.pack_ids, table.pack_sizes, strict=True)
         ],
         patches=len(opened.patches),
@@ -73,6 +77,7 @@ def _stat_json(model: Model, aliases: list[str]) -> schemas.Stat:
 def _print_stat(data: schemas.Stat) -> None:
     ratio = data.stored_bytes / data.unique_bytes if data.unique_bytes else 1.0
     packs = counted(len(data.packs), "pack")
+    quarantined = sum(pack.quarantined for pack in data.packs)
     items = f"{counted(data.tensors, 'tensor')} in {counted(len(data.files), 'file')}"
     pairs = [
         ("version", f"{data.model}@{data.version}" + (f"+{data.variant}" if data.variant else "")),
@@ -84,6 +89,7 @@ def _print_stat(data: schemas.Stat) -> None:
         ("chunks", f"{data.chunks}, {data.unique_chunks} of them distinct"),
         ("stored", f"{size(data.stored_bytes)} in {packs}, ratio {ratio:.3f}"),
         ("patches", f"{data.patches}; 'tierstore fold' stores it whole" if data.patches else ""),
+        ("packs", quarantine_text(quarantined) if quarantined else ""),
         *(("lineage", f"{entry.relation} {entry.digest}") for entry in data.lineage),
     ]
     facts((name, value) for name, value in pairs if value)

@@ -9,6 +9,7 @@ import typer
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import health as schemas
+from tierstore.cli.stores import quarantine_text
 from tierstore.cli.tierhealth import tier_facts, tier_health_json
 from tierstore.errors import ConfigError
 from tierstore.shown import shown_url
@@ -95,6 +96,7 @@ def _store_json(store: StoreHealth) -> schemas.StoreHealth:
         features=None if store.features is None else list(store.features),
         put_if_absent=store.put_if_absent,
         clock_skew_seconds=None if store.clock_skew_s is None else round(store.clock_skew_s, 3),
+        quarantined_packs=store.quarantined_packs,
         error=None if store.error is None else str(store.error),
     )
 
@@ -146,6 +148,8 @@ def _store_facts(store: schemas.StoreHealth | None) -> list[tuple[str, str]]:
         skew = f"{store.clock_skew_seconds:+.1f} s off"
         same = abs(store.clock_skew_seconds) < 0.05
         found.append(("store", f"its clock is {'the same as' if same else skew} this machine's"))
+    if store.quarantined_packs:
+        found.append(("store", quarantine_text(store.quarantined_packs)))
     if store.error:
         found.append(("store", f"NOT usable: {store.error}"))
     return found

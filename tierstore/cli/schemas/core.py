@@ -123,11 +123,15 @@ class StatFile(File):
 
 
 class Pack(Schema):
-    """A stored object: its size, and how many bytes of it hold chunks of this version."""
+    """A stored object: its size, and how many bytes of it hold chunks of this version.
+
+    ``quarantined`` is true where a check found that no tier has a good copy of it.
+    """
 
     pack: str
     bytes: int
     used_bytes: int
+    quarantined: bool
 
 
 class Lineage(Schema):

@@ -19,8 +19,9 @@ class Kernels(Schema):
 class StoreHealth(Schema):
     """The store as this machine finds it.
 
-    ``clock_skew_seconds`` is the storage's clock minus this machine's. ``error`` says why the store
-    could not be opened or written to; fields that are not known are null then.
+    ``clock_skew_seconds`` is the storage's clock minus this machine's. ``quarantined_packs`` counts
+    the packs that no tier has a good copy of, as far as a check has found out. ``error`` says why
+    the store could not be opened or written to; fields that are not known are null then.
     """
 
     url: str
@@ -30,6 +31,7 @@ class StoreHealth(Schema):
     features: list[str] | None = None
     put_if_absent: bool | None = None
     clock_skew_seconds: float | None = None
+    quarantined_packs: int | None = None
     error: str | None = None
 
 
