@@ -1193,9 +1193,20 @@ _DURABILITY = (
         "places-by-identity",
         "Explanation 17: two names of one directory are the same place.",
         "modelstore/places.py",
-        "found.append((there.st_dev, there.st_ino))",
-        "found.append(str(folder))",
+        "named.append((there.st_dev, there.st_ino))",
+        "named.append(str(folder))",
         ("integration/test_overlap.py::test_a_directory_that_is_mounted_twice",),
+    ),
+    Mutation(
+        "places-within-a-file-system",
+        "Explanation 17: a second mount does not make one directory two, nor does one of a part.",
+        "modelstore/places.py",
+        "    return named, _within(real)\n",
+        "    return named, named\n",
+        (
+            "integration/test_overlap.py::test_a_part_of_a_place_that_is_mounted_elsewhere",
+            "integration/test_overlap.py::test_a_place_that_lies_in_what_is_mounted_elsewhere",
+        ),
     ),
     Mutation(
         "tiers-apart",
@@ -3224,6 +3235,14 @@ _PROCESSES = (
         "if now - mtime > 2 * TTL_S]",
         "if now - mtime > 9 * TTL_S]",
         ("unit/test_modelstore_leases.py::test_leases_of_killed_processes_are_removed_by_saves",),
+    ),
+    Mutation(
+        "hot-index-rows-of-others",
+        "tiers/node/index.py: whatever stands in a damaged index does no harm.",
+        "tiers/node/index.py",
+        "        _check(all(map(_is_change, changes)))\n",
+        "",
+        ("unit/test_tiers_local.py::test_an_index_with_a_damaged_row_is_made_anew",),
     ),
     Mutation(
         "sigterm-cleans-up",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -9,6 +10,7 @@ import mmap
 import os
 import random
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -684,6 +686,46 @@ def test_a_lost_index_is_made_anew_from_the_files(tmp_path: Path) -> None:
         damage()
         assert tier.usage().objects == 3
         assert hot(tmp_path).usage().objects == 3
+
+
+ROW = (
+    "INSERT INTO changes (who, kind, digest, size, time, cost, reads) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "values"),
+    [
+        (ROW, (1, 9, b"d" * 32, 1, 1.0, 1.0, 1.0)),
+        (ROW, (1, "kind", b"d" * 32, 1, 1.0, 1.0, 1.0)),
+        (ROW, (1, 1, 5, 1, 1.0, 1.0, 1.0)),
+        (ROW, (1, 1, b"d" * 32, -4096, 1.0, 1.0, 1.0)),
+        (ROW, (1, 0, b"d" * 32, 1, "now", 1.0, 1.0)),
+        (ROW, (1, 0, b"d" * 32, 1, 1.0, -1.0, 1.0)),
+        (ROW, (1, 0, b"d" * 32, 1, 1.0, 1.0, float("inf"))),
+        ("INSERT INTO changes (seq, who, kind, digest, size, time, cost, reads) "
+         "VALUES (9223372036854775807, 1, 1, zeroblob(32), 1, 1.0, 1.0, 1.0)", ()),
+        ("INSERT INTO pins VALUES (?)", ("text",)),
+        ("INSERT INTO chunks VALUES (?, ?, ?)", (b"d" * 32, 4096, "score")),
+    ],
+)  # fmt: skip
+def test_an_index_with_a_damaged_row_is_made_anew(
+    tmp_path: Path, sql: str, values: tuple[object, ...]
+) -> None:
+    """A bit flips in its file: SQLite has no checksums. A process is in step, and one opens it."""
+    tier = hot(tmp_path)
+    chunks = [chunk(n) for n in range(3)]
+    offer(tier, *chunks)
+    epoch = tier._dir.book._index.epoch
+    with contextlib.closing(sqlite3.connect(tmp_path / STORE / "index.db")) as index, index:
+        index.execute(sql, values)
+    if "INTO changes" in sql:
+        assert tier.usage().objects == 3
+        assert tier._dir.book._index.epoch != epoch
+    other = hot(tmp_path)
+    assert offer(other, chunk(3)) == [True]
+    assert other.usage().objects == tier.usage().objects == 4
+    assert other.pinned() == set()
 
 
 def test_a_writer_that_dies_leaves_nothing(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS changes (
 CREATE TABLE IF NOT EXISTS epoch (id INTEGER NOT NULL, boot TEXT NOT NULL);
 """
 _KEPT_CHANGES = 1 << 14
+_MOST_CHANGES = 1 << 62  # no index counts so far; behind 2^63 SQLite takes no row
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
 
@@ -66,6 +67,9 @@ class ChangeKind(IntEnum):
     OUT = 2
     PIN = 3
     UNPIN = 4
+
+
+_KINDS = frozenset(ChangeKind)
 
 
 class IndexChange(NamedTuple):
@@ -217,18 +221,19 @@ class HotIndex:
     def rows(self) -> list[IndexRow]:
         """Return every chunk that the index knows."""
         rows = [IndexRow(*row) for row in self._execute("SELECT digest, size, score FROM chunks")]
-        # SQLite has no checksums: whatever stands in a damaged file must not do harm
-        if not all(map(_is_sane, rows)):
-            raise sqlite3.DatabaseError("a row is damaged")
+        _check(all(map(_is_row, rows)))
         return rows
 
     def pins(self) -> list[bytes]:
         """Return every pinned chunk, here or not."""
-        return [digest for (digest,) in self._execute("SELECT digest FROM pins")]
+        pins = [digest for (digest,) in self._execute("SELECT digest FROM pins")]
+        _check(all(map(_is_digest, pins)))
+        return pins
 
     def last_change(self) -> int:
         """Return the number of the newest change; 0 if there was none."""
         found = self._execute("SELECT max(seq) FROM changes").fetchone()[0]
+        _check((found or 0) < _MOST_CHANGES)
         return int(found or 0)
 
     def changes(self, after: int, but: int) -> list[IndexChange] | None:
@@ -247,7 +252,9 @@ class HotIndex:
             after,
             but,
         )
-        return [IndexChange(ChangeKind(kind), *rest) for kind, *rest in found]
+        changes = [IndexChange(*row) for row in found]
+        _check(all(map(_is_change, changes)))
+        return changes
 
     def apply(self, who: int, changes: Sequence[IndexChange], half_life_s: float) -> None:
         """Write changes to the index, and note them for the other processes."""
@@ -263,14 +270,40 @@ class HotIndex:
         self._execute("DELETE FROM changes WHERE seq <= ?", self.last_change() - _KEPT_CHANGES)
 
 
-def _is_sane(row: IndexRow) -> bool:
+def _check(sane: bool) -> None:
+    """Have the index made anew: SQLite has no checksums, and damage must not reach a policy."""
+    if not sane:
+        raise sqlite3.DatabaseError("a row is damaged")
+
+
+def _is_row(row: IndexRow) -> bool:
+    return _is_digest(row.digest) and _is_size(row.size) and (row.score is None or _is_real(row[2]))
+
+
+def _is_change(change: IndexChange) -> bool:
+    kind, digest, size, when, cost, reads = change
     return (
-        isinstance(row.digest, bytes)
-        and len(row.digest) == DIGEST_BYTES
-        and isinstance(row.size, int)
-        and 0 <= row.size <= MAX_CHUNK
-        and (row.score is None or (isinstance(row.score, float) and math.isfinite(row.score)))
+        kind in _KINDS
+        and _is_digest(digest)
+        and _is_size(size)
+        and _is_real(when)
+        and _is_real(cost)
+        and _is_real(reads)
+        and cost >= 0
+        and reads >= 0
     )
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) == DIGEST_BYTES
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value <= MAX_CHUNK
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _statement(change: IndexChange, half_life_s: float) -> tuple[str, tuple[object, ...]]:
