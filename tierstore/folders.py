@@ -15,7 +15,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from tierstore.errors import NotFound
@@ -28,6 +28,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes a blank in a path
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _SHARED = stat.S_ISGID | stat.S_IRWXG
+_MOUNTS = "/proc/self/mountinfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,43 @@ def remove_empty(folder: Path) -> None:
             Path(top).rmdir()
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mounted file system, or a part of one.
+
+    Attributes:
+        device: Number of the file system, as ``major:minor``.
+        root: Path within the file system of what is mounted.
+        point: Where it is mounted.
+        kind: Type of the file system, such as ``ext4``.
+    """
+
+    device: str
+    root: PurePosixPath
+    point: PurePosixPath
+    kind: str
+
+
+def mounts(table: str = _MOUNTS) -> list[Mount]:
+    """Return what is mounted, in the order of mounting; nothing where the system does not say.
+
+    Source: proc_pid_mountinfo(5).
+    """
+    try:
+        text = Path(table).read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return []
+    rows = (line.split(" ", 5) for line in text.split("\n") if line)
+    return [
+        Mount(device, _unescaped(root), _unescaped(point), rest.partition(" - ")[2].split()[0])
+        for _, _, device, root, point, rest in rows
+    ]
+
+
+def _unescaped(path: str) -> PurePosixPath:
+    return PurePosixPath(_OCTAL.sub(lambda match: chr(int(match[1], 8)), path))
+
+
 def sync_entries(fd: int) -> None:
     """Make the entries of an open folder durable, where its file system can do that."""
     try:
@@ -167,26 +205,15 @@ def path_of(url: str) -> str | None:
     return unquote(urlsplit(url).path) if url.startswith("file://") else None
 
 
-def is_network(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
+def is_network(path: str, table: str = _MOUNTS) -> bool:
     """Return whether ``path`` lies on a network file system; ``False`` if that is not known."""
-    kind = kind_of(path, mounts) or ""
+    kind = kind_of(path, table) or ""
     return kind in _NETWORK or kind.startswith("fuse.")
 
 
-def kind_of(path: str, mounts: str = "/proc/self/mountinfo") -> str | None:
-    """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown.
-
-    Source: proc_pid_mountinfo(5); the fifth field is the mount point, the type follows the dash.
-    """
-    try:
-        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.split() for line in file]
-    except OSError:
-        return None
-    real = os.path.realpath(path) + "/"
-    best, kind = "", ""
-    for fields in lines:
-        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]).rstrip("/") + "/"
-        if real.startswith(point) and len(point) >= len(best):
-            best, kind = point, fields[fields.index("-") + 1]
-    return kind or None
+def kind_of(path: str, table: str = _MOUNTS) -> str | None:
+    """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown."""
+    real = PurePosixPath(os.path.realpath(path))
+    above = [mount for mount in mounts(table) if real.is_relative_to(mount.point)]
+    # of several at one point the last one hides the others
+    return max(reversed(above), key=lambda mount: len(mount.point.parts)).kind if above else None

@@ -13,6 +13,7 @@ import pytest
 
 from tests.children import outlived
 from tests.integration.kit import MIB, created, small_disk, tree
+from tierstore import folders
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import (
     BackendError,
@@ -26,7 +27,6 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
-from tierstore.modelstore.loading import exportdir
 from tierstore.modelstore.loading.exportdir import Others
 from tierstore.modelstore.saving.source import BytesFile
 from tierstore.modelstore.store import Store
@@ -415,17 +415,17 @@ def test_a_mount_point_below_the_target(
     target = tmp_path / "tar get"
     store.load("m").export(target)
     mounts = tmp_path / "mountinfo"
-    monkeypatch.setattr(exportdir, "_MOUNTS", str(mounts))
-    line = "36 35 98:0 / {} rw - ext4 /dev/root rw\n"
+    monkeypatch.setattr(folders, "_MOUNTS", str(mounts))
+    root, line = "36 35 98:0 / / rw - ext4 /dev/root rw\n", "36 35 98:1 / {} rw - ext4 /dev/b rw\n"
     point = str(target).replace(" ", "\\040")
-    mounts.write_text(line.format(f"{point}/sub/deep") + line.format("/"))
+    mounts.write_text(line.format(f"{point}/sub/deep") + root)
     with pytest.raises(Conflict, match="tar get/sub/deep is a mount point"):
         store.load("m").export(target)
     mounts.write_text(line.format(f"{point}/empty"))
     store.load("m").export(target)
     with pytest.raises(Conflict, match="tar get/empty is a mount point"):
         store.load("m").export(target, others="delete")
-    mounts.write_text(line.format(point) + line.format("/"))
+    mounts.write_text(root + line.format(point))
     store.load("m").export(target, others="delete")
     assert tree(target) == tree(source), "the target itself may be one"
 

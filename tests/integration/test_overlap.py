@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import pytest
 import tierstore
 from tests.integration.kit import MIB
 from tierstore.errors import Conflict, TierstoreError, UsageError
+from tierstore.folders import Mount, mounts
 from tierstore.format.tiers import Role, TierSpec
+from tierstore.modelstore import places
 from tierstore.modelstore.loading.exportdir import Others
 from tierstore.modelstore.places import StorePlace, overlap
 from tierstore.serving.hub.command import serve
@@ -119,8 +122,11 @@ def test_places_beside_the_store_are_free(store: Store, tmp_path: Path) -> None:
     assert store.save("m", tmp_path / "storehouse", allow_no_tensors=True).stats is not None
 
 
-def test_a_directory_that_is_mounted_twice(store: Store, tmp_path: Path) -> None:
-    """By name they are apart; a hard link to a directory is what a bind mount looks like."""
+def test_a_directory_that_is_mounted_twice(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name they are apart, and by what they are the same, also where no list of mounts is."""
+    monkeypatch.setattr(places, "mounts", list)
     again = tmp_path / "again"
     again.mkdir()
     bound = ["mount", "--bind", str(tmp_path / "store"), str(again)]
@@ -133,6 +139,45 @@ def test_a_directory_that_is_mounted_twice(store: Store, tmp_path: Path) -> None
     finally:
         if not again.is_symlink():
             subprocess.run(["umount", str(again)], check=True)
+
+
+@contextmanager
+def mounted(folder: Path, point: Path) -> Iterator[None]:
+    """Mount a folder at another place, or say that it is where that is not allowed."""
+    point.mkdir()
+    bound = ["mount", "--bind", str(folder), str(point)]
+    if not subprocess.run(bound, capture_output=True).returncode:
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", str(point)], check=True)
+        return
+    device, inner = places._within(folder)[0]
+    said = [*mounts(), Mount(device, PurePosixPath(inner), PurePosixPath(point))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "mounts", lambda: said)
+        yield
+
+
+def test_a_part_of_a_place_that_is_mounted_elsewhere(store: Store, tmp_path: Path) -> None:
+    """As a subPath of a volume is: none of the folders above it is one of the place's."""
+    out = tmp_path / "out"
+    with mounted(tmp_path / "store" / "packs", out):
+        with pytest.raises(UsageError, match="lies in the store itself"):
+            store.load("m").export(out / "of", others="delete")
+        with pytest.raises(UsageError, match="lies in the store itself"):
+            store.save("m", out, allow_no_tensors=True)
+    assert not store.check(read_data=True).damaged
+
+
+def test_a_place_that_lies_in_what_is_mounted_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "data" / "part").mkdir(parents=True)
+    with mounted(tmp_path / "data" / "part", tmp_path / "at"):
+        store = tierstore.init(tmp_path / "at" / "store")
+        store.save("m", {"w": np.arange(3)})
+        with pytest.raises(UsageError, match="holds the store itself"):
+            store.load("m").export(tmp_path / "data", others="delete")
+        store.close()
 
 
 @pytest.mark.parametrize(

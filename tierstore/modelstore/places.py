@@ -1,8 +1,9 @@
 """The places of a store, and what must not overlap with them.
 
 Two places overlap when they are the same or one contains the other. Directories are compared by
-what the file system says of them and of the folders above: two names of one directory, by links or
-by mounting it twice, are the same place.
+what the file system says of them and of the folders above, and by where they lie in it: two names
+of one directory, by links or by mounting it twice, are the same place, and so is a part of it that
+is mounted elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from tierstore.arguments import as_path
 from tierstore.errors import UsageError
-from tierstore.folders import absolute, path_of
+from tierstore.folders import absolute, mounts, path_of
 
 HOME, CACHE = "the store itself", "the cache"
 _FAMILIES = {
@@ -80,8 +81,10 @@ def overlap(one: StorePlace, other: StorePlace) -> str | None:
     """Return how a place overlaps with another: ``is``, ``holds`` or ``lies in``, or ``None``."""
     paths = path_of(one.url), path_of(other.url)
     if paths[0] is not None and paths[1] is not None:
-        first, second = _ancestry(paths[0]), _ancestry(paths[1])
-        inside, around = second[0] in first, first[0] in second
+        first, second = _ancestries(paths[0]), _ancestries(paths[1])
+        pairs = list(zip(first, second, strict=True))
+        inside = any(outer[0] in inner for inner, outer in pairs)
+        around = any(inner[0] in outer for inner, outer in pairs)
     elif paths == (None, None):
         hosts, kind, parts = _served(one)
         other_hosts, other_kind, other_parts = _served(other)
@@ -105,20 +108,31 @@ def first_overlap(one: StorePlace, others: Iterable[StorePlace]) -> str | None:
     return None
 
 
-def _ancestry(path: str) -> list[object]:
+def _ancestries(path: str) -> tuple[Sequence[object], Sequence[object]]:
     """Return what identifies a directory and those above it, from the inside to the outside.
 
-    What does not exist is identified by its path.
+    First by the names that lead there, where what does not exist is identified by its path, and
+    then within its file system: of a folder that is mounted there, those above lie elsewhere.
     """
     real = Path(os.path.realpath(absolute(path)))
-    found: list[object] = []
+    named: list[object] = []
     for folder in (real, *real.parents):
         try:
             there = folder.stat()
-            found.append((there.st_dev, there.st_ino))
+            named.append((there.st_dev, there.st_ino))
         except OSError:
-            found.append(str(folder))
-    return found
+            named.append(str(folder))
+    return named, _within(real)
+
+
+def _within(real: Path) -> list[tuple[str, str]]:
+    over = [mount for mount in mounts() if real.is_relative_to(mount.point)]
+    if not over:  # the system does not say
+        return [("", str(folder)) for folder in (real, *real.parents)]
+    # the innermost, and of several at one point the last, which hides the others
+    mount = max(reversed(over), key=lambda one: len(one.point.parts))
+    inner = mount.root / real.relative_to(mount.point)
+    return [(mount.device, str(folder)) for folder in (inner, *inner.parents)]
 
 
 def _served(place: StorePlace) -> tuple[frozenset[str], tuple[object, ...], list[str]]:

@@ -10,20 +10,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import msgspec
 
 from tierstore import locks
 from tierstore.errors import BackendError, Conflict, Damaged, PermissionDenied, UsageError
-from tierstore.folders import absolute, fresh_folder, is_network, sync_entries
+from tierstore.folders import absolute, fresh_folder, is_network, mounts, sync_entries
 from tierstore.format.exportlist import ExportList, encode_list, parse_list
 from tierstore.format.paths import (
     EXPORT_LIST,
@@ -41,9 +40,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCK, _NAMES = "lock", "names"
 _READ_LAST = ("config.json", "index.json")
-_OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes a blank in a path
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
-_MOUNTS = "/proc/self/mountinfo"
 _SHOWN = 5
 
 
@@ -420,17 +417,14 @@ def _walk(root: Path) -> tuple[set[str], set[str]]:
 
 
 def _mounts_below(root: Path) -> list[str]:
-    """Return the mount points below ``root``, relative to it; see proc_pid_mountinfo(5)."""
-    try:
-        text = Path(_MOUNTS).read_bytes().decode(errors="surrogateescape")
-    except OSError:
-        return []
-    found = []
-    for line in text.splitlines():
-        point = Path(_OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split()[4]))
-        if point != root and point.is_relative_to(root):
-            found.append(point.relative_to(root).as_posix())
-    return found
+    """Return the mount points below ``root``, relative to it."""
+    top = PurePosixPath(root)
+    points = (mount.point for mount in mounts())
+    return [
+        point.relative_to(top).as_posix()
+        for point in points
+        if point != top and point.is_relative_to(top)
+    ]
 
 
 def _rank(path: str) -> int:
