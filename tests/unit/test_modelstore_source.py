@@ -245,6 +245,20 @@ def test_what_has_the_name_of_weights_is_said(tmp_path: Path, begin: bytes, look
         open_source(path, metadata=None, exclude=())
 
 
+def test_a_file_with_more_bytes_than_its_length_is_refused(model: Path) -> None:
+    """Files of /proc have no length, whatever they hold."""
+    (model / "status").symlink_to("/proc/self/status")
+    with pytest.raises(SourceError, match=r"status goes on behind the 0 bytes .* save a copy"):
+        open_source(model, metadata=None, exclude=())
+
+
+def test_a_link_that_leads_in_a_circle_is_refused_by_name(model: Path) -> None:
+    (model / "circle").symlink_to("circle")
+    with pytest.raises(UnsafeSource, match="circle is a link to circle, which does not exist"):
+        open_source(model, metadata=None, exclude=())
+    assert open_source(model, metadata=None, exclude=("circle",))
+
+
 def test_repositories_and_download_caches_are_left_out(model: Path) -> None:
     for folder in (".git/objects", ".cache/huggingface/download", "sub/.git"):
         (model / folder).mkdir(parents=True)

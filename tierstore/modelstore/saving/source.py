@@ -122,11 +122,13 @@ class DiskFile(SourceFile):
     def __init__(self, path: str, where: Path, sha256: bytes | None = None) -> None:
         self.path, self.sha256 = path, sha256
         self._where = where
+        # an upload lies under its digest, which its sender does not know
+        self._shown = str(where) if sha256 is None else path
         self._fd: int | None = None
-        with _explained(where):
+        with _explained(self._shown):
             found = where.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would have no size, and opening it waits
-            raise UnsafeSource(f"{where} is not a regular file; save a file or a directory")
+            raise UnsafeSource(f"{self._shown} is not a regular file; save a file or a directory")
         self._identity = _identity(found)
         self.size = self._identity[2]
         try:
@@ -137,16 +139,20 @@ class DiskFile(SourceFile):
     def _examined(self) -> Header | None:
         """Return the header, if this is a safetensors file; refuse what is no content."""
         begin = self.read(0, min(BEGIN_BYTES, self.size))
-        # an upload lies under its digest, which its sender does not know
-        shown = self.path if self.sha256 else str(self._where)
-        refuse_pointer(shown, begin, self.size)
+        assert self._fd is not None  # it was opened to be read
+        if os.pread(self._fd, 1, self.size):  # as those of /proc, which have content and no size
+            raise SourceError(
+                f"{self._shown} goes on behind the {self.size} bytes that it is said to have: save "
+                "a copy of it, or leave it out with exclude (--exclude)"
+            )
+        refuse_pointer(self._shown, begin, self.size)
         if self.path.endswith(SUFFIX):
             return self._named_header(begin)
         if may_be_safetensors(begin, self.size):
             with contextlib.suppress(InvalidSafetensors):
                 return parse_header(self.read(0, header_length(begin[:8]) + 8), self.size)
         if self.size:
-            refuse_pickle(self.path, begin, shown)
+            refuse_pickle(self.path, begin, self._shown)
         return None
 
     def _named_header(self, begin: bytes) -> Header | None:
@@ -163,11 +169,11 @@ class DiskFile(SourceFile):
         except InvalidSafetensors as error:
             if not (raw and library_opens(raw, self.size)):
                 why = f"{error}{looks_like(begin)}"
-                raise InvalidSafetensors(f"{self._where}: {why}; nothing was saved") from None
+                raise InvalidSafetensors(f"{self._shown}: {why}; nothing was saved") from None
             _log.warning(
                 "%s: %s. The safetensors library opens it, so it is stored as a plain file, of "
                 "which no tensor can be read alone",
-                self._where,
+                self._shown,
                 error,
             )
         return None
@@ -179,7 +185,7 @@ class DiskFile(SourceFile):
         return bytes(data)
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        with _explained(self._where):
+        with _explained(self._shown):
             if self._fd is None:
                 self._fd = os.open(self._where, os.O_RDONLY | os.O_CLOEXEC)
                 if _identity(os.fstat(self._fd)) != self._identity:
@@ -202,7 +208,7 @@ class DiskFile(SourceFile):
     def _changed(self) -> None:
         self.close()
         raise SourceChanged(
-            f"{self._where} changed while it was being saved; nothing was published. "
+            f"{self._shown} changed while it was being saved; nothing was published. "
             "Save again once it is complete"
         )
 
@@ -220,7 +226,7 @@ def _identity(found: os.stat_result) -> tuple[int, int, int, int, int]:
 class _explained:
     """Turns OS errors of reading a source into tierstore's, naming the file."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path | str) -> None:
         self._where = where
 
     def __enter__(self) -> None:
@@ -437,7 +443,7 @@ def _walk(root: Path, exclude: Sequence[str]) -> Iterator[str]:
 def _check_regular(where: Path) -> None:
     if where.is_file():
         return
-    if where.is_symlink() and not os.path.lexists(where.resolve()):
+    if where.is_symlink() and not where.exists():
         raise UnsafeSource(
             f"{where} is a link to {where.readlink()}, which does not exist: complete what it "
             "links to, or leave it out with exclude (--exclude)"
