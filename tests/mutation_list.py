@@ -2470,6 +2470,33 @@ _NAMES = (
 
 _GATEWAY = (
     Mutation(
+        "body-length-beside-chunks",
+        "Gateway: bodies that are held as a whole have 128 MiB together.",
+        "serving/hub/bodies.py",
+        ' or "transfer-encoding" in request.headers',
+        "",
+        ("integration/test_hub_bounds.py::test_a_length_beside_chunks_makes_no_room",),
+    ),
+    Mutation(
+        "tokens-that-changed-in-place",
+        "Gateway: the file of tokens is read again when it changes.",
+        "serving/hub/rights.py",
+        ", found.st_mtime_ns, found.st_ctime_ns)",
+        ", found.st_mtime_ns)",
+        (
+            "integration/test_hub_hostile.py::"
+            "test_a_file_of_tokens_that_changed_in_place_is_read_again",
+        ),
+    ),
+    Mutation(
+        "source-behind-its-length",
+        "modelstore/saving/source.py: a file of /proc is not stored as an empty one.",
+        "modelstore/saving/source.py",
+        "if os.pread(self._fd, 1, self.size):",
+        "if False:",
+        ("unit/test_modelstore_source.py::test_a_file_with_more_bytes_than_its_length_is_refused",),
+    ),
+    Mutation(
         "gateway-write-rights",
         "How-to, gateway: without the right in the file of tokens nobody writes.",
         "serving/hub/repos.py",

@@ -279,6 +279,25 @@ def test_a_body_that_trickles_is_refused() -> None:
     assert caught.value.status == 408
 
 
+def test_a_length_beside_chunks_makes_no_room() -> None:
+    """Where a body comes in chunks, what it may have counts, not what a second header says."""
+
+    async def check() -> None:
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": bytes(MIB), "more_body": False}
+
+        headers = [(b"content-length", b"0"), (b"transfer-encoding", b"chunked")]
+        scope = {"type": "http", "method": "POST", "headers": headers}
+        room = BodyRoom(0.05)
+        async with room.body(Request(scope, receive), 100 * MIB) as body:
+            assert len(body) == MIB
+            with pytest.raises(HubError, match="too many large bodies at once"):
+                async with room.body(Request(scope, receive), 100 * MIB):
+                    pass
+
+    asyncio.run(check())
+
+
 def test_json_is_at_most_32_levels_deep() -> None:
     assert json_of(b"[" * 32 + b"]" * 32)
     assert json_of(b'{"a": ' * 32 + b"1" + b"}" * 32)

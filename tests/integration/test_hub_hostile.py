@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -25,7 +26,8 @@ from tests.servers.hub import Gateway, gateway
 from tests.waiting import wait_until
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.app import make_app
-from tierstore.serving.hub.bodies import read_body
+from tierstore.serving.hub.bodies import json_of, read_body
+from tierstore.serving.hub.rights import Tokens
 from tierstore.serving.hub.spool import UploadSpool
 
 pytestmark = pytest.mark.server
@@ -176,6 +178,12 @@ def test_oversized_headers_are_refused(running: Gateway) -> None:
         ("/w.git/info/lfs/objects/batch", b'{"operation":"upload","objects":[{"oid":"../x"}]}'),
         ("/w.git/info/lfs/objects/batch", b'{"operation":"download","objects":[]}'),
         ("/api/models/m/commit/main", b'{"key":"header","value":{"summary":"no right"}}'),
+        ("/api/models/w/preupload/main", b'{"files": [{"path": "\\ud800", "size": 3}]}'),
+        ("/api/models/w/branch/new", b'{"startingPoint": "\\uDFFF"}'),
+        (
+            "/api/models/w/commit/main",
+            b'{"key":"header","value":{"summary":"","parentCommit":"\\ud8000000000"}}',
+        ),
         ("/api/repos/create", b'{"name": "..", "type": "model"}'),
         ("/api/repos/create", b'{"name": "w", "type": "space"}'),
     ],
@@ -370,6 +378,24 @@ def test_a_broken_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
         tokens.unlink()
         with pytest.raises(tierstore.errors.ConfigError, match="cannot be read: No such file"):
             make_app(store, tmp_path / "spool", tokens=tokens)
+
+
+def test_a_file_of_tokens_that_changed_in_place_is_read_again(tmp_path: Path) -> None:
+    """Its new content has the length and the time of the old, as ``cp -p`` may make it."""
+    path = tmp_path / "tokens.toml"
+    path.write_text('[anonymous]\nread = ["a"]\n')
+    tokens, before = Tokens(path), path.stat()
+    assert tokens.caller(None).may_read("a")
+    path.write_text('[anonymous]\nread = ["b"]\n')
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not tokens.caller(None).may_read("a")
+
+
+def test_text_that_nothing_can_hold_is_in_no_answer() -> None:
+    assert json_of(b'["\\ud83d\\ude00"]') == ["\U0001f600"]
+    with pytest.raises(HubError, match="not JSON"):
+        json_of(b'["\\ud83d"]')
+    assert b"no \\\\ud83d" in HubError(400, "no \ud83d").response().body
 
 
 def test_uploads_are_swept_and_signatures_expire(tmp_path: Path) -> None:

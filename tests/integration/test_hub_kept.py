@@ -298,8 +298,9 @@ def test_a_malformed_upload_is_told_from_one_that_changed(store: Store, tmp_path
     spool = UploadSpool(tmp_path / "spool")
     path = spool.keep("m", [b"no header at all"])
     asked = parse_commit(uploaded("model.safetensors", path.name, 16))
-    with pytest.raises(InvalidSafetensors):
+    with pytest.raises(InvalidSafetensors, match=r"^model\.safetensors: ") as caught:
         Committer(store, spool).commit(writable(store), "main", asked)
+    assert str(spool.root) not in str(caught.value), "clients are told no folder of the gateway"
     assert path.exists()
 
 

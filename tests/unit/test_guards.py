@@ -392,7 +392,7 @@ CASES = {
     "locks:_Held._begin#1": Case(lambda _: locks._Held().fds, set()),
     "locks:close#1": Case(locked_again, True),
     "modelstore.places:_ancestries#1": Case(
-        lambda folder: store_places._ancestry(str(folder))[-1], "/"
+        lambda folder: store_places._ancestries(str(folder))[0][-1], "/"
     ),
     "modelstore.settings:default_memory_limit#1": Case(
         lambda _: settings.default_memory_limit() > 0, True

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from tierstore.arguments import as_path
 from tierstore.errors import UsageError
-from tierstore.folders import absolute, mounts, path_of
+from tierstore.folders import absolute, mount_of, path_of
 
 HOME, CACHE = "the store itself", "the cache"
 _FAMILIES = {
@@ -126,11 +126,9 @@ def _ancestries(path: str) -> tuple[Sequence[object], Sequence[object]]:
 
 
 def _within(real: Path) -> list[tuple[str, str]]:
-    over = [mount for mount in mounts() if real.is_relative_to(mount.point)]
-    if not over:  # the system does not say
+    mount = mount_of(real)
+    if mount is None:
         return [("", str(folder)) for folder in (real, *real.parents)]
-    # the innermost, and of several at one point the last, which hides the others
-    mount = max(reversed(over), key=lambda one: len(one.point.parts))
     inner = mount.root / real.relative_to(mount.point)
     return [(mount.device, str(folder)) for folder in (inner, *inner.parents)]
 

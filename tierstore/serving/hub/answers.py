@@ -57,7 +57,8 @@ class HubError(Exception):
         headers = {**self.headers, "X-Error-Message": _one_line(self.message)}
         if self.code is not None:
             headers["X-Error-Code"] = self.code
-        return JSONResponse({"error": self.message}, self.status, headers)
+        message = self.message.encode(errors="backslashreplace").decode()
+        return JSONResponse({"error": message}, self.status, headers)
 
 
 def base_of(request: Request) -> str:

@@ -18,13 +18,17 @@ _SLOWEST_BYTES_PER_S = 16 << 10
 _HELD_BYTES = 128 << 20
 _DEEPEST = 32
 _TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _declared(request: Request, most: int) -> int | None:
-    """Return the length that a request declares; ``None`` if it declares none."""
+    """Return the length that a request declares; ``None`` if it declares none.
+
+    Where a body comes in chunks, a length beside that says nothing (RFC 9112, 6.3).
+    """
     declared = request.headers.get("content-length")
-    if declared is None:
+    if declared is None or "transfer-encoding" in request.headers:
         return None
     if not declared.isdigit() or int(declared) > most:
         raise HubError(413, f"the body may have at most {most} bytes")
@@ -116,12 +120,15 @@ def check_depth(body: bytes) -> None:
 
 
 def json_of(body: bytes) -> Any:
-    """Parse JSON; ``HubError`` 400 if it is none, or is nested too deeply."""
+    """Parse JSON; ``HubError`` 400 if it is none, is nested too deeply, or has bad text."""
     check_depth(body)
     try:
-        return json.loads(body)
+        found = json.loads(body)
+        if _SURROGATE.search(body):  # a pair of them is a character, one alone is in no answer
+            json.dumps(found, ensure_ascii=False).encode()
     except ValueError:
         raise HubError(400, "the body is not JSON") from None
+    return found
 
 
 def json_object(body: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -37,6 +38,7 @@ from tierstore.serving.hub.spool import UploadSpool, check_oid
 _LARGEST_INLINE_BYTES = 10 << 20
 _VERSIONS_SEARCHED = 64
 _COPY_BYTES = 8 << 20
+_COMMIT = re.compile(r"[0-9a-f]{7,64}\Z")
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ def _take(found: CommitRequest, key: str, value: Mapping[str, Any]) -> None:
         found.summary = _note("summary", value.get("summary"), 1000)
         found.description = _note("description", value.get("description"), 100_000)
         parent = value.get("parentCommit")
-        if parent is not None and not (isinstance(parent, str) and 7 <= len(parent) <= 64):
+        if parent is not None and not (isinstance(parent, str) and _COMMIT.match(parent)):
             raise HubError(400, "parentCommit is not a commit id")
         found.parent = parent
     elif key == "file":

@@ -19,6 +19,7 @@ next request. Nobody has the empty token.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 import tomllib
@@ -92,7 +93,7 @@ class Tokens:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._anonymous = Caller(None, ("*",))
         self._known: Mapping[str, Caller] = {}
         if path is not None:
@@ -126,7 +127,7 @@ class Tokens:
         except OSError:
             found = None
         with self._lock:
-            if found is not None and (found.st_mtime_ns, found.st_ino) == self._seen:
+            if found is not None and _identity(found) == self._seen:
                 return
             try:
                 self._read_again(path)
@@ -160,7 +161,12 @@ class Tokens:
         self._known = known
         anonymous = file.anonymous
         self._anonymous = Caller(None, _patterns(*anonymous.read), _patterns(*anonymous.write))
-        self._seen = (found.st_mtime_ns, found.st_ino)
+        self._seen = _identity(found)
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    # the kernel sets ctime itself: whoever keeps the time of a file cannot keep this one
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _patterns(*given: str) -> tuple[str, ...]:
