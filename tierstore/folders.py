@@ -206,7 +206,7 @@ def path_of(url: str) -> str | None:
 
 
 def mount_of(real: PurePosixPath, table: str = _MOUNTS) -> Mount | None:
-    """Return the innermost mount of a path without links; ``None`` where the system does not say."""
+    """Return the innermost mount of a path without links; ``None`` if that is not known."""
     above = [mount for mount in mounts(table) if real.is_relative_to(mount.point)]
     # of several at one point the last one hides the others
     return max(reversed(above), key=lambda mount: len(mount.point.parts)) if above else None

@@ -16,11 +16,13 @@ from tierstore.format.layout import Move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import ByteRange
+from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.home import leases
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
+from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
 
 @pytest.fixture
@@ -295,6 +297,35 @@ def test_moves_in_a_circle_lead_nowhere(store: Store, blobs: MemoryStore) -> Non
         store.load("m").tensor("emb")[0]
     store.save("m", tensors(1), base=None)
     equal(store.load("m@1").load(), tensors(1))
+
+
+def test_each_pack_that_moves_lead_to_is_looked_into_once(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The move of each pack leads to the next two packs: a thousand ways to the last one."""
+    ladder = [bytes([rung]) * 32 for rung in range(18)]
+    for pack, *into in zip(ladder, ladder[1:], ladder[2:], strict=False):
+        move = Move(pack=pack.hex(), into=[one.hex() for one in into])
+        blobs.put(move_key(pack), seal_body(Kind.MOVE, move))
+    (last,) = repack(blobs, packs(blobs)[0])
+    end = Move(pack=ladder[-2].hex(), into=[last[-64:]])
+    blobs.put(move_key(ladder[-2]), seal_body(Kind.MOVE, end))
+    asked: list[str] = []
+
+    def get(key: str, byte_range: ByteRange | None = None) -> memoryview:
+        asked.append(key)
+        return MemoryStore.get(blobs, key, byte_range)
+
+    monkeypatch.setattr(blobs, "get", get)
+    moves = Moves(blobs, DurableTiers([home_tier(blobs)]))
+    moves.learn(ladder[0])
+    first = [move_key(pack) for pack in ladder]
+    second = [move_key(pack, 2) for pack in ladder[:-1]]
+    assert sorted(key for key in asked if key.startswith("moves/")) == sorted(first + second)
+    for place in read_footer(blobs, last, blobs.info(last).size)[1]:
+        found = moves.target(ladder[0], place.digest)
+        assert found is not None
+        assert found.pack.hex() == last[-64:]
 
 
 def test_a_save_after_a_move_stores_again_what_the_index_calls_moved(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
@@ -18,6 +19,9 @@ from tierstore.modelstore.home.footers import read_footer
 from tierstore.tiers.durable.tiers import DurableTiers
 
 _log = logging.getLogger("tierstore.packs")
+
+_Known: TypeAlias = dict[bytes, Collection[ChunkPlace]]
+"""Places to which packs lead, by pack id; of those that are being looked into, none yet."""
 
 
 class Moves:
@@ -118,7 +122,7 @@ class Moves:
     def learn(self, pack: bytes) -> int:
         """Read the moves of a pack from home; return the number of the next one to be written."""
         unread: dict[bytes, BackendError] = {}
-        moved, number = self._read(pack, frozenset(), unread)
+        moved, number = self._read(pack, {}, unread)
         with self._lock:
             self._moved[pack], self._numbers[pack], self._unread[pack] = moved, number, unread
         return number
@@ -143,8 +147,9 @@ class Moves:
         )
 
     def _read(
-        self, pack: bytes, behind: frozenset[bytes], unread: dict[bytes, BackendError]
+        self, pack: bytes, known: _Known, unread: dict[bytes, BackendError]
     ) -> tuple[dict[bytes, ChunkPlace], int]:
+        known[pack] = ()  # it could not be read: that is how we came here
         places: dict[bytes, ChunkPlace] = {}
         number = 1
         while True:
@@ -157,15 +162,14 @@ class Moves:
                 damaged(key, f"it is a move of pack {move.pack}")
             number += 1
             for into in map(bytes.fromhex, move.into):
-                found = self._places_in(into, key, behind | {pack}, unread)
-                places.update((place.digest, place) for place in found)
+                if into not in known:  # many ways may lead to a pack: it is looked into once
+                    known[into] = self._places_in(into, key, known, unread)
+                places.update((place.digest, place) for place in known[into])
 
     def _places_in(
-        self, pack: bytes, move: str, behind: frozenset[bytes], unread: dict[bytes, BackendError]
-    ) -> Iterable[ChunkPlace]:
+        self, pack: bytes, move: str, known: _Known, unread: dict[bytes, BackendError]
+    ) -> Collection[ChunkPlace]:
         """Return the places of the frames of a pack that a move names, or of where they went."""
-        if pack in behind:  # it could not be read: that is how we came here
-            return ()
         key = pack_key(pack)
         try:
             self.sizes[pack] = self._tiers.size(key)
@@ -176,4 +180,4 @@ class Moves:
             _log.warning("%s names a damaged pack: %s", move, error)
         except BackendError as error:  # a copy: its traceback would hold the buffers of the read
             unread[pack] = type(error)(str(error))
-        return self._read(pack, behind, unread)[0].values()
+        return self._read(pack, known, unread)[0].values()
