@@ -205,9 +205,10 @@ def path_of(url: str) -> str | None:
     return unquote(urlsplit(url).path) if url.startswith("file://") else None
 
 
-def mount_of(real: PurePosixPath, table: str = _MOUNTS) -> Mount | None:
+def mount_of(real: str, table: str = _MOUNTS) -> Mount | None:
     """Return the innermost mount of a path without links; ``None`` if that is not known."""
-    above = [mount for mount in mounts(table) if real.is_relative_to(mount.point)]
+    path = PurePosixPath(real)
+    above = [mount for mount in mounts(table) if path.is_relative_to(mount.point)]
     # of several at one point the last one hides the others
     return max(reversed(above), key=lambda mount: len(mount.point.parts)) if above else None
 
@@ -220,5 +221,5 @@ def is_network(path: str, table: str = _MOUNTS) -> bool:
 
 def kind_of(path: str, table: str = _MOUNTS) -> str | None:
     """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown."""
-    mount = mount_of(PurePosixPath(os.path.realpath(path)), table)
+    mount = mount_of(os.path.realpath(path), table)
     return mount.kind if mount is not None else None

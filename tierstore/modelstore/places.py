@@ -126,7 +126,7 @@ def _ancestries(path: str) -> tuple[Sequence[object], Sequence[object]]:
 
 
 def _within(real: Path) -> list[tuple[str, str]]:
-    mount = mount_of(real)
+    mount = mount_of(str(real))
     if mount is None:
         return [("", str(folder)) for folder in (real, *real.parents)]
     inner = mount.root / real.relative_to(mount.point)
