@@ -245,6 +245,16 @@ def test_what_has_the_name_of_weights_is_said(tmp_path: Path, begin: bytes, look
         open_source(path, metadata=None, exclude=())
 
 
+def test_a_file_that_is_cut_short_is_no_pickle(tmp_path: Path) -> None:
+    """Whatever byte its header's length begins with."""
+    path = tmp_path / "model.safetensors"
+    save_file({"w": np.zeros(9, np.uint8)}, path)
+    text = path.read_bytes()[8:-9].ljust(0x80)
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(InvalidSafetensors, match="it is cut short; nothing was saved"):
+        open_source(path, metadata=None, exclude=())
+
+
 def test_a_file_with_more_bytes_than_its_length_is_refused(model: Path) -> None:
     """Files of /proc have no length, whatever they hold."""
     (model / "status").symlink_to("/proc/self/status")

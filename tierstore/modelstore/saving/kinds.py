@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from tierstore.errors import SourceError, UnsafeSource
 from tierstore.format.safetensors import MAX_HEADER_BYTES
-from tierstore.modelstore.saving.pickles import LOOKED_AT_BYTES
+from tierstore.modelstore.saving.pickles import LOOKED_AT_BYTES, is_pickle
 from tierstore.unfinished import nameless_file
 
 BEGIN_BYTES = LOOKED_AT_BYTES
@@ -63,7 +63,7 @@ def looks_like(begin: bytes) -> str:
     """Return what a file that is no safetensors file looks like, or an empty text."""
     if _PAGE.match(begin):
         return "; it looks like a web page, such as one that asks to sign in: download it again"
-    if begin[:2] == b"PK" or begin[:1] == b"\x80":
+    if begin[:2] == b"PK" or is_pickle("", begin):
         return "; it looks like a pickle: convert it with safetensors.torch.save_file"
     if begin[:4] == b"GGUF":
         return "; it is a GGUF file: name it .gguf"
