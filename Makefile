@@ -51,7 +51,7 @@ types-tests:
 	$(PYTHON) -m mypy tierstore tests benchmarks
 
 units:
-	HYPOTHESIS_PROFILE=quick FUZZ_FACTOR=0.25 \
+	HYPOTHESIS_PROFILE=quick FUZZ_FACTOR=0.1 \
 	    $(PYTHON) -m pytest -n $(WORKERS) -m 'not server and not soak' $(QUICK)
 
 test:

@@ -28,7 +28,7 @@ _WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 # a worker keeps no examples for the next run: what fails prints how to make it fail again
 _KEPT = {"database": None} if _WORKER else {}
 settings.register_profile("ci", deadline=None, max_examples=60, print_blob=True, **_KEPT)
-settings.register_profile("quick", settings.get_profile("ci"), max_examples=15)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
 settings.register_profile(
     "thorough", settings.get_profile("ci"), max_examples=600,
     suppress_health_check=[HealthCheck.too_slow],

@@ -305,9 +305,10 @@ def test_a_proxy_that_does_not_answer_is_named(cloud: pytest.MonkeyPatch) -> Non
         port = server.getsockname()[1]
     cloud.setenv("http_proxy", f"http://me:hush@127.0.0.1:{port}")
     spec = TierSpec(
-        name="cold", role="cold", url="s3://bucket/p", options={"endpoint": "http://192.0.2.1:1"}
-    )
-    place = Place(spec, NodeTier(timeout_ms=300), "00" * 16)
+        name="cold", role="cold", url="s3://bucket/p", timeout_ms=300,
+        options={"endpoint": "http://192.0.2.1:1"},
+    )  # fmt: skip
+    place = Place(spec, NodeTier(), "00" * 16)
     with open_tier(place) as store, pytest.raises(Unreachable) as caught:
         store.get("k")
     assert f"through the proxy http_proxy=http://…@127.0.0.1:{port}; check" in str(caught.value)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from msgspec.structs import replace
 
 from tests.unit.format_by_hand import b3, msgpack, read_msgpack, read_sealed, sealed
 from tierstore.errors import Damaged, InvalidName, UnsupportedFormat, UsageError
+from tierstore.format import manifest
 from tierstore.format.manifest import (
     FileEntry,
     LineageEntry,
@@ -171,7 +173,6 @@ DAMAGED: dict[str, dict[str, Any]] = {
     },
     "a tensor's chunk missing": with_file(TENSORS, tensors=[NONE, W | {"chunks": D[0]}]),
     "a tensor's chunk too many": with_file(TENSORS, tensors=[NONE | {"chunks": D[0]}, W]),
-    "a file above the limit of tensors": with_file(PLAIN, tensors=[{}] * (MIB + 1)),
     "a patch that lies on nothing": FIELDS | {"kind": "patch"},
 }
 
@@ -190,6 +191,19 @@ def test_damage_is_refused(case: str) -> None:
         parse(DAMAGED[case])
 
 
+@pytest.fixture
+def few_items(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A limit that takes little memory, instead of the format's."""
+    assert manifest._MAX_ITEMS == MIB, "as SPEC 7 says"
+    monkeypatch.setattr(manifest, "_MAX_ITEMS", 1000)
+    return 1000
+
+
+def test_a_file_above_the_limit_of_tensors_is_refused(few_items: int) -> None:
+    with pytest.raises(Damaged, match="manifest X is damaged"):
+        parse(with_file(PLAIN, tensors=[{}] * (few_items + 1)))
+
+
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_what_is_newer_is_refused(case: str) -> None:
     fields, what = UNSUPPORTED[case]
@@ -205,18 +219,20 @@ def test_the_digest_is_checked_over_the_stored_bytes() -> None:
     assert again.raw != b3(plain), "integers are longer here than in ours: readers do not re-encode"
 
 
-def test_more_tensors_or_files_than_the_format_allows() -> None:
+def test_more_tensors_or_files_than_the_format_allows(few_items: int) -> None:
     one = TensorEntry(name="t", dtype="U8", shape=(0,), begin=0)
-    half = FileEntry(path="a", size=0, sha256=SHA, tensors=(one,) * (MIB // 2))
-    more = FileEntry(path="b", size=0, sha256=SHA, tensors=(one,) * (MIB // 2 + 1))
+    half = FileEntry(path="a", size=0, sha256=SHA, tensors=(one,) * (few_items // 2))
+    more = FileEntry(path="b", size=0, sha256=SHA, tensors=(one,) * (few_items // 2 + 1))
     empty = FileEntry(path="c", size=0, sha256=SHA)
-    for files in ((half, more), (empty,) * (MIB + 1)):
-        with pytest.raises(UsageError, match="1048576 files"):
+    for files in ((half, more), (empty,) * (few_items + 1)):
+        with pytest.raises(UsageError, match=f"{few_items} files"):
             seal_manifest(Manifest(files=files))
+    seal_manifest(Manifest(files=tuple(replace(empty, path=f"{n:04}") for n in range(few_items))))
     plain = msgpack(FIELDS | {"files": []})
     at = plain.index(b"files") + 5
     row = msgpack({"path": "a", "size": 0, "sha256": SHA})
-    many = plain[:at] + b"\xdd" + (MIB + 1).to_bytes(4, "big") + row * (MIB + 1) + plain[at + 5 :]
+    count = few_items + 1
+    many = plain[:at] + b"\xdd" + count.to_bytes(4, "big") + row * count + plain[at + 5 :]
     with pytest.raises(Damaged, match="more files or tensors"):
         parse_manifest(sealed(1, many, encoding=1), Digest(b3(many)), "x")
 

@@ -21,6 +21,7 @@ from tests.unit.format_by_hand import (
     xxh3,
 )
 from tierstore.errors import Damaged, UnsupportedFormat
+from tierstore.format import pack as pack_module
 from tierstore.format.frame import parse_frame_head
 from tierstore.format.keys import pack_key
 from tierstore.format.pack import (
@@ -249,20 +250,27 @@ def test_a_builder_is_full_at_its_target() -> None:
     assert builder.size == 64 + (64 << 20)
 
 
-def test_many_tiny_frames_fill_the_index_before_the_pack() -> None:
-    """A pack that is closed when it says so has an index and a trailer that readers take."""
+def test_many_tiny_frames_fill_the_index_before_the_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pack that is closed when it says so has an index and a trailer that readers take.
+
+    With a sixteenth of both limits: the real ones take 90,000 frames.
+    """
+    limits = {"_TARGET_INDEX_BYTES": 16 * MIB, "_MAX_INDEX_BYTES": 32 * MIB}
+    for name, value in limits.items():
+        assert getattr(pack_module, name) == value
+        monkeypatch.setattr(pack_module, name, value // 16)
     builder = PackBuilder()
     data = frame(b"tiny", codec=3, dtype=2, bases=[(ID, 0, 1)] * 4)
     count = 0
     while not builder.full:
         builder.add(count.to_bytes(32, "big"), data, len(data) - 4, 4, 3, (ID,) * 4)
         count += 1
-    assert 16 * MIB < count * (57 + 32 * 4) < 17 * MIB
+    assert MIB < count * (57 + 32 * 4) < 17 * MIB // 16
     assert builder.size < TARGET_BYTES
     pack, buffers, places = builder.close()
     size = sum(len(buffer) for buffer in buffers)
     trailer = parse_trailer(bytes(buffers[-1]), size, "x")
-    assert 15 * MIB < trailer.index_bytes < 17 * MIB
+    assert 15 * MIB // 16 < trailer.index_bytes < 17 * MIB // 16
     assert trailer.frames == count
     found = parse_index(buffers[0], buffers[-2], trailer, "x")
     assert found[-1] == places[-1] == replace(found[-1], pack=pack)
