@@ -24,6 +24,8 @@ few_arenas()
 _LARGEST_BYTES = 3 << 29
 """What one process of a run may take: 1.5 GiB."""
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+_large: list[str] = []
+"""Tests after which this process had once been larger: it was the first one."""
 
 # a worker keeps no examples for the next run: what fails prints how to make it fail again
 _KEPT = {"database": None} if _WORKER else {}
@@ -50,6 +52,8 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     yield
     give_back()
+    if _largest_bytes() > _LARGEST_BYTES:
+        _large.append(item.nodeid)
 
 
 def _largest_bytes() -> int:
@@ -59,29 +63,36 @@ def _largest_bytes() -> int:
 
 
 class _Memory:
-    """Adds up what the workers tell, and names a process that is too large."""
+    """Adds up what the workers tell, and fails a run with a process that is too large."""
 
     def __init__(self) -> None:
         self.largest_bytes = 0
+        self.tests: list[str] = []
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: WorkerController) -> None:
         told = getattr(node, "workeroutput", {})
         self.largest_bytes = max(self.largest_bytes, told.get("largest_bytes", 0))
+        self.tests += told.get("large", [])
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.largest_bytes = max(self.largest_bytes, _largest_bytes())
+        self.tests += _large[:1]
+        if self.largest_bytes > _LARGEST_BYTES and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         line = f"largest process: {self.largest_bytes >> 20} MiB"
         if large := self.largest_bytes > _LARGEST_BYTES:
-            line += f", more than the {_LARGEST_BYTES >> 20} that it should need"
+            line += f", more than the {_LARGEST_BYTES >> 20} that one may need, first in "
+            line += ", ".join(self.tests) or "a process that no test has started"
         terminalreporter.write_line(line, red=large)
 
 
 class _Worker:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        session.config.workeroutput["largest_bytes"] = _largest_bytes()  # type: ignore[attr-defined]
+        told = {"largest_bytes": _largest_bytes(), "large": _large[:1]}
+        session.config.workeroutput.update(told)  # type: ignore[attr-defined]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,10 @@ NO_IO = {
 class Module:
     name: str
     path: Path
-    tree: ast.Module
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text(), str(self.path))
 
     @property
     def top(self) -> str:
@@ -120,7 +124,7 @@ def _modules() -> list[Module]:
     for path in sorted(ROOT.rglob("*.py")):
         parts = ["tierstore", *path.relative_to(ROOT).with_suffix("").parts]
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found.append(Module(name, path, ast.parse(path.read_text(), str(path))))
+        found.append(Module(name, path))
     return found
 
 
@@ -171,6 +175,16 @@ def _doors() -> dict[str, frozenset[str]]:
 
 
 DOORS = _doors()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _trees() -> Iterator[None]:
+    """Keep what was parsed, which takes 70 MiB, for as long as these tests run."""
+    yield
+    for module in MODULES:
+        module.__dict__.pop("tree", None)
+
+
 FOR_OTHERS = {"tierstore.serving", "tierstore.testing", "tierstore.codecs", "tierstore.wiring"}
 """Folders whose names are also used by programs outside of the package."""
 

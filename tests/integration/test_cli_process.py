@@ -313,8 +313,8 @@ def test_sigterm_ends_a_save_as_ctrl_c_does(store: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_export_that_is_ended_leaves_nothing(store: Path, number: signal.Signals) -> None:
-    random = np.random.default_rng(1)
-    large = {f"w{n}": random.standard_normal((1 << 20,), np.float32) for n in range(64)}
+    one = np.random.default_rng(1).standard_normal((1 << 20,), np.float32)
+    large = {f"w{n}": one for n in range(96)}  # large as files alone
     with tierstore.open("store") as opened:
         opened.save("large", large)
     out = store / "out"

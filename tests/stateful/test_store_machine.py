@@ -63,6 +63,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.close()
             shutil.rmtree(self.root)
             close_stores()
+            vars(self).clear()  # Hypothesis keeps the last machine, and all it has
             give_back()
 
     def _saved(self, model: str, content: Content, alias: str | None) -> None:

@@ -114,6 +114,7 @@ class TierMachine(RuleBasedStateMachine):
         self.store.close()
         shutil.rmtree(self.root)
         close_stores()
+        vars(self).clear()  # Hypothesis keeps the last machine, and all it has
         give_back()
 
     # The machine

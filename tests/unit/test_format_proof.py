@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
-
 import blake3
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ SIZES = [
     2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 77, 5 * BLOCK, 7 * BLOCK + KIB,
     (4 << 20) - 1, 4 << 20, (4 << 20) + 1, (16 << 20) - 3, 16 << 20,
 ]  # fmt: skip
-NOISE = random.Random(3).randbytes(16 << 20)
+NOISE = np.random.default_rng(3).bytes(16 << 20)
 
 PARENT, ROOT, CHUNK_START, CHUNK_END = 4, 8, 1, 2
 IV = (
