@@ -3187,6 +3187,14 @@ _PROCESSES = (
         ("unit/test_modelstore_leases.py::test_many_versions_are_in_several_leases",),
     ),
     Mutation(
+        "lease-that-was-written-slowly",
+        "SPEC 10: a writer looks at its own packs again where its lease had ended.",
+        "modelstore/home/leases.py",
+        "        self._renewed = began ",
+        "        self._renewed = running_s() ",
+        ("unit/test_modelstore_leases.py::test_a_lease_is_as_old_as_the_request_that_wrote_it",),
+    ),
+    Mutation(
         "lease-of-what-nobody-reads",
         "Processes: a version is leased as long as anything that was read from it is used.",
         "modelstore/home/readerlease.py",

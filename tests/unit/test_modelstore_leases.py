@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import OutOfSpace, PermissionDenied, Unreachable
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, unseal_body
+from tierstore.ids import Buffer
 from tierstore.modelstore.home import leases, readerlease
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.leases import WriterLease
@@ -69,6 +70,26 @@ def test_a_lease_that_ended_in_between_says_so(monkeypatch: pytest.MonkeyPatch) 
         clock[0] += leases.TTL_S + 1
         assert not lease.renew(), "garbage collection may have run meanwhile"
         assert lease.renew()
+
+
+def test_a_lease_is_as_old_as_the_request_that_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(leases, "running_s", lambda: clock[0])
+
+    class Slow(MemoryStore):
+        takes_s = 0.0
+
+        def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+            super().put(key, data)
+            clock[0] += self.takes_s
+
+    home = Slow()
+    with WriterLease(home) as lease:
+        home.takes_s = leases.TTL_S / 2
+        assert lease.renew()
+        assert not lease.is_young, "a third of its time has passed since it was written"
+        clock[0] += leases.TTL_S / 4
+        assert not lease.renew(), "it ended before the storage answered"
 
 
 def test_no_lease_no_save() -> None:

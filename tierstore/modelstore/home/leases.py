@@ -116,10 +116,10 @@ class WriterLease:
 
     def renew(self) -> bool:
         """Write the lease again; return ``False`` when it had expired in between."""
-        lapsed = self._renewed > 0 and running_s() - self._renewed > TTL_S
+        before, began = self._renewed, running_s()
         self._home_blobs.put(self._key, seal_body(Kind.LEASE, self._lease))
-        self._renewed = running_s()
-        return not lapsed
+        self._renewed = began  # what was written is as old as this at most
+        return not before or running_s() - before <= TTL_S
 
     @property
     def is_young(self) -> bool:

@@ -229,12 +229,13 @@ class ReaderLease:
 
     def _write(self, part: _Part) -> None:
         part.lease = msgspec.structs.replace(part.lease, versions=list(part.versions))
+        began = running_s()
         try:
             self._home_blobs.put(LEASES + part.lease.id, seal_body(Kind.LEASE, part.lease))
         except Exception as error:  # the thread must live on
             self._failed(part, error)
             return
-        part.written = running_s()
+        part.written = began  # what was written is as old as this at most
         part.due = part.written + TTL_S / 3
         self._pause_s = RETRY_S
         if self._failing:
