@@ -49,6 +49,8 @@ def test_what_is_misspelt_is_guessed(tmp_path: Path) -> None:
             call()
     with pytest.raises(TensorMissing, match=r"did you mean 'emb\.weight'\?"):
         store.load("ranker")["emb.weigth"]
+    with pytest.raises(NotFound, match="a release follows a model's name, MODEL@release:search"):
+        store.load("release:search")
     with pytest.raises(NotFound) as error:
         store.load("tokenizer")
     assert "did you mean" not in str(error.value)

@@ -153,6 +153,8 @@ class Names:
         ]
 
     def _no_model(self, model: str) -> str:
+        if model.startswith("release:"):
+            return f"there is no model {model!r}: a release follows a model's name, MODEL@{model}"
         near = nearest(model, self.home.models(), "'tierstore ls' lists them")
         return f"there is no model {model!r}; {near}"
 
