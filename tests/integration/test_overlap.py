@@ -14,6 +14,7 @@ import pytest
 
 import tierstore
 from tests.integration.kit import MIB
+from tierstore import folders
 from tierstore.errors import Conflict, TierstoreError, UsageError
 from tierstore.folders import Mount, mounts
 from tierstore.format.tiers import Role, TierSpec
@@ -126,7 +127,7 @@ def test_a_directory_that_is_mounted_twice(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By name they are apart, and by what they are the same, also where no list of mounts is."""
-    monkeypatch.setattr(places, "mounts", list)
+    monkeypatch.setattr(folders, "mounts", lambda table="": [])
     again = tmp_path / "again"
     again.mkdir()
     bound = ["mount", "--bind", str(tmp_path / "store"), str(again)]
@@ -153,9 +154,9 @@ def mounted(folder: Path, point: Path) -> Iterator[None]:
             subprocess.run(["umount", str(point)], check=True)
         return
     device, inner = places._within(folder)[0]
-    said = [*mounts(), Mount(device, PurePosixPath(inner), PurePosixPath(point))]
+    said = [*mounts(), Mount(device, PurePosixPath(inner), PurePosixPath(point), "none")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(places, "mounts", lambda: said)
+        patch.setattr(folders, "mounts", lambda table="": said)
         yield
 
 
