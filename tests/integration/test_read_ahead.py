@@ -49,7 +49,7 @@ class Remote(FsspecStore):
 
 
 def _digests(model: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    return {name: hashlib.sha256(memoryview(array).cast("B")).digest() for name, array in model.items()}
+    return {name: hashlib.sha256(array.data).digest() for name, array in model.items()}
 
 
 def _saved(store: BlobStore, cache: Path) -> dict[str, bytes]:
