@@ -169,13 +169,13 @@ class Mount:
     kind: str
 
 
-def mounts(table: str = _MOUNTS) -> list[Mount]:
+def mounts(table: str | None = None) -> list[Mount]:
     """Return what is mounted, in the order of mounting; nothing where the system does not say.
 
     Source: proc_pid_mountinfo(5).
     """
     try:
-        text = Path(table).read_bytes().decode(errors="surrogateescape")
+        text = Path(table or _MOUNTS).read_bytes().decode(errors="surrogateescape")
     except OSError:
         return []
     rows = (line.split(" ", 5) for line in text.split("\n") if line)
@@ -205,7 +205,7 @@ def path_of(url: str) -> str | None:
     return unquote(urlsplit(url).path) if url.startswith("file://") else None
 
 
-def mount_of(real: str, table: str = _MOUNTS) -> Mount | None:
+def mount_of(real: str, table: str | None = None) -> Mount | None:
     """Return the innermost mount of a path without links; ``None`` if that is not known."""
     path = PurePosixPath(real)
     above = [mount for mount in mounts(table) if path.is_relative_to(mount.point)]
@@ -213,13 +213,13 @@ def mount_of(real: str, table: str = _MOUNTS) -> Mount | None:
     return max(reversed(above), key=lambda mount: len(mount.point.parts)) if above else None
 
 
-def is_network(path: str, table: str = _MOUNTS) -> bool:
+def is_network(path: str, table: str | None = None) -> bool:
     """Return whether ``path`` lies on a network file system; ``False`` if that is not known."""
     kind = kind_of(path, table) or ""
     return kind in _NETWORK or kind.startswith("fuse.")
 
 
-def kind_of(path: str, table: str = _MOUNTS) -> str | None:
+def kind_of(path: str, table: str | None = None) -> str | None:
     """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown."""
     mount = mount_of(os.path.realpath(path), table)
     return mount.kind if mount is not None else None

@@ -65,8 +65,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it in the working directory, which is named by TIERSTORE_STORE."""
+def place(
+    template: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A copy of it in the working directory, which is named by TIERSTORE_STORE.
+
+    With a cache of its own: the copies have one id, and do not have each other's packs.
+    """
+    monkeypatch.setenv("TIERSTORE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TIERSTORE_STORE", "store")
@@ -449,7 +458,7 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "no source": (["save", "x", "nowhere"], 5, "nowhere"),
     "hostile header": (["save", "x", "hostile.safetensors"], 1, "hostile.safetensors"),
     "pickle": (["save", "x", "model.pt"], 1, "pickle"),
-    "target is a file": (["load", "ranker", "--to", "a/config.json"], 1, "a/config.json"),
+    "target is a file": (["load", "ranker", "--to", "a/config.json"], 2, "a/config.json"),
     "no permission": (["load", "ranker", "--to", "/sys/tierstore"], 1, "/sys/tierstore"),
     "no such command": (["foo"], 2, "'foo'; see 'tierstore --help'"),
     "no such option": (["ls", "--foo"], 2, "see 'tierstore ls --help'"),

@@ -22,6 +22,7 @@ from tierstore.serving import metrics
 from tierstore.serving.hub import files, rights, server
 from tierstore.serving.hub.answers import HubError
 from tierstore.serving.hub.connections import _Open
+from tierstore.serving.hub.memory import few_arenas
 from tierstore.serving.hub.spool import UploadSpool
 from tierstore.serving.hub.zerocopy import ZeroCopyProtocol
 from tierstore.tiers.stats import TierStats
@@ -124,6 +125,7 @@ CASES = {
     "blobs.redis.client:RedisClient._errors#1": Case(listening, PASSES),
     "serving.hub.connections:_Open.cut#1": Case(cut, True),
     "serving.hub.files:_send_file#1": Case(sent, PASSES),
+    "serving.hub.memory:few_arenas#1": Case(lambda _: few_arenas(), None),
     "serving.hub.rights:Tokens._refresh#1": Case(known, True),
     "serving.hub.rights:Tokens._read_again#1": Case(known, ConfigError),
     "serving.hub.server:listen#1": Case(lambda _: server.listen("127.0.0.1", 0), UsageError),

@@ -187,7 +187,7 @@ def test_something_in_the_way(store: Store, source: Path, tmp_path: Path, what: 
     target = tmp_path / "target"
     if what == "the target is a file":
         target.write_text("mine")
-        with pytest.raises(BackendError, match="cannot be written"):
+        with pytest.raises(UsageError, match="is a file, and an export goes to a directory"):
             store.load("m").export(target, others="delete")
         assert target.read_text() == "mine"
         return

@@ -11,6 +11,7 @@ from tierstore.format.reflog import Microseconds, Seq
 from tierstore.format.sealed import Body, Hex32, Hex64, Kind, unseal_body
 from tierstore.ids import DIGEST_BYTES, Buffer, split_digests
 
+_LEAST_FILTER_BYTES = 64  # a filter of a byte finds every fifth other pack in it
 _WORDS = struct.Struct("<6I")
 
 
@@ -81,10 +82,10 @@ class EarlyCondemned(Body, frozen=True, kw_only=True):
 
 
 def filter_of(packs: Iterable[bytes]) -> bytes:
-    """Return the Bloom filter of these packs, by their ids: a byte for each."""
+    """Return the Bloom filter of these packs, by their ids: a byte for each, 64 at least."""
     ids = list(packs)
-    bits = 8 * len(ids)
-    found = bytearray(len(ids))
+    found = bytearray(max(len(ids), _LEAST_FILTER_BYTES) if ids else 0)
+    bits = 8 * len(found)
     for pack in ids:
         for word in _WORDS.unpack_from(pack):
             bit = word % bits
