@@ -1198,6 +1198,14 @@ _DURABILITY = (
         ("integration/test_overlap.py::test_a_directory_that_is_mounted_twice",),
     ),
     Mutation(
+        "hot-tier-of-this-node-in-the-store",
+        "Explanation 17: no tier may be in a place of the store.",
+        "wiring/tiers.py",
+        "if found := first_overlap(store_place(place.spec), [home]):",
+        "if found := None:",
+        ("integration/test_overlap.py::test_a_hot_tier_of_this_node_in_the_store_is_not_used",),
+    ),
+    Mutation(
         "places-within-a-file-system",
         "Explanation 17: a second mount does not make one directory two, nor does one of a part.",
         "modelstore/places.py",

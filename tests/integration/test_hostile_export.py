@@ -27,6 +27,7 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.paths import EXPORT_LIST, EXPORT_STAGING
+from tierstore.modelstore.loading import exportdir
 from tierstore.modelstore.loading.exportdir import Others
 from tierstore.modelstore.saving.source import BytesFile
 from tierstore.modelstore.store import Store
@@ -415,7 +416,7 @@ def test_a_mount_point_below_the_target(
     target = tmp_path / "tar get"
     store.load("m").export(target)
     mounts = tmp_path / "mountinfo"
-    monkeypatch.setattr(folders, "_MOUNTS", str(mounts))
+    monkeypatch.setattr(exportdir, "mounts", lambda: folders.mounts(str(mounts)))
     root, line = "36 35 98:0 / / rw - ext4 /dev/root rw\n", "36 35 98:1 / {} rw - ext4 /dev/b rw\n"
     point = str(target).replace(" ", "\\040")
     mounts.write_text(line.format(f"{point}/sub/deep") + root)

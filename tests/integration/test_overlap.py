@@ -213,6 +213,29 @@ def test_an_init_that_is_refused_leaves_nothing(
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("where", ["store", "store/hot", "link", "."])
+def test_a_hot_tier_of_this_node_in_the_store_is_not_used(
+    tmp_path: Path,
+    cache: Path,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with tierstore.init(tmp_path / "store") as store:
+        store.save("m", WEIGHTS)
+    (tmp_path / "link").symlink_to("store")
+    before = everything(tmp_path)
+    config = tmp_path / "tierstore.toml"
+    config.write_text(f'[hot]\nurl = "{tmp_path / where}"\nsize = "1MiB"\n')
+    monkeypatch.setenv("TIERSTORE_CONFIG", str(config))
+    with tierstore.open(tmp_path / "store") as store:
+        assert store._parts.hot.local is None
+        assert np.array_equal(store.load("m")["w"], WEIGHTS["w"])
+    config.unlink()
+    assert everything(tmp_path) == before
+    assert any("the store itself" in one and "it is not used" in one for one in caplog.messages)
+
+
 def test_a_tier_that_is_added_or_moved_into_another(store: Store, tmp_path: Path) -> None:
     for url, what in [("warm", "is tier 'warm'"), ("hot/in", "lies in tier 'hot'")]:
         before = everything(tmp_path)

@@ -16,7 +16,7 @@ from tierstore.errors import ConfigError, NotFound, Unreachable
 from tierstore.format.storeconfig import StoreConfig
 from tierstore.format.tiers import DURABLE, TierList, TierSpec
 from tierstore.modelstore.home.tierlist import TierLog, check_tier
-from tierstore.modelstore.places import StorePlace
+from tierstore.modelstore.places import HOME, StorePlace, first_overlap
 from tierstore.modelstore.settings import Settings
 from tierstore.placement import policies
 from tierstore.tiers.base import HeatSink
@@ -169,6 +169,10 @@ class Tiers:
             return None
         if place.spec.size is None:
             _log.warning("%s; it is not used", _no_size(place.spec))
+            return None
+        home = StorePlace(HOME, self._home_blobs.url)
+        if found := first_overlap(store_place(place.spec), [home]):
+            _log.warning("tier %r: %s; it is not used", place.spec.name, found)
             return None
         return open_hot(place)
 
