@@ -154,18 +154,19 @@ def make_app(
         ends.to_version("/{repo:repo}/resolve/{rev}/{path:path}", reading.file),
     ]
 
-    async def refused(request: Request, error: Exception) -> Response:
-        # a coroutine, as starlette runs others in a thread: refusing is to cost next to nothing
-        if isinstance(error, TierstoreError):
-            error = of_error(error)
-        elif isinstance(error, HTTPException):
-            error = HubError(error.status_code, error.detail)
-        assert isinstance(error, HubError)
-        return error.response()
-
-    handlers = dict.fromkeys((HubError, TierstoreError, HTTPException), refused)
+    handlers = dict.fromkeys((HubError, TierstoreError, HTTPException), _refused)
     app = Starlette(routes=routes, exception_handlers=handlers)
     return _Outermost(app, stats, stall_s)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    # a coroutine, as starlette runs others in a thread: refusing is to cost next to nothing
+    if isinstance(error, TierstoreError):
+        error = of_error(error)
+    elif isinstance(error, HTTPException):
+        error = HubError(error.status_code, error.detail)
+    assert isinstance(error, HubError)
+    return error.response()
 
 
 def _reading(ends: Endpoints, reading: Reading) -> list[Route]:
