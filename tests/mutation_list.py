@@ -2689,8 +2689,8 @@ _GATEWAY = (
         "gateway-refusals-take-no-thread",
         "How-to, gateway: a refusal takes no thread.",
         "serving/hub/app.py",
-        "    async def refused(",
-        "    def refused(",
+        "async def _refused(",
+        "def _refused(",
         ("integration/test_hub_bounds.py::test_a_refusal_needs_no_thread",),
     ),
     Mutation(

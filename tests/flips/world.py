@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 import tierstore
 from tests.flips.places import BlobPlace, FilePlace, HotPlace, Place
 from tests.integration.kit import MIB, equal
+from tests.waiting import wait_until
 from tierstore import Rows
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import NotFound
@@ -109,7 +110,10 @@ def built(root: Path, servers: Servers = Servers()) -> World:
     _heal(store, every["warm"])
     _repack(every["warm"], store._parts.home.blobs)
     _spread(every)
-    keep.enter_context(HeldLease(store._parts.home.blobs))
+    home = store._parts.home.blobs
+    keep.enter_context(HeldLease(home))
+    keep.enter_context(closing(store.load("m@1")))
+    wait_until(lambda: any(home.list("leases/")), "its reader has a lease")
     store._parts.home.condemned.condemn([b"\xab" * 32], run="00" * 16, now_us=1)
     world = World(root, store, [], keep)
     world.places.append(FilePlace("home", root / "store", "plain"))
@@ -159,7 +163,6 @@ def _name(store: Store) -> None:
     store.rollouts.report(two, "n", {"loss": "0.5"})
     store.releases.create("bundle", ["m@2"])
     store.pins.add(store.resolve("m@1").digest, "m@1", ["warm"])
-    store.load("m@1")  # its reader has a lease
     assert store._parts.recorder is not None
     store._parts.recorder.flush()
 
