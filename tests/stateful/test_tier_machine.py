@@ -121,14 +121,14 @@ class TierMachine(RuleBasedStateMachine):
 
     def open(self, die_after: int | None = None) -> Store:
         """A process of its own; with ``die_after`` it is killed at that call to any tier."""
-        calls = 0
+        calls, down = 0, self.down  # a lease's thread asks when the machine has ended, too
 
         def plan(name: str, op: str, key: str, n: int) -> Fault:
             nonlocal calls
             calls += 1
             if die_after is not None and calls > die_after:
                 raise Crashed(op)
-            return Unreachable(f"{name} is down") if name in self.down else None
+            return Unreachable(f"{name} is down") if name in down else None
 
         stores = {n: FaultyStore(inner, partial(plan, n)) for n, inner in self.inner.items()}
 
