@@ -3086,7 +3086,7 @@ _API = (
         "serving/hub/commits.py",
         'as_text(key, "" if given is None else given, "text")[:most]',
         "str(given)[:most]",
-        ("stateful/test_what_is_accepted.py::test_commits",),
+        ("integration/test_what_is_accepted.py::test_commits",),
     ),
     Mutation(
         "path-that-no-file-system-takes",
