@@ -3699,7 +3699,7 @@ _RECLAIM = (
         "condemned-list-damaged",
         "SPEC 10: Where a list is damaged, all segments that are there hold.",
         "modelstore/home/condemned.py",
-        "            return {*wanted} & self._packs_in(self._segments_there())",
+        "            return wanted & self._packs_in(self._segments_there())",
         "            return set()",
         (
             "integration/test_condemned.py::test_a_damaged_list_counts_for_all_that_was_ever_condemned",

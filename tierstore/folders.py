@@ -189,22 +189,6 @@ def _unescaped(path: str) -> PurePosixPath:
     return PurePosixPath(_OCTAL.sub(lambda match: chr(int(match[1], 8)), path))
 
 
-def sync_entries(fd: int) -> None:
-    """Make the entries of an open folder durable, where its file system can do that."""
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # fsync(2): this kind of file cannot be synced
-            raise
-
-
-def path_of(url: str) -> str | None:
-    """Return the path that a path or a file URL names; ``None`` for any other URL."""
-    if "://" not in url:
-        return url
-    return unquote(urlsplit(url).path) if url.startswith("file://") else None
-
-
 def mount_of(real: str, table: str | None = None) -> Mount | None:
     """Return the innermost mount of a path without links; ``None`` if that is not known."""
     path = PurePosixPath(real)
@@ -223,3 +207,19 @@ def kind_of(path: str, table: str | None = None) -> str | None:
     """Return the type of the file system of ``path``, such as ``ext4``; ``None`` if unknown."""
     mount = mount_of(os.path.realpath(path), table)
     return mount.kind if mount is not None else None
+
+
+def sync_entries(fd: int) -> None:
+    """Make the entries of an open folder durable, where its file system can do that."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # fsync(2): this kind of file cannot be synced
+            raise
+
+
+def path_of(url: str) -> str | None:
+    """Return the path that a path or a file URL names; ``None`` for any other URL."""
+    if "://" not in url:
+        return url
+    return unquote(urlsplit(url).path) if url.startswith("file://") else None

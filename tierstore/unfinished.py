@@ -202,9 +202,14 @@ def sweep_path(path: Path) -> None:
     """
     fd = os.open(path, _FOLDER)
     try:
-        sweep(fd, network=is_network(str(path)))
+        if _has_temporary(fd):  # as a rule nothing was left, and nothing more is asked
+            sweep(fd, network=is_network(str(path)))
     finally:
         os.close(fd)
+
+
+def _has_temporary(folder: int) -> bool:
+    return any(map(is_temporary, os.listdir(folder)))
 
 
 def _swept(name: str, folder: int, network: bool) -> bool:

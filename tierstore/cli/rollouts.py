@@ -214,7 +214,6 @@ def _split(target: str) -> tuple[str, str]:
 
 
 def _pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
-
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote, unquote
 
 from tierstore.errors import InvalidName
@@ -17,12 +18,19 @@ ALIASES = "alias/"
 VARIANTS = "variant/"
 HEAD = "HEAD"
 _MAX_SEGMENT = 240
+_PACK = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def pack_key(pack: bytes) -> str:
     """Return the key of a pack by its id."""
     text = pack.hex()
     return f"{PACKS}{text[:2]}/{text}"
+
+
+def pack_of(key: str) -> bytes | None:
+    """Return the id of the pack that lies under a key; ``None`` if it is no pack's name."""
+    name = key.rpartition("/")[2]
+    return bytes.fromhex(name) if _PACK.match(name) else None
 
 
 def version_key(digest: Digest) -> str:

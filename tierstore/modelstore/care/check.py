@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,8 +37,6 @@ from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.settings import Settings
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
-
-_PACK = re.compile(r"[0-9a-f]{64}\Z")
 
 Severity = Literal["damage", "garbage"]
 _BATCH_BYTES = 64 << 20
@@ -524,8 +521,8 @@ class _Check:
         """Return the packs that a reader reads where they are."""
         tiers = [tier for tier in self._home.packs.tiers if tier.archive is None]
         held = {key for tier in tiers for key in self._copies[tier.name]}
-        names = (key.rpartition("/")[2] for key in held - {*self._report.quarantined})
-        packs = {bytes.fromhex(name) for name in names if _PACK.match(name)}
+        found = map(keys.pack_of, held - {*self._report.quarantined})
+        packs = {pack for pack in found if pack is not None}
         return packs - self._suspects.keys() - self._home.condemned.among(packs)
 
     @cached_property

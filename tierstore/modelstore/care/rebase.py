@@ -25,7 +25,7 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.keys import INDEX, VARIANTS, VERSION_LOG, layout_key
-from tierstore.format.layout import parse_layout, seal_layout, seal_segment
+from tierstore.format.layout import seal_layout, seal_segment
 from tierstore.format.manifest import Manifest
 from tierstore.format.proof import hash_plain
 from tierstore.format.storeconfig import check_features
@@ -242,9 +242,13 @@ class _Work:
                 f"packs that were just written for version b3:{self._digest.hex} disappeared while "
                 "it was rebased; nothing was changed. Run 'tierstore check', then try again"
             )
-        sealed = self._layout()
+        places = self._new_places()
+        table = self._content.table
+        sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True)) | self.packer.pack_sizes
+        used = {place.pack: sizes[place.pack] for place in places}
+        sealed = seal_layout(self._digest, places, used)
         self._home.blobs.put(layout_key(self._digest), sealed)
-        self._settle(parse_layout(sealed, self._digest, "the layout that was just written"))
+        self._settle(places)
         return len(sealed)
 
     def _store(self, chunks: Sequence[ChunkPlace]) -> None:
@@ -274,7 +278,8 @@ class _Work:
         for pack, packs in old.items():
             self._healing.move(pack, packs)
 
-    def _layout(self) -> bytes:
+    def _new_places(self) -> list[ChunkPlace]:
+        """Return the places of the new layout: of the version's chunks, and of their bases."""
         table = self._content.table
         places: dict[bytes, ChunkPlace] = {}
         for chunk in chunks_of(self._manifest):
@@ -286,19 +291,17 @@ class _Work:
                 below = self.places.get(base) or table.find(base)
                 assert below is not None
                 places.setdefault(base, below)
-        sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True)) | self.packer.pack_sizes
-        used = {place.pack: sizes[place.pack] for place in places.values()}
-        return seal_layout(self._digest, list(places.values()), used)
+        return list(places.values())
 
-    def _settle(self, table: ChunkTable) -> None:
+    def _settle(self, places: Sequence[ChunkPlace]) -> None:
         """Store anew what lies in packs that were condemned until the layout was there."""
         for _ in range(_ROUNDS):
-            relied_on = {*table.pack_ids, *self._healing.leads_to} - self._unfit
+            relied_on = {*(place.pack for place in places), *self._healing.leads_to} - self._unfit
             condemned = self._home.condemned.among(relied_on)
             if not condemned:
                 return
             self._unfit |= condemned
-            now = [self.places.get(place.digest, place) for place in table]
+            now = [self.places.get(place.digest, place) for place in places]
             self._store([place for place in now if place.pack in condemned])
         raise BackendError(
             f"packs of version b3:{self._digest.hex} keep being condemned while it is rebased; run "

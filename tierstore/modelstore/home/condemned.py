@@ -87,14 +87,14 @@ class CondemnedPacks:
                 early |= self._early(info.key)
         return early, number
 
-    def _in_list(self, wanted: Set[bytes], number: int) -> set[bytes]:
+    def _in_list(self, wanted: set[bytes], number: int) -> set[bytes]:
         if not number:
             return set()
         try:
             newest = self._list(number)
         except Damaged as error:
             _log.warning("%s; all that was ever condemned counts as condemned", error)
-            return {*wanted} & self._packs_in(self._segments_there())
+            return wanted & self._packs_in(self._segments_there())
         found = {pack for pack in wanted if newest.may_hold(pack)}
         return found & self._packs_in([one.key for one in newest.segments]) if found else found
 

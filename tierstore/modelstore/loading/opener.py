@@ -146,10 +146,10 @@ class Opener:
     def _opened(
         self, chain: Chain, full: Manifest, patches: list[Manifest], hot: HotTiers | None = None
     ) -> Opened:
-        table = chain_table(self._home, chain, full, patches)
-        content = self.content(
-            table, full.chunk_size, lambda: chain_table(self._home, chain, full, patches), hot
-        )
+        def layouts() -> ChunkTable:
+            return chain_table(self._home, chain, full, patches)
+
+        content = self.content(layouts(), full.chunk_size, layouts, hot)
         titles = tuple(f"patch {version_key(digest)}" for digest in chain.patches)
         patched = frozenset(touched_files(patches, full))
         files = tuple(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import BackendError, ConfigError, NotFound
-from tierstore.format.keys import PACKS
+from tierstore.format.keys import PACKS, pack_of
 from tierstore.format.tiers import HOME_NAME
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.pins import Pins
@@ -20,7 +19,6 @@ from tierstore.placement.scene import DEFAULT_MIN_HEAT, PackState, Rules, Scene,
 from tierstore.tiers.durable.tier import DurableTier
 
 _log = logging.getLogger("tierstore.mover")
-_PACK = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +122,9 @@ def _listed(tier: DurableTier) -> list[tuple[bytes, int, float]]:
     tier.verify()
     found = []
     for info in tier.blobs.list(PACKS):
-        name = info.key.rpartition("/")[2]
-        if _PACK.match(name):  # anything else is nobody's pack: 'check' calls it garbage
-            found.append((bytes.fromhex(name), info.size, info.mtime))
+        pack = pack_of(info.key)
+        if pack is not None:  # anything else is nobody's pack: 'check' calls it garbage
+            found.append((pack, info.size, info.mtime))
     return found
 
 
