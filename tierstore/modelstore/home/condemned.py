@@ -73,8 +73,8 @@ class CondemnedPacks:
             except NotFound:  # a newer list has taken its place
                 continue
         raise Damaged(
-            f"{list_key(number)} of {self._home_blobs.url} names a segment that is missing; run "
-            "'tierstore gc', which writes the list anew"
+            f"{list_key(number)} of {self._home_blobs.url} names a segment that is missing; "
+            "restore it from a copy"
         )
 
     def _look(self) -> tuple[Set[bytes], int]:
