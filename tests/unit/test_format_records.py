@@ -29,6 +29,7 @@ from tierstore.format.layout import (
 from tierstore.format.manifest import FileEntry, Manifest, parse_manifest, seal_manifest
 from tierstore.format.pack import PackBuilder
 from tierstore.format.reflog import Hint, Lease, RefEntry, Report, Rollout, parse_entry
+from tierstore.format.retention import Retention, Rules
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal_body, unseal_body
 from tierstore.format.table import ChunkPlace, TableBody, encode_table
 from tierstore.format.tiers import MoverLease, Pin, TierList, TierSpec, parse_tiers
@@ -69,6 +70,7 @@ BODIES: dict[Kind, Body] = {
     Kind.QUARANTINE: Mark(
         pack=bytes(32), chunks=bytes(64), tiers=["warm"], why="cut short", who="me", time_us=7
     ),
+    Kind.RETENTION: Retention(window_s=60, rules=Rules(keep_last=3), time_us=7, who="me"),
 }  # fmt: skip
 READ_IN_ONE_WAY = [kind for kind in Kind if kind not in {Kind.LAYOUT, Kind.SEGMENT}]
 
@@ -148,6 +150,10 @@ def test_the_message_names_the_field(kind: Kind, field: str, value: Any, says: s
     (Kind.REF, {"previous": 2}, "it goes back to entry 2"),
     (Kind.REF, {"rollout": Rollout(version=2, manifest=HEX32, salt=HEX16, stages=[5000])},
      "the stages of its rollout do not rise to all nodes"),
+    (Kind.REF, {"versions": [1]}, "the versions that it removes or brings back are not as they"),
+    (Kind.REF, {"action": "forget", "version": None, "manifest": None, "rollout": None},
+     "the versions that it removes or brings back are not as they"),
+    (Kind.RETENTION, {"rules": Rules()}, "there is no rule among its rules"),
     (Kind.TIERS, {"tiers": [WARM, WARM]}, "two tiers have the same name"),
     (Kind.TIERS, {"time_us": -1}, "its time is out of range"),
     (Kind.TIERS, {"tiers": [msgspec.structs.replace(WARM, size=-1)]},

@@ -45,8 +45,8 @@ def test_an_entry_by_hand_is_read_and_ours_is_the_same() -> None:
         entry = parse_entry(stored(6, fields | {"new": [1.5]}), 7, "x")
         assert {name: getattr(entry, name) for name in fields} == fields
         kind, plain = read_sealed(seal_body(Kind.REF, entry))
-        # entries written before there were rollouts lack the field; it means the same as null
-        assert (kind, json.loads(plain)) == (6, fields | {"rollout": None})
+        # entries written before there were rollouts and removals lack the fields; it is the same
+        assert (kind, json.loads(plain)) == (6, fields | {"rollout": None, "versions": []})
 
 
 @given(ref_entries())
@@ -66,7 +66,17 @@ def test_a_rollout_by_hand_is_read_and_ours_is_the_same() -> None:
     entry = parse_entry(stored(6, MOVING), 7, "x")
     assert entry.rollout is not None
     assert (entry.version, entry.rollout.version) == (3, 4)
-    assert json.loads(read_sealed(seal_body(Kind.REF, entry))[1]) == MOVING
+    assert json.loads(read_sealed(seal_body(Kind.REF, entry))[1]) == MOVING | {"versions": []}
+
+
+REMOVED = GONE | {"action": "forget", "previous": None, "rollout": None, "versions": [3, 5]}
+
+
+def test_a_removal_by_hand_is_read_and_ours_is_the_same() -> None:
+    for fields in (REMOVED, REMOVED | {"action": "undelete", "versions": list(range(1, 10_001))}):
+        entry = parse_entry(stored(6, fields), 7, "x")
+        assert entry.versions == fields["versions"]
+        assert json.loads(read_sealed(seal_body(Kind.REF, entry))[1]) == fields
 
 
 BAD_ENTRIES: dict[str, dict[str, Any]] = {
@@ -94,6 +104,13 @@ BAD_ENTRIES: dict[str, dict[str, Any]] = {
     "a manifest without its version": ENTRY | {"version": None},
     "removed with a version": ENTRY | {"action": "remove"},
     "set to nothing": GONE | {"action": "set"},
+    "nothing is removed": REMOVED | {"versions": []},
+    "removed versions that fall": REMOVED | {"versions": [5, 3]},
+    "a version that is removed twice": REMOVED | {"versions": [3, 3]},
+    "version zero is removed": REMOVED | {"versions": [0, 3]},
+    "more are removed than one entry may name": REMOVED | {"versions": list(range(1, 10_002))},
+    "brought back, and points to a version": ENTRY | {"action": "undelete", "versions": [3]},
+    "an alias that removes versions": ENTRY | {"versions": [3]},
     "an unknown action": ENTRY | {"action": "merge"},
     "previous is itself": ENTRY | {"previous": 7},
     "previous is later": ENTRY | {"previous": 8},

@@ -16,6 +16,7 @@ __all__ = [
     "proof",
     "readback",
     "reflog",
+    "retention",
     "safetensors",
     "sealed",
     "storeconfig",

@@ -13,7 +13,8 @@ REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
     "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
 )  # fmt: skip
 PROBES, REPORTS, QUARANTINE, CONDEMNED = "probes/", "reports/", "quarantine/", "condemned/"
-VERSION_LOG = "versions"
+RETENTION = "retention/"
+VERSION_LOG, REMOVED_LOG = "versions", "removed"
 ALIASES = "alias/"
 VARIANTS = "variant/"
 HEAD = "HEAD"
@@ -63,6 +64,11 @@ def list_key(seq: int) -> str:
     return f"{GC}{seq:09d}"
 
 
+def retention_key(model: str | None) -> str:
+    """Return the key of a model's retention, or with ``None`` of the store's."""
+    return RETENTION + ("store" if model is None else f"models/{segment(model)}")
+
+
 def segment(name: str) -> str:
     """Return the name of a model, alias, variant or node as one segment of a key.
 
@@ -96,7 +102,10 @@ def model_prefix(model: str) -> str:
 
 
 def ref_prefix(model: str, name: str) -> str:
-    """Return the prefix of a ref log: ``versions``, ``alias/<alias>`` or ``variant/<variant>``."""
+    """Return the prefix of a ref log.
+
+    It is ``versions``, ``removed``, ``alias/<alias>`` or ``variant/<variant>``.
+    """
     for folder in (ALIASES, VARIANTS):
         if name.startswith(folder):
             name = folder + segment(name.removeprefix(folder))

@@ -12,7 +12,14 @@ from tierstore.ids import Buffer
 Action = Literal[
     "publish", "release", "derive", "set", "remove", "rollback",
     "start", "step", "pause", "resume", "finish", "abort",
+    "forget", "undelete",
 ]  # fmt: skip
+REMOVALS: frozenset[Action] = frozenset({"forget", "undelete"})
+"""The actions in a log of removals (SPEC.md section 9.1)."""
+
+MAX_REMOVED = 10_000
+"""The most versions that one entry of a log of removals names."""
+
 Seq = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
 """The number of an entry in a ref log; its key has nine digits for it."""
 
@@ -103,6 +110,8 @@ class RefEntry(Body, frozen=True, kw_only=True):
         tool: The program that wrote it.
         rollout: The state of a running rollout; a client that does not know this field reads
             ``version``, which is the old version.
+        versions: The numbers of the versions that were removed or brought back, rising; empty but
+            in a log of removals.
     """
 
     seq: Seq
@@ -116,13 +125,19 @@ class RefEntry(Body, frozen=True, kw_only=True):
     message: str = ""
     tool: str
     rollout: Rollout | None = None
+    versions: Annotated[list[Seq], msgspec.Meta(max_length=MAX_REMOVED)] = msgspec.field(
+        default_factory=list
+    )
 
     def check(self) -> None:
         """Raise ``Broken`` unless its target is whole and its rollout can go on."""
+        removal = self.action in REMOVALS
         if (self.version is None) != (self.manifest is None) or (
-            (self.action == "remove") != (self.version is None)
+            (removal or self.action == "remove") != (self.version is None)
         ):
             raise Broken("its target is incomplete")
+        if removal != bool(self.versions) or self.versions != sorted(set(self.versions)):
+            raise Broken("the versions that it removes or brings back are not as they should be")
         if self.previous is not None and self.previous >= self.seq:
             raise Broken(f"it goes back to entry {self.previous}")
         if self.rollout is not None:

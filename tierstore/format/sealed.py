@@ -43,6 +43,7 @@ class Kind(IntEnum):
     QUARANTINE = 15
     CONDEMNED_LIST = 16
     CONDEMNED_SEGMENT = 17
+    RETENTION = 18
 
     @property
     def title(self) -> str:

@@ -13,7 +13,10 @@ from tierstore.ids import Buffer
 from tierstore.prepared import prepared
 
 FORMAT = 1
-STORE_FEATURES = KNOWN_FEATURES | {TIERS_FEATURE}
+RECLAIM_FEATURE = "reclaim"
+"""The feature of a store in which versions may be removed; in ``write`` and in ``gc``."""
+
+STORE_FEATURES = KNOWN_FEATURES | {TIERS_FEATURE, RECLAIM_FEATURE}
 """The features that a config may name and that this version knows."""
 
 _MAX_BYTES = 1 << 20
@@ -37,6 +40,11 @@ class StoreConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     hash: str = HASH
     features: Features = msgspec.field(default_factory=Features)
     tiers: list[dict[str, str]] = []
+
+
+def reclaims(config: StoreConfig) -> bool:
+    """Return whether versions of a store may be removed."""
+    return RECLAIM_FEATURE in config.features.gc
 
 
 def encode_config(config: StoreConfig) -> bytes:

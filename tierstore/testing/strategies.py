@@ -23,7 +23,16 @@ from tierstore.format.manifest import (
     TensorEntry,
 )
 from tierstore.format.paths import check_path
-from tierstore.format.reflog import FULL_SHARE, Action, Gate, Hint, Lease, RefEntry, Rollout
+from tierstore.format.reflog import (
+    FULL_SHARE,
+    REMOVALS,
+    Action,
+    Gate,
+    Hint,
+    Lease,
+    RefEntry,
+    Rollout,
+)
 from tierstore.format.safetensors import build_header
 from tierstore.format.storeconfig import Features, StoreConfig
 from tierstore.format.table import ChunkPlace
@@ -262,7 +271,8 @@ def ref_entries(draw: st.DrawFn) -> RefEntry:
     """Draw entries of a ref log, of every action."""
     action = draw(st.sampled_from(get_args(Action)))
     seq = draw(st.integers(1, MAX_SEQ))
-    gone = action == "remove"
+    removed = action in REMOVALS
+    gone = removed or action == "remove"
     return RefEntry(
         seq=seq,
         write_id=draw(hexes(16)),
@@ -275,6 +285,7 @@ def ref_entries(draw: st.DrawFn) -> RefEntry:
         message=draw(st.text()),
         tool=draw(st.text()),
         rollout=None if gone else draw(st.none() | rollouts()),
+        versions=sorted(draw(st.sets(st.integers(1, MAX_SEQ), min_size=1))) if removed else [],
     )
 
 
