@@ -177,7 +177,9 @@ class Store:
     @property
     def pins(self) -> Pins:
         """Pins: versions that stay in fast tiers."""
-        return self._once("pins", lambda: Pins(self._blobs, self._hot_pins.sync))
+        return self._once(
+            "pins", lambda: Pins(self._blobs, self._hot_pins.sync, self._names.refuse_pin)
+        )
 
     @property
     def warming(self) -> Warming:
@@ -480,7 +482,7 @@ class Store:
         return list(current.tiers) if current else []
 
     def models(self) -> list[str]:
-        """Return the names of all models, sorted.
+        """Return the names of all models, sorted; but of those whose versions are all removed.
 
         Examples:
             >>> store = tierstore.init("store")
@@ -488,7 +490,7 @@ class Store:
             >>> store.models()
             ['ranker']
         """
-        return self._parts.home.models()
+        return self._names.models()
 
     def versions(self, model: str, limit: int | None = None) -> list[Version]:
         """Return the versions of a model, the newest first.

@@ -34,6 +34,7 @@ from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import is_saving
+from tierstore.modelstore.names.removed import Removals, Removed
 from tierstore.modelstore.settings import Settings
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
@@ -125,6 +126,10 @@ class _Check:
         self._home, self._settings, self._progress = home, settings, progress
         self._report = CheckReport()
         self._users: dict[Digest, list[str]] = {}
+        self._gone: Removed = {}
+        """Of the model whose logs are checked."""
+        self._removed: set[Digest] = set()
+        """Removed versions: they are no garbage yet, and what is gone of them is no damage."""
         self._places: dict[ChunkPlace, list[Digest]] = {}
         self._tables: dict[Digest, ChunkTable] = {}
         self._bad_packs: set[bytes] = set()
@@ -169,6 +174,7 @@ class _Check:
 
     def _check_refs(self) -> None:
         folded: dict[str, str] = {}
+        removals = Removals(self._home)
         for segment in self._home.blobs.list_folders(keys.REFS):
             key = f"{keys.REFS}{segment}"
             try:
@@ -181,6 +187,11 @@ class _Check:
             twin = folded.setdefault(model.casefold(), model)
             if twin != model:
                 self._damage(key, f"{model!r} differs from {twin!r} only in case")
+            self._gone = {}
+            if self._home.reclaims:
+                self._check_log(model, keys.REMOVED_LOG)
+                with suppress(Damaged, UnsupportedFormat):  # said above
+                    self._gone = removals.of(model)
             self._check_log(model, keys.VERSION_LOG)
             for variant in self._home.variants(model):
                 self._check_log(model, keys.VARIANTS + variant)
@@ -212,14 +223,17 @@ class _Check:
         if entry.manifest is None:
             return
         digest = Digest.from_hex(entry.manifest)
-        if name.startswith(keys.VARIANTS):
+        aliased = name.startswith(keys.ALIASES)
+        if not aliased and entry.version in self._gone:
+            self._removed.add(digest)
+        elif name.startswith(keys.VARIANTS):
             variant = name.removeprefix(keys.VARIANTS)
             self._users.setdefault(digest, []).append(f"{model}@{entry.version}+{variant}")
         elif name == keys.VERSION_LOG:
             self._users.setdefault(digest, []).append(f"{model}@{entry.version}")
             if entry.version != entry.seq:
                 self._damage(key, f"it calls itself version {entry.version}")
-        elif digest not in self._users:
+        elif digest not in self._users and digest not in self._removed:
             self._damage(key, f"it points to b3:{digest.hex}, which no version has")
 
     def _note_users(self, needed: list[Digest], users: list[str]) -> None:
@@ -485,7 +499,7 @@ class _Check:
     def _find_garbage(self) -> None:
         used = self._used_packs()
         self._saving = self._saving or is_saving(self._home.blobs)
-        live = {digest.hex for digest in self._users}
+        live = {digest.hex for digest in {*self._users, *self._removed}}
         self._garbage(
             {key for held in self._copies.values() for key in held} - used,
             "a pack that no version uses",
@@ -505,6 +519,10 @@ class _Check:
         """
         used: set[bytes] = set()
         left = {place.pack for place in self._places}
+        for digest in self._removed - self._users.keys():
+            key = keys.layout_key(digest)
+            with suppress(Damaged, NotFound, UnsupportedFormat):
+                left.update(parse_layout(self._home.blobs.get(key), digest, key).pack_ids)
         fit = self._fit_packs()
         while left:
             pack = left.pop()

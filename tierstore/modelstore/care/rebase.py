@@ -38,6 +38,7 @@ from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.loading.opener import Opened
+from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.saving.framing import BufferPool
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
@@ -132,6 +133,7 @@ class Rebasing:
     def __init__(self, home: Home, index: ChunkIndex, opened: Callable[[Version], Opened]) -> None:
         self._home, self._index, self._opened = home, index, opened
         self._looked_at: dict[tuple[str, str], int] = {}
+        self._removals = Removals(home)
 
     def version(self, version: Version, above: float = COSTS) -> Rebased:
         """Store a version's deltas as standalone chunks where reading them costs over ``above``.
@@ -183,7 +185,8 @@ class Rebasing:
                 break
             try:
                 version = version_of(model, log.entry(seq), variant=variant or None)
-                if not version.is_release and self._is_expensive(version):
+                gone = version.number in self._removals.of(model)
+                if not gone and not version.is_release and self._is_expensive(version):
                     done[str(version)] = self.version(version)
             except (Damaged, NotFound, UnsupportedFormat) as error:
                 _log.warning("entry %d of %s is not rebased: %s", seq, log.title, error)

@@ -14,5 +14,6 @@ __all__ = [
     "quarantine",
     "readerlease",
     "refs",
+    "retention",
     "tierlist",
 ]

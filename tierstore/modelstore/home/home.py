@@ -18,6 +18,7 @@ from tierstore.format.storeconfig import (
     encode_config,
     is_config,
     parse_config,
+    reclaims,
 )
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
@@ -111,7 +112,16 @@ class Home:
 
     def log(self, model: str, name: str = keys.VERSION_LOG) -> RefLog:
         """Return the ref log of a model's versions, or of ``alias/<alias>``."""
-        return RefLog(self.blobs, model, name, self.news, self.config.store_id)
+        return RefLog(self.blobs, model, name, self.news, self.config.store_id, self._config_seen)
+
+    def _config_seen(self, config: StoreConfig) -> None:
+        """The store may have got features since it was opened."""
+        self.config = config
+
+    @property
+    def reclaims(self) -> bool:
+        """Whether versions may have been removed, as far as this process has seen."""
+        return reclaims(self.config)
 
     def models(self) -> list[str]:
         """Return the names of all models, sorted; folders that are no model's are skipped."""

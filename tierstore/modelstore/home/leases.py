@@ -37,22 +37,25 @@ def new_lease(role: Literal["writer", "reader"]) -> Lease:
 
 
 def writers(home_blobs: BlobStore) -> dict[str, Lease]:
-    """Return the leases of running saves, by id: those that have not ended by home's own clock.
+    """Return the leases of running saves, by id; see ``in_force``."""
+    return {lease.id: lease for lease in in_force(home_blobs, "writer")}
+
+
+def in_force(home_blobs: BlobStore, role: Literal["writer", "reader"]) -> list[Lease]:
+    """Return the leases of this role that have not ended by home's own clock.
 
     Where that cannot be asked, as nothing can be written there, none has ended.
     """
-    found: dict[str, tuple[Lease, float]] = {}
+    found: list[tuple[Lease, float]] = []
     for info in home_blobs.list(LEASES):
         try:
             lease = unseal_body(Kind.LEASE, home_blobs.get(info.key), Lease, info.key)
         except (Damaged, NotFound, UnsupportedFormat):
             continue
-        if lease.role == "writer":
-            found[lease.id] = lease, info.mtime
+        if lease.role == role:
+            found.append((lease, info.mtime))
     now_s = _now_s(home_blobs) if found else 0.0
-    return {
-        key: lease for key, (lease, written_s) in found.items() if now_s - written_s < lease.ttl_s
-    }
+    return [lease for lease, written_s in found if now_s - written_s < lease.ttl_s]
 
 
 def is_saving(home_blobs: BlobStore) -> bool:

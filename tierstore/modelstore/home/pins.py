@@ -47,10 +47,18 @@ class Pins:
     Args:
         home_blobs: The store's home, where the pins lie.
         changed: Called after a pin was added or removed.
+        refuse_removed: Called with the reference and the version of a user's pin; raises
+            ``NotFound`` when that version is removed.
     """
 
-    def __init__(self, home_blobs: BlobStore, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        home_blobs: BlobStore,
+        changed: Callable[[], None] = lambda: None,
+        refuse_removed: Callable[[str, Digest], None] = lambda ref, version: None,
+    ) -> None:
         self._home_blobs, self._changed = home_blobs, changed
+        self._refuse_removed = refuse_removed
 
     def __repr__(self) -> str:
         return f"<Pins of {self._home_blobs.url}>"
@@ -68,6 +76,7 @@ class Pins:
 
         Raises:
             UsageError: No role or an unknown role was given, or a time in the past.
+            NotFound: The version is removed.
         """
         if not isinstance(version, Digest):
             raise wrong("version", "a digest, such as store.resolve('ranker').digest", version)
@@ -86,7 +95,14 @@ class Pins:
             who=whoami(),
             until_us=None if until is None else int(until.timestamp() * 1e6),
         )
-        self._home_blobs.put(pin_key(version.hex), seal_body(Kind.PIN, pin))
+        key = pin_key(version.hex)
+        self._refuse_removed(ref, version)
+        self._home_blobs.put(key, seal_body(Kind.PIN, pin))
+        try:  # who removes the version looks for pins after saying so
+            self._refuse_removed(ref, version)
+        except NotFound:
+            self._home_blobs.delete([key])
+            raise
         self._changed()
         return _shown(pin)
 

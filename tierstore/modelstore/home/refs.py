@@ -24,7 +24,7 @@ from tierstore.errors import (
 from tierstore.format.keys import CONFIG, HEAD, entry_key, ref_prefix
 from tierstore.format.reflog import Action, Hint, RefEntry, Rollout, parse_entry
 from tierstore.format.sealed import Kind, seal_body, unseal_body
-from tierstore.format.storeconfig import parse_config
+from tierstore.format.storeconfig import StoreConfig, parse_config
 from tierstore.modelstore.home.news import News
 from tierstore.modelstore.home.once import create_once
 
@@ -59,6 +59,10 @@ class RefTarget(NamedTuple):
     rollout: Rollout | None = None
 
 
+NOWHERE = RefTarget(None, None)
+"""The target of entries that point to no version: those of a log of removals."""
+
+
 class RefLog:
     """One ref of one model: an append-only log in home.
 
@@ -69,6 +73,7 @@ class RefLog:
         news: Channel that is told of every entry appended here.
         store_id: Id of the store, which home must still have when an entry is appended; ``None``
             where it is not looked at.
+        config_seen: Told of the store's config as it is when an entry is appended.
     """
 
     def __init__(
@@ -78,9 +83,10 @@ class RefLog:
         name: str,
         news: News | None = None,
         store_id: str | None = None,
+        config_seen: Callable[[StoreConfig], None] = lambda config: None,
     ) -> None:
         self._home_blobs, self._model, self._news = home_blobs, model, news
-        self._store_id = store_id
+        self._store_id, self._config_seen = store_id, config_seen
         self._prefix = ref_prefix(model, name)
         self.title = f"{model}@{name.removeprefix('alias/')}"
 
@@ -94,17 +100,22 @@ class RefLog:
         The search begins at the hint, gallops up and then bisects: a hint that is missing, stale or
         damaged costs 2 log2(n) reads and changes no result.
         """
-        return self._last()
+        return self._last({})
 
-    def _last(self, *, is_ours: bool = False) -> RefEntry | None:
-        """Return the current entry; with ``is_ours``, make sure that home is still the store's.
+    def last_and(self, key: str) -> tuple[RefEntry | None, memoryview | None]:
+        """Return the current entry and, read with it, another object of home if it exists."""
+        beside: dict[str, memoryview | None] = {key: None}
+        return self._last(beside), beside[key]
 
-        Raises ``Unreachable`` otherwise: below a mount point that is empty now, an entry would be
-        written where nobody finds it once home is mounted again.
+    def _last(self, beside: dict[str, memoryview | None]) -> RefEntry | None:
+        """Return the current entry, and read objects of home in the same request.
+
+        Args:
+            beside: The keys of these objects; what exists is put there.
         """
         low = self.hinted()
         near = [low, low + 1] if low else []  # as a rule there is nothing behind it
-        known = self._read(near, is_ours=is_ours) if near or is_ours else {}
+        known = self._read(near, beside) if near or beside else {}
         best = known.get(low)
         if best and low + 1 not in known:
             return best
@@ -136,20 +147,30 @@ class RefLog:
         except NotFound:
             return None
 
-    def _read(self, seqs: Sequence[int], *, is_ours: bool = False) -> dict[int, RefEntry]:
-        """Return those of the entries that exist, by number, in one request.
-
-        With ``is_ours`` the store's id is looked at in the same request.
-        """
+    def _read(
+        self, seqs: Sequence[int], beside: dict[str, memoryview | None]
+    ) -> dict[int, RefEntry]:
+        """Return those of the entries that exist, by number; for ``beside`` see ``_last``."""
         keys = {entry_key(self._prefix, seq): seq for seq in seqs}
-        look = is_ours and self._store_id is not None
-        found = self._home_blobs.get_many([*([CONFIG] if look else []), *keys])
-        if look:
-            self._check_store(found.pop(CONFIG, None))
+        found = self._home_blobs.get_many([*beside, *keys])
+        for key in beside:
+            beside[key] = found.pop(key, None)
         return {
             keys[key]: parse_entry(data, keys[key], f"ref entry {key}")
             for key, data in found.items()
         }
+
+    def _current(self) -> RefEntry | None:
+        """Return the current entry behind which another one is to be written.
+
+        Raises ``Unreachable`` unless home is still the store's: below a mount point that is empty
+        now, an entry would be written where nobody finds it once home is mounted again.
+        """
+        beside: dict[str, memoryview | None] = {} if self._store_id is None else {CONFIG: None}
+        last = self._last(beside)
+        if beside:
+            self._check_store(beside[CONFIG])
+        return last
 
     def _check_store(self, config: memoryview | None) -> None:
         url = self._home_blobs.url
@@ -157,12 +178,13 @@ class RefLog:
             raise Unreachable(
                 f"{url} is no store any more: is its file system mounted? Nothing was published"
             )
-        found = parse_config(config, f"{url}/{CONFIG}").store_id
-        if found != self._store_id:
+        found = parse_config(config, f"{url}/{CONFIG}")
+        if found.store_id != self._store_id:
             raise Unreachable(
-                f"{url} is another store now, {found} instead of {self._store_id}: is the right "
-                "file system mounted? Nothing was published"
+                f"{url} is another store now, {found.store_id} instead of {self._store_id}: is the "
+                "right file system mounted? Nothing was published"
             )
+        self._config_seen(found)
 
     def entry(self, seq: int) -> RefEntry:
         """Return the entry with this sequence number; ``NotFound`` when there is none."""
@@ -171,21 +193,33 @@ class RefLog:
             raise NotFound(f"{self.title} has no entry {seq}; 'tierstore log' lists them")
         return entry
 
+    def entry_and(self, seq: int, key: str) -> tuple[RefEntry | None, memoryview | None]:
+        """Return the entry with this number and, read with it, another object of home.
+
+        Either is ``None`` when there is none.
+        """
+        beside: dict[str, memoryview | None] = {key: None}
+        return self._read([seq], beside).get(seq), beside[key]
+
     def entries(self, limit: int | None = None) -> Iterator[RefEntry]:
         """Yield the entries, newest first, at most ``limit`` of them."""
         last = self.last()
-        if last is None:
-            return
-        lowest = 1 if limit is None else max(1, last.seq - limit + 1)
+        if last is not None:
+            lowest = 1 if limit is None else max(1, last.seq - limit + 1)
+            yield from self.numbered(range(last.seq, lowest - 1, -1))
+
+    def numbered(self, seqs: Sequence[int]) -> Iterator[RefEntry]:
+        """Yield the entries with these numbers, in this order."""
         with ThreadPoolExecutor(8, "tierstore-refs") as pool:
-            for top in range(last.seq, lowest - 1, -_PAGE):
-                yield from pool.map(self.entry, range(top, max(lowest, top - _PAGE + 1) - 1, -1))
+            for at in range(0, len(seqs), _PAGE):
+                yield from pool.map(self.entry, seqs[at : at + _PAGE])
 
     def append(
         self,
         action: Action,
         target: Callable[[RefEntry | None], RefTarget | tuple[int | None, str | None, int | None]],
         message: str | None = None,
+        versions: Sequence[int] = (),
     ) -> RefEntry:
         """Append one entry and return it; concurrent writers each get a number of their own.
 
@@ -194,6 +228,7 @@ class RefLog:
             target: Called with the current entry, returns what the new one says; called again when
                 another writer came first.
             message: Note for the log: why this is done; ``None`` for no note.
+            versions: Numbers of the versions that are removed or brought back, rising.
 
         Raises:
             Conflict: Other writers came first a thousand times.
@@ -203,7 +238,7 @@ class RefLog:
 
         note = as_message(message)
         for _ in range(_ATTEMPTS):
-            last = self._last(is_ours=True)
+            last = self._current()
             seq = last.seq + 1 if last else 1
             goal = RefTarget(*target(last))
             entry = RefEntry(
@@ -218,6 +253,7 @@ class RefLog:
                 who=whoami(),
                 message=note,
                 tool=f"tierstore {package_version('tierstore')}",
+                versions=list(versions),
             )
             if create_once(self._home_blobs, self.key_of(seq), seal_body(Kind.REF, entry)):
                 self._hint(seq)

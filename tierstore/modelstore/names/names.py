@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tierstore.arguments import as_whole
-from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
+from tierstore.errors import Conflict, InvalidName, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.refs import RefTarget
+from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
+from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.names.turns import takes_new
 from tierstore.modelstore.version import RELEASED, Version, version_of
 from tierstore.shown import nearest
@@ -52,6 +53,7 @@ class Names:
 
     def __init__(self, home: Home, node: str, labels: Mapping[str, str]) -> None:
         self.home = home
+        self.removals = Removals(home)
         self._node, self._labels = node, labels
 
     def resolve(self, ref: str | Version) -> Version:
@@ -85,11 +87,67 @@ class Names:
         elif parsed.prefix is not None:
             entry = self._by_digest(parsed)
         else:
-            last = log.last()
-            if last is None:
+            newest = self.newest(parsed.model)
+            if newest is None:
                 raise NotFound(self._no_model(parsed.model))
-            entry = last
+            entry = newest
         return self._with_variant(version_of(parsed.model, entry), parsed.variant)
+
+    def newest(self, model: str) -> RefEntry | None:
+        """Return the entry of a model's newest version that is not removed.
+
+        Returns ``None`` when there is no such model.
+
+        Raises:
+            NotFound: All versions of the model are removed.
+        """
+        last, removed = self.removals.last(model)
+        if last is None:
+            return None
+        number = next((one for one in range(last.seq, 0, -1) if one not in removed), None)
+        if number is None:
+            why = self.removals.why(model, last.seq, removed[last.seq])
+            raise NotFound(
+                f"every version of {model!r} is removed: {why}; 'tierstore ls --deleted {model}' "
+                "lists them"
+            )
+        return last if number == last.seq else self.home.log(model).entry(number)
+
+    def models(self) -> list[str]:
+        """Return the names of all models that have a version which is not removed, sorted."""
+        return self.removals.listed(self.home.models())
+
+    def refuse_removed(self, model: str, number: int, meanwhile: str = "") -> None:
+        """Raise ``NotFound`` for a version that is removed.
+
+        Args:
+            model: Name of the model.
+            number: Number of the version.
+            meanwhile: What was undone for it, to be said too.
+        """
+        entry = self.removals.of(model).get(number)
+        if entry is not None:
+            raise NotFound(f"{self.removals.why(model, number, entry)}{meanwhile}")
+
+    def refuse_pin(self, ref: str, digest: Digest) -> None:
+        """Raise ``NotFound`` when the version that a user pins is removed.
+
+        Args:
+            ref: What the user said: a reference, or any other text.
+            digest: Digest of the manifest of the version, or of a variant of it.
+        """
+        if not self.home.reclaims:
+            return
+        try:
+            parsed = ModelRef.parse(ref)
+        except InvalidName:
+            return
+        number = parsed.number
+        if number is None:
+            version = self.resolve(ref)
+            number = version.number if version.digest == digest else None
+        if number is not None:
+            self.refuse_removed(parsed.model, number)
 
     def _of_release(self, parsed: ModelRef, ref: str) -> Version:
         release = self.resolve(ref)
@@ -144,12 +202,14 @@ class Names:
         return variants_of(self.home, version)
 
     def all_variants(self, model: str) -> list[Version]:
-        """Return every variant that any version of a model has or had."""
+        """Return every variant that any version of a model has or had, but of removed ones."""
         model = check_name("model", model)
+        removed = self.removals.of(model)
         return [
             version_of(model, entry, variant=name)
             for name in self.home.variants(model)
             for entry in self.home.log(model, VARIANTS + name).entries()
+            if entry.version not in removed
         ]
 
     def _no_model(self, model: str) -> str:
@@ -170,16 +230,25 @@ class Names:
         return f"the aliases of {model} are: {names}" if names else f"{model} has no alias"
 
     def _version_entry(self, model: str, number: int) -> RefEntry:
-        try:
-            return self.home.log(model).entry(number)
-        except NotFound:
-            raise NotFound(f"{model}@{number} does not exist; {self._hint(model)}") from None
+        entry, removed = self.removals.entry(model, number)
+        if entry is None:
+            raise NotFound(f"{model}@{number} does not exist; {self._hint(model)}")
+        if number in removed:
+            raise NotFound(self.removals.why(model, number, removed[number]))
+        return entry
 
     def _by_digest(self, parsed: ModelRef) -> RefEntry:
         found: dict[str, RefEntry] = {}
+        gone: RefEntry | None = None
+        removed = self.removals.of(parsed.model)
         for entry in self.home.log(parsed.model).entries():
             if entry.manifest and entry.manifest.startswith(parsed.prefix or ""):
-                found.setdefault(entry.manifest, entry)
+                if entry.seq in removed:
+                    gone = gone or entry
+                else:
+                    found.setdefault(entry.manifest, entry)
+        if not found and gone is not None:
+            raise NotFound(self.removals.why(parsed.model, gone.seq, removed[gone.seq]))
         if not found:
             raise NotFound(f"{parsed} does not exist; {self._hint(parsed.model)}")
         if len(found) > 1:
@@ -190,11 +259,14 @@ class Names:
         """Return the versions of a model, newest first; ``NotFound`` if there is no such model."""
         model = check_name("model", model)
         limit = _most(limit)
-        log = self.home.log(model)
-        found = [version_of(model, entry) for entry in log.entries(limit)]
-        if not found and (limit != 0 or log.last() is None):
+        last, removed = self.removals.last(model)
+        if last is None:
             raise NotFound(self._no_model(model))
-        return found
+        kept = [number for number in range(last.seq, 0, -1) if number not in removed]
+        if not kept:
+            self.newest(model)  # says why there are none
+        entries = self.home.log(model).numbered(kept[:limit])
+        return [version_of(model, entry) for entry in entries]
 
     def aliases(self, model: str) -> list[Alias]:
         """Return the aliases of a model and the versions that they point to now."""
@@ -232,7 +304,7 @@ class Names:
 
         def target(last: RefEntry | None) -> tuple[int, str, None]:
             refuse_mixed(model, last, release=False)
-            if after is not None and after != (last.seq if last else 0):
+            if after is not None and not self._is_newest(model, after, last):
                 raise Conflict(
                     f"the newest version of {model} is not {after} any more; look at it and try "
                     "again"
@@ -240,6 +312,13 @@ class Names:
             return 0, digest.hex, None
 
         return self.home.log(model).append("publish", target, message)
+
+    def _is_newest(self, model: str, number: int, last: RefEntry | None) -> bool:
+        """Return whether all versions behind this one are removed; 0 stands before the first."""
+        behind = range(number + 1, (last.seq if last else 0) + 1)
+        if not behind:
+            return last is None or number == last.seq
+        return self.removals.of(model).keys() >= set(behind)
 
     def alias(
         self, model: str, name: str, ref: str | Version, message: str | None, was: int | None
@@ -291,7 +370,41 @@ class Names:
 
         check_case("alias", alias, self.home.aliases(model))
         check_features(self.home.config, "write", self.home.blobs.url)
-        self.home.log(model, ALIASES + alias).append("set", target, message)
+        log = self.home.log(model, ALIASES + alias)
+        self._look_again(model, log, log.append("set", target, message))
+
+    def _look_again(self, model: str, log: RefLog, new: RefEntry) -> None:
+        """Put an alias back when the version that it was just pointed to is removed.
+
+        Who removes a version looks for aliases after saying so, and who points an alias to it
+        looks for removals after that: so at least one of them sees the other.
+
+        Raises:
+            NotFound: The version is removed.
+        """
+        assert new.version is not None
+        if new.version not in self.removals.of(model):
+            return
+        before = log.entry(new.seq - 1) if new.seq > 1 else None
+        number = None if before is None else before.version
+        if number in self.removals.of(model):
+            number = None
+
+        def target(last: RefEntry | None) -> RefTarget:
+            if last is None or last.seq != new.seq:
+                raise Conflict(f"somebody moved {log.title} again just now; look at it")
+            if before is None or number is None:
+                return RefTarget(None, None, last.seq)
+            return RefTarget(before.version, before.manifest, before.previous)
+
+        note = f"{model}@{new.version} was removed"
+        back = log.append("remove" if number is None else "rollback", target, note)
+        if number is not None:
+            self._look_again(model, log, back)
+        to = f"points to {model}@{number} as before" if number else "is gone"
+        self.refuse_removed(model, new.version, f". {log.title} {to}")
+        # whoever removed it saw the alias, too
+        raise Conflict(f"{note} just now and brought back. {log.title} {to}; try again")
 
     def check_movable(self, model: str, alias: str, was: int | None = None) -> None:
         """Raise ``Conflict`` where ``point`` would, before anything is published."""
@@ -332,9 +445,17 @@ class Names:
                     f"{model}@{alias} has nothing to go back to; see 'tierstore log "
                     f"{model}@{alias}'"
                 )
+            if before.version is not None:
+                self.refuse_removed(
+                    model,
+                    before.version,
+                    f". {log.title} goes back to no other version; 'tierstore alias set' points it "
+                    "to any",
+                )
             return RefTarget(before.version, before.manifest, before.previous)
 
         entry = log.append("rollback", target, message)
+        self._look_again(model, log, entry)
         assert entry.version is not None
         version = version_of(model, self.home.log(model).entry(entry.version))
         return Alias(model, alias, version)

@@ -122,7 +122,7 @@ class Rollouts:
 
         Raises:
             Conflict: A rollout of the alias is under way, or somebody changed it just now.
-            NotFound: The alias does not exist.
+            NotFound: The alias does not exist, or ``to`` is removed.
             UsageError: The alias points to ``to`` already, or a rule is invalid.
         """
         as_message(message)  # before anything is pinned
@@ -144,6 +144,7 @@ class Rollouts:
         log = self._log(model, alias)
         if to.model != check_name("model", model) or to.variant is not None:
             raise UsageError(f"{to} is not a version of {model!r}; {log.title} moves only to those")
+        self._names.refuse_removed(to.model, to.number)
         last = self._current(log, model, alias)
         if last.rollout is not None:
             raise Conflict(f"{log.title} is in a rollout already; finish or abort that one first")
@@ -153,10 +154,19 @@ class Rollouts:
         self._hold(log, contents_of(self._home, self._version(model, last)))
         try:
             entry = self._append(log, "start", last, self._same(last, rollout), message)
-        except Conflict:
+            self._look_again(log, to, entry)
+        except (Conflict, NotFound):
             self.settle(model, alias)
             raise
         return self._status(model, log, entry)
+
+    def _look_again(self, log: RefLog, to: Version, started: RefEntry) -> None:
+        """Abort a rollout that was just begun to a version that is removed; see ``Names.point``."""
+        if to.number in self._names.removals.of(to.model):
+            note = f"{to} was removed"
+            self._append(log, "abort", started, self._same(started, None), note)
+            self._names.refuse_removed(to.model, to.number, f". The rollout of {log.title} is over")
+            raise Conflict(f"{note} just now and brought back; start the rollout again")
 
     def step(
         self, model: str, alias: str, *, force: bool = False, message: str | None = None

@@ -22,7 +22,7 @@ from tierstore.format.keys import ALIASES
 from tierstore.ids import ModelRef, check_alias, check_name
 from tierstore.modelstore.loading.model import Model
 from tierstore.modelstore.store import Store
-from tierstore.modelstore.version import Version, version_of
+from tierstore.modelstore.version import Version
 from tierstore.serving.hub.answers import HubError, repo_not_found, revision_not_found
 from tierstore.serving.hub.rights import Caller
 
@@ -164,9 +164,10 @@ class Repo:
 
     def check_exists(self) -> None:
         """Raise ``HubError`` 404 unless there is such a model."""
-        last = self._store._parts.home.log(self.name).last()
-        if last is None or version_of(self.name, last).is_release:
-            raise repo_not_found(self.name, anonymous=False)
+        try:
+            _no_release(self._store.resolve(self.name))
+        except NotFound:
+            raise repo_not_found(self.name, anonymous=False) from None
 
     def commit(self, revision: str) -> Commit:
         """Return the version that a revision names: a branch, a tag or a commit's id.

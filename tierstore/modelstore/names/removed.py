@@ -1,0 +1,169 @@
+"""Which versions are removed: the logs of removals, as resolving needs them (SPEC.md section 9.1).
+
+A store without the feature ``reclaim`` has none, and nothing is looked for. Entries never change,
+so what is known of a log is kept: a look reads the entry behind the last one that is known, which
+as a rule is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import chain, repeat, takewhile
+
+from tierstore.errors import NotFound
+from tierstore.format.keys import REMOVED_LOG, entry_key, ref_prefix
+from tierstore.format.reflog import RefEntry, parse_entry
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.retention import window_s
+from tierstore.modelstore.version import when
+
+_LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1
+_PAGES = (4, 32, 256)
+"""How many entries are read at once, as long as there are more."""
+
+Removed = Mapping[int, RefEntry]
+"""The removed versions of a model, by number: the entries that removed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A log of removals as far as it was read.
+
+    Attributes:
+        removed: The versions that are removed then.
+        entries: All entries, the oldest first: entry n is at n - 1.
+    """
+
+    removed: Removed = field(default_factory=dict)
+    entries: tuple[RefEntry, ...] = ()
+
+
+class Removals:
+    """The removed versions of a store's models. Thread-safe.
+
+    Args:
+        home: The store's home.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._known: dict[str, _Known] = {}
+
+    def of(self, model: str) -> Removed:
+        """Return the versions of a model that are removed now."""
+        return self._look(model).removed
+
+    def entries(self, model: str) -> list[RefEntry]:
+        """Return the log of removals of a model, newest first."""
+        return list(reversed(self._look(model).entries))
+
+    def last(self, model: str) -> tuple[RefEntry | None, Removed]:
+        """Return the last entry of a model's versions, and what is removed: in one request."""
+        log = self._home.log(model)
+        if not self._home.reclaims:
+            return log.last(), {}
+        known = self._known_of(model)
+        last, data = log.last_and(_key(model, known))
+        return last, self._read_on(model, known, data).removed
+
+    def entry(self, model: str, number: int) -> tuple[RefEntry | None, Removed]:
+        """Return an entry of a model's versions, and what is removed: in one request."""
+        log = self._home.log(model)
+        if not self._home.reclaims:
+            try:
+                return log.entry(number), {}
+            except NotFound:
+                return None, {}
+        known = self._known_of(model)
+        entry, data = log.entry_and(number, _key(model, known))
+        return entry, self._read_on(model, known, data).removed
+
+    def listed(self, models: Iterable[str]) -> list[str]:
+        """Return those of the models that have a version which is not removed."""
+        names = list(models)
+        if not self._home.reclaims:
+            return names
+        known = {name: self._known_of(name) for name in names}
+        keys = {name: _key(name, known[name]) for name in names}
+        found = self._home.blobs.get_many(list(keys.values()))
+        return [
+            name
+            for name in names
+            if not self._is_gone(name, self._read_on(name, known[name], found.get(keys[name])))
+        ]
+
+    def _is_gone(self, model: str, known: _Known) -> bool:
+        if not known.removed:
+            return False
+        last = self._home.log(model).last()
+        return last is not None and len(known.removed) >= last.seq
+
+    def _look(self, model: str) -> _Known:
+        if not self._home.reclaims:
+            return _Known()
+        known = self._known_of(model)
+        key = _key(model, known)
+        return self._read_on(model, known, self._home.blobs.get_many([key]).get(key))
+
+    def _known_of(self, model: str) -> _Known:
+        return self._known.get(model, _Known())
+
+    def _read_on(self, model: str, known: _Known, data: memoryview | None) -> _Known:
+        """Return a log of removals up to its end.
+
+        Args:
+            model: The model's name.
+            known: What is known of the log.
+            data: The entry behind that; ``None`` when there is none.
+        """
+        if data is None:
+            return known
+        entries, page = [*known.entries], [data]
+        for most in chain(_PAGES, repeat(_PAGES[-1])):
+            for one in page:
+                seq = len(entries) + 1
+                entries.append(parse_entry(one, seq, f"removal {seq} of {model}"))
+            keys = [_key(model, _Known(entries=tuple(entries)), at) for at in range(most)]
+            found = self._home.blobs.get_many(keys)
+            page = [found[key] for key in takewhile(found.__contains__, keys)]
+            if not page:
+                break
+        removed = dict(known.removed)
+        for entry in entries[len(known.entries) :]:
+            for number in entry.versions:
+                if entry.action == "undelete":
+                    removed.pop(number, None)
+                else:
+                    removed[number] = entry
+        now = _Known(removed, tuple(entries))
+        if len(entries) > len(self._known_of(model).entries):
+            self._known[model] = now
+        return now
+
+    def why(self, model: str, number: int, entry: RefEntry) -> str:
+        """Return in words when a version was removed, by whom, and how it can be brought back."""
+        ref = f"{model}@{number}"
+        until = self.until(model, entry)
+        note = f", {entry.message!r}" if entry.message else ""
+        if until > datetime.now(UTC):
+            back = f"until {until:%Y-%m-%d %H:%M:%S} UTC 'tierstore undelete {ref}' brings it back"
+        else:
+            back = (
+                f"'tierstore undelete {ref}' brings it back if it is still there, which is "
+                f"certain only until {until:%Y-%m-%d %H:%M:%S} UTC"
+            )
+        return (
+            f"{ref} was removed on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}; {back}"
+        )
+
+    def until(self, model: str, entry: RefEntry) -> datetime:
+        """Return until when what an entry removed can be brought back for certain."""
+        end_s = min(entry.time_us / 1e6 + window_s(self._home.blobs, model), _LAST_S)
+        return datetime.fromtimestamp(end_s, UTC)
+
+
+def _key(model: str, known: _Known, at: int = 0) -> str:
+    """Return the key of the entry behind what is known, or of one that is ``at`` further."""
+    return entry_key(ref_prefix(model, REMOVED_LOG), len(known.entries) + 1 + at)
