@@ -9,6 +9,7 @@ __all__ = [
     "patches",
     "places",
     "placing",
+    "reclaim",
     "saving",
     "settings",
     "store",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -55,6 +56,8 @@ if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.care.compare import Diff, Usage
     from tierstore.modelstore.loading.dequantized import Dequantized
     from tierstore.modelstore.placing.placing import Placement
+    from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion, Removing
+    from tierstore.modelstore.reclaim.retention import Retentions
 
 
 @dataclass(slots=True)
@@ -628,6 +631,189 @@ class Store:
         back = self._names.rollback(model, alias, message)
         self.rollouts.settle(model, alias)
         return back
+
+    @property
+    def retention(self) -> Retentions:
+        """Retention: for how long removals can be undone, and by which rules agents remove."""
+        from tierstore.modelstore.reclaim.retention import Retentions
+
+        return self._once("retention", lambda: Retentions(self._names))
+
+    @property
+    def _removing(self) -> Removing:
+        from tierstore.modelstore.reclaim.removal import Removing
+
+        return self._once("removing", lambda: Removing(self._names))
+
+    def remove(
+        self, *refs: str | Version, force: bool = False, message: str | None = None
+    ) -> list[Version]:
+        """Remove versions, all or none; variants and releases go the same way.
+
+        They are not found any more, and ``undelete`` brings them back within the store's window, 7
+        days unless it is set otherwise. Their entries and numbers stay. What names a version keeps
+        it: an alias or its rollout, a release, a user's pin, somebody who reads it, or a patch that
+        lies on it.
+
+        Args:
+            refs: References to the versions.
+            force: Whether the newest version of a model may go, too.
+            message: Why; kept in the log. ``None`` for no message.
+
+        Returns:
+            The versions that were removed.
+
+        Raises:
+            UsageError: The store does not allow removal yet, or a variant was named alone.
+            NotFound: There is no such version, or it is removed already.
+            Conflict: A version is needed, and the message says by whom; or it is the newest.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.admin.enable_removal(wait_s=0)
+            >>> for value in (1.0, 2.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
+            >>> [str(version) for version in store.remove("ranker@1")]
+            ['ranker@1']
+            >>> print(store.undelete("ranker@1"))
+            ranker@1
+        """
+        return self._removing.remove(refs, force=force, message=message)
+
+    def remove_model(self, model: str, *, message: str | None = None) -> list[Version]:
+        """Remove all versions of a model; it is not listed any more, and its numbers go on.
+
+        Args:
+            model: The model's name.
+            message: Why; kept in the log. ``None`` for no message.
+
+        Returns:
+            The versions that were removed, the newest first.
+
+        Raises:
+            UsageError: The store does not allow removal yet.
+            NotFound: There is no such model.
+            Conflict: A version is needed, and the message says by whom; none is removed.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.admin.enable_removal(wait_s=0)
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> _ = store.remove_model("ranker")
+            >>> store.models()
+            []
+        """
+        return self._removing.remove_model(model, message=message)
+
+    def forget(
+        self,
+        model: str,
+        *,
+        keep_last: int | None = None,
+        keep_within: timedelta | None = None,
+        keep_hourly: int | None = None,
+        keep_daily: int | None = None,
+        keep_weekly: int | None = None,
+        keep_monthly: int | None = None,
+        keep_yearly: int | None = None,
+        keep_tag: Sequence[str] = (),
+        dry_run: bool = False,
+        most_percent: float = 20.0,
+        message: str | None = None,
+    ) -> Forgotten:
+        """Remove the versions of a model that no rule keeps; the rules are those of restic.
+
+        The newest version stays in any case, and so does what ``remove`` would refuse, what a
+        rollback would go back to, and what an alias pointed to within the last 30 days. Patches are
+        not counted: they stay for 7 days, and while they are among the newest 64 versions.
+
+        Args:
+            model: The model's name.
+            keep_last: Keep the newest so many versions.
+            keep_within: Keep versions that are no older than that before the newest one.
+            keep_hourly: Keep the newest version of each of the last so many hours that have one, in
+                UTC.
+            keep_daily: The same by days.
+            keep_weekly: The same by weeks.
+            keep_monthly: The same by months.
+            keep_yearly: The same by years.
+            keep_tag: Keep versions with an alias or a message that matches one of these globs.
+            dry_run: Remove nothing.
+            most_percent: The most of the model's versions that may go, in percent.
+            message: Why; kept in the log. ``None`` for no message.
+
+        Returns:
+            What stays, and why, and what was removed.
+
+        Raises:
+            UsageError: There is no rule, or the store does not allow removal yet.
+            NotFound: There is no such model.
+            Conflict: More would go than ``most_percent``, or a version is needed by now; nothing is
+                removed.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.admin.enable_removal(wait_s=0)
+            >>> for value in (1.0, 2.0, 3.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
+            >>> found = store.forget("ranker", keep_last=2, dry_run=True)
+            >>> [(str(one.version), one.reasons) for one in found.kept]
+            [('ranker@3', ('newest', 'last 2')), ('ranker@2', ('last 2',))]
+            >>> [str(version) for version in found.removed]
+            ['ranker@1']
+        """
+        from tierstore.modelstore.reclaim.rules import rules_of
+
+        rules = rules_of(
+            keep_last=keep_last, keep_within=keep_within, keep_hourly=keep_hourly,
+            keep_daily=keep_daily, keep_weekly=keep_weekly, keep_monthly=keep_monthly,
+            keep_yearly=keep_yearly, keep_tag=keep_tag,
+        )  # fmt: skip
+        return self._removing.forget(
+            model, rules, dry_run=dry_run, most_percent=most_percent, message=message
+        )
+
+    def undelete(self, ref: str | Version, *, message: str | None = None) -> Version:
+        """Bring a version back that was removed, with its variants.
+
+        Within the window that is always possible, and later as long as garbage collection has not
+        deleted anything of it.
+
+        Args:
+            ref: A reference to the version, by its number or digest.
+            message: Why; kept in the log. ``None`` for no message.
+
+        Raises:
+            NotFound: There is no such version, or it is too late.
+            UsageError: It is not removed.
+            Conflict: Somebody else brought it back.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.admin.enable_removal(wait_s=0)
+            >>> for value in (1.0, 2.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
+            >>> _ = store.remove("ranker@1")
+            >>> print(store.undelete("ranker@1"))
+            ranker@1
+        """
+        return self._removing.undelete(ref, message=message)
+
+    def deleted(self, model: str | None = None) -> list[RemovedVersion]:
+        """Return the versions that are removed, with who removed them, and until when they stay.
+
+        Args:
+            model: The model's name; all by default.
+
+        Raises:
+            NotFound: There is no such model.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.deleted()
+            []
+        """
+        return self._removing.deleted(model)
 
     def diff(self, old: str | Version, new: str | Version) -> Diff:
         """Compare two versions tensor by tensor, from their metadata alone.

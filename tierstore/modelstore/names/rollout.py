@@ -35,7 +35,7 @@ from tierstore.modelstore.version import Version, version_of, when
 from tierstore.prepared import prepared
 from tierstore.shown import counted
 
-_HOLDER = "rollout of "
+HOLDER = "rollout of "
 
 _log = logging.getLogger("tierstore.rollout")
 
@@ -252,12 +252,12 @@ class Rollouts:
         """Settle every alias for whose rollout something is pinned; see ``settle``."""
         titles = {pin.ref for pin in Pins(self._home.blobs).active()}
         for title in sorted(titles):
-            model, at, alias = title.removeprefix(_HOLDER).partition("@")
-            if title.startswith(_HOLDER) and at:
+            model, at, alias = title.removeprefix(HOLDER).partition("@")
+            if title.startswith(HOLDER) and at:
                 self.settle(model, alias)
 
     def _hold(self, log: RefLog, versions: list[Digest]) -> None:
-        Pins(self._home.blobs).hold(f"{_HOLDER}{log.title}", versions)
+        Pins(self._home.blobs).hold(f"{HOLDER}{log.title}", versions)
 
     def status(self, model: str, alias: str) -> RolloutStatus:
         """Return the state of an alias's rollout; ``NotFound`` when there is none."""

@@ -1,0 +1,612 @@
+"""Versions are removed, named, refused and brought back; two that act at once see each other."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from tests.integration.kit import created, equal, opened
+from tests.waiting import wait_until
+from tierstore import Rows
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import (
+    Conflict,
+    InvalidName,
+    NotFound,
+    TierstoreError,
+    Unreachable,
+    UsageError,
+)
+from tierstore.format.keys import CONFIG, GC, LEASES, PACKS, REMOVED_LOG
+from tierstore.format.layout import Condemned
+from tierstore.format.reflog import Hint, RefEntry
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.format.storeconfig import Features, encode_config, parse_config
+from tierstore.ids import Digest
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import WriterLease, in_force, new_lease
+from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.reclaim.feature import enable, writers_seen
+from tierstore.modelstore.reclaim.retention import Retentions
+from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import FaultyStore
+from tierstore.variants.derive import derive
+
+
+def content(value: float) -> dict[str, np.ndarray]:
+    return {"w": np.full((40, 8), value, np.float32)}
+
+
+def enabled(store: Store) -> Store:
+    enable(store._parts.home, wait_s=0)
+    return store
+
+
+@pytest.fixture
+def blobs() -> MemoryStore:
+    return MemoryStore("removal")
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, tmp_path: Path) -> Iterator[Store]:
+    """A store with the versions m@1 to m@5, m@2 to m@5 one byte more each."""
+    with enabled(created(blobs, tmp_path)) as store:
+        for number in range(1, 6):
+            store.save("m", content(number), message=f"run {number}")
+        yield store
+
+
+def numbers(store: Store, model: str = "m") -> list[int]:
+    return [version.number for version in store.versions(model)]
+
+
+def test_a_removed_version_is_found_by_no_name(store: Store) -> None:
+    digest = store.resolve("m@3").digest
+    [gone] = store.remove("m@3", message="broken")
+    assert str(gone) == "m@3"
+    for ref in ("m@3", f"m@{digest}", f"m@{str(digest)[:15]}"):
+        with pytest.raises(NotFound) as caught:
+            store.load(ref)
+        said = str(caught.value)
+        assert said.startswith("m@3 was removed on 20")
+        assert ", 'broken'; until 20" in said
+        assert said.endswith(" UTC 'tierstore undelete m@3' brings it back")
+    assert numbers(store) == [5, 4, 2, 1]
+    assert [version.number for version in store.versions("m", limit=3)] == [5, 4, 2]
+    store.undelete("m@3")
+    equal(store.load("m@3").load(), content(3))
+    assert store.resolve(f"m@{digest}").number == 3
+
+
+def test_the_newest_is_the_newest_that_is_not_removed(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match=r"m@5 is the newest version of 'm'.*--force"):
+        store.remove("m")
+    store.remove("m@5", "m@4", force=True)
+    assert store.resolve("m").number == 3
+    with opened(store._blobs, tmp_path / "other") as other:
+        assert other.resolve("m").number == 3
+        assert numbers(other) == [3, 2, 1]
+    assert store.patch("m", {"w": Rows([1], np.ones((1, 8), np.float32))}).number == 6
+
+
+def test_equal_content_that_stays_is_found_by_its_digest(store: Store) -> None:
+    store.save("m", content(1))
+    digest = store.resolve("m@1").digest
+    store.remove("m@1")
+    assert store.resolve(f"m@{digest}").number == 6
+
+
+def test_a_model_without_versions_is_not_listed_and_its_numbers_go_on(store: Store) -> None:
+    store.save("n", content(9))
+    assert [str(one) for one in store.remove_model("m", message="all")] == [
+        "m@5", "m@4", "m@3", "m@2", "m@1"
+    ]  # fmt: skip
+    assert store.models() == ["n"]
+    for ask in (store.load, store.versions, lambda model: store.resolve(f"{model}@5")):
+        with pytest.raises(NotFound, match=r"m@5 was removed on .*'all'.*undelete m@5"):
+            ask("m")
+    assert len(store.history("m")) == 5
+    with pytest.raises(Conflict, match="differs from the existing 'm' only in case"):
+        store.save("M", content(1))
+    assert store.save("m", content(9)).number == 6
+    assert store.models() == ["m", "n"]
+    assert numbers(store) == [6]
+
+
+def test_variants_go_with_their_version(store: Store) -> None:
+    derive(store, "m@2", {"cast": "bf16"})
+    with pytest.raises(UsageError, match=r"m@2\+bf16 is a variant: it goes with its version, m@2"):
+        store.remove("m@2+bf16")
+    store.remove("m@2")
+    with pytest.raises(NotFound, match="m@2 was removed"):
+        store.load("m@2+bf16")
+    assert store.all_variants("m") == []
+    store.undelete("m@2")
+    assert store.load("m@2+bf16")["w"].shape == (40, 8)
+
+
+HOLDS: dict[str, tuple[Callable[[Store], object], str]] = {
+    "alias": (lambda store: store.alias("m", "prod", "m@2"), "alias prod"),
+    "rollout": (
+        lambda store: (
+            store.alias("m", "prod", "m@1"),
+            store.rollouts.start("m", "prod", "m@2"),
+        ),
+        "rollout of m@prod",
+    ),
+    "release": (lambda store: store.releases.create("all", ["m@2"]), "release all@1"),
+    "pin": (
+        lambda store: store.pins.add(store.resolve("m@2").digest, "m@2", ["hot"]),
+        "pin of ",
+    ),
+    "pin of a variant": (
+        lambda store: store.pins.add(
+            derive(store, "m@2", {"cast": "bf16"}).digest, "m@2+bf16", ["hot"]
+        ),
+        "pin of ",
+    ),
+    "patch": (
+        lambda store: store.patch("m@2", {"w": Rows([1], np.ones((1, 8), np.float32))}),
+        "patch m@6, which lies on it until 'tierstore fold m@6'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOLDS)
+def test_what_is_named_is_not_removed(store: Store, case: str) -> None:
+    hold, reason = HOLDS[case]
+    hold(store)
+    with pytest.raises(Conflict) as caught:
+        store.remove("m@3", "m@2")
+    assert str(caught.value).startswith(f"m@2 is needed by {reason}")
+    assert "nothing of m was removed" in str(caught.value)
+    assert {2, 3} <= set(numbers(store))
+    assert store.deleted() == []
+    store.remove("m@3")
+
+
+def test_what_another_process_reads_is_not_removed(store: Store) -> None:
+    blobs = store._blobs
+    lease = msgspec.structs.replace(new_lease("reader"), pid=1, versions=[digest_of(store, 2)])
+    blobs.put(f"{LEASES}{lease.id}", seal_body(Kind.LEASE, lease))
+    with pytest.raises(Conflict, match=r"m@2 is needed by lease of .* \(pid 1 on "):
+        store.remove("m@2")
+    ended = msgspec.structs.replace(lease, ttl_s=1)
+    blobs.put(f"{LEASES}{lease.id}", seal_body(Kind.LEASE, ended))
+    wait_until(lambda: not in_force(blobs), "the lease ends")
+    store.remove("m@2")
+    model = store.load("m@1")
+    wait_until(lambda: bool(in_force(blobs)), "this process has a lease")
+    store.remove("m@1")
+    equal(model.load(), content(1))
+
+
+def digest_of(store: Store, number: int) -> str:
+    return store._parts.home.log("m").entry(number).manifest or ""
+
+
+def test_what_only_shares_the_content_does_not_hold_it(store: Store) -> None:
+    """A pin is of content; while another version has it, the older one can go."""
+    same = store.save("m", content(2))
+    store.pins.add(same.digest, "m@6", ["hot"])
+    store.remove("m@2")
+    with pytest.raises(Conflict, match="m@6 is needed by pin"):
+        store.remove("m@6", force=True)
+
+
+def test_a_folded_patch_needs_nothing_below(store: Store) -> None:
+    patched = store.patch("m@2", {"w": Rows([1], np.ones((1, 8), np.float32))})
+    expected = store.load(patched).load()
+    store.fold(patched)
+    store.remove("m@2")
+    equal(store.load(f"m@{patched.number}").load(), expected)
+
+
+def test_patches_and_what_they_lie_on_go_together(store: Store) -> None:
+    store.patch("m@2", {"w": Rows([1], np.ones((1, 8), np.float32))})
+    store.remove("m@2", "m@6", force=True)
+    assert numbers(store) == [5, 4, 3, 1]
+
+
+def test_all_or_none_of_the_references(store: Store) -> None:
+    with pytest.raises(NotFound, match="m@9 does not exist"):
+        store.remove("m@1", "m@9")
+    with pytest.raises(UsageError, match="no version was named"):
+        store.remove()
+    with pytest.raises(InvalidName):
+        store.remove(3)  # type: ignore[arg-type]
+    store.remove("m@1")
+    with pytest.raises(NotFound, match="m@1 was removed"):
+        store.remove("m@1", "m@2")
+    assert numbers(store) == [5, 4, 3, 2]
+
+
+def test_removal_is_enabled_first(blobs: MemoryStore, tmp_path: Path) -> None:
+    with created(blobs, tmp_path / "a") as store, opened(blobs, tmp_path / "b") as early:
+        for value in (1, 2):
+            store.save("m", content(value))
+        for ask in (
+            lambda: store.remove("m@1"),
+            lambda: store.forget("m", keep_last=1),
+            lambda: store.undelete("m@1"),
+        ):
+            with pytest.raises(UsageError, match=r"nothing can be removed .*gc --enable"):
+                ask()
+        with WriterLease(blobs):
+            running, *seen = writers_seen(store._parts.home)
+        assert (running.tool, running.last) == (None, None)
+        assert [one.tool.startswith("tierstore ") for one in seen if one.tool] == [True]
+        slept: list[float] = []
+        enable(store._parts.home, 60, slept.append)
+        assert len(slept) == 1
+        assert 50 < slept[0] <= 61
+        enable(store._parts.home, 60, slept.append)
+        assert len(slept) == 2, "interrupted, it goes on"
+        enable(store._parts.home, 0, slept.append)
+        assert len(slept) == 2
+        features = parse_config(blobs.get(CONFIG), "config").features
+        assert features == Features(read=[], write=["reclaim"], gc=["reclaim"])
+        early.remove("m@1")  # was opened before
+        assert numbers(early) == [2]
+
+
+def test_features_that_others_set_stay(store: Store) -> None:
+    home = store._parts.home
+    features = Features(read=["tiers"], write=["tiers"], gc=[])
+    config = parse_config(home.blobs.get(CONFIG), "config")
+    config.features = features
+    home.blobs.put(CONFIG, encode_config(config))
+    enable(home, 0)
+    found = parse_config(home.blobs.get(CONFIG), "config").features
+    assert found == Features(read=["tiers"], write=["reclaim", "tiers"], gc=["reclaim"])
+
+
+# What it costs
+
+
+def requests(blobs: MemoryStore, tmp_path: Path, ref: str) -> list[tuple[str, str]]:
+    """The requests that resolving takes, in a process that has done it before."""
+    counted = FaultyStore(blobs)
+    with opened(counted, tmp_path) as store:
+        store.resolve(ref)
+        begin = len(counted.calls)
+        store.resolve(ref)
+        return counted.calls[begin:]
+
+
+def test_a_store_without_the_feature_is_asked_nothing_more(
+    blobs: MemoryStore, tmp_path: Path
+) -> None:
+    with created(blobs, tmp_path / "a") as store:
+        for value in (1, 2, 3):
+            store.save("m", content(value), alias="prod")
+        digest = store.resolve("m@2").digest
+        refs = ("m", "m@2", f"m@{digest}", "m@prod")
+        before = {ref: requests(blobs, tmp_path / "b", ref) for ref in refs}
+        assert not any("removed/" in key for calls in before.values() for _, key in calls)
+        enabled(store)
+        after = {ref: requests(blobs, tmp_path / "b", ref) for ref in refs}
+        look = ("get", "refs/m/removed/000000/000000001")
+        assert after["m@prod"] == before["m@prod"]
+        for ref in refs[:3]:
+            assert sorted(after[ref]) == sorted([*before[ref], look])
+        store.remove("m@1")
+        for value in range(40):
+            store.save("m", content(value))
+            if value % 2:
+                store.remove(f"m@{value + 3}")
+        [(_, look_key)] = set(requests(blobs, tmp_path / "b", "m@2")) - set(before["m@2"])
+        assert look_key.startswith("refs/m/removed/"), "what was read once is known"
+
+
+def test_the_look_is_made_in_the_request_that_is_made_anyway(store: Store) -> None:
+    class Rounds(FaultyStore):
+        def get_many(self, keys):  # type: ignore[no-untyped-def]
+            rounds.append(list(keys))
+            return self.inner.get_many(keys)
+
+    rounds: list[list[str]] = []
+    names = Names(Home(Rounds(store._blobs)), "node", {})
+    for ref in ("m", "m@2"):
+        rounds.clear()
+        names.resolve(ref)
+        [asked] = rounds
+        assert sum("removed/" in key for key in asked) == 1
+        assert len(asked) == (3 if ref == "m" else 2)
+
+
+def test_a_long_log_of_removals_is_read_to_its_end(store: Store) -> None:
+    home = store._parts.home
+    log = home.log("m", REMOVED_LOG)
+    for number in range(1, 121):
+        action = "forget" if number % 2 else "undelete"
+        log.append(action, lambda last: NOWHERE, None, [number % 3 + 1])
+    fresh = Removals(home)
+    expected: dict[int, RefEntry] = {}
+    for entry in reversed(list(log.entries())):
+        for number in entry.versions:
+            if entry.action == "forget":
+                expected[number] = entry
+            else:
+                expected.pop(number, None)
+    assert dict(fresh.of("m")) == expected
+    assert [entry.seq for entry in fresh.entries("m")] == list(range(120, 0, -1))
+    home.blobs.put("refs/m/removed/HEAD", seal_body(Kind.HINT, Hint(seq=1)))
+    assert dict(Removals(home).of("m")) == expected, "the hint is not needed"
+
+
+# Undelete
+
+
+def test_undelete_of_what_is_not_removed(store: Store) -> None:
+    with pytest.raises(UsageError, match="m@2 is not removed"):
+        store.undelete("m@2")
+    with pytest.raises(NotFound, match="m@9 does not exist"):
+        store.undelete("m@9")
+    with pytest.raises(NotFound, match="no model 'x'"):
+        store.undelete("x@1")
+    store.remove("m@1", "m@2")
+    with pytest.raises(UsageError, match="2 removed versions are meant by m, m@2, m@1 among them"):
+        store.undelete("m")
+    assert str(store.undelete(f"m@{store.deleted('m')[0].version.digest}")) == "m@2"
+    assert str(store.undelete("m")) == "m@1", "the only one"
+
+
+@pytest.mark.parametrize("how", ["deleted", "condemned", "of the variant"])
+def test_undelete_of_what_is_gone_is_too_late(store: Store, how: str) -> None:
+    blobs = store._blobs
+    before = {info.key for info in blobs.list(PACKS)}
+    if how == "of the variant":
+        rng = np.random.default_rng(1)
+        store.save("m", {"w": rng.standard_normal((40, 8)).astype("f4")})
+        before = {info.key for info in blobs.list(PACKS)}
+        derive(store, "m@6", {"cast": "bf16"})
+    else:
+        store.save("m", content(77), base=None)
+    [pack] = {info.key for info in blobs.list(PACKS)} - before
+    store.save("m", content(78), base=None)
+    store.remove("m@6")
+    if how == "condemned":
+        listed = Condemned(run="1", packs=[pack.rpartition("/")[2]])
+        blobs.put(f"{GC}1", seal_body(Kind.CONDEMNED, listed))
+    else:
+        blobs.delete([pack])
+    with pytest.raises(NotFound, match="it is too late for m@6"):
+        store.undelete("m@6")
+    with pytest.raises(NotFound, match="m@6 was removed"):
+        store.load("m@6")
+    assert store.check().findings == [] or how == "condemned"
+
+
+def test_a_release_comes_back_with_its_members_only(store: Store) -> None:
+    store.releases.create("all", ["m@2"])
+    store.releases.create("all", ["m@5"])
+    store.remove("all@1")
+    store.remove("m@2")
+    with pytest.raises(NotFound, match="m@2 was removed"):
+        store.undelete("all@1")
+    with pytest.raises(NotFound, match="all@1 was removed"):
+        store.load("m@release:all@1")
+    store.undelete("m@2")
+    store.undelete("all@1")
+    assert store.resolve("m@release:all@1").number == 2
+
+
+def test_what_is_removed_is_listed(store: Store) -> None:
+    store.remove("m@1", message="old")
+    store.save("n", content(1))
+    store.remove_model("n")
+    found = store.deleted()
+    assert [(str(one.version), one.message) for one in found] == [("m@1", "old"), ("n@1", "")]
+    assert found[0].until - found[0].removed == timedelta(days=7)
+    store.retention.set(None, window=timedelta(days=1))
+    store.retention.set("m", window=timedelta(0))
+    found = store.deleted()
+    assert [one.until - one.removed for one in found] == [timedelta(0), timedelta(days=1)]
+    with pytest.raises(
+        NotFound, match="brings it back if it is still there, which is certain only"
+    ):
+        store.load("m@1")
+    store.undelete("m@1")
+    assert [str(one.version) for one in store.deleted("n")] == ["n@1"]
+    with pytest.raises(NotFound, match="no model 'x'"):
+        store.deleted("x")
+
+
+# Forget and retention
+
+
+def test_forget_says_what_stays_and_why(store: Store) -> None:
+    store.alias("m", "prod", "m@1")
+    store.alias("m", "prod", "m@2")
+    store.save("m", content(6), message="v1.0")
+    store.save("m", content(7))
+    found = store.forget("m", keep_last=1, keep_tag=["v*"], dry_run=True)
+    assert [(one.version.number, one.reasons) for one in found.kept] == [
+        (7, ("newest", "last 1")),
+        (6, ("tag v*",)),
+        (2, ("alias prod",)),
+        (1, ("rollback of prod", "alias prod in the last 30 days")),
+    ]
+    assert [version.number for version in found.removed] == [5, 4, 3]
+    assert numbers(store) == [7, 6, 5, 4, 3, 2, 1]
+    with pytest.raises(Conflict, match=r"3 of the 7 versions of m would be removed, 43 %"):
+        store.forget("m", keep_last=1, keep_tag=["v*"])
+    store.forget("m", keep_last=1, keep_tag=["v*"], most_percent=43)
+    assert numbers(store) == [7, 6, 2, 1]
+    with pytest.raises(UsageError, match="no rule was given"):
+        store.forget("m")
+    with pytest.raises(NotFound, match="no model 'x'"):
+        store.forget("x", keep_last=1)
+
+
+def test_forget_keeps_what_patches_lie_on(store: Store) -> None:
+    store.patch("m@1", {"w": Rows([1], np.ones((1, 8), np.float32))})
+    found = store.forget("m", keep_last=1, most_percent=100)
+    assert [(one.version.number, one.reasons[0]) for one in found.kept] == [
+        (6, "newest"),
+        (5, "last 1"),
+        (1, "patch m@6 lies on it"),
+    ]
+
+
+def test_stored_rules_report_for_a_window_and_then_remove(store: Store) -> None:
+    now = 0.0
+    retention = Retentions(store._names, lambda: now)
+    with pytest.raises(UsageError, match="give rules, such as keep_last, or a window"):
+        retention.set("m")
+    with pytest.raises(NotFound, match="no model 'x'"):
+        retention.set("x", keep_last=3)
+    assert retention.apply("m") is None
+    retention.set(None, keep_last=4, message="for all")
+    now = 6.9 * 86400
+    reported = retention.apply("m")
+    assert reported is not None
+    assert reported.dry_run
+    assert [version.number for version in reported.removed] == [1]
+    now = 7.1 * 86400
+    done = retention.apply("m")
+    assert done is not None
+    assert not done.dry_run
+    assert numbers(store) == [5, 4, 3, 2]
+    retention.set("m", keep_last=1, window=timedelta(days=1))
+    assert [(one.model, one.message) for one in retention.all()] == [(None, "for all"), ("m", "")]
+    now += 86401
+    with pytest.raises(Conflict, match="3 of the 4 versions of m would be removed"):
+        retention.apply("m")
+    retention.remove("m")
+    assert retention.get("m") is None
+    done = retention.apply("m")
+    assert done is not None
+    assert done.removed == []
+
+
+# Two at once: one acts between any two requests of the other
+
+
+@contextlib.contextmanager
+def stopped_at(
+    tmp_path: Path, at: int, first: Callable[[Store], object], second: Callable[[Store], object]
+) -> Iterator[tuple[Store, list[str]]]:
+    """Give a store in which ``second`` ran before request ``at`` of ``first``, and what they said.
+
+    There are less than two answers when ``first`` makes fewer requests.
+    """
+    blobs = MemoryStore("race")
+    said: list[str] = []
+    ran: list[bool] = []
+    skipped: list[int] = []
+
+    def run(act: Callable[[Store], object], store: Store) -> None:
+        try:
+            act(store)
+        except TierstoreError as error:
+            said.append(str(error))
+        else:
+            said.append("done")
+
+    def plan(op: str, key: str, n: int) -> None:
+        if skipped and not ran and n - skipped[0] >= at:
+            ran.append(True)
+            run(second, other)
+
+    faulty = FaultyStore(blobs, plan)
+    with (
+        enabled(created(blobs, tmp_path / "a")) as other,
+        opened(faulty, tmp_path / "b") as store,
+    ):
+        for value in (1, 2, 3):
+            other.save("m", content(value))
+        other.alias("m", "prod", "m@1")
+        other.alias("m", "prod", "m@3")
+        skipped.append(len(faulty.calls))
+        run(first, store)
+        yield other, said
+
+
+NAMINGS: dict[str, Callable[[Store], object]] = {
+    "alias": lambda store: store.alias("m", "prod", "m@1"),
+    "new alias": lambda store: store.alias("m", "next", "m@1"),
+    "rollback": lambda store: store.rollback("m", "prod"),
+    "rollout": lambda store: store.rollouts.start("m", "prod", "m@1"),
+    "release": lambda store: store.releases.create("all", ["m@1"]),
+    "pin": lambda store: store.pins.add(Digest.from_hex(digest_of(store, 1)), "m@1", ["hot"]),
+}
+
+
+def names_it(store: Store) -> bool:
+    """Whether anything names m@1."""
+    for alias in store.aliases("m"):
+        last = store.history("m", alias.name, 1)[0]
+        if 1 in (last.version, last.rollout and last.rollout.version):
+            return True
+    with contextlib.suppress(NotFound):
+        if store.versions("all"):
+            return True
+    return any(not pin.ref.startswith("rollout of") for pin in store.pins.active())
+
+
+@pytest.mark.parametrize("name", NAMINGS)
+@pytest.mark.parametrize("removed_first", [True, False])
+def test_nothing_that_is_named_is_removed_whoever_comes_first(
+    tmp_path: Path, name: str, removed_first: bool
+) -> None:
+    parties = [NAMINGS[name], lambda store: store.remove("m@1")]
+    if removed_first:
+        parties.reverse()
+    outcomes = set()
+    for at in itertools.count(1):
+        with stopped_at(tmp_path, at, *parties) as (store, said):
+            if len(said) < 2:
+                break
+            removed = 1 not in numbers(store)
+            named = names_it(store)
+            assert not (removed and named), said
+            moved = name in {"alias", "rollback"} and named
+            [prod] = [one.version.number for one in store.aliases("m") if one.name == "prod"]
+            assert prod == (1 if moved else 3), said
+            outcomes.add((removed, named))
+    assert (True, False) in outcomes
+    assert (False, True) in outcomes
+
+
+def test_rollback_to_what_is_removed(store: Store) -> None:
+    store.alias("m", "prod", "m@1")
+    store.alias("m", "prod", "m@3")
+    store.remove("m@1")
+    with pytest.raises(NotFound, match=r"m@1 was removed .*goes back to no other version"):
+        store.rollback("m", "prod")
+    assert store.resolve("m@prod").number == 3
+
+
+def test_a_process_that_was_opened_before_sees_it_as_it_appends(
+    blobs: MemoryStore, tmp_path: Path
+) -> None:
+    with created(blobs, tmp_path / "a") as store, opened(blobs, tmp_path / "b") as early:
+        for value in (1, 2):
+            store.save("m", content(value))
+        old = early.resolve("m@1")
+        enabled(store).remove("m@1")
+        with pytest.raises(NotFound, match=r"m@1 was removed .* m@prod is gone"):
+            early.alias("m", "prod", old)
+        assert store.aliases("m") == []
+
+
+def test_a_look_that_fails_takes_the_removal_back(store: Store, tmp_path: Path) -> None:
+    def plan(op: str, key: str, n: int) -> Unreachable | None:
+        written = any("removed/" in key for op, key in faulty.calls if op == "put_if_absent")
+        return Unreachable("gone") if written and op == "list" and key == "pins/" else None
+
+    faulty = FaultyStore(store._blobs, plan)
+    with opened(faulty, tmp_path / "other") as other, pytest.raises(Unreachable):
+        other.remove("m@1")
+    assert numbers(store) == [5, 4, 3, 2, 1]
