@@ -243,6 +243,9 @@ def expected() -> dict[str, Any]:
     }
     for number, tensors in enumerate((proven_tensors(), tuned_tensors()), 1):
         files[f"proven@{number}"] = {"model.safetensors": file_of(tensors, None)}
+    for number in (1, 2, 3):
+        tensors = small_tensors(f"removed {number}")
+        files[f"removed@{number}"] = {"model.safetensors": file_of(tensors, None)}
     files["quarantined@1"] = {"model.safetensors": file_of(small_tensors("quarantined"), None)}
     return {
         ref: {path: sha256(data) for path, data in sorted(own.items())}

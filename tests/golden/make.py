@@ -4,7 +4,8 @@
 
 ``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has, and proofs,
 which ``proofs`` has; ``future`` holds stores that this version must refuse; ``quarantine`` has a
-damaged pack that is marked, and the moves that heal it. Those that are not named stay as they are.
+damaged pack that is marked, and the moves that heal it; ``removed`` has removed versions, and what
+is set about them. Those that are not named stay as they are.
 Packs are named by random bytes, so two runs write different stores with the same content.
 """
 
@@ -15,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import tierstore
@@ -48,11 +50,12 @@ from tierstore.modelstore.home import leases, quarantine, refs
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.arrays import ArrayBytes
+from tierstore.modelstore.reclaim import retention
 from tierstore.wiring import open_blobs
 
 HERE = Path(__file__).parent
 STORE, FUTURE, PATCHES = HERE / "v1", HERE / "future", HERE / "patches"
-PROOFS, QUARANTINED = HERE / "proofs", HERE / "quarantine"
+PROOFS, QUARANTINED, REMOVED = HERE / "proofs", HERE / "quarantine", HERE / "removed"
 SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 
 
@@ -61,7 +64,7 @@ def main(names: list[str]) -> None:
         sys.exit(f"name the stores to write: {', '.join(MAKERS)}")
     if not codecs.native_info().built:
         sys.exit("the golden store needs frames of the native kernels: build them first")
-    for module in (refs, leases, quarantine):
+    for module in (refs, leases, quarantine, retention):
         vars(module)["whoami"] = lambda: "golden@example.org"
     for name in names:
         shutil.rmtree(HERE / name, ignore_errors=True)
@@ -166,6 +169,27 @@ def _save_proofs() -> None:
         for number, tensors in enumerate((content.proven_tensors(), content.tuned_tensors())):
             files = {"model.safetensors": content.file_of(tensors, None)}
             store.save("proven", write_files(Path(scratch) / str(number), files))
+
+
+def _save_removed() -> None:
+    """Three versions of which the first is removed, and the second was; one with another window."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tierstore.init(REMOVED, chunk_size=content.CHUNK) as store,
+    ):
+        for number in (1, 2, 3):
+            tensors = content.small_tensors(f"removed {number}")
+            files = {"model.safetensors": content.file_of(tensors, None)}
+            source = write_files(Path(scratch) / str(number), files)
+            store.save("removed", source, base=None, alias="prod")
+        for model in ("gone", "short"):
+            store.save(model, Path(scratch) / "1")
+        store.admin.enable_removal(wait_s=0)
+        store.remove("removed@1", "removed@2", message="both")
+        store.undelete("removed@2", message="one is needed")
+        store.remove_model("gone")
+        store.retention.set(None, window=timedelta(days=2), keep_last=10, keep_tag=["v*"])
+        store.retention.set("short", window=timedelta(0), message="large")
 
 
 def _save_quarantined() -> None:
@@ -379,6 +403,7 @@ MAKERS = {
     "patches": _save_patches,
     "proofs": _save_proofs,
     "quarantine": _save_quarantined,
+    "removed": _save_removed,
 }
 """What writes each golden store, by the name of its folder."""
 

@@ -24,6 +24,7 @@ import pytest
 
 from tests.golden.scenarios import SCENARIOS, WITH_EXTRAS, Scenario
 from tierstore.cli.kit import app
+from tierstore.modelstore.home.refs import whoami
 
 RECORDED = Path(__file__).parent / "commands"
 """One file for each scenario."""
@@ -41,6 +42,7 @@ _BY_KEY = {
     "memory_limit_bytes": "<bytes>",
     "platform": "<platform>",
     "python": "<version>",
+    "removed_by": "<who>",
     "seconds": "<seconds>",
     "store_id": "<id>",
     "threads": "<count>",
@@ -54,6 +56,7 @@ _EACH_OF = {"libraries": "<version>", "optional_libraries": "<version>", "native
 _WITH_METADATA = {"save", "patch", "fold", "derive", "rebase"}
 """Their ``stored_bytes`` count metadata, which zstd compresses: releases of it differ."""
 _TEXTS = (
+    (re.compile(rf"\b{re.escape(whoami())}(?![\w.])"), "<who>"),
     (re.compile(r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d:\d\d([.,]\d+)?Z?"), "<time>"),  # of this century
     (re.compile(r"\b\d+(\.\d+)? ms and \d+(\.\d+)? ms"), "<time> and <time>"),
     (re.compile(r"\b\d+ MiB/s"), "<rate>"),

@@ -84,6 +84,12 @@ def aged(*tiers: str) -> Callable[[Path], None]:
     return age
 
 
+def allow_removal(folder: Path) -> None:
+    """Allow that versions of the store are removed, at once."""
+    with tierstore.open(folder / "store") as store:
+        store.admin.enable_removal(wait_s=0)
+
+
 def damage(folder: Path) -> None:
     """Change one byte in the middle of the largest pack, and lose the other one."""
     packs = [path for path in (folder / "store" / "packs").rglob("*") if path.is_file()]
@@ -519,6 +525,57 @@ def patch_source(folder: Path) -> None:
         store.patch("m@2", {"layer.bias": Elements([76, 0], bias[:2])})
 
 
+REMOVAL: tuple[Step, ...] = (
+    *lines("""
+    init
+    save m a.safetensors --alias prod -m first
+    save m b.safetensors -m second
+    save m a.safetensors -m v1
+    save m b.safetensors --alias prod -m fourth
+    save n a.safetensors
+    rm m@2
+    forget m --keep-last 1
+    ls --deleted
+    """),
+    allow_removal,
+    *lines("""
+    rm m@4
+    rm m@4 --force
+    rm m@2 m@9
+    rm m@2 -m "a mistake"
+    load m@2 --to out
+    ls m
+    ls --deleted
+    ls --deleted m
+    ls --deleted nobody
+    log m --limit 2
+    log --limit 2
+    undelete m@2 -m "it was none"
+    undelete m@2
+    undelete m@9
+    forget m --keep-last 1 --keep-tag v* --dry-run
+    forget m n --keep-last 1
+    forget m n --keep-last 1 --yes
+    forget m
+    forget m --keep-within soon
+    forget nobody --keep-last 1
+    rm n --all
+    rm n@1 --all
+    rm m --all
+    ls
+    load n --to out
+    retention ls
+    retention set --window 1d --keep-last 10 --keep-within 30d -m "for all"
+    retention set m --window 0 --keep-tag v* --keep-monthly 3
+    retention set m
+    retention set nobody --keep-last 1
+    retention ls
+    ls --deleted
+    retention rm m
+    retention rm
+    """),
+)
+
 SCENARIOS = {
     "stores": Scenario(STORES, ranker("one") | ranker("two")),
     "models": Scenario(MODELS, ranker("one") | ranker("two")),
@@ -531,6 +588,7 @@ SCENARIOS = {
     ),
     "aliases": Scenario(ALIASES, small("a") | small("b")),
     "rollouts": Scenario(ROLLOUTS, small("a") | small("b") | small("c")),
+    "removal": Scenario(REMOVAL, small("a") | small("b")),
     "releases": Scenario(RELEASES, small("a") | small("b")),
     "patches": Scenario((patch_source, *PATCHES), ranker("one")),
     "variants": Scenario(

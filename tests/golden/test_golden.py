@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tests.golden.make import (
     PATCHES,
     PROOFS,
     QUARANTINED,
+    REMOVED,
     STORE,
     SUMS,
     sums,
@@ -31,6 +33,7 @@ from tierstore import Dense, codecs
 from tierstore.errors import NotFound, UnsupportedFormat
 from tierstore.format import proof
 from tierstore.format.dtypes import numpy_dtype
+from tierstore.format.retention import Rules
 from tierstore.modelstore.store import Store
 
 PACKED = {"F4", "F6_E2M3", "F6_E3M2"}
@@ -149,6 +152,32 @@ def test_a_damaged_pack_whose_chunks_were_stored_again(tmp_path: Path) -> None:
         (tmp_path / "store" / key).unlink()
         for name, array in store.load("quarantined@1").load().items():
             assert array.tobytes() == tensors[name].data, name
+
+
+def test_removed_versions(tmp_path: Path) -> None:
+    shutil.copytree(REMOVED, tmp_path / "store")
+    recorded = json.loads(EXPECTED.read_text())
+
+    def is_whole(store: Store, ref: str) -> bool:
+        data = store.load(ref).read_file("model.safetensors")
+        return content.sha256(data) == recorded[ref]["model.safetensors"]
+
+    with tierstore.open(tmp_path / "store") as store:
+        assert store.models() == ["removed", "short"]
+        assert [version.number for version in store.versions("removed")] == [3, 2]
+        assert is_whole(store, "removed@2")
+        for ref in ("removed@1", "gone"):
+            with pytest.raises(NotFound, match=r"@1 was removed on 2026-.* by golden@example.org"):
+                store.load(ref)
+        assert [
+            (str(one.version), one.message, one.until - one.removed) for one in store.deleted()
+        ] == [("gone@1", "", timedelta(days=2)), ("removed@1", "both", timedelta(days=2))]
+        for_all, short = store.retention.all()
+        assert for_all.rules == Rules(keep_last=10, keep_tags=["v*"])
+        assert (short.model, short.window, short.message) == ("short", timedelta(0), "large")
+        assert store.check(read_data=True).findings == []
+        store.undelete("removed@1")
+        assert is_whole(store, "removed@1")
 
 
 def test_the_files_are_those_that_were_frozen() -> None:

@@ -439,7 +439,9 @@ def test_forget_says_what_stays_and_why(store: Store) -> None:
     ]
     assert [version.number for version in found.removed] == [5, 4, 3]
     assert numbers(store) == [7, 6, 5, 4, 3, 2, 1]
-    with pytest.raises(Conflict, match=r"3 of the 7 versions of m would be removed, 43 %"):
+    with pytest.raises(
+        Conflict, match=r"3 of the 7 versions of m would be removed, .*than 20 % .*=43 \("
+    ):
         store.forget("m", keep_last=1, keep_tag=["v*"])
     store.forget("m", keep_last=1, keep_tag=["v*"], most_percent=43)
     assert numbers(store) == [7, 6, 2, 1]

@@ -17,10 +17,10 @@ from tierstore.errors import NotFound, TensorMissing
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("delete m@1", "cannot be deleted yet"), ("rm m", "cannot be deleted yet"),
-        ("gc", "space is not reclaimed"), ("export m", "load REF --to DIR"),
+        ("delete m@1", "'tierstore rm REF' removes a version"), ("recover m@1", "undelete REF"),
+        ("gc", "is not reclaimed yet"), ("export m", "load REF --to DIR"),
         ("follow m@prod", "agent --follow REF"), ("alias delete m prod", "called 'rm'"),
-        ("rollout ls", "rollout status"), ("--json rm save", "cannot be deleted yet"),
+        ("rollout ls", "rollout status"), ("--json remove save", "tierstore rm REF"),
         ("sav", "Did you mean 'save'"),
     ],
 )  # fmt: skip

@@ -54,7 +54,7 @@ def log(
         int | None, typer.Option(metavar="N", min=1, help="Show only the newest N entries.")
     ] = None,
 ) -> None:
-    """Show who published or moved what, when and why.
+    """Show who published, moved or removed what, when and why.
 
     Entries are listed newest first: those of the versions or releases of MODEL, of one of its
     aliases or variants, or of everything in the store.
@@ -72,7 +72,7 @@ def log(
         parsed = ModelRef.parse(ref)
         if any(one is not None for one in (parsed.number, parsed.prefix, parsed.release)):
             raise UsageError(f"{parsed} names one version; expected MODEL or MODEL@ALIAS")
-        if parsed.variant is None:
+        if parsed.variant is None and store._parts.home.log(parsed.model).last() is None:
             store.resolve(parsed.model)  # says what does not exist
         entries = list(islice(history_of(store._parts.home, parsed), limit))
     data = schemas.Log(
@@ -115,15 +115,17 @@ def _entry_json(logged: Logged) -> schemas.LogEntry:
         time=time_of(entry),
         who=entry.who,
         message=entry.message,
+        versions=entry.versions,
     )
 
 
 def _ids(entries: list[Logged]) -> list[str]:
     variants = [f"+{one.ref.variant}" if one.ref.variant else "" for one in entries]
     return [
-        f"{one.ref.model}@{one.entry.version}{variant}"
+        f"{one.ref.model}@{number}{variant}"
         for one, variant in zip(entries, variants, strict=True)
-        if one.entry.version
+        for number in [one.entry.version, *one.entry.versions]
+        if number
     ]
 
 
@@ -154,6 +156,8 @@ def _print_log(entries: list[Logged], more: list[str], refs: list[str]) -> None:
 def _pointed_to(model: str, entry: RefEntry) -> str:
     from tierstore.modelstore.names.rollout import percent_of
 
+    if entry.versions:
+        return " ".join(f"{model}@{number}" for number in entry.versions)
     if not entry.version:
         return "-"
     if entry.rollout:

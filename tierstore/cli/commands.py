@@ -21,7 +21,7 @@ class Command:
         name: The words that call it, such as ``tier ls``; the first of two names a group.
         code: File below ``tierstore/cli`` and function in it that runs the command.
         prints: Structs below ``tierstore/cli/schemas`` that ``--json`` prints: the first, or the
-            second where the command is given a name.
+            second where the command is given a name; others by an option.
     """
 
     section: str
@@ -42,6 +42,7 @@ class Command:
 
 GROUPS = {
     "alias": "Set, remove and list names of versions.",
+    "retention": "Set, remove and list what is kept of models.",
     "rollout": "Move an alias to a version stage by stage.",
     "release": "Switch versions of several models at once.",
     "tier": "List, add, change, drain and remove tiers.",
@@ -54,7 +55,7 @@ _TABLE = (
     ("Models", "init", "stores.init", "tiers.Init"),
     ("Models", "save", "models.save", "core.Save"),
     ("Models", "load", "models.load", "core.Load"),
-    ("Models", "ls", "models.ls", "core.Models", "core.Versions"),
+    ("Models", "ls", "models.ls", "core.Models", "core.Versions", "removal.Deleted"),
     ("Models", "stat", "describe.stat", "core.Stat"),
     ("Models", "tensors", "describe.tensors", "core.Tensors"),
     ("Models", "diff", "describe.diff", "deltas.DiffJson"),
@@ -63,6 +64,12 @@ _TABLE = (
     ("Models", "alias rm", "aliases.remove", "core.AliasRemoved"),
     ("Models", "alias ls", "aliases.ls", "core.AllAliases", "core.Aliases"),
     ("Models", "rollback", "aliases.rollback", "core.AliasJson"),
+    ("Models", "rm", "removal.remove", "removal.Deleted"),
+    ("Models", "undelete", "removal.undelete", "core.VersionJson"),
+    ("Models", "forget", "removal.forget", "removal.Forgot"),
+    ("Models", "retention set", "removal.set_retention", "removal.RetentionJson"),
+    ("Models", "retention rm", "removal.remove_retention", "removal.RetentionRemoved"),
+    ("Models", "retention ls", "removal.ls_retention", "removal.Retentions"),
     ("Models", "rebase", "models.rebase", "deltas.Rebase"),
     ("Models", "patch", "patches.patch", "patches.Patched"),
     ("Models", "patches", "patches.patches", "patches.Patches"),

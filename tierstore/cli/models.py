@@ -312,10 +312,17 @@ def ls(
             metavar="MODEL", help="List the versions of this model.", show_default=False
         ),
     ] = None,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="List versions that were removed instead.")
+    ] = False,
 ) -> None:
     """List models, or the versions of one."""
     with cli.open() as store:
-        if model is None:
+        if deleted:
+            from tierstore.cli.removal import show_deleted
+
+            show_deleted(cli, store, model)
+        elif model is None:
             _ls_models(cli, store)
         else:
             _ls_versions(cli, store, model)
@@ -330,7 +337,10 @@ def _ls_models(cli: Cli, store: Store) -> None:
         aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
         found.append(
             schemas.ListedModel(
-                model=name, versions=newest.number, latest=version_json(newest), aliases=aliases
+                model=name,
+                versions=store._names.count(name),
+                latest=version_json(newest),
+                aliases=aliases,
             )
         )
 

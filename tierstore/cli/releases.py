@@ -83,7 +83,10 @@ def _ls_names(cli: Cli, store: Store) -> None:
         aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
         found.append(
             schemas.ListedRelease(
-                name=name, releases=latest.version, latest=latest, aliases=aliases
+                name=name,
+                releases=store._names.count(name),
+                latest=latest,
+                aliases=aliases,
             )
         )
 
@@ -131,9 +134,8 @@ def _ls_releases(cli: Cli, store: Store, name: str) -> None:
 
 def _release_json(store: Store, release: Release) -> schemas.ReleaseJson:
     version = release.version
-    before = {}
-    if version.number > 1:
-        before = dict(store.releases.get(f"{version.model}@{version.number - 1}").members)
+    older = store._names.before(version)
+    before = dict(store.releases.get(older).members) if older else {}
     return schemas.ReleaseJson(
         **version_fields(version),
         members=[

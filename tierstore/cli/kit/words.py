@@ -6,9 +6,13 @@ from typing import Any
 
 from tierstore.errors import UsageError
 
-_NO_DELETION = (
-    "a version cannot be deleted yet, and space is not reclaimed; 'tierstore alias rm' removes an "
-    "alias, 'tierstore tier rm' a tier, 'tierstore evict' frees a hot tier"
+_REMOVE = (
+    "'tierstore rm REF' removes a version, 'tierstore alias rm' an alias, 'tierstore tier rm' a "
+    "tier, and 'tierstore evict' frees a hot tier"
+)
+_NO_GC = (
+    "the space of versions that are removed is not reclaimed yet; 'tierstore evict' frees a hot "
+    "tier"
 )
 _FILES = "'tierstore load REF --to DIR' writes the files of a version"
 _STORE = "'tierstore save MODEL SOURCE' stores a model"
@@ -20,7 +24,9 @@ _LIST = "'tierstore ls' lists models, 'tierstore ls MODEL' the versions of one"
 _ROLLOUTS = "'tierstore rollout status' lists the rollouts in progress"
 
 TRIED = {
-    **dict.fromkeys(("delete", "rm", "remove", "gc", "vacuum"), _NO_DELETION),
+    **dict.fromkeys(("delete", "remove"), _REMOVE),
+    **dict.fromkeys(("gc", "vacuum", "prune", "compact"), _NO_GC),
+    **dict.fromkeys(("recover", "undo"), "'tierstore undelete REF' brings one back"),
     **dict.fromkeys(("export", "get", "pull", "download", "checkout"), _FILES),
     **dict.fromkeys(("push", "put", "add", "upload", "import", "commit"), _STORE),
     **dict.fromkeys(("follow", "watch"), _FOLLOW),

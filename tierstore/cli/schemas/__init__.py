@@ -7,6 +7,7 @@ __all__ = [
     "patches",
     "placing",
     "releases",
+    "removal",
     "rollout",
     "serve",
     "tiers",

@@ -187,7 +187,9 @@ class Tensors(Schema):
 class LogEntry(Schema):
     """One entry of a log; ``version`` and ``digest`` are null where an alias was removed.
 
-    In a rollout ``percent`` of the nodes get version ``to`` instead; otherwise both are null.
+    They are also null where versions were removed or brought back: ``versions`` are their numbers,
+    and ``seq`` is that of the log of removals. In a rollout ``percent`` of the nodes get version
+    ``to`` instead; otherwise both are null.
     """
 
     seq: int
@@ -199,6 +201,7 @@ class LogEntry(Schema):
     time: datetime
     who: str
     message: str
+    versions: list[int]
 
 
 class Log(Schema):

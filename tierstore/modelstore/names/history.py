@@ -1,11 +1,11 @@
-"""History: who published, moved or derived what, when and why, over all ref logs of a store."""
+"""History: who published, moved, derived or removed what, when and why, over all ref logs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from heapq import nlargest
+from heapq import merge, nlargest
 from itertools import islice
 
 from tierstore.errors import NotFound
@@ -13,6 +13,7 @@ from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import ModelRef
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.names.removed import Removals
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,23 @@ class Logged:
 def history_of(home: Home, ref: ModelRef) -> Iterator[Logged]:
     """Yield the entries of one log, newest first: of a model's versions, an alias or a variant.
 
+    With those of the versions come those of their removals, by the writers' clocks.
+
     Raises:
         NotFound: There is no such log, or nothing in it.
     """
     name = VERSION_LOG
+    removals: list[RefEntry] = []
     if ref.alias is not None:
         name = ALIASES + ref.alias
     elif ref.variant is not None:
         name = VARIANTS + ref.variant
+    else:
+        removals = Removals(home).entries(ref.model)
     found = False
-    for entry in home.log(ref.model, name).entries():
+    for entry in merge(
+        home.log(ref.model, name).entries(), removals, key=lambda one: one.time_us, reverse=True
+    ):
         found = True
         yield Logged(ref, entry)
     if not found:

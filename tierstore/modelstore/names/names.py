@@ -268,6 +268,20 @@ class Names:
         entries = self.home.log(model).numbered(kept[:limit])
         return [version_of(model, entry) for entry in entries]
 
+    def count(self, model: str) -> int:
+        """Return how many versions a model has that are not removed."""
+        last, removed = self.removals.last(model)
+        return 0 if last is None else last.seq - len(removed)
+
+    def before(self, version: Version) -> Version | None:
+        """Return the version before this one, but for removed ones; ``None`` for the first."""
+        removed = self.removals.of(version.model)
+        older = (number for number in range(version.number - 1, 0, -1) if number not in removed)
+        number = next(older, None)
+        if number is None:
+            return None
+        return version_of(version.model, self.home.log(version.model).entry(number))
+
     def aliases(self, model: str) -> list[Alias]:
         """Return the aliases of a model and the versions that they point to now."""
         model = check_name("model", model)

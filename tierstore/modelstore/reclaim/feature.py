@@ -52,7 +52,7 @@ def writers_seen(home: Home) -> list[SeenWriter]:
     These are the writers of the newest hundred entries of the store's logs.
     """
     running = sorted({lease.who for lease in writers(home.blobs).values()})
-    found = {}
+    found: dict[tuple[str, str], datetime] = {}
     for logged in whole_history(home, _LATELY):
         entry = logged.entry
         found.setdefault((entry.who, entry.tool), when(entry))

@@ -138,7 +138,8 @@ class Holders:
             self._members[manifest] = tuple(found or ())
         return self._members[manifest]
 
-    def _pinned_and_read(self) -> Reasons | dict[str, list[str]]:
+    def _pinned_and_read(self) -> dict[str, list[str]]:
+        """Return who pins or reads versions, by the digests of their manifests."""
         found: dict[str, list[str]] = {}
         for pin in Pins(self._home.blobs).active():
             if not pin.ref.startswith(HOLDER):  # the alias names what a rollout pins

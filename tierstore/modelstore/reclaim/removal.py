@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -282,10 +283,11 @@ class Removing:
         staying = frozenset(digest for number in kept for digest in contents[number].digests)
         share = 100 * len(going) / len(contents)
         if not dry_run and share > most:
+            enough = math.ceil(share)
             raise Conflict(
-                f"{len(going)} of the {len(contents)} versions of {model} would be removed, "
-                f"{share:.0f} % of them: look at them with dry_run=True (--dry-run), then allow it "
-                f"with most_percent={share:.0f} (--yes, or --most-percent {share:.0f})"
+                f"{len(going)} of the {len(contents)} versions of {model} would be removed, which "
+                f"is more than {most:g} % of them: look at them with dry_run=True (--dry-run), "
+                f"then allow it with most_percent={enough} (--yes, or --most-percent {enough})"
             )
         if going and not dry_run:
             self._forget(holders, model, going, staying, note)

@@ -147,5 +147,13 @@ def described(rules: Rules) -> str:
         if name == "keep_tags":
             words += [f"{option} {shlex.quote(tag)}" for tag in value]
         elif value is not None:
-            words.append(f"{option} {value}{'s' if name == 'keep_within_s' else ''}")
+            words.append(f"{option} {_time(value) if name == 'keep_within_s' else value}")
     return " ".join(words)
+
+
+def _time(seconds: int) -> str:
+    """Return seconds as they are given: in the largest unit that fits, such as ``30d``."""
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % unit_s == 0:
+            return f"{seconds // unit_s}{unit}"
+    return f"{seconds}s"

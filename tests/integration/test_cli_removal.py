@@ -1,0 +1,127 @@
+"""The commands that remove versions and bring them back: their text, their JSON and their ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+import tierstore
+from tierstore.cli.kit import app
+from tierstore.cli.schemas.markdown import outputs
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Program = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with m@1 (removed), m@2, m@3 (prod), m@4 and n@1, which has rules."""
+    folder = tmp_path_factory.mktemp("template")
+    with tierstore.init(folder / "store") as store:
+        store.admin.enable_removal(wait_s=0)
+        for number in (1, 2, 3, 4):
+            store.save("m", {"w": np.full(9, number, np.float32)}, message=f"run {number}")
+        store.save("n", {"w": np.ones(9, np.float32)})
+        store.alias("m", "prod", "m@3")
+        store.remove("m@1", message="old")
+        store.retention.set("n", keep_last=3, message="few")
+    return folder
+
+
+@pytest.fixture
+def run(
+    template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Program:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIERSTORE_STORE", "store")
+
+    def run(*argv: str) -> Done:
+        code = app.run(argv)
+        printed = capsys.readouterr()
+        return Done(code, printed.out, printed.err)
+
+    return run
+
+
+CASES: dict[str, tuple[str, str, str]] = {
+    # name: command line, what the text holds, what -q prints
+    "rm": ("rm m@2 -m wrong", "m@2      b3:", "m@2"),
+    "rm newest": ("rm m@4 --force", "m@4 ", "m@4"),
+    "rm model": ("rm n --all", "n@1 ", "n@1"),
+    "undelete": ("undelete m@1", "m@1 is back", "m@1"),
+    "forget": ("forget m --keep-last 1 --yes", "1 version removed", "m@2"),
+    "forget dry": ("forget m n --keep-last 1 --dry-run", "1 version would be removed", "m@2"),
+    "forget nothing": ("forget m --keep-within 2h", "within 2:00:00", ""),
+    "ls deleted": ("ls --deleted", "old", "m@1"),
+    "ls deleted none": ("ls n --deleted", "no version of n is removed", ""),
+    "retention set": ("retention set m --window 0 --keep-daily 7", "--keep-daily 7", "m"),
+    "retention set all": ("retention set --window 36h", "1 day, 12:00:00", "-"),
+    "retention rm": ("retention rm n", "nothing is set for n itself", "n"),
+    "retention ls": ("retention ls", "--keep-last 3", "n"),
+    "log": ("log m --limit 1", "forget  m@1", "m@1"),
+}
+
+
+def schema_of(line: str) -> type[msgspec.Struct]:
+    known, words = outputs(), line.split()
+    if "--deleted" in words:
+        return known["ls"][2]
+    if words[0] == "log":
+        return known["log"][1]
+    return known[" ".join(words[:2])][0] if words[0] == "retention" else known[words[0]][0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_text(name: str, run: Program) -> None:
+    line, expected, _ = CASES[name]
+    done = run(*line.split())
+    assert (done.code, done.err) == (0, "")
+    assert expected in done.out, done.out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_json(name: str, run: Program) -> None:
+    line = CASES[name][0]
+    done = run(*line.split(), "--json")
+    assert (done.code, done.err) == (0, "")
+    data = msgspec.json.decode(done.out, type=schema_of(line), strict=True)
+    assert msgspec.json.decode(msgspec.json.encode(data)) == json.loads(done.out)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_quiet(name: str, run: Program) -> None:
+    line, _, expected = CASES[name]
+    done = run(*line.split(), "-q")
+    assert (done.code, done.out.split(), done.err) == (0, expected.split(), "")
+
+
+def test_what_is_done_already_is_said(run: Program) -> None:
+    with tierstore.open("store") as store:
+        store.save("o", {"w": np.ones(9, np.float32)})
+        store.save("o", {"w": np.zeros(9, np.float32)})
+    done = run("forget", "n", "m", "--keep-last", "1")
+    assert done.code == 6
+    assert done.err.startswith("tierstore: error: 1 of the 3 versions of m would be removed")
+    assert done.err.endswith("; done before: n\n")
+
+
+def test_models_are_counted_without_what_is_removed(run: Program) -> None:
+    models = json.loads(run("ls", "--json").out)["models"]
+    assert [(one["model"], one["versions"]) for one in models] == [("m", 3), ("n", 1)]

@@ -1,0 +1,328 @@
+"""Commands that remove versions and bring them back: rm, forget, undelete, retention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli.kit.command import Cli
+from tierstore.cli.kit.output import Column, counted, table, when
+from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
+from tierstore.cli.schemas import removal as schemas
+from tierstore.cli.schemas.core import VersionJson
+from tierstore.errors import TierstoreError, UsageError
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion
+    from tierstore.modelstore.reclaim.retention import ModelRetention
+    from tierstore.modelstore.reclaim.rules import Keep
+    from tierstore.modelstore.store import Store
+
+KeepLast = Annotated[int | None, typer.Option(metavar="N", help="Keep the newest N versions.")]
+KeepWithin = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Keep versions of this time before the newest: 12h, 30d."),
+]
+KeepHourly = Annotated[
+    int | None, typer.Option(metavar="N", help="Keep the newest version of each of N hours.")
+]
+KeepDaily = Annotated[int | None, typer.Option(metavar="N", help="The same by days (UTC).")]
+KeepWeekly = Annotated[int | None, typer.Option(metavar="N", help="The same by weeks.")]
+KeepMonthly = Annotated[int | None, typer.Option(metavar="N", help="The same by months.")]
+KeepYearly = Annotated[int | None, typer.Option(metavar="N", help="The same by years.")]
+KeepTag = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB", help="Keep versions with such an alias or message; may be repeated."
+    ),
+]
+WindowOption = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Time in which a removal can be undone: 7d, 12h, or 0."),
+]
+RetentionModel = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="The model; all models without it.", show_default=False),
+]
+
+
+def remove(
+    cli: Cli,
+    refs: Annotated[list[str], typer.Argument(metavar="REF...", help=REF_HELP, show_default=False)],
+    every: Annotated[
+        bool, typer.Option("--all", help="Remove all versions of each MODEL that is named.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove the newest version of a model as well.")
+    ] = False,
+    message: Message = "",
+) -> None:
+    """Remove versions, with their variants; all of them or none.
+
+    They are not found any more; 'undelete' brings them back within 7 days, or the window that is
+    set. Refused for what an alias, rollout, release, pin, reader or patch needs.
+    """
+    with cli.open() as store:
+        if every:
+            if named := [ref for ref in refs if "@" in ref]:
+                raise UsageError(f"--all takes names of models, and {named[0]} names a version")
+            for model in refs:
+                store.versions(model, limit=0)  # says which does not exist
+            gone = [one for model in refs for one in store.remove_model(model, message=message)]
+        else:
+            gone = store.remove(*refs, force=force, message=message)
+        wanted = {str(version) for version in gone}
+        found = [
+            one
+            for model in dict.fromkeys(version.model for version in gone)
+            for one in store.deleted(model)
+            if str(one.version) in wanted
+        ]
+    _show_deleted(cli, found, "")
+
+
+def undelete(cli: Cli, ref: Ref, message: Message = "") -> None:
+    """Bring back a version that was removed, with its variants."""
+    with cli.open() as store:
+        version = store.undelete(ref, message=message)
+    cli.out.show(version_json(version), [str(version)], lambda: print(f"{version} is back"))
+
+
+def show_deleted(cli: Cli, store: Store, model: str | None) -> None:
+    """Print what 'ls --deleted' lists."""
+    of = f" of {model}" if model else ""
+    _show_deleted(cli, store.deleted(model), f"no version{of} is removed")
+
+
+def _show_deleted(cli: Cli, found: Sequence[RemovedVersion], none: str) -> None:
+    data = schemas.Deleted(
+        versions=[
+            schemas.DeletedVersion(
+                **version_fields(one.version),
+                removed=one.removed,
+                removed_by=one.who,
+                reason=one.message,
+                until=one.until,
+            )
+            for one in found
+        ]
+    )
+
+    def text() -> None:
+        titles = ("VERSION", "DIGEST", "REMOVED", "WHO", "BACK UNTIL", "REASON")
+        rows = [
+            (
+                str(one.version),
+                one.version.digest.short,
+                when(one.removed),
+                one.who,
+                when(one.until),
+                one.message,
+            )
+            for one in found
+        ]
+        if rows:
+            table([Column(title) for title in titles], rows)
+        else:
+            print(none)
+
+    cli.out.show(data, [str(one.version) for one in found], text)
+
+
+def forget(
+    cli: Cli,
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Models.", show_default=False)
+    ],
+    keep_last: KeepLast = None,
+    keep_within: KeepWithin = None,
+    keep_hourly: KeepHourly = None,
+    keep_daily: KeepDaily = None,
+    keep_weekly: KeepWeekly = None,
+    keep_monthly: KeepMonthly = None,
+    keep_yearly: KeepYearly = None,
+    keep_tag: KeepTag = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what stays, and by which rule.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove however many versions the rules do not keep.")
+    ] = False,
+    most_percent: Annotated[
+        float,
+        typer.Option(metavar="N", help="Stop if more percent of a model's versions would go."),
+    ] = 20.0,
+    message: Message = "",
+) -> None:
+    """Remove the versions of models that no rule keeps.
+
+    The newest version stays in any case, and so do all that 'rm' refuses to remove, that a rollback
+    goes back to, and that an alias pointed to in the last 30 days. Patches stay for 7 days, and
+    while they are among the newest 64 versions.
+    """
+    keep = _keep(
+        keep_last, keep_within, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly,
+        keep_tag,
+    )  # fmt: skip
+    most = 100.0 if yes else most_percent
+    found: list[Forgotten] = []
+    with cli.open() as store:
+        for model in models:
+            try:
+                found.append(
+                    store.forget(model, **keep, dry_run=dry_run, most_percent=most, message=message)
+                )
+            except TierstoreError as error:
+                if not found or dry_run:
+                    raise
+                done = ", ".join(one.model for one in found)
+                raise type(error)(f"{error}; done before: {done}") from error
+    data = schemas.Forgot(models=[_forgotten_json(one) for one in found])
+    ids = [str(version) for one in found for version in one.removed]
+    cli.out.show(data, ids, lambda: _print_forgotten(found))
+
+
+def _keep(
+    last: int | None,
+    within: str | None,
+    hourly: int | None,
+    daily: int | None,
+    weekly: int | None,
+    monthly: int | None,
+    yearly: int | None,
+    tags: list[str] | None,
+) -> Keep:
+    return {
+        "keep_last": last,
+        "keep_within": _time(within),
+        "keep_hourly": hourly,
+        "keep_daily": daily,
+        "keep_weekly": weekly,
+        "keep_monthly": monthly,
+        "keep_yearly": yearly,
+        "keep_tag": tags or [],
+    }
+
+
+def _time(text: str | None) -> timedelta | None:
+    from tierstore.config import parse_seconds
+
+    if text is None:
+        return None
+    return timedelta(seconds=0 if text.strip() == "0" else parse_seconds(text))
+
+
+def _forgotten_json(one: Forgotten) -> schemas.ForgottenJson:
+    return schemas.ForgottenJson(
+        model=one.model,
+        dry_run=one.dry_run,
+        kept=[
+            schemas.Kept(**version_fields(kept.version), reasons=list(kept.reasons))
+            for kept in one.kept
+        ],
+        removed=[VersionJson(**version_fields(version)) for version in one.removed],
+    )
+
+
+def _print_forgotten(found: Sequence[Forgotten]) -> None:
+    rows = [
+        (str(version), when(version.created), what, why, version.message)
+        for one in found
+        for version, what, why in sorted(
+            [
+                *((kept.version, "stays", ", ".join(kept.reasons)) for kept in one.kept),
+                *((gone, "would go" if one.dry_run else "removed", "") for gone in one.removed),
+            ],
+            key=lambda row: -row[0].number,
+        )
+    ]
+    table([Column(title) for title in ("VERSION", "CREATED", "", "WHY", "MESSAGE")], rows)
+    gone = sum(len(one.removed) for one in found)
+    dry = any(one.dry_run for one in found)
+    print(f"\n{counted(gone, 'version')} {'would be removed' if dry else 'removed'}")
+
+
+def set_retention(
+    cli: Cli,
+    model: RetentionModel = None,
+    window: WindowOption = None,
+    keep_last: KeepLast = None,
+    keep_within: KeepWithin = None,
+    keep_hourly: KeepHourly = None,
+    keep_daily: KeepDaily = None,
+    keep_weekly: KeepWeekly = None,
+    keep_monthly: KeepMonthly = None,
+    keep_yearly: KeepYearly = None,
+    keep_tag: KeepTag = None,
+    message: Message = "",
+) -> None:
+    """Set what is kept of a model, and how long removals can be undone.
+
+    It replaces what was set before. Agents keep the rules: for one window they only report what
+    they would remove.
+    """
+    keep = _keep(
+        keep_last, keep_within, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly,
+        keep_tag,
+    )  # fmt: skip
+    with cli.open() as store:
+        done = store.retention.set(model, window=_time(window), message=message, **keep)
+    cli.out.show(_retention_json(done), [_name(done)], lambda: _print_retentions([done]))
+
+
+def remove_retention(cli: Cli, model: RetentionModel = None) -> None:
+    """Remove what is set for a model; what is set for all models holds for it then."""
+    with cli.open() as store:
+        store.retention.remove(model)
+    name = "all models" if model is None else model
+    data = schemas.RetentionRemoved(model=model)
+    cli.out.show(data, [model or "-"], lambda: print(f"nothing is set for {name} itself"))
+
+
+def ls_retention(cli: Cli) -> None:
+    """List what is kept of models, and how long removals can be undone."""
+    with cli.open() as store:
+        found = store.retention.all()
+    data = schemas.Retentions(retentions=[_retention_json(one) for one in found])
+    cli.out.show(data, [_name(one) for one in found], lambda: _print_retentions(found))
+
+
+def _name(one: ModelRetention) -> str:
+    return "-" if one.model is None else one.model
+
+
+def _retention_json(one: ModelRetention) -> schemas.RetentionJson:
+    from tierstore.modelstore.reclaim.rules import described
+
+    return schemas.RetentionJson(
+        model=one.model,
+        window_s=None if one.window is None else int(one.window.total_seconds()),
+        rules=None if one.rules is None else described(one.rules),
+        since=one.since,
+        who=one.who,
+        message=one.message,
+    )
+
+
+def _print_retentions(found: Sequence[ModelRetention]) -> None:
+    from tierstore.modelstore.reclaim.rules import described
+
+    rows = [
+        (
+            "all others" if one.model is None else one.model,
+            "-" if one.window is None else str(one.window),
+            "-" if one.rules is None else described(one.rules),
+            when(one.since),
+            one.who,
+            one.message,
+        )
+        for one in found
+    ]
+    if rows:
+        titles = ("MODEL", "WINDOW", "RULES", "SINCE", "WHO", "MESSAGE")
+        table([Column(title) for title in titles], rows)
+    else:
+        print("nothing is set: removals can be undone for 7 days, and nothing is removed by rules")

@@ -1,0 +1,75 @@
+"""What ``rm``, ``forget``, ``undelete``, ``ls --deleted`` and ``retention`` print as JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tierstore.cli.schemas.core import Schema, VersionJson
+
+
+class DeletedVersion(VersionJson):
+    """A removed version; until ``until`` it can be brought back for certain.
+
+    ``created``, ``who`` and ``message`` are those of the version, ``removed_by`` and ``reason``
+    those of its removal.
+    """
+
+    removed: datetime
+    removed_by: str
+    reason: str
+    until: datetime
+
+
+class Deleted(Schema):
+    """Removed versions, newest first, by model."""
+
+    versions: list[DeletedVersion]
+
+
+class Kept(VersionJson):
+    """A version that stays, and why: the rules that keep it, and who names it."""
+
+    reasons: list[str]
+
+
+class ForgottenJson(Schema):
+    """What rules made of the versions of a model; with ``dry_run`` nothing was removed."""
+
+    model: str
+    dry_run: bool
+    kept: list[Kept]
+    removed: list[VersionJson]
+
+
+class Forgot(Schema):
+    """What rules made of the versions of each model."""
+
+    models: list[ForgottenJson]
+
+
+class RetentionJson(Schema):
+    """What is set for a model, or for all models where ``model`` is null.
+
+    ``window_s`` is for how many seconds a removal can be undone, null where that is not set.
+    ``rules`` are the options that set them, null where nothing is removed by rules. ``since`` is
+    when this was set, and ``who`` did it.
+    """
+
+    model: str | None
+    window_s: int | None
+    rules: str | None
+    since: datetime
+    who: str
+    message: str
+
+
+class Retentions(Schema):
+    """All that is set, for all models first."""
+
+    retentions: list[RetentionJson]
+
+
+class RetentionRemoved(Schema):
+    """What is set no more; ``model`` is null for what was set for all models."""
+
+    model: str | None
