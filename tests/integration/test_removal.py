@@ -24,8 +24,7 @@ from tierstore.errors import (
     Unreachable,
     UsageError,
 )
-from tierstore.format.keys import CONFIG, GC, LEASES, PACKS, REMOVED_LOG
-from tierstore.format.layout import Condemned
+from tierstore.format.keys import CONFIG, LEASES, PACKS, REMOVED_LOG
 from tierstore.format.reflog import Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, encode_config, parse_config
@@ -376,8 +375,8 @@ def test_undelete_of_what_is_gone_is_too_late(store: Store, how: str) -> None:
     store.save("m", content(78), base=None)
     store.remove("m@6")
     if how == "condemned":
-        listed = Condemned(run="1", packs=[pack.rpartition("/")[2]])
-        blobs.put(f"{GC}1", seal_body(Kind.CONDEMNED, listed))
+        condemned = [bytes.fromhex(pack.rpartition("/")[2])]
+        store._parts.home.condemned.condemn(condemned, run="ab" * 16, now_us=1)
     else:
         blobs.delete([pack])
     with pytest.raises(NotFound, match="it is too late for m@6"):
