@@ -1,4 +1,4 @@
-"""The agent of a store: moves packs, steps rollouts and folds versions until it is stopped."""
+"""The agent of a store: moves packs, steps rollouts, folds and removes versions until it ends."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from tierstore.tiers.durable.mover import MoverStats
 _log = logging.getLogger("tierstore.agent")
 _FOLD_FROM = 8
 """Number of patches from which on a version is folded: half of a full chain."""
+_RULES_EVERY_S = 3600.0
+"""Seconds between two looks at what rules of retention remove: they count in hours and more."""
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class AgentStats:
         rollout_steps: Steps of rollouts that were made.
         rebased: Versions whose costly deltas were stored as standalone chunks.
         folded: Versions on many patches that were stored as full chunks.
+        removed: Versions that rules of retention removed.
     """
 
     rounds: int = 0
@@ -42,6 +45,7 @@ class AgentStats:
     rollout_steps: int = 0
     rebased: int = 0
     folded: int = 0
+    removed: int = 0
 
 
 class Agent:
@@ -66,6 +70,8 @@ class Agent:
         self.stats = AgentStats()
         self._placement, self._rebasing = store.placement, store._parts.rebasing
         self._newest: dict[str, int] = {}
+        self._rules_looked_at = -_RULES_EVERY_S
+        self._reported: set[tuple[str, str]] = set()
 
     @property
     def moves(self) -> MoverStats:
@@ -82,13 +88,14 @@ class Agent:
         _log.info("agent of %s stops", self._store.url)
 
     def round(self) -> None:
-        """Run one round: step rollouts, rebase and fold versions, and move packs."""
+        """Run one round: step rollouts, rebase, fold and remove versions, and move packs."""
         began = time.monotonic()
         self.stats.rounds += 1
         try:
             self._advance()
             self._rebase()
             self._fold()
+            self._keep_rules()
             report = self._placement.rebalance(budget=self._budget, stop=self.stop)
         except Conflict as error:
             self.stats.refused += 1
@@ -149,6 +156,33 @@ class Agent:
                 self.stats.folded += 1
                 _log.info("%s was folded: it lay on %d patches", newest, done.patches)
 
+    def _keep_rules(self) -> None:
+        """Remove what rules of retention do not keep; in their first window only say what."""
+        now = time.monotonic()
+        home, retention = self._store._parts.home, self._store.retention
+        if not home.reclaims or now - self._rules_looked_at < _RULES_EVERY_S:
+            return
+        self._rules_looked_at = now
+        held = {one.model for one in retention.all() if one.rules is not None}
+        for model in self._store.models() if None in held else sorted(filter(None, held)):
+            if self.stop.is_set():
+                return
+            try:
+                done = retention.apply(model)
+            except (Conflict, Damaged, NotFound, UnsupportedFormat) as error:
+                _log.warning("nothing of %s is removed by its rules: %s", model, error)
+                continue
+            if done is None or not done.removed:
+                continue
+            refs = " ".join(map(str, done.removed))
+            if not done.dry_run:
+                self.stats.removed += len(done.removed)
+                _log.info("removed by the rules of %s: %s", model, refs)
+            elif (model, refs) not in self._reported:
+                self._reported.add((model, refs))
+                due = retention.due(model)[1]
+                _log.warning("the rules of %s will remove from %s on: %s", model, due, refs)
+
     def counters(self) -> Mapping[str, float]:
         """Return totals for the page of metrics, by name."""
         moves, own = self.moves, self.stats
@@ -165,6 +199,7 @@ class Agent:
             "rollout_steps": own.rollout_steps,
             "rebased": own.rebased,
             "folded": own.folded,
+            "removed": own.removed,
         }
 
 
