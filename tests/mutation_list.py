@@ -3843,8 +3843,8 @@ _REMOVAL = (
         "look-after-a-removal",
         "SPEC 9.1: Who appended a forget MUST then look at all of these.",
         "modelstore/reclaim/removal.py",
-        "                _refuse_held(model, holders.named(model, some, staying))\n",
-        "                pass\n",
+        "            _refuse_held(model, holders.named(model, going, staying))\n",
+        "            pass\n",
         ("integration/test_removal.py::test_nothing_that_is_named_is_removed_whoever_comes_first",),
     ),
     Mutation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tierstore.errors import (
     UsageError,
 )
 from tierstore.format.keys import CONFIG, LEASES, PACKS, REMOVED_LOG
-from tierstore.format.reflog import Hint, RefEntry
+from tierstore.format.reflog import Action, Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, encode_config, parse_config
 from tierstore.ids import Digest
@@ -34,6 +34,7 @@ from tierstore.modelstore.home.leases import WriterLease, in_force, new_lease
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.reclaim import removal
 from tierstore.modelstore.reclaim.feature import enable, writers_seen
 from tierstore.modelstore.reclaim.retention import Retentions
 from tierstore.modelstore.store import Store
@@ -229,6 +230,13 @@ def test_all_or_none_of_the_references(store: Store) -> None:
     assert numbers(store) == [5, 4, 3, 2]
 
 
+def test_more_than_one_entry_can_hold(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "MAX_REMOVED", 2)
+    log = store._parts.home.log("m", REMOVED_LOG)
+    store.remove_model("m")
+    assert [entry.versions for entry in log.entries()] == [[5], [3, 4], [1, 2]]
+
+
 def test_removal_is_enabled_first(blobs: MemoryStore, tmp_path: Path) -> None:
     with created(blobs, tmp_path / "a") as store, opened(blobs, tmp_path / "b") as early:
         for value in (1, 2):
@@ -309,7 +317,7 @@ def test_a_store_without_the_feature_is_asked_nothing_more(
 
 def test_the_look_is_made_in_the_request_that_is_made_anyway(store: Store) -> None:
     class Rounds(FaultyStore):
-        def get_many(self, keys):  # type: ignore[no-untyped-def]
+        def get_many(self, keys: Sequence[str]) -> dict[str, memoryview]:
             rounds.append(list(keys))
             return self.inner.get_many(keys)
 
@@ -327,7 +335,7 @@ def test_a_long_log_of_removals_is_read_to_its_end(store: Store) -> None:
     home = store._parts.home
     log = home.log("m", REMOVED_LOG)
     for number in range(1, 121):
-        action = "forget" if number % 2 else "undelete"
+        action: Action = "forget" if number % 2 else "undelete"
         log.append(action, lambda last: NOWHERE, None, [number % 3 + 1])
     fresh = Removals(home)
     expected: dict[int, RefEntry] = {}
@@ -602,12 +610,21 @@ def test_a_process_that_was_opened_before_sees_it_as_it_appends(
         assert store.aliases("m") == []
 
 
-def test_a_look_that_fails_takes_the_removal_back(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [10_000, 2])
+def test_a_look_that_fails_takes_the_removal_back(
+    store: Store, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many entries it took."""
+    monkeypatch.setattr(removal, "MAX_REMOVED", most)
+
     def plan(op: str, key: str, n: int) -> Unreachable | None:
         written = any("removed/" in key for op, key in faulty.calls if op == "put_if_absent")
         return Unreachable("gone") if written and op == "list" and key == "pins/" else None
 
     faulty = FaultyStore(store._blobs, plan)
     with opened(faulty, tmp_path / "other") as other, pytest.raises(Unreachable):
-        other.remove("m@1")
+        other.remove_model("m")
     assert numbers(store) == [5, 4, 3, 2, 1]
+    entries = list(store._parts.home.log("m", REMOVED_LOG).entries())
+    assert len(entries) == (2 if most > 5 else 6)
+    assert entries[0].message == "undone: gone"

@@ -485,7 +485,7 @@ class Store:
         return list(current.tiers) if current else []
 
     def models(self) -> list[str]:
-        """Return the names of all models, sorted; but of those whose versions are all removed.
+        """Return the names of all models that have a version which is not removed, sorted.
 
         Examples:
             >>> store = tierstore.init("store")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from tierstore.arguments import as_whole
 from tierstore.errors import Conflict, InvalidName, NotFound, TierstoreError, UsageError
@@ -262,10 +263,11 @@ class Names:
         last, removed = self.removals.last(model)
         if last is None:
             raise NotFound(self._no_model(model))
-        kept = [number for number in range(last.seq, 0, -1) if number not in removed]
-        if not kept:
-            self.newest(model)  # says why there are none
-        entries = self.home.log(model).numbered(kept[:limit])
+        kept = (number for number in range(last.seq, 0, -1) if number not in removed)
+        numbers = list(islice(kept, limit))
+        if not numbers:
+            self.newest(model)  # says when there are none
+        entries = self.home.log(model).numbered(numbers)
         return [version_of(model, entry) for entry in entries]
 
     def count(self, model: str) -> int:

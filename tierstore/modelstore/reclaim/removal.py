@@ -130,7 +130,8 @@ class Removing:
         stays = {number: one for number, one in contents.items() if number not in going}
         staying = frozenset(digest for one in stays.values() for digest in one.digests)
         held = holders.named(model, going, staying)
-        chains = holders.chains(model, stays)
+        newer = {number: one for number, one in stays.items() if number > min(numbers)}
+        chains = holders.chains(model, newer)
         for number, content in going.items():
             patch = chains.get(content.entry.manifest or "")
             if patch is not None and content.entry.manifest not in staying:
@@ -156,23 +157,25 @@ class Removing:
     ) -> None:
         """Append that versions are removed, then look who names them; undo it if anybody does."""
         numbers = sorted(going)
-        for at in range(0, len(numbers), MAX_REMOVED):
-            batch = numbers[at : at + MAX_REMOVED]
+        batches = [numbers[at : at + MAX_REMOVED] for at in range(0, len(numbers), MAX_REMOVED)]
+        log = self._home.log(model, REMOVED_LOG)
+        done: list[list[int]] = []
 
-            def target(last: RefEntry | None, batch: Sequence[int] = batch) -> RefTarget:
-                removed = self._names.removals.of(model)
-                if done := [number for number in batch if number in removed]:
-                    raise Conflict(f"{model}@{done[0]} was removed by somebody else just now")
-                return NOWHERE
+        def target(last: RefEntry | None) -> RefTarget:
+            removed = self._names.removals.of(model)
+            if gone := [number for number in batches[len(done)] if number in removed]:
+                raise Conflict(f"{model}@{gone[0]} was removed by somebody else just now")
+            return NOWHERE
 
-            log = self._home.log(model, REMOVED_LOG)
-            log.append("forget", target, note, batch)
-            try:
-                some = {number: going[number] for number in batch}
-                _refuse_held(model, holders.named(model, some, staying))
-            except BaseException as error:
+        try:
+            for batch in batches:
+                log.append("forget", target, note, batch)
+                done.append(batch)
+            _refuse_held(model, holders.named(model, going, staying))
+        except BaseException as error:
+            for batch in done:
                 log.append("undelete", lambda last: NOWHERE, _undone(error), batch)
-                raise
+            raise
 
     def undelete(self, ref: str | Version, *, message: str | None) -> Version:
         """Bring a removed version back; see ``Store.undelete``."""
