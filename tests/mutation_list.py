@@ -1282,7 +1282,7 @@ _DURABILITY = (
         "home-that-is-another-store",
         "SPEC 9: ... that config.json still names the store that it opened",
         "modelstore/home/refs.py",
-        "if found != self._store_id:",
+        "if found.store_id != self._store_id:",
         "if False:",
         (
             "integration/test_home_vanishes.py::test_below_a_mount_point_that_is_empty_nothing_is_published",

@@ -199,7 +199,7 @@ class Agent:
             "rollout_steps": own.rollout_steps,
             "rebased": own.rebased,
             "folded": own.folded,
-            "removed": own.removed,
+            "removed_versions": own.removed,
         }
 
 

@@ -144,9 +144,9 @@ class Holders:
         for pin in Pins(self._home.blobs).active():
             if not pin.ref.startswith(HOLDER):  # the alias names what a rollout pins
                 found.setdefault(pin.version.hex, []).append(f"pin of {pin.who}")
-        for lease in in_force(self._home.blobs):
+        for lease in in_force(self._home.blobs, "reader"):
             # what this process reads itself its lease keeps from being deleted; that is enough
-            if lease.role == "reader" and (lease.host, lease.pid) != (
+            if (lease.host, lease.pid) != (
                 socket.gethostname(),
                 os.getpid(),
             ):
