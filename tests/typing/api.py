@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -103,6 +104,15 @@ def names(store: Store) -> None:
     assert_type(store.aliases("ranker"), list[Alias])
     assert_type(store.alias("ranker", "prod", "ranker@2"), Alias)
     assert_type(store.rollback("ranker", "prod"), Alias)
+    older = store.versions("ranker")[-1]
+    assert_type(store.remove("ranker@1", older, force=True, message="m"), list[Version])
+    assert_type(store.undelete("ranker@1"), Version)
+    found = store.forget("ranker", keep_last=3, keep_within=timedelta(days=30), dry_run=True)
+    assert_type(found.kept[0].reasons, tuple[str, ...])
+    assert_type(store.deleted()[0].until, datetime)
+    store.retention.set("ranker", keep_tag=["v*"], window=timedelta(0))
+    store.remove(["ranker@1"])  # type: ignore[arg-type]
+    store.forget("ranker", keep_within=30)  # type: ignore[arg-type]
     assert_type(ModelRef.parse("ranker@prod").alias, str | None)
     assert_type(Digest.from_hex("00" * 32).hex, str)
     try:
