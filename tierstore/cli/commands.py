@@ -55,7 +55,7 @@ _TABLE = (
     ("Models", "init", "stores.init", "tiers.Init"),
     ("Models", "save", "models.save", "core.Save"),
     ("Models", "load", "models.load", "core.Load"),
-    ("Models", "ls", "models.ls", "core.Models", "core.Versions", "removal.Deleted"),
+    ("Models", "ls", "listing.ls", "core.Models", "core.Versions", "removal.Deleted"),
     ("Models", "stat", "describe.stat", "core.Stat"),
     ("Models", "tensors", "describe.tensors", "core.Tensors"),
     ("Models", "diff", "describe.diff", "deltas.DiffJson"),

@@ -1,4 +1,4 @@
-"""Commands on models: save, load, ls, rebase."""
+"""Commands on models: save, load, rebase."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import Column, counted, size, table, when
+from tierstore.cli.kit.output import counted, size
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import Rebase
 from tierstore.errors import UsageError
@@ -16,7 +16,6 @@ from tierstore.errors import UsageError
 if TYPE_CHECKING:
     from tierstore.modelstore.loading.exportdir import Others
     from tierstore.modelstore.loading.model import Model
-    from tierstore.modelstore.store import Store
     from tierstore.modelstore.version import FileInfo, SaveStats, Version
 
 REF_HELP = "Version: MODEL, MODEL@ALIAS or MODEL ALIAS, MODEL@12 or MODEL@b3:DIGEST."
@@ -302,101 +301,3 @@ def rebase(
         )
 
     cli.out.show(data, [str(version)], text)
-
-
-def ls(
-    cli: Cli,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL", help="List the versions of this model.", show_default=False
-        ),
-    ] = None,
-    deleted: Annotated[
-        bool, typer.Option("--deleted", help="List versions that were removed instead.")
-    ] = False,
-) -> None:
-    """List models, or the versions of one."""
-    with cli.open() as store:
-        if deleted:
-            from tierstore.cli.removal import show_deleted
-
-            show_deleted(cli, store, model)
-        elif model is None:
-            _ls_models(cli, store)
-        else:
-            _ls_versions(cli, store, model)
-
-
-def _ls_models(cli: Cli, store: Store) -> None:
-    found = []
-    for name in store.models():
-        newest = store.versions(name, limit=1)[0]
-        if newest.is_release:
-            continue
-        aliases = {alias.name: alias.version.number for alias in store.aliases(name)}
-        found.append(
-            schemas.ListedModel(
-                model=name,
-                versions=store._names.count(name),
-                latest=version_json(newest),
-                aliases=aliases,
-            )
-        )
-
-    def text() -> None:
-        columns = [
-            Column("MODEL"),
-            Column("VERSIONS", right=True),
-            Column("LATEST"),
-            Column("ALIASES"),
-        ]
-        rows = [
-            (
-                one.model,
-                str(one.versions),
-                when(one.latest.created),
-                ", ".join(f"{alias}={number}" for alias, number in one.aliases.items()),
-            )
-            for one in found
-        ]
-        if rows:
-            table(columns, rows)
-        else:
-            print(f"no models in {store.url}; 'tierstore save MODEL SOURCE' stores one")
-
-    cli.out.show(schemas.Models(models=found), [one.model for one in found], text)
-
-
-def _ls_versions(cli: Cli, store: Store, model: str) -> None:
-    versions = store.versions(model)
-    pointing: dict[int, list[str]] = {}
-    for alias in store.aliases(model):
-        pointing.setdefault(alias.version.number, []).append(alias.name)
-    data = schemas.Versions(
-        model=versions[0].model,
-        versions=[
-            schemas.ListedVersion(
-                **version_fields(version),
-                aliases=pointing.get(version.number, []),
-            )
-            for version in versions
-        ],
-    )
-
-    def text() -> None:
-        titles = ("VERSION", "DIGEST", "CREATED", "WHO", "ALIASES", "MESSAGE")
-        rows = [
-            (
-                str(version),
-                version.digest.short,
-                when(version.created),
-                version.who,
-                ", ".join(pointing.get(version.number, [])),
-                version.message,
-            )
-            for version in versions
-        ]
-        table([Column(title) for title in titles], rows)
-
-    cli.out.show(data, [str(version) for version in versions], text)

@@ -25,6 +25,7 @@ from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_patches import named_below, needed_below
+from tierstore.modelstore.care.check_removed import RemovedVersions
 from tierstore.modelstore.chunks.examine import examine, quarantine
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.plan import batches
@@ -34,7 +35,6 @@ from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import is_saving
-from tierstore.modelstore.names.removed import Removals, Removed
 from tierstore.modelstore.settings import Settings
 from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
@@ -126,10 +126,7 @@ class _Check:
         self._home, self._settings, self._progress = home, settings, progress
         self._report = CheckReport()
         self._users: dict[Digest, list[str]] = {}
-        self._gone: Removed = {}
-        """Of the model whose logs are checked."""
-        self._removed: set[Digest] = set()
-        """Removed versions: they are no garbage yet, and what is gone of them is no damage."""
+        self._removed = RemovedVersions(home)
         self._places: dict[ChunkPlace, list[Digest]] = {}
         self._tables: dict[Digest, ChunkTable] = {}
         self._bad_packs: set[bytes] = set()
@@ -174,7 +171,6 @@ class _Check:
 
     def _check_refs(self) -> None:
         folded: dict[str, str] = {}
-        removals = Removals(self._home)
         for segment in self._home.blobs.list_folders(keys.REFS):
             key = f"{keys.REFS}{segment}"
             try:
@@ -187,11 +183,9 @@ class _Check:
             twin = folded.setdefault(model.casefold(), model)
             if twin != model:
                 self._damage(key, f"{model!r} differs from {twin!r} only in case")
-            self._gone = {}
+            self._removed.begin(model)
             if self._home.reclaims:
                 self._check_log(model, keys.REMOVED_LOG)
-                with suppress(Damaged, UnsupportedFormat):  # said above
-                    self._gone = removals.of(model)
             self._check_log(model, keys.VERSION_LOG)
             for variant in self._home.variants(model):
                 self._check_log(model, keys.VARIANTS + variant)
@@ -223,17 +217,16 @@ class _Check:
         if entry.manifest is None:
             return
         digest = Digest.from_hex(entry.manifest)
-        aliased = name.startswith(keys.ALIASES)
-        if not aliased and entry.version in self._gone:
-            self._removed.add(digest)
-        elif name.startswith(keys.VARIANTS):
+        if self._removed.takes(name, entry, digest):
+            return
+        if name.startswith(keys.VARIANTS):
             variant = name.removeprefix(keys.VARIANTS)
             self._users.setdefault(digest, []).append(f"{model}@{entry.version}+{variant}")
         elif name == keys.VERSION_LOG:
             self._users.setdefault(digest, []).append(f"{model}@{entry.version}")
             if entry.version != entry.seq:
                 self._damage(key, f"it calls itself version {entry.version}")
-        elif digest not in self._users and digest not in self._removed:
+        elif digest not in {*self._users, *self._removed.digests}:
             self._damage(key, f"it points to b3:{digest.hex}, which no version has")
 
     def _note_users(self, needed: list[Digest], users: list[str]) -> None:
@@ -499,7 +492,7 @@ class _Check:
     def _find_garbage(self) -> None:
         used = self._used_packs()
         self._saving = self._saving or is_saving(self._home.blobs)
-        live = {digest.hex for digest in {*self._users, *self._removed}}
+        live = {digest.hex for digest in {*self._users, *self._removed.digests}}
         self._garbage(
             {key for held in self._copies.values() for key in held} - used,
             "a pack that no version uses",
@@ -518,11 +511,7 @@ class _Check:
         Moves are followed where a reader must: a rebase's lead from good packs to old ones, too.
         """
         used: set[bytes] = set()
-        left = {place.pack for place in self._places}
-        for digest in self._removed - self._users.keys():
-            key = keys.layout_key(digest)
-            with suppress(Damaged, NotFound, UnsupportedFormat):
-                left.update(parse_layout(self._home.blobs.get(key), digest, key).pack_ids)
+        left = {place.pack for place in self._places} | self._removed.packs(self._users.keys())
         fit = self._fit_packs()
         while left:
             pack = left.pop()
