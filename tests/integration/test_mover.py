@@ -23,7 +23,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, Unreachable, UsageError
 from tierstore.format.keys import pack_key
 from tierstore.format.sealed import Kind, seal_body
-from tierstore.format.tiers import MoverLease, TierSpec, mover_key
+from tierstore.format.tiers import MoverLease, TierSpec
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.placing.placing import Placement
 from tierstore.modelstore.store import Store
@@ -442,7 +442,7 @@ def test_a_mover_that_lost_its_lease_deletes_nothing_more(world: World) -> None:
 
     def take_over(moved: Moved) -> None:
         other = MoverLease(seq=2, id="f" * 32, who="o@h", host="h", pid=1, ttl_s=60)
-        home.put(mover_key(2), seal_body(Kind.MOVER, other))
+        home.put("movers/000000002", seal_body(Kind.MOVER, other))
 
     with pytest.raises(Conflict, match="another mover has taken over"):
         world.placement().rebalance(progress=take_over)
@@ -457,7 +457,7 @@ def test_a_lease_that_lapsed_unseen_is_taken_again(world: World) -> None:
     with HeldLease(world.stores["home"], clock=lambda: clock[0]) as lease:
         clock[0] = 100.0
         lease.check()
-        assert [i.key for i in world.stores["home"].inner.list("movers/")][-1] == mover_key(2)
+        assert [i.key for i in world.stores["home"].inner.list("movers/")][-1] == "movers/000000002"
         clock[0] = 130.0
         world.stores["home"].plan = lambda op, key, n: Unreachable("no answer")
         lease.keep()
@@ -468,7 +468,7 @@ def test_a_lease_that_lapsed_unseen_is_taken_again(world: World) -> None:
             lease.keep()
         world.stores["home"].plan = None
     with HeldLease(world.stores["home"]):
-        assert [i.key for i in world.stores["home"].inner.list("movers/")] == [mover_key(3)]
+        assert [i.key for i in world.stores["home"].inner.list("movers/")] == ["movers/000000003"]
 
 
 @pytest.mark.parametrize("asleep", [False, True])
@@ -490,7 +490,7 @@ def test_a_mover_that_others_came_after_knows(world: World, asleep: bool, succes
             held.check()
         last.check()
         leases = [info.key for info in home.inner.list("movers/")]
-        assert leases == [mover_key(1 + successors)]
+        assert leases == [f"movers/{1 + successors:09d}"]
 
 
 def test_a_mover_that_is_overtaken_while_it_takes_a_number_stops(world: World) -> None:
@@ -499,8 +499,8 @@ def test_a_mover_that_is_overtaken_while_it_takes_a_number_stops(world: World) -
     clock = [100.0]
 
     def overtake(op: str, key: str, n: int) -> Fault:
-        if op == "put_if_absent" and key == mover_key(2):
-            home.put(mover_key(5), seal_body(Kind.MOVER, lease_of(5)))
+        if op == "put_if_absent" and key == "movers/000000002":
+            home.put("movers/000000005", seal_body(Kind.MOVER, lease_of(5)))
         return None
 
     def lease_of(seq: int) -> MoverLease:
@@ -520,7 +520,7 @@ def test_a_lease_whose_answer_is_lost_is_ours(world: World) -> None:
     with HeldLease(lost) as lease:
         lease.check()
         leases = [info.key for info in world.stores["home"].inner.list("movers/")]
-        assert leases == [mover_key(1)], "it was taken again"
+        assert leases == ["movers/000000001"], "it was taken again"
 
 
 def test_a_mover_that_is_asked_to_stop_stops(world: World) -> None:

@@ -87,6 +87,22 @@ class PackBuilder:
         place = (digest, b"", self.size, sum(map(len, parts)), head_bytes, plain_bytes, codec)
         self._lay(ChunkPlace(*place, bases, proof_bytes), parts)
 
+    def copy(self, place: ChunkPlace, data: Buffer) -> None:
+        """Append a frame of another pack as it is there, with the proof before it.
+
+        Args:
+            place: Its place in that pack.
+            data: The bytes of the proof and the frame, which lie end to end.
+        """
+        view = memoryview(data)
+        proof, frame = view[: place.proof_bytes], view[place.proof_bytes :]
+        if proof:
+            head = parse_frame_head(proof, "the frame of a proof")
+            own = (head.digest, b"", self.size, len(proof), head.head_bytes)
+            self._lay(ChunkPlace(*own, head.plain_bytes, head.codec), [proof])
+            self._proofs.add(len(self._places) - 1)
+        self._lay(replace(place, pack=b"", offset=self.size), [frame])
+
     def _add_proof(self, proof: bytes) -> int:
         """Append the frame of a proof and return its length; it is of no version's chunks."""
         frame = proof_frame(proof)

@@ -161,11 +161,6 @@ def tiers_key(seq: int) -> str:
     return f"{TIERS}{seq:09d}"
 
 
-def mover_key(seq: int) -> str:
-    """Return the key of one mover's lease."""
-    return f"{MOVERS}{seq:09d}"
-
-
 def pin_key(version: str) -> str:
     """Return the key of the pin of a version (hex digest of its manifest)."""
     return PINS + version

@@ -3,6 +3,7 @@
 __all__ = [
     "chain",
     "clock",
+    "condemned",
     "confirm",
     "footers",
     "home",

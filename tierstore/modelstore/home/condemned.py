@@ -11,8 +11,9 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat
@@ -34,6 +35,31 @@ _log = logging.getLogger("tierstore.gc")
 _NUMBER = re.compile(re.escape(GC) + r"([0-9]{9})\Z")
 _ROUNDS = 5
 _ATTEMPTS = 100
+_DAY_US = 24 * 3600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """All that is condemned.
+
+    Attributes:
+        segments: When the packs of each segment were condemned, in microseconds since the epoch by
+            home's clock, and their ids; by the random part of the segment's key.
+        early: The ids in lists of an early form.
+    """
+
+    segments: Mapping[str, tuple[int, frozenset[bytes]]]
+    early: Set[bytes]
+
+    @property
+    def listed(self) -> set[bytes]:
+        """The ids that the highest list names."""
+        return set().union(*(packs for _, packs in self.segments.values()))
+
+    @property
+    def packs(self) -> set[bytes]:
+        """The ids of all packs that nothing new may rely on."""
+        return self.listed | self.early
 
 
 class CondemnedPacks:
@@ -72,10 +98,7 @@ class CondemnedPacks:
                 return wanted & early | self._in_list(wanted, number)
             except NotFound:  # a newer list has taken its place
                 continue
-        raise Damaged(
-            f"{list_key(number)} of {self._home_blobs.url} names a segment that is missing; "
-            "restore it from a copy"
-        )
+        raise self._without_segment(number)
 
     def _look(self) -> tuple[Set[bytes], int]:
         """Return what early lists condemn, and the number of the highest list; 0: there is none."""
@@ -98,6 +121,30 @@ class CondemnedPacks:
         found = {pack for pack in wanted if newest.may_hold(pack)}
         return found & self._packs_in([one.key for one in newest.segments]) if found else found
 
+    def every(self) -> Condemned:
+        """Return all that is condemned by the list that is the highest now, for a collector.
+
+        Raises:
+            Damaged: The list or one of its segments cannot be read.
+            BackendError: Home cannot be asked.
+        """
+        number = 0
+        for _ in range(_ROUNDS):
+            early, number = self._look()
+            try:
+                named = self._list(number).segments if number else []
+                packs = self._read([one.key for one in named])
+            except NotFound:  # a newer list has taken its place
+                continue
+            return Condemned({one.key: (one.time_us, packs[one.key]) for one in named}, early)
+        raise self._without_segment(number)
+
+    def _without_segment(self, number: int) -> Damaged:
+        return Damaged(
+            f"{list_key(number)} of {self._home_blobs.url} names a segment that is missing; "
+            "restore it from a copy. Until then nothing is deleted, and saves reuse nothing"
+        )
+
     def _list(self, number: int) -> CondemnedList:
         with self._lock:
             if self._newest is not None and self._newest.seq == number:
@@ -113,6 +160,9 @@ class CondemnedPacks:
         return [info.key.removeprefix(CONDEMNED) for info in self._home_blobs.list(CONDEMNED)]
 
     def _packs_in(self, segments: Sequence[str]) -> set[bytes]:
+        return set().union(*self._read(segments).values())
+
+    def _read(self, segments: Sequence[str]) -> dict[str, frozenset[bytes]]:
         """Return the ids in these segments, of which none but the new ones are read."""
         with self._lock:
             known = {key: self._segments[key] for key in segments if key in self._segments}
@@ -122,7 +172,7 @@ class CondemnedPacks:
                 known |= zip(new, pool.map(self._segment, new), strict=True)
         with self._lock:
             self._segments = known
-        return set().union(*known.values())
+        return known
 
     def _segment(self, name: str) -> frozenset[bytes]:
         key = CONDEMNED + name
@@ -164,19 +214,70 @@ class CondemnedPacks:
         segment = CondemnedSegment(packs=b"".join(ids))
         self._home_blobs.put(CONDEMNED + new.key, seal_body(Kind.CONDEMNED_SEGMENT, segment))
         for _ in range(_ATTEMPTS):
-            number = self._look()[1]
-            before = self._list(number).segments if number else []
-            known = self._packs_in([one.key for one in before])
-            body = CondemnedList(
-                seq=number + 1,
-                run=run,
-                time_us=now_us,
-                filter=filter_of({*ids, *known}),
-                segments=[*before, new],
-            )
-            sealed = seal_body(Kind.CONDEMNED_LIST, body)
-            if create_once(self._home_blobs, list_key(number + 1), sealed):
+            if self._put_next(run, now_us, lambda before: [*before, new]):
                 newest = self._list(self._look()[1])
                 if new in newest.segments:
                     return newest
         raise Conflict(f"other collectors condemned packs first {_ATTEMPTS} times; try again later")
+
+    def _put_next(
+        self,
+        run: str,
+        now_us: int,
+        change: Callable[[list[SegmentOfList]], list[SegmentOfList]],
+    ) -> bool:
+        """Write the next list with what ``change`` makes of the segments; tell whether it is there.
+
+        It is not when another collector was faster.
+        """
+        number = self._look()[1]
+        segments = change(self._list(number).segments if number else [])
+        body = CondemnedList(
+            seq=number + 1,
+            run=run,
+            time_us=now_us,
+            filter=filter_of(self._packs_in([one.key for one in segments])),
+            segments=segments,
+        )
+        sealed = seal_body(Kind.CONDEMNED_LIST, body)
+        return create_once(self._home_blobs, list_key(number + 1), sealed)
+
+    def retire(self, segments: Set[str], *, run: str, now_us: int) -> bool:
+        """Write the next list without these segments, of which no tier has a pack any more.
+
+        Args:
+            segments: The random parts of their keys.
+            run: The run of the collector: 32 hex digits, random.
+            now_us: Microseconds since the epoch by home's clock.
+
+        Returns:
+            Whether it was written: another collector may have been faster.
+        """
+        return self._put_next(
+            run, now_us, lambda before: [one for one in before if one.key not in segments]
+        )
+
+    def tidy(self, now_us: int) -> None:
+        """Delete the lists below the highest one, a day after that was written.
+
+        With them go the segments that they name and the highest one does not. A segment that no
+        list names yet may be that of a collector which is just about to write its list.
+        """
+        number = self._look()[1]
+        if not number:
+            return
+        highest = self._list(number)
+        if now_us - highest.time_us < _DAY_US:
+            return
+        kept = {one.key for one in highest.segments}
+        for info in list(self._home_blobs.list(GC)):
+            match = _NUMBER.match(info.key)
+            if match is None or int(match[1]) >= number:
+                continue
+            try:
+                old = parse_list(self._home_blobs.get(info.key), int(match[1]), info.key)
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                _log.warning("left as it is: %s", error)
+                continue
+            gone = [CONDEMNED + one.key for one in old.segments if one.key not in kept]
+            self._home_blobs.delete([*gone, info.key])

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 import uuid
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
@@ -56,6 +57,48 @@ def in_force(home_blobs: BlobStore, role: Literal["writer", "reader"]) -> list[L
             found.append((lease, info.mtime))
     now_s = _now_s(home_blobs) if found else 0.0
     return [lease for lease, written_s in found if now_s - written_s < lease.ttl_s]
+
+
+@dataclass(frozen=True, slots=True)
+class StandingLeases:
+    """The leases of a store as a collector sees them.
+
+    Attributes:
+        standing: Those that may be in force: they ended less than their own time ago.
+        ended: The keys of all others.
+    """
+
+    standing: list[Lease]
+    ended: list[str]
+
+
+def standing(home_blobs: BlobStore, now_s: float) -> StandingLeases:
+    """Return which leases have not ended well before now.
+
+    Args:
+        home_blobs: The store's home.
+        now_s: Seconds since the epoch by home's clock.
+
+    Raises:
+        Damaged, UnsupportedFormat: A lease cannot be read, and may be in force.
+    """
+    found, ended = list[Lease](), list[str]()
+    for info in home_blobs.list(LEASES):
+        age_s = now_s - info.mtime
+        try:
+            lease = unseal_body(Kind.LEASE, home_blobs.get(info.key), Lease, info.key)
+        except NotFound:  # given back since it was listed
+            continue
+        except Damaged:
+            if age_s <= 2 * TTL_S:
+                raise
+            ended.append(info.key)
+            continue
+        if age_s > 2 * lease.ttl_s:
+            ended.append(info.key)
+        else:
+            found.append(lease)
+    return StandingLeases(found, ended)
 
 
 def is_saving(home_blobs: BlobStore) -> bool:

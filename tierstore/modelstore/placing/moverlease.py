@@ -1,7 +1,7 @@
-"""The lease of a store's only mover: numbered objects in home (format/SPEC.md section 13).
+"""The lease of a store's only mover, or its only collector: numbered objects in home (SPEC.md 13).
 
-A lease that was not renewed in time is not lost for that alone: the same mover takes the next
-number, unless another mover has it.
+A lease that was not renewed in time is not lost for that alone: its holder takes the next number,
+unless another one has it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -19,8 +20,9 @@ import msgspec
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import SWEEPS
 from tierstore.format.sealed import Kind, seal_body, unseal_body
-from tierstore.format.tiers import MOVERS, MoverLease, mover_key
+from tierstore.format.tiers import MOVERS, MoverLease
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.probe import probe
@@ -33,26 +35,46 @@ _GRACE_S = 2
 _log = logging.getLogger("tierstore.mover")
 
 
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What only one process of a store does at a time.
+
+    Attributes:
+        prefix: Where its leases lie.
+        who: How messages call who does it.
+    """
+
+    prefix: str
+    who: str
+
+
+MOVER = Right(MOVERS, "mover")
+COLLECTOR = Right(SWEEPS, "garbage collection")
+
+
 class HeldLease:
-    """The right to move packs; a context manager. Not thread-safe.
+    """The right to move packs, or to collect garbage; a context manager. Not thread-safe.
 
     It ends after a minute unless it is renewed.
 
     Args:
         home_blobs: The store's home.
+        right: What it is the right to do.
         clock: Returns seconds, never goes backwards, and counts the time asleep.
 
     Raises (on entering):
-        Conflict: Another mover is at work; the message says who, and for how long at most.
+        Conflict: Another one is at work; the message says who, and for how long at most.
     """
 
     def __init__(
         self,
         home_blobs: BlobStore,
+        right: Right = MOVER,
         *,
         clock: Callable[[], float] = running_s,
     ) -> None:
         self._home_blobs, self._clock = home_blobs, clock
+        self._prefix, self._who = right.prefix, right.who
         self._lease = MoverLease(
             seq=0,
             id=uuid.uuid4().hex,
@@ -75,7 +97,7 @@ class HeldLease:
         """Renew the lease when a third of its time has passed.
 
         Raises:
-            Conflict: The lease is lost: another mover has it, or home could not be reached for as
+            Conflict: The lease is lost: another process has it, or home could not be reached for as
                 long.
         """
         since = self._clock() - self._renewed
@@ -86,7 +108,7 @@ class HeldLease:
         except BackendError as error:
             if since >= self._lease.ttl_s:
                 raise Conflict(
-                    f"the mover's lease ended because home could not be reached: {error}"
+                    f"the lease of this {self._who} ended, as home could not be reached: {error}"
                 ) from error
             _log.debug("the lease is renewed later: %s", error)
 
@@ -112,7 +134,7 @@ class HeldLease:
                 self._take(self._lease.seq + 1)
         except BackendError as error:
             raise Conflict(
-                f"it is unknown whether the mover's lease still holds: {error}"
+                f"it is unknown whether the lease of this {self._who} still holds: {error}"
             ) from error
 
     def __exit__(
@@ -125,23 +147,28 @@ class HeldLease:
         try:
             self._home_blobs.put(self._key, seal_body(Kind.MOVER, self._lease))
         except BackendError as failure:  # it ends by itself
-            _log.warning("the mover's lease was not given back: %s", failure)
+            _log.warning("the lease of this %s was not given back: %s", self._who, failure)
 
     @property
     def _key(self) -> str:
-        return mover_key(self._lease.seq)
+        return self._key_of(self._lease.seq)
+
+    def _key_of(self, seq: int) -> str:
+        return f"{self._prefix}{seq:09d}"
 
     def _highest(self) -> int:
-        names = (info.key.removeprefix(MOVERS) for info in self._home_blobs.list(MOVERS))
+        names = (
+            info.key.removeprefix(self._prefix) for info in self._home_blobs.list(self._prefix)
+        )
         return max((int(n) for n in names if n.isascii() and n.isdigit()), default=0)
 
     def _refuse_if_held(self, seq: int) -> None:
-        key = mover_key(seq)
+        key = self._key_of(seq)
         try:
             info = self._home_blobs.info(key)
             held = unseal_body(Kind.MOVER, self._home_blobs.get(key), MoverLease, key)
         except NotFound:  # removed by whoever has the next one
-            raise Conflict("another mover has just begun; try again in a minute") from None
+            raise Conflict(f"another {self._who} has just begun; try again in a minute") from None
         except (Damaged, UnsupportedFormat) as error:
             # nobody can tell whose it is: it holds for as long as any may
             _log.warning("%s", error)
@@ -152,27 +179,30 @@ class HeldLease:
         left = held.ttl_s + _GRACE_S - age
         if left > 0:
             raise Conflict(
-                f"another mover is at work: {held.who}, process {held.pid} on {held.host}; if it "
-                f"is gone its lease ends in {left:.0f} s"
+                f"another {self._who} is at work: {held.who}, process {held.pid} on {held.host}; "
+                f"if it is gone its lease ends in {left:.0f} s"
             )
         _log.warning(
-            "the mover of %s, process %d, ended without giving back its lease", held.who, held.pid
+            "the %s of %s, process %d, ended without giving back its lease",
+            self._who,
+            held.who,
+            held.pid,
         )
 
     def _refuse_if_followed(self) -> None:
         # whoever is highest removes all others, so the next number alone says nothing
         if self._highest() > self._lease.seq:
-            raise Conflict("another mover has taken over: this one stops")
+            raise Conflict(f"another {self._who} has taken over: this one stops")
 
     def _take(self, seq: int) -> None:
-        """Create the lease of this number; ``Conflict`` when another mover has it."""
+        """Create the lease of this number; ``Conflict`` when another process has it."""
         self._lease = msgspec.structs.replace(self._lease, seq=seq)
         began = self._clock()
         if not create_once(self._home_blobs, self._key, seal_body(Kind.MOVER, self._lease)):
-            raise Conflict("another mover has taken over: this one stops")
+            raise Conflict(f"another {self._who} has taken over: this one stops")
         self._refuse_if_followed()  # the number was free again, if others came and went
         self._renewed = began
 
     def _tidy(self) -> None:
-        old = [info.key for info in self._home_blobs.list(MOVERS) if info.key < self._key]
+        old = [info.key for info in self._home_blobs.list(self._prefix) if info.key < self._key]
         self._home_blobs.delete(old)
