@@ -1,0 +1,649 @@
+"""What is collected and what stays, with the reason; what stays is healed before anything goes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.kit import condemn, created, equal, opened, tensors
+from tests.integration.test_collector_schedules import TUNED, tuned, weights
+from tests.integration.test_tiers import Tiered
+from tests.waiting import wait_until
+from tierstore import Dense, Rows
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Conflict, Damaged, NotFound, UsageError
+from tierstore.format.keys import (
+    CONDEMNED,
+    GC,
+    LEASES,
+    MOVES,
+    PACKS,
+    PROBES,
+    SWEEPS,
+    layout_key,
+    list_key,
+    pack_key,
+)
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.format.tiers import PINS, Pin
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import TTL_S, WriterLease, new_lease
+from tierstore.modelstore.home.probe import Probe
+from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
+from tierstore.modelstore.reclaim import layouts, roots
+from tierstore.modelstore.reclaim.collector import Collector
+from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.report import Report
+from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import Fault, FaultyStore
+from tierstore.variants.derive import derive
+
+DAY_S = 24 * 3600
+PROBE = "tierstore.modelstore.reclaim.collector.probe"
+PATCHED = {**tensors(3), "emb": tensors(9)["emb"], "bias": np.arange(77, dtype=np.int8)}
+CHANGES = {"emb": Dense(PATCHED["emb"]), "bias": Dense(PATCHED["bias"])}
+"""What changes every chunk that m@3 has alone."""
+
+
+@pytest.fixture
+def blobs() -> MemoryStore:
+    return MemoryStore("collected")
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    """A store with m@1 to m@3, each of a pack of its own; m@1's has what all have in common."""
+    with created(blobs, cache) as store:
+        enable(store._parts.home, wait_s=0)
+        for number in range(1, 4):
+            store.save("m", tensors(number), base=None)
+        yield store
+
+
+def packs(blobs: MemoryStore) -> set[bytes]:
+    return {bytes.fromhex(info.key.rpartition("/")[2]) for info in blobs.list(PACKS)}
+
+
+def packs_of(store: Store, ref: str) -> set[bytes]:
+    home = store._parts.home
+    digest = store.resolve(ref).digest
+    return set(home.layout(digest, home.manifest(digest)).pack_ids)
+
+
+def keys(blobs: MemoryStore, prefix: str) -> list[str]:
+    return [info.key for info in blobs.list(prefix)]
+
+
+def collect(store: Store, **how: object) -> Report:
+    return Collector(store._parts.home).run(**{"grace_s": 0, "window_s": 0, **how})  # type: ignore[arg-type]
+
+
+def states(report: Report) -> dict[bytes, tuple[str, str]]:
+    return {one.pack: (one.state, one.why) for one in report.packs}
+
+
+def is_sound(store: Store) -> None:
+    report = store.check(read_data=True)
+    assert not report.damaged, report.findings
+
+
+def age(blobs: MemoryStore, prefix: str, seconds: float) -> None:
+    """What lies below a prefix was written so long ago."""
+    for key in keys(blobs, prefix):
+        data, mtime = blobs._blobs[key]
+        blobs._blobs[key] = (data, mtime - seconds)
+
+
+# What stays, and why
+
+
+def test_nothing_of_versions_that_stay_is_deleted(store: Store, blobs: MemoryStore) -> None:
+    before = packs(blobs)
+    report = collect(store)
+    assert packs(blobs) == before
+    assert {one.state for one in report.packs} == {"live"}
+    assert report.amounts()["live"].packs == 3
+    assert report.amounts()["live"].bytes == sum(info.size for info in blobs.list(PACKS))
+    assert keys(blobs, GC) == []
+
+
+def test_only_who_enabled_it_collects(blobs: MemoryStore, cache: Path) -> None:
+    with created(blobs, cache) as store:
+        store.save("m", tensors(1))
+        with pytest.raises(UsageError, match="gc --enable"):
+            collect(store)
+        before = dict(blobs._blobs)
+        assert {one.state for one in collect(store, dry_run=True).packs} == {"live"}
+        assert blobs._blobs == before
+
+
+def test_what_is_removed_goes_and_what_others_share_stays(store: Store, blobs: MemoryStore) -> None:
+    [first], [own] = packs_of(store, "m@1"), packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@1", "m@2")
+    report = collect(store)
+    assert states(report)[own] == ("deleted", "nothing needs it")
+    assert states(report)[first] == ("live", "m@3"), "it has what m@3 has in common with it"
+    assert own not in packs(blobs)
+    assert report.condemned == 1
+    equal(store.load("m@3").load(), tensors(3))
+    is_sound(store)
+    assert states(collect(store)).keys() == packs(blobs)
+
+
+def test_a_removal_can_be_undone_within_its_window(store: Store, blobs: MemoryStore) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    report = collect(store, window_s=None)
+    state, why = states(report)[own]
+    assert state == "window"
+    assert why.startswith("m@2 was removed, and can be undeleted until 20")
+    store.undelete("m@2")
+    with opened(blobs, Path(store._parts.settings.cache_dir) / "other") as other:
+        equal(other.load("m@2").load(), tensors(2))
+    store.remove("m@2")
+    assert own in packs(blobs)
+    store.retention.set("m", window=timedelta(0))
+    assert states(collect(store, window_s=None))[own][0] == "deleted"
+    with pytest.raises(NotFound, match="too late"):
+        store.undelete("m@2")
+    is_sound(store)
+
+
+def test_the_bases_of_deltas_stay(store: Store, blobs: MemoryStore) -> None:
+    base = weights(1)
+    store.save("n", base, base=None)
+    store.save("n", tuned(base, 3), base="n@1")
+    below = packs_of(store, "n@1") & packs_of(store, "n@2")
+    store.remove("n@1")
+    report = collect(store)
+    for pack in below:
+        assert states(report)[pack] in {("base", "n@2"), ("live", "n@2")}
+    assert "base" in {one.state for one in report.packs}
+    equal(store.load("n@2").load(), TUNED)
+    is_sound(store)
+
+
+def test_what_a_patch_lies_on_stays_until_it_is_folded(store: Store, blobs: MemoryStore) -> None:
+    store.patch("m@3", CHANGES, fold=False)
+    [own] = packs_of(store, "m@3") - packs_of(store, "m@1")
+    log = store._parts.home.log("m", "removed")
+    log.append("forget", lambda last: (None, None, None), None, [3])  # as one that was not refused
+    assert states(collect(store))[own] == ("chain", "below the patch m@4")
+    store.fold("m@4")
+    blobs.delete(keys(blobs, LEASES))  # the fold's own is kept for some seconds
+    report = collect(store)
+    assert states(report)[own][0] == "deleted"
+    assert own not in packs(blobs)
+    equal(store.load("m@4").load(), PATCHED)
+    is_sound(store)
+
+
+def test_a_fold_that_is_not_whole_does_not_count(store: Store, blobs: MemoryStore) -> None:
+    store.patch("m@3", CHANGES, fold=False)
+    before = packs(blobs)
+    store.fold("m@4")
+    [folded] = packs(blobs) - before
+    log = store._parts.home.log("m", "removed")
+    log.append("forget", lambda last: (None, None, None), None, [3])
+    blobs.delete([pack_key(folded)])
+    collect(store)
+    assert packs(blobs) >= before
+
+
+def test_variants_go_with_their_version(store: Store, blobs: MemoryStore) -> None:
+    before = packs(blobs)
+    for number in (3, 2):  # the first one has what both have in common
+        derive(store, f"m@{number}", {"cast": "bf16"})
+    new = packs(blobs) - before
+    assert len(new) == 2
+    store.remove("m@2")
+    report = collect(store)
+    by_state = {states(report)[pack] for pack in new}
+    assert by_state == {("deleted", "nothing needs it"), ("live", "m@3+bf16")}
+    is_sound(store)
+
+
+def test_members_of_releases_stay(store: Store) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.releases.create("all", ["m@2"])
+    log = store._parts.home.log("m", "removed")
+    log.append("forget", lambda last: (None, None, None), None, [2])
+    assert states(collect(store))[own] == ("live", "release all@1")
+    store.save("x", tensors(1))
+    store.releases.create("all", ["x@1"])
+    store.remove("all@1")
+    assert states(collect(store))[own][0] == "deleted"
+
+
+def test_what_aliases_meant_stays_for_thirty_days(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    for version in ("m@2", "m@3", "m@1"):
+        store.alias("m", "prod", version)
+    store.remove("m@2")
+    assert states(collect(store))[own] == ("live", "alias m@prod in the last 30 days")
+    monkeypatch.setattr(roots, "HISTORY_S", -60)
+    assert states(collect(store))[own][0] == "deleted"
+
+
+def test_where_an_alias_would_go_back_to_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roots, "HISTORY_S", -60)
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.alias("m", "prod", "m@2")
+    store.alias("m", "prod", "m@3")
+    store.remove("m@2")
+    assert states(collect(store))[own] == ("live", "rollback of m@prod")
+
+
+def test_what_is_pinned_stays(store: Store, blobs: MemoryStore) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    digest = store.resolve("m@2").digest
+    store.remove("m@2")
+    pin = Pin(version=digest.hex, ref="m@2", roles=["warm"], who="ada@x", until_us=None)
+    blobs.put(PINS + digest.hex, seal_body(Kind.PIN, pin))
+    assert states(collect(store))[own] == ("live", "pin of ada@x")
+
+
+def test_what_is_read_stays_until_the_reader_is_done(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    model = store.load("m@2")
+    wait_until(lambda: bool(keys(blobs, LEASES)), "a reader's lease")
+    store.remove("m@2")
+    state, why = states(collect(store))[own]
+    assert (state, why.partition(" ")[0]) == ("leased", "lease")
+    equal(model.load(), tensors(2))
+    model.close()
+    wait_until(lambda: not keys(blobs, LEASES), "the end of the lease")
+    assert states(collect(store))[own][0] == "deleted"
+
+
+def test_a_reader_keeps_what_its_patch_lay_on(store: Store, blobs: MemoryStore) -> None:
+    store.patch("m@3", CHANGES, fold=False)
+    [own] = packs_of(store, "m@3") - packs_of(store, "m@1")
+    lease = new_lease("reader")
+    lease.versions.append(store.resolve("m@4").digest.hex)
+    blobs.put(LEASES + lease.id, seal_body(Kind.LEASE, lease))
+    store.fold("m@4")
+    log = store._parts.home.log("m", "removed")
+    log.append("forget", lambda last: (None, None, None), None, [3])
+    assert states(collect(store))[own][0] == "leased"
+    blobs.delete(keys(blobs, LEASES))
+    assert states(collect(store))[own][0] == "deleted"
+
+
+def test_a_lease_ends_well_after_its_time(store: Store, blobs: MemoryStore) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    lease = new_lease("reader")
+    lease.versions.append(store.resolve("m@2").digest.hex)
+    blobs.put(LEASES + lease.id, seal_body(Kind.LEASE, lease))
+    log = store._parts.home.log("m", "removed")
+    log.append("forget", lambda last: (None, None, None), None, [2])
+    age(blobs, LEASES, 1.9 * TTL_S)
+    assert states(collect(store))[own][0] == "leased"
+    age(blobs, LEASES, 0.2 * TTL_S)
+    assert states(collect(store))[own][0] == "deleted"
+    assert keys(blobs, LEASES) == [], "it is tidied up"
+
+
+# Waiting
+
+
+def orphan(store: Store, blobs: MemoryStore) -> bytes:
+    """A pack that a save left which died before it was published."""
+    before = packs(blobs)
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        return Damaged("it died") if key.startswith("versions/") else None
+
+    cache = Path(store._parts.settings.cache_dir) / "died"
+    with opened(FaultyStore(blobs, plan), cache) as died, pytest.raises(Damaged):
+        died.save("x", weights(8))
+    [left] = packs(blobs) - before
+    return left
+
+
+def test_what_an_unfinished_save_left_waits_for_the_grace(store: Store, blobs: MemoryStore) -> None:
+    left = orphan(store, blobs)
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    collector = Collector(store._parts.home)
+    report = collector.run(window_s=0, grace_s=DAY_S)
+    assert states(report)[own][0] == "deleted", "it has waited for its window"
+    state, why = states(report)[left]
+    assert state == "waiting"
+    assert why.startswith("nothing needs it; it waits until 20")
+    assert left in packs(blobs)
+    collector.seen = {pack: since - DAY_S for pack, since in collector.seen.items()}
+    assert states(collector.run(window_s=0, grace_s=DAY_S))[left][0] == "deleted"
+
+
+def test_what_is_needed_again_waits_anew(store: Store, blobs: MemoryStore) -> None:
+    left = orphan(store, blobs)
+    collector = Collector(store._parts.home)
+    collector.run(grace_s=DAY_S)
+    assert left in collector.seen
+    store.save("x", weights(8))
+    blobs.delete([pack_key(left)])
+    collector.run(grace_s=DAY_S)
+    assert left not in collector.seen
+
+
+def test_saves_that_run_are_waited_for_by_their_leases(store: Store, blobs: MemoryStore) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    collector = Collector(store._parts.home)
+    with WriterLease(blobs) as lease:
+        state, why = states(collector.run(grace_s=0, window_s=0))[own]
+        assert state == "writing"
+        assert why == f"waits for writer {lease._lease.id}"
+        assert own in packs(blobs)
+        assert states(collector.run(grace_s=0, window_s=0))[own][0] == "writing"
+    with WriterLease(blobs):  # it began after the list: it sees that itself
+        assert states(collector.run(grace_s=0, window_s=0))[own][0] == "deleted"
+    assert own not in packs(blobs)
+
+
+def test_another_process_waits_for_all_saves_that_it_finds(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    with WriterLease(blobs):
+        collect(store)
+        assert states(collect(store))[own][0] == "writing"
+    assert states(collect(store))[own][0] == "deleted"
+
+
+def test_one_collects_at_a_time(store: Store, blobs: MemoryStore) -> None:
+    with (
+        HeldLease(blobs, COLLECTOR),
+        pytest.raises(Conflict, match="another garbage collection is at work"),
+    ):
+        collect(store)
+    collect(store)
+    assert len(keys(blobs, SWEEPS)) == 1
+
+
+# Healing
+
+
+def condemned_now(store: Store, blobs: MemoryStore, ref: str) -> set[bytes]:
+    found = packs_of(store, ref)
+    condemn(blobs, *map(pack_key, found))
+    return found
+
+
+def test_what_is_condemned_and_needed_is_copied_first(store: Store, blobs: MemoryStore) -> None:
+    condemned = condemned_now(store, blobs, "m@2")
+    before = {key: bytes(blobs.get(key)) for key in keys(blobs, "layouts/")}
+    report = collect(store)
+    assert report.healed > 0
+    assert packs(blobs).isdisjoint(condemned)
+    assert len(packs(blobs)) == 2, "m@3's own, and one new pack"
+    assert {key: bytes(blobs.get(key)) for key in keys(blobs, "layouts/")} == before
+    with opened(blobs, Path(store._parts.settings.cache_dir) / "other") as other:
+        for number in range(1, 4):
+            equal(other.load(f"m@{number}").load(), tensors(number))
+    is_sound(store)
+    again = collect(store)
+    assert (again.healed, again.condemned) == (0, 0)
+    assert {one.state for one in again.packs} == {"live"}
+
+
+def test_condemned_deltas_and_their_bases_are_copied(store: Store, blobs: MemoryStore) -> None:
+    store.save("n", weights(1), base=None)
+    store.save("n", TUNED, base="n@1")
+    store.remove("n@1")
+    condemned_now(store, blobs, "n@2")
+    assert collect(store).healed > 0
+    equal(store.load("n@2").load(), TUNED)
+    is_sound(store)
+    assert collect(store).healed == 0
+
+
+def test_a_missing_layout_is_written_again(store: Store, blobs: MemoryStore) -> None:
+    key = layout_key(store.resolve("m@2").digest)
+    blobs.delete([key])
+    assert collect(store).healed == 1
+    assert key in keys(blobs, "layouts/")
+    is_sound(store)
+
+
+def test_what_is_in_another_pack_heals_what_is_gone(store: Store, blobs: MemoryStore) -> None:
+    store.save("copy", tensors(2), base=None)
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    data = bytes(blobs.get(pack_key(own)))
+    blobs.delete([pack_key(own)])
+    store.save("copy", tensors(2), base=None)  # stored again, with moves
+    blobs.delete(keys(blobs, MOVES))
+    assert data
+    assert collect(store).healed > 0
+    equal(store.load("m@2").load(), tensors(2))
+    is_sound(store)
+
+
+def test_what_cannot_be_healed_ends_the_run_before_anything_is_deleted(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    [dead] = packs_of(store, "m@3") - packs_of(store, "m@1")
+    store.save("m", tensors(1))
+    store.remove("m@3")
+    blobs.delete([pack_key(own)])
+    with pytest.raises(Damaged, match=r"m@2 .*has lost chunks.*tierstore rm"):
+        collect(store)
+    assert dead in packs(blobs)
+    store.remove("m@2")
+    assert states(collect(store))[dead][0] == "deleted"
+    is_sound(store)
+
+
+@pytest.mark.parametrize("prefix", ["refs/m/versions/000000/", "versions/", "layouts/", LEASES])
+def test_what_cannot_be_read_ends_the_run_and_is_named(
+    store: Store, blobs: MemoryStore, prefix: str
+) -> None:
+    left = orphan(store, blobs)
+    blobs.put(f"{LEASES}{uuid.uuid4().hex}", b"no lease")
+    if prefix != LEASES:
+        blobs.delete(keys(blobs, LEASES))
+    key = keys(blobs, prefix)[0]
+    blobs.put(key, bytes(blobs.get(key))[:-1])
+    with pytest.raises(Damaged, match=key):
+        collect(store)
+    assert left in packs(blobs)
+
+
+def test_an_entry_that_is_missing_ends_the_run(store: Store, blobs: MemoryStore) -> None:
+    blobs.delete(["refs/m/versions/000000/000000002"])
+    with pytest.raises(Damaged, match="000000002"):
+        collect(store)
+
+
+def test_a_quarantined_pack_goes_once_everything_in_it_is_healed(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    key = pack_key(own)
+    data = bytearray(blobs.get(key))
+    data[200] ^= 1
+    blobs.put(key, data)
+    assert store.check(read_data=True).quarantined == [key]
+    assert states(collect(store))[own] == ("live", "m@2"), "what is good of it may be all there is"
+    store.save("again", tensors(2), base=None)
+    report = collect(store)
+    assert states(report)[own][0] == "deleted"
+    equal(store.load("m@2").load(), tensors(2))
+
+
+# Tiers
+
+
+def test_a_pack_is_deleted_when_every_tier_said_so(tiered: Tiered) -> None:
+    store = tiered.open()
+    enable(store._parts.home, wait_s=0)
+    store.save("m", tensors(1))
+    store.save("m", tensors(2), base=None)
+    for target in ("cold", "home"):
+        tiered.copy("warm", target)
+    own = packs_of(store, "m@1") - packs_of(store, "m@2")
+    store.save("m", {"w": np.ones(3)})
+    store.remove("m@1", "m@2")
+    tiered.down("cold")
+    report = collect(store)
+    for pack in packs_of_removed(report, "down"):
+        assert states(report)[pack][1] == "condemned, but tier cold cannot be asked"
+    assert len(packs_of_removed(report, "down")) == 2
+    assert [len(tiered.packs(name)) for name in ("warm", "cold", "home")] == [1, 2, 0]
+    tiered.plans.clear()
+    report = collect(store)
+    assert len(packs_of_removed(report, "deleted")) == 2
+    assert [len(tiered.packs(name)) for name in ("warm", "cold", "home")] == [1, 0, 0]
+    assert not own & {one.pack for one in collect(store).packs}
+
+
+def packs_of_removed(report: Report, state: str) -> list[bytes]:
+    return [one.pack for one in report.packs if one.state == state]
+
+
+@pytest.fixture
+def tiered(tmp_path: Path) -> Iterator[Tiered]:
+    made = Tiered(tmp_path)
+    yield made
+    made.plans.clear()
+    for store in made.opened:
+        store.close()
+
+
+def test_a_pack_in_a_tier_that_is_down_is_not_lost(tiered: Tiered) -> None:
+    store = tiered.open()
+    enable(store._parts.home, wait_s=0)
+    store.save("m", tensors(1))
+    tiered.copy("warm", "cold", drop=True)
+    tiered.down("cold")
+    report = collect(store)
+    assert (report.healed, list(report.down)) == (0, ["cold"])
+    tiered.plans.clear()
+    equal(store.load("m").load(), tensors(1))
+
+
+# Limits and tidying
+
+
+def test_limits_end_a_run_between_batches(store: Store, blobs: MemoryStore) -> None:
+    store.save("m", {"w": np.ones(3)})
+    store.remove("m@1", "m@2", "m@3")
+    sizes = sorted(info.size for info in blobs.list(PACKS))[1:]
+    over = collect(store, max_time_s=0)
+    assert over.stopped == "the time is over"
+    assert over.amounts()["condemned"].packs == 3
+    first = collect(store, max_bytes=sizes[-1])
+    assert first.stopped == "the limit of bytes is reached"
+    assert first.amounts()["deleted"].packs == 1
+    rest = collect(store, max_bytes=sum(sizes))
+    assert rest.stopped is None
+    assert len(packs(blobs)) == 1
+
+
+def test_a_dry_run_says_what_would_be_deleted(store: Store, blobs: MemoryStore) -> None:
+    store.remove("m@2")
+    [own] = packs_of_layout(store, blobs)
+    before = dict(blobs._blobs)
+    assert states(collect(store, dry_run=True))[own] == ("deleted", "nothing needs it")
+    assert blobs._blobs == before
+    condemn(blobs, *keys(blobs, PACKS))
+    before = dict(blobs._blobs)
+    assert collect(store, dry_run=True).lacking == ["m@1", "m@3"]
+    assert blobs._blobs == before
+
+
+def packs_of_layout(store: Store, blobs: MemoryStore) -> set[bytes]:
+    """The packs that no version needs any more."""
+    needed = packs_of(store, "m@1") | packs_of(store, "m@3")
+    return packs(blobs) - needed
+
+
+def test_a_second_run_reads_next_to_nothing(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layouts, "SETTLED_S", -60)
+    store.patch("m@3", {"emb": Rows([1], np.ones((1, 1000), np.float32))})
+    store.fold("m@4")
+    store.remove("m@2")
+    watched = FaultyStore(blobs)
+    collector = Collector(Home(watched))
+    collector.run(grace_s=0, window_s=0)
+    collector.run(grace_s=0, window_s=0)
+    watched.calls.clear()
+    collector.run(grace_s=0, window_s=0)
+    read = [key for op, key in watched.calls if op.startswith("get") or op == "info"]
+    assert all(key.startswith(("sweeps/", "probes/", "leases/")) for key in read), read
+    store.save("m", tensors(7))
+    watched.calls.clear()
+    collector.run(grace_s=0, window_s=0)
+    read = [key for op, key in watched.calls if op == "get"]
+    assert sum(key.startswith(("versions/", "layouts/", "refs/")) for key in read) <= 5
+
+
+def test_a_rebased_layout_is_read_again(store: Store, blobs: MemoryStore) -> None:
+    store.save("n", weights(1), base=None)
+    store.save("n", TUNED, base="n@1")
+    collector = Collector(store._parts.home)
+    collector.run(grace_s=0, window_s=0)
+    store.rebase("n@2", above=1)
+    report = collector.run(grace_s=0, window_s=0)
+    assert {one.state for one in report.packs} >= {"live", "deleted"}
+    equal(store.load("n@2").load(), TUNED)
+    is_sound(store)
+
+
+def test_what_is_over_is_tidied(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock: list[float] = [0]
+    monkeypatch.setattr(PROBE, lambda home: Probe(True, clock[0]))
+    for number in (1, 2):
+        store.save("m", {"w": np.full(3, number)})
+        store.remove(f"m@{3 + number - 1}", force=True)
+        collect(store)
+    assert keys(blobs, GC) == [list_key(1), list_key(2)]
+    unnamed = CONDEMNED + "ab" * 16
+    blobs.put(unnamed, bytes(blobs.get(keys(blobs, CONDEMNED)[0])))
+    blobs.put(PROBES + "cd" * 16, b"1")
+    ended = Pin(version="ab" * 32, ref="m", roles=["warm"], who="ada@x", until_us=1)
+    blobs.put(PINS + "ab" * 32, seal_body(Kind.PIN, ended))
+    clock[0] = 2 * DAY_S
+    collect(store)
+    assert keys(blobs, GC) == [list_key(2)]
+    assert keys(blobs, PROBES) == []
+    assert keys(blobs, PINS) == []
+    assert len(keys(blobs, CONDEMNED)) == 3, "the highest list names two of them"
+    clock[0] = 31 * DAY_S
+    collect(store)
+    assert keys(blobs, GC) == [list_key(2), list_key(3)]
+    assert Home(blobs).condemned.every().packs == set()
+    clock[0] = 65 * DAY_S
+    collect(store)
+    assert keys(blobs, GC) == [list_key(3)]
+    assert keys(blobs, CONDEMNED) == [unnamed], "a collector may be about to name it"
+
+
+def test_a_segment_stays_listed_while_a_tier_has_one_of_its_packs(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    with WriterLease(blobs):
+        collect(store)
+    monkeypatch.setattr(PROBE, lambda home: Probe(True, 40 * DAY_S))
+    collect(store, max_time_s=0)
+    assert Home(blobs).condemned.every().packs == {own}

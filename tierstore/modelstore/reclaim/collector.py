@@ -1,0 +1,244 @@
+"""Garbage collection: packs that nothing needs are condemned, and then deleted (SPEC.md 10.1).
+
+::
+
+    right -> mark, heal -> condemn -> note the saves that run -> mark, heal -> delete -> tidy
+
+What is condemned was unmarked before, and what is deleted is unmarked afterwards. A save, a name or
+a reader that comes in between is seen by the second mark, or it looks at the list itself. So
+nothing that stays is lost, whatever is paused, and however many collect at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.format.storeconfig import check_features
+from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import standing
+from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
+from tierstore.modelstore.reclaim.feature import check_enabled
+from tierstore.modelstore.reclaim.heal import Healer
+from tierstore.modelstore.reclaim.mark import Mark, Marker
+from tierstore.modelstore.reclaim.report import PackReport, Report, State
+from tierstore.modelstore.reclaim.sweep import Swept, sweep
+from tierstore.modelstore.reclaim.tidy import tidy
+
+GRACE_S = 24 * 3600
+"""Seconds for which a pack is seen unmarked before it is condemned, unless something else is said.
+
+Packs that versions of a removed model named do not wait: they have waited for its window.
+"""
+
+_ROUNDS = 10
+_log = logging.getLogger("tierstore.gc")
+
+
+class Collector:
+    """Collects the garbage of one store. Not thread-safe.
+
+    A second run of one object reads what is new alone.
+
+    Args:
+        home: The store's home.
+
+    Attributes:
+        seen: Since when packs were seen unmarked, in seconds since the epoch by home's clock, by
+            id. Who collects once a day with an object of its own each time takes it along.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._marker = Marker(home)
+        self._writers: dict[str, frozenset[str]] = {}
+        self.seen: dict[bytes, float] = {}
+
+    def run(
+        self,
+        *,
+        dry_run: bool = False,
+        grace_s: float = GRACE_S,
+        window_s: float | None = None,
+        max_bytes: int | None = None,
+        max_time_s: float | None = None,
+    ) -> Report:
+        """Collect once.
+
+        Args:
+            dry_run: Whether nothing is changed: the report says what would be.
+            grace_s: Seconds for which a pack is seen unmarked before it is condemned; 0 is allowed.
+            window_s: Seconds for which removed versions stay; ``None``: what is set in the store.
+            max_bytes: Delete at most this much, counted in all tiers together.
+            max_time_s: Begin no further batch of deletions after so many seconds.
+
+        Raises:
+            UsageError: The store does not allow it yet.
+            Conflict: Another process is collecting.
+            Damaged, NotFound, UnsupportedFormat: Something cannot be read that may need a pack, or
+                cannot be healed; nothing was deleted. The message names it.
+            BackendError: Home cannot be asked.
+        """
+        began = running_s()
+        if not dry_run:
+            check_enabled(self._home)
+        check_features(self._home.config, "gc", self._home.blobs.url)
+        self._home.packs.refresh()
+
+        def is_over() -> bool:
+            return max_time_s is not None and running_s() - began >= max_time_s
+
+        with self._right(dry_run) as lease:
+            now_s = time.time() + self._skew_s(dry_run)
+            work = _Run(self._home, self._marker, lease, now_s, window_s, uuid.uuid4().hex)
+            cleared = self._cleared(now_s)
+            mark = work.mark()
+            new = self._candidates(mark, now_s, grace_s)
+            if new and lease is not None:
+                condemned = self._home.condemned.condemn(new, run=work.run, now_us=int(now_s * 1e6))
+                _log.info("%d packs condemned by list %d", len(new), condemned.seq)
+                work.report.condemned = len(new)
+                cleared = self._cleared(now_s)
+                mark = work.mark()
+            doomed = sorted(self._doomed(mark, cleared, new if lease is None else set()))
+            swept = Swept(asked=set(doomed), down=dict(mark.holdings.down))
+            if lease is not None:
+                swept = sweep(doomed, mark.holdings, lease, max_bytes=max_bytes, is_over=is_over)
+                tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
+            return self._reported(work.report, mark, swept, cleared, grace_s)
+
+    @contextmanager
+    def _right(self, dry_run: bool) -> Iterator[HeldLease | None]:
+        if dry_run:
+            yield None
+            return
+        with HeldLease(self._home.blobs, COLLECTOR) as lease:
+            yield lease
+
+    def _skew_s(self, dry_run: bool) -> float:
+        """Return home's clock minus ours; 0 where it cannot be asked because nothing is written."""
+        try:
+            return probe(self._home.blobs).clock_skew_s
+        except BackendError:
+            if not dry_run:
+                raise
+            return 0.0
+
+    def _cleared(self, now_s: float) -> set[bytes]:
+        """Return the packs of the highest list whose saves have ended; it is read right before.
+
+        The saves of a segment are those that run when it is first seen here: what ran when it was
+        written, and has not ended, is among them. They are known by their leases' ids.
+        """
+        segments = self._home.condemned.every().segments
+        leases = standing(self._home.blobs, now_s).standing
+        running = frozenset(lease.id for lease in leases if lease.role == "writer")
+        self._writers = {key: self._writers.get(key, running) & running for key in segments}
+        return set().union(
+            *(packs for key, (_, packs) in segments.items() if not self._writers[key])
+        )
+
+    def _candidates(self, mark: Mark, now_s: float, grace_s: float) -> set[bytes]:
+        """Return the packs to condemn: no layout that stays needs them, and they have waited."""
+        unmarked = mark.holdings.every() - mark.live.keys() - mark.condemned.listed
+        self.seen = {pack: self.seen.get(pack, now_s) for pack in unmarked}
+        return {
+            pack
+            for pack, since_s in self.seen.items()
+            if pack in mark.dead or now_s - since_s >= grace_s
+        }
+
+    def _doomed(self, mark: Mark, cleared: set[bytes], would_be: set[bytes]) -> set[bytes]:
+        """Return what is deleted: the highest list names it, nothing needs it, a tier has it."""
+        listed = (mark.condemned.listed & cleared) | would_be
+        return (listed & mark.holdings.every()) - mark.live.keys()
+
+    def _reported(
+        self, report: Report, mark: Mark, swept: Swept, cleared: set[bytes], grace_s: float
+    ) -> Report:
+        report.down, report.stopped = swept.down, swept.stopped
+        for pack in sorted(mark.holdings.every()):
+            state, why = self._state_of(pack, mark, swept, cleared, grace_s)
+            report.packs.append(PackReport(pack, state, why, mark.holdings.bytes_of(pack)))
+        return report
+
+    def _state_of(
+        self, pack: bytes, mark: Mark, swept: Swept, cleared: set[bytes], grace_s: float
+    ) -> tuple[State, str]:
+        reason = mark.live.get(pack)
+        if reason is not None:
+            return reason.kind, reason.why
+        if pack in swept.asked:
+            if swept.down:
+                return "down", f"condemned, but tier {', '.join(swept.down)} cannot be asked"
+            return "deleted", "nothing needs it"
+        if pack not in mark.condemned.listed:
+            until_s = self.seen.get(pack, time.time()) + grace_s
+            return "waiting", f"nothing needs it; it waits until {_text(until_s)}"
+        if pack not in cleared:
+            writers = {
+                one
+                for key, (_, packs) in mark.condemned.segments.items()
+                if pack in packs
+                for one in self._writers.get(key, ())
+            }
+            return "writing", f"waits for writer {', '.join(sorted(writers)) or 'leases'}"
+        return "condemned", f"left to the next run: {swept.stopped}"
+
+
+class _Run:
+    """One run: marks, and heals what a mark finds lacking.
+
+    Attributes:
+        run: Its id, 32 hex digits.
+        report: What it did so far.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        marker: Marker,
+        lease: HeldLease | None,
+        now_s: float,
+        window_s: float | None,
+        run: str,
+    ) -> None:
+        self._home, self._marker, self._lease = home, marker, lease
+        self._now_s, self._window_s = now_s, window_s
+        self.run = run
+        self.report = Report(dry_run=lease is None)
+
+    def mark(self) -> Mark:
+        """Mark, and heal until a mark finds nothing lacking; without a lease nothing is healed."""
+        failed = False
+        for _ in range(_ROUNDS):
+            mark = self._marker.mark(self._now_s, self._window_s)
+            if self._lease is None:
+                self.report.lacking = [demand.root.why for demand in mark.lacking]
+                return mark
+            if not mark.lacking:
+                return mark
+            self._lease.check()
+            try:
+                self.report.healed += Healer(self._home, self._marker, mark).heal()
+                failed = False
+            except (Damaged, NotFound):
+                if failed:
+                    raise
+                failed = True  # another collector may have healed it since, and deleted the rest
+        raise BackendError(
+            f"packs that {mark.lacking[0].root.why} relies on keep disappearing from "
+            f"{self._home.packs.url}; nothing was deleted. See that no other program deletes "
+            "objects there"
+        )
+
+
+def _text(time_s: float) -> str:
+    return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,221 @@
+"""Heals what must stay before anything is deleted: by new packs and moves (SPEC.md 8, 10).
+
+A layout that is there is left as it is; only a missing one is written. A chunk in a condemned pack
+is copied as it is stored there, and a chunk whose pack is gone is looked for in all packs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import layout_key, pack_key
+from tierstore.format.pack import PackBuilder
+from tierstore.format.table import ChunkPlace
+from tierstore.ids import Digest
+from tierstore.modelstore.home.footers import read_footer
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
+from tierstore.modelstore.reclaim.needs import Lost, Need
+from tierstore.modelstore.saving.healing import Healing
+from tierstore.tiers.durable.packcheck import check_frames
+
+_log = logging.getLogger("tierstore.gc")
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What heals a store.
+
+    Attributes:
+        layouts: Layouts that are missing, sealed, by manifest.
+        copies: The packs from whose moves a copy must be found, by source pack and chunk.
+        leads: The packs to which moves are to lead, by the pack that they lead from.
+    """
+
+    layouts: dict[Digest, bytes] = field(default_factory=dict)
+    copies: dict[bytes, dict[bytes, set[bytes]]] = field(default_factory=dict)
+    leads: dict[bytes, set[bytes]] = field(default_factory=dict)
+
+    def copy(self, source: bytes, digest: bytes, end: bytes) -> None:
+        """Copy a chunk from a pack, with a move from where its way ends."""
+        self.copies.setdefault(source, {}).setdefault(digest, set()).add(end)
+
+
+class Healer:
+    """Heals what one mark found to be lacking.
+
+    Args:
+        home: The store's home.
+        marker: The marker that found it.
+        mark: What it found.
+    """
+
+    def __init__(self, home: Home, marker: Marker, mark: Mark) -> None:
+        self._home, self._marker, self._mark = home, marker, mark
+        self._found: dict[bytes, list[ChunkPlace]] | None = None
+
+    def heal(self) -> int:
+        """Heal everything; return how many chunks and layouts that were.
+
+        Raises:
+            Damaged: Something is lost; nothing was changed. The message names the version.
+            BackendError: A tier or home failed.
+        """
+        plan = _Plan()
+        for demand in self._mark.lacking:
+            self._plan(demand, plan)
+        with WriterLease(self._home.blobs) as lease:
+            for digest, sealed in plan.layouts.items():
+                self._home.blobs.put_if_absent(layout_key(digest), sealed)
+            self._copy(plan, lease)
+            lease.renew()
+            healing = Healing(self._home, set())
+            for pack, into in plan.leads.items():
+                healing.move(pack, into)
+        return len(plan.layouts) + sum(map(len, plan.copies.values())) + len(plan.leads)
+
+    def _plan(self, demand: Demand, plan: _Plan) -> None:
+        """Plan to heal the nearest fold that can be healed, or else what the version lies on."""
+        for folded in demand.instead:
+            try:
+                self._plan_needs([folded], plan)
+            except (Damaged, NotFound):
+                continue
+            return
+        try:
+            self._plan_needs(demand.needs, plan)
+        except (Damaged, NotFound) as error:
+            raise Damaged(
+                f"{demand.root.why} (b3:{demand.root.digest.hex}) has lost chunks: {error}. "
+                "Nothing was deleted: save the model again, or restore what is missing from a "
+                "copy; if the version is not needed, 'tierstore rm' removes it"
+            ) from error
+
+    def _plan_needs(self, needs: Sequence[Need], plan: _Plan) -> None:
+        mine = _Plan()
+        for need in needs:
+            if not need.is_laid_out:
+                manifest = self._home.manifest(need.digest)
+                mine.layouts[need.digest] = self._home.rebuild_layout(need.digest, manifest)
+            for lost in need.lost:
+                self._plan_chunk(lost, mine)
+        plan.layouts |= mine.layouts
+        for pack, into in mine.leads.items():
+            plan.leads.setdefault(pack, set()).update(into)
+        for source, chunks in mine.copies.items():
+            for digest, ends in chunks.items():
+                plan.copies.setdefault(source, {}).setdefault(digest, set()).update(ends)
+
+    def _plan_chunk(self, lost: Lost, plan: _Plan) -> None:
+        if lost.bases:
+            bases = _Plan()
+            try:
+                for base in lost.bases:
+                    self._plan_chunk(base, bases)
+            except (Damaged, NotFound):
+                pass
+            else:
+                for base in lost.bases:
+                    self._plan_chunk(base, plan)
+                return
+        # a delta is of no use without its bases
+        if not lost.bases and self._has(lost.pack, lost.digest):
+            plan.copy(lost.pack, lost.digest, lost.pack)
+        else:
+            self._plan_from_any(lost, plan)
+
+    def _has(self, pack: bytes, digest: bytes) -> bool:
+        if not self._mark.holdings.is_readable(pack):
+            return False
+        return any(place.digest == digest for place in self._marker.ways.footer(pack))
+
+    def _plan_from_any(self, lost: Lost, plan: _Plan) -> None:
+        places = [place for place in self._search(lost.digest) if place.pack != lost.pack]
+        fit = [place for place in places if self._mark.needs.standing(place.pack) == "good"]
+        for place in fit:
+            if not place.bases:
+                plan.leads.setdefault(lost.pack, set()).add(place.pack)
+                return
+        for place in [*(one for one in places if not one.bases), *places]:
+            plan.copy(place.pack, lost.digest, lost.pack)
+            return
+        raise Damaged(f"chunk b3:{lost.digest.hex()} of pack {lost.pack.hex()} is in no other pack")
+
+    def _search(self, digest: bytes) -> list[ChunkPlace]:
+        """Return all places of a chunk, by the footers of all packs, which are read once."""
+        if self._found is None:
+            wanted = {one.digest for one in _every_lost(self._mark.lacking)}
+            self._found = {one: [] for one in wanted}
+            for pack in sorted(self._mark.holdings.every()):
+                for place in self._footer(pack):
+                    if place.digest in wanted:
+                        self._found[place.digest].append(place)
+        return self._found[digest]
+
+    def _footer(self, pack: bytes) -> Iterable[ChunkPlace]:
+        if not self._mark.holdings.is_readable(pack):
+            return ()
+        key = pack_key(pack)
+        try:
+            return read_footer(self._home.packs, key, self._home.packs.info(key).size)[1]
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            _log.warning("skipped: %s", error)  # what is wanted may lie elsewhere
+            return ()
+
+    def _copy(self, plan: _Plan, lease: WriterLease) -> None:
+        """Copy frames into new packs, and note where the moves are to lead."""
+        builder, ends = PackBuilder(), set[bytes]()
+        for source, chunks in plan.copies.items():
+            for place, data in self._frames(source, chunks):
+                builder.copy(place, data)
+                ends |= chunks[place.digest]
+                if builder.full:
+                    self._put(builder, ends, plan)
+                    builder, ends = PackBuilder(), set()
+            lease.keep()
+        if len(builder):
+            self._put(builder, ends, plan)
+
+    def _put(self, builder: PackBuilder, ends: Iterable[bytes], plan: _Plan) -> None:
+        pack, buffers, _ = builder.close()
+        self._home.packs.put(pack_key(pack), buffers)
+        for end in ends:
+            plan.leads.setdefault(end, set()).add(pack)
+
+    def _frames(
+        self, pack: bytes, chunks: Mapping[bytes, object]
+    ) -> list[tuple[ChunkPlace, memoryview]]:
+        """Return frames with their proofs, verified, from any tier that has a good copy."""
+        key = pack_key(pack)
+        places = [one for one in self._marker.ways.footer(pack) if one.digest in chunks]
+        failed: Damaged | NotFound | BackendError = NotFound(
+            f"{key} is in no tier that can be read"
+        )
+        for tier in self._home.packs.tiers:
+            if tier.archive is not None:
+                continue
+            try:
+                data = tier.blobs.get(key)
+                check_frames(key, data, places)
+            except NotFound:
+                continue
+            except (Damaged, BackendError) as error:
+                failed = error
+                continue
+            return [
+                (one, data[one.offset - one.proof_bytes : one.offset + one.frame_bytes])
+                for one in places
+            ]
+        raise type(failed)(f"{failed}; what needs it cannot be healed, and nothing was deleted")
+
+
+def _every_lost(demands: Iterable[Demand]) -> Iterable[Lost]:
+    for demand in demands:
+        for need in (*demand.needs, *demand.instead):
+            for lost in need.lost:
+                yield lost
+                yield from lost.bases

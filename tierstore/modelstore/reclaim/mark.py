@@ -1,0 +1,210 @@
+"""The mark: from what must stay to the packs that this needs (SPEC.md section 10)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tierstore.errors import Damaged, NotFound
+from tierstore.ids import Digest
+from tierstore.modelstore.home.condemned import Condemned
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
+from tierstore.modelstore.reclaim.layouts import Layouts
+from tierstore.modelstore.reclaim.needs import Need, Needs
+from tierstore.modelstore.reclaim.roots import Root, Roots
+from tierstore.modelstore.reclaim.ways import Ways
+
+LiveKind = Literal["live", "chain", "base", "window", "leased"]
+_ORDER = {"live": 0, "window": 1, "leased": 2}
+_log = logging.getLogger("tierstore.gc")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a pack stays.
+
+    Attributes:
+        kind: ``live``: a version that stays has chunks in it; ``chain``: one below a patch does;
+            ``base``: it holds bases of deltas alone; ``window``: a removal can be undone;
+            ``leased``: a reader holds it.
+        why: The same in words.
+    """
+
+    kind: LiveKind
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a manifest that stays lacks.
+
+    Attributes:
+        root: Why it stays.
+        needs: What is to be healed, down to what it lies on.
+        instead: Folds of which one that is healed would do as well, the nearest first.
+    """
+
+    root: Root
+    needs: list[Need]
+    instead: list[Need]
+
+
+@dataclass(slots=True)
+class Mark:
+    """What was found by one mark.
+
+    Attributes:
+        condemned: All that was condemned right before.
+        holdings: Which packs are in which tier.
+        needs: The state of every pack then.
+        live: Why packs stay, by id.
+        lacking: What must be healed before anything is deleted.
+        dead: Packs that layouts of removed versions name, and that do not stay.
+    """
+
+    condemned: Condemned
+    holdings: Holdings
+    needs: Needs
+    live: dict[bytes, Reason] = field(default_factory=dict)
+    lacking: list[Demand] = field(default_factory=list)
+    dead: set[bytes] = field(default_factory=set)
+
+
+class Marker:
+    """Marks a store again and again; what never changes is read once by each of these.
+
+    Args:
+        home: The store's home.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._roots = Roots(home)
+        self.layouts = Layouts(home)
+        self.ways = Ways(home)
+
+    def mark(self, now_s: float, window_s: float | None) -> Mark:
+        """Find all packs that stay; see ``Roots.find`` for the arguments.
+
+        Raises:
+            Damaged, NotFound, UnsupportedFormat: Something that may need a pack cannot be read.
+            BackendError: Home cannot be asked.
+        """
+        condemned = self._home.condemned.every()  # first: see ``roots``
+        found = self._roots.find(now_s, window_s)
+        holdings = read_holdings(self._home.packs)
+        self.layouts.look(now_s)
+        self.ways.look(holdings)
+        needs = Needs(
+            self.layouts, self.ways, holdings, condemned.packs, self._home.quarantine.packs()
+        )
+        mark = Mark(condemned, holdings, needs)
+        done = set[Digest]()
+        for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):
+            if root.digest not in done:
+                done.add(root.digest)
+                self._mark(root, mark)
+            if root.kind == "leased":
+                self._hold(root, mark)
+        for digest in found.dead - done:
+            mark.dead |= self._named(digest)
+        mark.dead -= mark.live.keys()
+        return mark
+
+    def _mark(self, root: Root, mark: Mark) -> None:
+        """Mark what a manifest needs: its layout, and for a patch all down to the nearest fold.
+
+        The packs of a patch itself stay when it has a fold, for those who go on from the version
+        below. Nobody is lost without them, so these are not healed.
+        """
+        needs, instead = list[Need](), list[Need]()
+        digest = root.digest
+        while True:
+            base = self._base_of(root, digest)
+            folded = self._folded(digest, mark) if base is not None else None
+            if folded is not None and folded.is_whole:
+                needs.append(folded)
+                if digest == root.digest:
+                    self._keep_own(root, mark)
+                break
+            if folded is not None:
+                instead.append(folded)
+            needs.append(mark.needs.of(digest))
+            if base is None:
+                break
+            digest = base
+        for at, need in enumerate(needs):
+            _note(mark, need, root, is_below=at > 0)
+        if not all(need.is_whole for need in needs):
+            mark.lacking.append(Demand(root, needs, instead))
+
+    def _base_of(self, root: Root, digest: Digest) -> Digest | None:
+        try:
+            return self.layouts.base_of(digest)
+        except NotFound as error:
+            raise NotFound(f"{root.why} needs it: {error}; nothing was deleted") from error
+
+    def _folded(self, digest: Digest, mark: Mark) -> Need | None:
+        full = self.layouts.fold_of(digest)
+        if full is None:
+            return None
+        try:
+            return mark.needs.of(full)
+        except (Damaged, NotFound) as error:
+            _log.warning("%s; the patches below are kept instead of this fold", error)
+            return None
+
+    def _keep_own(self, root: Root, mark: Mark) -> None:
+        try:
+            _note(mark, mark.needs.of(root.digest), root, is_below=False)
+        except (Damaged, NotFound) as error:
+            _log.warning("%s; the fold of %s is read instead", error, root.why)
+
+    def _hold(self, root: Root, mark: Mark) -> None:
+        """Keep what a reader may have opened: all patches below, and every fold, as they are."""
+        for need in self._below(root.digest, mark):
+            for pack in (need.own | need.bases | need.named) - mark.live.keys():
+                if mark.holdings.is_there(pack):
+                    mark.live[pack] = Reason("leased", root.why)
+
+    def _below(self, top: Digest, mark: Mark) -> Iterator[Need]:
+        digest: Digest | None = top
+        while digest is not None:
+            for one in (digest, self.layouts.fold_of(digest)):
+                if one is not None:
+                    try:
+                        yield mark.needs.of(one)
+                    except (Damaged, NotFound) as error:  # what the version needs is marked already
+                        _log.warning("%s; it is not kept for readers of %s", error, top)
+            try:
+                digest = self.layouts.base_of(digest)
+            except (Damaged, NotFound):
+                return
+
+    def _named(self, digest: Digest) -> set[bytes]:
+        """Return the packs that the layouts of a removed version, and of its fold, name."""
+        found = set[bytes]()
+        try:
+            for one in (digest, self.layouts.fold_of(digest)):
+                named = None if one is None else self.layouts.named(one)
+                found |= set() if named is None else named.own | named.bases
+        except (Damaged, NotFound) as error:  # its packs wait as those of unfinished saves do
+            _log.warning("%s", error)
+        return found
+
+
+def _note(mark: Mark, need: Need, root: Root, *, is_below: bool) -> None:
+    kind: LiveKind = root.kind
+    if kind == "live" and is_below:
+        kind = "chain"
+    for pack in need.own:
+        if kind == "live" or pack not in mark.live:
+            why = f"below the patch {root.why}" if is_below else root.why
+            known = mark.live.get(pack)
+            if known is None or known.kind in ("base", "chain"):
+                mark.live[pack] = Reason(kind, why)
+    for pack in need.bases:
+        mark.live.setdefault(pack, Reason("base" if kind in ("live", "chain") else kind, root.why))

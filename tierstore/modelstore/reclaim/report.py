@@ -1,0 +1,99 @@
+"""What a collection found and did: every pack of every tier with one reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+_Key = TypeVar("_Key")
+State = Literal[
+    "live", "chain", "base", "window", "leased",
+    "waiting", "writing", "down", "condemned", "deleted",
+]  # fmt: skip
+"""What becomes of a pack.
+
+* ``live``: a version that stays has chunks in it;
+* ``chain``: a version on which a patch lies has;
+* ``base``: it holds bases of deltas alone;
+* ``window``: a removed version that can be undeleted needs it;
+* ``leased``: a reader holds it;
+* ``waiting``: nothing needs it, and it is condemned after a time;
+* ``writing``: condemned, and deleted once saves that run now have ended;
+* ``down``: condemned, and deleted but in a tier that cannot be asked;
+* ``condemned``: condemned, and deleted by the next run: this one has reached a limit;
+* ``deleted``: deleted from every tier; with ``dry_run``: it would be.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """One pack, and why it is there or not.
+
+    Attributes:
+        pack: The id of the pack (32 bytes).
+        state: What becomes of it.
+        why: The reason in words: the version, the reader, the time, the writer or the tier.
+        bytes: Its bytes in each tier that had it, by the tier's name.
+    """
+
+    pack: bytes
+    state: State
+    why: str
+    bytes: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Its bytes in all tiers together."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A number of packs, and their bytes in all tiers together."""
+
+    packs: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a collection found and did.
+
+    Attributes:
+        dry_run: Whether nothing was changed.
+        packs: Every pack that was there, with its reason.
+        down: Why tiers could not be asked, by name.
+        condemned: How many packs were condemned by this run.
+        healed: How many chunks and layouts were healed.
+        lacking: What a real run would heal first, in words; for ``dry_run``.
+        stopped: Which limit ended the run before all was deleted; ``None`` if none did.
+    """
+
+    dry_run: bool
+    packs: list[PackReport] = field(default_factory=list)
+    down: dict[str, str] = field(default_factory=dict)
+    condemned: int = 0
+    healed: int = 0
+    lacking: Sequence[str] = ()
+    stopped: str | None = None
+
+    def of(self, state: State) -> list[PackReport]:
+        """Return the packs in one state."""
+        return [one for one in self.packs if one.state == state]
+
+    def amounts(self) -> dict[State, Amount]:
+        """Return how much there is of each state."""
+        return _amounts((one.state, one) for one in self.packs)
+
+    def reasons(self) -> dict[tuple[State, str], Amount]:
+        """Return how much there is of each state and reason."""
+        return _amounts(((one.state, one.why), one) for one in self.packs)
+
+
+def _amounts(found: Iterator[tuple[_Key, PackReport]]) -> dict[_Key, Amount]:
+    amounts: dict[_Key, Amount] = {}
+    for key, one in found:
+        known = amounts.get(key, Amount(0, 0))
+        amounts[key] = Amount(known.packs + 1, known.bytes + one.total_bytes)
+    return amounts

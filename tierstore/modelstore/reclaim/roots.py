@@ -1,0 +1,229 @@
+"""What must stay: every manifest that somebody may need, each with the reason (SPEC.md section 10).
+
+What protects is read after what it protects from: removals before versions and names, and leases
+last. So whoever brings a version back, or lets a name or a lease hold it, is seen; or it looks at
+what is condemned afterwards, and sees the collector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
+from tierstore.format.manifest import Member
+from tierstore.format.reflog import RefEntry
+from tierstore.ids import Digest
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import standing
+from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.retention import window_s as stored_window_s
+from tierstore.modelstore.names.removed import Removed
+from tierstore.modelstore.reclaim.holders import HISTORY_S
+from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
+from tierstore.modelstore.version import RELEASED
+
+RootKind = Literal["live", "window", "leased"]
+"""Why a manifest stays: something names it, its removal can be undone, or a reader holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A manifest that stays with all that it needs.
+
+    Attributes:
+        digest: Its digest.
+        kind: Why it stays.
+        why: The same in words, such as ``ranker@3`` or ``lease of ada@node7``.
+    """
+
+    digest: Digest
+    kind: RootKind
+    why: str
+
+
+@dataclass(slots=True)
+class Found:
+    """The roots of a store.
+
+    Attributes:
+        roots: What must stay; one manifest may be there several times.
+        dead: Manifests of versions that were removed, and cannot be brought back for certain.
+    """
+
+    roots: list[Root] = field(default_factory=list)
+    dead: set[Digest] = field(default_factory=set)
+
+
+class Roots:
+    """Finds the roots of a store. What never changes is read once by each of these.
+
+    Args:
+        home: The store's home.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._logs = RefLogs(home.blobs)
+        self._members: dict[str, tuple[Member, ...]] = {}
+
+    def find(self, now_s: float, window_s: float | None) -> Found:
+        """Return the roots as they are now.
+
+        Args:
+            now_s: Seconds since the epoch by home's clock, or earlier.
+            window_s: Seconds for which a removed version stays; ``None`` for what is set in the
+                store.
+
+        Raises:
+            Damaged, NotFound, UnsupportedFormat: Something that may name a version cannot be read;
+                the message names it.
+        """
+        removed = {log.model: log for log in self._logs.read() if log.name == REMOVED_LOG}
+        now = _Now(now_s, self._ends(removed.values(), window_s))
+        logs = list(self._logs.read())
+        found = Found()
+        for log in logs:
+            if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
+                self._versions(log, now, found)
+            elif log.name.startswith(ALIASES):
+                found.roots += _of_alias(log, now_s)
+            elif log.name != REMOVED_LOG:  # written by a later version
+                found.roots += _of_entries(log.entries, f"{log.title} in its log {log.name}")
+        found.roots += self._of_releases(logs, now)
+        found.roots += [
+            Root(pin.version, "live", f"pin of {pin.who}")
+            for pin in Pins(self._home.blobs).active()
+        ]
+        found.roots += self._leased(now_s)
+        return found
+
+    def _ends(self, logs: Iterable[Log], window_s: float | None) -> dict[str, dict[int, float]]:
+        """Return until when removed versions can be brought back, by model and number."""
+        found: dict[str, dict[int, float]] = {}
+        for log in logs:
+            removed = _removed(log.entries)
+            if removed:
+                wait_s = window_s
+                if wait_s is None:
+                    wait_s = stored_window_s(self._home.blobs, log.title)
+                found[log.model] = {n: one.time_us / 1e6 + wait_s for n, one in removed.items()}
+        return found
+
+    @staticmethod
+    def _versions(log: Log, now: _Now, found: Found) -> None:
+        variant = log.name.removeprefix(VARIANTS) if log.name.startswith(VARIANTS) else ""
+        for entry in log.entries:
+            if entry.version is None or entry.manifest is None:
+                continue
+            digest = Digest.from_hex(entry.manifest)
+            ref = f"{log.title}@{entry.version}" + (f"+{variant}" if variant else "")
+            root = now.root(log.model, entry.version, digest, ref)
+            if root is None:
+                found.dead.add(digest)
+            else:
+                found.roots.append(root)
+
+    def _of_releases(self, logs: Sequence[Log], now: _Now) -> Iterator[Root]:
+        """Return the members of the releases that stay, with the members' variants."""
+        wanted: dict[tuple[str, int], str] = {}
+        for log in logs:
+            if log.name != VERSION_LOG:
+                continue
+            for entry in log.entries:
+                if entry.action != RELEASED or entry.manifest is None:
+                    continue
+                digest = Digest.from_hex(entry.manifest)
+                ref = f"release {log.title}@{entry.seq}"
+                root = now.root(log.model, entry.seq, digest, ref)
+                if root is None:
+                    continue
+                for member in self._members_of(digest):
+                    wanted[member.model, member.version] = ref
+                    yield Root(Digest(member.manifest), root.kind, root.why)
+        for log in logs:
+            if log.name.startswith(VARIANTS):
+                for entry in log.entries:
+                    held = wanted.get((log.title, entry.version or 0))
+                    if held is not None and entry.manifest is not None:
+                        yield Root(Digest.from_hex(entry.manifest), "live", held)
+
+    def _members_of(self, digest: Digest) -> tuple[Member, ...]:
+        if digest.hex not in self._members:
+            self._members[digest.hex] = tuple(self._home.manifest(digest).members or ())
+        return self._members[digest.hex]
+
+    def _leased(self, now_s: float) -> Iterator[Root]:
+        for lease in standing(self._home.blobs, now_s).standing:
+            why = f"lease of {lease.who} (pid {lease.pid} on {lease.host})"
+            for version in lease.versions:
+                yield Root(Digest.from_hex(version), "leased", why)
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """What is removed at the time of a mark.
+
+    Attributes:
+        now_s: Seconds since the epoch by home's clock.
+        ends_s: Until when removed versions can be brought back, by model and number.
+    """
+
+    now_s: float
+    ends_s: Mapping[str, Mapping[int, float]]
+
+    def root(self, model: str, number: int, digest: Digest, ref: str) -> Root | None:
+        """Return why a version stays; ``None`` when it does not."""
+        end_s = self.ends_s.get(model, {}).get(number)
+        if end_s is None:
+            return Root(digest, "live", ref)
+        if end_s <= self.now_s:
+            return None
+        return Root(
+            digest, "window", f"{ref} was removed, and can be undeleted until {_text(end_s)}"
+        )
+
+
+def _removed(entries: Iterable[RefEntry]) -> Removed:
+    removed: dict[int, RefEntry] = {}
+    for entry in entries:
+        for number in entry.versions:
+            if entry.action == "undelete":
+                removed.pop(number, None)
+            else:
+                removed[number] = entry
+    return removed
+
+
+def _of_alias(log: Log, now_s: float) -> Iterator[Root]:
+    """Return what an alias means, what it meant in the last 30 days, and where it would go back."""
+    name = f"{log.title}@{log.name.removeprefix(ALIASES)}"
+    last = log.entries[-1]
+    yield from _of_entries([last], f"alias {name}")
+    before: RefEntry | None = last
+    while before is not None and before.version == last.version:
+        before = log.entries[before.previous - 1] if before.previous else None
+    if before is not None:
+        yield from _of_entries([before], f"rollback of {name}")
+    since_us = (now_s - HISTORY_S) * 1e6
+    for at in range(len(log.entries) - 1, 0, -1):  # it held until the one behind it was written
+        if log.entries[at].time_us < since_us:
+            break
+        yield from _of_entries([log.entries[at - 1]], f"alias {name} in the last 30 days")
+
+
+def _of_entries(entries: Iterable[RefEntry], why: str) -> Iterator[Root]:
+    for entry in entries:
+        if entry.manifest is not None:
+            yield Root(Digest.from_hex(entry.manifest), "live", why)
+        if entry.rollout is not None:
+            yield Root(Digest.from_hex(entry.rollout.manifest), "live", f"rollout of {why}")
+
+
+def _text(time_s: float) -> str:
+    with suppress(OverflowError, ValueError):
+        return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return "further notice"

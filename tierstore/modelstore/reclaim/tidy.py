@@ -1,0 +1,85 @@
+"""Tidies up what is over: condemned lists and segments, leases, probes, pins (SPEC.md 10, 13)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
+from tierstore.format.keys import PROBES
+from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.tiers import PINS, Pin
+from tierstore.modelstore.home.condemned import Condemned
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import standing
+from tierstore.modelstore.reclaim.holdings import Holdings
+
+LISTED_S = 30 * 24 * 3600
+"""Seconds for which a condemned pack stays listed, at least."""
+
+DAY_S = 24 * 3600
+_log = logging.getLogger("tierstore.gc")
+
+
+def tidy(home: Home, condemned: Condemned, holdings: Holdings, *, run: str, now_s: float) -> None:
+    """Delete what is over; what cannot be deleted now is left to the next run.
+
+    Args:
+        home: The store's home.
+        condemned: What was condemned when the tiers were listed.
+        holdings: What the tiers had then.
+        run: The run of the collector: 32 hex digits, random.
+        now_s: Seconds since the epoch by home's clock, or earlier.
+    """
+    now_us = int(now_s * 1e6)
+    with _left_over("condemned segments"):
+        _retire(home, condemned, holdings, run, now_us)
+    with _left_over("condemned lists"):
+        home.condemned.tidy(now_us)
+    with _left_over("leases"):
+        home.blobs.delete(standing(home.blobs, now_s).ended)
+    with _left_over("probes"):
+        _probes(home.blobs, now_s)
+    with _left_over("pins"):
+        _pins(home.blobs, now_us)
+
+
+@contextmanager
+def _left_over(what: str) -> Iterator[None]:
+    try:
+        yield
+    except TierstoreError as error:
+        _log.warning("%s that are over were not removed: %s", what, error)
+
+
+def _retire(home: Home, condemned: Condemned, holdings: Holdings, run: str, now_us: int) -> None:
+    """Leave segments out of the next list that are old, and of which no tier has a pack."""
+    if holdings.down:
+        return
+    there = holdings.every()
+    old = {
+        key
+        for key, (time_us, packs) in condemned.segments.items()
+        if now_us - time_us > LISTED_S * 1_000_000 and packs.isdisjoint(there)
+    }
+    if old:
+        home.condemned.retire(old, run=run, now_us=now_us)
+
+
+def _probes(home_blobs: BlobStore, now_s: float) -> None:
+    old = [info.key for info in home_blobs.list(PROBES) if now_s - info.mtime > DAY_S]
+    home_blobs.delete(old)
+
+
+def _pins(home_blobs: BlobStore, now_us: int) -> None:
+    old = []
+    for info in home_blobs.list(PINS):
+        try:
+            pin = unseal_body(Kind.PIN, home_blobs.get(info.key), Pin, info.key)
+        except (Damaged, NotFound, UnsupportedFormat):  # nobody knows whether it is over
+            continue
+        if pin.until_us is not None and now_us - pin.until_us > DAY_S * 1_000_000:
+            old.append(info.key)
+    home_blobs.delete(old)
