@@ -225,9 +225,7 @@ def test_a_collection_between_any_two_calls_of_a_collector(
 
 
 @pytest.mark.parametrize("name", [name for name in ACTS if "rebase" not in name])
-def test_a_writer_between_any_two_calls_of_a_collector(
-    name: str, world: MemoryStore, cache: Path
-) -> None:
+def test_a_writer_within_a_collection(name: str, world: MemoryStore, cache: Path) -> None:
     act = ACTS[name]
     for stops in some(collector_calls(world), name):
         blobs, done = copied(world), list[bool]()
