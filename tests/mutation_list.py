@@ -3669,8 +3669,8 @@ _RECLAIM = (
         "condemned-for-good",
         "SPEC 10: Condemned is for good: a segment stays in the lists.",
         "modelstore/home/condemned.py",
-        "segments=[*before, new],",
-        "segments=[new],",
+        "lambda before: [*before, new]",
+        "lambda before: [new]",
         (
             "integration/test_condemned.py::test_the_highest_list_says_all_that_holds",
             "integration/test_condemned.py::test_a_collector_that_comes_second_builds_on_the_first",

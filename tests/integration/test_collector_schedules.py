@@ -23,8 +23,11 @@ from tests.integration.kit import MIB, condemn, created, equal, opened
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError
-from tierstore.format.keys import LEASES, SWEEPS, layout_key, pack_key
+from tierstore.format.keys import LEASES, REMOVED_LOG, SWEEPS, layout_key, pack_key
+from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import new_lease
+from tierstore.modelstore.home.refs import NOWHERE, RefLog
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
@@ -254,3 +257,43 @@ def test_a_collector_that_dies_after_any_of_its_writes(
         with pytest.raises(Crashed):
             Collector(Home(FaultyStore(blobs, crash_after=writes))).run(grace_s=0, window_s=0)
         is_sound(blobs, cache)
+
+
+@pytest.fixture(scope="module")
+def settled(world: MemoryStore) -> MemoryStore:
+    """The same store without garbage, but that the packs which m@2 has alone are condemned."""
+    blobs = copied(world)
+    collect(blobs)
+    home = Home(blobs)
+    names = Names(home, "node", {})
+    own, others = (
+        set(home.layout(digest, home.manifest(digest)).pack_ids)
+        for digest in (names.resolve("m@2").digest, names.resolve("n@3").digest)
+    )
+    condemn(blobs, *map(pack_key, own - others))
+    return blobs
+
+
+@pytest.mark.parametrize("which", ["world", "settled"])
+def test_a_reader_that_begins_within_a_collection_before_the_removal(
+    which: str, request: pytest.FixtureRequest, cache: Path
+) -> None:
+    """Removals are read before leases: so either the version is seen in force, or the reader is."""
+    before: MemoryStore = request.getfixturevalue(which)
+    digest = Names(Home(before), "node", {}).resolve("m@2").digest
+    for stop in range(1, collector_calls(before) + 1):
+        blobs = copied(before)
+        log = Home(blobs).log("m", REMOVED_LOG)
+
+        def read_and_remove(blobs: MemoryStore = blobs, log: RefLog = log) -> None:
+            lease = new_lease("reader")
+            lease.versions.append(digest.hex)
+            blobs.put(LEASES + lease.id, seal_body(Kind.LEASE, lease))
+            log.append("forget", lambda last: NOWHERE, None, [2])
+
+        plan = Paused({stop}, read_and_remove)
+        # as where the clock of who removes it is a minute behind
+        Collector(Home(FaultyStore(blobs, plan))).run(grace_s=0, window_s=-60)
+        log.append("undelete", lambda last: NOWHERE, None, [2])
+        with opened(blobs, cache / uuid.uuid4().hex) as store:
+            equal(store.load("m@2").load(), weights(4))
