@@ -184,7 +184,7 @@ def _save_removed() -> None:
             store.save("removed", source, base=None, alias="prod")
         for model in ("gone", "short"):
             store.save(model, Path(scratch) / "1")
-        store.admin.enable_removal(wait_s=0)
+        store.reclaim.enable(wait_s=0)
         store.remove("removed@1", "removed@2", message="both")
         store.undelete("removed@2", message="one is needed")
         store.remove_model("gone")

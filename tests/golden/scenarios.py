@@ -87,7 +87,7 @@ def aged(*tiers: str) -> Callable[[Path], None]:
 def allow_removal(folder: Path) -> None:
     """Allow that versions of the store are removed, at once."""
     with tierstore.open(folder / "store") as store:
-        store.admin.enable_removal(wait_s=0)
+        store.reclaim.enable(wait_s=0)
 
 
 def damage(folder: Path) -> None:

@@ -30,7 +30,7 @@ def test_rules_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
                 store.save(model, {"w": np.full(9, number, np.float32)})
         store.retention.set("m", keep_last=5)
         assert round_of(store) == 0, "the store does not allow it"
-        store.admin.enable_removal(wait_s=0)
+        store.reclaim.enable(wait_s=0)
         assert round_of(store) == 0
         said = [one.getMessage() for one in caplog.records if "rules of m" in one.getMessage()]
         assert [line.partition(" from ")[0] for line in said] == ["the rules of m will remove"]

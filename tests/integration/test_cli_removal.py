@@ -31,7 +31,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with m@1 (removed), m@2, m@3 (prod), m@4 and n@1, which has rules."""
     folder = tmp_path_factory.mktemp("template")
     with tierstore.init(folder / "store") as store:
-        store.admin.enable_removal(wait_s=0)
+        store.reclaim.enable(wait_s=0)
         for number in (1, 2, 3, 4):
             store.save("m", {"w": np.full(9, number, np.float32)}, message=f"run {number}")
         store.save("n", {"w": np.ones(9, np.float32)})

@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, Unpack
 
-from tierstore.arguments import as_number, as_whole
+from tierstore.arguments import as_whole
 from tierstore.format.tiers import Role, TierSpec
-from tierstore.modelstore.home.leases import TTL_S
 from tierstore.modelstore.store import Store
 
 if TYPE_CHECKING:
@@ -262,24 +261,6 @@ class Admin:
         from tierstore.admin.survey import survey
 
         return survey(self._store)
-
-    def enable_removal(self, *, wait_s: float = TTL_S) -> None:
-        """Allow, once for all, that versions of the store are removed.
-
-        Versions of tierstore that know no removal can still read the store, and cannot write to it.
-        Returns once no save can be running that began before: after 4 hours, unless it was enabled
-        that long ago. Interrupted, it goes on when it is called again.
-
-        Args:
-            wait_s: Seconds to wait for such saves; 0 when there are none for certain.
-
-        Examples:
-            >>> store = tierstore.init("store")
-            >>> store.admin.enable_removal(wait_s=0)
-        """
-        from tierstore.modelstore.reclaim.feature import enable
-
-        enable(self._store._parts.home, as_number("wait_s", wait_s, "seconds, 0 or more", 0))
 
     def top(self, count: int = 10) -> Top:
         """Return what is read from which tier, and the packs that are read most.

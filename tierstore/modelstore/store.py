@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.care.compare import Diff, Usage
     from tierstore.modelstore.loading.dequantized import Dequantized
     from tierstore.modelstore.placing.placing import Placement
+    from tierstore.modelstore.reclaim.reclaim import Reclaim
     from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion, Removing
     from tierstore.modelstore.reclaim.retention import Retentions
 
@@ -640,6 +641,13 @@ class Store:
         return self._once("retention", lambda: Retentions(self._names))
 
     @property
+    def reclaim(self) -> Reclaim:
+        """Garbage collection: gives back the space of what nothing needs any more."""
+        from tierstore.modelstore.reclaim.reclaim import Reclaim
+
+        return self._once("reclaim", lambda: Reclaim(self._parts.home))
+
+    @property
     def _removing(self) -> Removing:
         from tierstore.modelstore.reclaim.removal import Removing
 
@@ -670,7 +678,7 @@ class Store:
 
         Examples:
             >>> store = tierstore.init("store")
-            >>> store.admin.enable_removal(wait_s=0)
+            >>> store.reclaim.enable(wait_s=0)
             >>> for value in (1.0, 2.0):
             ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
             >>> [str(version) for version in store.remove("ranker@1")]
@@ -697,7 +705,7 @@ class Store:
 
         Examples:
             >>> store = tierstore.init("store")
-            >>> store.admin.enable_removal(wait_s=0)
+            >>> store.reclaim.enable(wait_s=0)
             >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
             >>> _ = store.remove_model("ranker")
             >>> store.models()
@@ -753,7 +761,7 @@ class Store:
 
         Examples:
             >>> store = tierstore.init("store")
-            >>> store.admin.enable_removal(wait_s=0)
+            >>> store.reclaim.enable(wait_s=0)
             >>> for value in (1.0, 2.0, 3.0):
             ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
             >>> found = store.forget("ranker", keep_last=2, dry_run=True)
@@ -790,7 +798,7 @@ class Store:
 
         Examples:
             >>> store = tierstore.init("store")
-            >>> store.admin.enable_removal(wait_s=0)
+            >>> store.reclaim.enable(wait_s=0)
             >>> for value in (1.0, 2.0):
             ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)})
             >>> _ = store.remove("ranker@1")

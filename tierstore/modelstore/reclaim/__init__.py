@@ -1,3 +1,3 @@
-"""Reclaim: versions are removed and brought back, and what rules keep of them."""
+"""Reclaim: versions are removed and brought back, rules keep them, and garbage is collected."""
 
-__all__ = ["feature", "holders", "removal", "retention", "rules"]
+__all__ = ["feature", "holders", "reclaim", "removal", "retention", "rules"]

@@ -31,6 +31,7 @@ from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State
 from tierstore.modelstore.reclaim.sweep import Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy
+from tierstore.progress import Progress
 
 GRACE_S = 24 * 3600
 """Seconds for which a pack is seen unmarked before it is condemned, unless something else is said.
@@ -69,6 +70,7 @@ class Collector:
         window_s: float | None = None,
         max_bytes: int | None = None,
         max_time_s: float | None = None,
+        progress: Progress | None = None,
     ) -> Report:
         """Collect once.
 
@@ -78,6 +80,7 @@ class Collector:
             window_s: Seconds for which removed versions stay; ``None``: what is set in the store.
             max_bytes: Delete at most this much, counted in all tiers together.
             max_time_s: Begin no further batch of deletions after so many seconds.
+            progress: Called with the bytes that were deleted and those to delete.
 
         Raises:
             UsageError: The store does not allow it yet.
@@ -110,7 +113,14 @@ class Collector:
             doomed = sorted(self._doomed(mark, cleared, new if lease is None else set()))
             swept = Swept(asked=set(doomed), down=dict(mark.holdings.down))
             if lease is not None:
-                swept = sweep(doomed, mark.holdings, lease, max_bytes=max_bytes, is_over=is_over)
+                swept = sweep(
+                    doomed,
+                    mark.holdings,
+                    lease,
+                    max_bytes=max_bytes,
+                    is_over=is_over,
+                    progress=progress,
+                )
                 tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
             return self._reported(work.report, mark, swept, cleared, grace_s)
 

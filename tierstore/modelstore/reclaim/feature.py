@@ -28,6 +28,7 @@ from tierstore.modelstore.version import when
 
 _LATELY = 100
 _ATTEMPTS = 5
+_STEP_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,12 @@ def writers_seen(home: Home) -> list[SeenWriter]:
     ]
 
 
-def enable(home: Home, wait_s: float = TTL_S, sleep: Callable[[float], None] = time.sleep) -> None:
+def enable(
+    home: Home,
+    wait_s: float = TTL_S,
+    sleep: Callable[[float], None] = time.sleep,
+    waiting: Callable[[float], None] = lambda left_s: None,
+) -> None:
     """Allow for good that versions of a store are removed; older versions cannot write to it then.
 
     Returns once no save can be running that began before. Interrupted, it goes on when it is
@@ -72,6 +78,7 @@ def enable(home: Home, wait_s: float = TTL_S, sleep: Callable[[float], None] = t
         home: The store's home.
         wait_s: Seconds for which the lease of a writer lasts.
         sleep: Waits for so many seconds.
+        waiting: Called with the seconds that are left, before each part of the wait.
 
     Raises:
         Conflict: Others change the features of the store all the time.
@@ -87,8 +94,10 @@ def enable(home: Home, wait_s: float = TTL_S, sleep: Callable[[float], None] = t
             f"others change the features of {home.blobs.url} at the same time; try again"
         )
     left_s = wait_s - _enabled_for_s(home.blobs)
-    if left_s > 0:
-        sleep(left_s)
+    while left_s > 0:
+        waiting(left_s)
+        sleep(min(left_s, _STEP_S))
+        left_s -= _STEP_S
 
 
 def _with_feature(config: StoreConfig) -> StoreConfig:

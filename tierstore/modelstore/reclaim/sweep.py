@@ -10,6 +10,7 @@ from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.format.keys import pack_key
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.progress import Progress
 from tierstore.tiers.durable.tier import DurableTier
 
 BATCH = 1000
@@ -38,6 +39,7 @@ def sweep(
     *,
     max_bytes: int | None,
     is_over: Callable[[], bool],
+    progress: Progress | None = None,
 ) -> Swept:
     """Delete packs, batch by batch, from the fastest tier to the slowest.
 
@@ -47,28 +49,37 @@ def sweep(
         lease: The right to do so, which is checked before each batch.
         max_bytes: End before more than this is deleted, counted in all tiers; ``None``: no limit.
         is_over: Asked before each batch: whether the time is over.
+        progress: Called with the bytes that were deleted and those to delete, after each batch.
 
     Raises:
         Conflict: The lease is lost.
     """
     done = Swept(down=dict(holdings.down))
     left = max_bytes
+    total, gone = _bytes(packs, holdings), 0
     for batch in _batches(packs):
         if is_over():
             done.stopped = "the time is over"
             return done
         if left is not None:
             batch = _within(batch, holdings, left)
-            left -= sum(sum(holdings.bytes_of(pack).values()) for pack in batch)
+            left -= _bytes(batch, holdings)
         if not batch:
             done.stopped = "the limit of bytes is reached"
             return done
         for tier in holdings.packs.tiers:
             _delete(tier, batch, holdings, lease, done)
         done.asked.update(batch)
+        if progress is not None:
+            gone += _bytes(batch, holdings)
+            progress(gone, total)
     if len(done.asked) < len(packs):
         done.stopped = "the limit of bytes is reached"
     return done
+
+
+def _bytes(packs: Sequence[bytes], holdings: Holdings) -> int:
+    return sum(sum(holdings.bytes_of(pack).values()) for pack in packs)
 
 
 def _batches(packs: Sequence[bytes]) -> list[Sequence[bytes]]:

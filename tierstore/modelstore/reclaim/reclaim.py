@@ -1,0 +1,174 @@
+"""Garbage collection from Python: ``Store.reclaim``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from tierstore.arguments import as_number, as_whole, wrong
+from tierstore.forks import begin
+from tierstore.modelstore.home.home import Home, read_config
+from tierstore.modelstore.home.leases import TTL_S
+from tierstore.progress import Progress, reported
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.reclaim.collector import Collector
+    from tierstore.modelstore.reclaim.feature import SeenWriter
+    from tierstore.modelstore.reclaim.report import Report
+
+GRACE = timedelta(days=1)
+"""How long a pack is seen to be garbage before it is condemned, unless something else is said."""
+
+
+class Reclaim:
+    """Gives back the space of what nothing needs any more; obtained as ``Store.reclaim``.
+
+    Thread-safe: one collection at a time.
+
+    Examples:
+        >>> store = tierstore.init("store")
+        >>> store.reclaim
+        <Reclaim of file:///.../store>
+    """
+
+    def __init__(self, home: Home) -> None:
+        """Reclaim the space of the store with this home."""
+        self._home = home
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._collector: Collector | None = None
+
+    def __repr__(self) -> str:
+        return f"<Reclaim of {self._home.blobs.url}>"
+
+    def __dir__(self) -> Sequence[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether versions of the store may be removed, and garbage be collected; asks home."""
+        if not self._home.reclaims:
+            self._home.config = read_config(self._home.blobs)
+        return self._home.reclaims
+
+    def writers(self) -> list[SeenWriter]:
+        """Return who wrote to the store lately and with what, the last one first.
+
+        These are the running saves and the writers of the newest hundred entries of the logs.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> [writer.tool for writer in store.reclaim.writers()]
+            ['tierstore ...']
+        """
+        from tierstore.modelstore.reclaim.feature import writers_seen
+
+        return writers_seen(self._home)
+
+    def enable(
+        self, *, wait_s: float = TTL_S, waiting: Callable[[float], None] = lambda left_s: None
+    ) -> None:
+        """Allow, once for all, that versions of the store are removed and garbage is collected.
+
+        Versions of tierstore that know no removal can still read the store, and cannot write to it.
+        Returns once no save can be running that began before: after 4 hours, unless it was enabled
+        that long ago. Interrupted, it goes on when it is called again.
+
+        Args:
+            wait_s: Seconds to wait for such saves; 0 when there are none for certain.
+            waiting: Called now and then with the seconds that are left.
+
+        Raises:
+            Conflict: Others change the features of the store all the time.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.reclaim.enable(wait_s=0)
+            >>> store.reclaim.is_enabled
+            True
+        """
+        from tierstore.modelstore.reclaim.feature import enable
+
+        wait_s = as_number("wait_s", wait_s, "seconds, 0 or more", 0)
+        enable(self._home, wait_s, waiting=waiting)
+
+    def run(
+        self,
+        *,
+        dry_run: bool = False,
+        grace: timedelta = GRACE,
+        window: timedelta | None = None,
+        max_bytes: int | None = None,
+        max_time: timedelta | None = None,
+        progress: Progress | bool | None = None,
+    ) -> Report:
+        """Collect garbage once: delete the packs that nothing needs, in every tier.
+
+        What stays is healed first where it lacks something. It may be stopped at any moment, and
+        called again to go on. Packs that lose their last version are condemned by one run and
+        deleted once the saves have ended that ran then, by the same run if there are none.
+
+        Args:
+            dry_run: Whether nothing is changed: the report says what would be.
+            grace: How long a pack of an unfinished save is seen to be garbage before it is
+                condemned: it may be there for a save that goes on. 0 is allowed.
+            window: How long a removed version can be brought back; ``None`` for what is set in the
+                store (``Store.retention``).
+            max_bytes: Delete at most this much, counted in all tiers together.
+            max_time: Begin no further deletions after this time.
+            progress: ``True`` for a bar, or a function that is called with the bytes that were
+                deleted and those to delete; as in ``Store.save``.
+
+        Returns:
+            Every pack of every tier with one reason, and what was done.
+
+        Raises:
+            UsageError: The store does not allow it yet (``enable``), or an argument is wrong.
+            Conflict: Another process collects garbage now.
+            Damaged, NotFound, UnsupportedFormat: Something cannot be read that may need a pack, or
+                cannot be healed. Nothing was deleted; the message names it.
+            BackendError: The store's home cannot be asked. A tier that cannot be asked is told in
+                the report, and what it holds goes with a later run.
+
+        Examples:
+            >>> from datetime import timedelta
+            >>> store = tierstore.init("store")
+            >>> store.reclaim.enable(wait_s=0)
+            >>> for value in (1.0, 2.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)}, base=None)
+            >>> _ = store.remove("ranker@1")
+            >>> report = store.reclaim.run(window=timedelta(0))
+            >>> len(report.of("deleted")), len(report.of("live"))
+            (1, 1)
+        """
+        limit = None if max_bytes is None else as_whole("max_bytes", max_bytes, "bytes", 0)
+        with self._lock, reported(progress, "collecting garbage") as told:
+            return self._kept().run(
+                dry_run=dry_run,
+                grace_s=_seconds("grace", grace) or 0.0,
+                window_s=_seconds("window", window),
+                max_bytes=limit,
+                max_time_s=_seconds("max_time", max_time),
+                progress=told,
+            )
+
+    def _kept(self) -> Collector:
+        """Return the collector of this process, which reads again only what is new."""
+        from tierstore.modelstore.reclaim.collector import Collector
+
+        if self._collector is None:
+            self._collector = Collector(self._home)
+        return self._collector
+
+
+def _seconds(argument: str, given: timedelta | None) -> float | None:
+    if given is None:
+        return None
+    if not isinstance(given, timedelta) or given < timedelta(0):
+        raise wrong(argument, "a timedelta, such as timedelta(hours=12)", given)
+    return given.total_seconds()
