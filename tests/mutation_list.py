@@ -3992,7 +3992,7 @@ _COLLECTOR = (
         "collected-while-a-save-runs",
         "SPEC 10.1: Once the noted leases of writers have ended it MAY delete.",
         "modelstore/reclaim/collector.py",
-        "if not self._writers[key])",
+        "if not writers[key])",
         "if True)",
         ("integration/test_collector.py::test_saves_that_run_are_waited_for_by_their_leases",),
     ),
@@ -4144,8 +4144,61 @@ _COLLECTOR = (
     ),
 )
 
+_COLLECTED = (
+    Mutation(
+        "grace-by-a-clock-that-leapt",
+        "SPEC 10.1: What home's clock went ahead more than the machine's own is added to since_s.",
+        "modelstore/reclaim/kept.py",
+        "    later_s = leap_s if leap_s > _SLACK_S else 0.0",
+        "    later_s = 0.0",
+        ("integration/test_collected.py::test_a_grace_is_never_counted_too_long",),
+    ),
+    Mutation(
+        "grace-of-another-boot",
+        "SPEC 10.1: Where boot is that of the reader's machine.",
+        "modelstore/reclaim/kept.py",
+        "    if found.boot and found.boot == boot():",
+        "    if True:",
+        ("integration/test_collected.py::test_a_grace_is_never_counted_too_long",),
+    ),
+    Mutation(
+        "grace-from-the-future",
+        "SPEC 10.1: A time in the future is now.",
+        "modelstore/reclaim/kept.py",
+        "min(since_s + later_s, now_s)",
+        "since_s + later_s",
+        ("integration/test_collected.py::test_a_grace_is_never_counted_too_long",),
+    ),
+    Mutation(
+        "grace-rounded-down",
+        "SPEC 10.1: A grace MUST NOT be counted too long.",
+        "modelstore/reclaim/kept.py",
+        "math.ceil(kept.seen[pack])",
+        "math.floor(kept.seen[pack])",
+        ("integration/test_collected.py::test_times_are_rounded_to_later_ones",),
+    ),
+    Mutation(
+        "writers-that-came-later",
+        "SPEC 10.1: A segment that has writers waits for those of them that still have a lease.",
+        "modelstore/reclaim/collector.py",
+        "{key: before.get(key, running) & running for key in segments}",
+        "{key: before.get(key, frozenset()) & running for key in segments}",
+        (
+            "integration/test_collected.py::test_where_the_saves_of_a_segment_are_not_known_all_are_waited_for",
+        ),
+    ),
+    Mutation(
+        "disk-too-full-to-keep",
+        "SPEC 10.1: It may be lost at any time.",
+        "modelstore/reclaim/kept.py",
+        "    except TierstoreError as error:  # a full disk, above all\n",
+        "    except NotFound as error:\n",
+        ("integration/test_collected.py::test_a_full_disk_keeps_nothing_and_still_deletes",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_QUARANTINE, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_REMOVAL, *_RECLAIM,
-    *_COLLECTOR,
+    *_COLLECTOR, *_COLLECTED,
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,6 +19,7 @@ from tierstore import Dense, Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Damaged, NotFound, UsageError
 from tierstore.format.keys import (
+    COLLECTED,
     CONDEMNED,
     GC,
     LEASES,
@@ -38,6 +40,7 @@ from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim import layouts, roots
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.kept import Kept, read_kept, write_kept
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -323,19 +326,21 @@ def test_what_an_unfinished_save_left_waits_for_the_grace(store: Store, blobs: M
     assert state == "waiting"
     assert why.startswith("nothing needs it; it waits until 20")
     assert left in packs(blobs)
-    collector.seen = {pack: since - DAY_S for pack, since in collector.seen.items()}
-    assert states(collector.run(window_s=0, grace_s=DAY_S))[left][0] == "deleted"
+    kept = read_kept(blobs, time.time())
+    assert set(kept.seen) == {left}
+    write_kept(blobs, Kept({left: kept.seen[left] - DAY_S - 1}), time.time())
+    assert states(collect(store, grace_s=DAY_S))[left][0] == "deleted", "by another process"
 
 
 def test_what_is_needed_again_waits_anew(store: Store, blobs: MemoryStore) -> None:
     left = orphan(store, blobs)
     collector = Collector(store._parts.home)
     collector.run(grace_s=DAY_S)
-    assert left in collector.seen
+    assert left in read_kept(blobs, time.time()).seen
     store.save("x", weights(8))
     blobs.delete([pack_key(left)])
     collector.run(grace_s=DAY_S)
-    assert left not in collector.seen
+    assert left not in read_kept(blobs, time.time()).seen
 
 
 def test_saves_that_run_are_waited_for_by_their_leases(store: Store, blobs: MemoryStore) -> None:
@@ -586,7 +591,8 @@ def test_a_second_run_reads_next_to_nothing(
     watched.calls.clear()
     collector.run(grace_s=0, window_s=0)
     read = [key for op, key in watched.calls if op.startswith("get") or op == "info"]
-    assert all(key.startswith(("sweeps/", "probes/", "leases/")) for key in read), read
+    few = ("sweeps/", "probes/", "leases/", COLLECTED)
+    assert all(key.startswith(few) for key in read), read
     store.save("m", tensors(7))
     watched.calls.clear()
     collector.run(grace_s=0, window_s=0)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.errors import UsageError
+from tierstore.format.collected import Collected, Held, LastCollection
 from tierstore.format.condemned import CondemnedList, CondemnedSegment, EarlyCondemned
 from tierstore.format.heat import HeatBody, parse_heat
 from tierstore.format.layout import (
@@ -71,6 +72,13 @@ BODIES: dict[Kind, Body] = {
         pack=bytes(32), chunks=bytes(64), tiers=["warm"], why="cut short", who="me", time_us=7
     ),
     Kind.RETENTION: Retention(window_s=60, rules=Rules(keep_last=3), time_us=7, who="me"),
+    Kind.COLLECTED: Collected(
+        time_us=7, boot="b", running_us=7, packs=bytes(32), since_s=[7], writers={HEX16: [HEX16]},
+        last=LastCollection(
+            time_us=7, who="me", condemned=1, healed=0, down={}, freed={"home": 7},
+            tiers={"home": {"live": Held(packs=1, bytes=7)}},
+        ),
+    ),
 }  # fmt: skip
 READ_IN_ONE_WAY = [kind for kind in Kind if kind not in {Kind.LAYOUT, Kind.SEGMENT}]
 
@@ -154,6 +162,8 @@ def test_the_message_names_the_field(kind: Kind, field: str, value: Any, says: s
     (Kind.REF, {"action": "forget", "version": None, "manifest": None, "rollout": None},
      "the versions that it removes or brings back are not as they"),
     (Kind.RETENTION, {"rules": Rules()}, "there is no rule among its rules"),
+    (Kind.COLLECTED, {"since_s": []}, "its packs and their times are not as many"),
+    (Kind.COLLECTED, {"packs": bytes(64), "since_s": [7, 7]}, "its packs do not rise"),
     (Kind.TIERS, {"tiers": [WARM, WARM]}, "two tiers have the same name"),
     (Kind.TIERS, {"time_us": -1}, "its time is out of range"),
     (Kind.TIERS, {"tiers": [msgspec.structs.replace(WARM, size=-1)]},

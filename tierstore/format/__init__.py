@@ -2,6 +2,7 @@
 
 __all__ = [
     "checks",
+    "collected",
     "condemned",
     "dtypes",
     "exportlist",

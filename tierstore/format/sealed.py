@@ -44,6 +44,7 @@ class Kind(IntEnum):
     CONDEMNED_LIST = 16
     CONDEMNED_SEGMENT = 17
     RETENTION = 18
+    COLLECTED = 19
 
     @property
     def title(self) -> str:
@@ -60,11 +61,13 @@ _TITLES = {
     Kind.QUARANTINE: "quarantine mark",
     Kind.CONDEMNED_LIST: "list of condemned packs",
     Kind.CONDEMNED_SEGMENT: "segment of a list of condemned packs",
+    Kind.COLLECTED: "note of the last collection",
 }
 _LIMITS = {
     Kind.MANIFEST: 512 << 20, Kind.LAYOUT: 512 << 20, Kind.SEGMENT: 512 << 20,
     Kind.CONDEMNED: 64 << 20, Kind.HEAT: 64 << 20, Kind.QUARANTINE: 64 << 20,
     Kind.CONDEMNED_LIST: 64 << 20, Kind.CONDEMNED_SEGMENT: 64 << 20,
+    Kind.COLLECTED: 64 << 20,
 }  # fmt: skip
 _OTHER_LIMIT = 1 << 20
 _MSGPACK = frozenset(_LIMITS) - {Kind.CONDEMNED}

@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from tierstore.errors import BackendError, Damaged, NotFound
@@ -27,6 +28,7 @@ from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.heal import Healer
+from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State
 from tierstore.modelstore.reclaim.sweep import Swept, sweep
@@ -46,21 +48,17 @@ _log = logging.getLogger("tierstore.gc")
 class Collector:
     """Collects the garbage of one store. Not thread-safe.
 
-    A second run of one object reads what is new alone.
+    A second run of one object reads what is new alone. What runs must know of those before them
+    they keep in home, for whoever collects next.
 
     Args:
         home: The store's home.
-
-    Attributes:
-        seen: Since when packs were seen unmarked, in seconds since the epoch by home's clock, by
-            id. Who collects once a day with an object of its own each time takes it along.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._marker = Marker(home)
-        self._writers: dict[str, frozenset[str]] = {}
-        self.seen: dict[bytes, float] = {}
+        self._kept = Kept()
 
     def run(
         self,
@@ -90,20 +88,21 @@ class Collector:
             BackendError: Home cannot be asked.
         """
         began = running_s()
-        if not dry_run:
-            check_enabled(self._home)
-        check_features(self._home.config, "gc", self._home.blobs.url)
-        self._home.packs.refresh()
+        self._check(dry_run)
 
         def is_over() -> bool:
             return max_time_s is not None and running_s() - began >= max_time_s
 
         with self._right(dry_run) as lease:
             now_s = time.time() + self._skew_s(dry_run)
+            offset_s = now_s - running_s()
+            self._kept = before = read_kept(self._home.blobs, now_s)
             work = _Run(self._home, self._marker, lease, now_s, window_s, uuid.uuid4().hex)
             cleared = self._cleared(now_s)
             mark = work.mark()
             new = self._candidates(mark, now_s, grace_s)
+            if lease is not None and self._kept != before:
+                write_kept(self._home.blobs, self._kept, offset_s + running_s())
             if new and lease is not None:
                 condemned = self._home.condemned.condemn(new, run=work.run, now_us=int(now_s * 1e6))
                 _log.info("%d packs condemned by list %d", len(new), condemned.seq)
@@ -122,7 +121,16 @@ class Collector:
                     progress=progress,
                 )
                 tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
-            return self._reported(work.report, mark, swept, cleared, grace_s)
+            report = self._reported(work.report, mark, swept, cleared, grace_s)
+            if lease is not None:
+                self._keep(report, new, offset_s + running_s())
+            return report
+
+    def _check(self, dry_run: bool) -> None:
+        if not dry_run:
+            check_enabled(self._home)
+        check_features(self._home.config, "gc", self._home.blobs.url)
+        self._home.packs.refresh()
 
     @contextmanager
     def _right(self, dry_run: bool) -> Iterator[HeldLease | None]:
@@ -150,18 +158,19 @@ class Collector:
         segments = self._home.condemned.every().segments
         leases = standing(self._home.blobs, now_s).standing
         running = frozenset(lease.id for lease in leases if lease.role == "writer")
-        self._writers = {key: self._writers.get(key, running) & running for key in segments}
-        return set().union(
-            *(packs for key, (_, packs) in segments.items() if not self._writers[key])
-        )
+        before = self._kept.writers
+        writers = {key: before.get(key, running) & running for key in segments}
+        self._kept = replace(self._kept, writers=writers)
+        return set().union(*(packs for key, (_, packs) in segments.items() if not writers[key]))
 
     def _candidates(self, mark: Mark, now_s: float, grace_s: float) -> set[bytes]:
         """Return the packs to condemn: no layout that stays needs them, and they have waited."""
         unmarked = mark.holdings.every() - mark.live.keys() - mark.condemned.listed
-        self.seen = {pack: self.seen.get(pack, now_s) for pack in unmarked}
+        seen = {pack: self._kept.seen.get(pack, now_s) for pack in unmarked}
+        self._kept = replace(self._kept, seen=seen)
         return {
             pack
-            for pack, since_s in self.seen.items()
+            for pack, since_s in seen.items()
             if pack in mark.dead or now_s - since_s >= grace_s
         }
 
@@ -170,10 +179,15 @@ class Collector:
         listed = (mark.condemned.listed & cleared) | would_be
         return (listed & mark.holdings.every()) - mark.live.keys()
 
+    def _keep(self, report: Report, condemned: Set[bytes], now_s: float) -> None:
+        seen = {pack: at for pack, at in self._kept.seen.items() if pack not in condemned}
+        kept = replace(self._kept, seen=seen, last=last_of(report, now_s))
+        write_kept(self._home.blobs, kept, now_s)
+
     def _reported(
         self, report: Report, mark: Mark, swept: Swept, cleared: set[bytes], grace_s: float
     ) -> Report:
-        report.down, report.stopped = swept.down, swept.stopped
+        report.down, report.stopped, report.freed = swept.down, swept.stopped, swept.freed
         for pack in sorted(mark.holdings.every()):
             state, why = self._state_of(pack, mark, swept, cleared, grace_s)
             report.packs.append(PackReport(pack, state, why, mark.holdings.bytes_of(pack)))
@@ -190,14 +204,14 @@ class Collector:
                 return "down", f"condemned, but tier {', '.join(swept.down)} cannot be asked"
             return "deleted", "nothing needs it"
         if pack not in mark.condemned.listed:
-            until_s = self.seen.get(pack, time.time()) + grace_s
+            until_s = self._kept.seen.get(pack, time.time()) + grace_s
             return "waiting", f"nothing needs it; it waits until {_text(until_s)}"
         if pack not in cleared:
             writers = {
                 one
                 for key, (_, packs) in mark.condemned.segments.items()
                 if pack in packs
-                for one in self._writers.get(key, ())
+                for one in self._kept.writers.get(key, ())
             }
             return "writing", f"waits for writer {', '.join(sorted(writers)) or 'leases'}"
         return "condemned", f"left to the next run: {swept.stopped}"

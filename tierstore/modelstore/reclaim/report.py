@@ -68,6 +68,7 @@ class Report:
         healed: How many chunks and layouts were healed.
         lacking: What a real run would heal first, in words; for ``dry_run``.
         stopped: Which limit ended the run before all was deleted; ``None`` if none did.
+        freed: The bytes that were deleted, by the tier's name; nothing with ``dry_run``.
     """
 
     dry_run: bool
@@ -77,6 +78,7 @@ class Report:
     healed: int = 0
     lacking: Sequence[str] = ()
     stopped: str | None = None
+    freed: dict[str, int] = field(default_factory=dict)
 
     def of(self, state: State) -> list[PackReport]:
         """Return the packs in one state."""
@@ -89,6 +91,23 @@ class Report:
     def reasons(self) -> dict[tuple[State, str], Amount]:
         """Return how much there is of each state and reason."""
         return _amounts(((one.state, one.why), one) for one in self.packs)
+
+    def left(self) -> dict[str, dict[State, Amount]]:
+        """Return what is left in each tier by its name, by state.
+
+        With ``dry_run`` what would be deleted is in it.
+        """
+        found: dict[str, dict[State, Amount]] = {}
+        for one in self.packs:
+            if one.state == "deleted" and not self.dry_run:
+                continue
+            for tier, size in one.bytes.items():
+                if one.state == "down" and tier not in self.down:
+                    continue  # the other tiers have deleted it
+                of_tier = found.setdefault(tier, {})
+                known = of_tier.get(one.state, Amount(0, 0))
+                of_tier[one.state] = Amount(known.packs + 1, known.bytes + size)
+        return found
 
 
 def _amounts(found: Iterator[tuple[_Key, PackReport]]) -> dict[_Key, Amount]:

@@ -25,11 +25,13 @@ class Swept:
         asked: The packs that the tiers were asked to delete.
         down: Why tiers could not be asked, by name: they may have any of these packs still.
         stopped: Which limit ended it; ``None`` if none did.
+        freed: The bytes that were deleted, by the tier's name.
     """
 
     asked: set[bytes] = field(default_factory=set)
     down: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None
+    freed: dict[str, int] = field(default_factory=dict)
 
 
 def sweep(
@@ -113,3 +115,5 @@ def _delete(
     held = holdings.by_tier.get(tier.name, {})
     gone = sum(held.get(pack, 0) for pack in batch)
     holdings.packs.room(tier).add(-gone)
+    if gone:
+        done.freed[tier.name] = done.freed.get(tier.name, 0) + gone

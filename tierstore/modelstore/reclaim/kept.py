@@ -1,0 +1,114 @@
+"""What a collection keeps for the next one, in home: machines may take turns (SPEC.md 10.1)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
+from tierstore.format.collected import Collected, Held, LastCollection
+from tierstore.format.keys import COLLECTED
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.ids import split_digests
+from tierstore.modelstore.home.clock import boot, running_s
+from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.reclaim.report import Report
+
+_SLACK_S = 5.0
+"""Seconds by which home's clock may seem to leap because it is asked over a network."""
+
+_log = logging.getLogger("tierstore.gc")
+
+
+@dataclass(slots=True)
+class Kept:
+    """What is kept from one run to the next.
+
+    Attributes:
+        seen: Since when packs were seen unmarked, in seconds since the epoch by home's clock, by
+            id.
+        writers: The ids of the leases that segments of condemned packs wait for, by the segments'
+            keys.
+        last: What the last run that ended did; ``None`` before the first.
+    """
+
+    seen: Mapping[bytes, float] = field(default_factory=dict)
+    writers: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    last: LastCollection | None = None
+
+
+def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
+    """Return what the last run kept; nothing where that is lost, which only makes packs wait.
+
+    Args:
+        home_blobs: The store's home.
+        now_s: Seconds since the epoch by home's clock.
+    """
+    found = _read(home_blobs)
+    if found is None:
+        return Kept()
+    leap_s = 0.0
+    if found.boot and found.boot == boot():
+        by_home_s = now_s - found.time_us / 1e6
+        leap_s = by_home_s - (running_s() - found.running_us / 1e6)
+    later_s = leap_s if leap_s > _SLACK_S else 0.0
+    since = zip(split_digests(found.packs), found.since_s, strict=True)
+    return Kept(
+        {pack: min(since_s + later_s, now_s) for pack, since_s in since},
+        {key: frozenset(ids) for key, ids in found.writers.items()},
+        found.last,
+    )
+
+
+def read_last(home_blobs: BlobStore) -> LastCollection | None:
+    """Return what the last collection of a store did; ``None`` if there was none, or it is lost."""
+    found = _read(home_blobs)
+    return None if found is None else found.last
+
+
+def _read(home_blobs: BlobStore) -> Collected | None:
+    try:
+        return unseal_body(Kind.COLLECTED, home_blobs.get(COLLECTED), Collected, COLLECTED)
+    except NotFound:
+        return None
+    except (Damaged, UnsupportedFormat) as error:
+        _log.warning("%s; garbage waits as if no collection had been", error)
+        return None
+
+
+def write_kept(home_blobs: BlobStore, kept: Kept, now_s: float) -> None:
+    """Keep this for the next run; where it cannot be written, packs only wait longer."""
+    packs = sorted(kept.seen)
+    body = Collected(
+        time_us=int(now_s * 1e6),
+        boot=boot(),
+        running_us=int(running_s() * 1e6),
+        packs=b"".join(packs),
+        since_s=[math.ceil(kept.seen[pack]) for pack in packs],
+        writers={key: sorted(ids) for key, ids in kept.writers.items()},
+        last=kept.last,
+    )
+    try:
+        home_blobs.put(COLLECTED, seal_body(Kind.COLLECTED, body))
+    except TierstoreError as error:  # a full disk, above all
+        _log.warning("what this run found is not kept for the next: %s", error)
+
+
+def last_of(report: Report, now_s: float) -> LastCollection:
+    """Return what is kept of a report; ``now_s`` is the time by home's clock."""
+    return LastCollection(
+        time_us=int(now_s * 1e6),
+        who=whoami(),
+        condemned=report.condemned,
+        healed=report.healed,
+        stopped=report.stopped,
+        down=report.down,
+        freed=report.freed,
+        tiers={
+            tier: {state: Held(packs=one.packs, bytes=one.bytes) for state, one in states.items()}
+            for tier, states in report.left().items()
+        },
+    )
