@@ -4146,6 +4146,22 @@ _COLLECTOR = (
 
 _COLLECTED = (
     Mutation(
+        "lost-and-removed",
+        "SPEC 10.1: A removed version that has lost chunks is left as it is.",
+        "modelstore/reclaim/heal.py",
+        '                if demand.root.kind != "window":\n                    raise\n',
+        "                raise\n",
+        ("integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",),
+    ),
+    Mutation(
+        "lost-and-not-removed",
+        "SPEC 10.1: What cannot be healed ends the run.",
+        "modelstore/reclaim/heal.py",
+        '                if demand.root.kind != "window":\n                    raise\n',
+        "",
+        ("integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",),
+    ),
+    Mutation(
         "grace-by-a-clock-that-leapt",
         "SPEC 10.1: What home's clock went ahead more than the machine's own is added to since_s.",
         "modelstore/reclaim/kept.py",

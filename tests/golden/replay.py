@@ -128,7 +128,8 @@ class Replay:
         return value
 
     def _object(self, value: dict[str, Any], key: str) -> dict[str, Any]:
-        if "tool" in value:  # the digest of a variant depends on the release that made it
+        # the digest of a variant depends on the release that made it
+        if {"tool", "ref"} <= value.keys():
             self._variants[value["digest"]] = f"<digest of {value['ref']}>"
         if key in _EACH_OF:
             return dict.fromkeys(value, _EACH_OF[key])

@@ -576,6 +576,28 @@ REMOVAL: tuple[Step, ...] = (
     """),
 )
 
+COLLECTING = lines("""
+    init
+    save m a.safetensors -m first
+    save m b.safetensors -m second --base none
+    save m a.safetensors -m third
+    gc
+    gc --dry-run
+    gc --enable
+    gc --enable --dry-run
+    gc --enable --yes --wait 0
+    gc --enable --yes --wait 0
+    gc
+    rm m@2
+    gc
+    gc --window 0 --dry-run
+    gc --window 0 --max-bytes 1
+    gc --window 0
+    gc --grace 0 --window 0 --max-time 30m
+    gc --grace soon
+    undelete m@2
+""")
+
 SCENARIOS = {
     "stores": Scenario(STORES, ranker("one") | ranker("two")),
     "models": Scenario(MODELS, ranker("one") | ranker("two")),
@@ -589,6 +611,11 @@ SCENARIOS = {
     "aliases": Scenario(ALIASES, small("a") | small("b")),
     "rollouts": Scenario(ROLLOUTS, small("a") | small("b") | small("c")),
     "removal": Scenario(REMOVAL, small("a") | small("b")),
+    "collecting": Scenario(
+        COLLECTING,
+        small("a") | small("b"),
+        compressed=COMPRESSED | {"bytes", "deleted_bytes", "freed_bytes"},
+    ),
     "releases": Scenario(RELEASES, small("a") | small("b")),
     "patches": Scenario((patch_source, *PATCHES), ranker("one")),
     "variants": Scenario(

@@ -350,7 +350,8 @@ def test_saves_that_run_are_waited_for_by_their_leases(store: Store, blobs: Memo
     with WriterLease(blobs) as lease:
         state, why = states(collector.run(grace_s=0, window_s=0))[own]
         assert state == "writing"
-        assert why == f"waits for writer {lease._lease.id}"
+        assert why.startswith("condemned, and waits for writer ")
+        assert why.endswith(f", lease {lease._lease.id})")
         assert own in packs(blobs)
         assert states(collector.run(grace_s=0, window_s=0))[own][0] == "writing"
     with WriterLease(blobs):  # it began after the list: it sees that itself
@@ -657,3 +658,35 @@ def test_a_segment_stays_listed_while_a_tier_has_one_of_its_packs(
     monkeypatch.setattr(PROBE, lambda home: Probe(True, 40 * DAY_S))
     collect(store, max_time_s=0)
     assert Home(blobs).condemned.every().packs == {own}
+
+
+def test_a_removed_version_that_is_lost_stops_nobody(store: Store, blobs: MemoryStore) -> None:
+    store.save("n", weights(5), base=None)
+    store.save("n", {"w": np.ones(9)}, base=None)
+    [lost] = packs_of(store, "n@1")
+    blobs.delete([pack_key(lost)])
+    with pytest.raises(Damaged, match=r"n@1 .*'tierstore rm' removes it"):
+        collect(store, window_s=DAY_S)
+    store.remove("n@1")
+    assert collect(store, window_s=DAY_S).healed == 0
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    assert states(collect(store))[own][0] == "deleted"
+    report = collect(store, window_s=DAY_S)
+    assert report.healed == 0
+    assert collect(store, window_s=DAY_S, dry_run=True).lacking == []
+    with pytest.raises(NotFound, match="too late"):
+        store.undelete("m@2")
+    equal(store.load("m@3").load(), tensors(3))
+
+
+def test_a_window_that_grows_brings_back_what_is_there(store: Store, blobs: MemoryStore) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    with WriterLease(blobs):
+        assert states(collect(store))[own][0] == "writing"
+    report = collect(store, window_s=DAY_S)
+    assert states(report)[own][0] == "deleted"
+    assert len(report.of("window")) == 1, "copied out of the pack that is condemned"
+    store.undelete("m@2")
+    equal(store.load("m@2").load(), tensors(2))

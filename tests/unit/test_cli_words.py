@@ -18,7 +18,7 @@ from tierstore.errors import NotFound, TensorMissing
     ("words", "said"),
     [
         ("delete m@1", "'tierstore rm REF' removes a version"), ("recover m@1", "undelete REF"),
-        ("gc", "is not reclaimed yet"), ("export m", "load REF --to DIR"),
+        ("prune", "'tierstore gc' deletes"), ("export m", "load REF --to DIR"),
         ("follow m@prod", "agent --follow REF"), ("alias delete m prod", "called 'rm'"),
         ("rollout ls", "rollout status"), ("--json remove save", "tierstore rm REF"),
         ("sav", "Did you mean 'save'"),

@@ -10,6 +10,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, table, when
+from tierstore.cli.kit.times import duration
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
 from tierstore.cli.schemas import removal as schemas
 from tierstore.cli.schemas.core import VersionJson
@@ -208,11 +209,7 @@ def _keep(
 
 
 def _time(text: str | None) -> timedelta | None:
-    from tierstore.config import parse_seconds
-
-    if text is None:
-        return None
-    return timedelta(seconds=0 if text.strip() == "0" else parse_seconds(text))
+    return None if text is None else duration(text)
 
 
 def _forgotten_json(one: Forgotten) -> schemas.ForgottenJson:
@@ -274,7 +271,10 @@ def set_retention(
 
 
 def remove_retention(cli: Cli, model: RetentionModel = None) -> None:
-    """Remove what is set for a model; what is set for all models holds for it then."""
+    """Remove what is set for a model.
+
+    What is set for all models holds for it then.
+    """
     with cli.open() as store:
         store.retention.remove(model)
     name = "all models" if model is None else model

@@ -10,10 +10,7 @@ _REMOVE = (
     "'tierstore rm REF' removes a version, 'tierstore alias rm' an alias, 'tierstore tier rm' a "
     "tier, and 'tierstore evict' frees a hot tier"
 )
-_NO_GC = (
-    "the space of versions that are removed is not reclaimed yet; 'tierstore evict' frees a hot "
-    "tier"
-)
+_GC = "'tierstore gc' deletes what nothing needs, and 'tierstore evict' frees a hot tier"
 _FILES = "'tierstore load REF --to DIR' writes the files of a version"
 _STORE = "'tierstore save MODEL SOURCE' stores a model"
 _FOLLOW = (
@@ -25,7 +22,7 @@ _ROLLOUTS = "'tierstore rollout status' lists the rollouts in progress"
 
 TRIED = {
     **dict.fromkeys(("delete", "remove"), _REMOVE),
-    **dict.fromkeys(("gc", "vacuum", "prune", "compact"), _NO_GC),
+    **dict.fromkeys(("vacuum", "prune", "compact", "reclaim"), _GC),
     **dict.fromkeys(("recover", "undo"), "'tierstore undelete REF' brings one back"),
     **dict.fromkeys(("export", "get", "pull", "download", "checkout"), _FILES),
     **dict.fromkeys(("push", "put", "add", "upload", "import", "commit"), _STORE),

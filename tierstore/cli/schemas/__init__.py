@@ -3,6 +3,7 @@
 __all__ = [
     "core",
     "deltas",
+    "gc",
     "health",
     "patches",
     "placing",

@@ -20,7 +20,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.format.reflog import Lease
 from tierstore.format.storeconfig import check_features
+from tierstore.ids import Digest
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
@@ -59,6 +61,7 @@ class Collector:
         self._home = home
         self._marker = Marker(home)
         self._kept = Kept()
+        self._leases: dict[str, Lease] = {}
 
     def run(
         self,
@@ -157,7 +160,8 @@ class Collector:
         """
         segments = self._home.condemned.every().segments
         leases = standing(self._home.blobs, now_s).standing
-        running = frozenset(lease.id for lease in leases if lease.role == "writer")
+        self._leases = {lease.id: lease for lease in leases if lease.role == "writer"}
+        running = frozenset(self._leases)
         before = self._kept.writers
         writers = {key: before.get(key, running) & running for key in segments}
         self._kept = replace(self._kept, writers=writers)
@@ -213,7 +217,8 @@ class Collector:
                 if pack in packs
                 for one in self._kept.writers.get(key, ())
             }
-            return "writing", f"waits for writer {', '.join(sorted(writers)) or 'leases'}"
+            waits = ", ".join(sorted(_who(self._leases[one]) for one in writers))
+            return "writing", f"condemned, and waits for writer {waits or 'leases'}"
         return "condemned", f"left to the next run: {swept.stopped}"
 
 
@@ -238,30 +243,38 @@ class _Run:
         self._now_s, self._window_s = now_s, window_s
         self.run = run
         self.report = Report(dry_run=lease is None)
+        self._left: set[Digest] = set()
 
     def mark(self) -> Mark:
         """Mark, and heal until a mark finds nothing lacking; without a lease nothing is healed."""
         failed = False
         for _ in range(_ROUNDS):
             mark = self._marker.mark(self._now_s, self._window_s)
+            lacking = [one.root for one in mark.lacking if one.root.digest not in self._left]
             if self._lease is None:
-                self.report.lacking = [demand.root.why for demand in mark.lacking]
+                self.report.lacking = [root.why for root in lacking if root.kind != "window"]
                 return mark
-            if not mark.lacking:
+            if not lacking:
                 return mark
             self._lease.check()
             try:
-                self.report.healed += Healer(self._home, self._marker, mark).heal()
+                healer = Healer(self._home, self._marker, mark)
+                self.report.healed += healer.heal()
+                self._left |= healer.left
                 failed = False
             except (Damaged, NotFound):
                 if failed:
                     raise
                 failed = True  # another collector may have healed it since, and deleted the rest
         raise BackendError(
-            f"packs that {mark.lacking[0].root.why} relies on keep disappearing from "
+            f"packs that {lacking[0].why} relies on keep disappearing from "
             f"{self._home.packs.url}; nothing was deleted. See that no other program deletes "
             "objects there"
         )
+
+
+def _who(lease: Lease) -> str:
+    return f"{lease.who} (pid {lease.pid} on {lease.host}, lease {lease.id})"
 
 
 def _text(time_s: float) -> str:

@@ -52,22 +52,38 @@ class Healer:
         home: The store's home.
         marker: The marker that found it.
         mark: What it found.
+
+    Attributes:
+        left: Manifests of removed versions that cannot be brought back any more though their window
+            is not over: it was shorter before, or they were lost already.
     """
 
     def __init__(self, home: Home, marker: Marker, mark: Mark) -> None:
         self._home, self._marker, self._mark = home, marker, mark
+        self.left: set[Digest] = set()
         self._found: dict[bytes, list[ChunkPlace]] | None = None
 
     def heal(self) -> int:
         """Heal everything; return how many chunks and layouts that were.
 
         Raises:
-            Damaged: Something is lost; nothing was changed. The message names the version.
+            Damaged: Something is lost that is not removed; nothing was changed. The message names
+                the version.
             BackendError: A tier or home failed.
         """
         plan = _Plan()
         for demand in self._mark.lacking:
-            self._plan(demand, plan)
+            try:
+                if demand.root.kind == "window":
+                    self._look_for_removed(demand)
+                self._plan(demand, plan)
+            except (Damaged, NotFound) as error:
+                if demand.root.kind != "window":
+                    raise
+                _log.info("%s; it cannot be brought back any more: %s", demand.root.why, error)
+                self.left.add(demand.root.digest)
+        if plan == _Plan():
+            return 0
         with WriterLease(self._home.blobs) as lease:
             for digest, sealed in plan.layouts.items():
                 self._home.blobs.put_if_absent(layout_key(digest), sealed)
@@ -77,6 +93,12 @@ class Healer:
             for pack, into in plan.leads.items():
                 healing.move(pack, into)
         return len(plan.layouts) + sum(map(len, plan.copies.values())) + len(plan.leads)
+
+    def _look_for_removed(self, demand: Demand) -> None:
+        """Raise ``NotFound`` for lost chunks of a removed version: other packs are not searched."""
+        for lost in _every_lost([demand]):
+            if not self._has(lost.pack, lost.digest):
+                raise NotFound(f"chunk b3:{lost.digest.hex()} is not in pack {lost.pack.hex()}")
 
     def _plan(self, demand: Demand, plan: _Plan) -> None:
         """Plan to heal the nearest fold that can be healed, or else what the version lies on."""

@@ -1,0 +1,261 @@
+"""The command that collects garbage: its text, JSON and ids, and the bytes that it frees."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+import tierstore
+from tierstore.cli.kit import app
+from tierstore.cli.schemas.markdown import outputs
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.reclaim import feature
+
+MIB = 1 << 20
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Program = Callable[..., Done]
+
+
+def noise(seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    return {"w": np.random.default_rng(seed).integers(0, 256, MIB, np.uint8)}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of m@1 to m@3, of a MiB each, in home and in a warm tier."""
+    folder = tmp_path_factory.mktemp("template")
+    with tierstore.init(folder / "store") as store:
+        for number in (1, 2, 3):
+            store.save("m", noise(number), base=None)
+    return folder
+
+
+@pytest.fixture
+def run(
+    template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Program:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIERSTORE_STORE", "store")
+
+    def run(*argv: str) -> Done:
+        code = app.run(argv)
+        printed = capsys.readouterr()
+        return Done(code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def enabled(run: Program) -> Program:
+    assert run("gc", "--enable", "--yes", "--wait", "0", "-q").code == 0
+    return run
+
+
+def held_bytes(folder: str = "store/packs") -> int:
+    """The bytes of all packs that are there."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def checked(done: Done, which: int = 0) -> Any:
+    """The JSON, after it was compared with its schema."""
+    msgspec.json.decode(done.out, type=outputs()["gc"][which], strict=True)
+    return done.json
+
+
+def test_nothing_is_collected_before_it_is_enabled(run: Program) -> None:
+    before = held_bytes()
+    done = run("gc")
+    assert done.code == 2
+    assert "'tierstore gc --enable' allows it" in done.err
+    done = run("gc", "--dry-run")
+    assert done.code == 0
+    assert "see 'tierstore gc --enable'" in done.out
+    assert not checked(run("gc", "--dry-run", "--json"))["enabled"]
+    assert run("rm", "m@1").code == 2, "neither the error nor the dry run has enabled it"
+    assert held_bytes() == before
+
+
+def test_enabling_is_asked_for_and_names_who_writes(
+    run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for odd in (["--dry-run"], ["--window", "0"], ["--max-bytes", "1"], ["--max-time", "1m"]):
+        assert run("gc", "--enable", "--yes", *odd).code == 2
+    done = run("gc", "--enable")
+    assert done.code == 2
+    assert "give --yes" in done.err
+    assert run("gc", "--enable", "--json").code == 2
+    assert run("rm", "m@1").code == 2
+    done = run("gc", "--enable", "--yes", "--wait", "0")
+    assert done.code == 0
+    assert done.out.splitlines()[1].split()[1] == "tierstore"
+    assert "cannot\nwrite to it any more. There is no way back." in done.out
+    assert "'tierstore gc' work from now on" in done.out
+    again = run("gc", "--enable", "--yes", "--wait", "0")
+    assert "removal is enabled already" in again.out
+    found = checked(run("gc", "--enable", "--yes", "--wait", "0", "--json"), 1)
+    assert found["writers"][0]["tool"].startswith("tierstore ")
+    assert run("rm", "m@1").code == 0
+
+
+def test_whoever_is_asked_can_say_no(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    said = {"Enable it for good?": False}
+    monkeypatch.setattr("typer.confirm", lambda text, abort: _confirm(said[text]))
+    done = run("gc", "--enable")
+    assert done.code == 130
+    assert run("gc").code == 2, "it is not enabled"
+    said["Enable it for good?"] = True
+    assert run("gc", "--enable", "--wait", "0").code == 0
+    assert run("gc").code == 0
+
+
+def _confirm(said: bool) -> None:
+    if not said:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_wait_goes_on(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    def interrupted(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(feature.enable, "__defaults__", _sleeping(interrupted))
+    assert run("gc", "--enable", "--yes", "--wait", "60s").code == 130
+    assert run("gc", "--enable", "--yes", "--wait", "60s").code == 0
+    assert 60 + slept[0] < sum(slept) <= 61 + 2 * slept[0], "the second waits for all that is left"
+
+
+def _sleeping(sleep: Callable[[float], None]) -> tuple[Any, ...]:
+    wait_s, _, *others = feature.enable.__defaults__ or ()
+    return wait_s, sleep, *others
+
+
+def test_removed_versions_stay_for_their_window_and_go_then(enabled: Program) -> None:
+    before = held_bytes()
+    enabled("rm", "m@1")
+    done = enabled("gc")
+    assert (done.code, held_bytes()) == (0, before)
+    assert "m@1 was removed, and can be undeleted until" in done.out
+    data = checked(enabled("gc", "--dry-run", "--window", "0", "--json"))
+    assert (data["dry_run"], held_bytes()) == (True, before)
+    done = enabled("gc", "--window", "0", "--json")
+    found = checked(done)
+    freed = before - held_bytes()
+    assert MIB < freed < MIB * 1.01
+    assert [tier["freed_bytes"] for tier in found["tiers"]] == [freed]
+    assert found["deleted_bytes"] == data["deleted_bytes"] == freed
+    assert found["deleted_packs"] == 1
+    [held] = found["tiers"]
+    assert sum(one["bytes"] for one in held["holds"]) == held_bytes()
+    assert checked(enabled("gc", "--json"))["deleted_packs"] == 0
+    assert enabled("check", "--read-data").code == 0
+
+
+def test_limits_end_it_and_the_next_run_goes_on(enabled: Program) -> None:
+    enabled("rm", "m@1", "m@2")
+    before = held_bytes()
+    done = enabled("gc", "--window", "0", "--max-bytes", "1.5MiB")
+    assert done.code == 3
+    assert "the limit of bytes is reached: run it again to go on" in done.out
+    assert MIB < before - held_bytes() < 1.1 * MIB
+    assert enabled("gc", "--window", "0", "--max-time", "1m").code == 0
+    assert 2 * MIB < before - held_bytes() < 2.1 * MIB
+
+
+def test_ids_are_those_of_the_packs_that_went(enabled: Program) -> None:
+    before = {path.name for path in Path("store/packs").rglob("*") if path.is_file()}
+    enabled("rm", "m@2")
+    would = enabled("gc", "--window", "0", "--dry-run", "-q").out.split()
+    assert enabled("gc", "--window", "0", "-q").out.split() == would
+    after = {path.name for path in Path("store/packs").rglob("*") if path.is_file()}
+    assert set(would) == before - after
+
+
+def test_a_save_that_runs_is_named(enabled: Program) -> None:
+    enabled("rm", "m@2")
+    with tierstore.open("store") as store, WriterLease(store._parts.home.blobs):
+        done = enabled("gc", "--window", "0")
+        assert done.code == 0
+        assert f"condemned, and waits for writer {tierstore_user()}" in done.out
+        assert f"(pid {os.getpid()} on " in done.out
+    found = checked(enabled("gc", "--window", "0", "--json"))
+    assert found["deleted_packs"] == 1
+
+
+def tierstore_user() -> str:
+    from tierstore.modelstore.home.refs import whoami
+
+    return whoami()
+
+
+def test_what_a_killed_save_left_waits_for_the_grace(enabled: Program) -> None:
+    live = held_bytes()
+    with tierstore.open("store") as store:
+        store.save("x", noise(9), base=None)
+    for path in Path("store").glob("refs/x/**/*"):
+        if path.is_file():
+            path.unlink()
+    done = enabled("gc")
+    assert "nothing needs it; it waits until" in done.out
+    assert held_bytes() > live + MIB
+    assert enabled("gc", "--grace", "1d").code == 0
+    assert held_bytes() > live + MIB
+    done = enabled("gc", "--grace", "0")
+    assert "1 pack of 1.0 MiB deleted" in done.out
+    assert held_bytes() == live
+
+
+def test_a_tier_that_is_down_is_named_and_goes_on_later(enabled: Program) -> None:
+    Path("warm").mkdir()
+    assert enabled("tier", "add", "warm", "warm", "--role", "warm").code == 0
+    with tierstore.open("store") as store:
+        store.save("n", noise(7), base=None)
+        store.save("n", noise(8), base=None)
+    in_warm = held_bytes("warm")
+    assert in_warm > 2 * MIB
+    enabled("rm", "n@1")
+    Path("warm").rename("away")
+    done = enabled("gc", "--window", "0")
+    assert done.code == 3
+    assert "DOWN" in done.out
+    assert "tier warm cannot be asked" in done.out
+    Path("away").rename("warm")
+    found = checked(enabled("gc", "--window", "0", "--json"))
+    freed = {tier["name"]: tier["freed_bytes"] for tier in found["tiers"]}
+    assert freed == {"warm": in_warm - held_bytes("warm"), "home": 0}
+    assert freed["warm"] > MIB
+
+
+def test_two_at_once_are_refused(enabled: Program) -> None:
+    from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
+
+    with tierstore.open("store") as store, HeldLease(store._parts.home.blobs, COLLECTOR):
+        done = enabled("gc")
+    assert done.code == 6
+    assert "another garbage collection is at work" in done.err

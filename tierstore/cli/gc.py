@@ -1,0 +1,237 @@
+"""The command that collects garbage: gc."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli.kit.command import Cli
+from tierstore.cli.kit.output import Column, counted, printable, size, table, when
+from tierstore.cli.kit.times import duration, duration_text
+from tierstore.cli.schemas import gc as schemas
+from tierstore.errors import UsageError
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.reclaim.feature import SeenWriter
+    from tierstore.modelstore.reclaim.report import Report
+    from tierstore.modelstore.store import Store
+
+_STAYS = ("live", "chain", "base", "leased")
+_GARBAGE = ("waiting", "writing", "down", "condemned")
+_SHOWN = 20
+
+
+Enable = Annotated[
+    bool,
+    typer.Option("--enable", help="Allow removal and collection in this store, for good."),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="With --enable: do not ask.")]
+Wait = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="With --enable: time to wait for saves that began before; 0 if there are none.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")]
+Grace = Annotated[
+    str,
+    typer.Option(metavar="TIME", help="Time that packs of unfinished saves stay: 12h, 7d, or 0."),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Time in which a removal can be undone, instead of what 'retention' says: or 0.",
+    ),
+]
+MaxBytes = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Delete at most this much, counted in all tiers: 1TB."),
+]
+MaxTime = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Begin no deletions after this time: 30m.")
+]
+
+
+def gc(
+    cli: Cli,
+    enable: Enable = False,
+    yes: Yes = False,
+    wait: Wait = "4h",
+    dry_run: DryRun = False,
+    grace: Grace = "1d",
+    window: Window = None,
+    max_bytes: MaxBytes = None,
+    max_time: MaxTime = None,
+) -> None:
+    """Delete what nothing needs any more, in every tier.
+
+    What stays is healed first where something is lacking. It can be stopped at any moment, and run
+    while the store is in use. Exits with 3 when a limit ended it or a tier could not be asked: the
+    next run goes on.
+    """
+    from tierstore.config import parse_size
+
+    if enable:
+        if dry_run or max_bytes or max_time or window:
+            raise UsageError("--enable only allows collection: give it alone, then run gc")
+        _enable(cli, duration(wait), yes=yes)
+        return
+    with cli.open() as store, cli.progress("collecting garbage") as progress:
+        report = store.reclaim.run(
+            dry_run=dry_run,
+            grace=duration(grace),
+            window=None if window is None else duration(window),
+            max_bytes=None if max_bytes is None else parse_size(max_bytes),
+            max_time=None if max_time is None else duration(max_time),
+            progress=progress,
+        )
+        data = _json(store, report)
+    deleted = [one.pack.hex() for one in report.of("deleted")]
+    cli.out.show(data, deleted, lambda: _print(data))
+    if report.stopped or report.down:
+        raise typer.Exit(3)
+
+
+def _enable(cli: Cli, wait: timedelta, *, yes: bool) -> None:
+    asks = not (yes or cli.out.json or cli.out.quiet) and sys.stdin is not None
+    if not yes and not (asks and sys.stdin.isatty()):
+        raise UsageError(
+            "--enable cannot be undone, so it asks, and nobody can answer here: give --yes. "
+            "'tierstore log' shows who writes to the store"
+        )
+    with cli.open() as store:
+        writers, was = store.reclaim.writers(), store.reclaim.is_enabled
+        if not (cli.out.json or cli.out.quiet):
+            _print_writers(writers, was=was)
+        if not (yes or was):
+            typer.confirm("Enable it for good?", abort=True)
+        with cli.progress("waiting for saves that began before") as progress:
+
+            def waiting(left_s: float) -> None:
+                left = duration_text(timedelta(seconds=round(left_s)))
+                progress.describe(f"waiting for saves that began before: {left} left")
+
+            store.reclaim.enable(wait_s=wait.total_seconds(), waiting=waiting)
+        data = schemas.GcEnabled(
+            url=store.url,
+            writers=[schemas.GcWriter(who=w.who, tool=w.tool, last=w.last) for w in writers],
+        )
+    cli.out.show(
+        data,
+        [data.url],
+        lambda: print("removal is enabled: 'tierstore rm' and 'tierstore gc' work from now on"),
+    )
+
+
+def _print_writers(writers: Sequence[SeenWriter], *, was: bool) -> None:
+    rows = [
+        (one.who, one.tool or "a save that runs now", when(one.last) if one.last else "now")
+        for one in writers
+    ]
+    if rows:
+        table([Column("WHO"), Column("WROTE WITH"), Column("LAST")], rows)
+        print()
+    if was:
+        print("removal is enabled already; saves that began before are waited for")
+        return
+    print("Versions of tierstore that know no removal can still read the store then, and cannot")
+    print("write to it any more. There is no way back. Update whoever is listed above first.")
+    print("Then saves that began before are waited for: 4 hours, unless --wait says otherwise.")
+    print("Interrupted, it goes on when it is called again.")
+
+
+def _json(store: Store, report: Report) -> schemas.Gc:
+    left, amounts = report.left(), report.amounts()
+    deleted = amounts.get("deleted")
+    tiers = [tier.name for tier in store._parts.home.packs.tiers]
+    return schemas.Gc(
+        dry_run=report.dry_run,
+        enabled=store.reclaim.is_enabled,
+        deleted_packs=0 if deleted is None else deleted.packs,
+        deleted_bytes=0 if deleted is None else deleted.bytes,
+        condemned_packs=report.condemned,
+        healed=report.healed,
+        lacking=list(report.lacking),
+        stopped=report.stopped,
+        tiers=[
+            schemas.GcTier(
+                name=name,
+                freed_bytes=report.freed.get(name, 0),
+                holds=[
+                    schemas.GcAmount(state=state, why=None, packs=one.packs, bytes=one.bytes)
+                    for state, one in sorted(left.get(name, {}).items())
+                ],
+                error=report.down.get(name),
+            )
+            for name in tiers
+        ],
+        reasons=[
+            schemas.GcAmount(state=state, why=why, packs=one.packs, bytes=one.bytes)
+            for (state, why), one in sorted(report.reasons().items(), key=lambda of: -of[1].bytes)
+            if state not in _STAYS
+        ],
+    )
+
+
+def _print(data: schemas.Gc) -> None:
+    columns = [Column("TIER"), Column("", right=True)]
+    columns[1] = Column("WOULD FREE" if data.dry_run else "FREED", right=True)
+    columns += [Column(title, right=True) for title in ("LIVE", "REMOVED", "GARBAGE")]
+    table([*columns, Column("")], [_row(data, tier) for tier in data.tiers])
+    if data.reasons:
+        print()
+        rows = [
+            (_what(one.state, data.dry_run), str(one.packs), size(one.bytes), one.why or "")
+            for one in data.reasons[:_SHOWN]
+        ]
+        columns = [Column(""), Column("PACKS", right=True), Column("SIZE", right=True)]
+        table([*columns, Column("WHY")], rows)
+        if len(data.reasons) > _SHOWN:
+            print(f"and {len(data.reasons) - _SHOWN} more, which --json lists")
+    print()
+    for line in _summary(data):
+        print(printable(line))
+
+
+def _row(data: schemas.Gc, tier: schemas.GcTier) -> tuple[str, ...]:
+    if tier.error:
+        return tier.name, size(tier.freed_bytes), "-", "-", "-", "DOWN"
+
+    def of(*states: str) -> str:
+        return size(sum(one.bytes for one in tier.holds if one.state in states))
+
+    freed = of("deleted") if data.dry_run else size(tier.freed_bytes)
+    return tier.name, freed, of(*_STAYS), of("window"), of(*_GARBAGE), ""
+
+
+def _what(state: str, dry_run: bool) -> str:
+    words = {"window": "removed", "deleted": "would go" if dry_run else "deleted"}
+    return words.get(state, "garbage")
+
+
+def _summary(data: schemas.Gc) -> list[str]:
+    did = "would be deleted" if data.dry_run else "deleted"
+    if data.deleted_packs:
+        lines = [f"{counted(data.deleted_packs, 'pack')} of {size(data.deleted_bytes)} {did}"]
+    else:
+        lines = [f"nothing {did}" if data.dry_run else "nothing was deleted"]
+    if data.healed:
+        lines.append(f"{data.healed} chunks and layouts of what stays healed first")
+    lines += [f"would be healed first: {what}" for what in data.lacking]
+    lines += [
+        f"tier {one.name} cannot be asked, and what it holds of these goes with a later run: "
+        f"{one.error}"
+        for one in data.tiers
+        if one.error
+    ]
+    if data.stopped:
+        lines.append(f"{data.stopped}: run it again to go on")
+    if not data.enabled:
+        lines.append("the store does not allow it yet: see 'tierstore gc --enable'")
+    return lines

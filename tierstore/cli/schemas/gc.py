@@ -1,0 +1,71 @@
+"""What ``gc`` prints as JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tierstore.cli.schemas.core import Schema
+
+
+class GcAmount(Schema):
+    """Packs of one state, in one tier or for one reason in all tiers together.
+
+    ``state`` is ``live``; ``chain``: below a patch that stays; ``base``: it holds bases of deltas
+    alone; ``window``: of a version that can be undeleted; ``leased``: a reader holds it;
+    ``waiting``: nothing needs it, and it is condemned after the grace; ``writing``: condemned,
+    and a save that runs now may need it; ``down``: condemned, but a tier cannot be asked;
+    ``condemned``: left to the next run; ``deleted``. ``why`` is null in a tier.
+    """
+
+    state: str
+    why: str | None
+    packs: int
+    bytes: int
+
+
+class GcTier(Schema):
+    """One durable tier: what was freed in it, and what it holds now.
+
+    With ``dry_run`` nothing was freed, and what would be is among what it holds as ``deleted``.
+    ``error`` says why it could not be asked, null if it could.
+    """
+
+    name: str
+    freed_bytes: int
+    holds: list[GcAmount]
+    error: str | None
+
+
+class Gc(Schema):
+    """What garbage collection did, or with ``dry_run`` would do.
+
+    ``deleted_bytes`` counts the copies in all tiers. ``reasons`` are those of all packs that are
+    deleted or will be: why they went, or what they wait for. ``lacking`` names what would be healed
+    first, with ``dry_run``. ``stopped`` says which limit ended it, null if none did.
+    """
+
+    dry_run: bool
+    enabled: bool
+    deleted_packs: int
+    deleted_bytes: int
+    condemned_packs: int
+    healed: int
+    lacking: list[str]
+    stopped: str | None
+    tiers: list[GcTier]
+    reasons: list[GcAmount]
+
+
+class GcWriter(Schema):
+    """Who wrote to the store lately, and with what; the others null for a save that runs now."""
+
+    who: str
+    tool: str | None
+    last: datetime | None
+
+
+class GcEnabled(Schema):
+    """The store allows removal and garbage collection from now on; who wrote to it lately."""
+
+    url: str
+    writers: list[GcWriter]
