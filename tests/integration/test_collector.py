@@ -37,7 +37,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S, WriterLease, new_lease
 from tierstore.modelstore.home.probe import Probe
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
-from tierstore.modelstore.reclaim import layouts, roots
+from tierstore.modelstore.reclaim import readcache, roots
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.kept import Kept, read_kept, write_kept
@@ -581,7 +581,7 @@ def packs_of_layout(store: Store, blobs: MemoryStore) -> set[bytes]:
 def test_a_second_run_reads_next_to_nothing(
     store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layouts, "SETTLED_S", -60)
+    monkeypatch.setattr(readcache, "SETTLED_S", -60)
     store.patch("m@3", {"emb": Rows([1], np.ones((1, 1000), np.float32))})
     store.fold("m@4")
     store.remove("m@2")
@@ -604,7 +604,7 @@ def test_a_second_run_reads_next_to_nothing(
 def test_a_rebased_layout_is_read_again(
     store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layouts, "SETTLED_S", -60)
+    monkeypatch.setattr(readcache, "SETTLED_S", -60)
     store.save("n", weights(1), base=None)
     store.save("n", TUNED, base="n@1")
     collector = Collector(store._parts.home)

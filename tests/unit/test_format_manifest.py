@@ -16,15 +16,19 @@ from tierstore.format.manifest import (
     FileEntry,
     LineageEntry,
     Manifest,
+    ManifestChunks,
     Member,
     Piece,
     TensorEntry,
     parse_manifest,
+    parse_manifest_chunks,
+    patch_info,
     pieces,
     seal_manifest,
 )
 from tierstore.format.paths import alike, check_new_path, check_path
 from tierstore.ids import Digest
+from tierstore.modelstore.home.home import chunks_of
 from tierstore.testing.strategies import manifests
 
 MIB = 1 << 20
@@ -61,6 +65,11 @@ FIELDS: dict[str, Any] = {
 def parse(fields: dict[str, Any]) -> Manifest:
     plain = msgpack(fields)
     return parse_manifest(sealed(1, plain), Digest(b3(plain)), "manifest X")
+
+
+def made_of(fields: dict[str, Any]) -> ManifestChunks:
+    plain = msgpack(fields)
+    return parse_manifest_chunks(sealed(1, plain), Digest(b3(plain)), "manifest X")
 
 
 def with_file(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -112,6 +121,10 @@ def test_a_release_by_hand_is_read_and_ours_is_the_same() -> None:
 def test_any_manifest_round_trips(manifest: Manifest) -> None:
     digest, data = seal_manifest(manifest)
     assert parse_manifest(data, digest, "x") == manifest
+    made_of = parse_manifest_chunks(data, digest, "x")
+    assert made_of.digests == chunks_of(manifest)
+    info = patch_info(manifest)
+    assert made_of.base == (None if info is None else info.base)
     assert seal_manifest(manifest) == (digest, data)
     plain = read_sealed(data)[1]
     assert b3(plain) == digest.raw
@@ -211,10 +224,24 @@ def test_what_is_newer_is_refused(case: str) -> None:
         parse(fields)
 
 
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_is_newer_may_be_made_of_more(case: str) -> None:
+    fields, what = UNSUPPORTED[case]
+    with pytest.raises(UnsupportedFormat, match=what):
+        made_of(fields)
+
+
+@pytest.mark.parametrize("case", ["odd chunks", "no files", "a patch that lies on nothing"])
+def test_what_a_manifest_is_made_of_is_whole(case: str) -> None:
+    with pytest.raises(Damaged, match="manifest X is damaged"):
+        made_of(DAMAGED[case])
+
+
 def test_the_digest_is_checked_over_the_stored_bytes() -> None:
     plain = msgpack(FIELDS)
-    with pytest.raises(Damaged, match="match its digest"):
-        parse_manifest(sealed(1, plain), Digest(D[0]), "x")
+    for read in (parse_manifest, parse_manifest_chunks):
+        with pytest.raises(Damaged, match="match its digest"):
+            read(sealed(1, plain), Digest(D[0]), "x")
     again = seal_manifest(parse(FIELDS))[0]
     assert again.raw != b3(plain), "integers are longer here than in ours: readers do not re-encode"
 

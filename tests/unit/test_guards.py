@@ -24,6 +24,7 @@ from tests.guards import EXTRAS, OURS, PASSES, Case, check, checks_of_types, pla
 from tests.unit.test_tiers_local import chunk, hot, offer, read
 from tierstore import config, locks, unfinished
 from tierstore.admin import doctor
+from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.fsspec.kinds import SftpFileSystem
 from tierstore.blobs.fsspec.store import FsspecStore
 from tierstore.blobs.local import direct
@@ -50,6 +51,7 @@ from tierstore.modelstore.care.check_hot import check_hot
 from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.loading import arrays, export, exportdir
+from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.saving import kinds, source
 from tierstore.modelstore.store import Store
 from tierstore.serving import opened
@@ -123,6 +125,18 @@ def index(folder: Path) -> int:
 def damaged_index(folder: Path) -> int:
     (folder / "index.sqlite").write_bytes(b"no database" * 1000)
     return index(folder)
+
+
+def read_before(folder: Path) -> int:
+    cache, info = ReadCache(folder / "id" / "gc.sqlite"), BlobInfo("key", 1, 1)
+    cache.put([(info, b"value")], now_s=100)
+    return len(cache.get([info]))
+
+
+def damaged_read_before(folder: Path) -> int:
+    (folder / "id").mkdir(0o700)
+    (folder / "id" / "gc.sqlite").write_bytes(b"no database" * 1000)
+    return read_before(folder)
 
 
 def exported(folder: Path) -> None:
@@ -367,6 +381,8 @@ CASES = {
     "folders:sync_entries#1": Case(synced, PASSES),
     "modelstore.home.index:ChunkIndex._open#1": Case(index, 0),
     "modelstore.home.index:ChunkIndex._recover#1": Case(damaged_index, 1),
+    "modelstore.reclaim.readcache:ReadCache._use#1": Case(read_before, 0),
+    "modelstore.reclaim.readcache:ReadCache._use#2": Case(damaged_read_before, 0),
     "modelstore.home.refs:whoami#1": Case(lambda _: refs.whoami().partition("@")[0], "unknown"),
     "modelstore.loading.arrays:new_bytes#1": Case(
         lambda _: len(arrays.new_bytes(64 * MIB)), 64 * MIB

@@ -2,7 +2,7 @@
 
 import itertools
 import struct
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -167,6 +167,12 @@ class ChunkTable:
         """Return the place of a chunk, or ``None``."""
         row = self._rows_by_digest().get(digest)
         return None if row is None else self.place(row)
+
+    def packs_of(self, digests: Iterable[bytes]) -> set[bytes]:
+        """Return the packs in which chunks lie that the table places, all of them."""
+        where = self._rows_by_digest()
+        rows = [where[digest] for digest in digests]
+        return {self.pack_ids[pack] for pack in np.unique(self._rows[0][rows]).tolist()}
 
     def _rows_by_digest(self) -> dict[bytes, int]:
         if self._where is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import NotFound, UsageError
+from tierstore.format.checks import digest_of
 from tierstore.format.manifest import LineageEntry
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import StoreConfig
@@ -645,7 +646,10 @@ class Store:
         """Garbage collection: gives back the space of what nothing needs any more."""
         from tierstore.modelstore.reclaim.reclaim import Reclaim
 
-        return self._once("reclaim", lambda: Reclaim(self._parts.home))
+        home = self._parts.home
+        place = digest_of(home.blobs.url.encode()).hex[:16]  # a copy of a store has its id
+        cache = self._parts.settings.cache_dir / home.config.store_id / f"gc-{place}.sqlite"
+        return self._once("reclaim", lambda: Reclaim(home, cache))
 
     @property
     def _removing(self) -> Removing:

@@ -11,7 +11,14 @@ from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, InvalidName, NotFound, UsageError
 from tierstore.format import keys
 from tierstore.format.layout import missing_chunks, parse_layout, seal_layout
-from tierstore.format.manifest import DEFAULT_CHUNK, Manifest, is_chunk_size, parse_manifest
+from tierstore.format.manifest import (
+    DEFAULT_CHUNK,
+    Manifest,
+    ManifestChunks,
+    is_chunk_size,
+    parse_manifest,
+    parse_manifest_chunks,
+)
 from tierstore.format.storeconfig import (
     StoreConfig,
     check_features,
@@ -21,7 +28,7 @@ from tierstore.format.storeconfig import (
     reclaims,
 )
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.ids import Digest, split_digests
+from tierstore.ids import Buffer, Digest, split_digests
 from tierstore.modelstore.home.condemned import CondemnedPacks
 from tierstore.modelstore.home.footers import scan_packs
 from tierstore.modelstore.home.news import News
@@ -137,14 +144,19 @@ class Home:
 
     def manifest(self, digest: Digest) -> Manifest:
         """Return the manifest with this digest, verified."""
-        key = keys.version_key(digest)
+        return parse_manifest(self._sealed(digest), digest, _named(digest))
+
+    def manifest_chunks(self, digest: Digest) -> ManifestChunks:
+        """Return what the manifest with this digest is made of, verified; see there."""
+        return parse_manifest_chunks(self._sealed(digest), digest, _named(digest))
+
+    def _sealed(self, digest: Digest) -> Buffer:
         try:
-            data = self.blobs.get(key)
+            return self.blobs.get(keys.version_key(digest))
         except NotFound:
             raise NotFound(
-                f"manifest {key} is missing from {self.blobs.url}; run 'tierstore check'"
+                f"{_named(digest)} is missing from {self.blobs.url}; run 'tierstore check'"
             ) from None
-        return parse_manifest(data, digest, f"manifest {key}")
 
     def layout(self, digest: Digest, manifest: Manifest) -> ChunkTable:
         """Return the places of all chunks of a manifest.
@@ -186,6 +198,10 @@ class Home:
             places.update((base, found[base]) for base in found[chunk].bases if base in found)
         used = {place.pack: sizes[place.pack] for place in places.values()}
         return seal_layout(digest, list(places.values()), used)
+
+
+def _named(digest: Digest) -> str:
+    return f"manifest {keys.version_key(digest)}"
 
 
 def _names(segments: Iterable[str]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.format.reflog import Lease
@@ -32,6 +33,7 @@ from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Mark, Marker
+from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.report import PackReport, Report, State
 from tierstore.modelstore.reclaim.sweep import Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy
@@ -55,11 +57,13 @@ class Collector:
 
     Args:
         home: The store's home.
+        cache_path: A local file that can be lost, where what was read of home is kept for the next
+            process; ``None`` keeps nothing.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, cache_path: Path | None = None) -> None:
         self._home = home
-        self._marker = Marker(home)
+        self._marker = Marker(home, ReadCache(cache_path))
         self._kept = Kept()
         self._leases: dict[str, Lease] = {}
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
+from tierstore.blobs.base import BlobInfo
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.checks import damaged
-from tierstore.format.keys import FOLDS, LAYOUTS, layout_key
+from tierstore.format.keys import FOLDS, LAYOUTS, fold_key, layout_key
 from tierstore.format.layout import missing_chunks, parse_layout
-from tierstore.format.manifest import patch_info
+from tierstore.format.manifest import ManifestChunks
 from tierstore.format.table import ChunkTable
-from tierstore.ids import Digest
+from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
-from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.reclaim.readcache import ReadCache, is_settled
 
-SETTLED_S = 10
-"""Seconds after which a layout that was written has another time than one written before."""
-
+_KEPT_AT_ONCE = 1000
 _log = logging.getLogger("tierstore.gc")
 
 
@@ -43,40 +44,79 @@ class Layouts:
 
     Args:
         home: The store's home.
+        cache: Where what layouts and folds say is kept for the next process.
     """
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._named: dict[Digest, tuple[tuple[int, float], NamedPacks]] = {}
-        self._listed: Mapping[str, tuple[int, float]] = {}
-        self._folds_listed: set[str] = set()
+    def __init__(self, home: Home, cache: ReadCache) -> None:
+        self._home, self._cache = home, cache
+        self._named: dict[Digest, tuple[BlobInfo, NamedPacks]] = {}
+        self._listed: dict[str, BlobInfo] = {}
         self._folds: dict[Digest, Digest] = {}
         self._bases: dict[Digest, Digest | None] = {}
+        self._last: tuple[Digest, ManifestChunks] | None = None
+        self._fresh: list[tuple[BlobInfo, bytes]] = []
+        self._ids: dict[bytes, bytes] = {}
         self._now_s = 0.0
 
     def look(self, now_s: float) -> None:
         """List what is there now; ``now_s`` is the time by home's clock, or earlier."""
         self._now_s = now_s
-        blobs = self._home.blobs
-        self._folds_listed = {info.key for info in blobs.list(FOLDS)}
-        self._listed = {info.key: (info.size, info.mtime) for info in blobs.list(LAYOUTS)}
+        before = self._listed
+        listed = [info for prefix in (FOLDS, LAYOUTS) for info in self._home.blobs.list(prefix)]
+        self._listed = {info.key: info for info in listed}
+        changed = [info for key, info in self._listed.items() if before.get(key) != info]
+        for key, value in self._cache.get(changed).items():
+            prefix, _, name = key.rpartition("/")
+            if f"{prefix}/" == FOLDS:
+                self._folds[Digest.from_hex(name)] = Digest(value)
+            else:
+                self._recall(Digest.from_hex(name), self._listed[key], value)
+
+    def keep(self) -> None:
+        """Keep for the next process what was read since the last call."""
+        self._cache.put(self._fresh, self._now_s)
+        self._fresh = []
+
+    def _recall(self, digest: Digest, info: BlobInfo, value: bytes) -> None:
+        base, own, bases = msgspec.msgpack.decode(value, type=tuple[bytes, bytes, bytes])
+        self._bases[digest] = Digest(base) if base else None
+        self._named[digest] = info, NamedPacks(self._shared(own), self._shared(bases))
+
+    def _shared(self, column: bytes) -> frozenset[bytes]:
+        """Return pack ids of which each is in memory once, however many layouts name it."""
+        return frozenset(self._ids.setdefault(pack, pack) for pack in split_digests(column))
+
+    def _know(self, digest: Digest, info: BlobInfo, named: NamedPacks) -> None:
+        self._named[digest] = info, named
+        base = self.base_of(digest)
+        packed = (b"" if base is None else base.raw, b"".join(named.own), b"".join(named.bases))
+        self._fresh.append((info, msgspec.msgpack.encode(packed)))
+        if len(self._fresh) >= _KEPT_AT_ONCE:
+            self.keep()
 
     def base_of(self, digest: Digest) -> Digest | None:
         """Return the manifest that a patch was made for; ``None`` for any other manifest."""
         if digest not in self._bases:
-            info = patch_info(self._home.manifest(digest))
-            self._bases[digest] = None if info is None else info.base
+            self._manifest(digest)
         return self._bases[digest]
+
+    def _manifest(self, digest: Digest) -> ManifestChunks:
+        if (
+            self._last is None or self._last[0] != digest
+        ):  # who asks for a base asks for chunks next
+            self._last = digest, self._home.manifest_chunks(digest)
+            self._bases[digest] = self._last[1].base
+        return self._last[1]
 
     def fold_of(self, digest: Digest) -> Digest | None:
         """Return the full manifest that a patch was folded into, if that can be read."""
         if digest not in self._folds:
-            if FOLDS + digest.hex not in self._folds_listed:
-                return None
-            full = fold_of(self._home, digest)
-            if full is None:
+            info = self._listed.get(fold_key(digest))
+            full = None if info is None else fold_of(self._home, digest)
+            if info is None or full is None:
                 return None
             self._folds[digest] = full
+            self._fresh.append((info, full.raw))
         full = self._folds[digest]
         try:
             if self.base_of(full) is None:
@@ -92,22 +132,21 @@ class Layouts:
         Raises:
             Damaged: The layout is damaged, or does not place all chunks.
         """
-        stamp = self._listed.get(layout_key(digest))
+        key = layout_key(digest)
+        info = self._listed.get(key)
         known = self._named.get(digest)
-        if known is not None and known[0] == stamp:
+        if known is not None and known[0] == info:
             return known[1]
         table = self.table(digest)
         if table is None:
             return None
-        chunks = chunks_of(self._home.manifest(digest))
-        key = layout_key(digest)
+        chunks = self._manifest(digest).digests
         if missing := missing_chunks(table, chunks):
             damaged(f"layout {key}", f"it has no place for {len(missing)} chunks")
-        places = (table.find(chunk) for chunk in dict.fromkeys(chunks))
-        own = frozenset(place.pack for place in places if place is not None)
-        found = NamedPacks(own, frozenset(table.pack_ids) - own)
-        if stamp is not None and self._now_s - stamp[1] > SETTLED_S:
-            self._named[digest] = stamp, found
+        own = self._shared(b"".join(table.packs_of(chunks)))
+        found = NamedPacks(own, self._shared(b"".join(table.pack_ids)) - own)
+        if info is not None and is_settled(info, self._now_s):
+            self._know(digest, info, found)
         return found
 
     def table(self, digest: Digest) -> ChunkTable | None:
@@ -120,4 +159,4 @@ class Layouts:
 
     def chunks(self, digest: Digest) -> list[bytes]:
         """Return the digests of a version's chunks, each once."""
-        return list(dict.fromkeys(chunks_of(self._home.manifest(digest))))
+        return list(dict.fromkeys(self._manifest(digest).digests))

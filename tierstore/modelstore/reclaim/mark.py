@@ -14,6 +14,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.needs import Need, Needs
+from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.roots import Root, Roots
 from tierstore.modelstore.reclaim.ways import Ways
 
@@ -78,12 +79,13 @@ class Marker:
 
     Args:
         home: The store's home.
+        cache: What was read of it before.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, cache: ReadCache) -> None:
         self._home = home
-        self._roots = Roots(home)
-        self.layouts = Layouts(home)
+        self._roots = Roots(home, cache)
+        self.layouts = Layouts(home, cache)
         self.ways = Ways(home)
 
     def mark(self, now_s: float, window_s: float | None) -> Mark:
@@ -111,6 +113,7 @@ class Marker:
                 self._hold(root, mark)
         for digest in found.dead - done:
             mark.dead |= self._named(digest)
+        self.layouts.keep()
         mark.dead -= mark.live.keys()
         return mark
 

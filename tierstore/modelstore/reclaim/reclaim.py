@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierstore.arguments import as_number, as_whole, wrong
@@ -33,9 +34,9 @@ class Reclaim:
         <Reclaim of file:///.../store>
     """
 
-    def __init__(self, home: Home) -> None:
-        """Reclaim the space of the store with this home."""
-        self._home = home
+    def __init__(self, home: Home, cache_path: Path) -> None:
+        """Reclaim the space of the store with this home; what is read of it is cached in a file."""
+        self._home, self._cache_path = home, cache_path
         begin(self._begin)
 
     def _begin(self) -> None:
@@ -162,7 +163,7 @@ class Reclaim:
         from tierstore.modelstore.reclaim.collector import Collector
 
         if self._collector is None:
-            self._collector = Collector(self._home)
+            self._collector = Collector(self._home, self._cache_path)
         return self._collector
 
 

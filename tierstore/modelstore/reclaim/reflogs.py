@@ -1,15 +1,18 @@
-"""All ref logs of a store, as a collector reads them: each entry once, as none ever changes."""
+"""All ref logs of a store, as a collector reads them: each entry once, unless it changed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.format.checks import damaged
 from tierstore.format.keys import REFS, entry_key, unsegment
 from tierstore.format.reflog import RefEntry, parse_entry
+from tierstore.ids import Buffer
+from tierstore.modelstore.reclaim.readcache import ReadCache
 
 _ENTRY = re.compile(re.escape(REFS) + r"([^/]+)/((?:[^/]+/){1,2})[0-9]{6}/([0-9]{9})\Z")
 _PAGE = 256
@@ -43,43 +46,69 @@ class RefLogs:
 
     Args:
         home_blobs: The store's home.
+        cache: Where entries are kept for the next process.
     """
 
-    def __init__(self, home_blobs: BlobStore) -> None:
-        self._home_blobs = home_blobs
-        self._entries: dict[tuple[str, str], list[RefEntry]] = {}
+    def __init__(self, home_blobs: BlobStore, cache: ReadCache) -> None:
+        self._home_blobs, self._cache = home_blobs, cache
+        self._entries: dict[str, tuple[BlobInfo | None, RefEntry]] = {}
 
-    def read(self) -> Iterator[Log]:
+    def read(self, now_s: float) -> list[Log]:
         """Return every log as it is now; costs one LIST of keys, and reads what is new.
+
+        Args:
+            now_s: Seconds since the epoch by home's clock, or earlier.
 
         Raises:
             Damaged: An entry is damaged, or missing though later ones are there.
         """
-        highest: dict[tuple[str, str], int] = {}
+        listed = dict[str, BlobInfo]()
+        highest = dict[tuple[str, str], int]()
         for info in self._home_blobs.list(REFS):
             if match := _ENTRY.match(info.key):
+                listed[info.key] = info
                 log = match[1], match[2]
                 highest[log] = max(highest.get(log, 0), int(match[3]))
-        new = [
-            (log, seq)
+        keys = {
+            (log, seq): entry_key(f"{REFS}{log[0]}/{log[1]}", seq)
             for log, last in highest.items()
-            for seq in range(len(self._entries.get(log, ())) + 1, last + 1)
-        ]
-        for at in range(0, len(new), _PAGE):
-            self._take_in(new[at : at + _PAGE])
-        # entries are appended to these lists, but those that were given out stay as they are
-        return iter(
-            [
-                Log(model, name.removesuffix("/"), list(entries))
-                for (model, name), entries in self._entries.items()
-            ]
-        )
+            for seq in range(1, last + 1)
+        }
+        self._take_in([listed[key] for key in keys.values() if key in listed], now_s)
+        # written while keys were listed
+        self._read([key for key in keys.values() if key not in listed])
+        logs = []
+        for log, last in highest.items():
+            entries = [self._entries[keys[log, seq]][1] for seq in range(1, last + 1)]
+            logs.append(Log(log[0], log[1].removesuffix("/"), entries))
+        return logs
 
-    def _take_in(self, new: Sequence[tuple[tuple[str, str], int]]) -> None:
-        keys = [entry_key(f"{REFS}{model}/{name}", seq) for (model, name), seq in new]
+    def _take_in(self, listed: Sequence[BlobInfo], now_s: float) -> None:
+        """Read those of the listed entries that are new, or others than they were."""
+        new = [info for info in listed if not self._is_known(info)]
+        cached = self._cache.get(new)
+        for info in new:
+            if info.key in cached:
+                self._know(info.key, info, cached[info.key])
+        left = [info for info in new if info.key not in cached]
+        for at in range(0, len(left), _PAGE):
+            page = {info.key: info for info in left[at : at + _PAGE]}
+            found = self._read(list(page), page)
+            self._cache.put([(info, bytes(found[key])) for key, info in page.items()], now_s)
+
+    def _read(
+        self, keys: Sequence[str], listed: Mapping[str, BlobInfo] = MappingProxyType({})
+    ) -> dict[str, memoryview]:
         found = self._home_blobs.get_many(keys)
-        for (log, seq), key in zip(new, keys, strict=True):
+        for key in keys:
             if key not in found:
                 damaged(key, "it is missing, but later entries of this log are there")
-            entry = parse_entry(found[key], seq, f"ref entry {key}")
-            self._entries.setdefault(log, []).append(entry)
+            self._know(key, listed.get(key), found[key])
+        return found
+
+    def _is_known(self, info: BlobInfo) -> bool:
+        return info.key in self._entries and self._entries[info.key][0] == info
+
+    def _know(self, key: str, info: BlobInfo | None, data: Buffer) -> None:
+        entry = parse_entry(data, int(key.rpartition("/")[2]), f"ref entry {key}")
+        self._entries[key] = info, entry

@@ -23,6 +23,7 @@ from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.retention import window_s as stored_window_s
 from tierstore.modelstore.names.removed import Removed
 from tierstore.modelstore.reclaim.holders import HISTORY_S
+from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
 from tierstore.modelstore.version import RELEASED
 
@@ -63,11 +64,12 @@ class Roots:
 
     Args:
         home: The store's home.
+        cache: What was read of it before.
     """
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, cache: ReadCache) -> None:
         self._home = home
-        self._logs = RefLogs(home.blobs)
+        self._logs = RefLogs(home.blobs, cache)
         self._members: dict[str, tuple[Member, ...]] = {}
 
     def find(self, now_s: float, window_s: float | None) -> Found:
@@ -82,9 +84,9 @@ class Roots:
             Damaged, NotFound, UnsupportedFormat: Something that may name a version cannot be read;
                 the message names it.
         """
-        removed = {log.model: log for log in self._logs.read() if log.name == REMOVED_LOG}
+        removed = {log.model: log for log in self._logs.read(now_s) if log.name == REMOVED_LOG}
         now = _Now(now_s, self._ends(removed.values(), window_s))
-        logs = list(self._logs.read())
+        logs = self._logs.read(now_s)
         found = Found()
         for log in logs:
             if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
