@@ -297,3 +297,22 @@ def test_a_reader_that_begins_within_a_collection_before_the_removal(
         log.append("undelete", lambda last: NOWHERE, None, [2])
         with opened(blobs, cache / uuid.uuid4().hex) as store:
             equal(store.load("m@2").load(), weights(4))
+
+
+def test_two_removals_of_one_version(world: MemoryStore, cache: Path) -> None:
+    """Whatever one of them sees of the other: it says so, and the version is removed."""
+    watched = FaultyStore(copied(world))
+    with opened(watched, cache / "watched") as store:
+        store.remove("n@4", force=True)
+    for stop in range(1, len(watched.calls) + 1):
+        blobs = copied(world)
+
+        def remove(blobs: MemoryStore = blobs) -> None:
+            folder = cache / uuid.uuid4().hex
+            with opened(blobs, folder) as store, contextlib.suppress(Conflict, NotFound):
+                store.remove("n@4", force=True)
+
+        with opened(FaultyStore(blobs, Paused({stop}, remove)), cache / uuid.uuid4().hex) as store:
+            with contextlib.suppress(Conflict, NotFound):
+                store.remove("n@4", force=True)
+            assert "n@4" not in [str(version) for version in store.versions("n")]

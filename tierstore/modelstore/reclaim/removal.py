@@ -126,6 +126,8 @@ class Removing:
                 f"'tierstore rm {model} --all' removes the whole model"
             )
         contents = holders.contents(model, self._present(model))
+        if gone := [number for number in numbers if number not in contents]:
+            raise Conflict(f"{model}@{gone[0]} was removed by somebody else just now")
         going = {number: contents[number] for number in numbers}
         stays = {number: one for number, one in contents.items() if number not in going}
         staying = frozenset(digest for one in stays.values() for digest in one.digests)
