@@ -74,11 +74,11 @@ class Healer:
         plan = _Plan()
         for demand in self._mark.lacking:
             try:
-                if demand.root.kind == "window":
+                if demand.root.kind != "live":
                     self._look_for_removed(demand)
                 self._plan(demand, plan)
             except (Damaged, NotFound) as error:
-                if demand.root.kind != "window":
+                if demand.root.kind == "live":
                     raise
                 _log.info("%s; it cannot be brought back any more: %s", demand.root.why, error)
                 self.left.add(demand.root.digest)

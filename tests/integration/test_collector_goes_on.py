@@ -1,0 +1,73 @@
+"""What is lost of versions that were removed keeps no collector from its work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kit import created, equal, tensors
+from tests.integration.test_collector import collect, packs, packs_of
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Damaged, NotFound
+from tierstore.format.keys import LEASES, pack_key
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.modelstore.home.leases import new_lease
+from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.store import Store
+
+
+@pytest.fixture
+def blobs() -> MemoryStore:
+    return MemoryStore("goes on")
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    """m@1 to m@4; m@1 is removed, and lost though its window has not ended."""
+    with created(blobs, cache) as store:
+        enable(store._parts.home, wait_s=0)
+        for number in range(1, 5):
+            store.save("m", tensors(number), base=None)
+        store.remove("m@1")
+        collect(store)
+        yield store
+
+
+def test_a_removed_version_that_is_lost_within_its_window_stops_nothing(
+    store: Store, blobs: MemoryStore
+) -> None:
+    (own,) = packs_of(store, "m@2") - packs_of(store, "m@3")
+    blobs.delete([pack_key(pack) for pack in packs_of(store, "m@3") - packs_of(store, "m@4")])
+    store.remove("m@3")
+    store.remove("m@2")
+    report = collect(store, window_s=None)
+    assert own in packs(blobs), "what can be undeleted stays"
+    assert {one.state for one in report.packs} == {"live", "window"}
+    with pytest.raises(NotFound, match="too late"):
+        store.undelete("m@3")
+    store.undelete("m@2")
+    equal(store.load("m@2").load(), tensors(2))
+
+
+def test_what_is_in_force_and_lost_ends_the_run(store: Store, blobs: MemoryStore) -> None:
+    store.remove("m@2")
+    blobs.delete([pack_key(pack) for pack in packs_of(store, "m@3") - packs_of(store, "m@4")])
+    before = packs(blobs)
+    with pytest.raises(Damaged, match=r"m@3 .* has lost chunks"):
+        collect(store)
+    assert packs(blobs) == before
+
+
+def test_a_reader_of_what_is_gone_stops_nothing(store: Store, blobs: MemoryStore) -> None:
+    """Its lease came too late; while the reader lives it is renewed without end."""
+    lease = new_lease("reader")
+    lease.versions.append(store.resolve("m@3").digest.hex)
+    store.remove("m@3")
+    collect(store)
+    blobs.put(LEASES + lease.id, seal_body(Kind.LEASE, lease))
+    store.remove("m@2")
+    before = packs(blobs)
+    collect(store)
+    assert len(before - packs(blobs)) == 1
