@@ -1,0 +1,301 @@
+"""What the processes of a schedule do, chosen by a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tests.schedules.scheduler import Process
+from tests.schedules.world import CONTENTS, Lost, World, differs, patched
+from tierstore.errors import NotFound, TierstoreError, UsageError
+from tierstore.format.keys import LEASES, REMOVED_LOG
+from tierstore.format.reflog import Lease
+from tierstore.format.sealed import Kind, unseal_body
+from tierstore.modelstore.reclaim.collector import Collector
+from tierstore.modelstore.store import Store
+
+REFS = ("m@2", "m@2", "n@3", "n@4", "m", "n", "n@2")
+
+
+class Chooser(random.Random):
+    """Chooses by a seed; of references mostly those of one model, so that parties meet."""
+
+    focus = ""
+
+    def ref(self, refs: Sequence[str]) -> str:
+        """Choose a reference."""
+        near = [ref for ref in refs if ref.startswith(self.focus)]
+        return self.choice(near if near and self.random() < 0.7 else refs)
+
+
+@dataclass(eq=False)
+class Party:
+    """One process of a schedule and what it does, in order.
+
+    Attributes:
+        process: The process.
+        acts: What it does.
+        collects: Whether it is a collector, which opens no store.
+        done: What became of each act, as text.
+    """
+
+    process: Process
+    acts: list[tuple[str, Act]]
+    done: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Scene:
+    """What an act works with."""
+
+    world: World
+    party: Party
+    store: Store
+    note: str
+
+
+Act = Callable[[Scene], None]
+
+
+def play(world: World, party: Party) -> None:
+    """Do everything that a party does; errors that a user may get end one act alone."""
+    try:
+        opened = world.open(party.process)
+    except TierstoreError as error:
+        party.done.append(f"open: {type(error).__name__}: {error}")
+        return
+    with opened as store:
+        for number, (name, act) in enumerate(party.acts):
+            scene = Scene(world, party, store, f"{party.process.name}.{number}")
+            try:
+                act(scene)
+            except TierstoreError as error:
+                party.done.append(f"{name}: {type(error).__name__}: {error}")
+            else:
+                party.done.append(f"{name}: done")
+
+
+def _save(rng: Chooser) -> Act:
+    model = rng.ref(("m", "n", "new"))
+    content = CONTENTS[rng.choice(list(CONTENTS))]
+    base = rng.choice((None, None, "auto", "n@3"))
+
+    def act(scene: Scene) -> None:
+        version = scene.store.save(model, content, base=base)
+        scene.world.versions[model, version.number] = content
+
+    return act
+
+
+def _patch(rng: Chooser) -> Act:
+    ref, rows = rng.ref(("n", "n@3", "n@4", "m@2", "m")), rng.randrange(4)
+
+    def act(scene: Scene) -> None:
+        below = scene.store.resolve(ref)
+        content = scene.world.versions.get((below.model, below.number))
+        if content is None:  # whoever saves it has not returned yet
+            return
+        changes, made = patched(content, rows)
+        version = scene.store.patch(str(below), changes)
+        scene.world.versions[version.model, version.number] = made
+
+    return act
+
+
+def _fold(rng: Chooser) -> Act:
+    ref = rng.ref(("n", "n@4", "m"))
+    return lambda scene: _ignore(scene.store.fold(ref))
+
+
+def _rebase(rng: Chooser) -> Act:
+    ref = rng.ref(("n@2", "n@2", "n@2", "n", "m", "new"))
+
+    def act(scene: Scene) -> None:
+        if ref == "n@2":
+            with suppress(UsageError):  # it was not removed, or somebody else brought it back
+                _bring_back(scene, ref)
+        scene.store.rebase(ref, above=1)
+
+    return act
+
+
+def _remove(rng: Chooser) -> Act:
+    ref = rng.ref(REFS)
+    return lambda scene: _ignore(scene.store.remove(ref, force=True, message=scene.note))
+
+
+def _undelete(rng: Chooser) -> Act:
+    ref = rng.ref(("n@2", "n@2", "m@1", "n@1", "m@2", "n@4"))
+    removes = rng.random() < 0.3 or ref in ("m@2", "n@4")
+
+    def act(scene: Scene) -> None:
+        if removes:
+            with suppress(NotFound):  # it is removed
+                scene.store.remove(ref, force=True)
+        _bring_back(scene, ref)
+
+    return act
+
+
+def _bring_back(scene: Scene, ref: str) -> None:
+    scene.store.undelete(ref, message=scene.note)
+    scene.world.undeleted.add(scene.note)
+
+
+def _alias(rng: Chooser) -> Act:
+    ref, name = rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice(("prod", "next"))
+
+    def act(scene: Scene) -> None:
+        version = scene.store.resolve(ref)
+        scene.store.alias(version.model, name, version)
+        scene.world.aliases.add((version.model, name, version.number))
+
+    return act
+
+
+def _release(rng: Chooser) -> Act:
+    refs = rng.choice((["m@2", "n@4"], ["n@3"], ["m", "n"], ["n@4"]))
+
+    def act(scene: Scene) -> None:
+        release = scene.store.releases.create("both", refs)
+        members = [(model, one.number) for model, one in release.members.items()]
+        if all(member in scene.world.versions for member in members):
+            scene.world.released[scene.note] = members
+
+    return act
+
+
+def _pin(rng: Chooser) -> Act:
+    ref = rng.ref(("m@2", "n@3", "n@4", "n"))
+
+    def act(scene: Scene) -> None:
+        version = scene.store.resolve(ref)
+        scene.store.pins.add(version.digest, str(version), ["warm"])
+        if (version.model, version.number) in scene.world.versions:
+            scene.world.pinned.append((version.model, version.number))
+
+    return act
+
+
+def _collect(rng: Chooser) -> Act:
+    window_s = rng.choice((0, 0, 0, None))
+    grace_s = rng.choice((0, 0, 0, 3600))
+    times = rng.choice((1, 1, 2))
+
+    def act(scene: Scene) -> None:
+        world, collector = scene.world, Collector(scene.store._parts.home)
+        if window_s == 0:
+            world.is_kept = False
+        for _ in range(times):
+            with world.collects(scene.party.process):
+                collector.run(grace_s=grace_s, window_s=window_s)
+
+    return act
+
+
+def _move(rng: Chooser) -> Act:
+    ref, tier = rng.ref(("m@2", "n@3", "n@4", "n")), rng.choice(("home", "warm"))
+
+    def act(scene: Scene) -> None:
+        placement = scene.store.placement
+        placement.move(placement.packs_of(scene.store.resolve(ref).digest), tier)
+
+    return act
+
+
+def _read(rng: Chooser) -> Act:
+    ref, times = rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice((1, 2, 3))
+
+    def act(scene: Scene) -> None:
+        world = scene.world
+        version = scene.store.resolve(ref)
+        content = world.versions.get((version.model, version.number))
+        model = scene.store.load(version)
+        is_safe = False
+        for _ in range(times):
+            try:
+                got = model.load()
+            except NotFound as error:
+                was_removed = _was_removed(world, version.model)
+                if scene.party.process.had_faults or (was_removed and not is_safe):
+                    raise
+                raise Lost(f"{version} is lost for its reader: {error}") from error
+            if content is not None and differs(got, content):
+                raise Lost(f"{version} was read with other bytes")
+            held = _lease_of(scene, version.digest.hex)
+            # of two that begin at once, reader and collector, the collector may miss the lease
+            is_safe = (
+                held is not None and held not in world.lapsed and (is_safe or not world.collecting)
+            )
+
+    return act
+
+
+def _was_removed(world: World, model: str) -> bool:
+    """Return whether any version of a model was removed since the start."""
+    made = sum(1 for _ in world.stores["home"].list(f"refs/{model}/{REMOVED_LOG}/"))
+    return made > world.removals[model]
+
+
+def _lease_of(scene: Scene, digest: str) -> str | None:
+    """Return the key of the lease in which this process holds a version now."""
+    home = scene.world.stores["home"]
+    for info in home.list(LEASES):
+        lease = unseal_body(Kind.LEASE, home.get(info.key), Lease, info.key)
+        if lease.pid == scene.party.process.pid and digest in lease.versions:
+            return info.key
+    return None
+
+
+def _ignore(result: object) -> None: ...
+
+
+MAKERS: Mapping[str, Callable[[Chooser], Act]] = {
+    "save": _save,
+    "patch": _patch,
+    "fold": _fold,
+    "rebase": _rebase,
+    "rm": _remove,
+    "undelete": _undelete,
+    "alias": _alias,
+    "release": _release,
+    "pin": _pin,
+    "gc": _collect,
+    "move": _move,
+    "read": _read,
+}
+_OFTEN = {"save": 5, "patch": 3, "rm": 5, "undelete": 3, "read": 3, "rebase": 2, "fold": 2}
+
+
+def parties(rng: Chooser, start: str) -> list[Party]:
+    """Choose who does what: a collector at least, and something that it may hurt."""
+    rng.focus = rng.choice(("", "m", "n"))
+    names = [name for name in MAKERS if name != "move" or start == "tiers"]
+    weights = [_OFTEN.get(name, 1) for name in names]
+    found = []
+    for at in range(rng.choice((2, 3, 3, 4))):
+        if at == 0 or rng.random() < 0.15:
+            chosen = ["gc"] * rng.choice((1, 2, 2, 3))
+        else:
+            chosen = rng.choices(names, weights, k=rng.choice((1, 1, 2)))
+        process = Process(f"{'-'.join(dict.fromkeys(chosen))}{at}", pid=100 + at)
+        _spoil(process, rng)
+        found.append(Party(process, [(name, MAKERS[name](rng)) for name in chosen]))
+    return found
+
+
+def _spoil(process: Process, rng: Chooser) -> None:
+    """Let something go wrong in some processes."""
+    kind = rng.random()
+    at = rng.choice((rng.randint(1, 25), rng.randint(1, 120)))
+    if kind < 0.12:
+        process.crash_at = at
+    elif kind < 0.20:
+        process.lost_at = at
+    elif kind < 0.25:
+        process.fails_at = at
+    process.drops_hints = rng.random() < 0.1
+    if rng.random() < 0.3:
+        process.skew_s = rng.choice((-3600.0, 3600.0, rng.uniform(-3600, 3600)))

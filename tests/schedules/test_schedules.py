@@ -1,0 +1,32 @@
+"""Random schedules of the real code: nothing that was promised is lost, and garbage goes.
+
+A thousand here, 50,000 with ``-m soak``. A schedule that fails prints how to run it again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK, CI, SOAK = 100, 1_000, 50_000
+
+
+def run(first: int, last: int) -> None:
+    command = [sys.executable, "-m", "tests.schedules", str(first), str(last)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("first", range(1, CI + 1, BLOCK))
+def test_nothing_is_lost_in_any_schedule(first: int) -> None:
+    run(first, first + BLOCK - 1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", range(CI + 1, CI + SOAK + 1, 10 * BLOCK))
+def test_nothing_is_lost_in_any_schedule_of_many(first: int) -> None:
+    run(first, first + 10 * BLOCK - 1)
