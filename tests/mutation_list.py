@@ -4008,7 +4008,7 @@ _COLLECTOR = (
         "unhealed-and-deleted",
         "SPEC 10.1: What a root needs MUST be whole before anything is deleted.",
         "modelstore/reclaim/collector.py",
-        "            if not mark.lacking:\n                return mark\n            self._lease",
+        "            if not lacking:\n                return mark\n            self._lease",
         "            if True:\n                return mark\n            self._lease",
         ("integration/test_collector.py::test_what_is_condemned_and_needed_is_copied_first",),
     ),
@@ -4180,6 +4180,22 @@ _COLLECTOR = (
 )
 
 _COLLECTED = (
+    Mutation(
+        "bytes-with-two-reasons",
+        "docs/how-to/collecting.md: each byte has exactly one reason.",
+        "modelstore/reclaim/explain.py",
+        "reasons.add(tier.name, state, why, 1, info.size - waste)",
+        "reasons.add(tier.name, state, why, 1, info.size)",
+        ("integration/test_cli_gc.py::test_every_byte_of_every_tier_has_one_reason",),
+    ),
+    Mutation(
+        "collected-before-it-is-enabled",
+        "SPEC 10.1: The store has the feature reclaim.",
+        "modelstore/reclaim/collector.py",
+        "            check_enabled(self._home)\n",
+        "            pass\n",
+        ("integration/test_cli_gc.py::test_nothing_is_collected_before_it_is_enabled",),
+    ),
     Mutation(
         "lost-and-removed",
         "SPEC 10.1: A removed version that has lost chunks is left as it is.",

@@ -595,6 +595,7 @@ COLLECTING = lines("""
     gc --window 0
     gc --grace 0 --window 0 --max-time 30m
     gc --grace soon
+    gc --explain
     undelete m@2
 """)
 

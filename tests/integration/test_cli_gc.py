@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ def test_enabling_is_asked_for_and_names_who_writes(
     assert "'tierstore gc' work from now on" in done.out
     again = run("gc", "--enable", "--yes", "--wait", "0")
     assert "removal is enabled already" in again.out
-    found = checked(run("gc", "--enable", "--yes", "--wait", "0", "--json"), 1)
+    found = checked(run("gc", "--enable", "--yes", "--wait", "0", "--json"), 2)
     assert found["writers"][0]["tool"].startswith("tierstore ")
     assert run("rm", "m@1").code == 0
 
@@ -250,6 +251,81 @@ def test_a_tier_that_is_down_is_named_and_goes_on_later(enabled: Program) -> Non
     freed = {tier["name"]: tier["freed_bytes"] for tier in found["tiers"]}
     assert freed == {"warm": in_warm - held_bytes("warm"), "home": 0}
     assert freed["warm"] > MIB
+
+
+def walked(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_every_byte_of_every_tier_has_one_reason(enabled: Program) -> None:
+    Path("warm").mkdir()
+    assert enabled("tier", "add", "warm", "warm", "--role", "warm").code == 0
+    with tierstore.open("store") as store:
+        whole = noise(7) | {"v": noise(8)["w"]}
+        store.save("n", whole, base=None)
+        store.save("n", {"w": whole["w"]}, base=None)  # one of the two chunks of the pack
+        store.patch("n@2", {"w": tierstore.Rows([1], np.ones(1, np.uint8))})
+        store.load("n@3")
+        store.remove("n@1", "m@1")
+        held = store.load("m@2")
+        store.alias("n", "prod", "n@3")
+        Path("store/mine.txt").write_text("of somebody else")
+        found = checked(enabled("gc", "--explain", "--json", "--window", "0"), 1)
+        there = {"warm": walked("warm"), "home": walked("store")}
+        held.close()
+    tiers = {tier["name"]: tier for tier in found["tiers"]}
+    for name in there:
+        shares = tiers[name]["shares"]
+        assert sum(one["bytes"] for one in shares) == tiers[name]["bytes"] == there[name]
+        assert len({(one["kind"], one["why"]) for one in shares}) == len(shares)
+    warm = {one["kind"]: one for one in tiers["warm"]["shares"]}
+    assert set(warm) == {"live", "waste", "metadata"}
+    assert MIB < warm["waste"]["bytes"] < 1.01 * MIB, "n@1's second chunk"
+    assert warm["metadata"]["why"] == "marker of the tier"
+    home = {one["kind"]: one for one in tiers["home"]["shares"]}
+    assert MIB < home["deleted"]["bytes"] < 1.01 * MIB, "m@1"
+    assert home["foreign"]["bytes"] == len("of somebody else")
+    whys = {one["why"] for one in tiers["home"]["shares"]}
+    assert {"m@2", "manifests", "layouts", "index of chunks", "settings of the store"} <= whys
+    text = enabled("gc", "--explain").out
+    assert "removed" in text
+    assert "m@1 was removed, and can be undeleted until" in text
+
+
+def test_a_version_that_an_alias_has_just_left_says_so(enabled: Program) -> None:
+    assert enabled("alias", "set", "m@prod", "2").code == 0
+    assert enabled("alias", "set", "m@prod", "3").code == 0
+    assert enabled("alias", "set", "m@prod", "1").code == 0
+    assert enabled("rm", "m@2").code == 0
+    assert enabled("rm", "m@3", "--force").code == 0
+    found = checked(enabled("gc", "--window", "0", "--explain", "--json"), 1)
+    whys = {one["why"] for one in found["tiers"][0]["shares"] if one["kind"] == "live"}
+    [left] = [why for why in whys if why.startswith("alias m@prod, which left it")]
+    assert whys == {"alias m@prod", "rollback of m@prod", left}
+    until = datetime.strptime(left[-23:], "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
+    assert (until - datetime.now(UTC)).days == 29
+    assert checked(enabled("gc", "--window", "0", "--json"))["deleted_packs"] == 0
+
+
+def test_what_an_archive_still_charges_for_is_shown(enabled: Program) -> None:
+    Path("cold").mkdir()
+    line = "tier add cold cold --role cold --price list=s3-glacier"
+    assert enabled(*line.split()).code == 0
+    with tierstore.open("store") as store:
+        store.save("n", noise(7), base=None)
+        store.save("n", noise(8), base=None)
+        store.remove("n@1")
+    for path in Path("cold/packs").rglob("*"):
+        old = path.stat().st_mtime - 30 * 86_400
+        os.utime(path, (old, old))
+    found = checked(enabled("gc", "--explain", "--json"), 1)
+    [cold] = [tier for tier in found["tiers"] if tier["name"] == "cold"]
+    unpaid = {one["kind"]: float(one["unpaid_gb_months"]) for one in cold["shares"]}
+    [removed] = [one for one in cold["shares"] if one["kind"] == "window"]
+    months = removed["bytes"] / 2**30 * 2  # of 90 days 30 are over
+    assert unpaid == {"live": 0, "metadata": 0, "window": pytest.approx(months, rel=1e-3)}
+    assert float(removed["fee"]) == pytest.approx(months * 0.0036, rel=1e-3)
+    assert "GB-months are still charged" in enabled("gc", "--explain").out
 
 
 def test_two_at_once_are_refused(enabled: Program) -> None:

@@ -107,7 +107,7 @@ _TABLE = (
     ("Serving", "agent", "agent.agent", "placing.AgentEnded"),
     ("Serving", "serve hub", "serve.hub", "serve.Serving"),
     ("Care", "du", "stores.du", "core.Du"),
-    ("Care", "gc", "gc.gc", "gc.Gc", "gc.GcEnabled"),
+    ("Care", "gc", "gc.gc", "gc.Gc", "gc.GcExplained", "gc.GcEnabled"),
     ("Care", "check", "stores.check", "core.CheckJson"),
     ("Care", "doctor", "doctor.doctor", "health.Doctor"),
     ("Care", "store validate", "backends.validate", "tiers.Validation"),

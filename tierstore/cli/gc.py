@@ -16,6 +16,7 @@ from tierstore.cli.schemas import gc as schemas
 from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
+    from tierstore.modelstore.reclaim.explain import Share
     from tierstore.modelstore.reclaim.feature import SeenWriter
     from tierstore.modelstore.reclaim.report import Report
     from tierstore.modelstore.store import Store
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 _STAYS = ("live", "chain", "base", "leased")
 _GARBAGE = ("waiting", "writing", "down", "condemned")
 _SHOWN = 20
+_EXPLAINED = {
+    "chain": "below a patch",
+    "base": "base of deltas",
+    "leased": "being read",
+    "window": "removed",
+    "waiting": "garbage",
+    "writing": "garbage",
+    "down": "garbage",
+    "condemned": "garbage",
+    "deleted": "to be deleted",
+    "foreign": "not ours",
+}
 
 
 Enable = Annotated[
@@ -38,6 +51,10 @@ Wait = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be deleted.")]
+Explain = Annotated[
+    bool,
+    typer.Option("--explain", help="Change nothing; say why every byte of every tier is there."),
+]
 Grace = Annotated[
     str,
     typer.Option(metavar="TIME", help="Time that packs of unfinished saves stay: 12h, 7d, or 0."),
@@ -64,6 +81,7 @@ def gc(
     yes: Yes = False,
     wait: Wait = "4h",
     dry_run: DryRun = False,
+    explain: Explain = False,
     grace: Grace = "1d",
     window: Window = None,
     max_bytes: MaxBytes = None,
@@ -78,15 +96,19 @@ def gc(
     from tierstore.config import parse_size
 
     if enable:
-        if dry_run or max_bytes or max_time or window:
+        if dry_run or explain or max_bytes or max_time or window:
             raise UsageError("--enable only allows collection: give it alone, then run gc")
         _enable(cli, duration(wait), yes=yes)
+        return
+    until = None if window is None else duration(window)
+    if explain:
+        _explain(cli, duration(grace), until)
         return
     with cli.open() as store, cli.progress("collecting garbage") as progress:
         report = store.reclaim.run(
             dry_run=dry_run,
             grace=duration(grace),
-            window=None if window is None else duration(window),
+            window=until,
             max_bytes=None if max_bytes is None else parse_size(max_bytes),
             max_time=None if max_time is None else duration(max_time),
             progress=progress,
@@ -127,6 +149,55 @@ def _enable(cli: Cli, wait: timedelta, *, yes: bool) -> None:
         [data.url],
         lambda: print("removal is enabled: 'tierstore rm' and 'tierstore gc' work from now on"),
     )
+
+
+def _explain(cli: Cli, grace: timedelta, window: timedelta | None) -> None:
+    with cli.open() as store, cli.progress("looking at everything"):
+        found = store.reclaim.explain(grace=grace, window=window)
+        tiers = [tier.name for tier in store._parts.home.packs.tiers]
+    data = schemas.GcExplained(
+        tiers=[
+            schemas.GcTierExplained(
+                name=name,
+                bytes=sum(share.bytes for share in found.of(name)),
+                shares=[_share_json(share) for share in found.of(name)],
+                error=found.down.get(name),
+            )
+            for name in tiers
+        ]
+    )
+    cli.out.show(data, [], lambda: _print_explained(data))
+    if found.down:
+        raise typer.Exit(3)
+
+
+def _share_json(share: Share) -> schemas.GcShare:
+    return schemas.GcShare(
+        kind=share.kind,
+        why=share.why,
+        objects=share.objects,
+        bytes=share.bytes,
+        unpaid_gb_months=f"{share.unpaid_gb_months:.6g}",
+        fee=None if share.fee is None else f"{share.fee:.6g}",
+    )
+
+
+def _print_explained(data: schemas.GcExplained) -> None:
+    rows = []
+    for tier in data.tiers:
+        if tier.error is not None:
+            rows.append((tier.name, "-", "-", "DOWN", tier.error))
+            continue
+        for share in tier.shares:
+            why = share.why
+            if float(share.unpaid_gb_months):
+                fee = "" if share.fee is None else f", {share.fee} in its prices"
+                why += f"; deleted now, {share.unpaid_gb_months} GB-months are still charged{fee}"
+            what = _EXPLAINED.get(share.kind, share.kind)
+            rows.append((tier.name, size(share.bytes), str(share.objects or "-"), what, why))
+        rows.append((tier.name, size(tier.bytes), "", "in all", ""))
+    columns = [Column("TIER"), Column("SIZE", right=True), Column("OBJECTS", right=True)]
+    table([*columns, Column("WHAT"), Column("WHY")], rows)
 
 
 def _print_writers(writers: Sequence[SeenWriter], *, was: bool) -> None:

@@ -56,6 +56,39 @@ class Gc(Schema):
     reasons: list[GcAmount]
 
 
+class GcShare(Schema):
+    """Bytes of a tier that have one reason.
+
+    ``kind`` is a state of packs as in ``GcAmount``, where ``deleted`` is what the next run deletes;
+    ``waste``: frames that nothing needs in packs that stay; ``metadata``; ``new``: packs that came
+    meanwhile; or ``foreign``: not of tierstore. ``unpaid_gb_months`` is what the storage still
+    charges for when they are deleted now, in GB times months, and ``fee`` the same in the currency
+    of the tier's prices, as decimal text; null where it has none.
+    """
+
+    kind: str
+    why: str
+    objects: int
+    bytes: int
+    unpaid_gb_months: str
+    fee: str | None
+
+
+class GcTierExplained(Schema):
+    """All that a durable tier holds, by reason; ``error`` says why it could not be asked."""
+
+    name: str
+    bytes: int
+    shares: list[GcShare]
+    error: str | None
+
+
+class GcExplained(Schema):
+    """Why every byte of every durable tier is there; of a tier they add up to ``bytes``."""
+
+    tiers: list[GcTierExplained]
+
+
 class GcWriter(Schema):
     """Who wrote to the store lately, and with what; the others null for a save that runs now."""
 

@@ -59,11 +59,16 @@ class Collector:
         home: The store's home.
         cache_path: A local file that can be lost, where what was read of home is kept for the next
             process; ``None`` keeps nothing.
+
+    Attributes:
+        marker: What it marks with.
+        mark: The last mark of the last run; ``None`` before the first.
     """
 
     def __init__(self, home: Home, cache_path: Path | None = None) -> None:
         self._home = home
-        self._marker = Marker(home, ReadCache(cache_path))
+        self.marker = Marker(home, ReadCache(cache_path))
+        self.mark: Mark | None = None
         self._kept = Kept()
         self._leases: dict[str, Lease] = {}
 
@@ -104,7 +109,7 @@ class Collector:
             now_s = time.time() + self._skew_s(dry_run)
             offset_s = now_s - running_s()
             self._kept = before = read_kept(self._home.blobs, now_s)
-            work = _Run(self._home, self._marker, lease, now_s, window_s, uuid.uuid4().hex)
+            work = _Run(self._home, self.marker, lease, now_s, window_s, uuid.uuid4().hex)
             cleared = self._cleared(now_s)
             mark = work.mark()
             new = self._candidates(mark, now_s, grace_s)
@@ -117,6 +122,7 @@ class Collector:
                 cleared = self._cleared(now_s)
                 mark = work.mark()
             doomed = sorted(self._doomed(mark, cleared, new if lease is None else set()))
+            self.mark = mark
             swept = Swept(asked=set(doomed), down=dict(mark.holdings.down))
             if lease is not None:
                 swept = sweep(

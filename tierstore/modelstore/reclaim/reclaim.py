@@ -16,6 +16,7 @@ from tierstore.progress import Progress, reported
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.collector import Collector
+    from tierstore.modelstore.reclaim.explain import Explanation
     from tierstore.modelstore.reclaim.feature import SeenWriter
     from tierstore.modelstore.reclaim.report import Report
 
@@ -156,6 +157,41 @@ class Reclaim:
                 max_bytes=limit,
                 max_time_s=_seconds("max_time", max_time),
                 progress=told,
+            )
+
+    def explain(self, *, grace: timedelta = GRACE, window: timedelta | None = None) -> Explanation:
+        """Say why every byte of every durable tier is there; nothing is changed.
+
+        Costs more than a run that finds nothing to do: every tier is listed with all it holds.
+
+        Args:
+            grace: As in ``run``.
+            window: As in ``run``.
+
+        Raises:
+            Damaged, NotFound, UnsupportedFormat: Something cannot be read that may need a pack.
+            BackendError: The store's home cannot be asked.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> version = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> for share in store.reclaim.explain().of("home"):
+            ...     print(share.kind, share.why, share.objects)
+            live ranker@1 1
+            metadata index of chunks 1
+            metadata layouts 1
+            metadata logs of versions, names and removals 2
+            metadata manifests 1
+            metadata settings of the store 1
+        """
+        from tierstore.modelstore.reclaim.explain import explain
+
+        with self._lock:
+            return explain(
+                self._kept(),
+                self._home.packs.tiers,
+                _seconds("grace", grace) or 0.0,
+                _seconds("window", window),
             )
 
     def _kept(self) -> Collector:

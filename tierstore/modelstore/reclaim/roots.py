@@ -214,7 +214,8 @@ def _of_alias(log: Log, now_s: float) -> Iterator[Root]:
     for at in range(len(log.entries) - 1, 0, -1):  # it held until the one behind it was written
         if log.entries[at].time_us < since_us:
             break
-        yield from _of_entries([log.entries[at - 1]], f"alias {name} in the last 30 days")
+        until = _text(log.entries[at].time_us / 1e6 + HISTORY_S)
+        yield from _of_entries([log.entries[at - 1]], f"alias {name}, which left it, until {until}")
 
 
 def _of_entries(entries: Iterable[RefEntry], why: str) -> Iterator[Root]:
