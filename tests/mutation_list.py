@@ -4264,8 +4264,61 @@ _COLLECTED = (
     ),
 )
 
+_REPAIR = (
+    Mutation(
+        "repair-of-condemned-packs",
+        "SPEC 10.2: Condemned packs are left alone.",
+        "modelstore/reclaim/repair/copies.py",
+        "if home.condemned.among([pack]):",
+        "if False:",
+        ("integration/test_repair.py::test_a_pack_that_is_condemned_meanwhile_is_left_alone",),
+    ),
+    Mutation(
+        "repair-without-the-right-of-a-mover",
+        "SPEC 10.2: bytes are written over bad copies by the holder of a mover's lease.",
+        "modelstore/reclaim/repair/repairing.py",
+        "        with HeldLease(self._home.blobs) as right:",
+        "        for right in [None]:",
+        ("integration/test_repair.py::test_what_another_process_moves_now_is_left_to_it",),
+    ),
+    Mutation(
+        "repair-is-not-read-back",
+        "SPEC 10.2: these bytes are written over the bad copies, and read back.",
+        "modelstore/reclaim/repair/copies.py",
+        "if digest_of(tier.blobs.get(key)) != digest_of(data):",
+        "if False:",
+        ("integration/test_repair.py::test_a_tier_that_stores_something_else_is_found_out",),
+    ),
+    Mutation(
+        "repair-takes-deltas-unseen",
+        "SPEC 10.2: of deltas only those that versions need and that it has decoded.",
+        "modelstore/reclaim/repair/rescue.py",
+        "if wanted is None or not self._decodes(wanted, frame[place.proof_bytes :]):",
+        "if wanted is None:",
+        ("integration/test_repair.py::test_a_wrong_delta_of_a_marked_pack_is_not_taken_for_good",),
+    ),
+    Mutation(
+        "repair-does-not-look-again",
+        "SPEC 10.2: It looks at the condemned list as in step 7, and begins again.",
+        "modelstore/reclaim/repair/rescue.py",
+        "condemned = self._home.condemned.among(stored.sizes)",
+        "condemned = set[bytes]()",
+        (
+            "integration/test_repair.py::test_a_new_pack_that_is_condemned_meanwhile_is_written_again",
+        ),
+    ),
+    Mutation(
+        "repair-marks-nothing",
+        "SPEC 10.2: Where no copy is good, a repair sets the mark.",
+        "modelstore/reclaim/repair/repairing.py",
+        "self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why)",
+        "pass",
+        ("integration/test_repair.py::test_what_is_good_in_a_damaged_pack_is_rescued",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_QUARANTINE, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_REMOVAL, *_RECLAIM,
-    *_COLLECTOR, *_COLLECTED,
+    *_COLLECTOR, *_COLLECTED, *_REPAIR,
 )  # fmt: skip

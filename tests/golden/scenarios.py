@@ -8,6 +8,7 @@ sizes are recorded, as these are stored raw by every encoder and every version o
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -599,6 +600,52 @@ COLLECTING = lines("""
     undelete m@2
 """)
 
+
+def in_cold_too(folder: Path) -> None:
+    """Copy every pack from warm to cold."""
+    shutil.copytree(folder / "warm" / "packs", folder / "cold" / "packs", dirs_exist_ok=True)
+
+
+def damaged(*tiers: str) -> Callable[[Path], None]:
+    """Turn over a bit in the first frame of every pack of these tiers."""
+
+    def damage(folder: Path) -> None:
+        for path in (path for tier in tiers for path in (folder / tier / "packs").rglob("*")):
+            if path.is_file():
+                data = bytearray(path.read_bytes())
+                data[5000] ^= 1
+                path.chmod(0o600)
+                path.write_bytes(data)
+
+    return damage
+
+
+REPAIR: tuple[Step, ...] = (
+    *lines("""
+    init --warm warm --cold cold
+    save m one
+    """),
+    in_cold_too,
+    *lines("""
+    repair
+    """),
+    damaged("warm"),
+    *lines("""
+    repair --dry-run
+    repair m@1
+    repair m
+    repair nobody
+    """),
+    damaged("warm", "cold"),
+    *lines("""
+    repair --dry-run
+    repair
+    save m one
+    check --read-data
+    repair
+    """),
+)
+
 SCENARIOS = {
     "stores": Scenario(STORES, ranker("one") | ranker("two")),
     "models": Scenario(MODELS, ranker("one") | ranker("two")),
@@ -627,6 +674,7 @@ SCENARIOS = {
     ),
     "tiers": Scenario(TIERS, ranker("one") | {"fresh/file": b""}),
     "placing": Scenario(PLACING, ranker("one") | ranker("two") | ranker("three") | small("a")),
+    "repair": Scenario(REPAIR, ranker("one")),
     "warming": Scenario(WARMING, ranker("one") | ranker("two")),
 }
 """What runs with the core dependencies alone."""

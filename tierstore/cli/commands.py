@@ -109,6 +109,7 @@ _TABLE = (
     ("Care", "du", "stores.du", "core.Du"),
     ("Care", "gc", "gc.gc", "gc.Gc", "gc.GcExplained", "gc.GcEnabled"),
     ("Care", "check", "stores.check", "core.CheckJson"),
+    ("Care", "repair", "repair.repair", "repair.Repair"),
     ("Care", "doctor", "doctor.doctor", "health.Doctor"),
     ("Care", "store validate", "backends.validate", "tiers.Validation"),
     ("Care", "demo", "demo.demo", "core.Demo"),

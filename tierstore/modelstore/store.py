@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.placing.placing import Placement
     from tierstore.modelstore.reclaim.reclaim import Reclaim
     from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion, Removing
+    from tierstore.modelstore.reclaim.repair.report import RepairReport
     from tierstore.modelstore.reclaim.retention import Retentions
 
 
@@ -1119,3 +1120,39 @@ class Store:
             if hot and local is not None:
                 check_hot(local, report, told)
         return report
+
+    def repair(
+        self,
+        *refs: str | Version,
+        dry_run: bool = False,
+        progress: Progress | bool | None = None,
+    ) -> RepairReport:
+        """Put back what is damaged or gone from what is left, and say what is lost.
+
+        Every copy of every pack is read. A bad one gets the bytes of a good one in another tier.
+        Where none is good, its good frames are copied into a new pack, and the rest is looked for
+        in other packs and in hot tiers; then the pack is quarantined, so that saving the content
+        that is lost heals the versions that need it. What is whole is not touched.
+
+        Args:
+            refs: The versions of which everything is looked at; without any, the whole store.
+            dry_run: Whether nothing is changed: the report says what would be.
+            progress: ``True`` for a bar, or a function that is called with the bytes of packs that
+                were read and the bytes in all; as in ``save``.
+
+        Raises:
+            Conflict: Another process moves packs between tiers now.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(1000, np.float32)})
+            >>> report = store.repair()
+            >>> report.is_whole, report.packs, report.objects
+            (True, 1, [])
+        """
+        from tierstore.modelstore.reclaim.repair.repairing import repair_store
+
+        versions = [self.resolve(ref) for ref in refs] or None
+        home, hot = self._parts.home, self._parts.hot
+        with reported(progress, "repairing") as told:
+            return repair_store(home, hot, versions, dry_run=dry_run, progress=told)

@@ -9,6 +9,7 @@ __all__ = [
     "placing",
     "releases",
     "removal",
+    "repair",
     "rollout",
     "serve",
     "tiers",

@@ -1,3 +1,13 @@
 """Reclaim: versions are removed and brought back, rules keep them, and garbage is collected."""
 
-__all__ = ["explain", "feature", "holders", "reclaim", "removal", "report", "retention", "rules"]
+__all__ = [
+    "explain",
+    "feature",
+    "holders",
+    "reclaim",
+    "removal",
+    "repair",
+    "report",
+    "retention",
+    "rules",
+]

@@ -57,13 +57,28 @@ def check_frames(key: str, data: memoryview, places: Iterable[ChunkPlace]) -> No
     """Check the frames that ``places_in`` found in a pack; raises as ``check_pack`` does."""
     name = f"pack {key}"
     for place in places:
-        frame = data[place.offset : place.offset + place.frame_bytes]
-        head = parse_frame_head(frame[: place.head_bytes], name, place.digest)
-        payload = frame_payload(head, frame, name)
+        head = check_frame(data[place.offset : place.offset + place.frame_bytes], place, name)
         if place.proof_bytes and can_prove():
             parse_proof(data[place.offset - place.proof_bytes : place.offset], head, name)
-        if not head.bases:
-            _check_chunk(head, payload, name)
+
+
+def check_frame(frame: memoryview, place: ChunkPlace, name: str) -> FrameHead:
+    """Check one frame and return its head: its chunk, or of a delta its checksums alone.
+
+    Args:
+        frame: All bytes of the frame.
+        place: Its place, which says what chunk it is.
+        name: How messages call what it lies in.
+
+    Raises:
+        Damaged: Any of its bytes are wrong.
+        UnsupportedFormat: The frame was written by a newer version.
+    """
+    head = parse_frame_head(frame[: place.head_bytes], name, place.digest)
+    payload = frame_payload(head, frame, name)
+    if not head.bases:
+        _check_chunk(head, payload, name)
+    return head
 
 
 def _check_chunk(head: FrameHead, payload: memoryview, name: str) -> None:

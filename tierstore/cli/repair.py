@@ -1,0 +1,92 @@
+"""The command repair."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.cli.kit.command import Cli
+from tierstore.cli.kit.output import counted, printable, size
+from tierstore.cli.models import REF_HELP
+from tierstore.cli.schemas import repair as schemas
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.reclaim.repair.report import RepairReport
+
+
+def repair(
+    cli: Cli,
+    refs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[REF]...", help=REF_HELP, show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")
+    ] = False,
+) -> None:
+    """Repair what is damaged from what is left, and list what is lost.
+
+    Reads every copy of every pack, or of those that each REF needs. Exits with 4 when something is
+    lost, or could not be repaired now. What is whole is not touched.
+    """
+    with cli.open() as store, cli.progress("repairing") as progress:
+        report = store.repair(*refs or (), dry_run=dry_run, progress=progress)
+    data = repair_json(report)
+    cli.out.show(data, [one.key for one in report.objects], lambda: _print(report))
+    if not report.is_whole:
+        raise typer.Exit(4)
+
+
+def repair_json(report: RepairReport) -> schemas.Repair:
+    """Return a report as it is printed."""
+    return schemas.Repair(
+        dry_run=report.dry_run,
+        whole=report.is_whole,
+        objects=[
+            schemas.RepairedJson(
+                outcome=one.outcome, key=one.key, tier=one.tier, what=one.what, done=one.done
+            )
+            for one in report.objects
+        ],
+        hit=[
+            schemas.HitVersionJson(
+                version=hit.version,
+                manifest=hit.manifest,
+                lost_bytes=hit.lost_bytes,
+                parts=[
+                    schemas.HitPartJson(
+                        name=part.name, lost_bytes=part.lost_bytes, plain_bytes=part.plain_bytes
+                    )
+                    for part in hit.parts
+                ],
+            )
+            for hit in report.hit
+        ],
+        packs=report.packs,
+        read_bytes=report.read_bytes,
+        hot_bytes=report.hot_bytes,
+        down=dict(report.down),
+    )
+
+
+def _print(report: RepairReport) -> None:
+    would = {"repaired": "would repair"} if report.dry_run else {}
+    for one in report.objects:
+        where = f"{one.key} in tier {one.tier}" if one.tier else one.key
+        said = would.get(one.outcome, one.outcome)
+        print(printable(f"{said}: {where}: {one.what}: {one.done}"))
+    for hit in report.hit:
+        if not hit.parts:
+            print(printable(f"{hit.version} is lost: {hit.manifest}"))
+        for part in hit.parts:
+            lost = f"{size(part.lost_bytes)} of {size(part.plain_bytes)}"
+            print(printable(f"{hit.version}: {part.name}: {lost} lost"))
+    for name, why in report.down.items():
+        print(printable(f"tier {name} could not be asked: {why}"))
+    repaired = len(report.of("repaired"))
+    hot = f" and {size(report.hot_bytes)} of hot tiers" if report.hot_bytes else ""
+    looked = f"{counted(report.packs, 'pack')}, {size(report.read_bytes)}{hot}"
+    verdict = "nothing is lost" if report.is_whole else "not everything could be repaired"
+    done = "to repair" if report.dry_run else "repaired"
+    print(f"{counted(repaired, 'object')} {done}, {verdict}; read {looked}")

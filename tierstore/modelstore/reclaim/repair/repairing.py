@@ -1,0 +1,277 @@
+"""Repairs a store: what is damaged or gone is put back from what is left (SPEC.md 10.2).
+
+::
+
+    every copy of every pack is read -> bad ones get the bytes of a good one
+    no good one: quarantine mark -> good frames into a new pack -> other packs -> hot tiers
+    what is found nowhere is said to be lost, with the versions that need it
+
+What is whole is never written to. It may be killed at any point and begun again: the mark comes
+before the new pack, and that before the move, as in a save that heals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from tierstore.format.keys import pack_key, quarantine_key
+from tierstore.format.storeconfig import check_features
+from tierstore.format.table import ChunkTable
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.placing.moverlease import HeldLease
+from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
+from tierstore.modelstore.reclaim.repair.copies import Copies, put_back, read_copies
+from tierstore.modelstore.reclaim.repair.hits import find_hits
+from tierstore.modelstore.reclaim.repair.hot import HotRepair
+from tierstore.modelstore.reclaim.repair.report import Outcome, RepairReport
+from tierstore.modelstore.reclaim.repair.rescue import Missing, Rescue
+from tierstore.modelstore.reclaim.repair.users import read_users
+from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted
+from tierstore.modelstore.version import Version
+from tierstore.tiers.hot.tiers import HotTiers
+
+_SAVE_AGAIN = "saving that content again heals it"
+
+Told = Callable[[int, int], None]
+"""Called with the bytes done, and the bytes in all."""
+
+
+def repair_store(
+    home: Home,
+    hot: HotTiers,
+    versions: Sequence[Version] | None = None,
+    *,
+    dry_run: bool = False,
+    progress: Told | None = None,
+) -> RepairReport:
+    """Repair a store, or what some versions need of it.
+
+    Args:
+        home: The store's home.
+        hot: The hot tiers of this process: bad values in them are dropped, and they may have what
+            no pack has any more.
+        versions: The versions; ``None`` for everything in the store.
+        dry_run: Whether nothing is changed: the report says what would be.
+        progress: Told of the bytes of packs that were read.
+
+    Raises:
+        Conflict: Another process moves packs now.
+        BackendError: Home cannot be asked.
+        UnsupportedFormat: The store needs a newer tierstore to be written to.
+    """
+    check_features(home.config, "write", home.blobs.url)
+    return _Repair(home, hot, versions, dry_run, progress).run()
+
+
+class _Repair:
+    """One run.
+
+    Attributes:
+        report: What it found and did so far.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        hot: HotTiers,
+        versions: Sequence[Version] | None,
+        dry_run: bool,
+        progress: Told | None,
+    ) -> None:
+        self._home, self._hot, self._versions = home, hot, versions
+        self._progress = progress
+        self.report = RepairReport(dry_run=dry_run)
+
+    def run(self) -> RepairReport:
+        self._home.packs.refresh()
+        hot = HotRepair(self._hot, self.report)
+        hot.repair_local()
+        holdings = read_holdings(self._home.packs)
+        self.report.down = dict(holdings.down)
+        named: set[bytes] = set()
+
+        def look_at(table: ChunkTable) -> None:
+            named.update(table.pack_ids)
+            hot.repair_shared(table)
+
+        users = read_users(self._home, self._versions)
+        gone = find_wanted(self._home, users, lambda p: not holdings.is_there(p), look_at)
+        every = holdings.every() if self._versions is None else holdings.every() & named
+        with self._right() as right:
+            damaged = self._repair_copies(sorted(every), holdings, right)
+        bad = damaged | gone.by_pack.keys()
+        if bad:
+            lost = self._rescue(damaged, bad)
+            users = read_users(self._home, self._versions)  # some may be removed by now
+            self.report.hit = find_hits(self._home, users, lost)
+        return self.report
+
+    # Copies
+
+    @contextmanager
+    def _right(self) -> Iterator[HeldLease | None]:
+        if self.report.dry_run:
+            yield None
+            return
+        with HeldLease(self._home.blobs) as right:
+            yield right
+
+    def _repair_copies(
+        self, packs: Sequence[bytes], holdings: Holdings, right: HeldLease | None
+    ) -> set[bytes]:
+        """Put good bytes over bad copies; return the packs of which no copy is known to be good."""
+        condemned = self._home.condemned.every().packs
+        marked = self._home.quarantine.packs()
+        todo = [pack for pack in packs if pack not in condemned and holdings.is_readable(pack)]
+        total = sum(_readable_bytes(holdings, pack) for pack in todo)
+        damaged: set[bytes] = set()
+        for pack in todo:
+            copies = read_copies(self._home, pack)
+            self.report.packs += 1
+            self.report.read_bytes += sum(len(copy.data) for copy in copies.every)
+            # of a marked pack a delta may be wrong although its checksums are right
+            if self._is_damaged(copies, right) or (pack in marked and copies.every):
+                damaged.add(pack)
+            if right is not None:
+                right.keep()
+            if self._progress is not None:
+                self._progress(min(self.report.read_bytes, total), total)
+        return damaged
+
+    def _is_damaged(self, copies: Copies, right: HeldLease | None) -> bool:
+        """Repair the bad copies of a pack, if it can be put together; return whether it cannot."""
+        if copies.newer:
+            why = next(str(copy.why) for copy in copies.every if copy.why is not None)
+            self.report.add("left", copies.key, why, "repair it with that version of tierstore")
+            return False
+        data = copies.whole() if copies.bad else None
+        if data is None:
+            return bool(copies.bad)
+        source = "put together from what is good in each copy"
+        if copies.good is not None:
+            source = f"put back from tier {copies.good.tier.name}"
+        for copy in copies.bad:
+            outcome: Outcome = "repaired"
+            done = source
+            if right is not None and (why := put_back(self._home, copy, copies.pack, data, right)):
+                outcome, done = "left", f"it was not written anew: {why}"
+            self.report.add(outcome, copies.key, copy.why, done, copy.tier.name)
+        return False
+
+    # Packs without a good copy
+
+    def _rescue(self, damaged: Set[bytes], bad: Set[bytes]) -> set[tuple[bytes, bytes]]:
+        """Rescue what versions need of bad packs; return what is lost: packs and digests."""
+        users = read_users(self._home, self._versions)
+        wanted = find_wanted(self._home, users, bad.__contains__)
+        with ExitStack() as stack:
+            lease = None
+            if not self.report.dry_run:
+                lease = stack.enter_context(WriterLease(self._home.blobs))
+            rescue = Rescue(self._home, self._hot, lease, set(bad))
+            found = [
+                self._from_copies(rescue, pack, wanted.by_pack.get(pack, {}), pack in damaged)
+                for pack in sorted(bad)
+            ]
+            missing = [one for pack in found for one in pack.missing]
+            lost = rescue.from_elsewhere(missing)
+            lost += rescue.from_elsewhere(rescue.unreadable_on(lost, wanted))
+        for pack in found:
+            self._tell(pack, {one.digest for one in lost})
+        return {(one.wanted.place.pack, one.digest) for one in lost}
+
+    def _from_copies(
+        self, rescue: Rescue, pack: bytes, wanted: Mapping[bytes, Wanted], is_there: bool
+    ) -> _Found:
+        """Mark a damaged pack, and rescue what is good in it."""
+        found = _Found(pack)
+        if not is_there:
+            found.missing = rescue.missing_from(pack, wanted)
+            return found
+        copies = read_copies(self._home, pack)
+        found.down, found.archives = copies.down, copies.archives
+        found.why = next((str(copy.why) for copy in copies.bad), "")
+        if not copies.bad and all(rescue.is_good(copies, one) for one in wanted.values()):
+            self._lift(copies)
+            return found
+        found.why = found.why or "a delta in it does not give its chunk"
+        found.is_new = self._mark(copies, wanted, found.why)
+        if wanted:
+            found.copied, found.missing = rescue.from_copies(copies, wanted)
+        return found
+
+    def _mark(self, copies: Copies, wanted: Mapping[bytes, Wanted], why: str) -> bool:
+        """Quarantine a pack of which every copy was just found damaged; return whether it was."""
+        if copies.pack in self._home.quarantine.packs():
+            return False
+        if not self.report.dry_run:
+            chunks = {place.digest for place in copies.places or ()} | wanted.keys()
+            tiers = [copy.tier.name for copy in copies.every]
+            self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why)
+        return True
+
+    def _lift(self, copies: Copies) -> None:
+        if not self.report.dry_run:
+            self._home.quarantine.lift(copies.pack)
+        what = "the pack was quarantined, but every copy is good"
+        self.report.add("repaired", quarantine_key(copies.pack), what, "the mark was deleted")
+
+    def _tell(self, found: _Found, lost: Set[bytes]) -> None:
+        """Say what came of a bad pack, unless an earlier repair has done all that could be done."""
+        mine = [one for one in found.missing if one.digest in lost]
+        elsewhere = len(found.missing) - len(mine)
+        done = ["quarantined"] if found.is_new else []
+        if found.copied:
+            done.append(f"{_chunks(found.copied)} copied from it into a new pack")
+        if elsewhere:
+            done.append(f"{_chunks(elsewhere)} found in other packs or hot tiers")
+        outcome: Outcome = "repaired"
+        if mine:
+            outcome = "lost"
+            nbytes = sum(one.wanted.place.plain_bytes for one in mine)
+            done.append(f"{_chunks(len(mine))} of {nbytes} bytes lost; {_SAVE_AGAIN}")
+            if found.archives:
+                outcome = "left"
+                tiers = ", ".join(found.archives)
+                done.append(f"{tiers} has an archived copy: 'tierstore restore', then repair again")
+            elif down := {**self.report.down, **found.down}:
+                outcome = "left"
+                done.append(f"{', '.join(down)} could not be asked and may have it: repair again")
+        if done:
+            what = found.why or "the pack is in no tier"
+            self.report.add(outcome, pack_key(found.pack), what, "; ".join(done))
+
+
+@dataclass(slots=True)
+class _Found:
+    """What came of one bad pack.
+
+    Attributes:
+        pack: The id of the pack.
+        why: What is wrong with it; empty when it is gone.
+        is_new: Whether it was not marked before.
+        copied: The number of chunks that were copied from it.
+        missing: Chunks that are needed and not good in it.
+        down: Why tiers could not be asked for it, by name.
+        archives: The names of tiers that have it in an archive.
+    """
+
+    pack: bytes
+    why: str = ""
+    is_new: bool = False
+    copied: int = 0
+    missing: list[Missing] = field(default_factory=list)
+    down: Mapping[str, str] = field(default_factory=dict)
+    archives: Sequence[str] = ()
+
+
+def _readable_bytes(holdings: Holdings, pack: bytes) -> int:
+    sizes = holdings.bytes_of(pack)
+    return sum(size for tier, size in sizes.items() if tier not in holdings.archives)
+
+
+def _chunks(count: int) -> str:
+    return "1 chunk" if count == 1 else f"{count} chunks"

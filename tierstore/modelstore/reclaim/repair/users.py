@@ -1,0 +1,79 @@
+"""Which versions need which manifests, as far as what is left of a store tells.
+
+Unlike a collector, which stops where it cannot read, this leaves out what is damaged: the repair
+of that object speaks of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import HEAD, VARIANTS, VERSION_LOG, ref_prefix
+from tierstore.format.reflog import RefEntry
+from tierstore.ids import Digest
+from tierstore.modelstore.care.check_patches import named_below
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.version import Version
+
+_log = logging.getLogger("tierstore.repair")
+_NUMBER = re.compile(r"/([0-9]{9})\Z")
+
+Users = dict[Digest, list[str]]
+"""The names of the versions that need a manifest, by its digest."""
+
+
+def read_users(home: Home, versions: Iterable[Version] | None = None) -> Users:
+    """Return the manifests that versions need, their own and those that they lie on.
+
+    Args:
+        home: The store's home.
+        versions: The versions; ``None`` for all that are not removed, or can be undeleted.
+    """
+    named = ((str(one), one.digest) for one in versions) if versions is not None else _all(home)
+    users: Users = {}
+    for name, digest in named:
+        for needed in (digest, *named_below(home, digest)):
+            names = users.setdefault(needed, [])
+            if name not in names:
+                names.append(name)
+    return users
+
+
+def _all(home: Home) -> Iterator[tuple[str, Digest]]:
+    removals = Removals(home)
+    for model in home.models():
+        gone: set[int] = set()
+        with suppress(Damaged, UnsupportedFormat):  # what is unknown counts as not removed
+            gone = {
+                number
+                for number, entry in removals.of(model).items()
+                if removals.until(model, entry) <= datetime.now(UTC)
+            }
+        for name in [VERSION_LOG, *(VARIANTS + variant for variant in home.variants(model))]:
+            suffix = f"+{name.removeprefix(VARIANTS)}" if name != VERSION_LOG else ""
+            for entry in readable_entries(home, model, name):
+                if entry.manifest is not None and entry.version not in gone:
+                    yield f"{model}@{entry.version}{suffix}", Digest.from_hex(entry.manifest)
+
+
+def readable_entries(home: Home, model: str, name: str) -> Iterator[RefEntry]:
+    """Yield the entries of a ref log that can be read, the oldest first."""
+    log = home.log(model, name)
+    for seq in sorted(numbers(home, model, name)):
+        try:
+            yield log.entry(seq)
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            _log.debug("left out: %s", error)
+
+
+def numbers(home: Home, model: str, name: str) -> set[int]:
+    """Return the numbers of the entries of a ref log that are there, whatever is in them."""
+    listed = (info.key for info in home.blobs.list(ref_prefix(model, name)))
+    found = (_NUMBER.search(key) for key in listed if not key.endswith("/" + HEAD))
+    return {int(match[1]) for match in found if match}

@@ -1,0 +1,94 @@
+"""The chunks that versions need of packs that are damaged or gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import layout_key
+from tierstore.format.layout import parse_layout
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.home.home import Home
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A chunk that a version needs.
+
+    Attributes:
+        place: Where its layout places it.
+        manifest: The digest of the manifest whose layout that is.
+    """
+
+    place: ChunkPlace
+    manifest: Digest
+
+
+@dataclass(slots=True)
+class WantedChunks:
+    """What is needed of bad packs.
+
+    Attributes:
+        by_pack: The chunks that layouts place in each bad pack, by its id and their digest.
+        above: Deltas in other packs whose bases layouts place in bad ones, by the base's digest.
+    """
+
+    by_pack: dict[bytes, dict[bytes, Wanted]] = field(default_factory=dict)
+    above: dict[bytes, list[Wanted]] = field(default_factory=dict)
+
+
+def find_wanted(
+    home: Home,
+    manifests: Collection[Digest],
+    is_bad: Callable[[bytes], bool],
+    look_at: Callable[[ChunkTable], None] = lambda table: None,
+) -> WantedChunks:
+    """Read the layout of every manifest, one after the other, and note what it has in bad packs.
+
+    Args:
+        home: The store's home.
+        manifests: The digests of the manifests.
+        is_bad: Returns whether a pack is damaged or gone.
+        look_at: Called with every layout.
+    """
+    found = WantedChunks()
+    for digest in manifests:
+        table = read_table(home, digest)
+        if table is None:
+            continue
+        look_at(table)
+        bad = {pack for pack in table.pack_ids if is_bad(pack)}
+        if not bad:
+            continue
+        lost = {place.digest for place in table if place.pack in bad}
+        for place in table:
+            wanted = Wanted(place, digest)
+            if place.pack in bad:
+                found.by_pack.setdefault(place.pack, {}).setdefault(place.digest, wanted)
+            else:
+                for base in lost.intersection(place.bases):
+                    found.above.setdefault(base, []).append(wanted)
+    return found
+
+
+def read_table(home: Home, digest: Digest) -> ChunkTable | None:
+    """Return the layout of a manifest; ``None`` where there is none that can be read."""
+    key = layout_key(digest)
+    with suppress(Damaged, NotFound, UnsupportedFormat):
+        return parse_layout(home.blobs.get(key), digest, f"layout {key}")
+    return None
+
+
+def dtypes_of(home: Home, manifest: Digest) -> dict[bytes, str]:
+    """Return the dtypes of the chunks of a version's tensors, by digest."""
+    with suppress(Damaged, NotFound, UnsupportedFormat):
+        return {
+            chunk: tensor.dtype
+            for file in home.manifest(manifest).files
+            for tensor in file.tensors
+            for chunk in split_digests(tensor.chunks)
+        }
+    return {}
