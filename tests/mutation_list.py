@@ -2208,6 +2208,54 @@ _QUARANTINE = (
         ("integration/test_quarantine.py::test_the_layout_of_equal_content_is_kept",),
     ),
     Mutation(
+        "segment-after-its-packs",
+        "SPEC 8: A segment MUST NOT be written before every pack that it names is durable.",
+        "modelstore/saving/packer.py",
+        """        self._store.put(key, buffers)
+        for buffer in held:
+            self._pool.give(buffer)
+        self._on_put(places, size)
+""",
+        """        self._on_put(places, size)
+        self._store.put(key, buffers)
+        for buffer in held:
+            self._pool.give(buffer)
+""",
+        ("integration/test_interrupted.py::test_a_network_that_goes_away",),
+    ),
+    Mutation(
+        "early-segments",
+        "docs/how-to/save-and-load.md: at most 256 MiB are stored again, whatever ended a save.",
+        "modelstore/saving/segments.py",
+        "if len(self._sizes) == EARLY_PACKS:",
+        "if False:",
+        ("integration/test_interrupted.py::test_a_save_that_was_killed_goes_on",),
+    ),
+    Mutation(
+        "segment-of-a-failed-save",
+        "SPEC 8: A save SHOULD write early segments when it fails.",
+        "modelstore/saving/segments.py",
+        "        if self._sizes:\n",
+        "        if False:\n",
+        ("integration/test_interrupted.py::test_ctrl_c_says_what_is_kept",),
+    ),
+    Mutation(
+        "early-segments-deleted",
+        "SPEC 8: When a save is published, it deletes its early segments.",
+        "modelstore/saving/segments.py",
+        "self._home_blobs.delete(self._early)",
+        "pass",
+        ("integration/test_interrupted.py::test_a_save_that_ends_leaves_one_segment",),
+    ),
+    Mutation(
+        "packs-closed-by-plain-bytes",
+        "docs/how-to/save-and-load.md: at most 256 MiB, or what packs of deltas hold, again.",
+        "modelstore/saving/packer.py",
+        " or self._plain_bytes >= _FULL_PLAIN_BYTES",
+        "",
+        ("integration/test_interrupted.py::test_packs_full_of_small_deltas_are_put_in_time",),
+    ),
+    Mutation(
         "marked-places-stand-back",
         "modelstore/home/index.py: a place in a quarantined pack replaces none.",
         "modelstore/home/index.py",
@@ -3617,10 +3665,10 @@ _RECLAIM = (
         "settled-after-an-error",
         "SPEC 11: step 7: the entry may be there although its answer was lost.",
         "modelstore/saving/transaction.py",
-        "                    with suppress(TierstoreError):\n"
-        "                        writer.settle()\n"
-        "                    raise",
-        "                    raise",
+        "                        with suppress(TierstoreError):\n"
+        "                            writer.settle()\n"
+        "                        raise",
+        "                        raise",
         ("integration/test_condemned.py::test_an_entry_whose_answer_was_lost_is_looked_after",),
     ),
     Mutation(

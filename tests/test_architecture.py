@@ -91,7 +91,8 @@ NEVER_FORKED = {
     # of one call, whose threads are waited for
     "tierstore.modelstore.saving.base_selection", "tierstore.modelstore.saving.delta",
     "tierstore.modelstore.saving.packer", "tierstore.modelstore.saving.savestate",
-    "tierstore.modelstore.saving.writer", "tierstore.modelstore.chunks.sharing", "_Fetch",
+    "tierstore.modelstore.saving.segments", "tierstore.modelstore.saving.writer",
+    "tierstore.modelstore.chunks.sharing", "_Fetch",
     "tierstore.tiers.durable.mover", "Waiting", "tierstore.progress", "_Stage",
     "SftpFileSystem", "Clients",  # left to the parent as a whole
     "tierstore.serving.agent", "tierstore.serving.node",  # of a program of its own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import resource
@@ -45,11 +46,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def sparse_model(path: Path, size: int) -> None:
-    """A valid file of ``size`` zeros that takes no space."""
+def sparse_model(path: Path, size: int, begin: bytes = b"") -> None:
+    """A valid file of ``size`` bytes, those after ``begin`` zeros that take no space."""
     header = f'{{"w":{{"dtype":"U8","shape":[{size}],"data_offsets":[0,{size}]}}}}'.encode()
     header += b" " * (-len(header) % 8)
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + begin)
     os.truncate(path, 8 + len(header) + size)
 
 
@@ -271,9 +272,19 @@ def test_a_full_disk_while_loading(store: Path) -> None:
 INTERRUPTED = "tierstore: error: interrupted"
 
 
-def interrupted_save(store: Path, *options: str, **settings: Any) -> subprocess.Popen[str]:
+def random_bytes(count: int) -> bytes:
+    return np.random.default_rng(7).bytes(count)
+
+
+def packs_of(store: Path) -> int:
+    return sum(1 for path in (store / "store" / "packs").rglob("*") if len(path.name) == 64)
+
+
+def interrupted_save(
+    store: Path, *options: str, begin: bytes = b"", **settings: Any
+) -> subprocess.Popen[str]:
     """Start a save that takes a minute."""
-    sparse_model(store / "large.safetensors", 256 << 30)
+    sparse_model(store / "large.safetensors", 256 << 30, begin)
     return subprocess.Popen(
         [*PROGRAM, "save", "ranker", "large.safetensors", *options],
         stdout=subprocess.PIPE, text=True, **{"stderr": subprocess.PIPE, **settings},
@@ -309,6 +320,24 @@ def test_sigterm_ends_a_save_as_ctrl_c_does(store: Path) -> None:
     assert run("ls", "ranker", "-q").stdout == "ranker@1\n"
     assert list((store / "store" / "leases").iterdir()) == [], "its lease is removed"
     assert run("check").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_save_that_is_ended_says_what_is_kept(store: Path, number: signal.Signals) -> None:
+    before = packs_of(store)
+    with interrupted_save(store, begin=random_bytes(72 << 20)) as process:
+        wait_until(lambda: packs_of(store) > before, "a pack is put")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    kept = "64.0 MiB of it are stored, and saving it again goes on from there"
+    assert err == f"tierstore: error: {word}; {kept}\n"
+    assert len(list((store / "store" / "index").iterdir())) == 2
+    (large := store / "large.safetensors").unlink()
+    sparse_model(large, 80 << 20, random_bytes(72 << 20))
+    saved = json.loads(run("save", "ranker", "large.safetensors", "--json").stdout)
+    assert saved["new_bytes"] < 16 << 20, "what was kept is not stored again"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -22,8 +22,8 @@ import pytest
 from tests.integration.kit import MIB, condemn, created, equal, opened
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError
-from tierstore.format.keys import LEASES, REMOVED_LOG, SWEEPS, layout_key, pack_key
+from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, Unreachable
+from tierstore.format.keys import LEASES, REMOVED_LOG, SWEEPS, VERSIONS, layout_key, pack_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import new_lease
@@ -61,6 +61,7 @@ def tuned(model: Model, seed: int) -> Model:
 FIRST, OTHER = weights(1), weights(2)
 TUNED = tuned(FIRST, 3)
 PATCHED = {**OTHER, "head": OTHER["head"] + np.float32(1)}
+LEFT, CUT = weights(5), Unreachable("no answer")
 ROWS = {"head": Rows(list(range(20)), PATCHED["head"])}
 
 
@@ -86,7 +87,10 @@ def collect(blobs: MemoryStore, *, lapse: bool = True) -> Report | None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
-    """A store whose versions m@1 and n@2 are removed: n@2 is a delta on n@1, n@4 a patch on n@3."""
+    """A store whose versions m@1 and n@2 are removed: n@2 is a delta on n@1, n@4 a patch on n@3.
+
+    A save was cut off before its manifest.
+    """
     blobs = MemoryStore("world")
     with created(blobs, tmp_path_factory.mktemp("world"), MIB) as store:
         enable(store._parts.home, wait_s=0)
@@ -97,6 +101,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
         store.save("n", OTHER, base=None)
         store.patch("n", ROWS)
         store.remove("m@1", "n@1", "n@2")
+    cut = FaultyStore(blobs, lambda op, key, n: CUT if key.startswith(VERSIONS) else None)
+    with opened(cut, tmp_path_factory.mktemp("cut")) as store, pytest.raises(Unreachable):
+        store.save("cut", LEFT)
     return blobs
 
 
@@ -122,6 +129,7 @@ ACTS = {
         lambda s: s.save("n", TUNED, base="n@3"), "n", TUNED
     ),
     "save of something new": Act(lambda s: s.save("m", weights(9)), "m", weights(9)),
+    "save of what one that was cut off has stored": Act(lambda s: s.save("cut", LEFT), "cut", LEFT),
     "patch": Act(lambda s: s.patch("n@3", ROWS), "n", PATCHED),
     "fold": Act(lambda s: s.fold("n@4"), "n@4", PATCHED),
     "undelete": Act(lambda s: s.undelete("n@2"), "n@2", TUNED, (NotFound,)),

@@ -196,4 +196,5 @@ def _detail(error: BaseException) -> ErrorDetail:
     else:
         message = f"unexpected {kind}: {message}; {DEBUG}=1 shows the traceback"
         kind = "Bug"
+    message = "; ".join([message, *getattr(error, "__notes__", ())])
     return ErrorDetail(type=kind, message=message, exit_code=code)

@@ -31,6 +31,12 @@ from tierstore.format.keys import CONDEMNED, GC, list_key
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.once import create_once
 
+GRACE_S = 24 * 3600
+"""Seconds for which a pack is seen unmarked before it is condemned, unless something else is said.
+
+Packs that versions of a removed model named do not wait: they have waited for its window.
+"""
+
 _log = logging.getLogger("tierstore.gc")
 _NUMBER = re.compile(re.escape(GC) + r"([0-9]{9})\Z")
 _ROUNDS = 5

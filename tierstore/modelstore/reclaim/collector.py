@@ -25,6 +25,7 @@ from tierstore.format.reflog import Lease
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import Digest
 from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.condemned import GRACE_S
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.probe import probe
@@ -38,12 +39,6 @@ from tierstore.modelstore.reclaim.report import PackReport, Report, State
 from tierstore.modelstore.reclaim.sweep import Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy
 from tierstore.progress import Progress
-
-GRACE_S = 24 * 3600
-"""Seconds for which a pack is seen unmarked before it is condemned, unless something else is said.
-
-Packs that versions of a removed model named do not wait: they have waited for its window.
-"""
 
 _ROUNDS = 10
 _log = logging.getLogger("tierstore.gc")

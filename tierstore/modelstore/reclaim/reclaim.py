@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tierstore.arguments import as_number, as_whole, wrong
 from tierstore.forks import begin
+from tierstore.modelstore.home.condemned import GRACE_S
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.leases import TTL_S
 from tierstore.progress import Progress, reported
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.feature import SeenWriter
     from tierstore.modelstore.reclaim.report import Report
 
-GRACE = timedelta(days=1)
+GRACE = timedelta(seconds=GRACE_S)
 """How long a pack is seen to be garbage before it is condemned, unless something else is said."""
 
 

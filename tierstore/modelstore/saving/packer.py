@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tierstore.blobs.base import BlobStore
@@ -14,15 +14,31 @@ from tierstore.format.table import ChunkPlace
 from tierstore.ids import Buffer
 from tierstore.modelstore.saving.framing import BufferPool, Frame, Framing
 
+_FULL_PLAIN_BYTES = 2 << 30
+"""Plain bytes in a pack from which on it is full however small its frames are: what is in a pack is
+encoded again when the process is killed before the pack is put.
+"""
+
 
 class Packer:
     """Fills packs in the order of ``add`` and puts each into ``store`` when it is full.
 
     One upload runs while the next pack fills, so at most two packs are in memory.
+
+    Args:
+        store: Where packs go.
+        pool: Takes the buffers of frames that are written.
+        on_put: Told of each pack that was put: the places of its chunks, and its size in bytes.
     """
 
-    def __init__(self, store: BlobStore, pool: BufferPool) -> None:
-        self._store, self._pool = store, pool
+    def __init__(
+        self,
+        store: BlobStore,
+        pool: BufferPool,
+        on_put: Callable[[Sequence[ChunkPlace], int], None] = lambda places, size: None,
+    ) -> None:
+        self._store, self._pool, self._on_put = store, pool, on_put
+        self._plain_bytes = 0
         self._held: list[mmap.mmap] = []
         self._builder = PackBuilder()
         self._uploader = ThreadPoolExecutor(1, "tierstore-upload")
@@ -42,7 +58,8 @@ class Packer:
             frame.bases,
             frame.proof,
         )
-        if self._builder.full:
+        self._plain_bytes += frame.plain_bytes
+        if self._builder.full or self._plain_bytes >= _FULL_PLAIN_BYTES:
             self._flush()
 
     def add_chunk(
@@ -61,18 +78,26 @@ class Packer:
 
     def _flush(self) -> None:
         pack, buffers, places = self._builder.close()
-        self._builder = PackBuilder()
+        self._builder, self._plain_bytes = PackBuilder(), 0
         if self._upload is not None:
             self._upload.result()
         held, self._held = self._held, []
-        self._upload = self._uploader.submit(self._put, pack_key(pack), buffers, held)
+        self._upload = self._uploader.submit(self._put, pack_key(pack), buffers, held, places)
         self.pack_sizes[pack] = sum(len(buffer) for buffer in buffers)
         self.places.update((place.digest, place) for place in places)
 
-    def _put(self, key: str, buffers: list[Buffer], held: list[mmap.mmap]) -> None:
+    def _put(
+        self,
+        key: str,
+        buffers: list[Buffer],
+        held: list[mmap.mmap],
+        places: Sequence[ChunkPlace],
+    ) -> None:
+        size = sum(len(buffer) for buffer in buffers)
         self._store.put(key, buffers)
         for buffer in held:
             self._pool.give(buffer)
+        self._on_put(places, size)
 
     def finish(self) -> None:
         """Upload the last pack; when this returns, every pack is durable."""

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager, suppress
 
 from tierstore.errors import TierstoreError
 from tierstore.format.storeconfig import check_features
+from tierstore.modelstore.home.condemned import GRACE_S
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
@@ -18,6 +19,7 @@ from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.saving.writer import Writer
 from tierstore.modelstore.version import Version
 from tierstore.progress import Progress
+from tierstore.shown import size
 
 
 class Saving:
@@ -55,7 +57,8 @@ class Saving:
 
         The block calls ``write`` and then appends the ref entry that makes the version exist; its
         sources stay open until after it. When it ends without an error, the new chunks are
-        published to later saves.
+        published to later saves. When it ends with one, so are those that were stored, and a note
+        on the error says so.
 
         Args:
             selection: The base selection for new chunks; ``None`` stores them standalone.
@@ -83,19 +86,29 @@ class Saving:
                 chunk_size=chunk_size or home.config.chunk_size,
                 marked=marked,
                 threads=self._threads,
+                indexed=indexed,
                 selection=selection,
                 progress=progress,
             )
-            with closing(writer):
-                try:
-                    yield writer
-                except TierstoreError:  # the entry may be there all the same
-                    with suppress(TierstoreError):
-                        writer.settle()
-                    raise
-                writer.settle()
-            if indexed:
-                writer.publish_index()
+            try:
+                with closing(writer):
+                    try:
+                        yield writer
+                    except TierstoreError:  # the entry may be there all the same
+                        with suppress(TierstoreError):
+                            writer.settle()
+                        raise
+                    writer.settle()
+            except BaseException as error:
+                if kept_bytes := writer.keep():
+                    error.add_note(self._kept(kept_bytes))
+                raise
+            writer.publish_index()
+
+    def _kept(self, kept_bytes: int) -> str:
+        hours = GRACE_S // 3600
+        least = f", for {hours} hours at least" if self._home.reclaims else ""
+        return f"{size(kept_bytes)} of it are stored, and saving it again goes on from there{least}"
 
     def select_base(
         self, files: Sequence[SourceFile], base: str | Version | None, model: str

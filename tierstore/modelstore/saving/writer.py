@@ -15,17 +15,16 @@ import hashlib
 import logging
 import mmap
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tierstore.codecs import native_info
 from tierstore.deferred import import_numpy
-from tierstore.errors import BackendError, Damaged, NotFound, SourceChanged, TierstoreError
+from tierstore.errors import BackendError, Damaged, NotFound, SourceChanged
 from tierstore.format.checks import damaged
-from tierstore.format.keys import INDEX, layout_key, version_key
-from tierstore.format.layout import missing_chunks, parse_layout, seal_layout, seal_segment
+from tierstore.format.keys import layout_key, version_key
+from tierstore.format.layout import missing_chunks, parse_layout, seal_layout
 from tierstore.format.manifest import (
     FileEntry,
     LineageEntry,
@@ -50,6 +49,7 @@ from tierstore.modelstore.saving.framing import BufferPool, ChunkBase, Frame, Fr
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.saving.savestate import EncodedBatch, HashedChunk, SaveState, SourceChunk
+from tierstore.modelstore.saving.segments import SaveSegments
 from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 from tierstore.modelstore.version import SaveStats
 from tierstore.progress import Progress
@@ -69,6 +69,7 @@ class Writer:
         marked: The chunks of each pack that is quarantined, by pack id, as far as they are known;
             nothing in these packs is reused.
         threads: How many threads hash and encode, if memory allows.
+        indexed: Whether later saves are told of the chunks that this one stores.
         selection: The base selection for new chunks; ``None`` stores them standalone.
         progress: Told after every batch of chunks.
     """
@@ -82,6 +83,7 @@ class Writer:
         chunk_size: int,
         marked: Mapping[bytes, Set[bytes]],
         threads: int,
+        indexed: bool,
         selection: BaseSelection | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -97,7 +99,9 @@ class Writer:
         threads = min(threads, encoders(chunk_size, deltas=selection is not None))
         self._depth = 2 * threads + 2
         self._pool = BufferPool(chunk_size)
-        self._packer = Packer(home.packs, self._pool)
+        self._segments = SaveSegments(home.blobs) if indexed else None
+        told = [self._segments.note] if self._segments else []
+        self._packer = Packer(home.packs, self._pool, *told)
         self._workers = ThreadPoolExecutor(threads, "tierstore-encode")
         self._began = time.monotonic()
         self._total = self._headers = self._done = self._chunks = 0
@@ -490,19 +494,29 @@ class Writer:
 
     def publish_index(self) -> None:
         """Publish the new chunks to later saves; called once the version is published."""
+        if self._segments is None:
+            return
         # where an equal layout was kept, nothing may lead to our own packs: then they are garbage
         places = [place for place in self._packer.places.values() if place.pack in self._named]
-        if not places:
-            return
-        key = INDEX + uuid.uuid4().hex
         used = {place.pack for place in places}
         sizes = {pack: size for pack, size in self._packer.pack_sizes.items() if pack in used}
-        try:
-            self._create(key, seal_segment(places, sizes))
-        except TierstoreError as error:  # the version stands; a missed duplicate is only waste
-            _log.warning("the index segment of this save was not written: %s", error)
-            return
-        self._index.add(key, places, sizes)
+        written = self._segments.replace(places, sizes)
+        if written is not None:
+            key, segment_bytes = written
+            self._meta_bytes += segment_bytes
+            self._objects += 1
+            self._index.add(key, places, sizes)
+
+    def keep(self) -> int:
+        """Lead later saves to what is stored, as this one has failed; called after ``close``.
+
+        Returns:
+            The bytes of the packs that later saves will find.
+        """
+        if self._segments is None:
+            return 0
+        self._segments.keep()
+        return self._segments.kept_bytes
 
     def stats(self) -> SaveStats:
         """Return what the save cost so far."""

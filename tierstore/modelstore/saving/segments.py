@@ -1,0 +1,107 @@
+"""Index segments of one save: how later saves find what it has stored, also if it never ends.
+
+A save that lasts writes a segment of every few packs. When it is published, one segment takes their
+place. When it is killed or fails, the next save that needs their chunks finds them, confirms that
+they are there, as it does with all that it finds, and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import TierstoreError
+from tierstore.format.keys import INDEX
+from tierstore.format.layout import seal_segment
+from tierstore.format.table import ChunkPlace
+
+EARLY_PACKS = 2
+"""Number of packs from which on an early segment is written.
+
+A process that is killed has to store again these, the one that was being put and the one that was
+being filled: 256 MiB at most.
+"""
+_log = logging.getLogger("tierstore.writer")
+
+
+class SaveSegments:
+    """Writes the index segments of one save, those of its packs in a thread of its own.
+
+    Args:
+        home_blobs: The store's home.
+
+    Attributes:
+        kept_bytes: Bytes of the packs that are named by segments which are there.
+    """
+
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._home_blobs = home_blobs
+        self._writer = ThreadPoolExecutor(1, "tierstore-index")
+        self._places: list[ChunkPlace] = []
+        self._sizes: dict[bytes, int] = {}
+        self._early: list[str] = []
+        self.kept_bytes = 0
+
+    def note(self, places: Sequence[ChunkPlace], pack_size: int) -> None:
+        """Take note of the chunks of a pack that is durable now; called by one thread at a time.
+
+        Args:
+            places: Places of its chunks, at least one.
+            pack_size: Size of the pack in bytes.
+        """
+        self._places += places
+        self._sizes[places[0].pack] = pack_size
+        if len(self._sizes) == EARLY_PACKS:
+            self._writer.submit(self._write, self._places, self._sizes)
+            self._places, self._sizes = [], {}
+
+    def _write(self, places: Sequence[ChunkPlace], sizes: dict[bytes, int]) -> None:
+        key = INDEX + uuid.uuid4().hex
+        try:
+            self._home_blobs.put(key, seal_segment(places, sizes))
+        except TierstoreError as error:  # the save goes on; if it fails, these are stored again
+            _log.warning("an index segment of this save was not written: %s", error)
+            return
+        self._early.append(key)
+        self.kept_bytes += sum(sizes.values())
+
+    def keep(self) -> None:
+        """Write what is left to be written, as the save has failed; no pack is put any more."""
+        self._writer.shutdown()
+        if self._sizes:
+            self._write(self._places, self._sizes)
+            self._places, self._sizes = [], {}
+
+    def replace(
+        self, places: Sequence[ChunkPlace], sizes: dict[bytes, int]
+    ) -> tuple[str, int] | None:
+        """Write the segment of the whole save in place of all others, as it is published.
+
+        Args:
+            places: Places of the chunks that the save has added; none where nothing leads to them.
+            sizes: Sizes of their packs in bytes, by pack id.
+
+        Returns:
+            The segment's key, and its size in bytes; ``None`` where none was written.
+        """
+        self._writer.shutdown()
+        key, data = INDEX + uuid.uuid4().hex, seal_segment(places, sizes) if places else b""
+        try:
+            if places:
+                self._home_blobs.put(key, data)
+        except TierstoreError as error:  # the version stands; a missed duplicate is only waste
+            _log.warning("the index segment of this save was not written: %s", error)
+            return None
+        self._delete_early()
+        return (key, len(data)) if places else None
+
+    def _delete_early(self) -> None:
+        if not self._early:
+            return
+        try:
+            self._home_blobs.delete(self._early)
+        except TierstoreError as error:  # they say once more what the new one says
+            _log.info("early index segments of this save were not removed: %s", error)
