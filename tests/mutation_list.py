@@ -4128,8 +4128,8 @@ _COLLECTOR = (
         "members-unmarked",
         "SPEC 10.1: Roots are the members of releases.",
         "modelstore/reclaim/roots.py",
-        "                    yield Root(Digest(member.manifest), root.kind, root.why)\n",
-        "",
+        "yield Root(Digest(member.manifest), root.kind, root.why, of, root.is_removed)",
+        "pass",
         ("integration/test_collector.py::test_members_of_releases_stay",),
     ),
     Mutation(

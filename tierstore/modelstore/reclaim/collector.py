@@ -255,10 +255,10 @@ class _Run:
         failed = False
         for _ in range(_ROUNDS):
             mark = self._marker.mark(self._now_s, self._window_s)
-            every = [one.root for one in mark.lacking]
-            lacking = [one for one in every if one.kind == "live" or one.digest not in self._left]
+            left = self._left - mark.in_force  # it may have been brought back
+            lacking = [one.root for one in mark.lacking if one.root.digest not in left]
             if self._lease is None:
-                self.report.lacking = [root.why for root in lacking if root.kind == "live"]
+                self.report.lacking = [root.why for root in lacking if root.digest in mark.in_force]
                 return mark
             if not lacking:
                 return mark

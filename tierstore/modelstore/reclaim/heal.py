@@ -20,6 +20,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.needs import Lost, Need
+from tierstore.modelstore.reclaim.roots import Root
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.tiers.durable.packcheck import check_frames
 
@@ -34,11 +35,13 @@ class _Plan:
         layouts: Layouts that are missing, sealed, by manifest.
         copies: The packs from whose moves a copy must be found, by source pack and chunk.
         leads: The packs to which moves are to lead, by the pack that they lead from.
+        roots: For what a source pack is read, by its id.
     """
 
     layouts: dict[Digest, bytes] = field(default_factory=dict)
     copies: dict[bytes, dict[bytes, set[bytes]]] = field(default_factory=dict)
     leads: dict[bytes, set[bytes]] = field(default_factory=dict)
+    roots: dict[bytes, list[Root]] = field(default_factory=dict)
 
     def copy(self, source: bytes, digest: bytes, end: bytes) -> None:
         """Copy a chunk from a pack, with a move from where its way ends."""
@@ -74,14 +77,11 @@ class Healer:
         plan = _Plan()
         for demand in self._mark.lacking:
             try:
-                if demand.root.kind != "live":
+                if demand.root.digest not in self._mark.in_force:
                     self._look_for_removed(demand)
                 self._plan(demand, plan)
             except (Damaged, NotFound) as error:
-                if demand.root.kind == "live":
-                    raise
-                _log.info("%s; it cannot be brought back any more: %s", demand.root.why, error)
-                self.left.add(demand.root.digest)
+                self._leave([demand.root], error)
         if plan == _Plan():
             return 0
         with WriterLease(self._home.blobs) as lease:
@@ -104,20 +104,25 @@ class Healer:
         """Plan to heal the nearest fold that can be healed, or else what the version lies on."""
         for folded in demand.instead:
             try:
-                self._plan_needs([folded], plan)
+                self._plan_needs([folded], demand.root, plan)
             except (Damaged, NotFound):
                 continue
             return
-        try:
-            self._plan_needs(demand.needs, plan)
-        except (Damaged, NotFound) as error:
-            raise Damaged(
-                f"{demand.root.why} (b3:{demand.root.digest.hex}) has lost chunks: {error}. "
-                "Nothing was deleted: save the model again, or restore what is missing from a "
-                "copy; if the version is not needed, 'tierstore rm' removes it"
-            ) from error
+        self._plan_needs(demand.needs, demand.root, plan)
 
-    def _plan_needs(self, needs: Sequence[Need], plan: _Plan) -> None:
+    def _leave(self, roots: Iterable[Root], error: Damaged | NotFound) -> None:
+        """Leave removed versions as they are which cannot be healed; raise for any other."""
+        for root in roots:
+            if root.digest in self._mark.in_force:
+                raise Damaged(
+                    f"{root} has lost chunks: {error}. Nothing was deleted: save the model again, "
+                    "or restore what is missing from a copy; if the version is not needed, "
+                    "'tierstore rm' removes it once nothing names it"
+                ) from error
+            _log.info("%s; it cannot be brought back any more: %s", root, error)
+            self.left.add(root.digest)
+
+    def _plan_needs(self, needs: Sequence[Need], root: Root, plan: _Plan) -> None:
         mine = _Plan()
         for need in needs:
             if not need.is_laid_out:
@@ -129,6 +134,7 @@ class Healer:
         for pack, into in mine.leads.items():
             plan.leads.setdefault(pack, set()).update(into)
         for source, chunks in mine.copies.items():
+            plan.roots.setdefault(source, []).append(root)
             for digest, ends in chunks.items():
                 plan.copies.setdefault(source, {}).setdefault(digest, set()).update(ends)
 
@@ -192,7 +198,12 @@ class Healer:
         """Copy frames into new packs, and note where the moves are to lead."""
         builder, ends = PackBuilder(), set[bytes]()
         for source, chunks in plan.copies.items():
-            for place, data in self._frames(source, chunks):
+            try:
+                frames = self._frames(source, chunks)
+            except (Damaged, NotFound) as error:
+                self._leave(plan.roots[source], error)
+                continue
+            for place, data in frames:
                 builder.copy(place, data)
                 ends |= chunks[place.digest]
                 if builder.full:
@@ -226,13 +237,14 @@ class Healer:
             except NotFound:
                 continue
             except (Damaged, BackendError) as error:
-                failed = error
+                if not isinstance(failed, BackendError):  # that tier may have a good copy
+                    failed = error
                 continue
             return [
                 (one, data[one.offset - one.proof_bytes : one.offset + one.frame_bytes])
                 for one in places
             ]
-        raise type(failed)(f"{failed}; what needs it cannot be healed, and nothing was deleted")
+        raise type(failed)(str(failed))
 
 
 def _every_lost(demands: Iterable[Demand]) -> Iterable[Lost]:

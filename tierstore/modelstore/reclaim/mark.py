@@ -64,6 +64,7 @@ class Mark:
         live: Why packs stay, by id.
         lacking: What must be healed before anything is deleted.
         dead: Packs that layouts of removed versions name, and that do not stay.
+        in_force: Manifests of which nothing may be lost; of others that stay nobody can load them.
     """
 
     condemned: Condemned
@@ -72,6 +73,7 @@ class Mark:
     live: dict[bytes, Reason] = field(default_factory=dict)
     lacking: list[Demand] = field(default_factory=list)
     dead: set[bytes] = field(default_factory=set)
+    in_force: set[Digest] = field(default_factory=set)
 
 
 class Marker:
@@ -97,13 +99,8 @@ class Marker:
         """
         condemned = self._home.condemned.every()  # first: see ``roots``
         found = self._roots.find(now_s, window_s)
-        holdings = read_holdings(self._home.packs)
-        self.layouts.look(now_s)
-        self.ways.look(holdings)
-        needs = Needs(
-            self.layouts, self.ways, holdings, condemned.packs, self._home.quarantine.packs()
-        )
-        mark = Mark(condemned, holdings, needs)
+        mark = self._begin(condemned, now_s)
+        mark.in_force = {root.digest for root in found.roots if not root.is_removed}
         done = set[Digest]()
         for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):
             if root.digest not in done:
@@ -116,6 +113,21 @@ class Marker:
         self.layouts.keep()
         mark.dead -= mark.live.keys()
         return mark
+
+    def look_at(self, root: Root, condemned: Condemned) -> Mark:
+        """Find what one root needs and lacks, by what was condemned right before; see ``mark``."""
+        mark = self._begin(condemned, 0)
+        mark.in_force.add(root.digest)
+        self._mark(root, mark)
+        return mark
+
+    def _begin(self, condemned: Condemned, now_s: float) -> Mark:
+        holdings = read_holdings(self._home.packs)
+        self.layouts.look(now_s)
+        self.ways.look(holdings)
+        quarantined = self._home.quarantine.packs()
+        needs = Needs(self.layouts, self.ways, holdings, condemned.packs, quarantined)
+        return Mark(condemned, holdings, needs)
 
     def _mark(self, root: Root, mark: Mark) -> None:
         """Mark what a manifest needs: its layout, and for a patch all down to the nearest fold.

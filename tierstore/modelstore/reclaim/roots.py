@@ -39,11 +39,19 @@ class Root:
         digest: Its digest.
         kind: Why it stays.
         why: The same in words, such as ``ranker@3`` or ``lease of ada@node7``.
+        ref: The version, where ``why`` does not say it.
+        is_removed: Whether it is removed, and nothing names it now: nobody can load it.
     """
 
     digest: Digest
     kind: RootKind
     why: str
+    ref: str = ""
+    is_removed: bool = False
+
+    def __str__(self) -> str:
+        why = f"{self.why}, " if self.ref else ""
+        return f"{self.ref or self.why} ({why}b3:{self.digest.hex})"
 
 
 @dataclass(slots=True)
@@ -92,12 +100,12 @@ class Roots:
             if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
                 self._versions(log, now, found)
             elif log.name.startswith(ALIASES):
-                found.roots += _of_alias(log, now_s)
+                found.roots += _of_alias(log, now)
             elif log.name != REMOVED_LOG:  # written by a later version
-                found.roots += _of_entries(log.entries, f"{log.title} in its log {log.name}")
+                found.roots += _of_entries(log.entries, log, f"{log.title} in its log {log.name}")
         found.roots += self._of_releases(logs, now)
         found.roots += [
-            Root(pin.version, "live", f"pin of {pin.who}")
+            Root(pin.version, "live", f"pin of {pin.who}", pin.ref)
             for pin in Pins(self._home.blobs).active()
         ]
         found.roots += self._leased(now_s)
@@ -145,13 +153,15 @@ class Roots:
                     continue
                 for member in self._members_of(digest):
                     wanted[member.model, member.version] = ref
-                    yield Root(Digest(member.manifest), root.kind, root.why)
+                    of = f"{member.model}@{member.version}"
+                    yield Root(Digest(member.manifest), root.kind, root.why, of, root.is_removed)
         for log in logs:
             if log.name.startswith(VARIANTS):
                 for entry in log.entries:
                     held = wanted.get((log.title, entry.version or 0))
                     if held is not None and entry.manifest is not None:
-                        yield Root(Digest.from_hex(entry.manifest), "live", held)
+                        of = f"{log.title}@{entry.version}"
+                        yield Root(Digest.from_hex(entry.manifest), "live", held, of)
 
     def _members_of(self, digest: Digest) -> tuple[Member, ...]:
         if digest.hex not in self._members:
@@ -184,9 +194,8 @@ class _Now:
             return Root(digest, "live", ref)
         if end_s <= self.now_s:
             return None
-        return Root(
-            digest, "window", f"{ref} was removed, and can be undeleted until {_text(end_s)}"
-        )
+        why = f"{ref} was removed, and can be undeleted until {_text(end_s)}"
+        return Root(digest, "window", why, is_removed=True)
 
 
 def _removed(entries: Iterable[RefEntry]) -> Removed:
@@ -200,30 +209,39 @@ def _removed(entries: Iterable[RefEntry]) -> Removed:
     return removed
 
 
-def _of_alias(log: Log, now_s: float) -> Iterator[Root]:
+def _of_alias(log: Log, now: _Now) -> Iterator[Root]:
     """Return what an alias means, what it meant in the last 30 days, and where it would go back."""
     name = f"{log.title}@{log.name.removeprefix(ALIASES)}"
     last = log.entries[-1]
-    yield from _of_entries([last], f"alias {name}")
+    yield from _of_entries([last], log, f"alias {name}")
     before: RefEntry | None = last
     while before is not None and before.version == last.version:
         before = log.entries[before.previous - 1] if before.previous else None
     if before is not None:
-        yield from _of_entries([before], f"rollback of {name}")
-    since_us = (now_s - HISTORY_S) * 1e6
+        yield from _of_entries([before], log, f"rollback of {name}", now)
+    since_us = (now.now_s - HISTORY_S) * 1e6
     for at in range(len(log.entries) - 1, 0, -1):  # it held until the one behind it was written
         if log.entries[at].time_us < since_us:
             break
         until = _text(log.entries[at].time_us / 1e6 + HISTORY_S)
-        yield from _of_entries([log.entries[at - 1]], f"alias {name}, which left it, until {until}")
+        why = f"alias {name}, which left it, until {until}"
+        yield from _of_entries([log.entries[at - 1]], log, why, now)
 
 
-def _of_entries(entries: Iterable[RefEntry], why: str) -> Iterator[Root]:
+def _of_entries(
+    entries: Iterable[RefEntry], log: Log, why: str, before: _Now | None = None
+) -> Iterator[Root]:
+    """Return what entries of a log mean; of those that hold no more, ``before`` is given."""
+
+    def root(version: int | None, manifest: str, why: str) -> Root:
+        is_removed = before is not None and version in before.ends_s.get(log.model, {})
+        return Root(Digest.from_hex(manifest), "live", why, f"{log.title}@{version}", is_removed)
+
     for entry in entries:
         if entry.manifest is not None:
-            yield Root(Digest.from_hex(entry.manifest), "live", why)
+            yield root(entry.version, entry.manifest, why)
         if entry.rollout is not None:
-            yield Root(Digest.from_hex(entry.rollout.manifest), "live", f"rollout of {why}")
+            yield root(entry.rollout.version, entry.rollout.manifest, f"rollout of {why}")
 
 
 def _text(time_s: float) -> str:
