@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,6 +55,7 @@ _T = TypeVar("_T")
 if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.care.check import CheckReport
     from tierstore.modelstore.care.compare import Diff, Usage
+    from tierstore.modelstore.home.chain import Chain
     from tierstore.modelstore.loading.dequantized import Dequantized
     from tierstore.modelstore.placing.placing import Placement
     from tierstore.modelstore.reclaim.reclaim import Reclaim
@@ -127,7 +128,7 @@ class Store:
         upkeep = Upkeep(upkeep_tasks(hot, heat, self._hot_pins.sync))
         self._index = ChunkIndex(blobs, settings.cache_dir / home.config.store_id / "index.sqlite")
         self._lease = ReaderLease(blobs)
-        self._names = Names(home, settings.node, settings.labels)
+        self._names = Names(home, settings.node, settings.labels, self._keep)
         places = StorePlaces(
             lambda: [
                 StorePlace(HOME, blobs.url),
@@ -170,6 +171,13 @@ class Store:
         found: _T = self._services.get(name) or self._services.setdefault(name, make())
         return found
 
+    def _keep(self, what: str, find: Callable[[], Iterable[Chain]], were_removed: bool) -> None:
+        """See to it that packs stay which a name relies on; see ``Keeping.keep``."""
+        from tierstore.modelstore.reclaim.keeping import Keeping
+
+        keeping = self._once("keeping", lambda: Keeping(self._parts.home))
+        keeping.keep(what, find, were_removed)
+
     @property
     def rollouts(self) -> Rollouts:
         """Staged rollouts: aliases that move from version to version, share by share."""
@@ -184,7 +192,7 @@ class Store:
     def pins(self) -> Pins:
         """Pins: versions that stay in fast tiers."""
         return self._once(
-            "pins", lambda: Pins(self._blobs, self._hot_pins.sync, self._names.refuse_pin)
+            "pins", lambda: Pins(self._blobs, self._hot_pins.sync, self._names.look_at_pin)
         )
 
     @property

@@ -96,10 +96,18 @@ class CondemnedPacks:
             Damaged: It is unknown what is condemned: a segment of the list cannot be read.
             BackendError: Home cannot be asked.
         """
-        wanted = set(packs)
+        return self.among_those(lambda: packs)
+
+    def among_those(self, find: Callable[[], Collection[bytes]]) -> set[bytes]:
+        """Return what ``among`` does, of packs that are found only if anything is condemned."""
+        wanted: set[bytes] | None = None
         number = 0
         for _ in range(_ROUNDS):
             early, number = self._look()
+            if not number and not early:
+                return set()
+            if wanted is None:
+                wanted = set(find())
             try:
                 return wanted & early | self._in_list(wanted, number)
             except NotFound:  # a newer list has taken its place

@@ -13,7 +13,14 @@ from blake3 import blake3
 
 from tierstore.arguments import as_texts, wrong
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat, UsageError
+from tierstore.errors import (
+    Damaged,
+    InvalidName,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+    UsageError,
+)
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import PINS, Pin, Role, pin_key
 from tierstore.ids import Digest
@@ -47,18 +54,18 @@ class Pins:
     Args:
         home_blobs: The store's home, where the pins lie.
         changed: Called after a pin was added or removed.
-        refuse_removed: Called with the reference and the version of a user's pin; raises
-            ``NotFound`` when that version is removed.
+        look: Called with the reference and the version of a user's pin; raises ``NotFound`` unless
+            that version is in force, and stays.
     """
 
     def __init__(
         self,
         home_blobs: BlobStore,
         changed: Callable[[], None] = lambda: None,
-        refuse_removed: Callable[[str, Digest], None] = lambda ref, version: None,
+        look: Callable[[str, Digest], None] = lambda ref, version: None,
     ) -> None:
         self._home_blobs, self._changed = home_blobs, changed
-        self._refuse_removed = refuse_removed
+        self._look = look
 
     def __repr__(self) -> str:
         return f"<Pins of {self._home_blobs.url}>"
@@ -76,7 +83,7 @@ class Pins:
 
         Raises:
             UsageError: No role or an unknown role was given, or a time in the past.
-            NotFound: The version is removed.
+            NotFound: The version is removed, or packs of it are gone.
         """
         if not isinstance(version, Digest):
             raise wrong("version", "a digest, such as store.resolve('ranker').digest", version)
@@ -96,11 +103,11 @@ class Pins:
             until_us=None if until is None else int(until.timestamp() * 1e6),
         )
         key = pin_key(version.hex)
-        self._refuse_removed(ref, version)
+        self._look(ref, version)
         self._home_blobs.put(key, seal_body(Kind.PIN, pin))
         try:  # who removes the version looks for pins after saying so
-            self._refuse_removed(ref, version)
-        except NotFound:
+            self._look(ref, version)
+        except TierstoreError:
             self._home_blobs.delete([key])
             raise
         self._changed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,6 +16,7 @@ from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
+from tierstore.modelstore.names.named import Keep, Named
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.names.turns import takes_new
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -50,11 +52,19 @@ class Names:
         home: The store's home.
         node: This node's name, which decides its turn in a rollout.
         labels: This node's labels.
+        keep: Sees to it that the packs of what gets a name stay.
     """
 
-    def __init__(self, home: Home, node: str, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        node: str,
+        labels: Mapping[str, str],
+        keep: Keep = lambda what, find, were_removed: None,
+    ) -> None:
         self.home = home
         self.removals = Removals(home)
+        self.named = Named(home, self.removals, keep)
         self._node, self._labels = node, labels
 
     def resolve(self, ref: str | Version) -> Version:
@@ -119,19 +129,11 @@ class Names:
         return self.removals.listed(self.home.models())
 
     def refuse_removed(self, model: str, number: int, meanwhile: str = "") -> None:
-        """Raise ``NotFound`` for a version that is removed.
+        """Raise ``NotFound`` for a version that is removed; see ``Named.refuse_removed``."""
+        self.named.refuse_removed(model, number, meanwhile)
 
-        Args:
-            model: Name of the model.
-            number: Number of the version.
-            meanwhile: What was undone for it, to be said too.
-        """
-        entry = self.removals.of(model).get(number)
-        if entry is not None:
-            raise NotFound(f"{self.removals.why(model, number, entry)}{meanwhile}")
-
-    def refuse_pin(self, ref: str, digest: Digest) -> None:
-        """Raise ``NotFound`` when the version that a user pins is removed.
+    def look_at_pin(self, ref: str, digest: Digest) -> None:
+        """Raise ``NotFound`` unless what a user pins is not removed and stays.
 
         Args:
             ref: What the user said: a reference, or any other text.
@@ -139,16 +141,17 @@ class Names:
         """
         if not self.home.reclaims:
             return
-        try:
+        were_removed = False
+        with suppress(InvalidName):
             parsed = ModelRef.parse(ref)
-        except InvalidName:
-            return
-        number = parsed.number
-        if number is None:
-            version = self.resolve(ref)
-            number = version.number if version.digest == digest else None
-        if number is not None:
-            self.refuse_removed(parsed.model, number)
+            number = parsed.number
+            if number is None:
+                version = self.resolve(ref)
+                number = version.number if version.digest == digest else None
+            if number is not None:
+                self.refuse_removed(parsed.model, number)
+                were_removed = number in self.removals.ever(parsed.model)
+        self.named.keep_digest(ref, digest, were_removed)
 
     def _of_release(self, parsed: ModelRef, ref: str) -> Version:
         release = self.resolve(ref)
@@ -356,7 +359,7 @@ class Names:
     ) -> None:
         """Point an alias to a version that was just published; errors say that it was published."""
         try:
-            self.point(model, alias, entry, message, was)
+            self.point(model, alias, entry, message, was, is_settled=True)
         except TierstoreError as error:
             raise type(error)(
                 f"{model}@{entry.version} is published, but {model}@{alias} does not point to "
@@ -364,7 +367,14 @@ class Names:
             ) from error
 
     def point(
-        self, model: str, alias: str, entry: RefEntry, message: str | None, was: int | None = None
+        self,
+        model: str,
+        alias: str,
+        entry: RefEntry,
+        message: str | None,
+        was: int | None = None,
+        *,
+        is_settled: bool = False,
     ) -> None:
         """Append to an alias's log that it points to the version of ``entry`` now.
 
@@ -374,10 +384,12 @@ class Names:
             entry: Log entry of the version.
             message: Note for the log: why this is done; ``None`` for no note.
             was: Number of the version that the alias must point to before.
+            is_settled: Whether the caller has just published the version.
 
         Raises:
             Conflict: The alias is in a rollout, differs from another one only in case, or does not
                 point to version ``was``.
+            NotFound: The version is removed, or packs of it are gone.
         """
 
         def target(last: RefEntry | None) -> RefTarget:
@@ -387,20 +399,19 @@ class Names:
         check_case("alias", alias, self.home.aliases(model))
         check_features(self.home.config, "write", self.home.blobs.url)
         log = self.home.log(model, ALIASES + alias)
-        self._look_again(model, log, log.append("set", target, message))
+        new = log.append("set", target, message)
+        self._look_again(version_of(model, entry), log, new, is_settled=is_settled)
 
-    def _look_again(self, model: str, log: RefLog, new: RefEntry) -> None:
-        """Put an alias back when the version that it was just pointed to is removed.
+    def _look_again(
+        self, version: Version, log: RefLog, new: RefEntry, *, is_settled: bool = False
+    ) -> None:
+        """Put an alias back where the version that it was just pointed to cannot be named."""
+        self.named.look(
+            [version], lambda note: self._put_back(version.model, log, new, note), is_settled
+        )
 
-        Who removes a version looks for aliases after saying so, and who points an alias to it
-        looks for removals after that: so at least one of them sees the other.
-
-        Raises:
-            NotFound: The version is removed.
-        """
-        assert new.version is not None
-        if new.version not in self.removals.of(model):
-            return
+    def _put_back(self, model: str, log: RefLog, new: RefEntry, note: str) -> str:
+        """Let an alias point to where it did before an entry; return in words where that is."""
         before = log.entry(new.seq - 1) if new.seq > 1 else None
         number = None if before is None else before.version
         if number in self.removals.of(model):
@@ -413,14 +424,11 @@ class Names:
                 return RefTarget(None, None, last.seq)
             return RefTarget(before.version, before.manifest, before.previous)
 
-        note = f"{model}@{new.version} was removed"
         back = log.append("remove" if number is None else "rollback", target, note)
-        if number is not None:
-            self._look_again(model, log, back)
-        to = f"points to {model}@{number} as before" if number else "is gone"
-        self.refuse_removed(model, new.version, f". {log.title} {to}")
-        # whoever removed it saw the alias, too
-        raise Conflict(f"{note} just now and brought back. {log.title} {to}; try again")
+        if number is None:
+            return f"{log.title} is gone"
+        self._look_again(version_of(model, self.home.log(model).entry(number)), log, back)
+        return f"{log.title} points to {model}@{number} as before"
 
     def check_movable(self, model: str, alias: str, was: int | None = None) -> None:
         """Raise ``Conflict`` where ``point`` would, before anything is published."""
@@ -471,9 +479,9 @@ class Names:
             return RefTarget(before.version, before.manifest, before.previous)
 
         entry = log.append("rollback", target, message)
-        self._look_again(model, log, entry)
         assert entry.version is not None
         version = version_of(model, self.home.log(model).entry(entry.version))
+        self._look_again(version, log, entry)
         return Alias(model, alias, version)
 
 

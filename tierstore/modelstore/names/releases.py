@@ -11,15 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tierstore.arguments import as_list, as_message
-from tierstore.errors import Conflict, InvalidName, UsageError
-from tierstore.format.keys import REMOVED_LOG, layout_key, version_key
+from tierstore.errors import InvalidName, UsageError
+from tierstore.format.keys import layout_key, version_key
 from tierstore.format.layout import seal_layout
 from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member, seal_manifest
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import check_alias, check_name
 from tierstore.modelstore.home.leases import WriterLease
-from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.members import members_of
 from tierstore.modelstore.names.names import Names, check_case, refuse_mixed
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -123,21 +122,16 @@ class Releases:
             self._home.blobs.put(version_key(digest), sealed)
             self._home.blobs.put(layout_key(digest), seal_layout(digest, [], {}))
             entry = log.append(RELEASED, target, message)
-            self._look_again(version_of(name, entry), members.values())
+            release = version_of(name, entry)
+            self._names.named.look(members.values(), lambda note: self._unmade(release, note))
         if alias is not None:
             self._names.point_to_new(name, check_alias(alias), entry, message)
         return entry
 
-    def _look_again(self, release: Version, members: Iterable[Version]) -> None:
-        """Remove a release that was just made of a version that is removed; see ``Names.point``."""
-        for member in members:
-            if member.number in self._names.removals.of(member.model):
-                note = f"{member} was removed"
-                log = self._home.log(release.model, REMOVED_LOG)
-                log.append("forget", lambda last: NOWHERE, note, [release.number])
-                gone = f". {release} was made of it, and is removed as well"
-                self._names.refuse_removed(member.model, member.number, gone)
-                raise Conflict(f"{note} just now and brought back; make the release again")
+    def _unmade(self, release: Version, note: str) -> str:
+        """Remove a release that was just made of versions which cannot be named."""
+        self._names.named.remove(release.model, release.number, note)
+        return f"{release} was made of it, and is removed as well"
 
     def get(self, ref: str | Version) -> Release:
         """Return the release that a reference such as ``search@prod`` points to on this node now.

@@ -59,6 +59,10 @@ class Removals:
         """Return the log of removals of a model, newest first."""
         return list(reversed(self._look(model).entries))
 
+    def ever(self, model: str) -> set[int]:
+        """Return the versions that were ever removed, as far as that was read: nothing is asked."""
+        return {number for entry in self._known_of(model).entries for number in entry.versions}
+
     def last(self, model: str) -> tuple[RefEntry | None, Removed]:
         """Return the last entry of a model's versions, and what is removed: in one request."""
         log = self._home.log(model)

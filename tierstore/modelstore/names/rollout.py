@@ -154,19 +154,21 @@ class Rollouts:
         self._hold(log, contents_of(self._home, self._version(model, last)))
         try:
             entry = self._append(log, "start", last, self._same(last, rollout), message)
-            self._look_again(log, to, entry)
-        except (Conflict, NotFound):
+            self._look_again(log, to, entry, last)
+        except TierstoreError:
             self.settle(model, alias)
             raise
         return self._status(model, log, entry)
 
-    def _look_again(self, log: RefLog, to: Version, started: RefEntry) -> None:
-        """Abort a rollout that was just begun to a version that is removed; see ``Names.point``."""
-        if to.number in self._names.removals.of(to.model):
-            note = f"{to} was removed"
-            self._append(log, "abort", started, self._same(started, None), note)
-            self._names.refuse_removed(to.model, to.number, f". The rollout of {log.title} is over")
-            raise Conflict(f"{note} just now and brought back; start the rollout again")
+    def _look_again(self, log: RefLog, to: Version, new: RefEntry, before: RefEntry) -> None:
+        """End a rollout by an entry that leads back, where its target cannot be named."""
+
+        def aborted(note: str) -> str:
+            action: Action = "abort" if new.rollout is not None else "rollback"
+            self._append(log, action, new, self._same(before, None), note)
+            return f"The rollout of {log.title} is over"
+
+        self._names.named.look([to], aborted)
 
     def step(
         self, model: str, alias: str, *, force: bool = False, message: str | None = None
@@ -184,6 +186,7 @@ class Rollouts:
         Raises:
             GateClosed: A gate does not hold, nothing was reported for it, or it is too early.
             Conflict: The rollout is paused, or somebody else changed it just now.
+            NotFound: Packs of the new version are gone: the rollout is over.
         """
         status = self.status(model, alias)
         if status.rollout.paused:
@@ -193,12 +196,19 @@ class Rollouts:
         log = self._log(model, alias)
         last = log.entry(status.seq)
         rollout = msgspec.structs.replace(status.rollout, stage=status.rollout.stage + 1)
-        if rollout.stage == len(rollout.stages):
-            done = RefTarget(rollout.version, rollout.manifest, last.seq)
-            self._append(log, "finish", last, done, message)
+        is_over = rollout.stage == len(rollout.stages)
+        target = self._same(last, rollout)
+        if is_over:
+            target = RefTarget(rollout.version, rollout.manifest, last.seq)
+        entry = self._append(log, "finish" if is_over else "step", last, target, message)
+        try:
+            self._look_again(log, status.new, entry, last)
+        except TierstoreError:
+            self.settle(model, alias)
+            raise
+        if is_over:
             self.settle(model, alias)
             return None
-        entry = self._append(log, "step", last, self._same(last, rollout), message)
         return self._status(model, log, entry)
 
     def pause(self, model: str, alias: str, *, message: str | None = None) -> RolloutStatus:
@@ -400,6 +410,9 @@ def advance(rollouts: Rollouts, status: RolloutStatus) -> Verdict:
         return "closed" if any(g.passes is False for g in status.gates) else "waiting"
     except Conflict:
         return "waiting"  # somebody was faster
+    except NotFound as error:  # it is over: somebody ended it, or packs of the new version are gone
+        _log.warning("the rollout of %s was not stepped: %s", status.alias, error)
+        return "waiting"
     return "finished" if after is None else "stepped"
 
 

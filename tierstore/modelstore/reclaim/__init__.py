@@ -4,6 +4,7 @@ __all__ = [
     "explain",
     "feature",
     "holders",
+    "keeping",
     "reclaim",
     "removal",
     "repair",

@@ -100,7 +100,9 @@ class Marker:
         condemned = self._home.condemned.every()  # first: see ``roots``
         found = self._roots.find(now_s, window_s)
         mark = self._begin(condemned, now_s)
-        mark.in_force = {root.digest for root in found.roots if not root.is_removed}
+        # who reads what is removed and lost has begun too late, and nobody can help it
+        firm = (root for root in found.roots if root.kind != "leased" and not root.is_removed)
+        mark.in_force = {root.digest for root in firm}
         done = set[Digest]()
         for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):
             if root.digest not in done:

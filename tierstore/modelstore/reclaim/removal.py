@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,12 @@ from datetime import UTC, datetime
 
 from tierstore.arguments import as_message, as_number
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UsageError
-from tierstore.format.keys import ALIASES, REMOVED_LOG, pack_key
+from tierstore.format.keys import ALIASES, REMOVED_LOG
 from tierstore.format.reflog import MAX_REMOVED, RefEntry
 from tierstore.format.retention import Rules
 from tierstore.ids import ModelRef, check_name
-from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.refs import NOWHERE, RefTarget
-from tierstore.modelstore.names.members import contents_of, members_of
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.placing.packgraph import PackGraph
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.holders import Content, Holders
 from tierstore.modelstore.reclaim.rules import Candidate, kept_by
@@ -27,6 +25,8 @@ MOST_PERCENT = 20.0
 """Rules remove no more of a model's versions at once unless somebody allows it."""
 
 _SHOWN = 5
+_ROUNDS = 5
+_log = logging.getLogger("tierstore.removal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,19 @@ class Removing:
         except BaseException as error:
             for batch in done:
                 log.append("undelete", lambda last: NOWHERE, _undone(error), batch)
+            self._look_after(model, going if done else {})
             raise
+
+    def _look_after(self, model: str, back: Mapping[int, Content]) -> None:
+        """See to it that versions stay whose removal was undone: a collector may have seen it."""
+        for number, content in back.items():
+            version = version_of(model, content.entry)
+            try:
+                self._names.named.keep_version(version)
+            except (NotFound, Damaged) as error:
+                _log.warning("%s stays removed: %s", version, error)
+                log = self._home.log(model, REMOVED_LOG)
+                log.append("forget", lambda last: NOWHERE, _undone(error), [number])
 
     def undelete(self, ref: str | Version, *, message: str | None) -> Version:
         """Bring a removed version back; see ``Store.undelete``."""
@@ -191,14 +203,23 @@ class Removing:
                 raise Conflict(f"{version} was brought back by somebody else just now")
             return NOWHERE
 
-        log = self._home.log(model, REMOVED_LOG)
-        log.append("undelete", target, note, [number])
-        try:
-            self._check_whole(version)
-        except BaseException as error:
-            log.append("forget", lambda last: NOWHERE, _undone(error), [number])
-            raise
-        return version
+        for again in reversed(range(_ROUNDS)):
+            log = self._home.log(model, REMOVED_LOG)
+            log.append("undelete", target, note, [number])
+            try:
+                self._see_whole(version)
+                return version
+            except BaseException as error:
+                log.append("forget", lambda last: NOWHERE, _undone(error), [number])
+                # who named it meanwhile saw that it was in force, or sees now that it is gone
+                if not (again and isinstance(error, TierstoreError) and self._is_named(version)):
+                    raise
+        raise AssertionError  # the last round returns or raises
+
+    def _is_named(self, version: Version) -> bool:
+        holders = Holders(self._names)
+        contents = holders.contents(version.model, [version.number])
+        return bool(holders.named(version.model, contents, frozenset()))
 
     def _removed_version(self, ref: ModelRef) -> Version:
         """Return the removed version that a reference names."""
@@ -227,26 +248,14 @@ class Removing:
         entries = self._home.log(model).numbered(numbers)
         return [Content(entry, frozenset()) for entry in entries]
 
-    def _check_whole(self, version: Version) -> None:
+    def _see_whole(self, version: Version) -> None:
         """Raise ``NotFound`` unless all that a version needs is there, and will stay."""
-        if version.is_release:
-            for member in members_of(self._home, version).values():
-                self._names.refuse_removed(member.model, member.number)
-            return
-        graph = PackGraph(self._home)
-        for digest in contents_of(self._home, version):
-            try:
-                sizes = {
-                    pack: self._home.packs.size(pack_key(pack)) for pack in graph.packs_of(digest)
-                }
-                gone = len(gone_packs(self._home, sizes))
-            except (NotFound, Damaged) as error:
-                raise NotFound(f"it is too late for {version}: {error}") from error
-            if gone:
-                raise NotFound(
-                    f"it is too late for {version}: {gone} of the packs that it needs are deleted, "
-                    "or are just being deleted; restore it from a copy, or save the model again"
-                )
+        for member in self._names.named.members(version):
+            self._names.refuse_removed(member.model, member.number)
+        try:
+            self._names.named.keep_version(version)
+        except (NotFound, Damaged) as error:
+            raise NotFound(f"it is too late for {version}: {error}") from error
 
     def deleted(self, model: str | None) -> list[RemovedVersion]:
         """Return the versions that are removed; see ``Store.deleted``."""

@@ -1,0 +1,272 @@
+"""What is named, brought back or patched is whole and stays so, whatever is collected meanwhile.
+
+Nobody returns and is wrong: either the packs are there afterwards, or the entry is taken back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.kit import condemn, created, equal, opened, tensors
+from tests.integration.test_collector import collect, keys, packs, packs_of
+from tests.integration.test_collector_schedules import Paused, copied, meanwhile
+from tests.integration.test_removal import NAMINGS
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Conflict, Damaged, NotFound
+from tierstore.format.keys import GC, MOVES, REMOVED_LOG, pack_key
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import FaultyStore
+
+NAMES = {**NAMINGS, "step": lambda store: store.rollouts.step("m", "next", force=True)}
+"""What lets something name m@1."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
+    """A store with m@1 to m@3, each of packs of its own; m@prod was m@1 and is m@3."""
+    blobs = MemoryStore("world")
+    with created(blobs, tmp_path_factory.mktemp("world")) as store:
+        enable(store._parts.home, wait_s=0)
+        for number in range(1, 4):
+            store.save("m", {"w": tensors(number)["emb"]}, base=None)
+        store.alias("m", "prod", "m@1")
+        store.alias("m", "prod", "m@3")
+        store.alias("m", "next", "m@3")
+    return blobs
+
+
+@pytest.fixture
+def blobs(world: MemoryStore) -> MemoryStore:
+    return copied(world)
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    with opened(blobs, cache) as store:
+        yield store
+
+
+def content(number: int) -> dict[str, np.ndarray]:
+    return {"w": tensors(number)["emb"]}
+
+
+def say(store: Store, action: str, number: int) -> None:
+    """Append an entry to the log of removals, and do not look: whoever did it died."""
+    log = store._parts.home.log("m", REMOVED_LOG)
+    log.append(action, lambda last: NOWHERE, None, [number])  # type: ignore[arg-type]
+
+
+def named(store: Store) -> dict[str, object]:
+    """All that names say."""
+    aliases = {one.name: store.history("m", one.name, 1)[0] for one in store.aliases("m")}
+    return {
+        "aliases": {name: (last.version, last.rollout) for name, last in aliases.items()},
+        "releases": store.releases.names(),
+        "pins": [str(pin.version) for pin in store.pins.active()],
+    }
+
+
+def begun(store: Store, name: str) -> None:
+    if name == "step":
+        store.rollouts.start("m", "next", "m@1")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", ["deleted", "deleted long ago"])
+def test_what_is_lost_gets_no_name(
+    name: str, how: str, store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    """An undelete that came too late, and died before it looked, left it in force."""
+    begun(store, name)
+    before = named(store)
+    if name == "step":  # the rollout is over then
+        before = {**before, "pins": [], "aliases": {"prod": (3, None), "next": (3, None)}}
+    [own] = packs_of(store, "m@1")
+    say(store, "forget", 1)
+    condemn(blobs, pack_key(own))
+    blobs.delete([pack_key(own)])
+    if how == "deleted long ago":
+        blobs.delete(keys(blobs, GC))
+    say(store, "undelete", 1)
+    with opened(blobs, cache / "other") as other:
+        with pytest.raises(NotFound, match=r"m@1 is lost, in part at least: chunk b3:.*"):
+            NAMES[name](other)
+        assert named(other) == before
+        with pytest.raises(Damaged, match=r"m@1 .*has lost chunks.*tierstore rm"):
+            collect(other)
+        other.remove("m@1")
+        collect(other)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_condemned_is_copied_for_a_name(
+    name: str, store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    begun(store, name)
+    [own] = packs_of(store, "m@1")
+    condemn(blobs, pack_key(own))
+    NAMES[name](store)
+    assert f"{MOVES}{own.hex()}" in keys(blobs, MOVES)
+    blobs.delete([pack_key(own)])  # by a collector that had looked before the name was given
+    with opened(blobs, cache / "other") as other:
+        equal(other.load("m@1").load(), content(1))
+
+
+def test_a_name_of_what_was_just_saved_costs_no_second_look(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [own] = packs_of(store, "m@2")
+    condemn(blobs, pack_key(own))
+    watched = FaultyStore(blobs)
+    with opened(watched, Path(store._parts.settings.cache_dir) / "other") as other:
+        other.save("m", content(9), base=None, alias="prod")
+        assert Counter(watched.calls)["list", GC] == 1, "after its entry"
+
+
+# What it costs
+
+
+def gate_calls(blobs: MemoryStore, cache: Path, act: Callable[[Store], object]) -> Counter[str]:
+    """The calls that somebody makes, by their names and folders."""
+    watched = FaultyStore(copied(blobs))
+    with opened(watched, cache / uuid.uuid4().hex) as store:
+        begin = len(watched.calls)
+        act(store)
+    return Counter(f"{op} {key.partition('/')[0]}" for op, key in watched.calls[begin:])
+
+
+ACTS: dict[str, Callable[[Store], object]] = {
+    **{name: act for name, act in NAMINGS.items() if name != "rollback"},
+}
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_a_look_is_one_list_more_and_none_without_the_feature(
+    name: str, tmp_path: Path, cache: Path
+) -> None:
+    blobs = MemoryStore("plain")
+    with created(blobs, tmp_path) as store:
+        for number in range(1, 4):
+            store.save("m", content(number), base=None)
+        store.alias("m", "prod", "m@3")
+        without = gate_calls(blobs, cache, ACTS[name])
+        enable(store._parts.home, wait_s=0)
+        more = gate_calls(blobs, cache, ACTS[name]) - without
+        assert without["list gc"] == (1 if "patch" in name else 0)
+        looks = 2 if name == "pin" else 1  # before it, too
+        assert more.pop("list gc") == looks
+        assert more.keys() <= {"get refs"}, "the log of removals"
+        condemn(blobs, pack_key(b"\1" * 32))
+        more = gate_calls(blobs, cache, ACTS[name]) - without
+        assert more.pop("list gc") == looks
+        assert more.pop("get gc") == 1
+        assert more.pop("get layouts") == 1, "that of what is relied on"
+        assert more.keys() <= {"get refs", "get versions", "get folds", "list_folders refs"}
+
+
+# What is brought back
+
+
+def test_what_is_condemned_and_there_is_brought_back(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    [own] = packs_of(store, "m@2")
+    store.remove("m@2")
+    with WriterLease(blobs):
+        collect(store)
+        assert own in packs(blobs), "it waits for the writer"
+        store.undelete("m@2")
+        blobs.delete([pack_key(own)])
+    collect(store)
+    with opened(blobs, cache / "other") as other:
+        equal(other.load("m@2").load(), content(2))
+        assert not other.check(read_data=True).damaged
+
+
+def test_what_is_gone_stays_removed(store: Store, blobs: MemoryStore) -> None:
+    store.remove("m@2")
+    collect(store)
+    with pytest.raises(
+        NotFound, match=r"it is too late for m@2: m@2 is lost.*save the model again"
+    ):
+        store.undelete("m@2")
+    log = store._parts.home.log("m", REMOVED_LOG)
+    assert [one.action for one in log.entries()] == ["forget", "undelete", "forget"]
+    store.save("m", content(2), base=None)
+    store.undelete("m@2")
+    equal(store.load("m@2").load(), content(2))
+
+
+def test_an_undelete_that_is_too_late_looks_at_names_again(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """One that came in between is put back by who gave it; it is looked at anew until then."""
+    digest = store.resolve("m@2").digest.hex
+    store.remove("m@2")
+    collect(store)
+
+    def plan(op: str, key: str, n: int) -> None:
+        log = Home(blobs).log("m", "alias/next")
+        actions = [one.action for one in Home(blobs).log("m", REMOVED_LOG).entries()]
+        last = log.last()
+        assert last is not None
+        if actions[0] == "undelete" and last.version == 3:
+            log.append("set", lambda last: (2, digest, None))
+        if len(actions) == 5 and last.version == 2:
+            log.append("rollback", lambda last: (3, store.resolve("m@3").digest.hex, None))
+
+    cache = Path(store._parts.settings.cache_dir) / "other"
+    with (
+        opened(FaultyStore(blobs, plan), cache) as other,
+        pytest.raises(NotFound, match="too late"),
+    ):
+        other.undelete("m@2")
+    log = store._parts.home.log("m", REMOVED_LOG)
+    assert [one.action for one in log.entries()][::-1] == ["forget", *2 * ["undelete", "forget"]]
+
+
+def test_a_removal_that_is_undone_leaves_nothing_that_is_lost(
+    world: MemoryStore, cache: Path
+) -> None:
+    """An alias comes while a version is removed, and a collector has seen that before."""
+    outcomes = set()
+    digest = Names(Home(world), "node", {}).resolve("m@2").digest.hex
+    for stop in itertools.count(1):
+        blobs = copied(world)
+
+        def both(blobs: MemoryStore = blobs) -> None:
+            meanwhile(blobs)
+            log = Home(blobs).log("m", "alias/late")
+            log.append("set", lambda last: (2, digest, None))  # it died before it looked
+
+        plan = Paused({stop}, both)
+        with opened(FaultyStore(blobs, plan), cache / uuid.uuid4().hex) as store:
+            try:
+                store.remove("m@2")
+                said = "removed"
+            except Conflict:
+                said = "refused"
+        if plan.stops:
+            break
+        with opened(blobs, cache / uuid.uuid4().hex) as store:
+            left = [version.number for version in store.versions("m")]
+            for number in left:
+                equal(store.load(f"m@{number}").load(), content(number))
+            outcomes.add((said, 2 in left))
+            store.remove_alias("m", "late")
+            if 2 in left:
+                store.remove("m@2")
+            collect(store)
+    assert outcomes == {("removed", False), ("refused", True), ("refused", False)}
