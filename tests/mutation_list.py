@@ -4105,6 +4105,25 @@ _REMOVAL = (
             "integration/test_relied_on.py::test_a_removal_that_is_undone_leaves_nothing_that_is_lost",
         ),
     ),
+    Mutation(
+        "patch-that-does-not-look-below",
+        "SPEC 11: A patch's writer looks at the packs of its whole chain.",
+        "modelstore/patches/patching.py",
+        "        look_below(entry)\n",
+        "",
+        (
+            "integration/test_relied_on.py::test_what_a_patch_lies_on_is_collected_between_any_two_of_its_calls",
+            "integration/test_relied_on.py::test_a_patch_copies_what_is_condemned_below_it",
+        ),
+    ),
+    Mutation(
+        "patch-that-stays-on-what-is-lost",
+        "SPEC 11: When something is lost there, it MUST append a forget of its own version.",
+        "modelstore/patches/service.py",
+        '            self._names.named.remove(base.model, entry.seq, f"undone: {error}"[:500])\n',
+        "",
+        ("integration/test_relied_on.py::test_a_patch_on_what_is_gone_says_what_to_do",),
+    ),
 )
 
 _COLLECTOR = (

@@ -5,6 +5,8 @@ Nobody returns and is wrong: either the packs are there afterwards, or the entry
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import uuid
 from collections import Counter
@@ -18,6 +20,7 @@ from tests.integration.kit import condemn, created, equal, opened, tensors
 from tests.integration.test_collector import collect, keys, packs, packs_of
 from tests.integration.test_collector_schedules import Paused, copied, meanwhile
 from tests.integration.test_removal import NAMINGS
+from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Damaged, NotFound
 from tierstore.format.keys import GC, MOVES, REMOVED_LOG, pack_key
@@ -31,6 +34,7 @@ from tierstore.testing.faulty import FaultyStore
 
 NAMES = {**NAMINGS, "step": lambda store: store.rollouts.step("m", "next", force=True)}
 """What lets something name m@1."""
+ROWS = {"w": Rows([1, 200], np.full((2, 1000), 7, np.float32))}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,12 @@ def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
 
 def content(number: int) -> dict[str, np.ndarray]:
     return {"w": tensors(number)["emb"]}
+
+
+def patched(number: int) -> dict[str, np.ndarray]:
+    new = content(number)["w"].copy()
+    new[[1, 200]] = 7
+    return {"w": new}
 
 
 def say(store: Store, action: str, number: int) -> None:
@@ -149,6 +159,8 @@ def gate_calls(blobs: MemoryStore, cache: Path, act: Callable[[Store], object]) 
 
 ACTS: dict[str, Callable[[Store], object]] = {
     **{name: act for name, act in NAMINGS.items() if name != "rollback"},
+    "patch": lambda store: store.patch("m@1", ROWS),
+    "patch and alias": lambda store: store.patch("m@1", ROWS, alias="new"),
 }
 
 
@@ -174,6 +186,88 @@ def test_a_look_is_one_list_more_and_none_without_the_feature(
         assert more.pop("get gc") == 1
         assert more.pop("get layouts") == 1, "that of what is relied on"
         assert more.keys() <= {"get refs", "get versions", "get folds", "list_folders refs"}
+
+
+# Patches
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_a_patch_lies_on_is_collected_between_any_two_of_its_calls(
+    world: MemoryStore, cache: Path, waits: bool
+) -> None:
+    """Its base is removed; the collector waits for leases, and finds some, or does not."""
+
+    def removed(blobs: MemoryStore) -> None:
+        with opened(blobs, cache / uuid.uuid4().hex) as other, contextlib.suppress(Conflict):
+            other.remove("m@2")
+        meanwhile(blobs, lapse=not waits)
+
+    outcomes = set()
+    for stop in itertools.count(1):
+        blobs = copied(world)
+        plan = Paused({stop}, functools.partial(removed, blobs))
+        with opened(FaultyStore(blobs, plan), cache / uuid.uuid4().hex) as store:
+            said = ""
+            try:
+                store.patch("m@2", ROWS)
+            except NotFound as error:
+                said = str(error)
+        if plan.stops:
+            break
+        with opened(blobs, cache / uuid.uuid4().hex) as store:
+            collect(store)
+            collect(store)
+            if not said:
+                equal(store.load("m@4").load(), patched(2))
+            else:
+                assert [one.number for one in store.versions("m")] == [3, 1]
+            assert not store.check(read_data=True).damaged
+        outcomes.add("was published and is removed again" in said if said else None)
+    assert outcomes >= ({None} if waits else {None, True})
+
+
+def test_a_patch_on_what_is_gone_says_what_to_do(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    base = store.resolve("m@2")
+    store.remove("m@2")
+    collect(store)
+    with pytest.raises(NotFound) as caught:
+        store.patch(base, ROWS, alias="prod")
+    said = str(caught.value)
+    assert said.startswith("m@2 is lost, in part at least: chunk b3:")
+    assert said.endswith(
+        "m@4, the patch on it, was published and is removed again: patch another version, or save "
+        "the whole model"
+    )
+    assert store.resolve("m@prod").number == 3
+    with pytest.raises(NotFound, match="m@4 was removed"):
+        store.load("m@4")
+    collect(store)
+
+
+def test_a_patch_copies_what_is_condemned_below_it(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    store.patch("m@2", ROWS, fold=False)
+    [low], [high] = packs_of(store, "m@2"), packs_of(store, "m@4")
+    condemn(blobs, pack_key(low), pack_key(high))
+    store.patch("m@4", ROWS, fold=False)
+    blobs.delete([pack_key(low), pack_key(high)])
+    with opened(blobs, cache / "other") as other:
+        equal(other.load("m@5").load(), patched(2))
+        assert not other.check(read_data=True).damaged
+
+
+def test_many_patches_read_the_layouts_below_once(store: Store, blobs: MemoryStore) -> None:
+    condemn(blobs, pack_key(b"\1" * 32))
+    watched = FaultyStore(blobs)
+    with opened(watched, Path(store._parts.settings.cache_dir) / "other") as other:
+        for _ in range(4):
+            other.patch("m", ROWS, fold=False)
+        read = [key for op, key in watched.calls if op == "get" and key.startswith("layouts/")]
+        assert len(read) == len(set(read)) == 4, "each when the next one lies on it"
+        assert Counter(watched.calls)["get", f"{GC}000000001"] == 1
 
 
 # What is brought back

@@ -130,11 +130,22 @@ def encode_for(base: Version, below: Below, changes: Changes) -> EncodedPatch:
 
 
 def publish_patch(
-    saving: Saving, below: Below, encoded: EncodedPatch, append: Callable[[Digest], RefEntry]
+    saving: Saving,
+    below: Below,
+    encoded: EncodedPatch,
+    append: Callable[[Digest], RefEntry],
+    look_below: Callable[[RefEntry], None],
 ) -> tuple[RefEntry, SaveStats]:
     """Store a patch and publish it by the entry that ``append`` writes.
 
     Its cost depends on what changes only, so the dedup index is left alone.
+
+    Args:
+        saving: Saves to the store.
+        below: What the patch lies on.
+        encoded: The patch.
+        append: Publishes a manifest, and returns the entry.
+        look_below: Called with that entry: sees to it that what the patch lies on stays.
     """
     chunk_size = below.full.chunk_size
     chain = [below.chain.start, *below.chain.patches]
@@ -143,6 +154,7 @@ def publish_patch(
     )
     with saving.begin(indexed=False, chunk_size=chunk_size) as writer:
         entry = append(writer.write([_PatchFile(encoded)], patch=info))
+        look_below(entry)
     return entry, writer.stats()
 
 

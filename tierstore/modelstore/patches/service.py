@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tierstore.arguments import as_message, as_whole
-from tierstore.errors import Conflict, UsageError
+from tierstore.errors import Conflict, NotFound, TierstoreError, UsageError
+from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import ModelRef, check_alias
 from tierstore.modelstore.home.home import Home
@@ -74,6 +75,7 @@ class Patching:
             below,
             encoded,
             lambda digest: self._names.publish(base.model, digest, message, newest),
+            lambda entry: self._look_below(base, below, entry),
         )
         version = version_of(base.model, entry, stats)
         if alias is not None:
@@ -81,6 +83,25 @@ class Patching:
         if fold and below.is_full(1, len(encoded.body)):
             self._fold(version)
         return version
+
+    def _look_below(self, base: Version, below: Below, entry: RefEntry) -> None:
+        """See to it that all stays which a published patch lies on, or remove the patch again.
+
+        Its base may have been removed and collected since it was looked up.
+        """
+        try:
+            self._names.named.keep_below(base, below.chain)
+        except NotFound as error:
+            self._names.named.remove(base.model, entry.seq, f"undone: {error}"[:500])
+            raise NotFound(
+                f"{error}. {base.model}@{entry.seq}, the patch on it, was published and is removed "
+                "again: patch another version, or save the whole model"
+            ) from error
+        except TierstoreError as error:
+            raise type(error)(
+                f"{base.model}@{entry.seq} is published, but it is unknown whether {base}, on "
+                f"which it lies, will stay: {error}; load it, and 'tierstore rm' it if that fails"
+            ) from error
 
     def _with_room(self, base: Version, below: Below, fold: bool) -> Below:
         if not fold:
