@@ -4124,6 +4124,14 @@ _REMOVAL = (
         "",
         ("integration/test_relied_on.py::test_a_patch_on_what_is_gone_says_what_to_do",),
     ),
+    Mutation(
+        "base-that-is-removed",
+        "CHANGELOG: A save takes no removed version as the base of its deltas.",
+        "modelstore/saving/base_selection.py",
+        "            entry = self._last(model)\n",
+        "            entry = self._home.log(model).last()\n",
+        ("integration/test_removal.py::test_no_removed_version_is_a_base_of_deltas",),
+    ),
 )
 
 _COLLECTOR = (

@@ -98,6 +98,36 @@ def test_the_newest_is_the_newest_that_is_not_removed(store: Store, tmp_path: Pa
     assert store.patch("m", {"w": Rows([1], np.ones((1, 8), np.float32))}).number == 6
 
 
+def test_no_removed_version_is_a_base_of_deltas(store: Store) -> None:
+    """The newest of the model that stays is, or one of another model."""
+    rng = np.random.default_rng(1)
+    first = {"w": rng.standard_normal((100, 1000), np.float32)}
+    tuned = [{"w": first["w"] * np.float32(1 + 1e-6 * n)} for n in range(7)]
+    bases = []
+    for number, model in enumerate(("a", "a", "a", "b", "a")):
+        if number == 2:
+            store.remove("a@2", force=True)
+        if number == 3:
+            store.remove("a@1", "a@3", force=True)
+        stats = store.save(model, tuned[number]).stats
+        assert stats is not None
+        bases.append(stats.base)
+    assert bases == [None, "a@1", "a@1", None, "b@1"]
+
+
+def test_no_variant_of_a_removed_version_is_a_base_of_deltas(store: Store) -> None:
+    first = np.random.default_rng(1).standard_normal((100, 1000), np.float32)
+    bases = []
+    for number in range(1, 4):
+        store.save("a", {"w": first * np.float32(1 + 1e-4 * number)}, base=None)
+        if number == 3:
+            store.remove("a@2")
+        stats = derive(store, f"a@{number}", {"cast": "bf16"}).stats
+        assert stats is not None
+        bases.append(stats.base)
+    assert bases == [None, "a@1+bf16", "a@1+bf16"]
+
+
 def test_equal_content_that_stays_is_found_by_its_digest(store: Store) -> None:
     store.save("m", content(1))
     digest = store.resolve("m@1").digest

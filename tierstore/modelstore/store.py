@@ -137,7 +137,9 @@ class Store:
             ]
         )
         self._opener = Opener(home, settings, hot, places)
-        saving = Saving(home, self._index, self._opener, self.resolve, settings.threads)
+        saving = Saving(
+            home, self._index, self._opener, self.resolve, self._names.newest, settings.threads
+        )
         rebasing = Rebasing(home, self._index, self._opener.open_full)
         self._parts = Parts(home, hot, settings, heat, saving, rebasing, places, upkeep)
         """The parts of the store, for the code of tierstore alone; see ``Parts``."""

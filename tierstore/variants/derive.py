@@ -235,8 +235,11 @@ def _publish(
 
 
 def _newest_of(store: Store, model: str, label: str) -> str | None:
-    """Return the newest variant of this name, of any version, as a base of deltas, if readable."""
-    last = store._parts.home.log(model, VARIANTS + label).last()
+    """Return the newest readable variant of this name that is not removed, as a base of deltas."""
+    log = store._parts.home.log(model, VARIANTS + label)
+    last, removed = log.last(), store._names.removals.of(model)
+    while last is not None and last.version in removed:
+        last = log.entry(last.seq - 1) if last.seq > 1 else None
     if last is None:
         return None
     try:

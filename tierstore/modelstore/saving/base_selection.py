@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from heapq import nlargest
 from itertools import takewhile
 
-from tierstore.errors import TierstoreError
+from tierstore.errors import NotFound, TierstoreError
 from tierstore.format.manifest import Manifest, TensorEntry, named_tensors
+from tierstore.format.reflog import RefEntry
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import bottom_manifest
@@ -180,6 +181,7 @@ class BaseFinder:
         open_base: Opens a version as a base.
         model: Name of the model that is saved.
         files: The files to be saved; samples of them are read at once.
+        newest: Returns the entry of the newest version of a model that is not removed, if any.
 
     Attributes:
         has_candidates: Whether the store had any version to look at.
@@ -191,8 +193,9 @@ class BaseFinder:
         open_base: Callable[[Version], BaseVersion],
         model: str,
         files: Sequence[SourceFile],
+        newest: Callable[[str], RefEntry | None],
     ) -> None:
-        self._home, self._open, self._model = home, open_base, model
+        self._home, self._open, self._model, self._last = home, open_base, model, newest
         self._own = self._newest(model)
         self._models = [] if self._own else [name for name in home.models() if name != model]
         self.has_candidates = bool(self._own or self._models)
@@ -209,7 +212,10 @@ class BaseFinder:
         return best[1]
 
     def _newest(self, model: str) -> Version | None:
-        entry = self._home.log(model).last()
+        try:
+            entry = self._last(model)
+        except NotFound:  # every version of it is removed
+            return None
         return None if entry is None else version_of(model, entry)
 
     def _others(self, wanted: Sequence[NewTensor]) -> list[Version]:
@@ -295,6 +301,7 @@ def select_base(
     home: Home,
     as_base: Callable[[Version], BaseVersion],
     resolve: Callable[[str | Version], Version],
+    newest: Callable[[str], RefEntry | None],
 ) -> BaseSelection | None:
     """Choose the base version of a save: ``auto`` looks for one, a reference names it.
 
@@ -303,7 +310,7 @@ def select_base(
     if base is None:
         return None
     if base == "auto":
-        finder = BaseFinder(home, as_base, model, files)
+        finder = BaseFinder(home, as_base, model, files, newest)
         return BaseSelection(files, finder.find) if finder.has_candidates else None
     version = as_base(resolve(base))
     return BaseSelection(files, lambda _: version)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from tierstore.errors import TierstoreError
+from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.modelstore.home.condemned import GRACE_S
 from tierstore.modelstore.home.home import Home
@@ -30,6 +31,7 @@ class Saving:
         index: Finds chunks that the store has already.
         opener: Opens versions as bases of deltas.
         resolve: Finds the version that a reference points to.
+        newest: Returns the entry of the newest version of a model that is not removed, if any.
         threads: How many threads hash and encode, if memory allows.
     """
 
@@ -39,10 +41,11 @@ class Saving:
         index: ChunkIndex,
         opener: Opener,
         resolve: Callable[[str | Version], Version],
+        newest: Callable[[str], RefEntry | None],
         threads: int,
     ) -> None:
         self._home, self._index, self._opener = home, index, opener
-        self._resolve, self._threads = resolve, threads
+        self._resolve, self._newest, self._threads = resolve, newest, threads
 
     @contextmanager
     def begin(
@@ -121,7 +124,9 @@ class Saving:
                 similar one of another model; ``None`` stores no deltas.
             model: Name under which ``files`` are saved.
         """
-        return select_base(files, base, model, self._home, self.as_base, self._resolve)
+        return select_base(
+            files, base, model, self._home, self.as_base, self._resolve, self._newest
+        )
 
     def as_base(self, version: Version) -> BaseVersion:
         """Open a version as a source of bases: the full version below it, if it has patches."""
