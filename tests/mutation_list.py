@@ -4336,6 +4336,25 @@ _COLLECTOR = (
 
 _COLLECTED = (
     Mutation(
+        "collections-of-each-agent",
+        "docs/how-to/operations.md: one collection is enough for all agents.",
+        "serving/collecting.py",
+        "        if last is not None and timedelta(0) <= datetime.now(UTC) - last.time < every:\n",
+        "        if last is None:\n",
+        ("integration/test_agent_collecting.py::test_one_collection_is_enough_for_all_agents",),
+    ),
+    Mutation(
+        "agent-that-allows-itself",
+        "docs/how-to/collecting.md: agents never allow it.",
+        "serving/collecting.py",
+        "        if not reclaim.is_enabled:\n            return\n",
+        "        reclaim.enable(wait_s=0)\n",
+        (
+            "integration/test_agent_collecting.py::"
+            "test_an_agent_collects_once_it_is_allowed_and_never_allows_it",
+        ),
+    ),
+    Mutation(
         "bytes-with-two-reasons",
         "docs/how-to/collecting.md: each byte has exactly one reason.",
         "modelstore/reclaim/explain.py",

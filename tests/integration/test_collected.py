@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from tierstore.format.keys import COLLECTED
 from tierstore.format.sealed import Kind, unseal
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.reclaim import kept as kept_module
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.kept import Kept, read_kept, read_last, write_kept
-from tierstore.modelstore.reclaim.report import Report, State
+from tierstore.modelstore.reclaim.report import Amount, Report, State
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
 
@@ -146,25 +148,28 @@ def test_what_the_last_collection_did_is_told_to_all(store: Store, blobs: Memory
     own = own_pack(store, "m@2")
     size = len(blobs.get(f"packs/{own.hex()[:2]}/{own.hex()}"))
     store.remove("m@2")
-    before_us = time.time() * 1e6 - 2e6
+    before = datetime.now(UTC) - timedelta(seconds=2)
     with WriterLease(blobs):
         collect(blobs)
         last = read_last(blobs)
         assert last is not None
         assert last.freed == {}
-        assert (last.tiers["home"]["writing"].packs, last.tiers["home"]["writing"].bytes) == (
-            1,
-            size,
-        )
-        assert last.tiers["home"]["live"].packs == 2
+        assert last.garbage == {"home": Amount(1, size)}
+        assert last.removed == {"home": Amount(0, 0)}
     Collector(Home(blobs)).run(dry_run=True, window_s=0)
     assert read_last(blobs) == last, "a dry run did nothing"
     report = collect(blobs)
     last = read_last(blobs)
     assert last is not None
-    assert last.time_us > before_us
+    assert before < last.time < datetime.now(UTC) + timedelta(seconds=2)
+    assert last.who == whoami()
     assert last.freed == report.freed == {"home": size}
-    assert set(last.tiers["home"]) == {"live"}
+    assert last.garbage == {"home": Amount(0, 0)}
+    store.remove("m@1")
+    Collector(Home(blobs)).run(grace_s=0)
+    last = read_last(blobs)
+    assert last is not None
+    assert last.removed["home"].packs == 0, "m@3 needs what m@1 has"
 
 
 def test_a_full_disk_keeps_nothing_and_still_deletes(store: Store, blobs: MemoryStore) -> None:

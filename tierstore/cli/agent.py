@@ -12,12 +12,14 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted, size
+from tierstore.cli.kit.times import duration
 from tierstore.cli.placing import BudgetOption, ShareOption, budget_of
 from tierstore.cli.schemas import placing as schemas
 
 if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
     from tierstore.serving.agent import Agent
+    from tierstore.serving.collecting import CollectingPlan
     from tierstore.serving.node import Following
 
 
@@ -49,12 +51,28 @@ ResumeOption = Annotated[
     typer.Option("--resume", help="Follow the references that were followed on this node last."),
 ]
 
+GcEvery = Annotated[
+    str,
+    typer.Option(metavar="TIME", help="Collect garbage once in this time, if allowed; 0: never."),
+]
+GcMaxBytes = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Most to delete by one collection, counted in all tiers."),
+]
+GcMaxTime = Annotated[
+    str,
+    typer.Option(metavar="TIME", help="Begin no deletions after this time in a collection."),
+]
+
 
 def agent(
     cli: Cli,
     every: EveryOption = "60s",
     budget: BudgetOption = None,
     share: ShareOption = 1.0,
+    gc_every: GcEvery = "1d",
+    gc_max_bytes: GcMaxBytes = None,
+    gc_max_time: GcMaxTime = "10m",
     metrics: MetricsOption = None,
     log: LogOption = "text",
     follow: FollowOption = None,
@@ -75,10 +93,11 @@ def agent(
     if log not in ("text", "json"):
         raise UsageError(f"invalid --log {log!r}: expected text or json")
     pause, limit = parse_seconds(every), budget_of(budget, share)
+    plan = _collecting(gc_every, gc_max_bytes, gc_max_time)
     with ExitStack() as stack:
         stack.enter_context(_logging("json" if log == "json" else "text"))
         store = stack.enter_context(cli.open())
-        runs = Agent(store, every_s=pause, budget=limit)
+        runs = Agent(store, every_s=pause, budget=limit, collecting=plan)
         stack.enter_context(ended_by_signals(runs.stop))
         following = stack.enter_context(_following(store, follow or [], resume))
         if metrics is not None:
@@ -92,6 +111,17 @@ def agent(
             rollout_steps=runs.stats.rollout_steps,
         )
     cli.out.show(data, [], lambda: print(_ended(data)))
+
+
+def _collecting(every: str, max_bytes: str | None, max_time: str) -> CollectingPlan:
+    from tierstore.config import parse_size
+    from tierstore.serving.collecting import CollectingPlan
+
+    return CollectingPlan(
+        duration(every) or None,
+        None if max_bytes is None else parse_size(max_bytes),
+        duration(max_time),
+    )
 
 
 def _ended(data: schemas.AgentEnded) -> str:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tierstore.modelstore.store import Store
 
 _STAYS = ("live", "chain", "base", "leased")
-_GARBAGE = ("waiting", "writing", "down", "condemned")
 _SHOWN = 20
 _EXPLAINED = {
     "chain": "below a patch",
@@ -274,11 +273,13 @@ def _row(data: schemas.Gc, tier: schemas.GcTier) -> tuple[str, ...]:
     if tier.error:
         return tier.name, size(tier.freed_bytes), "-", "-", "-", "DOWN"
 
+    from tierstore.modelstore.reclaim.report import GARBAGE
+
     def of(*states: str) -> str:
         return size(sum(one.bytes for one in tier.holds if one.state in states))
 
     freed = of("deleted") if data.dry_run else size(tier.freed_bytes)
-    return tier.name, freed, of(*_STAYS), of("window"), of(*_GARBAGE), ""
+    return tier.name, freed, of(*_STAYS), of("window"), of(*GARBAGE), ""
 
 
 def _what(state: str, dry_run: bool) -> str:

@@ -1,4 +1,4 @@
-"""The agent of a store: moves packs, steps rollouts, folds and removes versions until it ends."""
+"""The agent of a store: what is done again and again to keep it in shape, until it ends."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from types import FrameType
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.modelstore.names.rollout import advance_all
 from tierstore.modelstore.store import Store
+from tierstore.serving.collecting import Collecting, CollectingPlan
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.mover import MoverStats
 
@@ -55,6 +56,7 @@ class Agent:
         store: Open store; the agent does not close it.
         every_s: Seconds from the end of one round to the start of the next.
         budget: Bandwidth that moves may use; ``None`` for no limit.
+        collecting: When garbage is collected, if the store allows it; ``None``: once a day.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Agent:
         *,
         every_s: float = 60.0,
         budget: Budget | None = None,
+        collecting: CollectingPlan | None = None,
     ) -> None:
         self._store, self._every_s, self._budget = store, every_s, budget
         self.stop = threading.Event()
         """Ends the agent once it is set."""
         self.stats = AgentStats()
         self._placement, self._rebasing = store.placement, store._parts.rebasing
+        self._collecting = Collecting(store, collecting or CollectingPlan(), self.stop)
         self._newest: dict[str, int] = {}
         self._rules_looked_at = -_RULES_EVERY_S
         self._reported: set[tuple[str, str]] = set()
@@ -88,7 +92,7 @@ class Agent:
         _log.info("agent of %s stops", self._store.url)
 
     def round(self) -> None:
-        """Run one round: step rollouts, rebase, fold and remove versions, and move packs."""
+        """Run one round: rollouts, rebases, folds, removals, garbage collection, and moves."""
         began = time.monotonic()
         self.stats.rounds += 1
         try:
@@ -96,6 +100,7 @@ class Agent:
             self._rebase()
             self._fold()
             self._keep_rules()
+            self._collecting.round()
             report = self._placement.rebalance(budget=self._budget, stop=self.stop)
         except Conflict as error:
             self.stats.refused += 1
@@ -185,7 +190,7 @@ class Agent:
 
     def counters(self) -> Mapping[str, float]:
         """Return totals for the page of metrics, by name."""
-        moves, own = self.moves, self.stats
+        moves, own, collected = self.moves, self.stats, self._collecting.stats
         return {
             "moves": moves.moves,
             "moves_failed": moves.failed,
@@ -200,6 +205,10 @@ class Agent:
             "rebased": own.rebased,
             "folded": own.folded,
             "removed_versions": own.removed,
+            "gc_runs": collected.runs,
+            "gc_runs_failed": collected.failed,
+            "gc_deleted_packs": collected.deleted_packs,
+            "gc_freed_bytes": collected.freed_bytes,
         }
 
 

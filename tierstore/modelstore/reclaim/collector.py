@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -75,6 +75,7 @@ class Collector:
         window_s: float | None = None,
         max_bytes: int | None = None,
         max_time_s: float | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
     ) -> Report:
         """Collect once.
@@ -85,6 +86,7 @@ class Collector:
             window_s: Seconds for which removed versions stay; ``None``: what is set in the store.
             max_bytes: Delete at most this much, counted in all tiers together.
             max_time_s: Begin no further batch of deletions after so many seconds.
+            is_stopped: Asked before each batch of deletions: whether to begin no more.
             progress: Called with the bytes that were deleted and those to delete.
 
         Raises:
@@ -98,7 +100,7 @@ class Collector:
         self._check(dry_run)
 
         def is_over() -> bool:
-            return max_time_s is not None and running_s() - began >= max_time_s
+            return is_stopped() or (max_time_s is not None and running_s() - began >= max_time_s)
 
         with self._right(dry_run) as lease:
             now_s = time.time() + self._skew_s(dry_run)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
@@ -15,7 +16,7 @@ from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.ids import split_digests
 from tierstore.modelstore.home.clock import boot, running_s
 from tierstore.modelstore.home.refs import whoami
-from tierstore.modelstore.reclaim.report import Report
+from tierstore.modelstore.reclaim.report import GARBAGE, Amount, Report
 
 _SLACK_S = 5.0
 """Seconds by which home's clock may seem to leap because it is asked over a network."""
@@ -63,10 +64,49 @@ def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
     )
 
 
-def read_last(home_blobs: BlobStore) -> LastCollection | None:
+@dataclass(frozen=True, slots=True)
+class LastRun:
+    """What the last collection of a store found and did, whoever ran it.
+
+    Attributes:
+        time: When it ended, in UTC.
+        who: Who ran it: ``user@host``.
+        stopped: The limit that ended it; ``None`` if none did.
+        down: Why tiers could not be asked, by name.
+        freed: The bytes that it deleted, by the tier's name.
+        garbage: What nothing needed and was left, by the tier's name: it waited.
+        removed: What only removed versions needed that could be undeleted, by the tier's name.
+    """
+
+    time: datetime
+    who: str
+    stopped: str | None
+    down: Mapping[str, str]
+    freed: Mapping[str, int]
+    garbage: Mapping[str, Amount]
+    removed: Mapping[str, Amount]
+
+
+def read_last(home_blobs: BlobStore) -> LastRun | None:
     """Return what the last collection of a store did; ``None`` if there was none, or it is lost."""
     found = _read(home_blobs)
-    return None if found is None else found.last
+    if found is None or found.last is None:
+        return None
+    last = found.last
+    return LastRun(
+        datetime.fromtimestamp(last.time_us / 1e6, UTC),
+        last.who,
+        last.stopped,
+        last.down,
+        last.freed,
+        {tier: _sum(states, GARBAGE) for tier, states in last.tiers.items()},
+        {tier: _sum(states, {"window"}) for tier, states in last.tiers.items()},
+    )
+
+
+def _sum(states: Mapping[str, Held], wanted: Set[str]) -> Amount:
+    held = [one for state, one in states.items() if state in wanted]
+    return Amount(sum(one.packs for one in held), sum(one.bytes for one in held))
 
 
 def _read(home_blobs: BlobStore) -> Collected | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.collector import Collector
     from tierstore.modelstore.reclaim.explain import Explanation
     from tierstore.modelstore.reclaim.feature import SeenWriter
+    from tierstore.modelstore.reclaim.kept import LastRun
     from tierstore.modelstore.reclaim.report import Report
 
 GRACE = timedelta(seconds=GRACE_S)
@@ -108,6 +109,7 @@ class Reclaim:
         window: timedelta | None = None,
         max_bytes: int | None = None,
         max_time: timedelta | None = None,
+        stop: threading.Event | None = None,
         progress: Progress | bool | None = None,
     ) -> Report:
         """Collect garbage once: delete the packs that nothing needs, in every tier.
@@ -124,6 +126,7 @@ class Reclaim:
                 store (``Store.retention``).
             max_bytes: Delete at most this much, counted in all tiers together.
             max_time: Begin no further deletions after this time.
+            stop: Begin no further deletions once this is set.
             progress: ``True`` for a bar, or a function that is called with the bytes that were
                 deleted and those to delete; as in ``Store.save``.
 
@@ -157,8 +160,25 @@ class Reclaim:
                 window_s=_seconds("window", window),
                 max_bytes=limit,
                 max_time_s=_seconds("max_time", max_time),
+                is_stopped=_never if stop is None else stop.is_set,
                 progress=told,
             )
+
+    def last(self) -> LastRun | None:
+        """Return what the last collection found and did, whoever ran it; costs one read of home.
+
+        ``None`` before the first, and where that note is lost.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.reclaim.enable(wait_s=0)
+            >>> _ = store.reclaim.run()
+            >>> store.reclaim.last().garbage
+            {}
+        """
+        from tierstore.modelstore.reclaim.kept import read_last
+
+        return read_last(self._home.blobs)
 
     def explain(self, *, grace: timedelta = GRACE, window: timedelta | None = None) -> Explanation:
         """Say why every byte of every durable tier is there; nothing is changed.
@@ -202,6 +222,10 @@ class Reclaim:
         if self._collector is None:
             self._collector = Collector(self._home, self._cache_path)
         return self._collector
+
+
+def _never() -> bool:
+    return False
 
 
 def _seconds(argument: str, given: timedelta | None) -> float | None:

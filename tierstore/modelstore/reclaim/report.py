@@ -25,6 +25,9 @@ State = Literal[
 * ``deleted``: deleted from every tier; with ``dry_run``: it would be.
 """
 
+GARBAGE: frozenset[State] = frozenset({"waiting", "writing", "down", "condemned"})
+"""The states of packs that nothing needs, and that are still there."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
@@ -91,6 +94,12 @@ class Report:
     def reasons(self) -> dict[tuple[State, str], Amount]:
         """Return how much there is of each state and reason."""
         return _amounts(((one.state, one.why), one) for one in self.packs)
+
+    def garbage(self) -> Amount:
+        """Return what nothing needs and is there still; with ``dry_run`` what would be."""
+        found = [one for states in self.left().values() for one in states.items()]
+        waits = [amount for state, amount in found if state in GARBAGE]
+        return Amount(sum(one.packs for one in waits), sum(one.bytes for one in waits))
 
     def left(self) -> dict[str, dict[State, Amount]]:
         """Return what is left in each tier by its name, by state.
