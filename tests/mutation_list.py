@@ -2153,8 +2153,8 @@ _QUARANTINE = (
         "frames-of-other-content",
         "SPEC 8: a pack is damaged where a frame decodes to other bytes than its digest's.",
         "tiers/durable/packcheck.py",
-        "        if not head.bases:\n",
-        "        if False:\n",
+        "    if not head.bases:\n",
+        "    if False:\n",
         (
             "integration/test_quarantine.py::"
             "test_a_frame_of_other_content_is_damage_although_its_checksums_are_right",

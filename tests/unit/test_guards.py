@@ -52,6 +52,8 @@ from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.loading import arrays, export, exportdir
 from tierstore.modelstore.reclaim.readcache import ReadCache
+from tierstore.modelstore.reclaim.repair.hot import HotRepair
+from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.modelstore.saving import kinds, source
 from tierstore.modelstore.store import Store
 from tierstore.serving import opened
@@ -61,6 +63,7 @@ from tierstore.testing.faulty import FaultyStore
 from tierstore.tiers import activity
 from tierstore.tiers.guard.breaker import Breaker
 from tierstore.tiers.heat.home import HomeLedger
+from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.tiers.node import mapping, tensors
 from tierstore.tiers.node.claims import Claims
 from tierstore.tiers.node.files import kernel_boot_id
@@ -421,6 +424,10 @@ CASES = {
     "tiers.activity:Activity.publish#1": Case(published, 0),
     "modelstore.care.check_hot:check_hot#1": Case(
         lambda folder: check_hot(with_chunk(folder), CheckReport(), None), Unreachable
+    ),
+    "modelstore.reclaim.repair.hot:HotRepair.repair_local#1": Case(
+        lambda folder: HotRepair(HotTiers(with_chunk(folder)), RepairReport()).repair_local(),
+        Unreachable,
     ),
     "tiers.activity:_forget_old#1": Case(old_ones, True),
     "tiers.activity:activities#1": Case(seen, []),
