@@ -180,6 +180,15 @@ class ChunkTable:
             self._where = {digest: row for row, digest in enumerate(every)}
         return self._where
 
+    def spans(self) -> "npt.NDArray[np.int64]":
+        """Return where the frames lie: a column for each row.
+
+        It has the number of the pack, where the proof, or without one the frame, begins in it, and
+        where the frame ends.
+        """
+        packs, offsets, lengths, _, _, proofs = self._rows
+        return np.stack([packs, offsets - proofs, offsets + lengths])
+
     @property
     def bases(self) -> list[bytes]:
         """The digests of the bases of all deltas, row by row."""

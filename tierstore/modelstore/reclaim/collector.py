@@ -35,6 +35,7 @@ from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
+from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State
 from tierstore.modelstore.reclaim.sweep import Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy
@@ -77,6 +78,7 @@ class Collector:
         max_time_s: float | None = None,
         is_stopped: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
+        repack: bool = False,
     ) -> Report:
         """Collect once.
 
@@ -84,8 +86,11 @@ class Collector:
             dry_run: Whether nothing is changed: the report says what would be.
             grace_s: Seconds for which a pack is seen unmarked before it is condemned; 0 is allowed.
             window_s: Seconds for which removed versions stay; ``None``: what is set in the store.
-            max_bytes: Delete at most this much, counted in all tiers together.
-            max_time_s: Begin no further batch of deletions after so many seconds.
+            max_bytes: Delete at most this much, counted in all tiers together, and write no more
+                than that when packs are repacked, less what is condemned and still there.
+            max_time_s: Begin no further batch of deletions after so many seconds, and repack no
+                further pack.
+            repack: Whether packs of which more than a fifth is waste are written anew.
             is_stopped: Asked before each batch of deletions: whether to begin no more.
             progress: Called with the bytes that were deleted and those to delete.
 
@@ -112,6 +117,8 @@ class Collector:
             new = self._candidates(mark, now_s, grace_s)
             if lease is not None and self._kept != before:
                 write_kept(self._home.blobs, self._kept, offset_s + running_s())
+            if repack:
+                new = work.repack(mark, new, max_bytes, is_over)
             if new and lease is not None:
                 condemned = self._home.condemned.condemn(new, run=work.run, now_us=int(now_s * 1e6))
                 _log.info("%d packs condemned by list %d", len(new), condemned.seq)
@@ -198,7 +205,8 @@ class Collector:
     def _reported(
         self, report: Report, mark: Mark, swept: Swept, cleared: set[bytes], grace_s: float
     ) -> Report:
-        report.down, report.stopped, report.freed = swept.down, swept.stopped, swept.freed
+        report.down, report.freed = swept.down, swept.freed
+        report.stopped = swept.stopped or report.stopped
         for pack in sorted(mark.holdings.every()):
             state, why = self._state_of(pack, mark, swept, cleared, grace_s)
             report.packs.append(PackReport(pack, state, why, mark.holdings.bytes_of(pack)))
@@ -279,6 +287,16 @@ class _Run:
             f"{self._home.packs.url}; nothing was deleted. See that no other program deletes "
             "objects there"
         )
+
+    def repack(
+        self, mark: Mark, new: set[bytes], max_bytes: int | None, is_over: Callable[[], bool]
+    ) -> set[bytes]:
+        """Repack packs with waste; return the packs to condemn, of which some are in ``new``."""
+        done = Repacker(self._home, self._marker, mark).run(self._lease, max_bytes, is_over)
+        self.report.repacked = len(done.packs)
+        self.report.rewritten_bytes = done.written_bytes
+        self.report.waste_bytes, self.report.stopped = done.waste_bytes, done.stopped
+        return (new - done.into) | (done.packs if self._lease is not None else set())
 
 
 def _who(lease: Lease) -> str:

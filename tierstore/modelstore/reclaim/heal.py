@@ -18,11 +18,11 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.needs import Lost, Need
 from tierstore.modelstore.reclaim.roots import Root
 from tierstore.modelstore.saving.healing import Healing
-from tierstore.tiers.durable.packcheck import check_frames
 
 _log = logging.getLogger("tierstore.gc")
 
@@ -221,30 +221,10 @@ class Healer:
 
     def _frames(
         self, pack: bytes, chunks: Mapping[bytes, object]
-    ) -> list[tuple[ChunkPlace, memoryview]]:
+    ) -> list[tuple[ChunkPlace, bytes]]:
         """Return frames with their proofs, verified, from any tier that has a good copy."""
-        key = pack_key(pack)
         places = [one for one in self._marker.ways.footer(pack) if one.digest in chunks]
-        failed: Damaged | NotFound | BackendError = NotFound(
-            f"{key} is in no tier that can be read"
-        )
-        for tier in self._home.packs.tiers:
-            if tier.archive is not None:
-                continue
-            try:
-                data = tier.blobs.get(key)
-                check_frames(key, data, places)
-            except NotFound:
-                continue
-            except (Damaged, BackendError) as error:
-                if not isinstance(failed, BackendError):  # that tier may have a good copy
-                    failed = error
-                continue
-            return [
-                (one, data[one.offset - one.proof_bytes : one.offset + one.frame_bytes])
-                for one in places
-            ]
-        raise type(failed)(str(failed))
+        return read_frames(self._home.packs, pack, places)
 
 
 def _every_lost(demands: Iterable[Demand]) -> Iterable[Lost]:

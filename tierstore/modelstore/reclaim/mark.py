@@ -65,6 +65,8 @@ class Mark:
         lacking: What must be healed before anything is deleted.
         dead: Packs that layouts of removed versions name, and that do not stay.
         in_force: Manifests of which nothing may be lost; of others that stay nobody can load them.
+        kept: The manifests whose layouts are needed, patches below and folds among them.
+        held: Packs that readers hold as they are.
     """
 
     condemned: Condemned
@@ -74,6 +76,8 @@ class Mark:
     lacking: list[Demand] = field(default_factory=list)
     dead: set[bytes] = field(default_factory=set)
     in_force: set[Digest] = field(default_factory=set)
+    kept: set[Digest] = field(default_factory=set)
+    held: set[bytes] = field(default_factory=set)
 
 
 class Marker:
@@ -183,6 +187,7 @@ class Marker:
     def _hold(self, root: Root, mark: Mark) -> None:
         """Keep what a reader may have opened: all patches below, and every fold, as they are."""
         for need in self._below(root.digest, mark):
+            mark.held |= need.own | need.bases | need.named
             for pack in (need.own | need.bases | need.named) - mark.live.keys():
                 if mark.holdings.is_there(pack):
                     mark.live[pack] = Reason("leased", root.why)
@@ -215,6 +220,7 @@ class Marker:
 
 def _note(mark: Mark, need: Need, root: Root, *, is_below: bool) -> None:
     kind: LiveKind = root.kind
+    mark.kept.add(need.digest)
     if kind == "live" and is_below:
         kind = "chain"
     for pack in need.own:

@@ -6,7 +6,7 @@ archives alone, and from deltas whose base cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,9 +62,10 @@ class Need:
 
 @dataclass(slots=True)
 class _Way:
-    """Where a chunk is found: the packs that this needs, or what is lost."""
+    """Where a chunk is found: the packs and the frames that this needs, or what is lost."""
 
     packs: set[bytes] = field(default_factory=set)
+    frames: list[ChunkPlace] = field(default_factory=list)
     lost: Lost | None = None
 
 
@@ -117,16 +118,35 @@ class Needs:
         if table is None:
             return Need(digest, is_laid_out=False)
         there = {p for p in table.pack_ids if self.standing(p) in ("good", "archived")}
-        packs, lost = set[bytes](), []
-        for chunk in self._layouts.chunks(digest):
-            place = table.find(chunk)
-            assert place is not None  # ``named`` has looked
+        packs, below, lost = set[bytes](), set[bytes](), []
+        chunks = set(self._layouts.chunks(digest))
+        for place in table:
             way = self._way(place, table, frozenset())
+            if place.digest not in chunks:  # a base: what needs it may be found without it by now
+                below |= way.packs
+                continue
             packs |= way.packs
             if way.lost is not None:
                 lost.append(way.lost)
-        bases = (there & named.bases) - packs
+        bases = (there & named.bases | below) - packs
         return Need(digest, packs | (there - bases), bases, every, tuple(lost))
+
+    def frames(self, digest: Digest) -> Iterator[ChunkTable | list[ChunkPlace]]:
+        """Yield the places of all frames that a manifest needs, and perhaps some more.
+
+        They are those of its layout, and where packs of that cannot be relied on those to which
+        readers come by moves.
+
+        Raises:
+            Damaged, NotFound: Its layout or the manifest cannot be read.
+        """
+        table = self._layouts.table(digest)
+        if table is None:
+            return
+        yield table
+        if any(self.standing(pack) != "good" for pack in table.pack_ids):
+            for place in table:
+                yield self._way(place, table, frozenset()).frames
 
     def standing(self, pack: bytes) -> Standing:
         """Return whether a pack can be relied on; one that may be in a tier that is down can."""
@@ -151,13 +171,14 @@ class Needs:
             table: The layout, which places bases.
             behind: The digests of chunks whose bases are being followed.
         """
-        way, bad = _Way(), set[bytes]()
+        way, bad, visited = _Way(), set[bytes](), list[ChunkPlace]()
         seen, broken, found = [place.pack], tuple[Lost, ...](), False
         while True:
             standing = self.standing(place.pack)
             if standing in ("good", "archived", "marked"):
                 below = [self._base(one, place, table, seen, behind) for one in place.bases]
                 packs = {place.pack}.union(*(one.packs for one in below))
+                visited += [place, *(frame for one in below for frame in one.frames)]
                 lost = tuple(one.lost for one in below if one.lost is not None)
                 if standing == "marked":
                     bad |= packs
@@ -165,6 +186,7 @@ class Needs:
                     broken = broken or lost
                 else:
                     way.packs |= packs
+                    way.frames = visited
                     found = True
                 if found and standing == "good":
                     return way
@@ -175,6 +197,7 @@ class Needs:
             seen.append(target.pack)
             place = target
         if not found:
+            way.frames = visited
             self._end(way, place, seen, bad, broken)
         return way
 

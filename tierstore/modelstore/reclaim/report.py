@@ -69,8 +69,13 @@ class Report:
         down: Why tiers could not be asked, by name.
         condemned: How many packs were condemned by this run.
         healed: How many chunks and layouts were healed.
+        repacked: How many packs with waste were given up for new ones; with ``dry_run``: would be.
+        rewritten_bytes: The bytes of these new packs, in all tiers together.
+        waste_bytes: The bytes in packs that stay which nothing needs, before they were repacked, in
+            one tier; 0 where no repack was asked for.
         lacking: What a real run would heal first, in words; for ``dry_run``.
-        stopped: Which limit ended the run before all was deleted; ``None`` if none did.
+        stopped: Why the run ended before all was deleted or repacked: which limit was reached, or
+            what failed in a repack; ``None`` if nothing did.
         freed: The bytes that were deleted, by the tier's name; nothing with ``dry_run``.
     """
 
@@ -79,6 +84,9 @@ class Report:
     down: dict[str, str] = field(default_factory=dict)
     condemned: int = 0
     healed: int = 0
+    repacked: int = 0
+    rewritten_bytes: int = 0
+    waste_bytes: int = 0
     lacking: Sequence[str] = ()
     stopped: str | None = None
     freed: dict[str, int] = field(default_factory=dict)
