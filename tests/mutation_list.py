@@ -4139,8 +4139,8 @@ _COLLECTOR = (
         "collected-without-a-second-mark",
         "SPEC 10.1: Delete: it marks again once its list is there.",
         "modelstore/reclaim/collector.py",
-        "                mark = work.mark()\n            doomed",
-        "                mark.condemned = self._home.condemned.every()\n            doomed",
+        "            mark = work.mark()\n        doomed",
+        "            mark.condemned = self._home.condemned.every()\n        doomed",
         ("integration/test_collector_schedules.py::test_a_writer_within_a_collection",),
     ),
     Mutation(
@@ -4328,8 +4328,8 @@ _COLLECTOR = (
         "collectors-at-once",
         "SPEC 10.1: Its right is sweeps/<seq>.",
         "modelstore/reclaim/collector.py",
-        "        with HeldLease(self._home.blobs, COLLECTOR) as lease:",
-        "        with HeldLease(self._home.blobs) as lease:",
+        "            lease = HeldLease(blobs, COLLECTOR)\n",
+        "            lease = HeldLease(blobs)\n",
         ("integration/test_collector.py::test_one_collects_at_a_time",),
     ),
 )
@@ -4494,6 +4494,9 @@ _REPAIR = (
         "self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why)",
         "pass",
         ("integration/test_repair.py::test_what_is_good_in_a_damaged_pack_is_rescued",),
+    ),
+)
+
 _REPACK = (
     Mutation(
         "repacked-while-a-reader-holds-it",
@@ -4605,9 +4608,79 @@ _REPACK = (
     ),
 )
 
+_FULL = (
+    Mutation(
+        "full-disk-without-its-reserve",
+        "SPEC 10.1: Then it deletes the reserve, and goes on.",
+        "modelstore/reclaim/collector.py",
+        "        return give_up_reserve(blobs)",
+        "        return False",
+        ("integration/test_full_disk.py::test_a_file_system_that_is_full",),
+    ),
+    Mutation(
+        "full-disk-that-cannot-be-removed-from",
+        "SPEC 10.1: Who appends a forget and finds no room MAY delete it and try again.",
+        "modelstore/reclaim/reserve.py",
+        "        if not give_up_reserve(home_blobs):\n            raise\n",
+        "        raise\n",
+        ("integration/test_full_disk.py::test_a_file_system_that_is_full",),
+    ),
+    Mutation(
+        "reserve-that-is-not-made-again",
+        "SPEC 10.1: At its end it SHOULD write the reserve, if there is none.",
+        "modelstore/reclaim/collector.py",
+        "            stack.callback(keep_reserve, blobs)\n",
+        "",
+        ("integration/test_full_disk.py::test_the_reserve_is_made_used_and_made_again",),
+    ),
+    Mutation(
+        "full-disk-and-nothing-goes-first",
+        "SPEC 10.1: A collector that finds no room first deletes what it can without writing.",
+        "modelstore/reclaim/collector.py",
+        "                if how.count(swept.freed):\n                    return True\n",
+        "",
+        ("integration/test_full_disk.py::test_what_is_condemned_goes_before_the_reserve",),
+    ),
+    Mutation(
+        "full-disk-while-another-collects",
+        "SPEC 10.1: unless another's was renewed within its time.",
+        "modelstore/reclaim/reserve.py",
+        "            if not held.done and time.time() - info.mtime < TTL_S:",
+        "            if False:",
+        ("integration/test_full_disk.py::test_nothing_goes_first_while_another_one_collects",),
+    ),
+    Mutation(
+        "full-disk-and-needed-packs-go-first",
+        "SPEC 10.1: What a root needs MUST be whole before anything is deleted.",
+        "modelstore/reclaim/collector.py",
+        "            if not mark.needs_healing:",
+        "            if True:",
+        (
+            "integration/test_full_disk.py::test_nothing_goes_first_that_a_save_or_a_version_may_need",
+        ),
+    ),
+    Mutation(
+        "full-disk-and-saves-are-not-waited-for",
+        "SPEC 10.1: Once these have ended it MAY delete.",
+        "modelstore/reclaim/collector.py",
+        "waited = self._cleared(now_s)",
+        "waited = self._home.condemned.every().listed",
+        (
+            "integration/test_full_disk.py::test_nothing_goes_first_that_a_save_or_a_version_may_need",
+        ),
+    ),
+    Mutation(
+        "full-disk-beyond-the-limit",
+        "Collector.run: max_bytes is the most that is deleted.",
+        "modelstore/reclaim/collector.py",
+        "            self.max_bytes = max(0, self.max_bytes - total)",
+        "            pass",
+        ("integration/test_full_disk.py::test_the_limit_holds_for_what_goes_first",),
+    ),
+)
+
 MUTATIONS = (
-    *_FORMAT, *_DURABILITY, *_QUARANTINE, *_TIERS, *_MOVER, *_HOT, *_NAMES, *_GATEWAY,
-    *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_REMOVAL, *_RECLAIM,
-    *_COLLECTOR, *_COLLECTED, *_REPAIR,
-    *_COLLECTOR, *_COLLECTED, *_REPACK,
+    *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
+    *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_REMOVAL, *_COLLECTOR,
+    *_COLLECTED, *_REPAIR, *_REPACK, *_FULL,
 )  # fmt: skip

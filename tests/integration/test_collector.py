@@ -26,6 +26,7 @@ from tierstore.format.keys import (
     MOVES,
     PACKS,
     PROBES,
+    RESERVE,
     SWEEPS,
     layout_key,
     list_key,
@@ -623,7 +624,7 @@ def test_a_second_run_reads_next_to_nothing(
     watched.calls.clear()
     collector.run(grace_s=0, window_s=0)
     read = [key for op, key in watched.calls if op.startswith("get") or op == "info"]
-    few = ("sweeps/", "probes/", "leases/", COLLECTED)
+    few = ("sweeps/", "probes/", "leases/", COLLECTED, RESERVE)
     assert all(key.startswith(few) for key in read), read
     store.save("m", tensors(7))
     watched.calls.clear()

@@ -240,6 +240,7 @@ def test_saves_find_the_chunks_where_they_are_now(store: Store, blobs: MemorySto
     before = packs(blobs)
     own = {"own": np.arange(3000, dtype=np.int32)}
     saved = store.save("again", {**NEW, **own}, base=None)
+    assert saved.stats is not None
     assert saved.stats.new_bytes == own["own"].nbytes
     [new] = packs(blobs) - before
     assert packs_of(store, "again@1") == before | {new}
@@ -412,7 +413,7 @@ def test_a_tier_that_is_being_drained_or_an_archive_is_left(tmp_path: Path) -> N
         tiers = store._parts.home.packs
         warm, cold, home = tiers.tiers
         drained = replace(cold, spec=replace_struct(cold.spec, state="draining"))
-        archived = replace(cold, archive=object())
+        archived = replace(cold, archive=object())  # type: ignore[arg-type]
         for other in (drained, archived):
             tiers.tiers = (warm, other, home)
             assert collect(store, dry_run=True).repacked == 0

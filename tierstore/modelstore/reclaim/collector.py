@@ -14,13 +14,14 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format.reflog import Lease
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import Digest
@@ -37,12 +38,40 @@ from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State
-from tierstore.modelstore.reclaim.sweep import Swept, sweep
-from tierstore.modelstore.reclaim.tidy import tidy
+from tierstore.modelstore.reclaim.reserve import Unheld, give_up_reserve, keep_reserve, newest_s
+from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
+from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
 from tierstore.progress import Progress
 
+_Done = TypeVar("_Done")
 _ROUNDS = 10
 _log = logging.getLogger("tierstore.gc")
+
+
+@dataclass(slots=True)
+class _How:
+    """How to collect: the arguments of ``Collector.run``.
+
+    Attributes:
+        freed: What was deleted to make room, by the tier's name.
+    """
+
+    grace_s: float
+    window_s: float | None
+    max_bytes: int | None
+    is_over: Callable[[], bool]
+    progress: Progress | None
+    repack: bool
+    freed: dict[str, int] = field(default_factory=dict)
+
+    def count(self, freed: Mapping[str, int]) -> int:
+        """Count what was deleted before the run itself; return how many bytes that were."""
+        for tier, nbytes in freed.items():
+            self.freed[tier] = self.freed.get(tier, 0) + nbytes
+        total = sum(freed.values())
+        if self.max_bytes is not None:
+            self.max_bytes = max(0, self.max_bytes - total)
+        return total
 
 
 class Collector:
@@ -107,41 +136,84 @@ class Collector:
         def is_over() -> bool:
             return is_stopped() or (max_time_s is not None and running_s() - began >= max_time_s)
 
-        with self._right(dry_run) as lease:
-            now_s = time.time() + self._skew_s(dry_run)
-            offset_s = now_s - running_s()
-            self._kept = before = read_kept(self._home.blobs, now_s)
-            work = _Run(self._home, self.marker, lease, now_s, window_s, uuid.uuid4().hex)
+        how = _How(grace_s, window_s, max_bytes, is_over, progress, repack)
+        with self._right(dry_run, how) as lease:
+            report = self._with_room(lambda: self._collect(lease, how), lease, how)
+        for tier, freed in how.freed.items():
+            report.freed[tier] = report.freed.get(tier, 0) + freed
+        return report
+
+    def _collect(self, lease: HeldLease | None, how: _How) -> Report:
+        now_s = time.time() + self._skew_s(lease is None)
+        offset_s = now_s - running_s()
+        self._kept = before = read_kept(self._home.blobs, now_s)
+        work = _Run(self._home, self.marker, lease, now_s, how.window_s, uuid.uuid4().hex)
+        cleared = self._cleared(now_s)
+        mark = work.mark()
+        new = self._candidates(mark, now_s, how.grace_s)
+        if lease is not None and self._kept != before:
+            write_kept(self._home.blobs, self._kept, offset_s + running_s())
+        if how.repack:
+            new = work.repack(mark, new, how.max_bytes, how.is_over)
+        if new and lease is not None:
+            condemned = self._home.condemned.condemn(new, run=work.run, now_us=int(now_s * 1e6))
+            _log.info("%d packs condemned by list %d", len(new), condemned.seq)
+            work.report.condemned = len(new)
             cleared = self._cleared(now_s)
             mark = work.mark()
-            new = self._candidates(mark, now_s, grace_s)
-            if lease is not None and self._kept != before:
-                write_kept(self._home.blobs, self._kept, offset_s + running_s())
-            if repack:
-                new = work.repack(mark, new, max_bytes, is_over)
-            if new and lease is not None:
-                condemned = self._home.condemned.condemn(new, run=work.run, now_us=int(now_s * 1e6))
-                _log.info("%d packs condemned by list %d", len(new), condemned.seq)
-                work.report.condemned = len(new)
-                cleared = self._cleared(now_s)
-                mark = work.mark()
-            doomed = sorted(self._doomed(mark, cleared, new if lease is None else set()))
-            self.mark = mark
-            swept = Swept(asked=set(doomed), down=dict(mark.holdings.down))
-            if lease is not None:
-                swept = sweep(
-                    doomed,
-                    mark.holdings,
-                    lease,
-                    max_bytes=max_bytes,
-                    is_over=is_over,
-                    progress=progress,
-                )
-                tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
-            report = self._reported(work.report, mark, swept, cleared, grace_s)
-            if lease is not None:
-                self._keep(report, new, offset_s + running_s())
-            return report
+        doomed = self._doomed(mark, cleared, new if lease is None else set())
+        self.mark = mark
+        swept = Swept(asked=doomed, down=dict(mark.holdings.down))
+        if lease is not None:
+            swept = self._sweep(doomed, mark, lease, how)
+            tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
+        report = self._reported(work.report, mark, swept, cleared, how.grace_s)
+        if lease is not None:
+            self._keep(report, new, offset_s + running_s())
+        return report
+
+    @staticmethod
+    def _sweep(doomed: Set[bytes], mark: Mark, right: Checked, how: _How) -> Swept:
+        return sweep(
+            sorted(doomed),
+            mark.holdings,
+            right,
+            max_bytes=how.max_bytes,
+            is_over=how.is_over,
+            progress=how.progress,
+        )
+
+    def _with_room(self, do: Callable[[], _Done], right: Checked | None, how: _How) -> _Done:
+        """Do something; where home is full make room and do it again, while that gives any."""
+        while True:
+            try:
+                return do()
+            except OutOfSpace as full:
+                _log.warning("%s", full)
+                if right is None or not self._make_room(right, how):
+                    raise
+
+    def _make_room(self, right: Checked, how: _How) -> bool:
+        """Free what can be freed without writing anything, and else the reserve.
+
+        Returns:
+            Whether anything was freed.
+        """
+        blobs = self._home.blobs
+        now_s = newest_s(blobs)
+        self._kept = read_kept(blobs, now_s)
+        if tidy_unneeded(self._home, now_s):
+            return True
+        try:
+            waited = self._cleared(now_s)
+            mark = self.marker.mark(now_s, how.window_s)
+            if not mark.needs_healing:
+                swept = self._sweep(self._doomed(mark, waited, set()), mark, right, how)
+                if how.count(swept.freed):
+                    return True
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            _log.warning("nothing is deleted before there is room: %s", error)
+        return give_up_reserve(blobs)
 
     def _check(self, dry_run: bool) -> None:
         if not dry_run:
@@ -150,12 +222,15 @@ class Collector:
         self._home.packs.refresh()
 
     @contextmanager
-    def _right(self, dry_run: bool) -> Iterator[HeldLease | None]:
+    def _right(self, dry_run: bool, how: _How) -> Iterator[HeldLease | None]:
         if dry_run:
             yield None
             return
-        with HeldLease(self._home.blobs, COLLECTOR) as lease:
-            yield lease
+        blobs = self._home.blobs
+        with ExitStack() as stack:
+            stack.callback(keep_reserve, blobs)
+            lease = HeldLease(blobs, COLLECTOR)
+            yield self._with_room(lambda: stack.enter_context(lease), Unheld(blobs), how)
 
     def _skew_s(self, dry_run: bool) -> float:
         """Return home's clock minus ours; 0 where it cannot be asked because nothing is written."""
@@ -254,7 +329,7 @@ class _Run:
         window_s: float | None,
         run: str,
     ) -> None:
-        self._home, self._marker, self._lease = home, marker, lease
+        self._home, self.marker, self._lease = home, marker, lease
         self._now_s, self._window_s = now_s, window_s
         self.run = run
         self.report = Report(dry_run=lease is None)
@@ -264,7 +339,7 @@ class _Run:
         """Mark, and heal until a mark finds nothing lacking; without a lease nothing is healed."""
         failed = False
         for _ in range(_ROUNDS):
-            mark = self._marker.mark(self._now_s, self._window_s)
+            mark = self.marker.mark(self._now_s, self._window_s)
             left = self._left - mark.in_force  # it may have been brought back
             lacking = [one.root for one in mark.lacking if one.root.digest not in left]
             if self._lease is None:
@@ -274,7 +349,7 @@ class _Run:
                 return mark
             self._lease.check()
             try:
-                healer = Healer(self._home, self._marker, mark)
+                healer = Healer(self._home, self.marker, mark)
                 self.report.healed += healer.heal()
                 self._left |= healer.left
                 failed = False
@@ -292,7 +367,7 @@ class _Run:
         self, mark: Mark, new: set[bytes], max_bytes: int | None, is_over: Callable[[], bool]
     ) -> set[bytes]:
         """Repack packs with waste; return the packs to condemn, of which some are in ``new``."""
-        done = Repacker(self._home, self._marker, mark).run(self._lease, max_bytes, is_over)
+        done = Repacker(self._home, self.marker, mark).run(self._lease, max_bytes, is_over)
         self.report.repacked = len(done.packs)
         self.report.rewritten_bytes = done.written_bytes
         self.report.waste_bytes, self.report.stopped = done.waste_bytes, done.stopped

@@ -24,6 +24,7 @@ from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.leases import TTL_S, writers
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.names.history import whole_history
+from tierstore.modelstore.reclaim.reserve import keep_reserve
 from tierstore.modelstore.version import when
 
 _LATELY = 100
@@ -93,6 +94,7 @@ def enable(
         raise Conflict(
             f"others change the features of {home.blobs.url} at the same time; try again"
         )
+    keep_reserve(home.blobs)
     left_s = wait_s - _enabled_for_s(home.blobs)
     while left_s > 0:
         waiting(left_s)

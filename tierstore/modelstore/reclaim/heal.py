@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import layout_key, pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.table import ChunkPlace

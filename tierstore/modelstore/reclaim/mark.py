@@ -79,6 +79,11 @@ class Mark:
     kept: set[Digest] = field(default_factory=set)
     held: set[bytes] = field(default_factory=set)
 
+    @property
+    def needs_healing(self) -> bool:
+        """Whether something must be healed before anything is deleted."""
+        return any(demand.root.kind != "window" for demand in self.lacking)
+
 
 class Marker:
     """Marks a store again and again; what never changes is read once by each of these.

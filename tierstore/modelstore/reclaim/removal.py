@@ -18,6 +18,7 @@ from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.holders import Content, Holders
+from tierstore.modelstore.reclaim.reserve import with_reserve
 from tierstore.modelstore.reclaim.rules import Candidate, kept_by
 from tierstore.modelstore.version import Version, version_of, when
 
@@ -169,9 +170,12 @@ class Removing:
                 raise Conflict(f"{model}@{gone[0]} was removed by somebody else just now")
             return NOWHERE
 
+        def append() -> None:
+            log.append("forget", target, note, batches[len(done)])
+
         try:
             for batch in batches:
-                log.append("forget", target, note, batch)
+                with_reserve(self._home.blobs, append)
                 done.append(batch)
             _refuse_held(model, holders.named(model, going, staying))
         except BaseException as error:

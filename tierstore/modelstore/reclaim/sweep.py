@@ -5,16 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.format.keys import pack_key
-from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.progress import Progress
 from tierstore.tiers.durable.tier import DurableTier
 
 BATCH = 1000
 _log = logging.getLogger("tierstore.gc")
+
+
+class Checked(Protocol):
+    """A right that can be lost."""
+
+    def check(self) -> None:
+        """Make sure that it holds now; ``Conflict`` when it does not."""
 
 
 @dataclass(slots=True)
@@ -37,7 +44,7 @@ class Swept:
 def sweep(
     packs: Sequence[bytes],
     holdings: Holdings,
-    lease: HeldLease,
+    lease: Checked,
     *,
     max_bytes: int | None,
     is_over: Callable[[], bool],
@@ -99,7 +106,7 @@ def _within(packs: Sequence[bytes], holdings: Holdings, most: int) -> Sequence[b
 
 
 def _delete(
-    tier: DurableTier, batch: Sequence[bytes], holdings: Holdings, lease: HeldLease, done: Swept
+    tier: DurableTier, batch: Sequence[bytes], holdings: Holdings, lease: Checked, done: Swept
 ) -> None:
     """Delete a batch from one tier, also what it had not when it was listed: it may have moved."""
     if tier.name in done.down:

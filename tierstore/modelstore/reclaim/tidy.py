@@ -38,12 +38,23 @@ def tidy(home: Home, condemned: Condemned, holdings: Holdings, *, run: str, now_
         _retire(home, condemned, holdings, run, now_us)
     with _left_over("condemned lists"):
         home.condemned.tidy(now_us)
-    with _left_over("leases"):
-        home.blobs.delete(standing(home.blobs, now_s).ended)
-    with _left_over("probes"):
-        _probes(home.blobs, now_s)
-    with _left_over("pins"):
-        _pins(home.blobs, now_us)
+    tidy_unneeded(home, now_s)
+
+
+def tidy_unneeded(home: Home, now_s: float) -> int:
+    """Delete what is over and can be deleted without writing anything; return how many objects.
+
+    Args:
+        home: The store's home.
+        now_s: Seconds since the epoch by home's clock, or earlier.
+    """
+    gone = 0
+    for what, find in (("leases", _leases), ("probes", _probes), ("pins", _pins)):
+        with _left_over(what):
+            old = find(home.blobs, now_s)
+            home.blobs.delete(old)
+            gone += len(old)
+    return gone
 
 
 @contextmanager
@@ -68,18 +79,21 @@ def _retire(home: Home, condemned: Condemned, holdings: Holdings, run: str, now_
         home.condemned.retire(old, run=run, now_us=now_us)
 
 
-def _probes(home_blobs: BlobStore, now_s: float) -> None:
-    old = [info.key for info in home_blobs.list(PROBES) if now_s - info.mtime > DAY_S]
-    home_blobs.delete(old)
+def _leases(home_blobs: BlobStore, now_s: float) -> list[str]:
+    return standing(home_blobs, now_s).ended
 
 
-def _pins(home_blobs: BlobStore, now_us: int) -> None:
+def _probes(home_blobs: BlobStore, now_s: float) -> list[str]:
+    return [info.key for info in home_blobs.list(PROBES) if now_s - info.mtime > DAY_S]
+
+
+def _pins(home_blobs: BlobStore, now_s: float) -> list[str]:
     old = []
     for info in home_blobs.list(PINS):
         try:
             pin = unseal_body(Kind.PIN, home_blobs.get(info.key), Pin, info.key)
         except (Damaged, NotFound, UnsupportedFormat):  # nobody knows whether it is over
             continue
-        if pin.until_us is not None and now_us - pin.until_us > DAY_S * 1_000_000:
+        if pin.until_us is not None and now_s - pin.until_us / 1e6 > DAY_S:
             old.append(info.key)
-    home_blobs.delete(old)
+    return old

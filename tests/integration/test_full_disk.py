@@ -1,0 +1,227 @@
+"""A full disk: versions are removed from it, and their bytes come back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.kit import created, equal
+from tierstore.blobs.base import BlobStore
+from tierstore.blobs.local.store import LocalStore
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Conflict, OutOfSpace
+from tierstore.format.keys import LEASES, PACKS, RESERVE, SWEEPS, pack_key
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.format.tiers import MoverLease
+from tierstore.ids import Buffer
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import new_lease
+from tierstore.modelstore.reclaim.collector import Collector
+from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.report import Report
+from tierstore.modelstore.reclaim.reserve import RESERVE_BYTES
+from tierstore.modelstore.store import Store
+
+NUMBERS = range(1, 5)
+
+
+class Quota(MemoryStore):
+    """A store in memory that takes no more than ``limit_bytes``."""
+
+    limit_bytes = 1 << 40
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(info.size for info in self.list())
+
+    def fill(self) -> None:
+        self.limit_bytes = self.used_bytes
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        self._fits(data)
+        super().put(key, data)
+
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+        self._fits(data)
+        return super().put_if_absent(key, data)
+
+    def _fits(self, data: Buffer | Sequence[Buffer]) -> None:
+        parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
+        if self.used_bytes + sum(len(part) for part in parts) > self.limit_bytes:
+            raise OutOfSpace("the quota is used up")
+
+
+def model(number: int) -> dict[str, np.ndarray]:
+    return {"w": np.random.default_rng(number).standard_normal(300_000, np.float32)}
+
+
+def filled(blobs: BlobStore, cache: Path) -> Store:
+    store = created(blobs, cache)
+    enable(store._parts.home, wait_s=0)
+    for number in NUMBERS:
+        store.save("m", model(number), base=None)
+    return store
+
+
+@pytest.fixture
+def blobs() -> Quota:
+    return Quota("quota")
+
+
+@pytest.fixture
+def store(blobs: Quota, cache: Path) -> Iterator[Store]:
+    with filled(blobs, cache) as store:
+        yield store
+
+
+def collect(blobs: BlobStore, **how: object) -> Report:
+    return Collector(Home(blobs)).run(**{"grace_s": 0, "window_s": 0, **how})  # type: ignore[arg-type]
+
+
+def packs(blobs: BlobStore) -> list[str]:
+    return [info.key for info in blobs.list(PACKS)]
+
+
+def has_reserve(blobs: BlobStore) -> bool:
+    return RESERVE in {info.key for info in blobs.list()}
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[Path | None]:
+    """A file system of 24 MiB; ``None`` where nothing can be mounted."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", str(path)]
+    if subprocess.run(command, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write until not a byte fits any more."""
+    fd = os.open(path / "filler", os.O_CREAT | os.O_WRONLY)
+    try:
+        for size in (1 << 20, 1 << 12, 1):
+            with suppress(OSError):
+                while os.write(fd, bytes(size)):
+                    pass
+    finally:
+        os.close(fd)
+
+
+def test_a_file_system_that_is_full(tmp_path: Path, cache: Path) -> None:
+    with disk(tmp_path / "disk") as path:
+        blobs = Quota("quota") if path is None else LocalStore(path / "home", create=True)
+        with filled(blobs, cache) as store:
+            if isinstance(blobs, Quota):
+                blobs.fill()
+            elif path is not None:
+                fill(path)
+            with pytest.raises(OutOfSpace):
+                store.save("m", model(9), base=None)
+            store.remove("m@1", "m@2")
+            report = collect(blobs)
+            assert report.amounts()["deleted"].packs == 2
+            assert report.freed["home"] > 1_000_000
+            assert len(packs(blobs)) == 2
+            for number in (3, 4):
+                equal(store.load(f"m@{number}").load(), model(number))
+            store.save("m", {"w": np.ones(1000, np.float32)}, base=None)
+
+
+def test_the_reserve_is_made_used_and_made_again(store: Store, blobs: Quota) -> None:
+    assert blobs.info(RESERVE).size == RESERVE_BYTES
+    first = bytes(blobs.get(RESERVE))
+    blobs.fill()
+    store.remove("m@1")
+    assert not has_reserve(blobs), "the removal needed it"
+    store.remove("m@2")
+    assert collect(blobs).amounts()["deleted"].packs == 2
+    assert blobs.info(RESERVE).size == RESERVE_BYTES
+    assert bytes(blobs.get(RESERVE)) != first
+
+
+def test_a_collection_uses_the_reserve_where_it_finds_no_room(store: Store, blobs: Quota) -> None:
+    store.remove("m@1", "m@2", "m@3")
+    free = sum(blobs.info(key).size for key in packs(blobs)) * 3 // 4
+    for left in range(0, 2000, 100):  # its lease, its probe or a list is what does not fit
+        other = Quota("copy")
+        other._blobs = dict(blobs._blobs)
+        other.limit_bytes = other.used_bytes + left
+        assert collect(other).freed["home"] == pytest.approx(free, rel=0.01)
+        assert len(packs(other)) == 1
+
+
+def test_what_is_condemned_goes_before_the_reserve(store: Store, blobs: Quota) -> None:
+    store.remove("m@1", "m@2", "m@3")
+    collect(blobs, max_bytes=0)
+    blobs.delete([RESERVE])
+    blobs.fill()
+    report = collect(blobs)
+    assert len(packs(blobs)) == 1
+    assert report.freed["home"] > 2_900_000
+
+
+def test_the_limit_holds_for_what_goes_first(store: Store, blobs: Quota) -> None:
+    store.remove("m@1", "m@2", "m@3")
+    collect(blobs, max_bytes=0)
+    blobs.fill()
+    size = blobs.info(packs(blobs)[0]).size
+    report = collect(blobs, max_bytes=size + 1000)
+    assert len(packs(blobs)) == 3
+    assert report.stopped == "the limit of bytes is reached"
+
+
+def test_without_a_reserve_it_says_that_there_is_no_room(store: Store, blobs: Quota) -> None:
+    store.remove("m@1")
+    blobs.delete([RESERVE])
+    blobs.fill()
+    with pytest.raises(OutOfSpace, match="the quota is used up"):
+        collect(blobs)
+    assert len(packs(blobs)) == 4
+    with pytest.raises(OutOfSpace, match="the quota is used up"):
+        store.remove("m@2")
+
+
+def test_nothing_goes_first_while_another_one_collects(store: Store, blobs: Quota) -> None:
+    store.remove("m@1")
+    collect(blobs, max_bytes=0)
+    other = MoverLease(seq=9, id=uuid.uuid4().hex, who="ada", host="node7", pid=7, ttl_s=60)
+    blobs.put(f"{SWEEPS}000000009", seal_body(Kind.MOVER, other))
+    blobs.fill()
+    with pytest.raises(Conflict, match="ada, process 7 on node7"):
+        collect(blobs)
+    assert len(packs(blobs)) == 4
+    assert has_reserve(blobs)
+
+
+def test_nothing_goes_first_that_a_save_or_a_version_may_need(store: Store, blobs: Quota) -> None:
+    home = store._parts.home
+    lease = new_lease("writer")
+    blobs.put(LEASES + lease.id, seal_body(Kind.LEASE, lease))
+    store.remove("m@1")
+    collect(blobs)
+    blobs.delete([RESERVE])
+    blobs.fill()
+    with pytest.raises(OutOfSpace):
+        collect(blobs)
+    assert len(packs(blobs)) == 4, "the save may rely on it"
+    blobs.delete([LEASES + lease.id])
+    digest = store.resolve("m@2").digest
+    [needed] = home.layout(digest, home.manifest(digest)).pack_ids
+    blobs.limit_bytes = 1 << 40
+    home.condemned.condemn([needed], run=uuid.uuid4().hex, now_us=1)
+    blobs.fill()
+    with pytest.raises(OutOfSpace):  # it cannot be healed
+        collect(blobs)
+    assert pack_key(needed) in packs(blobs)
