@@ -20,6 +20,7 @@ __all__ = [
     "retention",
     "safetensors",
     "sealed",
+    "segments",
     "storeconfig",
     "table",
     "tiers",

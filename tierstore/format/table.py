@@ -258,6 +258,77 @@ def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
     return ChunkTable(body, name)
 
 
+def pick_rows(table: ChunkTable, rows: "npt.NDArray[np.int64]") -> "Columns":
+    """Return the columns of these rows of a table, in this order, and the packs that they name."""
+    body = table._columns
+    used, numbers = np.unique(table._rows[0][rows], return_inverse=True)
+
+    def column(data: bytes, kind: str) -> bytes:
+        return np.frombuffer(data, kind)[rows].tobytes()
+
+    columns: Columns = {
+        "pack_ids": b"".join(table.pack_ids[number] for number in used),
+        "pack_sizes": np.array([table.pack_sizes[number] for number in used], "<u8").tobytes(),
+        "digests": column(body.digests, "V32"),
+        "packs": numbers.astype("<u4").tobytes(),
+        "offsets": column(body.offsets, "<u4"),
+        "lengths": column(body.lengths, "<u4"),
+        "heads": column(body.heads, "<u4"),
+        "plains": column(body.plains, "<u4"),
+        "codecs": column(body.codecs, "u1"),
+    }
+    if table._base_starts is not None:
+        counts = np.diff(table._base_starts)[rows]
+        if counts.any():
+            stops = np.cumsum(counts)
+            firsts = np.repeat(table._base_starts[rows] - (stops - counts), counts)
+            picked = firsts + np.arange(len(firsts))
+            columns["base_starts"] = np.concatenate([[0], stops]).astype("<u4").tobytes()
+            columns["bases"] = np.frombuffer(body.bases, "V32")[picked].tobytes()
+    if body.proofs:
+        columns["proofs"] = column(body.proofs, "<u2")
+    return columns
+
+
+def merge_rows(
+    table: ChunkTable, without: Set[bytes] = frozenset(), last: Set[bytes] = frozenset()
+) -> "npt.NDArray[np.int64]":
+    """Return the rows of a table that hold each chunk once, rising by digest.
+
+    Args:
+        table: The table.
+        without: Ids of packs whose rows are left out.
+        last: Ids of packs whose rows stand back behind any other. Else a standalone frame comes
+            before a delta.
+    """
+    count = len(table)
+    out, behind = (
+        np.array([pack in ids for pack in table.pack_ids], np.bool_) for ids in (without, last)
+    )
+    rows = np.arange(count)
+    if out.any():
+        rows = rows[~out[table._rows[0]]]
+    rank = np.zeros(count, np.int8)
+    if behind.any():
+        rank += 2 * behind[table._rows[0]].astype(np.int8)
+    if table._base_starts is not None:
+        rank += np.diff(table._base_starts) > 0
+    words = np.frombuffer(table._columns.digests, ">u8").reshape(-1, 4)[rows].astype(np.uint64)
+    order = np.lexsort((rank[rows], *words.T[::-1]))
+    words = words[order]
+    is_first = np.ones(len(order), np.bool_)
+    is_first[1:] = (words[1:] != words[:-1]).any(axis=1)
+    found: npt.NDArray[np.int64] = rows[order[is_first]]
+    return found
+
+
+def base_counts(table: ChunkTable) -> "npt.NDArray[np.int64]":
+    """Return the number of bases of each row."""
+    if table._base_starts is None:
+        return np.zeros(len(table), np.int64)
+    return np.diff(table._base_starts)
+
+
 def _proofs(body: TableBody, count: int) -> "npt.NDArray[np.uint16]":
     if not body.proofs:
         return np.zeros(count, "<u2")
