@@ -3828,6 +3828,63 @@ _RECLAIM = (
     ),
 )
 
+_INDEX = (
+    Mutation(
+        "merged-index-after-the-old-one",
+        "SPEC 8: A segment MUST NOT be deleted before what it holds is in others.",
+        "modelstore/reclaim/indexmerge.py",
+        "        new = write_merged(",
+        "        self._home.blobs.delete(list(read))\n        new = write_merged(",
+        (
+            "integration/test_index_merge.py::test_a_crash_anywhere_loses_nothing",
+            "integration/test_index_merge.py::test_two_at_once_lose_nothing",
+        ),
+    ),
+    Mutation(
+        "merged-index-without-packs-that-may-be-there",
+        "SPEC 8: without places in packs that are condemned or in no tier.",
+        "modelstore/reclaim/indexmerge.py",
+        "if not has}",
+        "}",
+        (
+            "integration/test_index_merge.py::test_rows_of_packs_in_a_tier_that_is_down_stay",
+            "integration/test_index_merge.py::test_a_pack_that_was_written_since_the_tiers_were_listed_stays",
+        ),
+    ),
+    Mutation(
+        "merged-index-with-condemned-packs",
+        "SPEC 8: without places in packs that are condemned or in no tier.",
+        "modelstore/reclaim/indexmerge.py",
+        "(self._condemned & packs) | gone",
+        "gone",
+        ("integration/test_index_merge.py::test_rows_of_what_is_deleted_go",),
+    ),
+    Mutation(
+        "merged-index-prefers-marked-packs",
+        "SPEC 8: Of several places of a chunk one in a pack without a mark comes first.",
+        "modelstore/reclaim/indexmerge.py",
+        "last=self._home.quarantine.packs()",
+        "last=set()",
+        ("integration/test_index_merge.py::test_a_pack_with_a_mark_stands_back",),
+    ),
+    Mutation(
+        "merged-segment-taken-for-known",
+        "SPEC 8: who has taken in all of these need not take in its rows.",
+        "modelstore/home/index.py",
+        "if segment.replaces and segment.replaces <= seen:",
+        "if segment.replaces:",
+        ("integration/test_index_merge.py::test_a_node_that_has_the_rows_takes_in_none",),
+    ),
+    Mutation(
+        "segment-merged-while-it-was-listed",
+        "modelstore.home.index: what was merged since it was listed is taken in all the same.",
+        "modelstore/home/index.py",
+        "                is_all = False\n",
+        "",
+        ("integration/test_index_merge.py::test_a_node_that_syncs_meanwhile_misses_nothing",),
+    ),
+)
+
 _REMOVAL = (
     Mutation(
         "removed-by-number",
@@ -4681,6 +4738,6 @@ _FULL = (
 
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
-    *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_REMOVAL, *_COLLECTOR,
+    *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REMOVAL, *_COLLECTOR,
     *_COLLECTED, *_REPAIR, *_REPACK, *_FULL,
 )  # fmt: skip

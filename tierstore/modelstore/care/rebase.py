@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from tierstore.errors import (
     BackendError,
     Damaged,
     NotFound,
-    TierstoreError,
     UnsupportedFormat,
     UsageError,
 )
-from tierstore.format.keys import INDEX, VARIANTS, VERSION_LOG, layout_key
-from tierstore.format.layout import seal_layout, seal_segment
+from tierstore.format.keys import VARIANTS, VERSION_LOG, layout_key
+from tierstore.format.layout import seal_layout
 from tierstore.format.manifest import Manifest
 from tierstore.format.proof import hash_plain
 from tierstore.format.storeconfig import check_features
@@ -34,7 +32,7 @@ from tierstore.ids import split_digests
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.home import Home, chunks_of
-from tierstore.modelstore.home.index import ChunkIndex
+from tierstore.modelstore.home.index import ChunkIndex, write_segment
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.refs import RefLog
 from tierstore.modelstore.loading.opener import Opened
@@ -324,13 +322,10 @@ def _with_dtypes(
 
 
 def _publish(home: Home, index: ChunkIndex, packer: Packer) -> int:
-    key = INDEX + uuid.uuid4().hex
     places = list(packer.places.values())
-    data = seal_segment(places, packer.pack_sizes)
-    try:
-        home.blobs.put(key, data)
-    except TierstoreError as error:  # only duplicates may be missed
-        _log.warning("the index segment of this rebase was not written: %s", error)
+    written = write_segment(home.blobs, places, packer.pack_sizes)
+    if written is None:
         return 0
+    key, size = written
     index.add(key, places, packer.pack_sizes)
-    return len(data)
+    return size

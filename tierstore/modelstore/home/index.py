@@ -13,16 +13,18 @@ import logging
 import sqlite3
 import struct
 import threading
-from collections.abc import Container, Iterable
+import uuid
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.folders import ALONE
 from tierstore.forks import begin, leave
 from tierstore.format.checks import xxh3
 from tierstore.format.keys import INDEX
-from tierstore.format.layout import parse_segment
+from tierstore.format.layout import seal_segment
+from tierstore.format.segments import parse_any_segment
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import split_digests
 
@@ -47,8 +49,32 @@ base.
 _ADD_UNFIT = "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)"
 """A place in a quarantined pack replaces none: segments are read in any order."""
 _PLACE = struct.Struct("<4IHB")
+_ROUNDS = 3
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors that a new file cures: damage, or tables of another version of this module."""
+
+
+def write_segment(
+    home_blobs: BlobStore, places: Sequence[ChunkPlace], sizes: Mapping[bytes, int]
+) -> tuple[str, int] | None:
+    """Tell later saves of chunks that were stored, by a new index segment.
+
+    Args:
+        home_blobs: The store's home.
+        places: Where the chunks lie.
+        sizes: The bytes of packs by id; those of other packs than of ``places`` are not written.
+
+    Returns:
+        The key of the segment and its bytes; ``None`` if it was not written, which is only waste.
+    """
+    used = {place.pack: sizes[place.pack] for place in places}
+    key, data = INDEX + uuid.uuid4().hex, seal_segment(places, used)
+    try:
+        home_blobs.put(key, data)
+    except TierstoreError as error:
+        _log.warning("an index segment was not written, so duplicates may be missed: %s", error)
+        return None
+    return key, len(data)
 
 
 class ChunkIndex:
@@ -133,20 +159,34 @@ class ChunkIndex:
             return self._sync(unfit)
 
     def _sync(self, unfit: Container[bytes]) -> None:
+        for _ in range(_ROUNDS):
+            if self._take_in(unfit):
+                return
+
+    def _take_in(self, unfit: Container[bytes]) -> bool:
+        """Take in what is new; return ``False`` if something was merged since it was listed."""
         db = self._connection()
         seen = {key for (key,) in db.execute("SELECT key FROM segments")}
+        is_all = True
         for info in self._home_blobs.list(INDEX):
             if info.key in seen:
                 continue
             try:
-                table = parse_segment(self._home_blobs.get(info.key), f"index segment {info.key}")
-            except NotFound:  # replaced by a larger one since we listed
+                data = self._home_blobs.get(info.key)
+                segment = parse_any_segment(data, f"index segment {info.key}")
+            except NotFound:
+                is_all = False
                 continue
             except (Damaged, UnsupportedFormat) as error:  # a missed duplicate is only waste
                 _log.warning("skipped: %s", error)
                 continue
+            table = segment.table
+            if segment.replaces and segment.replaces <= seen:
+                db.execute("INSERT OR IGNORE INTO segments VALUES (?)", (info.key,))
+                continue
             sizes = dict(zip(table.pack_ids, table.pack_sizes, strict=True))
             self._add(info.key, table, sizes, unfit)
+        return is_all
 
     def add(self, key: str, places: Iterable[ChunkPlace], sizes: dict[bytes, int]) -> None:
         """Take in one segment that was just written to home."""

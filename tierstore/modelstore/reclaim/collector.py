@@ -33,6 +33,7 @@ from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.heal import Healer
+from tierstore.modelstore.reclaim.indexmerge import tidy_index
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
@@ -167,6 +168,7 @@ class Collector:
         if lease is not None:
             swept = self._sweep(doomed, mark, lease, how)
             tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
+            tidy_index(self._home, mark.condemned, mark.holdings, lease, now_s, how.is_over)
         report = self._reported(work.report, mark, swept, cleared, how.grace_s)
         if lease is not None:
             self._keep(report, new, offset_s + running_s())

@@ -8,15 +8,13 @@ they are there, as it does with all that it finds, and goes on.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import TierstoreError
-from tierstore.format.keys import INDEX
-from tierstore.format.layout import seal_segment
 from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.home.index import write_segment
 
 EARLY_PACKS = 2
 """Number of packs from which on an early segment is written.
@@ -59,14 +57,10 @@ class SaveSegments:
             self._places, self._sizes = [], {}
 
     def _write(self, places: Sequence[ChunkPlace], sizes: dict[bytes, int]) -> None:
-        key = INDEX + uuid.uuid4().hex
-        try:
-            self._home_blobs.put(key, seal_segment(places, sizes))
-        except TierstoreError as error:  # the save goes on; if it fails, these are stored again
-            _log.warning("an index segment of this save was not written: %s", error)
-            return
-        self._early.append(key)
-        self.kept_bytes += sum(sizes.values())
+        written = write_segment(self._home_blobs, places, sizes)
+        if written is not None:  # else the save goes on; if it fails, these are stored again
+            self._early.append(written[0])
+            self.kept_bytes += sum(sizes.values())
 
     def keep(self) -> None:
         """Write what is left to be written, as the save has failed; no pack is put any more."""
@@ -88,15 +82,10 @@ class SaveSegments:
             The segment's key, and its size in bytes; ``None`` where none was written.
         """
         self._writer.shutdown()
-        key, data = INDEX + uuid.uuid4().hex, seal_segment(places, sizes) if places else b""
-        try:
-            if places:
-                self._home_blobs.put(key, data)
-        except TierstoreError as error:  # the version stands; a missed duplicate is only waste
-            _log.warning("the index segment of this save was not written: %s", error)
-            return None
-        self._delete_early()
-        return (key, len(data)) if places else None
+        written = write_segment(self._home_blobs, places, sizes) if places else None
+        if written is not None or not places:
+            self._delete_early()
+        return written
 
     def _delete_early(self) -> None:
         if not self._early:
