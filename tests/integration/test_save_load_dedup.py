@@ -232,7 +232,7 @@ def test_a_missing_layout_is_rebuilt(store: Store, blobs: MemoryStore, tmp_path:
         blobs.put(key, b"what is damaged elsewhere is no matter")
     use(store, "m", tmp_path / "out")
     report = store.check()
-    assert any("loads rebuild it" in finding.what for finding in report.findings)
+    assert any("'tierstore layout rebuild --all'" in finding.what for finding in report.findings)
     assert report.garbage_keys == [], "a pack of a version without a layout is no garbage"
 
 

@@ -266,7 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
         report = self.store.check(read_data=read_data)
         damage = [f for f in report.findings if f.severity == "damage"]
         # a layout that was dropped is damage that loading heals
-        assert all("loads rebuild it" in finding.what for finding in damage), damage
+        assert all("'tierstore layout rebuild --all'" in finding.what for finding in damage), damage
 
     @invariant()
     def both_list_the_same(self) -> None:

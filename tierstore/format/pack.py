@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 from collections.abc import Sequence
@@ -164,16 +163,20 @@ def parse_index(header: Buffer, index: Buffer, trailer: Trailer, name: str) -> l
         trailer: The trailer of the same pack.
         name: How messages call the pack.
     """
+    table = parse_index_table(header, index, trailer, name)
+    return [replace(place, pack=trailer.pack_id) for place in table]
+
+
+def parse_index_table(header: Buffer, index: Buffer, trailer: Trailer, name: str) -> ChunkTable:
+    """Read a pack's index and check it, as ``parse_index``; its rows name no pack."""
     check_header(header, name)
     if blake3.blake3(bytes(header)).update(index).digest() != trailer.pack_id:
         damaged(name, "its header and index do not give the pack's id")
     table = ChunkTable(decode_body(Kind.SEGMENT, bytes(index), TableBody, name), name, own=True)
-    places = [replace(place, pack=trailer.pack_id) for place in table]
-    starts = itertools.accumulate((p.frame_bytes for p in places), initial=PACK_HEADER_BYTES)
-    offsets = [place.offset for place in places]
-    if len(places) != trailer.frames or list(starts) != [*offsets, trailer.index_offset]:
+    is_gapless = table.lies_end_to_end(PACK_HEADER_BYTES, trailer.index_offset)
+    if len(table) != trailer.frames or not is_gapless:
         damaged(name, "the frames of its index do not lie end to end")
-    return places
+    return table
 
 
 def check_header(header: Buffer, name: str) -> None:

@@ -44,6 +44,11 @@ class Segment:
     replaces: Set[str]
 
 
+_NOTHING = ChunkTable(
+    TableBody(digests=b"", offsets=b"", lengths=b"", heads=b"", plains=b"", codecs=b""), "nothing"
+)
+
+
 def parse_any_segment(data: Buffer, name: str) -> Segment:
     """Unseal and check an index segment, whether it was merged or not."""
     body = unseal_body(Kind.SEGMENT, data, MergedBody, name)
@@ -65,11 +70,11 @@ def merge_tables(
     """Return a table of all chunks of these, each once, rising by digest.
 
     Args:
-        tables: The tables, at least one.
+        tables: The tables.
         without: Ids of packs whose rows are left out.
         last: Ids of packs whose rows stand back behind any other.
     """
-    every = join_tables(tables, "the tables to be merged")
+    every = join_tables(tables or [_NOTHING], "the tables to be merged")
     body = TableBody(**pick_rows(every, merge_rows(every, without, last)))
     return ChunkTable(body, "the merged table")
 

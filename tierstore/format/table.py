@@ -189,6 +189,16 @@ class ChunkTable:
         packs, offsets, lengths, _, _, proofs = self._rows
         return np.stack([packs, offsets - proofs, offsets + lengths])
 
+    def lies_end_to_end(self, start: int, stop: int) -> bool:
+        """Return whether the frames, row by row, lie without a gap from ``start`` to ``stop``."""
+        stops = self._rows[1] + self._rows[2]
+        return bool(
+            len(self)
+            and self._rows[1][0] == start
+            and stops[-1] == stop
+            and (self._rows[1][1:] == stops[:-1]).all()
+        )
+
     @property
     def bases(self) -> list[bytes]:
         """The digests of the bases of all deltas, row by row."""
@@ -261,22 +271,24 @@ def join_tables(tables: Sequence[ChunkTable], name: str) -> ChunkTable:
 def pick_rows(table: ChunkTable, rows: "npt.NDArray[np.int64]") -> "Columns":
     """Return the columns of these rows of a table, in this order, and the packs that they name."""
     body = table._columns
-    used, numbers = np.unique(table._rows[0][rows], return_inverse=True)
 
     def column(data: bytes, kind: str) -> bytes:
         return np.frombuffer(data, kind)[rows].tobytes()
 
     columns: Columns = {
-        "pack_ids": b"".join(table.pack_ids[number] for number in used),
-        "pack_sizes": np.array([table.pack_sizes[number] for number in used], "<u8").tobytes(),
         "digests": column(body.digests, "V32"),
-        "packs": numbers.astype("<u4").tobytes(),
         "offsets": column(body.offsets, "<u4"),
         "lengths": column(body.lengths, "<u4"),
         "heads": column(body.heads, "<u4"),
         "plains": column(body.plains, "<u4"),
         "codecs": column(body.codecs, "u1"),
     }
+    if table.pack_ids:
+        used, numbers = np.unique(table._rows[0][rows], return_inverse=True)
+        columns["pack_ids"] = b"".join(table.pack_ids[number] for number in used)
+        sizes = np.array(table.pack_sizes, "<u8")
+        columns["pack_sizes"] = sizes[used].tobytes()
+        columns["packs"] = numbers.astype("<u4").tobytes()
     if table._base_starts is not None:
         counts = np.diff(table._base_starts)[rows]
         if counts.any():
@@ -288,6 +300,25 @@ def pick_rows(table: ChunkTable, rows: "npt.NDArray[np.int64]") -> "Columns":
     if body.proofs:
         columns["proofs"] = column(body.proofs, "<u2")
     return columns
+
+
+def in_pack(table: ChunkTable, pack: bytes, size: int) -> ChunkTable:
+    """Return the chunks of a pack's own index as a table that names the pack.
+
+    Frames of proofs, which are no chunks, are left out.
+
+    Args:
+        table: The index of the pack.
+        pack: The id of the pack.
+        size: The bytes of the pack.
+    """
+    _, offsets, _, _, _, proofs = table._rows
+    rows = np.flatnonzero(~np.isin(offsets, (offsets - proofs)[proofs > 0]))
+    columns = pick_rows(table, rows)
+    columns["pack_ids"] = pack
+    columns["pack_sizes"] = struct.pack("<Q", size)
+    columns["packs"] = bytes(4 * len(rows))
+    return ChunkTable(TableBody(**columns), f"the index of pack {pack.hex()}")
 
 
 def merge_rows(

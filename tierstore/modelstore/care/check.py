@@ -251,7 +251,9 @@ class _Check:
             try:
                 data = self._home.blobs.get(key)
             except NotFound:
-                raise NotFound("it is missing; loads rebuild it from the packs' footers") from None
+                raise NotFound(
+                    "it is missing; 'tierstore layout rebuild --all' makes it anew"
+                ) from None
             table = parse_layout(data, digest, f"layout {key}")
             missing = missing_chunks(table, chunks_of(manifest))
             if missing:

@@ -21,6 +21,7 @@ from tierstore.modelstore.home.chain import (
     unfolded,
 )
 from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.relayout import tables_of
 from tierstore.modelstore.loading.patchparts import parts_of
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.version import Version
@@ -298,7 +299,7 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
             if one in seen:
                 continue
             seen.add(one)
-            table = home.layout(one, manifest)
+            (table,) = tables_of(home, [(one, manifest)])
             headers += sum(len(file.header) for file in manifest.files)
             own.update(chunks_of(manifest))
             sizes.update(zip(table.pack_ids, table.pack_sizes, strict=True))

@@ -1,6 +1,7 @@
 """A typed view of a store's home: its configuration, logs, leases, layouts and chunk index."""
 
 __all__ = [
+    "ahead",
     "chain",
     "clock",
     "condemned",
@@ -15,6 +16,7 @@ __all__ = [
     "quarantine",
     "readerlease",
     "refs",
+    "relayout",
     "retention",
     "tierlist",
 ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.checks import damaged
@@ -15,10 +13,10 @@ from tierstore.format.layout import parse_fold
 from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.table import ChunkTable, join_tables
 from tierstore.ids import Digest
+from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.relayout import tables_of
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 _log = logging.getLogger("tierstore.patches")
 
 
@@ -115,8 +113,7 @@ def chain_table(
 ) -> ChunkTable:
     """Return one table of the places of a version's chunks: its full manifest's and patches'."""
     pairs = [(chain.full, full), *zip(chain.patches, patches, strict=True)]
-    tables = parallel(lambda pair: home.layout(*pair), pairs)
-    return join_tables(tables, f"the layouts of version b3:{chain.full.hex}")
+    return join_tables(tables_of(home, pairs), f"the layouts of version b3:{chain.full.hex}")
 
 
 def version_table(home: Home, digest: Digest) -> ChunkTable:
@@ -124,11 +121,3 @@ def version_table(home: Home, digest: Digest) -> ChunkTable:
     chain = find_chain(home, digest)
     full = full_manifest(home, chain)
     return chain_table(home, chain, full, patch_manifests(home, chain.patches))
-
-
-def parallel(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    """Return ``work(item)`` for every item; for small reads of home, eight at a time."""
-    if len(items) < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(8, "tierstore-chain") as pool:
-        return list(pool.map(work, items))

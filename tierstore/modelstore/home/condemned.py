@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.forks import begin
 from tierstore.format.condemned import (
     CondemnedList,
@@ -152,6 +152,30 @@ class CondemnedPacks:
                 continue
             return Condemned({one.key: (one.time_us, packs[one.key]) for one in named}, early)
         raise self._without_segment(number)
+
+    def known(self) -> set[bytes]:
+        """Return all that is condemned, as far as that can be read; what cannot is logged.
+
+        For what is only better for knowing it: nothing may be deleted or relied on because of it.
+        """
+        try:
+            return self.every().packs
+        except Damaged as error:
+            _log.warning("%s", error)
+            return set()
+
+    def glance(self) -> Callable[[bytes], bool]:
+        """Return what tells whether a pack may be condemned: of some others it says so, too.
+
+        For what is only better for knowing it, as ``known``, and without reading segments.
+        """
+        try:
+            early, number = self._look()
+            newest = self._list(number) if number else None
+        except TierstoreError as error:
+            _log.warning("%s", error)
+            return lambda pack: False
+        return lambda pack: pack in early or (newest is not None and newest.may_hold(pack))
 
     def _without_segment(self, number: int) -> Damaged:
         return Damaged(

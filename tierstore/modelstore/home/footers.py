@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 
-from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import PACKS, pack_key
-from tierstore.format.pack import TRAILER_BYTES, Trailer, parse_index, parse_trailer
-from tierstore.format.table import PACK_HEADER_BYTES, ChunkPlace
-from tierstore.ids import ByteRange
+from tierstore.blobs.base import BlobInfo, BlobStore, RangeRead
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import pack_key
+from tierstore.format.pack import (
+    TRAILER_BYTES,
+    Trailer,
+    parse_index,
+    parse_index_table,
+    parse_trailer,
+)
+from tierstore.format.table import PACK_HEADER_BYTES, ChunkPlace, ChunkTable, in_pack
+from tierstore.ids import Buffer
+from tierstore.modelstore.home.ahead import ahead
+
+_TAIL_BYTES = 64 << 10
+"""So much of the end of a pack is read at once: the index of a thousand frames."""
 
 _log = logging.getLogger("tierstore.packs")
 
@@ -25,36 +36,48 @@ def read_footer(store: BlobStore, key: str, size: int) -> tuple[Trailer, list[Ch
     Raises:
         Damaged: The pack is too short, or its footer is not what it should be.
     """
+    trailer, header, index = _read(store, key, size)
+    return trailer, parse_index(header, index, trailer, f"pack {key}")
+
+
+def _read(store: BlobStore, key: str, size: int) -> tuple[Trailer, Buffer, Buffer]:
+    """Return the trailer of a pack, its header and its index; the id is that of its key."""
     name = f"pack {key}"
     if size < PACK_HEADER_BYTES + TRAILER_BYTES:
         raise Damaged(f"{name} is damaged: {size} bytes are too few; restore it from a copy")
-    trailer = parse_trailer(store.get(key, ByteRange(size - TRAILER_BYTES, size)), size, name)
-    header = store.get(key, ByteRange(0, PACK_HEADER_BYTES))
-    stop = trailer.index_offset + trailer.index_bytes
-    index = store.get(key, ByteRange(trailer.index_offset, stop))
-    places = parse_index(header, index, trailer, name)
+    header = memoryview(bytearray(PACK_HEADER_BYTES))
+    tail = memoryview(bytearray(min(size, _TAIL_BYTES)))
+    store.get_ranges([RangeRead(key, 0, header), RangeRead(key, size - len(tail), tail)])
+    trailer = parse_trailer(tail[-TRAILER_BYTES:], size, name)
+    index = tail[:-TRAILER_BYTES][-trailer.index_bytes :] if trailer.index_bytes else tail[:0]
+    if len(index) < trailer.index_bytes:
+        index = memoryview(bytearray(trailer.index_bytes))
+        store.get_ranges([RangeRead(key, trailer.index_offset, index)])
     if pack_key(trailer.pack_id) != key:
         raise Damaged(f"{name} is damaged: it is the pack {trailer.pack_id.hex()}")
-    return trailer, places
+    return trailer, header, index
 
 
-def scan_packs(store: BlobStore) -> tuple[dict[bytes, ChunkPlace], dict[bytes, int]]:
-    """Return the place of every chunk, from the footers of all packs, and the packs' sizes.
+def read_chunks(store: BlobStore, key: str, size: int) -> ChunkTable:
+    """Return the chunks that a pack holds, as ``read_footer`` does, as a table."""
+    trailer, header, index = _read(store, key, size)
+    table = parse_index_table(header, index, trailer, f"pack {key}")
+    return in_pack(table, trailer.pack_id, size)
 
-    A missing layout is rebuilt from this. It reads three small ranges of each pack; packs whose
-    footer cannot be read are logged and skipped.
+
+def read_all_chunks(
+    store: BlobStore, packs: Iterable[BlobInfo]
+) -> Iterator[tuple[BlobInfo, ChunkTable | None]]:
+    """Yield what packs hold, many read at a time; ``None`` for one that cannot be read.
+
+    These are logged. A pack that an archive alone has, or a tier that cannot be asked, is one.
     """
-    found: dict[bytes, ChunkPlace] = {}
-    sizes: dict[bytes, int] = {}
-    for info in store.list(PACKS):
+
+    def read(info: BlobInfo) -> ChunkTable | None:
         try:
-            trailer, places = read_footer(store, info.key, info.size)
-        except (Damaged, NotFound, UnsupportedFormat) as error:
+            return read_chunks(store, info.key, info.size)
+        except (Damaged, NotFound, UnsupportedFormat, BackendError) as error:
             _log.warning("skipped: %s", error)  # what is wanted may lie elsewhere
-            continue
-        sizes[trailer.pack_id] = info.size
-        for place in places:
-            # a standalone frame is read alone: prefer it to a delta
-            if place.digest not in found or not place.bases:
-                found[place.digest] = place
-    return found, sizes
+            return None
+
+    return ahead(read, packs)

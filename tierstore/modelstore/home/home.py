@@ -10,7 +10,7 @@ from tierstore.arguments import as_whole
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Conflict, InvalidName, NotFound, UsageError
 from tierstore.format import keys
-from tierstore.format.layout import missing_chunks, parse_layout, seal_layout
+from tierstore.format.layout import missing_chunks, parse_layout
 from tierstore.format.manifest import (
     DEFAULT_CHUNK,
     Manifest,
@@ -27,10 +27,9 @@ from tierstore.format.storeconfig import (
     parse_config,
     reclaims,
 )
-from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.format.table import ChunkTable
 from tierstore.ids import Buffer, Digest, split_digests
 from tierstore.modelstore.home.condemned import CondemnedPacks
-from tierstore.modelstore.home.footers import scan_packs
 from tierstore.modelstore.home.news import News
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.home.quarantine import Quarantine
@@ -161,17 +160,25 @@ class Home:
     def layout(self, digest: Digest, manifest: Manifest) -> ChunkTable:
         """Return the places of all chunks of a manifest.
 
-        A layout that is missing is rebuilt from the packs' own footers.
-
         Raises:
             Damaged: The layout is damaged.
-            NotFound: The layout does not list a chunk of the version, or a chunk is in no pack.
+            NotFound: There is no layout, or it does not list a chunk of the version.
         """
+        table = self.layout_if_there(digest, manifest)
+        if table is None:
+            raise NotFound(
+                f"layout {keys.layout_key(digest)} is missing from {self.blobs.url}; 'tierstore "
+                "layout rebuild' makes it anew"
+            )
+        return table
+
+    def layout_if_there(self, digest: Digest, manifest: Manifest) -> ChunkTable | None:
+        """Return the same as ``layout``, and ``None`` when there is no layout."""
         key = keys.layout_key(digest)
         try:
             data = self.blobs.get(key)
         except NotFound:
-            data = memoryview(self.rebuild_layout(digest, manifest))
+            return None
         table = parse_layout(data, digest, f"layout {key}")
         missing = missing_chunks(table, chunks_of(manifest))
         if missing:
@@ -180,24 +187,6 @@ class Home:
                 f"b3:{missing[0].hex()}; run 'tierstore check'"
             )
         return table
-
-    def rebuild_layout(self, digest: Digest, manifest: Manifest) -> bytes:
-        """Return the sealed layout of a manifest, made anew from the packs' footers.
-
-        Nothing is written. Raises ``NotFound`` when a chunk of the version is in no pack.
-        """
-        found, sizes = scan_packs(self.packs)
-        places: dict[bytes, ChunkPlace] = {}
-        for chunk in chunks_of(manifest):
-            if chunk not in found:
-                raise NotFound(
-                    f"chunk b3:{chunk.hex()} of version b3:{digest.hex} is in no pack of "
-                    f"{self.packs.url}; run 'tierstore check' and save the model again"
-                )
-            places[chunk] = found[chunk]
-            places.update((base, found[base]) for base in found[chunk].bases if base in found)
-        used = {place.pack: sizes[place.pack] for place in places.values()}
-        return seal_layout(digest, list(places.values()), used)
 
 
 def _named(digest: Digest) -> str:

@@ -47,7 +47,7 @@ WHERE excluded.bases = x'' OR chunks.bases != x'';
 base.
 """
 _ADD_UNFIT = "INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)"
-"""A place in a quarantined pack replaces none: segments are read in any order."""
+"""A place in a pack that is not relied on replaces none: segments are read in any order."""
 _PLACE = struct.Struct("<4IHB")
 _ROUNDS = 3
 _REPLACED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
@@ -147,7 +147,8 @@ class ChunkIndex:
         """Read the segments that were added to home since the last call.
 
         Args:
-            unfit: Ids of quarantined packs: a place in one of them stands back behind any other.
+            unfit: Ids of packs that are not relied on: a place in one of them stands back behind
+                any other.
         """
         with self._lock:
             for _ in range(2):  # a bad file is replaced, and the next one may not be writable
@@ -204,8 +205,9 @@ class ChunkIndex:
         unfit: Container[bytes] = (),
     ) -> None:
         rows: dict[bool, list[tuple[bytes, ...]]] = {True: [], False: []}
+        behind = {pack: pack in unfit for pack in sizes}
         for place in places:
-            rows[place.pack in unfit].append(_row(place))
+            rows[behind[place.pack]].append(_row(place))
         db = self._connection()
         db.execute("BEGIN IMMEDIATE")
         try:

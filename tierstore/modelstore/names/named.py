@@ -13,7 +13,8 @@ from typing import TypeAlias
 from tierstore.errors import Conflict, NotFound, TierstoreError
 from tierstore.format.keys import REMOVED_LOG
 from tierstore.ids import Digest
-from tierstore.modelstore.home.chain import Chain, find_chain, parallel
+from tierstore.modelstore.home.ahead import parallel
+from tierstore.modelstore.home.chain import Chain, find_chain
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.members import contents_of, members_of

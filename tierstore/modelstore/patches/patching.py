@@ -24,6 +24,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import Chain, find_chain, full_manifest, patch_manifests
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.readerlease import Hold
+from tierstore.modelstore.home.relayout import tables_of
 from tierstore.modelstore.loading.model import stats_of
 from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.loading.stored import StoredTensor, entry_bytes
@@ -219,7 +220,7 @@ def _opened(
     header = parse_header(file.header, file.size)
 
     def layout() -> ChunkTable:
-        return home.layout(digest, manifest)
+        return tables_of(home, [(digest, manifest)])[0]
 
     table = layout()
     content = opener.content(table, manifest.chunk_size, layout).verified()  # stored, or kept

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
@@ -17,7 +18,9 @@ from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.relayout import PackScan
 from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.needs import Lost, Need
@@ -36,12 +39,14 @@ class _Plan:
         copies: The packs from whose moves a copy must be found, by source pack and chunk.
         leads: The packs to which moves are to lead, by the pack that they lead from.
         roots: For what a source pack is read, by its id.
+        new: Where the copies lie, once they are made, and the bytes of their packs by id.
     """
 
     layouts: dict[Digest, bytes] = field(default_factory=dict)
     copies: dict[bytes, dict[bytes, set[bytes]]] = field(default_factory=dict)
     leads: dict[bytes, set[bytes]] = field(default_factory=dict)
     roots: dict[bytes, list[Root]] = field(default_factory=dict)
+    new: tuple[list[ChunkPlace], dict[bytes, int]] = field(default_factory=lambda: ([], {}))
 
     def copy(self, source: bytes, digest: bytes, end: bytes) -> None:
         """Copy a chunk from a pack, with a move from where its way ends."""
@@ -65,6 +70,8 @@ class Healer:
         self._home, self._marker, self._mark = home, marker, mark
         self.left: set[Digest] = set()
         self._found: dict[bytes, list[ChunkPlace]] | None = None
+        self._scan: PackScan | None = None
+        self._open = ExitStack()
 
     def heal(self) -> int:
         """Heal everything; return how many chunks and layouts that were.
@@ -74,6 +81,10 @@ class Healer:
                 the version.
             BackendError: A tier or home failed.
         """
+        with ExitStack() as self._open:
+            return self._heal()
+
+    def _heal(self) -> int:
         plan = _Plan()
         for demand in self._mark.lacking:
             try:
@@ -92,6 +103,9 @@ class Healer:
             healing = Healing(self._home, set())
             for pack, into in plan.leads.items():
                 healing.move(pack, into)
+            places, sizes = plan.new
+            if places:
+                write_segment(self._home.blobs, places, sizes)
         return len(plan.layouts) + sum(map(len, plan.copies.values())) + len(plan.leads)
 
     def _look_for_removed(self, demand: Demand) -> None:
@@ -127,7 +141,7 @@ class Healer:
         for need in needs:
             if not need.is_laid_out:
                 manifest = self._home.manifest(need.digest)
-                mine.layouts[need.digest] = self._home.rebuild_layout(need.digest, manifest)
+                mine.layouts[need.digest] = self._scanned().layout(need.digest, manifest).sealed
             for lost in need.lost:
                 self._plan_chunk(lost, mine)
         plan.layouts |= mine.layouts
@@ -137,6 +151,13 @@ class Healer:
             plan.roots.setdefault(source, []).append(root)
             for digest, ends in chunks.items():
                 plan.copies.setdefault(source, {}).setdefault(digest, set()).update(ends)
+
+    def _scanned(self) -> PackScan:
+        """Return what is in all packs, whose footers are read once for all layouts."""
+        if self._scan is None:
+            self._scan = self._open.enter_context(PackScan(self._home))
+            self._scan.read()
+        return self._scan
 
     def _plan_chunk(self, lost: Lost, plan: _Plan) -> None:
         if lost.bases:
@@ -214,8 +235,11 @@ class Healer:
             self._put(builder, ends, plan)
 
     def _put(self, builder: PackBuilder, ends: Iterable[bytes], plan: _Plan) -> None:
-        pack, buffers, _ = builder.close()
+        pack, buffers, new = builder.close()
         self._home.packs.put(pack_key(pack), buffers)
+        places, sizes = plan.new
+        places += new
+        sizes[pack] = sum(map(len, buffers))
         for end in ends:
             plan.leads.setdefault(end, set()).add(pack)
 

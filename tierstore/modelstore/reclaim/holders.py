@@ -12,7 +12,8 @@ from tierstore.format.keys import ALIASES, VARIANTS
 from tierstore.format.manifest import Member, patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
-from tierstore.modelstore.home.chain import find_chain, parallel
+from tierstore.modelstore.home.ahead import parallel
+from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.names.names import Names

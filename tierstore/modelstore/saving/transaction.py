@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from tierstore.errors import TierstoreError
@@ -21,6 +21,24 @@ from tierstore.modelstore.saving.writer import Writer
 from tierstore.modelstore.version import Version
 from tierstore.progress import Progress
 from tierstore.shown import size
+
+
+class _Behind(Container[bytes]):
+    """Packs whose places in the index stand back: nothing in them is reused, or most likely not.
+
+    What is condemned is looked at when the index has something new.
+    """
+
+    def __init__(
+        self, marked: Container[bytes], glance: Callable[[], Callable[[bytes], bool]]
+    ) -> None:
+        self._marked, self._glance = marked, glance
+        self._may_be_condemned: Callable[[bytes], bool] | None = None
+
+    def __contains__(self, pack: object) -> bool:
+        if self._may_be_condemned is None:
+            self._may_be_condemned = self._glance()
+        return pack in self._marked or (isinstance(pack, bytes) and self._may_be_condemned(pack))
 
 
 class Saving:
@@ -80,7 +98,7 @@ class Saving:
             home.packs.refresh()  # no pack goes to a tier that is being drained
             marked = home.quarantine.chunks() if indexed else {}
             if indexed:
-                self._index.sync(marked)
+                self._index.sync(_Behind(marked, home.condemned.glance))
                 lease.remove_ended()
             writer = Writer(
                 home,
