@@ -133,13 +133,42 @@ def _batches(found: Iterable[BlobInfo]) -> Iterator[list[BlobInfo]]:
         yield batch
 
 
+class Fitness:
+    """Which packs the index may lead to, at one time.
+
+    Args:
+        home: The store's home.
+        condemned: The ids of all condemned packs.
+        holdings: What the tiers have.
+
+    Attributes:
+        last: Ids of packs that no save reuses as long as they have a mark.
+    """
+
+    def __init__(self, home: Home, condemned: Set[bytes], holdings: Holdings) -> None:
+        self._condemned, self._holdings = condemned, holdings
+        self._there = holdings.every()
+        self.last = home.quarantine.packs()
+
+    def merge(self, tables: Sequence[ChunkTable]) -> ChunkTable:
+        """Return one table of what these hold in packs that saves may rely on."""
+        packs = {pack for table in tables for pack in table.pack_ids}
+        return merge_tables(tables, without=self._gone(packs), last=self.last)
+
+    def _gone(self, packs: Set[bytes]) -> set[bytes]:
+        unknown = list(packs - self._condemned - self._there)
+        with ThreadPoolExecutor(_THREADS, "tierstore-index") as pool:
+            there = pool.map(self._holdings.is_there, unknown)
+            gone = {pack for pack, has in zip(unknown, there, strict=True) if not has}
+        return gone.union(self._condemned & packs)
+
+
 class _Merging:
     """Merges segments at the time of one mark."""
 
     def __init__(self, home: Home, condemned: Condemned, holdings: Holdings) -> None:
-        self._home, self._holdings = home, holdings
-        self._condemned = condemned.packs
-        self._there = holdings.every()
+        self._home = home
+        self._fitness = Fitness(home, condemned.packs, holdings)
 
     def merge(self, batch: Sequence[BlobInfo], lease: HeldLease) -> tuple[int, list[BlobInfo]]:
         """Write what some segments hold into new ones, and delete these.
@@ -153,9 +182,7 @@ class _Merging:
         read = self._read([info.key for info in batch])
         if not read or (len(read) == 1 < len(batch)):
             return 0, []
-        tables = [segment.table for segment in read.values()]
-        gone = self._gone({pack for table in tables for pack in table.pack_ids})
-        table = merge_tables(tables, without=gone, last=self._home.quarantine.packs())
+        table = self._fitness.merge([segment.table for segment in read.values()])
         new = write_merged(self._home, table, replaces=read.keys())
         lease.check()
         self._home.blobs.delete(list(read))
@@ -175,14 +202,6 @@ class _Merging:
         with ThreadPoolExecutor(_THREADS, "tierstore-index") as pool:
             found = zip(keys, pool.map(read, keys), strict=True)
             return {key: segment for key, segment in found if segment is not None}
-
-    def _gone(self, packs: Set[bytes]) -> set[bytes]:
-        """Return those of the packs that nothing new may rely on, or that no tier has."""
-        unknown = list(packs - self._condemned - self._there)
-        with ThreadPoolExecutor(_THREADS, "tierstore-index") as pool:
-            there = pool.map(self._holdings.is_there, unknown)
-            gone = {pack for pack, has in zip(unknown, there, strict=True) if not has}
-        return (self._condemned & packs) | gone
 
 
 def write_merged(home: Home, table: ChunkTable, *, replaces: Set[str]) -> list[BlobInfo]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tierstore.arguments import as_number, as_whole, wrong
 from tierstore.forks import begin
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.explain import Explanation
     from tierstore.modelstore.reclaim.feature import SeenWriter
     from tierstore.modelstore.reclaim.kept import LastRun
+    from tierstore.modelstore.reclaim.rebuild import RebuiltIndex, RebuiltLayouts
     from tierstore.modelstore.reclaim.report import Report
+    from tierstore.modelstore.version import Version
 
 GRACE = timedelta(seconds=GRACE_S)
 """How long a pack is seen to be garbage before it is condemned, unless something else is said."""
@@ -214,6 +217,80 @@ class Reclaim:
                 _seconds("grace", grace) or 0.0,
                 _seconds("window", window),
             )
+
+    def rebuild_index(
+        self,
+        *,
+        source: Literal["layouts", "packs"] = "layouts",
+        progress: Progress | bool | None = None,
+    ) -> RebuiltIndex:
+        """Make the dedup index anew, in segments of at most 10^6 chunks.
+
+        What the index that is there holds is kept as far as it can be read and leads to packs that
+        stay. Saves may run meanwhile. Takes about 700 bytes of memory for each chunk.
+
+        Args:
+            source: ``layouts`` takes what the versions have, in few requests; ``packs`` reads the
+                footers of all packs, as where layouts are missing too.
+            progress: ``True`` for a bar, or a function that is called with the bytes of the objects
+                that were looked into, and of all; as in ``Store.save``.
+
+        Raises:
+            UsageError: There is no such source.
+            UnsupportedFormat: The store needs a newer version to be written to.
+            BackendError: The store's home or a tier cannot be asked.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32), "b": np.zeros(2)})
+            >>> store.reclaim.rebuild_index().chunks
+            2
+        """
+        from tierstore.modelstore.reclaim.rebuild import rebuild_index
+
+        if source not in ("layouts", "packs"):
+            raise wrong("source", "'layouts' or 'packs'", source)
+        with reported(progress, "rebuilding the index") as told:
+            return rebuild_index(self._home, source, told)
+
+    def rebuild_layouts(
+        self, *versions: Version, progress: Progress | bool | None = None
+    ) -> RebuiltLayouts:
+        """Make the layouts anew that are missing or damaged, from the footers of all packs.
+
+        Layouts say where the chunks of a version are. One that is whole is kept. Memory is bounded,
+        however large the store is; what is read is kept in a temporary file.
+
+        Args:
+            versions: The versions; without any, all that anything needs.
+            progress: ``True`` for a bar, or a function that is called with the bytes of the packs
+                that were looked into, and of all; as in ``Store.save``.
+
+        Returns:
+            What was written, and which versions have lost chunks.
+
+        Raises:
+            UnsupportedFormat: The store needs a newer version to be written to.
+            Damaged: The logs of versions cannot be read.
+            BackendError: The store's home or a tier cannot be asked.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> version = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> done = store.reclaim.rebuild_layouts(version)
+            >>> done.whole, done.written, done.lost
+            (1, 0, [])
+        """
+        from tierstore.modelstore.reclaim.readcache import ReadCache
+        from tierstore.modelstore.reclaim.rebuild import rebuild_layouts
+        from tierstore.modelstore.reclaim.roots import Root, Roots
+
+        roots = [Root(version.digest, "live", str(version)) for version in versions]
+        with reported(progress, "rebuilding layouts") as told:
+            if not versions:
+                found = Roots(self._home, ReadCache(self._cache_path)).find(time.time(), None)
+                roots = found.roots
+            return rebuild_layouts(self._home, roots, told)
 
     def _kept(self) -> Collector:
         """Return the collector of this process, which reads again only what is new."""
