@@ -91,6 +91,22 @@ def allow_removal(folder: Path) -> None:
         store.reclaim.enable(wait_s=0)
 
 
+def lose(*parts: str) -> Callable[[Path], None]:
+    """Lose all that lies in these directories of the store."""
+
+    def delete(folder: Path) -> None:
+        for part in parts:
+            shutil.rmtree(folder / "store" / part)
+
+    return delete
+
+
+def lose_newest_pack(folder: Path) -> None:
+    """Lose the pack that was written last."""
+    packs = [path for path in (folder / "store" / "packs").rglob("*") if path.is_file()]
+    max(packs, key=lambda path: path.stat().st_mtime_ns).unlink()
+
+
 def damage(folder: Path) -> None:
     """Change one byte in the middle of the largest pack, and lose the other one."""
     packs = [path for path in (folder / "store" / "packs").rglob("*") if path.is_file()]
@@ -646,6 +662,36 @@ REPAIR: tuple[Step, ...] = (
     """),
 )
 
+LOSSES: tuple[Step, ...] = (
+    *lines("""
+    init
+    index rebuild
+    layout rebuild --all
+    save m a.safetensors -m first
+    save m b.safetensors -m second --base none
+    index rebuild
+    layout rebuild
+    layout rebuild m@1 --all
+    layout rebuild m@9
+    layout rebuild m@1 m@2
+    """),
+    lose("index", "layouts"),
+    *lines("""
+    check
+    layout rebuild m@1
+    layout rebuild --all
+    layout rebuild --all
+    index rebuild --from packs
+    index rebuild --from nowhere
+    """),
+    lose("layouts"),
+    lose_newest_pack,
+    *lines("""
+    layout rebuild --all
+    index rebuild
+    """),
+)
+
 SCENARIOS = {
     "stores": Scenario(STORES, ranker("one") | ranker("two")),
     "models": Scenario(MODELS, ranker("one") | ranker("two")),
@@ -664,6 +710,7 @@ SCENARIOS = {
         small("a") | small("b"),
         compressed=COMPRESSED | {"bytes", "deleted_bytes", "freed_bytes"},
     ),
+    "losses": Scenario(LOSSES, small("a") | small("b"), compressed=COMPRESSED),
     "releases": Scenario(RELEASES, small("a") | small("b")),
     "patches": Scenario((patch_source, *PATCHES), ranker("one")),
     "variants": Scenario(

@@ -47,6 +47,8 @@ GROUPS = {
     "release": "Switch versions of several models at once.",
     "tier": "List, add, change, drain and remove tiers.",
     "serve": "Serve the store to other programs.",
+    "layout": "Make anew what says where chunks lie.",
+    "index": "Make anew what saves find duplicates by.",
     "store": "Try storage before it becomes a store or a tier.",
 }
 """Help of the commands that only hold others, by name."""
@@ -110,6 +112,8 @@ _TABLE = (
     ("Care", "gc", "gc.gc", "gc.Gc", "gc.GcExplained", "gc.GcEnabled"),
     ("Care", "check", "stores.check", "core.CheckJson"),
     ("Care", "repair", "repair.repair", "repair.Repair"),
+    ("Care", "layout rebuild", "rebuild.rebuild_layout", "rebuild.LayoutsRebuilt"),
+    ("Care", "index rebuild", "rebuild.rebuild_index", "rebuild.IndexRebuilt"),
     ("Care", "doctor", "doctor.doctor", "health.Doctor"),
     ("Care", "store validate", "backends.validate", "tiers.Validation"),
     ("Care", "demo", "demo.demo", "core.Demo"),

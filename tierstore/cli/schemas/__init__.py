@@ -7,6 +7,7 @@ __all__ = [
     "health",
     "patches",
     "placing",
+    "rebuild",
     "releases",
     "removal",
     "repair",
