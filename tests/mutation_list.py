@@ -221,9 +221,28 @@ _FORMAT = (
         ),
     ),
     Mutation(
+        "check-looks-twice",
+        "SPEC 9.1: What is gone of a removed version is no damage: 'check' reads removals again.",
+        "modelstore/care/check_users.py",
+        '            return int(number.partition("+")[0]) in self._now.of(model)\n',
+        "            return False\n",
+        (
+            "integration/test_check_meanwhile.py::"
+            "test_what_is_collected_meanwhile_is_no_damage[False]",
+        ),
+    ),
+    Mutation(
+        "check-reads-layouts-twice",
+        "SPEC 12: a layout may have been written anew since it was read, and its packs deleted.",
+        "modelstore/care/check_findings.py",
+        "            table = parse_layout(self._home.blobs.get(key), digest, key)\n",
+        "            raise NotFound(key)\n",
+        ("integration/test_check_meanwhile.py::test_a_layout_that_is_written_anew_meanwhile",),
+    ),
+    Mutation(
         "check-reads-proofs",
         "CLI, check: with --read-data, everything is read that a reader may need.",
-        "modelstore/care/check.py",
+        "modelstore/care/check_data.py",
         "            reader.read(wants, own=True)\n            reader.check_proofs(batch)\n",
         "            reader.read(wants, own=True)\n",
         ("integration/test_forged_parts.py::test_check_finds_a_bad_proof",),
@@ -1975,10 +1994,10 @@ _HOT = (
     ),
     Mutation(
         "check-reads-by-way-of-moves",
-        "modelstore/care/check.py: every chunk, through moves what has no copy to be read.",
-        "modelstore/care/check.py",
-        "archived = set().union(*self._copies.values()) - moved",
-        "archived = set().union(*self._copies.values())",
+        "modelstore/care/check_data.py: every chunk, through moves what has no copy to be read.",
+        "modelstore/care/check_data.py",
+        "if key in archived and pack.hex() not in self._copies.moves:",
+        "if key in archived:",
         ("integration/test_archive.py::test_a_healed_part_that_rots_is_found",),
     ),
     Mutation(

@@ -14,7 +14,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.format.keys import fold_key, layout_key, version_key
 from tierstore.format.layout import Fold
 from tierstore.format.sealed import Kind, seal_body
-from tierstore.modelstore.care.check import Finding
+from tierstore.modelstore.care.check_findings import Finding
 from tierstore.modelstore.store import Store
 
 State = dict[str, np.ndarray]

@@ -163,16 +163,16 @@ def parse_index(header: Buffer, index: Buffer, trailer: Trailer, name: str) -> l
         trailer: The trailer of the same pack.
         name: How messages call the pack.
     """
-    table = parse_index_table(header, index, trailer, name)
-    return [replace(place, pack=trailer.pack_id) for place in table]
+    return list(parse_index_table(header, index, trailer, name))
 
 
 def parse_index_table(header: Buffer, index: Buffer, trailer: Trailer, name: str) -> ChunkTable:
-    """Read a pack's index and check it, as ``parse_index``; its rows name no pack."""
+    """Read a pack's index and check it, as ``parse_index``."""
     check_header(header, name)
     if blake3.blake3(bytes(header)).update(index).digest() != trailer.pack_id:
         damaged(name, "its header and index do not give the pack's id")
-    table = ChunkTable(decode_body(Kind.SEGMENT, bytes(index), TableBody, name), name, own=True)
+    body = decode_body(Kind.SEGMENT, bytes(index), TableBody, name)
+    table = ChunkTable(body, name, own=trailer.pack_id)
     is_gapless = table.lies_end_to_end(PACK_HEADER_BYTES, trailer.index_offset)
     if len(table) != trailer.frames or not is_gapless:
         damaged(name, "the frames of its index do not lie end to end")

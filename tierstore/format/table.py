@@ -73,21 +73,23 @@ class ChunkTable:
 
     __slots__ = ("_base_starts", "_columns", "_rows", "_where", "pack_ids", "pack_sizes")
 
-    def __init__(self, body: TableBody, name: str, *, own: bool = False) -> None:
+    def __init__(self, body: TableBody, name: str, *, own: bytes | None = None) -> None:
         """Check the columns of ``body``.
 
         Args:
             body: The stored columns.
             name: How messages call the table.
-            own: Whether it is a pack's own index, where all rows lie in that pack.
+            own: The id of the pack whose own index it is, where all rows lie in that pack.
 
         Raises:
             Damaged: The columns break the format.
         """
         try:
-            self._fill(body, own)
+            self._fill(body, own is not None)
         except Broken as error:
             damaged(name, str(error))
+        if own is not None:
+            self.pack_ids = [own]
 
     def _fill(self, body: TableBody, own: bool) -> None:
         count, odd = divmod(len(body.digests), 32)
@@ -199,10 +201,79 @@ class ChunkTable:
             and (self._rows[1][1:] == stops[:-1]).all()
         )
 
+    def places_in(self, pack: bytes) -> Iterator[ChunkPlace]:
+        """Yield the places of the chunks that lie in one pack, row by row."""
+        for number, one in enumerate(self.pack_ids):
+            if one == pack:
+                yield from map(self.place, np.flatnonzero(self._rows[0] == number).tolist())
+
+    def parts(self) -> "Iterator[TablePart]":
+        """Yield for each pack the part of the table that needs it."""
+        packs, offsets = self._rows[:2]
+        order = np.lexsort((offsets, packs))
+        starts = np.searchsorted(packs[order], np.arange(len(self.pack_ids) + 1)).tolist()
+        records = np.empty(len(order), [("digest", "V32"), ("codec", "u1"), ("place", "<u4", (5,))])
+        records["digest"] = np.frombuffer(self._columns.digests, "V32")[order]
+        records["codec"] = np.frombuffer(self._columns.codecs, "u1")[order]
+        records["place"] = self._rows[1:, order].T
+        data, each = records.tobytes(), records.dtype.itemsize
+        for number, pack in enumerate(self.pack_ids):
+            first, last = starts[number : number + 2]
+            if first < last:
+                rows = order[first:last]
+                yield TablePart(self, pack, rows, data[first * each : last * each])
+
+    def _bases_elsewhere(self, rows: Sequence[int]) -> list[int]:
+        """Return the rows of the bases that these rows need and that are not among them."""
+        if self._base_starts is None:
+            return []
+        where, found = self._rows_by_digest(), set[int]()
+        for row in rows:
+            first, last = self._base_starts[row : row + 2].tolist()
+            bases = split_digests(self._columns.bases[32 * first : 32 * last])
+            found.update(where[base] for base in bases if base in where)
+        return sorted(
+            found.difference(rows), key=lambda row: self._columns.digests[32 * row :][:32]
+        )
+
+    def _select(self, rows: Sequence[int]) -> TableBody:
+        """Return the body of a table of these rows alone."""
+        columns, chosen = self._columns, np.array(rows)
+        number: dict[int, int] = {}
+        packs = [number.setdefault(one, len(number)) for one in self._rows[0, chosen].tolist()]
+        starts, bases = [0], list[bytes]()
+        for row in rows if self._base_starts is not None else ():
+            first, last = self._base_starts[row : row + 2].tolist()  # type: ignore[index]
+            bases.append(columns.bases[32 * first : 32 * last])
+            starts.append(starts[-1] + last - first)
+
+        def pick(data: bytes, kind: str) -> bytes:
+            return bytes(np.frombuffer(data, kind)[chosen])
+
+        return TableBody(
+            pack_ids=b"".join(self.pack_ids[one] for one in number),
+            pack_sizes=struct.pack(f"<{len(number)}Q", *(self.pack_sizes[one] for one in number)),
+            digests=pick(columns.digests, "V32"),
+            packs=struct.pack(f"<{len(packs)}I", *packs),
+            offsets=pick(columns.offsets, "<u4"),
+            lengths=pick(columns.lengths, "<u4"),
+            heads=pick(columns.heads, "<u4"),
+            plains=pick(columns.plains, "<u4"),
+            codecs=pick(columns.codecs, "u1"),
+            base_starts=struct.pack(f"<{len(starts)}I", *starts) if starts[-1] else b"",
+            bases=b"".join(bases),
+            proofs=pick(columns.proofs, "<u2") if columns.proofs else b"",
+        )
+
     @property
     def bases(self) -> list[bytes]:
         """The digests of the bases of all deltas, row by row."""
         return split_digests(self._columns.bases)
+
+    @property
+    def frame_bytes(self) -> int:
+        """The length of all frames together."""
+        return int(self._rows[2].sum())
 
     @property
     def longest_frame_bytes(self) -> int:
@@ -213,6 +284,36 @@ class ChunkTable:
     def longest_chunk_bytes(self) -> int:
         """The plain bytes of the longest chunk; 0 in an empty table."""
         return int(self._rows[4].max(initial=0))
+
+
+class TablePart:
+    """The rows of one pack in a table, by offset.
+
+    Attributes:
+        pack: The id of the pack.
+    """
+
+    __slots__ = ("_records", "_rows", "_table", "pack")
+
+    def __init__(
+        self, table: ChunkTable, pack: bytes, rows: "npt.NDArray[np.int64]", records: bytes
+    ) -> None:
+        self._table, self.pack, self._rows, self._records = table, pack, rows, records
+
+    def key(self) -> bytes:
+        """Return bytes that are equal for parts of one pack whose bodies say the same."""
+        if self._table._base_starts is None or not self._bases():
+            return self._records
+        return encode_body(Kind.SEGMENT, self.body())
+
+    def _bases(self) -> int:
+        starts = self._table._base_starts
+        return 0 if starts is None else int((starts[self._rows + 1] - starts[self._rows]).sum())
+
+    def body(self) -> TableBody:
+        """Return the rows as a table, and behind them those of bases that lie elsewhere."""
+        rows = self._rows.tolist()
+        return self._table._select([*rows, *self._table._bases_elsewhere(rows)])
 
 
 def encode_table(kind: Kind, body: TableBody, *, own: bool = False) -> bytes:

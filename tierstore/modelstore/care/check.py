@@ -1,15 +1,18 @@
-"""Checks a store: verifies every object that a version needs, and lists those that none needs."""
+"""Checks a store: verifies every object that a version needs, and lists those that none needs.
+
+Version after version is looked at, and cut into what it needs of each pack (``check_parts``); then
+pack after pack in every tier (``check_copies``, ``check_data``). So memory grows with the versions
+and packs of a store, and not with the chunks of all versions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 from tierstore.errors import (
-    Archived,
     BackendError,
     Damaged,
     InvalidName,
@@ -18,46 +21,23 @@ from tierstore.errors import (
 )
 from tierstore.format import keys
 from tierstore.format.layout import Move, missing_chunks, parse_layout, parse_segment
-from tierstore.format.manifest import Manifest
+from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, unseal_body
-from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
+from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Suspects
+from tierstore.modelstore.care.check_data import DataRead, Item, Limits, PackData, read_items
+from tierstore.modelstore.care.check_findings import Finding, PackProblems
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
-from tierstore.modelstore.care.check_patches import named_below, needed_below
+from tierstore.modelstore.care.check_parts import NeededParts, distinct
+from tierstore.modelstore.care.check_patches import Below, needed_below
 from tierstore.modelstore.care.check_removed import RemovedVersions
+from tierstore.modelstore.care.check_users import Users
+from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
-from tierstore.modelstore.chunks.moves import Moves
-from tierstore.modelstore.chunks.plan import batches
-from tierstore.modelstore.chunks.pool import ReadPool
-from tierstore.modelstore.chunks.reader import ChunkReader
-from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.settings import Settings
-from tierstore.tiers.durable.tier import DurableTier
-from tierstore.tiers.durable.tiers import DurableTiers
-
-Severity = Literal["damage", "garbage"]
-_BATCH_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One problem that a check found.
-
-    Attributes:
-        severity: ``damage`` loses data or history; ``garbage`` only takes space.
-        key: Key of the stored object.
-        what: Description of the problem.
-        needed_by: Versions that cannot be read in full because of it.
-    """
-
-    severity: Severity
-    key: str
-    what: str
-    needed_by: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -75,6 +55,7 @@ class CheckReport:
         hot_bytes: Bytes of this node's hot tier that were compared; 0 without ``hot``.
         quarantined: Keys of the packs that are quarantined, whoever did it: no tier has a good
             copy, and saves store anew what is in them.
+        data: How much was read with ``read_data``, and was left for another time.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -86,6 +67,7 @@ class CheckReport:
     data_bytes: int = 0
     hot_bytes: int = 0
     quarantined: list[str] = field(default_factory=list)
+    data: DataRead = field(default_factory=DataRead)
 
     @property
     def damaged(self) -> bool:
@@ -102,6 +84,8 @@ def check_store(
     home: Home,
     *,
     read_data: bool,
+    share: float = 1.0,
+    max_time_s: float = float("inf"),
     settings: Settings,
     progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
@@ -113,61 +97,85 @@ def check_store(
         home: The store's home.
         read_data: Also decode every chunk that a version needs and compare its digest, and compute
             what patches change to compare folds with it.
-        settings: Limits on threads and memory for ``read_data``.
+        share: With ``read_data``, how much of the stored bytes is read, above 0 and up to 1: what
+            this node has not read for longest.
+        max_time_s: With ``read_data``, seconds after which nothing more is begun to be read.
+        settings: Limits on threads and memory for ``read_data``, and where this node keeps when it
+            read what.
         progress: With ``read_data``, called with plain bytes done and in all.
+
+    Raises:
+        OutOfSpace: There is no room for temporary files.
+        KeyboardInterrupt: While data was read, with a message that says how to read the rest.
     """
-    return _Check(home, settings, progress).run(read_data)
+    limits = Limits(share, time.monotonic() + max_time_s)
+    parts = NeededParts()
+    try:
+        return _Check(home, settings, parts, progress).run(limits if read_data else None)
+    finally:
+        parts.close()
 
 
 class _Check:
     def __init__(
-        self, home: Home, settings: Settings, progress: Callable[[int, int], None] | None
+        self,
+        home: Home,
+        settings: Settings,
+        parts: NeededParts,
+        progress: Callable[[int, int], None] | None,
     ) -> None:
         self._home, self._settings, self._progress = home, settings, progress
         self._report = CheckReport()
-        self._users: dict[Digest, list[str]] = {}
+        self._users, self._parts = Users(home), parts
         self._removed = RemovedVersions(home)
-        self._places: dict[ChunkPlace, list[Digest]] = {}
-        self._tables: dict[Digest, ChunkTable] = {}
-        self._bad_packs: set[bytes] = set()
-        self._folds: list[FoundFold] = []
-        self._fold_bytes = 0
+        self._folds: list[tuple[FoundFold, int]] = []
+        """Folds that are what the patches give as far as metadata tells, with the bytes to compare.
+        """
+        self._needed: list[tuple[int, Digest]] = []
+        """Findings, by number, with the manifests that they are about."""
         self._bad_folds: list[str] = []
         self._unused_folds: set[str] = set()
-        self._suspects: dict[bytes, dict[ChunkPlace, ChunkTable]] = {}
-        """Packs of which a copy is damaged in every tier, with the frames that are."""
         self._saving = is_saving(home.blobs)
-        # each tier's copy of a pack is looked at: another one's being good does not mend it
-        self._copies = {
-            tier.name: {info.key: info.size for info in tier.blobs.list(keys.PACKS)}
-            for tier in home.packs.tiers
-        }
+        self._copies, self._suspects = Copies(home), Suspects()
+        self._problems = PackProblems(home, self._users, parts)
+        self._data = PackData(home, settings, self._copies, parts, self._problems, self._suspects)
 
-    def run(self, read_data: bool) -> CheckReport:
+    def run(self, limits: Limits | None) -> CheckReport:
+        """Check the store; with limits its data as well."""
         self._check_refs()
-        for digest in list(self._users):
-            self._note_users(named_below(self._home, digest), self._users[digest])
-        for digest in self._users:
+        for digest in self._users.each():
             self._check_version(digest)
-        self._check_packs()
+        sizes = self._check_packs()
         self._check_segments()
         self._check_folds()
-        if read_data:
-            self._check_data()
-        self._quarantine(lift=read_data)
-        self._find_garbage()
+        if limits is not None:
+            self._check_data(limits, sizes)
+        self._quarantine(lift=limits is not None and not self._report.data.copies_left)
+        self._name_users()
+        self._report.findings += self._problems.look_again()
+        self._find_garbage(sizes.keys())
         self._report.findings.sort(key=lambda f: (f.severity != "damage", f.key))
         return self._report
 
-    def _damage(self, key: str, what: object, users: list[str] | None = None) -> None:
-        self._report.findings.append(Finding("damage", key, str(what), tuple(users or ())))
+    def _damage(self, key: str, what: object, needs: Digest | str | None = None) -> None:
+        """Note damage that hits one version, or all that need a manifest."""
+        if isinstance(needs, Digest):  # who needs it is known once all chains were looked at
+            self._needed.append((len(self._report.findings), needs))
+        users = (needs,) if isinstance(needs, str) else ()
+        self._report.findings.append(Finding("damage", key, str(what), users))
+
+    def _name_users(self) -> None:
+        findings = self._report.findings
+        for at, digest in self._needed:
+            findings[at] = replace(findings[at], needed_by=tuple(self._users.of(digest)))
+        self._needed.clear()
 
     @contextmanager
-    def _noting(self, key: str, users: list[str] | None = None) -> Iterator[None]:
+    def _noting(self, key: str, needs: Digest | str | None = None) -> Iterator[None]:
         try:
             yield
         except (Damaged, NotFound, UnsupportedFormat) as error:
-            self._damage(key, error, users)
+            self._damage(key, error, needs)
 
     def _check_refs(self) -> None:
         folded: dict[str, str] = {}
@@ -207,8 +215,7 @@ class _Check:
             key = keys.entry_key(prefix, seq)
             found.discard(key)
             self._report.refs += 1
-            users = [f"{model}@{seq}"] if name == keys.VERSION_LOG else None
-            with self._noting(key, users):
+            with self._noting(key, f"{model}@{seq}" if name == keys.VERSION_LOG else None):
                 self._check_entry(model, name, key, log.entry(seq))
         for key in sorted(found):
             self._damage(key, "entries before it are missing, so it is never reached")
@@ -221,33 +228,26 @@ class _Check:
             return
         if name.startswith(keys.VARIANTS):
             variant = name.removeprefix(keys.VARIANTS)
-            self._users.setdefault(digest, []).append(f"{model}@{entry.version}+{variant}")
+            self._users.add(digest, f"{model}@{entry.version}+{variant}")
         elif name == keys.VERSION_LOG:
-            self._users.setdefault(digest, []).append(f"{model}@{entry.version}")
+            self._users.add(digest, f"{model}@{entry.version}")
             if entry.version != entry.seq:
                 self._damage(key, f"it calls itself version {entry.version}")
-        elif digest not in {*self._users, *self._removed.digests}:
+        elif not (self._users.knows(digest) or digest in self._removed.digests):
             self._damage(key, f"it points to b3:{digest.hex}, which no version has")
 
-    def _note_users(self, needed: list[Digest], users: list[str]) -> None:
-        for digest in needed:
-            known = self._users.setdefault(digest, [])
-            known += [user for user in users if user not in known]
-
     def _check_version(self, digest: Digest) -> None:
-        users = self._users[digest]
         key = keys.version_key(digest)
         manifest: Manifest | None = None
-        with self._noting(key, users):
+        with self._noting(key, digest):
             manifest = self._home.manifest(digest)
             self._report.versions += 1
         if manifest is None:
             return
-        self._check_members(manifest, users)
-        with self._noting(key, users):
-            needed_below(self._home, digest)
+        self._check_members(manifest, digest)
+        self._check_chain(manifest, digest)
         key = keys.layout_key(digest)
-        with self._noting(key, users):
+        with self._noting(key, digest):
             try:
                 data = self._home.blobs.get(key)
             except NotFound:
@@ -258,87 +258,45 @@ class _Check:
             missing = missing_chunks(table, chunks_of(manifest))
             if missing:
                 raise Damaged(f"it has no place for {len(missing)} of the version's chunks")
-            self._tables[digest] = table
-            for place in table:
-                self._places.setdefault(place, []).append(digest)
+            self._parts.add(digest, table)
 
-    def _check_members(self, manifest: Manifest, users: list[str]) -> None:
+    def _check_chain(self, manifest: Manifest, digest: Digest) -> None:
+        info = patch_info(manifest)
+        if info is None:
+            return
+        below = Below(tuple(info.digests))  # as it says itself
+        with self._noting(keys.version_key(digest), digest):
+            below = needed_below(self._home, digest)
+        self._users.add_below(digest, below)
+
+    def _check_members(self, manifest: Manifest, digest: Digest) -> None:
         """Check that the log of every member of a release has the version that it names."""
         for member in manifest.members or ():
             log = self._home.log(member.model)
-            with self._noting(log.key_of(member.version), users):
+            with self._noting(log.key_of(member.version), digest):
                 if log.entry(member.version).manifest != member.manifest.hex():
                     raise Damaged(f"a release names b3:{member.manifest.hex()} under this number")
 
-    def _users_of(self, digests: list[Digest]) -> list[str]:
-        return sorted({user for digest in digests for user in self._users[digest]})
+    def _check_packs(self) -> dict[bytes, tuple[int, int]]:
+        """Check every pack's footer, and that each layout agrees with it.
 
-    def _check_packs(self) -> None:
-        """Check every pack's footer, and that each layout agrees with it."""
-        by_pack: dict[bytes, list[ChunkPlace]] = {}
-        for place in self._places:
-            by_pack.setdefault(place.pack, []).append(place)
-        self._report.chunks = len({place.digest for place in self._places})
-        for pack, places in by_pack.items():
-            users = self._users_of([d for place in places for d in self._places[place]])
-            key = keys.pack_key(pack)
-            try:
-                self._check_pack(key, places)
-            except (Damaged, NotFound, UnsupportedFormat) as error:
-                self._damage(key, error, users)
-                self._bad_packs.add(pack)
-
-    def _check_pack(self, key: str, places: list[ChunkPlace]) -> None:
-        copies = self._copies_of(key)
-        if not copies:
-            lost = self._unmoved(places)
-            if isinstance(lost, Archived):  # moved, and archived there
-                self._report.archived += 1
-            elif lost is not None:
-                raise lost
-            return
-        copies = [(tier, size) for tier, size in copies if tier.archive is None]
-        if not copies:
-            self._report.archived += 1
-            return
-        self._report.packs += 1
-        bad: dict[str, Damaged | NotFound | UnsupportedFormat] = {}
-        for tier, size in copies:
-            try:
-                _, stored = read_footer(tier.blobs, key, size)
-                if not set(places) <= set(stored):
-                    raise Damaged("a layout and the pack's own index do not agree")
-            except (Damaged, NotFound, UnsupportedFormat) as error:
-                bad[tier.name] = error
-        if len(bad) == len(copies):
-            self._suspects.setdefault(places[0].pack, {})
-            if self._unmoved(places) is not None:
-                raise bad[copies[0][0].name]
-            return
-        for name, why in bad.items():
-            self._bad_copy(key, name, str(why))
-
-    def _unmoved(self, places: list[ChunkPlace]) -> NotFound | Damaged | BackendError | None:
-        """Return what a reader of these frames raises if no move leads to one of them."""
-        moves = Moves(self._home.blobs, self._home.packs)
-        for place in places:
-            if not moves.follow(place):
-                return moves.lost(place)
-        return None
-
-    def _bad_copy(self, key: str, tier: str, why: str) -> None:
-        """Note a damaged copy; no version is affected, as another tier has a good one."""
-        self._damage(key, f"its copy in tier {tier} is bad, another one is good: {why}")
-
-    def _copies_of(self, key: str) -> list[tuple[DurableTier, int]]:
-        """Return the tiers that have a pack, also one written since the listing, and its size."""
-        tiers = self._home.packs.tiers
-        found = [(t, self._copies[t.name][key]) for t in tiers if key in self._copies[t.name]]
-        if not found:
-            for tier in tiers:
-                with suppress(NotFound):
-                    found.append((tier, tier.blobs.info(key).size))
-        return found
+        Returns:
+            Frame bytes and plain bytes that are needed of each pack.
+        """
+        self._report.chunks = self._parts.chunks()
+        check = CopyCheck(self._home, self._copies, self._problems, self._suspects)
+        sizes: dict[bytes, tuple[int, int]] = {}
+        for pack in self._parts.packs():
+            parts = distinct(self._parts.of(pack))
+            looked = check.look(pack, parts)
+            self._report.packs += looked.verified
+            self._report.archived += looked.archived
+            if looked.bad:
+                self._data.bad.add(pack)
+            places = [place for _, own in parts for place in own]
+            frame_bytes = sum(place.frame_bytes for place in places)
+            sizes[pack] = frame_bytes, sum(place.plain_bytes for place in places)
+        return sizes
 
     def _check_segments(self) -> None:
         for info in self._home.blobs.list(keys.INDEX):
@@ -353,15 +311,14 @@ class _Check:
 
     def _check_folds(self) -> None:
         """Compare the metadata of every fold with its chain, where that is still there."""
-        found, self._unused_folds = look_at_folds(self._home, {one.hex for one in self._users})
+        found, self._unused_folds = look_at_folds(self._home, {d.hex for d in self._users.named})
         for fold in found:
             if fold.full is None:
                 self._bad_folds.append(fold.key)
                 continue
             check = self._fold_check(fold)
             if check is not None and not self._differs(fold, check.differs):
-                self._folds.append(fold)
-                self._fold_bytes += check.plain_bytes
+                self._folds.append((fold, check.plain_bytes))
 
     def _fold_check(self, fold: FoundFold) -> FoldCheck | None:
         # what cannot be read is named where it is looked at, and a fold needs nothing below it
@@ -376,110 +333,38 @@ class _Check:
                 fold.key,
                 f"the fold is not what the patches below give: {differs} differs; delete this "
                 "object, so that the patches are read instead",
-                self._users[fold.patch],
+                fold.patch,
             )
         return bool(differs)
 
-    def _check_data(self) -> None:
+    def _check_data(self, limits: Limits, sizes: dict[bytes, tuple[int, int]]) -> None:
         """Decode every chunk of every tier's copy, and through moves what has none to be read."""
-        every = self._home.packs.tiers
-        tiers = [tier for tier in every if tier.archive is None]
-        held = [set(self._copies[tier.name]) for tier in tiers]
-        needed = {place.pack for place in self._places}
-        moved = {keys.pack_key(pack) for pack in needed if pack.hex() in self._moves}
-        archived = set().union(*self._copies.values()) - moved  # else nobody can read them
-        held[0] |= set(map(keys.pack_key, needed)).difference(*held, archived)
-        work = [
-            (
-                number,
-                digest,
-                [
-                    place
-                    for place in table
-                    if self._places[place][0] == digest
-                    and keys.pack_key(place.pack) in held[number]
-                ],
-            )
-            for number in range(len(tiers))
-            for digest, table in self._tables.items()
-        ]
-        total = sum(place.plain_bytes for _, _, places in work for place in places)
-        total += self._fold_bytes
-        done = 0
+        items = self._data.items(sizes)
+        for fold, plain_bytes in self._folds:
+            items.append(Item(("", fold.key), plain_bytes, plain_bytes, self._fold_reader(fold)))
+        path = self._settings.cache_dir / self._home.config.store_id / "checked.sqlite"
+        with ReadTimes(path, "check") as times:
+            read_items(items, times, limits, self._progress, self._report.data)
+        self._report.data_bytes = self._data.decoded_bytes
 
-        def count(plain_bytes: int) -> None:
-            nonlocal done
-            done += plain_bytes
-            if self._progress:
-                self._progress(done, total)
-
-        for number, digest, places in work:
-            first = DurableTiers([tiers[number], *(t for t in every if t is not tiers[number])])
-            table = self._tables[digest]
-            pool = ReadPool(
-                self._home.blobs,
-                first,
-                table,
-                threads=self._settings.threads,
-                memory_limit_bytes=self._settings.memory_limit_bytes,
-            )
-            reader = ChunkReader(pool, table)
-            for batch in batches(places, lambda place: place.plain_bytes, _BATCH_BYTES):
-                self._read_batch(reader, table, batch)
-                count(sum(place.plain_bytes for place in batch))
-            self._note_bad_copies(pool, table)
-            self._report.data_bytes += pool.bytes_decoded
-        self._check_fold_data(count)
-
-    def _note_bad_copies(self, pool: ReadPool, table: ChunkTable) -> None:
-        for bad in pool.bad_copies:
-            if bad.moved:  # damaged in every tier, and stored again since
-                self._suspect(pool.moves.way(bad.place)[:-1], table)
-            else:
-                self._bad_copy(keys.pack_key(bad.place.pack), ", ".join(bad.tiers), bad.why)
-
-    def _check_fold_data(self, count: Callable[[int], None]) -> None:
-        for fold in self._folds:
+    def _fold_reader(self, fold: FoundFold) -> Callable[[Callable[[int], None]], bool]:
+        def read(count: Callable[[int], None]) -> bool:
             check = self._fold_check(fold)
             with suppress(Damaged, NotFound, UnsupportedFormat):  # it was named with its chunks
-                self._differs(fold, check.compare_data(count) if check is not None else "")
+                differs = check.compare_data(count) if check is not None else ""
+                return not self._differs(fold, differs)
+            return False
 
-    def _read_batch(self, reader: ChunkReader, table: ChunkTable, batch: list[ChunkPlace]) -> None:
-        wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]
-        try:
-            reader.read(wants, own=True)
-            reader.check_proofs(batch)
-        except (Archived, Damaged, NotFound, UnsupportedFormat):
-            for want in wants:  # one by one, to name each chunk
-                key = keys.pack_key(want.place.pack)
-                if want.place.pack in self._bad_packs:
-                    continue
-                try:
-                    reader.read([want], own=True)
-                    reader.check_proofs([want.place])
-                except Archived:
-                    continue
-                except (Damaged, NotFound, UnsupportedFormat) as error:
-                    self._damage(key, error, self._users_of(self._places[want.place]))
-                    self._suspect(reader.pool.moves.way(want.place), table)
-
-    def _suspect(self, way: list[ChunkPlace], table: ChunkTable) -> None:
-        """Suspect the packs on the way to a chunk, as it could be read in none of them."""
-        for place in way:
-            self._suspects.setdefault(place.pack, {})[place] = table
+        return read
 
     def _quarantine(self, *, lift: bool) -> None:
         """Mark the packs that no tier has a good copy of; lift marks where one has."""
         marks = self._home.quarantine
-        known: dict[bytes, set[bytes]] = {}
-        for place in self._places:
-            known.setdefault(place.pack, set()).add(place.digest)
         marked = marks.packs()
-        for pack, suspects in self._suspects.items():
-            if pack in marked:
-                continue
+        for pack in self._suspects.keys() - marked:
+            known = {place.digest for part in self._parts.of(pack) for place in part.places()}
             try:
-                if quarantine(self._home, pack, suspects, known.get(pack, ())).unfit:
+                if quarantine(self._home, pack, self._suspects[pack], known).unfit:
                     marked.add(pack)
             except (BackendError, UnsupportedFormat) as error:
                 what = f"it could not be quarantined, so saves may reuse it: {error}"
@@ -491,14 +376,11 @@ class _Check:
                     marked.remove(pack)
         self._report.quarantined = sorted(map(keys.pack_key, marked))
 
-    def _find_garbage(self) -> None:
-        used = self._used_packs()
+    def _find_garbage(self, needed: Set[bytes]) -> None:
+        used = self._used_packs(needed)
         self._saving = self._saving or is_saving(self._home.blobs)
-        live = {digest.hex for digest in {*self._users, *self._removed.digests}}
-        self._garbage(
-            {key for held in self._copies.values() for key in held} - used,
-            "a pack that no version uses",
-        )
+        live = {digest.hex for digest in self._users.named | self._removed.digests}
+        self._garbage(set(self._copies.every) - used, "a pack that no version uses")
         for prefix, what in ((keys.VERSIONS, "manifest"), (keys.LAYOUTS, "layout")):
             stored = {info.key for info in self._home.blobs.list(prefix)}
             unused = {key for key in stored if key.removeprefix(prefix) not in live}
@@ -507,20 +389,20 @@ class _Check:
         what = "a damaged fold: the patches below are read instead; it can be deleted"
         self._report.findings += [Finding("garbage", key, what) for key in self._bad_folds]
 
-    def _used_packs(self) -> set[str]:
+    def _used_packs(self, needed: Set[bytes]) -> set[str]:
         """Return the keys of packs that layouts name, and of those their frames moved to.
 
         Moves are followed where a reader must: a rebase's lead from good packs to old ones, too.
         """
         used: set[bytes] = set()
-        left = {place.pack for place in self._places} | self._removed.packs(self._users.keys())
+        left = {*needed} | self._removed.packs({*self._users.each()})
         fit = self._fit_packs()
         while left:
             pack = left.pop()
             used.add(pack)
             if pack in fit:
                 continue
-            for key in self._moves.get(pack.hex(), ()):
+            for key in self._copies.moves.get(pack.hex(), ()):
                 with self._noting(key):
                     move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
                     left.update({bytes.fromhex(into) for into in move.into} - used)
@@ -529,19 +411,10 @@ class _Check:
     def _fit_packs(self) -> set[bytes]:
         """Return the packs that a reader reads where they are."""
         tiers = [tier for tier in self._home.packs.tiers if tier.archive is None]
-        held = {key for tier in tiers for key in self._copies[tier.name]}
+        held = {key for tier in tiers for key in self._copies.held[tier.name]}
         found = map(keys.pack_of, held - {*self._report.quarantined})
         packs = {pack for pack in found if pack is not None}
         return packs - self._suspects.keys() - self._home.condemned.among(packs)
-
-    @cached_property
-    def _moves(self) -> dict[str, list[str]]:
-        """Return the keys of all moves by the id of their pack in hex."""
-        moves: dict[str, list[str]] = {}
-        for info in self._home.blobs.list(keys.MOVES):
-            pack_hex = info.key.removeprefix(keys.MOVES).partition("-")[0]
-            moves.setdefault(pack_hex, []).append(info.key)
-        return moves
 
     def _garbage(self, found: set[str], what: str) -> None:
         # what cannot be read may need any object: then nothing is called garbage

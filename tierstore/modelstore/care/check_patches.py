@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import version_key
 from tierstore.format.manifest import patch_info
@@ -11,24 +13,39 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.patchparts import fitting_parts
 
 
-def needed_below(home: Home, digest: Digest) -> list[Digest]:
-    """Return the other manifests that reading a version needs; none for a full one.
+@dataclass(frozen=True, slots=True)
+class Below:
+    """What reading a version needs besides its own manifest.
+
+    Attributes:
+        read: The other manifests that are read, with their layouts; none for a full version.
+        folded: The patch version whose fold is read in its place, unless it is the version itself.
+    """
+
+    read: tuple[Digest, ...] = ()
+    folded: Digest | None = None
+
+
+def needed_below(home: Home, digest: Digest) -> Below:
+    """Return what a version lies on.
 
     Raises:
-        Damaged, NotFound, UnsupportedFormat: One of them cannot be read, or they do not fit
+        Damaged, NotFound, UnsupportedFormat: A manifest of it cannot be read, or they do not fit
             together.
     """
     chain = find_chain(home, digest)
     patches = patch_manifests(home, chain.patches)
     titles = [f"patch {version_key(one)}" for one in chain.patches]
     full = full_manifest(home, chain)
-    for _ in fitting_parts(full, list(zip(titles, patches, strict=True))):
-        pass  # it is the looking that tells
-    needed = dict.fromkeys([chain.full, chain.start, *chain.patches])
-    return [one for one in needed if one != digest]
+    if patches:
+        for _ in fitting_parts(full, list(zip(titles, patches, strict=True))):
+            pass  # it is the looking that tells
+    needed = dict.fromkeys([chain.full, *chain.patches])
+    folded = chain.start if chain.start not in (chain.full, digest) else None
+    return Below(tuple(one for one in needed if one != digest), folded)
 
 
-def named_below(home: Home, digest: Digest) -> list[Digest]:
+def named_below(home: Home, digest: Digest) -> Below:
     """Return what ``needed_below`` does, or if that is damaged what the version itself names."""
     try:
         return needed_below(home, digest)
@@ -37,5 +54,5 @@ def named_below(home: Home, digest: Digest) -> list[Digest]:
     try:
         info = patch_info(home.manifest(digest))
     except (Damaged, NotFound, UnsupportedFormat):
-        return []
-    return info.digests if info else []
+        return Below()
+    return Below(tuple(info.digests)) if info else Below()

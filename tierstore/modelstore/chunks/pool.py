@@ -82,6 +82,7 @@ class ReadPool:
             threads = max(threads, _REMOTE_THREADS)
         staging = min(memory_limit_bytes, _STAGING_BYTES)
         self.max_run_bytes = max(min(_RUN_BYTES, staging // threads), _MIB)
+        self._staged_bytes = min(self.max_run_bytes, table.frame_bytes)
         per_thread = max(self.max_run_bytes, table.longest_frame_bytes)
         per_thread += table.longest_chunk_bytes
         if table.bases:  # a delta's base as it is kept, and put together from its pieces
@@ -138,7 +139,7 @@ class ReadPool:
 
     def staging(self, nbytes: int) -> memoryview:
         """Return a buffer of ``nbytes`` bytes, valid until the calling thread's next call."""
-        return self._buffer("frames", max(nbytes, self.max_run_bytes))[:nbytes]
+        return self._buffer("frames", max(nbytes, self._staged_bytes))[:nbytes]
 
     def chunk_room(self, nbytes: int) -> memoryview:
         """Return room for a chunk of ``nbytes`` bytes, valid until the calling thread's next call.

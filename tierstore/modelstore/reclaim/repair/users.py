@@ -38,7 +38,7 @@ def read_users(home: Home, versions: Iterable[Version] | None = None) -> Users:
     named = ((str(one), one.digest) for one in versions) if versions is not None else _all(home)
     users: Users = {}
     for name, digest in named:
-        for needed in (digest, *named_below(home, digest)):
+        for needed in (digest, *named_below(home, digest).read):
             names = users.setdefault(needed, [])
             if name not in names:
                 names.append(name)

@@ -1,0 +1,175 @@
+"""Checks the copies of each pack that versions need: every tier's footer, against the layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from tierstore.errors import (
+    Archived,
+    BackendError,
+    Damaged,
+    NotFound,
+    UnsupportedFormat,
+)
+from tierstore.format import keys
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.care.check_findings import PackProblems
+from tierstore.modelstore.care.check_parts import Part
+from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.home.footers import read_footer
+from tierstore.modelstore.home.home import Home
+from tierstore.tiers.durable.tier import DurableTier
+
+
+class Copies:
+    """The packs that each durable tier held when a check began, and the moves that there were.
+
+    Args:
+        home: The store's home.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        # each tier's copy of a pack is looked at: another one's being good does not mend it
+        self.held = {
+            tier.name: {info.key: info.size for info in tier.blobs.list(keys.PACKS)}
+            for tier in home.packs.tiers
+        }
+
+    @property
+    def every(self) -> Set[str]:
+        """The keys of all packs in all tiers."""
+        return {key for held in self.held.values() for key in held}
+
+    def of(self, key: str) -> list[tuple[DurableTier, int]]:
+        """Return the tiers that have a pack, also one written since the listing, and its size."""
+        tiers = self._home.packs.tiers
+        found = [(t, self.held[t.name][key]) for t in tiers if key in self.held[t.name]]
+        return found or self.now(key)
+
+    def now(self, key: str) -> list[tuple[DurableTier, int]]:
+        """Return the tiers that have a pack, having asked each one, and its size."""
+        found = []
+        for tier in self._home.packs.tiers:
+            with suppress(NotFound):
+                found.append((tier, tier.blobs.info(key).size))
+        return found
+
+    @cached_property
+    def moves(self) -> dict[str, list[str]]:
+        """The keys of all moves by the id of their pack in hex."""
+        moves: dict[str, list[str]] = {}
+        for info in self._home.blobs.list(keys.MOVES):
+            pack_hex = info.key.removeprefix(keys.MOVES).partition("-")[0]
+            moves.setdefault(pack_hex, []).append(info.key)
+        return moves
+
+
+class Suspects(dict[bytes, dict[ChunkPlace, ChunkTable]]):
+    """Packs of which a copy is damaged in every tier, with the frames that are."""
+
+    def add(self, way: Sequence[ChunkPlace], table: ChunkTable) -> None:
+        """Suspect the packs on the way to a chunk, as it could be read in none of them."""
+        for place in way:
+            self.setdefault(place.pack, {})[place] = table
+
+
+@dataclass(slots=True)
+class Looked:
+    """What was seen of a pack.
+
+    Attributes:
+        verified: Whether its footer was read.
+        archived: Whether only an archive has it, so that it cannot be verified.
+        bad: Whether no tier has a copy with a good footer, and no move leads on.
+    """
+
+    verified: bool = False
+    archived: bool = False
+    bad: bool = False
+
+
+class CopyCheck:
+    """Checks packs one by one.
+
+    Args:
+        home: The store's home.
+        copies: Where packs lie.
+        problems: Told of damage.
+        suspects: Told of packs that may have to be quarantined.
+    """
+
+    def __init__(
+        self, home: Home, copies: Copies, problems: PackProblems, suspects: Suspects
+    ) -> None:
+        self._home, self._copies = home, copies
+        self._problems, self._suspects = problems, suspects
+
+    def look(self, pack: bytes, parts: Sequence[tuple[Part, list[ChunkPlace]]]) -> Looked:
+        """Check every tier's copy of a pack, and that the layouts' parts of it agree with it."""
+        looked = Looked()
+        try:
+            self._look(pack, [place for _, places in parts for place in places], looked)
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            self._problems.lost(pack, error)
+            looked.bad = True
+        return looked
+
+    def _look(self, pack: bytes, places: list[ChunkPlace], looked: Looked) -> None:
+        key = keys.pack_key(pack)
+        copies = self._copies.of(key)
+        there, bad = self._read(key, places, copies)
+        if copies and not there:  # a mover or a collector was faster than this check
+            copies = self._copies.now(key)
+            there, bad = self._read(key, places, copies)
+        if not there:
+            looked.archived = any(tier.archive is not None for tier, _ in copies)
+            lost = None if looked.archived else self._unmoved(places)
+            if isinstance(lost, Archived):  # moved, and archived there
+                looked.archived = True
+            elif lost is not None:
+                raise lost
+            return
+        looked.verified = True
+        if len(bad) == len(there):
+            self._suspects.setdefault(pack, {})
+            if self._unmoved(places) is not None:
+                raise bad[there[0]]
+            return
+        for name, why in bad.items():
+            self._problems.bad_copy(pack, name, str(why))
+
+    def _read(
+        self, key: str, places: list[ChunkPlace], copies: list[tuple[DurableTier, int]]
+    ) -> tuple[list[str], dict[str, Damaged | UnsupportedFormat]]:
+        """Read the footers of copies.
+
+        Returns:
+            The names of the tiers that have one that can be read now; what is wrong with those that
+            are bad.
+        """
+        there: list[str] = []
+        bad: dict[str, Damaged | UnsupportedFormat] = {}
+        for tier, size in copies:
+            if tier.archive is not None:
+                continue
+            with suppress(NotFound):
+                try:
+                    _, stored = read_footer(tier.blobs, key, size)
+                    if not set(places) <= set(stored):
+                        raise Damaged("a layout and the pack's own index do not agree")
+                except (Damaged, UnsupportedFormat) as error:
+                    bad[tier.name] = error
+                there.append(tier.name)
+        return there, bad
+
+    def _unmoved(self, places: list[ChunkPlace]) -> NotFound | Damaged | BackendError | None:
+        """Return what a reader of these frames raises if no move leads to one of them."""
+        moves = Moves(self._home.blobs, self._home.packs)
+        for place in places:
+            if not moves.follow(place):
+                return moves.lost(place)
+        return None

@@ -1,0 +1,119 @@
+"""What a check finds, and the versions that need it: damage is looked at twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.layout import parse_layout
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.ids import Digest
+from tierstore.modelstore.care.check_parts import NeededParts
+from tierstore.modelstore.care.check_users import Users
+from tierstore.modelstore.home.home import Home
+
+Severity = Literal["damage", "garbage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One problem that a check found.
+
+    Attributes:
+        severity: ``damage`` loses data or history; ``garbage`` only takes space.
+        key: Key of the stored object.
+        what: Description of the problem.
+        needed_by: Versions that cannot be read in full because of it.
+    """
+
+    severity: Severity
+    key: str
+    what: str
+    needed_by: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Problem:
+    """Damage in a pack.
+
+    Attributes:
+        pack: The id of the pack.
+        what: Description of the problem.
+        place: The place of the one chunk that is damaged; ``None`` for all of the pack.
+        hits: Whether versions cannot be read because of it, and not one copy of several is bad.
+        users: The versions that need it.
+    """
+
+    pack: bytes
+    what: str
+    place: ChunkPlace | None = None
+    hits: bool = True
+    users: set[str] = field(default_factory=set)
+
+
+class PackProblems:
+    """The damage in packs that a check finds, until a second look says which versions need it.
+
+    Args:
+        home: The store's home.
+        users: Which versions need which manifests.
+        parts: What layouts need of packs.
+    """
+
+    def __init__(self, home: Home, users: Users, parts: NeededParts) -> None:
+        self._home, self._users, self._parts = home, users, parts
+        self._found: list[_Problem] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def lost(self, pack: bytes, what: object, place: ChunkPlace | None = None) -> None:
+        """Note that a pack, or one chunk in it, cannot be read from any tier."""
+        self._found.append(_Problem(pack, str(what), place))
+
+    def bad_copy(self, pack: bytes, tiers: str, why: str) -> None:
+        """Note a damaged copy; no version is affected, as another tier has a good one."""
+        what = f"its copy in tier {tiers} is bad, another one is good: {why}"
+        self._found.append(_Problem(pack, what, hits=False))
+
+    def look_again(self) -> list[Finding]:
+        """Return as findings what is needed still, in the order in which it was found.
+
+        Versions may have been removed meanwhile and their packs collected, or a layout written
+        anew: what no version needs as of now is no damage.
+        """
+        by_pack: dict[bytes, list[_Problem]] = {}
+        for problem in self._found:
+            if problem.hits:
+                by_pack.setdefault(problem.pack, []).append(problem)
+        for digest in self._parts.users([*by_pack]):
+            names = self._users.now(digest)
+            if names:
+                self._name(digest, names, by_pack)
+        return [
+            Finding("damage", keys.pack_key(one.pack), one.what, tuple(sorted(one.users)))
+            for one in self._found
+            if one.users or not one.hits
+        ]
+
+    def _name(self, digest: Digest, names: list[str], by_pack: dict[bytes, list[_Problem]]) -> None:
+        key = keys.layout_key(digest)
+        try:
+            table = parse_layout(self._home.blobs.get(key), digest, key)
+        except (Damaged, NotFound, UnsupportedFormat):  # it is what it was at the first look
+            for pack in by_pack:
+                for problem in by_pack[pack] if digest in self._parts.users([pack]) else ():
+                    problem.users.update(names)
+            return
+        for pack in by_pack.keys() & set(table.pack_ids):
+            for problem in by_pack[pack]:
+                if _needs(table, problem):
+                    problem.users.update(names)
+
+
+def _needs(table: ChunkTable, problem: _Problem) -> bool:
+    if problem.place is None:
+        return any(True for _ in table.places_in(problem.pack))
+    return table.find(problem.place.digest) == problem.place
