@@ -240,6 +240,25 @@ _FORMAT = (
         ("integration/test_check_meanwhile.py::test_a_layout_that_is_written_anew_meanwhile",),
     ),
     Mutation(
+        "check-oldest-first",
+        "Docs, operations: nothing is read twice before all was read once.",
+        "modelstore/care/check_data.py",
+        "order = sorted(items, key=lambda item: last[item.copy])",
+        "order = items",
+        ("integration/test_check_subset.py::test_subsets_in_turn_cover_everything_once",),
+    ),
+    Mutation(
+        "check-damaged-first",
+        "Docs, operations: a copy that is damaged is read first until it is good again.",
+        "modelstore/care/check_data.py",
+        "(times.note if item.read(count) else times.forget)(item.copy)",
+        "(times.note if item.read(count) else times.note)(item.copy)",
+        (
+            "integration/test_check_subset.py::"
+            "test_damage_is_found_in_its_turn_and_comes_first_from_then_on[0-warm]",
+        ),
+    ),
+    Mutation(
         "check-reads-proofs",
         "CLI, check: with --read-data, everything is read that a reader may need.",
         "modelstore/care/check_data.py",

@@ -95,6 +95,7 @@ _CLOUD_TEXTS = (
 _OFF = {"", "0", "false", "no", "off"}
 _TIME = re.compile(r"(\d{1,9})([smhd]?)\Z")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_PERCENT = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%\Z")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\Z", re.IGNORECASE)
 
 
@@ -114,6 +115,15 @@ def parse_seconds(text: str) -> int:
     if not match or not (seconds := int(match[1]) * _UNIT_S[match[2]]):
         raise ConfigError(f"invalid time {text!r}: expected 90s, 30m, 2h or 7d")
     return seconds
+
+
+def parse_share(text: str) -> float:
+    """Parse ``5%``, ``0.5%`` or ``100%`` into a share above 0 and up to 1, or ``ConfigError``."""
+    match = _PERCENT.match(text.strip())
+    share = float(match[1]) / 100 if match else 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"invalid share {text!r}: expected more than 0% and at most 100%, as 5%")
+    return share
 
 
 def parse_labels(text: str) -> dict[str, str]:

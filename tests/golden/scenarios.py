@@ -149,6 +149,9 @@ STORES: tuple[Step, ...] = (
     du nobody
     check
     check --read-data
+    check --subset 100%
+    check --max-time 0
+    check --subset 0%
     version
     doctor
     doctor --store other

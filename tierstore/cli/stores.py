@@ -8,6 +8,7 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, shares, size, table
+from tierstore.cli.kit.times import duration
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas import tiers as tier_schemas
 from tierstore.cli.tierargs import (
@@ -161,14 +162,32 @@ def check(
     hot: Annotated[
         bool, typer.Option("--hot", help="Also verify every chunk in this node's hot tier.")
     ] = False,
+    subset: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Read data, but only this share of it: 5%."),
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Read data, but begin no more after this time: 2h."),
+    ] = None,
 ) -> None:
     """Verify the store and list what is damaged or garbage.
+
+    Data is read first where this node has not read it for longest: what is run again with --subset
+    or --max-time, or after it was interrupted, goes on where it ended.
 
     Exits with 4 when data or history is damaged; garbage only takes space. What is damaged in the
     hot tier is removed there, and fetched again when it is read.
     """
+    from tierstore.config import parse_share
+
+    share = None if subset is None else parse_share(subset)
+    limit = None if max_time is None else duration(max_time)
     with cli.open() as store, cli.progress("checking") as progress:
-        report = store.check(read_data=read_data, hot=hot, progress=progress)
+        report = store.check(
+            read_data=read_data, hot=hot, subset=share, max_time=limit, progress=progress
+        )
+    read_data = read_data or share is not None or limit is not None
     data = schemas.CheckJson(
         damaged=report.damaged,
         findings=[
@@ -184,6 +203,9 @@ def check(
         data_bytes=report.data_bytes,
         hot_bytes=report.hot_bytes,
         quarantined=report.quarantined,
+        copies_read=report.data.copies,
+        copies_left=report.data.copies_left,
+        left_bytes=report.data.left_bytes,
     )
     damaged = [one.key for one in report.findings if one.severity == "damage"]
     cli.out.show(data, damaged, lambda: _print_report(report, read_data, hot))
@@ -212,6 +234,8 @@ def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
     verdict = f"{damage} damaged" if damage else "no damage"
     waste = f", {counted(garbage, 'object')} of garbage" if garbage else ""
     print(f"{verdict}{waste}; checked {looked}{data}")
+    if report.data.copies_left:
+        print(report.data.summary)
 
 
 def quarantine_text(count: int) -> str:

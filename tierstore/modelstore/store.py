@@ -1094,6 +1094,8 @@ class Store:
         *,
         read_data: bool = False,
         hot: bool = False,
+        subset: float | None = None,
+        max_time: timedelta | None = None,
         progress: Progress | bool | None = None,
     ) -> CheckReport:
         """Verify everything that the store holds.
@@ -1103,6 +1105,10 @@ class Store:
                 the patches below them give.
             hot: Compare every chunk in this node's hot tier with its digest, too. A wrong one is
                 damage of this node alone: it is removed, and is fetched again when it is read.
+            subset: Read the data of this share of the stored bytes, above 0 and up to 1: of the
+                copies of packs that this node has not read for longest. Says ``read_data``.
+            max_time: Begin to read no further copy after this time. Says ``read_data``. What was
+                read is noted on this node (``cache_dir``), and the next such check goes on there.
             progress: ``True`` for a bar (``pip install 'tierstore[progress]'``), or a function that
                 is called with the bytes done and the bytes in all.
 
@@ -1111,22 +1117,24 @@ class Store:
 
         Raises:
             UsageError: ``hot``, and this node has no hot tier.
+            KeyboardInterrupt: As it was raised; while data is read, it says how to read the rest.
 
         Examples:
             >>> store = tierstore.init("store")
             >>> _ = store.save("ranker", {"w": np.ones(1000, np.float32)})
             >>> report = store.check(read_data=True)
-            >>> report.findings, report.data_bytes
-            ([], 4000)
+            >>> report.findings, report.data_bytes, report.data.copies_left
+            ([], 4000, 0)
         """
-        from tierstore.modelstore.care.check import check_store
+        from tierstore.modelstore.care.check import check_store, limits_of
         from tierstore.modelstore.care.check_hot import check_hot
 
         home, settings, local = self._parts.home, self._parts.settings, self._parts.hot.local
         if hot and local is None:
             raise UsageError("this node has no hot tier to check; 'tierstore tier ls' shows tiers")
+        limits = limits_of(read_data, subset, max_time)
         with reported(progress, "checking") as told:
-            report = check_store(home, read_data=read_data, settings=settings, progress=told)
+            report = check_store(home, limits, settings=settings, progress=told)
             if hot and local is not None:
                 check_hot(local, report, told)
         return report

@@ -183,9 +183,11 @@ def _detail(error: BaseException) -> ErrorDetail:
         kind, code = "UsageError", 2
         message = error.format_message().rstrip(".") + where
     elif isinstance(error, Terminated):
-        kind, message, code = "Terminated", "terminated", Terminated.code
+        kind, code = "Terminated", Terminated.code
+        message = f"terminated: {error}" if error.args else "terminated"
     elif isinstance(error, KeyboardInterrupt | typer.Abort):
-        kind, message, code = "Interrupted", "interrupted", INTERRUPTED
+        kind, code = "Interrupted", INTERRUPTED
+        message = f"interrupted: {error}" if error.args else "interrupted"
     elif isinstance(error, OSError) and error.errno in (errno.EBADF, errno.EIO):
         kind, message = "SourceError", f"the output cannot be written: {error.strerror}"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

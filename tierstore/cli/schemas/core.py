@@ -296,6 +296,8 @@ class CheckJson(Schema):
     ``hot_bytes`` is 0 without ``--hot``.
     ``versions`` counts variants too, and those with equal content once.
     ``quarantined`` names packs that no tier has a good copy of: saves store their chunks anew.
+    ``copies_read`` counts the copies of packs that were read in full, ``copies_left`` those that
+    ``--subset`` or ``--max-time`` left for another time, of ``left_bytes`` together.
     """
 
     damaged: bool
@@ -307,6 +309,9 @@ class CheckJson(Schema):
     data_bytes: int
     hot_bytes: int
     quarantined: list[str]
+    copies_read: int
+    copies_left: int
+    left_bytes: int
 
 
 class DemoStep(Schema):

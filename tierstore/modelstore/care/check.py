@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
+from tierstore.arguments import as_number, wrong
 from tierstore.errors import (
     BackendError,
     Damaged,
@@ -38,6 +40,8 @@ from tierstore.modelstore.chunks.examine import examine, quarantine
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.settings import Settings
+
+_SHARE = "a share of the stored bytes above 0 and up to 1, such as 0.05"
 
 
 @dataclass(slots=True)
@@ -80,38 +84,50 @@ class CheckReport:
         return [finding.key for finding in self.findings if finding.severity == "garbage"]
 
 
+def limits_of(read_data: bool, subset: float | None, max_time: timedelta | None) -> Limits | None:
+    """Return the limits that the arguments of ``Store.check`` mean; ``None``: no data is read.
+
+    Raises ``UsageError`` for what is no share and no time.
+    """
+    share, until = 1.0, float("inf")
+    if subset is not None:
+        share = as_number("subset", subset, _SHARE, 0, above=True)
+        if share > 1:
+            raise wrong("subset", _SHARE, subset)
+    if max_time is not None:
+        if not isinstance(max_time, timedelta):
+            raise wrong("max_time", "a timedelta, such as timedelta(hours=2)", max_time)
+        until = time.monotonic() + max_time.total_seconds()
+    reads = read_data or subset is not None or max_time is not None
+    return Limits(share, until) if reads else None
+
+
 def check_store(
     home: Home,
+    limits: Limits | None,
     *,
-    read_data: bool,
-    share: float = 1.0,
-    max_time_s: float = float("inf"),
     settings: Settings,
     progress: Callable[[int, int], None] | None,
 ) -> CheckReport:
     """Verify a store. All that it may write are quarantine marks of packs that it found damaged.
 
-    A mark is lifted again when ``read_data`` finds a good copy of its pack.
+    A mark is lifted again when all data was read, and a good copy of its pack was found.
 
     Args:
         home: The store's home.
-        read_data: Also decode every chunk that a version needs and compare its digest, and compute
-            what patches change to compare folds with it.
-        share: With ``read_data``, how much of the stored bytes is read, above 0 and up to 1: what
-            this node has not read for longest.
-        max_time_s: With ``read_data``, seconds after which nothing more is begun to be read.
-        settings: Limits on threads and memory for ``read_data``, and where this node keeps when it
-            read what.
-        progress: With ``read_data``, called with plain bytes done and in all.
+        limits: How much of the data is read: chunks that a version needs are decoded and compared
+            with their digests, and what patches change is computed to compare folds with it;
+            ``None`` for metadata alone.
+        settings: Limits on threads and memory, and where this node keeps when it read what.
+        progress: Called with plain bytes read and in all.
 
     Raises:
         OutOfSpace: There is no room for temporary files.
         KeyboardInterrupt: While data was read, with a message that says how to read the rest.
     """
-    limits = Limits(share, time.monotonic() + max_time_s)
     parts = NeededParts()
     try:
-        return _Check(home, settings, parts, progress).run(limits if read_data else None)
+        return _Check(home, settings, parts, progress).run(limits)
     finally:
         parts.close()
 

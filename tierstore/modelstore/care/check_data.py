@@ -76,9 +76,18 @@ class DataRead:
 
     @property
     def rest(self) -> str:
-        """The share that was left, as ``check --subset`` takes it to read just that: ``62.5%``."""
+        """The share that was left, as ``check --subset`` takes it, rounded up: ``62.5%``."""
         left = -(-1000 * self.left_bytes // max(1, self.left_bytes + self.stored_bytes))
         return f"{max(1, left) / 10:g}%"
+
+    @property
+    def summary(self) -> str:
+        """How much was read, and how to read the rest."""
+        every = self.copies + self.copies_left
+        return (
+            f"{self.copies} of {every} copies of packs were read; "
+            f"'tierstore check --subset {self.rest}' reads the rest"
+        )
 
 
 def read_items(
@@ -119,14 +128,13 @@ def read_items(
             result.stored_bytes += item.stored_bytes
             result.left_bytes -= item.stored_bytes
     except KeyboardInterrupt as error:
-        raise type(error)(
-            f"interrupted: {result.copies} of {len(items)} copies were read; "
-            f"'tierstore check --subset {result.rest}' reads the rest"
-        ) from None
+        raise type(error)(result.summary) from None
 
 
 def _first(items: Sequence[Item], share: float) -> Sequence[Item]:
     """Return as many of the first items as have a share of the bytes, and at least one."""
+    if share >= 1:
+        return items
     wanted = share * sum(item.stored_bytes for item in items)
     taken = 0
     for number, item in enumerate(items):
@@ -200,7 +208,8 @@ class PackData:
         def read(count: Callable[[int], None]) -> bool:
             self._good = True
             for part, places in distinct(self._parts.of(pack)):
-                self._read_part(part, places, self._first[number], count)
+                if places:
+                    self._read_part(part, places, self._first[number], count)
             return self._good
 
         return read
