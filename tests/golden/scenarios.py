@@ -484,6 +484,8 @@ PLACING: tuple[Step, ...] = (
         warmup n --check
         agent --every soon
         agent --log xml
+        agent --rewrite much
+        agent --growth -1
         agent --follow m@@
         check --read-data
     """),

@@ -33,9 +33,10 @@ def test_long_chains_are_folded_once_and_say_the_same(tmp_path: Path) -> None:
 def test_one_that_is_damaged_does_not_stop_the_others(tmp_path: Path) -> None:
     with tierstore.init(tmp_path / "store") as store:
         for value, name in enumerate(("a", "b")):
-            store.save(name, {"emb": np.full((1000, 64), value)})
+            table = np.random.default_rng(value).standard_normal((1000, 64))
+            store.save(name, {"emb": table})
             for _ in range(8):
-                store.patch(name, {"emb": Rows([0], np.full((1, 64), 7))}, fold=False)
+                store.patch(name, {"emb": Rows([0], np.full((1, 64), 7.0))}, fold=False)
         broken = store.resolve("a@8").digest.hex
         [path] = (tmp_path / "store" / "versions").glob(broken)
         path.write_bytes(b"TSOB")

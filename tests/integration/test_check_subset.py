@@ -59,7 +59,7 @@ class World:
             return FaultyStore(self.tiers[name], plan)
 
         tiers = [
-            DurableTier(TierSpec(name=name, role=name, url=f"memory://{name}"), noted(name))  # type: ignore[arg-type]
+            DurableTier(TierSpec(name=name, role=name, url=f"memory://{name}"), noted(name))
             for name in ("warm", "cold")
         ]
         home = self.tiers["home"]

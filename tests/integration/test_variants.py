@@ -221,7 +221,11 @@ def test_a_variant_does_not_depend_on_the_blocks(
 def record_of(store: Store, version: Version) -> VariantRecord:
     """The record of a variant that has been replaced by a newer one of its name."""
     return read_record(
-        Model(version, store._opener.open(version), lambda: store._patching.opened_whole(version))
+        Model(
+            version,
+            store._opener.open(version),
+            lambda: store._parts.patching.opened_whole(version),
+        )
     )
 
 

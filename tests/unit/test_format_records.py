@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tierstore.errors import UsageError
-from tierstore.format.collected import Collected, Held, LastCollection
+from tierstore.format.collected import Collected, Growth, Held, LastCollection
 from tierstore.format.condemned import CondemnedList, CondemnedSegment, EarlyCondemned
 from tierstore.format.heat import HeatBody, parse_heat
 from tierstore.format.layout import (
@@ -71,6 +71,7 @@ BODIES: dict[Kind, Body] = {
     Kind.QUARANTINE: Mark(
         pack=bytes(32), chunks=bytes(64), tiers=["warm"], why="cut short", who="me", time_us=7
     ),
+    Kind.GROWTH: Growth(since_us=7, bytes=8),
     Kind.RETENTION: Retention(window_s=60, rules=Rules(keep_last=3), time_us=7, who="me"),
     Kind.COLLECTED: Collected(
         time_us=7, boot="b", running_us=7, packs=bytes(32), since_s=[7], writers={HEX16: [HEX16]},

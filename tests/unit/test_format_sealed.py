@@ -34,7 +34,7 @@ KINDS = {
     "MANIFEST": 1, "LAYOUT": 2, "SEGMENT": 3, "FOLD": 4, "MOVE": 5, "REF": 6, "LEASE": 7,
     "HINT": 8, "CONDEMNED": 9, "TIERS": 10, "PIN": 11, "HEAT": 12, "MOVER": 13, "REPORT": 14,
     "QUARANTINE": 15, "CONDEMNED_LIST": 16, "CONDEMNED_SEGMENT": 17,
-    "RETENTION": 18, "COLLECTED": 19,
+    "RETENTION": 18, "COLLECTED": 19, "GROWTH": 20,
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_what_is_newer_is_refused(case: str) -> None:
 def test_kinds_and_their_limits() -> None:
     assert {kind.name: kind.value for kind in Kind} == KINDS
     limits = {kind.value: max_plain_bytes(kind) for kind in Kind}
-    small = {4, 5, 6, 7, 8, 10, 11, 13, 14, 18}
+    small = {4, 5, 6, 7, 8, 10, 11, 13, 14, 18, 20}
     large = dict.fromkeys((9, 12, 15, 16, 17, 19), 64 * MIB)
     assert limits == dict.fromkeys((1, 2, 3), 512 * MIB) | dict.fromkeys(small, MIB) | large
 

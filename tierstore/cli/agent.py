@@ -40,6 +40,28 @@ LogOption = Annotated[
     str,
     typer.Option(metavar="FORM", help="Form of the log: text, or json for one object per line."),
 ]
+RebaseOption = Annotated[
+    bool,
+    typer.Option(
+        "--rebase/--no-rebase", help="Replace deltas that cost too much to read, or leave them."
+    ),
+]
+FoldOption = Annotated[
+    bool,
+    typer.Option("--fold/--no-fold", help="Fold versions on many patches, or leave them."),
+]
+RewriteOption = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Most bytes that a round writes to rebase and to fold."),
+]
+GrowthOption = Annotated[
+    float,
+    typer.Option(
+        metavar="PERCENT",
+        min=0,
+        help="Most that rebases and folds add to what is stored, until garbage is collected.",
+    ),
+]
 FollowOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -75,6 +97,10 @@ def agent(
     gc_max_time: GcMaxTime = "10m",
     metrics: MetricsOption = None,
     log: LogOption = "text",
+    rebase: RebaseOption = True,
+    fold: FoldOption = True,
+    rewrite: RewriteOption = "1GiB",
+    growth: GrowthOption = 5.0,
     follow: FollowOption = None,
     resume: ResumeOption = False,
 ) -> None:
@@ -86,30 +112,34 @@ def agent(
     With --follow it also loads each new version that REF comes to point to into this node's hot
     tier, the first REF first, before the processes that serve it ask for it.
     """
-    from tierstore.config import parse_seconds
+    from tierstore.config import parse_seconds, parse_size
     from tierstore.errors import UsageError
+    from tierstore.modelstore.reclaim.growth import Growth
     from tierstore.serving.agent import Agent, ended_by_signals
 
     if log not in ("text", "json"):
         raise UsageError(f"invalid --log {log!r}: expected text or json")
     pause, limit = parse_seconds(every), budget_of(budget, share)
-    plan = _collecting(gc_every, gc_max_bytes, gc_max_time)
+    plan, most = _collecting(gc_every, gc_max_bytes, gc_max_time), parse_size(rewrite)
     with ExitStack() as stack:
         stack.enter_context(_logging("json" if log == "json" else "text"))
         store = stack.enter_context(cli.open())
-        runs = Agent(store, every_s=pause, budget=limit, collecting=plan)
+        room = Growth(store._parts.home, store.node, percent=growth, round_bytes=most)
+        runs = Agent(
+            store,
+            every_s=pause,
+            budget=limit,
+            collecting=plan,
+            rebase=rebase,
+            fold=fold,
+            growth=room,
+        )
         stack.enter_context(ended_by_signals(runs.stop))
         following = stack.enter_context(_following(store, follow or [], resume))
         if metrics is not None:
             stack.enter_context(_metrics(metrics, store, runs, following))
         runs.run()
-        data = schemas.AgentEnded(
-            rounds=runs.stats.rounds,
-            moves=runs.moves.moves,
-            failed=runs.moves.failed,
-            moved_bytes=runs.moves.moved_bytes,
-            rollout_steps=runs.stats.rollout_steps,
-        )
+        data = _done(runs)
     cli.out.show(data, [], lambda: print(_ended(data)))
 
 
@@ -121,6 +151,16 @@ def _collecting(every: str, max_bytes: str | None, max_time: str) -> CollectingP
         duration(every) or None,
         None if max_bytes is None else parse_size(max_bytes),
         duration(max_time),
+    )
+
+
+def _done(runs: Agent) -> schemas.AgentEnded:
+    return schemas.AgentEnded(
+        rounds=runs.stats.rounds,
+        moves=runs.moves.moves,
+        failed=runs.moves.failed,
+        moved_bytes=runs.moves.moved_bytes,
+        rollout_steps=runs.stats.rollout_steps,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a collection leaves for the next one, and for whoever asks what it did (SPEC.md 10.1)."""
+"""What a collection leaves for the next one, and for whoever asks (SPEC.md 10.1 and 13)."""
 
 import itertools
 from typing import Annotated
@@ -42,6 +42,18 @@ class LastCollection(msgspec.Struct, frozen=True, kw_only=True):
     down: dict[str, str]
     freed: dict[str, Count]
     tiers: dict[str, dict[str, Held]]
+
+
+class Growth(Body, frozen=True, kw_only=True):
+    """What agents on one node have written, as rebases and folds, since the last collection.
+
+    Attributes:
+        since_us: When that collection ended; 0 before the first.
+        bytes: The bytes of the packs that they have written.
+    """
+
+    since_us: Microseconds
+    bytes: Count
 
 
 class Collected(Body, frozen=True, kw_only=True):

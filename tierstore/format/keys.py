@@ -14,7 +14,7 @@ REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
 )  # fmt: skip
 PROBES, REPORTS, QUARANTINE, CONDEMNED = "probes/", "reports/", "quarantine/", "condemned/"
 RETENTION, SWEEPS = "retention/", "sweeps/"
-COLLECTED = "collected"
+COLLECTED, GROWTH = "collected", "growth/"
 RESERVE = "reserve/collector"
 VERSION_LOG, REMOVED_LOG = "versions", "removed"
 ALIASES = "alias/"

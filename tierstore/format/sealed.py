@@ -45,6 +45,7 @@ class Kind(IntEnum):
     CONDEMNED_SEGMENT = 17
     RETENTION = 18
     COLLECTED = 19
+    GROWTH = 20
 
     @property
     def title(self) -> str:

@@ -77,6 +77,7 @@ class Parts:
         recorder: Counts what is read; ``None`` where nothing is counted.
         saving: Runs saves that are no plain ``save``: of variants and uploads.
         rebasing: Rebases versions; remembers which it has looked at.
+        patching: Folds versions within a limit.
         places: What must not overlap with sources of saves and targets of exports.
         upkeep: What this process does now and then, once it is started.
         reopen: Opens the store again where it is unpickled: a function and its arguments.
@@ -88,6 +89,7 @@ class Parts:
     recorder: HeatRecorder | None
     saving: Saving
     rebasing: Rebasing
+    patching: Patching
     places: StorePlaces
     upkeep: Upkeep
     reopen: tuple[Callable[..., object], tuple[object, ...]] | None = None
@@ -141,9 +143,9 @@ class Store:
             home, self._index, self._opener, self.resolve, self._names.newest, settings.threads
         )
         rebasing = Rebasing(home, self._index, self._opener.open_full)
-        self._parts = Parts(home, hot, settings, heat, saving, rebasing, places, upkeep)
+        patching = Patching(home, self._names, self._opener, saving, self._lease)
+        self._parts = Parts(home, hot, settings, heat, saving, rebasing, patching, places, upkeep)
         """The parts of the store, for the code of tierstore alone; see ``Parts``."""
-        self._patching = Patching(home, self._names, self._opener, saving, self._lease)
         self._services: dict[str, Any] = {}
 
     @property
@@ -379,7 +381,9 @@ class Store:
         version = self.choose(ref, profile=profile)
         with self._own(version):
             opened = self._opened(version, self._opener.open)
-        model = Model(version, opened, lambda: self._opened(version, self._patching.opened_whole))
+        model = Model(
+            version, opened, lambda: self._opened(version, self._parts.patching.opened_whole)
+        )
         if not dequantize:
             return model
         from tierstore.modelstore.loading.dequantized import Dequantized
@@ -914,7 +918,7 @@ class Store:
         """
         if isinstance(changes, str | os.PathLike):
             self._parts.places.check(changes)
-        return self._patching.patch(ref, changes, alias=alias, message=message, fold=fold)
+        return self._parts.patching.patch(ref, changes, alias=alias, message=message, fold=fold)
 
     def patches(self, since: str | Version, until: str | Version | None = None) -> Iterator[Patch]:
         """Return the patches that lead from one version to a newer one, in order.
@@ -939,7 +943,7 @@ class Store:
             >>> state["emb"][2]
             array([1., 1.], dtype=float32)
         """
-        return self._patching.between(since, until)
+        return self._parts.patching.between(since, until)
 
     def fold(
         self, ref: str | Version, *, at_least: int = 1, progress: Progress | bool | None = None
@@ -969,7 +973,7 @@ class Store:
             0
         """
         with reported(progress, f"folding {ref}") as told:
-            return self._patching.fold(ref, at_least, told)
+            return self._parts.patching.fold(ref, at_least, told)
 
     def rebase(self, ref: str | Version, *, above: float = COSTS) -> Rebased:
         """Store a version's deltas as standalone chunks where reading them costs too much.

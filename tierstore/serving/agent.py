@@ -12,9 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UnsupportedFormat
+from tierstore.errors import (
+    Conflict,
+    Damaged,
+    NotFound,
+    OutOfSpace,
+    TierstoreError,
+    UnsupportedFormat,
+)
+from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.names.rollout import advance_all
+from tierstore.modelstore.patches.fold import Folded
+from tierstore.modelstore.patches.patching import look_below
+from tierstore.modelstore.reclaim.growth import Growth
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import Version
 from tierstore.serving.collecting import Collecting, CollectingPlan
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.mover import MoverStats
@@ -37,6 +49,7 @@ class AgentStats:
         rollout_steps: Steps of rollouts that were made.
         rebased: Versions whose costly deltas were stored as standalone chunks.
         folded: Versions on many patches that were stored as full chunks.
+        rewritten_bytes: Bytes that were stored for both.
         removed: Versions that rules of retention removed.
     """
 
@@ -46,6 +59,7 @@ class AgentStats:
     rollout_steps: int = 0
     rebased: int = 0
     folded: int = 0
+    rewritten_bytes: int = 0
     removed: int = 0
 
 
@@ -57,6 +71,10 @@ class Agent:
         every_s: Seconds from the end of one round to the start of the next.
         budget: Bandwidth that moves may use; ``None`` for no limit.
         collecting: When garbage is collected, if the store allows it; ``None``: once a day.
+        rebase: Whether deltas that cost too much to read are replaced.
+        fold: Whether versions on many patches are folded.
+        growth: How much both may write; by default ``Growth`` of this node, without a limit a
+            round.
     """
 
     def __init__(
@@ -66,8 +84,13 @@ class Agent:
         every_s: float = 60.0,
         budget: Budget | None = None,
         collecting: CollectingPlan | None = None,
+        rebase: bool = True,
+        fold: bool = True,
+        growth: Growth | None = None,
     ) -> None:
         self._store, self._every_s, self._budget = store, every_s, budget
+        self._rebases, self._folds = rebase, fold
+        self._growth = growth or Growth(store._parts.home, store.node)
         self.stop = threading.Event()
         """Ends the agent once it is set."""
         self.stats = AgentStats()
@@ -97,8 +120,11 @@ class Agent:
         self.stats.rounds += 1
         try:
             self._advance()
-            self._rebase()
-            self._fold()
+            self._growth.begin_round()
+            if self._rebases:
+                self._rebase()
+            if self._folds:
+                self._fold()
             self._keep_rules()
             self._collecting.round()
             report = self._placement.rebalance(budget=self._budget, stop=self.stop)
@@ -136,8 +162,9 @@ class Agent:
                 _log.warning("the rollout of %s waits: a gate does not hold", alias)
 
     def _rebase(self) -> None:
-        for name, done in self._rebasing.sweep(self.stop.is_set).items():
+        for name, done in self._rebasing.sweep(self.stop.is_set, self._growth).items():
             self.stats.rebased += 1
+            self.stats.rewritten_bytes += done.stored_bytes
             _log.info(
                 "%s was rebased: a read cost %.2f times one without deltas, now %.2f",
                 name,
@@ -151,15 +178,37 @@ class Agent:
             newest = self._store.resolve(model)
             if self.stop.is_set() or newest.is_release or self._newest.get(model) == newest.number:
                 continue
-            self._newest[model] = newest.number
             try:
-                done = self._store.fold(str(newest), at_least=_FOLD_FROM)
-            except (Damaged, NotFound, UnsupportedFormat) as error:  # 'check' tells more
+                done = self._fold_one(newest)
+            except (Damaged, NotFound, UnsupportedFormat, OutOfSpace) as error:
+                # 'check' tells more
                 _log.warning("%s was not folded: %s", newest, error)
-                continue
-            if done.stats is not None:
-                self.stats.folded += 1
-                _log.info("%s was folded: it lay on %d patches", newest, done.patches)
+            else:
+                if done is None:  # it waits until there is room for it
+                    continue
+                if done.stats is not None:
+                    self.stats.folded += 1
+                    _log.info("%s was folded: it lay on %d patches", newest, done.patches)
+            self._newest[model] = newest.number
+
+    def _fold_one(self, version: Version) -> Folded | None:
+        """Fold a version that lies on many patches; ``None`` if that takes more than it may."""
+        home = self._store._parts.home
+        chain = find_chain(home, version.digest)
+        if len(chain.patches) < _FOLD_FROM:
+            return Folded(version, 0, chain.full, None)
+        left = self._growth.left_bytes()
+        if look_below(home, version.digest).patch_bytes > left:
+            return None
+        try:
+            done = self._store._parts.patching.fold(version, _FOLD_FROM, None, left)
+        except OutOfSpace:
+            self._growth.add(left)  # as good as all of it: what it has stored is garbage
+            raise
+        if done.stats is not None:
+            self._growth.add(done.stats.stored_bytes)
+            self.stats.rewritten_bytes += done.stats.stored_bytes
+        return done
 
     def _keep_rules(self) -> None:
         """Remove what rules of retention do not keep; in their first window only say what."""
@@ -204,6 +253,7 @@ class Agent:
             "rollout_steps": own.rollout_steps,
             "rebased": own.rebased,
             "folded": own.folded,
+            "rewritten_bytes": own.rewritten_bytes,
             "removed_versions": own.removed,
             "gc_runs": collected.runs,
             "gc_runs_failed": collected.failed,

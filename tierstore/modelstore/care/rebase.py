@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
 from tierstore.arguments import as_number
 from tierstore.errors import (
@@ -46,6 +47,10 @@ COSTS = 1.5
 """The most bytes that reading deltas may fetch, per byte of the standalone frames for them."""
 
 _ROUNDS = 5
+_FRAME_BYTES, _PER_BLOCKS = 1024, 256
+"""What a standalone frame takes at most besides the plain bytes, with its proof and its row in the
+index: so many bytes, and one for so many plain bytes.
+"""
 _log = logging.getLogger("tierstore.rebase")
 
 
@@ -69,6 +74,29 @@ class Rebased:
     stored_bytes: int
     cost_before: float
     cost_after: float
+
+
+class Allowance(Protocol):
+    """How much a sweep may write."""
+
+    def left_bytes(self) -> float:
+        """Return how many bytes of packs may be written now."""
+
+    def add(self, nbytes: int) -> None:
+        """Note that so many bytes of packs were written."""
+
+
+class _Unlimited:
+    """No limit."""
+
+    def left_bytes(self) -> float:
+        return math.inf
+
+    def add(self, nbytes: int) -> None:
+        """Note nothing."""
+
+
+UNLIMITED: Allowance = _Unlimited()
 
 
 class ReadCosts:
@@ -108,6 +136,10 @@ class ReadCosts:
         """Return the bytes fetched to read a chunk."""
         return place.frame_bytes + sum(self._share[base] for base in place.bases)
 
+    def ratio(self, place: ChunkPlace) -> float:
+        """Return the bytes fetched per byte of a standalone frame."""
+        return self.fetched(place) / max(1.0, self.standalone(place))
+
     def whole(self, instead: dict[bytes, int]) -> float:
         """Return the cost of reading the version with some frames replaced by standalone ones.
 
@@ -146,20 +178,26 @@ class Rebasing:
             raise UsageError(
                 f"a delta never costs less than a standalone frame: give 1 or more, not {above}"
             )
+        return self._rebase(version, above, math.inf)[0]
+
+    def _rebase(self, version: Version, above: float, most_bytes: float) -> tuple[Rebased, bool]:
+        """Rebase a version, its dearest deltas first; tell whether ``most_bytes`` left some."""
         check_features(self._home.config, "write", self._home.blobs.url)
         full = self._opened(version)
         costs = ReadCosts(full.content.table, full.manifest)
-        expensive = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
+        every = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
+        expensive = _within(every, costs, most_bytes)
+        is_cut = len(expensive) < len(every)
         before = costs.whole({})
         if not expensive:
-            return Rebased(len(costs.deltas), 0, 0, 0, before, before)
+            return Rebased(len(costs.deltas), 0, 0, 0, before, before), is_cut
         with (
             WriterLease(self._home.blobs) as lease,
             closing(_Work(self._home, lease, full)) as work,
         ):
             packer = work.packer
             written = work.run(expensive) + _publish(self._home, self._index, packer)
-        return Rebased(
+        done = Rebased(
             deltas=len(costs.deltas),
             chunks=len(work.places),
             plain_bytes=sum(place.plain_bytes for place in packer.places.values()),
@@ -167,8 +205,11 @@ class Rebasing:
             cost_before=before,
             cost_after=costs.whole({one: at.frame_bytes for one, at in packer.places.items()}),
         )
+        return done, is_cut
 
-    def sweep(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Rebased]:
+    def sweep(
+        self, stop: Callable[[], bool] = lambda: False, allowance: Allowance = UNLIMITED
+    ) -> dict[str, Rebased]:
         """Rebase the versions that cost more than ``COSTS`` to read as a whole; return by name.
 
         An agent calls this now and then on one object, which remembers what it looked at, so that
@@ -176,6 +217,8 @@ class Rebasing:
 
         Args:
             stop: Asked before each version; ``True`` ends the sweep.
+            allowance: How much may be written. Where it ends a version is rebased in part, and the
+                next sweep goes on with it.
         """
         done = {}
         for log, seq, model, variant in self._new():
@@ -185,7 +228,12 @@ class Rebasing:
                 version = version_of(model, log.entry(seq), variant=variant or None)
                 gone = version.number in self._removals.of(model)
                 if not gone and not version.is_release and self._is_expensive(version):
-                    done[str(version)] = self.version(version)
+                    rebased, is_cut = self._rebase(version, COSTS, allowance.left_bytes())
+                    if rebased.chunks:
+                        done[str(version)] = rebased
+                        allowance.add(rebased.stored_bytes)
+                    if is_cut:
+                        break
             except (Damaged, NotFound, UnsupportedFormat) as error:
                 _log.warning("entry %d of %s is not rebased: %s", seq, log.title, error)
             self._looked_at[model, variant] = seq
@@ -207,6 +255,19 @@ class Rebasing:
         if not len(content.table.bases):
             return False
         return ReadCosts(content.table, manifest).whole({}) > COSTS
+
+
+def _within(
+    places: Sequence[ChunkPlace], costs: ReadCosts, most_bytes: float
+) -> Sequence[ChunkPlace]:
+    """Return the dearest of these chunks that are stored in at most so many bytes, in order."""
+    chosen = set()
+    for place in sorted(places, key=costs.ratio, reverse=True):
+        most_bytes -= place.plain_bytes + place.plain_bytes // _PER_BLOCKS + _FRAME_BYTES
+        if most_bytes < 0:
+            break
+        chosen.add(place.digest)
+    return [place for place in places if place.digest in chosen]
 
 
 class _Work:

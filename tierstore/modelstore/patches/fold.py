@@ -6,6 +6,7 @@ SHA-256 is that of the whole file. Chunks that change become deltas against the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tierstore.errors import BackendError, NotDurable
@@ -80,6 +81,7 @@ def fold_version(
     *,
     at_least: int,
     progress: Progress | None,
+    most_bytes: float = math.inf,
 ) -> Folded:
     """Store the full manifest that equals a patch version, and name it in ``folds/``.
 
@@ -90,6 +92,10 @@ def fold_version(
         version: The version to fold.
         at_least: The fewest patches for which anything is done.
         progress: Called with bytes done and bytes in all.
+        most_bytes: Bytes that its packs may take.
+
+    Raises:
+        OutOfSpace: It would take more; nothing was published.
     """
     chain = find_chain(home, version.digest)
     count = len(chain.patches)
@@ -104,6 +110,7 @@ def fold_version(
     ]
     base = saving.as_base(version)
     with saving.begin(BaseSelection(files, lambda _: base), progress=progress) as writer:
+        writer.limit(most_bytes)
         full = writer.write(files)
         _name(home, version.digest, full)
     return Folded(version, count, full, writer.stats())

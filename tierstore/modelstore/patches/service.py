@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from tierstore.arguments import as_message, as_whole
@@ -120,14 +121,27 @@ class Patching:
         hold = self._lease.hold(last.digest.hex)
         return open_patches(self._home, self._opener, first, last, hold)
 
-    def fold(self, ref: str | Version, at_least: int, progress: Progress | None) -> Folded:
-        """Store a version that lies on patches as a whole; see ``Store.fold``."""
+    def fold(
+        self,
+        ref: str | Version,
+        at_least: int,
+        progress: Progress | None,
+        most_bytes: float = math.inf,
+    ) -> Folded:
+        """Store a version that lies on patches as a whole; see ``Store.fold``.
+
+        With ``most_bytes`` it fails with ``OutOfSpace`` before its packs take more.
+        """
         check_features(self._home.config, "write", self._home.blobs.url)
         at_least = as_whole("at_least", at_least, "a number of patches")
-        return self._fold(self._names.resolve(ref), at_least, progress)
+        return self._fold(self._names.resolve(ref), at_least, progress, most_bytes)
 
     def _fold(
-        self, version: Version, at_least: int = 1, progress: Progress | None = None
+        self,
+        version: Version,
+        at_least: int = 1,
+        progress: Progress | None = None,
+        most_bytes: float = math.inf,
     ) -> Folded:
         refuse_release(version)
         with self._lease.hold(version.digest.hex):
@@ -138,6 +152,7 @@ class Patching:
                 version,
                 at_least=at_least,
                 progress=progress,
+                most_bytes=most_bytes,
             )
 
     def opened_whole(self, version: Version) -> Opened:

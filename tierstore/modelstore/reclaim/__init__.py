@@ -3,6 +3,7 @@
 __all__ = [
     "explain",
     "feature",
+    "growth",
     "holders",
     "keeping",
     "reclaim",

@@ -74,6 +74,7 @@ class LastRun:
         stopped: The limit that ended it; ``None`` if none did.
         down: Why tiers could not be asked, by name.
         freed: The bytes that it deleted, by the tier's name.
+        needed: What stays because something needs it, by the tier's name.
         garbage: What nothing needed and was left, by the tier's name: it waited.
         removed: What only removed versions needed that could be undeleted, by the tier's name.
     """
@@ -83,8 +84,12 @@ class LastRun:
     stopped: str | None
     down: Mapping[str, str]
     freed: Mapping[str, int]
+    needed: Mapping[str, Amount]
     garbage: Mapping[str, Amount]
     removed: Mapping[str, Amount]
+
+
+_WINDOW = {"window"}
 
 
 def read_last(home_blobs: BlobStore) -> LastRun | None:
@@ -99,6 +104,10 @@ def read_last(home_blobs: BlobStore) -> LastRun | None:
         last.stopped,
         last.down,
         last.freed,
+        {
+            tier: _sum(states, states.keys() - GARBAGE - {"window"})
+            for tier, states in last.tiers.items()
+        },
         {tier: _sum(states, GARBAGE) for tier, states in last.tiers.items()},
         {tier: _sum(states, {"window"}) for tier, states in last.tiers.items()},
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tierstore.blobs.base import BlobStore
+from tierstore.errors import OutOfSpace
 from tierstore.format.keys import pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.proof import HashedPlain
@@ -39,6 +41,8 @@ class Packer:
     ) -> None:
         self._store, self._pool, self._on_put = store, pool, on_put
         self._plain_bytes = 0
+        self.most_bytes = math.inf
+        """Bytes that all packs together may have."""
         self._held: list[mmap.mmap] = []
         self._builder = PackBuilder()
         self._uploader = ThreadPoolExecutor(1, "tierstore-upload")
@@ -78,12 +82,15 @@ class Packer:
 
     def _flush(self) -> None:
         pack, buffers, places = self._builder.close()
+        size = sum(len(buffer) for buffer in buffers)
+        if size > self.most_bytes - sum(self.pack_sizes.values()):
+            raise OutOfSpace(f"it takes more than the {self.most_bytes} bytes that it may take")
         self._builder, self._plain_bytes = PackBuilder(), 0
         if self._upload is not None:
             self._upload.result()
         held, self._held = self._held, []
         self._upload = self._uploader.submit(self._put, pack_key(pack), buffers, held, places)
-        self.pack_sizes[pack] = sum(len(buffer) for buffer in buffers)
+        self.pack_sizes[pack] = size
         self.places.update((place.digest, place) for place in places)
 
     def _put(

@@ -107,6 +107,10 @@ class Writer:
         self._total = self._headers = self._done = self._chunks = 0
         self._meta_bytes = self._objects = 0
 
+    def limit(self, most_bytes: float) -> None:
+        """Let ``write`` fail with ``OutOfSpace`` before its packs take more than so many bytes."""
+        self._packer.most_bytes = most_bytes
+
     def write(
         self,
         files: Sequence[SourceFile],
