@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from tests.schedules.promises import CONTENTS, Lost, differs, patched
 from tests.schedules.scheduler import Process
-from tests.schedules.world import CONTENTS, Lost, World, differs, patched
-from tierstore.errors import NotFound, TierstoreError, UsageError
+from tests.schedules.world import World
+from tierstore.errors import NotFound, TierstoreError, Unreachable, UsageError
 from tierstore.format.keys import LEASES, REMOVED_LOG
 from tierstore.format.reflog import Lease
 from tierstore.format.sealed import Kind, unseal_body
@@ -84,7 +85,7 @@ def _save(rng: Chooser) -> Act:
 
     def act(scene: Scene) -> None:
         version = scene.store.save(model, content, base=base)
-        scene.world.versions[model, version.number] = content
+        scene.world.promises.versions[model, version.number] = content
 
     return act
 
@@ -94,12 +95,12 @@ def _patch(rng: Chooser) -> Act:
 
     def act(scene: Scene) -> None:
         below = scene.store.resolve(ref)
-        content = scene.world.versions.get((below.model, below.number))
+        content = scene.world.promises.versions.get((below.model, below.number))
         if content is None:  # whoever saves it has not returned yet
             return
         changes, made = patched(content, rows)
         version = scene.store.patch(str(below), changes)
-        scene.world.versions[version.model, version.number] = made
+        scene.world.promises.versions[version.model, version.number] = made
 
     return act
 
@@ -141,7 +142,7 @@ def _undelete(rng: Chooser) -> Act:
 
 def _bring_back(scene: Scene, ref: str) -> None:
     scene.store.undelete(ref, message=scene.note)
-    scene.world.undeleted.add(scene.note)
+    scene.world.promises.undeleted.add(scene.note)
 
 
 def _alias(rng: Chooser) -> Act:
@@ -150,7 +151,7 @@ def _alias(rng: Chooser) -> Act:
     def act(scene: Scene) -> None:
         version = scene.store.resolve(ref)
         scene.store.alias(version.model, name, version)
-        scene.world.aliases.add((version.model, name, version.number))
+        scene.world.promises.aliases.add((version.model, name, version.number))
 
     return act
 
@@ -161,8 +162,8 @@ def _release(rng: Chooser) -> Act:
     def act(scene: Scene) -> None:
         release = scene.store.releases.create("both", refs)
         members = [(model, one.number) for model, one in release.members.items()]
-        if all(member in scene.world.versions for member in members):
-            scene.world.released[scene.note] = members
+        if all(member in scene.world.promises.versions for member in members):
+            scene.world.promises.released[scene.note] = members
 
     return act
 
@@ -173,8 +174,8 @@ def _pin(rng: Chooser) -> Act:
     def act(scene: Scene) -> None:
         version = scene.store.resolve(ref)
         scene.store.pins.add(version.digest, str(version), ["warm"])
-        if (version.model, version.number) in scene.world.versions:
-            scene.world.pinned.append((version.model, version.number))
+        if (version.model, version.number) in scene.world.promises.versions:
+            scene.world.promises.pinned.append((version.model, version.number))
 
     return act
 
@@ -187,7 +188,7 @@ def _collect(rng: Chooser) -> Act:
     def act(scene: Scene) -> None:
         world, collector = scene.world, Collector(scene.store._parts.home)
         if window_s == 0:
-            world.is_kept = False
+            world.promises.is_kept = False
         for _ in range(times):
             with world.collects(scene.party.process):
                 collector.run(grace_s=grace_s, window_s=window_s)
@@ -211,7 +212,7 @@ def _read(rng: Chooser) -> Act:
     def act(scene: Scene) -> None:
         world = scene.world
         version = scene.store.resolve(ref)
-        content = world.versions.get((version.model, version.number))
+        content = world.promises.versions.get((version.model, version.number))
         model = scene.store.load(version)
         is_safe = False
         for _ in range(times):
@@ -295,7 +296,7 @@ def _spoil(process: Process, rng: Chooser) -> None:
     elif kind < 0.20:
         process.lost_at = at
     elif kind < 0.25:
-        process.fails_at = at
+        process.fault = lambda call, op: Unreachable("it is lost") if call == at else None
     process.drops_hints = rng.random() < 0.1
     if rng.random() < 0.3:
         process.skew_s = rng.choice((-3600.0, 3600.0, rng.uniform(-3600, 3600)))

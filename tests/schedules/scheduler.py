@@ -54,10 +54,11 @@ class Process:
         skew_s: Its clock minus that of the storage, in seconds.
         crash_at: The number of the call before which it ends and never goes on; ``None``: it lives.
         lost_at: The number of the call whose answer is lost, once.
-        fails_at: The number of the call that is not carried out, once.
+        fault: Returns the error of a call by its number and name, which is then not carried out.
         drops_hints: Whether its hints of the last entries never arrive.
         calls: How many calls of the storage it made.
         is_dead: Whether it has crashed.
+        had_faults: Whether any of its calls failed.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Process:
     skew_s: float = 0.0
     crash_at: int | None = None
     lost_at: int | None = None
-    fails_at: int | None = None
+    fault: Callable[[int, str], Exception | None] = lambda call, op: None
     drops_hints: bool = False
     calls: int = 0
     is_dead: bool = False
@@ -121,7 +122,8 @@ class Scheduler:
         self.trace: list[tuple[str, str, str]] | None = None
         self.on_jump: Callable[[], None] = lambda: None
         self.down: dict[str, tuple[int, int]] = {}
-        self._changes = {self.rng.randint(1, within) for _ in range(changes)}
+        self.changes = {self.rng.randint(1, within) for _ in range(changes)}
+        """At which calls another thread takes over."""
         self._burst, self._jumps = burst, jumps
         self._tasks: list[Task] = []
         self._current: Task | None = None
@@ -168,9 +170,11 @@ class Scheduler:
 
     # The parties
 
-    def start(self, process: Process, run: Callable[[], object]) -> Task:
-        """Add a thread to a process; it runs when it is chosen."""
-        task = Task(process, run, self.rng.random())
+    def start(
+        self, process: Process, run: Callable[[], object], priority: float | None = None
+    ) -> Task:
+        """Add a thread to a process; it runs when it is chosen, the highest priority first."""
+        task = Task(process, run, self.rng.random() if priority is None else priority)
         self._tasks.append(task)
         thread = threading.Thread(target=self._thread, args=(task,), daemon=True)
         thread.start()
@@ -232,7 +236,7 @@ class Scheduler:
             self.trace.append((task.process.name, op, f"{tier}:{key}"))
 
     def _maybe_switch(self, task: Task) -> None:
-        if self.steps in self._changes:
+        if self.steps in self.changes:
             task.priority = -self.steps
             self.jump()
         elif self._burst and self.rng.randrange(self._burst) == 0:
@@ -410,9 +414,10 @@ class Gate(BlobStore):
         if first <= scheduler.steps <= last:
             process.had_faults = True
             raise Unreachable(f"{op} {key!r} in {self.url}: it is down")
-        if process.fails_at is not None and process.calls >= process.fails_at:
-            process.fails_at, process.had_faults = None, True
-            raise Unreachable(f"{op} {key!r} in {self.url}: the request was lost")
+        error = process.fault(process.calls, op)
+        if error is not None:
+            process.had_faults = True
+            raise error
         with scheduler.storage():
             yield
         if (

@@ -1,6 +1,6 @@
-"""Random schedules of the real code: nothing that was promised is lost, and garbage goes.
+"""Schedules and faults of the real code: nothing that was promised is lost, and garbage goes.
 
-A thousand here, 50,000 with ``-m soak``. A schedule that fails prints how to run it again.
+A thousand random schedules here, 50,000 with ``-m soak``. What fails prints how to run it again.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.schedules.faults import CASES
+
 ROOT = Path(__file__).parents[2]
 BLOCK, CI, SOAK = 100, 1_000, 50_000
 
 
-def run(first: int, last: int) -> None:
-    command = [sys.executable, "-m", "tests.schedules", str(first), str(last)]
+def run(*args: object) -> None:
+    command = [sys.executable, "-m", "tests.schedules", *map(str, args)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
@@ -30,3 +32,9 @@ def test_nothing_is_lost_in_any_schedule(first: int) -> None:
 @pytest.mark.parametrize("first", range(CI + 1, CI + SOAK + 1, 10 * BLOCK))
 def test_nothing_is_lost_in_any_schedule_of_many(first: int) -> None:
     run(first, first + 10 * BLOCK - 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_fault_at_every_call(name: str) -> None:
+    """EIO at each call, and a disk that is full from each write on: the next run goes on."""
+    run("--faults", name)
