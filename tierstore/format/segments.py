@@ -44,9 +44,7 @@ class Segment:
     replaces: Set[str]
 
 
-_NOTHING = ChunkTable(
-    TableBody(digests=b"", offsets=b"", lengths=b"", heads=b"", plains=b"", codecs=b""), "nothing"
-)
+_NOTHING = TableBody(digests=b"", offsets=b"", lengths=b"", heads=b"", plains=b"", codecs=b"")
 
 
 def parse_any_segment(data: Buffer, name: str) -> Segment:
@@ -74,7 +72,7 @@ def merge_tables(
         without: Ids of packs whose rows are left out.
         last: Ids of packs whose rows stand back behind any other.
     """
-    every = join_tables(tables or [_NOTHING], "the tables to be merged")
+    every = join_tables(tables or [ChunkTable(_NOTHING, "nothing")], "the tables to be merged")
     body = TableBody(**pick_rows(every, merge_rows(every, without, last)))
     return ChunkTable(body, "the merged table")
 

@@ -384,7 +384,7 @@ def pick_rows(table: ChunkTable, rows: "npt.NDArray[np.int64]") -> "Columns":
         "plains": column(body.plains, "<u4"),
         "codecs": column(body.codecs, "u1"),
     }
-    if table.pack_ids:
+    if table.pack_sizes:
         used, numbers = np.unique(table._rows[0][rows], return_inverse=True)
         columns["pack_ids"] = b"".join(table.pack_ids[number] for number in used)
         sizes = np.array(table.pack_sizes, "<u8")
