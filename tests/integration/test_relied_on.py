@@ -23,10 +23,12 @@ from tests.integration.test_removal import NAMINGS
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Damaged, NotFound
-from tierstore.format.keys import GC, MOVES, REMOVED_LOG, pack_key
+from tierstore.format.keys import GC, MOVES, REMOVED_LOG, pack_key, version_key
+from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
@@ -365,3 +367,84 @@ def test_a_removal_that_is_undone_leaves_nothing_that_is_lost(
                 store.remove("m@2")
             collect(store)
     assert outcomes == {("removed", False), ("refused", True), ("refused", False)}
+
+
+# Folds
+
+
+@pytest.fixture
+def folded(store: Store, blobs: MemoryStore) -> list[str]:
+    """Let m@4 be m@2 with a patch, folded; return the keys of the packs that the fold has alone."""
+    before = packs(blobs)
+    store.patch("m@2", ROWS, fold=False)
+    patch = packs(blobs) - before
+    store.fold("m@4")
+    return [pack_key(one) for one in packs(blobs) - before - patch]
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged", "manifest"])
+def test_where_a_fold_is_lost_its_patches_are_read(
+    store: Store, blobs: MemoryStore, cache: Path, folded: list[str], how: str
+) -> None:
+    full = find_chain(store._parts.home, store.resolve("m@4").digest).full
+    [pack] = folded
+    if how == "damaged":
+        data = bytearray(blobs.get(pack))
+        data[200] ^= 1
+        blobs.put(pack, data)
+    else:
+        blobs.delete([pack if how == "gone" else version_key(full)])
+    with opened(blobs, cache / "other") as other:
+        model = other.load("m@4")
+        new = patched(2)["w"]
+        equal(model.load(), {"w": new})
+        [file] = model.files
+        assert np.array_equal(model["w"][199:203], new[199:203])
+        assert model.open_file(file.path).read()[-4000:] == new[-1:].tobytes()
+        if how != "manifest":
+            more = {"w": Rows([5], np.ones((1, 1000), np.float32))}
+            higher = other.patch("m@4", more, fold=False)
+            new[5] = 1
+            equal(other.load(higher).load(), {"w": new})
+        if how == "gone":
+            collect(other)
+            assert other.fold("m@4").patches == 1, "it heals the fold"
+            assert other.fold("m@4").patches == 0
+            assert not other.check(read_data=True).damaged
+    blobs.delete([pack_key(one) for one in packs_of(store, "m@2")])
+    third = opened(blobs, cache / "third")
+    with third, pytest.raises(NotFound, match="is missing from"):
+        third.load("m@4").load()
+
+
+def test_what_patches_give_is_compared_with_the_fold(
+    store: Store, blobs: MemoryStore, folded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As chunks of the fold are handed on, it is the fold's digests that hold."""
+    blobs.delete(folded)
+    read = FileView.read
+
+    def wrong(self: FileView, offset: int = 0, length: int | None = None) -> bytes:
+        data = bytearray(read(self, offset, length))
+        data[-1] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(FileView, "read", wrong)
+    with pytest.raises(NotFound, match="is missing from"):
+        store.load("m@4").load()
+
+
+def test_a_check_knows_the_folds_of_removed_versions(
+    store: Store, blobs: MemoryStore, folded: list[str]
+) -> None:
+    store.save("m", content(3), base=None)
+    store.remove("m@2", "m@4")
+    assert store.check(read_data=True).findings == []
+    store.undelete("m@4")
+    collect(store)
+    report = store.check(read_data=True)
+    assert report.findings == []
+    equal(store.load("m@4").load(), patched(2))
+    store.remove("m@4")
+    collect(store)
+    assert store.check(read_data=True).findings == []

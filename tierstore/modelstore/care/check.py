@@ -327,13 +327,15 @@ class _Check:
 
     def _check_folds(self) -> None:
         """Compare the metadata of every fold with its chain, where that is still there."""
-        found, self._unused_folds = look_at_folds(self._home, {d.hex for d in self._users.named})
+        named = self._users.named
+        live = {one.hex for one in named | self._removed.digests}
+        found, self._unused_folds = look_at_folds(self._home, live)
         for fold in found:
-            if fold.full is None:
+            if fold.patch not in named:
+                self._removed.add_fold(fold.full)
+            elif fold.full is None:
                 self._bad_folds.append(fold.key)
-                continue
-            check = self._fold_check(fold)
-            if check is not None and not self._differs(fold, check.differs):
+            elif (check := self._fold_check(fold)) and not self._differs(fold, check.differs):
                 self._folds.append((fold, check.plain_bytes))
 
     def _fold_check(self, fold: FoundFold) -> FoldCheck | None:

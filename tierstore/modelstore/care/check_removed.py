@@ -21,7 +21,7 @@ class RemovedVersions:
         home: The store's home.
 
     Attributes:
-        digests: The manifests of removed versions and of their variants so far.
+        digests: The manifests of removed versions, of their variants and of their folds so far.
     """
 
     def __init__(self, home: Home) -> None:
@@ -41,6 +41,11 @@ class RemovedVersions:
         if gone:
             self.digests.add(digest)
         return gone
+
+    def add_fold(self, full: Digest | None) -> None:
+        """Count the full manifest of a removed version's fold as removed, too."""
+        if full is not None:
+            self.digests.add(full)
 
     def packs(self, live: Set[Digest]) -> set[bytes]:
         """Return the packs of removed versions, but of live ones, as far as they are known."""

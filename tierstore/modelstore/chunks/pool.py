@@ -93,6 +93,8 @@ class ReadPool:
         """Where the version came from; ``None`` for what only the code of tierstore reads."""
         self.hold: Hold | None = None
         """Keeps the version in this process's lease while anything reads through the pool."""
+        self.compute: Callable[[bytes, memoryview], bool] | None = None
+        """Fills memory with the plain bytes of a chunk that is lost, by its digest, if it can."""
         self.moves = Moves(home_blobs, tiers, table, look_again)
         self.requests = 0
         self.bytes_by_tier: dict[str, int] = {}

@@ -31,6 +31,7 @@ class Chain:
         patches: Digests of the patch manifests that lie on ``start``, the oldest first; the last is
             the version itself. Empty when the version is full or folded.
         bottom: The full manifest; ``None`` for a fold's, which finding the chain does not read.
+        ignored: Full manifests whose folds were not used, because they cannot be read.
     """
 
     top: Manifest
@@ -38,10 +39,16 @@ class Chain:
     full: Digest
     patches: tuple[Digest, ...]
     bottom: Manifest | None = None
+    ignored: frozenset[Digest] = frozenset()
 
 
-def find_chain(home: Home, digest: Digest) -> Chain:
+def find_chain(home: Home, digest: Digest, ignored: frozenset[Digest] = frozenset()) -> Chain:
     """Find what a version lies on, down to the nearest full manifest or fold.
+
+    Args:
+        home: The store's home.
+        digest: Digest of the version's manifest.
+        ignored: Full manifests whose folds are not used.
 
     Raises:
         NotFound: A manifest of the chain is missing, and no fold makes up for it.
@@ -53,13 +60,13 @@ def find_chain(home: Home, digest: Digest) -> Chain:
         below = [digest, *reversed(info.digests)]
         folds = parallel(lambda one: fold_of(home, one), below)
         for at, fold in enumerate(folds):
-            if fold is not None:
+            if fold is not None and fold not in ignored:
                 newer = [*patches, *below[:at]]
-                return Chain(top, below[at], fold, tuple(reversed(newer)))
+                return Chain(top, below[at], fold, tuple(reversed(newer)), ignored=ignored)
         patches += below[:-1]
         digest = below[-1]
         manifest = home.manifest(digest)
-    return Chain(top, digest, digest, tuple(reversed(patches)), manifest)
+    return Chain(top, digest, digest, tuple(reversed(patches)), manifest, ignored)
 
 
 def unfolded(home: Home, digest: Digest) -> Chain:

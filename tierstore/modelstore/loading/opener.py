@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
 
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import version_key
 from tierstore.format.manifest import FileEntry, Manifest, named_tensors
 from tierstore.format.patch import touched_ranges
@@ -23,6 +25,7 @@ from tierstore.modelstore.home.chain import (
     patch_manifests,
 )
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.loading.belowfold import BelowFold
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.loading.overlay import Overlay
 from tierstore.modelstore.loading.patchedfile import PatchedFileView
@@ -36,6 +39,7 @@ from tierstore.modelstore.version import Version
 from tierstore.tiers.hot.tiers import HotTiers
 
 _T = TypeVar("_T", bound=Tensor)
+_log = logging.getLogger("tierstore.patches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +140,43 @@ class Opener:
         refuse_release(version)
         chain = find_chain(self._home, version.digest)
         full = full_manifest(self._home, chain)
-        return self._opened(Chain(full, chain.start, chain.full, ()), full, [])
+        return self._opened(replace(chain, top=full, patches=()), full, [])
 
     def open_chain(self, chain: Chain, hot: HotTiers | None = None) -> Opened:
-        """Open a version whose chain is known."""
-        full = full_manifest(self._home, chain)
-        return self._opened(chain, full, patch_manifests(self._home, chain.patches), hot)
+        """Open a version whose chain is known; what lies below a fold that cannot be read."""
+        try:
+            full = full_manifest(self._home, chain)
+            return self._opened(chain, full, patch_manifests(self._home, chain.patches), hot)
+        except (NotFound, Damaged) as error:
+            below = self._below(chain, chain.patches[-1] if chain.patches else chain.start)
+            if below is None:
+                raise
+            _log.warning("%s; the patches below the fold are read instead", error)
+        return self.open_chain(below, hot)
+
+    def _below(self, chain: Chain, top: Digest) -> Chain | None:
+        """Return how a version is read without the fold of a chain, if that is known."""
+        if chain.full == chain.start:
+            return None
+        try:
+            return find_chain(self._home, top, chain.ignored | {chain.full})
+        except (NotFound, Damaged):
+            return None
+
+    def _files_below(self, chain: Chain) -> dict[str, FileView]:
+        """Open the files of what a chain's fold stands for, by path; none if that is lost.
+
+        They have no hot tiers: a chunk that both have would wait there for the one who reads them.
+        """
+        below = self._below(chain, chain.start)
+        if below is None:
+            return {}
+        try:
+            opened = self.open_chain(below, HotTiers()).verified()
+        except (NotFound, Damaged, UnsupportedFormat) as error:
+            _log.warning("%s; nothing below the fold is read instead", error)
+            return {}
+        return {file.path: opened.view(file) for file in opened.manifest.files}
 
     def _opened(
         self, chain: Chain, full: Manifest, patches: list[Manifest], hot: HotTiers | None = None
@@ -150,6 +185,9 @@ class Opener:
             return chain_table(self._home, chain, full, patches)
 
         content = self.content(layouts(), full.chunk_size, layouts, hot)
+        if chain.full != chain.start:
+            below = BelowFold(full, lambda: self._files_below(chain))
+            content.reader.pool.compute = below.read
         titles = tuple(f"patch {version_key(digest)}" for digest in chain.patches)
         patched = frozenset(touched_files(patches, full))
         files = tuple(
@@ -184,7 +222,8 @@ class Opener:
             look_again=look_again,
         )
         whole_parts = self._settings.verify_parts == "chunks"
-        reader = ChunkReader(pool, table, hot or self._hot, whole_parts=whole_parts)
+        hot = self._hot if hot is None else hot  # one that is empty is false
+        reader = ChunkReader(pool, table, hot, whole_parts=whole_parts)
         return Content(table, reader, chunk_size)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tierstore.errors import BackendError, NotDurable
+from tierstore.errors import BackendError, Damaged, NotDurable, NotFound
 from tierstore.format.keys import fold_key
 from tierstore.format.layout import Fold
 from tierstore.format.manifest import FileEntry
@@ -17,9 +17,11 @@ from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import find_chain, fold_of
+from tierstore.modelstore.home.confirm import unfit_packs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.opener import Opener, VerifiedOpened
 from tierstore.modelstore.saving.base_selection import BaseSelection
+from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.reused_file import ReusedFile
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.saving.transaction import Saving
@@ -98,6 +100,8 @@ def fold_version(
         OutOfSpace: It would take more; nothing was published.
     """
     chain = find_chain(home, version.digest)
+    if chain.full != version.digest and not chain.patches and _is_lost(home, chain.full):
+        chain = find_chain(home, version.digest, frozenset([chain.full]))  # what is lost is healed
     count = len(chain.patches)
     if not count or count < at_least:
         return Folded(version, 0, chain.full, None)
@@ -114,6 +118,17 @@ def fold_version(
         full = writer.write(files)
         _name(home, version.digest, full)
     return Folded(version, count, full, writer.stats())
+
+
+def _is_lost(home: Home, full: Digest) -> bool:
+    """Return whether chunks of a fold cannot be read, or will be deleted."""
+    try:
+        table = home.layout(full, home.manifest(full))
+    except (NotFound, Damaged):
+        return True
+    unfit = unfit_packs(home, dict(zip(table.pack_ids, table.pack_sizes, strict=True)))
+    healing = Healing(home, unfit)
+    return bool(healing.uncovered(healing.lost_in(table, table.digests)))
 
 
 def _name(home: Home, patch: Digest, full: Digest) -> None:
