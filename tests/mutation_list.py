@@ -4910,7 +4910,9 @@ _FULL = (
         "modelstore/reclaim/collector.py",
         "        return give_up_reserve(blobs)",
         "        return False",
-        ("integration/test_full_disk.py::test_a_file_system_that_is_full",),
+        (
+            "integration/test_full_disk.py::test_a_collection_uses_the_reserve_where_it_finds_no_room",
+        ),
     ),
     Mutation(
         "full-disk-that-cannot-be-removed-from",
@@ -4974,8 +4976,45 @@ _FULL = (
     ),
 )
 
+_SEGMENTS = (
+    Mutation(
+        "merged-segments-lose-packs",
+        "SPEC 10: Condemned is for good: what of a segment stays is written into new ones.",
+        "modelstore/home/condemned.py",
+        "            ids = sorted(self._packs_in(keys))",
+        "            ids = sorted(self._packs_in(keys[:1]))",
+        ("integration/test_condemned_segments.py::test_many_small_segments_are_merged",),
+    ),
+    Mutation(
+        "merged-segments-look-older",
+        "SPEC 10.1: One new segment has the latest of their times.",
+        "modelstore/home/condemned.py",
+        "time_us=max(times_us[key] for key in keys)",
+        "time_us=min(times_us[key] for key in keys)",
+        ("integration/test_condemned_segments.py::test_many_small_segments_are_merged",),
+    ),
+    Mutation(
+        "merged-segments-wait-for-nobody",
+        "SPEC 10.1: It waits for the saves that any of them waits for.",
+        "modelstore/reclaim/collector.py",
+        "frozenset().union(*(writers.pop(one) for one in before))",
+        "frozenset[str]()",
+        (
+            "integration/test_condemned_segments.py::test_a_merged_segment_waits_for_the_saves_that_it_waited_for",
+        ),
+    ),
+    Mutation(
+        "merged-segments-of-any-age",
+        "SPEC 10.1: Small segments of the same days SHOULD be merged.",
+        "modelstore/reclaim/tidy.py",
+        "_MERGED_S = LISTED_S / 8",
+        "_MERGED_S = 1e12",
+        ("integration/test_condemned_segments.py::test_many_small_segments_are_merged",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
-    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL,
+    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_SEGMENTS,
 )  # fmt: skip

@@ -247,10 +247,8 @@ class CondemnedPacks:
         Raises:
             Conflict: Other collectors were faster a hundred times.
         """
-        ids = sorted(set(packs))
         new = SegmentOfList(key=uuid.uuid4().hex, time_us=now_us)
-        segment = CondemnedSegment(packs=b"".join(ids))
-        self._home_blobs.put(CONDEMNED + new.key, seal_body(Kind.CONDEMNED_SEGMENT, segment))
+        self._put_segment(new.key, sorted(set(packs)))
         for _ in range(_ATTEMPTS):
             if self._put_next(run, now_us, lambda before: [*before, new]):
                 newest = self._list(self._look()[1])
@@ -294,6 +292,45 @@ class CondemnedPacks:
         return self._put_next(
             run, now_us, lambda before: [one for one in before if one.key not in segments]
         )
+
+    def merge(
+        self, groups: Iterable[Sequence[str]], *, run: str, now_us: int
+    ) -> dict[str, Sequence[str]]:
+        """Write the next list with one segment instead of those of each group.
+
+        A new segment is as old as the newest of those that it stands for.
+
+        Args:
+            groups: The random parts of the segments' keys.
+            run: The run of the collector: 32 hex digits, random.
+            now_us: Microseconds since the epoch by home's clock.
+
+        Returns:
+            The segments of each group by the one that stands for them; nothing when another
+            collector was faster.
+        """
+        times_us = {key: time_us for key, (time_us, _) in self.every().segments.items()}
+        merged: dict[str, Sequence[str]] = {}
+        new: list[SegmentOfList] = []
+        for keys in groups:
+            if not times_us.keys() >= set(keys):  # another collector has changed the list
+                continue
+            ids = sorted(self._packs_in(keys))
+            one = SegmentOfList(key=uuid.uuid4().hex, time_us=max(times_us[key] for key in keys))
+            self._put_segment(one.key, ids)
+            new.append(one)
+            merged[one.key] = keys
+        if not new:
+            return merged
+        gone = {key for keys in merged.values() for key in keys}
+        done = self._put_next(
+            run, now_us, lambda before: [*(one for one in before if one.key not in gone), *new]
+        )
+        return merged if done else {}
+
+    def _put_segment(self, key: str, ids: Sequence[bytes]) -> None:
+        segment = CondemnedSegment(packs=b"".join(ids))
+        self._home_blobs.put(CONDEMNED + key, seal_body(Kind.CONDEMNED_SEGMENT, segment))
 
     def tidy(self, now_us: int) -> None:
         """Delete the lists below the highest one, a day after that was written.

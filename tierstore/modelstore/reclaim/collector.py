@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -165,13 +165,14 @@ class Collector:
         doomed = self._doomed(mark, cleared, new if lease is None else set())
         self.mark = mark
         swept = Swept(asked=doomed, down=dict(mark.holdings.down))
+        merged: Mapping[str, Sequence[str]] = {}
         if lease is not None:
             swept = self._sweep(doomed, mark, lease, how)
-            tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
+            merged = tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
             tidy_index(self._home, mark.condemned, mark.holdings, lease, now_s, how.is_over)
         report = self._reported(work.report, mark, swept, cleared, how.grace_s)
         if lease is not None:
-            self._keep(report, new, offset_s + running_s())
+            self._keep(report, new, merged, offset_s + running_s())
         return report
 
     @staticmethod
@@ -274,10 +275,21 @@ class Collector:
         listed = (mark.condemned.listed & cleared) | would_be
         return (listed & mark.holdings.every()) - mark.live.keys()
 
-    def _keep(self, report: Report, condemned: Set[bytes], now_s: float) -> None:
+    def _keep(
+        self,
+        report: Report,
+        condemned: Set[bytes],
+        merged: Mapping[str, Sequence[str]],
+        now_s: float,
+    ) -> None:
+        writers = dict(self._kept.writers)
+        for key, before in merged.items():  # it waits for whom any of them waits
+            if writers.keys() >= set(before):
+                writers[key] = frozenset().union(*(writers.pop(one) for one in before))
         seen = {pack: at for pack, at in self._kept.seen.items() if pack not in condemned}
-        kept = replace(self._kept, seen=seen, last=last_of(report, now_s))
-        write_kept(self._home.blobs, kept, now_s)
+        last = last_of(report, now_s)
+        self._kept = replace(self._kept, seen=seen, writers=writers, last=last)
+        write_kept(self._home.blobs, self._kept, now_s)
 
     def _reported(
         self, report: Report, mark: Mark, swept: Swept, cleared: set[bytes], grace_s: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tierstore.blobs.base import BlobStore
@@ -23,7 +23,19 @@ DAY_S = 24 * 3600
 _log = logging.getLogger("tierstore.gc")
 
 
-def tidy(home: Home, condemned: Condemned, holdings: Holdings, *, run: str, now_s: float) -> None:
+MOST_SEGMENTS = 16
+"""Segments of a condemned list from which on small ones are merged."""
+
+SMALL_PACKS = 1 << 14
+"""Packs of a segment that is not small."""
+
+_MERGED_S = LISTED_S / 8
+"""Seconds: segments of the same are merged, so that packs stay listed as much longer at most."""
+
+
+def tidy(
+    home: Home, condemned: Condemned, holdings: Holdings, *, run: str, now_s: float
+) -> dict[str, Sequence[str]]:
     """Delete what is over; what cannot be deleted now is left to the next run.
 
     Args:
@@ -32,13 +44,18 @@ def tidy(home: Home, condemned: Condemned, holdings: Holdings, *, run: str, now_
         holdings: What the tiers had then.
         run: The run of the collector: 32 hex digits, random.
         now_s: Seconds since the epoch by home's clock, or earlier.
+
+    Returns:
+        The segments that were merged, by the one that stands for them.
     """
     now_us = int(now_s * 1e6)
+    merged: dict[str, Sequence[str]] = {}
     with _left_over("condemned segments"):
-        _retire(home, condemned, holdings, run, now_us)
+        merged = _retire(home, condemned, holdings, run, now_us)
     with _left_over("condemned lists"):
         home.condemned.tidy(now_us)
     tidy_unneeded(home, now_s)
+    return merged
 
 
 def tidy_unneeded(home: Home, now_s: float) -> int:
@@ -65,18 +82,40 @@ def _left_over(what: str) -> Iterator[None]:
         _log.warning("%s that are over were not removed: %s", what, error)
 
 
-def _retire(home: Home, condemned: Condemned, holdings: Holdings, run: str, now_us: int) -> None:
-    """Leave segments out of the next list that are old, and of which no tier has a pack."""
-    if holdings.down:
-        return
-    there = holdings.every()
-    old = {
-        key
-        for key, (time_us, packs) in condemned.segments.items()
-        if now_us - time_us > LISTED_S * 1_000_000 and packs.isdisjoint(there)
-    }
+def _retire(
+    home: Home, condemned: Condemned, holdings: Holdings, run: str, now_us: int
+) -> dict[str, Sequence[str]]:
+    """Leave segments out of the next list that are old, and of which no tier has a pack.
+
+    Others are merged where they are many.
+    """
+    old = set[str]()
+    if not holdings.down:
+        there = holdings.every()
+        old = {
+            key
+            for key, (time_us, packs) in condemned.segments.items()
+            if now_us - time_us > LISTED_S * 1_000_000 and packs.isdisjoint(there)
+        }
     if old:
         home.condemned.retire(old, run=run, now_us=now_us)
+    groups = mergeable({k: v for k, v in condemned.segments.items() if k not in old}, now_us)
+    return home.condemned.merge(groups, run=run, now_us=now_us) if groups else {}
+
+
+def mergeable(
+    segments: Mapping[str, tuple[int, frozenset[bytes]]], now_us: int
+) -> list[Sequence[str]]:
+    """Return which segments are to be merged: small ones of the same days, where there are many."""
+    if len(segments) <= MOST_SEGMENTS:
+        return []
+    days: dict[int, list[str]] = {}
+    for key, (time_us, packs) in segments.items():
+        if len(packs) < SMALL_PACKS:
+            # what is older than it must be stays for other reasons, which do not end by its age
+            age_us = min(now_us - time_us, LISTED_S * 1_000_000)
+            days.setdefault(int((now_us - age_us) / 1e6 // _MERGED_S), []).append(key)
+    return [keys for keys in days.values() if len(keys) > 1]
 
 
 def _leases(home_blobs: BlobStore, now_s: float) -> list[str]:
