@@ -3833,7 +3833,7 @@ _RECLAIM = (
         "condemned-list-damaged",
         "SPEC 10: Where a list is damaged, all segments that are there hold.",
         "modelstore/home/condemned.py",
-        "            return wanted & self._packs_in(self._segments_there())",
+        "            return wanted & self.packs_in(self._segments_there())",
         "            return set()",
         (
             "integration/test_condemned.py::test_a_damaged_list_counts_for_all_that_was_ever_condemned",
@@ -4981,8 +4981,8 @@ _SEGMENTS = (
         "merged-segments-lose-packs",
         "SPEC 10: Condemned is for good: what of a segment stays is written into new ones.",
         "modelstore/home/condemned.py",
-        "            ids = sorted(self._packs_in(keys))",
-        "            ids = sorted(self._packs_in(keys[:1]))",
+        "            ids = sorted(self.packs_in(keys))",
+        "            ids = sorted(self.packs_in(keys[:1]))",
         ("integration/test_condemned_segments.py::test_many_small_segments_are_merged",),
     ),
     Mutation(
@@ -5013,8 +5013,27 @@ _SEGMENTS = (
     ),
 )
 
+_ROWS = (
+    Mutation(
+        "rows-of-condemned-packs",
+        "saving.transaction: places in condemned packs leave the dedup cache.",
+        "modelstore/saving/transaction.py",
+        "                self._index.forget_condemned(home.condemned)\n",
+        "",
+        ("integration/test_condemned_rows.py::test_rows_of_condemned_packs_leave_every_cache",),
+    ),
+    Mutation(
+        "condemned-segments-read-by-each-save",
+        "home.index: each segment of condemned packs is read once.",
+        "modelstore/home/index.py",
+        "condemned.packs_in(sorted(named - seen))",
+        "condemned.packs_in(sorted(named))",
+        ("integration/test_condemned_rows.py::test_segments_of_condemned_packs_are_read_once",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
-    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_SEGMENTS,
+    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_SEGMENTS, *_ROWS,
 )  # fmt: skip

@@ -131,9 +131,9 @@ class CondemnedPacks:
             newest = self._list(number)
         except Damaged as error:
             _log.warning("%s; all that was ever condemned counts as condemned", error)
-            return wanted & self._packs_in(self._segments_there())
+            return wanted & self.packs_in(self._segments_there())
         found = {pack for pack in wanted if newest.may_hold(pack)}
-        return found & self._packs_in([one.key for one in newest.segments]) if found else found
+        return found & self.packs_in([one.key for one in newest.segments]) if found else found
 
     def every(self) -> Condemned:
         """Return all that is condemned by the list that is the highest now, for a collector.
@@ -177,6 +177,25 @@ class CondemnedPacks:
             return lambda pack: False
         return lambda pack: pack in early or (newest is not None and newest.may_hold(pack))
 
+    def segments(self) -> list[str]:
+        """Return the random parts of the keys of the segments that the highest list names.
+
+        Raises:
+            Damaged, NotFound: The list cannot be read, or a newer one has taken its place.
+            BackendError: Home cannot be asked.
+        """
+        number = self._look()[1]
+        return [one.key for one in self._list(number).segments] if number else []
+
+    def packs_in(self, segments: Sequence[str]) -> set[bytes]:
+        """Return the ids of the packs in segments, by the random parts of the segments' keys.
+
+        Raises:
+            Damaged, NotFound: One of them cannot be read.
+            BackendError: Home cannot be asked.
+        """
+        return set().union(*self._read(segments).values())
+
     def _without_segment(self, number: int) -> Damaged:
         return Damaged(
             f"{list_key(number)} of {self._home_blobs.url} names a segment that is missing; "
@@ -197,9 +216,6 @@ class CondemnedPacks:
     def _segments_there(self) -> list[str]:
         return [info.key.removeprefix(CONDEMNED) for info in self._home_blobs.list(CONDEMNED)]
 
-    def _packs_in(self, segments: Sequence[str]) -> set[bytes]:
-        return set().union(*self._read(segments).values())
-
     def _read(self, segments: Sequence[str]) -> dict[str, frozenset[bytes]]:
         """Return the ids in these segments, of which none but the new ones are read."""
         with self._lock:
@@ -209,7 +225,10 @@ class CondemnedPacks:
             with ThreadPoolExecutor(min(8, len(new)), "tierstore-condemned") as pool:
                 known |= zip(new, pool.map(self._segment, new), strict=True)
         with self._lock:
-            self._segments = known
+            newest = self._newest.segments if self._newest else []
+            kept = {*segments, *(one.key for one in newest)}
+            every = self._segments | known
+            self._segments = {key: packs for key, packs in every.items() if key in kept}
         return known
 
     def _segment(self, name: str) -> frozenset[bytes]:
@@ -272,7 +291,7 @@ class CondemnedPacks:
             seq=number + 1,
             run=run,
             time_us=now_us,
-            filter=filter_of(self._packs_in([one.key for one in segments])),
+            filter=filter_of(self.packs_in([one.key for one in segments])),
             segments=segments,
         )
         sealed = seal_body(Kind.CONDEMNED_LIST, body)
@@ -315,7 +334,7 @@ class CondemnedPacks:
         for keys in groups:
             if not times_us.keys() >= set(keys):  # another collector has changed the list
                 continue
-            ids = sorted(self._packs_in(keys))
+            ids = sorted(self.packs_in(keys))
             one = SegmentOfList(key=uuid.uuid4().hex, time_us=max(times_us[key] for key in keys))
             self._put_segment(one.key, ids)
             new.append(one)

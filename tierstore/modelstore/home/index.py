@@ -27,10 +27,12 @@ from tierstore.format.layout import seal_segment
 from tierstore.format.segments import parse_any_segment
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import split_digests
+from tierstore.modelstore.home.condemned import CondemnedPacks
 
 _log = logging.getLogger("tierstore.index")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS segments (key TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS condemned (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS packs (id BLOB PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS chunks (
     digest BLOB PRIMARY KEY, pack BLOB NOT NULL, place_and_proof BLOB NOT NULL,
@@ -249,10 +251,44 @@ class ChunkIndex:
         """Drop the places recorded in packs that are gone."""
         with self._lock:
             try:
-                db = self._connection()
-                db.executemany("DELETE FROM chunks WHERE pack = ?", [(pack,) for pack in packs])
+                self._forget(self._connection(), packs)
             except sqlite3.Error as error:  # the next save finds them gone again
                 _log.warning("the index cache %s was not updated: %s", self._path, error)
+
+    @staticmethod
+    def _forget(db: sqlite3.Connection, packs: Iterable[bytes]) -> None:
+        """Drop the rows of packs in one pass: the chunks are not ordered by packs."""
+        known = "SELECT id FROM packs WHERE id = ?"
+        here = [row for pack in packs if (row := db.execute(known, (pack,)).fetchone())]
+        if not here:
+            return
+        db.execute("CREATE TEMP TABLE IF NOT EXISTS gone (id BLOB PRIMARY KEY) WITHOUT ROWID")
+        db.execute("DELETE FROM gone")
+        db.executemany("INSERT OR IGNORE INTO gone VALUES (?)", here)
+        db.execute("DELETE FROM chunks WHERE pack IN (SELECT id FROM gone)")
+        db.execute("DELETE FROM packs WHERE id IN (SELECT id FROM gone)")
+
+    def forget_condemned(self, condemned: CondemnedPacks) -> None:
+        """Drop the places recorded in packs that were condemned since the last call.
+
+        Each segment of condemned packs is read once by whoever shares the file, as its packs never
+        come back.
+        """
+        with self._lock:
+            try:
+                named = set(condemned.segments())
+                db = self._connection()
+                seen = {key for (key,) in db.execute("SELECT key FROM condemned")}
+                packs = condemned.packs_in(sorted(named - seen))
+                self._forget(db, packs)
+                db.executemany(
+                    "INSERT OR IGNORE INTO condemned VALUES (?)", [(key,) for key in named - seen]
+                )
+                db.executemany(
+                    "DELETE FROM condemned WHERE key = ?", [(key,) for key in seen - named]
+                )
+            except (Damaged, NotFound, sqlite3.Error) as error:  # a save finds out by itself
+                _log.warning("places in condemned packs stay in the index cache: %s", error)
 
     def close(self) -> None:
         """Close the cache file."""

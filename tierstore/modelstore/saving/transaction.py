@@ -99,6 +99,7 @@ class Saving:
             marked = home.quarantine.chunks() if indexed else {}
             if indexed:
                 self._index.sync(_Behind(marked, home.condemned.glance))
+                self._index.forget_condemned(home.condemned)
                 lease.remove_ended()
             writer = Writer(
                 home,

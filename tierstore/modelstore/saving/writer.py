@@ -452,22 +452,48 @@ class Writer:
         """Read chunks from the source again, and store them as standalone frames."""
         if not digests:
             return
-        state = self._state
-        for digest in digests:
-            chunk = state.sources[digest]
+        sources = self._state.sources
+        pending: deque[Future[EncodedBatch]] = deque()
+        for batch in batches(digests, lambda one: sources[one].plain_bytes, self._chunk_size):
+            if len(pending) == self._depth:
+                self._add_alone(pending.popleft())
             buffer = self._pool.take()
-            plain = memoryview(buffer)[: chunk.plain_bytes]
-            chunk.file.read_into(chunk.offset, plain)
+            at = 0
+            for chunk in map(sources.__getitem__, batch):
+                chunk.file.read_into(chunk.offset, memoryview(buffer)[at : at + chunk.plain_bytes])
+                at += chunk.plain_bytes
+            pending.append(self._workers.submit(self._encode_alone, buffer, batch))
+        while pending:
+            self._add_alone(pending.popleft())
+        for file in {chunk.file.path: chunk.file for chunk in sources.values()}.values():
+            file.finish()
+        self._packer.finish()
+
+    def _encode_alone(self, buffer: mmap.mmap, digests: Sequence[bytes]) -> EncodedBatch:
+        """Encode chunks that lie end to end in ``buffer``, and take that over."""
+        framing = Framing(self._pool, buffer)
+        results = []
+        at = 0
+        for digest in digests:
+            chunk = self._state.sources[digest]
+            plain = memoryview(buffer)[at : at + chunk.plain_bytes]
+            at += chunk.plain_bytes
             hashed = hash_plain(plain)
             if hashed.digest != digest:
                 raise SourceChanged(
                     f"{chunk.file.path} changed while it was being saved; {self._left()}"
                 )
-            self._packer.add_chunk(buffer, plain, hashed=hashed, dtype=chunk.dtype)
-            self._lease.keep()
-        for file in {chunk.file.path: chunk.file for chunk in state.sources.values()}.values():
-            file.finish()
-        self._packer.finish()
+            frame = framing.add(plain, hashed=hashed, dtype=chunk.dtype)
+            results.append(HashedChunk(digest, frame))
+        return EncodedBatch(results, framing.finish())
+
+    def _add_alone(self, encoded: Future[EncodedBatch]) -> None:
+        results, held = encoded.result()
+        for one in results:
+            if one.frame is not None:
+                self._packer.add(one.digest, one.frame)
+        self._packer.hold(held)
+        self._lease.keep()
 
     def settle(self) -> None:
         """Make sure that what was published relies on no condemned pack; store anew what does.
