@@ -44,6 +44,7 @@ _METADATA = {
     keys.LEASES: "leases of readers and writers",
     keys.GC: "condemned lists",
     keys.CONDEMNED: "condemned lists",
+    keys.RESERVE: "reserve to delete from a full disk",
     keys.SWEEPS: "leases of movers and collectors",
     MOVERS: "leases of movers and collectors",
     keys.PROBES: "probes",
