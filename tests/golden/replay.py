@@ -48,6 +48,7 @@ _BY_KEY = {
     "threads": "<count>",
     "tierstore": "<version>",
     "tool": "<tool>",
+    "uncollected_seconds": "<seconds>",
     "who": "<who>",
 }
 """What differs between runs or machines, by the field that holds it; null stays."""

@@ -618,6 +618,9 @@ COLLECTING = lines("""
     gc --grace 0 --window 0 --max-time 30m
     gc --grace soon
     gc --explain
+    df
+    du
+    du m
     undelete m@2
 """)
 

@@ -335,3 +335,28 @@ def test_two_at_once_are_refused(enabled: Program) -> None:
         done = enabled("gc")
     assert done.code == 6
     assert "another garbage collection is at work" in done.err
+
+
+def test_du_df_and_doctor_tell_of_garbage(
+    enabled: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert enabled("df", "--json").json["last_gc"] is None
+    assert "garbage" not in enabled("df").out + enabled("du").out
+    assert enabled("doctor", "--json").json["store"]["uncollected_seconds"] < 60
+    enabled("rm", "m@1")
+    with tierstore.open("store") as store:
+        store.save("x", noise(9), base=None)
+    for path in [path for path in Path("store/refs/x").rglob("*") if path.is_file()]:
+        path.unlink()
+    enabled("gc")
+    for command in ("df", "du"):
+        last = enabled(command, "--json").json["last_gc"]
+        assert (last["garbage_packs"], last["removed_packs"], last["freed_bytes"]) == (1, 1, 0)
+        assert MIB < last["garbage_bytes"] < 1.01 * MIB
+        assert MIB < last["removed_bytes"] < 1.01 * MIB
+        line = "garbage 1.0 MiB, removed and can be undeleted 1.0 MiB, after 'tierstore gc' of 20"
+        assert line in enabled(command).out
+    assert enabled("du", "m", "--json").json["last_gc"] is None
+    assert "no garbage was collected" not in enabled("doctor", "-q").out
+    monkeypatch.setattr("tierstore.admin.doctor._COLLECT_EVERY_S", -1)
+    assert "no garbage was collected for 0 days: run 'tierstore gc'" in enabled("doctor", "-q").out

@@ -48,7 +48,7 @@ from tierstore.modelstore import places as store_places
 from tierstore.modelstore import settings
 from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.care.check_hot import check_hot
-from tierstore.modelstore.home import refs
+from tierstore.modelstore.home import clock, refs
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.loading import arrays, export, exportdir
 from tierstore.modelstore.reclaim.readcache import ReadCache
@@ -386,6 +386,7 @@ CASES = {
     "modelstore.home.index:ChunkIndex._recover#1": Case(damaged_index, 1),
     "modelstore.reclaim.readcache:ReadCache._use#1": Case(read_before, 0),
     "modelstore.reclaim.readcache:ReadCache._use#2": Case(damaged_read_before, 0),
+    "modelstore.home.clock:boot#1": Case(lambda _: clock.boot(), ""),
     "modelstore.home.refs:whoami#1": Case(lambda _: refs.whoami().partition("@")[0], "unknown"),
     "modelstore.loading.arrays:new_bytes#1": Case(
         lambda _: len(arrays.new_bytes(64 * MIB)), 64 * MIB

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -16,6 +17,7 @@ from tierstore.admin.health import TierHealth, examine_tiers
 from tierstore.codecs import NativeInfo
 from tierstore.errors import TierstoreError
 from tierstore.folders import ALONE
+from tierstore.format.keys import CONFIG
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
 from tierstore.shown import shown_url
@@ -47,6 +49,7 @@ _BUILD = (
     "tierstore"
 )
 _SKEW_S = 5.0
+_COLLECT_EVERY_S = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class StoreHealth:
         put_if_absent: Whether its storage creates an object only if it is absent.
         clock_skew_s: The storage's clock minus this machine's, in seconds.
         quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
+        uncollected_s: Seconds since garbage was collected last, or else since that was allowed;
+            also ``None`` where it is not allowed.
         error: Why it could not be opened or written to.
     """
 
@@ -108,6 +113,7 @@ class StoreHealth:
     put_if_absent: bool | None = None
     clock_skew_s: float | None = None
     quarantined_packs: int | None = None
+    uncollected_s: float | None = None
     error: TierstoreError | None = None
 
 
@@ -140,6 +146,11 @@ class Diagnosis:
             )
         if store and abs(store.clock_skew_s or 0.0) > _SKEW_S:
             found.append("this machine's clock and the storage's differ: see that both use NTP")
+        if store and (store.uncollected_s or 0.0) > _COLLECT_EVERY_S:
+            found.append(
+                f"no garbage was collected for {int((store.uncollected_s or 0.0) // 86400)} days: "
+                "run 'tierstore gc' now and then, or 'tierstore agent'"
+            )
         for tier in self.tiers:
             found += [f"tier {tier.spec.name}: {problem}" for problem in tier.problems]
         return found
@@ -225,10 +236,19 @@ def diagnose(store: Store) -> Diagnosis:
         found = replace(found, quarantined_packs=len(store._parts.home.quarantine.packs()))
         tried = probe(store._parts.home.blobs)
         found = replace(found, put_if_absent=tried.put_if_absent, clock_skew_s=tried.clock_skew_s)
+        found = replace(found, uncollected_s=_uncollected_s(store, tried.clock_skew_s))
         tiers = tuple(examine_tiers(store))
     except TierstoreError as error:
         found = replace(found, error=error)
     return Diagnosis(installation(), found, tiers)
+
+
+def _uncollected_s(store: Store, clock_skew_s: float) -> float | None:
+    if not store.reclaim.is_enabled:
+        return None
+    last = store.reclaim.last()
+    since_s = store._parts.home.blobs.info(CONFIG).mtime if last is None else last.time.timestamp()
+    return max(0.0, time.time() + clock_skew_s - since_s)
 
 
 def _installed(package: str) -> str | None:

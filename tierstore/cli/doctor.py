@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
+from tierstore.cli.kit.times import duration_text
 from tierstore.cli.schemas import health as schemas
 from tierstore.cli.stores import quarantine_text
 from tierstore.cli.tierhealth import tier_facts, tier_health_json
@@ -97,6 +99,7 @@ def _store_json(store: StoreHealth) -> schemas.StoreHealth:
         put_if_absent=store.put_if_absent,
         clock_skew_seconds=None if store.clock_skew_s is None else round(store.clock_skew_s, 3),
         quarantined_packs=store.quarantined_packs,
+        uncollected_seconds=None if store.uncollected_s is None else round(store.uncollected_s, 3),
         error=None if store.error is None else str(store.error),
     )
 
@@ -150,6 +153,9 @@ def _store_facts(store: schemas.StoreHealth | None) -> list[tuple[str, str]]:
         found.append(("store", f"its clock is {'the same as' if same else skew} this machine's"))
     if store.quarantined_packs:
         found.append(("store", quarantine_text(store.quarantined_packs)))
+    if store.uncollected_seconds is not None:
+        ago = duration_text(timedelta(seconds=store.uncollected_seconds))
+        found.append(("store", f"garbage can be collected; {ago} since the last time"))
     if store.error:
         found.append(("store", f"NOT usable: {store.error}"))
     return found

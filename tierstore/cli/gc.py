@@ -13,6 +13,7 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table, when
 from tierstore.cli.kit.times import duration, duration_text
 from tierstore.cli.schemas import gc as schemas
+from tierstore.cli.schemas.core import LastGc
 from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
@@ -307,3 +308,29 @@ def _summary(data: schemas.Gc) -> list[str]:
     if not data.enabled:
         lines.append("the store does not allow it yet: see 'tierstore gc --enable'")
     return lines
+
+
+def last_gc(store: Store) -> LastGc | None:
+    """Return what the last collection left, as ``du`` and ``df`` print it."""
+    last = store.reclaim.last()
+    if last is None:
+        return None
+    garbage, removed = last.garbage.values(), last.removed.values()
+    return LastGc(
+        time=last.time,
+        who=last.who,
+        freed_bytes=sum(last.freed.values()),
+        garbage_packs=sum(one.packs for one in garbage),
+        garbage_bytes=sum(one.bytes for one in garbage),
+        removed_packs=sum(one.packs for one in removed),
+        removed_bytes=sum(one.bytes for one in removed),
+    )
+
+
+def print_last_gc(last: LastGc | None) -> None:
+    """Print the line of ``du`` and ``df`` for garbage, if any was collected yet."""
+    if last is not None:
+        print(
+            f"garbage {size(last.garbage_bytes)}, removed and can be undeleted "
+            f"{size(last.removed_bytes)}, after 'tierstore gc' of {when(last.time)}"
+        )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tierstore.cli.gc import last_gc, print_last_gc
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.schemas import tiers as schemas
@@ -22,8 +23,8 @@ def df(cli: Cli) -> None:
     shows what the versions are made of instead. Exits with 3 when a tier could not be asked.
     """
     with cli.open() as store, cli.progress("asking the tiers"):
-        reports = store.admin.df()
-    data = schemas.Df(tiers=[usage_json(report) for report in reports])
+        reports, last = store.admin.df(), last_gc(store)
+    data = schemas.Df(tiers=[usage_json(report) for report in reports], last_gc=last)
     cli.out.show(data, [tier.name for tier in data.tiers], lambda: _print(data))
     if any(tier.error for tier in data.tiers):
         raise typer.Exit(3)
@@ -65,6 +66,7 @@ def _print(data: schemas.Df) -> None:
     for tier in data.tiers:
         if tier.error:
             print(printable(f"{tier.name}: {tier.error}"))
+    print_last_gc(data.last_gc)
 
 
 def _row(tier: schemas.TierUsageJson) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tierstore.cli.gc import last_gc, print_last_gc
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, shares, size, table
 from tierstore.cli.kit.times import duration
@@ -109,12 +110,13 @@ def du(
     """Show stored sizes, and how much dedup, codecs and deltas save."""
     with cli.open() as store, cli.progress("adding up"):
         usage = store.usage(model)
-    data = du_json(usage)
+        last = last_gc(store) if model is None else None
+    data = du_json(usage, last)
     cli.out.show(data, [str(data.stored_bytes)], lambda: print_usage(data))
 
 
-def du_json(usage: Usage) -> schemas.Du:
-    """Return a ``Usage`` as it is printed."""
+def du_json(usage: Usage, last: schemas.LastGc | None = None) -> schemas.Du:
+    """Return a ``Usage`` as it is printed, with what the last garbage collection left."""
     frames = usage.stored - usage.overhead
     return schemas.Du(
         models=usage.models,
@@ -130,6 +132,7 @@ def du_json(usage: Usage) -> schemas.Du:
         delta_saved_bytes=usage.delta_saved,
         header_bytes=usage.unique - frames - usage.codec_saved - usage.delta_saved,
         overhead_bytes=usage.overhead,
+        last_gc=last,
     )
 
 
@@ -152,6 +155,7 @@ def print_usage(data: schemas.Du) -> None:
         f"in {counted(data.packs, 'pack')} of {size(data.pack_bytes)}, with "
         f"{size(data.overhead_bytes)} of footers, proofs and others' chunks"
     )
+    print_last_gc(data.last_gc)
 
 
 def check(

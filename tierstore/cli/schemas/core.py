@@ -257,13 +257,30 @@ class AllAliases(Schema):
     aliases: list[AliasJson]
 
 
+class LastGc(Schema):
+    """What the last garbage collection left, by its own figures; it ended at ``time``.
+
+    ``garbage`` waits to be deleted, and ``removed`` is what only removed versions need that can be
+    undeleted, both in all durable tiers together.
+    """
+
+    time: datetime
+    who: str
+    freed_bytes: int
+    garbage_packs: int
+    garbage_bytes: int
+    removed_packs: int
+    removed_bytes: int
+
+
 class Du(Schema):
     """The bytes that versions are made of, and what is saved; ``versions`` counts variants too.
 
     ``logical = dedup_saved + codec_saved + delta_saved + header + stored``, and ``unique`` is
     ``logical - dedup_saved``. ``header`` is the headers of safetensors files, which manifests hold.
     ``stored`` is the encoded chunks. The packs that hold them have ``pack_bytes``, of which
-    ``overhead`` is footers and chunks that only other versions need.
+    ``overhead`` is footers and chunks that only other versions need. ``last_gc`` is of the whole
+    store, and null with a model, or where no garbage was collected yet.
     """
 
     models: int
@@ -279,6 +296,7 @@ class Du(Schema):
     delta_saved_bytes: int
     header_bytes: int
     overhead_bytes: int
+    last_gc: LastGc | None = None
 
 
 class FindingJson(Schema):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from tierstore.cli.schemas.core import Schema
+from tierstore.cli.schemas.core import LastGc, Schema
 
 
 class TierJson(Schema):
@@ -89,9 +89,13 @@ class TierUsageJson(Schema):
 
 
 class Df(Schema):
-    """The content of every tier, ``home`` last."""
+    """The content of every tier, ``home`` last; and what garbage there was, if any was collected.
+
+    ``last_gc`` is null where no garbage was collected yet.
+    """
 
     tiers: list[TierUsageJson]
+    last_gc: LastGc | None
 
 
 class TierDrained(Schema):
