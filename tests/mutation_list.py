@@ -4675,6 +4675,9 @@ _COLLECTED = (
             "integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",
             "integration/test_collector.py::test_what_is_lost_of_a_removed_version_ends_no_run",
         ),
+        '                if demand.root.kind == "live":\n                    raise\n',
+        "                raise\n",
+        ("integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",),
     ),
     Mutation(
         "lost-and-not-removed",
@@ -4686,6 +4689,9 @@ _COLLECTED = (
             "integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",
             "integration/test_collector.py::test_what_is_lost_of_a_removed_version_ends_no_run",
         ),
+        '                if demand.root.kind == "live":\n                    raise\n',
+        "",
+        ("integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",),
     ),
     Mutation(
         "grace-by-a-clock-that-leapt",
