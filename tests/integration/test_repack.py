@@ -570,3 +570,15 @@ def test_repacks_between_any_two_calls_of_a_writer(
 
     for stops in some(run(copied(world), set()), name):
         run(copied(world), stops)
+
+
+def test_nothing_is_looked_for_again_while_nothing_changes(
+    store: Store, blobs: MemoryStore
+) -> None:
+    collect(store)
+    assert collect(store).waste_bytes > 0, "too little to do anything about"
+    assert collect(store).waste_bytes == 0, "it was not looked for"
+    store.save("m", model(100, 101), base=None)
+    store.remove("m@2")
+    assert collect(store, max_bytes=0).repacked == 0
+    assert collect(store).repacked > 0, "a limit does not count as nothing to do"

@@ -73,6 +73,9 @@ MaxBytes = Annotated[
 MaxTime = Annotated[
     str | None, typer.Option(metavar="TIME", help="Begin no deletions after this time: 30m.")
 ]
+NoRepack = Annotated[
+    bool, typer.Option("--no-repack", help="Leave packs that are needed in part as they are.")
+]
 
 
 def gc(
@@ -86,10 +89,12 @@ def gc(
     window: Window = None,
     max_bytes: MaxBytes = None,
     max_time: MaxTime = None,
+    no_repack: NoRepack = False,
 ) -> None:
     """Delete what nothing needs any more, in every tier.
 
-    What stays is healed first where something is lacking. It can be stopped at any moment, and run
+    What stays is healed first where something is lacking. What is needed of packs that are waste by
+    more than a fifth is written anew. It can be stopped at any moment, and run
     while the store is in use. Exits with 3 when a limit ended it or a tier could not be asked: the
     next run goes on.
     """
@@ -111,6 +116,7 @@ def gc(
             window=until,
             max_bytes=None if max_bytes is None else parse_size(max_bytes),
             max_time=None if max_time is None else duration(max_time),
+            repack=not no_repack,
             progress=progress,
         )
         data = _json(store, report)
@@ -227,6 +233,8 @@ def _json(store: Store, report: Report) -> schemas.Gc:
         deleted_packs=0 if deleted is None else deleted.packs,
         deleted_bytes=0 if deleted is None else deleted.bytes,
         condemned_packs=report.condemned,
+        repacked_packs=report.repacked,
+        rewritten_bytes=report.rewritten_bytes,
         healed=report.healed,
         lacking=list(report.lacking),
         stopped=report.stopped,
@@ -294,6 +302,13 @@ def _summary(data: schemas.Gc) -> list[str]:
         lines = [f"{counted(data.deleted_packs, 'pack')} of {size(data.deleted_bytes)} {did}"]
     else:
         lines = [f"nothing {did}" if data.dry_run else "nothing was deleted"]
+    if data.repacked_packs and data.dry_run:
+        lines.append(f"{counted(data.repacked_packs, 'pack')} with waste would be written anew")
+    elif data.repacked_packs:
+        lines.append(
+            f"{counted(data.repacked_packs, 'pack')} with waste written anew, as "
+            f"{size(data.rewritten_bytes)}"
+        )
     if data.healed:
         lines.append(f"{data.healed} chunks and layouts of what stays healed first")
     lines += [f"would be healed first: {what}" for what in data.lacking]

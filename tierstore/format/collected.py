@@ -68,6 +68,7 @@ class Collected(Body, frozen=True, kw_only=True):
         since_s: Since when each of them was seen so, in seconds since the epoch by home's clock.
         writers: The ids of the leases that each condemned segment waits for, by its key.
         last: What the last collection that ended did; ``None`` before the first.
+        no_waste: A digest of what a repack found nothing to do in; empty if none did.
     """
 
     time_us: Microseconds
@@ -77,6 +78,7 @@ class Collected(Body, frozen=True, kw_only=True):
     since_s: list[Count]
     writers: dict[Hex32, list[Hex32]]
     last: LastCollection | None = None
+    no_waste: bytes = b""
 
     def check(self) -> None:
         """Raise ``Broken`` unless the ids rise, and each has its time."""

@@ -42,6 +42,7 @@ from tierstore.modelstore.reclaim.report import PackReport, Report, State
 from tierstore.modelstore.reclaim.reserve import Unheld, give_up_reserve, keep_reserve, newest_s
 from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
+from tierstore.modelstore.reclaim.waste import fingerprint
 from tierstore.progress import Progress
 
 _Done = TypeVar("_Done")
@@ -154,8 +155,9 @@ class Collector:
         new = self._candidates(mark, now_s, how.grace_s)
         if lease is not None and self._kept != before:
             write_kept(self._home.blobs, self._kept, offset_s + running_s())
-        if how.repack:
-            new = work.repack(mark, new, how.max_bytes, how.is_over)
+        if how.repack and (seen := fingerprint(mark)) != self._kept.no_waste:
+            new, is_done = work.repack(mark, new, how)
+            self._kept = replace(self._kept, no_waste=seen if is_done else b"")
         if new and lease is not None:
             condemned = self._home.condemned.condemn(new, run=work.run, now_us=int(now_s * 1e6))
             _log.info("%d packs condemned by list %d", len(new), condemned.seq)
@@ -377,15 +379,18 @@ class _Run:
             "objects there"
         )
 
-    def repack(
-        self, mark: Mark, new: set[bytes], max_bytes: int | None, is_over: Callable[[], bool]
-    ) -> set[bytes]:
-        """Repack packs with waste; return the packs to condemn, of which some are in ``new``."""
-        done = Repacker(self._home, self.marker, mark).run(self._lease, max_bytes, is_over)
+    def repack(self, mark: Mark, new: set[bytes], how: _How) -> tuple[set[bytes], bool]:
+        """Repack packs with waste.
+
+        Returns:
+            The packs to condemn, of which some are in ``new``, and whether there was nothing to do.
+        """
+        done = Repacker(self._home, self.marker, mark).run(self._lease, how.max_bytes, how.is_over)
         self.report.repacked = len(done.packs)
         self.report.rewritten_bytes = done.written_bytes
         self.report.waste_bytes, self.report.stopped = done.waste_bytes, done.stopped
-        return (new - done.into) | (done.packs if self._lease is not None else set())
+        given_up = done.packs if self._lease is not None else set()
+        return (new - done.into) | given_up, not done.tried
 
 
 def _who(lease: Lease) -> str:

@@ -34,11 +34,13 @@ class Kept:
         writers: The ids of the leases that segments of condemned packs wait for, by the segments'
             keys.
         last: What the last run that ended did; ``None`` before the first.
+        no_waste: The fingerprint of what a run found nothing to repack in; empty if none did.
     """
 
     seen: Mapping[bytes, float] = field(default_factory=dict)
     writers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     last: LastCollection | None = None
+    no_waste: bytes = b""
 
 
 def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
@@ -61,6 +63,7 @@ def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
         {pack: min(since_s + later_s, now_s) for pack, since_s in since},
         {key: frozenset(ids) for key, ids in found.writers.items()},
         found.last,
+        found.no_waste,
     )
 
 
@@ -139,6 +142,7 @@ def write_kept(home_blobs: BlobStore, kept: Kept, now_s: float) -> None:
         since_s=[math.ceil(kept.seen[pack]) for pack in packs],
         writers={key: sorted(ids) for key, ids in kept.writers.items()},
         last=kept.last,
+        no_waste=kept.no_waste,
     )
     try:
         home_blobs.put(COLLECTED, seal_body(Kind.COLLECTED, body))

@@ -113,13 +113,16 @@ class Reclaim:
         max_bytes: int | None = None,
         max_time: timedelta | None = None,
         stop: threading.Event | None = None,
+        repack: bool = True,
         progress: Progress | bool | None = None,
     ) -> Report:
         """Collect garbage once: delete the packs that nothing needs, in every tier.
 
-        What stays is healed first where it lacks something. It may be stopped at any moment, and
-        called again to go on. Packs that lose their last version are condemned by one run and
-        deleted once the saves have ended that ran then, by the same run if there are none.
+        What stays is healed first where it lacks something. Of packs that are in use, but of which
+        more than a fifth is waste, what is needed is written into new packs. It may be stopped at
+        any moment, and called again to go on. Packs that lose their last version are condemned by
+        one run and deleted once the saves have ended that ran then, by the same run if there are
+        none.
 
         Args:
             dry_run: Whether nothing is changed: the report says what would be.
@@ -127,9 +130,12 @@ class Reclaim:
                 condemned: it may be there for a save that goes on. 0 is allowed.
             window: How long a removed version can be brought back; ``None`` for what is set in the
                 store (``Store.retention``).
-            max_bytes: Delete at most this much, counted in all tiers together.
-            max_time: Begin no further deletions after this time.
+            max_bytes: Delete at most this much, counted in all tiers together; new packs and what
+                they replace take no more than this either, until that is deleted.
+            max_time: Begin no further deletions, and no further new packs, after this time.
             stop: Begin no further deletions once this is set.
+            repack: Whether packs with waste are written anew, where they have more than a twentieth
+                of the bytes of all. Packs that readers hold, and those in archives, are not.
             progress: ``True`` for a bar, or a function that is called with the bytes that were
                 deleted and those to delete; as in ``Store.save``.
 
@@ -164,6 +170,7 @@ class Reclaim:
                 max_bytes=limit,
                 max_time_s=_seconds("max_time", max_time),
                 is_stopped=_never if stop is None else stop.is_set,
+                repack=repack,
                 progress=told,
             )
 

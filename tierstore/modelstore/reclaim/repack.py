@@ -53,6 +53,7 @@ class Repacked:
         waste_bytes: The waste in packs that may be repacked, before, in one tier.
         written_bytes: The bytes of the new packs, in all tiers together.
         stopped: Which limit ended it; ``None`` if none did.
+        tried: Whether there was anything to do, or that is unknown.
     """
 
     packs: set[bytes] = field(default_factory=set)
@@ -60,6 +61,7 @@ class Repacked:
     waste_bytes: int = 0
     written_bytes: int = 0
     stopped: str | None = None
+    tried: bool = True
 
 
 def plan(found: Sequence[PackWaste]) -> list[PackWaste]:
@@ -135,7 +137,9 @@ class Repacker:
         if max_bytes is not None:
             waiting = self._mark.condemned.listed & holdings.every()
             left = max_bytes - sum(sum(holdings.bytes_of(one).values()) for one in waiting)
-        chosen = self._within(plan(found), left)
+        planned = plan(found)
+        done.tried = bool(planned)
+        chosen = self._within(planned, left)
         self._chosen = {one.pack for one in chosen}
         if lease is None:
             done.packs = self._chosen

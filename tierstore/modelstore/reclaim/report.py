@@ -72,7 +72,8 @@ class Report:
         repacked: How many packs with waste were given up for new ones; with ``dry_run``: would be.
         rewritten_bytes: The bytes of these new packs, in all tiers together.
         waste_bytes: The bytes in packs that stay which nothing needs, before they were repacked, in
-            one tier; 0 where no repack was asked for.
+            one tier; 0 where no repack was asked for, or nothing has changed since one found
+            little.
         lacking: What a real run would heal first, in words; for ``dry_run``.
         stopped: Why the run ended before all was deleted or repacked: which limit was reached, or
             what failed in a repack; ``None`` if nothing did.

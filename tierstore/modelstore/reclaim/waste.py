@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import blake3
+
 from tierstore.deferred import np
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.pack import TRAILER_BYTES
@@ -127,6 +129,17 @@ def needed_frames(mark: Mark, packs: Collection[bytes]) -> NeededFrames:
             else:
                 needed.add(part)
     return needed
+
+
+def fingerprint(mark: Mark) -> bytes:
+    """Return a digest of what waste depends on: as long as it is the same, so is the waste."""
+    digest = blake3.blake3()
+    kept = [one.raw for one in mark.kept]
+    for ids in (kept, mark.live, mark.held, mark.holdings.every(), mark.condemned.packs):
+        digest.update(b"".join(sorted(ids)) + bytes(32))
+    for tier in mark.holdings.packs.tiers:
+        digest.update(f"{tier.name} {tier.spec.state}\n".encode())
+    return digest.digest()
 
 
 def find_waste(mark: Mark, ways: Ways, needed: NeededFrames) -> list[PackWaste]:
