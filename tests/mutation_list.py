@@ -4885,8 +4885,8 @@ _REPACK = (
         "repacked-twice",
         "SPEC 10.1: What a pack's moves lead to already needs no copy.",
         "modelstore/reclaim/repack.py",
-        "        self._sizes[found.pack] = max(sizes.values())\n        return True",
-        "        return False",
+        "        self._sizes[found.pack] = max(sizes.values())\n        return found",
+        "        return None",
         ("integration/test_repack.py::test_what_was_copied_already_is_not_copied_again",),
     ),
     Mutation(

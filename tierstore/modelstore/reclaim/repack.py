@@ -103,9 +103,9 @@ class Repacker:
         self._bases: dict[bytes, tuple[bytes, ...]] = {}
         """The bases of what is being copied, by digest: a chunk is copied once."""
         self._new: dict[bytes, bytes] = {}
-        """The new packs by the digests of the chunks in them."""
+        """The packs in which chunks are from now on, by digest."""
         self._waiting: dict[bytes, set[bytes]] = {}
-        """The chunks that must be in new packs before an old pack is given up, by the old one."""
+        """The chunks that must be in other packs before a pack is given up, by that."""
         self._later: list[bytes] = []
         """Packs that have a chunk in another way than it is copied already."""
 
@@ -226,35 +226,39 @@ class Repacker:
     def _frames(self, pack: bytes, needed: NeededFrames) -> Iterator[tuple[ChunkPlace, bytes]]:
         """Yield what is to be copied of a pack, and note what must be there before it goes."""
         places = needed.among(pack, self._ways.footer(pack))
-        away: dict[bytes, ChunkPlace] = {}
-        for place in sorted(places, key=lambda one: len(one.bases)):  # the standalone ones first
-            if not self._is_elsewhere(place):
-                away.setdefault(place.digest, place)
-        copied = [place for place in away.values() if place.digest not in self._bases]
-        if not all(self._stands_in(place) for place in away.values()):
+        if not all(self._stands_in(place) for place in places):
             self._later.append(pack)
             return
+        copied: dict[bytes, ChunkPlace] = {}
+        for place in sorted(places, key=lambda one: len(one.bases)):  # the standalone ones first
+            if place.digest not in self._bases:
+                found = self._elsewhere(place)
+                if found is None:
+                    copied.setdefault(place.digest, place)
+                else:
+                    self._bases[place.digest] = found.bases
+                    self._new[place.digest] = found.pack
         try:
-            frames = read_frames(self._home.packs, pack, copied) if copied else []
+            frames = read_frames(self._home.packs, pack, list(copied.values())) if copied else []
         except (Damaged, NotFound, BackendError) as error:
             _log.warning("pack %s keeps its waste: %s", pack.hex(), error)
             return
-        self._bases |= {place.digest: place.bases for place in copied}
-        self._waiting[pack] = set(away)
+        self._bases |= {place.digest: place.bases for place in copied.values()}
+        self._waiting[pack] = {place.digest for place in places}
         yield from frames
 
-    def _is_elsewhere(self, place: ChunkPlace) -> bool:
-        """Return whether a move leads to the chunk already, as after a repack that was stopped."""
+    def _elsewhere(self, place: ChunkPlace) -> ChunkPlace | None:
+        """Return where a move leads to the chunk already, as after a repack that was stopped."""
         found = self._ways.targets(place.pack).places.get(place.digest)
         if found is None or (found.bases and found.bases != place.bases):
-            return False
+            return None
         sizes = self._mark.holdings.bytes_of(found.pack)
         if not sizes or self._mark.needs.standing(found.pack) != "good":
-            return False
+            return None
         if found.pack in self._chosen:
-            return False
+            return None
         self._sizes[found.pack] = max(sizes.values())
-        return True
+        return found
 
     def _stands_in(self, place: ChunkPlace) -> bool:
         """Return whether what is copied of a chunk, if anything, serves who comes from this place.
@@ -301,11 +305,16 @@ class Repacker:
             _log.warning("the index segment of a repack was not written: %s", error)
 
     def _give_up(self) -> None:
-        """Write the moves of the packs of which all that is needed lies in new packs."""
+        """Write the moves of the packs of which all that is needed lies elsewhere by now."""
         for pack, digests in list(self._waiting.items()):
             if digests <= self._new.keys():
                 del self._waiting[pack]
-                into = {self._new[digest] for digest in digests}
+                known = self._ways.targets(pack).places
+                into = {
+                    self._new[one]
+                    for one in digests
+                    if one not in known or known[one].pack != self._new[one]
+                }
                 if into:
                     self._healing.move(pack, into)
                 self._done.packs.add(pack)
