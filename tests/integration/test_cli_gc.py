@@ -253,6 +253,27 @@ def test_a_tier_that_is_down_is_named_and_goes_on_later(enabled: Program) -> Non
     assert freed["warm"] > MIB
 
 
+def test_packs_with_much_waste_are_repacked_unless_told_otherwise(enabled: Program) -> None:
+    with tierstore.open("store") as store:
+        whole = noise(7) | {"v": noise(8)["w"]}
+        store.save("n", whole, base=None)
+        store.save("n", {"w": whole["w"]}, base=None)  # one of the two chunks of the pack
+    enabled("rm", "n@1")
+    before = held_bytes()
+    assert checked(enabled("gc", "--window", "0", "--no-repack", "--json"))["repacked_packs"] == 0
+    assert held_bytes() == before
+    would = enabled("gc", "--window", "0", "--dry-run")
+    assert "1 pack with much waste would be repacked" in would.out
+    assert held_bytes() == before
+    found = checked(enabled("gc", "--window", "0", "--json"))
+    assert (found["repacked_packs"], found["deleted_packs"]) == (1, 1)
+    assert MIB < found["rewritten_bytes"] < 1.01 * MIB
+    assert MIB < before - held_bytes() < 1.01 * MIB
+    with tierstore.open("store") as store:
+        assert (store.load("n@2")["w"] == whole["w"]).all()
+    assert enabled("check", "--read-data").code == 0
+
+
 def walked(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 

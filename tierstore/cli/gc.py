@@ -55,6 +55,10 @@ Explain = Annotated[
     bool,
     typer.Option("--explain", help="Change nothing; say why every byte of every tier is there."),
 ]
+NoRepack = Annotated[
+    bool,
+    typer.Option("--no-repack", help="Leave packs as they are of which much is waste."),
+]
 Grace = Annotated[
     str,
     typer.Option(metavar="TIME", help="Time that packs of unfinished saves stay: 12h, 7d, or 0."),
@@ -73,9 +77,6 @@ MaxBytes = Annotated[
 MaxTime = Annotated[
     str | None, typer.Option(metavar="TIME", help="Begin no deletions after this time: 30m.")
 ]
-NoRepack = Annotated[
-    bool, typer.Option("--no-repack", help="Leave packs that are needed in part as they are.")
-]
 
 
 def gc(
@@ -85,18 +86,17 @@ def gc(
     wait: Wait = "4h",
     dry_run: DryRun = False,
     explain: Explain = False,
+    no_repack: NoRepack = False,
     grace: Grace = "1d",
     window: Window = None,
     max_bytes: MaxBytes = None,
     max_time: MaxTime = None,
-    no_repack: NoRepack = False,
 ) -> None:
     """Delete what nothing needs any more, in every tier.
 
-    What stays is healed first where something is lacking. What is needed of packs that are waste by
-    more than a fifth is written anew. It can be stopped at any moment, and run
-    while the store is in use. Exits with 3 when a limit ended it or a tier could not be asked: the
-    next run goes on.
+    What is needed of packs of which more than a fifth is waste goes into new packs; what lacks
+    something is healed first. It can be stopped at any moment, and run while the store is in use.
+    Exits with 3 when a limit ended it or a tier could not be asked: the next run goes on.
     """
     from tierstore.config import parse_size
 
@@ -112,11 +112,11 @@ def gc(
     with cli.open() as store, cli.progress("collecting garbage") as progress:
         report = store.reclaim.run(
             dry_run=dry_run,
+            repack=not no_repack,
             grace=duration(grace),
             window=until,
             max_bytes=None if max_bytes is None else parse_size(max_bytes),
             max_time=None if max_time is None else duration(max_time),
-            repack=not no_repack,
             progress=progress,
         )
         data = _json(store, report)
@@ -233,9 +233,9 @@ def _json(store: Store, report: Report) -> schemas.Gc:
         deleted_packs=0 if deleted is None else deleted.packs,
         deleted_bytes=0 if deleted is None else deleted.bytes,
         condemned_packs=report.condemned,
+        healed=report.healed,
         repacked_packs=report.repacked,
         rewritten_bytes=report.rewritten_bytes,
-        healed=report.healed,
         lacking=list(report.lacking),
         stopped=report.stopped,
         tiers=[
@@ -302,16 +302,14 @@ def _summary(data: schemas.Gc) -> list[str]:
         lines = [f"{counted(data.deleted_packs, 'pack')} of {size(data.deleted_bytes)} {did}"]
     else:
         lines = [f"nothing {did}" if data.dry_run else "nothing was deleted"]
-    if data.repacked_packs and data.dry_run:
-        lines.append(f"{counted(data.repacked_packs, 'pack')} with waste would be written anew")
-    elif data.repacked_packs:
-        lines.append(
-            f"{counted(data.repacked_packs, 'pack')} with waste written anew, as "
-            f"{size(data.rewritten_bytes)}"
-        )
     if data.healed:
         lines.append(f"{data.healed} chunks and layouts of what stays healed first")
     lines += [f"would be healed first: {what}" for what in data.lacking]
+    if data.repacked_packs:
+        did = "would be repacked"
+        if not data.dry_run:
+            did = f"repacked: {size(data.rewritten_bytes)} written anew"
+        lines.append(f"{counted(data.repacked_packs, 'pack')} with much waste {did}")
     lines += [
         f"tier {one.name} cannot be asked, and what it holds of these goes with a later run: "
         f"{one.error}"

@@ -41,9 +41,9 @@ class Gc(Schema):
 
     ``deleted_bytes`` counts the copies in all tiers. ``reasons`` are those of all packs that are
     deleted or will be: why they went, or what they wait for. ``lacking`` names what would be healed
-    first, with ``dry_run``. ``repacked_packs`` had waste, and what is needed of them was written
-    anew: ``rewritten_bytes``, 0 with ``dry_run``. ``stopped`` says what ended it, null if nothing
-    did.
+    first, with ``dry_run``. ``repacked_packs`` had too much waste: what is needed of them went into
+    new packs, of ``rewritten_bytes`` in all tiers. ``stopped`` says what ended it before all was
+    done, null if nothing did.
     """
 
     dry_run: bool
@@ -51,9 +51,9 @@ class Gc(Schema):
     deleted_packs: int
     deleted_bytes: int
     condemned_packs: int
+    healed: int
     repacked_packs: int
     rewritten_bytes: int
-    healed: int
     lacking: list[str]
     stopped: str | None
     tiers: list[GcTier]

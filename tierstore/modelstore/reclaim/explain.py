@@ -10,13 +10,13 @@ from decimal import Decimal
 from typing import Literal
 
 from tierstore.blobs.base import BlobInfo
-from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.format import keys
-from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import HEAT, HOME_NAME, MOVERS, PINS, TIERS, TierSpec
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.report import Report, State
+from tierstore.modelstore.reclaim.waste import find_waste, needed_frames
 from tierstore.placement.cost import DAY_S, GB, MONTH_S, Prices
 from tierstore.tiers.durable.marker import MARKER
 from tierstore.tiers.durable.tier import DurableTier
@@ -44,9 +44,9 @@ _METADATA = {
     keys.LEASES: "leases of readers and writers",
     keys.GC: "condemned lists",
     keys.CONDEMNED: "condemned lists",
-    keys.RESERVE: "reserve to delete from a full disk",
     keys.SWEEPS: "leases of movers and collectors",
     MOVERS: "leases of movers and collectors",
+    keys.RESERVE: "reserve, to delete when the disk is full",
     keys.PROBES: "probes",
     keys.REPORTS: "reports of rollouts",
     keys.QUARANTINE: "marks of damaged packs",
@@ -65,13 +65,13 @@ _MIN_DAYS = {
 Source: Amazon S3 User Guide, "Understanding and managing Amazon S3 storage classes".
 """
 
-_LOOK_INTO = 0.99
-"""The share of a pack that is known to be needed from which on its footer is not read."""
-
 _ORDER: Sequence[ShareKind] = (
     "live", "chain", "base", "leased", "window", "waiting", "writing", "down", "condemned",
     "deleted", "new", "waste", "metadata", "foreign",
 )  # fmt: skip
+_TOLD = 0.01
+"""The share of a pack from which on its waste is told apart; it was looked into then."""
+
 _STAYS = frozenset({"live", "chain", "base", "leased"})
 
 
@@ -208,32 +208,14 @@ def _add_unpaid(share: Share, spec: TierSpec, info: BlobInfo) -> None:
 
 
 def _waste(mark: Mark, marker: Marker) -> dict[bytes, int]:
-    """Return the bytes of frames that nothing needs, by the packs that stay.
+    """Return the bytes that nothing needs, by the packs that stay and can be read.
 
-    Packs to which moves lead, and that readers hold, are taken to have none.
+    Packs that readers hold are taken to have none.
     """
-    needed: dict[bytes, dict[int, int]] = {}
-    whole = {pack for pack, reason in mark.live.items() if reason.kind == "leased"}
-    for digest in mark.needs.asked():
-        for place in marker.layouts.table(digest) or ():
-            needed.setdefault(place.pack, {})[_end(place)] = place.proof_bytes + place.frame_bytes
-            if mark.needs.standing(place.pack) != "good":
-                whole |= {at.pack for at in marker.ways.targets(place.pack).places.values()}
-    found = {}
-    for pack in mark.live.keys() - whole:
-        ends, sizes = needed.get(pack, {}), mark.holdings.bytes_of(pack).values()
-        if not sizes or sum(ends.values()) >= _LOOK_INTO * max(sizes):
-            continue
-        try:
-            places = marker.ways.footer(pack)
-        except (Damaged, NotFound, UnsupportedFormat, BackendError) as error:  # an archive, too
-            _log.info("%s; its waste is not known", error)
-            continue
-        found[pack] = sum(
-            place.proof_bytes + place.frame_bytes for place in places if _end(place) not in ends
-        )
-    return found
-
-
-def _end(place: ChunkPlace) -> int:
-    return place.offset + place.frame_bytes
+    packs = [pack for pack in mark.live.keys() - mark.held if mark.holdings.is_readable(pack)]
+    try:
+        found = find_waste(mark, marker.ways, needed_frames(mark, packs))
+    except (BackendError, Damaged, NotFound) as error:
+        _log.warning("%s; what of packs nothing needs is not known", error)
+        return {}
+    return {one.pack: one.waste_bytes for one in found if one.share > _TOLD}

@@ -93,10 +93,6 @@ class Needs:
         self._known: dict[Digest, Need] = {}
         self._standings: dict[bytes, Standing] = {}
 
-    def asked(self) -> list[Digest]:
-        """Return the manifests of which the needs were asked."""
-        return list(self._known)
-
     def of(self, digest: Digest) -> Need:
         """Return what a manifest needs itself, without what it lies on.
 

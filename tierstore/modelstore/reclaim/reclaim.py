@@ -108,6 +108,7 @@ class Reclaim:
         self,
         *,
         dry_run: bool = False,
+        repack: bool = True,
         grace: timedelta = GRACE,
         window: timedelta | None = None,
         max_bytes: int | None = None,
@@ -126,6 +127,8 @@ class Reclaim:
 
         Args:
             dry_run: Whether nothing is changed: the report says what would be.
+            repack: Whether what is needed of packs of which more than a fifth is waste goes into
+                new packs.
             grace: How long a pack of an unfinished save is seen to be garbage before it is
                 condemned: it may be there for a save that goes on. 0 is allowed.
             window: How long a removed version can be brought back; ``None`` for what is set in the
@@ -165,6 +168,7 @@ class Reclaim:
         with self._lock, reported(progress, "collecting garbage") as told:
             return self._kept().run(
                 dry_run=dry_run,
+                repack=repack,
                 grace_s=_seconds("grace", grace) or 0.0,
                 window_s=_seconds("window", window),
                 max_bytes=limit,
