@@ -4085,9 +4085,17 @@ _REBUILD = (
         "load-that-scans-the-store",
         "SPEC 11: A reader MUST NOT look into all packs of a store unless they are few.",
         "modelstore/home/relayout.py",
-        "if len(packs) > MOST_PACKS:",
+        "if len(listed.packs) > MOST_PACKS:",
         "if False:",
         ("integration/test_rebuild.py::test_a_load_looks_into_few_packs_only",),
+    ),
+    Mutation(
+        "lost-though-a-tier-is-down",
+        "SPEC 13: A reader MUST distinguish a tier that could not be asked from one that lacks it.",
+        "modelstore/home/relayout.py",
+        "        if self.down:\n",
+        "        if False:\n",
+        ("integration/test_rebuild.py::test_a_tier_that_is_down_is_told",),
     ),
     Mutation(
         "lost-though-folded",

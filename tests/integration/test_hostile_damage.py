@@ -206,8 +206,9 @@ def test_missing(made: Made, kind: str) -> None:
         with pytest.raises(NotFound, match="is not a store; make one with"):
             made.opened()
     elif kind == "layouts":
-        assert read(made, "m") is None, "it is rebuilt"
         assert [f.key for f in check(made).findings] == [key]
+        assert read(made, "m") is None, "it is rebuilt"
+        assert check(made).findings == [], "and written"
     elif kind in ("entry", "alias"):
         with (
             made.opened() as store,

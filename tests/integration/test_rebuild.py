@@ -19,10 +19,17 @@ from tests.integration.test_collector import (
     packs_of,
 )
 from tests.integration.test_collector_schedules import TUNED, weights
+from tests.integration.test_tiers import Tiered
 from tests.unit.format_by_hand import msgpack, sealed
 from tierstore import Dense
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import BackendError, NotFound, PermissionDenied, UnsupportedFormat
+from tierstore.errors import (
+    BackendError,
+    NotFound,
+    PermissionDenied,
+    Unreachable,
+    UnsupportedFormat,
+)
 from tierstore.format.keys import FOLDS, INDEX, LAYOUTS, LEASES, PACKS, layout_key, pack_key
 from tierstore.format.layout import parse_layout, parse_segment
 from tierstore.format.storeconfig import Features
@@ -399,6 +406,36 @@ def test_each_pack_is_read_once_and_by_its_ends(store: Store, blobs: MemoryStore
     rebuild_layouts(home, Roots(home, ReadCache(None)).find(0, 0).roots)
     read = [call for call in watched.calls if call[0].startswith("get") and "packs/" in call[1]]
     assert sorted(read) == sorted(("get_ranges", key) for key in keys(blobs, PACKS))
+
+
+def test_a_tier_that_is_down_is_told(cache: Path) -> None:
+    tiered = Tiered(cache)
+    store = tiered.open()
+    store.save("cold", {"w": np.arange(99)}, base=None)
+    tiered.copy("warm", "cold", drop=True)
+    store.save("warm", {"w": np.ones(99)}, base=None)
+    home, inner = store._parts.home, tiered.stores["home"].inner
+    assert isinstance(inner, MemoryStore)
+    lose(inner, LAYOUTS)
+    lose(inner, INDEX)
+    tiered.down("warm")
+    roots = [Root(store.resolve(name).digest, "live", name) for name in ("cold", "warm")]
+    done = rebuild_layouts(home, roots)
+    assert done.written == 1
+    assert done.down.keys() == {"warm"}
+    assert [one.needed_by for one in done.lost] == ["warm"]
+    assert "it may exist: tier warm could not be asked" in done.lost[0].why
+    with pytest.raises(Unreachable, match="it may exist"):
+        store.load("warm")
+    found = rebuild_index(home, "packs")
+    assert (found.chunks, found.down.keys()) == (1, {"warm"})
+    tiered.down("warm", "cold", "home")
+    with pytest.raises(BackendError):
+        rebuild_index(home, "packs")
+    tiered.down()
+    assert rebuild_layouts(home, roots).lost == []
+    assert rebuild_index(home).chunks == 2
+    assert store.load("warm")["w"].tolist() == [1] * 99
 
 
 # Loading

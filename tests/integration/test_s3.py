@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tierstore
 from tests.integration.kit import MIB, equal, tensors, tree
 from tests.servers.moto import Moto
+from tierstore import Rows
 from tierstore.errors import Conflict, Damaged, NotFound
 
 _names = itertools.count()
@@ -59,6 +61,32 @@ def test_from_end_to_end(url: str, tmp_path: Path) -> None:
         report = store.check(read_data=True)
         assert report.findings == []
         assert store.usage().versions == 3
+
+
+def test_what_was_lost_is_made_anew(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are the same, and nothing is stored again, on a node that has nothing yet."""
+    with tierstore.init(url, chunk_size=MIB) as store:
+        for number in (1, 2):
+            store.save("m", tensors(number), base=None)
+        store.patch("m@2", {"emb": Rows([7], np.ones((1, 1000), np.float32))})
+        blobs = store._parts.home.blobs
+        for prefix in ("index/", "layouts/"):
+            blobs.delete([info.key for info in blobs.list(prefix)])
+        done = store.reclaim.rebuild_layouts()
+        assert (done.written, done.lost) == (3, [])
+        assert store.reclaim.rebuild_index().chunks > 6
+        assert store.check(read_data=True).findings == []
+    monkeypatch.setenv("TIERSTORE_CACHE_DIR", str(tmp_path / "another node"))
+    with tierstore.open(url) as store:
+        equal(store.load("m@1").load(), tensors(1))
+        patched = tensors(2)
+        patched["emb"][7] = 1
+        equal(store.load("m@3").load(), patched)
+        version = store.save("again", tensors(2), base=None)
+        assert version.stats is not None
+        assert version.stats.new_bytes == 0
 
 
 def test_a_flipped_byte_in_a_pack_is_found_and_healed(url: str) -> None:

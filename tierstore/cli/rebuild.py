@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import typer
@@ -35,6 +35,7 @@ def rebuild_index(
         stored_bytes=done.stored_bytes,
         replaced=done.replaced,
         unread=done.unread,
+        down=done.down,
     )
 
     def text() -> None:
@@ -42,7 +43,7 @@ def rebuild_index(
             f"the index knows {counted(done.chunks, 'chunk')}, in "
             f"{counted(done.segments, 'segment')} of {size(done.stored_bytes)}"
         )
-        _print_unread(done.unread)
+        _print_unread(done.unread, done.down)
 
     cli.out.show(data, [], text)
 
@@ -74,6 +75,7 @@ def rebuild_layout(
             for one in done.lost
         ],
         unread=done.unread,
+        down=done.down,
     )
 
     def text() -> None:
@@ -82,14 +84,16 @@ def rebuild_layout(
             table([Column("LOST"), Column("MANIFEST"), Column("WHY")], rows)
             print()
         print(f"{counted(done.written, 'layout')} written, {done.whole} were whole")
-        _print_unread(done.unread)
+        _print_unread(done.unread, done.down)
 
     cli.out.show(data, [one.needed_by for one in done.lost], text)
     if done.lost:
         raise typer.Exit(4)
 
 
-def _print_unread(keys: Sequence[str]) -> None:
+def _print_unread(keys: Sequence[str], down: Mapping[str, str]) -> None:
+    for name, why in down.items():
+        print(printable(f"tier {name} could not be asked: {why}"))
     for key in keys[:_SHOWN]:
         print(f"not read: {key}")
     if len(keys) > _SHOWN:

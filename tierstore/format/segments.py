@@ -44,9 +44,6 @@ class Segment:
     replaces: Set[str]
 
 
-_NOTHING = TableBody(digests=b"", offsets=b"", lengths=b"", heads=b"", plains=b"", codecs=b"")
-
-
 def parse_any_segment(data: Buffer, name: str) -> Segment:
     """Unseal and check an index segment, whether it was merged or not."""
     body = unseal_body(Kind.SEGMENT, data, MergedBody, name)
@@ -72,7 +69,10 @@ def merge_tables(
         without: Ids of packs whose rows are left out.
         last: Ids of packs whose rows stand back behind any other.
     """
-    every = join_tables(tables or [ChunkTable(_NOTHING, "nothing")], "the tables to be merged")
+    if not tables:
+        none = TableBody(digests=b"", offsets=b"", lengths=b"", heads=b"", plains=b"", codecs=b"")
+        return ChunkTable(none, "an empty table")
+    every = join_tables(tables, "the tables to be merged")
     body = TableBody(**pick_rows(every, merge_rows(every, without, last)))
     return ChunkTable(body, "the merged table")
 

@@ -9,7 +9,7 @@ class IndexRebuilt(Schema):
     """The dedup index that was made anew: its chunks, segments and bytes.
 
     ``replaced`` counts the segments that were there before. ``unread`` are the keys of layouts and
-    packs that could not be read.
+    packs that could not be read, and ``down`` says why tiers could not be asked.
     """
 
     chunks: int
@@ -17,6 +17,7 @@ class IndexRebuilt(Schema):
     stored_bytes: int
     replaced: int
     unread: list[str]
+    down: dict[str, str]
 
 
 class LostVersionJson(Schema):
@@ -31,10 +32,11 @@ class LayoutsRebuilt(Schema):
     """How many layouts were whole, and how many were written.
 
     ``lost`` are the versions that cannot be read. ``unread`` are the keys of packs that could not
-    be looked into: what is missing may lie there.
+    be looked into, and ``down`` says why tiers could not be asked: what is missing may lie there.
     """
 
     whole: int
     written: int
     lost: list[LostVersionJson]
     unread: list[str]
+    down: dict[str, str]

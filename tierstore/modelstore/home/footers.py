@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from tierstore.blobs.base import BlobInfo, BlobStore, RangeRead
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import pack_key
+from tierstore.format.keys import PACKS, pack_key
 from tierstore.format.pack import (
     TRAILER_BYTES,
     Trailer,
@@ -18,6 +19,7 @@ from tierstore.format.pack import (
 from tierstore.format.table import PACK_HEADER_BYTES, ChunkPlace, ChunkTable, in_pack
 from tierstore.ids import Buffer
 from tierstore.modelstore.home.ahead import ahead
+from tierstore.tiers.durable.tiers import DurableTiers
 
 _TAIL_BYTES = 64 << 10
 """So much of the end of a pack is read at once: the index of a thousand frames."""
@@ -63,6 +65,47 @@ def read_chunks(store: BlobStore, key: str, size: int) -> ChunkTable:
     trailer, header, index = _read(store, key, size)
     table = parse_index_table(header, index, trailer, f"pack {key}")
     return in_pack(table, trailer.pack_id, size)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPacks:
+    """The packs of all durable tiers.
+
+    Attributes:
+        packs: Key, size and time of each pack, by key.
+        down: Why tiers could not be asked, by name: they may have more.
+    """
+
+    packs: list[BlobInfo]
+    down: dict[str, str]
+
+
+def list_packs(tiers: DurableTiers, most: int | None = None) -> ListedPacks:
+    """List the packs of all durable tiers that can be asked.
+
+    Args:
+        tiers: The durable tiers.
+        most: End once there are more than so many; ``None``: list all.
+
+    Raises:
+        BackendError: No tier can be asked.
+    """
+    found: dict[str, BlobInfo] = {}
+    failed: dict[str, BackendError] = {}
+    for tier in tiers.tiers:
+        try:
+            tier.verify()
+            for info in tier.blobs.list(PACKS):
+                found.setdefault(info.key, info)
+                if most is not None and len(found) > most:
+                    break
+        except BackendError as error:
+            _log.warning("tier %s cannot be listed: %s", tier.name, error)
+            failed[tier.name] = error
+    if len(failed) == len(tiers.tiers):
+        raise next(iter(failed.values()))
+    down = {name: str(error) for name, error in failed.items()}
+    return ListedPacks(sorted(found.values(), key=lambda info: info.key), down)
 
 
 def read_all_chunks(

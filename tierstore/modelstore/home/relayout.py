@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from tierstore.blobs.base import BlobInfo
-from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError
-from tierstore.format.keys import PACKS, layout_key
+from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError, Unreachable
+from tierstore.format.keys import layout_key
 from tierstore.format.layout import parse_layout, seal_layout
 from tierstore.format.manifest import Manifest
 from tierstore.format.storeconfig import check_features
@@ -22,7 +21,7 @@ from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.confirm import gone_packs
-from tierstore.modelstore.home.footers import read_all_chunks
+from tierstore.modelstore.home.footers import ListedPacks, list_packs, read_all_chunks
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.progress import Progress
@@ -67,6 +66,7 @@ class PackScan:
 
     Attributes:
         unread: The keys of packs whose footers could not be read; what is in them is not known.
+        down: Why tiers could not be asked, by name; what they have is not known either.
     """
 
     def __init__(self, home: Home) -> None:
@@ -75,6 +75,7 @@ class PackScan:
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.executescript(_SCHEMA)
         self.unread: list[str] = []
+        self.down: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -87,19 +88,19 @@ class PackScan:
     ) -> None:
         self._db.close()
 
-    def read(
-        self, packs: Iterable[BlobInfo] | None = None, progress: Progress | None = None
-    ) -> None:
+    def read(self, listed: ListedPacks | None = None, progress: Progress | None = None) -> None:
         """Read the footers of packs; what is in a condemned or quarantined one stands back.
 
         Args:
-            packs: The packs; ``None`` for all.
+            listed: The packs; ``None`` for all.
             progress: Called with the bytes of the packs that were looked into, and of all.
 
         Raises:
-            BackendError: Home or a tier cannot be asked.
+            BackendError: Home or every tier cannot be asked.
         """
-        every = list(self._home.packs.list(PACKS) if packs is None else packs)
+        if listed is None:
+            listed = list_packs(self._home.packs)
+        every, self.down = listed.packs, listed.down
         last = self._home.condemned.known() | self._home.quarantine.packs()
         total, done, rows = sum(info.size for info in every), 0, list[tuple[object, ...]]()
         for info, table in read_all_chunks(self._home.packs, every):
@@ -142,12 +143,13 @@ class PackScan:
 
         Raises:
             NotFound: A chunk of the manifest, or the base of a delta, is in no pack that was read.
+            Unreachable: The same, but a tier that cannot be asked may have it.
         """
         places = {}
         for chunk in dict.fromkeys(chunks_of(manifest)):
             found = self._whole(chunk)
             if found is None:
-                raise NotFound(self._lacks(chunk, digest))
+                raise self._lacks(chunk, digest)
             places[chunk] = found
         for base in [base for place, _ in places.values() for base in place.bases]:
             if base not in places:
@@ -158,14 +160,17 @@ class PackScan:
         sealed = seal_layout(digest, [place for place, _ in places.values()], sizes)
         return NewLayout(digest, sealed, sizes)
 
-    def _lacks(self, chunk: bytes, digest: Digest) -> str:
+    def _lacks(self, chunk: bytes, digest: Digest) -> NotFound | Unreachable:
         text = (
             f"chunk b3:{chunk.hex()} of version b3:{digest.hex} is in no pack of "
             f"{self._home.packs.url}"
         )
         if self.unread:
             text += f" that can be read; {len(self.unread)} cannot, the first is {self.unread[0]}"
-        return f"{text}; run 'tierstore check' and save the model again"
+        if self.down:
+            why = "; ".join(f"tier {name} could not be asked: {e}" for name, e in self.down.items())
+            return Unreachable(f"{text}, but it may exist: {why}")
+        return NotFound(f"{text}; run 'tierstore check' and save the model again")
 
     def _whole(self, chunk: bytes) -> tuple[ChunkPlace, int] | None:
         """Return the best place of a chunk whose bases are there."""
@@ -256,14 +261,14 @@ def tables_of(home: Home, manifests: Sequence[tuple[Digest, Manifest]]) -> list[
 
 def _made_anew(home: Home, lacking: Sequence[tuple[Digest, Manifest]]) -> list[NewLayout]:
     what = f"layout {layout_key(lacking[0][0])} is missing from {home.blobs.url}"
-    packs = list(islice(home.packs.list(PACKS), MOST_PACKS + 1))
-    if len(packs) > MOST_PACKS:
+    listed = list_packs(home.packs, MOST_PACKS)
+    if len(listed.packs) > MOST_PACKS:
         raise NotFound(
             f"{what}, and the store has too many packs to look into all of them now; 'tierstore "
             "layout rebuild REF' makes the layouts of a version anew, and --all those of all"
         )
     with PackScan(home) as scan:
-        scan.read(packs)
+        scan.read(listed)
         made = [scan.layout(*pair) for pair in lacking]
     try:
         unfit = write_layouts(home, made)
@@ -271,7 +276,7 @@ def _made_anew(home: Home, lacking: Sequence[tuple[Digest, Manifest]]) -> list[N
     except TierstoreError as error:
         kept = f"{error}; 'tierstore layout rebuild REF' writes it"
     _log.warning(
-        "%s; it was made anew from the footers of %d packs%s", what, len(packs),
+        "%s; it was made anew from the footers of %d packs%s", what, len(listed.packs),
         f", and not written: {kept}" if kept else "",
     )  # fmt: skip
     return made

@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 from tierstore.blobs.base import BlobInfo
 from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
@@ -84,30 +85,28 @@ def merge_index(
         Conflict: The right is lost.
         BackendError: Home cannot be asked.
     """
-    there = [info for info in home.blobs.list(INDEX) if is_segment_key(info.key)]
-    done = 0
-    work = _Merging(home, condemned, holdings)
+    work = _Merging(home, condemned, holdings, lease)
     classes: dict[int, list[BlobInfo]] = {}
-    for info in there:
+    stale = list[BlobInfo]()
+    for info in home.blobs.list(INDEX):
+        if not is_segment_key(info.key):
+            continue
         if info.size < FULL_BYTES:
             classes.setdefault(_class_of(info.size), []).append(info)
+        elif _is_stale(info, condemned, now_s):
+            stale.append(info)
     for number in range(max(classes, default=0) + 1):
         found = classes.get(number, [])
-        if len(found) < MERGED_AT:
-            continue
-        for batch in _batches(found):
+        for batch in _batches(found) if len(found) >= MERGED_AT else ():
             if is_over():
-                return done
-            merged, new = work.merge(batch, lease)
-            done += merged
-            for info in new:  # they may be enough for the next class
+                return work.done
+            for info in work.merge(batch):  # they may be enough for the next class
                 classes.setdefault(_class_of(info.size), []).append(info)
-    for info in there:
-        if info.size >= FULL_BYTES and _is_stale(info, condemned, now_s):
-            if is_over():
-                return done
-            done += work.merge([info], lease)[0]
-    return done
+    for info in stale:
+        if is_over():
+            break
+        work.merge([info])
+    return work.done
 
 
 def _class_of(size: int) -> int:
@@ -164,30 +163,42 @@ class Fitness:
 
 
 class _Merging:
-    """Merges segments at the time of one mark."""
+    """Merges segments at the time of one mark.
 
-    def __init__(self, home: Home, condemned: Condemned, holdings: Holdings) -> None:
-        self._home = home
-        self._fitness = Fitness(home, condemned.packs, holdings)
+    Attributes:
+        done: How many were merged into others.
+    """
 
-    def merge(self, batch: Sequence[BlobInfo], lease: HeldLease) -> tuple[int, list[BlobInfo]]:
+    def __init__(
+        self, home: Home, condemned: Condemned, holdings: Holdings, lease: HeldLease
+    ) -> None:
+        self._home, self._lease = home, lease
+        self._condemned, self._holdings = condemned, holdings
+        self.done = 0
+
+    @cached_property
+    def _fitness(self) -> Fitness:
+        return Fitness(self._home, self._condemned.packs, self._holdings)
+
+    def merge(self, batch: Sequence[BlobInfo]) -> list[BlobInfo]:
         """Write what some segments hold into new ones, and delete these.
 
         One that cannot be read stays where it is.
 
         Returns:
-            How many were merged, and the new segments.
+            The new segments.
         """
-        lease.keep()
+        self._lease.keep()
         read = self._read([info.key for info in batch])
         if not read or (len(read) == 1 < len(batch)):
-            return 0, []
+            return []
         table = self._fitness.merge([segment.table for segment in read.values()])
         new = write_merged(self._home, table, replaces=read.keys())
-        lease.check()
+        self._lease.check()
         self._home.blobs.delete(list(read))
         _log.info("%d index segments are merged into %d", len(read), len(new))
-        return len(read), new
+        self.done += len(read)
+        return new
 
     def _read(self, keys: Sequence[str]) -> dict[str, Segment]:
         def read(key: str) -> Segment | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tierstore.blobs.base import BlobInfo
-from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
-from tierstore.format.keys import FOLDS, INDEX, LAYOUTS, MOVES, PACKS, pack_key
+from tierstore.errors import Damaged, NotFound, TierstoreError, Unreachable, UnsupportedFormat
+from tierstore.format.keys import FOLDS, INDEX, LAYOUTS, MOVES, pack_key
 from tierstore.format.layout import Move, parse_layout
 from tierstore.format.manifest import patch_info
 from tierstore.format.sealed import Kind, unseal_body
@@ -19,7 +19,7 @@ from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.chain import fold_of
-from tierstore.modelstore.home.footers import read_all_chunks
+from tierstore.modelstore.home.footers import list_packs, read_all_chunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.relayout import NewLayout, PackScan, write_layouts
 from tierstore.modelstore.reclaim.holdings import read_holdings
@@ -43,6 +43,7 @@ class RebuiltIndex:
         replaced: How many segments there were before.
         stored_bytes: The bytes of the new segments.
         unread: Keys of what could not be read; chunks that nothing else names may be stored again.
+        down: Why tiers could not be asked for their packs, by name.
     """
 
     chunks: int
@@ -50,6 +51,7 @@ class RebuiltIndex:
     replaced: int
     stored_bytes: int
     unread: list[str]
+    down: dict[str, str] = field(default_factory=dict)
 
 
 def rebuild_index(
@@ -73,9 +75,11 @@ def rebuild_index(
     check_features(home.config, "write", home.blobs.url)
     old = list(home.blobs.list(INDEX))
     work = _Index(home)
-    replaced = work.take_segments(old)
+    replaced, down = work.take_segments(old), dict[str, str]()
     if source == "packs":
-        work.take_packs(list(home.packs.list(PACKS)), progress)
+        listed = list_packs(home.packs)
+        down = listed.down
+        work.take_packs(listed.packs, progress)
     else:
         work.take_layouts(list(home.blobs.list(LAYOUTS)), progress)
         work.take_packs(work.moved_into(), None)
@@ -88,6 +92,7 @@ def rebuild_index(
         replaced=len(replaced),
         stored_bytes=sum(info.size for info in new),
         unread=work.unread,
+        down=down,
     )
 
 
@@ -217,12 +222,14 @@ class RebuiltLayouts:
         written: How many were written.
         lost: The versions of which one could not be made anew, and that nothing makes up for.
         unread: Keys of packs that could not be read.
+        down: Why tiers could not be asked, by name: what is lost may lie there.
     """
 
     whole: int = 0
     written: int = 0
     lost: list[LostVersion] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    down: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -264,7 +271,7 @@ def rebuild_layouts(
     if lacking:
         with PackScan(home) as scan:
             scan.read(progress=progress)
-            done.unread = scan.unread
+            done.unread, done.down = scan.unread, scan.down
             for at in range(0, len(lacking), _WRITTEN_AT_ONCE):
                 done.written += _rebuild(home, scan, lacking[at : at + _WRITTEN_AT_ONCE], facts)
     # what a removed version has lost may have been collected, whatever its window says
@@ -311,7 +318,7 @@ def _rebuild(
     for digest in manifests:
         try:
             made.append(scan.layout(digest, home.manifest(digest)))
-        except (Damaged, NotFound, UnsupportedFormat) as error:
+        except (Damaged, NotFound, Unreachable, UnsupportedFormat) as error:
             facts[digest].why = str(error)
     unfit = write_layouts(home, made)
     for one in made:

@@ -114,7 +114,6 @@ class Reclaim:
         max_bytes: int | None = None,
         max_time: timedelta | None = None,
         stop: threading.Event | None = None,
-        repack: bool = True,
         progress: Progress | bool | None = None,
     ) -> Report:
         """Collect garbage once: delete the packs that nothing needs, in every tier.
@@ -128,7 +127,8 @@ class Reclaim:
         Args:
             dry_run: Whether nothing is changed: the report says what would be.
             repack: Whether what is needed of packs of which more than a fifth is waste goes into
-                new packs.
+                new packs, where more than a twentieth of the bytes of all is waste. Packs that
+                readers hold, and those in archives, stay as they are.
             grace: How long a pack of an unfinished save is seen to be garbage before it is
                 condemned: it may be there for a save that goes on. 0 is allowed.
             window: How long a removed version can be brought back; ``None`` for what is set in the
@@ -137,8 +137,6 @@ class Reclaim:
                 they replace take no more than this either, until that is deleted.
             max_time: Begin no further deletions, and no further new packs, after this time.
             stop: Begin no further deletions once this is set.
-            repack: Whether packs with waste are written anew, where they have more than a twentieth
-                of the bytes of all. Packs that readers hold, and those in archives, are not.
             progress: ``True`` for a bar, or a function that is called with the bytes that were
                 deleted and those to delete; as in ``Store.save``.
 
@@ -174,7 +172,6 @@ class Reclaim:
                 max_bytes=limit,
                 max_time_s=_seconds("max_time", max_time),
                 is_stopped=_never if stop is None else stop.is_set,
-                repack=repack,
                 progress=told,
             )
 
