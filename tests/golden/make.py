@@ -5,7 +5,8 @@
 ``v1`` is a store of format 1 with one of everything but patches, which ``patches`` has, and proofs,
 which ``proofs`` has; ``future`` holds stores that this version must refuse; ``quarantine`` has a
 damaged pack that is marked, and the moves that heal it; ``removed`` has removed versions, and what
-is set about them. Those that are not named stay as they are.
+is set about them; ``merged`` has a merged segment of the index. Those that are not named stay as
+they are.
 Packs are named by random bytes, so two runs write different stores with the same content.
 """
 
@@ -31,6 +32,7 @@ from tierstore.format.keys import (
     CONFIG,
     GC,
     HEAD,
+    INDEX,
     LEASES,
     layout_key,
     move_key,
@@ -44,6 +46,7 @@ from tierstore.format.pack import PackBuilder
 from tierstore.format.reflog import Hint, Lease
 from tierstore.format.safetensors import header_length, parse_header
 from tierstore.format.sealed import Kind, seal_body
+from tierstore.format.segments import merge_tables, parse_any_segment, seal_merged
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.home import leases, quarantine, refs
@@ -56,6 +59,7 @@ from tierstore.wiring import open_blobs
 HERE = Path(__file__).parent
 STORE, FUTURE, PATCHES = HERE / "v1", HERE / "future", HERE / "patches"
 PROOFS, QUARANTINED, REMOVED = HERE / "proofs", HERE / "quarantine", HERE / "removed"
+MERGED = HERE / "merged"
 SUMS, EXPECTED = HERE / "SHA256SUMS.json", HERE / "expected.json"
 
 
@@ -190,6 +194,23 @@ def _save_removed() -> None:
         store.remove_model("gone")
         store.retention.set(None, window=timedelta(days=2), keep_last=10, keep_tag=["v*"])
         store.retention.set("short", window=timedelta(0), message="large")
+
+
+def _save_merged() -> None:
+    """Two versions, the second with a delta; the segments of both saves are merged into one."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tierstore.init(MERGED, chunk_size=content.CHUNK) as store,
+    ):
+        for number, tensors in enumerate((content.proven_tensors(), content.tuned_tensors())):
+            files = {"model.safetensors": content.file_of(tensors, None)}
+            store.save("proven", write_files(Path(scratch) / str(number), files))
+        blobs = store._parts.home.blobs
+        old = [info.key for info in blobs.list(INDEX)]
+        tables = [parse_any_segment(blobs.get(key), key).table for key in old]
+        (data,) = seal_merged(merge_tables(tables), old)
+        blobs.put(INDEX + "0" * 32, data)
+        blobs.delete(old)
 
 
 def _save_quarantined() -> None:
@@ -404,6 +425,7 @@ MAKERS = {
     "proofs": _save_proofs,
     "quarantine": _save_quarantined,
     "removed": _save_removed,
+    "merged": _save_merged,
 }
 """What writes each golden store, by the name of its folder."""
 

@@ -21,6 +21,7 @@ from tests.golden.make import (
     EXPECTED,
     FUTURE,
     HERE,
+    MERGED,
     PATCHES,
     PROOFS,
     QUARANTINED,
@@ -34,6 +35,7 @@ from tierstore.errors import NotFound, UnsupportedFormat
 from tierstore.format import proof
 from tierstore.format.dtypes import numpy_dtype
 from tierstore.format.retention import Rules
+from tierstore.format.segments import parse_any_segment
 from tierstore.modelstore.store import Store
 
 PACKED = {"F4", "F6_E2M3", "F6_E3M2"}
@@ -178,6 +180,26 @@ def test_removed_versions(tmp_path: Path) -> None:
         assert store.check(read_data=True).findings == []
         store.undelete("removed@1")
         assert is_whole(store, "removed@1")
+
+
+def test_a_merged_segment_of_the_index(tmp_path: Path) -> None:
+    """A node that has nothing yet finds by it what is stored."""
+    shutil.copytree(MERGED, tmp_path / "store")
+    with tierstore.open(tmp_path / "store") as store:
+        for number, tensors in enumerate((content.proven_tensors(), content.tuned_tensors()), 1):
+            source = tmp_path / f"{number}.safetensors"
+            source.write_bytes(content.file_of(tensors, None))
+            assert store.load(f"proven@{number}").read_file("model.safetensors") == (
+                source.read_bytes()
+            )
+            version = store.save("again", source, base=None)
+            assert version.stats is not None
+            assert version.stats.new_bytes == 0
+        (info,) = store._parts.home.blobs.list("index/")
+        segment = parse_any_segment(store._parts.home.blobs.get(info.key), info.key)
+        assert len(segment.replaces) == 2
+        assert any(place.bases for place in segment.table)
+        assert store.check(read_data=True).findings == []
 
 
 def test_the_files_are_those_that_were_frozen() -> None:

@@ -81,6 +81,23 @@ WASTED = World(
 )
 
 
+# The layout of a version was lost; two packs have its chunk.
+LAYOUTLESS = World(
+    Setup(
+        chunks={"M": ("a",)},
+        manifest={"v1": "M", "v2": "M"},
+        index=(("a", "old-1"),),
+        choices=("reuse", "alone"),
+        new_packs=2,
+        loses=True,
+    ),
+    packs=frozenset({("A", "old-1"), ("A", "old-2")}),
+    frames=frozenset({("old-1", "a", ""), ("old-2", "a", "")}),
+    versions=frozenset({"v1"}),
+    promised=frozenset({"v1"}),
+)
+
+
 def of(world: World, **changes: object) -> World:
     """Return a world with another setup."""
     return world._replace(setup=replace(world.setup, **changes))  # type: ignore[arg-type]
@@ -161,6 +178,21 @@ WORLDS_AND_PARTIES: dict[str, tuple[World, dict[str, tuple[object, ...]]]] = {
         of(WASTED, choices=("reuse", "alone"), new_packs=2),
         {"k": ("repack", "old", "a"), "x": ("remove", "v1"), "w": ("save", "v2"),
          "g": ("collect", 1)}),
+    # layouts that were lost
+    "layout lost, 2 collectors": (
+        LAYOUTLESS, {"l": ("lay_out_anew", "v1", ("old-1", "old-2")), "g": ("collect", 2)}),
+    "layout lost twice, collector": (
+        LAYOUTLESS,
+        {"l": ("lay_out_anew", "v1", ("old-1", "old-2")),
+         "k": ("lay_out_anew", "v1", ("old-1", "old-2")), "g": ("collect", 1)}),
+    "layout lost, removal, save, collector": (
+        LAYOUTLESS,
+        {"l": ("lay_out_anew", "v1", ("old-1", "old-2")), "x": ("remove", "v1"),
+         "w": ("save", "v2"), "g": ("collect", 1)}),
+    "layout lost, removal, undelete, collector": (
+        LAYOUTLESS,
+        {"l": ("lay_out_anew", "v1", ("old-1", "old-2")), "x": ("remove", "v1"),
+         "u": ("undelete", "v1"), "g": ("collect", 1)}),
     # patches
     "fold, 2 collectors": (PATCH, {"f": ("fold", "p1"), "g": ("collect", 2)}),
     "fold, reader, collector": (
@@ -183,6 +215,7 @@ LAYOUT_RULES = {
     "a layout is written over",
     "layouts of what is dead are deleted",
     "the layout comes after the entry",
+    "a lost layout is written over",
 }
 
 
@@ -253,6 +286,8 @@ def broken(world: World) -> str:
         chunks = world.setup.chunks
         ways = store.needed_by(up, manifest)
         kept = any(all(store.is_stored(up, c) for one in way for c in chunks[one]) for way in ways)
+        if kept and world.setup.loses and not store.layout_of(up, manifest):
+            continue  # a reader looks into the packs
         return "strict" if kept else "weak"
     _, segment = store.newest_list(world)
     if segment and segment not in dict(world.segments):

@@ -259,6 +259,24 @@ def repack(setup: Setup, pack: str, chunk: str, owner: str) -> Steps:
         yield from sure(store.put_list(number + 1, segment))
 
 
+def lay_out_anew(setup: Setup, version: str, packs: tuple[str, ...], owner: str) -> Steps:
+    """Write a layout that was lost, of any of the packs that have the chunk."""
+    manifest = setup.manifest[version]
+    yield store.put_lease(owner, "")
+    layout = yield store.read_layout(manifest)
+    if layout:
+        return
+    pack = yield store.choose(*packs)
+    _, condemned = yield from read_condemned(setup)
+    gone = yield store.missing(frozenset({pack}))
+    if gone | condemned & {pack}:  # a collector copies what is in it
+        return
+    over = "a lost layout is written over" in setup.rules
+    layout = frozenset({(setup.chunks[manifest][0], pack)})
+    yield from sure(store.put_layout(manifest, layout, over))
+    yield store.end_lease(owner)
+
+
 # Names, and taking back
 
 

@@ -41,6 +41,7 @@ class Setup:
         choices: What a save may do: ``reuse``, ``delta`` on what the index knows, or ``alone``.
         changes: What somebody writes: ``layouts`` over, ``names``, ``leases``, ``folds``.
         tidies: Whether collectors delete old lists and segments.
+        loses: Whether layouts were lost: what has none is whole as long as its chunks are there.
     """
 
     chunks: dict[str, tuple[str, ...]]
@@ -56,6 +57,7 @@ class Setup:
     choices: tuple[str, ...] = ("reuse", "delta", "alone")
     changes: frozenset[str] = frozenset()
     tidies: bool = False
+    loses: bool = False
 
 
 class World(NamedTuple):

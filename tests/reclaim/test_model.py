@@ -110,6 +110,8 @@ MUTATIONS = [
         ["a rebase puts no moves back", "what moves lead to is live"],
         "strict",
     ),
+    # layouts that were lost
+    ("layout lost, 2 collectors", ["a lost layout is written over"], "strict"),
     # the collector
     ("undelete, 2 collectors", ["not marked again"], "weak"),
     ("undelete, 2 collectors", ["marked again before the list"], "weak"),

@@ -39,13 +39,13 @@ from tierstore.format.layout import (
     Move,
     parse_layout,
     parse_mark,
-    parse_segment,
 )
 from tierstore.format.manifest import parse_manifest, pieces
 from tierstore.format.pack import PackBuilder, Trailer, check_header, parse_index, parse_trailer
 from tierstore.format.reflog import Hint, Lease, parse_entry
 from tierstore.format.safetensors import parse_header
 from tierstore.format.sealed import Body, Kind, unseal, unseal_body
+from tierstore.format.segments import parse_any_segment
 from tierstore.format.storeconfig import parse_config
 from tierstore.format.table import ChunkTable
 from tierstore.format.tiers import MoverLease, Pin, parse_tiers
@@ -595,7 +595,8 @@ TARGETS = {
         manifest=MANIFEST.raw, **TABLE,
     ),
     "segment": _of_msgpack(
-        lambda plain: _use_table(parse_segment(hand.sealed(3, plain), "x")), 30_000, **TABLE
+        lambda plain: _use_table(parse_any_segment(hand.sealed(3, plain), "x").table), 30_000,
+        replaces=bytes(range(32)), **TABLE,
     ),
     "entry": _of_json(_parse_entry, 30_000, **ENTRY),
     "fold": _of_json(_body(Kind.FOLD, Fold), 5_000, requires=[], patch="ab" * 32, full="cd" * 32),
