@@ -49,6 +49,8 @@ from tierstore.modelstore import settings
 from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.care.check_hot import check_hot
 from tierstore.modelstore.home import clock, refs
+from tierstore.modelstore.care.readtimes import ReadTimes
+from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.loading import arrays, export, exportdir
 from tierstore.modelstore.reclaim.readcache import ReadCache
@@ -128,6 +130,14 @@ def index(folder: Path) -> int:
 def damaged_index(folder: Path) -> int:
     (folder / "index.sqlite").write_bytes(b"no database" * 1000)
     return index(folder)
+
+
+def read_times(folder: Path) -> tuple[int, int]:
+    """Times that are kept in memory: how many, and how many files there are."""
+    with ReadTimes(folder / "checked.sqlite", "check") as times:
+        times.note(("home", "packs/1"))
+        known = times.of({("home", "packs/1")}).values()
+    return sum(time_us > 0 for time_us in known), len(list(folder.iterdir()))
 
 
 def read_before(folder: Path) -> int:
@@ -384,6 +394,7 @@ CASES = {
     "folders:sync_entries#1": Case(synced, PASSES),
     "modelstore.home.index:ChunkIndex._open#1": Case(index, 0),
     "modelstore.home.index:ChunkIndex._recover#1": Case(damaged_index, 1),
+    "modelstore.care.readtimes:ReadTimes._db#1": Case(read_times, (1, 0)),
     "modelstore.reclaim.readcache:ReadCache._use#1": Case(read_before, 0),
     "modelstore.reclaim.readcache:ReadCache._use#2": Case(damaged_read_before, 0),
     "modelstore.home.clock:boot#1": Case(lambda _: clock.boot(), ""),

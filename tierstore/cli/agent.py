@@ -72,10 +72,15 @@ ResumeOption = Annotated[
     bool,
     typer.Option("--resume", help="Follow the references that were followed on this node last."),
 ]
-
 GcEvery = Annotated[
     str,
     typer.Option(metavar="TIME", help="Collect garbage once in this time, if allowed; 0: never."),
+]
+ScrubEvery = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME", help="Verify every copy of every pack once in this time; 0: never."
+    ),
 ]
 GcMaxBytes = Annotated[
     str | None,
@@ -95,6 +100,7 @@ def agent(
     gc_every: GcEvery = "1d",
     gc_max_bytes: GcMaxBytes = None,
     gc_max_time: GcMaxTime = "10m",
+    scrub_every: ScrubEvery = "90d",
     metrics: MetricsOption = None,
     log: LogOption = "text",
     rebase: RebaseOption = True,
@@ -109,6 +115,9 @@ def agent(
     It runs in the foreground. Any number of agents may run for a store; one at a time moves packs.
     SIGTERM and SIGINT end it after the piece of work at hand. Its log goes to stderr.
 
+    One agent of a store reads what all durable tiers hold, a little at a time, and puts good bytes
+    over damaged copies.
+
     With --follow it also loads each new version that REF comes to point to into this node's hot
     tier, the first REF first, before the processes that serve it ask for it.
     """
@@ -121,6 +130,7 @@ def agent(
         raise UsageError(f"invalid --log {log!r}: expected text or json")
     pause, limit = parse_seconds(every), budget_of(budget, share)
     plan, most = _collecting(gc_every, gc_max_bytes, gc_max_time), parse_size(rewrite)
+    period = duration(scrub_every).total_seconds() or None
     with ExitStack() as stack:
         stack.enter_context(_logging("json" if log == "json" else "text"))
         store = stack.enter_context(cli.open())
@@ -133,6 +143,7 @@ def agent(
             rebase=rebase,
             fold=fold,
             growth=room,
+            scrub_s=period,
         )
         stack.enter_context(ended_by_signals(runs.stop))
         following = stack.enter_context(_following(store, follow or [], resume))

@@ -13,7 +13,7 @@ REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
     "refs/", "versions/", "layouts/", "folds/", "moves/", "index/", "packs/", "leases/", "gc/",
 )  # fmt: skip
 PROBES, REPORTS, QUARANTINE, CONDEMNED = "probes/", "reports/", "quarantine/", "condemned/"
-RETENTION, SWEEPS = "retention/", "sweeps/"
+RETENTION, SWEEPS, SCRUBS = "retention/", "sweeps/", "scrubs/"
 COLLECTED, GROWTH = "collected", "growth/"
 RESERVE = "reserve/collector"
 VERSION_LOG, REMOVED_LOG = "versions", "removed"

@@ -25,6 +25,7 @@ from tierstore.modelstore.names.rollout import advance_all
 from tierstore.modelstore.patches.fold import Folded
 from tierstore.modelstore.patches.patching import look_below
 from tierstore.modelstore.reclaim.growth import Growth
+from tierstore.modelstore.reclaim.repair.scrub import Scrub, ScrubStats
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
 from tierstore.serving.collecting import Collecting, CollectingPlan
@@ -34,6 +35,8 @@ from tierstore.tiers.durable.mover import MoverStats
 _log = logging.getLogger("tierstore.agent")
 _FOLD_FROM = 8
 """Number of patches from which on a version is folded: half of a full chain."""
+SCRUB_S = 90 * 24 * 3600.0
+"""Seconds in which every copy is read once: a terabyte is 0.13 MB/s."""
 _RULES_EVERY_S = 3600.0
 """Seconds between two looks at what rules of retention remove: they count in hours and more."""
 
@@ -69,12 +72,14 @@ class Agent:
     Args:
         store: Open store; the agent does not close it.
         every_s: Seconds from the end of one round to the start of the next.
-        budget: Bandwidth that moves may use; ``None`` for no limit.
+        budget: Bandwidth that moves and the scrub may use; ``None`` for no limit of moves.
         collecting: When garbage is collected, if the store allows it; ``None``: once a day.
         rebase: Whether deltas that cost too much to read are replaced.
         fold: Whether versions on many patches are folded.
         growth: How much both may write; by default ``Growth`` of this node, without a limit a
             round.
+        scrub_s: Seconds in which every durable copy of every pack is to be read and verified once,
+            by one of the store's agents; ``None`` for no scrub.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Agent:
         rebase: bool = True,
         fold: bool = True,
         growth: Growth | None = None,
+        scrub_s: float | None = SCRUB_S,
     ) -> None:
         self._store, self._every_s, self._budget = store, every_s, budget
         self._rebases, self._folds = rebase, fold
@@ -99,22 +105,45 @@ class Agent:
         self._newest: dict[str, int] = {}
         self._rules_looked_at = -_RULES_EVERY_S
         self._reported: set[tuple[str, str]] = set()
+        home = store._parts.home
+        path = store._parts.settings.cache_dir / home.config.store_id / "checked.sqlite"
+        self._scrub: Scrub | None = None
+        if scrub_s is not None:
+            self._scrub = Scrub(home, path, scrub_s, budget=budget, stop=self.stop)
 
     @property
     def moves(self) -> MoverStats:
         """Counts of the moves so far."""
         return self._placement.stats
 
+    @property
+    def scrubbed(self) -> ScrubStats:
+        """Counts of the scrub so far."""
+        return ScrubStats() if self._scrub is None else self._scrub.stats
+
     def run(self) -> None:
         """Run rounds until ``stop`` is set; an error is logged, and the next round tries again."""
         _log.info("agent of %s starts", self._store.url)
         self._store._parts.upkeep.start()  # it verifies this node's hot tier, for one
-        while not self.stop.is_set():
-            self.round()
-            self.stop.wait(self._every_s)
+        try:
+            while not self.stop.is_set():
+                self.round()
+                self.stop.wait(self._every_s)
+        finally:
+            if self._scrub is not None:
+                self._scrub.close()
         _log.info("agent of %s stops", self._store.url)
 
     def round(self) -> None:
+        """Run one round of upkeep, and read what is due of the scrub."""
+        self._keep_up()
+        if self._scrub is not None:
+            try:
+                self._scrub.run()
+            except TierstoreError as error:
+                _log.warning("nothing is scrubbed now: %s", error)
+
+    def _keep_up(self) -> None:
         """Run one round: rollouts, rebases, folds, removals, garbage collection, and moves."""
         began = time.monotonic()
         self.stats.rounds += 1
@@ -240,6 +269,7 @@ class Agent:
     def counters(self) -> Mapping[str, float]:
         """Return totals for the page of metrics, by name."""
         moves, own, collected = self.moves, self.stats, self._collecting.stats
+        scrub = self.scrubbed
         return {
             "moves": moves.moves,
             "moves_failed": moves.failed,
@@ -259,6 +289,11 @@ class Agent:
             "gc_runs_failed": collected.failed,
             "gc_deleted_packs": collected.deleted_packs,
             "gc_freed_bytes": collected.freed_bytes,
+            "scrubbed_copies": scrub.copies,
+            "scrubbed_bytes": scrub.bytes,
+            "scrub_damaged": scrub.damaged,
+            "scrub_healed": scrub.healed,
+            "scrub_quarantined": scrub.quarantined,
         }
 
 

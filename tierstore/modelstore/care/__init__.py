@@ -1,3 +1,3 @@
 """Care for what is stored: check, comparison, rebase."""
 
-__all__ = ["check", "check_hot", "check_patches", "compare", "framesizes", "rebase"]
+__all__ = ["check", "check_hot", "check_patches", "compare", "framesizes", "readtimes", "rebase"]

@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
@@ -42,9 +43,9 @@ class ReadTimes:
 
     def __init__(self, path: Path, reader: Reader) -> None:
         self._path, self._reader = path, reader
-        self._db = self._open()
 
-    def _open(self) -> sqlite3.Connection:
+    @cached_property
+    def _db(self) -> sqlite3.Connection:
         try:
             ALONE.make(self._path.parent, above=1)
             with contextlib.suppress(sqlite3.DatabaseError):
@@ -104,11 +105,13 @@ class ReadTimes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._db.close()
+        db = self.__dict__.pop("_db", None)
+        if db is not None:
+            db.close()
 
 
 def _connect(where: str) -> sqlite3.Connection:
-    db = sqlite3.connect(where, timeout=30, isolation_level=None)
+    db = sqlite3.connect(where, timeout=30, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")  # it can be lost

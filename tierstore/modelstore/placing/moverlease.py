@@ -42,10 +42,12 @@ class Right:
     Attributes:
         prefix: Where its leases lie.
         who: How messages call who does it.
+        ttl_s: Seconds after which the right ends unless it is renewed.
     """
 
     prefix: str
     who: str
+    ttl_s: int = TTL_S
 
 
 MOVER = Right(MOVERS, "mover")
@@ -55,7 +57,7 @@ COLLECTOR = Right(SWEEPS, "garbage collection")
 class HeldLease:
     """The right to move packs, or to collect garbage; a context manager. Not thread-safe.
 
-    It ends after a minute unless it is renewed.
+    It ends after a minute, or what the right says, unless it is renewed.
 
     Args:
         home_blobs: The store's home.
@@ -81,7 +83,7 @@ class HeldLease:
             who=whoami(),
             host=socket.gethostname(),
             pid=os.getpid(),
-            ttl_s=TTL_S,
+            ttl_s=right.ttl_s,
         )
         self._renewed = 0.0
 

@@ -27,6 +27,10 @@ class Budget:
         self._bytes_per_s, self._share, self._clock = bytes_per_s, share, clock
         self._due = clock()
 
+    def at_most(self, share: float) -> Budget:
+        """Return a budget of its own with the same limit, and at most this share of the time."""
+        return Budget(self._bytes_per_s, min(self._share, share), clock=self._clock)
+
     @property
     def piece_bytes(self) -> int:
         """Bytes to move at once: few enough that waiting in between evens out."""
