@@ -5077,6 +5077,38 @@ _ROWS = (
         "condemned.packs_in(sorted(named - seen))",
         "condemned.packs_in(sorted(named))",
         ("integration/test_condemned_rows.py::test_segments_of_condemned_packs_are_read_once",),
+_REPAIRED_OBJECTS = (
+    Mutation(
+        "repair-believes-an-envelope",
+        "SPEC 10.2: whose envelope follows from its body, and fits one of its two checksums.",
+        "format/sealed.py",
+        "        if start == view[: HEADER_BYTES - 8] or xxh3(start) == head_sum:\n",
+        "        if True:\n",
+        ("unit/test_format_sealed.py::test_a_damaged_body_is_not_mended",),
+    ),
+    Mutation(
+        "repair-gives-a-number-other-content",
+        "SPEC 10.2: A number never means other content than it did.",
+        "modelstore/reclaim/repair/logs.py",
+        "        if len(kinds) != 1:\n",
+        "        kinds = kinds or {'0' * 64: 'full'}\n        if len(kinds) != 1:\n",
+        ("integration/test_repair_objects.py::test_a_damaged_object",),
+    ),
+    Mutation(
+        "repair-condemns-less",
+        "SPEC 10.2: the next list has in its place one of all packs that its filter has.",
+        "modelstore/reclaim/repair/lists.py",
+        "            if found:\n",
+        "            if False:\n",
+        ("integration/test_repair_objects.py::test_what_was_condemned_stays_condemned",),
+    ),
+    Mutation(
+        "repair-forgets-segments",
+        "SPEC 10.2: the next one names all segments that are there.",
+        "modelstore/reclaim/repair/lists.py",
+        "            if one not in bad\n        ]",
+        "            if False\n        ]",
+        ("integration/test_repair_objects.py::test_what_was_condemned_stays_condemned",),
     ),
 )
 

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from tests.unit.format_by_hand import msgpack, read_msgpack, read_sealed, sealed
 from tierstore.errors import Damaged, UnsupportedFormat, UsageError
 from tierstore.format.sealed import (
+    HEADER_BYTES,
     Body,
     Kind,
     decode_body,
     max_plain_bytes,
+    mended,
     seal,
     unseal,
     unseal_body,
@@ -102,6 +104,32 @@ def test_damage_is_refused(case: str) -> None:
 def test_what_is_newer_is_refused(case: str) -> None:
     with pytest.raises(UnsupportedFormat, match="newer tierstore"):
         unseal(Kind.REF, UNSUPPORTED[case], "object X")
+
+
+MENDABLE = (Kind.LAYOUT, b"x" * 40), (Kind.LAYOUT, b"x" * 4000), (Kind.REF, b"{}")
+
+
+@pytest.mark.parametrize(("kind", "plain"), MENDABLE)
+def test_any_byte_of_an_envelope_can_be_mended(kind: Kind, plain: bytes) -> None:
+    whole = seal(kind, plain)
+    for at in range(HEADER_BYTES):
+        bad = bytearray(whole)
+        bad[at] ^= 0x41
+        assert mended(kind, bad) == whole, at
+    assert mended(kind, whole + b"more") == whole
+
+
+@pytest.mark.parametrize(("kind", "plain"), MENDABLE)
+def test_a_damaged_body_is_not_mended(kind: Kind, plain: bytes) -> None:
+    whole = seal(kind, plain)
+    for at in range(HEADER_BYTES, len(whole)):
+        bad = bytearray(whole)
+        bad[at] ^= 0x41
+        assert mended(kind, bad) is None, at
+        bad[3] ^= 1
+        assert mended(kind, bad) is None, "of both no part is proven"
+    for length in range(len(whole)):
+        assert mended(kind, whole[:length]) is None, length
 
 
 def test_kinds_and_their_limits() -> None:

@@ -48,6 +48,11 @@ class PinnedVersion:
     who: str
 
 
+def holder_mark(holder: str) -> str:
+    """Return what the keys of a holder's pins end with."""
+    return blake3(holder.encode()).hexdigest()[:16]
+
+
 class Pins:
     """The pins of a store: small objects in home, one for each version and holder.
 
@@ -136,7 +141,7 @@ class Pins:
             versions: Digests of the versions' manifests; an empty list ends all pins of this
                 holder.
         """
-        mark = "-" + blake3(holder.encode()).hexdigest()[:16]
+        mark = "-" + holder_mark(holder)
         wanted = {pin_key(version.hex) + mark: version for version in versions}
         held = [info.key for info in self._home_blobs.list(PINS) if info.key.endswith(mark)]
         for key, version in wanted.items():

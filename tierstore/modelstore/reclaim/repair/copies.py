@@ -187,7 +187,7 @@ def put_back(home: Home, copy: Copy, pack: bytes, data: memoryview, right: HeldL
         home.packs.room(tier).add(len(data) - len(copy.data))
         if digest_of(tier.blobs.get(key)) != digest_of(data):
             return f"tier {tier.name} does not keep what is written to it; look after it"
-    except (BackendError, Damaged, NotFound) as error:
+    except (BackendError, Damaged, NotFound, UnsupportedFormat) as error:
         return str(error)
     tier.stats.count(admitted=1, admitted_bytes=len(data))
     return ""

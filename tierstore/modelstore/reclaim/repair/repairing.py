@@ -13,23 +13,36 @@ before the new pack, and that before the move, as in a save that heals.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tierstore.format.keys import pack_key, quarantine_key
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format import keys
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkTable
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
+from tierstore.modelstore.reclaim.repair.content import ContentRepair, MoveRepair, bad_manifests
 from tierstore.modelstore.reclaim.repair.copies import Copies, put_back, read_copies
 from tierstore.modelstore.reclaim.repair.hits import find_hits
 from tierstore.modelstore.reclaim.repair.hot import HotRepair
-from tierstore.modelstore.reclaim.repair.report import Outcome, RepairReport
+from tierstore.modelstore.reclaim.repair.lists import ListRepair
+from tierstore.modelstore.reclaim.repair.logs import LogRepair
+from tierstore.modelstore.reclaim.repair.marks import repair_marks
+from tierstore.modelstore.reclaim.repair.objects import (
+    Objects,
+    digest_in,
+    repair_hints,
+    repair_leases,
+    repair_pins,
+    repair_retention,
+)
+from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome, RepairReport
 from tierstore.modelstore.reclaim.repair.rescue import Missing, Rescue
-from tierstore.modelstore.reclaim.repair.users import read_users
-from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted
+from tierstore.modelstore.reclaim.repair.users import Users, read_users
+from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted, read_table
 from tierstore.modelstore.version import Version
 from tierstore.tiers.hot.tiers import HotTiers
 
@@ -83,31 +96,80 @@ class _Repair:
     ) -> None:
         self._home, self._hot, self._versions = home, hot, versions
         self._progress = progress
+        self._bad_marks: set[bytes] = set()
         self.report = RepairReport(dry_run=dry_run)
 
     def run(self) -> RepairReport:
         self._home.packs.refresh()
+        lost = self._repair_home()
         hot = HotRepair(self._hot, self.report)
         hot.repair_local()
+        users = read_users(self._home, self._versions)
+        objects = Objects(self._home.blobs, self.report)
         holdings = read_holdings(self._home.packs)
         self.report.down = dict(holdings.down)
-        named: set[bytes] = set()
-
-        def look_at(table: ChunkTable) -> None:
-            named.update(table.pack_ids)
-            hot.repair_shared(table)
-
-        users = read_users(self._home, self._versions)
-        gone = find_wanted(self._home, users, lambda p: not holdings.is_there(p), look_at)
+        self._repair_lists(objects, holdings, users)
+        named = self._named(users, hot.repair_shared)
+        gone = {pack for pack in named if not holdings.is_there(pack)}
         every = holdings.every() if self._versions is None else holdings.every() & named
         with self._right() as right:
             damaged = self._repair_copies(sorted(every), holdings, right)
-        bad = damaged | gone.by_pack.keys()
-        if bad:
-            lost = self._rescue(damaged, bad)
+        hits: list[HitVersion] = []
+        if damaged or gone:
+            chunks = self._rescue(damaged, damaged | gone)
             users = read_users(self._home, self._versions)  # some may be removed by now
-            self.report.hit = find_hits(self._home, users, lost)
+            hits = find_hits(self._home, users, chunks)
+        self.report.hit = sorted([*lost, *hits], key=lambda hit: (hit.version, hit.manifest))
         return self.report
+
+    def _named(self, users: Users, look_at: Callable[[ChunkTable], None]) -> set[bytes]:
+        """Return the packs that layouts name; show each layout to ``look_at``."""
+        named: set[bytes] = set()
+        for digest in users:
+            table = read_table(self._home, digest)
+            if table is not None:
+                named.update(table.pack_ids)
+                look_at(table)
+        return named
+
+    # Home
+
+    def _repair_home(self) -> list[HitVersion]:
+        """Repair what leads to the chunks of versions; return those that are lost as a whole."""
+        objects = Objects(self._home.blobs, self.report)
+        whole_store = self._versions is None
+        manifests = objects.listed(keys.VERSIONS)
+        users = read_users(self._home, self._versions) if not whole_store else {}
+        if not whole_store:
+            manifests = [key for key in map(keys.version_key, users) if key in manifests]
+        bad = bad_manifests(objects, manifests)
+        if whole_store:
+            LogRepair(self._home, objects).run()
+        users = read_users(self._home, self._versions)
+        content = ContentRepair(self._home, objects, users)
+        there = {digest for key in manifests if (digest := digest_in(key, keys.VERSIONS))}
+        lost = content.manifests(bad, there)
+        content.layouts([key for key in map(keys.layout_key, users) if self._is_there(key)])
+        content.folds([key for key in map(keys.fold_key, users) if self._is_there(key)])
+        if whole_store:
+            repair_hints(objects)
+            repair_leases(objects)
+            repair_retention(objects)
+            repair_pins(objects, self._home)
+        return lost
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self._home.blobs.info(key)
+        except NotFound:
+            return False
+        return True
+
+    def _repair_lists(self, objects: Objects, holdings: Holdings, users: Users) -> None:
+        if self._versions is None:
+            ListRepair(self._home, objects, holdings, users).run()
+        MoveRepair(self._home, objects, holdings, users).run()
+        self._bad_marks = repair_marks(objects, holdings)
 
     # Copies
 
@@ -123,7 +185,11 @@ class _Repair:
         self, packs: Sequence[bytes], holdings: Holdings, right: HeldLease | None
     ) -> set[bytes]:
         """Put good bytes over bad copies; return the packs of which no copy is known to be good."""
-        condemned = self._home.condemned.every().packs
+        condemned: Set[bytes] = set()
+        with suppress(
+            Damaged, UnsupportedFormat
+        ):  # of lists that were not repaired: it is looked at again
+            condemned = self._home.condemned.every().packs
         marked = self._home.quarantine.packs()
         todo = [pack for pack in packs if pack not in condemned and holdings.is_readable(pack)]
         total = sum(_readable_bytes(holdings, pack) for pack in todo)
@@ -205,19 +271,18 @@ class _Repair:
 
     def _mark(self, copies: Copies, wanted: Mapping[bytes, Wanted], why: str) -> bool:
         """Quarantine a pack of which every copy was just found damaged; return whether it was."""
-        if copies.pack in self._home.quarantine.packs():
-            return False
-        if not self.report.dry_run:
+        is_new = copies.pack not in self._home.quarantine.packs()
+        if not self.report.dry_run and (is_new or copies.pack in self._bad_marks):
             chunks = {place.digest for place in copies.places or ()} | wanted.keys()
             tiers = [copy.tier.name for copy in copies.every]
             self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why)
-        return True
+        return is_new
 
     def _lift(self, copies: Copies) -> None:
         if not self.report.dry_run:
             self._home.quarantine.lift(copies.pack)
         what = "the pack was quarantined, but every copy is good"
-        self.report.add("repaired", quarantine_key(copies.pack), what, "the mark was deleted")
+        self.report.add("repaired", keys.quarantine_key(copies.pack), what, "the mark was deleted")
 
     def _tell(self, found: _Found, lost: Set[bytes]) -> None:
         """Say what came of a bad pack, unless an earlier repair has done all that could be done."""
@@ -242,7 +307,7 @@ class _Repair:
                 done.append(f"{', '.join(down)} could not be asked and may have it: repair again")
         if done:
             what = found.why or "the pack is in no tier"
-            self.report.add(outcome, pack_key(found.pack), what, "; ".join(done))
+            self.report.add(outcome, keys.pack_key(found.pack), what, "; ".join(done))
 
 
 @dataclass(slots=True)

@@ -138,7 +138,14 @@ class Rescue:
 
     def _ends(self, pack: bytes, digests: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return where the ways of those chunks end that no move leads to a fit pack yet."""
-        uncovered = self._healing.uncovered({pack: set(digests)})
+        every = set(digests)
+        try:
+            uncovered = self._healing.uncovered({pack: every})
+        except (Damaged, UnsupportedFormat) as error:
+            if self._lease is not None:  # damaged since it was repaired
+                raise
+            _log.info("what moves lead to is seen once they and the lists are repaired: %s", error)
+            return {}
         return {digest: end for end, every in uncovered.items() for digest in every}
 
     def is_good(self, copies: Copies, wanted: Wanted) -> bool:

@@ -44,7 +44,6 @@ def find_wanted(
     home: Home,
     manifests: Collection[Digest],
     is_bad: Callable[[bytes], bool],
-    look_at: Callable[[ChunkTable], None] = lambda table: None,
 ) -> WantedChunks:
     """Read the layout of every manifest, one after the other, and note what it has in bad packs.
 
@@ -52,14 +51,12 @@ def find_wanted(
         home: The store's home.
         manifests: The digests of the manifests.
         is_bad: Returns whether a pack is damaged or gone.
-        look_at: Called with every layout.
     """
     found = WantedChunks()
     for digest in manifests:
         table = read_table(home, digest)
         if table is None:
             continue
-        look_at(table)
         bad = {pack for pack in table.pack_ids if is_bad(pack)}
         if not bad:
             continue

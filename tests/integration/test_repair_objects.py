@@ -1,0 +1,332 @@
+"""A damaged object of each kind: repaired from what says the same, or said to be lost, exactly."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import tierstore
+from tests.flips.world import built, tensors
+from tests.integration.kit import created, equal
+from tests.integration.test_repair import flipped
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import TierstoreError
+from tierstore.format.condemned import parse_list
+from tierstore.format.keys import pack_key
+from tierstore.format.sealed import HEADER_BYTES
+from tierstore.modelstore.reclaim.repair.report import RepairReport
+from tierstore.store import Store
+
+PASSING = ("leases/", "movers/", "sweeps/", "probes/")
+
+Damage = Callable[[bytearray], bytes | bytearray | None]
+DAMAGE: dict[str, Damage] = {
+    "envelope": flipped(30),
+    "version": flipped(5),
+    "checksum": flipped(50),
+    "body": flipped(-1),
+    "cut short": lambda data: data[:-3],
+    "longer": lambda data: data + b"x",
+    "empty": lambda data: b"",
+    "gone": lambda data: None,
+}
+MENDED = {"envelope", "version", "checksum", "longer"}
+"""Damage of an envelope alone."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A store on disk with an object of every kind.
+
+    Attributes:
+        root: The folder of home and of the tiers.
+        files: What is in them when nothing is damaged.
+    """
+
+    root: Path
+    files: dict[Path, bytes]
+
+    def now(self) -> dict[Path, bytes]:
+        return {
+            path: path.read_bytes()
+            for place in ("store", "warm", "cold")
+            for path in (self.root / place).rglob("*")
+            if path.is_file() and not str(path.relative_to(self.root / place)).startswith(PASSING)
+        }
+
+    def find(self, prefix: str, at: int = 0) -> Path:
+        """The object of home whose key begins so, the n-th by its name."""
+        home = self.root / "store"
+        found = [
+            path for path in self.files if str(path.relative_to(home.parent)).startswith("store/")
+        ]
+        keys = sorted(path for path in found if str(path.relative_to(home)).startswith(prefix))
+        return keys[at]
+
+    def restore(self) -> None:
+        now = self.now()
+        for path in now.keys() - self.files.keys():
+            path.unlink()
+        for path, data in self.files.items():
+            if now.get(path) != data:
+                write(path, data)
+
+
+def write(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("world") / "w"
+    world = built(root)
+    world.keep.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIERSTORE_CACHE_DIR", str(root / "cache"))
+        patch.setenv("TIERSTORE_CONFIG", str(root / "plain.toml"))
+        with tierstore.open(world.url) as store:
+            store.reclaim.enable(wait_s=0)
+            store.save("gone", {"w": tensors(1)["bias"]})
+            store.save("gone", {"w": tensors(2)["bias"]})
+            store.remove("gone@1")
+            store.retention.set("gone", window=timedelta(days=3))
+            store.reclaim.run(grace=timedelta(0))
+            assert store.repair().is_whole
+            assert store.repair().objects == []
+        yield (found := World(root, {}))
+        del found
+
+
+@pytest.fixture
+def world(made: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("TIERSTORE_CACHE_DIR", str(made.root / "cache"))
+    monkeypatch.setenv("TIERSTORE_CONFIG", str(made.root / "plain.toml"))
+    if not made.files:
+        made.files.update(made.now())
+    yield made
+    made.restore()
+
+
+def opened(world: World) -> Store:
+    return tierstore.open(str(world.root / "store"))
+
+
+def damaged(world: World, path: Path, damage: str) -> None:
+    changed = DAMAGE[damage](bytearray(world.files[path]))
+    path.unlink()
+    if changed is not None:
+        path.write_bytes(changed)
+
+
+def repaired(world: World, path: Path) -> RepairReport:
+    """Repair, and see that nothing but that object was touched; a dry run says the same."""
+    before = world.now()
+    with opened(world) as store:
+        dry = store.repair(dry_run=True)
+        assert world.now() == before, "a dry run changes nothing"
+        report = store.repair()
+        assert [(one.outcome, one.key) for one in report.objects] == [
+            (one.outcome, one.key) for one in dry.objects
+        ]
+        after = world.now()
+        untouched = {one for one, data in before.items() if after.get(one) == data}
+        assert before.keys() - untouched <= {path}
+        again = store.repair()
+        assert again.of("repaired") == []
+    return report
+
+
+def reads_all(world: World) -> None:
+    with opened(world) as store:
+        for number in (1, 2):
+            equal(store.load(f"m@{number}").load(), tensors(number))
+        for ref in ("m@3", "m@4", "m@1+bf16", "m@prod", "m@canary", "m@release:bundle@1"):
+            store.load(ref).load()
+        report = store.check()
+        assert not report.damaged, report.findings
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What becomes of one kind of object.
+
+    Attributes:
+        prefix: What its keys begin with.
+        damaged: The outcome when its body is damaged, and a word of what is said.
+        gone: The same when it is missing; empty where that is no damage, or nobody can tell.
+        at: Which of them by name.
+    """
+
+    prefix: str
+    damaged: tuple[str, str]
+    gone: tuple[str, str] = ("", "")
+    at: int = 0
+
+
+KINDS = {
+    "entry of a version": Kind(
+        "refs/m/versions/000000/000000002",
+        ("repaired", "another entry says that m@2 is"),
+        ("repaired", "another entry says that m@2 is"),
+    ),
+    "entry of a version that nobody names": Kind(
+        "refs/healed/versions/000000/000000001",
+        ("lost", "which content healed@1 has is lost"),
+        ("lost", "which content healed@1 has is lost"),
+    ),
+    "entry of an alias": Kind(
+        "refs/m/alias/prod/000000/000000001",
+        ("lost", "'tierstore alias set m@prod REF' sets it anew"),
+        ("lost", "'tierstore alias set m@prod REF' sets it anew"),
+    ),
+    "entry of a variant": Kind(
+        "refs/m/variant/bf16/000000/000000001",
+        ("lost", "which variant 'bf16'"),
+        ("lost", "which variant 'bf16'"),
+    ),
+    "entry of removals": Kind(
+        "refs/gone/removed/000000/000000001",
+        ("lost", "counts as not removed"),
+        ("lost", "counts as not removed"),
+    ),
+    "hint": Kind(
+        "refs/m/versions/HEAD", ("repaired", "written anew"), ("repaired", "written anew")
+    ),
+    "layout": Kind("layouts/", ("repaired", "made anew"), ("repaired", "made anew")),
+    "fold": Kind("folds/", ("repaired", "'tierstore fold m@4' writes it anew")),
+    "move": Kind(
+        "moves/",
+        ("repaired", "written anew: it leads to"),
+        ("repaired", "found in other packs"),
+    ),
+    "index segment": Kind("index/", ("repaired", "index rebuild")),
+    "pin of a user": Kind("pins/", ("repaired", "")),
+    "heat": Kind("heat/", ("repaired", "the node writes what it reads anew")),
+    "report": Kind("reports/", ("repaired", "reports again")),
+    "quarantine mark": Kind("quarantine/", ("repaired", "its pack is in no tier")),
+    "retention": Kind("retention/", ("lost", "'tierstore retention set' sets it again")),
+    "note of the last collection": Kind("collected", ("repaired", "begin anew")),
+    "condemned list": Kind("gc/", ("repaired", "the next list has all"), at=-1),
+    "condemned segment": Kind(
+        "condemned/", ("repaired", "in its filter"), ("repaired", "in its filter")
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_object(world: World, kind: str, damage: str) -> None:
+    about = KINDS[kind]
+    path = world.find(about.prefix, about.at)
+    if kind == "condemned segment":  # one that the highest list names
+        last = world.find("gc/", -1)
+        newest = parse_list(world.files[last], int(last.name), last.name)
+        path = world.find(f"condemned/{newest.segments[0].key}")
+    key = str(path.relative_to(world.root / "store"))
+    damaged(world, path, damage)
+    report = repaired(world, path)
+    found = {one.key: one for one in report.objects}
+    if damage == "gone":
+        outcome, said = about.gone
+        if not outcome:
+            assert found == {}
+            return
+    elif damage in MENDED and kind != "hint" and len(world.files[path]) > HEADER_BYTES:
+        assert path.read_bytes() == world.files[path], "it is as it was"
+        outcome, said = "repaired", "it was written as it was"
+    else:
+        outcome, said = about.damaged
+    if damage == "gone" and kind == "move":
+        key = pack_key(bytes.fromhex(path.name))
+    assert list(found) == [key]
+    assert found[key].outcome == outcome
+    assert said in found[key].done
+    if outcome == "repaired":
+        assert report.is_whole
+        reads_all(world)
+        with opened(world) as store:
+            store.reclaim.run(dry_run=True)
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGE.keys() - MENDED))
+def test_a_lost_manifest_is_said_with_the_versions_that_need_it(world: World, damage: str) -> None:
+    with opened(world) as store:
+        digest = store.resolve("m@2").digest
+    path = world.root / "store" / "versions" / digest.hex
+    damaged(world, path, damage)
+    report = repaired(world, path)
+    assert [(one.outcome, one.key) for one in report.objects] == [
+        ("lost", f"versions/{digest.hex}")
+    ]
+    assert {hit.version for hit in report.hit} >= {"m@2", "m@3"}
+    with opened(world) as store:
+        with pytest.raises(TierstoreError):
+            store.load("m@2")
+        equal(store.load("m@1").load(), tensors(1))
+        store.save("m", world.root / "source")
+        assert store.repair().is_whole
+    assert path.read_bytes() == world.files[path]
+
+
+@pytest.mark.parametrize("what", ["list", "segment"])
+def test_what_was_condemned_stays_condemned(world: World, what: str) -> None:
+    """A pack that is listed and still there, as while a tier is down, and one that is gone."""
+    with opened(world) as store:
+        home = store._parts.home
+        digest = store.resolve("healed@1").digest
+        named = set(home.layout(digest, home.manifest(digest)).pack_ids)
+        other = MemoryStore("other")
+        with created(other, world.root / "other-cache") as another:
+            another.save("n", tensors(2))
+        [key] = [info.key for info in other.list("packs/")]
+        home.packs.put(key, other.get(key))
+        here = bytes.fromhex(key[-64:])
+        home.condemned.condemn([here], run="0" * 32, now_us=1)
+        newest = home.condemned.every()
+        last = max((world.root / "store" / "gc").iterdir())
+        segment = next(one for one, (_, packs) in newest.segments.items() if here in packs)
+        path = last if what == "list" else world.root / "store" / "condemned" / segment
+        write(path, path.read_bytes()[:-5])
+    with opened(world) as store:
+        report = store.repair()
+        assert report.is_whole, report.objects
+        condemned = store._parts.home.condemned
+        assert condemned.among([here]) == {here}
+        assert condemned.among(named) == set()
+        assert condemned.every().listed >= {here}
+        reads_all(world)
+
+
+def test_a_lease_that_cannot_be_read_is_left_until_it_ends(world: World) -> None:
+    path = world.root / "store" / "leases" / ("ab" * 16)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"damaged")
+    with opened(world) as store:
+        [left] = store.repair().objects
+        assert (left.outcome, left.key) == ("left", f"leases/{'ab' * 16}")
+        assert "no garbage is collected" in left.done
+        old = time.time() - 9 * 3600
+        os.utime(path, (old, old))
+        [done] = store.repair().objects
+        assert done.outcome == "repaired"
+    assert not path.exists()
+
+
+def test_an_empty_place_is_not_taken_for_the_tier(world: World) -> None:
+    """As where a file system is not mounted."""
+    (world.root / "warm").rename(world.root / "unmounted")
+    (world.root / "warm").mkdir()
+    try:
+        with opened(world) as store:
+            report = store.repair(dry_run=True)
+            assert list(report.down) == ["warm"]
+    finally:
+        (world.root / "warm").rmdir()
+        (world.root / "unmounted").rename(world.root / "warm")

@@ -1,0 +1,220 @@
+"""Repairs what leads to the chunks of versions: manifests, layouts, folds, moves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, suppress
+
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.checks import damaged
+from tierstore.format.layout import Move, missing_chunks, parse_fold, parse_layout
+from tierstore.format.manifest import parse_manifest
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.ids import Digest
+from tierstore.modelstore.home.chain import unfolded
+from tierstore.modelstore.home.footers import read_footer
+from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
+from tierstore.modelstore.reclaim.repair.report import HitVersion
+from tierstore.modelstore.reclaim.repair.users import Users
+
+_Unread = (Damaged, NotFound, UnsupportedFormat)
+_MISSING = "it is missing"
+
+
+def bad_manifests(objects: Objects, found: Iterable[str]) -> dict[Digest, str]:
+    """Return why manifests cannot be read, after those with a bad envelope were mended."""
+
+    def parse(key: str, data: memoryview) -> object:
+        digest = digest_in(key, keys.VERSIONS)
+        return None if digest is None else parse_manifest(data, digest, key)
+
+    broken = objects.broken(Kind.MANIFEST, found, parse)
+    named = ((digest_in(one.key, keys.VERSIONS), str(one.why)) for one in broken)
+    return {digest: why for digest, why in named if digest is not None}
+
+
+class ContentRepair:
+    """Repairs the objects that lead to chunks.
+
+    Args:
+        home: The store's home.
+        objects: Reads and writes them.
+        users: The versions by the manifests that they need.
+    """
+
+    def __init__(self, home: Home, objects: Objects, users: Users) -> None:
+        self._home, self._objects, self._users = home, objects, users
+        self._report = objects.report
+
+    def manifests(self, lost: Mapping[Digest, str], there: Collection[Digest]) -> list[HitVersion]:
+        """Say which manifests are lost; return the versions that need these.
+
+        Args:
+            lost: Why manifests cannot be read.
+            there: All manifests.
+        """
+        hits: list[HitVersion] = []
+        for digest, names in self._users.items():
+            why = lost.get(digest, "" if digest in there else _MISSING)
+            if not why:
+                continue
+            key = keys.version_key(digest)
+            done = "no other object says what is in it; saving that content again writes it anew"
+            self._report.add("lost", key, why, done)
+            hits += [HitVersion(name, key) for name in names]
+        return hits
+
+    def layouts(self, found: Collection[str]) -> None:
+        """Make damaged and missing layouts anew, from the footers of packs."""
+
+        def parse(key: str, data: memoryview) -> object:
+            digest = digest_in(key, keys.LAYOUTS)
+            if digest is None:
+                return None
+            table = parse_layout(data, digest, key)
+            with suppress(*_Unread):  # of a manifest that is lost nothing is known
+                if missing := missing_chunks(table, chunks_of(self._home.manifest(digest))):
+                    damaged(key, f"it has no place for {len(missing)} chunks")
+            return table
+
+        there = set(found)
+        broken = self._objects.broken(Kind.LAYOUT, sorted(there), parse)
+        why = {one.key: str(one.why) for one in broken}
+        needed = {keys.layout_key(digest): digest for digest in self._users}
+        bad = {
+            digest: why.get(key, _MISSING)
+            for key, digest in needed.items()
+            if key in why or key not in there
+        }
+        with ExitStack() as stack:
+            lease = None
+            if bad and not self._report.dry_run:
+                lease = stack.enter_context(WriterLease(self._home.blobs))
+            for digest in sorted(bad):
+                self._layout(digest, bad[digest])
+                if lease is not None:
+                    lease.keep()
+
+    def _layout(self, digest: Digest, why: str) -> None:
+        key = keys.layout_key(digest)
+        try:
+            manifest = self._home.manifest(digest)
+        except _Unread:
+            self._report.add("lost", key, why, "its manifest is lost, too")
+            return
+        try:
+            sealed = self._home.rebuild_layout(digest, manifest)
+        except (NotFound, BackendError) as error:
+            self._report.add("lost", key, why, str(error))
+            return
+        if why != _MISSING:
+            self._objects.put(key, sealed)
+        elif not self._report.dry_run:
+            self._home.blobs.put_if_absent(key, sealed)
+        self._report.add("repaired", key, why, "made anew from the footers of the packs")
+
+    def folds(self, found: Iterable[str]) -> None:
+        """Delete damaged folds where what lies below them is there."""
+
+        def parse(key: str, data: memoryview) -> object:
+            digest = digest_in(key, keys.FOLDS)
+            return None if digest is None else parse_fold(data, digest, key)
+
+        for one in list(self._objects.broken(Kind.FOLD, found, parse)):
+            digest = digest_in(one.key, keys.FOLDS)
+            if digest is None:
+                continue
+            names = self._users.get(digest, [])
+            try:
+                unfolded(self._home, digest)
+            except _Unread as error:
+                done = f"what lies below is gone as well ({error}); which content it named is lost"
+                self._report.add("lost" if names else "left", one.key, one.why, done)
+                continue
+            self._objects.delete(one.key)
+            done = "deleted: the patches below say the same"
+            if names:
+                done += f"; 'tierstore fold {names[0]}' writes it anew"
+            self._report.add("repaired", one.key, one.why, done)
+
+
+class MoveRepair:
+    """Makes damaged moves anew, by where the chunks of their packs lie now.
+
+    Args:
+        home: The store's home.
+        objects: Reads and writes them.
+        holdings: Which packs are there.
+        users: The versions by the manifests that they need.
+    """
+
+    def __init__(self, home: Home, objects: Objects, holdings: Holdings, users: Users) -> None:
+        self._home, self._objects = home, objects
+        self._holdings, self._users = holdings, users
+
+    def run(self) -> None:
+        """Make all of them anew."""
+        bad = list(self._objects.broken(Kind.MOVE, self._objects.listed(keys.MOVES), _parse_move))
+        by_pack: dict[bytes, list[Broken]] = {}
+        for one in bad:
+            by_pack.setdefault(bytes.fromhex(_pack_in(one.key)), []).append(one)
+        if not by_pack:
+            return
+        wanted = self._chunks_of(by_pack.keys())
+        into = self._packs_with(wanted)
+        for pack, moves in by_pack.items():
+            body = Move(pack=pack.hex(), into=[one.hex() for one in into[pack]])
+            for one in moves:
+                self._objects.put(one.key, seal_body(Kind.MOVE, body))
+                done = f"written anew: it leads to {len(into[pack])} packs that have chunks of it"
+                self._objects.report.add("repaired", one.key, one.why, done)
+
+    def _chunks_of(self, packs: Collection[bytes]) -> dict[bytes, set[bytes]]:
+        """Return the chunks that these packs hold or held, as far as layouts and footers tell."""
+        found: dict[bytes, set[bytes]] = {pack: set() for pack in packs}
+        for digest in self._users:
+            key = keys.layout_key(digest)
+            with suppress(*_Unread):
+                for place in parse_layout(self._home.blobs.get(key), digest, key):
+                    if place.pack in found:
+                        found[place.pack].update([place.digest, *place.bases])
+        for pack in packs:
+            found[pack] |= self._held(pack)
+        return found
+
+    def _held(self, pack: bytes) -> set[bytes]:
+        if not self._holdings.is_readable(pack):
+            return set()
+        key = keys.pack_key(pack)
+        try:
+            size = self._home.packs.info(key).size
+            return {place.digest for place in read_footer(self._home.packs, key, size)[1]}
+        except (*_Unread, BackendError):
+            return set()
+
+    def _packs_with(self, wanted: dict[bytes, set[bytes]]) -> dict[bytes, list[bytes]]:
+        """Return, for each pack, the others that hold chunks of it."""
+        into: dict[bytes, list[bytes]] = {pack: [] for pack in wanted}
+        every = self._holdings.every()
+        unfit = self._home.condemned.among(every) | self._home.quarantine.packs()
+        for other in sorted(every, key=lambda pack: (pack not in unfit, pack)):  # the last one wins
+            held = self._held(other)
+            for pack, chunks in wanted.items():
+                if pack != other and not chunks.isdisjoint(held):
+                    into[pack].append(other)
+        return into
+
+
+def _parse_move(key: str, data: memoryview) -> object:
+    move = unseal_body(Kind.MOVE, data, Move, key)
+    if move.pack != _pack_in(key):
+        damaged(key, f"it is a move of pack {move.pack}")
+    return move
+
+
+def _pack_in(key: str) -> str:
+    return key.removeprefix(keys.MOVES).partition("-")[0]

@@ -1,0 +1,161 @@
+"""Repairs condemned lists and their segments (SPEC.md 10).
+
+To condemn too much loses nothing: what is needed of it is copied before anything is deleted. So
+what a damaged one may have condemned is condemned again, as far as anything leads to it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.condemned import (
+    CondemnedList,
+    CondemnedSegment,
+    SegmentOfList,
+    filter_of,
+    parse_list,
+    parse_segment,
+)
+from tierstore.format.sealed import Kind, seal_body
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.reclaim.repair.objects import Objects
+from tierstore.modelstore.reclaim.repair.users import Users
+from tierstore.modelstore.reclaim.repair.wanted import read_table
+
+_Unread = (Damaged, NotFound, UnsupportedFormat)
+
+
+class ListRepair:
+    """Writes a list that names what a damaged list or segment may have condemned.
+
+    Args:
+        home: The store's home.
+        objects: Reads and writes the objects.
+        holdings: Which packs are there.
+        users: The versions by the manifests that they need.
+    """
+
+    def __init__(self, home: Home, objects: Objects, holdings: Holdings, users: Users) -> None:
+        self._home, self._objects = home, objects
+        self._holdings, self._users = holdings, users
+        self._report = objects.report
+
+    def run(self) -> None:
+        """Repair the highest list, and every segment that it names."""
+        there = self._objects.listed(keys.CONDEMNED)
+
+        def parse(key: str, data: memoryview) -> object:
+            return parse_segment(data, key)
+
+        broken = self._objects.broken(Kind.CONDEMNED_SEGMENT, there, parse)
+        bad = {one.key: str(one.why) for one in broken}
+        lists = self._lists()
+        numbers = {key: int(key.removeprefix(keys.GC)) for key in lists}
+
+        def parse_numbered(key: str, data: memoryview) -> object:
+            return parse_list(data, numbers[key], key)
+
+        bad_lists = {
+            one.key: str(one.why)
+            for one in self._objects.broken(Kind.CONDEMNED_LIST, lists, parse_numbered)
+        }
+        if not lists:
+            return
+        highest = max(lists)
+        if highest in bad_lists:
+            self._replace_list(highest, bad_lists[highest], there, bad)
+        else:
+            self._replace_segments(highest, numbers[highest], set(there), bad)
+
+    def _lists(self) -> list[str]:
+        names = [key.removeprefix(keys.GC) for key in self._objects.listed(keys.GC)]
+        return sorted(keys.GC + name for name in names if len(name) == 9 and name.isdigit())
+
+    def _replace_list(self, key: str, why: str, there: list[str], bad: dict[str, str]) -> None:
+        """Write the next list with every segment that is there: each of them may hold."""
+        now_us = time.time_ns() // 1000
+        segments = [
+            SegmentOfList(key=one.removeprefix(keys.CONDEMNED), time_us=now_us)
+            for one in there
+            if one not in bad
+        ]
+        done = f"the next list has all {len(segments)} segments that are there"
+        if bad:
+            done += f", and not the {len(bad)} that are damaged: what they condemned is lost"
+        self._write(int(key.removeprefix(keys.GC)) + 1, segments)
+        self._report.add("lost" if bad else "repaired", key, why, done)
+
+    def _replace_segments(
+        self, key: str, number: int, there: set[str], bad: dict[str, str]
+    ) -> None:
+        """Write segments anew, of the packs that the list's filter has and no other segment."""
+        with suppress(*_Unread):
+            newest = parse_list(self._home.blobs.get(key), number, key)
+            named = {keys.CONDEMNED + one.key: one for one in newest.segments}
+            gone = {
+                one: bad.get(one, "it is missing")
+                for one in named
+                if one in bad or one not in there
+            }
+            if not gone:
+                return
+            kept = [one for name, one in named.items() if name not in gone]
+            known = set().union(*(self._packs(keys.CONDEMNED + one.key) for one in kept))
+            found = {pack for pack in self._candidates() if newest.may_hold(pack)} - known
+            if found:
+                first = min(named[one].time_us for one in gone)
+                kept.append(self._segment(sorted(found), first))
+            self._write(number + 1, kept)
+            for one, why in gone.items():
+                done = (
+                    f"list {number + 1} condemns the {len(found)} packs that list {number} has in "
+                    "its filter and that are there, or that anything leads to"
+                )
+                self._report.add("repaired", one, why, done)
+
+    def _packs(self, key: str) -> frozenset[bytes]:
+        return parse_segment(self._home.blobs.get(key), key)
+
+    def _candidates(self) -> Iterator[bytes]:
+        """Yield the packs that are there, and those that layouts name: no others can be relied on.
+
+        A pack that is there, and in whose place no move leads, is not condemned if a layout of a
+        live version names it: it would have been healed.
+        """
+        live: set[bytes] = set()
+        for digest in self._users:
+            table = read_table(self._home, digest)
+            live.update(table.pack_ids if table is not None else ())
+        moved = {key.removeprefix(keys.MOVES)[:64] for key in self._objects.listed(keys.MOVES)}
+        held = self._holdings.every()
+        for pack in held | live:
+            if pack.hex() in moved or pack not in live or pack not in held:
+                yield pack
+
+    def _segment(self, packs: list[bytes], time_us: int) -> SegmentOfList:
+        new = SegmentOfList(key=uuid.uuid4().hex, time_us=time_us)
+        body = CondemnedSegment(packs=b"".join(packs))
+        self._objects.put(keys.CONDEMNED + new.key, seal_body(Kind.CONDEMNED_SEGMENT, body))
+        return new
+
+    def _write(self, number: int, segments: list[SegmentOfList]) -> None:
+        """Write the next list, unless another process was faster: the next repair looks again."""
+        if self._report.dry_run:
+            return
+        packs = set().union(*(self._packs(keys.CONDEMNED + one.key) for one in segments))
+        body = CondemnedList(
+            seq=number,
+            run=uuid.uuid4().hex,
+            time_us=time.time_ns() // 1000,
+            filter=filter_of(packs),
+            segments=segments,
+        )
+        sealed = seal_body(Kind.CONDEMNED_LIST, body)
+        create_once(self._home.blobs, keys.list_key(number), sealed)

@@ -1,0 +1,231 @@
+"""Repairs ref logs: what an entry said is taken from other objects of home that say the same.
+
+A version's entry is written anew where an alias, a rollout, a release or a variant says which
+manifest it named. What an alias meant, and what was removed, nobody else says: an entry that says
+nothing takes the place of a damaged one, so that the log can be read and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import version as package_version
+
+from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.reflog import Action, Hint, RefEntry, parse_entry
+from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
+from tierstore.ids import Digest
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.reclaim.repair.objects import Objects
+from tierstore.modelstore.reclaim.repair.users import numbers, readable_entries
+from tierstore.modelstore.version import DERIVED_FROM, RELEASED
+
+_Unread = (Damaged, NotFound, UnsupportedFormat)
+_MISSING = "it is missing, but later entries are there, or the hint names it"
+_NOTE = "repair: what this entry said was lost"
+
+
+class LogRepair:
+    """Repairs the ref logs of a store.
+
+    Args:
+        home: The store's home.
+        objects: Reads and writes their entries.
+    """
+
+    def __init__(self, home: Home, objects: Objects) -> None:
+        self._home, self._objects = home, objects
+        self._said: dict[tuple[str, int], set[str]] | None = None
+
+    def run(self) -> None:
+        """Repair every log of every model."""
+        for model in self._home.models():
+            names = [keys.VERSION_LOG, keys.REMOVED_LOG]
+            names += [keys.VARIANTS + variant for variant in self._home.variants(model)]
+            names += [keys.ALIASES + alias for alias in self._home.aliases(model)]
+            for name in names:
+                self._log(model, name)
+
+    def _log(self, model: str, name: str) -> None:
+        prefix = keys.ref_prefix(model, name)
+        hint, hinted = self._hint(prefix)
+        there = numbers(self._home, model, name)
+        last = max([*there, hinted])
+        if not last:
+            return
+        found = {keys.entry_key(prefix, seq): seq for seq in sorted(there)}
+
+        def parse(key: str, data: memoryview) -> object:
+            return parse_entry(data, found[key], key)
+
+        bad = {
+            found[one.key]: str(one.why)
+            for one in self._objects.broken(Kind.REF, list(found), parse)
+        }
+        bad |= dict.fromkeys(set(range(1, last + 1)) - there, _MISSING)
+        for seq in sorted(bad):
+            self._entry(model, name, seq, bad[seq])
+        if hint:
+            self._objects.put(prefix + keys.HEAD, seal_body(Kind.HINT, Hint(seq=last)))
+            done = "written anew: where a search for the newest entry begins"
+            self._objects.report.add("repaired", prefix + keys.HEAD, hint, done)
+
+    def _hint(self, prefix: str) -> tuple[str, int]:
+        """Return what is wrong with the hint of a log, and the number that it says."""
+        key = prefix + keys.HEAD
+        try:
+            data = self._home.blobs.get(key)
+        except NotFound:
+            return "it is missing", 0
+        try:
+            return "", unseal_body(Kind.HINT, data, Hint, key).seq
+        except Damaged as error:
+            return str(error), 0
+        except UnsupportedFormat as error:
+            return "" if mended(Kind.HINT, data) is None else str(error), 0
+
+    def _entry(self, model: str, name: str, seq: int, why: str) -> None:
+        if name == keys.VERSION_LOG:
+            self._version(model, seq, why)
+        elif name == keys.REMOVED_LOG:
+            self._removal(model, seq, why)
+        elif name.startswith(keys.ALIASES):
+            alias = name.removeprefix(keys.ALIASES)
+            done = (
+                "an entry that removes the alias stands in its place: what it meant is lost, "
+                f"'tierstore alias set {model}@{alias} REF' sets it anew"
+            )
+            self._write(model, name, self._blank(model, name, seq, "remove"), why, done, "lost")
+        else:
+            variant = name.removeprefix(keys.VARIANTS)
+            done = (
+                f"which variant {variant!r} it named is lost, and whether of {model} at all; "
+                "'tierstore derive' makes it anew once the object is restored from a copy of home"
+            )
+            key = keys.entry_key(keys.ref_prefix(model, name), seq)
+            self._objects.report.add("lost", key, why, done)
+
+    def _version(self, model: str, seq: int, why: str) -> None:
+        key = keys.entry_key(keys.ref_prefix(model, keys.VERSION_LOG), seq)
+        manifests = self._who_says().get((model, seq), set())
+        kinds = {digest: kind for digest in manifests if (kind := self._kind(digest)) is not None}
+        if len(kinds) != 1:
+            done = (
+                f"which content {model}@{seq} has is lost, as no alias, release or variant says it;"
+                " other versions are not affected, but where it is the newest one, nothing can be "
+                "saved under that name until the object is restored from a copy of home"
+            )
+            self._objects.report.add("lost", key, why, done)
+            return
+        [(manifest, kind)] = kinds.items()
+        action: Action = RELEASED if kind == "release" else "publish"
+        entry = self._blank(model, keys.VERSION_LOG, seq, action, seq, manifest)
+        done = f"written anew: another entry says that {model}@{seq} is b3:{manifest[:12]}"
+        self._write(model, keys.VERSION_LOG, entry, why, done, "repaired")
+
+    def _removal(self, model: str, seq: int, why: str) -> None:
+        log = self._home.log(model)
+        unused = max([*numbers(self._home, model, keys.VERSION_LOG), log.hinted()]) + 1
+        entry = self._blank(model, keys.REMOVED_LOG, seq, "undelete", versions=[unused])
+        done = (
+            "an entry that changes nothing stands in its place: what it removed counts as not "
+            "removed, and what it brought back as removed; see 'tierstore ls', then rm or undelete"
+        )
+        self._write(model, keys.REMOVED_LOG, entry, why, done, "lost")
+
+    def _blank(
+        self,
+        model: str,
+        name: str,
+        seq: int,
+        action: Action,
+        version: int | None = None,
+        manifest: str | None = None,
+        versions: list[int] | None = None,
+    ) -> RefEntry:
+        return RefEntry(
+            seq=seq,
+            write_id=uuid.uuid4().hex,
+            action=action,
+            version=version,
+            manifest=manifest,
+            time_us=self._time_us(model, name, seq),
+            who=whoami(),
+            message=_NOTE,
+            tool=f"tierstore {package_version('tierstore')}",
+            versions=versions or [],
+        )
+
+    def _time_us(self, model: str, name: str, seq: int) -> int:
+        """Return when an entry was written, as nearly as is known."""
+        key = keys.entry_key(keys.ref_prefix(model, name), seq)
+        with suppress(NotFound):
+            return int(self._home.blobs.info(key).mtime * 1e6)
+        with suppress(*_Unread):
+            return self._home.log(model, name).entry(seq - 1).time_us
+        return time.time_ns() // 1000
+
+    def _write(
+        self, model: str, name: str, entry: RefEntry, why: str, done: str, outcome: str
+    ) -> None:
+        key = keys.entry_key(keys.ref_prefix(model, name), entry.seq)
+        sealed = seal_body(Kind.REF, entry)
+        if why != _MISSING:
+            self._objects.put(key, sealed)
+        elif not self._objects.report.dry_run:  # a writer may take this very number
+            create_once(self._home.blobs, key, sealed)
+        if outcome == "lost":
+            self._objects.report.add("lost", key, why, done)
+        else:
+            self._objects.report.add("repaired", key, why, done)
+
+    # What other objects say of versions
+
+    def _who_says(self) -> dict[tuple[str, int], set[str]]:
+        """Return the manifests that other objects give to versions, by model and number."""
+        if self._said is None:
+            self._said = {}
+            for model in self._home.models():
+                for number, manifest in [*self._by_aliases(model), *self._by_variants(model)]:
+                    self._said.setdefault((model, number), set()).add(manifest)
+                for entry in readable_entries(self._home, model, keys.VERSION_LOG):
+                    if entry.action == RELEASED and entry.manifest is not None:
+                        self._by_release(Digest.from_hex(entry.manifest))
+        return self._said
+
+    def _by_aliases(self, model: str) -> Iterator[tuple[int, str]]:
+        for alias in self._home.aliases(model):
+            for entry in readable_entries(self._home, model, keys.ALIASES + alias):
+                if entry.version is not None and entry.manifest is not None:
+                    yield entry.version, entry.manifest
+                if entry.rollout is not None:
+                    yield entry.rollout.version, entry.rollout.manifest
+
+    def _by_variants(self, model: str) -> Iterator[tuple[int, str]]:
+        for variant in self._home.variants(model):
+            for entry in readable_entries(self._home, model, keys.VARIANTS + variant):
+                if entry.version is None or entry.manifest is None:
+                    continue
+                with suppress(*_Unread, InvalidName):
+                    manifest = self._home.manifest(Digest.from_hex(entry.manifest))
+                    for one in manifest.lineage:
+                        if one.relation == DERIVED_FROM:
+                            yield entry.version, one.digest.hex()
+
+    def _by_release(self, digest: Digest) -> None:
+        assert self._said is not None
+        with suppress(*_Unread):
+            for member in self._home.manifest(digest).members or ():
+                key = member.model, member.version
+                self._said.setdefault(key, set()).add(member.manifest.hex())
+
+    def _kind(self, manifest: str) -> str | None:
+        """Return the kind of a manifest that is there and whole; else ``None``."""
+        with suppress(*_Unread, InvalidName):
+            return self._home.manifest(Digest.from_hex(manifest)).kind
+        return None

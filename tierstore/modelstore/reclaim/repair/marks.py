@@ -1,0 +1,30 @@
+"""Repairs quarantine marks."""
+
+from __future__ import annotations
+
+from tierstore.format import keys
+from tierstore.format.layout import parse_mark
+from tierstore.format.sealed import Kind
+from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.reclaim.repair.objects import Objects
+
+
+def repair_marks(objects: Objects, holdings: Holdings) -> set[bytes]:
+    """Delete damaged marks of packs that are gone; return the packs of the others."""
+
+    def parse(key: str, data: memoryview) -> object:
+        pack = keys.pack_of(key)
+        return None if pack is None else parse_mark(data, pack, key)
+
+    left: set[bytes] = set()
+    for one in list(objects.broken(Kind.QUARANTINE, objects.listed(keys.QUARANTINE), parse)):
+        pack = keys.pack_of(one.key)
+        if pack is None:
+            continue
+        if holdings.is_there(pack):
+            left.add(pack)
+            objects.report.add("repaired", one.key, one.why, "made anew: its pack was read again")
+        else:
+            objects.delete(one.key)
+            objects.report.add("repaired", one.key, one.why, "deleted: its pack is in no tier")
+    return left

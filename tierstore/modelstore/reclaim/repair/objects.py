@@ -1,0 +1,235 @@
+"""Repairs the objects of home that are no packs (SPEC.md 10.2).
+
+An object whose envelope alone is damaged is written as it was. What says nothing that is not said
+elsewhere is made anew, or deleted where it is only a hint. Of the rest this says what is lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.collected import Collected
+from tierstore.format.heat import parse_heat
+from tierstore.format.layout import parse_segment
+from tierstore.format.reflog import Lease, Report
+from tierstore.format.retention import Retention
+from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
+from tierstore.format.tiers import HEAT, PINS, Pin
+from tierstore.ids import Digest
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.leases import TTL_S
+from tierstore.modelstore.home.pins import holder_mark
+from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.names.rollout import HOLDER
+from tierstore.modelstore.reclaim.repair.report import RepairReport
+
+_PAGE = 64
+_ENVELOPE = "its envelope was damaged and its body is whole: it was written as it was"
+
+Parse = Callable[[str, memoryview], object]
+"""Checks an object, by its key and bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An object that cannot be read.
+
+    Attributes:
+        key: Its key.
+        why: What is wrong with it.
+    """
+
+    key: str
+    why: Damaged | UnsupportedFormat
+
+
+class Objects:
+    """Reads the objects of home, and writes those that need it.
+
+    Args:
+        home_blobs: The store's home.
+        report: Gets what was found, and says whether anything may be changed.
+    """
+
+    def __init__(self, home_blobs: BlobStore, report: RepairReport) -> None:
+        self.blobs, self.report = home_blobs, report
+
+    def broken(self, kind: Kind, found: Iterable[str], parse: Parse) -> Iterator[Broken]:
+        """Yield the damaged ones of some objects; those with a bad envelope alone are mended.
+
+        One of a newer version, or of a kind that this version does not expect there, is left.
+        """
+        left = iter(found)
+        while page := list(islice(left, _PAGE)):
+            for key, data in self.blobs.get_many(page).items():
+                try:
+                    parse(key, data)
+                except (Damaged, UnsupportedFormat) as error:
+                    if not self._mended(kind, key, data, parse, error):
+                        yield Broken(key, error)
+
+    def _mended(
+        self,
+        kind: Kind,
+        key: str,
+        data: memoryview,
+        parse: Parse,
+        why: Damaged | UnsupportedFormat,
+    ) -> bool:
+        whole = mended(kind, data)
+        if whole is None:
+            if isinstance(why, UnsupportedFormat):
+                self.report.add("left", key, why, "repair it with that version of tierstore")
+            return isinstance(why, UnsupportedFormat)
+        if whole == data:  # well formed: of a newer version, or none of ours
+            if isinstance(why, UnsupportedFormat):
+                self.report.add("left", key, why, "repair it with that version of tierstore")
+                return True
+            return data[4] != kind
+        try:
+            parse(key, memoryview(whole))
+        except (Damaged, UnsupportedFormat):
+            return False
+        self.put(key, whole)
+        self.report.add("repaired", key, why, _ENVELOPE)
+        return True
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, unless nothing may be changed."""
+        if not self.report.dry_run:
+            self.blobs.put(key, data)
+
+    def delete(self, key: str) -> None:
+        """Delete an object, unless nothing may be changed."""
+        if not self.report.dry_run:
+            self.blobs.delete([key])
+
+    def listed(self, prefix: str) -> list[str]:
+        """Return the keys below a prefix, or of the one object that it is."""
+        if not prefix.endswith("/"):
+            return [prefix]
+        return [info.key for info in self.blobs.list(prefix)]
+
+
+def repair_hints(objects: Objects) -> None:
+    """Delete what is damaged and only saves work: it is written again by itself."""
+    hints: list[tuple[Kind, str, Parse, str]] = [
+        (
+            Kind.SEGMENT,
+            keys.INDEX,
+            lambda key, data: parse_segment(data, key),
+            "deleted: saves store chunks anew that they do not find; 'tierstore index rebuild' "
+            "finds them again",
+        ),
+        (
+            Kind.HEAT,
+            HEAT,
+            lambda key, data: parse_heat(data, key),
+            "deleted: the node writes what it reads anew, and what it read before is forgotten",
+        ),
+        (
+            Kind.REPORT,
+            keys.REPORTS,
+            lambda key, data: unseal_body(Kind.REPORT, data, Report, key),
+            "deleted: the node reports again",
+        ),
+        (
+            Kind.COLLECTED,
+            keys.COLLECTED,
+            lambda key, data: unseal_body(Kind.COLLECTED, data, Collected, key),
+            "deleted: times that garbage has waited begin anew",
+        ),
+    ]
+    for kind, prefix, parse, done in hints:
+        for one in list(objects.broken(kind, objects.listed(prefix), parse)):
+            objects.delete(one.key)
+            objects.report.add("repaired", one.key, one.why, done)
+
+
+def repair_leases(objects: Objects) -> None:
+    """Say which leases are damaged: whose they are nobody can tell, and they end by themselves."""
+
+    def parse(key: str, data: memoryview) -> object:
+        return unseal_body(Kind.LEASE, data, Lease, key)
+
+    for one in objects.broken(Kind.LEASE, objects.listed(keys.LEASES), parse):
+        try:
+            left_s = objects.blobs.info(one.key).mtime + 2 * TTL_S - time.time()
+        except NotFound:  # given back since
+            continue
+        if left_s <= 0:
+            objects.delete(one.key)
+            objects.report.add("repaired", one.key, one.why, "deleted: it has ended")
+        else:
+            done = (
+                "whoever holds it writes it again; else it ends in "
+                f"{left_s / 3600:.0f} hours, and until then no garbage is collected"
+            )
+            objects.report.add("left", one.key, one.why, done)
+
+
+def repair_retention(objects: Objects) -> None:
+    """Say what retention is lost: nobody else knows what was set."""
+
+    def parse(key: str, data: memoryview) -> object:
+        return unseal_body(Kind.RETENTION, data, Retention, key)
+
+    done = (
+        "what was set is lost: 'tierstore retention set' sets it again, and until then nothing of "
+        "it is removed or collected"
+    )
+    for one in objects.broken(Kind.RETENTION, objects.listed(keys.RETENTION), parse):
+        objects.report.add("lost", one.key, one.why, done)
+
+
+def repair_pins(objects: Objects, home: Home) -> None:
+    """Write damaged pins anew: a user's as it counts, a rollout's as it is."""
+
+    def parse(key: str, data: memoryview) -> object:
+        return unseal_body(Kind.PIN, data, Pin, key)
+
+    found = list(objects.broken(Kind.PIN, objects.listed(PINS), parse))
+    if not found:
+        return
+    holders = dict(_holders(home))
+    for one in found:
+        version, _, mark = one.key.removeprefix(PINS).partition("-")
+        holder = holders.get(mark)
+        if mark and holder is None:
+            objects.delete(one.key)
+            objects.report.add("repaired", one.key, one.why, "deleted: its rollout is over")
+            continue
+        ref = holder or f"b3:{version}"
+        pin = Pin(version=version, ref=ref, roles=["hot", "warm"], until_us=None, who=whoami())
+        objects.put(one.key, seal_body(Kind.PIN, pin))
+        done = "it pins in hot and warm tiers without end, as it did while it could not be read"
+        if not holder:
+            done += f"; 'tierstore unpin b3:{version[:12]}' ends that"
+        objects.report.add("repaired", one.key, one.why, done if not holder else "written anew")
+
+
+def _holders(home: Home) -> Iterator[tuple[str, str]]:
+    """Yield what the keys of rollouts' pins end with, and the holders, of all that are running."""
+    for model in home.models():
+        for alias in home.aliases(model):
+            try:
+                last = home.log(model, keys.ALIASES + alias).last()
+            except (Damaged, UnsupportedFormat):
+                continue
+            if last is not None and last.rollout is not None:
+                holder = f"{HOLDER}{model}@{alias}"
+                yield holder_mark(holder), holder
+
+
+def digest_in(key: str, prefix: str) -> Digest | None:
+    """Return the digest that a key ends with; ``None`` if it is no object of ours."""
+    try:
+        return Digest.from_hex(key.removeprefix(prefix))
+    except InvalidName:
+        return None
