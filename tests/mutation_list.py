@@ -5091,8 +5091,27 @@ _REPAIRED_OBJECTS = (
         "SPEC 10.2: A number never means other content than it did.",
         "modelstore/reclaim/repair/logs.py",
         "        if len(kinds) != 1:\n",
-        "        kinds = kinds or {'0' * 64: 'full'}\n        if len(kinds) != 1:\n",
-        ("integration/test_repair_objects.py::test_a_damaged_object",),
+        "        last = self._home.log(model).last()\n"
+        "        kinds = kinds or {last.manifest: 'full'}\n        if len(kinds) != 1:\n",
+        ("integration/test_repair_objects.py::test_a_number_never_means_other_content",),
+    ),
+    Mutation(
+        "repair-makes-a-store-of-nothing",
+        "SPEC 10.2: only where there are manifests or logs.",
+        "modelstore/reclaim/repair/start.py",
+        "        if not any(blobs.list(keys.REFS)) and not any(blobs.list(keys.VERSIONS)):\n",
+        "        if False:\n",
+        (
+            "integration/test_repair_objects.py::test_a_place_that_holds_nothing_of_a_store_is_made_none",
+        ),
+    ),
+    Mutation(
+        "repair-of-a-config-at-will",
+        "SPEC 10.2: a config whose own checksum fits is written as it was.",
+        "modelstore/reclaim/repair/start.py",
+        "if _CHECK_IN_TEXT.findall(data) == _CHECK_IN_TEXT.findall(encode_config(config)):",
+        "if False:",
+        ("integration/test_repair_objects.py::test_a_config_is_written_as_it_was_by_its_checksum",),
     ),
     Mutation(
         "repair-condemns-less",

@@ -644,6 +644,11 @@ def damaged(*tiers: str) -> Callable[[Path], None]:
     return damage
 
 
+def without_config(folder: Path) -> None:
+    """Delete the config of the store."""
+    (folder / "store" / "config.json").unlink()
+
+
 REPAIR: tuple[Step, ...] = (
     *lines("""
     init --warm warm --cold cold
@@ -667,6 +672,15 @@ REPAIR: tuple[Step, ...] = (
     save m one
     check --read-data
     repair
+    repair --home
+    repair --store-id 00
+    """),
+    without_config,
+    *lines("""
+    repair
+    repair --home --dry-run
+    repair --home --store-id mine
+    repair --home
     """),
 )
 

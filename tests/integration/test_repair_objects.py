@@ -15,8 +15,9 @@ import tierstore
 from tests.flips.world import built, tensors
 from tests.integration.kit import created, equal
 from tests.integration.test_repair import flipped
+from tierstore.admin.repair import repair_home
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import TierstoreError
+from tierstore.errors import Damaged, NotFound, TierstoreError, UsageError
 from tierstore.format.condemned import parse_list
 from tierstore.format.keys import pack_key
 from tierstore.format.sealed import HEADER_BYTES
@@ -29,14 +30,12 @@ Damage = Callable[[bytearray], bytes | bytearray | None]
 DAMAGE: dict[str, Damage] = {
     "envelope": flipped(30),
     "version": flipped(5),
-    "checksum": flipped(50),
     "body": flipped(-1),
     "cut short": lambda data: data[:-3],
-    "longer": lambda data: data + b"x",
     "empty": lambda data: b"",
     "gone": lambda data: None,
 }
-MENDED = {"envelope", "version", "checksum", "longer"}
+MENDED = {"envelope", "version"}
 """Damage of an envelope alone."""
 
 
@@ -275,6 +274,16 @@ def test_a_lost_manifest_is_said_with_the_versions_that_need_it(world: World, da
     assert path.read_bytes() == world.files[path]
 
 
+def test_a_number_never_means_other_content(world: World) -> None:
+    path = world.find("refs/healed/versions/000000/000000001")
+    damaged(world, path, "body")
+    with opened(world) as store:
+        store.repair()
+        with pytest.raises(Damaged):
+            store.resolve("healed@1")
+        store.load("healed@2").load()
+
+
 @pytest.mark.parametrize("what", ["list", "segment"])
 def test_what_was_condemned_stays_condemned(world: World, what: str) -> None:
     """A pack that is listed and still there, as while a tier is down, and one that is gone."""
@@ -330,3 +339,101 @@ def test_an_empty_place_is_not_taken_for_the_tier(world: World) -> None:
     finally:
         (world.root / "warm").rmdir()
         (world.root / "unmounted").rename(world.root / "warm")
+
+
+# What the store cannot be opened without
+
+
+@pytest.mark.parametrize("damage", [one for one in DAMAGE if one != "version"])
+def test_a_config_is_written_as_it_was(world: World, damage: str) -> None:
+    path = world.root / "store" / "config.json"
+    damaged(world, path, damage)
+    before = world.now()
+    assert [one.key for one in repair_home(world.root / "store", dry_run=True).objects] == [
+        "config.json"
+    ]
+    assert world.now() == before
+    report = repair_home(world.root / "store")
+    assert [(one.outcome, one.key) for one in report.objects] == [("repaired", "config.json")]
+    assert path.read_bytes() == world.files[path]
+    assert repair_home(world.root / "store").objects == []
+    reads_all(world)
+
+
+def test_a_config_is_written_as_it_was_by_its_checksum(tmp_path: Path, cache: Path) -> None:
+    """Nothing else knows its id, nor the size of chunks of a store without versions."""
+    url = tmp_path / "s"
+    with tierstore.init(url, chunk_size=8 << 20) as store:
+        store.reclaim.enable(wait_s=0)
+    path = url / "config.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"hash"', b'"hush"').replace(b"8388608", b"8388609"))
+    report = repair_home(url)
+    assert "its checksum says so" in report.objects[0].done
+    assert path.read_bytes() == whole
+
+
+def test_a_config_that_nobody_knows_gets_a_new_id_or_the_given_one(
+    tmp_path: Path, cache: Path
+) -> None:
+    url = tmp_path / "s"
+    with tierstore.init(url, chunk_size=2 << 20) as store:
+        store.save("m", tensors(1))
+        old = store._parts.home.config
+    (url / "config.json").write_bytes(b"")
+    with pytest.raises(UsageError, match="no id of a store"):
+        repair_home(url, store_id="mine")
+    assert "a new id" in repair_home(url).objects[0].done
+    with tierstore.open(url) as store:
+        assert store._parts.home.config.chunk_size == 2 << 20
+        equal(store.load("m").load(), tensors(1))
+    (url / "config.json").write_bytes(b"")
+    repair_home(url, store_id=old.store_id)
+    with tierstore.open(url) as store:
+        assert store._parts.home.config == old
+
+
+def test_a_place_that_holds_nothing_of_a_store_is_made_none(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match="nothing of a store"):
+        repair_home(tmp_path / "empty")
+    assert not any((tmp_path / "empty").iterdir())
+
+
+def test_the_last_list_of_tiers_that_can_be_read_holds_again(world: World) -> None:
+    first = world.find("tiers/", -1)
+    newer = first.with_name("000000002")
+    newer.write_bytes(world.files[first][:-4])
+    with pytest.raises(Damaged):
+        opened(world)
+    report = repair_home(world.root / "store")
+    assert [(one.outcome, one.key) for one in report.objects] == [("lost", "tiers/000000002")]
+    assert "are those of list 1 again" in report.objects[0].done
+    reads_all(world)
+
+
+def test_everything_but_packs_manifests_and_logs_is_made_anew(world: World) -> None:
+    """With the tiers added again, every version is what it was."""
+    home = world.root / "store"
+    with opened(world) as store:
+        specs = store.tiers()
+        store_id = store._parts.home.config.store_id
+    for path in world.now():
+        name = str(path.relative_to(world.root))
+        kept = ("store/packs/", "store/refs/", "store/versions/", "warm/", "cold/")
+        if not name.startswith(kept) or name.endswith("/HEAD"):
+            path.unlink()
+    report = repair_home(home, store_id=store_id)
+    assert [one.key for one in report.objects] == ["config.json"]
+    for spec in specs:
+        with opened(world) as store:
+            if spec.role in ("warm", "cold"):
+                store.admin.tiers.add(spec)
+    with opened(world) as store:
+        report = store.repair()
+        assert report.is_whole, report.objects
+        assert {one.key.partition("/")[0] for one in report.objects} >= {"layouts", "refs"}
+        assert store.repair().objects == []
+    reads_all(world)
+    with opened(world) as store:
+        assert store.check(read_data=True).damaged is False

@@ -1,3 +1,3 @@
 """Administration of stores, for the command line and for Python alike."""
 
-__all__ = ["admin", "doctor", "health", "manage", "overview", "survey", "validate"]
+__all__ = ["admin", "doctor", "health", "manage", "overview", "repair", "survey", "validate"]

@@ -10,6 +10,7 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import counted, printable, size
 from tierstore.cli.models import REF_HELP
 from tierstore.cli.schemas import repair as schemas
+from tierstore.errors import UsageError
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.repair.report import RepairReport
@@ -24,14 +25,36 @@ def repair(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")
     ] = False,
+    home: Annotated[
+        bool,
+        typer.Option("--home", help="First make what the store cannot be opened without anew."),
+    ] = False,
+    store_id: Annotated[
+        str | None,
+        typer.Option(
+            "--store-id", metavar="ID", help="With --home: the store's id, as tier.json has it."
+        ),
+    ] = None,
 ) -> None:
     """Repair what is damaged from what is left, and list what is lost.
 
     Reads every copy of every pack, or of those that each REF needs. Exits with 4 when something is
-    lost, or could not be repaired now. What is whole is not touched.
+    lost, or could not be repaired now. What is whole is not touched. --home begins with config.json
+    and the list of tiers, without which no other command works.
     """
-    with cli.open() as store, cli.progress("repairing") as progress:
-        report = store.repair(*refs or (), dry_run=dry_run, progress=progress)
+    if store_id is not None and not home:
+        raise UsageError("--store-id goes with --home")
+    start = None
+    if home:
+        from tierstore.admin.repair import repair_home
+
+        start = repair_home(cli.url, store_id=store_id, dry_run=dry_run)
+    if start is not None and start.objects and dry_run:  # it cannot be opened as it is
+        report = start
+    else:
+        with cli.open() as store, cli.progress("repairing") as progress:
+            report = store.repair(*refs or (), dry_run=dry_run, progress=progress)
+        report.objects[:0] = start.objects if start is not None else []
     data = repair_json(report)
     cli.out.show(data, [one.key for one in report.objects], lambda: _print(report))
     if not report.is_whole:

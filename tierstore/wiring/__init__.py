@@ -30,6 +30,7 @@ __all__ = [
     "init_as",
     "open_as",
     "open_blobs",
+    "open_home",
     "places",
     "tiers",
 ]
@@ -66,7 +67,7 @@ def init_as(
     specs = ordered(tiers)
     home_url = config.store_url(_text(url))
     with fresh_place(home_url):
-        blobs = _open_home(home_url, create=True)
+        blobs = open_home(home_url, create=True)
         try:
             with proved(specs, blobs.url):
                 create_config(blobs, chunk_size)
@@ -108,7 +109,7 @@ def open_as(kind: type[_S], url: str | os.PathLike[str] | None = None) -> _S:
         UnsupportedFormat: The store was made by a newer tierstore.
     """
     home_url = config.store_url(_text(url))
-    return _store(kind, _open_home(home_url), home_url)
+    return _store(kind, open_home(home_url), home_url)
 
 
 _unpickled: WeakValueDictionary[tuple[type[Store], str], Store] = WeakValueDictionary()
@@ -127,8 +128,11 @@ def _text(url: str | os.PathLike[str] | None) -> str | None:
     return None if url is None else as_path("url", url, "a path or a URL")
 
 
-def _open_home(url: str, *, create: bool = False) -> BlobStore:
-    """Open a store's home with a limit on its calls: a mount whose server is gone would hang."""
+def open_home(url: str, *, create: bool = False) -> BlobStore:
+    """Open the place of a store's home, whatever is there.
+
+    Its calls are limited: a mount whose server is gone would hang.
+    """
     blobs = within(HOME_LIMIT_S, "opening the store's home", lambda: open_blobs(url, create=create))
     return blobs if blobs.bounded else DeadlineStore(blobs, HOME_LIMIT_S)
 

@@ -83,6 +83,15 @@ def verify(store: BlobStore, name: str, store_id: str) -> None:
         raise Unreachable(f"{store.url} is the tier {tier!r} of the store, not {name!r}")
 
 
+def owner_of(store: BlobStore) -> str | None:
+    """Return the id of the store that a place says it is a tier of; ``None`` if it says none."""
+    try:
+        owner, _ = _said(bytes(store.get(MARKER)))
+    except NotFound:
+        return None
+    return owner if isinstance(owner, str) else None
+
+
 def _said(data: bytes) -> tuple[object, object]:
     try:
         fields = json.loads(data)

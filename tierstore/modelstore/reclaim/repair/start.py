@@ -1,0 +1,174 @@
+"""Makes anew what a store cannot be opened without: config and list of tiers (SPEC.md 10.2)."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+
+import msgspec
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
+from tierstore.format import keys
+from tierstore.format.manifest import DEFAULT_CHUNK, Manifest, is_chunk_size
+from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.storeconfig import (
+    RECLAIM_FEATURE,
+    Features,
+    StoreConfig,
+    encode_config,
+    parse_config,
+)
+from tierstore.format.tiers import FEATURE, TIERS, TierList, parse_tiers, seal_tiers, tiers_key
+from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.reclaim.repair.objects import Objects
+
+_ID = re.compile(r"[0-9a-f]{32}\Z")
+_ID_IN_TEXT = re.compile(rb'"store_id": *"([0-9a-f]{32})"')
+_CHECK_IN_TEXT = re.compile(rb'"check": *"([0-9a-f]{16})"')
+_SAMPLE = 64
+_Unread = (Damaged, NotFound, UnsupportedFormat)
+
+
+def repair_tier_list(objects: Objects) -> TierList | None:
+    """Return the newest list of tiers that can be read; write it anew where a newer one cannot.
+
+    Raises:
+        UnsupportedFormat: A list is of a newer version.
+    """
+    listed = sorted(objects.listed(TIERS), reverse=True)
+    numbers = {key: int(name) for key in listed if (name := key.removeprefix(TIERS)).isdigit()}
+
+    def parse(key: str, data: memoryview) -> object:
+        return parse_tiers(data, numbers[key], key)
+
+    bad = {one.key: str(one.why) for one in objects.broken(Kind.TIERS, list(numbers), parse)}
+    good = next((key for key in numbers if key not in bad), None)
+    found = None
+    if good is not None:
+        with suppress(*_Unread):
+            found = parse_tiers(objects.blobs.get(good), numbers[good], good)
+    for key, why in bad.items():
+        if good is not None and numbers[key] < numbers[good]:
+            objects.report.add("lost", key, why, "which tiers there were then; nothing needs it")
+    highest = max(numbers.values(), default=0)
+    if found is None or found.seq == highest:
+        for key, why in bad.items() if found is None else ():
+            done = "'tierstore tier add' adds each tier again; its packs are still there"
+            objects.report.add("lost", key, why, done)
+        return found
+    again = msgspec.structs.replace(
+        found,
+        seq=highest + 1,
+        write_id=uuid.uuid4().hex,
+        time_us=time.time_ns() // 1000,
+        who=whoami(),
+        message="repair: newer lists were damaged",
+    )
+    if not objects.report.dry_run:
+        create_once(objects.blobs, tiers_key(again.seq), seal_tiers(again))
+    done = (
+        f"the tiers are those of list {found.seq} again; 'tierstore tier ls' shows them, and what "
+        "was changed since is lost"
+    )
+    for key, why in bad.items():
+        if numbers[key] > found.seq:
+            objects.report.add("lost", key, why, done)
+    return again
+
+
+def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None) -> StoreConfig:
+    """Return the config of a store; make it anew from what the store holds if it cannot be read.
+
+    Args:
+        objects: Reads and writes home.
+        store_ids: The ids that the markers of tiers name.
+        given: The id that the user gives; ``None`` for the one that is found.
+
+    Raises:
+        NotFound: There is nothing of a store.
+        UsageError: The tiers are of several stores, or the given id is none.
+        UnsupportedFormat: The store was made by a newer version.
+    """
+    blobs = objects.blobs
+    try:
+        data = bytes(blobs.get(keys.CONFIG))
+    except NotFound:
+        data, why = b"", "it is missing"
+        if not any(blobs.list(keys.REFS)) and not any(blobs.list(keys.VERSIONS)):
+            raise NotFound(
+                f"{blobs.url} holds nothing of a store; make one with 'tierstore init URL'"
+            ) from None
+    else:
+        try:
+            return parse_config(data, keys.CONFIG)
+        except Damaged as error:
+            why = str(error)
+    config, done = _config(blobs, data, store_ids, given)
+    objects.put(keys.CONFIG, encode_config(config))
+    objects.report.add("repaired", keys.CONFIG, why, done)
+    return config
+
+
+def _config(
+    blobs: BlobStore, data: bytes, store_ids: Sequence[str], given: str | None
+) -> tuple[StoreConfig, str]:
+    """Return a config, and what is known of it."""
+    if given is not None and not _ID.match(given):
+        raise UsageError(f"{given!r} is no id of a store: it has 32 of 0-9 and a-f")
+    said = [match.decode() for match in _ID_IN_TEXT.findall(data)]
+    features = Features(
+        read=[FEATURE] if any(blobs.list(TIERS)) or b'"tiers"' in _features(data) else [],
+        write=[],
+        gc=[RECLAIM_FEATURE] if _reclaims(blobs) or b"reclaim" in _features(data) else [],
+    )
+    features.write = sorted([*features.read, *features.gc])
+    sizes = _chunk_sizes(blobs)
+    for store_id in dict.fromkeys([*said, *store_ids]):
+        for chunk_size in dict.fromkeys([*sizes, *(1 << bit for bit in range(20, 25))]):
+            config = StoreConfig(store_id=store_id, chunk_size=chunk_size, features=features)
+            if _CHECK_IN_TEXT.findall(data) == _CHECK_IN_TEXT.findall(encode_config(config)):
+                return config, "written as it was: its checksum says so"
+    found = [given] if given is not None else [*dict.fromkeys([*store_ids, *said])]
+    if len(found) > 1:
+        raise UsageError(
+            f"tiers of {blobs.url} name several stores, {', '.join(found)}; say with --store-id "
+            "which of them this is"
+        )
+    chunk_size = next(iter(sizes), DEFAULT_CHUNK)
+    new = StoreConfig(
+        store_id=found[0] if found else uuid.uuid4().hex, chunk_size=chunk_size, features=features
+    )
+    whose = "the id that its tiers name" if store_ids else "the id that is given"
+    if not found:
+        whose = "a new id, as no tier names one: what nodes have cached of it is read anew"
+    return new, f"made anew with {whose}, and chunks of {chunk_size} bytes as its versions have"
+
+
+def _features(data: bytes) -> bytes:
+    """Return the part of a config that names features, as far as it is there."""
+    return data.partition(b'"features"')[2].partition(b"}")[0]
+
+
+def _reclaims(blobs: BlobStore) -> bool:
+    """Return whether anything was ever removed or collected in a store."""
+    if any(blobs.list(keys.GC)) or any(blobs.list(keys.CONDEMNED)):
+        return True
+    return any(f"/{keys.REMOVED_LOG}/" in info.key for info in blobs.list(keys.REFS))
+
+
+def _chunk_sizes(blobs: BlobStore) -> list[int]:
+    """Return the chunk sizes of some versions, the most frequent first."""
+    return [size for size, _ in Counter(_sizes(blobs)).most_common() if is_chunk_size(size)]
+
+
+def _sizes(blobs: BlobStore) -> Iterator[int]:
+    for info in islice(blobs.list(keys.VERSIONS), _SAMPLE):
+        with suppress(*_Unread):
+            yield unseal_body(Kind.MANIFEST, blobs.get(info.key), Manifest, info.key).chunk_size
