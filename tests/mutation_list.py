@@ -4821,6 +4821,14 @@ _REPAIR = (
         ("integration/test_repair.py::test_a_wrong_delta_of_a_marked_pack_is_not_taken_for_good",),
     ),
     Mutation(
+        "repair-lifts-a-mark-unseen",
+        "SPEC 10.2: A mark is deleted where every delta in the pack was decoded.",
+        "modelstore/reclaim/repair/repairing.py",
+        "if all(not place.bases or place.digest in wanted for place in copies.places or ()):",
+        "if True:",
+        ("integration/test_repair.py::test_a_mark_stays_where_a_delta_was_not_decoded",),
+    ),
+    Mutation(
         "repair-does-not-look-again",
         "SPEC 10.2: It looks at the condemned list as in step 7, and begins again.",
         "modelstore/reclaim/repair/rescue.py",

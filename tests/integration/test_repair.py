@@ -435,6 +435,20 @@ def test_a_wrong_delta_of_a_marked_pack_is_not_taken_for_good(
     assert tuned.repair().hit == []
 
 
+def test_a_mark_stays_where_a_delta_was_not_decoded(tuned: Store, blobs: MemoryStore) -> None:
+    """A repair of one version does not look at what others have in the same pack."""
+    extra = {"extra": FIRST["common"]}
+    tuned.save("m", {**tuned_model(model(), seed=2), **extra})
+    tuned.save("n", extra)
+    place = places(tuned, "m@3", "layer")[0]
+    assert places(tuned, "n", "extra")[0].pack == place.pack
+    assert place.bases
+    forge_delta(blobs, place)
+    assert tuned.check(read_data=True).quarantined == [pack_key(place.pack)]
+    tuned.repair("n")
+    assert tuned._parts.home.quarantine.packs() == {place.pack}
+
+
 def test_the_mark_of_good_deltas_is_deleted(tuned: Store) -> None:
     place = places(tuned, "m@2", "layer")[0]
     home = tuned._parts.home

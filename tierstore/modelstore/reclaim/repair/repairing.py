@@ -261,7 +261,9 @@ class _Repair:
         found.down, found.archives = copies.down, copies.archives
         found.why = next((str(copy.why) for copy in copies.bad), "")
         if not copies.bad and all(rescue.is_good(copies, one) for one in wanted.values()):
-            self._lift(copies)
+            # a save may reuse a delta that nothing needs now, and nobody has decoded that
+            if all(not place.bases or place.digest in wanted for place in copies.places or ()):
+                self._lift(copies)
             return found
         found.why = found.why or "a delta in it does not give its chunk"
         found.is_new = self._mark(copies, wanted, found.why)
