@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tierstore.errors import Unreachable
 from tierstore.format import pack
 from tierstore.format.keys import INDEX, PACKS, pack_key
 from tierstore.format.layout import parse_segment
+from tierstore.ids import Buffer
 from tierstore.modelstore.home.leases import writers
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
@@ -24,8 +26,8 @@ from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 
 CHUNKS = 24
 LOST = 4
-"""Packs that a killed process stores again at most: two that no segment names yet, the one that is
-being put and the one that is being filled."""
+"""Packs that a killed process stores again at most: two whose segment is being written, one that is
+put meanwhile, and the one that is being filled."""
 
 Model = dict[str, np.ndarray]
 
@@ -192,6 +194,28 @@ def test_early_segments_that_cannot_be_written_do_not_stop_a_save(
     assert failed == 3
     assert len(keys(blobs, INDEX)) == 1
     assert "an index segment was not written, so duplicates may be missed: no answer" in caplog.text
+
+
+class SlowHome(MemoryStore):
+    """Takes its time for index segments; counts the packs that none names when one is put."""
+
+    def __init__(self) -> None:
+        super().__init__("slow")
+        self.ahead: list[int] = []
+
+    def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        if key.startswith(PACKS):
+            self.ahead.append(len(keys(self, PACKS) - named_packs(self)))
+        if key.startswith(INDEX):
+            time.sleep(0.2)
+        super().put(key, data)
+
+
+def test_uploads_do_not_run_ahead_of_segments(cache: Path) -> None:
+    blobs = SlowHome()
+    with created(blobs, cache / "first") as store:
+        assert new_chunks(store, model()) == CHUNKS
+    assert max(blobs.ahead) <= LOST - 2, "besides the one that is put, and the one that is filled"
 
 
 def test_packs_full_of_small_deltas_are_put_in_time(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import TierstoreError
@@ -19,8 +19,8 @@ from tierstore.modelstore.home.index import write_segment
 EARLY_PACKS = 2
 """Number of packs from which on an early segment is written.
 
-A process that is killed has to store again these, the one that was being put and the one that was
-being filled: 256 MiB at most.
+What a process that is killed has to store again is 256 MiB at most: the packs of a segment that was
+being written, one that was put or being put meanwhile, and one that was being filled.
 """
 _log = logging.getLogger("tierstore.writer")
 
@@ -41,6 +41,7 @@ class SaveSegments:
         self._places: list[ChunkPlace] = []
         self._sizes: dict[bytes, int] = {}
         self._early: list[str] = []
+        self._writing: Future[None] | None = None
         self.kept_bytes = 0
 
     def note(self, places: Sequence[ChunkPlace], pack_size: int) -> None:
@@ -52,8 +53,10 @@ class SaveSegments:
         """
         self._places += places
         self._sizes[places[0].pack] = pack_size
+        if self._writing is not None:  # uploads do not run ahead of it
+            self._writing.result()
         if len(self._sizes) == EARLY_PACKS:
-            self._writer.submit(self._write, self._places, self._sizes)
+            self._writing = self._writer.submit(self._write, self._places, self._sizes)
             self._places, self._sizes = [], {}
 
     def _write(self, places: Sequence[ChunkPlace], sizes: dict[bytes, int]) -> None:
