@@ -13,6 +13,7 @@ import pytest
 import tierstore
 from tests.integration.kit import MIB, condemn, created, equal, opened, python
 from tests.waiting import wait_until
+from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Unreachable
 from tierstore.format import pack
@@ -22,6 +23,7 @@ from tierstore.ids import Buffer
 from tierstore.modelstore.home.leases import writers
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import SaveStats
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 
 CHUNKS = 24
@@ -63,13 +65,17 @@ def named_packs(blobs: MemoryStore) -> set[str]:
     }
 
 
+def count(stats: SaveStats | None) -> int:
+    assert stats is not None
+    return stats.new_chunks
+
+
 def new_chunks(store: Store, content: Model, name: str = "m") -> int:
     version = store.save(name, content)
     equal(store.load(version).load(), content)
     report = store.check(read_data=True)
     assert not report.damaged, report.findings
-    assert version.stats is not None
-    return version.stats.new_chunks
+    return count(version.stats)
 
 
 def stopped_at(share: float, error: BaseException) -> Callable[[int, int], None]:
@@ -276,6 +282,36 @@ def test_packs_that_are_condemned_while_they_are_used_again(
     blobs.delete(taken)
     with opened(blobs, cache / "third") as store:
         equal(store.load("m").load(), model())
+
+
+@pytest.mark.parametrize("what", ["fold", "derive"])
+def test_folds_and_variants_go_on_as_well(blobs: MemoryStore, cache: Path, what: str) -> None:
+    rng = np.random.default_rng(1)
+    table = rng.standard_normal((2048, 256), np.float32)
+    with opened(blobs, cache / "first") as store:
+        store.save("m", {"emb": table})
+        table = rng.standard_normal((2048, 256), np.float32)
+        store.patch("m", {"emb": Rows(list(range(2048)), table)}, fold=False)
+    before = keys(blobs, PACKS)
+
+    def run(store: Store) -> int:
+        if what == "derive":
+            return count(tierstore.derive(store, "m", {"cast": "bf16"}).stats)
+        return count(store.fold("m").stats)
+
+    def plan(op: str, key: str, number: int) -> Fault:
+        return Unreachable("no answer") if op == "put" and key.startswith("versions/") else None
+
+    with (
+        opened(FaultyStore(blobs, plan), cache / "second") as store,
+        pytest.raises(Unreachable),
+    ):
+        run(store)
+    assert keys(blobs, PACKS) > before
+    with opened(blobs, cache / "third") as store:
+        assert run(store) == 0
+        np.testing.assert_array_equal(store.load("m").load()["emb"], table)
+        assert not store.check(read_data=True).damaged
 
 
 def test_two_saves_at_once_use_each_others_packs(blobs: MemoryStore, cache: Path) -> None:
