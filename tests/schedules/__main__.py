@@ -16,25 +16,36 @@ import time
 import traceback
 
 from tests.schedules.faults import check
+from tests.schedules.kill import kill_many, pause_many
 from tests.schedules.run import Outcome, run
 
 
 def main() -> int:
     """Run what the arguments ask for; return 1 when a schedule has failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.schedules", description=__doc__)
-    parser.add_argument("first", type=int, nargs="?", default=1, help="the first seed")
+    parser.add_argument(
+        "first", type=int, nargs="?", default=1, help="the first seed, or the only one"
+    )
     parser.add_argument("last", type=int, nargs="?", help="the last seed")
     parser.add_argument("--trace", action="store_true", help="print every call of the storage")
     parser.add_argument("--stats", action="store_true", help="print what became of all acts")
     parser.add_argument("--most", type=int, default=1, help="stop after so many failures")
-    parser.add_argument("--faults", help="fail every call of one of faults.CASES instead")
+    parser.add_argument("--faults", nargs="+", help="fail every call of some of faults.CASES")
+    parser.add_argument("--kills", type=int, help="kill so many processes instead")
+    parser.add_argument("--pauses", type=int, help="pause so many processes instead")
     given = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         environ = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.schedules", *sys.argv[1:]], environ)
     logging.disable(logging.CRITICAL)
+    if given.kills:
+        print(kill_many(given.first, given.kills))
+        return 0
+    if given.pauses:
+        print(pause_many(given.first, given.pauses))
+        return 0
     if given.faults:
-        print(f"{check(given.faults)} faults, {time.process_time():.1f} s of CPU")
+        print(f"{sum(map(check, given.faults))} faults, {time.process_time():.1f} s of CPU")
         return 0
     failed, steps, became = 0, 0, collections.Counter[str]()
     last = given.first if given.last is None else given.last

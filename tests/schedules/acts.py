@@ -17,8 +17,6 @@ from tierstore.format.sealed import Kind, unseal_body
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.store import Store
 
-REFS = ("m@2", "m@2", "n@3", "n@4", "m", "n", "n@2")
-
 
 class Chooser(random.Random):
     """Chooses by a seed; of references mostly those of one model, so that parties meet."""
@@ -78,10 +76,8 @@ def play(world: World, party: Party) -> None:
                 party.done.append(f"{name}: done")
 
 
-def _save(rng: Chooser) -> Act:
-    model = rng.ref(("m", "n", "new"))
-    content = CONTENTS[rng.choice(list(CONTENTS))]
-    base = rng.choice((None, None, "auto", "n@3"))
+def _save(model: str, name: str, base: str | None = None) -> Act:
+    content = CONTENTS[name]
 
     def act(scene: Scene) -> None:
         version = scene.store.save(model, content, base=base)
@@ -90,9 +86,7 @@ def _save(rng: Chooser) -> Act:
     return act
 
 
-def _patch(rng: Chooser) -> Act:
-    ref, rows = rng.ref(("n", "n@3", "n@4", "m@2", "m")), rng.randrange(4)
-
+def _patch(ref: str, rows: int) -> Act:
     def act(scene: Scene) -> None:
         below = scene.store.resolve(ref)
         content = scene.world.promises.versions.get((below.model, below.number))
@@ -105,14 +99,11 @@ def _patch(rng: Chooser) -> Act:
     return act
 
 
-def _fold(rng: Chooser) -> Act:
-    ref = rng.ref(("n", "n@4", "m"))
+def _fold(ref: str) -> Act:
     return lambda scene: _ignore(scene.store.fold(ref))
 
 
-def _rebase(rng: Chooser) -> Act:
-    ref = rng.ref(("n@2", "n@2", "n@2", "n", "m", "new"))
-
+def _rebase(ref: str) -> Act:
     def act(scene: Scene) -> None:
         if ref == "n@2":
             with suppress(UsageError):  # it was not removed, or somebody else brought it back
@@ -122,15 +113,11 @@ def _rebase(rng: Chooser) -> Act:
     return act
 
 
-def _remove(rng: Chooser) -> Act:
-    ref = rng.ref(REFS)
+def _remove(ref: str) -> Act:
     return lambda scene: _ignore(scene.store.remove(ref, force=True, message=scene.note))
 
 
-def _undelete(rng: Chooser) -> Act:
-    ref = rng.ref(("n@2", "n@2", "m@1", "n@1", "m@2", "n@4"))
-    removes = rng.random() < 0.3 or ref in ("m@2", "n@4")
-
+def _undelete(ref: str, *, removes: bool = False) -> Act:
     def act(scene: Scene) -> None:
         if removes:
             with suppress(NotFound):  # it is removed
@@ -145,9 +132,7 @@ def _bring_back(scene: Scene, ref: str) -> None:
     scene.world.promises.undeleted.add(scene.note)
 
 
-def _alias(rng: Chooser) -> Act:
-    ref, name = rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice(("prod", "next"))
-
+def _alias(ref: str, name: str) -> Act:
     def act(scene: Scene) -> None:
         version = scene.store.resolve(ref)
         scene.store.alias(version.model, name, version)
@@ -156,9 +141,7 @@ def _alias(rng: Chooser) -> Act:
     return act
 
 
-def _release(rng: Chooser) -> Act:
-    refs = rng.choice((["m@2", "n@4"], ["n@3"], ["m", "n"], ["n@4"]))
-
+def _release(*refs: str) -> Act:
     def act(scene: Scene) -> None:
         release = scene.store.releases.create("both", refs)
         members = [(model, one.number) for model, one in release.members.items()]
@@ -168,9 +151,7 @@ def _release(rng: Chooser) -> Act:
     return act
 
 
-def _pin(rng: Chooser) -> Act:
-    ref = rng.ref(("m@2", "n@3", "n@4", "n"))
-
+def _pin(ref: str) -> Act:
     def act(scene: Scene) -> None:
         version = scene.store.resolve(ref)
         scene.store.pins.add(version.digest, str(version), ["warm"])
@@ -180,11 +161,7 @@ def _pin(rng: Chooser) -> Act:
     return act
 
 
-def _collect(rng: Chooser) -> Act:
-    window_s = rng.choice((0, 0, 0, None))
-    grace_s = rng.choice((0, 0, 0, 3600))
-    times = rng.choice((1, 1, 2))
-
+def _collect(window_s: float | None = 0, grace_s: float = 0, times: int = 1) -> Act:
     def act(scene: Scene) -> None:
         world, collector = scene.world, Collector(scene.store._parts.home)
         if window_s == 0:
@@ -196,9 +173,7 @@ def _collect(rng: Chooser) -> Act:
     return act
 
 
-def _move(rng: Chooser) -> Act:
-    ref, tier = rng.ref(("m@2", "n@3", "n@4", "n")), rng.choice(("home", "warm"))
-
+def _move(ref: str, tier: str) -> Act:
     def act(scene: Scene) -> None:
         placement = scene.store.placement
         placement.move(placement.packs_of(scene.store.resolve(ref).digest), tier)
@@ -206,9 +181,7 @@ def _move(rng: Chooser) -> Act:
     return act
 
 
-def _read(rng: Chooser) -> Act:
-    ref, times = rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice((1, 2, 3))
-
+def _read(ref: str, times: int) -> Act:
     def act(scene: Scene) -> None:
         world = scene.world
         version = scene.store.resolve(ref)
@@ -253,25 +226,100 @@ def _lease_of(scene: Scene, digest: str) -> str | None:
 def _ignore(result: object) -> None: ...
 
 
+def _undelete_any(rng: Chooser) -> Act:
+    ref = rng.ref(("n@2", "n@2", "m@1", "n@1", "m@2", "n@4"))
+    return _undelete(ref, removes=rng.random() < 0.3 or ref in ("m@2", "n@4"))
+
+
 MAKERS: Mapping[str, Callable[[Chooser], Act]] = {
-    "save": _save,
-    "patch": _patch,
-    "fold": _fold,
-    "rebase": _rebase,
-    "rm": _remove,
-    "undelete": _undelete,
-    "alias": _alias,
-    "release": _release,
-    "pin": _pin,
-    "gc": _collect,
-    "move": _move,
-    "read": _read,
+    "save": lambda rng: _save(
+        rng.ref(("m", "n", "new")),
+        rng.choice(list(CONTENTS)),
+        rng.choice((None, None, "auto", "n@3")),
+    ),
+    "patch": lambda rng: _patch(rng.ref(("n", "n@3", "n@4", "m@2", "m")), rng.randrange(4)),
+    "fold": lambda rng: _fold(rng.ref(("n", "n@4", "m"))),
+    "rebase": lambda rng: _rebase(rng.ref(("n@2", "n@2", "n@2", "n", "m", "new"))),
+    "rm": lambda rng: _remove(rng.ref(("m@2", "m@2", "n@3", "n@4", "m", "n", "n@2"))),
+    "undelete": _undelete_any,
+    "alias": lambda rng: _alias(
+        rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice(("prod", "next"))
+    ),
+    "release": lambda rng: _release(*rng.choice((("m@2", "n@4"), ("n@3",), ("m", "n"), ("n@4",)))),
+    "pin": lambda rng: _pin(rng.ref(("m@2", "n@3", "n@4", "n"))),
+    "gc": lambda rng: _collect(
+        rng.choice((0, 0, 0, None)), rng.choice((0, 0, 0, 3600)), rng.choice((1, 1, 2))
+    ),
+    "move": lambda rng: _move(rng.ref(("m@2", "n@3", "n@4", "n")), rng.choice(("home", "warm"))),
+    "read": lambda rng: _read(rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice((1, 2, 3))),
 }
 _OFTEN = {"save": 5, "patch": 3, "rm": 5, "undelete": 3, "read": 3, "rebase": 2, "fold": 2}
+
+_GC = ("gc", _collect(times=2))
+_GC3 = ("gc", _collect(times=3))
+CASTS: Sequence[Sequence[Sequence[tuple[str, Act]]]] = (
+    # two that publish the same, while what it was is removed and collected
+    (
+        [("rebase", _rebase("n@2"))],
+        [("rm", _remove("n@2")), ("save", _save("n", "tuned", "n@3"))],
+        [_GC3],
+    ),
+    (
+        [("rebase", _rebase("n@2"))],
+        [("rebase", _rebase("n@2")), ("rm", _remove("n@2")), ("save", _save("new", "tuned"))],
+        [_GC3],
+    ),
+    (
+        [("save", _save("new", "first"))],
+        [("save", _save("m", "first")), ("rm", _remove("m"))],
+        [_GC3],
+    ),
+    # names of what is removed and brought back
+    (
+        [("alias", _alias("m@2", "prod"))],
+        [("rm", _remove("m@2")), ("undelete", _undelete("m@2"))],
+        [_GC3],
+    ),
+    (
+        [("pin", _pin("n@4")), ("release", _release("m@2", "n@4"))],
+        [
+            ("undelete", _undelete("n@4", removes=True)),
+            ("undelete", _undelete("m@2", removes=True)),
+        ],
+        [_GC3],
+    ),
+    # patches on what goes, and their folds
+    (
+        [("patch", _patch("n@4", 2)), ("patch", _patch("n", 3))],
+        [("rm", _remove("n@4")), ("rm", _remove("n@3"))],
+        [_GC3],
+    ),
+    (
+        [("read", _read("n@4", 3))],
+        [("fold", _fold("n@4")), ("rm", _remove("n@3"))],
+        [_GC3],
+    ),
+    ([("fold", _fold("n@4"))], [("fold", _fold("n@4")), ("rm", _remove("n@3"))], [_GC3], [_GC]),
+    # what a collector heals while another one deletes
+    ([_GC3], [_GC3], [("save", _save("m", "third")), ("read", _read("m@2", 3))]),
+    ([("undelete", _undelete("n@2"))], [("save", _save("n", "tuned", "n@3"))], [_GC3], [_GC]),
+)
+"""Who may meet in ways that the model of ``tests/reclaim`` found to be the dangerous ones."""
 
 
 def parties(rng: Chooser, start: str) -> list[Party]:
     """Choose who does what: a collector at least, and something that it may hurt."""
+    cast = rng.choice(CASTS) if rng.random() < 0.4 else _any(rng, start)
+    found = []
+    for at, acts in enumerate(cast):
+        names = dict.fromkeys(name for name, _ in acts)
+        process = Process(f"{'-'.join(names)}{at}", pid=100 + at)
+        _spoil(process, rng)
+        found.append(Party(process, list(acts)))
+    return found
+
+
+def _any(rng: Chooser, start: str) -> Sequence[Sequence[tuple[str, Act]]]:
     rng.focus = rng.choice(("", "m", "n"))
     names = [name for name in MAKERS if name != "move" or start == "tiers"]
     weights = [_OFTEN.get(name, 1) for name in names]
@@ -281,9 +329,7 @@ def parties(rng: Chooser, start: str) -> list[Party]:
             chosen = ["gc"] * rng.choice((1, 2, 2, 3))
         else:
             chosen = rng.choices(names, weights, k=rng.choice((1, 1, 2)))
-        process = Process(f"{'-'.join(dict.fromkeys(chosen))}{at}", pid=100 + at)
-        _spoil(process, rng)
-        found.append(Party(process, [(name, MAKERS[name](rng)) for name in chosen]))
+        found.append([(name, MAKERS[name](rng)) for name in chosen])
     return found
 
 

@@ -15,6 +15,7 @@ from tests.schedules.faults import CASES
 
 ROOT = Path(__file__).parents[2]
 BLOCK, CI, SOAK = 100, 1_000, 50_000
+KILLS, MANY_KILLS = 100, 3_000
 
 
 def run(*args: object) -> None:
@@ -34,7 +35,25 @@ def test_nothing_is_lost_in_any_schedule_of_many(first: int) -> None:
     run(first, first + 10 * BLOCK - 1)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_fault_at_every_call(name: str) -> None:
+@pytest.mark.parametrize("part", range(3))
+def test_a_fault_at_every_call(part: int) -> None:
     """EIO at each call, and a disk that is full from each write on: the next run goes on."""
-    run("--faults", name)
+    run("--faults", *list(CASES)[part::3])
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_processes_that_are_killed(seed: int) -> None:
+    """SIGKILL at random moments, on a disk: the next run goes on, nothing is lost or stays."""
+    run("--kills", KILLS // 4, seed)
+
+
+def test_processes_that_are_paused() -> None:
+    """SIGSTOP at random moments: all leases end and a collection is done before they go on."""
+    run("--pauses", 30)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5, 5 + MANY_KILLS // KILLS))
+def test_many_processes_that_are_killed(seed: int) -> None:
+    run("--kills", KILLS, seed)
+    run("--pauses", KILLS, seed)
