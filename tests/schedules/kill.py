@@ -146,7 +146,7 @@ def pause_many(seed: int, pauses: int) -> dict[str, int]:
         os.kill(actor, signal.SIGSTOP)
         was_paused = os.WIFSTOPPED(os.waitpid(actor, os.WUNTRACED)[1])
         if was_paused:
-            _end_leases(root)
+            end_leases(root)
             _ended(_forked(partial(_act, root, _collect, None)), name)
             os.kill(actor, signal.SIGCONT)
             _ended(actor, name)
@@ -235,7 +235,7 @@ def _ended(child: int, name: str) -> None:
     assert status == 0, f"beside {name!r}: status {status}, see above"
 
 
-def _end_leases(root: Path) -> None:
+def end_leases(root: Path) -> None:
     """Write the leases back in time."""
     for prefix in _LEASES:
         for path in (root / "home" / prefix).glob("*"):
@@ -261,7 +261,7 @@ def _check(
         if content is not None:
             model, number = promised.split()
             promises.versions[model, int(number)] = content
-    promises.settle(lambda: opened(root), lambda: _end_leases(root))
+    promises.settle(lambda: opened(root), lambda: end_leases(root))
     with opened(root) as store:
         report = store.check()
         assert not report.damaged, report.findings

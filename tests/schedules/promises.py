@@ -86,12 +86,19 @@ class Promises:
     released: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     is_kept: bool = True
 
-    def settle(self, open_store: Callable[[], Store], end_leases: Callable[[], None]) -> None:
+    def settle(
+        self,
+        open_store: Callable[[], Store],
+        end_leases: Callable[[], None],
+        *,
+        window_s: float = 0,
+    ) -> None:
         """Collect until nothing is left to do, then look that all is as it was promised.
 
         Args:
             open_store: Opens the store, in a process without faults.
             end_leases: Lets so much time pass that every lease ends.
+            window_s: Less than 0 where the clock of who removed may be ahead.
 
         Raises:
             Lost: Something is not as it was promised.
@@ -101,7 +108,7 @@ class Promises:
             with open_store() as store:
                 self._bring_back(store)
         with open_store() as store:
-            self._collect(store, end_leases)
+            self._collect(store, end_leases, window_s)
         with open_store() as store:
             removed = {
                 model: store._names.removals.of(model).keys()
@@ -148,7 +155,7 @@ class Promises:
         if differs(got, content):
             raise Lost(f"{ref} has other bytes")
 
-    def _collect(self, store: Store, end_leases: Callable[[], None]) -> None:
+    def _collect(self, store: Store, end_leases: Callable[[], None], window_s: float) -> None:
         """Collect everything; a version that was promised to nobody may have to be removed first.
 
         Such a one is left by a process that died, or had an error, between its entry and its look.
@@ -157,7 +164,7 @@ class Promises:
         collector = Collector(home)
         for _ in range(10):
             try:
-                collector.run(grace_s=0, window_s=0)
+                collector.run(grace_s=0, window_s=window_s)
                 break
             except Damaged as error:
                 if not self._remove_unpromised(store):
@@ -166,7 +173,7 @@ class Promises:
             raise Lost("nothing more is collected")
         store.close()
         end_leases()
-        done = collector.run(grace_s=0, window_s=0)
+        done = collector.run(grace_s=0, window_s=window_s)
         states = {one.state for one in done.packs}
         if not states <= {"live", "chain", "base"}:
             raise Lost(f"garbage stays: {done.reasons()}")
