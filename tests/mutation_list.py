@@ -3779,6 +3779,7 @@ _RECLAIM = (
             "integration/test_condemned.py::test_a_kept_layout_whose_pack_is_condemned_when_the_version_is_there",
             "integration/test_condemned.py::test_deltas_whose_base_is_condemned_when_the_version_is_there",
             "integration/test_condemned.py::test_a_patch_and_a_fold_look_again",
+            "schedules/test_schedules.py::test_nothing_is_lost_in_any_schedule",
         ),
     ),
     Mutation(
@@ -4486,7 +4487,10 @@ _COLLECTOR = (
         "modelstore/reclaim/collector.py",
         "            mark = work.mark()\n        doomed",
         "            mark.condemned = self._home.condemned.every()\n        doomed",
-        ("integration/test_collector_schedules.py::test_a_writer_within_a_collection",),
+        (
+            "integration/test_collector_schedules.py::test_a_writer_within_a_collection",
+            "schedules/test_schedules.py::test_nothing_is_lost_in_any_schedule",
+        ),
     ),
     Mutation(
         "collected-while-a-save-runs",
@@ -4510,7 +4514,10 @@ _COLLECTOR = (
         "modelstore/reclaim/collector.py",
         "            if not lacking:\n                return mark\n            self._lease",
         "            if True:\n                return mark\n            self._lease",
-        ("integration/test_collector.py::test_what_is_condemned_and_needed_is_copied_first",),
+        (
+            "integration/test_collector.py::test_what_is_condemned_and_needed_is_copied_first",
+            "schedules/test_schedules.py::test_nothing_is_lost_in_any_schedule",
+        ),
     ),
     Mutation(
         "chain-of-a-patch-unmarked",
@@ -4518,7 +4525,10 @@ _COLLECTOR = (
         "modelstore/reclaim/mark.py",
         "            if base is None:\n                break\n            digest = base\n",
         "            break\n",
-        ("integration/test_collector.py::test_what_a_patch_lies_on_stays_until_it_is_folded",),
+        (
+            "integration/test_collector.py::test_what_a_patch_lies_on_stays_until_it_is_folded",
+            "schedules/test_schedules.py::test_nothing_is_lost_in_any_schedule",
+        ),
     ),
     Mutation(
         "fold-that-is-not-whole",
@@ -4534,7 +4544,10 @@ _COLLECTOR = (
         "modelstore/reclaim/roots.py",
         "        found.roots += self._leased(now_s)\n",
         "",
-        ("integration/test_collector.py::test_what_is_read_stays_until_the_reader_is_done",),
+        (
+            "integration/test_collector.py::test_what_is_read_stays_until_the_reader_is_done",
+            "schedules/test_schedules.py::test_nothing_is_lost_in_any_schedule",
+        ),
     ),
     Mutation(
         "readers-of-a-chain-unmarked",
@@ -4558,7 +4571,10 @@ _COLLECTOR = (
         "modelstore/reclaim/roots.py",
         "if end_s <= self.now_s:",
         "if True:",
-        ("integration/test_collector.py::test_a_removal_can_be_undone_within_its_window",),
+        (
+            "integration/test_collector.py::test_a_removal_can_be_undone_within_its_window",
+            "schedules/test_schedules.py::test_nothing_is_lost_in_any_schedule",
+        ),
     ),
     Mutation(
         "pins-unmarked",

@@ -20,7 +20,7 @@ PATH="$PATH:/usr/sbin:/sbin"
 for pair in gcc:gcc git:git openssl:openssl redis-server:redis-server redis-cli:redis-tools \
     memcached:memcached ceph:ceph-common ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw \
     ceph-mds:ceph-mds ceph-fuse:ceph-fuse sshd:openssh-server ssh-keygen:openssh-client \
-    java:openjdk-17-jre-headless unshare:util-linux tc:iproute2; do
+    java:openjdk-17-jre-headless unshare:util-linux tc:iproute2 faketime:faketime; do
     command -v "${pair%%:*}" >/dev/null || need+=("${pair##*:}")
 done
 for package in libjersey1-core-java libjersey1-server-java libjersey1-servlet-java \
