@@ -169,6 +169,7 @@ class Promises:
             except Damaged as error:
                 if not self._remove_unpromised(store):
                     raise Lost(f"nothing more is collected: {error}") from error
+                end_leases()
         else:
             raise Lost("nothing more is collected")
         store.close()

@@ -76,7 +76,8 @@ def run(seed: int, *, trace: bool = False) -> Outcome:
 
 def _play(found: Outcome, scheduler: Scheduler, jumps: tuple[float, ...], trace: bool) -> None:
     with world(found.start, scheduler) as one:
-        one.promises.is_kept = found.start not in ("listed", "collected") and sum(jumps) < 2 * DAY_S
+        was_whole = found.start not in ("listed", "collected", "broken")
+        one.promises.is_kept = was_whole and sum(jumps) < 2 * DAY_S
         if trace:
             scheduler.trace = found.trace = []
         tasks = [
