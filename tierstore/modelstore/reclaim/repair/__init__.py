@@ -1,3 +1,3 @@
 """Repair: what is damaged or lost is put back from what is left, or said to be lost."""
 
-__all__ = ["objects", "repairing", "report", "start"]
+__all__ = ["objects", "repairing", "report", "scrub", "start"]
