@@ -4737,12 +4737,6 @@ _COLLECTED = (
         "modelstore/reclaim/heal.py",
         "            if root.digest in self._mark.in_force:",
         "            if True:",
-        (
-            "integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",
-            "integration/test_collector.py::test_what_is_lost_of_a_removed_version_ends_no_run",
-        ),
-        '                if demand.root.kind == "live":\n                    raise\n',
-        "                raise\n",
         ("integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",),
     ),
     Mutation(
@@ -4751,12 +4745,6 @@ _COLLECTED = (
         "modelstore/reclaim/heal.py",
         "            if root.digest in self._mark.in_force:",
         "            if False:",
-        (
-            "integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",
-            "integration/test_collector.py::test_what_is_lost_of_a_removed_version_ends_no_run",
-        ),
-        '                if demand.root.kind == "live":\n                    raise\n',
-        "",
         ("integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",),
     ),
     Mutation(
@@ -5109,6 +5097,9 @@ _ROWS = (
         "condemned.packs_in(sorted(named - seen))",
         "condemned.packs_in(sorted(named))",
         ("integration/test_condemned_rows.py::test_segments_of_condemned_packs_are_read_once",),
+    ),
+)
+
 _REPAIRED_OBJECTS = (
     Mutation(
         "repair-believes-an-envelope",
@@ -5167,4 +5158,5 @@ MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
     *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_SEGMENTS, *_ROWS,
+    *_REPAIRED_OBJECTS,
 )  # fmt: skip

@@ -22,6 +22,7 @@ from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.saving.writer import Writer
 from tierstore.modelstore.store import Store
+from tierstore.modelstore.version import SaveStats, Version
 from tierstore.testing.faulty import FaultyStore
 
 OTHER = {"other": np.arange(100, dtype=np.uint8)}
@@ -39,6 +40,11 @@ def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
         store.save("m", OLD, base=None)
         store.save("m", NEW, base=None)
         yield store
+
+
+def stats_of(saved: Version) -> SaveStats:
+    assert saved.stats is not None
+    return saved.stats
 
 
 def rows(cache: Path) -> dict[bytes, int]:
@@ -65,10 +71,10 @@ def test_rows_of_condemned_packs_leave_every_cache(
         assert gone
         assert gone.isdisjoint(rows(node))
         saved = other.save("again", {**NEW, **OTHER}, base=None)
-        assert saved.stats.new_bytes == 0, "the other rows stay, and those of the new packs came"
+        assert stats_of(saved).new_bytes == 0, "other rows stay, and those of new packs came"
         assert packs_of(other, "again@1").isdisjoint(gone)
     with opened(blobs, tmp_path / "fresh") as fresh:  # segments that name them are still there
-        assert fresh.save("fresh", {**NEW, **OTHER}, base=None).stats.new_bytes == 0
+        assert stats_of(fresh.save("fresh", {**NEW, **OTHER}, base=None)).new_bytes == 0
         assert gone.isdisjoint(rows(tmp_path / "fresh"))
 
 
@@ -119,7 +125,7 @@ def test_what_must_be_stored_again_is_encoded_by_several_threads(
     before = packs(blobs)
     saved = store.save("again", {**content, **OTHER}, base=None)
     assert len(met) == 2
-    assert saved.stats.new_bytes == 2 * 700_000 + 100
+    assert stats_of(saved).new_bytes == 2 * 700_000 + 100
     assert packs_of(store, "again@1").isdisjoint(before)
     equal(store.load("again").load(), {**content, **OTHER})
     equal(store.load("big").load(), content)

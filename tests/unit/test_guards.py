@@ -48,9 +48,8 @@ from tierstore.modelstore import places as store_places
 from tierstore.modelstore import settings
 from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.care.check_hot import check_hot
-from tierstore.modelstore.home import clock, refs
 from tierstore.modelstore.care.readtimes import ReadTimes
-from tierstore.modelstore.home import refs
+from tierstore.modelstore.home import clock, refs
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.loading import arrays, export, exportdir
 from tierstore.modelstore.reclaim.readcache import ReadCache

@@ -19,6 +19,7 @@ from tierstore.errors import OutOfSpace
 from tierstore.format.keys import pack_key
 from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, TablePart
 from tierstore.ids import DIGEST_BYTES, Digest
+from tierstore.prepared import prepared
 
 _SCHEMA = """
 CREATE TABLE parts (
@@ -122,7 +123,7 @@ class NeededParts:
         """Return the parts of a pack, in the order in which layouts first had them."""
         with _on_disk():
             found = self._db.execute("SELECT body FROM parts WHERE pack = ? ORDER BY id", (pack,))
-            bodies = [msgspec.msgpack.decode(body, type=TableBody) for (body,) in found]
+            bodies = [msgspec.msgpack.decode(body, type=prepared(TableBody)) for (body,) in found]
         name = f"what layouts need of pack {pack_key(pack)}"
         return [Part(pack, ChunkTable(body, name)) for body in bodies]
 

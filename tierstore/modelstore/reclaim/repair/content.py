@@ -16,6 +16,7 @@ from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.relayout import PackScan
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
 from tierstore.modelstore.reclaim.repair.report import HitVersion
@@ -91,15 +92,19 @@ class ContentRepair:
             if key in why or key not in there
         }
         with ExitStack() as stack:
+            if not bad:
+                return
             lease = None
-            if bad and not self._report.dry_run:
+            if not self._report.dry_run:
                 lease = stack.enter_context(WriterLease(self._home.blobs))
+            scan = stack.enter_context(PackScan(self._home))
+            scan.read()
             for digest in sorted(bad):
-                self._layout(digest, bad[digest])
+                self._layout(digest, bad[digest], scan)
                 if lease is not None:
                     lease.keep()
 
-    def _layout(self, digest: Digest, why: str) -> None:
+    def _layout(self, digest: Digest, why: str, scan: PackScan) -> None:
         key = keys.layout_key(digest)
         try:
             manifest = self._home.manifest(digest)
@@ -107,7 +112,7 @@ class ContentRepair:
             self._report.add("lost", key, why, "its manifest is lost, too")
             return
         try:
-            sealed = self._home.rebuild_layout(digest, manifest)
+            sealed = scan.layout(digest, manifest).sealed
         except (NotFound, BackendError) as error:
             self._report.add("lost", key, why, str(error))
             return
