@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,8 +18,9 @@ import pytest
 import tierstore
 from tierstore.cli.kit import app
 from tierstore.cli.schemas.markdown import outputs
+from tierstore.format import keys, tiers
 from tierstore.modelstore.home.leases import WriterLease
-from tierstore.modelstore.reclaim import feature
+from tierstore.modelstore.reclaim import explain, feature
 
 MIB = 1 << 20
 
@@ -346,6 +348,19 @@ def test_a_version_that_an_alias_has_just_left_says_so(enabled: Program) -> None
     until = datetime.strptime(left[-23:], "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
     assert (until - datetime.now(UTC)).days == 29
     assert checked(enabled("gc", "--window", "0", "--json"))["deleted_packs"] == 0
+
+
+def test_every_kind_of_key_is_known() -> None:
+    """What a later change puts beside these into home is not called foreign."""
+    prefixes = {
+        value
+        for module in (keys, tiers)
+        for value in vars(module).values()
+        if isinstance(value, str) and re.fullmatch("[a-z]+/", value)
+    }
+    assert {"refs/", "growth/", "pins/"} <= prefixes
+    below = {keys.PACKS, keys.ALIASES, keys.VARIANTS}
+    assert prefixes - below <= explain._METADATA.keys()
 
 
 def test_what_an_archive_still_charges_for_is_shown(enabled: Program) -> None:

@@ -47,6 +47,8 @@ _METADATA = {
     keys.SWEEPS: "leases of movers and collectors",
     MOVERS: "leases of movers and collectors",
     keys.RESERVE: "reserve, to delete when the disk is full",
+    keys.GROWTH: "notes of what agents rewrote",
+    keys.SCRUBS: "leases of scrubs",
     keys.PROBES: "probes",
     keys.REPORTS: "reports of rollouts",
     keys.QUARANTINE: "marks of damaged packs",
