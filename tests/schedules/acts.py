@@ -161,14 +161,18 @@ def _pin(ref: str) -> Act:
     return act
 
 
-def _collect(window_s: float | None = 0, grace_s: float = 0, times: int = 1) -> Act:
+def _collect(
+    window_s: float | None = 0, grace_s: float = 0, times: int = 1, *, repack: bool = False
+) -> Act:
+    """Collect some times; every second one repacks if ``repack`` is set."""
+
     def act(scene: Scene) -> None:
         world, collector = scene.world, Collector(scene.store._parts.home)
         if window_s == 0:
             world.promises.is_kept = False
-        for _ in range(times):
+        for at in range(times):
             with world.collects(scene.party.process):
-                collector.run(grace_s=grace_s, window_s=window_s)
+                collector.run(grace_s=grace_s, window_s=window_s, repack=repack and at % 2 == 0)
 
     return act
 
@@ -248,7 +252,10 @@ MAKERS: Mapping[str, Callable[[Chooser], Act]] = {
     "release": lambda rng: _release(*rng.choice((("m@2", "n@4"), ("n@3",), ("m", "n"), ("n@4",)))),
     "pin": lambda rng: _pin(rng.ref(("m@2", "n@3", "n@4", "n"))),
     "gc": lambda rng: _collect(
-        rng.choice((0, 0, 0, None)), rng.choice((0, 0, 0, 3600)), rng.choice((1, 1, 2))
+        rng.choice((0, 0, 0, None)),
+        rng.choice((0, 0, 0, 3600)),
+        rng.choice((1, 1, 2)),
+        repack=rng.random() < 0.5,
     ),
     "move": lambda rng: _move(rng.ref(("m@2", "n@3", "n@4", "n")), rng.choice(("home", "warm"))),
     "read": lambda rng: _read(rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice((1, 2, 3))),
@@ -256,7 +263,7 @@ MAKERS: Mapping[str, Callable[[Chooser], Act]] = {
 _OFTEN = {"save": 5, "patch": 3, "rm": 5, "undelete": 3, "read": 3, "rebase": 2, "fold": 2}
 
 _GC = ("gc", _collect(times=2))
-_GC3 = ("gc", _collect(times=3))
+_GC3 = ("gc", _collect(times=3, repack=True))
 CASTS: Sequence[Sequence[Sequence[tuple[str, Act]]]] = (
     # two that publish the same, while what it was is removed and collected
     (

@@ -40,6 +40,10 @@ def _collect(scene: Scene) -> None:
     Collector(scene.store._parts.home).run(grace_s=0, window_s=0)
 
 
+def _repack(scene: Scene) -> None:
+    Collector(scene.store._parts.home).run(grace_s=0, window_s=0, repack=True)
+
+
 def _remove(scene: Scene) -> None:
     scene.store.remove("m@2", force=True)
 
@@ -69,6 +73,8 @@ CASES = {
     "gc that deletes": Case("listed", _collect),
     "gc that heals": Case("broken", _collect),
     "gc of two tiers": Case("tiers", _collect),
+    "gc that repacks": Case("plain", _repack),
+    "gc that repacks beside a save": Case("plain", _repack, _save),
     "gc beside a save": Case("plain", _collect, _save),
     "rm": Case("plain", _remove),
     "rm beside gc": Case("plain", _remove, _collect),

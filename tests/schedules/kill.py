@@ -72,6 +72,11 @@ def _collect(store: Store) -> None:
     Collector(store._parts.home).run(grace_s=0, window_s=0)
 
 
+def _repack(store: Store) -> None:
+    for _ in range(2):
+        Collector(store._parts.home).run(grace_s=0, window_s=0, repack=True)
+
+
 def _move(store: Store) -> None:
     packs = store.placement.packs_of(store.resolve("n@3").digest)
     store.placement.move(packs, "home")
@@ -107,6 +112,7 @@ ACTS: dict[str, tuple[Callable[[Store], object], Content | None]] = {
     "rm": (lambda store: store.remove("m@2", force=True), None),
     "undelete": (lambda store: store.undelete("m@1", message="kept"), None),
     "gc": (_collect, None),
+    "gc and repack": (_repack, None),
     "rm and gc": (_remove_and_collect, None),
 }  # fmt: skip
 """What is done, and the content of the version that it publishes."""
