@@ -4971,6 +4971,19 @@ _REPACK = (
     ),
 )
 
+_FOLDED = (
+    Mutation(
+        "folded-and-its-packs-are-gone",
+        "SPEC 10.1: The layout of a root that has a fold stays as long as its packs are there.",
+        "modelstore/reclaim/mark.py",
+        "        if not need.is_whole:  #",
+        "        if False:  #",
+        (
+            "integration/test_collector.py::test_the_packs_of_a_patch_that_has_a_fold_stay_though_they_are_condemned",
+        ),
+    ),
+)
+
 _FULL = (
     Mutation(
         "full-disk-without-its-reserve",
@@ -5157,6 +5170,6 @@ _REPAIRED_OBJECTS = (
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
-    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_SEGMENTS, *_ROWS,
+    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_ROWS,
     *_REPAIRED_OBJECTS,
 )  # fmt: skip

@@ -692,3 +692,18 @@ def test_a_window_that_grows_brings_back_what_is_there(store: Store, blobs: Memo
     assert len(report.of("window")) == 1, "copied out of the pack that is condemned"
     store.undelete("m@2")
     equal(store.load("m@2").load(), tensors(2))
+
+
+def test_the_packs_of_a_patch_that_has_a_fold_stay_though_they_are_condemned(
+    store: Store, blobs: MemoryStore
+) -> None:
+    before = packs(blobs)
+    store.patch("m@3", CHANGES, fold=False)
+    [own] = packs(blobs) - before
+    store.fold("m@4")
+    condemn(blobs, pack_key(own))  # by a collection that came between the pack and the entry
+    blobs.delete(keys(blobs, LEASES))  # the fold's own is kept for some seconds
+    for _ in range(2):
+        assert states(collect(store))[own][0] == "live"
+    equal(store.load("m@4").load(), PATCHED)
+    is_sound(store)

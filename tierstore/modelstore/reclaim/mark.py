@@ -185,9 +185,15 @@ class Marker:
 
     def _keep_own(self, root: Root, mark: Mark) -> None:
         try:
-            _note(mark, mark.needs.of(root.digest), root, is_below=False)
+            need = mark.needs.of(root.digest)
         except (Damaged, NotFound) as error:
             _log.warning("%s; the fold of %s is read instead", error, root.why)
+            return
+        _note(mark, need, root, is_below=False)
+        if not need.is_whole:  # what is condemned of it serves as long as it is there
+            for pack in need.named - mark.live.keys():
+                if mark.holdings.is_there(pack):
+                    mark.live[pack] = Reason(root.kind, root.why)
 
     def _hold(self, root: Root, mark: Mark) -> None:
         """Keep what a reader may have opened: all patches below, and every fold, as they are."""
