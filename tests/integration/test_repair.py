@@ -16,7 +16,16 @@ from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Unreachable
 from tierstore.format.checks import xxh3
-from tierstore.format.keys import GC, INDEX, LEASES, PACKS, move_key, pack_key, quarantine_key
+from tierstore.format.keys import (
+    GC,
+    INDEX,
+    LEASES,
+    PACKS,
+    layout_key,
+    move_key,
+    pack_key,
+    quarantine_key,
+)
 from tierstore.format.pack import TRAILER_BYTES, parse_trailer
 from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import MOVERS
@@ -482,6 +491,23 @@ def test_a_tier_that_is_down_may_have_what_seems_lost(tiered: Tiered) -> None:
     assert store.repair().is_whole
     loads(store, "m", FIRST)
     assert store._parts.home.quarantine.packs() == set()
+
+
+def test_a_layout_is_left_while_a_tier_that_may_have_its_chunks_is_down(tiered: Tiered) -> None:
+    store = tiered.open()
+    home = tiered.stores["home"].inner
+    key = layout_key(store.resolve("m").digest)
+    whole = bytes(home.get(key))
+    home.delete([key])
+    tiered.stores["cold"].inner.delete(tiered.packs("cold"))
+    tiered.down("warm")
+    report = store.repair()
+    assert outcomes(report) == [("left", key, "")]
+    assert "warm could not be asked" in report.objects[0].done
+    tiered.plans.clear()
+    assert outcomes(store.repair()) == [("repaired", key, "")]
+    assert bytes(home.get(key)) == whole
+    loads(store, "m", FIRST)
 
 
 def test_what_no_version_needs_is_marked_alone(

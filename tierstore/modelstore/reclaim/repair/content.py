@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
@@ -15,8 +15,7 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
-from tierstore.modelstore.home.leases import WriterLease
-from tierstore.modelstore.home.relayout import PackScan
+from tierstore.modelstore.home.relayout import PackScan, write_layouts
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
 from tierstore.modelstore.reclaim.repair.report import HitVersion
@@ -91,35 +90,35 @@ class ContentRepair:
             for key, digest in needed.items()
             if key in why or key not in there
         }
-        with ExitStack() as stack:
-            if not bad:
+        if not bad:
+            return
+        with PackScan(self._home) as scan:
+            try:
+                scan.read()
+            except BackendError as error:  # what it may be made from cannot be looked into
+                for digest, reason in sorted(bad.items()):
+                    self._report.add("left", keys.layout_key(digest), reason, str(error))
                 return
-            lease = None
-            if not self._report.dry_run:
-                lease = stack.enter_context(WriterLease(self._home.blobs))
-            scan = stack.enter_context(PackScan(self._home))
-            scan.read()
             for digest in sorted(bad):
-                self._layout(digest, bad[digest], scan)
-                if lease is not None:
-                    lease.keep()
+                self._layout(scan, digest, bad[digest])
 
-    def _layout(self, digest: Digest, why: str, scan: PackScan) -> None:
+    def _layout(self, scan: PackScan, digest: Digest, why: str) -> None:
         key = keys.layout_key(digest)
         try:
-            manifest = self._home.manifest(digest)
-        except _Unread:
+            made = scan.layout(digest, self._home.manifest(digest))
+        except (Damaged, UnsupportedFormat):
             self._report.add("lost", key, why, "its manifest is lost, too")
             return
-        try:
-            sealed = scan.layout(digest, manifest).sealed
-        except (NotFound, BackendError) as error:
+        except NotFound as error:  # of a chunk, or of the manifest itself
             self._report.add("lost", key, why, str(error))
             return
-        if why != _MISSING:
-            self._objects.put(key, sealed)
-        elif not self._report.dry_run:
-            self._home.blobs.put_if_absent(key, sealed)
+        except BackendError as error:  # a tier that may have it cannot be asked
+            self._report.add("left", key, why, str(error))
+            return
+        if not self._report.dry_run and write_layouts(self._home, [made]):
+            done = "its chunks are in condemned packs alone: 'tierstore gc' heals it"
+            self._report.add("left", key, why, done)
+            return
         self._report.add("repaired", key, why, "made anew from the footers of the packs")
 
     def folds(self, found: Iterable[str]) -> None:
