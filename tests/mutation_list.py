@@ -5099,7 +5099,7 @@ _ROWS = (
         "rows-of-condemned-packs",
         "saving.transaction: places in condemned packs leave the dedup cache.",
         "modelstore/saving/transaction.py",
-        "                self._index.forget_condemned(home.condemned)\n",
+        "                self._index.forget_condemned(glance.segments, home.condemned)\n",
         "",
         ("integration/test_condemned_rows.py::test_rows_of_condemned_packs_leave_every_cache",),
     ),

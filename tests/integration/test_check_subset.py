@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.integration.kit import MIB, settings, tensors
 from tests.integration.test_collector import CHANGES
 from tests.integration.test_quarantine import flip, places
 from tierstore import Rows
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobStore, RangeRead
 from tierstore.blobs.memory import MemoryStore
 from tierstore.cli.kit.app import run
 from tierstore.errors import UsageError
@@ -31,6 +31,19 @@ from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
 VERSIONS_SAVED = 5
+
+
+class Noted(FaultyStore):
+    """Notes of which packs frames are read: not their header, which a footer is read with."""
+
+    def __init__(self, inner: MemoryStore, name: str, read: list[tuple[str, str]]) -> None:
+        super().__init__(inner)
+        self._name, self._read = name, read
+
+    def get_ranges(self, reads: Sequence[RangeRead]) -> None:
+        keys = {one.key for one in reads if one.key.startswith(PACKS)}
+        self._read += [(self._name, key) for key in keys - {r.key for r in reads if not r.start}]
+        super().get_ranges(reads)
 
 
 class World:
@@ -51,15 +64,11 @@ class World:
         }
 
     def open(self) -> Store:
-        def noted(name: str) -> BlobStore:
-            def plan(op: str, key: str, n: int) -> None:
-                if op == "get_ranges" and key.startswith(PACKS):
-                    self.read.append((name, key))
-
-            return FaultyStore(self.tiers[name], plan)
-
         tiers = [
-            DurableTier(TierSpec(name=name, role=name, url=f"memory://{name}"), noted(name))
+            DurableTier(
+                TierSpec(name=name, role=name, url=f"memory://{name}"),
+                Noted(self.tiers[name], name, self.read),
+            )
             for name in ("warm", "cold")
         ]
         home = self.tiers["home"]

@@ -126,7 +126,7 @@ ONE_REF = {
     "lineage": "", "explain": "", "mv": "--to home", "restore": "", "warmup": "", "evict": "",
     "pin": "", "unpin": "", "report": "p99_ms=12.5", "release show": "", "rollback": "",
     "rollout start": "--to 1", "rollout status": "", "rollout pause": "", "rollout resume": "",
-    "rollout step": "", "rollout abort": "", "alias rm": "",
+    "rollout step": "", "rollout abort": "", "alias rm": "", "undelete": "",
 }  # fmt: skip
 """What is given to each command that takes one reference, beside that."""
 TWO_REFS = {"diff", "alias set"}

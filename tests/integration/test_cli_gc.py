@@ -315,26 +315,6 @@ def test_every_byte_of_every_tier_has_one_reason(enabled: Program) -> None:
     assert "m@1 was removed, and can be undeleted until" in text
 
 
-def test_packs_with_waste_are_written_anew(enabled: Program) -> None:
-    with tierstore.open("store") as store:
-        whole = noise(7) | {"v": noise(8)["w"]}
-        store.save("n", whole, base=None)
-        store.save("n", {"w": whole["w"]}, base=None)  # one of the two chunks of the pack
-        store.remove("n@1")
-    left = enabled("gc", "--window", "0", "--no-repack")
-    assert (left.code, "anew" in left.out) == (0, False)
-    asked = enabled("gc", "--window", "0", "--dry-run")
-    assert "\n1 pack with waste would be written anew\n" in asked.out
-    found = checked(enabled("gc", "--window", "0", "--json"))
-    assert found["repacked_packs"] == found["deleted_packs"] == 1
-    assert MIB < found["rewritten_bytes"] < 1.01 * MIB
-    assert 2 * MIB < found["deleted_bytes"] < 2.01 * MIB
-    again = checked(enabled("gc", "--window", "0", "--json"))
-    assert again["repacked_packs"] == again["deleted_packs"] == 0
-    with tierstore.open("store") as store:
-        assert store.load("n@2").load()["w"].tobytes() == whole["w"].tobytes()
-
-
 def test_a_version_that_an_alias_has_just_left_says_so(enabled: Program) -> None:
     assert enabled("alias", "set", "m@prod", "2").code == 0
     assert enabled("alias", "set", "m@prod", "3").code == 0

@@ -113,7 +113,7 @@ def test_what_must_be_stored_again_is_encoded_by_several_threads(
     store.save("big", content, base=None)
     condemn(blobs, *map(pack_key, packs_of(store, "big@1")))
     # the cache does not know yet that they are condemned
-    monkeypatch.setattr(ChunkIndex, "forget_condemned", lambda self, condemned: None)
+    monkeypatch.setattr(ChunkIndex, "forget_condemned", lambda self, named, condemned: None)
     encode, meeting, met = Writer._encode_alone, threading.Barrier(2), set[int]()
 
     def together(self: Writer, *batch: Any) -> Any:

@@ -21,6 +21,7 @@ from tests.integration.kit import condemn, created, equal, opened
 from tests.integration.test_collector import packs, packs_of, states
 from tests.integration.test_collector_schedules import Paused, some
 from tests.integration.test_tiers import Tiered
+from tests.waiting import wait_until
 from tierstore import Dense
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import BackendError, Conflict, Damaged, NotFound, TierstoreError
@@ -228,6 +229,7 @@ def test_any_versions_are_whole_and_have_little_waste(
 def test_who_has_a_version_open_goes_on_reading(store: Store, blobs: MemoryStore) -> None:
     with opened(blobs, Path(store._parts.settings.cache_dir) / "reader") as other:
         reading = other.load("m@2")
+        wait_until(lambda: any(blobs.list(LEASES)), "the lease of the reader")
         held = collect(store)
         assert held.repacked == 0, "the copy would be there besides what the reader holds"
         blobs.delete([info.key for info in blobs.list(LEASES)])  # as one that was suspended

@@ -428,7 +428,7 @@ FIELDS = st.fixed_dictionaries(
         "size": mostly(st.none() | st.integers(1 << 20, 1 << 62), NUMBER, ANY),
         "high": mostly(st.integers(85, 100), NUMBER, ANY),
         "low": mostly(st.integers(1, 85), NUMBER, ANY),
-        "timeout_ms": mostly(st.integers(1, 10**6), NUMBER, ANY),
+        "timeout_ms": mostly(st.integers(60_000, 10**6), NUMBER, ANY),
         "state": mostly(st.just("active"), st.just("draining"), ANY),
         "options": mostly(st.just({}), st.dictionaries(TEXT, TEXT, max_size=1), ANY),
         "prices": mostly(

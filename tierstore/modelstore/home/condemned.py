@@ -68,6 +68,28 @@ class Condemned:
         return self.listed | self.early
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What is condemned, as far as a list alone tells.
+
+    Attributes:
+        early: The ids of packs that early lists condemn.
+        newest: The highest list; ``None`` when there is none.
+    """
+
+    early: Set[bytes]
+    newest: CondemnedList | None
+
+    def may_hold(self, pack: bytes) -> bool:
+        """Return whether a pack may be condemned: of some others it says so, too."""
+        return pack in self.early or (self.newest is not None and self.newest.may_hold(pack))
+
+    @property
+    def segments(self) -> Set[str]:
+        """The random parts of the keys of the segments that the list names."""
+        return {one.key for one in self.newest.segments} if self.newest else set()
+
+
 class CondemnedPacks:
     """The condemned packs of one store. Thread-safe.
 
@@ -164,28 +186,18 @@ class CondemnedPacks:
             _log.warning("%s", error)
             return set()
 
-    def glance(self) -> Callable[[bytes], bool]:
-        """Return what tells whether a pack may be condemned: of some others it says so, too.
+    def glance(self) -> Glance:
+        """Return what the highest list says, without reading its segments.
 
-        For what is only better for knowing it, as ``known``, and without reading segments.
+        For what is only better for knowing it, as ``known``; what cannot be read is logged.
         """
         try:
             early, number = self._look()
             newest = self._list(number) if number else None
         except TierstoreError as error:
             _log.warning("%s", error)
-            return lambda pack: False
-        return lambda pack: pack in early or (newest is not None and newest.may_hold(pack))
-
-    def segments(self) -> list[str]:
-        """Return the random parts of the keys of the segments that the highest list names.
-
-        Raises:
-            Damaged, NotFound: The list cannot be read, or a newer one has taken its place.
-            BackendError: Home cannot be asked.
-        """
-        number = self._look()[1]
-        return [one.key for one in self._list(number).segments] if number else []
+            return Glance(frozenset(), None)
+        return Glance(early, newest)
 
     def packs_in(self, segments: Sequence[str]) -> set[bytes]:
         """Return the ids of the packs in segments, by the random parts of the segments' keys.

@@ -14,7 +14,7 @@ import sqlite3
 import struct
 import threading
 import uuid
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from tierstore.blobs.base import BlobStore
@@ -268,15 +268,18 @@ class ChunkIndex:
         db.execute("DELETE FROM chunks WHERE pack IN (SELECT id FROM gone)")
         db.execute("DELETE FROM packs WHERE id IN (SELECT id FROM gone)")
 
-    def forget_condemned(self, condemned: CondemnedPacks) -> None:
+    def forget_condemned(self, named: Set[str], condemned: CondemnedPacks) -> None:
         """Drop the places recorded in packs that were condemned since the last call.
 
         Each segment of condemned packs is read once by whoever shares the file, as its packs never
         come back.
+
+        Args:
+            named: The random parts of the keys of all segments of condemned packs.
+            condemned: Reads those that are new.
         """
         with self._lock:
             try:
-                named = set(condemned.segments())
                 db = self._connection()
                 seen = {key for (key,) in db.execute("SELECT key FROM condemned")}
                 packs = condemned.packs_in(sorted(named - seen))

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from tierstore.errors import TierstoreError
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
-from tierstore.modelstore.home.condemned import GRACE_S
+from tierstore.modelstore.home.condemned import GRACE_S, Glance
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
@@ -24,21 +24,13 @@ from tierstore.shown import size
 
 
 class _Behind(Container[bytes]):
-    """Packs whose places in the index stand back: nothing in them is reused, or most likely not.
+    """Packs whose places in the index stand back: nothing in them is reused, or most likely not."""
 
-    What is condemned is looked at when the index has something new.
-    """
-
-    def __init__(
-        self, marked: Container[bytes], glance: Callable[[], Callable[[bytes], bool]]
-    ) -> None:
+    def __init__(self, marked: Container[bytes], glance: Glance) -> None:
         self._marked, self._glance = marked, glance
-        self._may_be_condemned: Callable[[bytes], bool] | None = None
 
     def __contains__(self, pack: object) -> bool:
-        if self._may_be_condemned is None:
-            self._may_be_condemned = self._glance()
-        return pack in self._marked or (isinstance(pack, bytes) and self._may_be_condemned(pack))
+        return pack in self._marked or (isinstance(pack, bytes) and self._glance.may_hold(pack))
 
 
 class Saving:
@@ -98,8 +90,9 @@ class Saving:
             home.packs.refresh()  # no pack goes to a tier that is being drained
             marked = home.quarantine.chunks() if indexed else {}
             if indexed:
-                self._index.sync(_Behind(marked, home.condemned.glance))
-                self._index.forget_condemned(home.condemned)
+                glance = home.condemned.glance()
+                self._index.sync(_Behind(marked, glance))
+                self._index.forget_condemned(glance.segments, home.condemned)
                 lease.remove_ended()
             writer = Writer(
                 home,
