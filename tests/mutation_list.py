@@ -4027,7 +4027,7 @@ _REBUILD = (
         "condemned-before-others-in-the-index",
         "modelstore.home.index: a place in a pack that is not relied on stands back.",
         "modelstore/saving/transaction.py",
-        "or (isinstance(pack, bytes) and self._may_be_condemned(pack))",
+        "or (isinstance(pack, bytes) and self._glance.may_hold(pack))",
         "",
         ("integration/test_rebuild.py::test_saves_find_what_was_healed",),
     ),
