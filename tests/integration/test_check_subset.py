@@ -21,6 +21,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.cli.kit.app import run
 from tierstore.errors import UsageError
 from tierstore.format.keys import FOLDS, LAYOUTS, PACKS, REFS, VERSIONS, pack_key
+from tierstore.format.table import PACK_HEADER_BYTES
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.care.check import CheckReport
 from tierstore.modelstore.care.check_data import PackData
@@ -41,8 +42,9 @@ class Noted(FaultyStore):
         self._name, self._read = name, read
 
     def get_ranges(self, reads: Sequence[RangeRead]) -> None:
-        keys = {one.key for one in reads if one.key.startswith(PACKS)}
-        self._read += [(self._name, key) for key in keys - {r.key for r in reads if not r.start}]
+        headers = {one.key for one in reads if not one.start and len(one.out) == PACK_HEADER_BYTES}
+        keys = {one.key for one in reads if one.key.startswith(PACKS)} - headers
+        self._read += [(self._name, key) for key in keys]
         super().get_ranges(reads)
 
 

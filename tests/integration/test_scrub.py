@@ -234,8 +234,8 @@ def test_the_agent_scrubs_and_tells(world: World) -> None:
         thread.start()
         agent.stop.set()
         thread.join()
-        lease = [one.why for one in store.reclaim.explain().shares if "reads copies" in one.why]
-        assert lease == ["lease of who reads copies again"]
+        lease = [one.why for one in store.reclaim.explain().shares if "scrubs" in one.why]
+        assert lease == ["leases of scrubs"]
     with world.open() as store:
         next_one = Agent(store, scrub_s=1e-3)
         next_one.round()

@@ -45,7 +45,6 @@ _METADATA = {
     keys.GC: "condemned lists",
     keys.CONDEMNED: "condemned lists",
     keys.SWEEPS: "leases of movers and collectors",
-    keys.SCRUBS: "lease of who reads copies again",
     MOVERS: "leases of movers and collectors",
     keys.RESERVE: "reserve, to delete when the disk is full",
     keys.GROWTH: "notes of what agents rewrote",
