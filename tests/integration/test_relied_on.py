@@ -300,7 +300,7 @@ def test_what_is_gone_stays_removed(store: Store, blobs: MemoryStore) -> None:
     ):
         store.undelete("m@2")
     log = store._parts.home.log("m", REMOVED_LOG)
-    assert [one.action for one in log.entries()] == ["forget", "undelete", "forget"]
+    assert [one.action for one in log.entries()] == ["forget"], "it was not even for a moment there"
     store.save("m", content(2), base=None)
     store.undelete("m@2")
     equal(store.load("m@2").load(), content(2))
@@ -311,8 +311,8 @@ def test_an_undelete_that_is_too_late_looks_at_names_again(
 ) -> None:
     """One that came in between is put back by who gave it; it is looked at anew until then."""
     digest = store.resolve("m@2").digest.hex
+    [own] = packs_of(store, "m@2")
     store.remove("m@2")
-    collect(store)
 
     def plan(op: str, key: str, n: int) -> None:
         log = Home(blobs).log("m", "alias/next")
@@ -320,6 +320,7 @@ def test_an_undelete_that_is_too_late_looks_at_names_again(
         last = log.last()
         assert last is not None
         if actions[0] == "undelete" and last.version == 3:
+            blobs.delete([pack_key(own)])  # by a collector, since it was looked at first
             log.append("set", lambda last: (2, digest, None))
         if len(actions) == 5 and last.version == 2:
             log.append("rollback", lambda last: (3, store.resolve("m@3").digest.hex, None))

@@ -207,6 +207,7 @@ class Removing:
                 raise Conflict(f"{version} was brought back by somebody else just now")
             return NOWHERE
 
+        self._see_whole(version)  # what is gone already never comes into force, if we end here, too
         for again in reversed(range(_ROUNDS)):
             log = self._home.log(model, REMOVED_LOG)
             log.append("undelete", target, note, [number])
