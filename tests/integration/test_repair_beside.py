@@ -31,3 +31,22 @@ def test_a_version_saved_after_manifests_were_listed_is_not_lost(
         report = store.repair()
         assert report.is_whole
         assert not report.objects
+
+
+def test_an_object_of_another_kind_is_no_whole_one(tmp_path: Path) -> None:
+    """A wrong file was copied there: what an alias says of the version is written anew."""
+    values = np.arange(7, dtype=np.float32)
+    with tierstore.init(str(tmp_path / "store")) as store:
+        store.save("m", {"w": values}, alias="prod")
+        store.save("m", {"w": values + 1})
+    entry = tmp_path / "store/refs/m/versions/000000/000000001"
+    manifest = next(path for path in (tmp_path / "store/versions").iterdir())
+    entry.chmod(0o600)
+    entry.write_bytes(manifest.read_bytes())
+    with tierstore.open(str(tmp_path / "store")) as store:
+        report = store.repair()
+        assert [(one.outcome, one.key) for one in report.objects] == [
+            ("repaired", "refs/m/versions/000000/000000001")
+        ]
+        assert not store.check(read_data=True).findings
+        assert store.load("m@1")["w"].tobytes() == values.tobytes()

@@ -30,6 +30,7 @@ from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 
 _PAGE = 64
+_KINDS = frozenset(Kind)
 _ENVELOPE = "its envelope was damaged and its body is whole: it was written as it was"
 
 Parse = Callable[[str, memoryview], object]
@@ -63,7 +64,7 @@ class Objects:
     def broken(self, kind: Kind, found: Iterable[str], parse: Parse) -> Iterator[Broken]:
         """Yield the damaged ones of some objects; those with a bad envelope alone are mended.
 
-        One of a newer version, or of a kind that this version does not expect there, is left.
+        One of a newer version, or of a kind that this version does not know, is left.
         """
         left = iter(found)
         while page := list(islice(left, _PAGE)):
@@ -91,13 +92,20 @@ class Objects:
             if isinstance(why, UnsupportedFormat):
                 self.report.add("left", key, why, "repair it with that version of tierstore")
                 return True
-            return data[4] != kind
+            return self._is_of_others(key, data, why)
         try:
             parse(key, memoryview(whole))
         except (Damaged, UnsupportedFormat):
             return False
         self.put(key, whole)
         self.report.add("repaired", key, why, _ENVELOPE)
+        return True
+
+    def _is_of_others(self, key: str, data: memoryview, why: Damaged) -> bool:
+        """Leave an object of a kind that is not known here; another one lies in a wrong place."""
+        if data[4] in _KINDS:
+            return False
+        self.report.add("left", key, why, "of which kind it is only another tierstore knows")
         return True
 
     def put(self, key: str, data: bytes) -> None:
