@@ -10,14 +10,14 @@ import pytest
 
 import tierstore
 from tierstore.ids import Digest
-from tierstore.modelstore.reclaim.repair import repairing
+from tierstore.modelstore.reclaim.repair import content, repairing
 from tierstore.modelstore.reclaim.repair.objects import Objects
 
 
 def test_a_version_saved_after_manifests_were_listed_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, look = str(tmp_path / "store"), repairing.bad_manifests
+    url, look = str(tmp_path / "store"), content.bad_manifests
 
     def looking(objects: Objects, found: Iterable[str]) -> dict[Digest, str]:
         bad = look(objects, found)

@@ -46,8 +46,6 @@ _METADATA = {
     keys.CONDEMNED: "condemned lists",
     keys.SWEEPS: "leases of movers and collectors",
     MOVERS: "leases of movers and collectors",
-    keys.SCRUBS: "leases of who verifies",
-    keys.GROWTH: "notes of what agents rewrote",
     keys.RESERVE: "reserve, to delete when the disk is full",
     keys.GROWTH: "notes of what agents rewrote",
     keys.SCRUBS: "leases of scrubs",
