@@ -90,7 +90,8 @@ class Saving:
             home.packs.refresh()  # no pack goes to a tier that is being drained
             marked = home.quarantine.chunks() if indexed else {}
             if indexed:
-                glance = home.condemned.glance()
+                # before removal is allowed nothing is condemned, and nobody need ask
+                glance = home.condemned.glance() if home.reclaims else Glance(frozenset(), None)
                 self._index.sync(_Behind(marked, glance))
                 self._index.forget_condemned(glance.segments, home.condemned)
                 lease.remove_ended()
