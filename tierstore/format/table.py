@@ -236,35 +236,6 @@ class ChunkTable:
             found.difference(rows), key=lambda row: self._columns.digests[32 * row :][:32]
         )
 
-    def _select(self, rows: Sequence[int]) -> TableBody:
-        """Return the body of a table of these rows alone."""
-        columns, chosen = self._columns, np.array(rows)
-        number: dict[int, int] = {}
-        packs = [number.setdefault(one, len(number)) for one in self._rows[0, chosen].tolist()]
-        starts, bases = [0], list[bytes]()
-        for row in rows if self._base_starts is not None else ():
-            first, last = self._base_starts[row : row + 2].tolist()  # type: ignore[index]
-            bases.append(columns.bases[32 * first : 32 * last])
-            starts.append(starts[-1] + last - first)
-
-        def pick(data: bytes, kind: str) -> bytes:
-            return bytes(np.frombuffer(data, kind)[chosen])
-
-        return TableBody(
-            pack_ids=b"".join(self.pack_ids[one] for one in number),
-            pack_sizes=struct.pack(f"<{len(number)}Q", *(self.pack_sizes[one] for one in number)),
-            digests=pick(columns.digests, "V32"),
-            packs=struct.pack(f"<{len(packs)}I", *packs),
-            offsets=pick(columns.offsets, "<u4"),
-            lengths=pick(columns.lengths, "<u4"),
-            heads=pick(columns.heads, "<u4"),
-            plains=pick(columns.plains, "<u4"),
-            codecs=pick(columns.codecs, "u1"),
-            base_starts=struct.pack(f"<{len(starts)}I", *starts) if starts[-1] else b"",
-            bases=b"".join(bases),
-            proofs=pick(columns.proofs, "<u2") if columns.proofs else b"",
-        )
-
     @property
     def bases(self) -> list[bytes]:
         """The digests of the bases of all deltas, row by row."""
@@ -313,7 +284,8 @@ class TablePart:
     def body(self) -> TableBody:
         """Return the rows as a table, and behind them those of bases that lie elsewhere."""
         rows = self._rows.tolist()
-        return self._table._select([*rows, *self._table._bases_elsewhere(rows)])
+        every = np.array([*rows, *self._table._bases_elsewhere(rows)])
+        return TableBody(**pick_rows(self._table, every))
 
 
 def encode_table(kind: Kind, body: TableBody, *, own: bool = False) -> bytes:
@@ -385,11 +357,13 @@ def pick_rows(table: ChunkTable, rows: "npt.NDArray[np.int64]") -> "Columns":
         "codecs": column(body.codecs, "u1"),
     }
     if table.pack_sizes:
-        used, numbers = np.unique(table._rows[0][rows], return_inverse=True)
-        columns["pack_ids"] = b"".join(table.pack_ids[number] for number in used)
+        packs = table._rows[0][rows]
+        used, firsts, numbers = np.unique(packs, return_index=True, return_inverse=True)
+        order = np.argsort(firsts)  # in the order of their first rows, wherever the table has them
         sizes = np.array(table.pack_sizes, "<u8")
-        columns["pack_sizes"] = sizes[used].tobytes()
-        columns["packs"] = numbers.astype("<u4").tobytes()
+        columns["pack_ids"] = b"".join(table.pack_ids[number] for number in used[order])
+        columns["pack_sizes"] = sizes[used[order]].tobytes()
+        columns["packs"] = np.argsort(order)[numbers].astype("<u4").tobytes()
     if table._base_starts is not None:
         counts = np.diff(table._base_starts)[rows]
         if counts.any():

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +37,7 @@ from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_ke
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
-from tierstore.modelstore.reclaim.report import PackReport, Report, State
+from tierstore.modelstore.reclaim.report import PackReport, Report, State, time_text
 from tierstore.modelstore.reclaim.reserve import Unheld, give_up_reserve, keep_reserve, newest_s
 from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
@@ -315,7 +314,7 @@ class Collector:
             return "deleted", "nothing needs it"
         if pack not in mark.condemned.listed:
             until_s = self._kept.seen.get(pack, time.time()) + grace_s
-            return "waiting", f"nothing needs it; it waits until {_text(until_s)}"
+            return "waiting", f"nothing needs it; it waits until {time_text(until_s)}"
         if pack not in cleared:
             writers = {
                 one
@@ -395,7 +394,3 @@ class _Run:
 
 def _who(lease: Lease) -> str:
     return f"{lease.who} (pid {lease.pid} on {lease.host}, lease {lease.id})"
-
-
-def _text(time_s: float) -> str:
-    return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -11,19 +11,18 @@ them and their end. So this may stop anywhere, and whatever became needed meanwh
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import blake3
 
-from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, TierstoreError
-from tierstore.format.keys import INDEX, pack_key
-from tierstore.format.layout import seal_segment
+from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace
+from tierstore.format.keys import pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Mark, Marker
@@ -286,7 +285,8 @@ class Repacker:
                 self._compare(tier, pack, digest.digest())
         self._sizes[pack] = size
         self._new |= {place.digest: pack for place in places}
-        self._publish(places, pack, size)
+        # saves find the chunks in the new pack then, and not in the old ones alone
+        write_segment(self._home.blobs, places, {pack: size})
 
     def _compare(self, tier: DurableTier, pack: bytes, digest: bytes) -> None:
         tier.verify()  # it is safe only if the tier was there while it was written
@@ -296,13 +296,6 @@ class Repacker:
                 f"the pack {key} in tier {tier.name} is not what was written to it; it is garbage, "
                 f"and tier {tier.name} must be looked after"
             )
-
-    def _publish(self, places: Sequence[ChunkPlace], pack: bytes, size: int) -> None:
-        """Let saves find the chunks in the new pack, and not in the old ones alone."""
-        try:
-            self._home.blobs.put(INDEX + uuid.uuid4().hex, seal_segment(places, {pack: size}))
-        except TierstoreError as error:  # only duplicates may be missed
-            _log.warning("the index segment of a repack was not written: %s", error)
 
     def _give_up(self) -> None:
         """Write the moves of the packs of which all that is needed lies elsewhere by now."""

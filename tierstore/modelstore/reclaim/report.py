@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
 _Key = TypeVar("_Key")
@@ -126,6 +128,13 @@ class Report:
                 known = of_tier.get(one.state, Amount(0, 0))
                 of_tier[one.state] = Amount(known.packs + 1, known.bytes + size)
         return found
+
+
+def time_text(time_s: float) -> str:
+    """Return a time for people: seconds since the epoch, which may be beyond all calendars."""
+    with suppress(OverflowError, ValueError):
+        return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return "further notice"
 
 
 def _amounts(found: Iterator[tuple[_Key, PackReport]]) -> dict[_Key, Amount]:

@@ -8,9 +8,7 @@ what is condemned afterwards, and sees the collector.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Literal
 
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
@@ -25,6 +23,7 @@ from tierstore.modelstore.names.removed import Removed
 from tierstore.modelstore.reclaim.holders import HISTORY_S
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
+from tierstore.modelstore.reclaim.report import time_text
 from tierstore.modelstore.version import RELEASED
 
 RootKind = Literal["live", "window", "leased"]
@@ -194,7 +193,7 @@ class _Now:
             return Root(digest, "live", ref)
         if end_s <= self.now_s:
             return None
-        why = f"{ref} was removed, and can be undeleted until {_text(end_s)}"
+        why = f"{ref} was removed, and can be undeleted until {time_text(end_s)}"
         return Root(digest, "window", why, is_removed=True)
 
 
@@ -223,7 +222,7 @@ def _of_alias(log: Log, now: _Now) -> Iterator[Root]:
     for at in range(len(log.entries) - 1, 0, -1):  # it held until the one behind it was written
         if log.entries[at].time_us < since_us:
             break
-        until = _text(log.entries[at].time_us / 1e6 + HISTORY_S)
+        until = time_text(log.entries[at].time_us / 1e6 + HISTORY_S)
         why = f"alias {name}, which left it, until {until}"
         yield from _of_entries([log.entries[at - 1]], log, why, now)
 
@@ -242,9 +241,3 @@ def _of_entries(
             yield root(entry.version, entry.manifest, why)
         if entry.rollout is not None:
             yield root(entry.rollout.version, entry.rollout.manifest, f"rollout of {why}")
-
-
-def _text(time_s: float) -> str:
-    with suppress(OverflowError, ValueError):
-        return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    return "further notice"

@@ -62,20 +62,13 @@ class ContentRepair:
         for digest, names in self._users.items():
             key = keys.version_key(digest)
             why = lost.get(digest, "")
-            if not why and (digest in there or self._is_there(key)):
+            if not why and (digest in there or self._objects.is_there(key)):
                 continue
             why = why or _MISSING
             done = "no other object says what is in it; saving that content again writes it anew"
             self._report.add("lost", key, why, done)
             hits += [HitVersion(name, key) for name in names]
         return hits
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            self._home.blobs.info(key)
-        except NotFound:
-            return False
-        return True
 
     def layouts(self, found: Collection[str]) -> None:
         """Make damaged and missing layouts anew, from the footers of packs."""

@@ -84,15 +84,11 @@ class Objects:
         why: Damaged | UnsupportedFormat,
     ) -> bool:
         whole = mended(kind, data)
-        if whole is None:
-            if isinstance(why, UnsupportedFormat):
-                self.report.add("left", key, why, "repair it with that version of tierstore")
-            return isinstance(why, UnsupportedFormat)
-        if whole == data:  # well formed: of a newer version, or none of ours
+        if whole is None or whole == data:  # nothing to mend, or well formed
             if isinstance(why, UnsupportedFormat):
                 self.report.add("left", key, why, "repair it with that version of tierstore")
                 return True
-            return self._is_of_others(key, data, why)
+            return whole is not None and self._is_of_others(key, data, why)
         try:
             parse(key, memoryview(whole))
         except (Damaged, UnsupportedFormat):
@@ -117,6 +113,14 @@ class Objects:
         """Delete an object, unless nothing may be changed."""
         if not self.report.dry_run:
             self.blobs.delete([key])
+
+    def is_there(self, key: str) -> bool:
+        """Return whether an object is there now."""
+        try:
+            self.blobs.info(key)
+        except NotFound:
+            return False
+        return True
 
     def listed(self, prefix: str) -> list[str]:
         """Return the keys below a prefix, or of the one object that it is."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkTable
@@ -149,21 +149,14 @@ class _Repair:
         content = ContentRepair(self._home, objects, users)
         there = {digest for key in manifests if (digest := digest_in(key, keys.VERSIONS))}
         lost = content.manifests(bad, there)
-        content.layouts([key for key in map(keys.layout_key, users) if self._is_there(key)])
-        content.folds([key for key in map(keys.fold_key, users) if self._is_there(key)])
+        content.layouts([key for key in map(keys.layout_key, users) if objects.is_there(key)])
+        content.folds([key for key in map(keys.fold_key, users) if objects.is_there(key)])
         if whole_store:
             repair_hints(objects)
             repair_leases(objects)
             repair_retention(objects)
             repair_pins(objects, self._home)
         return lost
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            self._home.blobs.info(key)
-        except NotFound:
-            return False
-        return True
 
     def _repair_lists(self, objects: Objects, holdings: Holdings, users: Users) -> None:
         if self._versions is None:
