@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,13 +25,18 @@ from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Damaged, NotFound
 from tierstore.format.keys import GC, MOVES, REMOVED_LOG, pack_key, version_key
+from tierstore.modelstore.home import confirm
 from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.loading.fileview import FileView
 from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.reclaim import removal
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.holdings import read_holdings
+from tierstore.modelstore.reclaim.ways import Ways
+from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore
 
@@ -72,6 +78,12 @@ def patched(number: int) -> dict[str, np.ndarray]:
     new = content(number)["w"].copy()
     new[[1, 200]] = 7
     return {"w": new}
+
+
+def tuned() -> dict[str, np.ndarray]:
+    """Values near those of m@1, which are stored as deltas on them."""
+    noise = np.random.default_rng(5).standard_normal(content(1)["w"].shape, np.float32)
+    return {"w": content(1)["w"] * (1 + np.float32(1e-4) * noise)}
 
 
 def say(store: Store, action: str, number: int) -> None:
@@ -300,7 +312,9 @@ def test_what_is_gone_stays_removed(store: Store, blobs: MemoryStore) -> None:
     ):
         store.undelete("m@2")
     log = store._parts.home.log("m", REMOVED_LOG)
-    assert [one.action for one in log.entries()] == ["forget"], "it was not even for a moment there"
+    assert [one.action for one in log.entries()] == ["forget", "announce"], (
+        "it was not even for a moment there"
+    )
     store.save("m", content(2), base=None)
     store.undelete("m@2")
     equal(store.load("m@2").load(), content(2))
@@ -322,7 +336,7 @@ def test_an_undelete_that_is_too_late_looks_at_names_again(
         if actions[0] == "undelete" and last.version == 3:
             blobs.delete([pack_key(own)])  # by a collector, since it was looked at first
             log.append("set", lambda last: (2, digest, None))
-        if len(actions) == 5 and last.version == 2:
+        if len(actions) == 4 and last.version == 2 and key == GC:  # it begins anew
             log.append("rollback", lambda last: (3, store.resolve("m@3").digest.hex, None))
 
     cache = Path(store._parts.settings.cache_dir) / "other"
@@ -332,10 +346,11 @@ def test_an_undelete_that_is_too_late_looks_at_names_again(
     ):
         other.undelete("m@2")
     log = store._parts.home.log("m", REMOVED_LOG)
-    assert [one.action for one in log.entries()][::-1] == ["forget", *2 * ["undelete", "forget"]]
+    actions = [one.action for one in log.entries()][::-1]
+    assert actions == ["announce", "forget", "undelete", "announce", "announce", "forget"]
 
 
-def test_a_removal_that_is_undone_leaves_nothing_that_is_lost(
+def test_a_removal_that_is_stopped_leaves_nothing_that_is_lost(
     world: MemoryStore, cache: Path
 ) -> None:
     """An alias comes while a version is removed, and a collector has seen that before."""
@@ -367,7 +382,100 @@ def test_a_removal_that_is_undone_leaves_nothing_that_is_lost(
             if 2 in left:
                 store.remove("m@2")
             collect(store)
-    assert outcomes == {("removed", False), ("refused", True), ("refused", False)}
+    assert outcomes == {("removed", False), ("refused", True)}
+
+
+def test_a_removal_that_is_undone_leaves_nothing_that_is_lost(
+    store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took two entries, and a collector saw the first one."""
+    monkeypatch.setattr(removal, "MAX_REMOVED", 1)
+    store.save("m", content(7), base=None)
+
+    def plan(op: str, key: str, n: int) -> None:
+        is_second = op == "put_if_absent" and key.endswith("removed/000000/000000004")
+        if is_second and not any(one.name == "late" for one in store.aliases("m")):
+            meanwhile(blobs)
+            store.alias("m", "late", "m@4")
+
+    with (
+        opened(FaultyStore(blobs, plan), cache / "other") as other,
+        pytest.raises(Conflict, match="m@4 was named"),
+    ):
+        other.remove("m@2", "m@4", force=True)
+    with opened(blobs, cache / "last") as last:
+        assert [one.number for one in last.versions("m")] == [4, 3, 1]
+        for number, expected in ((4, 7), (3, 3), (1, 1)):
+            equal(last.load(f"m@{number}").load(), content(expected))
+
+
+def test_a_pack_that_goes_once_the_tiers_were_listed_is_gone(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """A reader cannot look into it, but not because a tier is down: it hides nothing."""
+    home = store._parts.home
+    [own] = packs_of(store, "m@1")
+    [other] = packs_of(store, "m@2")
+    Healing(home, set()).move(own, {other})
+    ways = Ways(home)
+    ways.look(read_holdings(home.packs))
+    blobs.delete([pack_key(other)])
+    targets = ways.targets(own)
+    assert not targets.places
+    assert not targets.hidden
+
+
+# Processes that were suspended for longer than condemned packs are listed
+
+
+def _save(store: Store) -> object:
+    return store.save("m", content(7))
+
+
+def _patch(store: Store) -> object:
+    return store.patch("m@3", ROWS)
+
+
+def _rebase(store: Store) -> object:
+    return store.rebase("d@1", above=1)
+
+
+SUSPENDED = {
+    "save": (_save, "refs/m/versions/", "m@4", content(7)),
+    "patch": (_patch, "refs/m/versions/", "m@4", patched(3)),
+    "rebase": (_rebase, "layouts/", "d@1", tuned()),
+}
+
+
+@pytest.mark.parametrize("name", SUSPENDED)
+def test_a_writer_that_slept_longer_than_packs_are_listed(
+    name: str, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had stored was collected, and no list names it any more when it goes on."""
+    act, key, ref, expected = SUSPENDED[name]
+    with opened(blobs, cache / "first") as store:
+        store.save("d", tuned(), base="m@1")
+    days_s, clock, running = 31 * 24 * 3600, time.time, confirm.running_s
+    slept = Counter[str]()
+
+    def plan(op: str, at: str, n: int) -> None:
+        if slept["times"] or not op.startswith("put") or not at.startswith(key):
+            return
+        slept["times"] += 1
+        before = packs(blobs)
+        meanwhile(blobs)
+        slept["deleted"] = len(before - packs(blobs))
+        monkeypatch.setattr(time, "time", lambda: clock() + days_s)
+        monkeypatch.setattr(confirm, "running_s", lambda: running() + days_s)
+        meanwhile(blobs)
+        assert not Home(blobs).condemned.every().packs
+
+    with opened(FaultyStore(blobs, plan), cache / "other") as other:
+        act(other)
+    assert slept["deleted"] > 0
+    meanwhile(blobs)
+    with opened(blobs, cache / "last") as store:
+        equal(store.load(ref).load(), expected)
 
 
 # Folds

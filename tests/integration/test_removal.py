@@ -264,7 +264,7 @@ def test_more_than_one_entry_can_hold(store: Store, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(removal, "MAX_REMOVED", 2)
     log = store._parts.home.log("m", REMOVED_LOG)
     store.remove_model("m")
-    assert [entry.versions for entry in log.entries()] == [[5], [3, 4], [1, 2]]
+    assert [entry.versions for entry in log.entries()] == [[5], [3, 4], [1, 2]] * 2
 
 
 def test_removal_is_enabled_first(blobs: MemoryStore, tmp_path: Path) -> None:
@@ -640,10 +640,10 @@ def test_a_process_that_was_opened_before_sees_it_as_it_appends(
 
 
 @pytest.mark.parametrize("most", [10_000, 2])
-def test_a_look_that_fails_takes_the_removal_back(
+def test_a_look_that_fails_removes_nothing(
     store: Store, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many entries it took."""
+    """However many entries it takes."""
     monkeypatch.setattr(removal, "MAX_REMOVED", most)
 
     def plan(op: str, key: str, n: int) -> Unreachable | None:
@@ -655,5 +655,46 @@ def test_a_look_that_fails_takes_the_removal_back(
         other.remove_model("m")
     assert numbers(store) == [5, 4, 3, 2, 1]
     entries = list(store._parts.home.log("m", REMOVED_LOG).entries())
-    assert len(entries) == (2 if most > 5 else 6)
-    assert entries[0].message == "undone: gone"
+    assert [one.action for one in entries] == ["announce"] * (1 if most > 5 else 3)
+    assert store.history("m")[0].action != "announce"
+
+
+def test_a_removal_of_many_that_is_stopped_is_undone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took three entries; a version of the second was named before that was written."""
+    monkeypatch.setattr(removal, "MAX_REMOVED", 2)
+
+    def plan(op: str, key: str, n: int) -> None:
+        if op == "put_if_absent" and key.endswith("removed/000000/000000005"):
+            with opened(store._blobs, tmp_path / "third") as third:
+                if not third.aliases("m"):
+                    third.alias("m", "prod", "m@3")
+
+    with (
+        opened(FaultyStore(store._blobs, plan), tmp_path / "other") as other,
+        pytest.raises(Conflict, match="m@3 was named, or removed by somebody else, just now"),
+    ):
+        other.remove_model("m")
+    assert numbers(store) == [5, 4, 3, 2, 1]
+    actions = [one.action for one in store._parts.home.log("m", REMOVED_LOG).entries()]
+    assert actions[::-1] == ["announce"] * 3 + ["forget", "undelete", "undelete"]
+    for number in range(1, 6):
+        store.load(f"m@{number}").load()
+
+
+@pytest.mark.parametrize("name", NAMINGS)
+def test_what_is_announced_only_is_in_force(store: Store, name: str, tmp_path: Path) -> None:
+    """Who removed it died before it looked at names; whoever names it stops the removal."""
+    log = store._parts.home.log("m", REMOVED_LOG)
+    if name in ("alias", "rollback", "rollout"):
+        store.alias("m", "prod", "m@1")
+        store.alias("m", "prod", "m@3")
+    log.append("announce", lambda last: NOWHERE, None, [1])
+    with opened(store._blobs, tmp_path / "other") as other:
+        assert numbers(other)[-1] == 1
+        other.load("m@1").load()
+        assert not other.deleted("m")
+        NAMINGS[name](other)
+        assert names_it(other)
+    assert [one.action for one in log.entries()] == ["undelete", "announce"]

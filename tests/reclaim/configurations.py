@@ -272,7 +272,8 @@ def broken(world: World) -> str:
 
     ``strict``: layouts, with moves, lead to packs that are there, for every chunk and base of what
     returned. ``weak``: some pack has each of those chunks still. ``list``: the highest condemned
-    list can be read. ``reader``: who reads what is promised or leased never gets NotFound.
+    list can be read. ``named``: what an alias or a release names, once that was promised, is not
+    removed. ``reader``: who reads what is promised or leased never gets NotFound.
     """
     up = world._replace(down=frozenset())
     names = dict(world.names)
@@ -292,13 +293,9 @@ def broken(world: World) -> str:
     _, segment = store.newest_list(world)
     if segment and segment not in dict(world.segments):
         return "list"
+    if {version for name, version in world.names if name in world.promised} & world.removed:
+        return "named"
     return "reader" if world.wronged else ""
-
-
-def dangling(world: World) -> frozenset[str]:
-    """Return the versions that are named or leased, and removed: nobody may see that at the end."""
-    named = {version for name, version in world.names if name in world.promised}
-    return (world.leased | named) & world.removed
 
 
 def left_over(world: World) -> frozenset[str]:

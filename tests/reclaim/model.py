@@ -282,18 +282,20 @@ def lay_out_anew(setup: Setup, version: str, packs: tuple[str, ...], owner: str)
 
 def undelete(setup: Setup, version: str, owner: str) -> Steps:
     """Put a removed version in force again, if its packs can still be copied."""
+    yield from sure(store.append_removal("undelete", version))
     while True:
-        yield from sure(store.append_removal("undelete", version))
         number: int | None = 0
         if "undelete does not look" not in setup.rules:
             number = yield from mend(setup, setup.manifest[version], owner, PACKS)
         if number is not None:
             yield store.promise(version, True)
             return
-        yield from sure(store.append_removal("forget", version))  # too late
+        yield from sure(store.announce(version, owner))  # too late
         named = yield from is_named(version)
         if not named:
-            return
+            done = yield store.finish_removal(version, owner)
+            if done:
+                return
 
 
 def remove(setup: Setup, version: str, owner: str) -> Steps:
@@ -301,12 +303,18 @@ def remove(setup: Setup, version: str, owner: str) -> Steps:
     in_force = yield store.read_versions()
     if version not in in_force:
         return
-    yield from sure(store.append_removal("forget", version))
-    if "removal does not look" in setup.rules:
+    if "removal is not announced" in setup.rules:
+        yield from sure(store.append_removal("forget", version))
+        named = yield from is_named(version)
+        if named:
+            yield from undelete(setup, version, owner)
         return
-    named = yield from is_named(version)
-    if named:
-        yield from undelete(setup, version, owner)
+    yield from sure(store.announce(version, owner))
+    named = False
+    if "removal does not look" not in setup.rules:
+        named = yield from is_named(version)
+    if not named:
+        yield store.finish_removal(version, owner)
 
 
 def is_named(version: str) -> Steps:
@@ -323,6 +331,10 @@ def name(setup: Setup, title: str, version: str, owner: str) -> Steps:
         return
     yield from sure(store.append_name(title, version))
     if "a name does not look" not in setup.rules:
+        if "a name stops no removal" not in setup.rules:
+            announced = yield store.is_announced(version)
+            if announced:
+                yield from sure(store.stop_removal(version))
         in_force = yield store.read_versions()
         if version not in in_force:
             yield from sure(store.append_name(title, ""))

@@ -74,6 +74,7 @@ class World(NamedTuple):
         versions: Versions that have a ref entry.
         removed: Those whose newest entry in the log of removals is a ``forget``.
         forgotten: Those that ever were.
+        announced: Pairs of a version whose removal was announced, and who did it.
         names: Pairs of an alias or release and the version it names.
         leases: Pairs of a holder and the version that it reads, or nothing for a writer.
         folds: Patch manifests that have a fold.
@@ -96,6 +97,7 @@ class World(NamedTuple):
     versions: frozenset[str] = frozenset()
     removed: frozenset[str] = frozenset()
     forgotten: frozenset[str] = frozenset()
+    announced: frozenset[tuple[str, str]] = frozenset()
     names: frozenset[tuple[str, str]] = frozenset()
     leases: frozenset[tuple[str, str]] = frozenset()
     folds: frozenset[str] = frozenset()
@@ -504,15 +506,51 @@ def _hinted(world: World, state: frozenset[Any]) -> frozenset[Any]:
 @call
 def append_removal(world: World, action: str, version: str) -> Iterator[tuple[World, object]]:
     """Append ``forget`` or ``undelete``; what is forgotten is promised to nobody any more."""
+    yield from _told(_with_entry(world, action, version), None)
+
+
+@call
+def announce(world: World, version: str, owner: str) -> Iterator[tuple[World, object]]:
+    """Append that a version is to be removed."""
+    others = frozenset(one for one in world.announced if one[0] != version)
+    yield from _told(world._replace(announced=others | {(version, owner)}), None)
+
+
+@call
+def is_announced(world: World, version: str) -> Iterator[tuple[World, bool]]:
+    """Read whether the removal of a version is announced."""
+    yield world, version in dict(world.announced)
+
+
+@call
+def finish_removal(world: World, version: str, owner: str) -> Iterator[tuple[World, bool]]:
+    """Append ``forget`` if the newest entry about a version is the owner's announcement."""
+    mine = (version, owner) in world.announced
+    yield _with_entry(world, "forget", version) if mine else world, mine
+
+
+@call
+def stop_removal(world: World, version: str) -> Iterator[tuple[World, object]]:
+    """Append ``undelete`` if the newest entry about a version announces its removal."""
+    if version in dict(world.announced):
+        world = _with_entry(world, "undelete", version)
+    yield from _told(world, None)
+
+
+def _with_entry(world: World, action: str, version: str) -> World:
     if action == "forget":
         removed, promised = world.removed | {version}, world.promised - {version}
         forgotten = world.forgotten | {version}
     else:
         removed, promised = world.removed - {version}, world.promised
         forgotten = world.forgotten
-    earlier = (_hinted(world, world.removed), world.earlier[1])
-    changed = world._replace(removed=removed, promised=promised, forgotten=forgotten)
-    yield from _told(changed._replace(earlier=earlier), None)
+    return world._replace(
+        removed=removed,
+        promised=promised,
+        forgotten=forgotten,
+        announced=frozenset(one for one in world.announced if one[0] != version),
+        earlier=(_hinted(world, world.removed), world.earlier[1]),
+    )
 
 
 @call

@@ -12,9 +12,9 @@ from tierstore.ids import Buffer
 Action = Literal[
     "publish", "release", "derive", "set", "remove", "rollback",
     "start", "step", "pause", "resume", "finish", "abort",
-    "forget", "undelete",
+    "announce", "forget", "undelete",
 ]  # fmt: skip
-REMOVALS: frozenset[Action] = frozenset({"forget", "undelete"})
+REMOVALS: frozenset[Action] = frozenset({"announce", "forget", "undelete"})
 """The actions in a log of removals (SPEC.md section 9.1)."""
 
 MAX_REMOVED = 10_000
@@ -110,8 +110,8 @@ class RefEntry(Body, frozen=True, kw_only=True):
         tool: The program that wrote it.
         rollout: The state of a running rollout; a client that does not know this field reads
             ``version``, which is the old version.
-        versions: The numbers of the versions that were removed or brought back, rising; empty but
-            in a log of removals.
+        versions: The numbers of the versions that are to be removed, were removed or brought back,
+            rising; empty but in a log of removals.
     """
 
     seq: Seq

@@ -31,7 +31,8 @@ from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import split_digests
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.home.confirm import gone_packs
+from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.confirm import gone_packs, lost_since
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.index import ChunkIndex, write_segment
 from tierstore.modelstore.home.leases import WriterLease
@@ -183,6 +184,7 @@ class Rebasing:
     def _rebase(self, version: Version, above: float, most_bytes: float) -> tuple[Rebased, bool]:
         """Rebase a version, its dearest deltas first; tell whether ``most_bytes`` left some."""
         check_features(self._home.config, "write", self._home.blobs.url)
+        since_s = running_s()
         full = self._opened(version)
         costs = ReadCosts(full.content.table, full.manifest)
         every = [p for p in costs.deltas if costs.fetched(p) > above * costs.standalone(p)]
@@ -193,7 +195,7 @@ class Rebasing:
             return Rebased(len(costs.deltas), 0, 0, 0, before, before), is_cut
         with (
             WriterLease(self._home.blobs) as lease,
-            closing(_Work(self._home, lease, full)) as work,
+            closing(_Work(self._home, lease, full, since_s)) as work,
         ):
             packer = work.packer
             written = work.run(expensive) + _publish(self._home, self._index, packer)
@@ -279,12 +281,13 @@ class _Work:
     one that somebody relies on again, still leads to the old packs.
     """
 
-    def __init__(self, home: Home, lease: WriterLease, full: Opened) -> None:
+    def __init__(self, home: Home, lease: WriterLease, full: Opened, since_s: float) -> None:
         self._home, self._lease = home, lease
         self._digest, self._manifest = full.digest, full.manifest
         self._content = full.content.verified()
         self._pool = BufferPool(full.manifest.chunk_size)
         self._unfit: set[bytes] = set()
+        self._since_s = since_s
         self._healing = Healing(home, self._unfit)
         self.packer = Packer(home.packs, self._pool)
         self.places: dict[bytes, ChunkPlace] = {}
@@ -356,15 +359,15 @@ class _Work:
         return list(places.values())
 
     def _settle(self, places: Sequence[ChunkPlace]) -> None:
-        """Store anew what lies in packs that were condemned until the layout was there."""
+        """Store anew what lies in packs that were given up until the layout was there."""
         for _ in range(_ROUNDS):
             relied_on = {*(place.pack for place in places), *self._healing.leads_to} - self._unfit
-            condemned = self._home.condemned.among(relied_on)
-            if not condemned:
+            lost = lost_since(self._home, relied_on, self._since_s)
+            if not lost:
                 return
-            self._unfit |= condemned
+            self._unfit |= lost
             now = [self.places.get(place.digest, place) for place in places]
-            self._store([place for place in now if place.pack in condemned])
+            self._store([place for place in now if place.pack in lost])
         raise BackendError(
             f"packs of version b3:{self._digest.hex} keep being condemned while it is rebased; run "
             "'tierstore check'"

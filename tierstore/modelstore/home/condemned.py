@@ -31,6 +31,9 @@ from tierstore.format.keys import CONDEMNED, GC, list_key
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.once import create_once
 
+LISTED_S = 30 * 24 * 3600
+"""Seconds for which a condemned pack stays listed, at least."""
+
 GRACE_S = 24 * 3600
 """Seconds for which a pack is seen unmarked before it is condemned, unless something else is said.
 

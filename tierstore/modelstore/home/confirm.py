@@ -6,11 +6,13 @@ What is *unfit* no save reuses, and moves heal it; what is *gone* no layout may 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.keys import pack_key
+from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.condemned import LISTED_S
 from tierstore.modelstore.home.home import Home
 
 _log = logging.getLogger("tierstore.gc")
@@ -39,6 +41,26 @@ def gone_packs(home: Home, sizes: Mapping[bytes, int]) -> set[bytes]:
     return _refused(home, sizes, home.packs.size)
 
 
+def lost_since(home: Home, packs: Set[bytes], since_s: float) -> set[bytes]:
+    """Return those of the packs that were condemned, or deleted, since they were all there.
+
+    Lists name a condemned pack for 30 days at least. Whoever was suspended for longer asks for the
+    packs themselves.
+
+    Args:
+        home: The store's home.
+        packs: The ids of the packs.
+        since_s: A time by ``running_s`` before anybody looked whether they are there.
+
+    Raises:
+        Damaged: It is unknown what is condemned.
+    """
+    lost = home.condemned.among(packs)
+    if running_s() - since_s > LISTED_S / 2:
+        lost |= _missing(packs - lost, lambda pack: home.packs.size(pack_key(pack)) > 0)
+    return lost
+
+
 def _refused(home: Home, sizes: Mapping[bytes, int], size_of: Callable[[str], int]) -> set[bytes]:
     if not sizes:
         return set()
@@ -47,13 +69,15 @@ def _refused(home: Home, sizes: Mapping[bytes, int], size_of: Callable[[str], in
     except Damaged as error:
         _log.warning("%s. Until then nothing that was stored before is relied on", error)
         return set(sizes)
+    return condemned | _missing(sizes.keys(), lambda pack: size_of(pack_key(pack)) == sizes[pack])
 
-    def is_there(pack: bytes) -> bool:
+
+def _missing(packs: Set[bytes], is_there: Callable[[bytes], bool]) -> set[bytes]:
+    def has(pack: bytes) -> bool:
         try:
-            return size_of(pack_key(pack)) == sizes[pack]
+            return is_there(pack)
         except NotFound:
             return False
 
     with ThreadPoolExecutor(8, "tierstore-confirm") as pool:
-        there = pool.map(is_there, sizes)
-    return {pack for pack, has in zip(sizes, there, strict=True) if not has or pack in condemned}
+        return {pack for pack, there in zip(packs, pool.map(has, packs), strict=True) if not there}

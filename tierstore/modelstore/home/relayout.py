@@ -20,7 +20,8 @@ from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.ahead import parallel
-from tierstore.modelstore.home.confirm import gone_packs
+from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.confirm import gone_packs, lost_since
 from tierstore.modelstore.home.footers import ListedPacks, list_packs, read_all_chunks
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import WriterLease
@@ -210,6 +211,7 @@ def write_layouts(home: Home, layouts: Sequence[NewLayout]) -> list[NewLayout]:
         BackendError: Home or a tier cannot be asked, or nothing may be written there.
     """
     check_features(home.config, "write", home.blobs.url)
+    since_s = running_s()
     with WriterLease(home.blobs):
         gone = gone_packs(home, dict(chain.from_iterable(one.sizes.items() for one in layouts)))
         unfit = [one for one in layouts if not gone.isdisjoint(one.sizes)]
@@ -218,9 +220,9 @@ def write_layouts(home: Home, layouts: Sequence[NewLayout]) -> list[NewLayout]:
             if gone.isdisjoint(one.sizes) and _write(home, one):
                 over |= one.sizes.keys()
         # another one may have been written over, and its packs condemned, while this was paused
-        if over and home.condemned.among(over):
+        if over and lost_since(home, over, since_s):
             raise BackendError(
-                f"packs of {home.packs.url} were condemned while layouts were made anew; "
+                f"packs of {home.packs.url} were given up while layouts were made anew; "
                 "'tierstore gc' heals the versions that need them"
             )
     return unfit

@@ -27,7 +27,8 @@ class Logged:
 def history_of(home: Home, ref: ModelRef) -> Iterator[Logged]:
     """Yield the entries of one log, newest first: of a model's versions, an alias or a variant.
 
-    With those of the versions come those of their removals, by the writers' clocks.
+    With those of the versions come those of their removals, by the writers' clocks, without what
+    was announced only.
 
     Raises:
         NotFound: There is no such log, or nothing in it.
@@ -39,7 +40,7 @@ def history_of(home: Home, ref: ModelRef) -> Iterator[Logged]:
     elif ref.variant is not None:
         name = VARIANTS + ref.variant
     else:
-        removals = Removals(home).entries(ref.model)
+        removals = [one for one in Removals(home).entries(ref.model) if one.action != "announce"]
     found = False
     for entry in merge(
         home.log(ref.model, name).entries(), removals, key=lambda one: one.time_us, reverse=True

@@ -1,22 +1,25 @@
 """The look after a name was given: whoever lets something name a version makes it (SPEC.md 9.1).
 
-Who removes a version looks for names after saying so, and who names it looks for removals after
-that: so at least one of them sees the other. Who condemns packs looks at names after saying so, and
-who names a version looks at its packs after that.
+Who removes a version announces it, and then looks for names; who names it looks for removals, and
+stops one that is announced: so at least one of them sees the other, and who dies in between has
+removed nothing. Who condemns packs looks at names after saying so, and who names a version looks at
+its packs after that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeAlias
 
 from tierstore.errors import Conflict, NotFound, TierstoreError
 from tierstore.format.keys import REMOVED_LOG
+from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.chain import Chain, find_chain
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.names.members import contents_of, members_of
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.version import Version
@@ -27,6 +30,10 @@ Keep: TypeAlias = Callable[[str, Callable[[], Iterable[Chain]], bool], None]
 It gets what the versions are called, a function that returns how they are read, and whether they
 were ever removed.
 """
+
+
+class _Over(Exception):
+    """A removal is not announced any more."""
 
 
 class Named:
@@ -53,6 +60,24 @@ class Named:
         if entry is not None:
             raise NotFound(f"{self._removals.why(model, number, entry)}{meanwhile}")
 
+    def stop_removal(self, model: str, number: int, note: str) -> None:
+        """Stop the removal of a version that was announced, and is not done yet.
+
+        Args:
+            model: Name of the model.
+            number: Number of the version.
+            note: Who needs the version, for the log.
+        """
+
+        def target(last: RefEntry | None) -> RefTarget:
+            if number not in self._removals.announced(model):
+                raise _Over
+            return NOWHERE
+
+        if number in self._removals.announced(model):
+            with suppress(_Over):  # it is done by now, or somebody else has stopped it
+                self._home.log(model, REMOVED_LOG).append("undelete", target, note, [number])
+
     def look(
         self,
         versions: Iterable[Version],
@@ -60,6 +85,8 @@ class Named:
         is_settled: bool = False,
     ) -> None:
         """See that versions which an entry names are in force and stay, or take the entry back.
+
+        A removal that is announced only is stopped.
 
         Args:
             versions: The versions.
@@ -75,6 +102,7 @@ class Named:
         if not self._home.reclaims:
             return
         for version in versions:
+            self.stop_removal(version.model, version.number, f"{version} is named again")
             if version.number in self._removals.of(version.model):
                 note = f"{version} was removed"
                 done = take_back(note)

@@ -33,10 +33,12 @@ class _Known:
 
     Attributes:
         removed: The versions that are removed then.
+        announced: The versions whose removal was announced, and neither done nor stopped.
         entries: All entries, the oldest first: entry n is at n - 1.
     """
 
     removed: Removed = field(default_factory=dict)
+    announced: Removed = field(default_factory=dict)
     entries: tuple[RefEntry, ...] = ()
 
 
@@ -55,13 +57,18 @@ class Removals:
         """Return the versions of a model that are removed now."""
         return self._look(model).removed
 
+    def announced(self, model: str) -> Removed:
+        """Return the versions of a model that are in force, and about to be removed."""
+        return self._look(model).announced
+
     def entries(self, model: str) -> list[RefEntry]:
         """Return the log of removals of a model, newest first."""
         return list(reversed(self._look(model).entries))
 
     def ever(self, model: str) -> set[int]:
         """Return the versions that were ever removed, as far as that was read: nothing is asked."""
-        return {number for entry in self._known_of(model).entries for number in entry.versions}
+        entries = self._known_of(model).entries
+        return {n for entry in entries if entry.action != "announce" for n in entry.versions}
 
     def last(self, model: str) -> tuple[RefEntry | None, Removed]:
         """Return the last entry of a model's versions, and what is removed: in one request."""
@@ -134,14 +141,10 @@ class Removals:
             page = [found[key] for key in takewhile(found.__contains__, keys)]
             if not page:
                 break
-        removed = dict(known.removed)
+        removed, announced = dict(known.removed), dict(known.announced)
         for entry in entries[len(known.entries) :]:
-            for number in entry.versions:
-                if entry.action == "undelete":
-                    removed.pop(number, None)
-                else:
-                    removed[number] = entry
-        now = _Known(removed, tuple(entries))
+            apply_removal(entry, removed, announced)
+        now = _Known(removed, announced, tuple(entries))
         if len(entries) > len(self._known_of(model).entries):
             self._known[model] = now
         return now
@@ -166,6 +169,29 @@ class Removals:
         """Return until when what an entry removed can be brought back for certain."""
         end_s = min(entry.time_us / 1e6 + window_s(self._home.blobs, model), _LAST_S)
         return datetime.fromtimestamp(end_s, UTC)
+
+
+def apply_removal(
+    entry: RefEntry, removed: dict[int, RefEntry], announced: dict[int, RefEntry] | None = None
+) -> None:
+    """Apply the next entry of a log of removals.
+
+    Args:
+        entry: The entry.
+        removed: The versions that are removed before it, and then after it.
+        announced: Likewise those whose removal is announced.
+    """
+    for number in entry.versions:
+        if entry.action == "announce":
+            if announced is not None:
+                announced[number] = entry
+            continue
+        if announced is not None:
+            announced.pop(number, None)
+        if entry.action == "undelete":
+            removed.pop(number, None)
+        else:
+            removed[number] = entry
 
 
 def _key(model: str, known: _Known, at: int = 0) -> str:

@@ -33,6 +33,7 @@ class Holdings:
     down: Mapping[str, str]
     archives: Set[str]
     _asked: dict[bytes, bool] = field(default_factory=dict)
+    _distrusted: set[bytes] = field(default_factory=set)
 
     def every(self) -> set[bytes]:
         """Return the ids of all packs that were listed."""
@@ -40,7 +41,7 @@ class Holdings:
 
     def is_there(self, pack: bytes) -> bool:
         """Return whether a tier has a pack, or may have it: one that cannot be asked may."""
-        if any(pack in held for held in self.by_tier.values()):
+        if pack not in self._distrusted and any(pack in held for held in self.by_tier.values()):
             return True
         if pack not in self._asked:  # it may have come, or moved, since the tiers were listed
             try:
@@ -52,10 +53,14 @@ class Holdings:
                 self._asked[pack] = True
         return self._asked[pack]
 
+    def distrust(self, pack: bytes) -> None:
+        """Note that a pack was deleted or archived since the tiers were listed."""
+        self._distrusted.add(pack)
+
     def is_readable(self, pack: bytes) -> bool:
         """Return whether a tier has a pack that needs no restore first."""
         held = (packs for name, packs in self.by_tier.items() if name not in self.archives)
-        return any(pack in packs for packs in held)
+        return pack not in self._distrusted and any(pack in packs for packs in held)
 
     def is_archived(self, pack: bytes) -> bool:
         """Return whether archives alone have a pack, as far as the tiers could be asked."""

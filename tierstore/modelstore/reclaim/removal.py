@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeAlias
 
 from tierstore.arguments import as_message, as_number
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UsageError
 from tierstore.format.keys import ALIASES, REMOVED_LOG
-from tierstore.format.reflog import MAX_REMOVED, RefEntry
+from tierstore.format.reflog import MAX_REMOVED, Action, RefEntry
 from tierstore.format.retention import Rules
 from tierstore.ids import ModelRef, check_name
 from tierstore.modelstore.home.refs import NOWHERE, RefTarget
@@ -28,6 +29,7 @@ MOST_PERCENT = 20.0
 _SHOWN = 5
 _ROUNDS = 5
 _log = logging.getLogger("tierstore.removal")
+_Target: TypeAlias = Callable[[RefEntry | None], RefTarget]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,31 +160,52 @@ class Removing:
         staying: frozenset[str],
         note: str,
     ) -> None:
-        """Append that versions are removed, then look who names them; undo it if anybody does."""
+        """Announce that versions are removed, look who names them, and if nobody does, say so.
+
+        Whoever names one of them stops the removal as long as it is announced only: then the entry
+        that is the newest about its number is another one.
+        """
         numbers = sorted(going)
         batches = [numbers[at : at + MAX_REMOVED] for at in range(0, len(numbers), MAX_REMOVED)]
         log = self._home.log(model, REMOVED_LOG)
         done: list[list[int]] = []
 
-        def target(last: RefEntry | None) -> RefTarget:
+        def in_force(last: RefEntry | None) -> RefTarget:
             removed = self._names.removals.of(model)
-            if gone := [number for number in batches[len(done)] if number in removed]:
+            if gone := [number for number in numbers if number in removed]:
                 raise Conflict(f"{model}@{gone[0]} was removed by somebody else just now")
             return NOWHERE
 
-        def append() -> None:
-            log.append("forget", target, note, batches[len(done)])
+        def append(action: Action, target: _Target, batch: Sequence[int]) -> int:
+            entry = with_reserve(self._home.blobs, lambda: log.append(action, target, note, batch))
+            return entry.seq
 
+        announcements = [append("announce", in_force, batch) for batch in batches]
+        _refuse_held(model, holders.named(model, going, staying))
         try:
-            for batch in batches:
-                with_reserve(self._home.blobs, append)
+            for batch, seq in zip(batches, announcements, strict=True):
+                append("forget", self._still_announced(model, batch, seq), batch)
                 done.append(batch)
-            _refuse_held(model, holders.named(model, going, staying))
         except BaseException as error:
             for batch in done:
                 log.append("undelete", lambda last: NOWHERE, _undone(error), batch)
-            self._look_after(model, going if done else {})
+            self._look_after(model, {n: going[n] for batch in done for n in batch})
             raise
+
+    def _still_announced(self, model: str, batch: Sequence[int], seq: int) -> _Target:
+        """Return a target that is refused unless entry ``seq`` is the newest about all of these."""
+
+        def target(last: RefEntry | None) -> RefTarget:
+            found = self._names.removals.announced(model)
+            for number in batch:
+                if number not in found or found[number].seq != seq:
+                    raise Conflict(
+                        f"{model}@{number} was named, or removed by somebody else, just now; "
+                        f"nothing of {model} was removed: look at it and try again"
+                    )
+            return NOWHERE
+
+        return target
 
     def _look_after(self, model: str, back: Mapping[int, Content]) -> None:
         """See to it that versions stay whose removal was undone: a collector may have seen it."""
@@ -208,18 +231,30 @@ class Removing:
             return NOWHERE
 
         self._see_whole(version)  # what is gone already never comes into force, if we end here, too
+        self._home.log(model, REMOVED_LOG).append("undelete", target, note, [number])
         for again in reversed(range(_ROUNDS)):
-            log = self._home.log(model, REMOVED_LOG)
-            log.append("undelete", target, note, [number])
             try:
                 self._see_whole(version)
                 return version
             except BaseException as error:
-                log.append("forget", lambda last: NOWHERE, _undone(error), [number])
-                # who named it meanwhile saw that it was in force, or sees now that it is gone
-                if not (again and isinstance(error, TierstoreError) and self._is_named(version)):
+                # who named it meanwhile saw that it was whole, or sees now that it is not
+                is_removed = self._remove_again(version, _undone(error))
+                if is_removed or not again or not isinstance(error, TierstoreError):
                     raise
         raise AssertionError  # the last round returns or raises
+
+    def _remove_again(self, version: Version, note: str) -> bool:
+        """Remove a version that was brought back too late; return ``False`` when it is named."""
+        model, batch = version.model, [version.number]
+        log = self._home.log(model, REMOVED_LOG)
+        seq = log.append("announce", lambda last: NOWHERE, note, batch).seq
+        if self._is_named(version):
+            return False
+        try:
+            log.append("forget", self._still_announced(model, batch, seq), note, batch)
+        except Conflict:
+            return False
+        return True
 
     def _is_named(self, version: Version) -> bool:
         holders = Holders(self._names)
@@ -256,6 +291,9 @@ class Removing:
     def _see_whole(self, version: Version) -> None:
         """Raise ``NotFound`` unless all that a version needs is there, and will stay."""
         for member in self._names.named.members(version):
+            self._names.named.stop_removal(
+                member.model, member.number, f"{version} names {member} again"
+            )
             self._names.refuse_removed(member.model, member.number)
         try:
             self._names.named.keep_version(version)

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import (
@@ -28,6 +29,7 @@ from tierstore.format.tiers import MoverLease
 from tierstore.modelstore.placing.moverlease import TTL_S
 
 RESERVE_BYTES = 4 << 20
+_Done = TypeVar("_Done")
 _log = logging.getLogger("tierstore.gc")
 
 
@@ -53,14 +55,14 @@ def give_up_reserve(home_blobs: BlobStore) -> bool:
     return True
 
 
-def with_reserve(home_blobs: BlobStore, do: Callable[[], None]) -> None:
+def with_reserve(home_blobs: BlobStore, do: Callable[[], _Done]) -> _Done:
     """Do something that writes little; where home is full the reserve is used for it."""
     try:
-        do()
+        return do()
     except OutOfSpace:
         if not give_up_reserve(home_blobs):
             raise
-        do()
+        return do()
 
 
 def newest_s(home_blobs: BlobStore) -> float:

@@ -19,7 +19,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.retention import window_s as stored_window_s
-from tierstore.modelstore.names.removed import Removed
+from tierstore.modelstore.names.removed import Removed, apply_removal
 from tierstore.modelstore.reclaim.holders import HISTORY_S
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
@@ -200,11 +200,7 @@ class _Now:
 def _removed(entries: Iterable[RefEntry]) -> Removed:
     removed: dict[int, RefEntry] = {}
     for entry in entries:
-        for number in entry.versions:
-            if entry.action == "undelete":
-                removed.pop(number, None)
-            else:
-                removed[number] = entry
+        apply_removal(entry, removed)
     return removed
 
 

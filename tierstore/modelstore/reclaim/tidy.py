@@ -11,13 +11,10 @@ from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedForma
 from tierstore.format.keys import PROBES
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.tiers import PINS, Pin
-from tierstore.modelstore.home.condemned import Condemned
+from tierstore.modelstore.home.condemned import LISTED_S, Condemned
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.reclaim.holdings import Holdings
-
-LISTED_S = 30 * 24 * 3600
-"""Seconds for which a condemned pack stays listed, at least."""
 
 DAY_S = 24 * 3600
 _log = logging.getLogger("tierstore.gc")

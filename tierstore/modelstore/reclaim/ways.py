@@ -106,7 +106,10 @@ class Ways:
             return None
         try:
             return self.footer(pack)
-        except (Damaged, NotFound, BackendError):
+        except NotFound:
+            self._there.distrust(pack)
+            return None
+        except (Damaged, BackendError):
             return None
 
     def footer(self, pack: bytes) -> Sequence[ChunkPlace]:

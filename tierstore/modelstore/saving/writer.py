@@ -39,7 +39,8 @@ from tierstore.format.proof import HashedPlain, hash_plain
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.chunks.plan import batches
-from tierstore.modelstore.home.confirm import unfit_packs
+from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.confirm import lost_since, unfit_packs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
@@ -103,7 +104,7 @@ class Writer:
         told = [self._segments.note] if self._segments else []
         self._packer = Packer(home.packs, self._pool, *told)
         self._workers = ThreadPoolExecutor(threads, "tierstore-encode")
-        self._began = time.monotonic()
+        self._began, self._since_s = time.monotonic(), running_s()
         self._total = self._headers = self._done = self._chunks = 0
         self._meta_bytes = self._objects = 0
 
@@ -496,23 +497,23 @@ class Writer:
         self._lease.keep()
 
     def settle(self) -> None:
-        """Make sure that what was published relies on no condemned pack; store anew what does.
+        """Make sure that what was published relies on no pack that goes; store anew what does.
 
         Called once the version is published, while its sources are still open. A collector looks
         at the versions after it has condemned packs: one of both sees the other.
 
         Raises:
-            BackendError: Packs keep being condemned.
+            BackendError: Packs keep being condemned or deleted.
             Damaged: It is unknown what is condemned.
         """
         if self._digest is None:
             return
         for _ in range(_ROUNDS):
             relied_on = (self._named | self._healing.leads_to) - self._state.unfit
-            condemned = self._home.condemned.among(relied_on)
-            if not condemned:
+            lost = lost_since(self._home, relied_on, self._since_s)
+            if not lost:
                 return
-            self._store_again(condemned)
+            self._store_again(lost)
             self._publish(self._digest)
         raise BackendError(self._vanishing())
 

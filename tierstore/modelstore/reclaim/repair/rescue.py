@@ -23,7 +23,8 @@ from tierstore.ids import Digest
 from tierstore.modelstore.chunks.decode import FrameDecoder
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
-from tierstore.modelstore.home.confirm import gone_packs, unfit_packs
+from tierstore.modelstore.home.clock import running_s
+from tierstore.modelstore.home.confirm import gone_packs, lost_since, unfit_packs
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
@@ -365,6 +366,7 @@ class Rescue:
     def _settle(self, lease: WriterLease, store: Callable[[], _Stored]) -> None:
         """Store chunks and lead readers to them, until no pack that is relied on is condemned."""
         for _ in range(_ROUNDS):
+            since_s = running_s()
             stored = store()
             lease.renew()
             gone = gone_packs(self._home, stored.sizes)
@@ -374,11 +376,11 @@ class Rescue:
             for end, into in stored.into.items():
                 self._healing.move(end, into)
             self._readers.clear()  # they have read the moves before
-            condemned = self._home.condemned.among(stored.sizes)
-            if not condemned:
+            lost = lost_since(self._home, stored.sizes.keys(), since_s)
+            if not lost:
                 self._publish(stored)
                 return
-            self._unfit |= condemned
+            self._unfit |= lost
         raise BackendError(
             f"packs that repair writes keep disappearing from {self._home.packs.url}; see that no "
             "other program deletes objects there, then repair again"
