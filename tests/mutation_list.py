@@ -224,8 +224,8 @@ _FORMAT = (
         "check-looks-twice",
         "SPEC 9.1: What is gone of a removed version is no damage: 'check' reads removals again.",
         "modelstore/care/check_users.py",
-        '            return int(number.partition("+")[0]) in self._now.of(model)\n',
-        "            return False\n",
+        "            if version not in removed:",
+        "            if True:",
         (
             "integration/test_check_meanwhile.py::"
             "test_what_is_collected_meanwhile_is_no_damage[False]",
@@ -2049,8 +2049,8 @@ _HOT = (
         "check-reads-by-way-of-moves",
         "modelstore/care/check_data.py: every chunk, through moves what has no copy to be read.",
         "modelstore/care/check_data.py",
-        "if key in archived and pack.hex() not in self._copies.moves:",
-        "if key in archived:",
+        "if unread and pack.hex() not in self._copies.moves:",
+        "if unread:",
         ("integration/test_archive.py::test_a_healed_part_that_rots_is_found",),
     ),
     Mutation(
@@ -4382,10 +4382,44 @@ _REMOVAL = (
     Mutation(
         "gone-of-what-is-removed",
         "SPEC 9.1: What is gone of a removed version is no damage.",
+        "modelstore/care/check_findings.py",
+        "self.users.update(named.in_force if self.is_gone else named.every)",
+        "self.users.update(named.every)",
+        (
+            "integration/test_removal.py::test_undelete_of_what_is_gone_is_too_late",
+            "integration/test_check_removed.py::"
+            "test_what_was_collected_with_a_shorter_window_is_not_lost",
+        ),
+    ),
+    Mutation(
+        "damage-of-what-can-be-undeleted",
+        "SPEC 9.1: A check looks at a removed version as long as its window lasts.",
         "modelstore/care/check_removed.py",
-        "        gone = not name.startswith(ALIASES) and entry.version in self._removed",
+        "self._expired = self._removals.expired(model)",
+        "self._expired = set(self._removals.of(model))",
+        ("integration/test_check_removed.py::test_damaged_data_of_a_removed_version_is_found",),
+    ),
+    Mutation(
+        "damage-of-what-may-be-gone",
+        "SPEC 9.1: Nothing of a removed version is damage once its window is over.",
+        "modelstore/care/check_removed.py",
+        "        gone = not name.startswith(ALIASES) and entry.version in self._expired",
         "        gone = False",
-        ("integration/test_removal.py::test_undelete_of_what_is_gone_is_too_late",),
+        (
+            "integration/test_check_removed.py::"
+            "test_once_the_window_is_over_nothing_of_it_is_damage",
+        ),
+    ),
+    Mutation(
+        "repair-mourns-what-was-collected",
+        "SPEC 9.1: What is gone of a removed version is no damage.",
+        "modelstore/reclaim/repair/repairing.py",
+        "collected = _collected(lost, damaged, users.removed)",
+        "collected = set[Missing]()",
+        (
+            "integration/test_check_removed.py::"
+            "test_what_was_collected_with_a_shorter_window_is_not_lost",
+        ),
     ),
     Mutation(
         "patches-by-rules-of-their-own",

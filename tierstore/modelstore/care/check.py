@@ -33,7 +33,7 @@ from tierstore.modelstore.care.check_findings import Finding, PackProblems
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_parts import NeededParts, distinct
 from tierstore.modelstore.care.check_patches import Below, needed_below
-from tierstore.modelstore.care.check_removed import RemovedVersions
+from tierstore.modelstore.care.check_removed import ExpiredVersions
 from tierstore.modelstore.care.check_users import Users
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
@@ -143,7 +143,7 @@ class _Check:
         self._home, self._settings, self._progress = home, settings, progress
         self._report = CheckReport()
         self._users, self._parts = Users(home), parts
-        self._removed = RemovedVersions(home)
+        self._expired = ExpiredVersions(home)
         self._folds: list[tuple[FoundFold, int]] = []
         """Folds that are what the patches give as far as metadata tells, with the bytes to compare.
         """
@@ -207,7 +207,7 @@ class _Check:
             twin = folded.setdefault(model.casefold(), model)
             if twin != model:
                 self._damage(key, f"{model!r} differs from {twin!r} only in case")
-            self._removed.begin(model)
+            self._expired.begin(model)
             if self._home.reclaims:
                 self._check_log(model, keys.REMOVED_LOG)
             self._check_log(model, keys.VERSION_LOG)
@@ -240,7 +240,7 @@ class _Check:
         if entry.manifest is None:
             return
         digest = Digest.from_hex(entry.manifest)
-        if self._removed.takes(name, entry, digest):
+        if self._expired.takes(name, entry, digest):
             return
         if name.startswith(keys.VARIANTS):
             variant = name.removeprefix(keys.VARIANTS)
@@ -249,7 +249,7 @@ class _Check:
             self._users.add(digest, f"{model}@{entry.version}")
             if entry.version != entry.seq:
                 self._damage(key, f"it calls itself version {entry.version}")
-        elif not (self._users.knows(digest) or digest in self._removed.digests):
+        elif not (self._users.knows(digest) or digest in self._expired.digests):
             self._damage(key, f"it points to b3:{digest.hex}, which no version has")
 
     def _check_version(self, digest: Digest) -> None:
@@ -328,11 +328,11 @@ class _Check:
     def _check_folds(self) -> None:
         """Compare the metadata of every fold with its chain, where that is still there."""
         named = self._users.named
-        live = {one.hex for one in named | self._removed.digests}
+        live = {one.hex for one in named | self._expired.digests}
         found, self._unused_folds = look_at_folds(self._home, live)
         for fold in found:
             if fold.patch not in named:
-                self._removed.add_fold(fold.full)
+                self._expired.add_fold(fold.full)
             elif fold.full is None:
                 self._bad_folds.append(fold.key)
             elif (check := self._fold_check(fold)) and not self._differs(fold, check.differs):
@@ -397,7 +397,7 @@ class _Check:
     def _find_garbage(self, needed: Set[bytes]) -> None:
         used = self._used_packs(needed)
         self._saving = self._saving or is_saving(self._home.blobs)
-        live = {digest.hex for digest in self._users.named | self._removed.digests}
+        live = {digest.hex for digest in self._users.named | self._expired.digests}
         self._garbage(set(self._copies.every) - used, "a pack that no version uses")
         for prefix, what in ((keys.VERSIONS, "manifest"), (keys.LAYOUTS, "layout")):
             stored = {info.key for info in self._home.blobs.list(prefix)}
@@ -413,7 +413,7 @@ class _Check:
         Moves are followed where a reader must: a rebase's lead from good packs to old ones, too.
         """
         used: set[bytes] = set()
-        left = {*needed} | self._removed.packs({*self._users.each()})
+        left = {*needed} | self._expired.packs({*self._users.each()})
         fit = self._fit_packs()
         while left:
             pack = left.pop()

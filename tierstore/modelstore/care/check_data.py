@@ -157,7 +157,7 @@ class PackData:
 
     Attributes:
         decoded_bytes: Plain bytes that were compared.
-        bad: Packs whose damage was found already: they are not told once more.
+        bad: Packs whose damage was found already: it is not told once more.
     """
 
     def __init__(
@@ -197,7 +197,8 @@ class PackData:
                 if size is None:
                     if number or any(key in other for other in held):
                         continue
-                    if key in archived and pack.hex() not in self._copies.moves:
+                    unread = pack in self.bad or key in archived
+                    if unread and pack.hex() not in self._copies.moves:
                         continue  # nobody can read it
                     size = frame_bytes
                 read = self._reader(pack, number)

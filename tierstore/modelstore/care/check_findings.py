@@ -11,7 +11,7 @@ from tierstore.format.layout import parse_layout
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_parts import NeededParts
-from tierstore.modelstore.care.check_users import Users
+from tierstore.modelstore.care.check_users import Named, Users
 from tierstore.modelstore.home.home import Home
 
 Severity = Literal["damage", "garbage"]
@@ -43,6 +43,7 @@ class _Problem:
         what: Description of the problem.
         place: The place of the one chunk that is damaged; ``None`` for all of the pack.
         hits: Whether versions cannot be read because of it, and not one copy of several is bad.
+        is_gone: Whether no tier has it, which is no damage to what is removed: it was collected.
         users: The versions that need it.
     """
 
@@ -50,7 +51,12 @@ class _Problem:
     what: str
     place: ChunkPlace | None = None
     hits: bool = True
+    is_gone: bool = False
     users: set[str] = field(default_factory=set)
+
+    def hit(self, named: Named) -> None:
+        """Note that versions need it."""
+        self.users.update(named.in_force if self.is_gone else named.every)
 
 
 class PackProblems:
@@ -69,9 +75,10 @@ class PackProblems:
     def __len__(self) -> int:
         return len(self._found)
 
-    def lost(self, pack: bytes, what: object, place: ChunkPlace | None = None) -> None:
+    def lost(self, pack: bytes, what: Exception, place: ChunkPlace | None = None) -> None:
         """Note that a pack, or one chunk in it, cannot be read from any tier."""
-        self._found.append(_Problem(pack, str(what), place))
+        is_gone = isinstance(what, NotFound)
+        self._found.append(_Problem(pack, str(what), place, is_gone=is_gone))
 
     def bad_copy(self, pack: bytes, tiers: str, why: str) -> None:
         """Note a damaged copy; no version is affected, as another tier has a good one."""
@@ -89,28 +96,28 @@ class PackProblems:
             if problem.hits:
                 by_pack.setdefault(problem.pack, []).append(problem)
         for digest in self._parts.users([*by_pack]):
-            names = self._users.now(digest)
-            if names:
-                self._name(digest, names, by_pack)
+            named = self._users.now(digest)
+            if named.every:
+                self._name(digest, named, by_pack)
         return [
             Finding("damage", keys.pack_key(one.pack), one.what, tuple(sorted(one.users)))
             for one in self._found
             if one.users or not one.hits
         ]
 
-    def _name(self, digest: Digest, names: list[str], by_pack: dict[bytes, list[_Problem]]) -> None:
+    def _name(self, digest: Digest, named: Named, by_pack: dict[bytes, list[_Problem]]) -> None:
         key = keys.layout_key(digest)
         try:
             table = parse_layout(self._home.blobs.get(key), digest, key)
         except (Damaged, NotFound, UnsupportedFormat):  # it is what it was at the first look
             for pack in by_pack:
                 for problem in by_pack[pack] if digest in self._parts.users([pack]) else ():
-                    problem.users.update(names)
+                    problem.hit(named)
             return
         for pack in by_pack.keys() & set(table.pack_ids):
             for problem in by_pack[pack]:
                 if _needs(table, problem):
-                    problem.users.update(names)
+                    problem.hit(named)
 
 
 def _needs(table: ChunkTable, problem: _Problem) -> bool:

@@ -1,4 +1,4 @@
-"""Removed versions, as a check sees them: no garbage yet, and what is gone of them is no damage."""
+"""Removed versions whose window is over: no garbage yet, and nothing of them is damage any more."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from tierstore.format.layout import parse_layout
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.names.removed import Removals, Removed
+from tierstore.modelstore.names.removed import Removals
 
 
-class RemovedVersions:
-    """The removed versions of the models that are checked, one after the other.
+class ExpiredVersions:
+    """The removed versions of the models that are checked which may be gone, model after model.
+
+    Those that can be brought back are checked as others are.
 
     Args:
         home: The store's home.
 
     Attributes:
-        digests: The manifests of removed versions, of their variants and of their folds so far.
+        digests: Their manifests, those of their variants and of their folds so far.
     """
 
     def __init__(self, home: Home) -> None:
         self._home, self._removals = home, Removals(home)
-        self._removed: Removed = {}
+        self._expired: set[int] = set()
         self.digests: set[Digest] = set()
 
     def begin(self, model: str) -> None:
-        """Look up what is removed of the model whose logs are checked next."""
-        self._removed = {}
+        """Look up the versions of the model whose logs are checked next."""
+        self._expired = set()
         with suppress(Damaged, UnsupportedFormat):  # the check of the log says so
-            self._removed = self._removals.of(model)
+            self._expired = self._removals.expired(model)
 
     def takes(self, name: str, entry: RefEntry, digest: Digest) -> bool:
-        """Return whether an entry in the log of this name publishes what is removed."""
-        gone = not name.startswith(ALIASES) and entry.version in self._removed
+        """Return whether an entry in the log of this name publishes one of them."""
+        gone = not name.startswith(ALIASES) and entry.version in self._expired
         if gone:
             self.digests.add(digest)
         return gone
 
     def add_fold(self, full: Digest | None) -> None:
-        """Count the full manifest of a removed version's fold as removed, too."""
+        """Count the full manifest of the fold of one of them as well."""
         if full is not None:
             self.digests.add(full)
 
     def packs(self, live: Set[Digest]) -> set[bytes]:
-        """Return the packs of removed versions, but of live ones, as far as they are known."""
+        """Return their packs, but those of live versions, as far as they are known."""
         found: set[bytes] = set()
         for digest in self.digests - live:
             key = layout_key(digest)

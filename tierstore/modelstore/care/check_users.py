@@ -1,15 +1,40 @@
-"""Which versions need what a check looks at, as refs say it at first, and when damage was found."""
+"""Which versions need what a check looks at, as refs say it at first, and when damage was found.
+
+Removed versions are among them as long as they can be brought back. What is damaged of one it would
+have then, and nobody would know; what is gone of it was collected, and who brings it back is told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import Below, named_below
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.names.removed import Removals
+
+_REMOVED = " (removed)"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The versions that need a manifest.
+
+    Attributes:
+        in_force: Those that are not removed.
+        removed: Those that are removed, and can be brought back.
+    """
+
+    in_force: list[str]
+    removed: list[str]
+
+    @property
+    def every(self) -> list[str]:
+        """All of them."""
+        return self.in_force + self.removed
 
 
 class Users:
@@ -26,7 +51,7 @@ class Users:
         self._above: dict[Digest, list[Digest]] = {}
         """The manifests that lie on one: those that have it in their chain."""
         self._folded: dict[Digest, list[str]] = {}
-        self._now: Removals | None = None
+        self._now: _RemovedNow | None = None
 
     def add(self, digest: Digest, name: str) -> None:
         """Note that a version or variant is this manifest."""
@@ -57,31 +82,53 @@ class Users:
     def of(self, digest: Digest) -> list[str]:
         """Return the versions that need a manifest or its fold."""
         every = (self._own, self._below, self._folded)
-        return [*dict.fromkeys(name for names in every for name in names.get(digest, ()))]
+        names = dict.fromkeys(name for names in every for name in names.get(digest, ()))
+        return self._named_now(names).every
 
-    def now(self, digest: Digest) -> list[str]:
-        """Return the versions that need a manifest now, sorted.
+    def now(self, digest: Digest) -> Named:
+        """Return the versions that need a manifest now.
 
         Removals are read anew at the first call. A collector deletes a pack only after the removal
         of whatever needs it is in the log: who has found a pack missing and asks then knows whether
         that is damage.
         """
-        if self._now is None:
-            self._home.config = read_config(self._home.blobs)
-            self._now = Removals(self._home)
         found = set[str]()
         for owner in (digest, *self._above.get(digest, ())):
-            names = [name for name in self._own.get(owner, ()) if not self._is_removed(name)]
+            names = self._own.get(owner, ())
             if names and (owner == digest or digest in named_below(self._home, owner).read):
                 found.update(names)
-        return sorted(found)
+        return self._named_now(sorted(found))
 
-    def _is_removed(self, name: str) -> bool:
-        assert self._now is not None
-        model, _, number = name.rpartition("@")
-        with suppress(Damaged, UnsupportedFormat):  # the check of the log says so
-            return int(number.partition("+")[0]) in self._now.of(model)
-        return False
+    def _named_now(self, names: Iterable[str]) -> Named:
+        if self._now is None:
+            self._home.config = read_config(self._home.blobs)
+            self._now = _RemovedNow(self._home)
+        found = Named([], [])
+        for name in names:
+            model, _, number = name.rpartition("@")
+            version = int(number.partition("+")[0])
+            removed, expired = self._now.of(model)
+            if version not in removed:
+                found.in_force.append(name)
+            elif version not in expired:
+                found.removed.append(name + _REMOVED)
+        return found
+
+
+class _RemovedNow:
+    """What is removed of each model when it is asked for first."""
+
+    def __init__(self, home: Home) -> None:
+        self._removals = Removals(home)
+        self._known: dict[str, tuple[Container[int], Container[int]]] = {}
+
+    def of(self, model: str) -> tuple[Container[int], Container[int]]:
+        """Return the versions that are removed, and of these those that may be gone."""
+        if model not in self._known:
+            self._known[model] = (), ()
+            with suppress(Damaged, UnsupportedFormat):  # the check of the log says so
+                self._known[model] = self._removals.of(model), self._removals.expired(model)
+        return self._known[model]
 
 
 def _extend(names: list[str], more: list[str]) -> None:

@@ -7,6 +7,7 @@ as a rule is not there.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -164,6 +165,14 @@ class Removals:
         return (
             f"{ref} was removed on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}; {back}"
         )
+
+    def expired(self, model: str) -> set[int]:
+        """Return the removed versions of a model whose window is over, by this machine's clock."""
+        removed = self.of(model)
+        if not removed:
+            return set()
+        since_us = (time.time() - window_s(self._home.blobs, model)) * 1e6
+        return {number for number, entry in removed.items() if entry.time_us <= since_us}
 
     def until(self, model: str, entry: RefEntry) -> datetime:
         """Return until when what an entry removed can be brought back for certain."""

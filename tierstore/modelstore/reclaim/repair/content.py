@@ -143,7 +143,7 @@ class ContentRepair:
                 continue
             self._objects.delete(one.key)
             done = "deleted: the patches below say the same"
-            if names:
+            if names and digest not in self._users.removed:
                 done += f"; 'tierstore fold {names[0]}' writes it anew"
             self._report.add("repaired", one.key, one.why, done)
 

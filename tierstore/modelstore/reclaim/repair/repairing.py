@@ -20,6 +20,7 @@ from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkTable
+from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.placing.moverlease import HeldLease
@@ -238,7 +239,10 @@ class _Repair:
             missing = [one for pack in found for one in pack.missing]
             lost = rescue.from_elsewhere(missing)
             lost += rescue.from_elsewhere(rescue.unreadable_on(lost, wanted))
+        collected = _collected(lost, damaged, users.removed)
+        lost = [one for one in lost if one not in collected]
         for pack in found:
+            pack.missing = [one for one in pack.missing if one not in collected]
             self._tell(pack, {one.digest for one in lost})
         return {(one.wanted.place.pack, one.digest) for one in lost}
 
@@ -326,6 +330,21 @@ class _Found:
     missing: list[Missing] = field(default_factory=list)
     down: Mapping[str, str] = field(default_factory=dict)
     archives: Sequence[str] = ()
+
+
+def _collected(lost: Sequence[Missing], damaged: Set[bytes], removed: Set[Digest]) -> set[Missing]:
+    """Return those of the lost chunks that are gone since a collection had a shorter window.
+
+    They are of removed versions alone, and no damaged pack had them or their bases.
+    """
+    bad = {one.digest for one in lost if one.wanted.place.pack in damaged}
+    return {
+        one
+        for one in lost
+        if one.wanted.manifest in removed
+        and one.digest not in bad
+        and bad.isdisjoint(one.wanted.place.bases)
+    }
 
 
 def _readable_bytes(holdings: Holdings, pack: bytes) -> int:

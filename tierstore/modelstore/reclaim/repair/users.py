@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from typing import NamedTuple
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import HEAD, VARIANTS, VERSION_LOG, ref_prefix
@@ -24,8 +24,16 @@ from tierstore.modelstore.version import Version
 _log = logging.getLogger("tierstore.repair")
 _NUMBER = re.compile(r"/([0-9]{9})\Z")
 
-Users = dict[Digest, list[str]]
-"""The names of the versions that need a manifest, by its digest."""
+
+class Users(dict[Digest, list[str]]):
+    """The names of the versions that need a manifest, by its digest; those in force come first.
+
+    Attributes:
+        removed: Manifests that removed versions alone need. What is gone of these was collected.
+    """
+
+    def __init__(self) -> None:
+        self.removed: set[Digest] = set()
 
 
 def read_users(home: Home, versions: Iterable[Version] | None = None) -> Users:
@@ -35,31 +43,41 @@ def read_users(home: Home, versions: Iterable[Version] | None = None) -> Users:
         home: The store's home.
         versions: The versions; ``None`` for all that are not removed, or can be undeleted.
     """
-    named = ((str(one), one.digest) for one in versions) if versions is not None else _all(home)
-    users: Users = {}
-    for name, digest in named:
-        for needed in (digest, *named_below(home, digest).read):
+    if versions is not None:
+        named = [_Named(str(one), one.digest) for one in versions]
+    else:
+        named = sorted(_all(home), key=lambda one: one.is_removed)
+    users = Users()
+    for one in named:
+        name = f"{one.name} (removed)" if one.is_removed else one.name
+        for needed in (one.digest, *named_below(home, one.digest).read):
+            if one.is_removed and needed not in users:
+                users.removed.add(needed)
             names = users.setdefault(needed, [])
             if name not in names:
                 names.append(name)
     return users
 
 
-def _all(home: Home) -> Iterator[tuple[str, Digest]]:
+class _Named(NamedTuple):
+    name: str
+    digest: Digest
+    is_removed: bool = False
+
+
+def _all(home: Home) -> Iterator[_Named]:
     removals = Removals(home)
     for model in home.models():
-        gone: set[int] = set()
+        removed, expired = set[int](), set[int]()
         with suppress(Damaged, UnsupportedFormat):  # what is unknown counts as not removed
-            gone = {
-                number
-                for number, entry in removals.of(model).items()
-                if removals.until(model, entry) <= datetime.now(UTC)
-            }
+            removed, expired = set(removals.of(model)), removals.expired(model)
         for name in [VERSION_LOG, *(VARIANTS + variant for variant in home.variants(model))]:
             suffix = f"+{name.removeprefix(VARIANTS)}" if name != VERSION_LOG else ""
             for entry in readable_entries(home, model, name):
-                if entry.manifest is not None and entry.version not in gone:
-                    yield f"{model}@{entry.version}{suffix}", Digest.from_hex(entry.manifest)
+                if entry.manifest is None or entry.version in expired:
+                    continue
+                full, digest = f"{model}@{entry.version}{suffix}", Digest.from_hex(entry.manifest)
+                yield _Named(full, digest, entry.version in removed)
 
 
 def readable_entries(home: Home, model: str, name: str) -> Iterator[RefEntry]:

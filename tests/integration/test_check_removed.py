@@ -1,0 +1,116 @@
+"""What can be undeleted is checked as any version is: else damage comes back, and nobody knew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.integration.kit import MIB, settings, tensors
+from tests.integration.test_collector import CHANGES, collect, packs, packs_of
+from tests.integration.test_quarantine import flip, places
+from tests.integration.test_repair import flipped, spoil
+from tierstore.blobs.memory import MemoryStore
+from tierstore.format.keys import layout_key, pack_key, version_key
+from tierstore.modelstore.home.home import create_config
+from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.store import Store
+
+
+@pytest.fixture
+def blobs() -> MemoryStore:
+    return MemoryStore("check-removed")
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    """Three versions; each has a pack of its own, and the first one another that all share."""
+    create_config(blobs, MIB)
+    with Store(blobs, settings(cache)) as store:
+        enable(store._parts.home, wait_s=0)
+        for number in range(1, 4):
+            store.save("m", tensors(number), base=None)
+        yield store
+
+
+def test_damaged_data_of_a_removed_version_is_found(store: Store, blobs: MemoryStore) -> None:
+    [place, *_] = places(store, "m@2", "emb")
+    key = pack_key(place.pack)
+    store.remove("m@2")
+    assert store.check(read_data=True).findings == [], "neither damage nor garbage"
+    flip(blobs, place)
+    report = store.check(read_data=True)
+    assert [(one.key, one.needed_by) for one in report.findings] == [(key, ("m@2 (removed)",))]
+    assert report.quarantined == [key]
+    hit = [(one.version, [part.name for part in one.parts]) for one in store.repair().hit]
+    assert hit == [("m@2 (removed)", ["emb"])]
+    store.undelete("m@2")
+    assert {one.needed_by for one in store.check(read_data=True).findings} == {("m@2",)}
+
+
+def test_a_damaged_footer_of_a_removed_patch_is_found(store: Store, blobs: MemoryStore) -> None:
+    store.patch("m@3", CHANGES, fold=False)
+    [own] = packs_of(store, "m@4")
+    store.remove("m@4", force=True)
+    spoil(blobs, pack_key(own), flipped(-1))
+    assert [(one.key, one.needed_by) for one in store.check().findings] == [
+        (pack_key(own), ("m@4 (removed)",))
+    ]
+
+
+@pytest.mark.parametrize("key_of", [layout_key, version_key])
+def test_damage_in_home_of_a_removed_version_is_found(
+    store: Store, blobs: MemoryStore, key_of: object
+) -> None:
+    assert callable(key_of)
+    key = key_of(store.resolve("m@2").digest)
+    store.remove("m@2")
+    spoil(blobs, key, flipped(-1))
+    assert [(one.key, one.needed_by) for one in store.check().findings] == [
+        (key, ("m@2 (removed)",))
+    ]
+
+
+def test_damage_of_what_is_shared_names_both(store: Store, blobs: MemoryStore) -> None:
+    [place] = places(store, "m@2", "common")
+    store.remove("m@1")
+    flip(blobs, place)
+    [finding] = store.check(read_data=True).findings
+    assert finding.needed_by == ("m@1 (removed)", "m@2", "m@3")
+
+
+def test_once_the_window_is_over_nothing_of_it_is_damage(store: Store, blobs: MemoryStore) -> None:
+    [place, *_] = places(store, "m@2", "emb")
+    manifest = version_key(store.resolve("m@2").digest)
+    store.remove("m@2")
+    flip(blobs, place)
+    spoil(blobs, manifest, flipped(-1))
+    store.retention.set("m", window=timedelta(0))
+    assert store.check(read_data=True).findings == []
+
+
+def test_what_was_collected_with_a_shorter_window_is_not_lost(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.remove("m@2")
+    collect(store)
+    assert own not in packs(blobs)
+    report = store.check(read_data=True)
+    assert report.findings == []
+    assert report.data.copies == len(packs(blobs)), "what is not there is not read again and again"
+    assert store.repair().objects == []
+    assert store.repair().is_whole
+
+
+def test_what_is_gone_of_versions_in_force_is_lost_all_the_same(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.save("n", tensors(2), base=None)
+    store.remove("m@2")
+    blobs.delete([pack_key(own)])
+    assert [one.needed_by for one in store.check().findings] == [("n@1",)]
+    assert [one.version for one in store.repair().hit] == ["m@2 (removed)", "n@1"]
