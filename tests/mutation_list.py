@@ -617,6 +617,25 @@ _DURABILITY = (
         ("unit/test_blobs_local.py::test_eight_processes_race_to_create",),
     ),
     Mutation(
+        "what-is-in-a-blob's-place",
+        "Docs, repairing: Where something else lies in an object's place, repair says what.",
+        "blobs/local/store.py",
+        "if found is None or files.is_regular(found):",
+        "if True:",
+        (
+            "unit/test_blobs_local.py::test_what_is_no_file_is_no_blob",
+            "integration/test_in_the_way.py::test_in_the_place_of_a_layout[directory]",
+        ),
+    ),
+    Mutation(
+        "repair-ends-at-what-is-in-the-way",
+        "Docs, repairing: and goes on without it.",
+        "modelstore/reclaim/repair/objects.py",
+        "            except BackendError as error:",
+        "            except ZeroDivisionError as error:",
+        ("integration/test_in_the_way.py::test_in_the_place_of_an_entry[directory]",),
+    ),
+    Mutation(
         "blob-links-not-followed",
         "blobs.local.store: a symbolic link below the root never leads out of it.",
         "blobs/local/files.py",
@@ -5237,8 +5256,8 @@ _REPAIRED_OBJECTS = (
         "repair-condemns-less",
         "SPEC 10.2: the next list has in its place one of all packs that its filter has.",
         "modelstore/reclaim/repair/lists.py",
-        "            if found:\n",
-        "            if False:\n",
+        "first)] if found else []",
+        "first)] if False else []",
         ("integration/test_repair_objects.py::test_what_was_condemned_stays_condemned",),
     ),
     Mutation(

@@ -140,7 +140,8 @@ def test_a_bad_copy_is_put_back_from_another_tier(tiered: Tiered, damage: str, b
     assert changed(whole, every(*places)) == {key}, "a dry run changes nothing"
     report = store.repair()
     assert outcomes(report) == outcomes(dry) == [("repaired", key, bad)]
-    assert f"put back from tier {'cold' if bad == 'warm' else 'warm'}" in report.objects[0].done
+    done = f"put back from tier {'cold' if bad == 'warm' else 'warm'}"
+    assert (report.objects[0].done, dry.objects[0].done) == (done, f"would be {done}")
     assert report.is_whole
     assert every(*places) == whole, "every object is what it was, and there are no others"
     assert store.repair().objects == [], "nothing is left to do"

@@ -134,6 +134,9 @@ def repaired(world: World, path: Path) -> RepairReport:
         assert [(one.outcome, one.key) for one in report.objects] == [
             (one.outcome, one.key) for one in dry.objects
         ]
+        for said, done in zip(dry.of("repaired"), report.of("repaired"), strict=True):
+            assert said.done.replace("would be ", "") == done.done
+            assert "would be " in said.done or "found in other packs" in said.done
         after = world.now()
         untouched = {one for one, data in before.items() if after.get(one) == data}
         assert before.keys() - untouched <= {path}
@@ -212,7 +215,7 @@ KINDS = {
     "quarantine mark": Kind("quarantine/", ("repaired", "its pack is in no tier")),
     "retention": Kind("retention/", ("lost", "'tierstore retention set' sets it again")),
     "note of the last collection": Kind("collected", ("repaired", "begin anew")),
-    "condemned list": Kind("gc/", ("repaired", "the next list has all"), at=-1),
+    "condemned list": Kind("gc/", ("repaired", ": it has "), at=-1),
     "condemned segment": Kind(
         "condemned/", ("repaired", "in its filter"), ("repaired", "in its filter")
     ),
@@ -239,7 +242,7 @@ def test_a_damaged_object(world: World, kind: str, damage: str) -> None:
             return
     elif damage in MENDED and kind != "hint" and len(world.files[path]) > HEADER_BYTES:
         assert path.read_bytes() == world.files[path], "it is as it was"
-        outcome, said = "repaired", "it was written as it was"
+        outcome, said = "repaired", "written as it was: its envelope"
     else:
         outcome, said = about.damaged
     if damage == "gone" and kind == "move":

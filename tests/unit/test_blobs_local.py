@@ -346,7 +346,8 @@ def test_symbolic_links_lead_nowhere(store: LocalStore, tmp_path: Path) -> None:
     assert list(store.list()) == []
     assert list(store.list("dir/")) == []
     assert list(store.list_folders()) == []
-    assert store.put_if_absent("blob", b"x") is False
+    with pytest.raises(BackendError, match="a symbolic link is in its place; move that away"):
+        store.put_if_absent("blob", b"x")
     store.put("blob", b"mine")
     assert bytes(store.get("blob")) == b"mine"
     assert [path.name for path in outside.iterdir()] == ["secret"]
@@ -361,7 +362,13 @@ def test_what_is_no_file_is_no_blob(store: LocalStore) -> None:
             store.get(key)
         with pytest.raises(NotFound):
             store.info(key)
+        with pytest.raises(BackendError, match=f"'{key}'.* special file is in its place; move"):
+            store.put_if_absent(key, b"x")
     assert list(store.list()) == []
+    with pytest.raises(BackendError, match=r"'folder'.*Is a directory; move that directory away"):
+        store.put("folder", b"x")
+    store.put("pipe", b"mine")
+    assert bytes(store.get("pipe")) == b"mine"
 
 
 def test_foreign_files_are_not_listed(store: LocalStore) -> None:

@@ -94,10 +94,10 @@ def repair_json(report: RepairReport) -> schemas.Repair:
 
 
 def _print(report: RepairReport) -> None:
-    would = {"repaired": "would repair"} if report.dry_run else {}
+    words = {"repaired": "to repair"} if report.dry_run else {}
     for one in report.objects:
         where = f"{one.key} in tier {one.tier}" if one.tier else one.key
-        said = would.get(one.outcome, one.outcome)
+        said = words.get(one.outcome, one.outcome)
         print(printable(f"{said}: {where}: {one.what}: {one.done}"))
     for hit in report.hit:
         if not hit.parts:

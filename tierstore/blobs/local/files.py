@@ -68,13 +68,12 @@ def open_dir(name: str, parent: int, *, create: bool) -> int:
     return os.open(name, flags, dir_fd=parent)
 
 
-def exists(name: str, folder: int) -> bool:
-    """Return whether ``folder`` has an entry ``name``, of any kind."""
+def look(name: str, folder: int) -> os.stat_result | None:
+    """Return what ``folder`` has under a name, of any kind; ``None`` if there is nothing."""
     try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
-        return False
-    return True
+        return None
 
 
 def unlink_file(name: str, folder: int) -> bool:
@@ -125,6 +124,11 @@ def is_regular(found: os.stat_result) -> bool:
     return stat.S_ISREG(found.st_mode)
 
 
+def is_link(found: os.stat_result) -> bool:
+    """Return whether this is a symbolic link."""
+    return stat.S_ISLNK(found.st_mode)
+
+
 def write_all(fd: int, views: Sequence[memoryview]) -> None:
     """Write every byte of ``views`` into an empty file, in as many calls as it takes."""
     if sum(len(view) for view in views) >= MIN_BYTES and write_direct(fd, views):
@@ -166,6 +170,8 @@ def translated(error: OSError, message: str) -> BackendError:
         return PermissionDenied(f"{message}; check the owner and mode of the directory")
     if error.errno == errno.EXDEV:
         return BackendError(f"{message}; the whole directory must be on one file system")
+    if error.errno == errno.EISDIR:
+        return BackendError(f"{message}; move that directory away, then try again")
     if error.errno in MISSING:
         return BackendError(f"{message}; something that is not a directory is in the way")
     return BackendError(f"{message}; check the disk and the system's log")

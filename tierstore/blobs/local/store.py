@@ -115,7 +115,8 @@ class LocalStore(BlobStore):
         with self._errors("creating", key):
             folder, name = self._open_parent(key, create=True)
             try:
-                created = not files.exists(name, folder) and self._link(key, data, folder, name)
+                known = self._exists(key, folder, name)
+                created = not known and self._link(key, data, folder, name)
                 # Also when somebody else created it: the caller may build on its being there.
                 self._sync(folder, key)
                 return created
@@ -182,6 +183,17 @@ class LocalStore(BlobStore):
             return iter([name for name in below if self._has_blob(f"{prefix}{name}")])
 
     # Writing
+
+    def _exists(self, key: str, folder: int, name: str) -> bool:
+        """Return whether a blob is there; what lies in its place and is no file stays as it is."""
+        found = files.look(name, folder)
+        if found is None or files.is_regular(found):
+            return found is not None
+        kind = "symbolic link" if files.is_link(found) else "directory or special file"
+        raise BackendError(
+            f"blob {key!r} in {self.url} cannot be created: a {kind} is in its place; move that "
+            "away, then try again"
+        )
 
     def _sync(self, folder: int, key: str) -> None:
         """Make a blob's name durable, once everybody can see it."""

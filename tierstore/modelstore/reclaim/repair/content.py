@@ -20,6 +20,7 @@ from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
 from tierstore.modelstore.reclaim.repair.report import HitVersion
 from tierstore.modelstore.reclaim.repair.users import Users
+from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
 _MISSING = "it is missing"
@@ -108,20 +109,22 @@ class ContentRepair:
         key = keys.layout_key(digest)
         try:
             made = scan.layout(digest, self._home.manifest(digest))
+            unfit = [] if self._report.dry_run else write_layouts(self._home, [made])
         except (Damaged, UnsupportedFormat):
             self._report.add("lost", key, why, "its manifest is lost, too")
             return
         except NotFound as error:  # of a chunk, or of the manifest itself
             self._report.add("lost", key, why, str(error))
             return
-        except BackendError as error:  # a tier that may have it cannot be asked
+        except BackendError as error:  # a tier that may have it cannot be asked, or home written
             self._report.add("left", key, why, str(error))
             return
-        if not self._report.dry_run and write_layouts(self._home, [made]):
+        if unfit:
             done = "its chunks are in condemned packs alone: 'tierstore gc' heals it"
             self._report.add("left", key, why, done)
             return
-        self._report.add("repaired", key, why, "made anew from the footers of the packs")
+        done = self._report.did("made anew") + ": from the footers of the packs"
+        self._report.add("repaired", key, why, done)
 
     def folds(self, found: Iterable[str]) -> None:
         """Delete damaged folds where what lies below them is there."""
@@ -141,11 +144,10 @@ class ContentRepair:
                 done = f"what lies below is gone as well ({error}); which content it named is lost"
                 self._report.add("lost" if names else "left", one.key, one.why, done)
                 continue
-            self._objects.delete(one.key)
-            done = "deleted: the patches below say the same"
+            note = "the patches below say the same"
             if names and digest not in self._users.removed:
-                done += f"; 'tierstore fold {names[0]}' writes it anew"
-            self._report.add("repaired", one.key, one.why, done)
+                note += f"; 'tierstore fold {names[0]}' writes it anew"
+            self._objects.delete(one, note)
 
 
 class MoveRepair:
@@ -175,9 +177,10 @@ class MoveRepair:
         for pack, moves in by_pack.items():
             body = Move(pack=pack.hex(), into=[one.hex() for one in into[pack]])
             for one in moves:
-                self._objects.put(one.key, seal_body(Kind.MOVE, body))
-                done = f"written anew: it leads to {len(into[pack])} packs that have chunks of it"
-                self._objects.report.add("repaired", one.key, one.why, done)
+                note = f"it leads to {counted(len(into[pack]), 'pack')} with chunks of it"
+                self._objects.put(
+                    one.key, seal_body(Kind.MOVE, body), one.why, "written anew", note
+                )
 
     def _chunks_of(self, packs: Collection[bytes]) -> dict[bytes, set[bytes]]:
         """Return the chunks that these packs hold or held, as far as layouts and footers tell."""

@@ -13,7 +13,7 @@ from tierstore.tiers.durable.packcheck import check_frame
 from tierstore.tiers.hot.shared import BATCH_BYTES, SharedHot, frame_key
 from tierstore.tiers.hot.tiers import HotTiers
 
-_DROPPED = "dropped; it is fetched again when it is read"
+_AGAIN = "it is fetched again when it is read"
 
 
 class HotRepair:
@@ -27,6 +27,7 @@ class HotRepair:
     def __init__(self, hot: HotTiers, report: RepairReport) -> None:
         self._hot, self._report = hot, report
         self._seen: set[str] = set()
+        self._dropped = report.did("dropped") + f": {_AGAIN}"
 
     def repair_local(self) -> None:
         """Compare this node's files with their digests, and remove those that are wrong.
@@ -44,7 +45,7 @@ class HotRepair:
         self._report.hot_bytes += done.plain_bytes
         for digest in done.damaged:
             what = "this node's disk changed this chunk"
-            self._report.add("repaired", digest.hex(), what, _DROPPED, local.name)
+            self._report.add("repaired", digest.hex(), what, self._dropped, local.name)
 
     def repair_shared(self, table: ChunkTable) -> None:
         """Check the frames of a layout that nodes share, and remove those that are wrong."""
@@ -65,7 +66,8 @@ class HotRepair:
                 check_frame(frame, replace(place, head_bytes=len(frame)), f"tier {tier.name}")
             except (Damaged, UnsupportedFormat) as error:
                 if isinstance(error, Damaged):
-                    self._report.add("repaired", frame_key(place), error, _DROPPED, tier.name)
+                    key = frame_key(place)
+                    self._report.add("repaired", key, error, self._dropped, tier.name)
                 if not self._report.dry_run:
                     tier.bad(place, error)
             else:

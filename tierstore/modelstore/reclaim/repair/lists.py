@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
@@ -28,6 +29,7 @@ from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.users import Users
 from tierstore.modelstore.reclaim.repair.wanted import read_table
+from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
 
@@ -45,7 +47,6 @@ class ListRepair:
     def __init__(self, home: Home, objects: Objects, holdings: Holdings, users: Users) -> None:
         self._home, self._objects = home, objects
         self._holdings, self._users = holdings, users
-        self._report = objects.report
 
     def run(self) -> None:
         """Repair the highest list, and every segment that it names."""
@@ -86,11 +87,18 @@ class ListRepair:
             for one in there
             if one not in bad
         ]
-        done = f"the next list has all {len(segments)} segments that are there"
+        note = f"it has {counted(len(segments), 'segment')}, all that are there"
         if bad:
-            done += f", and not the {len(bad)} that are damaged: what they condemned is lost"
-        self._write(int(key.removeprefix(keys.GC)) + 1, segments)
-        self._report.add("lost" if bad else "repaired", key, why, done)
+            note += f", but for {len(bad)} that are damaged: what they condemned is lost"
+        number = int(key.removeprefix(keys.GC)) + 1
+        self._objects.change(
+            lambda: self._write(number, segments),
+            key,
+            why,
+            f"replaced by list {number}",
+            note,
+            "lost" if bad else "repaired",
+        )
 
     def _replace_segments(
         self, key: str, number: int, there: set[str], bad: dict[str, str]
@@ -109,16 +117,20 @@ class ListRepair:
             kept = [one for name, one in named.items() if name not in gone]
             known = set().union(*(self._packs(keys.CONDEMNED + one.key) for one in kept))
             found = {pack for pack in self._candidates() if newest.may_hold(pack)} - known
-            if found:
-                first = min(named[one].time_us for one in gone)
-                kept.append(self._segment(sorted(found), first))
-            self._write(number + 1, kept)
+            first = min(named[one].time_us for one in gone)
+
+            @cache
+            def write() -> None:
+                new = [self._segment(sorted(found), first)] if found else []
+                self._write(number + 1, [*kept, *new])
+
+            done = f"replaced by list {number + 1}"
+            note = (
+                f"it condemns {counted(len(found), 'pack')}: what list {number} has in its filter "
+                "and is there, or anything leads to"
+            )
             for one, why in gone.items():
-                done = (
-                    f"list {number + 1} condemns the {len(found)} packs that list {number} has in "
-                    "its filter and that are there, or that anything leads to"
-                )
-                self._report.add("repaired", one, why, done)
+                self._objects.change(write, one, why, done, note)
 
     def _packs(self, key: str) -> frozenset[bytes]:
         return parse_segment(self._home.blobs.get(key), key)
@@ -142,13 +154,12 @@ class ListRepair:
     def _segment(self, packs: list[bytes], time_us: int) -> SegmentOfList:
         new = SegmentOfList(key=uuid.uuid4().hex, time_us=time_us)
         body = CondemnedSegment(packs=b"".join(packs))
-        self._objects.put(keys.CONDEMNED + new.key, seal_body(Kind.CONDEMNED_SEGMENT, body))
+        sealed = seal_body(Kind.CONDEMNED_SEGMENT, body)
+        self._home.blobs.put(keys.CONDEMNED + new.key, sealed)
         return new
 
     def _write(self, number: int, segments: list[SegmentOfList]) -> None:
         """Write the next list, unless another process was faster: the next repair looks again."""
-        if self._report.dry_run:
-            return
         packs = set().union(*(self._packs(keys.CONDEMNED + one.key) for one in segments))
         body = CondemnedList(
             seq=number,

@@ -22,6 +22,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.reclaim.repair.objects import Objects
+from tierstore.modelstore.reclaim.repair.report import Outcome
 from tierstore.modelstore.reclaim.repair.users import numbers, readable_entries
 from tierstore.modelstore.version import DERIVED_FROM, RELEASED
 
@@ -71,9 +72,9 @@ class LogRepair:
         for seq in sorted(bad):
             self._entry(model, name, seq, bad[seq])
         if hint:
-            self._objects.put(prefix + keys.HEAD, seal_body(Kind.HINT, Hint(seq=last)))
-            done = "written anew: where a search for the newest entry begins"
-            self._objects.report.add("repaired", prefix + keys.HEAD, hint, done)
+            sealed = seal_body(Kind.HINT, Hint(seq=last))
+            note = "a search for the newest entry begins there"
+            self._objects.put(prefix + keys.HEAD, sealed, hint, "written anew", note)
 
     def _hint(self, prefix: str) -> tuple[str, int]:
         """Return what is wrong with the hint of a log, and the number that it says."""
@@ -96,11 +97,10 @@ class LogRepair:
             self._removal(model, seq, why)
         elif name.startswith(keys.ALIASES):
             alias = name.removeprefix(keys.ALIASES)
-            done = (
-                "an entry that removes the alias stands in its place: what it meant is lost, "
-                f"'tierstore alias set {model}@{alias} REF' sets it anew"
-            )
-            self._write(model, name, self._blank(model, name, seq, "remove"), why, done, "lost")
+            done = "replaced by an entry that removes the alias"
+            note = f"what it meant is lost, 'tierstore alias set {model}@{alias} REF' sets it anew"
+            blank = self._blank(model, name, seq, "remove")
+            self._write(model, name, blank, why, done, note, "lost")
         else:
             variant = name.removeprefix(keys.VARIANTS)
             done = (
@@ -125,18 +125,19 @@ class LogRepair:
         [(manifest, kind)] = kinds.items()
         action: Action = RELEASED if kind == "release" else "publish"
         entry = self._blank(model, keys.VERSION_LOG, seq, action, seq, manifest)
-        done = f"written anew: another entry says that {model}@{seq} is b3:{manifest[:12]}"
-        self._write(model, keys.VERSION_LOG, entry, why, done, "repaired")
+        note = f"another entry says that {model}@{seq} is b3:{manifest[:12]}"
+        self._write(model, keys.VERSION_LOG, entry, why, "written anew", note, "repaired")
 
     def _removal(self, model: str, seq: int, why: str) -> None:
         log = self._home.log(model)
         unused = max([*numbers(self._home, model, keys.VERSION_LOG), log.hinted()]) + 1
         entry = self._blank(model, keys.REMOVED_LOG, seq, "undelete", versions=[unused])
-        done = (
-            "an entry that changes nothing stands in its place: what it removed counts as not "
-            "removed, and what it brought back as removed; see 'tierstore ls', then rm or undelete"
+        done = "replaced by an entry that changes nothing"
+        note = (
+            "what it removed counts as not removed, and what it brought back as removed; see "
+            "'tierstore ls', then rm or undelete"
         )
-        self._write(model, keys.REMOVED_LOG, entry, why, done, "lost")
+        self._write(model, keys.REMOVED_LOG, entry, why, done, note, "lost")
 
     def _blank(
         self,
@@ -171,18 +172,25 @@ class LogRepair:
         return time.time_ns() // 1000
 
     def _write(
-        self, model: str, name: str, entry: RefEntry, why: str, done: str, outcome: str
+        self,
+        model: str,
+        name: str,
+        entry: RefEntry,
+        why: str,
+        done: str,
+        note: str,
+        outcome: Outcome,
     ) -> None:
         key = keys.entry_key(keys.ref_prefix(model, name), entry.seq)
         sealed = seal_body(Kind.REF, entry)
         if why != _MISSING:
-            self._objects.put(key, sealed)
-        elif not self._objects.report.dry_run:  # a writer may take this very number
+            self._objects.put(key, sealed, why, done, note, outcome)
+            return
+
+        def create() -> None:  # a writer may take this very number
             create_once(self._home.blobs, key, sealed)
-        if outcome == "lost":
-            self._objects.report.add("lost", key, why, done)
-        else:
-            self._objects.report.add("repaired", key, why, done)
+
+        self._objects.change(create, key, why, done, note, outcome)
 
     # What other objects say of versions
 

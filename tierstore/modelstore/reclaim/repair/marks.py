@@ -23,8 +23,8 @@ def repair_marks(objects: Objects, holdings: Holdings) -> set[bytes]:
             continue
         if holdings.is_there(pack):
             left.add(pack)
-            objects.report.add("repaired", one.key, one.why, "made anew: its pack was read again")
+            done = objects.report.did("made anew") + ": its pack is read again"
+            objects.report.add("repaired", one.key, one.why, done)
         else:
-            objects.delete(one.key)
-            objects.report.add("repaired", one.key, one.why, "deleted: its pack is in no tier")
+            objects.delete(one, "its pack is in no tier")
     return left

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, InvalidName, NotFound, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.collected import Collected
 from tierstore.format.heat import parse_heat
@@ -27,11 +27,10 @@ from tierstore.modelstore.home.leases import TTL_S
 from tierstore.modelstore.home.pins import holder_mark
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.names.rollout import HOLDER
-from tierstore.modelstore.reclaim.repair.report import RepairReport
+from tierstore.modelstore.reclaim.repair.report import Outcome, RepairReport
 
 _PAGE = 64
 _KINDS = frozenset(Kind)
-_ENVELOPE = "its envelope was damaged and its body is whole: it was written as it was"
 
 Parse = Callable[[str, memoryview], object]
 """Checks an object, by its key and bytes."""
@@ -93,8 +92,7 @@ class Objects:
             parse(key, memoryview(whole))
         except (Damaged, UnsupportedFormat):
             return False
-        self.put(key, whole)
-        self.report.add("repaired", key, why, _ENVELOPE)
+        self.put(key, whole, why, "written as it was", "its envelope alone is damaged")
         return True
 
     def _is_of_others(self, key: str, data: memoryview, why: Damaged) -> bool:
@@ -104,15 +102,48 @@ class Objects:
         self.report.add("left", key, why, "of which kind it is only another tierstore knows")
         return True
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object, unless nothing may be changed."""
-        if not self.report.dry_run:
-            self.blobs.put(key, data)
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        why: object,
+        done: str,
+        note: str,
+        outcome: Outcome = "repaired",
+    ) -> None:
+        """Write an object over a damaged one; see ``change``."""
+        self.change(lambda: self.blobs.put(key, data), key, why, done, note, outcome)
 
-    def delete(self, key: str) -> None:
-        """Delete an object, unless nothing may be changed."""
+    def delete(self, one: Broken, note: str) -> None:
+        """Delete a damaged object; see ``change``."""
+        self.change(lambda: self.blobs.delete([one.key]), one.key, one.why, "deleted", note)
+
+    def change(
+        self,
+        act: Callable[[], object],
+        key: str,
+        why: object,
+        done: str,
+        note: str,
+        outcome: Outcome = "repaired",
+    ) -> None:
+        """Change home, unless nothing may be changed, and report it, or why it was not possible.
+
+        Args:
+            act: Changes it.
+            key: The key of the object that is damaged.
+            why: What is wrong with it.
+            done: What is done, as a participle: ``written anew``.
+            note: What to know about it.
+            outcome: What came of the object then.
+        """
         if not self.report.dry_run:
-            self.blobs.delete([key])
+            try:
+                act()
+            except BackendError as error:
+                self.report.add("left", key, why, f"it could not be {done}: {error}")
+                return
+        self.report.add(outcome, key, why, f"{self.report.did(done)}: {note}")
 
     def is_there(self, key: str) -> bool:
         """Return whether an object is there now."""
@@ -136,32 +167,31 @@ def repair_hints(objects: Objects) -> None:
             Kind.SEGMENT,
             keys.INDEX,
             lambda key, data: parse_segment(data, key),
-            "deleted: saves store chunks anew that they do not find; 'tierstore index rebuild' "
+            "saves store chunks anew that they do not find; 'tierstore index rebuild' "
             "finds them again",
         ),
         (
             Kind.HEAT,
             HEAT,
             lambda key, data: parse_heat(data, key),
-            "deleted: the node writes what it reads anew, and what it read before is forgotten",
+            "the node writes what it reads anew, and what it read before is forgotten",
         ),
         (
             Kind.REPORT,
             keys.REPORTS,
             lambda key, data: unseal_body(Kind.REPORT, data, Report, key),
-            "deleted: the node reports again",
+            "the node reports again",
         ),
         (
             Kind.COLLECTED,
             keys.COLLECTED,
             lambda key, data: unseal_body(Kind.COLLECTED, data, Collected, key),
-            "deleted: times that garbage has waited begin anew",
+            "times that garbage has waited begin anew",
         ),
     ]
-    for kind, prefix, parse, done in hints:
+    for kind, prefix, parse, note in hints:
         for one in list(objects.broken(kind, objects.listed(prefix), parse)):
-            objects.delete(one.key)
-            objects.report.add("repaired", one.key, one.why, done)
+            objects.delete(one, note)
 
 
 def repair_leases(objects: Objects) -> None:
@@ -176,8 +206,7 @@ def repair_leases(objects: Objects) -> None:
         except NotFound:  # given back since
             continue
         if left_s <= 0:
-            objects.delete(one.key)
-            objects.report.add("repaired", one.key, one.why, "deleted: it has ended")
+            objects.delete(one, "it has ended")
         else:
             done = (
                 "whoever holds it writes it again; else it ends in "
@@ -214,16 +243,17 @@ def repair_pins(objects: Objects, home: Home) -> None:
         version, _, mark = one.key.removeprefix(PINS).partition("-")
         holder = holders.get(mark)
         if mark and holder is None:
-            objects.delete(one.key)
-            objects.report.add("repaired", one.key, one.why, "deleted: its rollout is over")
+            objects.delete(one, "its rollout is over")
             continue
         ref = holder or f"b3:{version}"
         pin = Pin(version=version, ref=ref, roles=["hot", "warm"], until_us=None, who=whoami())
-        objects.put(one.key, seal_body(Kind.PIN, pin))
-        done = "it pins in hot and warm tiers without end, as it did while it could not be read"
+        note = f"the pin of {holder}"
         if not holder:
-            done += f"; 'tierstore unpin b3:{version[:12]}' ends that"
-        objects.report.add("repaired", one.key, one.why, done if not holder else "written anew")
+            note = (
+                "it pins in hot and warm tiers without end, as it did while it could not be read; "
+                f"'tierstore unpin b3:{version[:12]}' ends that"
+            )
+        objects.put(one.key, seal_body(Kind.PIN, pin), one.why, "written anew", note)
 
 
 def _holders(home: Home) -> Iterator[tuple[str, str]]:

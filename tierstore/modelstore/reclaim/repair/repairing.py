@@ -45,6 +45,7 @@ from tierstore.modelstore.reclaim.repair.rescue import Missing, Rescue
 from tierstore.modelstore.reclaim.repair.users import Users, read_users
 from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted, read_table
 from tierstore.modelstore.version import Version
+from tierstore.shown import counted
 from tierstore.tiers.hot.tiers import HotTiers
 
 _SAVE_AGAIN = "saving that content again heals it"
@@ -210,9 +211,9 @@ class _Repair:
         data = copies.whole() if copies.bad else None
         if data is None:
             return bool(copies.bad)
-        source = "put together from what is good in each copy"
+        source = self.report.did("put together from what is good in each copy")
         if copies.good is not None:
-            source = f"put back from tier {copies.good.tier.name}"
+            source = self.report.did(f"put back from tier {copies.good.tier.name}")
         for copy in copies.bad:
             outcome: Outcome = "repaired"
             done = source
@@ -281,22 +282,25 @@ class _Repair:
         if not self.report.dry_run:
             self._home.quarantine.lift(copies.pack)
         what = "the pack was quarantined, but every copy is good"
-        self.report.add("repaired", keys.quarantine_key(copies.pack), what, "the mark was deleted")
+        self.report.add(
+            "repaired", keys.quarantine_key(copies.pack), what, self.report.did("deleted")
+        )
 
     def _tell(self, found: _Found, lost: Set[bytes]) -> None:
         """Say what came of a bad pack, unless an earlier repair has done all that could be done."""
         mine = [one for one in found.missing if one.digest in lost]
         elsewhere = len(found.missing) - len(mine)
-        done = ["quarantined"] if found.is_new else []
+        done = [self.report.did("quarantined")] if found.is_new else []
         if found.copied:
-            done.append(f"{_chunks(found.copied)} copied from it into a new pack")
+            copied = self.report.did("copied from it into a new pack")
+            done.append(f"{counted(found.copied, 'chunk')} {copied}")
         if elsewhere:
-            done.append(f"{_chunks(elsewhere)} found in other packs or hot tiers")
+            done.append(f"{counted(elsewhere, 'chunk')} found in other packs or hot tiers")
         outcome: Outcome = "repaired"
         if mine:
             outcome = "lost"
             nbytes = sum(one.wanted.place.plain_bytes for one in mine)
-            done.append(f"{_chunks(len(mine))} of {nbytes} bytes lost; {_SAVE_AGAIN}")
+            done.append(f"{counted(len(mine), 'chunk')} of {nbytes} bytes lost; {_SAVE_AGAIN}")
             if found.archives:
                 outcome = "left"
                 tiers = ", ".join(found.archives)
@@ -350,7 +354,3 @@ def _collected(lost: Sequence[Missing], damaged: Set[bytes], removed: Set[Digest
 def _readable_bytes(holdings: Holdings, pack: bytes) -> int:
     sizes = holdings.bytes_of(pack)
     return sum(size for tier, size in sizes.items() if tier not in holdings.archives)
-
-
-def _chunks(count: int) -> str:
-    return "1 chunk" if count == 1 else f"{count} chunks"

@@ -101,6 +101,10 @@ class RepairReport:
         """Whether nothing is lost, and nothing was left to another time."""
         return not self.hit and not self.of("lost") and not self.of("left")
 
+    def did(self, done: str) -> str:
+        """Return a participle, such as "written anew", as it holds of this run."""
+        return f"would be {done}" if self.dry_run else done
+
     def add(self, outcome: Outcome, key: str, what: object, done: str, tier: str = "") -> None:
         """Note what was done about an object."""
         self.objects.append(Repaired(outcome, key, brief(what), done, tier))

@@ -74,8 +74,8 @@ def repair_tier_list(objects: Objects) -> TierList | None:
     if not objects.report.dry_run:
         create_once(objects.blobs, tiers_key(again.seq), seal_tiers(again))
     done = (
-        f"the tiers are those of list {found.seq} again; 'tierstore tier ls' shows them, and what "
-        "was changed since is lost"
+        f"{objects.report.did(f'replaced by list {again.seq}')}: the tiers are those of list "
+        f"{found.seq} again; 'tierstore tier ls' shows them, and what was changed since is lost"
     )
     for key, why in bad.items():
         if numbers[key] > found.seq:
@@ -111,8 +111,9 @@ def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None)
         except Damaged as error:
             why = str(error)
     config, done = _config(blobs, data, store_ids, given)
-    objects.put(keys.CONFIG, encode_config(config))
-    objects.report.add("repaired", keys.CONFIG, why, done)
+    if not objects.report.dry_run:
+        blobs.put(keys.CONFIG, encode_config(config))
+    objects.report.add("repaired", keys.CONFIG, why, objects.report.did(done))
     return config
 
 
