@@ -5270,9 +5270,20 @@ _REPAIRED_OBJECTS = (
     ),
 )
 
+_WORDS = (
+    Mutation(
+        "init-over-a-lost-config",
+        "SPEC 10: `init` MUST NOT create it where a model has a folder below `refs/`.",
+        "modelstore/home/home.py",
+        "if keys.CONFIG not in blobs.get_many([keys.CONFIG]) and _has_models(blobs):",
+        "if False:",
+        ("integration/test_foreign_config.py::test_a_store_that_lost_its_config_is_not_made_anew",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
     *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_ROWS,
-    *_REPAIRED_OBJECTS,
+    *_REPAIRED_OBJECTS, *_WORDS,
 )  # fmt: skip

@@ -46,3 +46,23 @@ def test_a_directory_that_holds_the_store_is_not_saved_into_it(tmp_path: Path) -
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "a").write_text("a")
         store.save("m", tmp_path / "other", allow_no_tensors=True)
+
+
+def test_a_store_that_lost_its_config_is_not_made_anew(tmp_path: Path) -> None:
+    with tierstore.init(tmp_path / "store") as store:
+        store.save("m", {"w": np.ones(4, np.float32)})
+    (tmp_path / "store" / "config.json").unlink()
+    with pytest.raises(NotFound, match="'tierstore repair --home' makes it anew"):
+        tierstore.open(tmp_path / "store")
+    with pytest.raises(Conflict, match="'tierstore repair --home' makes it anew"):
+        tierstore.init(tmp_path / "store")
+
+
+def test_what_has_a_folder_refs_is_a_store_only_if_models_have_logs_there(tmp_path: Path) -> None:
+    """The cache of another program has a file ``refs/main``."""
+    (tmp_path / "other" / "refs").mkdir(parents=True)
+    (tmp_path / "other" / "refs" / "main").write_text("b5a7c1")
+    with pytest.raises(NotFound, match="is not a store"):
+        tierstore.open(tmp_path / "other")
+    with tierstore.init(tmp_path / "other") as store:
+        assert store.models() == []

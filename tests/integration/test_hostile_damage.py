@@ -203,7 +203,7 @@ def test_missing(made: Made, kind: str) -> None:
     key = made.key(kind)
     made.blobs.delete([key])
     if kind == "config.json":
-        with pytest.raises(NotFound, match="is not a store; make one with"):
+        with pytest.raises(NotFound, match=r"config\.json is lost: 'tierstore repair --home'"):
             made.opened()
     elif kind == "layouts":
         assert [f.key for f in check(made).findings] == [key]

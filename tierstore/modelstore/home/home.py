@@ -42,7 +42,8 @@ def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
 
     Raises:
         UsageError: The chunk size is not a power of two from 1 to 16 MiB.
-        Conflict: A store is there already, or another object under the config's key.
+        Conflict: A store is there already, or one that lost its config, or another object under
+            the config's key.
         BackendError: The storage cannot create an object atomically, so it cannot be a home.
     """
     chunk_size = as_whole("chunk_size", chunk_size, "bytes as a whole number, such as 4 << 20")
@@ -56,6 +57,8 @@ def create_config(blobs: BlobStore, chunk_size: int = DEFAULT_CHUNK) -> None:
             f"{blobs.url} cannot create an object only if it is absent, so two writers could "
             "overwrite each other; use a local directory or S3-compatible storage as home"
         )
+    if keys.CONFIG not in blobs.get_many([keys.CONFIG]) and _has_models(blobs):
+        raise Conflict(f"{_lost_config(blobs)}; for an empty store choose another place")
     config = StoreConfig(store_id=uuid.uuid4().hex, chunk_size=chunk_size)
     if not blobs.put_if_absent(keys.CONFIG, encode_config(config)):
         if not is_config(blobs.get(keys.CONFIG)):
@@ -79,12 +82,26 @@ def read_config(blobs: BlobStore) -> StoreConfig:
     except NotFound:
         data = None
     if data is None or not is_config(data):
+        if data is None and _has_models(blobs):
+            raise NotFound(_lost_config(blobs))
         raise NotFound(
             f"{blobs.url} is not a store; make one with 'tierstore init URL', or check the URL"
         )
     config = parse_config(data, name)
     check_features(config, "read", name)
     return config
+
+
+def _has_models(blobs: BlobStore) -> bool:
+    """Return whether a store has lain here: models and releases have logs below ``refs/``."""
+    return any(True for _ in blobs.list_folders(keys.REFS))
+
+
+def _lost_config(blobs: BlobStore) -> str:
+    return (
+        f"{blobs.url} has models, but its {keys.CONFIG} is lost: "
+        "'tierstore repair --home' makes it anew"
+    )
 
 
 class Home:
