@@ -5272,6 +5272,25 @@ _REPAIRED_OBJECTS = (
 
 _WORDS = (
     Mutation(
+        "rule-of-zero",
+        "SPEC 9.1: a count or time of 0 keeps nothing, and a writer MUST refuse to write it.",
+        "modelstore/reclaim/rules.py",
+        "        if not count:\n",
+        "        if False:\n",
+        (
+            "unit/test_retention_rules.py::test_what_is_no_rule",
+            "integration/test_removal.py::test_stored_rules_report_for_a_window_and_then_remove",
+        ),
+    ),
+    Mutation(
+        "time-without-unit",
+        "docs/how-to/deleting.md: A time has a unit.",
+        "config.py",
+        "    if not unit:\n",
+        "    if False:\n",
+        ("unit/test_times.py::test_what_is_no_time",),
+    ),
+    Mutation(
         "init-over-a-lost-config",
         "SPEC 10: `init` MUST NOT create it where a model has a folder below `refs/`.",
         "modelstore/home/home.py",

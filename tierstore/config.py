@@ -93,10 +93,11 @@ _CLOUD_TEXTS = (
     "GOOGLE_APPLICATION_CREDENTIALS",
 )  # fmt: skip
 _OFF = {"", "0", "false", "no", "off"}
-_TIME = re.compile(r"(\d{1,9})([smhd]?)\Z")
-_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-_PERCENT = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*%\Z")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\Z", re.IGNORECASE)
+_TIME = re.compile(r"0*([0-9]+)([smhd]?)\Z")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MOST_DAYS = 36_500
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)\s*%\Z")
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(i?)B?\Z", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -109,12 +110,28 @@ def parse_size(text: str) -> int:
     return int(float(number) * (1000 if decimal else 1024) ** " KMGT".index(unit.upper() or " "))
 
 
-def parse_seconds(text: str) -> int:
-    """Parse ``90s``, ``30m``, ``2h``, ``7d`` or a count into seconds, or ``ConfigError``."""
+def parse_seconds(text: str, *, none: bool = False) -> int:
+    """Parse ``90s``, ``30m``, ``2h`` or ``7d`` into seconds, or ``ConfigError``.
+
+    Args:
+        text: A whole number with its unit; at most 36,500 days.
+        none: Whether ``0`` is meant as well: no time at all.
+    """
+    expected = "90s, 30m, 2h or 7d" + (", or 0" if none else "")
     match = _TIME.match(text.strip())
-    if not match or not (seconds := int(match[1]) * _UNIT_S[match[2]]):
-        raise ConfigError(f"invalid time {text!r}: expected 90s, 30m, 2h or 7d")
-    return seconds
+    if not match:
+        raise ConfigError(f"invalid time {text!r}: expected {expected}")
+    digits, unit = match.groups()
+    if digits == "0":
+        if none:
+            return 0
+        raise ConfigError(f"invalid time {text!r}: expected more than 0, such as {expected}")
+    if not unit:
+        raise ConfigError(f"invalid time {text!r}: the unit is missing; expected {expected}")
+    most = _MOST_DAYS * _UNIT_S["d"] // _UNIT_S[unit]
+    if len(digits) > len(str(most)) or int(digits) > most:
+        raise ConfigError(f"invalid time {text!r}: the longest possible is {_MOST_DAYS}d")
+    return int(digits) * _UNIT_S[unit]
 
 
 def parse_share(text: str) -> float:
@@ -380,7 +397,7 @@ def _quantity(value: object, parse: Callable[[str], int], where: str) -> int:
 
 def parse_ms(text: str) -> int:
     """Parse ``500ms``, ``2.5s`` or a count of seconds into milliseconds, or ``ConfigError``."""
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*(ms|s|)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*(ms|s|)", text.strip())
     found = round(float(match[1]) * (1 if match[2] == "ms" else 1000)) if match else 0
     if not found:
         raise ConfigError(f"invalid time {text!r}: expected 500ms or 5s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from difflib import get_close_matches
 from html import escape
 from itertools import islice
@@ -45,6 +46,17 @@ def counted(count: int, noun: str) -> str:
     """Return a count with its noun: ``1 file``, ``2 files``, ``2 processes``."""
     plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
+
+
+def duration_text(time: timedelta) -> str:
+    """Return a time for people in its two largest units, such as ``1 d 12 h`` or ``30 min``."""
+    left = int(time.total_seconds())
+    parts: list[tuple[int, str]] = []
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if parts or left >= unit_s:
+            parts.append((left // unit_s, unit))
+            left %= unit_s
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count) or "0 s"
 
 
 def why_unread(error: OSError | UnicodeDecodeError) -> str:

@@ -502,6 +502,9 @@ def test_stored_rules_report_for_a_window_and_then_remove(store: Store) -> None:
     retention = Retentions(store._names, lambda: now)
     with pytest.raises(UsageError, match="give rules, such as keep_last, or a window"):
         retention.set("m")
+    for keep in ({"keep_last": 0}, {"keep_within": timedelta(0)}):
+        with pytest.raises(UsageError, match="of 0 keeps nothing"):
+            retention.set("m", window=timedelta(days=1), **keep)  # type: ignore[arg-type]
     with pytest.raises(NotFound, match="no model 'x'"):
         retention.set("x", keep_last=3)
     assert retention.apply("m") is None

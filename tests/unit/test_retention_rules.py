@@ -33,7 +33,6 @@ def kept(rules: Rules, candidates: list[Candidate]) -> list[int]:
     ("rules", "expected"),
     [
         (rules_of(keep_last=2), [8, 7]),
-        (rules_of(keep_last=0), []),
         (rules_of(keep_hourly=2), [8, 6]),
         (rules_of(keep_daily=2), [8, 6]),
         (rules_of(keep_daily=3), [8, 6, 5]),
@@ -42,7 +41,7 @@ def kept(rules: Rules, candidates: list[Candidate]) -> list[int]:
         (rules_of(keep_monthly=9), [8, 4, 3, 2, 1]),
         (rules_of(keep_yearly=2), [8, 2]),
         (rules_of(keep_within=timedelta(days=1.5)), [8, 7, 6]),
-        (rules_of(keep_within=timedelta(0)), [8]),
+        (rules_of(keep_within=timedelta(seconds=1)), [8]),
         (rules_of(keep_tag=["run [23]", "nothing"]), [3, 2]),
         (rules_of(keep_last=1, keep_yearly=2, keep_tag=["run 4"]), [8, 4, 2]),
     ],
@@ -56,7 +55,7 @@ def test_rules(rules: Rules, expected: list[int]) -> None:
 def test_the_rules_that_keep_are_named() -> None:
     rules = rules_of(keep_last=2, keep_daily=1, keep_tag=["run 2"], keep_within=timedelta(days=1))
     assert kept_by(rules, versions(3, 2, 0), NOW) == {
-        3: ["last 2", "daily 1", "within 1 day, 0:00:00"],
+        3: ["last 2", "daily 1", "within 1 d"],
         2: ["last 2", "tag run 2"],
     }
 
@@ -99,9 +98,12 @@ def test_more_of_a_rule_keeps_more(ages: list[float], counts: list[int | None]) 
     [
         ({}, "no rule was given"),
         ({"keep_tag": []}, "no rule was given"),
-        ({"keep_last": -1}, "keep_last takes a count of versions, 0 or more, not -1"),
+        ({"keep_last": -1}, "keep_last takes a count of versions, 1 or more, not -1"),
         ({"keep_daily": 1.5}, "keep_daily takes a count of versions"),
         ({"keep_last": 10**9}, "such rules cannot be used: keep_last: expected a whole number <="),
+        ({"keep_last": 0}, "keep_last of 0 keeps nothing: leave --keep-last out, or give"),
+        ({"keep_last": 1, "keep_monthly": 0}, "keep_monthly of 0 keeps nothing: leave --keep-m"),
+        ({"keep_within": timedelta(0)}, "keep_within of 0 keeps nothing"),
         ({"keep_within": 30}, "keep_within takes a timedelta"),
         ({"keep_within": timedelta(days=-1)}, "keep_within takes a timedelta"),
         ({"keep_tag": "prod"}, "keep_tag takes a list"),

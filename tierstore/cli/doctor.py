@@ -9,12 +9,11 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
-from tierstore.cli.kit.times import duration_text
 from tierstore.cli.schemas import health as schemas
 from tierstore.cli.stores import quarantine_text
 from tierstore.cli.tierhealth import tier_facts, tier_health_json
 from tierstore.errors import ConfigError
-from tierstore.shown import shown_url
+from tierstore.shown import duration_text, shown_url
 
 if TYPE_CHECKING:
     from tierstore.admin.doctor import Diagnosis, StoreHealth

@@ -11,10 +11,11 @@ import typer
 
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table, when
-from tierstore.cli.kit.times import duration, duration_text
+from tierstore.cli.kit.times import duration
 from tierstore.cli.schemas import gc as schemas
 from tierstore.cli.schemas.core import LastGc
 from tierstore.errors import UsageError
+from tierstore.shown import duration_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.explain import Share

@@ -27,7 +27,7 @@ Message = Annotated[
 
 def ref_of(model: str, text: str) -> str:
     """Return a reference from an option that may be the number of a version of ``model``."""
-    return f"{model}@{text}" if text.isdigit() else text
+    return f"{model}@{text}" if text.isascii() and text.isdigit() else text
 
 
 class VersionFields(TypedDict):

@@ -14,7 +14,9 @@ from tierstore.cli.kit.times import duration
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
 from tierstore.cli.schemas import removal as schemas
 from tierstore.cli.schemas.core import VersionJson
+from tierstore.config import parse_seconds
 from tierstore.errors import TierstoreError, UsageError
+from tierstore.shown import duration_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion
@@ -198,7 +200,7 @@ def _keep(
 ) -> Keep:
     return {
         "keep_last": last,
-        "keep_within": _time(within),
+        "keep_within": None if within is None else timedelta(seconds=parse_seconds(within)),
         "keep_hourly": hourly,
         "keep_daily": daily,
         "keep_weekly": weekly,
@@ -206,10 +208,6 @@ def _keep(
         "keep_yearly": yearly,
         "keep_tag": tags or [],
     }
-
-
-def _time(text: str | None) -> timedelta | None:
-    return None if text is None else duration(text)
 
 
 def _forgotten_json(one: Forgotten) -> schemas.ForgottenJson:
@@ -265,8 +263,9 @@ def set_retention(
         keep_last, keep_within, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly,
         keep_tag,
     )  # fmt: skip
+    until = None if window is None else duration(window)
     with cli.open() as store:
-        done = store.retention.set(model, window=_time(window), message=message, **keep)
+        done = store.retention.set(model, window=until, message=message, **keep)
     cli.out.show(_retention_json(done), [_name(done)], lambda: _print_retentions([done]))
 
 
@@ -313,7 +312,7 @@ def _print_retentions(found: Sequence[ModelRetention]) -> None:
     rows = [
         (
             "all others" if one.model is None else one.model,
-            "-" if one.window is None else str(one.window),
+            "-" if one.window is None else duration_text(one.window),
             "-" if one.rules is None else described(one.rules),
             when(one.since),
             one.who,

@@ -391,7 +391,8 @@ def method_of(parameters: Mapping[str, str]) -> Method:
         return Prune("magnitude", _number(kind, number, 0.0, 1.0))
     if kind == "low-rank" and name == "energy":
         return LowRank(energy=_number(kind, number, 0.0, 1.0))
-    if kind == "low-rank" and name == "rank" and number.isdigit() and int(number) > 0:
+    digits = number.isascii() and number.isdigit()
+    if kind == "low-rank" and name == "rank" and digits and int(number) > 0:
         return LowRank(rank=int(number))
     raise UsageError(
         f"{kind}={value[:40]!r} is not a method; use one of cast=bf16|f16|f32, int8=row|channel, "
@@ -401,7 +402,7 @@ def method_of(parameters: Mapping[str, str]) -> Method:
 
 def _number(kind: str, text: str, above: float, below: float) -> float:
     try:
-        value = float(text)
+        value = float(text) if text.isascii() else above
     except ValueError:
         value = above
     if not above < value < below:

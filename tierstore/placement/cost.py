@@ -49,7 +49,7 @@ class Prices:
         parsed = {}
         for name, text in prices.items():
             try:
-                value = Decimal(text)
+                value = Decimal(text) if text.isascii() else Decimal(-1)
             except ArithmeticError:
                 value = Decimal(-1)
             if name not in known or not value.is_finite() or value < 0:

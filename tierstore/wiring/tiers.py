@@ -65,7 +65,7 @@ def _group(text: str) -> int:
     try:
         import grp
 
-        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
+        return int(text) if text.isascii() and text.isdigit() else grp.getgrnam(text).gr_gid
     except (ImportError, KeyError):
         raise ConfigError(f"{text!r} is no group of this machine") from None
 

@@ -60,7 +60,8 @@ def parse_stages(text: str) -> list[int]:
         UsageError: The percentages are not numbers, do not rise, or do not end with 100.
     """
     try:
-        stages = [round(float(part) * 100) for part in text.split(",")]
+        parts = text.split(",") if text.isascii() else []
+        stages = [round(float(part) * 100) for part in parts]
     except (ValueError, OverflowError):
         stages = []
     if not stages or stages != sorted(set(stages)) or stages[0] < 1 or stages[-1] != FULL_SHARE:

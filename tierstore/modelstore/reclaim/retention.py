@@ -82,7 +82,8 @@ class Retentions:
             NotFound: There is no such model.
         """
         note = as_message(message)
-        rules = rules_of(**keep) if any(keep.values()) else None
+        is_given = any(value not in (None, (), []) for value in keep.values())
+        rules = rules_of(**keep) if is_given else None
         if rules is None and window is None:
             raise UsageError("give rules, such as keep_last, or a window; nothing was changed")
         if window is not None and (not isinstance(window, timedelta) or window < timedelta(0)):

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import TypedDict, Unpack
+from typing import NoReturn, TypedDict, Unpack
 
 from tierstore.arguments import as_texts, as_whole, wrong
 from tierstore.errors import UsageError
 from tierstore.format.checks import Broken
 from tierstore.format.readback import read_back
 from tierstore.format.retention import Rules
+from tierstore.shown import duration_text
 
 NEWEST_PATCHES, PATCH_AGE = 64, timedelta(days=7)
 """A patch version stays while it is one of the newest so many versions, or younger (SPEC 11)."""
@@ -72,7 +73,10 @@ def kept_by(rules: Rules, versions: Iterable[Candidate], now: datetime) -> dict[
     if rules.keep_within_s is not None and newest_first:
         age = timedelta(seconds=rules.keep_within_s)
         latest = max(one.created for one in newest_first)
-        keep((one for one in newest_first if latest - one.created <= age), f"within {age}")
+        keep(
+            (one for one in newest_first if latest - one.created <= age),
+            f"within {duration_text(age)}",
+        )
     for glob in rules.keep_tags:
         keep((one for one in newest_first if _matches(one, glob)), f"tag {glob}")
     newest = newest_first[:NEWEST_PATCHES]
@@ -115,15 +119,20 @@ def rules_of(**keep: Unpack[Keep]) -> Rules:
     """
     within, tags = keep.pop("keep_within", None), keep.pop("keep_tag", ())
     given = {
-        name: as_whole(name, count, "a count of versions, 0 or more", 0)
+        name: as_whole(name, count, "a count of versions, 1 or more", 0)
         for name, count in keep.items()
         if count is not None
     }
+    for name, count in given.items():
+        if not count:
+            _refuse_none(name)
     within_s = None
     if within is not None:
         if not isinstance(within, timedelta) or within < timedelta(0):
             raise wrong("keep_within", "a timedelta, such as timedelta(days=30)", within)
         within_s = int(within.total_seconds())
+        if not within_s:
+            _refuse_none("keep_within")
     globs = as_texts("keep_tag", tags, "['prod', 'v*']")
     rules = Rules(**given, keep_within_s=within_s, keep_tags=globs)
     if rules == Rules():
@@ -138,17 +147,29 @@ def rules_of(**keep: Unpack[Keep]) -> Rules:
     return rules
 
 
+def _refuse_none(rule: str) -> NoReturn:
+    """Raise ``UsageError`` for a rule that keeps nothing: who writes it means something else."""
+    raise UsageError(
+        f"{rule} of 0 keeps nothing: leave {_option(rule)} out, or give keep_last=1 "
+        "(--keep-last 1) to keep the newest version alone"
+    )
+
+
 def described(rules: Rules) -> str:
     """Return rules in words: the options of the command that sets them."""
     words = []
     for name in Rules.__struct_fields__:
         value = getattr(rules, name)
-        option = "--" + name.removesuffix("_s").removesuffix("s").replace("_", "-")
+        option = _option(name.removesuffix("_s").removesuffix("s"))
         if name == "keep_tags":
             words += [f"{option} {shlex.quote(tag)}" for tag in value]
         elif value is not None:
             words.append(f"{option} {_time(value) if name == 'keep_within_s' else value}")
     return " ".join(words)
+
+
+def _option(rule: str) -> str:
+    return "--" + rule.replace("_", "-")
 
 
 def _time(seconds: int) -> str:
