@@ -557,6 +557,8 @@ REMOVAL: tuple[Step, ...] = (
     save n a.safetensors
     rm m@2
     forget m --keep-last 1
+    forget m --keep-last 1 --dry-run
+    undelete m@2
     ls --deleted
     """),
     allow_removal,

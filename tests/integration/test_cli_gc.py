@@ -95,7 +95,7 @@ def test_nothing_is_collected_before_it_is_enabled(run: Program) -> None:
     assert "'tierstore gc --enable' allows it" in done.err
     done = run("gc", "--dry-run")
     assert done.code == 0
-    assert "see 'tierstore gc --enable'" in done.out
+    assert "'tierstore gc --enable' does, once for all" in done.out
     assert not checked(run("gc", "--dry-run", "--json"))["enabled"]
     assert run("rm", "m@1").code == 2, "neither the error nor the dry run has enabled it"
     assert held_bytes() == before

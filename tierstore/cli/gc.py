@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import Column, counted, printable, size, table, when
+from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, printable, size, table, when
 from tierstore.cli.kit.times import duration
 from tierstore.cli.schemas import gc as schemas
 from tierstore.cli.schemas.core import LastGc
@@ -320,7 +320,7 @@ def _summary(data: schemas.Gc) -> list[str]:
     if data.stopped:
         lines.append(f"{data.stopped}: run it again to go on")
     if not data.enabled:
-        lines.append("the store does not allow it yet: see 'tierstore gc --enable'")
+        lines.append(NOT_ENABLED)
     return lines
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import Column, counted, table, when
+from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, table, when
 from tierstore.cli.kit.times import duration
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
 from tierstore.cli.schemas import removal as schemas
@@ -183,9 +183,10 @@ def forget(
                     raise
                 done = ", ".join(one.model for one in found)
                 raise type(error)(f"{error}; done before: {done}") from error
-    data = schemas.Forgot(models=[_forgotten_json(one) for one in found])
+        enabled = store.reclaim.is_enabled
+    data = schemas.Forgot(enabled=enabled, models=[_forgotten_json(one) for one in found])
     ids = [str(version) for one in found for version in one.removed]
-    cli.out.show(data, ids, lambda: _print_forgotten(found))
+    cli.out.show(data, ids, lambda: _print_forgotten(found, enabled=enabled))
 
 
 def _keep(
@@ -222,7 +223,7 @@ def _forgotten_json(one: Forgotten) -> schemas.ForgottenJson:
     )
 
 
-def _print_forgotten(found: Sequence[Forgotten]) -> None:
+def _print_forgotten(found: Sequence[Forgotten], *, enabled: bool) -> None:
     rows = [
         (str(version), when(version.created), what, why, version.message)
         for one in found
@@ -238,6 +239,8 @@ def _print_forgotten(found: Sequence[Forgotten]) -> None:
     gone = sum(len(one.removed) for one in found)
     dry = any(one.dry_run for one in found)
     print(f"\n{counted(gone, 'version')} {'would be removed' if dry else 'removed'}")
+    if not enabled:
+        print(NOT_ENABLED)
 
 
 def set_retention(

@@ -75,6 +75,10 @@ def show_warnings() -> None:
         logger.addHandler(_Warnings(logging.WARNING))
 
 
+NOT_ENABLED = "the store does not allow removal yet: 'tierstore gc --enable' does, once for all"
+"""What a dry run says that works before ``gc --enable``."""
+
+
 def when(time: datetime) -> str:
     """Return a time for people, in this machine's time zone."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M")

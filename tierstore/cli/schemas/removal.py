@@ -42,8 +42,12 @@ class ForgottenJson(Schema):
 
 
 class Forgot(Schema):
-    """What rules made of the versions of each model."""
+    """What rules made of the versions of each model.
 
+    ``enabled`` is false for a ``dry_run`` in a store that does not allow removal yet.
+    """
+
+    enabled: bool
     models: list[ForgottenJson]
 
 

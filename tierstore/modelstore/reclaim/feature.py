@@ -117,11 +117,16 @@ def _enabled_for_s(home_blobs: BlobStore) -> float:
     return now_s - home_blobs.info(CONFIG).mtime
 
 
-def check_enabled(home: Home) -> None:
-    """Raise ``UsageError`` unless versions of a store may be removed."""
+def is_enabled(home: Home) -> bool:
+    """Return whether versions of a store may be removed; asks home until they may."""
     if not home.reclaims:
         home.config = read_config(home.blobs)  # it may have been enabled since it was opened
-    if not home.reclaims:
+    return home.reclaims
+
+
+def check_enabled(home: Home) -> None:
+    """Raise ``UsageError`` unless versions of a store may be removed."""
+    if not is_enabled(home):
         raise UsageError(
             f"nothing can be removed from {home.blobs.url} yet: 'tierstore gc --enable' allows it, "
             "once for all; versions of tierstore that know no removal cannot write to it then"

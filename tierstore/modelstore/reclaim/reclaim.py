@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from tierstore.arguments import as_number, as_whole, wrong
 from tierstore.forks import begin
 from tierstore.modelstore.home.condemned import GRACE_S
-from tierstore.modelstore.home.home import Home, read_config
+from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S
 from tierstore.progress import Progress, reported
 
@@ -58,9 +58,9 @@ class Reclaim:
     @property
     def is_enabled(self) -> bool:
         """Whether versions of the store may be removed, and garbage be collected; asks home."""
-        if not self._home.reclaims:
-            self._home.config = read_config(self._home.blobs)
-        return self._home.reclaims
+        from tierstore.modelstore.reclaim.feature import is_enabled
+
+        return is_enabled(self._home)
 
     def writers(self) -> list[SeenWriter]:
         """Return who wrote to the store lately and with what, the last one first.

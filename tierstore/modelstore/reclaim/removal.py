@@ -17,7 +17,7 @@ from tierstore.format.retention import Rules
 from tierstore.ids import ModelRef, check_name
 from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.reclaim.feature import check_enabled
+from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.reclaim.holders import Content, Holders
 from tierstore.modelstore.reclaim.reserve import with_reserve
 from tierstore.modelstore.reclaim.rules import Candidate, kept_by
@@ -27,6 +27,16 @@ MOST_PERCENT = 20.0
 """Rules remove no more of a model's versions at once unless somebody allows it."""
 
 _SHOWN = 5
+_FIRST = {
+    "alias": "point the alias elsewhere ('tierstore alias set') or remove it",
+    "rollout": "let the rollout end ('tierstore rollout abort')",
+    "release": "remove the release",
+    "pin": "take off the pin ('tierstore unpin')",
+    "lease": "end the process that reads it, or wait for it",
+    "patch": "remove the patch as well, or fold it ('tierstore fold')",
+}
+"""What to do about who names a version, by the first word of the reason."""
+
 _ROUNDS = 5
 _log = logging.getLogger("tierstore.removal")
 _Target: TypeAlias = Callable[[RefEntry | None], RefTarget]
@@ -96,8 +106,8 @@ class Removing:
         for version in [self._names.resolve(_as_text(ref)) for ref in refs]:
             if version.variant is not None:
                 raise UsageError(
-                    f"{version} is a variant: it goes with its version, "
-                    f"{version.model}@{version.number}, and not without it"
+                    f"{version} is a variant, which goes with its version and not without it: "
+                    f"remove {version.model}@{version.number}"
                 )
             going.setdefault(version.model, {})[version.number] = version
         if not going:
@@ -130,7 +140,7 @@ class Removing:
             )
         contents = holders.contents(model, self._present(model))
         if gone := [number for number in numbers if number not in contents]:
-            raise Conflict(f"{model}@{gone[0]} was removed by somebody else just now")
+            raise Conflict(_gone_meanwhile(model, gone[0]))
         going = {number: contents[number] for number in numbers}
         stays = {number: one for number, one in contents.items() if number not in going}
         staying = frozenset(digest for one in stays.values() for digest in one.digests)
@@ -140,9 +150,7 @@ class Removing:
         for number, content in going.items():
             patch = chains.get(content.entry.manifest or "")
             if patch is not None and content.entry.manifest not in staying:
-                held.setdefault(number, []).append(
-                    f"patch {patch}, which lies on it until 'tierstore fold {patch}'"
-                )
+                held.setdefault(number, []).append(f"patch {patch}, which lies on it")
         _refuse_held(model, held)
         return going, staying
 
@@ -173,7 +181,7 @@ class Removing:
         def in_force(last: RefEntry | None) -> RefTarget:
             removed = self._names.removals.of(model)
             if gone := [number for number in numbers if number in removed]:
-                raise Conflict(f"{model}@{gone[0]} was removed by somebody else just now")
+                raise Conflict(_gone_meanwhile(model, gone[0]))
             return NOWHERE
 
         def append(action: Action, target: _Target, batch: Sequence[int]) -> int:
@@ -221,8 +229,9 @@ class Removing:
     def undelete(self, ref: str | Version, *, message: str | None) -> Version:
         """Bring a removed version back; see ``Store.undelete``."""
         note = as_message(message)
-        check_enabled(self._home)
+        is_enabled(self._home)  # asks whether it was since the store was opened
         version = self._removed_version(ModelRef.parse(_as_text(ref)))
+        check_enabled(self._home)
         model, number = version.model, version.number
 
         def target(last: RefEntry | None) -> RefTarget:
@@ -328,7 +337,8 @@ class Removing:
         """Remove the versions of a model that no rule keeps; see ``Store.forget``."""
         note = as_message(message)
         most = as_number("most_percent", most_percent, "a share in percent, 0 to 100", 0)
-        check_enabled(self._home)
+        if not dry_run:
+            check_enabled(self._home)
         model = check_name("model", model)
         self._names.newest(model)  # says when there is none
         holders = Holders(self._names)
@@ -404,7 +414,18 @@ def _refuse_held(model: str, held: Mapping[int, Sequence[str]]) -> None:
         return
     needed = [f"{model}@{number} is needed by {', '.join(held[number])}" for number in sorted(held)]
     more = f"; and {len(needed) - _SHOWN} more" if len(needed) > _SHOWN else ""
-    raise Conflict(f"{'; '.join(needed[:_SHOWN])}{more}; nothing of {model} was removed")
+    kinds = {reason.partition(" ")[0] for reasons in held.values() for reason in reasons}
+    first = ", ".join(what for kind, what in _FIRST.items() if kind in kinds)
+    raise Conflict(
+        f"{'; '.join(needed[:_SHOWN])}{more}; nothing of {model} was removed: first {first}"
+    )
+
+
+def _gone_meanwhile(model: str, number: int) -> str:
+    return (
+        f"{model}@{number} was removed by somebody else just now; 'tierstore ls {model} --deleted' "
+        "says by whom"
+    )
 
 
 def _undone(error: BaseException) -> str:
