@@ -80,6 +80,28 @@ WASTED = World(
     promised=frozenset({"v1"}),
 )
 
+# It was repacked, and is condemned.
+REPACKED = World(
+    WASTE,
+    packs=frozenset({("A", "old"), ("A", "new")}),
+    frames=WASTED.frames | {("new", "a", "")},
+    layouts=WASTED.layouts,
+    moves=frozenset({("old", 1, ("new",))}),
+    lists=frozenset({(1, "1")}),
+    segments=frozenset({("1", frozenset({"old"}))}),
+    versions=WASTED.versions,
+    promised=WASTED.promised,
+)
+
+# The packs of a delta and of its base were.
+REPACKED_DELTA = IN_FORCE._replace(
+    packs=BEGIN.packs | {("A", "new-a"), ("A", "new-b")},
+    frames=BEGIN.frames | {("new-a", "a", "b"), ("new-b", "b", "")},
+    moves=frozenset({("old-a", 1, ("new-a",)), ("old-b", 1, ("new-b",))}),
+    lists=frozenset({(1, "1")}),
+    segments=frozenset({("1", frozenset({"old-a", "old-b"}))}),
+)
+
 
 # The layout of a version was lost; two packs have its chunk.
 LAYOUTLESS = World(
@@ -178,6 +200,31 @@ WORLDS_AND_PARTIES: dict[str, tuple[World, dict[str, tuple[object, ...]]]] = {
         of(WASTED, choices=("reuse", "alone"), new_packs=2),
         {"k": ("repack", "old", "a"), "x": ("remove", "v1"), "w": ("save", "v2"),
          "g": ("collect", 1)}),
+    # layouts of what was repacked
+    "rewrite, reader, collector": (
+        REPACKED, {"l": ("rewrite", "v1"), "r": ("read", "v1", ""), "g": ("collect", 1)}),
+    "rewrite, removal, save, collector": (
+        of(REPACKED, choices=("reuse", "alone"), new_packs=2),
+        {"l": ("rewrite", "v1"), "x": ("remove", "v1"), "w": ("save", "v2"), "g": ("collect", 1)}),
+    "rewrite, removal, undelete, collector": (
+        of(REPACKED, new_packs=2),
+        {"l": ("rewrite", "v1"), "x": ("remove", "v1"), "u": ("undelete", "v1"),
+         "g": ("collect", 1)}),
+    "rewrite of a delta, removal, save, collector": (
+        of(REPACKED_DELTA, choices=("alone",), new_packs=2),
+        {"l": ("rewrite", "v1"), "x": ("remove", "v1"), "w": ("save", "v2"), "g": ("collect", 1)}),
+    "rewrite, rebase, removal, save, collector": (
+        of(REPACKED_DELTA, choices=("alone",), new_packs=1),
+        {"l": ("rewrite", "v1"), "b": ("rebase", "v1"), "x": ("remove", "v1"),
+         "w": ("save", "v2"), "g": ("collect", 1)}),
+    "2 rewrites, removal, save, collector": (
+        of(REPACKED, choices=("reuse", "alone"), new_packs=1),
+        {"l": ("rewrite", "v1"), "k": ("rewrite", "v1"), "x": ("remove", "v1"),
+         "w": ("save", "v2"), "g": ("collect", 1)}),
+    "rewrite, repack, removal, save, collector": (
+        of(REPACKED, choices=("reuse",), new_packs=1),
+        {"l": ("rewrite", "v1"), "k": ("repack", "new", "a"), "x": ("remove", "v1"),
+         "w": ("save", "v2"), "g": ("collect", 1)}),
     # layouts that were lost
     "layout lost, 2 collectors": (
         LAYOUTLESS, {"l": ("lay_out_anew", "v1", ("old-1", "old-2")), "g": ("collect", 2)}),
@@ -208,7 +255,13 @@ WORLDS_AND_PARTIES: dict[str, tuple[World, dict[str, tuple[object, ...]]]] = {
 }  # fmt: skip
 """By name: the world at the beginning, and the parties: who, and how many of them or on what."""
 
-WRITES = {"rebase": "layouts", "name": "names", "read": "leases", "fold": "folds"}
+WRITES = {
+    "rebase": "layouts",
+    "rewrite": "layouts",
+    "name": "names",
+    "read": "leases",
+    "fold": "folds",
+}
 LAYOUT_RULES = {
     "repairs write the layout",
     "healing writes the layout",
@@ -235,7 +288,7 @@ def build(name: str, *rules: str, **changes: object) -> tuple[World, list[tuple[
         if what == "collect":
             (count,) = arguments
             every += [(owner, partial(model.collect, setup, owner))] * count  # type: ignore[operator]
-        elif what in ("move", "read", "tidy"):
+        elif what in ("move", "read", "rewrite", "tidy"):
             every.append((owner, partial(getattr(model, what), setup, *arguments)))
         else:
             every.append((owner, partial(getattr(model, what), setup, *arguments, owner)))  # type: ignore[call-overload]

@@ -259,6 +259,25 @@ def repack(setup: Setup, pack: str, chunk: str, owner: str) -> Steps:
         yield from sure(store.put_list(number + 1, segment))
 
 
+def rewrite(setup: Setup, version: str) -> Steps:
+    """Let the layout of a version name the packs to which moves lead from those that it names.
+
+    A collector does so with what its mark has followed, whatever becomes of the version meanwhile,
+    and does not look afterwards: whatever layout of it was ever written leads to the same packs.
+    """
+    manifest = setup.manifest[version]
+    _, condemned = yield from read_condemned(setup)
+    layout = yield store.read_layout(manifest)
+    new = yield store.followed(layout, setup.chunks[manifest], condemned)
+    if new in (layout, frozenset()):  # it names them already, or something is lost
+        return
+    old = tuple(sorted({pack for _, pack in layout}))
+    for pack in sorted({pack for _, pack in new - layout}):
+        if "a rewrite puts no moves back" not in setup.rules:
+            yield from put_new_moves(pack, old)
+    yield from sure(store.put_layout(manifest, new, True))
+
+
 def lay_out_anew(setup: Setup, version: str, packs: tuple[str, ...], owner: str) -> Steps:
     """Write a layout that was lost, of any of the packs that have the chunk."""
     manifest = setup.manifest[version]

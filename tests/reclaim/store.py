@@ -293,6 +293,19 @@ def follow(
 
 
 @call
+def followed(
+    world: World, layout: Layout, chunks: tuple[str, ...], unfit: frozenset[str]
+) -> Iterator[tuple[World, Layout]]:
+    """Return a layout of the packs to which one leads by moves; nothing where a chunk is lost."""
+    places, found = dict(layout), dict[str, str]()
+    for chunk in chunks if layout else ():
+        packs, _ = find(world, places[chunk], chunk, unfit, places)
+        bases = [base for name, one, base in world.frames if packs[:1] == (name,) and one == chunk]
+        found.update(zip([chunk, *bases], packs, strict=False))
+    yield world, frozenset(found.items() if all(one in found for one in chunks) else ())
+
+
+@call
 def follow_all(world: World, layout: Layout) -> Iterator[tuple[World, frozenset[str]]]:
     """Return all packs that moves lead to from those of a layout, whether or not they must."""
     reached = {pack for _, pack in layout}

@@ -32,6 +32,9 @@ from tests.reclaim.store import is_stored, needed_by
 
 LARGE = {
     "2 rebases, removal, save, collector",
+    "2 rewrites, removal, save, collector",
+    "rewrite, rebase, removal, save, collector",
+    "rewrite, repack, removal, save, collector",
     "save, mover, 2 collectors",
     "save, tier down, 2 collectors",
     "save, undelete, 2 collectors",
@@ -77,6 +80,7 @@ def test_a_lost_answer_breaks_nothing(name):
         "save, undelete, collector",
         "fold of what is removed, patch, collector",
         "repack, removal, save, collector",
+        "rewrite, removal, save, collector",
     ],
 )
 @pytest.mark.parametrize(
@@ -108,6 +112,9 @@ MUTATIONS = [
         ["a rebase puts no moves back", "what moves lead to is live"],
         "strict",
     ),
+    # layouts of what was repacked
+    ("rewrite, removal, save, collector", ["a rewrite puts no moves back"], "strict"),
+    ("rewrite of a delta, removal, save, collector", ["a rewrite puts no moves back"], "strict"),
     # layouts that were lost
     ("layout lost, 2 collectors", ["a lost layout is written over"], "strict"),
     # the collector

@@ -21,6 +21,7 @@ from tierstore.format.layout import (
     parse_mark,
     parse_segment,
     seal_layout,
+    seal_moved_layout,
     seal_segment,
 )
 from tierstore.format.sealed import Body, Kind, seal_body, unseal_body
@@ -28,8 +29,8 @@ from tierstore.format.table import ChunkPlace, TableBody, join_tables
 from tierstore.ids import Digest
 from tierstore.testing.strategies import places
 
-A, B, C = b3(b"a"), b3(b"b"), b3(b"c")
-P, Q = b3(b"pack p"), b3(b"pack q")
+A, B, C, D = b3(b"a"), b3(b"b"), b3(b"c"), b3(b"d")
+P, Q, R = b3(b"pack p"), b3(b"pack q"), b3(b"pack r")
 MANIFEST = Digest(b3(b"manifest"))
 MIB = 1 << 20
 
@@ -70,6 +71,35 @@ def test_a_table_by_hand_is_read() -> None:
         assert (table.pack_ids, table.pack_sizes) == ([P, Q], [10_000, 5_000])
         assert [table.find(row.digest) for row in ROWS] == ROWS
         assert table.find(b3(b"nowhere")) is None
+
+
+def test_what_relies_on_packs_are_their_chunks_and_deltas_on_them() -> None:
+    a, b, c = ROWS
+    table = parse_segment(segment(), "x")
+    assert list(table.places_relying_on({Q})) == [a, c]
+    assert list(table.places_relying_on({P})) == [b, c]
+    assert list(table.places_relying_on({R})) == []
+    above = ChunkPlace(D, R, 64, 200, 140, 70, 3, (C,))  # a delta on a delta, which nobody writes
+    deep = parse_segment(seal_segment([*ROWS, above], {P: 10_000, Q: 5_000, R: 264}), "x")
+    assert list(deep.places_relying_on({Q})) == [a, c, above]
+
+
+def test_chunks_are_picked_from_where_they_lie_by_now() -> None:
+    a, b, c = ROWS
+    table = parse_segment(segment(), "x")
+    moved = [replace(b, pack=R, offset=80), replace(a, pack=R, offset=600)]
+
+    def picked(chunks: list[bytes], moved: list[ChunkPlace]) -> tuple[list[ChunkPlace], list[int]]:
+        data = seal_moved_layout(MANIFEST, table, chunks, moved, {R: 9_000})
+        new = parse_layout(data, MANIFEST, "x")
+        assert {*new.pack_ids} == {place.pack for place in new}
+        return list(new), new.pack_sizes
+
+    assert picked([A, B, C], []) == (ROWS, [5_000, 10_000])
+    assert picked([C], moved) == ([c, moved[1], moved[0]], [10_000, 9_000]), "the bases come last"
+    assert picked([C, B], moved[:1]) == ([c, moved[0], a], [10_000, 9_000, 5_000])
+    alone = replace(c, pack=R, codec=2, bases=())
+    assert picked([C], [alone]) == ([alone], [9_000]), "what is no base any more is left out"
 
 
 def test_a_table_says_where_proofs_lie() -> None:

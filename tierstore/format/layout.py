@@ -5,7 +5,14 @@ from collections.abc import Iterable, Sequence
 from tierstore.format.checks import Broken, damaged
 from tierstore.format.reflog import Microseconds
 from tierstore.format.sealed import Body, Hex64, Kind, seal, unseal_body
-from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, encode_table, table_columns
+from tierstore.format.table import (
+    ChunkPlace,
+    ChunkTable,
+    TableBody,
+    encode_table,
+    pick_chunks,
+    table_columns,
+)
 from tierstore.ids import DIGEST_BYTES, Buffer, Digest
 
 
@@ -79,6 +86,27 @@ def seal_layout(manifest: Digest, places: Sequence[ChunkPlace], sizes: dict[byte
         sizes: The bytes of every pack in ``places``.
     """
     body = LayoutBody(manifest=manifest.raw, **table_columns(places, sizes))
+    return seal(Kind.LAYOUT, encode_table(Kind.LAYOUT, body))
+
+
+def seal_moved_layout(
+    manifest: Digest,
+    table: ChunkTable,
+    chunks: Iterable[bytes],
+    moved: Sequence[ChunkPlace],
+    sizes: dict[bytes, int],
+) -> bytes:
+    """Return the sealed layout of a version some of whose chunks lie elsewhere by now.
+
+    Args:
+        manifest: The digest of the version's manifest.
+        table: The layout as it was.
+        chunks: The digests of the version's chunks, in load order.
+        moved: The new places of chunks and of bases; others stay where they were.
+        sizes: The bytes of every pack in ``moved``.
+    """
+    columns = pick_chunks(table, chunks, moved, sizes)
+    body = LayoutBody(manifest=manifest.raw, **columns)
     return seal(Kind.LAYOUT, encode_table(Kind.LAYOUT, body))
 
 

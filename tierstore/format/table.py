@@ -207,6 +207,16 @@ class ChunkTable:
             if one == pack:
                 yield from map(self.place, np.flatnonzero(self._rows[0] == number).tolist())
 
+    def places_relying_on(self, packs: Set[bytes]) -> Iterator[ChunkPlace]:
+        """Yield the places of chunks in these packs, and of deltas whose bases are among them."""
+        found = np.array([pack in packs for pack in self.pack_ids], np.bool_)[self._rows[0]]
+        counts = base_counts(self)
+        owners, before = np.repeat(np.arange(len(self)), counts), -1
+        while counts.any() and before < (before := int(found.sum())):
+            there = set(np.frombuffer(self._columns.digests, "V32")[found].tolist())
+            found[owners[[base in there for base in self.bases]]] = True
+        yield from map(self.place, np.flatnonzero(found).tolist())
+
     def parts(self) -> "Iterator[TablePart]":
         """Yield for each pack the part of the table that needs it."""
         packs, offsets = self._rows[:2]
@@ -375,6 +385,30 @@ def pick_rows(table: ChunkTable, rows: "npt.NDArray[np.int64]") -> "Columns":
     if body.proofs:
         columns["proofs"] = column(body.proofs, "<u2")
     return columns
+
+
+def pick_chunks(
+    table: ChunkTable,
+    chunks: Iterable[bytes],
+    moved: Sequence[ChunkPlace],
+    sizes: dict[bytes, int],
+) -> "Columns":
+    """Return the columns of these chunks, in this order, and behind them of their bases.
+
+    Args:
+        table: Where they lie.
+        chunks: The digests of the chunks.
+        moved: Places that hold instead.
+        sizes: The bytes of every pack in ``moved``.
+    """
+    name = "the new table"
+    there = ChunkTable(TableBody(**table_columns(moved, sizes)), name)
+    both = join_tables([table, there], name)
+    where = both._rows_by_digest()
+    rows = {digest: where[digest] for digest in chunks}
+    bases = pick_rows(both, np.array(list(rows.values()), np.int64)).get("bases", b"")
+    rows |= {base: where[base] for base in split_digests(bases)}
+    return pick_rows(both, np.array(list(rows.values()), np.int64))
 
 
 def in_pack(table: ChunkTable, pack: bytes, size: int) -> ChunkTable:

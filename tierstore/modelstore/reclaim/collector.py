@@ -2,7 +2,8 @@
 
 ::
 
-    right -> mark, heal -> condemn -> note the saves that run -> mark, heal -> delete -> tidy
+    right -> mark, heal -> condemn -> note the saves that run -> mark, heal -> rewrite layouts
+                                                                      -> delete -> tidy
 
 What is condemned was unmarked before, and what is deleted is unmarked afterwards. A save, a name or
 a reader that comes in between is seen by the second mark, or it looks at the list itself. So
@@ -39,6 +40,7 @@ from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, time_text
 from tierstore.modelstore.reclaim.reserve import Unheld, give_up_reserve, keep_reserve, newest_s
+from tierstore.modelstore.reclaim.rewrite import rewrite_layouts
 from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
 from tierstore.modelstore.reclaim.waste import fingerprint
@@ -168,6 +170,7 @@ class Collector:
         swept = Swept(asked=doomed, down=dict(mark.holdings.down))
         merged: Mapping[str, Sequence[str]] = {}
         if lease is not None:
+            rewrite_layouts(self._home, self.marker, mark, lease, how.is_over)
             swept = self._sweep(doomed, mark, lease, how)
             merged = tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
             tidy_index(self._home, mark.condemned, mark.holdings, lease, now_s, how.is_over)

@@ -6,7 +6,7 @@ archives alone, and from deltas whose base cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,6 +45,9 @@ class Need:
         named: All packs that its layout names.
         lost: Its chunks that must be healed.
         is_laid_out: Whether there is a layout.
+        moved: The packs that its layout names, with those of the bases there, by the pack to which
+            moves lead from them; ``None`` if it names good packs alone, or some of it has no good
+            place.
     """
 
     digest: Digest
@@ -53,6 +56,7 @@ class Need:
     named: Set[bytes] = frozenset()
     lost: tuple[Lost, ...] = ()
     is_laid_out: bool = True
+    moved: Mapping[bytes, Set[bytes]] | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -62,11 +66,15 @@ class Need:
 
 @dataclass(slots=True)
 class _Way:
-    """Where a chunk is found: the packs and the frames that this needs, or what is lost."""
+    """Where a chunk is found: the packs and the frames that this needs, or what is lost.
+
+    ``end`` is the frame that readers come to, if its pack is good.
+    """
 
     packs: set[bytes] = field(default_factory=set)
     frames: list[ChunkPlace] = field(default_factory=list)
     lost: Lost | None = None
+    end: ChunkPlace | None = None
 
 
 class Needs:
@@ -113,19 +121,29 @@ class Needs:
         table = self._layouts.table(digest)
         if table is None:
             return Need(digest, is_laid_out=False)
+        unfit = self._unfit(table)
         there = {p for p in table.pack_ids if self.standing(p) in ("good", "archived")}
-        packs, below, lost = set[bytes](), set[bytes](), []
+        packs, below, lost = named.own & (there - unfit), set[bytes](), []
         chunks = set(self._layouts.chunks(digest))
-        for place in table:
+        moved: dict[bytes, set[bytes]] | None = {}
+        for place in table.places_relying_on(unfit):
             way = self._way(place, table, frozenset())
+            if moved is not None and way.end is not None and way.end.pack != place.pack:
+                under = table.packs_of(place.bases) if place.bases else set[bytes]()
+                moved.setdefault(way.end.pack, set()).update({place.pack} | under)
             if place.digest not in chunks:  # a base: what needs it may be found without it by now
                 below |= way.packs
                 continue
             packs |= way.packs
+            if way.end is None:
+                moved = None
             if way.lost is not None:
                 lost.append(way.lost)
         bases = (there & named.bases | below) - packs
-        return Need(digest, packs | (there - bases), bases, every, tuple(lost))
+        return Need(digest, packs | (there - bases), bases, every, tuple(lost), moved=moved)
+
+    def _unfit(self, table: ChunkTable) -> set[bytes]:
+        return {pack for pack in table.pack_ids if self.standing(pack) != "good"}
 
     def frames(self, digest: Digest) -> Iterator[ChunkTable | list[ChunkPlace]]:
         """Yield the places of all frames that a manifest needs, and perhaps some more.
@@ -140,9 +158,32 @@ class Needs:
         if table is None:
             return
         yield table
-        if any(self.standing(pack) != "good" for pack in table.pack_ids):
-            for place in table:
-                yield self._way(place, table, frozenset()).frames
+        for place in table.places_relying_on(self._unfit(table)):
+            yield self._way(place, table, frozenset()).frames
+
+    def moved(self, digest: Digest) -> tuple[ChunkTable, dict[bytes, ChunkPlace]] | None:
+        """Return the layout of a manifest as it is now, and where else readers find what it places.
+
+        Returns:
+            The layout, and by digest the places of chunks and bases to which moves lead; ``None``
+            if there is no layout, or some of it has no good place.
+
+        Raises:
+            Damaged, NotFound: The layout or the manifest cannot be read.
+        """
+        table = self._layouts.table(digest)
+        if table is None:
+            return None
+        chunks, places = set(self._layouts.chunks(digest)), dict[bytes, ChunkPlace]()
+        for place in table.places_relying_on(self._unfit(table)):
+            if place.digest not in chunks:
+                continue
+            way = self._way(place, table, frozenset())
+            if way.end is None:
+                return None
+            last = {one.digest: one for one in way.frames}
+            places |= {one: last[one] for one in (place.digest, *way.end.bases)}
+        return table, places
 
     def standing(self, pack: bytes) -> Standing:
         """Return whether a pack can be relied on; one that may be in a tier that is down can."""
@@ -185,6 +226,8 @@ class Needs:
                     way.frames = visited
                     found = True
                 if found and standing == "good":
+                    if not lost and all(one.end is not None for one in below):
+                        way.end = place
                     return way
             targets = self._ways.targets(place.pack)
             target = targets.places.get(place.digest)

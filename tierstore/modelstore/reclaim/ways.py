@@ -87,6 +87,14 @@ class Ways:
                 found.places.update(known[into])
         return found
 
+    def named(self, pack: bytes) -> set[bytes]:
+        """Return the packs that the moves of a pack name; ``Damaged`` if one is."""
+        found, number = set[bytes](), 1
+        while (key := move_key(pack, number)) in self._listed:
+            number += 1
+            found.update(self._into(key, pack))
+        return found
+
     @property
     def _there(self) -> Holdings:
         assert self._holdings is not None  # ``look`` comes first

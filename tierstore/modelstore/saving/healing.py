@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, MutableSet, Set
 from typing import TypeAlias
 
+from tierstore.errors import BackendError
 from tierstore.format.keys import move_key
 from tierstore.format.layout import Move
 from tierstore.format.sealed import Kind, seal_body
@@ -92,17 +93,20 @@ class Healing:
         return place.pack not in self._unfit and self._bad_bases.isdisjoint(place.bases)
 
     def move(self, pack: bytes, into: Set[bytes]) -> None:
-        """Write the next move of a pack, unless another save is faster: look again afterwards.
+        """Write a move of a pack, behind those that are there.
 
         Args:
             pack: Id of the pack.
-            into: Ids of packs that hold chunks of it as standalone frames, and were confirmed.
+            into: Ids of packs that hold chunks of it, and were confirmed.
 
         Raises:
             BackendError: Home did not take the move.
         """
         self._confirmed |= into
-        number = Moves(self._home.blobs, self._home.packs).learn(pack)
-        key = move_key(pack, number)
-        body = Move(pack=pack.hex(), into=sorted(one.hex() for one in into))
-        create_once(self._home.blobs, key, seal_body(Kind.MOVE, body))
+        body = seal_body(Kind.MOVE, Move(pack=pack.hex(), into=sorted(one.hex() for one in into)))
+        moves, last = Moves(self._home.blobs, self._home.packs), 0
+        while (number := moves.learn(pack)) > last:  # another one may be faster
+            last = number
+            if create_once(self._home.blobs, move_key(pack, number), body):
+                return
+        raise BackendError(f"{move_key(pack, last)} cannot be read in {self._home.blobs.url}")
