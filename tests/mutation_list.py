@@ -5065,6 +5065,14 @@ _REPACK = (
         ),
     ),
     Mutation(
+        "a-patch-looks-at-packs-though-nothing-was-removed",
+        "A patch costs at most one LIST and the newest condemned list more.",
+        "modelstore/names/named.py",
+        "if self._home.reclaims and self._were_removed([base]):",
+        "if self._home.reclaims:",
+        ("integration/test_relied_on.py::test_patches_read_no_layouts_below",),
+    ),
+    Mutation(
         "rewritten-without-moves-back",
         "SPEC 10.1: Before a layout is rewritten, moves MUST lead back.",
         "modelstore/reclaim/rewrite.py",

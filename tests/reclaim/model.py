@@ -123,7 +123,7 @@ def put_new_moves(pack: str, into: tuple[str, ...]) -> Steps:
 def save(setup: Setup, version: str, owner: str) -> Steps:
     """Save content that was stored before: by a stale index, as a delta on what it finds, or anew.
 
-    Of a patch version the manifests below are looked at afterwards as well.
+    Of a patch version those below are looked at afterwards as well, if they were ever removed.
     """
     manifest = setup.manifest[version]
     late = "a lease comes after the list was read" in setup.rules
@@ -143,7 +143,12 @@ def save(setup: Setup, version: str, owner: str) -> Steps:
         yield from lay_out(setup, manifest, layout, owner, number)
         del layout
     if "a patch looks at its own layout alone" not in setup.rules:
-        for below in setup.below.get(manifest, ()):
+        under = setup.below.get(manifest, ())
+        bases = frozenset(one for one, what in setup.manifest.items() if what in under)
+        forgotten = yield store.read_forgotten()
+        under = under if bases & forgotten else ()
+        del bases, forgotten
+        for below in under:
             number = yield from mend(setup, below, owner, PACKS)
             whole = whole and number is not None
     if whole:

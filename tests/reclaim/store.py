@@ -351,6 +351,12 @@ def read_versions(world: World) -> Iterator[tuple[World, frozenset[str]]]:
         yield world, world.versions - seen
 
 
+@call
+def read_forgotten(world: World) -> Iterator[tuple[World, frozenset[str]]]:
+    """Read the logs of removals: the versions that are or were removed."""
+    yield world, world.forgotten | world.removed
+
+
 @call_that_commutes(lambda world: "names" not in world.setup.changes)
 def read_names(world: World) -> Iterator[tuple[World, frozenset[str]]]:
     """Read the logs of aliases and releases: the versions that they name."""

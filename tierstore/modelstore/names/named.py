@@ -127,9 +127,13 @@ class Named:
         self._keep(str(version), chains, self._were_removed([version, *self.members(version)]))
 
     def keep_below(self, base: Version, chain: Chain) -> None:
-        """See to it that all stays which a patch of a version lies on."""
-        if self._home.reclaims:
-            self._keep(str(base), lambda: [chain], self._were_removed([base]))
+        """See to it that all stays which a patch of a version lies on.
+
+        As long as that version was never removed every collector has kept it, so that nothing but
+        the log of removals is looked at.
+        """
+        if self._home.reclaims and self._were_removed([base]):
+            self._keep(str(base), lambda: [chain], True)
 
     def keep_digest(self, what: str, digest: Digest, were_removed: bool) -> None:
         """See to it that all stays which reading a manifest needs."""
