@@ -4327,6 +4327,14 @@ _REMOVAL = (
         ("integration/test_removal.py::test_forget_says_what_stays_and_why",),
     ),
     Mutation(
+        "window-by-the-clock-of-home",
+        "SPEC 9: `time_us` of a `forget` is by home's clock.",
+        "modelstore/home/refs.py",
+        'if action == "forget":',
+        "if False:",
+        ("integration/test_removal.py::test_the_window_is_counted_by_the_clock_of_home",),
+    ),
+    Mutation(
         "undelete-of-what-is-gone",
         "SPEC 9.1: An undelete looks whether something is lost, or a member removed.",
         "modelstore/reclaim/removal.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tests.integration.kit import created, equal, opened
 from tests.waiting import wait_until
 from tierstore import Rows
+from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import (
     Conflict,
@@ -85,6 +87,33 @@ def test_a_removed_version_is_found_by_no_name(store: Store) -> None:
     store.undelete("m@3")
     equal(store.load("m@3").load(), content(3))
     assert store.resolve(f"m@{digest}").number == 3
+
+
+class Elsewhere(MemoryStore):
+    """A store whose clock is another than that of this machine."""
+
+    ahead_s = 0.0
+
+    def info(self, key: str) -> BlobInfo:
+        info = super().info(key)
+        return BlobInfo(info.key, info.size, info.mtime + self.ahead_s)
+
+
+@pytest.mark.parametrize("ahead_s", [-2e7, 2e7])
+def test_the_window_is_counted_by_the_clock_of_home(ahead_s: float, tmp_path: Path) -> None:
+    """Whoever removes may be half a year off: what is removed can be brought back for 7 days."""
+    blobs = Elsewhere("elsewhere")
+    blobs.ahead_s = ahead_s
+    with enabled(created(blobs, tmp_path)) as store:
+        store.save("m", content(1))
+        store.save("m", content(2))
+        store.remove("m@1")
+        [gone] = store.deleted("m")
+        week_s = 7 * 24 * 3600
+        assert gone.until.timestamp() - time.time() - ahead_s == pytest.approx(week_s, abs=900)
+        assert store.reclaim.run(grace=timedelta(0)).of("deleted") == []
+        store.undelete("m@1")
+        equal(store.load("m@1").load(), content(1))
 
 
 def test_the_newest_is_the_newest_that_is_not_removed(store: Store, tmp_path: Path) -> None:

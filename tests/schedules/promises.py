@@ -90,15 +90,12 @@ class Promises:
         self,
         open_store: Callable[[], Store],
         end_leases: Callable[[], None],
-        *,
-        window_s: float = 0,
     ) -> None:
         """Collect until nothing is left to do, then look that all is as it was promised.
 
         Args:
             open_store: Opens the store, in a process without faults.
             end_leases: Lets so much time pass that every lease ends.
-            window_s: Less than 0 where the clock of who removed may be ahead.
 
         Raises:
             Lost: Something is not as it was promised.
@@ -108,7 +105,7 @@ class Promises:
             with open_store() as store:
                 self._bring_back(store)
         with open_store() as store:
-            self._collect(store, end_leases, window_s)
+            self._collect(store, end_leases)
         with open_store() as store:
             removed = {
                 model: store._names.removals.of(model).keys()
@@ -155,7 +152,7 @@ class Promises:
         if differs(got, content):
             raise Lost(f"{ref} has other bytes")
 
-    def _collect(self, store: Store, end_leases: Callable[[], None], window_s: float) -> None:
+    def _collect(self, store: Store, end_leases: Callable[[], None]) -> None:
         """Collect everything; a version that was promised to nobody may have to be removed first.
 
         Such a one is left by a process that died, or had an error, between its entry and its look.
@@ -164,7 +161,7 @@ class Promises:
         collector = Collector(home)
         for _ in range(10):
             try:
-                collector.run(grace_s=0, window_s=window_s)
+                collector.run(grace_s=0, window_s=0)
                 break
             except Damaged as error:
                 if not self._remove_unpromised(store):
@@ -174,7 +171,7 @@ class Promises:
             raise Lost("nothing more is collected")
         store.close()
         end_leases()
-        done = collector.run(grace_s=0, window_s=window_s)
+        done = collector.run(grace_s=0, window_s=0)
         states = {one.state for one in done.packs}
         if "deleted" in states:  # as a pack goes, a move may lead to another copy than before
             done = collector.run(grace_s=0, window_s=window_s)

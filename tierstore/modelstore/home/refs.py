@@ -14,9 +14,11 @@ from typing import NamedTuple
 from tierstore.arguments import as_message
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import (
+    BackendError,
     Conflict,
     Damaged,
     NotFound,
+    OutOfSpace,
     TierstoreError,
     Unreachable,
     UnsupportedFormat,
@@ -27,6 +29,7 @@ from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.storeconfig import StoreConfig, parse_config
 from tierstore.modelstore.home.news import News
 from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.home.probe import probe
 
 _log = logging.getLogger("tierstore.refs")
 _ATTEMPTS = 1000
@@ -249,7 +252,7 @@ class RefLog:
                 manifest=goal.manifest,
                 previous=goal.previous,
                 rollout=goal.rollout,
-                time_us=time.time_ns() // 1000,
+                time_us=self._now_us(action),
                 who=whoami(),
                 message=note,
                 tool=f"tierstore {package_version('tierstore')}",
@@ -261,6 +264,22 @@ class RefLog:
                     self._news.tell(self._model)
                 return entry
         raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
+
+    def _now_us(self, action: Action) -> int:
+        """Return the time of an entry, in microseconds since the epoch.
+
+        It is by this machine's clock; for a removal by home's, as collectors count its window by
+        that.
+        """
+        skew_s = 0.0
+        if action == "forget":
+            try:
+                skew_s = probe(self._home_blobs).clock_skew_s
+            except OutOfSpace:  # the entry would not fit either
+                raise
+            except BackendError as error:
+                _log.warning("the window is counted by the clock of this machine: %s", error)
+        return time.time_ns() // 1000 + int(skew_s * 1e6)
 
     def _hint(self, seq: int) -> None:
         try:
