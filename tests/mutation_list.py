@@ -4327,6 +4327,14 @@ _REMOVAL = (
         ("integration/test_removal.py::test_forget_says_what_stays_and_why",),
     ),
     Mutation(
+        "window-of-what-is-removed-ahead",
+        "SPEC 9.1: The window begins at its removal, or now if that lies ahead.",
+        "modelstore/reclaim/roots.py",
+        "min(one.time_us / 1e6, now_s) + wait_s",
+        "one.time_us / 1e6 + wait_s",
+        ("integration/test_removal.py::test_no_window_is_over_at_once",),
+    ),
+    Mutation(
         "window-by-the-clock-of-home",
         "SPEC 9: `time_us` of a `forget` is by home's clock.",
         "modelstore/home/refs.py",

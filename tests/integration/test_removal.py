@@ -31,8 +31,10 @@ from tierstore.format.reflog import Action, Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, encode_config, parse_config
 from tierstore.ids import Digest
+from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease, in_force, new_lease
+from tierstore.modelstore.home.probe import Probe
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import Removals
@@ -114,6 +116,14 @@ def test_the_window_is_counted_by_the_clock_of_home(ahead_s: float, tmp_path: Pa
         assert store.reclaim.run(grace=timedelta(0)).of("deleted") == []
         store.undelete("m@1")
         equal(store.load("m@1").load(), content(1))
+
+
+def test_no_window_is_over_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the time of the removal lies ahead: of clocks of whole seconds one is always."""
+    monkeypatch.setattr(refs, "probe", lambda home_blobs: Probe(True, 1.0))
+    store.remove("m@1")
+    report = store.reclaim.run(grace=timedelta(0), window=timedelta(0), repack=False)
+    assert len(report.of("deleted")) == 1
 
 
 def test_the_newest_is_the_newest_that_is_not_removed(store: Store, tmp_path: Path) -> None:

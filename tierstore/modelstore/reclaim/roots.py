@@ -92,7 +92,7 @@ class Roots:
                 the message names it.
         """
         removed = {log.model: log for log in self._logs.read(now_s) if log.name == REMOVED_LOG}
-        now = _Now(now_s, self._ends(removed.values(), window_s))
+        now = _Now(now_s, self._ends(removed.values(), now_s, window_s))
         logs = self._logs.read(now_s)
         found = Found()
         for log in logs:
@@ -110,8 +110,13 @@ class Roots:
         found.roots += self._leased(now_s)
         return found
 
-    def _ends(self, logs: Iterable[Log], window_s: float | None) -> dict[str, dict[int, float]]:
-        """Return until when removed versions can be brought back, by model and number."""
+    def _ends(
+        self, logs: Iterable[Log], now_s: float, window_s: float | None
+    ) -> dict[str, dict[int, float]]:
+        """Return until when removed versions can be brought back, by model and number.
+
+        What seems to be removed in the future is removed now: clocks differ by some seconds.
+        """
         found: dict[str, dict[int, float]] = {}
         for log in logs:
             removed = _removed(log.entries)
@@ -119,7 +124,9 @@ class Roots:
                 wait_s = window_s
                 if wait_s is None:
                     wait_s = stored_window_s(self._home.blobs, log.title)
-                found[log.model] = {n: one.time_us / 1e6 + wait_s for n, one in removed.items()}
+                found[log.model] = {
+                    n: min(one.time_us / 1e6, now_s) + wait_s for n, one in removed.items()
+                }
         return found
 
     @staticmethod
