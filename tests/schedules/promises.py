@@ -174,7 +174,7 @@ class Promises:
         done = collector.run(grace_s=0, window_s=0)
         states = {one.state for one in done.packs}
         if "deleted" in states:  # as a pack goes, a move may lead to another copy than before
-            done = collector.run(grace_s=0, window_s=window_s)
+            done = collector.run(grace_s=0, window_s=0)
             states = {one.state for one in done.packs}
         if not states <= {"live", "chain", "base"}:
             raise Lost(f"garbage stays: {done.reasons()}")
