@@ -4216,7 +4216,7 @@ _REMOVAL = (
         "removal-before-it-is-enabled",
         "SPEC 9.1: Only a store with the feature has anything removed.",
         "modelstore/reclaim/feature.py",
-        "    if not home.reclaims:\n        raise UsageError(",
+        "    if not is_enabled(home):\n        raise UsageError(",
         "    if False:\n        raise UsageError(",
         ("integration/test_removal.py::test_removal_is_enabled_first",),
     ),
