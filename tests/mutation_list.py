@@ -5338,6 +5338,29 @@ _REPAIRED_OBJECTS = (
         ("integration/test_repair_objects.py::test_what_was_condemned_stays_condemned",),
     ),
     Mutation(
+        "repair-takes-any-id",
+        "Docs, repairing: An id that is not that of the config is refused.",
+        "modelstore/reclaim/repair/start.py",
+        "if given is not None and given != config.store_id:",
+        "if False:",
+        (
+            "integration/test_repair_objects.py::test_an_id_is_refused_where_the_config_says_another",
+        ),
+    ),
+    Mutation(
+        "repair-forgets-what-removal-left",
+        "SPEC 10.2: with the features of which the store has objects (the reserve).",
+        "modelstore/reclaim/repair/start.py",
+        "if any(map(objects.is_there, (keys.RESERVE, keys.COLLECTED))):",
+        "if False:",
+        (
+            "integration/test_repair_objects.py::"
+            "test_whether_versions_can_be_removed_is_known_by_what_is_left[reserve]",
+            "integration/test_repair_objects.py::"
+            "test_whether_versions_can_be_removed_is_known_by_what_is_left[collected]",
+        ),
+    ),
+    Mutation(
         "repair-forgets-segments",
         "SPEC 10.2: the next one names all segments that are there.",
         "modelstore/reclaim/repair/lists.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pytest
 
 import tierstore
 from tests.flips.world import built, tensors
-from tests.integration.kit import created, equal
+from tests.integration.kit import condemn, created, equal
 from tests.integration.test_repair import flipped
 from tierstore.admin.repair import repair_home
 from tierstore.blobs.memory import MemoryStore
@@ -394,6 +395,46 @@ def test_a_config_that_nobody_knows_gets_a_new_id_or_the_given_one(
     repair_home(url, store_id=old.store_id)
     with tierstore.open(url) as store:
         assert store._parts.home.config == old
+
+
+def test_an_id_is_refused_where_the_config_says_another(tmp_path: Path, cache: Path) -> None:
+    url = tmp_path / "s"
+    with tierstore.init(url) as store:
+        store.save("m", tensors(1))
+        own = store._parts.home.config.store_id
+    path = url / "config.json"
+    whole, other = path.read_bytes(), "0" * 32
+    for data in (whole, whole.replace(b'"hash"', b'"hush"')):  # its checksum still tells the id
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=f"is the store {own}.* and not {other}; an id"):
+            repair_home(url, store_id=other)
+        assert path.read_bytes() == data
+    repair_home(url, store_id=own)
+    assert path.read_bytes() == whole
+    assert repair_home(url, store_id=own).objects == []
+
+
+@pytest.mark.parametrize("left", ["reserve", "collected", "sweeps", "gc", "nothing"])
+def test_whether_versions_can_be_removed_is_known_by_what_is_left(
+    tmp_path: Path, cache: Path, left: str
+) -> None:
+    url = tmp_path / "s"
+    with tierstore.init(url) as store:
+        store.save("m", tensors(1))
+        store.reclaim.enable(wait_s=0)
+        store.reclaim.run(grace=timedelta(0))
+        condemn(store._parts.home.blobs, pack_key(bytes(32)))
+    (url / "config.json").unlink()
+    for name in {"reserve", "collected", "sweeps", "gc", "condemned"} - {left}:
+        path = url / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    done = repair_home(url).objects[0].done
+    assert ("'tierstore gc --enable' allows it again" in done) == (left == "nothing")
+    with tierstore.open(url) as store:
+        assert store.reclaim.is_enabled == (left != "nothing")
 
 
 def test_a_place_that_holds_nothing_of_a_store_is_made_none(tmp_path: Path) -> None:

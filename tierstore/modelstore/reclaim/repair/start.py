@@ -93,10 +93,13 @@ def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None)
 
     Raises:
         NotFound: There is nothing of a store.
-        UsageError: The tiers are of several stores, or the given id is none.
+        UsageError: The tiers are of several stores, or the given id is none, or not that of the
+            config.
         UnsupportedFormat: The store was made by a newer version.
     """
     blobs = objects.blobs
+    if given is not None and not _ID.match(given):
+        raise UsageError(f"{given!r} is no id of a store: it has 32 of 0-9 and a-f")
     try:
         data = bytes(blobs.get(keys.CONFIG))
     except NotFound:
@@ -107,27 +110,38 @@ def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None)
             ) from None
     else:
         try:
-            return parse_config(data, keys.CONFIG)
+            config = parse_config(data, keys.CONFIG)
         except Damaged as error:
             why = str(error)
-    config, done = _config(blobs, data, store_ids, given)
+        else:
+            _check_id(blobs, given, config)
+            return config
+    config, done = _config(objects, data, store_ids, given)
     if not objects.report.dry_run:
         blobs.put(keys.CONFIG, encode_config(config))
     objects.report.add("repaired", keys.CONFIG, why, objects.report.did(done))
     return config
 
 
+def _check_id(blobs: BlobStore, given: str | None, config: StoreConfig) -> None:
+    """Refuse another id than that of a config of which nothing is lost."""
+    if given is not None and given != config.store_id:
+        raise UsageError(
+            f"{blobs.url} is the store {config.store_id}, as its config.json says, and not "
+            f"{given}; an id is given only where that is lost: repair without --store-id"
+        )
+
+
 def _config(
-    blobs: BlobStore, data: bytes, store_ids: Sequence[str], given: str | None
+    objects: Objects, data: bytes, store_ids: Sequence[str], given: str | None
 ) -> tuple[StoreConfig, str]:
     """Return a config, and what is known of it."""
-    if given is not None and not _ID.match(given):
-        raise UsageError(f"{given!r} is no id of a store: it has 32 of 0-9 and a-f")
+    blobs = objects.blobs
     said = [match.decode() for match in _ID_IN_TEXT.findall(data)]
     features = Features(
         read=[FEATURE] if any(blobs.list(TIERS)) or b'"tiers"' in _features(data) else [],
         write=[],
-        gc=[RECLAIM_FEATURE] if _reclaims(blobs) or b"reclaim" in _features(data) else [],
+        gc=[RECLAIM_FEATURE] if _reclaims(objects) or b"reclaim" in _features(data) else [],
     )
     features.write = sorted([*features.read, *features.gc])
     sizes = _chunk_sizes(blobs)
@@ -135,6 +149,7 @@ def _config(
         for chunk_size in dict.fromkeys([*sizes, *(1 << bit for bit in range(20, 25))]):
             config = StoreConfig(store_id=store_id, chunk_size=chunk_size, features=features)
             if _CHECK_IN_TEXT.findall(data) == _CHECK_IN_TEXT.findall(encode_config(config)):
+                _check_id(blobs, given, config)
                 return config, "written as it was: its checksum says so"
     found = [given] if given is not None else [*dict.fromkeys([*store_ids, *said])]
     if len(found) > 1:
@@ -149,7 +164,13 @@ def _config(
     whose = "the id that its tiers name" if store_ids else "the id that is given"
     if not found:
         whose = "a new id, as no tier names one: what nodes have cached of it is read anew"
-    return new, f"made anew with {whose}, and chunks of {chunk_size} bytes as its versions have"
+    done = f"made anew with {whose}, and chunks of {chunk_size} bytes as its versions have"
+    if not features.gc:
+        done += (
+            "; nothing shows whether versions could be removed: if so, 'tierstore gc --enable' "
+            "allows it again"
+        )
+    return new, done
 
 
 def _features(data: bytes) -> bytes:
@@ -157,9 +178,12 @@ def _features(data: bytes) -> bytes:
     return data.partition(b'"features"')[2].partition(b"}")[0]
 
 
-def _reclaims(blobs: BlobStore) -> bool:
-    """Return whether anything was ever removed or collected in a store."""
-    if any(blobs.list(keys.GC)) or any(blobs.list(keys.CONDEMNED)):
+def _reclaims(objects: Objects) -> bool:
+    """Return whether anything is there that only a store has in which versions can be removed."""
+    if any(map(objects.is_there, (keys.RESERVE, keys.COLLECTED))):
+        return True
+    blobs = objects.blobs
+    if any(any(blobs.list(prefix)) for prefix in (keys.GC, keys.CONDEMNED, keys.SWEEPS)):
         return True
     return any(f"/{keys.REMOVED_LOG}/" in info.key for info in blobs.list(keys.REFS))
 
