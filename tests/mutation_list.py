@@ -5361,6 +5361,17 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "repair-trusts-a-listing",
+        "modelstore.reclaim.repair.logs: an entry written during a listing may not be in it.",
+        "modelstore/reclaim/repair/logs.py",
+        "return {seq for seq in unlisted if not",
+        "return {seq for seq in unlisted if True or not",
+        (
+            "integration/test_repair_beside.py::"
+            "test_an_entry_that_was_written_during_a_listing_is_not_missing[versions-1]",
+        ),
+    ),
+    Mutation(
         "repair-forgets-segments",
         "SPEC 10.2: the next one names all segments that are there.",
         "modelstore/reclaim/repair/lists.py",

@@ -117,3 +117,12 @@ def ref_prefix(model: str, name: str) -> str:
 def entry_key(prefix: str, seq: int) -> str:
     """Return the key of one entry of a ref log."""
     return f"{prefix}{seq // 1000:06d}/{seq:09d}"
+
+
+def seq_of(key: str, prefix: str) -> int | None:
+    """Return the number of the entry of a ref log that has a key; ``None`` for anything else."""
+    name = key.rpartition("/")[2]
+    if not (name.isascii() and name.isdigit()):
+        return None
+    seq = int(name)
+    return seq if seq and key == entry_key(prefix, seq) else None

@@ -39,6 +39,7 @@ from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import is_saving
+from tierstore.modelstore.home.refs import highest_of
 from tierstore.modelstore.settings import Settings
 
 _SHARE = "a share of the stored bytes above 0 and up to 1, such as 0.05"
@@ -218,23 +219,34 @@ class _Check:
 
     def _check_log(self, model: str, name: str) -> None:
         prefix = keys.ref_prefix(model, name)
-        log = self._home.log(model, name)
-        written = log.hinted()  # before the list: others may append meanwhile
-        found = {
-            info.key
-            for info in self._home.blobs.list(prefix)
-            if not info.key.endswith("/" + keys.HEAD)
-        }
-        if written and keys.entry_key(prefix, written) not in found:
-            self._damage(keys.entry_key(prefix, written), "it is missing, but the hint names it")
-        for seq in range(1, len(found) + 1):
+        written = self._home.log(model, name).hinted()  # first: others may append meanwhile
+        found = {written} if written else set[int]()
+        for info in self._home.blobs.list(prefix):
+            seq = keys.seq_of(info.key, prefix)
+            if seq is not None:
+                found.add(seq)
+            elif info.key != prefix + keys.HEAD:
+                self._damage(info.key, "it is no entry of this log")
+        last = highest_of(found)
+        # what is written while this lists may not be listed, though what is behind it is
+        for seq in range(1, last + 1):
+            self._check_number(model, name, seq)
+        for seq in sorted(seq for seq in found if seq > last):
             key = keys.entry_key(prefix, seq)
-            found.discard(key)
-            self._report.refs += 1
-            with self._noting(key, f"{model}@{seq}" if name == keys.VERSION_LOG else None):
-                self._check_entry(model, name, key, log.entry(seq))
-        for key in sorted(found):
             self._damage(key, "entries before it are missing, so it is never reached")
+
+    def _check_number(self, model: str, name: str, seq: int) -> None:
+        log = self._home.log(model, name)
+        key = log.key_of(seq)
+        with self._noting(key, f"{model}@{seq}" if name == keys.VERSION_LOG else None):
+            try:
+                entry = log.entry(seq)
+            except NotFound:
+                raise NotFound(
+                    "it is missing, but later entries are there, or the hint names it"
+                ) from None
+            self._report.refs += 1
+            self._check_entry(model, name, key, entry)
 
     def _check_entry(self, model: str, name: str, key: str, entry: RefEntry) -> None:
         if entry.manifest is None:

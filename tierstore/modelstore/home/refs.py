@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ from tierstore.modelstore.home.probe import probe
 _log = logging.getLogger("tierstore.refs")
 _ATTEMPTS = 1000
 _PAGE = 64
+_MOST_MISSING = 1000
 
 
 def whoami() -> str:
@@ -286,3 +287,16 @@ class RefLog:
             self._home_blobs.put(self._prefix + HEAD, seal_body(Kind.HINT, Hint(seq=seq)))
         except TierstoreError as error:  # the entry stands; a stale hint costs some reads
             _log.warning("the hint of %s was not written: %s", self.title, error)
+
+
+def highest_of(found: Iterable[int]) -> int:
+    """Return the number of the last entry of a log, of those that are there or are said to be.
+
+    What more than 1,000 missing entries lie before is no part of a log. 0 if there is none.
+    """
+    highest = 0
+    for seq in sorted(found):
+        if seq > highest + _MOST_MISSING + 1:
+            break
+        highest = seq
+    return highest

@@ -20,7 +20,7 @@ from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
-from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.refs import highest_of, whoami
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.report import Outcome
 from tierstore.modelstore.reclaim.repair.users import numbers, readable_entries
@@ -56,10 +56,10 @@ class LogRepair:
         prefix = keys.ref_prefix(model, name)
         hint, hinted = self._hint(prefix)
         there = numbers(self._home, model, name)
-        last = max([*there, hinted])
+        last = highest_of({*there, hinted})
         if not last:
             return
-        found = {keys.entry_key(prefix, seq): seq for seq in sorted(there)}
+        found = {keys.entry_key(prefix, seq): seq for seq in sorted(there) if seq <= last}
 
         def parse(key: str, data: memoryview) -> object:
             return parse_entry(data, found[key], key)
@@ -68,13 +68,20 @@ class LogRepair:
             found[one.key]: str(one.why)
             for one in self._objects.broken(Kind.REF, list(found), parse)
         }
-        bad |= dict.fromkeys(set(range(1, last + 1)) - there, _MISSING)
+        bad |= dict.fromkeys(self._missing(prefix, set(range(1, last + 1)) - there), _MISSING)
         for seq in sorted(bad):
             self._entry(model, name, seq, bad[seq])
         if hint:
             sealed = seal_body(Kind.HINT, Hint(seq=last))
             note = "a search for the newest entry begins there"
             self._objects.put(prefix + keys.HEAD, sealed, hint, "written anew", note)
+
+    def _missing(self, prefix: str, unlisted: set[int]) -> set[int]:
+        """Return the numbers of entries that are not there, of those that were not listed.
+
+        One that was written during the listing may not be in it, though one behind it is.
+        """
+        return {seq for seq in unlisted if not self._objects.is_there(keys.entry_key(prefix, seq))}
 
     def _hint(self, prefix: str) -> tuple[str, int]:
         """Return what is wrong with the hint of a log, and the number that it says."""

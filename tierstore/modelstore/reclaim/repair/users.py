@@ -7,13 +7,12 @@ of that object speaks of it.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import HEAD, VARIANTS, VERSION_LOG, ref_prefix
+from tierstore.format.keys import VARIANTS, VERSION_LOG, ref_prefix, seq_of
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_patches import named_below
@@ -22,7 +21,6 @@ from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.version import Version
 
 _log = logging.getLogger("tierstore.repair")
-_NUMBER = re.compile(r"/([0-9]{9})\Z")
 
 
 class Users(dict[Digest, list[str]]):
@@ -92,6 +90,6 @@ def readable_entries(home: Home, model: str, name: str) -> Iterator[RefEntry]:
 
 def numbers(home: Home, model: str, name: str) -> set[int]:
     """Return the numbers of the entries of a ref log that are there, whatever is in them."""
-    listed = (info.key for info in home.blobs.list(ref_prefix(model, name)))
-    found = (_NUMBER.search(key) for key in listed if not key.endswith("/" + HEAD))
-    return {int(match[1]) for match in found if match}
+    prefix = ref_prefix(model, name)
+    found = (seq_of(info.key, prefix) for info in home.blobs.list(prefix))
+    return {seq for seq in found if seq is not None}
