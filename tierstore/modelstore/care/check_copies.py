@@ -85,11 +85,13 @@ class Looked:
         verified: Whether its footer was read.
         archived: Whether only an archive has it, so that it cannot be verified.
         bad: Whether no tier has a copy with a good footer, and no move leads on.
+        gone: Whether no tier has any copy.
     """
 
     verified: bool = False
     archived: bool = False
     bad: bool = False
+    gone: bool = False
 
 
 class CopyCheck:
@@ -114,7 +116,7 @@ class CopyCheck:
         try:
             self._look(pack, [place for _, places in parts for place in places], looked)
         except (Damaged, NotFound, UnsupportedFormat) as error:
-            self._problems.lost(pack, error)
+            self._problems.lost(pack, error, is_gone=looked.gone)
             looked.bad = True
         return looked
 
@@ -127,6 +129,7 @@ class CopyCheck:
             there, bad = self._read(key, places, copies)
         if not there:
             looked.archived = any(tier.archive is not None for tier, _ in copies)
+            looked.gone = not looked.archived
             lost = None if looked.archived else self._unmoved(places)
             if isinstance(lost, Archived):  # moved, and archived there
                 looked.archived = True

@@ -260,5 +260,11 @@ class PackData:
             reader.read([want], own=True)
             reader.check_proofs([want.place])
         except (Damaged, NotFound, UnsupportedFormat) as error:
-            self._problems.lost(want.place.pack, error, want.place)
+            place = want.place
+            self._problems.lost(place.pack, error, place, is_gone=self._is_gone(table, place))
             self._suspects.add(reader.pool.moves.way(want.place), table)
+
+    def _is_gone(self, table: ChunkTable, place: ChunkPlace) -> bool:
+        """Return whether the pack of a chunk, or that of a base of it, is in no tier now."""
+        found = [place, *filter(None, map(table.find, place.bases))]
+        return not all(self._copies.now(keys.pack_key(one.pack)) for one in found)

@@ -75,9 +75,10 @@ class PackProblems:
     def __len__(self) -> int:
         return len(self._found)
 
-    def lost(self, pack: bytes, what: Exception, place: ChunkPlace | None = None) -> None:
-        """Note that a pack, or one chunk in it, cannot be read from any tier."""
-        is_gone = isinstance(what, NotFound)
+    def lost(
+        self, pack: bytes, what: object, place: ChunkPlace | None = None, *, is_gone: bool
+    ) -> None:
+        """Note that a pack, or one chunk in it, cannot be read from any tier, or is in none."""
         self._found.append(_Problem(pack, str(what), place, is_gone=is_gone))
 
     def bad_copy(self, pack: bytes, tiers: str, why: str) -> None:
