@@ -5372,6 +5372,14 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "gc-ends-at-once",
+        "SPEC 10.1: What cannot be healed ends the run: once removals were read again.",
+        "modelstore/reclaim/collector.py",
+        "                if failed:\n",
+        "                if True:\n",
+        ("integration/test_collector_goes_on.py::test_removals_are_read_again_before_a_run_ends",),
+    ),
+    Mutation(
         "repair-forgets-segments",
         "SPEC 10.2: the next one names all segments that are there.",
         "modelstore/reclaim/repair/lists.py",

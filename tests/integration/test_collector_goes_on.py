@@ -11,10 +11,12 @@ from tests.integration.kit import created, equal, tensors
 from tests.integration.test_collector import collect, packs, packs_of
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged, NotFound
-from tierstore.format.keys import LEASES, pack_key
+from tierstore.format.keys import LEASES, REMOVED_LOG, pack_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.leases import new_lease
+from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.store import Store
 
 
@@ -71,3 +73,40 @@ def test_a_reader_of_what_is_gone_stops_nothing(store: Store, blobs: MemoryStore
     before = packs(blobs)
     collect(store)
     assert len(before - packs(blobs)) == 1
+
+
+def test_removals_are_read_again_before_a_run_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody undeletes what is lost, finds that out, and removes it again meanwhile."""
+    store.remove("m@2")
+    assert collect(store).freed
+    log = store._parts.home.log("m", REMOVED_LOG)
+    log.append("undelete", lambda last: NOWHERE, versions=[2])
+    heal, left = Healer.heal, ["forget"]
+
+    def healing(self: Healer) -> int:
+        try:
+            return heal(self)
+        except Damaged:
+            if left:
+                left.clear()
+                log.append("forget", lambda last: NOWHERE, versions=[2])
+            raise
+
+    monkeypatch.setattr(Healer, "heal", healing)
+    store.remove("m@3")
+    assert collect(store).freed
+    assert not left, "it was in force, and lost, when the run began"
+
+
+def test_what_was_undeleted_and_lost_can_be_removed_again(store: Store) -> None:
+    """Whoever undeleted it was killed before it looked: nobody was promised anything."""
+    store.remove("m@2")
+    assert collect(store).freed
+    log = store._parts.home.log("m", REMOVED_LOG)
+    log.append("undelete", lambda last: NOWHERE, versions=[2])
+    with pytest.raises(Damaged, match=r"m@2 .* has lost chunks.*'tierstore rm' removes it"):
+        collect(store)
+    store.remove("m@2", "m@3")
+    assert collect(store).freed
