@@ -4705,11 +4705,11 @@ _COLLECTOR = (
     ),
     Mutation(
         "history-of-aliases-unmarked",
-        "SPEC 10.1: Roots are what an alias meant in the last 30 days.",
+        "SPEC 10.1: Roots are what an alias meant in the alias history of its model.",
         "modelstore/reclaim/roots.py",
         "if log.entries[at].time_us < since_us:",
         "if True:",
-        ("integration/test_collector.py::test_what_aliases_meant_stays_for_thirty_days",),
+        ("integration/test_collector.py::test_what_aliases_meant_stays_for_the_alias_history",),
     ),
     Mutation(
         "members-unmarked",

@@ -590,7 +590,7 @@ REMOVAL: tuple[Step, ...] = (
     load n --to out
     retention ls
     retention set --window 1d --keep-last 10 --keep-within 30d -m "for all"
-    retention set m --window 0 --keep-tag v* --keep-monthly 3
+    retention set m --window 0 --keep-tag v* --keep-monthly 3 --alias-history 14d
     retention set m
     retention set nobody --keep-last 1
     retention ls

@@ -73,6 +73,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "ls deleted none": ("ls n --deleted", "no version of n is removed", ""),
     "retention set": ("retention set m --window 0 --keep-daily 7", "--keep-daily 7", "m"),
     "retention set all": ("retention set --window 36h", "1 d 12 h", "-"),
+    "retention set history": ("retention set m --alias-history 2d", "2 d ", "m"),
     "retention rm": ("retention rm n", "nothing is set for n itself", "n"),
     "retention ls": ("retention ls", "--keep-last 3", "n"),
     "log": ("log m --limit 1", "forget  m@1", "m@1"),

@@ -38,7 +38,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S, WriterLease, new_lease
 from tierstore.modelstore.home.probe import Probe
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
-from tierstore.modelstore.reclaim import readcache, roots
+from tierstore.modelstore.reclaim import readcache
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.kept import Kept, read_kept, write_kept
@@ -224,23 +224,40 @@ def test_members_of_releases_stay(store: Store) -> None:
     assert states(collect(store))[own][0] == "deleted"
 
 
-def test_what_aliases_meant_stays_for_thirty_days(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_aliases_meant_stays_for_the_alias_history(store: Store) -> None:
     [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
     for version in ("m@2", "m@3", "m@1"):
         store.alias("m", "prod", version)
     store.remove("m@2")
     state, why = states(collect(store))[own]
-    assert (state, why[:-23]) == ("live", "alias m@prod, which left it, until ")
-    monkeypatch.setattr(roots, "HISTORY_S", -60)
+    assert (state, why) == ("live", "alias m@prod left it in the last 30 d")
+    store.retention.set(None, alias_history=timedelta(0))
+    store.retention.set("m", alias_history=timedelta(hours=36), window=timedelta(0))
+    assert states(collect(store))[own] == ("live", "alias m@prod left it in the last 1 d 12 h")
+    store.retention.set("m", window=timedelta(0))
     assert states(collect(store))[own][0] == "deleted"
 
 
-def test_where_an_alias_would_go_back_to_stays(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(roots, "HISTORY_S", -60)
+def test_an_alias_that_moves_every_night_has_one_reason(store: Store) -> None:
+    """However many versions it left: their packs are counted together."""
+    gone = ["m@1", "m@2", "m@3"]
+    for number in (4, 5):
+        store.save("m", tensors(number), base=None)
+    for version in (*gone, "m@4", "m@5"):
+        store.alias("m", "nightly", version)
+    own = {pack for one in gone for pack in packs_of(store, one)}
+    store.remove(*gone)
+    own = own - packs_of(store, "m@4") - packs_of(store, "m@5")
+    shares = store.reclaim.explain(window=timedelta(0)).of("home")
+    [left] = [one for one in shares if one.why.startswith("alias m@nightly left it")]
+    assert (left.objects, left.kind) == (len(own), "live")
+    assert len(own) > 1
+    sizes = {info.key: info.size for info in store._parts.home.blobs.list("packs/")}
+    assert left.bytes == sum(sizes[pack_key(pack)] for pack in own)
+
+
+def test_where_an_alias_would_go_back_to_stays(store: Store) -> None:
+    store.retention.set(None, alias_history=timedelta(0))
     [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
     store.alias("m", "prod", "m@2")
     store.alias("m", "prod", "m@3")

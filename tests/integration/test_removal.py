@@ -521,9 +521,12 @@ def test_forget_says_what_stays_and_why(store: Store) -> None:
         (7, ("newest", "last 1")),
         (6, ("tag v*",)),
         (2, ("alias prod",)),
-        (1, ("rollback of prod", "alias prod in the last 30 days")),
+        (1, ("rollback of prod", "alias prod in the last 30 d")),
     ]
     assert [version.number for version in found.removed] == [5, 4, 3]
+    store.retention.set("m", alias_history=timedelta(0))
+    found = store.forget("m", keep_last=1, dry_run=True)
+    assert found.kept[-1].reasons == ("rollback of prod",)
     assert numbers(store) == [7, 6, 5, 4, 3, 2, 1]
     with pytest.raises(
         Conflict, match=r"3 of the 7 versions of m would be removed, .*than 20 % .*=43 \("
@@ -550,7 +553,7 @@ def test_forget_keeps_what_patches_lie_on(store: Store) -> None:
 def test_stored_rules_report_for_a_window_and_then_remove(store: Store) -> None:
     now = 0.0
     retention = Retentions(store._names, lambda: now)
-    with pytest.raises(UsageError, match="give rules, such as keep_last, or a window"):
+    with pytest.raises(UsageError, match="give rules, such as keep_last, or a window, or an alias"):
         retention.set("m")
     for keep in ({"keep_last": 0}, {"keep_within": timedelta(0)}):
         with pytest.raises(UsageError, match="of 0 keeps nothing"):

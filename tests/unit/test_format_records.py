@@ -72,7 +72,9 @@ BODIES: dict[Kind, Body] = {
         pack=bytes(32), chunks=bytes(64), tiers=["warm"], why="cut short", who="me", time_us=7
     ),
     Kind.GROWTH: Growth(since_us=7, bytes=8),
-    Kind.RETENTION: Retention(window_s=60, rules=Rules(keep_last=3), time_us=7, who="me"),
+    Kind.RETENTION: Retention(
+        window_s=60, alias_history_s=9, rules=Rules(keep_last=3), time_us=7, who="me"
+    ),
     Kind.COLLECTED: Collected(
         time_us=7, boot="b", running_us=7, packs=bytes(32), since_s=[7], writers={HEX16: [HEX16]},
         last=LastCollection(

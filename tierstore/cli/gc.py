@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from decimal import Decimal
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -195,7 +197,7 @@ def _print_explained(data: schemas.GcExplained) -> None:
         if tier.error is not None:
             rows.append((tier.name, "-", "-", "DOWN", tier.error))
             continue
-        for share in tier.shares:
+        for share in _shortened(tier.shares):
             why = share.why
             if float(share.unpaid_gb_months):
                 fee = "" if share.fee is None else f", {share.fee} in its prices"
@@ -205,6 +207,30 @@ def _print_explained(data: schemas.GcExplained) -> None:
         rows.append((tier.name, size(tier.bytes), "", "in all", ""))
     columns = [Column("TIER"), Column("SIZE", right=True), Column("OBJECTS", right=True)]
     table([*columns, Column("WHAT"), Column("WHY")], rows)
+
+
+def _shortened(shares: Sequence[schemas.GcShare]) -> list[schemas.GcShare]:
+    """Return the largest shares of each kind, and one for all others of that kind."""
+    found: list[schemas.GcShare] = []
+    for kind, each in groupby(shares, lambda share: share.kind):
+        same = list(each)
+        if kind == "metadata" or len(same) <= _SHOWN + 1:
+            found += same
+            continue
+        rest = same[_SHOWN:]
+        fees = [Decimal(share.fee) for share in rest if share.fee is not None]
+        found += same[:_SHOWN]
+        found.append(
+            schemas.GcShare(
+                kind=kind,
+                why=f"{len(rest)} other reasons, which --json lists",
+                objects=sum(share.objects for share in rest),
+                bytes=sum(share.bytes for share in rest),
+                unpaid_gb_months=str(sum(Decimal(share.unpaid_gb_months) for share in rest)),
+                fee=str(sum(fees)) if fees else None,
+            )
+        )
+    return found
 
 
 def _print_writers(writers: Sequence[SeenWriter], *, was: bool) -> None:

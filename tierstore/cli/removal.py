@@ -46,6 +46,10 @@ WindowOption = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Time in which a removal can be undone: 7d, 12h, or 0."),
 ]
+AliasHistoryOption = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Time that a version stays after an alias left it: 30d, 0."),
+]
 RetentionModel = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="The model; all models without it.", show_default=False),
@@ -163,7 +167,8 @@ def forget(
     """Remove the versions of models that no rule keeps.
 
     The newest version stays in any case, and so do all that 'rm' refuses to remove, that a rollback
-    goes back to, and that an alias pointed to in the last 30 days. Patches stay for 7 days, and
+    goes back to, and that an alias pointed to in the last 30 days, or the time that 'retention set
+    --alias-history' gives. Patches stay for 7 days, and
     while they are among the newest 64 versions.
     """
     keep = _keep(
@@ -247,6 +252,7 @@ def set_retention(
     cli: Cli,
     model: RetentionModel = None,
     window: WindowOption = None,
+    alias_history: AliasHistoryOption = None,
     keep_last: KeepLast = None,
     keep_within: KeepWithin = None,
     keep_hourly: KeepHourly = None,
@@ -257,7 +263,7 @@ def set_retention(
     keep_tag: KeepTag = None,
     message: Message = "",
 ) -> None:
-    """Set what is kept of a model, and how long removals can be undone.
+    """Set what is kept of a model, and how long removals and aliases can go back.
 
     It replaces what was set before. Agents keep the rules: for one window they only report what
     they would remove.
@@ -266,9 +272,12 @@ def set_retention(
         keep_last, keep_within, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly,
         keep_tag,
     )  # fmt: skip
-    until = None if window is None else duration(window)
+    times: dict[str, timedelta | None] = {
+        "window": None if window is None else duration(window),
+        "alias_history": None if alias_history is None else duration(alias_history),
+    }
     with cli.open() as store:
-        done = store.retention.set(model, window=until, message=message, **keep)
+        done = store.retention.set(model, **times, message=message, **keep)
     cli.out.show(_retention_json(done), [_name(done)], lambda: _print_retentions([done]))
 
 
@@ -301,12 +310,17 @@ def _retention_json(one: ModelRetention) -> schemas.RetentionJson:
 
     return schemas.RetentionJson(
         model=one.model,
-        window_s=None if one.window is None else int(one.window.total_seconds()),
+        window_s=_seconds(one.window),
+        alias_history_s=_seconds(one.alias_history),
         rules=None if one.rules is None else described(one.rules),
         since=one.since,
         who=one.who,
         message=one.message,
     )
+
+
+def _seconds(time: timedelta | None) -> int | None:
+    return None if time is None else int(time.total_seconds())
 
 
 def _print_retentions(found: Sequence[ModelRetention]) -> None:
@@ -316,6 +330,7 @@ def _print_retentions(found: Sequence[ModelRetention]) -> None:
         (
             "all others" if one.model is None else one.model,
             "-" if one.window is None else duration_text(one.window),
+            "-" if one.alias_history is None else duration_text(one.alias_history),
             "-" if one.rules is None else described(one.rules),
             when(one.since),
             one.who,
@@ -324,7 +339,8 @@ def _print_retentions(found: Sequence[ModelRetention]) -> None:
         for one in found
     ]
     if rows:
-        titles = ("MODEL", "WINDOW", "RULES", "SINCE", "WHO", "MESSAGE")
+        titles = ("MODEL", "WINDOW", "ALIAS HISTORY", "RULES", "SINCE", "WHO", "MESSAGE")
         table([Column(title) for title in titles], rows)
     else:
-        print("nothing is set: removals can be undone for 7 days, and nothing is removed by rules")
+        print("nothing is set: removals can be undone for 7 days, what an alias left stays for 30,")
+        print("and nothing is removed by rules")

@@ -11,6 +11,9 @@ from tierstore.format.sealed import Body
 WINDOW_S = 7 * 24 * 3600
 """Seconds for which a removed version stays, where nothing else is set."""
 
+ALIAS_HISTORY_S = 30 * 24 * 3600
+"""Seconds for which a version stays after an alias left it, where nothing else is set."""
+
 MAX_SECONDS = 1 << 40
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_SECONDS)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=999_999_999)]
@@ -55,6 +58,7 @@ class Retention(Body, frozen=True, kw_only=True):
 
     Attributes:
         window_s: Seconds for which a removed version can be brought back for certain.
+        alias_history_s: Seconds for which a version stays after an alias left it.
         rules: What an agent keeps; ``None`` where it removes nothing.
         time_us: Microseconds since the epoch by the writer's clock.
         who: The user and the host.
@@ -62,6 +66,7 @@ class Retention(Body, frozen=True, kw_only=True):
     """
 
     window_s: Seconds | None = None
+    alias_history_s: Seconds | None = None
     rules: Rules | None = None
     time_us: Microseconds
     who: str

@@ -751,8 +751,9 @@ class Store:
         """Remove the versions of a model that no rule keeps; the rules are those of restic.
 
         The newest version stays in any case, and so does what ``remove`` would refuse, what a
-        rollback would go back to, and what an alias pointed to within the last 30 days. Patches are
-        not counted: they stay for 7 days, and while they are among the newest 64 versions.
+        rollback would go back to, and what an alias pointed to in the last 30 days, or in the time
+        that ``retention.set`` gives as ``alias_history``. Patches are not counted: they stay for 7
+        days, and while they are among the newest 64 versions.
 
         Args:
             model: The model's name.

@@ -54,13 +54,15 @@ class Forgot(Schema):
 class RetentionJson(Schema):
     """What is set for a model, or for all models where ``model`` is null.
 
-    ``window_s`` is for how many seconds a removal can be undone, null where that is not set.
-    ``rules`` are the options that set them, null where nothing is removed by rules. ``since`` is
-    when this was set, and ``who`` did it.
+    ``window_s`` is for how many seconds a removal can be undone, and ``alias_history_s`` for how
+    many a version stays after an alias left it; null where that is not set. ``rules`` are the
+    options that set them, null where nothing is removed by rules. ``since`` is when this was set,
+    and ``who`` did it.
     """
 
     model: str | None
     window_s: int | None
+    alias_history_s: int | None
     rules: str | None
     since: datetime
     who: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tierstore.blobs.base import BlobStore
-from tierstore.format.keys import retention_key
-from tierstore.format.retention import WINDOW_S, Retention
+from tierstore.format.keys import RETENTION, retention_key
+from tierstore.format.retention import ALIAS_HISTORY_S, WINDOW_S, Retention
 from tierstore.format.sealed import Kind, unseal_body
 
 
@@ -25,10 +25,50 @@ def stored_retention(home_blobs: BlobStore, model: str | None) -> Retention | No
 
 def window_s(home_blobs: BlobStore, model: str) -> int:
     """Return for how many seconds a removed version of a model can be brought back."""
-    for retention in read_retention(home_blobs, model):
-        if retention is not None and retention.window_s is not None:
-            return retention.window_s
-    return WINDOW_S
+    return settled_window_s(read_retention(home_blobs, model))
+
+
+def settled_window_s(both: tuple[Retention | None, Retention | None]) -> int:
+    """Return the window of a model in seconds, from what is set for it and for the store."""
+    found = (one.window_s for one in both if one is not None)
+    return next((seconds for seconds in found if seconds is not None), WINDOW_S)
+
+
+class SetRetentions:
+    """What is set in a store, as it is when it is first asked for.
+
+    Costs one LIST, and a read of what is set for each model that is asked about.
+
+    Args:
+        home_blobs: The store's home.
+    """
+
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._blobs = home_blobs
+        self._keys: set[str] | None = None
+        self._read: dict[str, Retention | None] = {}
+
+    def window_s(self, model: str) -> int:
+        """Return for how many seconds a removed version of a model can be brought back."""
+        return settled_window_s(self._both(model))
+
+    def alias_history_s(self, model: str) -> int:
+        """Return for how many seconds a version of a model stays after an alias left it."""
+        found = (one.alias_history_s for one in self._both(model) if one is not None)
+        return next((seconds for seconds in found if seconds is not None), ALIAS_HISTORY_S)
+
+    def _both(self, model: str) -> tuple[Retention | None, Retention | None]:
+        return self._of(model), self._of(None)
+
+    def _of(self, model: str | None) -> Retention | None:
+        if self._keys is None:
+            self._keys = {info.key for info in self._blobs.list(RETENTION)}
+        key = retention_key(model)
+        if key not in self._keys:
+            return None
+        if key not in self._read:
+            self._read[key] = stored_retention(self._blobs, model)
+        return self._read[key]
 
 
 def _parsed(found: Mapping[str, memoryview], key: str) -> Retention | None:

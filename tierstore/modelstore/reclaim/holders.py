@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from datetime import timedelta
 
 from tierstore.format.keys import ALIASES, VARIANTS
 from tierstore.format.manifest import Member, patch_info
@@ -16,12 +17,11 @@ from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.version import RELEASED
-
-HISTORY_S = 30 * 24 * 3600
-"""For so many seconds after an alias left a version no rule removes it."""
+from tierstore.shown import duration_text
 
 Reasons = dict[int, list[str]]
 """Why versions stay, by their numbers."""
@@ -94,9 +94,11 @@ class Holders:
         return found
 
     def left(self, model: str) -> Reasons:
-        """Return the versions that aliases left in the last 30 days or would go back to."""
+        """Return the versions that aliases left lately (SPEC 9.1), or would go back to."""
         found: Reasons = {}
-        since_us = (time.time() - HISTORY_S) * 1e6
+        history_s = SetRetentions(self._home.blobs).alias_history_s(model)
+        since_us = (time.time() - history_s) * 1e6
+        lately = f"in the last {duration_text(timedelta(seconds=history_s))}"
         for alias in self._home.aliases(model):
             log = self._home.log(model, ALIASES + alias)
             last = log.last()
@@ -109,7 +111,7 @@ class Holders:
                 if entry.time_us < since_us:
                     break
                 if entry.version is not None and last is not None and entry.version != last.version:
-                    found.setdefault(entry.version, []).append(f"alias {alias} in the last 30 days")
+                    found.setdefault(entry.version, []).append(f"alias {alias} {lately}")
         return found
 
     def _releases(self, model: str) -> list[tuple[int, str]]:

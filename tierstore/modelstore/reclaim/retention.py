@@ -11,12 +11,16 @@ from typing import Unpack
 from tierstore.arguments import as_message, wrong
 from tierstore.errors import UsageError
 from tierstore.format.keys import RETENTION, retention_key
-from tierstore.format.retention import WINDOW_S, Retention, Rules
+from tierstore.format.retention import Retention, Rules
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import check_name
 from tierstore.modelstore.home.refs import whoami
-from tierstore.modelstore.home.retention import read_retention, stored_retention
+from tierstore.modelstore.home.retention import (
+    read_retention,
+    settled_window_s,
+    stored_retention,
+)
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.removal import MOST_PERCENT, Forgotten, Removing
 from tierstore.modelstore.reclaim.rules import Keep, rules_of
@@ -31,6 +35,8 @@ class ModelRetention:
     Attributes:
         model: The model's name; ``None`` for the store.
         window: How long a removed version can be brought back; ``None`` where nothing is set.
+        alias_history: How long a version stays after an alias left it; ``None`` where nothing is
+            set.
         rules: What is kept; ``None`` where nothing is removed by rules.
         since: When it was set, by the clock of whoever did, in UTC.
         who: Who set it.
@@ -39,6 +45,7 @@ class ModelRetention:
 
     model: str | None
     window: timedelta | None
+    alias_history: timedelta | None
     rules: Rules | None
     since: datetime
     who: str
@@ -64,6 +71,7 @@ class Retentions:
         model: str | None,
         *,
         window: timedelta | None = None,
+        alias_history: timedelta | None = None,
         message: str | None = None,
         **keep: Unpack[Keep],
     ) -> ModelRetention:
@@ -73,27 +81,34 @@ class Retentions:
             model: The model's name; ``None`` for all models that have nothing of their own.
             window: How long a removed version can be brought back: 0 for not at all. ``None`` for
                 the store's, or for the store 7 days.
+            alias_history: How long a version stays after an alias left it, besides the one that a
+                rollback goes back to: 0 for not at all. ``None`` for the store's, or for the store
+                30 days.
             message: Why; kept with it. ``None`` for no message.
             keep: What an agent keeps, as in ``Store.forget``; without any of them it removes
                 nothing.
 
         Raises:
-            UsageError: Neither rules nor a window were given, or they make no sense.
+            UsageError: Neither rules nor times were given, or they make no sense.
             NotFound: There is no such model.
         """
         note = as_message(message)
         is_given = any(value not in (None, (), []) for value in keep.values())
         rules = rules_of(**keep) if is_given else None
-        if rules is None and window is None:
-            raise UsageError("give rules, such as keep_last, or a window; nothing was changed")
-        if window is not None and (not isinstance(window, timedelta) or window < timedelta(0)):
-            raise wrong("window", "a timedelta, such as timedelta(days=7)", window)
+        window_s = _seconds("window", window)
+        alias_history_s = _seconds("alias_history", alias_history)
+        if rules is None and window_s is None and alias_history_s is None:
+            raise UsageError(
+                "give rules, such as keep_last, or a window, or an alias history; nothing was "
+                "changed"
+            )
         if model is not None:
             model = check_name("model", model)
             self._names.newest(model) or self._names.resolve(model)  # says what does not exist
         check_features(self._home.config, "write", self._home.blobs.url)
         retention = Retention(
-            window_s=None if window is None else int(window.total_seconds()),
+            window_s=window_s,
+            alias_history_s=alias_history_s,
             rules=rules,
             time_us=int(self._clock() * 1e6),
             who=whoami(),
@@ -128,9 +143,8 @@ class Retentions:
         held = next((one for one in both if one is not None and one.rules is not None), None)
         if held is None:
             return None, None
-        windows = (one.window_s for one in both if one is not None)
-        window_s = next((one for one in windows if one is not None), WINDOW_S)
-        return held.rules, datetime.fromtimestamp(held.time_us / 1e6 + window_s, UTC)
+        due_s = held.time_us / 1e6 + settled_window_s(both)
+        return held.rules, datetime.fromtimestamp(due_s, UTC)
 
     def apply(self, model: str, *, most_percent: float = MOST_PERCENT) -> Forgotten | None:
         """Remove what the stored rules of a model do not keep, as an agent does.
@@ -155,10 +169,23 @@ class Retentions:
         )
 
 
+def _seconds(argument: str, given: timedelta | None) -> int | None:
+    if given is None:
+        return None
+    if not isinstance(given, timedelta) or given < timedelta(0):
+        raise wrong(argument, "a timedelta, such as timedelta(days=7)", given)
+    return int(given.total_seconds())
+
+
+def _time(seconds: int | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
 def _shown(model: str | None, retention: Retention) -> ModelRetention:
     return ModelRetention(
         model,
-        None if retention.window_s is None else timedelta(seconds=retention.window_s),
+        _time(retention.window_s),
+        _time(retention.alias_history_s),
         retention.rules,
         datetime.fromtimestamp(retention.time_us / 1e6, UTC),
         retention.who,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal
 
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
@@ -18,13 +19,13 @@ from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import Pins
-from tierstore.modelstore.home.retention import window_s as stored_window_s
+from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.removed import Removed, apply_removal
-from tierstore.modelstore.reclaim.holders import HISTORY_S
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
 from tierstore.modelstore.reclaim.report import time_text
 from tierstore.modelstore.version import RELEASED
+from tierstore.shown import duration_text
 
 RootKind = Literal["live", "window", "leased"]
 """Why a manifest stays: something names it, its removal can be undone, or a reader holds it."""
@@ -92,7 +93,9 @@ class Roots:
                 the message names it.
         """
         removed = {log.model: log for log in self._logs.read(now_s) if log.name == REMOVED_LOG}
-        now = _Now(now_s, self._ends(removed.values(), now_s, window_s))
+        retentions = SetRetentions(self._home.blobs)
+        ends_s = _ends(removed.values(), now_s, window_s, retentions)
+        now = _Now(now_s, ends_s, retentions)
         logs = self._logs.read(now_s)
         found = Found()
         for log in logs:
@@ -108,25 +111,6 @@ class Roots:
             for pin in Pins(self._home.blobs).active()
         ]
         found.roots += self._leased(now_s)
-        return found
-
-    def _ends(
-        self, logs: Iterable[Log], now_s: float, window_s: float | None
-    ) -> dict[str, dict[int, float]]:
-        """Return until when removed versions can be brought back, by model and number.
-
-        What seems to be removed in the future is removed now: clocks differ by some seconds.
-        """
-        found: dict[str, dict[int, float]] = {}
-        for log in logs:
-            removed = _removed(log.entries)
-            if removed:
-                wait_s = window_s
-                if wait_s is None:
-                    wait_s = stored_window_s(self._home.blobs, log.title)
-                found[log.model] = {
-                    n: min(one.time_us / 1e6, now_s) + wait_s for n, one in removed.items()
-                }
         return found
 
     @staticmethod
@@ -188,10 +172,12 @@ class _Now:
     Attributes:
         now_s: Seconds since the epoch by home's clock.
         ends_s: Until when removed versions can be brought back, by model and number.
+        retentions: What is set in the store.
     """
 
     now_s: float
     ends_s: Mapping[str, Mapping[int, float]]
+    retentions: SetRetentions
 
     def root(self, model: str, number: int, digest: Digest, ref: str) -> Root | None:
         """Return why a version stays; ``None`` when it does not."""
@@ -204,6 +190,24 @@ class _Now:
         return Root(digest, "window", why, is_removed=True)
 
 
+def _ends(
+    logs: Iterable[Log], now_s: float, window_s: float | None, retentions: SetRetentions
+) -> dict[str, dict[int, float]]:
+    """Return until when removed versions can be brought back, by model and number.
+
+    What seems to be removed in the future is removed now: clocks differ by some seconds.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for log in logs:
+        removed = _removed(log.entries)
+        if removed:
+            wait_s = retentions.window_s(log.title) if window_s is None else window_s
+            found[log.model] = {
+                n: min(one.time_us / 1e6, now_s) + wait_s for n, one in removed.items()
+            }
+    return found
+
+
 def _removed(entries: Iterable[RefEntry]) -> Removed:
     removed: dict[int, RefEntry] = {}
     for entry in entries:
@@ -212,7 +216,7 @@ def _removed(entries: Iterable[RefEntry]) -> Removed:
 
 
 def _of_alias(log: Log, now: _Now) -> Iterator[Root]:
-    """Return what an alias means, what it meant in the last 30 days, and where it would go back."""
+    """Return what an alias means, what it meant lately (SPEC 9.1), and where it would go back."""
     name = f"{log.title}@{log.name.removeprefix(ALIASES)}"
     last = log.entries[-1]
     yield from _of_entries([last], log, f"alias {name}")
@@ -221,12 +225,14 @@ def _of_alias(log: Log, now: _Now) -> Iterator[Root]:
         before = log.entries[before.previous - 1] if before.previous else None
     if before is not None:
         yield from _of_entries([before], log, f"rollback of {name}", now)
-    since_us = (now.now_s - HISTORY_S) * 1e6
+    if len(log.entries) == 1:
+        return
+    history_s = now.retentions.alias_history_s(log.title)
+    since_us = (now.now_s - history_s) * 1e6
+    why = f"alias {name} left it in the last {duration_text(timedelta(seconds=history_s))}"
     for at in range(len(log.entries) - 1, 0, -1):  # it held until the one behind it was written
         if log.entries[at].time_us < since_us:
             break
-        until = time_text(log.entries[at].time_us / 1e6 + HISTORY_S)
-        why = f"alias {name}, which left it, until {until}"
         yield from _of_entries([log.entries[at - 1]], log, why, now)
 
 
