@@ -442,6 +442,47 @@ def test_a_pack_that_goes_once_the_tiers_were_listed_is_gone(
     assert not targets.hidden
 
 
+def full_of(store: Store, ref: str) -> str:
+    """The key of the manifest that a fold names."""
+    return version_key(find_chain(store._parts.home, store.resolve(ref).digest).full)
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_version_whose_fold_has_lost_its_manifest_is_gone_on_from(
+    how: str, store: Store, blobs: MemoryStore, cache: Path, folded: list[str]
+) -> None:
+    key = full_of(store, "m@4")
+    before = blobs.get(key)
+    blobs.delete([key])
+    if how == "damaged":
+        blobs.put(key, bytes(before[:-1]) + bytes([before[-1] ^ 1]))
+    expected = patched(2)["w"]
+    expected[[5]] = 9
+    with opened(blobs, cache / "other") as other:
+        version = other.patch(
+            "m@4", {"w": Rows([5], np.full((1, 1000), 9, np.float32))}, fold=False
+        )
+        equal(other.load(version).load(), {"w": expected})
+        tuned = other.save("n", {"w": expected + np.float32(1)}, base=version)
+        equal(other.load(tuned).load(), {"w": expected + np.float32(1)})
+        assert other.fold("m@4").patches == 1
+        assert blobs.get(key) == before, "it is written again"
+        collect(other)
+    with opened(blobs, cache / "last") as last:
+        equal(last.load(version).load(), {"w": expected})
+        assert not last.check(read_data=True).damaged
+
+
+def test_a_patch_says_what_is_lost_where_the_chain_is_too(
+    store: Store, blobs: MemoryStore, cache: Path, folded: list[str]
+) -> None:
+    key = full_of(store, "m@4")
+    blobs.delete([key, version_key(store.resolve("m@2").digest)])
+    with opened(blobs, cache / "other") as other, pytest.raises(NotFound) as caught:
+        other.patch("m@4", ROWS)
+    assert key in str(caught.value)
+
+
 # Processes that were suspended for longer than condemned packs are listed
 
 

@@ -18,6 +18,7 @@ from tierstore.modelstore.home.chain import (
     find_chain,
     full_manifest,
     patch_manifests,
+    readable_chain,
     unfolded,
 )
 from tierstore.modelstore.home.home import Home, chunks_of
@@ -291,8 +292,7 @@ def measure(home: Home, versions: Mapping[str, Sequence[Version]]) -> Usage:
     times = Counter(version.digest for every in versions.values() for version in every)
     seen: set[Digest] = set()
     for digest, count in times.items():
-        chain = find_chain(home, digest)
-        full = full_manifest(home, chain)
+        chain, full = readable_chain(home, digest)
         logical += count * sum(file.size for file in full.files)
         patches = dict(zip(chain.patches, patch_manifests(home, chain.patches), strict=True))
         for one, manifest in {chain.full: full, digest: chain.top, **patches}.items():

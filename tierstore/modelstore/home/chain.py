@@ -105,9 +105,33 @@ def full_manifest(home: Home, chain: Chain) -> Manifest:
     return manifest
 
 
+def readable_chain(home: Home, digest: Digest) -> tuple[Chain, Manifest]:
+    """Find what a version lies on, and read the full manifest at its bottom.
+
+    A fold whose manifest cannot be read is ignored where the chain below is whole.
+
+    Raises:
+        NotFound, Damaged: Neither can be read; the first thing that was wrong.
+    """
+    chain = find_chain(home, digest)
+    first: NotFound | Damaged | None = None
+    while True:
+        try:
+            return chain, full_manifest(home, chain)
+        except (NotFound, Damaged) as error:
+            first = first or error
+            if chain.full == chain.start:
+                raise first from None
+            _log.warning("%s; the patches below the fold are read instead", error)
+        try:
+            chain = find_chain(home, digest, chain.ignored | {chain.full})
+        except (NotFound, Damaged):
+            raise first from None
+
+
 def bottom_manifest(home: Home, digest: Digest) -> Manifest:
     """Return the full manifest that a version is or that its patches lie on."""
-    return full_manifest(home, find_chain(home, digest))
+    return readable_chain(home, digest)[1]
 
 
 def patch_manifests(home: Home, patches: Sequence[Digest]) -> list[Manifest]:
@@ -125,6 +149,5 @@ def chain_table(
 
 def version_table(home: Home, digest: Digest) -> ChunkTable:
     """Return the places of all chunks that reading a version needs, bases of deltas included."""
-    chain = find_chain(home, digest)
-    full = full_manifest(home, chain)
+    chain, full = readable_chain(home, digest)
     return chain_table(home, chain, full, patch_manifests(home, chain.patches))

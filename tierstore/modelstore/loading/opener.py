@@ -23,6 +23,7 @@ from tierstore.modelstore.home.chain import (
     find_chain,
     full_manifest,
     patch_manifests,
+    readable_chain,
 )
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.belowfold import BelowFold
@@ -138,8 +139,7 @@ class Opener:
     def open_full(self, version: Version) -> Opened:
         """Open the full manifest that a version lies on, without the patches between."""
         refuse_release(version)
-        chain = find_chain(self._home, version.digest)
-        full = full_manifest(self._home, chain)
+        chain, full = readable_chain(self._home, version.digest)
         return self._opened(replace(chain, top=full, patches=()), full, [])
 
     def open_chain(self, chain: Chain, hot: HotTiers | None = None) -> Opened:

@@ -21,7 +21,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.format.safetensors import TensorInfo, parse_header
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore.home.chain import Chain, find_chain, full_manifest, patch_manifests
+from tierstore.modelstore.home.chain import Chain, patch_manifests, readable_chain
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.readerlease import Hold
 from tierstore.modelstore.home.relayout import tables_of
@@ -78,10 +78,10 @@ class Below:
 
 def look_below(home: Home, digest: Digest) -> Below:
     """Return what a patch of this version would lie on; reads manifests only."""
-    chain = find_chain(home, digest)
+    chain, full = readable_chain(home, digest)
     patches = patch_manifests(home, chain.patches)
     total = sum(entry_bytes(tensor) for one in patches for tensor in one.files[0].tensors)
-    return Below(chain, full_manifest(home, chain), total)
+    return Below(chain, full, total)
 
 
 class _PatchFile(SourceFile):

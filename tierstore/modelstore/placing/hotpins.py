@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.forks import begin
 from tierstore.ids import Digest
-from tierstore.modelstore.home.chain import find_chain, full_manifest, patch_manifests
+from tierstore.modelstore.home.chain import patch_manifests, readable_chain
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.pins import Pins
 from tierstore.tiers.node.local import LocalHot
@@ -51,9 +51,8 @@ class HotPins:
         if known is not None:
             return known
         try:
-            chain = find_chain(self._home, version)
-            manifests = [full_manifest(self._home, chain)]
-            manifests += patch_manifests(self._home, chain.patches)
+            chain, full = readable_chain(self._home, version)
+            manifests = [full, *patch_manifests(self._home, chain.patches)]
             found = frozenset(digest for one in manifests for digest in chunks_of(one))
             if not chain.patches:  # else it will be folded some day
                 self._chunks[version] = found
