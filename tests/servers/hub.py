@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,17 @@ class Gateway:
 
 
 @contextmanager
-def gateway(store: str, spool: Path, *options: str) -> Iterator[Gateway]:
-    """Run ``tierstore serve hub`` on a free port until the block ends; it must end cleanly."""
+def gateway(
+    store: str, spool: Path, *options: str, program: Sequence[str] = ("-m", "tierstore")
+) -> Iterator[Gateway]:
+    """Run ``tierstore serve hub`` on a free port until the block ends; it must end cleanly.
+
+    ``program`` are the arguments of Python that start the command line. One that was killed need
+    not end.
+    """
     need_marker()
     command = [
-        sys.executable, "-m", "tierstore", "--store", store, "serve", "hub", "--json",
+        sys.executable, *program, "--store", store, "serve", "hub", "--json",
         "--port", "0", "--spool", str(spool), *options,
     ]  # fmt: skip
     with tempfile.TemporaryFile() as errors:
@@ -47,8 +53,9 @@ def gateway(store: str, spool: Path, *options: str) -> Iterator[Gateway]:
                 errors.seek(0)
                 raise AssertionError(f"{command}:\n{errors.read().decode()[-3000:]}")
             yield Gateway(json.loads(line)["url"], process)
-            process.terminate()
-            assert process.wait(_STOP_S) == 0
+            if process.poll() is None:
+                process.terminate()
+                assert process.wait(_STOP_S) == 0
         finally:
             if process.poll() is None:
                 process.kill()

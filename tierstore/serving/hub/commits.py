@@ -173,6 +173,7 @@ class Committer:
                 raise HubError(
                     412, f"{branch} is not at {asked.parent}: somebody else committed first"
                 )
+            uploads = self._uploads(repo.name, asked)
             try:
                 return self._publish(names, repo, branch, parent, asked)
             except Conflict as error:
@@ -180,8 +181,15 @@ class Committer:
                     raise HubError(412, f"{branch} moved meanwhile: {error}") from None
             except SourceError:
                 self._refuse_changed(repo.name, asked)
-                raise
+                if self._uploads(repo.name, asked) == uploads:
+                    raise
+                # another commit has stored and dropped them, as one whose client had gone away
         raise HubError(409, f"{branch} keeps moving; try again")
+
+    def _uploads(self, model: str, asked: CommitRequest) -> set[str]:
+        """Return which of the uploads are there, by SHA-256."""
+        uploaded = asked.uploaded.values()
+        return {oid for oid, size in uploaded if self._spool.find(model, oid, size) is not None}
 
     def _refuse_changed(self, model: str, asked: CommitRequest) -> None:
         """Raise ``HubError`` 500 when uploads changed on the gateway's disk; they are removed."""
