@@ -338,7 +338,10 @@ _FORMAT = (
         "format/sealed.py",
         "if xxh3(body) != body_sum:",
         "if False:",
-        ("unit/test_format_sealed.py::test_damage_is_refused[body checksum]",),
+        (
+            "unit/test_format_sealed.py::test_damage_is_refused[body checksum]",
+            "integration/test_hostile_damage.py::test_one_flipped_byte[layouts]",
+        ),
     ),
     Mutation(
         "sealed-zstd-size",
@@ -4634,6 +4637,7 @@ _COLLECTOR = (
         "            if not lacking:\n                return mark\n            self._lease",
         "            if True:\n                return mark\n            self._lease",
         (
+            "integration/test_collector_schedules.py::test_a_collector_that_dies_after_any_of_its_writes",
             "integration/test_collector.py::test_what_is_condemned_and_needed_is_copied_first",
             "schedules/test_schedules.py::test_nothing_is_lost_in_any_schedule",
         ),
@@ -5419,9 +5423,103 @@ _WORDS = (
     ),
 )
 
+_PROMISES = (
+    Mutation(
+        "hint-after-its-entry",
+        "SPEC 11: ref entry: now the version exists, and `HEAD`.",
+        "modelstore/home/refs.py",
+        "            if create_once(self._home_blobs, self.key_of(seq),",
+        "            self._hint(seq)\n"
+        "            if create_once(self._home_blobs, self.key_of(seq),",
+        (
+            "integration/test_crash.py::test_a_crash_after_every_write",
+            "integration/test_patches.py::test_a_crash_leaves_the_old_or_the_new",
+        ),
+    ),
+    Mutation(
+        "upload-that-failed",
+        "docs/reference/promises.md: A save that finds the disk full publishes nothing in part.",
+        "modelstore/saving/packer.py",
+        """        if self._upload is not None:
+            self._upload.result()
+            self._upload = None
+""",
+        """        self._upload = None
+""",
+        ("integration/test_crash.py::test_a_full_disk_at_every_write",),
+    ),
+    Mutation(
+        "damaged-copy-read-again",
+        "docs/reference/promises.md: What is damaged in one tier is read from another.",
+        "tiers/durable/tiers.py",
+        "if tier.name in self._avoid:",
+        "if False:",
+        ("integration/test_tiers.py::test_a_damaged_copy_is_read_from_another_tier_and_reported",),
+    ),
+    Mutation(
+        "repair-from-a-bad-copy",
+        "docs/reference/promises.md: repair puts the bytes of a good copy over a bad one.",
+        "modelstore/reclaim/repair/copies.py",
+        "return next((copy for copy in self.every if copy.why is None), None)",
+        "return next(iter(self.every), None)",
+        ("integration/test_repair.py::test_a_bad_copy_is_put_back_from_another_tier",),
+    ),
+    Mutation(
+        "repair-says-too-much-is-lost",
+        "docs/reference/promises.md: What is lost is listed exactly, by version and tensor.",
+        "modelstore/reclaim/repair/hits.py",
+        "for place in table if (place.pack, place.digest) in lost",
+        "for place in table if place.pack in packs",
+        ("integration/test_repair.py::test_the_versions_hit_are_listed_exactly",),
+    ),
+    Mutation(
+        "repair-mends-no-envelope",
+        "docs/reference/promises.md: A damaged object of home is written as it was.",
+        "modelstore/reclaim/repair/objects.py",
+        "        whole = mended(kind, data)\n",
+        "        whole = None\n",
+        ("integration/test_repair_objects.py::test_a_damaged_object[layout-envelope]",),
+    ),
+    Mutation(
+        "rebuilt-index-without-layouts",
+        "docs/reference/promises.md: index rebuild makes the index anew.",
+        "modelstore/reclaim/rebuild.py",
+        "        work.take_layouts(list(home.blobs.list(LAYOUTS)), progress)\n",
+        "",
+        ("integration/test_rebuild.py::test_a_lost_index_is_made_anew",),
+    ),
+    Mutation(
+        "rebuilt-layout-without-its-bases",
+        "docs/reference/promises.md: Layouts are made anew from the packs.",
+        "modelstore/home/relayout.py",
+        "                places[base] = alone\n",
+        "",
+        ("integration/test_rebuild.py::test_all_layouts_are_made_anew",),
+    ),
+    Mutation(
+        "repair-gives-another-id",
+        "docs/reference/promises.md: repair --home and repair bring every version back.",
+        "modelstore/reclaim/repair/start.py",
+        "store_id=found[0] if found else uuid.uuid4().hex",
+        "store_id=uuid.uuid4().hex",
+        (
+            "integration/test_repair_objects.py::"
+            "test_everything_but_packs_manifests_and_logs_is_made_anew",
+        ),
+    ),
+    Mutation(
+        "deleted-and-still-there",
+        "docs/reference/promises.md: A collection deletes the packs from every durable tier.",
+        "modelstore/reclaim/sweep.py",
+        "        tier.blobs.delete([pack_key(pack) for pack in batch])\n",
+        "",
+        ("integration/test_collector.py::test_what_is_removed_goes_and_what_others_share_stays",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
     *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_ROWS,
-    *_REPAIRED_OBJECTS, *_WORDS,
+    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES,
 )  # fmt: skip
