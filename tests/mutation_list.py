@@ -4338,6 +4338,14 @@ _REMOVAL = (
         ("integration/test_removal.py::test_no_window_is_over_at_once",),
     ),
     Mutation(
+        "right-given-back-on-a-full-home",
+        "reserve: a collection on a full disk keeps nobody from the next one.",
+        "modelstore/reclaim/collector.py",
+        "            stack.callback(_give_back, blobs, lease)\n",
+        "",
+        ("integration/test_full_disk.py::test_the_right_is_given_back_where_nothing_was_freed",),
+    ),
+    Mutation(
         "window-by-the-clock-of-home",
         "SPEC 9: `time_us` of a `forget` is by home's clock.",
         "modelstore/home/refs.py",

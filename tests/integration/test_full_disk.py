@@ -16,7 +16,7 @@ from tests.integration.kit import created, equal
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Conflict, OutOfSpace
+from tierstore.errors import Conflict, OutOfSpace, PermissionDenied
 from tierstore.format.keys import LEASES, PACKS, RESERVE, SWEEPS, pack_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import MoverLease
@@ -28,6 +28,7 @@ from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.reclaim.reserve import RESERVE_BYTES
 from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import Fault, FaultyStore
 
 NUMBERS = range(1, 5)
 
@@ -180,6 +181,27 @@ def test_the_limit_holds_for_what_goes_first(store: Store, blobs: Quota) -> None
     report = collect(blobs, max_bytes=size + 1000)
     assert len(packs(blobs)) == 3
     assert report.stopped == "the limit of bytes is reached"
+
+
+def test_the_right_is_given_back_where_nothing_was_freed(store: Store, blobs: Quota) -> None:
+    for left in range(0, 2000, 100):  # behind its note the end of its lease may not fit
+        other = Quota("copy")
+        other._blobs = dict(blobs._blobs)
+        other.limit_bytes = other.used_bytes + left
+        for _ in range(2):
+            assert collect(other).stopped is None
+
+
+def test_old_leases_that_stay_keep_nobody_from_collecting(store: Store, blobs: Quota) -> None:
+    def refuse(op: str, key: str, n: int) -> Fault:
+        return PermissionDenied("no") if op == "delete" and key.startswith(SWEEPS) else None
+
+    store.remove("m@1")
+    collect(blobs, max_bytes=0)
+    for _ in range(2):
+        report = collect(FaultyStore(blobs, refuse), max_bytes=0)
+        assert report.stopped == "the limit of bytes is reached"
+    assert collect(blobs).amounts()["deleted"].packs == 1
 
 
 def test_without_a_reserve_it_says_that_there_is_no_room(store: Store, blobs: Quota) -> None:

@@ -92,7 +92,10 @@ class HeldLease:
         if highest:
             self._refuse_if_held(highest)
         self._take(highest + 1)
-        self._tidy()
+        try:
+            self._tidy()
+        except BackendError as error:  # the next one tries again
+            _log.info("older leases of a %s were not removed: %s", self._who, error)
         return self
 
     def keep(self) -> None:
@@ -145,11 +148,17 @@ class HeldLease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lease = msgspec.structs.replace(self._lease, done=True)
         try:
-            self._home_blobs.put(self._key, seal_body(Kind.MOVER, self._lease))
+            self.give_back()
         except BackendError as failure:  # it ends by itself
             _log.warning("the lease of this %s was not given back: %s", self._who, failure)
+
+    def give_back(self) -> None:
+        """End the right now, and not only when the block ends."""
+        if not self._lease.done:
+            given = msgspec.structs.replace(self._lease, done=True)
+            self._home_blobs.put(self._key, seal_body(Kind.MOVER, given))
+            self._lease = given
 
     @property
     def _key(self) -> str:

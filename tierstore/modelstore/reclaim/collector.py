@@ -16,11 +16,12 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format.reflog import Lease
 from tierstore.format.storeconfig import check_features
@@ -39,7 +40,13 @@ from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, time_text
-from tierstore.modelstore.reclaim.reserve import Unheld, give_up_reserve, keep_reserve, newest_s
+from tierstore.modelstore.reclaim.reserve import (
+    Unheld,
+    give_up_reserve,
+    keep_reserve,
+    newest_s,
+    with_reserve,
+)
 from tierstore.modelstore.reclaim.rewrite import rewrite_layouts
 from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
@@ -237,7 +244,9 @@ class Collector:
         with ExitStack() as stack:
             stack.callback(keep_reserve, blobs)
             lease = HeldLease(blobs, COLLECTOR)
-            yield self._with_room(lambda: stack.enter_context(lease), Unheld(blobs), how)
+            self._with_room(lambda: stack.enter_context(lease), Unheld(blobs), how)
+            stack.callback(_give_back, blobs, lease)
+            yield lease
 
     def _skew_s(self, dry_run: bool) -> float:
         """Return home's clock minus ours; 0 where it cannot be asked because nothing is written."""
@@ -328,6 +337,12 @@ class Collector:
             waits = ", ".join(sorted(_who(self._leases[one]) for one in writers))
             return "writing", f"condemned, and waits for writer {waits or 'leases'}"
         return "condemned", f"left to the next run: {swept.stopped}"
+
+
+def _give_back(home_blobs: BlobStore, lease: HeldLease) -> None:
+    """Give the right back; on a full home by the reserve, or nobody else could collect next."""
+    with suppress(BackendError):  # the lease says so when it ends
+        with_reserve(home_blobs, lease.give_back)
 
 
 class _Run:
