@@ -4346,6 +4346,22 @@ _REMOVAL = (
         ("integration/test_full_disk.py::test_the_right_is_given_back_where_nothing_was_freed",),
     ),
     Mutation(
+        "index-that-is-not-mapped",
+        "Docs, operations: the node's disk is full: nothing but caches suffers.",
+        "modelstore/home/index.py",
+        '"PRAGMA journal_mode = TRUNCATE"',
+        '"PRAGMA journal_mode = WAL"',
+        ("unit/test_modelstore_index.py::test_no_part_of_the_cache_is_mapped",),
+    ),
+    Mutation(
+        "times-that-are-not-mapped",
+        "Docs, operations: the node's disk is full: nothing but caches suffers.",
+        "modelstore/care/readtimes.py",
+        '"PRAGMA journal_mode = TRUNCATE"',
+        '"PRAGMA journal_mode = WAL"',
+        ("integration/test_check_subset.py::test_no_part_of_what_it_keeps_is_mapped",),
+    ),
+    Mutation(
         "window-by-the-clock-of-home",
         "SPEC 9: `time_us` of a `forget` is by home's clock.",
         "modelstore/home/refs.py",

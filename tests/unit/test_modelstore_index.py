@@ -61,6 +61,29 @@ def test_sync_reads_each_segment_once(path: Path) -> None:
     again.close()
 
 
+def test_no_part_of_the_cache_is_mapped(path: Path) -> None:
+    """On a full disk a process would be killed that maps what has no room (SIGBUS)."""
+    index = ChunkIndex(home_with(("a", segment(range(5)))), path)
+    index.sync()
+    found = {one.name for one in path.parent.iterdir()}
+    index.close()
+    assert found <= {"index.sqlite", "index.sqlite-journal"}
+
+
+def test_a_cache_of_an_earlier_version_is_taken_over(path: Path) -> None:
+    index = ChunkIndex(home_with(("a", segment(range(5)))), path)
+    index.sync()
+    index.close()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        assert old.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",)
+        old.execute("DELETE FROM chunks WHERE digest = ?", (place(2).digest,))
+        old.commit()
+    index = ChunkIndex(home_with(), path)
+    assert index.find(place(3).digest) == (place(3), SIZE)
+    assert index.find(place(2).digest) is None
+    index.close()
+
+
 def test_a_cache_from_before_there_were_proofs_is_replaced(path: Path) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as old:

@@ -50,7 +50,7 @@ class ReadTimes:
             ALONE.make(self._path.parent, above=1)
             with contextlib.suppress(sqlite3.DatabaseError):
                 return _connect(str(self._path))
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", "-journal", "-wal", "-shm"):  # the last two of earlier versions
                 Path(f"{self._path}{suffix}").unlink(missing_ok=True)
             return _connect(str(self._path))
         except (OSError, sqlite3.Error) as error:
@@ -113,7 +113,8 @@ class ReadTimes:
 def _connect(where: str) -> sqlite3.Connection:
     db = sqlite3.connect(where, timeout=30, isolation_level=None, check_same_thread=False)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        # a write-ahead log has a mapped index: on a full disk that may be SIGBUS
+        db.execute("PRAGMA journal_mode = TRUNCATE")
         db.execute("PRAGMA synchronous = OFF")  # it can be lost
         db.executescript(_SCHEMA)
         db.execute("SELECT reader, tier, key, time_us FROM reads LIMIT 1").fetchone()

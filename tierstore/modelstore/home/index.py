@@ -127,14 +127,15 @@ class ChunkIndex:
         self._path = None
 
     def _remove_files(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-journal", "-wal", "-shm"):  # the last two of earlier versions
             Path(f"{self._path}{suffix}").unlink(missing_ok=True)
 
     @staticmethod
     def _connect(where: str) -> sqlite3.Connection:
         db = sqlite3.connect(where, timeout=30, check_same_thread=False, isolation_level=None)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            # a write-ahead log has a mapped index: on a full disk that may be SIGBUS
+            db.execute("PRAGMA journal_mode = TRUNCATE")
             db.execute("PRAGMA synchronous = OFF")  # it can be lost: rebuilt from the segments
             db.executescript(_SCHEMA)
             db.execute("SELECT count(*) FROM segments").fetchone()
