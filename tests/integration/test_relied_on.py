@@ -25,7 +25,7 @@ from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Damaged, NotFound
 from tierstore.format.keys import GC, MOVES, REMOVED_LOG, pack_key, version_key
-from tierstore.modelstore.home import confirm
+from tierstore.modelstore.home import clock, confirm
 from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
@@ -513,7 +513,7 @@ def test_a_writer_that_slept_longer_than_packs_are_listed(
     act, key, ref, expected = SUSPENDED[name]
     with opened(blobs, cache / "first") as store:
         store.save("d", tuned(), base="m@1")
-    days_s, clock, running = 31 * 24 * 3600, time.time, confirm.running_s
+    days_s, now, running = 31 * 24 * 3600, time.time, clock.running_s
     slept = Counter[str]()
 
     def plan(op: str, at: str, n: int) -> None:
@@ -523,7 +523,7 @@ def test_a_writer_that_slept_longer_than_packs_are_listed(
         before = packs(blobs)
         meanwhile(blobs)
         slept["deleted"] = len(before - packs(blobs))
-        monkeypatch.setattr(time, "time", lambda: clock() + days_s)
+        monkeypatch.setattr(time, "time", lambda: now() + days_s)
         monkeypatch.setattr(confirm, "running_s", lambda: running() + days_s)
         meanwhile(blobs)
         assert not Home(blobs).condemned.every().packs

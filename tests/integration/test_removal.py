@@ -557,7 +557,7 @@ def test_stored_rules_report_for_a_window_and_then_remove(store: Store) -> None:
         retention.set("m")
     for keep in ({"keep_last": 0}, {"keep_within": timedelta(0)}):
         with pytest.raises(UsageError, match="of 0 keeps nothing"):
-            retention.set("m", window=timedelta(days=1), **keep)  # type: ignore[arg-type]
+            retention.set("m", window=timedelta(days=1), **keep)
     with pytest.raises(NotFound, match="no model 'x'"):
         retention.set("x", keep_last=3)
     assert retention.apply("m") is None

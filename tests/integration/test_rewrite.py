@@ -102,7 +102,7 @@ def test_one_that_sleeps_until_all_was_collected_loses_nothing(
     store: Store, blobs: MemoryStore, cache: Path
 ) -> None:
     """The version is removed, its packs go, and the same content is saved again."""
-    done = []
+    done = list[str]()
 
     def plan(op: str, key: str, n: int) -> Fault:
         if op == "put" and key.startswith(LAYOUTS) and not done:

@@ -263,7 +263,7 @@ def set_retention(
     keep_tag: KeepTag = None,
     message: Message = "",
 ) -> None:
-    """Set what is kept of a model, and how long removals and aliases can go back.
+    """Set what is kept of a model, and for how long it can be undone.
 
     It replaces what was set before. Agents keep the rules: for one window they only report what
     they would remove.
