@@ -17,7 +17,7 @@ from tierstore.admin.health import TierHealth, examine_tiers
 from tierstore.codecs import NativeInfo
 from tierstore.errors import TierstoreError
 from tierstore.folders import ALONE
-from tierstore.format.keys import CONFIG
+from tierstore.format.keys import CONFIG, INDEX, LAYOUTS
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
 from tierstore.shown import shown_url
@@ -50,6 +50,11 @@ _BUILD = (
 )
 _SKEW_S = 5.0
 _COLLECT_EVERY_S = 7 * 86400.0
+_LOST = {
+    LAYOUTS: "all layouts of the store are gone: 'tierstore layout rebuild --all' makes them anew",
+    INDEX: "the index of chunks is gone, so saves store again what is there: 'tierstore index "
+    "rebuild' makes it anew",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,7 @@ class StoreHealth:
         put_if_absent: Whether its storage creates an object only if it is absent.
         clock_skew_s: The storage's clock minus this machine's, in seconds.
         quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
+        lost: What of it is gone altogether though it has versions: ``layouts/``, ``index/``.
         uncollected_s: Seconds since garbage was collected last, or else since that was allowed;
             also ``None`` where it is not allowed.
         error: Why it could not be opened or written to.
@@ -113,6 +119,7 @@ class StoreHealth:
     put_if_absent: bool | None = None
     clock_skew_s: float | None = None
     quarantined_packs: int | None = None
+    lost: tuple[str, ...] | None = None
     uncollected_s: float | None = None
     error: TierstoreError | None = None
 
@@ -146,6 +153,7 @@ class Diagnosis:
             )
         if store and abs(store.clock_skew_s or 0.0) > _SKEW_S:
             found.append("this machine's clock and the storage's differ: see that both use NTP")
+        found += [_LOST[name] for name in (store and store.lost) or ()]
         if store and (store.uncollected_s or 0.0) > _COLLECT_EVERY_S:
             found.append(
                 f"no garbage was collected for {int((store.uncollected_s or 0.0) // 86400)} days: "
@@ -234,6 +242,7 @@ def diagnose(store: Store) -> Diagnosis:
             features=tuple(sorted({name for names in every for name in names})),
         )
         found = replace(found, quarantined_packs=len(store._parts.home.quarantine.packs()))
+        found = replace(found, lost=_lost(store))
         tried = probe(store._parts.home.blobs)
         found = replace(found, put_if_absent=tried.put_if_absent, clock_skew_s=tried.clock_skew_s)
         found = replace(found, uncollected_s=_uncollected_s(store, tried.clock_skew_s))
@@ -241,6 +250,12 @@ def diagnose(store: Store) -> Diagnosis:
     except TierstoreError as error:
         found = replace(found, error=error)
     return Diagnosis(installation(), found, tiers)
+
+
+def _lost(store: Store) -> tuple[str, ...]:
+    if not store.models():
+        return ()
+    return tuple(name for name in _LOST if not any(store._parts.home.blobs.list(name)))
 
 
 def _uncollected_s(store: Store, clock_skew_s: float) -> float | None:

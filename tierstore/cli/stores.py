@@ -222,11 +222,11 @@ def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
         needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
         print(printable(f"{one.severity}: {one.key}: {one.what}{needed}"))
     for key in report.quarantined:
-        print(f"quarantined: {key}: saves store anew what is in it")
+        print(f"quarantined: {key}: no tier has a good copy; saves store anew what is in it")
     looked = ", ".join(
         (
             counted(report.refs, "ref"),
-            f"{report.versions} distinct versions and variants",
+            counted(report.versions, "distinct version"),
             counted(report.packs, "pack"),
             counted(report.chunks, "chunk"),
         )
@@ -235,9 +235,18 @@ def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
     data += f", {size(report.hot_bytes)} in the hot tier" if hot else ""
     damage = sum(one.severity == "damage" for one in report.findings)
     garbage = len(report.findings) - damage
-    verdict = f"{damage} damaged" if damage else "no damage"
+    marked = len(report.quarantined)
+    verdict = f"{damage} damaged" if damage else f"no {'new ' if marked else ''}damage"
+    if marked:
+        verdict += f", {counted(marked, 'pack')} quarantined"
     waste = f", {counted(garbage, 'object')} of garbage" if garbage else ""
     print(f"{verdict}{waste}; checked {looked}{data}")
+    if damage:
+        print("'tierstore repair' repairs what can be repaired, and lists what is lost")
+    elif marked and (report.data.copies_left or not read_data):
+        print(
+            "'tierstore check --read-data' says whether anything was lost with what is quarantined"
+        )
     if report.data.copies_left:
         print(report.data.summary)
 

@@ -21,6 +21,7 @@ class StoreHealth(Schema):
 
     ``clock_skew_seconds`` is the storage's clock minus this machine's. ``quarantined_packs`` counts
     the packs that no tier has a good copy of, as far as a check has found out.
+    ``lost`` names what is gone though the store has versions: all of ``layouts/`` or ``index/``.
     ``uncollected_seconds`` passed since garbage was collected last, or else since that was allowed;
     null where it is not. ``error`` says why the store could not be opened or written to; fields
     that are not known are null then.
@@ -34,6 +35,7 @@ class StoreHealth(Schema):
     put_if_absent: bool | None = None
     clock_skew_seconds: float | None = None
     quarantined_packs: int | None = None
+    lost: list[str] | None = None
     uncollected_seconds: float | None = None
     error: str | None = None
 

@@ -29,7 +29,7 @@ from tierstore.format.sealed import Kind, unseal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Suspects
 from tierstore.modelstore.care.check_data import DataRead, Item, Limits, PackData, read_items
-from tierstore.modelstore.care.check_findings import Finding, PackProblems
+from tierstore.modelstore.care.check_findings import Finding, PackProblems, without_advice
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_parts import NeededParts, distinct
 from tierstore.modelstore.care.check_patches import Below, needed_below
@@ -179,7 +179,7 @@ class _Check:
         if isinstance(needs, Digest):  # who needs it is known once all chains were looked at
             self._needed.append((len(self._report.findings), needs))
         users = (needs,) if isinstance(needs, str) else ()
-        self._report.findings.append(Finding("damage", key, str(what), users))
+        self._report.findings.append(Finding("damage", key, without_advice(what), users))
 
     def _name_users(self) -> None:
         findings = self._report.findings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,8 @@ from tierstore.ids import Digest
 from tierstore.modelstore.care.check_parts import NeededParts
 from tierstore.modelstore.care.check_users import Named, Users
 from tierstore.modelstore.home.home import Home
+
+_ADVICE = re.compile(r"; (run 'tierstore check'[^;]*|restore it from a copy)\Z")
 
 Severity = Literal["damage", "garbage"]
 
@@ -32,6 +35,11 @@ class Finding:
     key: str
     what: str
     needed_by: tuple[str, ...] = ()
+
+
+def without_advice(what: object) -> str:
+    """Return what is wrong with an object without what to do about it: the report says that."""
+    return _ADVICE.sub("", str(what))
 
 
 @dataclass(slots=True)
@@ -79,11 +87,11 @@ class PackProblems:
         self, pack: bytes, what: object, place: ChunkPlace | None = None, *, is_gone: bool
     ) -> None:
         """Note that a pack, or one chunk in it, cannot be read from any tier, or is in none."""
-        self._found.append(_Problem(pack, str(what), place, is_gone=is_gone))
+        self._found.append(_Problem(pack, without_advice(what), place, is_gone=is_gone))
 
     def bad_copy(self, pack: bytes, tiers: str, why: str) -> None:
         """Note a damaged copy; no version is affected, as another tier has a good one."""
-        what = f"its copy in tier {tiers} is bad, another one is good: {why}"
+        what = f"its copy in tier {tiers} is bad, another one is good: {without_advice(why)}"
         self._found.append(_Problem(pack, what, hits=False))
 
     def look_again(self) -> list[Finding]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tierstore.modelstore.care.check_findings import without_advice
+
 _NAME = re.compile(r"\A.{,300}? is damaged: ")
-_ADVICE = re.compile(r"; (run 'tierstore check' and )?restore it from a copy\Z")
 
 Outcome = Literal["repaired", "lost", "left"]
 
@@ -112,4 +113,4 @@ class RepairReport:
 
 def brief(what: object) -> str:
     """Return what is wrong with an object, without its name and what to do about it."""
-    return _ADVICE.sub("", _NAME.sub("", str(what)))
+    return _NAME.sub("", without_advice(what))
