@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from html import escape
 from itertools import islice
@@ -46,6 +46,11 @@ def counted(count: int, noun: str) -> str:
     """Return a count with its noun: ``1 file``, ``2 files``, ``2 processes``."""
     plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"
+
+
+def time_text(time: datetime) -> str:
+    """Return a time for people, such as ``2026-11-30 05:11:22 UTC``."""
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def duration_text(time: timedelta) -> str:

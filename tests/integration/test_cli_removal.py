@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +19,7 @@ import pytest
 import tierstore
 from tierstore.cli.kit import app
 from tierstore.cli.schemas.markdown import outputs
+from tierstore.serving.agent import TextLines
 
 
 class Done(NamedTuple):
@@ -126,3 +131,36 @@ def test_what_is_done_already_is_said(run: Program) -> None:
 def test_models_are_counted_without_what_is_removed(run: Program) -> None:
     models = json.loads(run("ls", "--json").out)["models"]
     assert [(one["model"], one["versions"]) for one in models] == [("m", 3), ("n", 1)]
+
+
+def test_every_time_says_that_it_is_in_utc(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside it, or in the title of its column; whatever the time zone of the machine is."""
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        with tierstore.open("store") as store:
+            store.releases.create("all", ["m@3"])
+            store.alias("m", "next", "m@3")
+            store.rollouts.start("m", "next", "m@4")
+        assert run("pin", "m@3", "--until", "2031-05-01").out.endswith("2031-05-01 00:00:00 UTC\n")
+        lines = [
+            "ls", "ls m", "ls --deleted", "log", "log m", "alias ls m", "stat m", "release ls",
+            "release ls all", "release show all", "rollout status m@next", "pins", "retention ls",
+            "forget m --keep-last 1 --dry-run", "du", "top --once",
+        ]  # fmt: skip
+        assert run("gc").code == 0, "du says when that was"
+        hours = {f" {datetime.now(UTC):%H}"}
+        for line in lines:
+            done = run(*line.split())
+            assert (done.code, done.err) == (0, ""), line
+            times = list(re.finditer(r" \d\d:\d\d(:\d\d)?( UTC)?\b", done.out))
+            assert times, line
+            for found in times:
+                assert found[2] or "(UTC)" in done.out.splitlines()[0], done.out
+            hours.add(f" {datetime.now(UTC):%H}")
+            assert any(found[0][:3] in hours for found in times) or line == "pins", line
+        logged = logging.makeLogRecord({"msg": "m", "created": 0.0})
+        assert TextLines("%(asctime)s").format(logged) == "1970-01-01 00:00:00 UTC"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

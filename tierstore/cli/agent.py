@@ -188,10 +188,10 @@ def _ended(data: schemas.AgentEnded) -> str:
 
 @contextmanager
 def _logging(form: Literal["text", "json"]) -> Iterator[None]:
-    from tierstore.serving.agent import JsonLines
+    from tierstore.serving.agent import JsonLines, TextLines
 
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    text = TextLines("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else text)
     logger = logging.getLogger("tierstore")
     before = logger.handlers, logger.level, logger.propagate

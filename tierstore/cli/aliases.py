@@ -133,7 +133,7 @@ def _print_log(entries: list[Logged], more: list[str], refs: list[str]) -> None:
     from tierstore.ids import Digest
     from tierstore.modelstore.version import when as time_of
 
-    titles = ("SEQ", "TIME", "ACTION", "VERSION", "DIGEST", "WHO", "MESSAGE")
+    titles = ("SEQ", "TIME (UTC)", "ACTION", "VERSION", "DIGEST", "WHO", "MESSAGE")
     rows = [
         (
             *refs[number : number + 1],
@@ -237,7 +237,7 @@ def ls(
             for one in found
         ]
         if rows:
-            table([Column(t) for t in ("ALIAS", "VERSION", "DIGEST", "CREATED")], rows)
+            table([Column(t) for t in ("ALIAS", "VERSION", "DIGEST", "CREATED (UTC)")], rows)
         else:
             named = model if model is not None else "MODEL"
             has = f"{model} has" if model is not None else "there are"

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import Column, counted, facts, size, table, when
+from tierstore.cli.kit.output import Column, counted, facts, size, table
 from tierstore.cli.models import Ref, matching, version_fields, version_json
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import ChangeJson, DiffJson
 from tierstore.cli.stores import quarantine_text
+from tierstore.shown import time_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.care.compare import ItemDiff
@@ -82,7 +83,7 @@ def _print_stat(data: schemas.Stat) -> None:
     pairs = [
         ("version", f"{data.model}@{data.version}" + (f"+{data.variant}" if data.variant else "")),
         ("digest", data.digest),
-        ("created", f"{when(data.created)} by {data.who}"),
+        ("created", f"{time_text(data.created)} by {data.who}"),
         ("message", data.message),
         ("aliases", ", ".join(data.aliases)),
         ("size", f"{size(data.logical_bytes)}, {items}"),

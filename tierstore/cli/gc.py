@@ -17,7 +17,7 @@ from tierstore.cli.kit.times import duration
 from tierstore.cli.schemas import gc as schemas
 from tierstore.cli.schemas.core import LastGc
 from tierstore.errors import UsageError
-from tierstore.shown import duration_text
+from tierstore.shown import duration_text, time_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.explain import Share
@@ -239,7 +239,7 @@ def _print_writers(writers: Sequence[SeenWriter], *, was: bool) -> None:
         for one in writers
     ]
     if rows:
-        table([Column("WHO"), Column("WROTE WITH"), Column("LAST")], rows)
+        table([Column("WHO"), Column("WROTE WITH"), Column("LAST (UTC)")], rows)
         print()
     if was:
         print("removal is enabled already; saves that began before are waited for")
@@ -372,5 +372,5 @@ def print_last_gc(last: LastGc | None) -> None:
     if last is not None:
         print(
             f"garbage {size(last.garbage_bytes)}, removed and can be undeleted "
-            f"{size(last.removed_bytes)}, after 'tierstore gc' of {when(last.time)}"
+            f"{size(last.removed_bytes)}, after 'tierstore gc' of {time_text(last.time)}"
         )

@@ -58,7 +58,7 @@ def _ls_models(cli: Cli, store: Store) -> None:
         columns = [
             Column("MODEL"),
             Column("VERSIONS", right=True),
-            Column("LATEST"),
+            Column("LATEST (UTC)"),
             Column("ALIASES"),
         ]
         rows = [
@@ -95,7 +95,7 @@ def _ls_versions(cli: Cli, store: Store, model: str) -> None:
     )
 
     def text() -> None:
-        titles = ("VERSION", "DIGEST", "CREATED", "WHO", "ALIASES", "MESSAGE")
+        titles = ("VERSION", "DIGEST", "CREATED (UTC)", "WHO", "ALIASES", "MESSAGE")
         rows = [
             (
                 str(version),

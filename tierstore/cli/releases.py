@@ -10,6 +10,7 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, facts, table, when
 from tierstore.cli.models import Message, Ref, version_fields
 from tierstore.cli.schemas import releases as schemas
+from tierstore.shown import time_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.names.releases import Release
@@ -94,7 +95,7 @@ def _ls_names(cli: Cli, store: Store) -> None:
         columns = [
             Column("NAME"),
             Column("RELEASES", right=True),
-            Column("LATEST"),
+            Column("LATEST (UTC)"),
             Column("MEMBERS"),
             Column("ALIASES"),
         ]
@@ -121,7 +122,7 @@ def _ls_releases(cli: Cli, store: Store, name: str) -> None:
     found = [_release_json(store, store.releases.get(str(version))) for version in versions]
 
     def text() -> None:
-        titles = ("RELEASE", "CREATED", "MEMBERS", "WHO", "MESSAGE")
+        titles = ("RELEASE", "CREATED (UTC)", "MEMBERS", "WHO", "MESSAGE")
         rows = [
             (f"{one.model}@{one.version}", when(one.created), _members(one), one.who, one.message)
             for one in found
@@ -160,7 +161,7 @@ def _print(data: schemas.ReleaseJson, also: str) -> None:
     facts(
         [
             ("release", f"{data.model}@{data.version}{also}"),
-            ("created", f"{when(data.created)} by {data.who}"),
+            ("created", f"{time_text(data.created)} by {data.who}"),
             *([("message", data.message)] if data.message else []),
         ]
     )

@@ -119,7 +119,7 @@ def _show_deleted(cli: Cli, found: Sequence[RemovedVersion], none: str) -> None:
     )
 
     def text() -> None:
-        titles = ("VERSION", "DIGEST", "REMOVED", "WHO", "BACK UNTIL", "REASON")
+        titles = ("VERSION", "DIGEST", "REMOVED (UTC)", "WHO", "BACK UNTIL (UTC)", "REASON")
         rows = [
             (
                 str(one.version),
@@ -240,7 +240,7 @@ def _print_forgotten(found: Sequence[Forgotten], *, enabled: bool) -> None:
             key=lambda row: -row[0].number,
         )
     ]
-    table([Column(title) for title in ("VERSION", "CREATED", "", "WHY", "MESSAGE")], rows)
+    table([Column(title) for title in ("VERSION", "CREATED (UTC)", "", "WHY", "MESSAGE")], rows)
     gone = sum(len(one.removed) for one in found)
     dry = any(one.dry_run for one in found)
     print(f"\n{counted(gone, 'version')} {'would be removed' if dry else 'removed'}")
@@ -339,7 +339,7 @@ def _print_retentions(found: Sequence[ModelRetention]) -> None:
         for one in found
     ]
     if rows:
-        titles = ("MODEL", "WINDOW", "ALIAS HISTORY", "RULES", "SINCE", "WHO", "MESSAGE")
+        titles = ("MODEL", "WINDOW", "ALIAS HISTORY", "RULES", "SINCE (UTC)", "WHO", "MESSAGE")
         table([Column(title) for title in titles], rows)
     else:
         print("nothing is set: removals can be undone for 7 days, what an alias left stays for 30,")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import Column, counted, facts, table, when
+from tierstore.cli.kit.output import Column, counted, facts, table
 from tierstore.cli.kit.refs import joined
 from tierstore.cli.models import Message, Ref, ref_of
 from tierstore.cli.schemas import rollout as schemas
 from tierstore.errors import UsageError
+from tierstore.shown import time_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.names.reports import GateState
@@ -273,8 +274,8 @@ def _print(status: RolloutStatus) -> None:
     pairs = [
         ("rollout", f"{data.alias}: {model}@{data.old} -> {model}@{data.new}"),
         ("stage", f"{data.stage} of {len(data.stages)}: {shares}"),
-        ("since", when(data.since) + (", paused" if data.paused else "")),
-        ("next step", when(data.due) if data.due else "by hand"),
+        ("since", time_text(data.since) + (", paused" if data.paused else "")),
+        ("next step", time_text(data.due) if data.due else "by hand"),
         *(("only", f"nodes with {name}={value}") for name, value in data.labels.items()),
         *(("window", f"{window} UTC") for window in data.windows),
     ]

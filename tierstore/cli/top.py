@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -108,7 +109,7 @@ def _leader_json(leader: PackHeat) -> schemas.LeaderJson:
 
 
 def _print(data: schemas.Top) -> None:
-    clock = data.time.astimezone().strftime("%H:%M:%S")
+    clock = f"{data.time.astimezone(UTC):%H:%M:%S} UTC"
     running = f"{counted(data.running, 'process')} reading now"
     print(printable(f"{data.store}  {data.node}  {clock}"))
     print(f"{running}, {data.processes} in the last hour")

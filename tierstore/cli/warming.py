@@ -13,6 +13,7 @@ from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, size, table, when
 from tierstore.cli.models import Ref
 from tierstore.cli.schemas import warming as schemas
+from tierstore.shown import time_text
 
 if TYPE_CHECKING:
     from tierstore.cli.kit.progress import ProgressBar
@@ -204,7 +205,7 @@ def pin(
         version = refuse_release(store.resolve(ref))
         pinned = store.pins.add(version.digest, ref, roles, _time(until))
     data = _pin_json(pinned)
-    end = f"until {when(data.until)}" if data.until else "until it is unpinned"
+    end = f"until {time_text(data.until)}" if data.until else "until it is unpinned"
     cli.out.show(
         data, [data.digest], lambda: print(f"{ref} is pinned in {' and '.join(data.tiers)} {end}")
     )
@@ -230,7 +231,7 @@ def pins(cli: Cli) -> None:
     columns = [
         Column("REF"),
         Column("IN"),
-        Column("UNTIL"),
+        Column("UNTIL (UTC)"),
         Column("WHO"),
         Column("DIGEST", digest=True),
     ]

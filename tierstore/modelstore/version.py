@@ -8,14 +8,13 @@ from typing import Final
 
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
-from tierstore.shown import html_facts, size
+from tierstore.shown import html_facts, size, time_text
 
 DERIVED_FROM, DISTILLED_FROM = "derived-from", "distilled-from"
 """Relations in a manifest: of a lossy variant to its version, of a pupil to its teacher."""
 
 
 _SHOWN = 60
-_TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 RELEASED: Final = "release"
 """The action of an entry that publishes a release."""
@@ -103,12 +102,14 @@ class Version:
 
     def __repr__(self) -> str:
         said = f", {self.message[:_SHOWN]!r}" if self.message else ""
-        return f"<Version {self} {self.digest.short}, {self.created:{_TIME}} by {self.who}{said}>"
+        return (
+            f"<Version {self} {self.digest.short}, {time_text(self.created)} by {self.who}{said}>"
+        )
 
     def _repr_html_(self) -> str:
         facts = [
             ("digest", str(self.digest)),
-            ("created", f"{self.created:{_TIME}} by {self.who}"),
+            ("created", f"{time_text(self.created)} by {self.who}"),
             ("message", self.message),
         ]
         if self.stats is not None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import FrameType
 
 from tierstore.errors import (
@@ -29,6 +30,7 @@ from tierstore.modelstore.reclaim.repair.scrub import Scrub, ScrubStats
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
 from tierstore.serving.collecting import Collecting, CollectingPlan
+from tierstore.shown import time_text
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.mover import MoverStats
 
@@ -318,6 +320,13 @@ def ended_by_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number in chosen:
             signal.signal(number, before[number])
+
+
+class TextLines(logging.Formatter):
+    """Formats records as text, with times in UTC."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return time_text(datetime.fromtimestamp(record.created, UTC))
 
 
 class JsonLines(logging.Formatter):

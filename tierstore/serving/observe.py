@@ -133,9 +133,9 @@ def heat_counters(stores: Iterable[Store]) -> dict[str, float]:
 
 
 def _handler(form: str) -> logging.Handler:
-    from tierstore.serving.agent import JsonLines
+    from tierstore.serving.agent import JsonLines, TextLines
 
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else text)
     return handler

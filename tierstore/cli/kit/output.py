@@ -10,7 +10,7 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -80,8 +80,8 @@ NOT_ENABLED = "the store does not allow removal yet: 'tierstore gc --enable' doe
 
 
 def when(time: datetime) -> str:
-    """Return a time for people, in this machine's time zone."""
-    return time.astimezone().strftime("%Y-%m-%d %H:%M")
+    """Return a time for a column whose title ends with ``(UTC)``."""
+    return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def shares(parts: Sequence[int]) -> list[str]:

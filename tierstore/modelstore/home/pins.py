@@ -25,6 +25,7 @@ from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import PINS, Pin, Role, pin_key
 from tierstore.ids import Digest
 from tierstore.modelstore.home.refs import whoami
+from tierstore.shown import time_text
 
 _log = logging.getLogger("tierstore.pins")
 
@@ -99,7 +100,7 @@ class Pins:
         if until is not None and not isinstance(until, datetime):
             raise wrong("until", "a datetime with its time zone, or None for no end", until)
         if until is not None and until.timestamp() <= time.time():
-            raise UsageError(f"{until.isoformat()} is in the past; give a later end, or none")
+            raise UsageError(f"{time_text(until)} is in the past; give a later end, or none")
         pin = Pin(
             version=version.hex,
             ref=ref,

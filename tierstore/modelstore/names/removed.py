@@ -19,6 +19,7 @@ from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.retention import window_s
 from tierstore.modelstore.version import when
+from tierstore.shown import time_text
 
 _LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1
 _PAGES = (4, 32, 256)
@@ -156,11 +157,11 @@ class Removals:
         until = self.until(model, entry)
         note = f", {entry.message!r}" if entry.message else ""
         if until > datetime.now(UTC):
-            back = f"until {until:%Y-%m-%d %H:%M:%S} UTC 'tierstore undelete {ref}' brings it back"
+            back = f"until {time_text(until)} 'tierstore undelete {ref}' brings it back"
         else:
             back = (
                 f"'tierstore undelete {ref}' brings it back if it is still there, which is "
-                f"certain only until {until:%Y-%m-%d %H:%M:%S} UTC"
+                f"certain only until {time_text(until)}"
             )
         return (
             f"{ref} was removed on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}; {back}"

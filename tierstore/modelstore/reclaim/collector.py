@@ -39,7 +39,7 @@ from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_ke
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
-from tierstore.modelstore.reclaim.report import PackReport, Report, State, time_text
+from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_text
 from tierstore.modelstore.reclaim.reserve import (
     Unheld,
     give_up_reserve,
@@ -326,7 +326,7 @@ class Collector:
             return "deleted", "nothing needs it"
         if pack not in mark.condemned.listed:
             until_s = self._kept.seen.get(pack, time.time()) + grace_s
-            return "waiting", f"nothing needs it; it waits until {time_text(until_s)}"
+            return "waiting", f"nothing needs it; it waits until {end_text(until_s)}"
         if pack not in cleared:
             writers = {
                 one

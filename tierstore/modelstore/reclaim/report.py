@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
+from tierstore.shown import time_text
+
 _Key = TypeVar("_Key")
 State = Literal[
     "live", "chain", "base", "window", "leased",
@@ -130,10 +132,10 @@ class Report:
         return found
 
 
-def time_text(time_s: float) -> str:
+def end_text(time_s: float) -> str:
     """Return a time for people: seconds since the epoch, which may be beyond all calendars."""
     with suppress(OverflowError, ValueError):
-        return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return time_text(datetime.fromtimestamp(time_s, UTC))
     return "further notice"
 
 

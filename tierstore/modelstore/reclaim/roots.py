@@ -23,7 +23,7 @@ from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.removed import Removed, apply_removal
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
-from tierstore.modelstore.reclaim.report import time_text
+from tierstore.modelstore.reclaim.report import end_text
 from tierstore.modelstore.version import RELEASED
 from tierstore.shown import duration_text
 
@@ -186,7 +186,7 @@ class _Now:
             return Root(digest, "live", ref)
         if end_s <= self.now_s:
             return None
-        why = f"{ref} was removed, and can be undeleted until {time_text(end_s)}"
+        why = f"{ref} was removed, and can be undeleted until {end_text(end_s)}"
         return Root(digest, "window", why, is_removed=True)
 
 
