@@ -24,6 +24,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
+from tierstore.modelstore.saving.healing import write_move
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
 
@@ -96,6 +97,24 @@ def test_moves_lead_back_to_what_the_layout_named(store: Store, blobs: MemorySto
     move = unseal_body(Kind.MOVE, blobs.get(move_key(new, 1)), Move, "the move back")
     assert move.into == [old.hex()]
     assert sorted(info.key for info in blobs.list(MOVES)) == sorted([move_key(new), move_key(old)])
+
+
+def test_moves_are_written_behind_those_that_are_there(blobs: MemoryStore, cache: Path) -> None:
+    created(blobs, cache).close()
+    pack, one, two = b"\1" * 32, {b"\2" * 32}, {b"\3" * 32, b"\4" * 32}
+
+    def taken(op: str, key: str, n: int) -> Fault:
+        if op == "put_if_absent" and not list(blobs.list(MOVES)):
+            write_move(Home(blobs), pack, one)  # somebody else is faster
+        return None
+
+    write_move(Home(FaultyStore(blobs, taken)), pack, two)
+    write_move(Home(blobs), pack, one)
+    written = [
+        unseal_body(Kind.MOVE, blobs.get(move_key(pack, number)), Move, "x").into
+        for number in range(1, len(list(blobs.list(MOVES))) + 1)
+    ]
+    assert written == [sorted(pack.hex() for pack in into) for into in (one, two)]
 
 
 def test_one_that_sleeps_until_all_was_collected_loses_nothing(

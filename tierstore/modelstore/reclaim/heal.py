@@ -25,7 +25,7 @@ from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.needs import Lost, Need
 from tierstore.modelstore.reclaim.roots import Root
-from tierstore.modelstore.saving.healing import Healing
+from tierstore.modelstore.saving.healing import write_move
 
 _log = logging.getLogger("tierstore.gc")
 
@@ -100,9 +100,8 @@ class Healer:
                 self._home.blobs.put_if_absent(layout_key(digest), sealed)
             self._copy(plan, lease)
             lease.renew()
-            healing = Healing(self._home, set())
             for pack, into in plan.leads.items():
-                healing.move(pack, into)
+                write_move(self._home, pack, into)
             places, sizes = plan.new
             if places:
                 write_segment(self._home.blobs, places, sizes)

@@ -121,13 +121,11 @@ class Needs:
         table = self._layouts.table(digest)
         if table is None:
             return Need(digest, is_laid_out=False)
-        unfit = self._unfit(table)
         there = {p for p in table.pack_ids if self.standing(p) in ("good", "archived")}
-        packs, below, lost = named.own & (there - unfit), set[bytes](), []
+        packs, below, lost = named.own & (there - self._unfit(table)), set[bytes](), []
         chunks = set(self._layouts.chunks(digest))
         moved: dict[bytes, set[bytes]] | None = {}
-        for place in table.places_relying_on(unfit):
-            way = self._way(place, table, frozenset())
+        for place, way in self._followed(table):
             if moved is not None and way.end is not None and way.end.pack != place.pack:
                 under = table.packs_of(place.bases) if place.bases else set[bytes]()
                 moved.setdefault(way.end.pack, set()).update({place.pack} | under)
@@ -145,6 +143,11 @@ class Needs:
     def _unfit(self, table: ChunkTable) -> set[bytes]:
         return {pack for pack in table.pack_ids if self.standing(pack) != "good"}
 
+    def _followed(self, table: ChunkTable) -> Iterator[tuple[ChunkPlace, _Way]]:
+        """Yield the ways of all frames but those of which the layout alone says enough."""
+        for place in table.places_relying_on(self._unfit(table)):
+            yield place, self._way(place, table, frozenset())
+
     def frames(self, digest: Digest) -> Iterator[ChunkTable | list[ChunkPlace]]:
         """Yield the places of all frames that a manifest needs, and perhaps some more.
 
@@ -158,8 +161,8 @@ class Needs:
         if table is None:
             return
         yield table
-        for place in table.places_relying_on(self._unfit(table)):
-            yield self._way(place, table, frozenset()).frames
+        for _, way in self._followed(table):
+            yield way.frames
 
     def moved(self, digest: Digest) -> tuple[ChunkTable, dict[bytes, ChunkPlace]] | None:
         """Return the layout of a manifest as it is now, and where else readers find what it places.
@@ -175,10 +178,9 @@ class Needs:
         if table is None:
             return None
         chunks, places = set(self._layouts.chunks(digest)), dict[bytes, ChunkPlace]()
-        for place in table.places_relying_on(self._unfit(table)):
+        for place, way in self._followed(table):
             if place.digest not in chunks:
                 continue
-            way = self._way(place, table, frozenset())
             if way.end is None:
                 return None
             last = {one.digest: one for one in way.frames}

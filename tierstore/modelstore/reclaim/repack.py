@@ -27,7 +27,7 @@ from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.waste import NeededFrames, PackWaste, find_waste, needed_frames
-from tierstore.modelstore.saving.healing import Healing
+from tierstore.modelstore.saving.healing import write_move
 from tierstore.tiers.durable.tier import DurableTier
 
 STORE_WASTE = 0.05
@@ -94,7 +94,6 @@ class Repacker:
 
     def __init__(self, home: Home, marker: Marker, mark: Mark) -> None:
         self._home, self._ways, self._mark = home, marker.ways, mark
-        self._healing = Healing(home, set())
         self._done = Repacked()
         self._chosen: set[bytes] = set()
         self._sizes: dict[bytes, int] = {}
@@ -309,7 +308,7 @@ class Repacker:
                     if one not in known or known[one].pack != self._new[one]
                 }
                 if into:
-                    self._healing.move(pack, into)
+                    write_move(self._home, pack, into)
                 self._done.packs.add(pack)
 
     def _confirm(self) -> None:

@@ -23,7 +23,7 @@ from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.mark import Mark, Marker
-from tierstore.modelstore.saving.healing import Healing
+from tierstore.modelstore.saving.healing import write_move
 
 _CHECKED = 64
 """After so many layouts the right to collect is checked again."""
@@ -80,14 +80,14 @@ class _Back:
     """Writes the moves back."""
 
     def __init__(self, home: Home, marker: Marker) -> None:
-        self._healing, self._ways = Healing(home, set()), marker.ways
+        self._home, self._ways = home, marker.ways
         self._known: dict[bytes, set[bytes]] = {}
 
     def lead(self, pack: bytes, old: Set[bytes]) -> None:
         """Let moves of a pack lead to these packs."""
         known = self._known.setdefault(pack, self._ways.named(pack) | {pack})
         if lacking := old - known:
-            self._healing.move(pack, lacking)
+            write_move(self._home, pack, lacking)
             known |= lacking
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, MutableSet, Set
 from typing import TypeAlias
 
-from tierstore.errors import BackendError
 from tierstore.format.keys import move_key
 from tierstore.format.layout import Move
 from tierstore.format.sealed import Kind, seal_body
@@ -93,20 +92,23 @@ class Healing:
         return place.pack not in self._unfit and self._bad_bases.isdisjoint(place.bases)
 
     def move(self, pack: bytes, into: Set[bytes]) -> None:
-        """Write a move of a pack, behind those that are there.
-
-        Args:
-            pack: Id of the pack.
-            into: Ids of packs that hold chunks of it, and were confirmed.
-
-        Raises:
-            BackendError: Home did not take the move.
-        """
+        """Write a move, as ``write_move`` does, into packs that were confirmed."""
         self._confirmed |= into
-        body = seal_body(Kind.MOVE, Move(pack=pack.hex(), into=sorted(one.hex() for one in into)))
-        moves, last = Moves(self._home.blobs, self._home.packs), 0
-        while (number := moves.learn(pack)) > last:  # another one may be faster
-            last = number
-            if create_once(self._home.blobs, move_key(pack, number), body):
-                return
-        raise BackendError(f"{move_key(pack, last)} cannot be read in {self._home.blobs.url}")
+        write_move(self._home, pack, into)
+
+
+def write_move(home: Home, pack: bytes, into: Set[bytes]) -> None:
+    """Write a move of a pack behind those that are there, unless one of them says the same.
+
+    Args:
+        home: The store's home.
+        pack: Id of the pack.
+        into: Ids of packs that hold chunks of it.
+
+    Raises:
+        BackendError: Home did not take the move.
+    """
+    body = seal_body(Kind.MOVE, Move(pack=pack.hex(), into=sorted(one.hex() for one in into)))
+    number = 1
+    while not create_once(home.blobs, move_key(pack, number), body):
+        number += 1
