@@ -4362,6 +4362,17 @@ _REMOVAL = (
         ("integration/test_check_subset.py::test_no_part_of_what_it_keeps_is_mapped",),
     ),
     Mutation(
+        "move-to-deltas-first",
+        "SPEC 8: A move of a chunk that is not verbatim holds it as a standalone frame.",
+        "modelstore/saving/healing.py",
+        "(len(into) > 1 and not _has_deltas(home, one), one)",
+        "one",
+        (
+            "integration/test_removal.py::"
+            "test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks",
+        ),
+    ),
+    Mutation(
         "window-by-the-clock-of-home",
         "SPEC 9: `time_us` of a `forget` is by home's clock.",
         "modelstore/home/refs.py",

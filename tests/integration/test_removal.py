@@ -754,3 +754,40 @@ def test_what_is_announced_only_is_in_force(store: Store, name: str, tmp_path: P
         NAMINGS[name](other)
         assert names_it(other)
     assert [one.action for one in log.entries()] == ["undelete", "announce"]
+
+
+def test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks(
+    tmp_path: Path,
+) -> None:
+    """A move leads to a pack with deltas, and to the pack where these are standalone: that counts.
+
+    The names of the packs are random, so several models make sure that both orders come up.
+    """
+
+    def weights(number: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(number)
+        return {
+            "emb": rng.standard_normal((400, 64), np.float32),
+            "own": rng.standard_normal(60_000, np.float32),
+        }
+
+    blobs = MemoryStore("again")
+    names = [f"m{number}" for number in range(8)]
+    with enabled(created(blobs, tmp_path)) as store:
+        for number, name in enumerate(names):
+            first = weights(number)
+            tuned = {"emb": first["emb"] + np.float32(1e-6), "own": weights(100 + number)["own"]}
+            store.save(name, first, base=None)
+            store.save(name, tuned, base=None)
+            store.remove(f"{name}@1")
+        none = timedelta(0)
+        assert len(store.reclaim.run(grace=none, window=none, repack=False).of("deleted")) == 8
+        for number, name in enumerate(names):
+            assert store.save("again", weights(number), base=f"{name}@2").number == number + 1
+    for collected in (False, True):
+        with opened(blobs, tmp_path / str(collected)) as store:
+            if collected:
+                store.reclaim.run(grace=none, window=none, repack=False)
+                assert store.check(read_data=True).findings == []
+            for number in range(8):
+                equal(store.load(f"again@{number + 1}").load(), weights(number))
