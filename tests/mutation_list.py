@@ -4373,6 +4373,17 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "base-by-the-moves-of-its-delta",
+        "SPEC 8: The base of a delta that a move leads to is found by the moves of its own pack.",
+        "modelstore/chunks/moves.py",
+        "            for pack in deltas - self._moved.keys() - self._below.keys():\n",
+        "            for pack in set[bytes]():\n",
+        (
+            "integration/test_removal.py::"
+            "test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks[as it was]",
+        ),
+    ),
+    Mutation(
         "window-by-the-clock-of-home",
         "SPEC 9: `time_us` of a `forget` is by home's clock.",
         "modelstore/home/refs.py",

@@ -41,6 +41,7 @@ from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.reclaim import removal
 from tierstore.modelstore.reclaim.feature import enable, writers_seen
 from tierstore.modelstore.reclaim.retention import Retentions
+from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore
 from tierstore.variants.derive import derive
@@ -756,13 +757,17 @@ def test_what_is_announced_only_is_in_force(store: Store, name: str, tmp_path: P
     assert [one.action for one in log.entries()] == ["undelete", "announce"]
 
 
+@pytest.mark.parametrize("order", ["right", "as it was"])
 def test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks(
-    tmp_path: Path,
+    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A move leads to a pack with deltas, and to the pack where these are standalone: that counts.
 
-    The names of the packs are random, so several models make sure that both orders come up.
+    The names of the packs are random, so several models make sure that both orders come up. Where
+    the deltas count, as in stores that were written before, an undelete leads to their bases.
     """
+    if order != "right":
+        monkeypatch.setattr(Healing, "_has_deltas", lambda healing, pack: True)
 
     def weights(number: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(number)
@@ -784,6 +789,9 @@ def test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks(
         assert len(store.reclaim.run(grace=none, window=none, repack=False).of("deleted")) == 8
         for number, name in enumerate(names):
             assert store.save("again", weights(number), base=f"{name}@2").number == number + 1
+        for number in range(8) if order != "right" else ():
+            store.remove(f"again@{number + 1}", force=True)
+            store.undelete(f"again@{number + 1}")
     for collected in (False, True):
         with opened(blobs, tmp_path / str(collected)) as store:
             if collected:

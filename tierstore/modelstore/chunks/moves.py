@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeAlias
 
 from tierstore.blobs.base import BlobStore
@@ -46,6 +46,8 @@ class Moves:
         self._table, self._look_again = table, look_again
         self._newer: ChunkTable | None = None
         self._moved: dict[bytes, dict[bytes, ChunkPlace]] = {}
+        self._below: dict[bytes, dict[bytes, ChunkPlace]] = {}
+        """Where the moves of packs lead that can be read: to the bases of deltas in them."""
         self._numbers: dict[bytes, int] = {}
         self._unread: dict[bytes, dict[bytes, BackendError]] = {}
         """Why packs that the moves of a pack name could not be looked into, by both their ids."""
@@ -95,12 +97,18 @@ class Moves:
         return found if all(base in self._table.digests for base in found.bases) else None
 
     def find(self, digest: bytes) -> ChunkPlace | None:
-        """Return where a chunk lies standalone, by any move that is known so far."""
-        for places in list(self._moved.values()):
-            found = places.get(digest)
-            if found is not None and not found.bases:
-                return found
-        return None
+        """Return where a chunk lies standalone that is a base of a delta to which a move led.
+
+        It is where any move leads that is known so far, or else those of packs with such deltas.
+        """
+        known = list(self._moved.values())
+        found = _standalone(known, digest)
+        if found is None:
+            deltas = {one.pack for places in known for one in places.values() if one.bases}
+            for pack in deltas - self._moved.keys() - self._below.keys():
+                self._below[pack] = self._read(pack, {}, {})[0]
+            found = _standalone(list(self._below.values()), digest)
+        return found
 
     def follow(self, place: ChunkPlace) -> bool:
         """Look where else a frame lies, now that it could not be read at ``place``.
@@ -181,3 +189,8 @@ class Moves:
         except BackendError as error:  # a copy: its traceback would hold the buffers of the read
             unread[pack] = type(error)(str(error))
         return self._read(pack, known, unread)[0].values()
+
+
+def _standalone(every: Iterable[Mapping[bytes, ChunkPlace]], digest: bytes) -> ChunkPlace | None:
+    found = (places.get(digest) for places in every)
+    return next((one for one in found if one is not None and not one.bases), None)
