@@ -5195,7 +5195,7 @@ _REPACK = (
         "repacked-without-moves",
         "SPEC 10.1: It writes moves from the pack into the new ones.",
         "modelstore/reclaim/repack.py",
-        "                    self._healing.move(pack, into)",
+        "                    write_move(self._home, pack, into)",
         "                    pass",
         ("integration/test_repack.py::test_what_was_copied_already_is_not_copied_again",),
     ),
