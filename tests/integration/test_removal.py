@@ -41,7 +41,7 @@ from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.reclaim import removal
 from tierstore.modelstore.reclaim.feature import enable, writers_seen
 from tierstore.modelstore.reclaim.retention import Retentions
-from tierstore.modelstore.saving.healing import Healing
+from tierstore.modelstore.saving import healing
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore
 from tierstore.variants.derive import derive
@@ -767,7 +767,7 @@ def test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks(
     the deltas count, as in stores that were written before, an undelete leads to their bases.
     """
     if order != "right":
-        monkeypatch.setattr(Healing, "_has_deltas", lambda healing, pack: True)
+        monkeypatch.setattr(healing, "_has_deltas", lambda home, pack: True)
 
     def weights(number: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(number)

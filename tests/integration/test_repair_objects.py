@@ -15,6 +15,7 @@ import pytest
 import tierstore
 from tests.flips.world import built, tensors
 from tests.integration.kit import condemn, created, equal
+from tests.integration.test_collector import packs_of
 from tests.integration.test_repair import flipped
 from tierstore.admin.repair import repair_home
 from tierstore.blobs.memory import MemoryStore
@@ -47,10 +48,12 @@ class World:
     Attributes:
         root: The folder of home and of the tiers.
         files: What is in them when nothing is damaged.
+        moved: The id of a pack that is gone, and from which a move leads to what a layout needs.
     """
 
     root: Path
     files: dict[Path, bytes]
+    moved: str
 
     def now(self) -> dict[Path, bytes]:
         return {
@@ -83,6 +86,17 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def with_a_move(store: Store) -> str:
+    """Save again what was lost; return the pack, in hex, that its layout goes on naming."""
+    content = {"w": tensors(3)["bias"]}
+    store.save("moved", content, base=None)
+    [pack] = packs_of(store, "moved")
+    for tier in store._parts.home.packs.tiers:
+        tier.blobs.delete([pack_key(pack)])
+    store.save("moved", content, base=None)
+    return pack.hex()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("world") / "w"
@@ -98,9 +112,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             store.remove("gone@1")
             store.retention.set("gone", window=timedelta(days=3))
             store.reclaim.run(grace=timedelta(0))
+            moved = with_a_move(store)
             assert store.repair().is_whole
             assert store.repair().objects == []
-        yield (found := World(root, {}))
+        yield (found := World(root, {}, moved))
         del found
 
 
@@ -232,6 +247,8 @@ def test_a_damaged_object(world: World, kind: str, damage: str) -> None:
         last = world.find("gc/", -1)
         newest = parse_list(world.files[last], int(last.name), last.name)
         path = world.find(f"condemned/{newest.segments[0].key}")
+    elif kind == "move":
+        path = world.find(f"moves/{world.moved}")
     key = str(path.relative_to(world.root / "store"))
     damaged(world, path, damage)
     report = repaired(world, path)
