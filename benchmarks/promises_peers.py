@@ -164,12 +164,7 @@ def two_saves(peer: Peer) -> Facts:
 
 def paused_writer(peer: Peer) -> Facts:
     """A save stands still for longer than a lock counts; meanwhile somebody collects."""
-    peer.init()
-    peer.fill(FILES, "old")
-    peer.save("old")
-    peer.remove("old")
-    peer.fill(2 * FILES)
-    child = half_saved(peer)
+    child = half_saved_beside_garbage(peer)
     with peer.stopped(child):
         time.sleep(LOCK_COUNTS_S)
         facts = {"collection": told(peer.collect())}
@@ -178,6 +173,32 @@ def paused_writer(peer: Peer) -> Facts:
         facts["collection after that"] = told(peer.collect())
     facts["the paused save"] = told(peer.ended(child))
     return facts | {"check": told(peer.check()), "restored": peer.restored("a")}
+
+
+def broken_lock(peer: Peer) -> Facts:
+    """The lock of a save that stands still between two files is broken, and somebody collects."""
+    child = half_saved_beside_garbage(peer)
+    os.killpg(child.pid, signal.SIGSTOP)
+    while any(peer.repo.glob("data/*/*-tmp-*")):  # a pack of restic's that is being written
+        os.killpg(child.pid, signal.SIGCONT)
+        time.sleep(0.005)
+        os.killpg(child.pid, signal.SIGSTOP)
+    breaking = ("unlock", "--remove-all") if peer.name == "restic" else ("break-lock",)
+    facts = {f"'{' '.join(breaking)}'": told(peer.run(peer.at(*breaking)))}
+    facts["collection after that"] = told(peer.collect())
+    os.killpg(child.pid, signal.SIGCONT)
+    facts["the paused save"] = told(peer.ended(child))
+    return facts | {"check": told(peer.check()), "restored": peer.restored("a")}
+
+
+def half_saved_beside_garbage(peer: Peer) -> subprocess.Popen[bytes]:
+    """Start a save where there is something to collect; return when half of it is stored."""
+    peer.init()
+    peer.fill(FILES, "old")
+    peer.save("old")
+    peer.remove("old")
+    peer.fill(2 * FILES)
+    return half_saved(peer)
 
 
 def undone_removal(peer: Peer) -> Facts:
@@ -416,6 +437,7 @@ CASES: dict[str, Case] = {
     "two-collectors": two_collectors,
     "save-beside-collection": save_beside_collection,
     "paused-writer": paused_writer,
+    "broken-lock": broken_lock,
     "full-deleting": full_deleting,
     "wrong-clock": wrong_clock,
     "undone-removal": undone_removal,
