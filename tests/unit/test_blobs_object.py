@@ -180,6 +180,27 @@ def test_what_an_answer_means(
         assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("AccessDenied", PermissionDenied),
+        ("SlowDown", Unreachable),
+        ("InternalError", Unreachable),
+        ("InvalidRequest", BackendError),
+    ],
+)
+def test_what_the_answer_to_a_deletion_means(
+    server: _Server, store: ObjectStore, code: str, kind: type[TierstoreError]
+) -> None:
+    """It is 200, and says for each key what became of it."""
+    left = f"<Error><Key>prefix/k</Key><Code>{code}</Code><Message>{_SECRET}</Message></Error>"
+    server.default = (200, f"<DeleteResult>{left}</DeleteResult>".encode())
+    with pytest.raises(TierstoreError, match=f"deleting 'k' in .*{code}") as caught:
+        store.delete(["k"])
+    assert type(caught.value) is kind
+    assert _SECRET not in str(caught.value)
+
+
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, server: _Server) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     store = ObjectStore("s3://bucket/prefix", allow_http=True, retry_s=0.2)

@@ -20,10 +20,12 @@ from tierstore.errors import (
 )
 
 _STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
+# An answer to a deletion of many has a code for each of them, which obstore puts in its own words.
+_CODE = re.compile(r"(?:<Code>|\(code: )([A-Za-z0-9]{1,60})(?:</Code>|\))")
 # Where the AWS, GCS and Azure clients look for credentials when the environment has none.
 _NO_CREDENTIALS = re.compile(r"169\.254\.\d+\.\d+|metadata\.google|/latest/api/token")
 _FULL_CODES = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+_BUSY_CODES = frozenset({"SlowDown", "InternalError", "ServiceUnavailable"})
 _NO_CONTAINER = frozenset({"NoSuchBucket", "ContainerNotFound"})
 
 
@@ -53,7 +55,7 @@ def translated(error: Exception, doing: str, url: str, proxy: str | None = None)
         return OutOfSpace(f"{message}; free some space or raise the quota, then try again")
     if _NO_CREDENTIALS.search(text):
         return PermissionDenied(f"{message}; no credentials were found in the environment")
-    if status in {401, 403}:
+    if status in {401, 403} or code == "AccessDenied":
         return PermissionDenied(f"{message}; check the credentials and what they may do")
     if status == 416:
         return Damaged(f"{message}; the blob is shorter than it should be")
@@ -61,7 +63,7 @@ def translated(error: Exception, doing: str, url: str, proxy: str | None = None)
         return BackendError(
             f"{message}: its endpoint is plain http; set AWS_ALLOW_HTTP=true to allow that"
         )
-    if status in {408, 429} or (status or 0) >= 500:
+    if status in {408, 429} or (status or 0) >= 500 or code in _BUSY_CODES:
         return Unreachable(f"{message} after the retries; try again later")
     if status is None and "InvalidCertificate" in text:
         return Unreachable(
