@@ -5411,6 +5411,25 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "check-lifts-a-mark-unseen",
+        "SPEC 10.2: A mark is deleted where every delta in the pack was decoded.",
+        "modelstore/care/check.py",
+        "if found.good and found.deltas <= self._needed_of(pack):",
+        "if found.good:",
+        ("integration/test_repair.py::test_a_check_lifts_no_mark_of_deltas_that_nobody_decoded",),
+    ),
+    Mutation(
+        "check-takes-any-segment",
+        "modelstore.care.check: a damaged index segment is said to be that.",
+        "modelstore/care/check.py",
+        "parse_any_segment(self._home.blobs.get(info.key), info.key)",
+        "pass",
+        (
+            "integration/test_repair.py::"
+            "test_a_segment_that_cannot_be_taken_in_is_found_by_check_and_repair",
+        ),
+    ),
+    Mutation(
         "repair-trusts-a-listing",
         "modelstore.reclaim.repair.logs: an entry written during a listing may not be in it.",
         "modelstore/reclaim/repair/logs.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.integration.test_crash import copy_of
 from tests.integration.test_deltas import model, tuned_model
 from tests.integration.test_quarantine import loads, moves, pack_of, places, stats
 from tests.integration.test_tiers import Tiered
+from tests.unit.format_by_hand import msgpack, read_msgpack, read_sealed, sealed
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Unreachable
@@ -30,9 +32,10 @@ from tierstore.format.pack import TRAILER_BYTES, parse_trailer
 from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import MOVERS
 from tierstore.modelstore.placing.moverlease import HeldLease
+from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.modelstore.store import Store
-from tierstore.testing.faulty import Crashed, FaultyStore
+from tierstore.testing.faulty import Crashed, Fault, FaultyStore
 from tierstore.tiers.durable.packcheck import places_in
 
 FIRST = tensors(1)
@@ -459,6 +462,22 @@ def test_a_mark_stays_where_a_delta_was_not_decoded(tuned: Store, blobs: MemoryS
     assert tuned._parts.home.quarantine.packs() == {place.pack}
 
 
+def test_a_check_lifts_no_mark_of_deltas_that_nobody_decoded(
+    tuned: Store, blobs: MemoryStore
+) -> None:
+    """The version that needs the delta is removed; a save of that content would reuse it."""
+    place = places(tuned, "m@2", "layer")[0]
+    home = tuned._parts.home
+    enable(home, wait_s=0)
+    forge_delta(blobs, place)
+    assert tuned.check(read_data=True).quarantined == [pack_key(place.pack)]
+    tuned.save("m", FIRST, base=None)
+    tuned.remove("m@2")
+    tuned.retention.set("m", window=timedelta(0))
+    assert tuned.check(read_data=True).quarantined == [pack_key(place.pack)]
+    assert home.quarantine.packs() == {place.pack}
+
+
 def test_the_mark_of_good_deltas_is_deleted(tuned: Store) -> None:
     place = places(tuned, "m@2", "layer")[0]
     home = tuned._parts.home
@@ -586,3 +605,26 @@ def test_what_is_rescued_is_found_by_later_saves(store: Store, blobs: MemoryStor
     assert len({info.key for info in blobs.list(INDEX)} - before) == 1
     rest = {name: array for name, array in FIRST.items() if name != "emb"}
     assert stats(store.save("rest", rest)).new_chunks == 0
+
+
+def test_what_is_rescued_is_rescued_though_no_index_says_it(cache: Path) -> None:
+    def plan(op: str, key: str, n: int) -> Fault:
+        return Unreachable("no answer") if op == "put" and key.startswith(INDEX) else None
+
+    blobs = FaultyStore(MemoryStore("rescued"))
+    with created(blobs, cache) as store:
+        store.save("m", FIRST)
+        flip_chunk(blobs.inner, places(store, "m", "emb")[0])
+        blobs.plan = plan
+        [one] = store.repair().objects
+    assert "copied from it into a new pack" in one.done
+
+
+def test_a_segment_that_cannot_be_taken_in_is_found_by_check_and_repair(
+    store: Store, blobs: MemoryStore
+) -> None:
+    [key] = [info.key for info in blobs.list(INDEX)]
+    body = read_msgpack(read_sealed(bytes(blobs.get(key)))[1])
+    blobs.put(key, sealed(3, msgpack(body | {"replaces": bytes(17)})))
+    assert store.check().garbage_keys == [key]
+    assert outcomes(store.repair()) == [("repaired", key, "")]

@@ -22,10 +22,11 @@ from tierstore.errors import (
     UnsupportedFormat,
 )
 from tierstore.format import keys
-from tierstore.format.layout import Move, missing_chunks, parse_layout, parse_segment
+from tierstore.format.layout import Move, missing_chunks, parse_layout
 from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.segments import parse_any_segment
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Suspects
 from tierstore.modelstore.care.check_data import DataRead, Item, Limits, PackData, read_items
@@ -329,7 +330,7 @@ class _Check:
     def _check_segments(self) -> None:
         for info in self._home.blobs.list(keys.INDEX):
             try:
-                parse_segment(self._home.blobs.get(info.key), info.key)
+                parse_any_segment(self._home.blobs.get(info.key), info.key)
             except NotFound:  # replaced since we listed
                 continue
             except (Damaged, UnsupportedFormat):
@@ -392,7 +393,7 @@ class _Check:
         marks = self._home.quarantine
         marked = marks.packs()
         for pack in self._suspects.keys() - marked:
-            known = {place.digest for part in self._parts.of(pack) for place in part.places()}
+            known = self._needed_of(pack)
             try:
                 if quarantine(self._home, pack, self._suspects[pack], known).unfit:
                     marked.add(pack)
@@ -400,11 +401,17 @@ class _Check:
                 what = f"it could not be quarantined, so saves may reuse it: {error}"
                 self._damage(keys.pack_key(pack), what)
         for pack in marked - self._suspects.keys() if lift else ():
-            if examine(self._home, pack).good:
+            found = examine(self._home, pack)
+            # a save may reuse a delta that nothing needs now, and nobody has decoded that
+            if found.good and found.deltas <= self._needed_of(pack):
                 with suppress(BackendError):
                     marks.lift(pack)
                     marked.remove(pack)
         self._report.quarantined = sorted(map(keys.pack_key, marked))
+
+    def _needed_of(self, pack: bytes) -> set[bytes]:
+        """Return the digests of the chunks that layouts place in a pack."""
+        return {place.digest for part in self._parts.of(pack) for place in part.places()}
 
     def _find_garbage(self, needed: Set[bytes]) -> None:
         used = self._used_packs(needed)

@@ -31,11 +31,13 @@ class Examined:
         good: Whether a tier has a good copy.
         bad: What is wrong with the copies that are damaged, by the name of the tier.
         chunks: Digests of the chunks in the pack, as far as a copy tells.
+        deltas: Digests of those that are deltas; that they give their chunks is not seen here.
     """
 
     good: bool = False
     bad: dict[str, str] = field(default_factory=dict)
     chunks: set[bytes] = field(default_factory=set)
+    deltas: set[bytes] = field(default_factory=set)
 
     @property
     def unfit(self) -> bool:
@@ -58,7 +60,7 @@ def examine(home: Home, pack: bytes, suspects: Suspects | None = None) -> Examin
             continue
         try:
             tier.verify()
-            _check_copy(home, key, tier.blobs.get(key), suspects or {}, found.chunks)
+            _check_copy(home, key, tier.blobs.get(key), suspects or {}, found)
         except Damaged as error:
             found.bad[tier.name] = str(error)
         except (NotFound, BackendError, UnsupportedFormat) as error:
@@ -94,11 +96,12 @@ def quarantine(
 
 
 def _check_copy(
-    home: Home, key: str, data: memoryview, suspects: Suspects, chunks: set[bytes]
+    home: Home, key: str, data: memoryview, suspects: Suspects, found: Examined
 ) -> None:
     """Check a copy: its index, every standalone chunk, and the deltas that are suspected."""
     places = places_in(key, data)
-    chunks.update(place.digest for place in places)
+    found.chunks.update(place.digest for place in places)
+    found.deltas.update(place.digest for place in places if place.bases)
     check_frames(key, data, places)
     for place, table in suspects.items():
         if place.bases:

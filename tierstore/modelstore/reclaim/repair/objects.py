@@ -16,10 +16,10 @@ from tierstore.errors import BackendError, Damaged, InvalidName, NotFound, Unsup
 from tierstore.format import keys
 from tierstore.format.collected import Collected
 from tierstore.format.heat import parse_heat
-from tierstore.format.layout import parse_segment
 from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
+from tierstore.format.segments import parse_any_segment
 from tierstore.format.tiers import HEAT, PINS, Pin
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
@@ -166,7 +166,7 @@ def repair_hints(objects: Objects) -> None:
         (
             Kind.SEGMENT,
             keys.INDEX,
-            lambda key, data: parse_segment(data, key),
+            lambda key, data: parse_any_segment(data, key),
             "saves store chunks anew that they do not find; 'tierstore index rebuild' "
             "finds them again",
         ),

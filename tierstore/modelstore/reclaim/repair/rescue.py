@@ -8,14 +8,12 @@ found; layouts stay as they are.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import INDEX, pack_key
-from tierstore.format.layout import seal_segment
+from tierstore.format.keys import pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.proof import hash_plain
 from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, table_columns
@@ -27,6 +25,7 @@ from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.confirm import gone_packs, lost_since, unfit_packs
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.repair.copies import Copies
@@ -389,6 +388,4 @@ class Rescue:
     def _publish(self, stored: _Stored) -> None:
         """Let later saves find the chunks of new packs."""
         if stored.places:
-            sizes = {place.pack: stored.sizes[place.pack] for place in stored.places}
-            key = INDEX + uuid.uuid4().hex
-            self._home.blobs.put(key, seal_segment(stored.places, sizes))
+            write_segment(self._home.blobs, stored.places, stored.sizes)
