@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.integration.kit import MIB, settings, tensors
 from tests.integration.test_collector import CHANGES, collect, packs, packs_of
 from tests.integration.test_collector_schedules import tuned, weights
 from tierstore import Rows
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobStore, RangeRead
 from tierstore.blobs.memory import MemoryStore
 from tierstore.format.keys import LEASES, PACKS, fold_key, pack_key, version_key
 from tierstore.format.tiers import TierSpec
@@ -174,3 +175,22 @@ def test_a_copy_that_a_mover_drops_meanwhile_is_not_a_bad_one(cache: Path) -> No
         for info in list(cold.list(PACKS)):
             warm.put(info.key, cold.get(info.key))
             cold.delete([info.key])
+
+
+class Together(FaultyStore):
+    """A store that answers reads of packs two at a time."""
+
+    two = threading.Barrier(2)
+
+    def get_ranges(self, reads: Sequence[RangeRead]) -> None:
+        if reads[0].key.startswith(PACKS):
+            self.two.wait(timeout=60)  # for another read
+        super().get_ranges(reads)
+
+
+def test_footers_are_read_several_at_a_time(store: Store, blobs: MemoryStore, cache: Path) -> None:
+    for number in range(1, 5):
+        store.save("m", tensors(number), base=None)
+    with Store(Together(blobs), settings(cache)) as other:
+        report = other.check()
+    assert (report.findings, report.packs) == ([], 4)

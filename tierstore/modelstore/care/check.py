@@ -38,6 +38,7 @@ from tierstore.modelstore.care.check_removed import ExpiredVersions
 from tierstore.modelstore.care.check_users import Users
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
+from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.home.refs import highest_of
@@ -315,9 +316,9 @@ class _Check:
         self._report.chunks = self._parts.chunks()
         check = CopyCheck(self._home, self._copies, self._problems, self._suspects)
         sizes: dict[bytes, tuple[int, int]] = {}
-        for pack in self._parts.packs():
+        for pack, footers in ahead(check.read, self._parts.packs()):
             parts = distinct(self._parts.of(pack))
-            looked = check.look(pack, parts)
+            looked = check.look(pack, parts, footers)
             self._report.packs += looked.verified
             self._report.archived += looked.archived
             if looked.bad:

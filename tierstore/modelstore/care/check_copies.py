@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,6 +94,27 @@ class Looked:
     gone: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """The footer of one tier's copy of a pack.
+
+    Attributes:
+        tier: The name of the tier.
+        places: The chunks that it lists.
+        error: Why it cannot be read; ``None`` if it can.
+    """
+
+    tier: str
+    places: Sequence[ChunkPlace]
+    error: Damaged | UnsupportedFormat | None = None
+
+    def wrong(self, places: Set[ChunkPlace]) -> Damaged | UnsupportedFormat | None:
+        """Return what is wrong with it, where layouts have these places in the pack."""
+        if self.error is None and not places <= set(self.places):
+            return Damaged("a layout and the pack's own index do not agree")
+        return self.error
+
+
 class CopyCheck:
     """Checks packs one by one.
 
@@ -110,24 +131,31 @@ class CopyCheck:
         self._home, self._copies = home, copies
         self._problems, self._suspects = problems, suspects
 
-    def look(self, pack: bytes, parts: Sequence[tuple[Part, list[ChunkPlace]]]) -> Looked:
+    def read(self, pack: bytes) -> list[Footer]:
+        """Read the footers of a pack that can be read now; any thread may."""
+        key = keys.pack_key(pack)
+        return _read(key, self._copies.of(key))
+
+    def look(
+        self, pack: bytes, parts: Sequence[tuple[Part, list[ChunkPlace]]], footers: list[Footer]
+    ) -> Looked:
         """Check every tier's copy of a pack, and that the layouts' parts of it agree with it."""
         looked = Looked()
         try:
-            self._look(pack, [place for _, places in parts for place in places], looked)
+            self._look(pack, [place for _, places in parts for place in places], looked, footers)
         except (Damaged, NotFound, UnsupportedFormat) as error:
             self._problems.lost(pack, error, is_gone=looked.gone)
             looked.bad = True
         return looked
 
-    def _look(self, pack: bytes, places: list[ChunkPlace], looked: Looked) -> None:
-        key = keys.pack_key(pack)
-        copies = self._copies.of(key)
-        there, bad = self._read(key, places, copies)
-        if copies and not there:  # a mover or a collector was faster than this check
+    def _look(
+        self, pack: bytes, places: list[ChunkPlace], looked: Looked, footers: list[Footer]
+    ) -> None:
+        if not footers:  # unless it is archived, a mover or a collector was faster than this check
+            key = keys.pack_key(pack)
             copies = self._copies.now(key)
-            there, bad = self._read(key, places, copies)
-        if not there:
+            footers = _read(key, copies)
+        if not footers:
             looked.archived = any(tier.archive is not None for tier, _ in copies)
             looked.gone = not looked.archived
             lost = None if looked.archived else self._unmoved(places)
@@ -137,37 +165,15 @@ class CopyCheck:
                 raise lost
             return
         looked.verified = True
-        if len(bad) == len(there):
+        wanted = set(places)
+        bad = {one.tier: why for one in footers if (why := one.wrong(wanted)) is not None}
+        if len(bad) == len(footers):
             self._suspects.setdefault(pack, {})
             if self._unmoved(places) is not None:
-                raise bad[there[0]]
+                raise bad[footers[0].tier]
             return
         for name, why in bad.items():
             self._problems.bad_copy(pack, name, str(why))
-
-    def _read(
-        self, key: str, places: list[ChunkPlace], copies: list[tuple[DurableTier, int]]
-    ) -> tuple[list[str], dict[str, Damaged | UnsupportedFormat]]:
-        """Read the footers of copies.
-
-        Returns:
-            The names of the tiers that have one that can be read now; what is wrong with those that
-            are bad.
-        """
-        there: list[str] = []
-        bad: dict[str, Damaged | UnsupportedFormat] = {}
-        for tier, size in copies:
-            if tier.archive is not None:
-                continue
-            with suppress(NotFound):
-                try:
-                    _, stored = read_footer(tier.blobs, key, size)
-                    if not set(places) <= set(stored):
-                        raise Damaged("a layout and the pack's own index do not agree")
-                except (Damaged, UnsupportedFormat) as error:
-                    bad[tier.name] = error
-                there.append(tier.name)
-        return there, bad
 
     def _unmoved(self, places: list[ChunkPlace]) -> NotFound | Damaged | BackendError | None:
         """Return what a reader of these frames raises if no move leads to one of them."""
@@ -176,3 +182,18 @@ class CopyCheck:
             if not moves.follow(place):
                 return moves.lost(place)
         return None
+
+
+def _read(key: str, copies: Iterable[tuple[DurableTier, int]]) -> list[Footer]:
+    """Read the footers of those copies that are still there and in no archive."""
+    found: list[Footer] = []
+    for tier, size in copies:
+        if tier.archive is not None:
+            continue
+        with suppress(NotFound):
+            try:
+                _, places = read_footer(tier.blobs, key, size)
+                found.append(Footer(tier.name, places))
+            except (Damaged, UnsupportedFormat) as error:
+                found.append(Footer(tier.name, [], error))
+    return found
