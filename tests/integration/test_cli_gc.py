@@ -114,7 +114,7 @@ def test_enabling_is_asked_for_and_names_who_writes(
     done = run("gc", "--enable", "--yes", "--wait", "0")
     assert done.code == 0
     assert done.out.splitlines()[1].split()[1] == "tierstore"
-    assert "cannot\nwrite to it any more. There is no way back." in done.out
+    assert "and\ncannot write to it any more. There is no way back." in done.out
     assert "'tierstore gc' work from now on" in done.out
     again = run("gc", "--enable", "--yes", "--wait", "0")
     assert "removal is enabled already" in again.out

@@ -19,6 +19,7 @@ import pytest
 import tierstore
 from tierstore.cli.kit import app
 from tierstore.cli.schemas.markdown import outputs
+from tierstore.modelstore.home.refs import whoami
 from tierstore.serving.agent import TextLines
 
 
@@ -67,7 +68,7 @@ def run(
 
 CASES: dict[str, tuple[str, str, str]] = {
     # name: command line, what the text holds, what -q prints
-    "rm": ("rm m@2 -m wrong", "m@2      b3:", "m@2"),
+    "rm": ("rm m@2 -m wrong", "m@2      20", "m@2"),
     "rm newest": ("rm m@4 --force", "m@4 ", "m@4"),
     "rm model": ("rm n --all", "n@1 ", "n@1"),
     "undelete": ("undelete m@1", "m@1 is back", "m@1"),
@@ -78,8 +79,9 @@ CASES: dict[str, tuple[str, str, str]] = {
     "ls deleted none": ("ls n --deleted", "no version of n is removed", ""),
     "retention set": ("retention set m --window 0 --keep-daily 7", "--keep-daily 7", "m"),
     "retention set all": ("retention set --window 36h", "1 d 12 h", "-"),
-    "retention set history": ("retention set m --alias-history 2d", "2 d ", "m"),
-    "retention rm": ("retention rm n", "nothing is set for n itself", "n"),
+    "retention set history": ("retention set m --alias-history 2d", "alias history  2 d\n", "m"),
+    "retention rm": ("retention rm n", "nothing is set for n itself any more", "n"),
+    "retention rm none": ("retention rm m", "nothing was set for m itself", "m"),
     "retention ls": ("retention ls", "--keep-last 3", "n"),
     "log": ("log m --limit 1", "forget  m@1", "m@1"),
 }
@@ -164,3 +166,14 @@ def test_every_time_says_that_it_is_in_utc(run: Program, monkeypatch: pytest.Mon
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_removed_versions_and_retention_fit_80_columns(run: Program) -> None:
+    for line in (
+        "ls --deleted",
+        "retention ls",
+        "retention set m --keep-last 50 --keep-within 30d --window 14d --alias-history 2d",
+        "retention rm m",
+    ):
+        shown = run(*line.split()).out.replace(whoami(), "ada@node7")
+        assert max(map(len, shown.splitlines())) <= 80, shown

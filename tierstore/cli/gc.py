@@ -244,9 +244,10 @@ def _print_writers(writers: Sequence[SeenWriter], *, was: bool) -> None:
     if was:
         print("removal is enabled already; saves that began before are waited for")
         return
-    print("Versions of tierstore that know no removal can still read the store then, and cannot")
-    print("write to it any more. There is no way back. Update whoever is listed above first.")
-    print("Then saves that began before are waited for: 4 hours, unless --wait says otherwise.")
+    print("Versions of tierstore that know no removal can still read the store then, and")
+    print("cannot write to it any more. There is no way back. Update whoever is")
+    print("listed first. Then saves that began before are waited for: 4 hours, unless")
+    print("--wait says otherwise.")
     print("Interrupted, it goes on when it is called again.")
 
 

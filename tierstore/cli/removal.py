@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, table, when
+from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, facts, table, when
 from tierstore.cli.kit.times import duration
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
 from tierstore.cli.schemas import removal as schemas
 from tierstore.cli.schemas.core import VersionJson
 from tierstore.config import parse_seconds
 from tierstore.errors import TierstoreError, UsageError
-from tierstore.shown import duration_text
+from tierstore.shown import duration_text, time_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion
@@ -119,11 +119,10 @@ def _show_deleted(cli: Cli, found: Sequence[RemovedVersion], none: str) -> None:
     )
 
     def text() -> None:
-        titles = ("VERSION", "DIGEST", "REMOVED (UTC)", "WHO", "BACK UNTIL (UTC)", "REASON")
+        titles = ("VERSION", "REMOVED (UTC)", "WHO", "BACK UNTIL (UTC)", "REASON")
         rows = [
             (
                 str(one.version),
-                one.version.digest.short,
                 when(one.removed),
                 one.who,
                 when(one.until),
@@ -287,10 +286,11 @@ def remove_retention(cli: Cli, model: RetentionModel = None) -> None:
     What is set for all models holds for it then.
     """
     with cli.open() as store:
+        was = store.retention.get(model)
         store.retention.remove(model)
-    name = "all models" if model is None else model
-    data = schemas.RetentionRemoved(model=model)
-    cli.out.show(data, [model or "-"], lambda: print(f"nothing is set for {name} itself"))
+    name = "all models" if model is None else f"{model} itself"
+    said = f"nothing was set for {name}" if was is None else f"nothing is set for {name} any more"
+    cli.out.show(schemas.RetentionRemoved(model=model), [model or "-"], lambda: print(said))
 
 
 def ls_retention(cli: Cli) -> None:
@@ -326,21 +326,23 @@ def _seconds(time: timedelta | None) -> int | None:
 def _print_retentions(found: Sequence[ModelRetention]) -> None:
     from tierstore.modelstore.reclaim.rules import described
 
-    rows = [
-        (
-            "all others" if one.model is None else one.model,
-            "-" if one.window is None else duration_text(one.window),
-            "-" if one.alias_history is None else duration_text(one.alias_history),
-            "-" if one.rules is None else described(one.rules),
-            when(one.since),
-            one.who,
-            one.message,
+    for number, one in enumerate(found):
+        if number:
+            print()
+        facts(
+            [
+                ("model", "all others" if one.model is None else one.model),
+                ("window", _set_time(one.window)),
+                ("alias history", _set_time(one.alias_history)),
+                ("rules", "-" if one.rules is None else described(one.rules)),
+                ("set", f"{time_text(one.since)} by {one.who}"),
+                *([("message", one.message)] if one.message else []),
+            ]
         )
-        for one in found
-    ]
-    if rows:
-        titles = ("MODEL", "WINDOW", "ALIAS HISTORY", "RULES", "SINCE (UTC)", "WHO", "MESSAGE")
-        table([Column(title) for title in titles], rows)
-    else:
-        print("nothing is set: removals can be undone for 7 days, what an alias left stays for 30,")
-        print("and nothing is removed by rules")
+    if not found:
+        print("nothing is set: removals can be undone for 7 days, what an alias left stays")
+        print("for 30 days, and nothing is removed by rules")
+
+
+def _set_time(time: timedelta | None) -> str:
+    return "-" if time is None else duration_text(time)

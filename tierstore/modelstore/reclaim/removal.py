@@ -134,8 +134,8 @@ class Removing:
         assert newest is not None
         if newest.seq in numbers and not force:
             raise Conflict(
-                f"{model}@{newest.seq} is the newest version of {model!r}, which programs load "
-                "that know no removal: update them all first, then give force=True (--force); "
+                f"{model}@{newest.seq} is the newest version of {model!r}, which programs that "
+                "know no removal go on loading: update them all, then give force=True (--force); "
                 f"'tierstore rm {model} --all' removes the whole model"
             )
         contents = holders.contents(model, self._present(model))
