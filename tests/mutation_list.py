@@ -4395,12 +4395,20 @@ _REMOVAL = (
         "undelete-of-what-is-gone",
         "SPEC 9.1: An undelete looks whether something is lost, or a member removed.",
         "modelstore/reclaim/removal.py",
-        "                self._see_whole(version)\n",
-        "                pass\n",
+        "        for member in self._names.named.members(version):\n",
+        "        return\n        for member in self._names.named.members(version):\n",
         (
             "integration/test_removal.py::test_undelete_of_what_is_gone_is_too_late",
             "integration/test_removal.py::test_a_release_comes_back_with_its_members_only",
         ),
+    ),
+    Mutation(
+        "undelete-without-a-second-look",
+        "SPEC 9.1: Whoever brings a version back MUST also look at its packs behind the entry.",
+        "modelstore/reclaim/removal.py",
+        "                self._see_whole(version)\n",
+        "                pass\n",
+        ("integration/test_relied_on.py::test_an_undelete_that_is_too_late_looks_at_names_again",),
     ),
     Mutation(
         "rules-that-are-new",
