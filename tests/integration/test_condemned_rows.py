@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integration.kit import condemn, created, equal, opened
+from tests.integration.kit import condemn, equal, opened
 from tests.integration.test_collector import collect, keys, packs, packs_of
-from tests.integration.test_repack import NEW, OLD
+from tests.integration.test_repack import NEW, with_shared_pack
 from tierstore.blobs.memory import MemoryStore
 from tierstore.format.keys import CONDEMNED, pack_key
 from tierstore.modelstore.home.index import ChunkIndex
-from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.saving.writer import Writer
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import SaveStats, Version
@@ -35,10 +34,7 @@ def blobs() -> MemoryStore:
 
 @pytest.fixture
 def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
-    with created(blobs, cache) as store:
-        enable(store._parts.home, wait_s=0)
-        store.save("m", OLD, base=None)
-        store.save("m", NEW, base=None)
+    with with_shared_pack(blobs, cache) as store:
         yield store
 
 

@@ -85,6 +85,16 @@ def stored_bytes(blobs: MemoryStore) -> int:
     return sum(len(blobs.get(pack_key(pack))) for pack in packs(blobs))
 
 
+@contextlib.contextmanager
+def with_shared_pack(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    """A store of m@1 and m@2; two chunks of m@2 lie in the pack of m@1."""
+    with created(blobs, cache) as store:
+        enable(store._parts.home, wait_s=0)
+        store.save("m", OLD, base=None)
+        store.save("m", NEW, base=None)
+        yield store
+
+
 @pytest.fixture
 def blobs() -> MemoryStore:
     return MemoryStore("repacked")
@@ -93,10 +103,7 @@ def blobs() -> MemoryStore:
 @pytest.fixture
 def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
     """A store of m@2 alone; two chunks of it lie in the pack of m@1, which was removed."""
-    with created(blobs, cache) as store:
-        enable(store._parts.home, wait_s=0)
-        store.save("m", OLD, base=None)
-        store.save("m", NEW, base=None)
+    with with_shared_pack(blobs, cache) as store:
         store.remove("m@1")
         yield store
 

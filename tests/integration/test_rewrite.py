@@ -12,7 +12,15 @@ import pytest
 
 from tests.integration.kit import condemn, created, equal, opened
 from tests.integration.test_collector import packs, packs_of
-from tests.integration.test_repack import NEW, OLD, Model, collect, lapse, model, tuned
+from tests.integration.test_repack import (
+    NEW,
+    Model,
+    collect,
+    lapse,
+    model,
+    tuned,
+    with_shared_pack,
+)
 from tests.waiting import wait_until
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
@@ -37,10 +45,7 @@ def blobs() -> MemoryStore:
 @pytest.fixture
 def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
     """A store of m@2 alone; two chunks of it lie in the pack of m@1, which was removed."""
-    with created(blobs, cache) as store:
-        enable(store._parts.home, wait_s=0)
-        store.save("m", OLD, base=None)
-        store.save("m", NEW, base=None)
+    with with_shared_pack(blobs, cache) as store:
         store.remove("m@1")
         yield store
 

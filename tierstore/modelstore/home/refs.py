@@ -240,7 +240,7 @@ class RefLog:
         """
         from importlib.metadata import version as package_version  # slow, and only writers need it
 
-        note = as_message(message)
+        note, skew_s = as_message(message), self._skew_s(action)
         for _ in range(_ATTEMPTS):
             last = self._current()
             seq = last.seq + 1 if last else 1
@@ -253,7 +253,7 @@ class RefLog:
                 manifest=goal.manifest,
                 previous=goal.previous,
                 rollout=goal.rollout,
-                time_us=self._now_us(action),
+                time_us=time.time_ns() // 1000 + int(skew_s * 1e6),
                 who=whoami(),
                 message=note,
                 tool=f"tierstore {package_version('tierstore')}",
@@ -266,21 +266,19 @@ class RefLog:
                 return entry
         raise Conflict(f"{self.title}: other writers came first {_ATTEMPTS} times; try again later")
 
-    def _now_us(self, action: Action) -> int:
-        """Return the time of an entry, in microseconds since the epoch.
+    def _skew_s(self, action: Action) -> float:
+        """Return by how many seconds the clock of an entry is ahead of this machine's.
 
-        It is by this machine's clock; for a removal by home's, as collectors count its window by
-        that.
+        The time of a removal is by home's clock, as collectors count its window by that.
         """
-        skew_s = 0.0
         if action == "forget":
             try:
-                skew_s = probe(self._home_blobs).clock_skew_s
+                return probe(self._home_blobs).clock_skew_s
             except OutOfSpace:  # the entry would not fit either
                 raise
             except BackendError as error:
                 _log.warning("the window is counted by the clock of this machine: %s", error)
-        return time.time_ns() // 1000 + int(skew_s * 1e6)
+        return 0.0
 
     def _hint(self, seq: int) -> None:
         try:

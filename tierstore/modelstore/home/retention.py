@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from tierstore.blobs.base import BlobStore
 from tierstore.format.keys import RETENTION, retention_key
@@ -30,8 +30,7 @@ def window_s(home_blobs: BlobStore, model: str) -> int:
 
 def settled_window_s(both: tuple[Retention | None, Retention | None]) -> int:
     """Return the window of a model in seconds, from what is set for it and for the store."""
-    found = (one.window_s for one in both if one is not None)
-    return next((seconds for seconds in found if seconds is not None), WINDOW_S)
+    return _settled((one.window_s for one in both if one is not None), WINDOW_S)
 
 
 class SetRetentions:
@@ -55,7 +54,7 @@ class SetRetentions:
     def alias_history_s(self, model: str) -> int:
         """Return for how many seconds a version of a model stays after an alias left it."""
         found = (one.alias_history_s for one in self._both(model) if one is not None)
-        return next((seconds for seconds in found if seconds is not None), ALIAS_HISTORY_S)
+        return _settled(found, ALIAS_HISTORY_S)
 
     def _both(self, model: str) -> tuple[Retention | None, Retention | None]:
         return self._of(model), self._of(None)
@@ -69,6 +68,11 @@ class SetRetentions:
         if key not in self._read:
             self._read[key] = stored_retention(self._blobs, model)
         return self._read[key]
+
+
+def _settled(found: Iterable[int | None], default: int) -> int:
+    """Return the first seconds that are set, the model's before the store's."""
+    return next((seconds for seconds in found if seconds is not None), default)
 
 
 def _parsed(found: Mapping[str, memoryview], key: str) -> Retention | None:

@@ -60,13 +60,16 @@ class Named:
         if entry is not None:
             raise NotFound(f"{self._removals.why(model, number, entry)}{meanwhile}")
 
-    def stop_removal(self, model: str, number: int, note: str) -> None:
+    def stop_removal(self, model: str, number: int, note: str) -> bool:
         """Stop the removal of a version that was announced, and is not done yet.
 
         Args:
             model: Name of the model.
             number: Number of the version.
             note: Who needs the version, for the log.
+
+        Returns:
+            Whether the version is removed already.
         """
 
         def target(last: RefEntry | None) -> RefTarget:
@@ -74,9 +77,12 @@ class Named:
                 raise _Over
             return NOWHERE
 
-        if number in self._removals.announced(model):
+        removed, announced = self._removals.both(model)
+        if number in announced:
             with suppress(_Over):  # it is done by now, or somebody else has stopped it
                 self._home.log(model, REMOVED_LOG).append("undelete", target, note, [number])
+            removed = self._removals.of(model)
+        return number in removed
 
     def look(
         self,
@@ -102,8 +108,8 @@ class Named:
         if not self._home.reclaims:
             return
         for version in versions:
-            self.stop_removal(version.model, version.number, f"{version} is named again")
-            if version.number in self._removals.of(version.model):
+            note = f"{version} is named again"
+            if self.stop_removal(version.model, version.number, note):
                 note = f"{version} was removed"
                 done = take_back(note)
                 self.refuse_removed(version.model, version.number, f". {done}")

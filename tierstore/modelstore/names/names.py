@@ -149,8 +149,8 @@ class Names:
                 version = self.resolve(ref)
                 number = version.number if version.digest == digest else None
             if number is not None:
-                self.named.stop_removal(parsed.model, number, f"{ref} is pinned")
-                self.refuse_removed(parsed.model, number)
+                if self.named.stop_removal(parsed.model, number, f"{ref} is pinned"):
+                    self.refuse_removed(parsed.model, number)
                 were_removed = number in self.removals.ever(parsed.model)
         self.named.keep_digest(ref, digest, were_removed)
 

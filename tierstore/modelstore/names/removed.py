@@ -63,6 +63,11 @@ class Removals:
         """Return the versions of a model that are in force, and about to be removed."""
         return self._look(model).announced
 
+    def both(self, model: str) -> tuple[Removed, Removed]:
+        """Return what is removed of a model, and what is about to be, by one request."""
+        known = self._look(model)
+        return known.removed, known.announced
+
     def entries(self, model: str) -> list[RefEntry]:
         """Return the log of removals of a model, newest first."""
         return list(reversed(self._look(model).entries))

@@ -300,10 +300,9 @@ class Removing:
     def _see_whole(self, version: Version) -> None:
         """Raise ``NotFound`` unless all that a version needs is there, and will stay."""
         for member in self._names.named.members(version):
-            self._names.named.stop_removal(
-                member.model, member.number, f"{version} names {member} again"
-            )
-            self._names.refuse_removed(member.model, member.number)
+            note = f"{version} names {member} again"
+            if self._names.named.stop_removal(member.model, member.number, note):
+                self._names.refuse_removed(member.model, member.number)
         try:
             self._names.named.keep_version(version)
         except (NotFound, Damaged) as error:
