@@ -19,7 +19,13 @@ run() { # NAME PYTEST_ARGUMENTS...
     LARGEST_MIB=4096 run "marked soak" -m soak tests
     HYPOTHESIS_PROFILE=thorough FUZZ_FACTOR=10 run "fuzzers and state machines" \
         tests/stateful tests/unit/test_fuzz_format.py
-    echo "== flipped bits, in build/flips.json"
+    echo "== flipped bits, in build/flips-*.json"
     mkdir -p build
-    "$python" -m tests.flips --servers --flips 100000 --json build/flips.json
+    campaigns=()
+    for seed in $(seq "$(nproc)"); do # one campaign is one process, so one for each core
+        "$python" -m tests.flips --servers --flips $((100000 / $(nproc))) --seed "$seed" \
+            --json "build/flips-$seed.json" &
+        campaigns+=($!)
+    done
+    for campaign in "${campaigns[@]}"; do wait "$campaign"; done
 } 2>&1 | tee "$last"
