@@ -140,9 +140,20 @@ class Promises:
                 self._look(store, f"{model}@{number}", self.versions[model, number])
         active = {pin.version.hex for pin in store.pins.active()}
         for model, number in self.pinned:
-            entry = home.log(model).entry(number)
-            if entry.manifest in active:
-                self._look(store, f"{model}@{number}", self.versions[model, number])
+            manifest = home.log(model).entry(number).manifest
+            if manifest in active:  # a version of equal content may be all that is in force of it
+                ref = self._in_force(store, manifest)
+                self._look(store, ref or f"{model}@{number}", self.versions[model, number])
+
+    def _in_force(self, store: Store, manifest: str | None) -> str | None:
+        """Return a version of this content that is not removed, if there is one."""
+        home = store._parts.home
+        for model in home.models():
+            removed = store._names.removals.of(model)
+            for entry in home.log(model).entries():
+                if entry.manifest == manifest and entry.seq not in removed:
+                    return f"{model}@{entry.seq}"
+        return None
 
     def _look(self, store: Store, ref: str, content: Content) -> None:
         try:
