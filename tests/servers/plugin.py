@@ -59,9 +59,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if config.getoption("second_run") and item.get_closest_marker("server"):
             item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=lambda item: groups[item] is None)
-    told = getattr(config, "workerinput", {}).get("tierstore_groups")
+    told = getattr(config, "workerinput", {}).get("tierstore_scopes")
     if told and os.environ["PYTEST_XDIST_WORKER"] == "gw0":
-        Path(told).write_text(json.dumps({i.nodeid: g for i, g in groups.items() if g is not None}))
+        Path(told).write_text(json.dumps({i.nodeid: _scope(i, g) for i, g in groups.items()}))
+
+
+def _scope(item: pytest.Item, group: str | None) -> str:
+    """What one worker runs whole: a group, a module, or a test that is longer than most modules."""
+    alone = item.get_closest_marker("soak") is not None
+    return group or (item.nodeid if alone else item.nodeid.partition("::")[0])
 
 
 def _group(item: pytest.Item) -> str | None:
@@ -75,34 +81,34 @@ def _group(item: pytest.Item) -> str | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    node.workerinput["tierstore_groups"] = str(_groups_file(node.config))
+    node.workerinput["tierstore_scopes"] = str(_scopes_file(node.config))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
     """Gives a worker all tests of one group of servers, or else of one module: they share its
-    fixtures. The controller knows a test by its name alone, so the first worker tells the groups.
+    fixtures. The controller knows a test by its name alone, so the first worker tells the scopes.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByServer(LoadScopeScheduling):
         @functools.cached_property
-        def _groups(self) -> dict[str, str]:
-            found: dict[str, str] = json.loads(_groups_file(config).read_text())
+        def _scopes(self) -> dict[str, str]:
+            found: dict[str, str] = json.loads(_scopes_file(config).read_text())
             return found
 
         def _split_scope(self, nodeid: str) -> str:
-            return self._groups.get(nodeid) or nodeid.partition("::")[0]
+            return self._scopes[nodeid]
 
     config.option.loadscopereorder = False
     return ByServer(config, log)
 
 
 @functools.cache
-def _groups_file(config: pytest.Config) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="tierstore-groups-"))
+def _scopes_file(config: pytest.Config) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="tierstore-scopes-"))
     config.add_cleanup(lambda: shutil.rmtree(folder))
-    return folder / "groups.json"
+    return folder / "scopes.json"
 
 
 @pytest.hookimpl(wrapper=True)
