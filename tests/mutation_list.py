@@ -5457,6 +5457,28 @@ _REPAIRED_OBJECTS = (
         ("integration/test_collector_goes_on.py::test_removals_are_read_again_before_a_run_ends",),
     ),
     Mutation(
+        "repair-says-that-it-did-what-another-did",
+        "modelstore.reclaim.repair.objects: what another process created first is left, not done.",
+        "modelstore/reclaim/repair/objects.py",
+        "if not is_done:",
+        "if False:",
+        (
+            "integration/test_repair_beside.py::"
+            "test_what_another_process_has_created_is_not_called_repaired[list]",
+        ),
+    ),
+    Mutation(
+        "repair-takes-its-list-of-tiers-for-the-one-there",
+        "modelstore.reclaim.repair.start: a list that another process has written is read.",
+        "modelstore/reclaim/repair/start.py",
+        "            return repair_tier_list(objects)  #",
+        "            pass  #",
+        (
+            "integration/test_repair_beside.py::"
+            "test_a_list_of_tiers_that_another_process_has_written_is_read",
+        ),
+    ),
+    Mutation(
         "repair-forgets-segments",
         "SPEC 10.2: the next one names all segments that are there.",
         "modelstore/reclaim/repair/lists.py",

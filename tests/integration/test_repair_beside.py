@@ -1,21 +1,24 @@
-"""A repair beside others that save: what came after it looked is not called lost."""
+"""A repair beside others: what came after it looked is not lost, what others did is not its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tierstore
-from tests.integration.kit import created, tensors
+from tests.integration.kit import condemn, created, opened, tensors
 from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import REFS, entry_key
-from tierstore.ids import Digest
+from tierstore.format.keys import CONDEMNED, GC, REFS, entry_key, list_key, pack_key
+from tierstore.format.tiers import TIERS, TierList, seal_tiers, tiers_key
+from tierstore.ids import Buffer, Digest
 from tierstore.modelstore.reclaim.repair import content, repairing
 from tierstore.modelstore.reclaim.repair.objects import Objects
+from tierstore.modelstore.reclaim.repair.report import RepairReport
+from tierstore.modelstore.reclaim.repair.start import repair_tier_list
 from tierstore.testing.faulty import FaultyStore
 
 
@@ -97,3 +100,66 @@ def test_an_object_of_another_kind_is_no_whole_one(tmp_path: Path) -> None:
         ]
         assert not store.check(read_data=True).findings
         assert store.load("m@1")["w"].tobytes() == values.tobytes()
+
+
+class Raced(MemoryStore):
+    """A store in which another process creates an object right before this one does."""
+
+    rival: Callable[[], object] | None = None
+    prefix = ""
+
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
+        if self.rival is not None and key.startswith(self.prefix):
+            rival, self.rival = self.rival, None
+            rival()
+        return super().put_if_absent(key, data)
+
+
+@pytest.mark.parametrize("what", ["alias", "list", "segment"])
+def test_what_another_process_has_created_is_not_called_repaired(cache: Path, what: str) -> None:
+    blobs = Raced("raced")
+    with created(blobs, cache) as store:
+        for seed in (1, 2):
+            store.save("m", tensors(seed), alias="prod")
+        condemn(blobs, pack_key(bytes(32)))
+    bad, blobs.prefix = {
+        "alias": (entry_key(f"{REFS}m/alias/prod/", 1), REFS),
+        "list": (list_key(1), GC),
+        "segment": (next(info.key for info in blobs.list(CONDEMNED)), GC),
+    }[what]
+    if what == "list":
+        blobs.put(bad, b"damaged")
+    else:
+        blobs.delete([bad])
+
+    def repaired() -> RepairReport:
+        with opened(blobs, cache) as other:
+            return other.repair()
+
+    blobs.rival = repaired
+    [left] = repaired().objects
+    assert (left.outcome, left.key) == ("left", bad)
+    assert left.done == "another process was there first: repair again"
+    again = repaired()
+    assert again.is_whole
+    assert not again.objects
+
+
+def test_a_list_of_tiers_that_another_process_has_written_is_read() -> None:
+    blobs, seen = Raced("raced"), list[TierList | None]()
+
+    def look() -> RepairReport:
+        report = RepairReport()
+        seen.append(repair_tier_list(Objects(blobs, report)))
+        return report
+
+    first = TierList(seq=1, write_id="0" * 32, tiers=[], time_us=0, who="me", message="")
+    blobs.put(tiers_key(1), seal_tiers(first))
+    blobs.put(tiers_key(2), b"damaged")
+    blobs.rival, blobs.prefix = look, TIERS
+    report = look()
+    others, mine = seen
+    assert others is not None
+    assert others.seq == 3
+    assert mine == others
+    assert "nothing needs it" in report.objects[0].done

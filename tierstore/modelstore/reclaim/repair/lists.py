@@ -120,9 +120,9 @@ class ListRepair:
             first = min(named[one].time_us for one in gone)
 
             @cache
-            def write() -> None:
+            def write() -> bool:
                 new = [self._segment(sorted(found), first)] if found else []
-                self._write(number + 1, [*kept, *new])
+                return self._write(number + 1, [*kept, *new])
 
             done = f"replaced by list {number + 1}"
             note = (
@@ -158,8 +158,8 @@ class ListRepair:
         self._home.blobs.put(keys.CONDEMNED + new.key, sealed)
         return new
 
-    def _write(self, number: int, segments: list[SegmentOfList]) -> None:
-        """Write the next list, unless another process was faster: the next repair looks again."""
+    def _write(self, number: int, segments: list[SegmentOfList]) -> bool:
+        """Write the next list; return whether it is there, or another process was faster."""
         packs = set().union(*(self._packs(keys.CONDEMNED + one.key) for one in segments))
         body = CondemnedList(
             seq=number,
@@ -169,4 +169,4 @@ class ListRepair:
             segments=segments,
         )
         sealed = seal_body(Kind.CONDEMNED_LIST, body)
-        create_once(self._home.blobs, keys.list_key(number), sealed)
+        return create_once(self._home.blobs, keys.list_key(number), sealed)

@@ -194,8 +194,8 @@ class LogRepair:
             self._objects.put(key, sealed, why, done, note, outcome)
             return
 
-        def create() -> None:  # a writer may take this very number
-            create_once(self._home.blobs, key, sealed)
+        def create() -> bool:  # a writer may take this very number
+            return create_once(self._home.blobs, key, sealed)
 
         self._objects.change(create, key, why, done, note, outcome)
 

@@ -112,15 +112,25 @@ class Objects:
         outcome: Outcome = "repaired",
     ) -> None:
         """Write an object over a damaged one; see ``change``."""
-        self.change(lambda: self.blobs.put(key, data), key, why, done, note, outcome)
+
+        def act() -> bool:
+            self.blobs.put(key, data)
+            return True
+
+        self.change(act, key, why, done, note, outcome)
 
     def delete(self, one: Broken, note: str) -> None:
         """Delete a damaged object; see ``change``."""
-        self.change(lambda: self.blobs.delete([one.key]), one.key, one.why, "deleted", note)
+
+        def act() -> bool:
+            self.blobs.delete([one.key])
+            return True
+
+        self.change(act, one.key, one.why, "deleted", note)
 
     def change(
         self,
-        act: Callable[[], object],
+        act: Callable[[], bool],
         key: str,
         why: object,
         done: str,
@@ -130,7 +140,7 @@ class Objects:
         """Change home, unless nothing may be changed, and report it, or why it was not possible.
 
         Args:
-            act: Changes it.
+            act: Changes it; returns whether it did, or another process was there first.
             key: The key of the object that is damaged.
             why: What is wrong with it.
             done: What is done, as a participle: ``written anew``.
@@ -139,9 +149,12 @@ class Objects:
         """
         if not self.report.dry_run:
             try:
-                act()
+                is_done = act()
             except BackendError as error:
                 self.report.add("left", key, why, f"it could not be {done}: {error}")
+                return
+            if not is_done:
+                self.report.add("left", key, why, "another process was there first: repair again")
                 return
         self.report.add(outcome, key, why, f"{self.report.did(done)}: {note}")
 

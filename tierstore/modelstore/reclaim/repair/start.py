@@ -6,7 +6,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -54,33 +54,48 @@ def repair_tier_list(objects: Objects) -> TierList | None:
     if good is not None:
         with suppress(*_Unread):
             found = parse_tiers(objects.blobs.get(good), numbers[good], good)
-    for key, why in bad.items():
-        if good is not None and numbers[key] < numbers[good]:
-            objects.report.add("lost", key, why, "which tiers there were then; nothing needs it")
     highest = max(numbers.values(), default=0)
-    if found is None or found.seq == highest:
-        for key, why in bad.items() if found is None else ():
-            done = "'tierstore tier add' adds each tier again; its packs are still there"
-            objects.report.add("lost", key, why, done)
-        return found
-    again = msgspec.structs.replace(
-        found,
-        seq=highest + 1,
-        write_id=uuid.uuid4().hex,
-        time_us=time.time_ns() // 1000,
-        who=whoami(),
-        message="repair: newer lists were damaged",
-    )
-    if not objects.report.dry_run:
-        create_once(objects.blobs, tiers_key(again.seq), seal_tiers(again))
-    done = (
-        f"{objects.report.did(f'replaced by list {again.seq}')}: the tiers are those of list "
-        f"{found.seq} again; 'tierstore tier ls' shows them, and what was changed since is lost"
-    )
-    for key, why in bad.items():
-        if numbers[key] > found.seq:
-            objects.report.add("lost", key, why, done)
+    again = found
+    if found is not None and found.seq < highest:
+        again = msgspec.structs.replace(
+            found,
+            seq=highest + 1,
+            write_id=uuid.uuid4().hex,
+            time_us=time.time_ns() // 1000,
+            who=whoami(),
+            message="repair: newer lists were damaged",
+        )
+        if not objects.report.dry_run and not create_once(
+            objects.blobs, tiers_key(again.seq), seal_tiers(again)
+        ):
+            return repair_tier_list(objects)  # somebody else wrote that list: it is read
+    _tell_of_lists(objects, found, again, bad)
     return again
+
+
+def _tell_of_lists(
+    objects: Objects, found: TierList | None, again: TierList | None, bad: Mapping[str, str]
+) -> None:
+    """Say what came of damaged lists of tiers.
+
+    Args:
+        objects: Has the report.
+        found: The newest list that can be read.
+        again: The list that is in force now.
+        bad: Why lists cannot be read, by their keys.
+    """
+    for key, why in bad.items():
+        if found is None or again is None:
+            done = "'tierstore tier add' adds each tier again; its packs are still there"
+        elif int(key.removeprefix(TIERS)) < found.seq:
+            done = "which tiers there were then; nothing needs it"
+        else:
+            done = (
+                f"{objects.report.did(f'replaced by list {again.seq}')}: the tiers are those of "
+                f"list {found.seq} again; 'tierstore tier ls' shows them, and what was changed "
+                "since is lost"
+            )
+        objects.report.add("lost", key, why, done)
 
 
 def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None) -> StoreConfig:
