@@ -5479,6 +5479,36 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "repair-lets-be-collected-what-was-brought-back",
+        "SPEC 10.2: replaced by an undelete of all versions that entries before it removed.",
+        "modelstore/reclaim/repair/logs.py",
+        "return sorted((removed.keys() | announced.keys()) - said)",
+        "return sorted(announced.keys() - removed.keys() - said)",
+        (
+            "integration/test_repair_removals.py::"
+            "test_a_version_that_was_brought_back_is_not_collected",
+        ),
+    ),
+    Mutation(
+        "repair-lets-a-stopped-removal-go-on",
+        "SPEC 10.2: replaced by an undelete of all versions that entries before it announced.",
+        "modelstore/reclaim/repair/logs.py",
+        "return sorted((removed.keys() | announced.keys()) - said)",
+        "return sorted(removed.keys() - said)",
+        ("integration/test_repair_removals.py::test_a_removal_that_was_stopped_stays_stopped",),
+    ),
+    Mutation(
+        "repair-brings-back-as-many-as-fit",
+        "SPEC 10.2: What one entry does not hold further ones bring back.",
+        "modelstore/reclaim/repair/logs.py",
+        "for number, versions in [(seq, here), *enumerate(more, behind)]:",
+        "more.clear()\n            for number, versions in [(seq, here), *enumerate(more, behind)]:",
+        (
+            "integration/test_repair_removals.py::"
+            "test_more_removals_than_one_entry_names_are_taken_back",
+        ),
+    ),
+    Mutation(
         "repair-forgets-segments",
         "SPEC 10.2: the next one names all segments that are there.",
         "modelstore/reclaim/repair/lists.py",

@@ -1,34 +1,40 @@
 """Repairs ref logs: what an entry said is taken from other objects of home that say the same.
 
 A version's entry is written anew where an alias, a rollout, a release or a variant says which
-manifest it named. What an alias meant, and what was removed, nobody else says: an entry that says
-nothing takes the place of a damaged one, so that the log can be read and goes on.
+manifest it named. What an alias meant, and what was removed, nobody else says. An entry that
+removes the alias takes the place of a damaged one; one of a log of removals brings back all that
+the lost one may have brought back, as what is removed may be collected at once.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version as package_version
 
 from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
 from tierstore.format import keys
-from tierstore.format.reflog import Action, Hint, RefEntry, parse_entry
+from tierstore.format.reflog import MAX_REMOVED, Action, Hint, RefEntry, parse_entry
 from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import highest_of, whoami
+from tierstore.modelstore.names.removed import apply_removal
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.report import Outcome
 from tierstore.modelstore.reclaim.repair.users import numbers, readable_entries
 from tierstore.modelstore.version import DERIVED_FROM, RELEASED
+from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
 _MISSING = "it is missing, but later entries are there, or the hint names it"
 _NOTE = "repair: what this entry said was lost"
+_MOST_NAMED = 5
+_NO_VERSION = 999_999_999
+"""A number that no version has: what an entry is about that changes nothing."""
 
 
 class LogRepair:
@@ -69,8 +75,11 @@ class LogRepair:
             for one in self._objects.broken(Kind.REF, list(found), parse)
         }
         bad |= dict.fromkeys(self._missing(prefix, set(range(1, last + 1)) - there), _MISSING)
-        for seq in sorted(bad):
-            self._entry(model, name, seq, bad[seq])
+        if name == keys.REMOVED_LOG:
+            self._removals(model, last, bad)
+        else:
+            for seq in sorted(bad):
+                self._entry(model, name, seq, bad[seq])
         if hint:
             sealed = seal_body(Kind.HINT, Hint(seq=last))
             note = "a search for the newest entry begins there"
@@ -100,8 +109,6 @@ class LogRepair:
     def _entry(self, model: str, name: str, seq: int, why: str) -> None:
         if name == keys.VERSION_LOG:
             self._version(model, seq, why)
-        elif name == keys.REMOVED_LOG:
-            self._removal(model, seq, why)
         elif name.startswith(keys.ALIASES):
             alias = name.removeprefix(keys.ALIASES)
             done = "replaced by an entry that removes the alias"
@@ -135,16 +142,46 @@ class LogRepair:
         note = f"another entry says that {model}@{seq} is b3:{manifest[:12]}"
         self._write(model, keys.VERSION_LOG, entry, why, "written anew", note, "repaired")
 
-    def _removal(self, model: str, seq: int, why: str) -> None:
-        log = self._home.log(model)
-        unused = max([*numbers(self._home, model, keys.VERSION_LOG), log.hinted()]) + 1
-        entry = self._blank(model, keys.REMOVED_LOG, seq, "undelete", versions=[unused])
-        done = "replaced by an entry that changes nothing"
+    def _removals(self, model: str, last: int, bad: Mapping[int, str]) -> None:
+        """Replace the damaged entries of a log of removals, the oldest first.
+
+        Args:
+            model: Name of the model.
+            last: The number of the last entry.
+            bad: Why entries cannot be read, by number.
+        """
+        known = {one.seq: one for one in readable_entries(self._home, model, keys.REMOVED_LOG)}
+        for seq in sorted(bad):
+            back = _brought_back(known, seq)
+            pages = [back[at : at + MAX_REMOVED] for at in range(0, len(back), MAX_REMOVED)]
+            here, *more = pages or [[_NO_VERSION]]
+            behind = max(known.keys() | {last}) + 1  # an entry names so many versions at most
+            for number, versions in [(seq, here), *enumerate(more, behind)]:
+                known[number] = self._blank(
+                    model, keys.REMOVED_LOG, number, "undelete", versions=versions
+                )
+            self._removal(model, known[seq], [known[behind + at] for at in range(len(more))], bad)
+
+    def _removal(
+        self, model: str, entry: RefEntry, more: Sequence[RefEntry], bad: Mapping[int, str]
+    ) -> None:
+        """Write an entry in the place of a damaged one, once those that go with it are there."""
+        back = [number for one in (entry, *more) for number in one.versions]
+        done = "replaced by an entry that brings back all that was removed before it"
+        whose = f"{_refs(model, back)} and what it removed itself count"
+        if back == [_NO_VERSION]:
+            done = "replaced by an entry that changes nothing"
+            whose = "what it removed counts"
         note = (
-            "what it removed counts as not removed, and what it brought back as removed; see "
-            "'tierstore ls', then rm or undelete"
+            f"{whose} as not removed; 'tierstore ls {model}' lists what that is, and "
+            "'tierstore rm' or 'tierstore forget' removes it again"
         )
-        self._write(model, keys.REMOVED_LOG, entry, why, done, note, "lost")
+
+        def before() -> bool:
+            return all(self._create(model, keys.REMOVED_LOG, one) for one in more)
+
+        why = bad[entry.seq]
+        self._write(model, keys.REMOVED_LOG, entry, why, done, note, "lost", before)
 
     def _blank(
         self,
@@ -187,17 +224,24 @@ class LogRepair:
         done: str,
         note: str,
         outcome: Outcome,
+        before: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Write an entry that was damaged or missing; ``before`` is done first, if it can be."""
         key = keys.entry_key(keys.ref_prefix(model, name), entry.seq)
-        sealed = seal_body(Kind.REF, entry)
-        if why != _MISSING:
-            self._objects.put(key, sealed, why, done, note, outcome)
-            return
 
-        def create() -> bool:  # a writer may take this very number
-            return create_once(self._home.blobs, key, sealed)
+        def act() -> bool:
+            if not before():
+                return False
+            if why == _MISSING:  # a writer may take this very number
+                return self._create(model, name, entry)
+            self._home.blobs.put(key, seal_body(Kind.REF, entry))
+            return True
 
-        self._objects.change(create, key, why, done, note, outcome)
+        self._objects.change(act, key, why, done, note, outcome)
+
+    def _create(self, model: str, name: str, entry: RefEntry) -> bool:
+        key = keys.entry_key(keys.ref_prefix(model, name), entry.seq)
+        return create_once(self._home.blobs, key, seal_body(Kind.REF, entry))
 
     # What other objects say of versions
 
@@ -244,3 +288,27 @@ class LogRepair:
         with suppress(*_Unread, InvalidName):
             return self._home.manifest(Digest.from_hex(manifest)).kind
         return None
+
+
+def _brought_back(entries: Mapping[int, RefEntry], seq: int) -> list[int]:
+    """Return the versions that a lost entry in a log of removals may have brought back.
+
+    They are those that entries before it removed, or whose removal was announced and it may have
+    stopped, but for those of which a later one says anew whether they are removed.
+
+    Args:
+        entries: The entries that can be read, by number.
+        seq: The number of the lost one.
+    """
+    removed, announced = dict[int, RefEntry](), dict[int, RefEntry]()
+    for number in sorted(one for one in entries if one < seq):
+        apply_removal(entries[number], removed, announced)
+    later = [one for number, one in entries.items() if number > seq and one.action != "announce"]
+    said = {version for one in later for version in one.versions}
+    return sorted((removed.keys() | announced.keys()) - said)
+
+
+def _refs(model: str, numbers: Sequence[int]) -> str:
+    if len(numbers) <= _MOST_NAMED:
+        return ", ".join(f"{model}@{number}" for number in numbers)
+    return f"{counted(len(numbers), 'version')} from {model}@{numbers[0]} to {model}@{numbers[-1]}"
