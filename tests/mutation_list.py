@@ -4506,7 +4506,7 @@ _REMOVAL = (
         "repair-mourns-what-was-collected",
         "SPEC 9.1: What is gone of a removed version is no damage.",
         "modelstore/reclaim/repair/repairing.py",
-        "collected = _collected(lost, damaged, users.removed)",
+        "collected = _collected(lost, damaged.keys(), users.removed)",
         "collected = set[Missing]()",
         (
             "integration/test_check_removed.py::"
@@ -5016,6 +5016,28 @@ _REPAIR = (
         "if all(not place.bases or place.digest in wanted for place in copies.places or ()):",
         "if True:",
         ("integration/test_repair.py::test_a_mark_stays_where_a_delta_was_not_decoded",),
+    ),
+    Mutation(
+        "repair-lifts-a-mark-of-what-it-could-not-read",
+        "SPEC 8: A mark MAY be deleted by a client that has read a whole good copy.",
+        "modelstore/reclaim/repair/repairing.py",
+        """        if not copies.every:  # it is gone, or nobody can say now how it is
+            found.missing = rescue.missing_from(pack, wanted)
+            return found
+        if copies.newer:
+            self._leave_newer(copies)
+            return found
+        if copies.good is not None:
+""",
+        """        if why is None:
+            found.missing = rescue.missing_from(pack, wanted)
+            return found
+        if not copies.bad:
+""",
+        (
+            "integration/test_repair.py::"
+            "test_the_mark_of_a_pack_that_nobody_could_read_again_stays[False]",
+        ),
     ),
     Mutation(
         "repair-does-not-look-again",

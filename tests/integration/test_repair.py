@@ -23,11 +23,13 @@ from tierstore.format.keys import (
     INDEX,
     LEASES,
     PACKS,
+    QUARANTINE,
     layout_key,
     move_key,
     pack_key,
     quarantine_key,
 )
+from tierstore.format.keys import pack_of as pack_of_key
 from tierstore.format.pack import TRAILER_BYTES, parse_trailer
 from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import MOVERS
@@ -476,6 +478,74 @@ def test_a_check_lifts_no_mark_of_deltas_that_nobody_decoded(
     tuned.retention.set("m", window=timedelta(0))
     assert tuned.check(read_data=True).quarantined == [pack_key(place.pack)]
     assert home.quarantine.packs() == {place.pack}
+
+
+def marked(store: Store, blobs: MemoryStore) -> str:
+    """Damage the pack of m@1, and let a repair mark it; its key."""
+    place = places(store, "m", "emb")[0]
+    flip_chunk(blobs, place)
+    store.repair()
+    assert store._parts.home.quarantine.packs() == {place.pack}
+    return pack_key(place.pack)
+
+
+def test_the_mark_of_a_pack_that_seems_newer_stays(store: Store, blobs: MemoryStore) -> None:
+    """Nobody has read a good copy: one bit of its version may be wrong with the rest."""
+    key = marked(store, blobs)
+    spoil(blobs, key, flipped(4))
+    assert outcomes(store.repair()) == [("left", key, "")]
+    assert [info.key for info in blobs.list(QUARANTINE)] == [quarantine_key(pack_of_key(key))]
+
+
+class Hours(FaultyStore):
+    """A store between whose first look at a pack and the second something happens."""
+
+    meanwhile: Callable[[], object] | None = None
+    key = ""
+    gets = 0
+
+    def get(self, key: str) -> memoryview:
+        self.gets += key == self.key
+        if self.gets == 3 and self.meanwhile is not None:  # the first look reads a bad copy twice
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        return super().get(key)
+
+
+@pytest.mark.parametrize("is_needed", [False, True])
+def test_the_mark_of_a_pack_that_nobody_could_read_again_stays(
+    store: Store, blobs: MemoryStore, cache: Path, is_needed: bool
+) -> None:
+    key = marked(store, blobs)
+    if not is_needed:
+        blobs.delete([info.key for info in blobs.list("refs/")])
+    slow = Hours(blobs)
+    slow.key, slow.meanwhile = key, lambda: blobs.delete([key])
+    with opened(slow, cache) as other:
+        report = other.repair()
+    assert [info.key for info in blobs.list(QUARANTINE)] == [quarantine_key(pack_of_key(key))]
+    assert [one.what for one in report.objects] == (
+        ["the checksum of its payload does not match"] if is_needed else []
+    )
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_a_pack_that_is_whole_by_then_is_not_called_quarantined(
+    store: Store, blobs: MemoryStore, cache: Path, is_marked: bool
+) -> None:
+    place = places(store, "m", "emb")[0]
+    key = pack_key(place.pack)
+    good = bytes(blobs.get(key))
+    if is_marked:
+        marked(store, blobs)
+    else:
+        flip_chunk(blobs, place)
+    slow = Hours(blobs)
+    slow.key, slow.meanwhile = key, lambda: blobs.put(key, good)
+    with opened(slow, cache) as other:
+        report = other.repair()
+    assert outcomes(report) == [("repaired", quarantine_key(place.pack), "")] * is_marked
+    assert not list(blobs.list(QUARANTINE))
 
 
 def test_the_mark_of_good_deltas_is_deleted(tuned: Store) -> None:

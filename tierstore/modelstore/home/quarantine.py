@@ -1,7 +1,8 @@
 """Quarantine marks: packs of which no durable tier has a good copy (format/SPEC.md section 8).
 
-A mark is only ever set by ``chunks.examine``, which reads the copies itself. It keeps saves from
-reusing what is damaged; it deletes nothing, and readers do without it.
+A mark is only ever set by who has just read the copies: ``chunks.examine``, for a check and a
+scrub, and a repair. It keeps saves from reusing what is damaged; it deletes nothing, and readers do
+without it.
 """
 
 from __future__ import annotations

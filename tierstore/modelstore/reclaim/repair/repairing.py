@@ -118,7 +118,7 @@ class _Repair:
             damaged = self._repair_copies(sorted(every), holdings, right)
         hits: list[HitVersion] = []
         if damaged or gone:
-            chunks = self._rescue(damaged, damaged | gone)
+            chunks = self._rescue(damaged, gone)
             users = read_users(self._home, self._versions)  # some may be removed by now
             hits = find_hits(self._home, users, chunks)
         self.report.hit = sorted([*lost, *hits], key=lambda hit: (hit.version, hit.manifest))
@@ -178,8 +178,14 @@ class _Repair:
 
     def _repair_copies(
         self, packs: Sequence[bytes], holdings: Holdings, right: HeldLease | None
-    ) -> set[bytes]:
-        """Put good bytes over bad copies; return the packs of which no copy is known to be good."""
+    ) -> dict[bytes, str]:
+        """Put good bytes over bad copies.
+
+        Returns:
+            The packs of which no copy is known to be good, and what is wrong with one; nothing
+            where the pack was marked alone: a delta in it may be wrong although its checksums are
+            right.
+        """
         condemned: Set[bytes] = set()
         with suppress(
             Damaged, UnsupportedFormat
@@ -188,14 +194,15 @@ class _Repair:
         marked = self._home.quarantine.packs()
         todo = [pack for pack in packs if pack not in condemned and holdings.is_readable(pack)]
         total = sum(_readable_bytes(holdings, pack) for pack in todo)
-        damaged: set[bytes] = set()
+        damaged: dict[bytes, str] = {}
         for pack in todo:
             copies = read_copies(self._home, pack)
             self.report.packs += 1
             self.report.read_bytes += sum(len(copy.data) for copy in copies.every)
-            # of a marked pack a delta may be wrong although its checksums are right
-            if self._is_damaged(copies, right) or (pack in marked and copies.every):
-                damaged.add(pack)
+            if copies.newer:
+                self._leave_newer(copies)
+            elif self._is_damaged(copies, right) or (pack in marked and copies.every):
+                damaged[pack] = next((str(copy.why) for copy in copies.bad), "")
             if right is not None:
                 right.keep()
             if self._progress is not None:
@@ -204,10 +211,6 @@ class _Repair:
 
     def _is_damaged(self, copies: Copies, right: HeldLease | None) -> bool:
         """Repair the bad copies of a pack, if it can be put together; return whether it cannot."""
-        if copies.newer:
-            why = next(str(copy.why) for copy in copies.every if copy.why is not None)
-            self.report.add("left", copies.key, why, "repair it with that version of tierstore")
-            return False
         data = copies.whole() if copies.bad else None
         if data is None:
             return bool(copies.bad)
@@ -222,10 +225,15 @@ class _Repair:
             self.report.add(outcome, copies.key, copy.why, done, copy.tier.name)
         return False
 
+    def _leave_newer(self, copies: Copies) -> None:
+        why = next(copy.why for copy in copies.every if copy.why is not None)
+        self.report.add("left", copies.key, why, "repair it with that version of tierstore")
+
     # Packs without a good copy
 
-    def _rescue(self, damaged: Set[bytes], bad: Set[bytes]) -> set[tuple[bytes, bytes]]:
+    def _rescue(self, damaged: Mapping[bytes, str], gone: Set[bytes]) -> set[tuple[bytes, bytes]]:
         """Rescue what versions need of bad packs; return what is lost: packs and digests."""
+        bad = damaged.keys() | gone
         users = read_users(self._home, self._versions)
         wanted = find_wanted(self._home, users, bad.__contains__)
         with ExitStack() as stack:
@@ -234,13 +242,13 @@ class _Repair:
                 lease = stack.enter_context(WriterLease(self._home.blobs))
             rescue = Rescue(self._home, self._hot, lease, set(bad))
             found = [
-                self._from_copies(rescue, pack, wanted.by_pack.get(pack, {}), pack in damaged)
+                self._from_copies(rescue, pack, wanted.by_pack.get(pack, {}), damaged.get(pack))
                 for pack in sorted(bad)
             ]
             missing = [one for pack in found for one in pack.missing]
             lost = rescue.from_elsewhere(missing)
             lost += rescue.from_elsewhere(rescue.unreadable_on(lost, wanted))
-        collected = _collected(lost, damaged, users.removed)
+        collected = _collected(lost, damaged.keys(), users.removed)
         lost = [one for one in lost if one not in collected]
         for pack in found:
             pack.missing = [one for one in pack.missing if one not in collected]
@@ -248,22 +256,37 @@ class _Repair:
         return {(one.wanted.place.pack, one.digest) for one in lost}
 
     def _from_copies(
-        self, rescue: Rescue, pack: bytes, wanted: Mapping[bytes, Wanted], is_there: bool
+        self, rescue: Rescue, pack: bytes, wanted: Mapping[bytes, Wanted], why: str | None
     ) -> _Found:
-        """Mark a damaged pack, and rescue what is good in it."""
-        found = _Found(pack)
-        if not is_there:
+        """Mark a damaged pack, and rescue what is good in it.
+
+        Args:
+            rescue: Copies what is good.
+            pack: The id of the pack.
+            wanted: The chunks that versions need of it.
+            why: What was wrong with its copies when they were looked at, which may be hours ago;
+                ``None`` where it was in no tier.
+        """
+        found = _Found(pack, why or "")
+        copies = Copies(pack) if why is None else read_copies(self._home, pack)
+        found.down, found.archives = copies.down, copies.archives
+        if not copies.every:  # it is gone, or nobody can say now how it is
             found.missing = rescue.missing_from(pack, wanted)
             return found
-        copies = read_copies(self._home, pack)
-        found.down, found.archives = copies.down, copies.archives
-        found.why = next((str(copy.why) for copy in copies.bad), "")
-        if not copies.bad and all(rescue.is_good(copies, one) for one in wanted.values()):
-            # a save may reuse a delta that nothing needs now, and nobody has decoded that
-            if all(not place.bases or place.digest in wanted for place in copies.places or ()):
-                self._lift(copies)
+        if copies.newer:
+            self._leave_newer(copies)
             return found
-        found.why = found.why or "a delta in it does not give its chunk"
+        if copies.good is not None:
+            if pack not in self._home.quarantine.packs():  # it is whole by now
+                return found
+            if all(rescue.is_good(copies, one) for one in wanted.values()):
+                # a save may reuse a delta that nothing needs now, and nobody has decoded that
+                if all(not place.bases or place.digest in wanted for place in copies.places or ()):
+                    self._lift(copies)
+                return found
+        found.why = "a delta in it does not give its chunk"
+        if copies.good is None:
+            found.why = next(str(copy.why) for copy in copies.bad)
         found.is_new = self._mark(copies, wanted, found.why)
         if wanted:
             found.copied, found.missing = rescue.from_copies(copies, wanted)
@@ -281,7 +304,7 @@ class _Repair:
     def _lift(self, copies: Copies) -> None:
         if not self.report.dry_run:
             self._home.quarantine.lift(copies.pack)
-        what = "the pack was quarantined, but every copy is good"
+        what = "the pack was quarantined, but a copy is good"
         self.report.add(
             "repaired", keys.quarantine_key(copies.pack), what, self.report.did("deleted")
         )
