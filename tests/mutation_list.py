@@ -5413,8 +5413,8 @@ _REPAIRED_OBJECTS = (
         "repair-condemns-less",
         "SPEC 10.2: the next list has in its place one of all packs that its filter has.",
         "modelstore/reclaim/repair/lists.py",
-        "first)] if found else []",
-        "first)] if False else []",
+        "replace(gone.keys(), found, **self._now())",
+        "replace(gone.keys(), (), **self._now())",
         ("integration/test_repair_objects.py::test_what_was_condemned_stays_condemned",),
     ),
     Mutation(
@@ -5531,11 +5531,22 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "repair-lets-packs-leave-the-lists-early",
+        "SPEC 10: a segment MUST stay in the lists for 30 days.",
+        "modelstore/home/condemned.py",
+        "new = [SegmentOfList(key=uuid.uuid4().hex, time_us=now_us)] if ids else []",
+        "new = [SegmentOfList(key=uuid.uuid4().hex, time_us=0)] if ids else []",
+        (
+            "integration/test_repair_objects.py::"
+            "test_what_a_repair_condemns_stays_in_the_lists[segment]",
+        ),
+    ),
+    Mutation(
         "repair-forgets-segments",
         "SPEC 10.2: the next one names all segments that are there.",
         "modelstore/reclaim/repair/lists.py",
-        "            if one not in bad\n        ]",
-        "            if False\n        ]",
+        "for one in there if one not in bad]",
+        "for one in there if False]",
         ("integration/test_repair_objects.py::test_what_was_condemned_stays_condemned",),
     ),
 )

@@ -15,13 +15,15 @@ import pytest
 import tierstore
 from tests.flips.world import built, tensors
 from tests.integration.kit import condemn, created, equal
+from tests.integration.kit import opened as opened_at
 from tests.integration.test_collector import packs_of
+from tests.integration.test_removal import Elsewhere
 from tests.integration.test_repair import flipped
 from tierstore.admin.repair import repair_home
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, UsageError
 from tierstore.format.condemned import parse_list
-from tierstore.format.keys import pack_key
+from tierstore.format.keys import CONDEMNED, PACKS, REFS, list_key, pack_key
 from tierstore.format.sealed import HEADER_BYTES
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.store import Store
@@ -332,6 +334,31 @@ def test_what_was_condemned_stays_condemned(world: World, what: str) -> None:
         assert condemned.among(named) == set()
         assert condemned.every().listed >= {here}
         reads_all(world)
+
+
+@pytest.mark.parametrize("what", ["list", "segment"])
+def test_what_a_repair_condemns_stays_in_the_lists(cache: Path, what: str) -> None:
+    """For 30 days by home's clock, which is an hour ahead of this machine's."""
+    blobs, month_us = Elsewhere("ahead"), 30 * 24 * 3600 * 10**6
+    blobs.ahead_s = 3600
+    with created(blobs, cache) as store:
+        for seed in (1, 2):
+            store.save("m", {"w": tensors(seed)["bias"]}, base=None)
+        packs = {bytes.fromhex(info.key[-64:]) for info in blobs.list(PACKS)}
+        condemned, now_us = store._parts.home.condemned, time.time_ns() // 1000
+        for pack, time_us in zip(sorted(packs), (now_us - month_us, now_us), strict=True):
+            newest = condemned.condemn([pack], run="0" * 32, now_us=time_us)
+    lost = [list_key(2)]
+    if what == "segment":
+        lost = [CONDEMNED + one.key for one in newest.segments]
+        blobs.delete([info.key for info in blobs.list(REFS)])
+    blobs.put(lost[0], b"damaged")
+    blobs.delete(lost[1:])
+    with opened_at(blobs, cache) as store:
+        store.repair()
+        found = store._parts.home.condemned.every()
+    assert found.listed == packs
+    assert all(since_us >= now_us + 3500 * 10**6 for since_us, _ in found.segments.values())
 
 
 def test_a_lease_that_cannot_be_read_is_left_until_it_ends(world: World) -> None:

@@ -302,15 +302,18 @@ class CondemnedPacks:
         """
         number = self._look()[1]
         segments = change(self._list(number).segments if number else [])
+        return self._put(number + 1, segments, run, now_us)
+
+    def _put(self, number: int, segments: list[SegmentOfList], run: str, now_us: int) -> bool:
         body = CondemnedList(
-            seq=number + 1,
+            seq=number,
             run=run,
             time_us=now_us,
             filter=filter_of(self.packs_in([one.key for one in segments])),
             segments=segments,
         )
         sealed = seal_body(Kind.CONDEMNED_LIST, body)
-        return create_once(self._home_blobs, list_key(number + 1), sealed)
+        return create_once(self._home_blobs, list_key(number), sealed)
 
     def retire(self, segments: Set[str], *, run: str, now_us: int) -> bool:
         """Write the next list without these segments, of which no tier has a pack any more.
@@ -361,6 +364,43 @@ class CondemnedPacks:
             run, now_us, lambda before: [*(one for one in before if one.key not in gone), *new]
         )
         return merged if done else {}
+
+    def replace(self, segments: Set[str], packs: Iterable[bytes], *, run: str, now_us: int) -> bool:
+        """Write the next list with one segment of these packs instead of some that are lost.
+
+        Some of the packs may be condemned only now, so the segment is not older than that.
+
+        Args:
+            segments: The random parts of the keys of the segments that are lost.
+            packs: The ids of all packs that these may have held; perhaps none.
+            run: The run of the repair: 32 hex digits, random.
+            now_us: Microseconds since the epoch by home's clock.
+
+        Returns:
+            Whether it was written: another process may have replaced them first.
+        """
+        ids = sorted(set(packs))
+        new = [SegmentOfList(key=uuid.uuid4().hex, time_us=now_us)] if ids else []
+        for one in new:
+            self._put_segment(one.key, ids)
+        return self._put_next(
+            run, now_us, lambda before: [*(one for one in before if one.key not in segments), *new]
+        )
+
+    def follow(self, number: int, segments: Iterable[str], *, run: str, now_us: int) -> bool:
+        """Write the list behind one that is lost.
+
+        Args:
+            number: The number of the list that is lost, which is the highest.
+            segments: The random parts of the keys of all segments that are there.
+            run: The run of the repair: 32 hex digits, random.
+            now_us: Microseconds since the epoch by home's clock.
+
+        Returns:
+            Whether it was written: another process may have been first.
+        """
+        named = [SegmentOfList(key=key, time_us=now_us) for key in segments]
+        return self._put(number + 1, named, run, now_us)
 
     def _put_segment(self, key: str, ids: Sequence[bytes]) -> None:
         segment = CondemnedSegment(packs=b"".join(ids))

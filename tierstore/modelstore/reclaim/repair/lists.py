@@ -11,20 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
+from typing import TypedDict
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
-from tierstore.format.condemned import (
-    CondemnedList,
-    CondemnedSegment,
-    SegmentOfList,
-    filter_of,
-    parse_list,
-    parse_segment,
-)
-from tierstore.format.sealed import Kind, seal_body
+from tierstore.format.condemned import parse_list, parse_segment
+from tierstore.format.sealed import Kind
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.once import create_once
+from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.users import Users
@@ -32,6 +26,11 @@ from tierstore.modelstore.reclaim.repair.wanted import read_table
 from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
+
+
+class _Now(TypedDict):
+    run: str
+    now_us: int
 
 
 class ListRepair:
@@ -81,24 +80,17 @@ class ListRepair:
 
     def _replace_list(self, key: str, why: str, there: list[str], bad: dict[str, str]) -> None:
         """Write the next list with every segment that is there: each of them may hold."""
-        now_us = time.time_ns() // 1000
-        segments = [
-            SegmentOfList(key=one.removeprefix(keys.CONDEMNED), time_us=now_us)
-            for one in there
-            if one not in bad
-        ]
+        segments = [one.removeprefix(keys.CONDEMNED) for one in there if one not in bad]
         note = f"it has {counted(len(segments), 'segment')}, all that are there"
         if bad:
             note += f", but for {len(bad)} that are damaged: what they condemned is lost"
-        number = int(key.removeprefix(keys.GC)) + 1
-        self._objects.change(
-            lambda: self._write(number, segments),
-            key,
-            why,
-            f"replaced by list {number}",
-            note,
-            "lost" if bad else "repaired",
-        )
+        number = int(key.removeprefix(keys.GC))
+
+        def write() -> bool:
+            return self._home.condemned.follow(number, segments, **self._now())
+
+        done = f"replaced by list {number + 1}"
+        self._objects.change(write, key, why, done, note, "lost" if bad else "repaired")
 
     def _replace_segments(
         self, key: str, number: int, there: set[str], bad: dict[str, str]
@@ -106,23 +98,20 @@ class ListRepair:
         """Write segments anew, of the packs that the list's filter has and no other segment."""
         with suppress(*_Unread):
             newest = parse_list(self._home.blobs.get(key), number, key)
-            named = {keys.CONDEMNED + one.key: one for one in newest.segments}
+            named = {one.key: keys.CONDEMNED + one.key for one in newest.segments}
             gone = {
-                one: bad.get(one, "it is missing")
-                for one in named
-                if one in bad or one not in there
+                one: bad.get(name, "it is missing")
+                for one, name in named.items()
+                if name in bad or name not in there
             }
             if not gone:
                 return
-            kept = [one for name, one in named.items() if name not in gone]
-            known = set().union(*(self._packs(keys.CONDEMNED + one.key) for one in kept))
+            known = self._home.condemned.packs_in([one for one in named if one not in gone])
             found = {pack for pack in self._candidates() if newest.may_hold(pack)} - known
-            first = min(named[one].time_us for one in gone)
 
             @cache
             def write() -> bool:
-                new = [self._segment(sorted(found), first)] if found else []
-                return self._write(number + 1, [*kept, *new])
+                return self._home.condemned.replace(gone.keys(), found, **self._now())
 
             done = f"replaced by list {number + 1}"
             note = (
@@ -130,10 +119,12 @@ class ListRepair:
                 "and is there, or anything leads to"
             )
             for one, why in gone.items():
-                self._objects.change(write, one, why, done, note)
+                self._objects.change(write, named[one], why, done, note)
 
-    def _packs(self, key: str) -> frozenset[bytes]:
-        return parse_segment(self._home.blobs.get(key), key)
+    def _now(self) -> _Now:
+        """Return by what name and when a list is written, by home's clock."""
+        now_s = time.time() + probe(self._home.blobs).clock_skew_s
+        return _Now(run=uuid.uuid4().hex, now_us=int(now_s * 1e6))
 
     def _candidates(self) -> Iterator[bytes]:
         """Yield the packs that are there, and those that layouts name: no others can be relied on.
@@ -150,23 +141,3 @@ class ListRepair:
         for pack in held | live:
             if pack.hex() in moved or pack not in live or pack not in held:
                 yield pack
-
-    def _segment(self, packs: list[bytes], time_us: int) -> SegmentOfList:
-        new = SegmentOfList(key=uuid.uuid4().hex, time_us=time_us)
-        body = CondemnedSegment(packs=b"".join(packs))
-        sealed = seal_body(Kind.CONDEMNED_SEGMENT, body)
-        self._home.blobs.put(keys.CONDEMNED + new.key, sealed)
-        return new
-
-    def _write(self, number: int, segments: list[SegmentOfList]) -> bool:
-        """Write the next list; return whether it is there, or another process was faster."""
-        packs = set().union(*(self._packs(keys.CONDEMNED + one.key) for one in segments))
-        body = CondemnedList(
-            seq=number,
-            run=uuid.uuid4().hex,
-            time_us=time.time_ns() // 1000,
-            filter=filter_of(packs),
-            segments=segments,
-        )
-        sealed = seal_body(Kind.CONDEMNED_LIST, body)
-        return create_once(self._home.blobs, keys.list_key(number), sealed)
