@@ -4362,9 +4362,33 @@ _REMOVAL = (
         ("integration/test_check_subset.py::test_no_part_of_what_it_keeps_is_mapped",),
     ),
     Mutation(
+        "a-move-of-any-pack",
+        "SPEC 8: chunks of that pack lie in those packs, too.",
+        "format/layout.py",
+        "if move.pack != pack.hex():",
+        "if False:",
+        ("integration/test_moves_agree.py::test_a_move_of_another_pack_is_damaged",),
+    ),
+    Mutation(
+        "readers-take-the-first-move",
+        "SPEC 8: A chunk is where the last of them that can be read has it.",
+        "modelstore/chunks/moves.py",
+        "places.update((place.digest, place) for place in known[into])",
+        "[places.setdefault(place.digest, place) for place in known[into]]",
+        ("integration/test_moves_agree.py::test_readers_and_collectors_come_to_the_same_places",),
+    ),
+    Mutation(
+        "collectors-take-the-first-move",
+        "SPEC 8: A chunk is where the last of them that can be read has it.",
+        "modelstore/reclaim/ways.py",
+        "                found.places.update(known[into])",
+        "                found.places = {**known[into], **found.places}",
+        ("integration/test_moves_agree.py::test_readers_and_collectors_come_to_the_same_places",),
+    ),
+    Mutation(
         "move-to-deltas-first",
         "SPEC 8: A move of a chunk that is not verbatim holds it as a standalone frame.",
-        "modelstore/saving/healing.py",
+        "modelstore/chunks/writemove.py",
         "(len(into) > 1 and not _has_deltas(home, one), one)",
         "one",
         (
@@ -5524,7 +5548,7 @@ _REPAIRED_OBJECTS = (
         "SPEC 10.2: What one entry does not hold further ones bring back.",
         "modelstore/reclaim/repair/logs.py",
         "for number, versions in [(seq, here), *enumerate(more, behind)]:",
-        "more.clear()\n            for number, versions in [(seq, here), *enumerate(more, behind)]:",
+        "more.clear()\n            for number, versions in [(seq, here)]:",
         (
             "integration/test_repair_removals.py::"
             "test_more_removals_than_one_entry_names_are_taken_back",

@@ -22,6 +22,7 @@ VARIANTS = "variant/"
 HEAD = "HEAD"
 _MAX_SEGMENT = 240
 _PACK = re.compile(r"[0-9a-f]{64}\Z")
+_MOVE = re.compile(r"moves/([0-9a-f]{64})(-[1-9][0-9]*)?\Z")
 
 
 def pack_key(pack: bytes) -> str:
@@ -54,6 +55,12 @@ def fold_key(digest: Digest) -> str:
 def move_key(pack: bytes, number: int = 1) -> str:
     """Return the key of a note that says where frames of a pack are, too; numbers count from 1."""
     return MOVES + pack.hex() + (f"-{number}" if number > 1 else "")
+
+
+def moved_pack(key: str) -> bytes | None:
+    """Return the id of the pack from which the move under a key leads; ``None`` if it is none."""
+    match = _MOVE.match(key)
+    return bytes.fromhex(match[1]) if match else None
 
 
 def quarantine_key(pack: bytes) -> str:

@@ -29,6 +29,14 @@ class Move(Body, frozen=True, kw_only=True):
     into: list[Hex64]
 
 
+def parse_move(data: Buffer, pack: bytes, name: str) -> list[bytes]:
+    """Unseal and check a move of ``pack``; return the ids of the packs to which it leads."""
+    move = unseal_body(Kind.MOVE, data, Move, name)
+    if move.pack != pack.hex():
+        damaged(name, f"it is a move of pack {move.pack}")
+    return [bytes.fromhex(one) for one in move.into]
+
+
 class Mark(Body, frozen=True, kw_only=True):
     """A note that no durable tier has a good copy of ``pack``.
 

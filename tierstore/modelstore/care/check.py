@@ -22,10 +22,9 @@ from tierstore.errors import (
     UnsupportedFormat,
 )
 from tierstore.format import keys
-from tierstore.format.layout import Move, missing_chunks, parse_layout
+from tierstore.format.layout import missing_chunks, parse_layout, parse_move
 from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.reflog import RefEntry
-from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.segments import parse_any_segment
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Suspects
@@ -440,10 +439,9 @@ class _Check:
             used.add(pack)
             if pack in fit:
                 continue
-            for key in self._copies.moves.get(pack.hex(), ()):
+            for key in self._copies.moves.get(pack, ()):
                 with self._noting(key):
-                    move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
-                    left.update({bytes.fromhex(into) for into in move.into} - used)
+                    left.update({*parse_move(self._home.blobs.get(key), pack, key)} - used)
         return set(map(keys.pack_key, used))
 
     def _fit_packs(self) -> set[bytes]:

@@ -59,12 +59,12 @@ class Copies:
         return found
 
     @cached_property
-    def moves(self) -> dict[str, list[str]]:
-        """The keys of all moves by the id of their pack in hex."""
-        moves: dict[str, list[str]] = {}
+    def moves(self) -> dict[bytes, list[str]]:
+        """The keys of all moves by the id of their pack."""
+        moves: dict[bytes, list[str]] = {}
         for info in self._home.blobs.list(keys.MOVES):
-            pack_hex = info.key.removeprefix(keys.MOVES).partition("-")[0]
-            moves.setdefault(pack_hex, []).append(info.key)
+            if pack := keys.moved_pack(info.key):
+                moves.setdefault(pack, []).append(info.key)
         return moves
 
 

@@ -198,7 +198,7 @@ class PackData:
                     if number or any(key in other for other in held):
                         continue
                     unread = pack in self.bad or key in archived
-                    if unread and pack.hex() not in self._copies.moves:
+                    if unread and pack not in self._copies.moves:
                         continue  # nobody can read it
                     size = frame_bytes
                 read = self._reader(pack, number)

@@ -11,4 +11,5 @@ __all__ = [
     "reader",
     "recent",
     "sharing",
+    "writemove",
 ]

@@ -10,10 +10,8 @@ from typing import TypeAlias
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.forks import begin
-from tierstore.format.checks import damaged
 from tierstore.format.keys import move_key, pack_key
-from tierstore.format.layout import Move
-from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.layout import parse_move
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.tiers.durable.tiers import DurableTiers
@@ -163,13 +161,11 @@ class Moves:
         while True:
             key = move_key(pack, number)
             try:
-                move = unseal_body(Kind.MOVE, self._home_blobs.get(key), Move, key)
+                leads_to = parse_move(self._home_blobs.get(key), pack, key)
             except NotFound:
                 return places, number
-            if move.pack != pack.hex():
-                damaged(key, f"it is a move of pack {move.pack}")
             number += 1
-            for into in map(bytes.fromhex, move.into):
+            for into in leads_to:
                 if into not in known:  # many ways may lead to a pack: it is looked into once
                     known[into] = self._places_in(into, key, known, unread)
                 places.update((place.digest, place) for place in known[into])

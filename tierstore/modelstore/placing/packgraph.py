@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import LAYOUTS, MOVES
+from tierstore.format.keys import LAYOUTS, MOVES, moved_pack
 from tierstore.format.layout import parse_layout
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
@@ -36,8 +36,7 @@ class PackGraph:
         """
         table = version_table(self._home, version)
         packs = list(table.pack_ids)
-        moved = {info.key.removeprefix(MOVES)[:64] for info in self._home.blobs.list(MOVES)}
-        if moved.isdisjoint(pack.hex() for pack in packs):
+        if {moved_pack(info.key) for info in self._home.blobs.list(MOVES)}.isdisjoint(packs):
             return packs
         way = _Way(self._home, dict(zip(table.pack_ids, table.pack_sizes, strict=True)))
         return list(dict.fromkeys(pack for place in table for pack in way.ends(place)))

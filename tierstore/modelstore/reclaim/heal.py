@@ -16,6 +16,7 @@ from tierstore.format.keys import layout_key, pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import write_segment
@@ -25,7 +26,6 @@ from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.needs import Lost, Need
 from tierstore.modelstore.reclaim.roots import Root
-from tierstore.modelstore.saving.healing import write_move
 
 _log = logging.getLogger("tierstore.gc")
 

@@ -9,10 +9,9 @@ from typing import Literal
 
 from tierstore.blobs.base import BlobInfo
 from tierstore.errors import Damaged, NotFound, TierstoreError, Unreachable, UnsupportedFormat
-from tierstore.format.keys import FOLDS, INDEX, LAYOUTS, MOVES, pack_key
-from tierstore.format.layout import Move, parse_layout
+from tierstore.format.keys import FOLDS, INDEX, LAYOUTS, MOVES, moved_pack, pack_key
+from tierstore.format.layout import parse_layout, parse_move
 from tierstore.format.manifest import patch_info
-from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.segments import Segment, parse_any_segment
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkTable
@@ -187,12 +186,14 @@ class _Index:
 
     def _into(self) -> set[bytes]:
         def read(info: BlobInfo) -> list[bytes]:
+            pack = moved_pack(info.key)
+            if pack is None:
+                return []
             try:
-                move = unseal_body(Kind.MOVE, self._home.blobs.get(info.key), Move, info.key)
+                return parse_move(self._home.blobs.get(info.key), pack, info.key)
             except (Damaged, NotFound, UnsupportedFormat) as error:
                 _log.warning("skipped: %s", error)
                 return []
-            return [bytes.fromhex(one) for one in move.into]
 
         moves = ahead(read, self._home.blobs.list(MOVES))
         return {pack for _, into in moves for pack in into}

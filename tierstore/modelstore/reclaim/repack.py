@@ -20,6 +20,7 @@ from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace
 from tierstore.format.keys import pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.table import ChunkPlace
+from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.confirm import gone_packs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import write_segment
@@ -27,7 +28,6 @@ from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.frames import read_frames
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.waste import NeededFrames, PackWaste, find_waste, needed_frames
-from tierstore.modelstore.saving.healing import write_move
 from tierstore.tiers.durable.tier import DurableTier
 
 STORE_WASTE = 0.05

@@ -19,11 +19,11 @@ from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.format.keys import layout_key
 from tierstore.format.layout import seal_moved_layout
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.mark import Mark, Marker
-from tierstore.modelstore.saving.healing import write_move
 
 _CHECKED = 64
 """After so many layouts the right to collect is checked again."""

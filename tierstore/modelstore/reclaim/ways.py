@@ -5,21 +5,16 @@ They are those of ``chunks.moves.Moves``, but of a whole store: what never chang
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tierstore.errors import BackendError, Damaged, NotFound
-from tierstore.format.checks import damaged
-from tierstore.format.keys import MOVES, move_key, pack_key
-from tierstore.format.layout import Move
-from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.keys import MOVES, move_key, moved_pack, pack_key
+from tierstore.format.layout import parse_move
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import Holdings
-
-_KEY = re.compile(re.escape(MOVES) + r"([0-9a-f]{64})(?:-([0-9]+))?\Z")
 
 
 @dataclass(slots=True)
@@ -54,7 +49,7 @@ class Ways:
     def look(self, holdings: Holdings) -> None:
         """List the moves that are there now."""
         self._holdings = holdings
-        self._listed = {i.key for i in self._home.blobs.list(MOVES) if _KEY.match(i.key)}
+        self._listed = {i.key for i in self._home.blobs.list(MOVES) if moved_pack(i.key)}
         self._targets = {}
 
     def targets(self, pack: bytes) -> Targets:
@@ -102,10 +97,7 @@ class Ways:
 
     def _into(self, key: str, pack: bytes) -> list[bytes]:
         if key not in self._moves:
-            move = unseal_body(Kind.MOVE, self._home.blobs.get(key), Move, key)
-            if move.pack != pack.hex():
-                damaged(key, f"it is a move of pack {move.pack}")
-            self._moves[key] = [bytes.fromhex(one) for one in move.into]
+            self._moves[key] = parse_move(self._home.blobs.get(key), pack, key)
         return self._moves[key]
 
     def _looked_into(self, pack: bytes) -> Sequence[ChunkPlace] | None:

@@ -9,16 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, MutableSet, Set
 from typing import TypeAlias
 
-from tierstore.errors import Damaged, NotFound
-from tierstore.format.keys import move_key, pack_key
-from tierstore.format.layout import Move
-from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.confirm import unfit_packs
-from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.once import create_once
 
 Lost: TypeAlias = Mapping[bytes, Set[bytes]]
 """Digests of chunks by the id of the pack in which they cannot be read."""
@@ -97,32 +92,3 @@ class Healing:
         """Write a move, as ``write_move`` does, into packs that were confirmed."""
         self._confirmed |= into
         write_move(self._home, pack, into)
-
-
-def write_move(home: Home, pack: bytes, into: Set[bytes]) -> None:
-    """Write a move of a pack behind those that are there, unless one of them says the same.
-
-    Args:
-        home: The store's home.
-        pack: Id of the pack.
-        into: Ids of packs that hold chunks of it.
-
-    Raises:
-        BackendError: Home did not take the move.
-    """
-    # of several places of a chunk the last one counts: a standalone frame rather than a delta
-    ordered = sorted(into, key=lambda one: (len(into) > 1 and not _has_deltas(home, one), one))
-    body = seal_body(Kind.MOVE, Move(pack=pack.hex(), into=[one.hex() for one in ordered]))
-    number = 1
-    while not create_once(home.blobs, move_key(pack, number), body):
-        number += 1
-
-
-def _has_deltas(home: Home, pack: bytes) -> bool:
-    """Return whether a pack holds deltas, as far as it can be looked into."""
-    key = pack_key(pack)
-    try:
-        places = read_footer(home.packs, key, home.packs.size(key))[1]
-    except (NotFound, Damaged):
-        return True
-    return any(place.bases for place in places)

@@ -8,9 +8,9 @@ from contextlib import suppress
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.checks import damaged
-from tierstore.format.layout import Move, missing_chunks, parse_fold, parse_layout
+from tierstore.format.layout import Move, missing_chunks, parse_fold, parse_layout, parse_move
 from tierstore.format.manifest import parse_manifest
-from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.footers import read_footer
@@ -166,10 +166,15 @@ class MoveRepair:
 
     def run(self) -> None:
         """Make all of them anew."""
-        bad = list(self._objects.broken(Kind.MOVE, self._objects.listed(keys.MOVES), _parse_move))
+        listed = ((key, keys.moved_pack(key)) for key in self._objects.listed(keys.MOVES))
+        packs = {key: pack for key, pack in listed if pack is not None}
+
+        def parse(key: str, data: memoryview) -> object:
+            return parse_move(data, packs[key], key)
+
         by_pack: dict[bytes, list[Broken]] = {}
-        for one in bad:
-            by_pack.setdefault(bytes.fromhex(_pack_in(one.key)), []).append(one)
+        for one in list(self._objects.broken(Kind.MOVE, packs, parse)):
+            by_pack.setdefault(packs[one.key], []).append(one)
         if not by_pack:
             return
         wanted = self._chunks_of(by_pack.keys())
@@ -216,14 +221,3 @@ class MoveRepair:
                 if pack != other and not chunks.isdisjoint(held):
                     into[pack].append(other)
         return into
-
-
-def _parse_move(key: str, data: memoryview) -> object:
-    move = unseal_body(Kind.MOVE, data, Move, key)
-    if move.pack != _pack_in(key):
-        damaged(key, f"it is a move of pack {move.pack}")
-    return move
-
-
-def _pack_in(key: str) -> str:
-    return key.removeprefix(keys.MOVES).partition("-")[0]

@@ -136,8 +136,8 @@ class ListRepair:
         for digest in self._users:
             table = read_table(self._home, digest)
             live.update(table.pack_ids if table is not None else ())
-        moved = {key.removeprefix(keys.MOVES)[:64] for key in self._objects.listed(keys.MOVES)}
+        moved = {keys.moved_pack(key) for key in self._objects.listed(keys.MOVES)}
         held = self._holdings.every()
         for pack in held | live:
-            if pack.hex() in moved or pack not in live or pack not in held:
+            if pack in moved or pack not in live or pack not in held:
                 yield pack
