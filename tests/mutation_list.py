@@ -4386,11 +4386,27 @@ _REMOVAL = (
         ("integration/test_moves_agree.py::test_readers_and_collectors_come_to_the_same_places",),
     ),
     Mutation(
+        "repair-moves-to-deltas",
+        "SPEC 8: those with deltas before those without.",
+        "modelstore/chunks/writemove.py",
+        "len(into) > 1 and not _has_deltas(home, one), one",
+        "False, one",
+        ("integration/test_repair_moves.py::test_what_lies_standalone_comes_after_deltas",),
+    ),
+    Mutation(
+        "repair-moves-to-deltas-without-bases",
+        "SPEC 10.2: a move leads to the packs that hold bases of the deltas in these.",
+        "modelstore/reclaim/repair/content.py",
+        "into[pack] | below[pack], unfit)",
+        "into[pack], unfit)",
+        ("integration/test_repair_moves.py::test_it_leads_to_the_bases_of_deltas_as_well",),
+    ),
+    Mutation(
         "move-to-deltas-first",
         "SPEC 8: A move of a chunk that is not verbatim holds it as a standalone frame.",
         "modelstore/chunks/writemove.py",
-        "(len(into) > 1 and not _has_deltas(home, one), one)",
-        "one",
+        "len(into) > 1 and not _has_deltas(home, one), one",
+        "False, one",
         (
             "integration/test_removal.py::"
             "test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks",

@@ -31,6 +31,7 @@ from tierstore.format.reflog import Action, Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, encode_config, parse_config
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks import writemove
 from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease, in_force, new_lease
@@ -41,7 +42,6 @@ from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.reclaim import removal
 from tierstore.modelstore.reclaim.feature import enable, writers_seen
 from tierstore.modelstore.reclaim.retention import Retentions
-from tierstore.modelstore.saving import healing
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore
 from tierstore.variants.derive import derive
@@ -767,7 +767,7 @@ def test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks(
     the deltas count, as in stores that were written before, an undelete leads to their bases.
     """
     if order != "right":
-        monkeypatch.setattr(healing, "_has_deltas", lambda home, pack: True)
+        monkeypatch.setattr(writemove, "_has_deltas", lambda home, pack: True)
 
     def weights(number: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(number)

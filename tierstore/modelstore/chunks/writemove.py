@@ -24,12 +24,30 @@ def write_move(home: Home, pack: bytes, into: Set[bytes]) -> None:
     Raises:
         BackendError: Home did not take the move.
     """
-    # of several places of a chunk the last one counts: a standalone frame rather than a delta
-    ordered = sorted(into, key=lambda one: (len(into) > 1 and not _has_deltas(home, one), one))
-    body = seal_body(Kind.MOVE, Move(pack=pack.hex(), into=[one.hex() for one in ordered]))
+    body = seal_move(home, pack, into)
     number = 1
     while not create_once(home.blobs, move_key(pack, number), body):
         number += 1
+
+
+def seal_move(home: Home, pack: bytes, into: Set[bytes], unfit: Set[bytes] = frozenset()) -> bytes:
+    """Return a sealed move: of several places of a chunk the best one comes last, and so counts.
+
+    That is one in a pack that can be relied on rather than in one that is unfit, and then in a pack
+    without deltas, as a delta is of no use where its base is not found.
+
+    Args:
+        home: The store's home.
+        pack: Id of the pack.
+        into: Ids of packs that hold chunks of it.
+        unfit: Ids of packs that nothing new may rely on.
+    """
+
+    def rank(one: bytes) -> tuple[bool, bool, bytes]:
+        return one not in unfit, len(into) > 1 and not _has_deltas(home, one), one
+
+    body = Move(pack=pack.hex(), into=[one.hex() for one in sorted(into, key=rank)])
+    return seal_body(Kind.MOVE, body)
 
 
 def _has_deltas(home: Home, pack: bytes) -> bool:

@@ -8,17 +8,19 @@ from contextlib import suppress
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.checks import damaged
-from tierstore.format.layout import Move, missing_chunks, parse_fold, parse_layout, parse_move
+from tierstore.format.layout import missing_chunks, parse_fold, parse_layout, parse_move
 from tierstore.format.manifest import parse_manifest
-from tierstore.format.sealed import Kind, seal_body
+from tierstore.format.sealed import Kind
+from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.writemove import seal_move
 from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.relayout import PackScan, write_layouts
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
-from tierstore.modelstore.reclaim.repair.report import HitVersion
+from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome
 from tierstore.modelstore.reclaim.repair.users import Users
 from tierstore.shown import counted
 
@@ -163,6 +165,7 @@ class MoveRepair:
     def __init__(self, home: Home, objects: Objects, holdings: Holdings, users: Users) -> None:
         self._home, self._objects = home, objects
         self._holdings, self._users = holdings, users
+        self._every = sorted(holdings.every())
 
     def run(self) -> None:
         """Make all of them anew."""
@@ -178,14 +181,17 @@ class MoveRepair:
         if not by_pack:
             return
         wanted = self._chunks_of(by_pack.keys())
+        unfit = self._home.condemned.among(self._every) | self._home.quarantine.packs()
         into = self._packs_with(wanted)
+        below = self._bases_below(wanted, into)
         for pack, moves in by_pack.items():
-            body = Move(pack=pack.hex(), into=[one.hex() for one in into[pack]])
+            sealed = seal_move(self._home, pack, into[pack] | below[pack], unfit)
+            outcome: Outcome = "repaired"
+            note = f"it leads to {counted(len(into[pack]), 'pack')} with chunks of it"
+            if wanted[pack] and not into[pack] and not self._holdings.is_there(pack):
+                outcome, note = "lost", "no pack has chunks of it any more"
             for one in moves:
-                note = f"it leads to {counted(len(into[pack]), 'pack')} with chunks of it"
-                self._objects.put(
-                    one.key, seal_body(Kind.MOVE, body), one.why, "written anew", note
-                )
+                self._objects.put(one.key, sealed, one.why, "written anew", note, outcome)
 
     def _chunks_of(self, packs: Collection[bytes]) -> dict[bytes, set[bytes]]:
         """Return the chunks that these packs hold or held, as far as layouts and footers tell."""
@@ -201,23 +207,49 @@ class MoveRepair:
         return found
 
     def _held(self, pack: bytes) -> set[bytes]:
+        return {place.digest for place in self._places(pack)}
+
+    def _places(self, pack: bytes) -> list[ChunkPlace]:
+        """Return the places of the frames in a pack; none where it cannot be looked into."""
         if not self._holdings.is_readable(pack):
-            return set()
+            return []
         key = keys.pack_key(pack)
         try:
-            size = self._home.packs.info(key).size
-            return {place.digest for place in read_footer(self._home.packs, key, size)[1]}
+            return read_footer(self._home.packs, key, self._home.packs.info(key).size)[1]
         except (*_Unread, BackendError):
-            return set()
+            return []
 
-    def _packs_with(self, wanted: dict[bytes, set[bytes]]) -> dict[bytes, list[bytes]]:
+    def _packs_with(self, wanted: Mapping[bytes, set[bytes]]) -> dict[bytes, set[bytes]]:
         """Return, for each pack, the others that hold chunks of it."""
-        into: dict[bytes, list[bytes]] = {pack: [] for pack in wanted}
-        every = self._holdings.every()
-        unfit = self._home.condemned.among(every) | self._home.quarantine.packs()
-        for other in sorted(every, key=lambda pack: (pack not in unfit, pack)):  # the last one wins
+        into: dict[bytes, set[bytes]] = {pack: set() for pack in wanted}
+        for other in self._every:
             held = self._held(other)
             for pack, chunks in wanted.items():
                 if pack != other and not chunks.isdisjoint(held):
-                    into[pack].append(other)
+                    into[pack].add(other)
         return into
+
+    def _bases_below(
+        self, wanted: Mapping[bytes, set[bytes]], into: Mapping[bytes, set[bytes]]
+    ) -> dict[bytes, set[bytes]]:
+        """Return, for each pack, those that hold bases of the deltas to which its move leads.
+
+        The layouts that lead to the pack need not have a place for these.
+        """
+        bases = {
+            pack: {
+                base
+                for other in packs
+                for place in self._places(other)
+                if place.digest in wanted[pack]
+                for base in place.bases
+            }
+            for pack, packs in into.items()
+        }
+        below: dict[bytes, set[bytes]] = {pack: set() for pack in into}
+        for other in self._every if any(bases.values()) else ():
+            standalone = {place.digest for place in self._places(other) if not place.bases}
+            for pack, needed in bases.items():
+                if pack != other and not needed.isdisjoint(standalone):
+                    below[pack].add(other)
+        return below
