@@ -441,6 +441,29 @@ def test_a_config_that_nobody_knows_gets_a_new_id_or_the_given_one(
         assert store._parts.home.config == old
 
 
+@pytest.mark.parametrize("source", ["given", "tiers", "left"])
+def test_the_report_says_where_the_id_of_a_config_is_from(
+    tmp_path: Path, cache: Path, source: str
+) -> None:
+    url, warm = tmp_path / "s", tmp_path / "warm"
+    specs = [tierstore.TierSpec(name="warm", role="warm", url=str(warm))]
+    with tierstore.init(url, tiers=specs if source != "left" else ()) as store:
+        store.save("m", tensors(1))
+        own = store._parts.home.config.store_id
+    path = url / "config.json"
+    left = path.read_bytes().replace(b'"check"', b'"chick"') if source == "left" else b""
+    path.write_bytes(left)
+    [done] = repair_home(url, store_id=own if source == "given" else None).objects
+    words = {
+        "given": "the id that was given",
+        "tiers": "the id that its tiers name",
+        "left": "the id that is left of it",
+    }
+    assert f"made anew with {words[source]}, and" in done.done
+    with tierstore.open(url) as store:
+        assert store._parts.home.config.store_id == own
+
+
 def test_an_id_is_refused_where_the_config_says_another(tmp_path: Path, cache: Path) -> None:
     url = tmp_path / "s"
     with tierstore.init(url) as store:

@@ -77,8 +77,8 @@ class Healer:
         """Heal everything; return how many chunks and layouts that were.
 
         Raises:
-            Damaged: Something is lost that is not removed; nothing was changed. The message names
-                the version.
+            Damaged: Something is lost that is not removed. The message names the version; some of
+                the rest may have been healed.
             BackendError: A tier or home failed.
         """
         with ExitStack() as self._open:

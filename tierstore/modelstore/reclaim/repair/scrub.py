@@ -214,7 +214,11 @@ class Scrub:
             _log.warning("%s is not healed now, but later: %s", key, failure)
 
     def _heal(self, pack: bytes) -> bool:
-        """Put good bytes over the bad copies of a pack; return whether there are any."""
+        """Put good bytes over the bad copies of a pack, as far as tiers take them.
+
+        Returns:
+            Whether there are good bytes of it anywhere: then the pack need not be quarantined.
+        """
         copies = read_copies(self._home, pack)
         data = copies.whole()
         if data is None:

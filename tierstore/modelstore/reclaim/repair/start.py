@@ -176,8 +176,12 @@ def _config(
     new = StoreConfig(
         store_id=found[0] if found else uuid.uuid4().hex, chunk_size=chunk_size, features=features
     )
-    whose = "the id that its tiers name" if store_ids else "the id that is given"
-    if not found:
+    whose = "the id that is left of it"
+    if given is not None:
+        whose = "the id that was given"
+    elif store_ids:
+        whose = "the id that its tiers name"
+    elif not found:
         whose = "a new id, as no tier names one: what nodes have cached of it is read anew"
     done = f"made anew with {whose}, and chunks of {chunk_size} bytes as its versions have"
     if not features.gc:
