@@ -22,6 +22,7 @@ from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
 from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome
 from tierstore.modelstore.reclaim.repair.users import Users
+from tierstore.modelstore.reclaim.repair.wanted import read_tables
 from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
@@ -196,12 +197,10 @@ class MoveRepair:
     def _chunks_of(self, packs: Collection[bytes]) -> dict[bytes, set[bytes]]:
         """Return the chunks that these packs hold or held, as far as layouts and footers tell."""
         found: dict[bytes, set[bytes]] = {pack: set() for pack in packs}
-        for digest in self._users:
-            key = keys.layout_key(digest)
-            with suppress(*_Unread):
-                for place in parse_layout(self._home.blobs.get(key), digest, key):
-                    if place.pack in found:
-                        found[place.pack].update([place.digest, *place.bases])
+        for _, table in read_tables(self._home, self._users):
+            for place in table if not found.keys().isdisjoint(table.pack_ids) else ():
+                if place.pack in found:
+                    found[place.pack].update([place.digest, *place.bases])
         for pack in packs:
             found[pack] |= self._held(pack)
         return found

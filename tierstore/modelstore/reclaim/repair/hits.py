@@ -13,7 +13,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.reclaim.repair.report import HitPart, HitVersion
 from tierstore.modelstore.reclaim.repair.users import Users
-from tierstore.modelstore.reclaim.repair.wanted import read_table
+from tierstore.modelstore.reclaim.repair.wanted import read_tables
 
 Lost = Set[tuple[bytes, bytes]]
 """The pack in which a layout places a chunk, and the digest of the chunk, that are lost."""
@@ -31,9 +31,8 @@ def find_hits(home: Home, users: Users, lost: Lost) -> list[HitVersion]:
         return []
     packs = {pack for pack, _ in lost}
     hits: list[HitVersion] = []
-    for digest, names in users.items():
-        table = read_table(home, digest)
-        if table is None or packs.isdisjoint(table.pack_ids):
+    for digest, table in read_tables(home, users):
+        if packs.isdisjoint(table.pack_ids):
             continue
         sizes = {
             place.digest: place.plain_bytes for place in table if (place.pack, place.digest) in lost
@@ -43,7 +42,7 @@ def find_hits(home: Home, users: Users, lost: Lost) -> list[HitVersion]:
         with suppress(Damaged, NotFound, UnsupportedFormat):  # a manifest is spoken of itself
             parts = tuple(_parts(home.manifest(digest), sizes))
             if parts:  # else what is lost is a base of deltas that were stored anew
-                hits += [HitVersion(name, version_key(digest), parts) for name in names]
+                hits += [HitVersion(name, version_key(digest), parts) for name in users[digest]]
     return sorted(hits, key=lambda hit: hit.version)
 
 

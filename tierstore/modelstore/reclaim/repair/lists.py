@@ -22,7 +22,7 @@ from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.users import Users
-from tierstore.modelstore.reclaim.repair.wanted import read_table
+from tierstore.modelstore.reclaim.repair.wanted import read_tables
 from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
@@ -133,9 +133,8 @@ class ListRepair:
         live version names it: it would have been healed.
         """
         live: set[bytes] = set()
-        for digest in self._users:
-            table = read_table(self._home, digest)
-            live.update(table.pack_ids if table is not None else ())
+        for _, table in read_tables(self._home, self._users):
+            live.update(table.pack_ids)
         moved = {keys.moved_pack(key) for key in self._objects.listed(keys.MOVES)}
         held = self._holdings.every()
         for pack in held | live:

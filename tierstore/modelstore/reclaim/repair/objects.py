@@ -22,6 +22,7 @@ from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
 from tierstore.format.segments import parse_any_segment
 from tierstore.format.tiers import HEAT, PINS, Pin
 from tierstore.ids import Digest
+from tierstore.modelstore.home.ahead import ahead, parallel
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S
 from tierstore.modelstore.home.pins import holder_mark
@@ -63,16 +64,23 @@ class Objects:
     def broken(self, kind: Kind, found: Iterable[str], parse: Parse) -> Iterator[Broken]:
         """Yield the damaged ones of some objects; those with a bad envelope alone are mended.
 
-        One of a newer version, or of a kind that this version does not know, is left.
+        One of a newer version, or of a kind that this version does not know, is left. Several are
+        parsed at a time, as that may read other objects.
         """
+
+        def wrong(item: tuple[str, memoryview]) -> Damaged | UnsupportedFormat | None:
+            try:
+                parse(*item)
+            except (Damaged, UnsupportedFormat) as error:
+                return error
+            return None
+
         left = iter(found)
         while page := list(islice(left, _PAGE)):
-            for key, data in self.blobs.get_many(page).items():
-                try:
-                    parse(key, data)
-                except (Damaged, UnsupportedFormat) as error:
-                    if not self._mended(kind, key, data, parse, error):
-                        yield Broken(key, error)
+            items = list(self.blobs.get_many(page).items())
+            for (key, data), error in zip(items, parallel(wrong, items), strict=True):
+                if error is not None and not self._mended(kind, key, data, parse, error):
+                    yield Broken(key, error)
 
     def _mended(
         self,
@@ -157,6 +165,10 @@ class Objects:
                 self.report.add("left", key, why, "another process was there first: repair again")
                 return
         self.report.add(outcome, key, why, f"{self.report.did(done)}: {note}")
+
+    def there(self, found: Iterable[str]) -> list[str]:
+        """Return those of the objects that are there now, by their keys."""
+        return [key for key, is_there in ahead(self.is_there, found) if is_there]
 
     def is_there(self, key: str) -> bool:
         """Return whether an object is there now."""

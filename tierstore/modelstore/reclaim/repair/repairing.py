@@ -42,8 +42,8 @@ from tierstore.modelstore.reclaim.repair.objects import (
 )
 from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome, RepairReport
 from tierstore.modelstore.reclaim.repair.rescue import Missing, Rescue
-from tierstore.modelstore.reclaim.repair.users import Users, read_users
-from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted, read_table
+from tierstore.modelstore.reclaim.repair.users import UserReader, Users
+from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted, read_tables
 from tierstore.modelstore.version import Version
 from tierstore.shown import counted
 from tierstore.tiers.hot.tiers import HotTiers
@@ -97,6 +97,7 @@ class _Repair:
         progress: Told | None,
     ) -> None:
         self._home, self._hot, self._versions = home, hot, versions
+        self._users = UserReader(home, versions)
         self._progress = progress
         self._bad_marks: set[bytes] = set()
         self.report = RepairReport(dry_run=dry_run)
@@ -106,7 +107,7 @@ class _Repair:
         lost = self._repair_home()
         hot = HotRepair(self._hot, self.report)
         hot.repair_local()
-        users = read_users(self._home, self._versions)
+        users = self._users.read()
         objects = Objects(self._home.blobs, self.report)
         holdings = read_holdings(self._home.packs)
         self.report.down = dict(holdings.down)
@@ -119,7 +120,7 @@ class _Repair:
         hits: list[HitVersion] = []
         if damaged or gone:
             chunks = self._rescue(damaged, gone)
-            users = read_users(self._home, self._versions)  # some may be removed by now
+            users = self._users.read()  # some may be removed by now
             hits = find_hits(self._home, users, chunks)
         self.report.hit = sorted([*lost, *hits], key=lambda hit: (hit.version, hit.manifest))
         return self.report
@@ -127,11 +128,9 @@ class _Repair:
     def _named(self, users: Users, look_at: Callable[[ChunkTable], None]) -> set[bytes]:
         """Return the packs that layouts name; show each layout to ``look_at``."""
         named: set[bytes] = set()
-        for digest in users:
-            table = read_table(self._home, digest)
-            if table is not None:
-                named.update(table.pack_ids)
-                look_at(table)
+        for _, table in read_tables(self._home, users):
+            named.update(table.pack_ids)
+            look_at(table)
         return named
 
     # Home
@@ -141,18 +140,18 @@ class _Repair:
         objects = Objects(self._home.blobs, self.report)
         whole_store = self._versions is None
         manifests = objects.listed(keys.VERSIONS)
-        users = read_users(self._home, self._versions) if not whole_store else {}
         if not whole_store:
-            manifests = [key for key in map(keys.version_key, users) if key in manifests]
+            needed = map(keys.version_key, self._users.read())
+            manifests = [key for key in needed if key in manifests]
         bad = bad_manifests(objects, manifests)
         if whole_store:
             LogRepair(self._home, objects).run()
-        users = read_users(self._home, self._versions)
+        users = self._users.read()
         content = ContentRepair(self._home, objects, users)
         there = {digest for key in manifests if (digest := digest_in(key, keys.VERSIONS))}
         lost = content.manifests(bad, there)
-        content.layouts([key for key in map(keys.layout_key, users) if objects.is_there(key)])
-        content.folds([key for key in map(keys.fold_key, users) if objects.is_there(key)])
+        content.layouts(objects.there(map(keys.layout_key, users)))
+        content.folds(objects.there(map(keys.fold_key, users)))
         if whole_store:
             repair_hints(objects)
             repair_leases(objects)
@@ -234,7 +233,7 @@ class _Repair:
     def _rescue(self, damaged: Mapping[bytes, str], gone: Set[bytes]) -> set[tuple[bytes, bytes]]:
         """Rescue what versions need of bad packs; return what is lost: packs and digests."""
         bad = damaged.keys() | gone
-        users = read_users(self._home, self._versions)
+        users = self._users.read()
         wanted = find_wanted(self._home, users, bad.__contains__)
         with ExitStack() as stack:
             lease = None

@@ -7,19 +7,22 @@ of that object speaks of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import VARIANTS, VERSION_LOG, ref_prefix, seq_of
-from tierstore.format.reflog import RefEntry
+from tierstore.format.keys import VARIANTS, VERSION_LOG, entry_key, ref_prefix, seq_of
+from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_patches import named_below
+from tierstore.modelstore.care.check_patches import named_below, needed_below
+from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.version import Version
 
+_PAGE = 256
 _log = logging.getLogger("tierstore.repair")
 
 
@@ -34,27 +37,65 @@ class Users(dict[Digest, list[str]]):
         self.removed: set[Digest] = set()
 
 
-def read_users(home: Home, versions: Iterable[Version] | None = None) -> Users:
-    """Return the manifests that versions need, their own and those that they lie on.
+class UserReader:
+    """Reads which versions need which manifests; read again, it asks for what is new alone.
 
     Args:
         home: The store's home.
         versions: The versions; ``None`` for all that are not removed, or can be undeleted.
     """
-    if versions is not None:
-        named = [_Named(str(one), one.digest) for one in versions]
-    else:
-        named = sorted(_all(home), key=lambda one: one.is_removed)
-    users = Users()
-    for one in named:
-        name = f"{one.name} (removed)" if one.is_removed else one.name
-        for needed in (one.digest, *named_below(home, one.digest).read):
-            if one.is_removed and needed not in users:
-                users.removed.add(needed)
-            names = users.setdefault(needed, [])
-            if name not in names:
-                names.append(name)
-    return users
+
+    def __init__(self, home: Home, versions: Sequence[Version] | None = None) -> None:
+        self._home, self._versions = home, versions
+        self._entries: dict[str, RefEntry] = {}
+        self._lie_on_nothing: set[Digest] = set()
+
+    def read(self) -> Users:
+        """Return the manifests that versions need, their own and those that they lie on."""
+        named = sorted(self._named(), key=lambda one: one.is_removed)
+        users = Users()
+        every = dict.fromkeys(one.digest for one in named)
+        below = dict(ahead(self._below, every))
+        for one in named:
+            name = f"{one.name} (removed)" if one.is_removed else one.name
+            for needed in (one.digest, *below[one.digest]):
+                if one.is_removed and needed not in users:
+                    users.removed.add(needed)
+                names = users.setdefault(needed, [])
+                if name not in names:
+                    names.append(name)
+        return users
+
+    def _below(self, digest: Digest) -> tuple[Digest, ...]:
+        """Return what a manifest lies on; of a full one that is nothing for ever."""
+        if digest in self._lie_on_nothing:
+            return ()
+        try:
+            below = needed_below(self._home, digest)
+        except (Damaged, NotFound, UnsupportedFormat):
+            return named_below(self._home, digest).read
+        if not below.read:
+            self._lie_on_nothing.add(digest)
+        return below.read
+
+    def _named(self) -> Iterator[_Named]:
+        if self._versions is not None:
+            for one in self._versions:
+                yield _Named(str(one), one.digest)
+            return
+        removals = Removals(self._home)
+        for model in self._home.models():
+            removed, expired = set[int](), set[int]()
+            with suppress(Damaged, UnsupportedFormat):  # what is unknown counts as not removed
+                removed, expired = set(removals.of(model)), removals.expired(model)
+            for name in [VERSION_LOG, *(VARIANTS + one for one in self._home.variants(model))]:
+                suffix = f"+{name.removeprefix(VARIANTS)}" if name != VERSION_LOG else ""
+                for entry in readable_entries(self._home, model, name, self._entries):
+                    if entry.manifest is None or entry.version in expired:
+                        continue
+                    full = f"{model}@{entry.version}{suffix}"
+                    digest = Digest.from_hex(entry.manifest)
+                    yield _Named(full, digest, entry.version in removed)
 
 
 class _Named(NamedTuple):
@@ -63,29 +104,30 @@ class _Named(NamedTuple):
     is_removed: bool = False
 
 
-def _all(home: Home) -> Iterator[_Named]:
-    removals = Removals(home)
-    for model in home.models():
-        removed, expired = set[int](), set[int]()
-        with suppress(Damaged, UnsupportedFormat):  # what is unknown counts as not removed
-            removed, expired = set(removals.of(model)), removals.expired(model)
-        for name in [VERSION_LOG, *(VARIANTS + variant for variant in home.variants(model))]:
-            suffix = f"+{name.removeprefix(VARIANTS)}" if name != VERSION_LOG else ""
-            for entry in readable_entries(home, model, name):
-                if entry.manifest is None or entry.version in expired:
-                    continue
-                full, digest = f"{model}@{entry.version}{suffix}", Digest.from_hex(entry.manifest)
-                yield _Named(full, digest, entry.version in removed)
+def readable_entries(
+    home: Home, model: str, name: str, known: dict[str, RefEntry] | None = None
+) -> Iterator[RefEntry]:
+    """Yield the entries of a ref log that can be read, the oldest first.
 
-
-def readable_entries(home: Home, model: str, name: str) -> Iterator[RefEntry]:
-    """Yield the entries of a ref log that can be read, the oldest first."""
-    log = home.log(model, name)
-    for seq in sorted(numbers(home, model, name)):
-        try:
-            yield log.entry(seq)
-        except (Damaged, NotFound, UnsupportedFormat) as error:
-            _log.debug("left out: %s", error)
+    Args:
+        home: The store's home.
+        model: Name of the model.
+        name: Name of the ref.
+        known: Entries that were read before, by key: they never change. New ones are put there.
+    """
+    known = {} if known is None else known
+    prefix = ref_prefix(model, name)
+    left = ((entry_key(prefix, seq), seq) for seq in sorted(numbers(home, model, name)))
+    while page := dict(islice(left, _PAGE)):
+        found = home.blobs.get_many([key for key in page if key not in known])
+        for key, seq in page.items():
+            if key in found:
+                try:
+                    known[key] = parse_entry(found[key], seq, f"ref entry {key}")
+                except (Damaged, UnsupportedFormat) as error:
+                    _log.debug("left out: %s", error)
+            if key in known:
+                yield known[key]
 
 
 def numbers(home: Home, model: str, name: str) -> set[int]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import layout_key
 from tierstore.format.layout import parse_layout
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.home.ahead import ahead
 from tierstore.modelstore.home.home import Home
 
 
@@ -45,7 +47,7 @@ def find_wanted(
     manifests: Collection[Digest],
     is_bad: Callable[[bytes], bool],
 ) -> WantedChunks:
-    """Read the layout of every manifest, one after the other, and note what it has in bad packs.
+    """Read the layout of every manifest, and note what it has in bad packs.
 
     Args:
         home: The store's home.
@@ -53,10 +55,7 @@ def find_wanted(
         is_bad: Returns whether a pack is damaged or gone.
     """
     found = WantedChunks()
-    for digest in manifests:
-        table = read_table(home, digest)
-        if table is None:
-            continue
+    for digest, table in read_tables(home, manifests):
         bad = {pack for pack in table.pack_ids if is_bad(pack)}
         if not bad:
             continue
@@ -69,6 +68,13 @@ def find_wanted(
                 for base in lost.intersection(place.bases):
                     found.above.setdefault(base, []).append(wanted)
     return found
+
+
+def read_tables(home: Home, manifests: Iterable[Digest]) -> Iterator[tuple[Digest, ChunkTable]]:
+    """Yield the layouts of those manifests of which there is one that can be read, in order."""
+    for digest, table in ahead(partial(read_table, home), manifests):
+        if table is not None:
+            yield digest, table
 
 
 def read_table(home: Home, digest: Digest) -> ChunkTable | None:
