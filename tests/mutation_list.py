@@ -4543,10 +4543,18 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "repair-stores-again-what-was-collected",
+        "SPEC 10.2: but for those of removed versions alone whose pack is gone.",
+        "modelstore/reclaim/repair/repairing.py",
+        "                pack.missing = [one for one in pack.missing if one not in collected]",
+        "                pass",
+        ("integration/test_repair.py::test_what_was_collected_is_not_stored_again_from_hot_tiers",),
+    ),
+    Mutation(
         "repair-mourns-what-was-collected",
         "SPEC 9.1: What is gone of a removed version is no damage.",
         "modelstore/reclaim/repair/repairing.py",
-        "collected = _collected(lost, damaged.keys(), users.removed)",
+        "collected = _collected([m for pack in found for m in pack.missing], damaged, removed)",
         "collected = set[Missing]()",
         (
             "integration/test_check_removed.py::"

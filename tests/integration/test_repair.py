@@ -556,6 +556,22 @@ def test_the_mark_of_good_deltas_is_deleted(tuned: Store) -> None:
     assert home.quarantine.packs() == set()
 
 
+def test_what_was_collected_is_not_stored_again_from_hot_tiers(tiered: Tiered) -> None:
+    with tiered.open(hot=True) as reader:
+        enable(reader._parts.home, wait_s=0)
+        for seed in (2, 3):
+            reader.save("n", tensors(seed), base=None)
+        loads(reader, "n@1", tensors(2))
+        assert reader._parts.hot.flush(30)
+    hot = tiered.open(hot=True)
+    hot.remove("n@1")
+    assert hot.reclaim.run(grace=timedelta(0), window=timedelta(0)).of("deleted")
+    before = tiered.packs("warm")
+    report = hot.repair()
+    assert (report.objects, report.hit) == ([], [])
+    assert tiered.packs("warm") == before
+
+
 # Around it
 
 

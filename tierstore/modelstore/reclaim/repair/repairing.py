@@ -12,7 +12,7 @@ before the new pack, and that before the move, as in a save that heals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -244,13 +244,15 @@ class _Repair:
                 self._from_copies(rescue, pack, wanted.by_pack.get(pack, {}), damaged.get(pack))
                 for pack in sorted(bad)
             ]
-            missing = [one for pack in found for one in pack.missing]
-            lost = rescue.from_elsewhere(missing)
-            lost += rescue.from_elsewhere(rescue.unreadable_on(lost, wanted))
-        collected = _collected(lost, damaged.keys(), users.removed)
-        lost = [one for one in lost if one not in collected]
+            removed = users.removed
+            collected = _collected([m for pack in found for m in pack.missing], damaged, removed)
+            for pack in found:
+                pack.missing = [one for one in pack.missing if one not in collected]
+            lost = rescue.from_elsewhere([one for pack in found for one in pack.missing])
+            above = rescue.unreadable_on(lost, wanted)
+            collected = _collected([*lost, *above], damaged, removed)
+            lost += rescue.from_elsewhere([one for one in above if one not in collected])
         for pack in found:
-            pack.missing = [one for one in pack.missing if one not in collected]
             self._tell(pack, {one.digest for one in lost})
         return {(one.wanted.place.pack, one.digest) for one in lost}
 
@@ -358,15 +360,18 @@ class _Found:
     archives: Sequence[str] = ()
 
 
-def _collected(lost: Sequence[Missing], damaged: Set[bytes], removed: Set[Digest]) -> set[Missing]:
-    """Return those of the lost chunks that are gone since a collection had a shorter window.
+def _collected(
+    missing: Sequence[Missing], damaged: Collection[bytes], removed: Set[Digest]
+) -> set[Missing]:
+    """Return those of missing chunks that are gone since a collection had a shorter window.
 
-    They are of removed versions alone, and no damaged pack had them or their bases.
+    They are of removed versions alone, and no damaged pack had them or their bases. They are not
+    looked for: who had them collected does not want them stored again from some hot tier.
     """
-    bad = {one.digest for one in lost if one.wanted.place.pack in damaged}
+    bad = {one.digest for one in missing if one.wanted.place.pack in damaged}
     return {
         one
-        for one in lost
+        for one in missing
         if one.wanted.manifest in removed
         and one.digest not in bad
         and bad.isdisjoint(one.wanted.place.bases)
