@@ -5339,10 +5339,21 @@ _FULL = (
         "full-disk-and-needed-packs-go-first",
         "SPEC 10.1: What a root needs MUST be whole before anything is deleted.",
         "modelstore/reclaim/collector.py",
-        "            if not mark.needs_healing:",
+        "            if not _to_heal(self._home, self.marker, mark):",
         "            if True:",
         (
             "integration/test_full_disk.py::test_nothing_goes_first_that_a_save_or_a_version_may_need",
+            "integration/test_full_disk.py::test_nothing_goes_first_that_can_be_undeleted",
+        ),
+    ),
+    Mutation(
+        "full-disk-and-what-is-lost-keeps-all",
+        "SPEC 10.1: a removed version that nothing names now and that has lost chunks is left.",
+        "modelstore/reclaim/collector.py",
+        "    healer.find_left()\n",
+        "",
+        (
+            "integration/test_full_disk.py::test_what_is_lost_though_it_could_be_undeleted_keeps_nothing",
         ),
     ),
     Mutation(

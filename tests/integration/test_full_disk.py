@@ -6,7 +6,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,13 @@ from tests.integration.kit import created, equal
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Conflict, OutOfSpace, PermissionDenied
+from tierstore.errors import Conflict, NotFound, OutOfSpace, PermissionDenied
 from tierstore.format.keys import LEASES, PACKS, RESERVE, SWEEPS, pack_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import MoverLease
 from tierstore.ids import Buffer
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.leases import new_lease
+from tierstore.modelstore.home.leases import WriterLease, new_lease
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.report import Report
@@ -247,3 +247,34 @@ def test_nothing_goes_first_that_a_save_or_a_version_may_need(store: Store, blob
     with pytest.raises(OutOfSpace):  # it cannot be healed
         collect(blobs)
     assert pack_key(needed) in packs(blobs)
+
+
+@pytest.mark.parametrize("has_reserve", [True, False])
+def test_nothing_goes_first_that_can_be_undeleted(
+    store: Store, blobs: Quota, has_reserve: bool
+) -> None:
+    store.remove("m@1")
+    with WriterLease(blobs):
+        collect(blobs)  # condemned, and it waits for the save
+    if not has_reserve:
+        blobs.delete([RESERVE])
+    blobs.fill()
+    with nullcontext() if has_reserve else pytest.raises(OutOfSpace):
+        collect(blobs, window_s=30 * 24 * 3600)
+    blobs.limit_bytes = 1 << 40
+    store.undelete("m@1")
+    equal(store.load("m@1").load(), model(1))
+
+
+def test_what_is_lost_though_it_could_be_undeleted_keeps_nothing(
+    store: Store, blobs: Quota
+) -> None:
+    store.remove("m@1")
+    collect(blobs)
+    blobs.put(pack_key(bytes(32)), bytes(1000))  # as of a save that was never finished
+    collect(blobs, max_bytes=0)
+    blobs.delete([RESERVE])
+    blobs.fill()
+    assert collect(blobs, window_s=30 * 24 * 3600).freed == {"home": 1000}
+    with pytest.raises(NotFound, match="too late"):
+        store.undelete("m@1")

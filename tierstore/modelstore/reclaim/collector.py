@@ -36,7 +36,7 @@ from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.indexmerge import tidy_index
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
-from tierstore.modelstore.reclaim.mark import Mark, Marker
+from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_text
@@ -221,7 +221,7 @@ class Collector:
         try:
             waited = self._cleared(now_s)
             mark = self.marker.mark(now_s, how.window_s)
-            if not mark.needs_healing:
+            if not _to_heal(self._home, self.marker, mark):
                 swept = self._sweep(self._doomed(mark, waited, set()), mark, right, how)
                 if how.count(swept.freed):
                     return True
@@ -373,11 +373,11 @@ class _Run:
         failed = False
         for _ in range(_ROUNDS):
             mark = self.marker.mark(self._now_s, self._window_s)
-            left = self._left - mark.in_force  # it may have been brought back
-            lacking = [one.root for one in mark.lacking if one.root.digest not in left]
             if self._lease is None:
-                self.report.lacking = [root.why for root in lacking if root.digest in mark.in_force]
+                lacking = _to_heal(self._home, self.marker, mark)
+                self.report.lacking = [demand.root.why for demand in lacking]
                 return mark
+            lacking = mark.to_heal(self._left)
             if not lacking:
                 return mark
             self._lease.check()
@@ -391,7 +391,7 @@ class _Run:
                     raise
                 failed = True  # another collector may have healed it since, and deleted the rest
         raise BackendError(
-            f"packs that {lacking[0].why} relies on keep disappearing from "
+            f"packs that {lacking[0].root.why} relies on keep disappearing from "
             f"{self._home.packs.url}; nothing was deleted. See that no other program deletes "
             "objects there"
         )
@@ -408,6 +408,13 @@ class _Run:
         self.report.waste_bytes, self.report.stopped = done.waste_bytes, done.stopped
         given_up = done.packs if self._lease is not None else set()
         return (new - done.into) | given_up, not done.tried
+
+
+def _to_heal(home: Home, marker: Marker, mark: Mark) -> list[Demand]:
+    """Return what must be healed before anything is deleted, without writing anything."""
+    healer = Healer(home, marker, mark)
+    healer.find_left()
+    return mark.to_heal(healer.left)
 
 
 def _who(lease: Lease) -> str:

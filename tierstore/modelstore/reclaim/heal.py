@@ -73,6 +73,13 @@ class Healer:
         self._scan: PackScan | None = None
         self._open = ExitStack()
 
+    def find_left(self) -> None:
+        """Find out what ``left`` is; nothing is written."""
+        with ExitStack() as self._open:
+            for demand in self._mark.lacking:
+                if demand.root.digest not in self._mark.in_force:
+                    self._plan_root(demand, _Plan())
+
     def heal(self) -> int:
         """Heal everything; return how many chunks and layouts that were.
 
@@ -87,12 +94,7 @@ class Healer:
     def _heal(self) -> int:
         plan = _Plan()
         for demand in self._mark.lacking:
-            try:
-                if demand.root.digest not in self._mark.in_force:
-                    self._look_for_removed(demand)
-                self._plan(demand, plan)
-            except (Damaged, NotFound) as error:
-                self._leave([demand.root], error)
+            self._plan_root(demand, plan)
         if plan == _Plan():
             return 0
         with WriterLease(self._home.blobs) as lease:
@@ -106,6 +108,14 @@ class Healer:
             if places:
                 write_segment(self._home.blobs, places, sizes)
         return len(plan.layouts) + sum(map(len, plan.copies.values())) + len(plan.leads)
+
+    def _plan_root(self, demand: Demand, plan: _Plan) -> None:
+        try:
+            if demand.root.digest not in self._mark.in_force:
+                self._look_for_removed(demand)
+            self._plan(demand, plan)
+        except (Damaged, NotFound) as error:
+            self._leave([demand.root], error)
 
     def _look_for_removed(self, demand: Demand) -> None:
         """Raise ``NotFound`` for lost chunks of a removed version: other packs are not searched."""

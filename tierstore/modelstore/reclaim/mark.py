@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,9 +62,10 @@ class Mark:
         holdings: Which packs are in which tier.
         needs: The state of every pack then.
         live: Why packs stay, by id.
-        lacking: What must be healed before anything is deleted.
+        lacking: What is not whole of what stays; see ``to_heal``.
         dead: Packs that layouts of removed versions name, and that do not stay.
-        in_force: Manifests of which nothing may be lost; of others that stay nobody can load them.
+        in_force: Manifests that somebody can load, of which nothing may be lost; see
+            ``Root.is_firm``.
         kept: The manifests whose layouts are needed, patches below and folds among them.
         held: Packs that readers hold as they are.
     """
@@ -79,10 +80,16 @@ class Mark:
     kept: set[Digest] = field(default_factory=set)
     held: set[bytes] = field(default_factory=set)
 
-    @property
-    def needs_healing(self) -> bool:
-        """Whether something must be healed before anything is deleted."""
-        return any(demand.root.kind != "window" for demand in self.lacking)
+    def to_heal(self, left: Set[Digest]) -> list[Demand]:
+        """Return what must be healed before anything is deleted: all that stays and is not whole.
+
+        But for what was found to be lost of versions that nobody can load: nothing helps these.
+
+        Args:
+            left: Manifests of which that was found; one that is in force by now does not count.
+        """
+        lost = left - self.in_force
+        return [demand for demand in self.lacking if demand.root.digest not in lost]
 
 
 class Marker:
@@ -109,9 +116,7 @@ class Marker:
         condemned = self._home.condemned.every()  # first: see ``roots``
         found = self._roots.find(now_s, window_s)
         mark = self._begin(condemned, now_s)
-        # who reads what is removed and lost has begun too late, and nobody can help it
-        firm = (root for root in found.roots if root.kind != "leased" and not root.is_removed)
-        mark.in_force = {root.digest for root in firm}
+        mark.in_force = {root.digest for root in found.roots if root.is_firm}
         done = set[Digest]()
         for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):
             if root.digest not in done:

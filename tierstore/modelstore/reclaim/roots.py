@@ -37,10 +37,10 @@ class Root:
 
     Attributes:
         digest: Its digest.
-        kind: Why it stays.
+        kind: Why it stays, for reports.
         why: The same in words, such as ``ranker@3`` or ``lease of ada@node7``.
         ref: The version, where ``why`` does not say it.
-        is_removed: Whether it is removed, and nothing names it now: nobody can load it.
+        is_removed: Whether it is removed, and nothing names it now.
     """
 
     digest: Digest
@@ -48,6 +48,15 @@ class Root:
     why: str
     ref: str = ""
     is_removed: bool = False
+
+    @property
+    def is_firm(self) -> bool:
+        """Whether somebody can load it, so that nothing of it may be lost.
+
+        Nobody can load what is removed; and who reads what is removed and lost, by its lease, has
+        begun too late. What is not removed is a root without its lease, too.
+        """
+        return not self.is_removed and self.kind != "leased"
 
     def __str__(self) -> str:
         why = f"{self.why}, " if self.ref else ""
