@@ -242,7 +242,7 @@ def _print_writers(writers: Sequence[SeenWriter], *, was: bool) -> None:
         table([Column("WHO"), Column("WROTE WITH"), Column("LAST (UTC)")], rows)
         print()
     if was:
-        print("removal is enabled already; saves that began before are waited for")
+        print("removal is enabled already")
         return
     print("Versions of tierstore that know no removal can still read the store then, and")
     print("cannot write to it any more. There is no way back. Update whoever is")

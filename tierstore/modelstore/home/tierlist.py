@@ -15,9 +15,7 @@ from tierstore.arguments import as_message, as_text, check_choice, shown
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import ConfigError, Conflict, NotFound, UsageError
 from tierstore.format.checks import Broken
-from tierstore.format.keys import CONFIG
 from tierstore.format.readback import read_back
-from tierstore.format.storeconfig import Features, encode_config
 from tierstore.format.tiers import (
     DURABLE,
     FEATURE,
@@ -33,7 +31,7 @@ from tierstore.format.tiers import (
     seal_tiers,
     tiers_key,
 )
-from tierstore.modelstore.home.home import read_config
+from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
 from tierstore.shown import nearest
@@ -96,20 +94,12 @@ class TierLog:
                 f"the tiers of {self._home_blobs.url} were changed by somebody else at the same "
                 "time; look at 'tierstore tier ls', then try again"
             )
+        self._announce()  # again: who wrote config.json over meanwhile saw no list of tiers
         return revision
 
     def _announce(self) -> None:
         """Make older versions refuse the store before packs lie where they do not look."""
-        config = read_config(self._home_blobs)
-        features = Features(
-            read=sorted({*config.features.read, FEATURE}),
-            write=sorted({*config.features.write, FEATURE}),
-            gc=config.features.gc,
-        )
-        if features != config.features:
-            self._home_blobs.put(
-                CONFIG, encode_config(msgspec.structs.replace(config, features=features))
-            )
+        add_features(self._home_blobs, read=[FEATURE], write=[FEATURE])
 
 
 def added(tiers: Sequence[TierSpec], spec: TierSpec) -> list[TierSpec]:

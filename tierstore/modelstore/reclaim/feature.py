@@ -7,19 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-import msgspec
-
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import Conflict, UsageError
+from tierstore.errors import UsageError
 from tierstore.format.keys import CONFIG
 from tierstore.format.storeconfig import (
     RECLAIM_FEATURE,
-    Features,
     StoreConfig,
     check_features,
-    encode_config,
     reclaims,
 )
+from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.leases import TTL_S, writers
 from tierstore.modelstore.home.probe import probe
@@ -28,7 +25,6 @@ from tierstore.modelstore.reclaim.reserve import keep_reserve
 from tierstore.modelstore.version import when
 
 _LATELY = 100
-_ATTEMPTS = 5
 _STEP_S = 10.0
 
 
@@ -72,8 +68,8 @@ def enable(
 ) -> None:
     """Allow for good that versions of a store are removed; older versions cannot write to it then.
 
-    Returns once no save can be running that began before. Interrupted, it goes on when it is
-    called again.
+    Returns once no save can be running that began before; until then nothing is removed.
+    Interrupted, it goes on when it is called again.
 
     Args:
         home: The store's home.
@@ -82,36 +78,28 @@ def enable(
         waiting: Called with the seconds that are left, before each part of the wait.
 
     Raises:
+        UnsupportedFormat: The store needs a newer version to be written to.
         Conflict: Others change the features of the store all the time.
     """
-    for _ in range(_ATTEMPTS):
-        home.config = read_config(home.blobs)
-        if reclaims(home.config):
-            break
-        check_features(home.config, "write", home.blobs.url)
-        home.blobs.put(CONFIG, encode_config(_with_feature(home.config)))
-    else:
-        raise Conflict(
-            f"others change the features of {home.blobs.url} at the same time; try again"
-        )
-    keep_reserve(home.blobs)
-    left_s = wait_s - _enabled_for_s(home.blobs)
-    while left_s > 0:
-        waiting(left_s)
-        sleep(min(left_s, _STEP_S))
-        left_s -= _STEP_S
+    blobs, name = home.blobs, [RECLAIM_FEATURE]
+    while not reclaims(add_features(blobs, write=name)):
+        left_s = wait_s - _unchanged_for_s(blobs)
+        while left_s > 0:
+            waiting(left_s)
+            sleep(min(left_s, _STEP_S))
+            left_s -= _STEP_S
+        if is_waited_for(read_config(blobs)):  # else somebody has written it over meanwhile
+            add_features(blobs, write=name, gc=name)
+    keep_reserve(blobs)
+    home.config = add_features(blobs, write=name, gc=name)
 
 
-def _with_feature(config: StoreConfig) -> StoreConfig:
-    features = Features(
-        read=config.features.read,
-        write=sorted({*config.features.write, RECLAIM_FEATURE}),
-        gc=sorted({*config.features.gc, RECLAIM_FEATURE}),
-    )
-    return msgspec.structs.replace(config, features=features)
+def is_waited_for(config: StoreConfig) -> bool:
+    """Return whether removal is allowed once saves have ended that began before."""
+    return RECLAIM_FEATURE in config.features.write and not reclaims(config)
 
 
-def _enabled_for_s(home_blobs: BlobStore) -> float:
+def _unchanged_for_s(home_blobs: BlobStore) -> float:
     """Return since how many seconds the features are what they are, by the storage's clock."""
     now_s = time.time() + probe(home_blobs).clock_skew_s
     return now_s - home_blobs.info(CONFIG).mtime
@@ -127,6 +115,11 @@ def is_enabled(home: Home) -> bool:
 def check_enabled(home: Home) -> None:
     """Raise ``UsageError`` unless versions of a store may be removed."""
     if not is_enabled(home):
+        if is_waited_for(home.config):
+            raise UsageError(
+                f"nothing can be removed from {home.blobs.url} yet: saves that began before it was "
+                "allowed may be running; 'tierstore gc --enable' waits for the rest of their time"
+            )
         raise UsageError(
             f"nothing can be removed from {home.blobs.url} yet: 'tierstore gc --enable' allows it, "
             "once for all; versions of tierstore that know no removal cannot write to it then"

@@ -25,6 +25,7 @@ from tierstore.format.storeconfig import (
     parse_config,
 )
 from tierstore.format.tiers import FEATURE, TIERS, TierList, parse_tiers, seal_tiers, tiers_key
+from tierstore.modelstore.home.features import shows_reclaim
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.reclaim.repair.objects import Objects
@@ -153,12 +154,15 @@ def _config(
     """Return a config, and what is known of it."""
     blobs = objects.blobs
     said = [match.decode() for match in _ID_IN_TEXT.findall(data)]
+    named = _features(data)
+    in_gc = named.partition(b'"gc"')[2]
     features = Features(
-        read=[FEATURE] if any(blobs.list(TIERS)) or b'"tiers"' in _features(data) else [],
-        write=[],
-        gc=[RECLAIM_FEATURE] if _reclaims(objects) or b"reclaim" in _features(data) else [],
+        read=[FEATURE] if any(blobs.list(TIERS)) or b'"tiers"' in named else [],
+        gc=[RECLAIM_FEATURE] if _reclaims(blobs) or b"reclaim" in in_gc else [],
     )
-    features.write = sorted([*features.read, *features.gc])
+    # in ``write`` alone it is as long as saves are waited for that began before it was
+    reclaim = [RECLAIM_FEATURE] if features.gc or b"reclaim" in named else []
+    features.write = sorted([*features.read, *reclaim])
     sizes = _chunk_sizes(blobs)
     for store_id in dict.fromkeys([*said, *store_ids]):
         for chunk_size in dict.fromkeys([*sizes, *(1 << bit for bit in range(20, 25))]):
@@ -197,12 +201,9 @@ def _features(data: bytes) -> bytes:
     return data.partition(b'"features"')[2].partition(b"}")[0]
 
 
-def _reclaims(objects: Objects) -> bool:
+def _reclaims(blobs: BlobStore) -> bool:
     """Return whether anything is there that only a store has in which versions can be removed."""
-    if any(map(objects.is_there, (keys.RESERVE, keys.COLLECTED))):
-        return True
-    blobs = objects.blobs
-    if any(any(blobs.list(prefix)) for prefix in (keys.GC, keys.CONDEMNED, keys.SWEEPS)):
+    if shows_reclaim(blobs):
         return True
     return any(f"/{keys.REMOVED_LOG}/" in info.key for info in blobs.list(keys.REFS))
 
