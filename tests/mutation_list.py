@@ -4960,6 +4960,22 @@ _COLLECTOR = (
         "            lease = HeldLease(blobs)\n",
         ("integration/test_collector.py::test_one_collects_at_a_time",),
     ),
+    Mutation(
+        "right-that-ends-while-it-marks",
+        "Docs, how-to/collecting: One runs at a time.",
+        "modelstore/reclaim/collector.py",
+        "            stack.enter_context(lease.kept())\n",
+        "",
+        ("integration/test_collector.py::test_a_long_mark_keeps_the_right",),
+    ),
+    Mutation(
+        "note-without-the-right",
+        "SPEC 10.1: collected is written over by whoever has the right.",
+        "modelstore/reclaim/collector.py",
+        "            lease.check()\n            self._keep(report",
+        "            self._keep(report",
+        ("integration/test_collector.py::test_who_has_lost_the_right_keeps_no_note",),
+    ),
 )
 
 _COLLECTED = (

@@ -37,11 +37,12 @@ from tierstore.format.tiers import PINS, Pin
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S, WriterLease, new_lease
 from tierstore.modelstore.home.probe import Probe
-from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
-from tierstore.modelstore.reclaim import readcache
+from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease, Right
+from tierstore.modelstore.reclaim import collector, readcache
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.kept import Kept, read_kept, write_kept
+from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -397,6 +398,52 @@ def test_one_collects_at_a_time(store: Store, blobs: MemoryStore) -> None:
         collect(store)
     collect(store)
     assert len(keys(blobs, SWEEPS)) == 1
+
+
+def test_a_long_mark_keeps_the_right(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lasts for 1 s unless it is renewed; the mark takes until it was written 8 times."""
+    monkeypatch.setattr(collector, "COLLECTOR", Right(SWEEPS, "garbage collection", ttl_s=1))
+    written, errors, mark = list[str](), list[str](), Marker.mark
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        if op in ("put", "put_if_absent") and key.startswith(SWEEPS):
+            written.append(key)
+        return None
+
+    def long(self: Marker, now_s: float, window_s: float | None) -> Mark:
+        if not errors:
+            wait_until(lambda: len(written) >= 8, "the right is written anew")
+            with pytest.raises(Conflict, match="another garbage collection is at work"):
+                collect(store)
+            errors.append("it was refused")
+        return mark(self, now_s, window_s)
+
+    monkeypatch.setattr(Marker, "mark", long)
+    Collector(Home(FaultyStore(blobs, plan))).run()
+    assert errors
+    assert set(written) == {f"{SWEEPS}000000001"}
+
+
+def test_who_has_lost_the_right_keeps_no_note(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, mark = list[bytes](), Marker.mark
+
+    def overtaken(self: Marker, now_s: float, window_s: float | None) -> Mark:
+        found = mark(self, now_s, window_s)
+        if not notes:
+            notes.append(b"")
+            age(blobs, SWEEPS, 3600)
+            collect(store)
+            notes.append(bytes(blobs.get(COLLECTED)))
+        return found
+
+    monkeypatch.setattr(Marker, "mark", overtaken)
+    with pytest.raises(Conflict, match="another garbage collection has taken over"):
+        collect(store)
+    assert bytes(blobs.get(COLLECTED)) == notes[-1]
 
 
 # Healing

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -19,7 +21,14 @@ from typing import Self
 import msgspec
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import BackendError, Conflict, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import (
+    BackendError,
+    Conflict,
+    Damaged,
+    NotFound,
+    TierstoreError,
+    UnsupportedFormat,
+)
 from tierstore.format.keys import SWEEPS
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import MOVERS, MoverLease
@@ -55,9 +64,10 @@ COLLECTOR = Right(SWEEPS, "garbage collection")
 
 
 class HeldLease:
-    """The right to move packs, or to collect garbage; a context manager. Not thread-safe.
+    """The right to move packs, or to collect garbage; a context manager.
 
-    It ends after a minute, or what the right says, unless it is renewed.
+    It ends after a minute, or what the right says, unless it is renewed. Thread-safe once it is
+    held.
 
     Args:
         home_blobs: The store's home.
@@ -86,6 +96,7 @@ class HeldLease:
             ttl_s=right.ttl_s,
         )
         self._renewed = 0.0
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         highest = self._highest()
@@ -105,17 +116,43 @@ class HeldLease:
             Conflict: The lease is lost: another process has it, or home could not be reached for as
                 long.
         """
-        since = self._clock() - self._renewed
-        if since < self._lease.ttl_s / 3:
-            return
+        with self._lock:
+            since = self._clock() - self._renewed
+            if since < self._lease.ttl_s / 3:
+                return
+            try:
+                self._renew(since)
+            except BackendError as error:
+                if since >= self._lease.ttl_s:
+                    raise Conflict(
+                        f"the lease of this {self._who} ended, as home could not be reached: "
+                        f"{error}"
+                    ) from error
+                _log.debug("the lease is renewed later: %s", error)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renew the lease while the block runs, in a thread of its own, however long that takes.
+
+        Before a step that cannot be undone it is to be checked all the same: the whole process may
+        have been suspended.
+        """
+        is_over = threading.Event()
+
+        def renew() -> None:
+            while not is_over.wait(self._lease.ttl_s / 6):
+                try:
+                    self.keep()
+                except TierstoreError as error:  # ``check`` says so where it matters
+                    _log.debug("the lease was not renewed: %s", error)
+
+        thread = threading.Thread(target=renew, name="tierstore-lease", daemon=True)
+        thread.start()
         try:
-            self._renew(since)
-        except BackendError as error:
-            if since >= self._lease.ttl_s:
-                raise Conflict(
-                    f"the lease of this {self._who} ended, as home could not be reached: {error}"
-                ) from error
-            _log.debug("the lease is renewed later: %s", error)
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def _renew(self, since: float) -> None:
         self._refuse_if_followed()
@@ -132,15 +169,16 @@ class HeldLease:
         Raises:
             Conflict: The lease is lost, or home cannot be asked.
         """
-        self.keep()
-        try:
-            self._refuse_if_followed()
-            if self._clock() - self._renewed >= self._lease.ttl_s:  # asking took so long
-                self._take(self._lease.seq + 1)
-        except BackendError as error:
-            raise Conflict(
-                f"it is unknown whether the lease of this {self._who} still holds: {error}"
-            ) from error
+        with self._lock:
+            self.keep()
+            try:
+                self._refuse_if_followed()
+                if self._clock() - self._renewed >= self._lease.ttl_s:  # asking took so long
+                    self._take(self._lease.seq + 1)
+            except BackendError as error:
+                raise Conflict(
+                    f"it is unknown whether the lease of this {self._who} still holds: {error}"
+                ) from error
 
     def __exit__(
         self,
@@ -155,10 +193,11 @@ class HeldLease:
 
     def give_back(self) -> None:
         """End the right now, and not only when the block ends."""
-        if not self._lease.done:
-            given = msgspec.structs.replace(self._lease, done=True)
-            self._home_blobs.put(self._key, seal_body(Kind.MOVER, given))
-            self._lease = given
+        with self._lock:
+            if not self._lease.done:
+                given = msgspec.structs.replace(self._lease, done=True)
+                self._home_blobs.put(self._key, seal_body(Kind.MOVER, given))
+                self._lease = given
 
     @property
     def _key(self) -> str:

@@ -162,6 +162,7 @@ class Collector:
         mark = work.mark()
         new = self._candidates(mark, now_s, how.grace_s)
         if lease is not None and self._kept != before:
+            lease.check()  # or the note would be written over that of another
             write_kept(self._home.blobs, self._kept, offset_s + running_s())
         if how.repack and (seen := fingerprint(mark)) != self._kept.no_waste:
             new, is_done = work.repack(mark, new, how)
@@ -183,6 +184,7 @@ class Collector:
             tidy_index(self._home, mark.condemned, mark.holdings, lease, now_s, how.is_over)
         report = self._reported(work.report, mark, swept, cleared, how.grace_s)
         if lease is not None:
+            lease.check()
             self._keep(report, new, merged, offset_s + running_s())
         return report
 
@@ -246,6 +248,7 @@ class Collector:
             lease = HeldLease(blobs, COLLECTOR)
             self._with_room(lambda: stack.enter_context(lease), Unheld(blobs), how)
             stack.callback(_give_back, blobs, lease)
+            stack.enter_context(lease.kept())
             yield lease
 
     def _skew_s(self, dry_run: bool) -> float:
