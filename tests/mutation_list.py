@@ -4876,6 +4876,14 @@ _COLLECTOR = (
         ("integration/test_collector.py::test_an_entry_that_is_missing_ends_the_run",),
     ),
     Mutation(
+        "entry-far-ahead",
+        "SPEC 10.1: What may need a pack and cannot be read ends the run.",
+        "modelstore/reclaim/reflogs.py",
+        "    if (ahead := max(numbers)) > highest:",
+        "    if (ahead := max(numbers)) < highest:",
+        ("integration/test_collector.py::test_an_entry_far_ahead_of_its_log_ends_the_run",),
+    ),
+    Mutation(
         "layout-that-was-rebased",
         "modelstore.reclaim.layouts: a layout that was written over is read again.",
         "modelstore/reclaim/layouts.py",

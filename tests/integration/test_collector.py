@@ -541,6 +541,17 @@ def test_an_entry_that_is_missing_ends_the_run(store: Store, blobs: MemoryStore)
         collect(store)
 
 
+def test_an_entry_far_ahead_of_its_log_ends_the_run(store: Store, blobs: MemoryStore) -> None:
+    """Whether it is a stray file, or what is left of a log, nobody can tell."""
+    stray = "refs/m/versions/999999/999999999"
+    blobs.put(stray, blobs.get("refs/m/versions/000000/000000001"))
+    store.remove("m@1")
+    with pytest.raises(Damaged, match=f"{stray} .*far ahead of entry 3, .*move it away"):
+        collect(store)
+    blobs.delete([stray])
+    assert collect(store).lacking == ()
+
+
 def test_a_quarantined_pack_goes_once_everything_in_it_is_healed(
     store: Store, blobs: MemoryStore
 ) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from tierstore.blobs.base import BlobInfo, BlobStore
+from tierstore.errors import Damaged
 from tierstore.format.checks import damaged
 from tierstore.format.keys import REFS, entry_key, unsegment
 from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.ids import Buffer
+from tierstore.modelstore.home.refs import highest_of
 from tierstore.modelstore.reclaim.readcache import ReadCache
 
 _ENTRY = re.compile(re.escape(REFS) + r"([^/]+)/((?:[^/]+/){1,2})[0-9]{6}/([0-9]{9})\Z")
@@ -63,25 +65,23 @@ class RefLogs:
             Damaged: An entry is damaged, or missing though later ones are there.
         """
         listed = dict[str, BlobInfo]()
-        highest = dict[tuple[str, str], int]()
+        numbers = dict[tuple[str, str], list[int]]()
         for info in self._home_blobs.list(REFS):
             if match := _ENTRY.match(info.key):
                 listed[info.key] = info
-                log = match[1], match[2]
-                highest[log] = max(highest.get(log, 0), int(match[3]))
-        keys = {
-            (log, seq): entry_key(f"{REFS}{log[0]}/{log[1]}", seq)
-            for log, last in highest.items()
-            for seq in range(1, last + 1)
-        }
-        self._take_in([listed[key] for key in keys.values() if key in listed], now_s)
-        # written while keys were listed
-        self._read([key for key in keys.values() if key not in listed])
-        logs = []
-        for log, last in highest.items():
-            entries = [self._entries[keys[log, seq]][1] for seq in range(1, last + 1)]
-            logs.append(Log(log[0], log[1].removesuffix("/"), entries))
-        return logs
+                numbers.setdefault((match[1], match[2]), []).append(int(match[3]))
+        keys = {log: _keys(f"{REFS}{log[0]}/{log[1]}", found) for log, found in numbers.items()}
+        every = [key for of_log in keys.values() for key in of_log]
+        self._take_in([listed[key] for key in every if key in listed], now_s)
+        unlisted = [key for key in every if key not in listed]  # written while keys were listed
+        for at in range(0, len(unlisted), _PAGE):
+            self._read(unlisted[at : at + _PAGE])
+        if len(self._entries) > len(every):  # a copy of the store was restored
+            self._entries = {key: self._entries[key] for key in every}
+        return [
+            Log(model, name.removesuffix("/"), [self._entries[key][1] for key in of_log])
+            for (model, name), of_log in keys.items()
+        ]
 
     def _take_in(self, listed: Sequence[BlobInfo], now_s: float) -> None:
         """Read those of the listed entries that are new, or others than they were."""
@@ -112,3 +112,18 @@ class RefLogs:
     def _know(self, key: str, info: BlobInfo | None, data: Buffer) -> None:
         entry = parse_entry(data, int(key.rpartition("/")[2]), f"ref entry {key}")
         self._entries[key] = info, entry
+
+
+def _keys(log: str, numbers: Sequence[int]) -> list[str]:
+    """Return the keys of all entries of a log, in order, of which these numbers are there.
+
+    An entry that lies far ahead is a stray one, or what is left of a log: nobody can tell.
+    """
+    highest = highest_of(numbers)
+    if (ahead := max(numbers)) > highest:
+        raise Damaged(
+            f"{entry_key(log, ahead)} lies far ahead of entry {highest}, the last one of its log "
+            "before it. If something else has written it, move it away; if entries are missing, "
+            "restore them from a copy. Nothing was deleted"
+        )
+    return [entry_key(log, number) for number in range(1, highest + 1)]
