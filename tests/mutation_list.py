@@ -4833,6 +4833,14 @@ _COLLECTOR = (
         ("integration/test_collector.py::test_a_lease_ends_well_after_its_time",),
     ),
     Mutation(
+        "lease-of-a-newer-version-that-has-ended",
+        "SPEC 10.1: one that cannot be read counts until 1,209,600 seconds have passed.",
+        "modelstore/home/leases.py",
+        "            if age_s <= 2 * MAX_LEASE_S:",
+        "            if age_s <= 2 * TTL_S:",
+        ("integration/test_collector.py::test_a_lease_of_a_newer_version_ends_too",),
+    ),
+    Mutation(
         "window-that-is-not-kept",
         "SPEC 9.1: A removed version is live for its window.",
         "modelstore/reclaim/roots.py",

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from tests.integration.kit import condemn, created, equal, opened, tensors
 from tests.integration.test_collector_schedules import TUNED, tuned, weights
 from tests.integration.test_tiers import Tiered
+from tests.unit.format_by_hand import sealed
 from tests.waiting import wait_until
 from tierstore import Dense, Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Conflict, Damaged, NotFound, UsageError
+from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat, UsageError
 from tierstore.format.keys import (
     COLLECTED,
     CONDEMNED,
@@ -316,6 +318,21 @@ def test_a_lease_ends_well_after_its_time(store: Store, blobs: MemoryStore) -> N
     age(blobs, LEASES, 0.2 * TTL_S)
     assert states(collect(store))[own][0] == "deleted"
     assert keys(blobs, LEASES) == [], "it is tidied up"
+
+
+def test_a_lease_of_a_newer_version_ends_too(store: Store, blobs: MemoryStore) -> None:
+    """It is renewed at least once in 7 days, as any; so long nobody knows what it holds."""
+    lease = {**msgspec.to_builtins(new_lease("reader")), "requires": ["later"]}
+    blobs.put(LEASES + lease["id"], sealed(Kind.LEASE, msgspec.json.encode(lease)))
+    age(blobs, LEASES, 13.9 * DAY_S)
+    with pytest.raises(UnsupportedFormat, match=f"{LEASES}{lease['id']} .*'later'"):
+        collect(store)
+    with WriterLease(blobs) as writer:
+        writer.remove_ended()
+    assert keys(blobs, LEASES) == [LEASES + lease["id"]]
+    age(blobs, LEASES, 0.2 * DAY_S)
+    collect(store)
+    assert keys(blobs, LEASES) == []
 
 
 # Waiting

@@ -160,8 +160,8 @@ def test_hints_and_leases_by_hand() -> None:
     for seq in (0, -1, 10**9, 10**30, "1", None, 1.5):
         with pytest.raises(Damaged, match="is damaged"):
             unseal_body(Kind.HINT, stored(8, {"requires": [], "seq": seq}), Hint, "x")
-    for wrong in ({"role": "owner"}, {"ttl_s": 0}, {"id": "../x"}, {"versions": ["no digest"]},
-                  {"pid": "1"}):  # fmt: skip
+    for wrong in ({"role": "owner"}, {"ttl_s": 0}, {"ttl_s": 604_801}, {"id": "../x"},
+                  {"versions": ["no digest"]}, {"pid": "1"}):  # fmt: skip
         with pytest.raises(Damaged, match="is damaged"):
             unseal_body(Kind.LEASE, stored(7, LEASE | wrong), Lease, "x")
 

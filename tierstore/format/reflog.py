@@ -152,6 +152,10 @@ class Hint(Body, frozen=True, kw_only=True):
     seq: Seq
 
 
+MAX_LEASE_S = 7 * 24 * 3600
+"""Seconds for which a lease lasts at most; so long one counts that cannot be read."""
+
+
 class Lease(Body, frozen=True, kw_only=True):
     """A process that writes, or reads ``versions``, until ``ttl_s`` after its blob was written."""
 
@@ -160,7 +164,7 @@ class Lease(Body, frozen=True, kw_only=True):
     who: str
     host: str
     pid: int
-    ttl_s: Annotated[int, msgspec.Meta(ge=1)]
+    ttl_s: Annotated[int, msgspec.Meta(ge=1, le=MAX_LEASE_S)]
     versions: list[Hex64] = msgspec.field(default_factory=list)
 
 

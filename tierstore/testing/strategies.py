@@ -25,6 +25,7 @@ from tierstore.format.manifest import (
 from tierstore.format.paths import check_path
 from tierstore.format.reflog import (
     FULL_SHARE,
+    MAX_LEASE_S,
     REMOVALS,
     Action,
     Gate,
@@ -328,7 +329,7 @@ def leases() -> st.SearchStrategy[Lease]:
         who=st.text(),
         host=st.text(),
         pid=st.integers(0, 2**22),
-        ttl_s=st.integers(1, 10**6),
+        ttl_s=st.integers(1, MAX_LEASE_S),
         versions=st.lists(hexes(32), max_size=3),
     )
 

@@ -15,7 +15,7 @@ from typing import Literal, Self
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.format.keys import LEASES
-from tierstore.format.reflog import Lease
+from tierstore.format.reflog import MAX_LEASE_S, Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.probe import probe
@@ -94,6 +94,11 @@ def standing(home_blobs: BlobStore, now_s: float) -> StandingLeases:
                 raise
             ended.append(info.key)
             continue
+        except UnsupportedFormat:  # it may be renewed as seldom as any
+            if age_s <= 2 * MAX_LEASE_S:
+                raise
+            ended.append(info.key)
+            continue
         if age_s > 2 * lease.ttl_s:
             ended.append(info.key)
         else:
@@ -117,13 +122,15 @@ def _now_s(home_blobs: BlobStore) -> float:
 
 
 def _ttl_s(home_blobs: BlobStore, key: str) -> float:
-    """Return the time of a lease, in seconds; infinite for one that this version cannot read."""
+    """Return the time of a lease, in seconds: the most there is, where that cannot be read."""
     try:
         return unseal_body(Kind.LEASE, home_blobs.get(key), Lease, key).ttl_s
     except Damaged:  # it holds nothing
         return TTL_S
-    except (NotFound, UnsupportedFormat):
-        return float("inf")
+    except UnsupportedFormat:
+        return MAX_LEASE_S
+    except NotFound:  # it is removed already
+        return math.inf
 
 
 class WriterLease:
