@@ -63,6 +63,19 @@ class BlobRaces:
             content = bytes(store.get(key))
             assert content == bytes([won.index(True)]) * 100_000, f"turn {turn}: not the winner's"
 
+    def test_all_may_be_the_first_below_a_prefix(self, store: BlobStore, other: BlobStore) -> None:
+        for turn in range(self.turns // 4 + 1):
+            keys = [f"new/{turn}/{'deep/' * 20}{n}" for n in range(_RACERS)]
+            ready = threading.Barrier(_RACERS)
+
+            def write(n: int, key: str, ready: threading.Barrier = ready) -> None:
+                ready.wait()
+                (other if n % 2 else store).put(key, b"x")
+
+            with ThreadPoolExecutor(_RACERS) as pool:
+                list(pool.map(write, range(_RACERS), keys))
+            assert [info.key for info in store.list(f"new/{turn}/")] == keys
+
     # Threads
 
     def test_put_is_all_or_nothing_to_readers(self, store: BlobStore, other: BlobStore) -> None:

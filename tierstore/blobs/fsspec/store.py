@@ -313,11 +313,16 @@ class FsspecStore(BlobStore):
     def _make_folder(self, fs: Any, path: str) -> None:
         if path in self._folders:
             return
-        try:
-            fs.makedirs(path, exist_ok=True)
-        except Exception:
-            if not fs.isdir(path):  # another thread may have made it meanwhile
+        # each time another client may have made the next directory on the way in between
+        for others in reversed(range(path.count("/") + 1)):
+            try:
                 fs.makedirs(path, exist_ok=True)
+                break
+            except Exception as error:
+                if fs.isdir(path):
+                    break
+                if not others or _error_type(error) is not BackendError:
+                    raise
         self._folders.add(path)
 
     def _path(self, key: str) -> str:
