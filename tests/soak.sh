@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What is long: the tests marked 'soak', the fuzzers and state machines with many times the cases
-# that the suite tries, and 100,000 bits that flip. 'make soak' runs this in the environment of
-# 'make test'; its result is kept in tests/soak-last.txt, which is committed.
+# What is long: the tests marked 'soak', some of which start Ceph, HDFS and SFTP servers, the fuzzers
+# and state machines with many times the cases that the suite tries, and 100,000 bits that flip.
+# 'make soak' runs this in the environment of 'make test'; its result is kept in
+# tests/soak-last.txt, which is committed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE

@@ -17,6 +17,7 @@ import traceback
 
 from tests.schedules.faults import check
 from tests.schedules.kill import kill_many, pause_many
+from tests.schedules.places import PLACES
 from tests.schedules.run import Outcome, run
 
 
@@ -33,16 +34,17 @@ def main() -> int:
     parser.add_argument("--faults", nargs="+", help="fail every call of some of faults.CASES")
     parser.add_argument("--kills", type=int, help="kill so many processes instead")
     parser.add_argument("--pauses", type=int, help="pause so many processes instead")
+    parser.add_argument("--on", choices=PLACES, default="disk", help="where it is they work on")
     given = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         environ = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.schedules", *sys.argv[1:]], environ)
     logging.disable(logging.CRITICAL)
     if given.kills:
-        print(kill_many(given.first, given.kills))
+        print(kill_many(given.first, given.kills, given.on))
         return 0
     if given.pauses:
-        print(pause_many(given.first, given.pauses))
+        print(pause_many(given.first, given.pauses, given.on))
         return 0
     if given.faults:
         print(f"{sum(map(check, given.faults))} faults, {time.process_time():.1f} s of CPU")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.schedules.kill import opened
+from tests.schedules.places import Disk
 from tests.schedules.promises import CONTENTS, patched
 from tierstore.errors import Conflict, Damaged, NotFound
 from tierstore.modelstore.reclaim.collector import Collector
@@ -82,7 +83,7 @@ def main() -> int:
     for role in roles:
         child = os.fork()
         if not child:
-            with opened(root) as store:
+            with opened(Disk(root)) as store:
                 try:
                     ROLES[role](store, root)
                 except BaseException:

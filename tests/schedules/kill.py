@@ -1,31 +1,33 @@
-"""Processes that are killed or paused at random moments of what they do to a store on a disk.
+"""Processes that are killed or paused at random moments of what they do to a store.
 
 Each time a child is forked from this interpreter, in which everything is imported, and works on a
-copy of a store. After a random part of the time that its work takes it is killed (SIGKILL), in some
-cases while another child collects garbage; or it is stopped (SIGSTOP), all leases end, a whole
-collection is done, and it goes on. Then one more looks that all that was promised is there.
+copy of a store, on a disk or on a real server. After a random part of the time that its work takes
+it is killed (SIGKILL), in some cases while another child collects garbage; or it is stopped
+(SIGSTOP), all leases end, a whole collection is done, and it goes on. Then one more looks that all
+that was promised is there.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tests.schedules.places import PLACES, Disk, Place
 from tests.schedules.promises import CONTENTS, Content, Promises, patched
-from tierstore.blobs.local.store import LocalStore
 from tierstore.errors import TierstoreError
+from tierstore.format.keys import layout_key, pack_key
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.home.home import create_config
-from tierstore.modelstore.home.leases import TTL_S
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.settings import Settings
@@ -36,24 +38,24 @@ from tierstore.tiers.durable.tiers import DurableTiers, home_tier
 
 MIB = 1 << 20
 _BEGUN = b"."
-_LEASES = ("leases", "movers", "sweeps")
 
 
-def opened(root: Path) -> Store:
-    """Open the store below a folder: a home and a warm tier."""
-    home = LocalStore(root / "home")
-    spec = TierSpec(name="warm", role="warm", url=str(root / "warm"))
-    packs = DurableTiers([DurableTier(spec, LocalStore(root / "warm")), home_tier(home)])
-    settings = Settings(root / f"cache-{os.getpid()}", threads=2, memory_limit_bytes=64 * MIB)
+def opened(place: Place) -> Store:
+    """Open the store of a place: a home and a warm tier."""
+    home, warm = place.blobs("home"), place.blobs("warm")
+    spec = TierSpec(name="warm", role="warm", url=warm.url)
+    packs = DurableTiers([DurableTier(spec, warm), home_tier(home)])
+    settings = Settings(
+        place.notes / f"cache-{os.getpid()}", threads=2, memory_limit_bytes=64 * MIB
+    )
     return Store(home, settings, packs=packs)
 
 
-def make(root: Path) -> dict[tuple[str, int], Content]:
+def make(place: Place) -> dict[tuple[str, int], Content]:
     """Make a store as ``world`` does; return the content of its versions."""
-    create_config(LocalStore(root / "home", create=True), MIB)
-    LocalStore(root / "warm", create=True)
+    create_config(place.blobs("home"), MIB)
     versions: dict[tuple[str, int], Content] = {}
-    with opened(root) as store:
+    with opened(place) as store:
         enable(store._parts.home, wait_s=0)
         for model, name, base in (
             ("m", "first", None), ("m", "third", None), ("n", "first", None),
@@ -97,28 +99,60 @@ def _patch(store: Store) -> Version:
     return store.patch("n@3", changes)
 
 
-ACTS: dict[str, tuple[Callable[[Store], object], Content | None]] = {
-    "save": (lambda store: store.save("m", CONTENTS["fresh"], base=None), CONTENTS["fresh"]),
-    "save of what was removed": (
-        lambda store: store.save("m", CONTENTS["first"], base=None), CONTENTS["first"],
-    ),
-    "save of a delta": (
-        lambda store: store.save("n", CONTENTS["tuned"], base="n@3"), CONTENTS["tuned"],
-    ),
-    "patch": (_patch, patched(CONTENTS["other"], 3)[1]),
-    "fold": (lambda store: store.fold("n@5"), None),
-    "rebase": (_rebase, None),
-    "move": (_move, None),
-    "rm": (lambda store: store.remove("m@2", force=True), None),
-    "undelete": (lambda store: store.undelete("m@1", message="kept"), None),
-    "gc": (_collect, None),
-    "gc and repack": (_repack, None),
-    "rm and gc": (_remove_and_collect, None),
-}  # fmt: skip
-"""What is done, and the content of the version that it publishes."""
+def _damage(place: Place) -> None:
+    """Damage a pack with a good copy in home, one that has no other copy, and a layout."""
+    with opened(place) as store:
+        digests = [store.resolve(ref).digest for ref in ("m@2", "n@3")]
+        lone, copied = (store.placement.packs_of(digest)[-1] for digest in digests)
+    with place.blobs("home") as home, place.blobs("warm") as warm:
+        home.put(pack_key(copied), warm.get(pack_key(copied)))
+        for blobs, key, at in (
+            (warm, pack_key(copied), 5000),
+            (warm, pack_key(lone), -1),
+            (home, layout_key(digests[1]), -1),
+        ):
+            data = bytearray(blobs.get(key))
+            data[at] ^= 1
+            blobs.put(key, data)
 
 
-def kill_many(seed: int, kills: int) -> dict[str, int]:
+@dataclass(frozen=True)
+class Act:
+    """What a process does.
+
+    Attributes:
+        do: Does it.
+        content: The content of the version that it publishes, if it does.
+        is_repair: Whether it repairs what ``_damage`` does first.
+    """
+
+    do: Callable[[Store], object]
+    content: Content | None = None
+    is_repair: bool = False
+
+
+ACTS: dict[str, Act] = {
+    "save": Act(lambda store: store.save("m", CONTENTS["fresh"], base=None), CONTENTS["fresh"]),
+    "save of what was removed": Act(
+        lambda store: store.save("m", CONTENTS["first"], base=None), CONTENTS["first"]
+    ),
+    "save of a delta": Act(
+        lambda store: store.save("n", CONTENTS["tuned"], base="n@3"), CONTENTS["tuned"]
+    ),
+    "patch": Act(_patch, patched(CONTENTS["other"], 3)[1]),
+    "fold": Act(lambda store: store.fold("n@5")),
+    "rebase": Act(_rebase),
+    "move": Act(_move),
+    "rm": Act(lambda store: store.remove("m@2", force=True)),
+    "undelete": Act(lambda store: store.undelete("m@1", message="kept")),
+    "gc": Act(_collect),
+    "gc and repack": Act(_repack),
+    "rm and gc": Act(_remove_and_collect),
+    "repair": Act(lambda store: store.repair(), is_repair=True),
+}
+
+
+def kill_many(seed: int, kills: int, where: str = "disk") -> dict[str, int]:
     """Kill so many processes; return how many of them did what.
 
     Raises:
@@ -126,9 +160,9 @@ def kill_many(seed: int, kills: int) -> dict[str, int]:
     """
     rng = random.Random(seed)
 
-    def kill(name: str, root: Path, actor: int, took_s: float) -> bool:
+    def kill(name: str, place: Place, actor: int, took_s: float) -> bool:
         is_beside = rng.random() < 0.3 and "gc" not in name
-        other = _forked(partial(_act, root, _collect, None)) if is_beside else None
+        other = _forked(partial(_act, place, ACTS["gc"], None)) if is_beside else None
         time.sleep(rng.uniform(0, took_s))
         os.kill(actor, signal.SIGKILL)
         was_killed = os.WIFSIGNALED(os.waitpid(actor, 0)[1])
@@ -136,10 +170,10 @@ def kill_many(seed: int, kills: int) -> dict[str, int]:
             _ended(other, name)
         return was_killed
 
-    return _many(rng, kills, kill)
+    return _many(rng, kills, where, kill)
 
 
-def pause_many(seed: int, pauses: int) -> dict[str, int]:
+def pause_many(seed: int, pauses: int, where: str = "disk") -> dict[str, int]:
     """Pause so many processes past the end of their leases; return how many of them did what.
 
     Raises:
@@ -147,54 +181,77 @@ def pause_many(seed: int, pauses: int) -> dict[str, int]:
     """
     rng = random.Random(seed)
 
-    def pause(name: str, root: Path, actor: int, took_s: float) -> bool:
+    def pause(name: str, place: Place, actor: int, took_s: float) -> bool:
         time.sleep(rng.uniform(0, took_s))
         os.kill(actor, signal.SIGSTOP)
         was_paused = os.WIFSTOPPED(os.waitpid(actor, os.WUNTRACED)[1])
         if was_paused:
-            end_leases(root)
-            _ended(_forked(partial(_act, root, _collect, None)), name)
+            _done(place.end_leases, name)
+            _ended(_forked(partial(_act, place, ACTS["gc"], None)), name)
             os.kill(actor, signal.SIGCONT)
             _ended(actor, name)
         return was_paused
 
-    return _many(rng, pauses, pause)
+    return _many(rng, pauses, where, pause)
 
 
 def _many(
-    rng: random.Random, count: int, disturb: Callable[[str, Path, int, float], bool]
+    rng: random.Random,
+    count: int,
+    where: str,
+    disturb: Callable[[str, Place, int, float], bool],
 ) -> dict[str, int]:
-    folder = Path(tempfile.mkdtemp(prefix="killed", dir=_shm()))
-    try:
-        made, root = folder / "made", folder / "store"
+    with (
+        tempfile.TemporaryDirectory(prefix="killed", dir=_shm()) as folder,
+        PLACES[where](Path(folder)) as place,
+    ):
+        made = Disk(Path(folder) / "made")
+        made.begin()
         versions = make(made)
-        took_s = {name: _took_s(made, folder, act) for name, (act, _) in ACTS.items()}
+        took_s = {name: _took_s(made, place, name) for name in ACTS}
         done = dict.fromkeys(ACTS, 0)
         while sum(done.values()) < count:
             name = rng.choice(list(ACTS))
-            shutil.copytree(made, root)
-            act, content = ACTS[name]
-            actor = _forked(partial(_act, root, act, root / "promised"))
-            done[name] += disturb(name, root, actor, took_s[name])
-            _ended(_forked(partial(_check, root, versions, content)), name)
-            shutil.rmtree(root)
+            with _filled(place, made, name):
+                promised = place.notes / "promised"
+                actor = _forked(partial(_act, place, ACTS[name], promised))
+                done[name] += disturb(name, place, actor, took_s[name])
+                place.wait_for_sent()
+                _ended(_forked(partial(_check, place, versions, ACTS[name])), name)
         return done
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _shm() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def _took_s(made: Path, folder: Path, act: Callable[[Store], object]) -> float:
-    root = folder / "timed"
-    shutil.copytree(made, root)
-    child = _forked(partial(_act, root, act, None))
-    began = time.monotonic()
-    _ended(child, "nothing")
-    shutil.rmtree(root)
-    return time.monotonic() - began
+@contextmanager
+def _filled(place: Place, made: Disk, name: str) -> Iterator[None]:
+    """The place holds what was made, damaged for a repair, within the block."""
+    place.begin()
+    _done(lambda: place.fill(made), name)
+    if ACTS[name].is_repair:
+        _done(lambda: _damage(place), name)
+    yield
+    place.clear()
+
+
+def _took_s(made: Disk, place: Place, name: str) -> float:
+    with _filled(place, made, name):
+        child = _forked(partial(_act, place, ACTS[name], None))
+        began = time.monotonic()
+        _ended(child, name)
+        return time.monotonic() - began
+
+
+def _done(do: Callable[[], None], name: str) -> None:
+    """Do something in a child: what it opens and which threads it starts end with it."""
+
+    def all_of_it(begins: Callable[[], object]) -> None:
+        begins()
+        do()
+
+    _ended(_forked(all_of_it), name)
 
 
 def _forked(do: Callable[[Callable[[], object]], None]) -> int:
@@ -217,17 +274,12 @@ def _forked(do: Callable[[Callable[[], object]], None]) -> int:
         os._exit(code)
 
 
-def _act(
-    root: Path,
-    act: Callable[[Store], object],
-    promised: Path | None,
-    begins: Callable[[], object],
-) -> None:
+def _act(place: Place, act: Act, promised: Path | None, begins: Callable[[], object]) -> None:
     """Do something; what it promises to its user is left in a file."""
-    with opened(root) as store:
+    with opened(place) as store:
         begins()
         try:
-            made = act(store)
+            made = act.do(store)
         except TierstoreError as error:  # who comes in between may be in its way
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return
@@ -241,33 +293,30 @@ def _ended(child: int, name: str) -> None:
     assert status == 0, f"beside {name!r}: status {status}, see above"
 
 
-def end_leases(root: Path) -> None:
-    """Write the leases back in time."""
-    for prefix in _LEASES:
-        for path in (root / "home" / prefix).glob("*"):
-            past_s = path.stat().st_mtime - 3 * TTL_S
-            os.utime(path, (past_s, past_s))
-
-
 def _check(
-    root: Path,
+    place: Place,
     versions: dict[tuple[str, int], Content],
-    content: Content | None,
+    act: Act,
     begins: Callable[[], object],
 ) -> None:
     """Raise unless all that was promised is there, and all else goes."""
     begins()
     promises = Promises(dict(versions), is_kept=False)
     try:
-        promised = (root / "promised").read_text()
+        promised = (place.notes / "promised").read_text()
     except FileNotFoundError:  # it did not come so far
         pass
     else:
         promises.undeleted.add("kept")
-        if content is not None:
+        if act.content is not None:
             model, number = promised.split()
-            promises.versions[model, int(number)] = content
-    promises.settle(lambda: opened(root), lambda: end_leases(root))
-    with opened(root) as store:
+            promises.versions[model, int(number)] = act.content
+    if act.is_repair:
+        place.end_leases()
+        with opened(place) as store:
+            repaired = store.repair()
+            assert repaired.is_whole, repaired
+    promises.settle(lambda: opened(place), place.end_leases)
+    with opened(place) as store:
         report = store.check()
         assert not report.damaged, report.findings

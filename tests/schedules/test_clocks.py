@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.schedules.kill import end_leases, make, opened
+from tests.schedules.kill import make, opened
+from tests.schedules.places import Disk
 from tests.schedules.promises import CONTENTS, Promises, patched
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,8 @@ def started(root: Path, offset_s: int, *roles: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S])
 def test_clocks_that_differ_by_an_hour(tmp_path: Path, ahead_s: int) -> None:
-    promises = Promises(make(tmp_path), is_kept=False)
+    disk = Disk(tmp_path)
+    promises = Promises(make(disk), is_kept=False)
     parties = [
         started(tmp_path, ahead_s, "write", "read"),
         started(tmp_path, -ahead_s, "collect", "remove"),
@@ -56,4 +58,4 @@ def test_clocks_that_differ_by_an_hour(tmp_path: Path, ahead_s: int) -> None:
         content = CONTENTS[name]
         promises.versions[model, int(number)] = patched(content, 2)[1] if rows != "0" else content
     assert len(written.splitlines()) == 12
-    promises.settle(lambda: opened(tmp_path), lambda: end_leases(tmp_path))
+    promises.settle(lambda: opened(disk), disk.end_leases)

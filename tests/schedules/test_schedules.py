@@ -1,6 +1,7 @@
 """Schedules and faults of the real code: nothing that was promised is lost, and garbage goes.
 
-A thousand random schedules here, 50,000 with ``-m soak``. What fails prints how to run it again.
+A thousand random schedules here, 50,000 with ``-m soak``, and there processes are killed and paused
+on real servers too. What fails prints how to run it again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tests.schedules.faults import CASES
 ROOT = Path(__file__).parents[2]
 BLOCK, CI, SOAK = 100, 1_000, 50_000
 KILLS, MANY_KILLS = 100, 3_000
+ON_SERVERS = {"radosgw": 60, "hdfs": 40, "sftp": 40}
+"""Kills on each server: what some ten minutes are enough for."""
 
 
 def run(*args: object) -> None:
@@ -57,3 +60,12 @@ def test_processes_that_are_paused() -> None:
 def test_many_processes_that_are_killed(seed: int) -> None:
     run("--kills", KILLS, seed)
     run("--pauses", KILLS, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.server
+@pytest.mark.parametrize(("where", "kills"), ON_SERVERS.items())
+def test_processes_that_are_killed_on_a_server(where: str, kills: int) -> None:
+    """Home and the warm tier are on a real server, which the run starts for itself."""
+    run("--on", where, "--kills", kills)
+    run("--on", where, "--pauses", kills // 2)
