@@ -5808,9 +5808,59 @@ _PROMISES = (
     ),
 )
 
+_SWEPT = (
+    Mutation(
+        "freed-though-it-is-kept",
+        "docs/how-to/collecting.md: What a bucket keeps as older versions is not counted as freed.",
+        "modelstore/reclaim/sweep.py",
+        "(done.kept if _keeps_versions(tier) else done.freed)[tier.name] = freed",
+        "done.freed[tier.name] = freed",
+        ("integration/test_s3_versions.py::test_a_home_that_keeps_versions",),
+    ),
+    Mutation(
+        "deleted-though-it-was-refused",
+        "SPEC 10.1: A pack is deleted when every tier has said so.",
+        "modelstore/reclaim/collector.py",
+        "            if any(pack in left for left in swept.left.values()):\n",
+        "            if False:\n",
+        ("integration/test_sweep.py::test_one_pack_that_is_not_deleted_keeps_no_other",),
+    ),
+    Mutation(
+        "one-refusal-ends-the-sweep",
+        "docs/how-to/collecting.md: What may not be deleted keeps nothing else.",
+        "modelstore/reclaim/sweep.py",
+        "    except (Unreachable, Damaged, NotFound) as error:",
+        "    except (BackendError, Damaged, NotFound) as error:",
+        ("integration/test_sweep.py::test_one_pack_that_is_not_deleted_keeps_no_other",),
+    ),
+    Mutation(
+        "one-refusal-keeps-other-blobs",
+        "blobs/base.py: Where one of several keys cannot be deleted, the others are.",
+        "blobs/shared.py",
+        "            refused.append(error)",
+        "            raise",
+        (
+            "unit/test_blobs_local.py::test_a_blob_that_cannot_be_deleted_keeps_no_other",
+            "unit/test_blobs_fsspec.py::test_a_blob_that_cannot_be_deleted_keeps_no_other",
+            "unit/test_blobs_object.py::test_what_cannot_be_deleted_keeps_nothing_else",
+        ),
+    ),
+    Mutation(
+        "collected-where-nothing-is-created",
+        "SPEC 10.1: A collector takes a number of the lists by put-if-absent.",
+        "modelstore/reclaim/collector.py",
+        "if not (tried.put_if_absent or dry_run):",
+        "if False:",
+        (
+            "integration/test_sweep.py::"
+            "test_where_a_new_object_replaces_an_old_one_nothing_is_deleted",
+        ),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
-    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_ROWS,
+    *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_SWEPT, *_ROWS,
     *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES,
 )  # fmt: skip

@@ -77,6 +77,25 @@ def test_short_reads_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         store.get_ranges([RangeRead("k", 2, memoryview(bytearray(5)))])
 
 
+def test_a_blob_that_cannot_be_deleted_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FsspecStore(f"file://{tmp_path}/s")
+    for key in ("a", "b", "c"):
+        store.put(key, b"x")
+    remove = LocalFileSystem.rm_file
+
+    def refusing(self: LocalFileSystem, path: str) -> None:
+        if path.endswith("/a"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        remove(self, path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", refusing)
+    with pytest.raises(PermissionDenied, match="'a'"):
+        store.delete(["a", "b", "c"])
+    assert [info.key for info in store.list()] == ["a"]
+
+
 def test_a_protocol_that_nobody_knows() -> None:
     with pytest.raises(ConfigError, match="nonsense"):
         FsspecStore("nonsense://host/path")

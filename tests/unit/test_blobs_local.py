@@ -151,6 +151,24 @@ def test_a_deletion_is_synced(store: LocalStore, monkeypatch: pytest.MonkeyPatch
     assert recorder.seen == [("fsync", "/a")]
 
 
+def test_a_blob_that_cannot_be_deleted_keeps_no_other(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("a/1", "a/2", "b/1"):
+        store.put(key, b"x")
+    unlink = os.unlink
+
+    def refusing(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "1" and Path(f"/proc/self/fd/{dir_fd}").readlink().name == "a":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refusing)
+    with pytest.raises(PermissionDenied, match="'a/1'"):
+        store.delete(["a/1", "a/2", "b/1"])
+    assert _keys(store) == ["a/1"]
+
+
 @pytest.mark.parametrize("call", ["put", "put_if_absent"])
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_a_failing_sync_is_an_error(

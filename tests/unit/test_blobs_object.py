@@ -201,6 +201,16 @@ def test_what_the_answer_to_a_deletion_means(
     assert _SECRET not in str(caught.value)
 
 
+def test_what_cannot_be_deleted_keeps_nothing_else(server: _Server, store: ObjectStore) -> None:
+    """A thousand keys go with each request."""
+    left = b"<Error><Key>prefix/k0</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+    server.script = [(200, b"<DeleteResult>" + left + b"</DeleteResult>")]
+    server.default = (200, b"<DeleteResult></DeleteResult>")
+    with pytest.raises(PermissionDenied, match="AccessDenied"):
+        store.delete([f"k{at}" for at in range(1500)])
+    assert server.requests == ["POST", "POST"]
+
+
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, server: _Server) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     store = ObjectStore("s3://bucket/prefix", allow_http=True, retry_s=0.2)

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tierstore import codecs, config
-from tierstore.admin.health import TierHealth, examine_tiers
+from tierstore.admin.health import KEEPS_VERSIONS, TierHealth, examine_tiers
 from tierstore.codecs import NativeInfo
 from tierstore.errors import TierstoreError
 from tierstore.folders import ALONE
@@ -104,6 +104,7 @@ class StoreHealth:
         features: Features of the format that it uses.
         put_if_absent: Whether its storage creates an object only if it is absent.
         clock_skew_s: The storage's clock minus this machine's, in seconds.
+        keeps_versions: Whether its storage keeps what is deleted or written over.
         quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
         lost: What of it is gone altogether though it has versions: ``layouts/``, ``index/``.
         uncollected_s: Seconds since garbage was collected last, or else since that was allowed;
@@ -118,6 +119,7 @@ class StoreHealth:
     features: tuple[str, ...] | None = None
     put_if_absent: bool | None = None
     clock_skew_s: float | None = None
+    keeps_versions: bool | None = None
     quarantined_packs: int | None = None
     lost: tuple[str, ...] | None = None
     uncollected_s: float | None = None
@@ -153,6 +155,8 @@ class Diagnosis:
             )
         if store and abs(store.clock_skew_s or 0.0) > _SKEW_S:
             found.append("this machine's clock and the storage's differ: see that both use NTP")
+        if store and store.keeps_versions:
+            found.append(f"{store.url}: {KEEPS_VERSIONS}")
         found += [_LOST[name] for name in (store and store.lost) or ()]
         if store and (store.uncollected_s or 0.0) > _COLLECT_EVERY_S:
             found.append(
@@ -244,7 +248,12 @@ def diagnose(store: Store) -> Diagnosis:
         found = replace(found, quarantined_packs=len(store._parts.home.quarantine.packs()))
         found = replace(found, lost=_lost(store))
         tried = probe(store._parts.home.blobs)
-        found = replace(found, put_if_absent=tried.put_if_absent, clock_skew_s=tried.clock_skew_s)
+        found = replace(
+            found,
+            put_if_absent=tried.put_if_absent,
+            clock_skew_s=tried.clock_skew_s,
+            keeps_versions=tried.keeps_versions,
+        )
         found = replace(found, uncollected_s=_uncollected_s(store, tried.clock_skew_s))
         tiers = tuple(examine_tiers(store))
     except TierstoreError as error:

@@ -24,6 +24,11 @@ _LARGEST_FRAME_BYTES = 17 << 20
 
 _DAMAGE_S = 24 * 3600.0
 
+KEEPS_VERSIONS = (
+    "its bucket keeps older versions, so what is deleted there frees no space: switch that off, or "
+    "let a lifecycle rule end noncurrent versions"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class TierHealth:
@@ -70,9 +75,9 @@ def _examined(store: Store, place: Place) -> TierHealth:
     if spec.role in DURABLE:
         (tier,) = (tier for tier in store._parts.home.packs.tiers if tier.name == spec.name)
         tier.verify()
-        prove(tier.blobs)
+        kept = (KEEPS_VERSIONS,) if prove(tier.blobs) else ()
         disk = disk_of(spec)
-        return TierHealth(spec, disk=disk, problems=_full(disk))
+        return TierHealth(spec, disk=disk, problems=(*_full(disk), *kept))
     if spec.role == "hot":
         disk = disk_of(spec)
         if disk is None:

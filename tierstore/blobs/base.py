@@ -13,7 +13,8 @@ Every implementation MUST hold to this, and ``tierstore.testing.blob_contract`` 
   that cannot promise it says so in its capabilities and raises ``BackendError``.
 * ``get`` and ``get_ranges`` return exactly what was asked or raise: a range that reaches past the
   end is ``Damaged``, a missing key ``NotFound``, never a short read.
-* ``delete`` of a missing key is not an error.
+* ``delete`` of a missing key is not an error. Where one of several keys cannot be deleted, the
+  others are before that is raised; only ``Unreachable`` ends it.
 * ``list`` is consistent: a key whose ``put`` returned is listed, a deleted one is not.
 * All methods may be called by many threads at once.
 * Errors are those of ``tierstore.errors``, name the key and the store, and never hold credentials.
@@ -47,6 +48,8 @@ class Capabilities:
         listable: Whether ``list`` and ``list_folders`` work; a cache may lack this and then raises
             ``BackendError``.
         max_blob_bytes: The size of the largest blob; a larger one is refused with ``OutOfSpace``.
+        may_keep_versions: Whether what is deleted or written over may stay as an older version;
+            ``info`` tells.
     """
 
     put_if_absent: bool
@@ -54,18 +57,25 @@ class Capabilities:
     atomic_put: bool = True
     listable: bool = True
     max_blob_bytes: int | None = None
+    may_keep_versions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
     """The key of a stored blob, its size in bytes, and when it was written.
 
-    ``mtime`` is in seconds since the epoch by the storage's own clock.
+    Attributes:
+        key: The key.
+        size: Its size in bytes.
+        mtime: When it was written, in seconds since the epoch by the storage's own clock.
+        version: What the storage calls this version of it, where it keeps the older ones of a key;
+            ``None`` where it does not. Only ``BlobStore.info`` knows it.
     """
 
     key: str
     size: int
     mtime: float
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +196,12 @@ class BlobStore(ABC):
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove every key; a missing one is not an error."""
+        """Remove every key; a missing one is not an error.
+
+        Raises:
+            PermissionDenied, BackendError: One at least was not removed; all others were.
+            Unreachable: The rest was not tried.
+        """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:

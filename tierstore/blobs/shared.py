@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_EXCEPTION, Executor, wait
 from typing import TypeVar
 
 from tierstore.blobs.base import RangeRead, check_key
-from tierstore.errors import InvalidName
+from tierstore.errors import InvalidName, TierstoreError, Unreachable
 from tierstore.ids import Buffer
 
 IOV_MAX = 1024
@@ -120,6 +120,22 @@ def batches(sized: Iterable[tuple[T, int]], max_bytes: int, max_items: int) -> I
         room -= size
     if batch:
         yield batch
+
+
+def without_refusals(
+    work: Callable[[T], object], refused: list[TierstoreError]
+) -> Callable[[T], None]:
+    """Return ``work`` whose errors go into a list, but for that of a storage without an answer."""
+
+    def tried(item: T) -> None:
+        try:
+            work(item)
+        except Unreachable:
+            raise
+        except TierstoreError as error:
+            refused.append(error)
+
+    return tried
 
 
 def each(pool: Executor, work: Callable[[T], R], items: Sequence[T]) -> list[R]:

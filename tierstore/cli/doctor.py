@@ -97,6 +97,7 @@ def _store_json(store: StoreHealth) -> schemas.StoreHealth:
         features=None if store.features is None else list(store.features),
         put_if_absent=store.put_if_absent,
         clock_skew_seconds=None if store.clock_skew_s is None else round(store.clock_skew_s, 3),
+        keeps_versions=store.keeps_versions,
         quarantined_packs=store.quarantined_packs,
         lost=None if store.lost is None else list(store.lost),
         uncollected_seconds=None if store.uncollected_s is None else round(store.uncollected_s, 3),

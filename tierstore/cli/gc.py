@@ -99,7 +99,8 @@ def gc(
 
     What is needed of packs of which more than a fifth is waste goes into new packs; what lacks
     something is healed first. It can be stopped at any moment, and run while the store is in use.
-    Exits with 3 when a limit ended it or a tier could not be asked: the next run goes on.
+    Exits with 3 when a limit ended it, or a tier could not be asked or did not delete something:
+    the next run goes on.
     """
     from tierstore.config import parse_size
 
@@ -125,7 +126,7 @@ def gc(
         data = _json(store, report)
     deleted = [one.pack.hex() for one in report.of("deleted")]
     cli.out.show(data, deleted, lambda: _print(data))
-    if report.stopped or report.down:
+    if report.stopped or report.down or report.refused:
         raise typer.Exit(3)
 
 
@@ -270,10 +271,12 @@ def _json(store: Store, report: Report) -> schemas.Gc:
             schemas.GcTier(
                 name=name,
                 freed_bytes=report.freed.get(name, 0),
+                kept_bytes=report.kept.get(name, 0),
                 holds=[
                     schemas.GcAmount(state=state, why=None, packs=one.packs, bytes=one.bytes)
                     for state, one in sorted(left.get(name, {}).items())
                 ],
+                refused=report.refused.get(name),
                 error=report.down.get(name),
             )
             for name in tiers
@@ -343,6 +346,18 @@ def _summary(data: schemas.Gc) -> list[str]:
         f"{one.error}"
         for one in data.tiers
         if one.error
+    ]
+    lines += [
+        f"tier {one.name} did not delete everything, and what it still holds of these goes with a "
+        f"later run: {one.refused}"
+        for one in data.tiers
+        if one.refused and not one.error
+    ]
+    lines += [
+        f"tier {one.name} keeps what is deleted as older versions: {size(one.kept_bytes)} of these "
+        "stay in its bucket until a lifecycle rule ends noncurrent versions"
+        for one in data.tiers
+        if one.kept_bytes
     ]
     if data.stopped:
         lines.append(f"{data.stopped}: run it again to go on")

@@ -118,7 +118,7 @@ class Collecting:
             "healed": report.healed,
             "garbage_bytes": waiting.bytes,
             "stopped": report.stopped,
-            "down": sorted(report.down),
+            "down": sorted({*report.down, *report.refused}),
             "seconds": round(seconds, 3),
         }
         _log.info(

@@ -31,7 +31,7 @@ from tierstore.blobs.base import (
 )
 from tierstore.blobs.fsspec.kinds import FileSystem, RenamingFileSystem, open_file_system
 from tierstore.blobs.local import files
-from tierstore.blobs.shared import by_key, each, is_key, joined, runs
+from tierstore.blobs.shared import by_key, each, is_key, joined, runs, without_refusals
 from tierstore.errors import (
     BackendError,
     ConfigError,
@@ -216,7 +216,11 @@ class FsspecStore(BlobStore):
         return BlobInfo(key, found["size"], _mtime(found))
 
     def delete(self, keys: Iterable[str]) -> None:
-        self._each(self._delete, [(key, self._path(key)) for key in keys])
+        refused: list[TierstoreError] = []
+        deleted = without_refusals(self._delete, refused)
+        self._each(deleted, [(key, self._path(key)) for key in keys])
+        if refused:
+            raise refused[0]
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)

@@ -17,7 +17,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,7 +31,7 @@ from tierstore.blobs.base import (
     check_prefix,
 )
 from tierstore.blobs.local import files
-from tierstore.blobs.shared import by_key, flat_views, is_key, runs
+from tierstore.blobs.shared import by_key, flat_views, is_key, runs, without_refusals
 from tierstore.errors import BackendError, Damaged, NotDurable, NotFound, TierstoreError
 from tierstore.folders import absolute, is_network, sync_entries
 from tierstore.ids import Buffer, ByteRange
@@ -161,15 +161,28 @@ class LocalStore(BlobStore):
         for key in keys:
             folder, _, name = check_key(key).rpartition("/")
             folders.setdefault(folder, []).append(name)
-        for folder, names in folders.items():
-            with self._errors("deleting", f"{folder}/{names[0]}".lstrip("/"), missing_ok=True):
-                fd = self._walk(folder)
-                try:
-                    for name in names:
-                        files.unlink_file(name, fd)
-                    sync_entries(fd)
-                finally:
-                    os.close(fd)
+        refused: list[TierstoreError] = []
+        deleted = without_refusals(partial(self._delete, refused), refused)
+        for entries in folders.items():
+            deleted(entries)
+        if refused:
+            raise refused[0]
+
+    def _delete(self, refused: list[TierstoreError], of: tuple[str, Sequence[str]]) -> None:
+        folder, names = of
+        with self._errors("deleting", f"{folder}/{names[0]}".lstrip("/"), missing_ok=True):
+            fd = self._walk(folder)
+            try:
+                unlinked = without_refusals(partial(self._unlink, fd, folder), refused)
+                for name in names:
+                    unlinked(name)
+                sync_entries(fd)
+            finally:
+                os.close(fd)
+
+    def _unlink(self, fd: int, folder: str, name: str) -> None:
+        with self._errors("deleting", f"{folder}/{name}".lstrip("/")):
+            files.unlink_file(name, fd)
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)

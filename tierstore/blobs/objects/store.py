@@ -38,7 +38,15 @@ from tierstore.blobs.base import (
 )
 from tierstore.blobs.objects.connect import S3_SCHEMES, BucketAccess, Clients, check_url, connect
 from tierstore.blobs.objects.errors import translated
-from tierstore.blobs.shared import by_key, drop_front, each, flat_views, is_key, runs
+from tierstore.blobs.shared import (
+    by_key,
+    drop_front,
+    each,
+    flat_views,
+    is_key,
+    runs,
+    without_refusals,
+)
 from tierstore.errors import (
     BackendError,
     Damaged,
@@ -101,7 +109,7 @@ class ObjectStore(BlobStore):
     ) -> None:
         self._url = check_url(url)
         scheme = self._url.partition("://")[0]
-        self._bulk_delete = scheme in S3_SCHEMES
+        self._is_s3 = scheme in S3_SCHEMES
         self._attributes: Attributes = {"Storage-Class": storage_class} if storage_class else {}
         self._timeout_s = timeout_s
         self._access = BucketAccess(**access)
@@ -123,7 +131,7 @@ class ObjectStore(BlobStore):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(put_if_absent=True, durable=True)
+        return Capabilities(put_if_absent=True, durable=True, may_keep_versions=self._is_s3)
 
     def put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         check_key(key)
@@ -218,18 +226,20 @@ class ObjectStore(BlobStore):
         with self._errors("reading", key):
             clients = self._clients
             found = clients.obstore.head(clients.others, key)
-        return BlobInfo(key, found["size"], found["last_modified"].timestamp())
+        version = found["version"] if self._is_s3 else None
+        return BlobInfo(key, found["size"], found["last_modified"].timestamp(), version)
 
     def delete(self, keys: Iterable[str]) -> None:
         checked = [check_key(key) for key in keys]
-        if not self._bulk_delete:
-            each(self._pool(), self._delete_one, checked)
-            return
-        for at in range(0, len(checked), _DELETE_BATCH):
-            batch = checked[at : at + _DELETE_BATCH]
-            with self._errors("deleting", batch[0]):
-                clients = self._clients
-                clients.obstore.delete(clients.others, batch)
+        refused: list[TierstoreError] = []
+        if self._is_s3:
+            deleted = without_refusals(self._delete_batch, refused)
+            for at in range(0, len(checked), _DELETE_BATCH):
+                deleted(checked[at : at + _DELETE_BATCH])
+        else:
+            each(self._pool(), without_refusals(self._delete_one, refused), checked)
+        if refused:
+            raise refused[0]
 
     def list(self, prefix: str = "") -> Iterator[BlobInfo]:
         check_prefix(prefix)
@@ -314,6 +324,11 @@ class ObjectStore(BlobStore):
         except NotFound:
             return False
         return True
+
+    def _delete_batch(self, keys: Sequence[str]) -> None:
+        with self._errors("deleting", keys[0]):
+            clients = self._clients
+            clients.obstore.delete(clients.others, keys)
 
     def _delete_one(self, key: str) -> None:
         with contextlib.suppress(NotFound), self._errors("deleting", key):

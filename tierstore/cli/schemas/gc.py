@@ -27,12 +27,15 @@ class GcTier(Schema):
     """One durable tier: what was freed in it, and what it holds now.
 
     With ``dry_run`` nothing was freed, and what would be is among what it holds as ``deleted``.
-    ``error`` says why it could not be asked, null if it could.
+    ``kept_bytes`` were deleted, and the tier keeps them as older versions. ``refused`` says why it
+    did not delete some packs, and ``error`` why it could not be asked; null if neither is so.
     """
 
     name: str
     freed_bytes: int
+    kept_bytes: int
     holds: list[GcAmount]
+    refused: str | None
     error: str | None
 
 

@@ -19,7 +19,8 @@ class Kernels(Schema):
 class StoreHealth(Schema):
     """The store as this machine finds it.
 
-    ``clock_skew_seconds`` is the storage's clock minus this machine's. ``quarantined_packs`` counts
+    ``clock_skew_seconds`` is the storage's clock minus this machine's; with ``keeps_versions`` it
+    keeps what is deleted or written over. ``quarantined_packs`` counts
     the packs that no tier has a good copy of, as far as a check has found out.
     ``lost`` names what is gone though the store has versions: all of ``layouts/`` or ``index/``.
     ``uncollected_seconds`` passed since garbage was collected last, or else since that was allowed;
@@ -34,6 +35,7 @@ class StoreHealth(Schema):
     features: list[str] | None = None
     put_if_absent: bool | None = None
     clock_skew_seconds: float | None = None
+    keeps_versions: bool | None = None
     quarantined_packs: int | None = None
     lost: list[str] | None = None
     uncollected_seconds: float | None = None

@@ -6,7 +6,7 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from tierstore.blobs.base import BlobStore
+from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.errors import BackendError
 from tierstore.format.keys import PROBES
 
@@ -19,10 +19,12 @@ class Probe:
         put_if_absent: Whether a second creation of the same key was refused.
         clock_skew_s: The storage's clock minus this machine's, in seconds; accurate to half the
             round trip plus the resolution of the storage's times, often a whole second.
+        keeps_versions: Whether what is deleted or written over stays there as an older version.
     """
 
     put_if_absent: bool
     clock_skew_s: float
+    keeps_versions: bool = False
 
 
 def probe(blobs: BlobStore) -> Probe:
@@ -39,13 +41,17 @@ def probe(blobs: BlobStore) -> Probe:
             raise BackendError(f"{blobs.url} says that a new object exists already: {key}")
         middle = (before + time.time()) / 2
         refused = not blobs.put_if_absent(key, b"2") and bytes(blobs.get(key)) == b"1"
-        return Probe(refused, blobs.info(key).mtime - middle)
+        info = blobs.info(key)
+        return Probe(refused, info.mtime - middle, _is_kept(info))
     finally:
         blobs.delete([key])
 
 
-def prove(blobs: BlobStore) -> None:
+def prove(blobs: BlobStore) -> bool:
     """Write one small object, read it back and delete it.
+
+    Returns:
+        Whether it stays there as an older version, as all that is deleted or written over.
 
     Raises:
         PermissionDenied, OutOfSpace, Unreachable, BackendError: The storage refused, or gave back
@@ -54,8 +60,14 @@ def prove(blobs: BlobStore) -> None:
     key = PROBES + uuid.uuid4().hex
     blobs.put(key, b"tierstore")
     try:
-        found = bytes(blobs.get(key))
+        found, info = bytes(blobs.get(key)), blobs.info(key)
     finally:
         blobs.delete([key])
     if found != b"tierstore":
         raise BackendError(f"{blobs.url} does not give back what was written to it: {found[:20]!r}")
+    return _is_kept(info)
+
+
+def _is_kept(info: BlobInfo) -> bool:
+    # "null" is the version of what S3 writes while a bucket's versioning is suspended
+    return info.version not in (None, "null")

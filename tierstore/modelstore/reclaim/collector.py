@@ -254,11 +254,18 @@ class Collector:
     def _skew_s(self, dry_run: bool) -> float:
         """Return home's clock minus ours; 0 where it cannot be asked because nothing is written."""
         try:
-            return probe(self._home.blobs).clock_skew_s
+            tried = probe(self._home.blobs)
         except BackendError:
             if not dry_run:
                 raise
             return 0.0
+        if not (tried.put_if_absent or dry_run):
+            raise BackendError(
+                f"{self._home.blobs.url} overwrites where it should create, so two collections "
+                "could delete what the other one relies on: nothing was deleted. If its bucket "
+                "keeps older versions, switch that off"
+            )
+        return tried.clock_skew_s
 
     def _cleared(self, now_s: float) -> set[bytes]:
         """Return the packs of the highest list whose saves have ended; it is read right before.
@@ -310,11 +317,15 @@ class Collector:
     def _reported(
         self, report: Report, mark: Mark, swept: Swept, cleared: set[bytes], grace_s: float
     ) -> Report:
-        report.down, report.freed = swept.down, swept.freed
+        report.down, report.refused = swept.down, swept.refused
+        report.freed, report.kept = swept.freed, swept.kept
         report.stopped = swept.stopped or report.stopped
         for pack in sorted(mark.holdings.every()):
             state, why = self._state_of(pack, mark, swept, cleared, grace_s)
-            report.packs.append(PackReport(pack, state, why, mark.holdings.bytes_of(pack)))
+            held = mark.holdings.bytes_of(pack)
+            if state == "down":
+                held = {tier: held[tier] for tier in swept.may_have(pack) if tier in held}
+            report.packs.append(PackReport(pack, state, why, held))
         return report
 
     def _state_of(
@@ -324,6 +335,9 @@ class Collector:
         if reason is not None:
             return reason.kind, reason.why
         if pack in swept.asked:
+            if any(pack in left for left in swept.left.values()):
+                refused = ", ".join(tier for tier, left in swept.left.items() if pack in left)
+                return "down", f"condemned, but tier {refused} does not delete it"
             if swept.down:
                 return "down", f"condemned, but tier {', '.join(swept.down)} cannot be asked"
             return "deleted", "nothing needs it"

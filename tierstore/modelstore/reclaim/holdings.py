@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from tierstore.errors import BackendError, NotFound
 from tierstore.format.keys import PACKS, pack_key
 from tierstore.tiers.durable.census import packs_of
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
 
 _KEY = re.compile(re.escape(PACKS) + r"[0-9a-f]{2}/([0-9a-f]{64})\Z")
@@ -73,21 +74,28 @@ class Holdings:
         return {name: held[pack] for name, held in self.by_tier.items() if pack in held}
 
 
+def held_by(tier: DurableTier) -> dict[bytes, int]:
+    """Return the bytes of each pack in a tier by its id.
+
+    Raises:
+        Unreachable: The tier cannot be asked, or what is there is not this tier.
+    """
+    found = ((_KEY.match(key), size) for key, size in packs_of(tier).items())
+    return {bytes.fromhex(match[1]): size for match, size in found if match}
+
+
 def read_holdings(packs: DurableTiers) -> Holdings:
     """List all tiers at once."""
     tiers = packs.tiers
     down: dict[str, str] = {}
     by_tier: dict[str, dict[bytes, int]] = {}
     with ThreadPoolExecutor(len(tiers), "tierstore-holdings") as pool:
-        asked = {tier.name: pool.submit(packs_of, tier) for tier in tiers}
+        asked = {tier.name: pool.submit(held_by, tier) for tier in tiers}
     for name, answer in asked.items():
         try:
-            listed = answer.result()
+            by_tier[name] = answer.result()
         except BackendError as error:
             _log.warning("tier %s cannot be listed: %s", name, error)
             down[name] = str(error)
-            continue
-        found = ((_KEY.match(key), size) for key, size in listed.items())
-        by_tier[name] = {bytes.fromhex(match[1]): size for match, size in found if match}
     archives = frozenset(tier.name for tier in tiers if tier.archive is not None)
     return Holdings(packs, by_tier, down, archives)

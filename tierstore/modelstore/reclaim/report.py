@@ -24,7 +24,7 @@ State = Literal[
 * ``leased``: a reader holds it;
 * ``waiting``: nothing needs it, and it is condemned after a time;
 * ``writing``: condemned, and deleted once saves that run now have ended;
-* ``down``: condemned, and deleted but in a tier that cannot be asked;
+* ``down``: condemned, and deleted but in a tier that cannot be asked, or does not delete it;
 * ``condemned``: condemned, and deleted by the next run: this one has reached a limit;
 * ``deleted``: deleted from every tier; with ``dry_run``: it would be.
 """
@@ -41,7 +41,8 @@ class PackReport:
         pack: The id of the pack (32 bytes).
         state: What becomes of it.
         why: The reason in words: the version, the reader, the time, the writer or the tier.
-        bytes: Its bytes in each tier that had it, by the tier's name.
+        bytes: Its bytes in each tier that had it, by the tier's name; for ``down`` only in those
+            that may have it still.
     """
 
     pack: bytes
@@ -71,6 +72,7 @@ class Report:
         dry_run: Whether nothing was changed.
         packs: Every pack that was there, with its reason.
         down: Why tiers could not be asked, by name.
+        refused: Why tiers did not delete some of the packs that they were asked to, by name.
         condemned: How many packs were condemned by this run.
         healed: How many chunks and layouts were healed.
         repacked: How many packs with waste were given up for new ones; with ``dry_run``: would be.
@@ -82,11 +84,14 @@ class Report:
         stopped: Why the run ended before all was deleted or repacked: which limit was reached, or
             what failed in a repack; ``None`` if nothing did.
         freed: The bytes that were deleted, by the tier's name; nothing with ``dry_run``.
+        kept: The bytes that were deleted and that a tier keeps as older versions, by its name: they
+            are not in ``freed``.
     """
 
     dry_run: bool
     packs: list[PackReport] = field(default_factory=list)
     down: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     condemned: int = 0
     healed: int = 0
     repacked: int = 0
@@ -95,6 +100,7 @@ class Report:
     lacking: Sequence[str] = ()
     stopped: str | None = None
     freed: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
 
     def of(self, state: State) -> list[PackReport]:
         """Return the packs in one state."""
@@ -124,8 +130,6 @@ class Report:
             if one.state == "deleted" and not self.dry_run:
                 continue
             for tier, size in one.bytes.items():
-                if one.state == "down" and tier not in self.down:
-                    continue  # the other tiers have deleted it
                 of_tier = found.setdefault(tier, {})
                 known = of_tier.get(one.state, Amount(0, 0))
                 of_tier[one.state] = Amount(known.packs + 1, known.bytes + size)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.errors import BackendError, Damaged, NotFound, Unreachable
 from tierstore.format.keys import pack_key
-from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.home.probe import prove
+from tierstore.modelstore.reclaim.holdings import Holdings, held_by
 from tierstore.progress import Progress
 from tierstore.tiers.durable.tier import DurableTier
 
@@ -30,15 +31,27 @@ class Swept:
 
     Attributes:
         asked: The packs that the tiers were asked to delete.
+        answered: Those of them for which a tier that was asked gave an answer, by its name.
         down: Why tiers could not be asked, by name: they may have any of these packs still.
+        refused: Why tiers did not delete some of these packs, by name.
+        left: The packs that are still in such a tier, by its name.
         stopped: Which limit ended it; ``None`` if none did.
         freed: The bytes that were deleted, by the tier's name.
+        kept: The bytes that were deleted and that a tier keeps as older versions, by its name.
     """
 
     asked: set[bytes] = field(default_factory=set)
+    answered: dict[str, set[bytes]] = field(default_factory=dict)
     down: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    left: dict[str, Set[bytes]] = field(default_factory=dict)
     stopped: str | None = None
     freed: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+
+    def may_have(self, pack: bytes) -> list[str]:
+        """Return the names of tiers that may have a pack still which they were asked to delete."""
+        return [*self.down, *(name for name, packs in self.left.items() if pack in packs)]
 
 
 def sweep(
@@ -64,27 +77,40 @@ def sweep(
         Conflict: The lease is lost.
     """
     done = Swept(down=dict(holdings.down))
-    left = max_bytes
     total, gone = _bytes(packs, holdings), 0
-    for batch in _batches(packs):
-        if is_over():
-            done.stopped = "the time is over"
-            return done
-        if left is not None:
-            batch = _within(batch, holdings, left)
-            left -= _bytes(batch, holdings)
-        if not batch:
-            done.stopped = "the limit of bytes is reached"
-            return done
+    for batch in _limited(packs, holdings, max_bytes, is_over, done):
         for tier in holdings.packs.tiers:
-            _delete(tier, batch, holdings, lease, done)
+            _delete(tier, batch, lease, done)
         done.asked.update(batch)
         if progress is not None:
             gone += _bytes(batch, holdings)
             progress(gone, total)
+    for tier in holdings.packs.tiers:
+        _count(tier, holdings, done)
+    return done
+
+
+def _limited(
+    packs: Sequence[bytes],
+    holdings: Holdings,
+    max_bytes: int | None,
+    is_over: Callable[[], bool],
+    done: Swept,
+) -> Iterator[Sequence[bytes]]:
+    """Yield batches until a limit is reached, which is noted."""
+    left = max_bytes
+    for batch in _batches(packs):
+        if is_over():
+            done.stopped = "the time is over"
+            return
+        if left is not None:
+            batch = _within(batch, holdings, left)
+            left -= _bytes(batch, holdings)
+        if not batch:
+            break
+        yield batch
     if len(done.asked) < len(packs):
         done.stopped = "the limit of bytes is reached"
-    return done
 
 
 def _bytes(packs: Sequence[bytes], holdings: Holdings) -> int:
@@ -105,9 +131,7 @@ def _within(packs: Sequence[bytes], holdings: Holdings, most: int) -> Sequence[b
     return found
 
 
-def _delete(
-    tier: DurableTier, batch: Sequence[bytes], holdings: Holdings, lease: Checked, done: Swept
-) -> None:
+def _delete(tier: DurableTier, batch: Sequence[bytes], lease: Checked, done: Swept) -> None:
     """Delete a batch from one tier, also what it had not when it was listed: it may have moved."""
     if tier.name in done.down:
         return
@@ -115,12 +139,37 @@ def _delete(
     try:
         tier.verify()
         tier.blobs.delete([pack_key(pack) for pack in batch])
-    except (BackendError, Damaged, NotFound) as error:
+    except (Unreachable, Damaged, NotFound) as error:
         _log.warning("tier %s did not delete what is condemned: %s", tier.name, error)
         done.down[tier.name] = str(error)
         return
+    except BackendError as error:
+        _log.warning("tier %s did not delete all that is condemned: %s", tier.name, error)
+        done.refused.setdefault(tier.name, str(error))
+    done.answered.setdefault(tier.name, set()).update(batch)
+
+
+def _count(tier: DurableTier, holdings: Holdings, done: Swept) -> None:
+    """Find out what is gone from a tier, and whether that gave back any space."""
     held = holdings.by_tier.get(tier.name, {})
-    gone = sum(held.get(pack, 0) for pack in batch)
-    holdings.packs.room(tier).add(-gone)
-    if gone:
-        done.freed[tier.name] = done.freed.get(tier.name, 0) + gone
+    gone = done.answered.get(tier.name, set()) & held.keys()
+    if tier.name in done.refused:
+        try:
+            left = gone & held_by(tier).keys()
+        except (BackendError, NotFound) as error:
+            done.down[tier.name] = str(error)
+            return
+        gone, done.left[tier.name] = gone - left, left
+    freed = sum(held[pack] for pack in gone)
+    if freed:
+        holdings.packs.room(tier).add(-freed)
+        (done.kept if _keeps_versions(tier) else done.freed)[tier.name] = freed
+
+
+def _keeps_versions(tier: DurableTier) -> bool:
+    """Return whether a tier keeps what is deleted, as far as it lets that be found out."""
+    try:
+        return tier.blobs.capabilities.may_keep_versions and prove(tier.blobs)
+    except BackendError as error:
+        _log.info("whether tier %s keeps older versions is not known: %s", tier.name, error)
+        return False
