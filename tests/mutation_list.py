@@ -4876,6 +4876,25 @@ _COLLECTOR = (
         ("integration/test_collector.py::test_members_of_releases_stay",),
     ),
     Mutation(
+        "variants-of-a-removed-member-in-force",
+        "modelstore.reclaim.roots: the variants of a member stay as the member does.",
+        "modelstore/reclaim/roots.py",
+        "yield Root(variant, held.kind, held.why, of, held.is_removed)",
+        'yield Root(variant, "live", held.why, of)',
+        ("integration/test_collector.py::test_members_of_a_removed_release_stop_nobody",),
+    ),
+    Mutation(
+        "release-that-goes-before-one-that-stays",
+        "SPEC 10.1: Roots are the members of releases that are roots, with the members' variants.",
+        "modelstore/reclaim/roots.py",
+        "if held is None or held.is_removed:",
+        "if True:",
+        (
+            "integration/test_collector.py::"
+            "test_the_variants_of_a_member_stay_while_one_of_its_releases_does",
+        ),
+    ),
+    Mutation(
         "entry-that-is-missing",
         "SPEC 10.1: What may need a pack and cannot be read ends the run.",
         "modelstore/reclaim/reflogs.py",

@@ -227,6 +227,37 @@ def test_members_of_releases_stay(store: Store) -> None:
     assert states(collect(store))[own][0] == "deleted"
 
 
+def test_members_of_a_removed_release_stop_nobody(store: Store, blobs: MemoryStore) -> None:
+    """Their variants neither: what a run with a shorter window deleted is not missed by the next."""
+    before = packs(blobs)
+    derive(store, "m@2", {"cast": "bf16"})
+    [own] = packs(blobs) - before
+    store.releases.create("all", ["m@2"])
+    store.remove_model("all")
+    store.remove("m@2")
+    kind, why = states(collect(store, window_s=DAY_S))[own]
+    assert kind == "window"
+    assert why.startswith(("m@2+bf16 was removed", "release all@1 was removed"))
+    assert states(collect(store))[own][0] == "deleted"
+    assert collect(store, window_s=DAY_S).healed == 0
+
+
+def test_the_variants_of_a_member_stay_while_one_of_its_releases_does(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """Whichever of the releases comes first."""
+    before = packs(blobs)
+    derive(store, "m@2", {"cast": "bf16"})
+    [own] = packs(blobs) - before
+    for name in ("a", "b", "c"):
+        store.releases.create(name, ["m@2"])
+    log = store._parts.home.log("m", "removed")
+    log.append("forget", lambda last: (None, None, None), None, [2])
+    for name in ("a", "c"):
+        store.remove_model(name)
+    assert states(collect(store, window_s=DAY_S))[own] == ("live", "release b@1")
+
+
 def test_what_aliases_meant_stays_for_the_alias_history(store: Store) -> None:
     [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
     for version in ("m@2", "m@3", "m@1"):

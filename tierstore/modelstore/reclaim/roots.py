@@ -138,7 +138,7 @@ class Roots:
 
     def _of_releases(self, logs: Sequence[Log], now: _Now) -> Iterator[Root]:
         """Return the members of the releases that stay, with the members' variants."""
-        wanted: dict[tuple[str, int], str] = {}
+        wanted: dict[tuple[str, int], Root] = {}
         for log in logs:
             if log.name != VERSION_LOG:
                 continue
@@ -151,7 +151,9 @@ class Roots:
                 if root is None:
                     continue
                 for member in self._members_of(digest):
-                    wanted[member.model, member.version] = ref
+                    held = wanted.get((member.model, member.version))
+                    if held is None or held.is_removed:
+                        wanted[member.model, member.version] = root
                     of = f"{member.model}@{member.version}"
                     yield Root(Digest(member.manifest), root.kind, root.why, of, root.is_removed)
         for log in logs:
@@ -160,7 +162,8 @@ class Roots:
                     held = wanted.get((log.title, entry.version or 0))
                     if held is not None and entry.manifest is not None:
                         of = f"{log.title}@{entry.version}"
-                        yield Root(Digest.from_hex(entry.manifest), "live", held, of)
+                        variant = Digest.from_hex(entry.manifest)
+                        yield Root(variant, held.kind, held.why, of, held.is_removed)
 
     def _members_of(self, digest: Digest) -> tuple[Member, ...]:
         if digest.hex not in self._members:
