@@ -228,7 +228,7 @@ def test_members_of_releases_stay(store: Store) -> None:
 
 
 def test_members_of_a_removed_release_stop_nobody(store: Store, blobs: MemoryStore) -> None:
-    """Their variants neither: what a run with a shorter window deleted is not missed by the next."""
+    """Their variants neither: what a run with a shorter window deleted the next does not miss."""
     before = packs(blobs)
     derive(store, "m@2", {"cast": "bf16"})
     [own] = packs(blobs) - before
@@ -294,6 +294,18 @@ def test_where_an_alias_would_go_back_to_stays(store: Store) -> None:
     store.retention.set(None, alias_history=timedelta(0))
     [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
     store.alias("m", "prod", "m@2")
+    store.alias("m", "prod", "m@3")
+    store.remove("m@2")
+    assert states(collect(store))[own] == ("live", "rollback of m@prod")
+
+
+def test_where_an_alias_would_go_back_to_stays_though_it_was_removed_in_between(
+    store: Store,
+) -> None:
+    store.retention.set(None, alias_history=timedelta(0))
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.alias("m", "prod", "m@2")
+    store.remove_alias("m", "prod")
     store.alias("m", "prod", "m@3")
     store.remove("m@2")
     assert states(collect(store))[own] == ("live", "rollback of m@prod")

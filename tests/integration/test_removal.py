@@ -541,6 +541,62 @@ def test_forget_says_what_stays_and_why(store: Store) -> None:
         store.forget("x", keep_last=1)
 
 
+@contextlib.contextmanager
+def days_ago(days: float) -> Iterator[None]:
+    """Let this machine's clock be so many days behind."""
+    real = time.time_ns
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.time_ns", lambda: real() - int(days * 86400e9))
+        yield
+
+
+def why_kept(store: Store) -> dict[int, tuple[str, ...]]:
+    found = store.forget("m", keep_last=1, dry_run=True)
+    return {one.version.number: one.reasons for one in found.kept}
+
+
+def test_rules_keep_what_an_alias_meant_until_lately(store: Store) -> None:
+    """However long ago it was set."""
+    with days_ago(400):
+        store.alias("m", "prod", "m@1")
+    with days_ago(2):
+        store.alias("m", "prod", "m@2")
+    with days_ago(1):
+        store.alias("m", "prod", "m@3")
+    assert why_kept(store) == {
+        5: ("newest", "last 1"),
+        3: ("alias prod",),
+        2: ("rollback of prod", "alias prod in the last 30 d"),
+        1: ("alias prod in the last 30 d",),
+    }
+
+
+def test_rules_keep_what_an_alias_meant_before_a_clock_that_is_behind(store: Store) -> None:
+    for days, version in ((4, "m@1"), (3, "m@2"), (2, "m@3"), (90, "m@4")):
+        with days_ago(days):
+            store.alias("m", "prod", version)
+    lately = "alias prod in the last 30 d"
+    assert why_kept(store) == {
+        5: ("newest", "last 1"),
+        4: ("alias prod",),
+        3: ("rollback of prod", lately),
+        2: (lately,),
+        1: (lately,),
+    }
+
+
+def test_rules_keep_where_a_rollback_goes_though_the_alias_was_removed_in_between(
+    store: Store,
+) -> None:
+    with days_ago(400):
+        store.alias("m", "prod", "m@1")
+        store.remove_alias("m", "prod")
+        store.alias("m", "prod", "m@2")
+    assert why_kept(store)[1] == ("rollback of prod",)
+    store.forget("m", keep_last=1, most_percent=100)
+    assert store.rollback("m", "prod").version.number == 1
+
+
 def test_forget_keeps_what_patches_lie_on(store: Store) -> None:
     store.patch("m@1", {"w": Rows([1], np.ones((1, 8), np.float32))})
     found = store.forget("m", keep_last=1, most_percent=100)

@@ -1,3 +1,12 @@
 """Names: versions, aliases, variants, rollouts and releases, and what a reference points to."""
 
-__all__ = ["history", "members", "names", "releases", "removed", "reports", "rollout"]
+__all__ = [
+    "aliaslog",
+    "history",
+    "members",
+    "names",
+    "releases",
+    "removed",
+    "reports",
+    "rollout",
+]

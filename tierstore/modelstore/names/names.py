@@ -15,6 +15,7 @@ from tierstore.format.storeconfig import check_features
 from tierstore.ids import FULL, Digest, ModelRef, check_alias, check_name
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import RefLog, RefTarget
+from tierstore.modelstore.names.aliaslog import goes_back_to
 from tierstore.modelstore.names.members import members_of, refuse_release, variant_of, variants_of
 from tierstore.modelstore.names.named import Keep, Named
 from tierstore.modelstore.names.removed import Removals
@@ -460,11 +461,7 @@ class Names:
         def target(last: RefEntry | None) -> RefTarget:
             if last is not None and last.rollout is not None:
                 return RefTarget(last.version, last.manifest, last.seq)
-            before = last
-            while before is not None and (
-                before.version is None or (last is not None and before.version == last.version)
-            ):
-                before = log.entry(before.previous) if before.previous else None
+            before = goes_back_to(last, log.entry)
             if last is None or before is None:
                 raise NotFound(
                     f"{model}@{alias} has nothing to go back to; see 'tierstore log "

@@ -18,6 +18,7 @@ from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.retention import SetRetentions
+from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.version import RELEASED
@@ -87,31 +88,25 @@ class Holders:
         found = []
         for alias in self._home.aliases(model):
             last = self._home.log(model, ALIASES + alias).last()
-            if last is not None and last.version is not None:
-                found.append((last.version, f"alias {alias}"))
-                if last.rollout is not None:
-                    found.append((last.rollout.version, f"rollout of {model}@{alias}"))
+            for one in current([last] if last is not None else []):
+                why = f"rollout of {model}@{alias}" if one.is_rollout else f"alias {alias}"
+                found.append((one.version, why))
         return found
 
     def left(self, model: str) -> Reasons:
         """Return the versions that aliases left lately (SPEC 9.1), or would go back to."""
         found: Reasons = {}
+        now_us = time.time() * 1e6
         history_s = SetRetentions(self._home.blobs).alias_history_s(model)
-        since_us = (time.time() - history_s) * 1e6
         lately = f"in the last {duration_text(timedelta(seconds=history_s))}"
         for alias in self._home.aliases(model):
-            log = self._home.log(model, ALIASES + alias)
-            last = log.last()
-            before = last
-            while before is not None and last is not None and before.version == last.version:
-                before = log.entry(before.previous) if before.previous else None
+            log = list(self._home.log(model, ALIASES + alias).entries())[::-1]
+            numbered = {entry.seq: entry for entry in log}
+            before = goes_back_to(log[-1] if log else None, numbered.__getitem__)
             if before is not None and before.version is not None:
                 found.setdefault(before.version, []).append(f"rollback of {alias}")
-            for entry in log.entries():
-                if entry.time_us < since_us:
-                    break
-                if entry.version is not None and last is not None and entry.version != last.version:
-                    found.setdefault(entry.version, []).append(f"alias {alias} {lately}")
+            for one in meant_since(log, now_us - history_s * 1e6, now_us):
+                found.setdefault(one.version, []).append(f"alias {alias} {lately}")
         return found
 
     def _releases(self, model: str) -> list[tuple[int, str]]:

@@ -20,6 +20,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.retention import SetRetentions
+from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
 from tierstore.modelstore.names.removed import Removed, apply_removal
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
@@ -230,35 +231,25 @@ def _removed(entries: Iterable[RefEntry]) -> Removed:
 def _of_alias(log: Log, now: _Now) -> Iterator[Root]:
     """Return what an alias means, what it meant lately (SPEC 9.1), and where it would go back."""
     name = f"{log.title}@{log.name.removeprefix(ALIASES)}"
-    last = log.entries[-1]
-    yield from _of_entries([last], log, f"alias {name}")
-    before: RefEntry | None = last
-    while before is not None and before.version == last.version:
-        before = log.entries[before.previous - 1] if before.previous else None
-    if before is not None:
-        yield from _of_entries([before], log, f"rollback of {name}", now)
-    if len(log.entries) == 1:
-        return
-    history_s = now.retentions.alias_history_s(log.title)
-    since_us = (now.now_s - history_s) * 1e6
+    removed = now.ends_s.get(log.model, {})
+
+    def left(version: int | None, manifest: str, why: str) -> Root:
+        ref = f"{log.title}@{version}"
+        return Root(Digest.from_hex(manifest), "live", why, ref, version in removed)
+
+    yield from _of_entries(log.entries[-1:], log, f"alias {name}")
+    before = goes_back_to(log.entries[-1], lambda seq: log.entries[seq - 1])
+    if before is not None and before.manifest is not None:
+        yield left(before.version, before.manifest, f"rollback of {name}")
+    history_s = now.retentions.alias_history_s(log.title) if len(log.entries) > 1 else 0
     why = f"alias {name} left it in the last {duration_text(timedelta(seconds=history_s))}"
-    for at in range(len(log.entries) - 1, 0, -1):  # it held until the one behind it was written
-        if log.entries[at].time_us < since_us:
-            break
-        yield from _of_entries([log.entries[at - 1]], log, why, now)
+    for one in meant_since(log.entries, (now.now_s - history_s) * 1e6, now.now_s * 1e6):
+        yield left(one.version, one.manifest, f"rollout of {why}" if one.is_rollout else why)
 
 
-def _of_entries(
-    entries: Iterable[RefEntry], log: Log, why: str, before: _Now | None = None
-) -> Iterator[Root]:
-    """Return what entries of a log mean; of those that hold no more, ``before`` is given."""
-
-    def root(version: int | None, manifest: str, why: str) -> Root:
-        is_removed = before is not None and version in before.ends_s.get(log.model, {})
-        return Root(Digest.from_hex(manifest), "live", why, f"{log.title}@{version}", is_removed)
-
+def _of_entries(entries: Iterable[RefEntry], log: Log, why: str) -> Iterator[Root]:
+    """Return what entries of a log mean."""
     for entry in entries:
-        if entry.manifest is not None:
-            yield root(entry.version, entry.manifest, why)
-        if entry.rollout is not None:
-            yield root(entry.rollout.version, entry.rollout.manifest, f"rollout of {why}")
+        for one in current([entry]):
+            what = f"rollout of {why}" if one.is_rollout else why
+            yield Root(Digest.from_hex(one.manifest), "live", what, f"{log.title}@{one.version}")
