@@ -4915,23 +4915,38 @@ _COLLECTOR = (
         "members-unmarked",
         "SPEC 10.1: Roots are the members of releases.",
         "modelstore/reclaim/roots.py",
-        "yield Root(Digest(member.manifest), root.kind, root.why, of, root.is_removed)",
-        "pass",
-        ("integration/test_collector.py::test_members_of_releases_stay",),
+        "if (model, number) in released:",
+        "if False:",
+        (
+            "integration/test_collector.py::test_members_of_releases_stay",
+            "integration/test_collector.py::"
+            "test_what_an_alias_meant_can_come_back_with_its_variants",
+        ),
+    ),
+    Mutation(
+        "variants-of-what-an-alias-meant-unmarked",
+        "SPEC 10.1: Roots are what an alias meant in the history, with the variants of these.",
+        "modelstore/reclaim/roots.py",
+        "if staying is not None and entry.manifest is not None:",
+        "if False:",
+        (
+            "integration/test_collector.py::"
+            "test_what_an_alias_meant_can_come_back_with_its_variants",
+        ),
     ),
     Mutation(
         "variants-of-a-removed-member-in-force",
         "modelstore.reclaim.roots: the variants of a member stay as the member does.",
         "modelstore/reclaim/roots.py",
-        "yield Root(variant, held.kind, held.why, of, held.is_removed)",
-        'yield Root(variant, "live", held.why, of)',
+        "yield staying.of(bytes.fromhex(entry.manifest), staying.ref)",
+        'yield Root(Digest.from_hex(entry.manifest), "live", staying.why, staying.ref)',
         ("integration/test_collector.py::test_members_of_a_removed_release_stop_nobody",),
     ),
     Mutation(
         "release-that-goes-before-one-that-stays",
         "SPEC 10.1: Roots are the members of releases that are roots, with the members' variants.",
         "modelstore/reclaim/roots.py",
-        "if held is None or held.is_removed:",
+        "if known is None or known.is_removed:",
         "if True:",
         (
             "integration/test_collector.py::"

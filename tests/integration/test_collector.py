@@ -272,6 +272,27 @@ def test_what_aliases_meant_stays_for_the_alias_history(store: Store) -> None:
     assert states(collect(store))[own][0] == "deleted"
 
 
+def test_what_an_alias_meant_can_come_back_with_its_variants(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """Also a release, with the variants of its members."""
+    derive(store, "m@2", {"cast": "bf16"})
+    for number in (2, 3):
+        store.alias("m", "prod", f"m@{number}")
+        store.releases.create("all", [f"m@{number}"])
+        store.alias("all", "prod", f"all@{number - 1}")
+    store.remove("all@1")
+    store.remove("m@2")
+    assert collect(store).of("deleted") == []
+    store.remove_alias("m", "prod")
+    store.retention.set("m", window=timedelta(0), alias_history=timedelta(0))
+    assert collect(store).of("deleted") == [], "the release that it means is all@2 now"
+    for ref in ("m@2", "all@1"):
+        store.undelete(ref)
+    assert store.load("m@2+bf16").load().keys() == tensors(2).keys()
+    is_sound(store)
+
+
 def test_an_alias_that_moves_every_night_has_one_reason(store: Store) -> None:
     """However many versions it left: their packs are counted together."""
     gone = ["m@1", "m@2", "m@3"]

@@ -8,9 +8,9 @@ what is condemned afterwards, and sees the collector.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
 from tierstore.format.manifest import Member
@@ -59,9 +59,17 @@ class Root:
         """
         return not self.is_removed and self.kind != "leased"
 
+    def of(self, manifest: bytes, ref: str) -> Root:
+        """Return the root of another manifest that stays for the same reason."""
+        return replace(self, digest=Digest(manifest), ref=ref)
+
     def __str__(self) -> str:
         why = f"{self.why}, " if self.ref else ""
         return f"{self.ref or self.why} ({why}b3:{self.digest.hex})"
+
+
+_Held: TypeAlias = tuple[str, int, Root]
+"""A version that stays: the model's name, its number, and why."""
 
 
 @dataclass(slots=True)
@@ -108,14 +116,16 @@ class Roots:
         now = _Now(now_s, ends_s, retentions)
         logs = self._logs.read(now_s)
         found = Found()
+        held = list[_Held]()
         for log in logs:
             if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
                 self._versions(log, now, found)
             elif log.name.startswith(ALIASES):
-                found.roots += _of_alias(log, now)
+                found.roots += _of_entries(log.entries[-1:], log, _alias(log))
+                held += _left_by_alias(log, now)
             elif log.name != REMOVED_LOG:  # written by a later version
                 found.roots += _of_entries(log.entries, log, f"{log.title} in its log {log.name}")
-        found.roots += self._of_releases(logs, now)
+        found.roots += self._all_of([*held, *_releases(logs, now)], logs)
         found.roots += [
             Root(pin.version, "live", f"pin of {pin.who}", pin.ref)
             for pin in Pins(self._home.blobs).active()
@@ -137,34 +147,34 @@ class Roots:
             else:
                 found.roots.append(root)
 
-    def _of_releases(self, logs: Sequence[Log], now: _Now) -> Iterator[Root]:
-        """Return the members of the releases that stay, with the members' variants."""
-        wanted: dict[tuple[str, int], Root] = {}
-        for log in logs:
-            if log.name != VERSION_LOG:
-                continue
-            for entry in log.entries:
-                if entry.action != RELEASED or entry.manifest is None:
-                    continue
-                digest = Digest.from_hex(entry.manifest)
-                ref = f"release {log.title}@{entry.seq}"
-                root = now.root(log.model, entry.seq, digest, ref)
-                if root is None:
-                    continue
-                for member in self._members_of(digest):
-                    held = wanted.get((member.model, member.version))
-                    if held is None or held.is_removed:
-                        wanted[member.model, member.version] = root
-                    of = f"{member.model}@{member.version}"
-                    yield Root(Digest(member.manifest), root.kind, root.why, of, root.is_removed)
+    def _all_of(self, held: Iterable[_Held], logs: Sequence[Log]) -> Iterator[Root]:
+        """Return all that nodes may serve of versions: members of releases, and all variants."""
+        released = {
+            (log.title, entry.seq)
+            for log in logs
+            if log.name == VERSION_LOG
+            for entry in log.entries
+            if entry.action == RELEASED
+        }
+        strongest: dict[tuple[str, int], Root] = {}
+        for model, number, root in held:
+            parts = [(model, number, root)]
+            if (model, number) in released:
+                parts += [
+                    (one.model, one.version, root.of(one.manifest, f"{one.model}@{one.version}"))
+                    for one in self._members_of(root.digest)
+                ]
+            for title, version, part in parts:
+                yield part
+                known = strongest.get((title, version))
+                if known is None or known.is_removed:
+                    strongest[title, version] = part
         for log in logs:
             if log.name.startswith(VARIANTS):
                 for entry in log.entries:
-                    held = wanted.get((log.title, entry.version or 0))
-                    if held is not None and entry.manifest is not None:
-                        of = f"{log.title}@{entry.version}"
-                        variant = Digest.from_hex(entry.manifest)
-                        yield Root(variant, held.kind, held.why, of, held.is_removed)
+                    staying = strongest.get((log.title, entry.version or 0))
+                    if staying is not None and entry.manifest is not None:
+                        yield staying.of(bytes.fromhex(entry.manifest), staying.ref)
 
     def _members_of(self, digest: Digest) -> tuple[Member, ...]:
         if digest.hex not in self._members:
@@ -228,23 +238,42 @@ def _removed(entries: Iterable[RefEntry]) -> Removed:
     return removed
 
 
-def _of_alias(log: Log, now: _Now) -> Iterator[Root]:
-    """Return what an alias means, what it meant lately (SPEC 9.1), and where it would go back."""
-    name = f"{log.title}@{log.name.removeprefix(ALIASES)}"
+def _alias(log: Log) -> str:
+    return f"alias {log.title}@{log.name.removeprefix(ALIASES)}"
+
+
+def _left_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
+    """Return what an alias meant lately (SPEC 9.1), and where it would go back to."""
     removed = now.ends_s.get(log.model, {})
+    alias = _alias(log)
 
-    def left(version: int | None, manifest: str, why: str) -> Root:
+    def held(version: int, manifest: str, why: str) -> _Held:
         ref = f"{log.title}@{version}"
-        return Root(Digest.from_hex(manifest), "live", why, ref, version in removed)
+        root = Root(Digest.from_hex(manifest), "live", why, ref, version in removed)
+        return log.title, version, root
 
-    yield from _of_entries(log.entries[-1:], log, f"alias {name}")
     before = goes_back_to(log.entries[-1], lambda seq: log.entries[seq - 1])
-    if before is not None and before.manifest is not None:
-        yield left(before.version, before.manifest, f"rollback of {name}")
+    if before is not None:
+        for one in current([before])[:1]:
+            yield held(one.version, one.manifest, f"rollback of {alias.removeprefix('alias ')}")
     history_s = now.retentions.alias_history_s(log.title) if len(log.entries) > 1 else 0
-    why = f"alias {name} left it in the last {duration_text(timedelta(seconds=history_s))}"
+    why = f"{alias} left it in the last {duration_text(timedelta(seconds=history_s))}"
     for one in meant_since(log.entries, (now.now_s - history_s) * 1e6, now.now_s * 1e6):
-        yield left(one.version, one.manifest, f"rollout of {why}" if one.is_rollout else why)
+        yield held(one.version, one.manifest, f"rollout of {why}" if one.is_rollout else why)
+
+
+def _releases(logs: Iterable[Log], now: _Now) -> Iterator[_Held]:
+    """Return the releases that stay."""
+    for log in logs:
+        if log.name == VERSION_LOG:
+            for entry in log.entries:
+                if entry.action == RELEASED and entry.manifest is not None:
+                    digest = Digest.from_hex(entry.manifest)
+                    root = now.root(
+                        log.model, entry.seq, digest, f"release {log.title}@{entry.seq}"
+                    )
+                    if root is not None:
+                        yield log.title, entry.seq, root
 
 
 def _of_entries(entries: Iterable[RefEntry], log: Log, why: str) -> Iterator[Root]:
