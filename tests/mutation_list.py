@@ -4954,6 +4954,25 @@ _COLLECTOR = (
         ),
     ),
     Mutation(
+        "rollback-unmarked",
+        "SPEC 10.1: Roots are the entries that a rollback would go back to.",
+        "modelstore/reclaim/roots.py",
+        "    if current(log.entries):  # a removed",
+        "    if False:  # a removed",
+        ("integration/test_collector.py::test_where_an_alias_would_go_back_to_stays",),
+    ),
+    Mutation(
+        "rollback-of-an-alias-that-is-gone",
+        "SPEC 10.1: Where an alias would go back to is a root while it means anything.",
+        "modelstore/reclaim/roots.py",
+        "    if current(log.entries):  # a removed",
+        "    if True:  # a removed",
+        (
+            "integration/test_collector.py::"
+            "test_what_a_rollback_goes_back_to_does_not_stay_for_ever",
+        ),
+    ),
+    Mutation(
         "entry-that-is-missing",
         "SPEC 10.1: What may need a pack and cannot be read ends the run.",
         "modelstore/reclaim/reflogs.py",

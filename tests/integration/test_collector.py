@@ -332,6 +332,24 @@ def test_where_an_alias_would_go_back_to_stays_though_it_was_removed_in_between(
     assert states(collect(store))[own] == ("live", "rollback of m@prod")
 
 
+@pytest.mark.parametrize("end", ["removed", "moved on"])
+def test_what_a_rollback_goes_back_to_does_not_stay_for_ever(store: Store, end: str) -> None:
+    """It stays until the alias goes back elsewhere, or is removed; then for the alias history."""
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    store.alias("m", "prod", "m@2")
+    if end == "removed":
+        store.remove_alias("m", "prod")
+        store.remove("m@2")
+    else:
+        store.alias("m", "prod", "m@3")
+        store.remove("m@2")
+        store.alias("m", "prod", "m@1")
+    why = "alias m@prod left it in the last 30 d"
+    assert states(collect(store))[own] == ("live", why)
+    store.retention.set("m", alias_history=timedelta(0))
+    assert states(collect(store))[own][0] == "deleted"
+
+
 def test_what_is_pinned_stays(store: Store, blobs: MemoryStore) -> None:
     [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
     digest = store.resolve("m@2").digest

@@ -252,10 +252,11 @@ def _left_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
         root = Root(Digest.from_hex(manifest), "live", why, ref, version in removed)
         return log.title, version, root
 
-    before = goes_back_to(log.entries[-1], lambda seq: log.entries[seq - 1])
-    if before is not None:
-        for one in current([before])[:1]:
-            yield held(one.version, one.manifest, f"rollback of {alias.removeprefix('alias ')}")
+    if current(log.entries):  # a removed version would stay for ever for an alias that is gone
+        before = goes_back_to(log.entries[-1], lambda seq: log.entries[seq - 1])
+        if before is not None:
+            for one in current([before])[:1]:
+                yield held(one.version, one.manifest, f"rollback of {alias.removeprefix('alias ')}")
     history_s = now.retentions.alias_history_s(log.title) if len(log.entries) > 1 else 0
     why = f"{alias} left it in the last {duration_text(timedelta(seconds=history_s))}"
     for one in meant_since(log.entries, (now.now_s - history_s) * 1e6, now.now_s * 1e6):
