@@ -1,4 +1,7 @@
-"""What keeps a version from being removed: who names it now (SPEC.md section 9.1)."""
+"""What keeps a version from being removed: who names it now (SPEC.md section 9.1).
+
+A collector asks the same sources for the whole store: see the table of ``roots``.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,30 @@
 What protects is read after what it protects from: removals before versions and names, and leases
 last. So whoever brings a version back, or lets a name or a lease hold it, is seen; or it looks at
 what is condemned afterwards, and sees the collector.
+
+Who removes versions asks the same sources of one model (``holders``), and the answers differ on
+purpose. A name that a user gave refuses ``rm``; what only may be wanted again does not, but rules
+leave it alone. Of equal content a pin and a lease mean a version that stays, so that the others can
+go. What this process reads itself its lease keeps from being deleted, which is enough.
+
+::
+
+    source                                 a root   refuses rm   rules keep it
+    alias                                  yes      yes          yes
+    target of a rollout                    yes      yes          yes
+    pin of a rollout                       yes      no           no
+    member of a release                    yes      yes          yes
+    pin of a user                          yes      yes          yes
+    lease of another process               yes      yes          yes
+    lease of this process                  yes      no           no
+    patch that lies on it                  below    yes          yes
+    where an alias would go back to        yes      no           yes
+    what an alias meant lately             yes      no           yes
+    where a removed alias would go back    no       no           yes
+    what a removed alias meant lately      yes      no           yes
+
+Besides, versions that are not removed, with their variants, and until their window has ended those
+that are. Of a patch the mark finds what lies below (``mark``).
 """
 
 from __future__ import annotations
