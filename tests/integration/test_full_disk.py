@@ -23,10 +23,10 @@ from tierstore.format.tiers import MoverLease
 from tierstore.ids import Buffer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease, new_lease
+from tierstore.modelstore.home.reserve import RESERVE_BYTES
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.report import Report
-from tierstore.modelstore.reclaim.reserve import RESERVE_BYTES
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
 

@@ -31,8 +31,8 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.loading.fileview import FileView
+from tierstore.modelstore.names import removalprotocol
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.reclaim import removal
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.ways import Ways
@@ -406,7 +406,7 @@ def test_a_removal_that_is_undone_leaves_nothing_that_is_lost(
     store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It took two entries, and a collector saw the first one."""
-    monkeypatch.setattr(removal, "MAX_REMOVED", 1)
+    monkeypatch.setattr(removalprotocol, "MAX_REMOVED", 1)
     store.save("m", content(7), base=None)
 
     def plan(op: str, key: str, n: int) -> None:

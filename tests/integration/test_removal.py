@@ -37,9 +37,9 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease, in_force, new_lease
 from tierstore.modelstore.home.probe import Probe
 from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.names import removalprotocol
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import Removals
-from tierstore.modelstore.reclaim import removal
 from tierstore.modelstore.reclaim.feature import enable, writers_seen
 from tierstore.modelstore.reclaim.retention import Retentions
 from tierstore.modelstore.store import Store
@@ -237,14 +237,14 @@ def test_what_is_named_is_not_removed(store: Store, case: str) -> None:
     hold(store)
     with pytest.raises(Conflict) as caught:
         store.remove("m@3", "m@2")
-    said, _, first = str(caught.value).partition("; nothing of m was removed: first ")
+    said, _, first = str(caught.value).partition("; nothing was removed: first ")
     assert said.startswith(f"m@2 is needed by {reason}")
     assert first.partition(" (")[0] in {
-        "point the alias elsewhere", "let the rollout end", "remove the release",
+        "point the alias elsewhere", "let the rollout end", "remove the release as well",
         "take off the pin", "remove the patch as well, or fold it",
     }  # fmt: skip
     assert reason.split()[0] in first
-    assert "nothing of m was removed" in str(caught.value)
+    assert "nothing was removed" in str(caught.value)
     assert {2, 3} <= set(numbers(store))
     assert store._parts.home.log("m", REMOVED_LOG).last() is None, "it was seen before"
     store.remove("m@3")
@@ -307,7 +307,7 @@ def test_all_or_none_of_the_references(store: Store) -> None:
 
 
 def test_more_than_one_entry_can_hold(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal, "MAX_REMOVED", 2)
+    monkeypatch.setattr(removalprotocol, "MAX_REMOVED", 2)
     log = store._parts.home.log("m", REMOVED_LOG)
     store.remove_model("m")
     assert [entry.versions for entry in log.entries()] == [[5], [3, 4], [1, 2]] * 2
@@ -757,7 +757,7 @@ def test_a_look_that_fails_removes_nothing(
     store: Store, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many entries it takes."""
-    monkeypatch.setattr(removal, "MAX_REMOVED", most)
+    monkeypatch.setattr(removalprotocol, "MAX_REMOVED", most)
 
     def plan(op: str, key: str, n: int) -> Unreachable | None:
         written = any("removed/" in key for op, key in faulty.calls if op == "put_if_absent")
@@ -776,7 +776,7 @@ def test_a_removal_of_many_that_is_stopped_is_undone(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It took three entries; a version of the second was named before that was written."""
-    monkeypatch.setattr(removal, "MAX_REMOVED", 2)
+    monkeypatch.setattr(removalprotocol, "MAX_REMOVED", 2)
 
     def plan(op: str, key: str, n: int) -> None:
         if op == "put_if_absent" and key.endswith("removed/000000/000000005"):

@@ -19,7 +19,8 @@ from tierstore.errors import TierstoreError, UsageError
 from tierstore.shown import duration_text, time_text
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion
+    from tierstore.modelstore.reclaim.forgetting import Forgotten
+    from tierstore.modelstore.reclaim.removedlist import RemovedVersion
     from tierstore.modelstore.reclaim.retention import ModelRetention
     from tierstore.modelstore.reclaim.rules import Keep
     from tierstore.modelstore.store import Store
@@ -76,9 +77,7 @@ def remove(
         if every:
             if named := [ref for ref in refs if "@" in ref]:
                 raise UsageError(f"--all takes names of models, and {named[0]} names a version")
-            for model in refs:
-                store.versions(model, limit=0)  # says which does not exist
-            gone = [one for model in refs for one in store.remove_model(model, message=message)]
+            gone = store.remove_model(*refs, message=message)
         else:
             gone = store.remove(*refs, force=force, message=message)
         wanted = {str(version) for version in gone}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,6 +39,7 @@ from tierstore.modelstore.patches.service import Patching
 from tierstore.modelstore.places import CACHE, HOME, StorePlace, StorePlaces
 from tierstore.modelstore.placing.hotpins import HotPins
 from tierstore.modelstore.placing.warming import HOT, Warming, Warmth
+from tierstore.modelstore.reclaim.looks import Looks
 from tierstore.modelstore.saving.source import check_source, open_source
 from tierstore.modelstore.saving.transaction import Saving
 from tierstore.modelstore.settings import Settings
@@ -55,11 +56,12 @@ _T = TypeVar("_T")
 if TYPE_CHECKING:  # what most commands do without is imported where it is used
     from tierstore.modelstore.care.check import CheckReport
     from tierstore.modelstore.care.compare import Diff, Usage
-    from tierstore.modelstore.home.chain import Chain
     from tierstore.modelstore.loading.dequantized import Dequantized
     from tierstore.modelstore.placing.placing import Placement
+    from tierstore.modelstore.reclaim.forgetting import Forgotten
     from tierstore.modelstore.reclaim.reclaim import Reclaim
-    from tierstore.modelstore.reclaim.removal import Forgotten, RemovedVersion, Removing
+    from tierstore.modelstore.reclaim.removal import Removing
+    from tierstore.modelstore.reclaim.removedlist import RemovedVersion
     from tierstore.modelstore.reclaim.repair.report import RepairReport
     from tierstore.modelstore.reclaim.retention import Retentions
 
@@ -130,7 +132,8 @@ class Store:
         upkeep = Upkeep(upkeep_tasks(hot, heat, self._hot_pins.sync))
         self._index = ChunkIndex(blobs, settings.cache_dir / home.config.store_id / "index.sqlite")
         self._lease = ReaderLease(blobs)
-        self._names = Names(home, settings.node, settings.labels, self._keep)
+        looks = Looks(home)
+        self._names = Names(home, settings.node, settings.labels, looks.keep, looks.is_named)
         places = StorePlaces(
             lambda: [
                 StorePlace(HOME, blobs.url),
@@ -174,13 +177,6 @@ class Store:
         # setdefault is atomic, where a lock that another thread holds in a fork would stay locked
         found: _T = self._services.get(name) or self._services.setdefault(name, make())
         return found
-
-    def _keep(self, what: str, find: Callable[[], Iterable[Chain]], were_removed: bool) -> None:
-        """See to it that packs stay which a name relies on; see ``Keeping.keep``."""
-        from tierstore.modelstore.reclaim.keeping import Keeping
-
-        keeping = self._once("keeping", lambda: Keeping(self._parts.home))
-        keeping.keep(what, find, were_removed)
 
     @property
     def rollouts(self) -> Rollouts:
@@ -707,18 +703,20 @@ class Store:
         """
         return self._removing.remove(refs, force=force, message=message)
 
-    def remove_model(self, model: str, *, message: str | None = None) -> list[Version]:
-        """Remove all versions of a model; it is not listed any more, and its numbers go on.
+    def remove_model(self, *models: str, message: str | None = None) -> list[Version]:
+        """Remove all versions of models, all or none; they are not listed any more.
+
+        Their numbers go on.
 
         Args:
-            model: The model's name.
+            models: The models' names, or the names of releases.
             message: Why; kept in the log. ``None`` for no message.
 
         Returns:
-            The versions that were removed, the newest first.
+            The versions that were removed, of each model the newest first.
 
         Raises:
-            UsageError: The store does not allow removal yet.
+            UsageError: The store does not allow removal yet, or no model was named.
             NotFound: There is no such model.
             Conflict: A version is needed, and the message says by whom; none is removed.
 
@@ -730,7 +728,7 @@ class Store:
             >>> store.models()
             []
         """
-        return self._removing.remove_model(model, message=message)
+        return self._removing.remove_models(models, message=message)
 
     def forget(
         self,
@@ -790,6 +788,7 @@ class Store:
             >>> [str(version) for version in found.removed]
             ['ranker@1']
         """
+        from tierstore.modelstore.reclaim.forgetting import Forgetting
         from tierstore.modelstore.reclaim.rules import rules_of
 
         rules = rules_of(
@@ -797,7 +796,7 @@ class Store:
             keep_daily=keep_daily, keep_weekly=keep_weekly, keep_monthly=keep_monthly,
             keep_yearly=keep_yearly, keep_tag=keep_tag,
         )  # fmt: skip
-        return self._removing.forget(
+        return Forgetting(self._names).forget(
             model, rules, dry_run=dry_run, most_percent=most_percent, message=message
         )
 
@@ -841,7 +840,9 @@ class Store:
             >>> store.deleted()
             []
         """
-        return self._removing.deleted(model)
+        from tierstore.modelstore.reclaim.removedlist import deleted
+
+        return deleted(self._names, model)
 
     def diff(self, old: str | Version, new: str | Version) -> Diff:
         """Compare two versions tensor by tensor, from their metadata alone.

@@ -17,6 +17,7 @@ __all__ = [
     "readerlease",
     "refs",
     "relayout",
+    "reserve",
     "retention",
     "tierlist",
 ]

@@ -6,6 +6,7 @@ __all__ = [
     "members",
     "names",
     "releases",
+    "removalprotocol",
     "removed",
     "reports",
     "rollout",

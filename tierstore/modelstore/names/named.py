@@ -1,26 +1,23 @@
 """The look after a name was given: whoever lets something name a version makes it (SPEC.md 9.1).
 
 Who removes a version announces it, and then looks for names; who names it looks for removals, and
-stops one that is announced: so at least one of them sees the other, and who dies in between has
-removed nothing. Who condemns packs looks at names after saying so, and who names a version looks at
-its packs after that.
+stops one that is announced (``removalprotocol.py``). Who condemns packs looks at names after saying
+so, and who names a version looks at its packs after that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import TypeAlias
 
 from tierstore.errors import Conflict, NotFound, TierstoreError
-from tierstore.format.keys import REMOVED_LOG
-from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.chain import Chain, find_chain
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.home.refs import NOWHERE, RefTarget
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.members import contents_of, members_of
+from tierstore.modelstore.names.removalprotocol import RemovalProtocol
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.version import Version
 
@@ -32,10 +29,6 @@ were ever removed.
 """
 
 
-class _Over(Exception):
-    """A removal is not announced any more."""
-
-
 class Named:
     """Looks at versions that were just named, or brought back.
 
@@ -43,10 +36,15 @@ class Named:
         home: The store's home.
         removals: What is removed.
         keep: Sees to it that the packs of versions stay.
+        is_named: Whether an alias, a rollout, a release, a user's pin or a reader names a version.
     """
 
-    def __init__(self, home: Home, removals: Removals, keep: Keep) -> None:
-        self._home, self._removals, self._keep = home, removals, keep
+    def __init__(
+        self, home: Home, removals: Removals, keep: Keep, is_named: Callable[[Version], bool]
+    ) -> None:
+        self._home, self._removals = home, removals
+        self._keep, self._is_named = keep, is_named
+        self.protocol = RemovalProtocol(home, removals)
 
     def refuse_removed(self, model: str, number: int, meanwhile: str = "") -> None:
         """Raise ``NotFound`` for a version that is removed.
@@ -60,30 +58,6 @@ class Named:
         if entry is not None:
             raise NotFound(f"{self._removals.why(model, number, entry)}{meanwhile}")
 
-    def stop_removal(self, model: str, number: int, note: str) -> bool:
-        """Stop the removal of a version that was announced, and is not done yet.
-
-        Args:
-            model: Name of the model.
-            number: Number of the version.
-            note: Who needs the version, for the log.
-
-        Returns:
-            Whether the version is removed already.
-        """
-
-        def target(last: RefEntry | None) -> RefTarget:
-            if number not in self._removals.announced(model):
-                raise _Over
-            return NOWHERE
-
-        removed, announced = self._removals.both(model)
-        if number in announced:
-            with suppress(_Over):  # it is done by now, or somebody else has stopped it
-                self._home.log(model, REMOVED_LOG).append("undelete", target, note, [number])
-            removed = self._removals.of(model)
-        return number in removed
-
     def look(
         self,
         versions: Iterable[Version],
@@ -92,7 +66,7 @@ class Named:
     ) -> None:
         """See that versions which an entry names are in force and stay, or take the entry back.
 
-        A removal that is announced only is stopped.
+        A removal that is announced only is stopped. Whatever fails, the entry is taken back.
 
         Args:
             versions: The versions.
@@ -107,38 +81,68 @@ class Named:
         """
         if not self._home.reclaims:
             return
-        for version in versions:
-            note = f"{version} is named again"
-            if self.stop_removal(version.model, version.number, note):
-                note = f"{version} was removed"
-                done = take_back(note)
-                self.refuse_removed(version.model, version.number, f". {done}")
-                # whoever removed it saw the entry, too
-                raise Conflict(f"{note} just now and brought back. {done}; try again")
-            if is_settled and version.number not in self._removals.ever(version.model):
-                continue  # in force since it was whole: every collector has seen it
-            try:
-                self.keep_version(version)
-            except TierstoreError as error:
-                done = take_back(f"undone: {error}"[:500])
-                raise type(error)(f"{error}. {done}") from error
+        try:
+            for version in versions:
+                self._see(version, is_settled)
+        except TierstoreError as error:
+            raise type(error)(f"{error}. {self._taken_back(take_back, error)}") from error
 
-    def keep_version(self, version: Version) -> None:
-        """See to it that all stays which nodes may serve of a version that is in force."""
-        home = self._home
+    def _taken_back(self, take_back: Callable[[str], str], why: TierstoreError) -> str:
+        """Take an entry back; return in words what was done."""
+        note = f"undone: {why}"[:500]
+        try:
+            return with_reserve(self._home.blobs, lambda: take_back(note))
+        except TierstoreError as error:
+            return f"Taking that back ended with: {error}"
+
+    def _see(self, version: Version, is_settled: bool) -> None:
+        note = f"{version} is named again"
+        if self.protocol.stop(version.model, version.number, note):
+            self.refuse_removed(version.model, version.number)
+            # whoever removed it saw the entry, too
+            raise Conflict(f"{version} was removed just now and brought back; try again")
+        if is_settled and version.number not in self._removals.ever(version.model):
+            return  # in force since it was whole: every collector has seen it
+        self.see_whole(version, note)
+
+    def see_whole(self, version: Version, note: str) -> None:
+        """See that all that nodes may serve of a version stays; of a release the members, too.
+
+        Args:
+            version: The version, which is named, or comes back.
+            note: Who needs the members, for the log.
+
+        Raises:
+            NotFound: A member is removed, or packs are gone.
+            Conflict: A member was removed and brought back just now.
+        """
+        home, members = self._home, self.members(version)
+        for member in members:
+            if self.protocol.stop(member.model, member.number, note):
+                self.refuse_removed(member.model, member.number)
+                raise Conflict(f"{member} was removed just now and brought back; try again")
 
         def chains() -> list[Chain]:
             return parallel(lambda one: find_chain(home, one), contents_of(home, version))
 
-        self._keep(str(version), chains, self._were_removed([version, *self.members(version)]))
+        self._keep(str(version), chains, self._were_removed([version, *members]))
 
-    def keep_below(self, base: Version, chain: Chain) -> None:
+    def look_below(self, base: Version, patch: str, chain: Chain) -> None:
         """See to it that all stays which a patch of a version lies on.
 
-        As long as that version was never removed every collector has kept it, so that nothing but
-        the log of removals is looked at.
+        A removal of that version that is announced only is stopped. Done with, it may stay removed:
+        the patch needs its chunks. As long as the version was never removed every collector has
+        kept it, so that nothing but the log of removals is looked at.
+
+        Args:
+            base: The version.
+            patch: What the patch is called, for the log.
+            chain: How the version is read.
         """
-        if self._home.reclaims and self._were_removed([base]):
+        if not self._home.reclaims:
+            return
+        self.protocol.stop(base.model, base.number, f"{patch} lies on it")
+        if self._were_removed([base]):
             self._keep(str(base), lambda: [chain], True)
 
     def keep_digest(self, what: str, digest: Digest, were_removed: bool) -> None:
@@ -146,16 +150,26 @@ class Named:
         self._keep(what, lambda: [find_chain(self._home, digest)], were_removed)
 
     def _were_removed(self, versions: Iterable[Version]) -> bool:
-        found = False
-        for one in versions:
-            self._removals.of(one.model)  # reads on
-            found |= one.number in self._removals.ever(one.model)
-        return found
+        """Return whether versions were ever removed, as far as the logs were just read."""
+        return any(one.number in self._removals.ever(one.model) for one in versions)
 
-    def remove(self, model: str, number: int, note: str) -> None:
-        """Remove a version that was just published by the caller, and that nobody can rely on."""
-        log = self._home.log(model, REMOVED_LOG)
-        log.append("forget", lambda last: NOWHERE, note, [number])
+    def remove_unless_named(self, version: Version, note: str) -> bool:
+        """Remove a version that its writer cannot promise to anybody.
+
+        Returns:
+            Whether it is removed; ``False`` if somebody names it by now.
+        """
+        try:
+            [announced] = self.protocol.announce(version.model, [version.number], note)
+        except Conflict:  # somebody else has removed it
+            return True
+        if self._is_named(version):
+            return False
+        try:
+            self.protocol.forget(announced, note)
+        except Conflict:
+            return False
+        return True
 
     def members(self, version: Version) -> list[Version]:
         """Return the versions that a release names; none for any other version."""

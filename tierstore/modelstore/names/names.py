@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -54,6 +54,7 @@ class Names:
         node: This node's name, which decides its turn in a rollout.
         labels: This node's labels.
         keep: Sees to it that the packs of what gets a name stay.
+        is_named: Whether an alias, a rollout, a release, a user's pin or a reader names a version.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Names:
         node: str,
         labels: Mapping[str, str],
         keep: Keep = lambda what, find, were_removed: None,
+        is_named: Callable[[Version], bool] = lambda version: False,
     ) -> None:
         self.home = home
         self.removals = Removals(home)
-        self.named = Named(home, self.removals, keep)
+        self.named = Named(home, self.removals, keep, is_named)
         self._node, self._labels = node, labels
 
     def resolve(self, ref: str | Version) -> Version:
@@ -150,7 +152,7 @@ class Names:
                 version = self.resolve(ref)
                 number = version.number if version.digest == digest else None
             if number is not None:
-                if self.named.stop_removal(parsed.model, number, f"{ref} is pinned"):
+                if self.named.protocol.stop(parsed.model, number, f"{ref} is pinned"):
                     self.refuse_removed(parsed.model, number)
                 were_removed = number in self.removals.ever(parsed.model)
         self.named.keep_digest(ref, digest, were_removed)

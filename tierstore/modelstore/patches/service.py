@@ -90,13 +90,15 @@ class Patching:
 
         Its base may have been removed and collected since it was looked up.
         """
+        named, patch = self._names.named, version_of(base.model, entry)
         try:
-            self._names.named.keep_below(base, below.chain)
+            named.look_below(base, str(patch), below.chain)
         except NotFound as error:
-            self._names.named.remove(base.model, entry.seq, f"undone: {error}"[:500])
+            is_removed = named.remove_unless_named(patch, f"undone: {error}"[:500])
+            done = "is removed again" if is_removed else "stays, as somebody names it by now"
             raise NotFound(
-                f"{error}. {base.model}@{entry.seq}, the patch on it, was published and is removed "
-                "again: patch another version, or save the whole model"
+                f"{error}. {patch}, the patch on it, was published and {done}: patch another "
+                "version, or save the whole model"
             ) from error
         except TierstoreError as error:
             raise type(error)(

@@ -31,6 +31,7 @@ from tierstore.modelstore.home.condemned import GRACE_S
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.reserve import give_up_reserve, keep_reserve, with_reserve
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.heal import Healer
@@ -40,13 +41,7 @@ from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.repack import Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_text
-from tierstore.modelstore.reclaim.reserve import (
-    Unheld,
-    give_up_reserve,
-    keep_reserve,
-    newest_s,
-    with_reserve,
-)
+from tierstore.modelstore.reclaim.reserve import Unheld, newest_s
 from tierstore.modelstore.reclaim.rewrite import rewrite_layouts
 from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded

@@ -20,8 +20,8 @@ from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.leases import TTL_S, writers
 from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.reserve import keep_reserve
 from tierstore.modelstore.names.history import whole_history
-from tierstore.modelstore.reclaim.reserve import keep_reserve
 from tierstore.modelstore.version import when
 
 _LATELY = 100

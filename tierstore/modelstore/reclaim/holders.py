@@ -1,6 +1,8 @@
 """What keeps a version from being removed: who names it now (SPEC.md section 9.1).
 
 A collector asks the same sources for the whole store: see the table of ``roots``.
+
+Entries and manifests never change, so each is read once; what names mean is read anew each time.
 """
 
 from __future__ import annotations
@@ -8,11 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 
-from tierstore.format.keys import ALIASES, VARIANTS
+from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.manifest import Member, patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
@@ -24,7 +26,7 @@ from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.rollout import HOLDER
-from tierstore.modelstore.version import RELEASED
+from tierstore.modelstore.version import RELEASED, Version
 from tierstore.shown import duration_text
 
 Reasons = dict[int, list[str]]
@@ -55,20 +57,41 @@ class Holders:
         self._names, self._home = names, names.home
         self._models: set[str] = set()
         self._members: dict[str, tuple[Member, ...]] = {}
+        self._entries: dict[tuple[str, str, int], RefEntry] = {}
+        self._below: dict[str, list[str]] = {}
 
     def contents(self, model: str, numbers: Iterable[int]) -> dict[int, Content]:
         """Return the contents of these versions of a model, by number."""
-        entries = {one.seq: one for one in self._home.log(model).numbered(list(numbers))}
+        entries = {one.seq: one for one in self._read(model, VERSION_LOG, list(numbers))}
         digests = {number: {entry.manifest or ""} for number, entry in entries.items()}
         for variant in self._home.variants(model):
-            for entry in self._home.log(model, VARIANTS + variant).entries():
+            name = VARIANTS + variant
+            last = self._home.log(model, name).last()
+            for entry in self._read(model, name, range(1, last.seq + 1 if last else 1)):
                 if entry.version in digests and entry.manifest:
                     digests[entry.version].add(entry.manifest)
         return {
             number: Content(entry, frozenset(digests[number])) for number, entry in entries.items()
         }
 
-    def named(self, model: str, going: Mapping[int, Content], staying: Set[str]) -> Reasons:
+    def _read(self, model: str, name: str, numbers: Sequence[int]) -> list[RefEntry]:
+        new = [number for number in numbers if (model, name, number) not in self._entries]
+        for entry in self._home.log(model, name).numbered(new):
+            self._entries[model, name, entry.seq] = entry
+        return [self._entries[model, name, number] for number in numbers]
+
+    def is_named(self, version: Version) -> bool:
+        """Return whether anybody names a version now."""
+        contents = self.contents(version.model, [version.number])
+        return bool(self.named(version.model, contents, frozenset()))
+
+    def named(
+        self,
+        model: str,
+        going: Mapping[int, Content],
+        staying: Set[str],
+        releases: Set[tuple[str, int]] = frozenset(),
+    ) -> Reasons:
         """Return who names versions of a model now, by number.
 
         Args:
@@ -76,9 +99,10 @@ class Holders:
             going: The versions that are asked about.
             staying: The digests of versions that stay in any case: a pin or lease of the same
                 content means those.
+            releases: Releases, by name and number, that go as well.
         """
         found: Reasons = {}
-        for number, reason in [*self._aliases(model), *self._releases(model)]:
+        for number, reason in [*self._aliases(model), *self._releases(model, releases)]:
             if number in going:
                 found.setdefault(number, []).append(reason)
         by_digest = self._pinned_and_read()
@@ -112,11 +136,12 @@ class Holders:
                 found.setdefault(one.version, []).append(f"alias {alias} {lately}")
         return found
 
-    def _releases(self, model: str) -> list[tuple[int, str]]:
+    def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
         names = [name for name in self._home.models() if name not in self._models]
-        return [one for found in parallel(lambda n: self._naming(n, model), names) for one in found]
+        every = parallel(lambda name: self._naming(name, model, going), names)
+        return [one for found in every for one in found]
 
-    def _naming(self, name: str, model: str) -> list[tuple[int, str]]:
+    def _naming(self, name: str, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
         """Return which versions of a model the releases of a name have, and which release."""
         log = self._home.log(name)
         last, removed = self._names.removals.last(name)
@@ -128,7 +153,7 @@ class Holders:
         return [
             (member.version, f"release {name}@{entry.seq}")
             for entry in log.entries()
-            if entry.seq not in removed and entry.manifest
+            if entry.seq not in removed and entry.manifest and (name, entry.seq) not in going
             for member in self._members_of(entry.manifest)
             if member.model == model
         ]
@@ -165,17 +190,24 @@ class Holders:
         found: dict[str, str] = {}
 
         def needed(content: Content) -> list[tuple[str, str]]:
-            digest = Digest.from_hex(content.entry.manifest or "")
-            if not self.is_patch(content):
-                return []
-            chain = find_chain(self._home, digest)
             ref = f"{model}@{content.entry.seq}"
-            return [(one.hex, ref) for one in (chain.full, *chain.patches[:-1])]
+            return [(digest, ref) for digest in self._needs(content)]
 
         for pairs in parallel(needed, list(staying.values())):
             for digest, ref in pairs:
                 found.setdefault(digest, ref)
         return found
+
+    def _needs(self, content: Content) -> list[str]:
+        """Return what a version lies on down to the nearest fold; it never lies on more."""
+        manifest = content.entry.manifest or ""
+        if manifest not in self._below:
+            below: list[str] = []
+            if self.is_patch(content):
+                chain = find_chain(self._home, Digest.from_hex(manifest))
+                below = [one.hex for one in (chain.full, *chain.patches[:-1])]
+            self._below[manifest] = below
+        return self._below[manifest]
 
     def is_patch(self, content: Content) -> bool:
         """Return whether a version is a patch on others, folded or not."""

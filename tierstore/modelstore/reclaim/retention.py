@@ -22,7 +22,7 @@ from tierstore.modelstore.home.retention import (
     stored_retention,
 )
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.reclaim.removal import MOST_PERCENT, Forgotten, Removing
+from tierstore.modelstore.reclaim.forgetting import MOST_PERCENT, Forgetting, Forgotten
 from tierstore.modelstore.reclaim.rules import Keep, rules_of
 
 MESSAGE = "by the rules of retention"
@@ -164,7 +164,7 @@ class Retentions:
         if rules is None or due is None:
             return None
         waits = datetime.fromtimestamp(self._clock(), UTC) < due
-        return Removing(self._names).forget(
+        return Forgetting(self._names).forget(
             model, rules, dry_run=waits, most_percent=most_percent, message=MESSAGE
         )
 

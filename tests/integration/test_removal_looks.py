@@ -1,0 +1,394 @@
+"""rm and what names versions: each looks behind its own entry, whatever the other does meanwhile.
+
+In each race one party runs as a whole before some request of the other, for every request there is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+
+from tests.integration.kit import created, equal, opened
+from tests.integration.test_collector_schedules import copied
+from tierstore import Rows
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Conflict, NotFound, OutOfSpace, TierstoreError, Unreachable, UsageError
+from tierstore.format.keys import REMOVED_LOG, RESERVE
+from tierstore.format.reflog import Action
+from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.names.named import Named
+from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import Crashed, Fault, FaultyStore
+from tierstore.variants.derive import derive
+
+Act: TypeAlias = Callable[[Store], object]
+ROWS = {"w": Rows([1], np.full((1, 8), 7, np.float32))}
+
+
+def content(value: float) -> dict[str, np.ndarray]:
+    return {"w": np.full((40, 8), value, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
+    """A store with a@1, a@2, b@1, b@2, and m@1 to m@3, of which m@1 and m@2 are equal.
+
+    all@1 and all@2 are releases of a@1, and of a@2.
+    """
+    blobs = MemoryStore("world")
+    with created(blobs, tmp_path_factory.mktemp("world")) as store:
+        enable(store._parts.home, wait_s=0)
+        for model in "ab":
+            for value in (1, 2):
+                store.save(model, content(value), base=None)
+        for value in (3, 3, 4):
+            store.save("m", content(value), base=None)
+        store.releases.create("all", ["a@1"])
+        store.releases.create("all", ["a@2"])
+    return blobs
+
+
+@pytest.fixture
+def blobs(world: MemoryStore) -> MemoryStore:
+    return copied(world)
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, tmp_path: Path) -> Iterator[Store]:
+    with opened(blobs, tmp_path) as store:
+        yield store
+
+
+def numbers(store: Store, model: str) -> list[int]:
+    try:
+        return [version.number for version in store.versions(model)]
+    except NotFound:
+        return []
+
+
+def said_of(act: Act, store: Store) -> str:
+    try:
+        act(store)
+    except TierstoreError as error:
+        return str(error)
+    return "done"
+
+
+@dataclass(eq=False)
+class Meanwhile:
+    """Acts before a request of somebody else's main thread; a plan for a ``FaultyStore``.
+
+    Attributes:
+        at: The number of the request.
+        act: What is done then.
+        store: Where that is done.
+        said: What became of it; ``None`` as long as it was not done.
+    """
+
+    at: int
+    act: Act
+    store: Store
+    said: str | None = None
+    left: int | None = None
+
+    def __call__(self, op: str, key: str, n: int) -> None:
+        if self.left is None or threading.current_thread() is not threading.main_thread():
+            return
+        self.left -= 1
+        if self.left == 0:
+            self.said = said_of(self.act, self.store)
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self.left = self.at
+
+
+def races(
+    world: MemoryStore, tmp_path: Path, first: Act, second: Act
+) -> Iterator[tuple[Store, str, str]]:
+    """Yield a store for each request of ``first`` before which ``second`` ran, and what they said.
+
+    The last one has ``second`` behind ``first``.
+    """
+    for at in itertools.count(1):
+        blobs = copied(world)
+        with opened(blobs, tmp_path / uuid.uuid4().hex) as other:
+            pause = Meanwhile(at, second, other)
+            with opened(FaultyStore(blobs, pause), tmp_path / uuid.uuid4().hex) as store:
+                pause.begin()
+                said = said_of(first, store)
+                pause.left = None
+            yield other, said, pause.said or said_of(second, other)
+        if pause.said is None:
+            return
+
+
+def say(store: Store, action: Action, model: str, number: int) -> None:
+    """Append an entry to the log of removals, and do not look: whoever did it died."""
+    store._parts.home.log(model, REMOVED_LOG).append(action, lambda last: NOWHERE, None, [number])
+
+
+def actions(store: Store, model: str) -> list[str]:
+    log = store._parts.home.log(model, REMOVED_LOG)
+    return [entry.action for entry in log.entries()][::-1]
+
+
+def pinned_variant(store: Store) -> None:
+    variant = derive(store, "a@1", {"cast": "bf16"})
+    store.pins.add(variant.digest, "a@1+bf16", ["hot"])
+
+
+@pytest.mark.parametrize("removed_first", [True, False])
+def test_a_variant_that_is_made_and_pinned_meanwhile_keeps_its_version(
+    world: MemoryStore, tmp_path: Path, removed_first: bool
+) -> None:
+    with opened(copied(world), tmp_path / "alone") as store:
+        store.remove("all@1")
+        world = copied(store._blobs)  # type: ignore[arg-type]
+    parties: list[Act] = [pinned_variant, lambda store: store.remove("a@1")]
+    if removed_first:
+        parties.reverse()
+    outcomes = set()
+    for store, *said in races(world, tmp_path, *parties):
+        removed, pinned = 1 not in numbers(store, "a"), bool(store.pins.active())
+        assert not (removed and pinned), said
+        outcomes.add((removed, pinned))
+    assert outcomes == {(True, False), (False, True)}
+
+
+def test_two_removals_of_equal_content_do_not_excuse_each_other(
+    world: MemoryStore, tmp_path: Path
+) -> None:
+    """A pin means either of them; each could go as long as the other one stays."""
+    with opened(copied(world), tmp_path / "pinned") as store:
+        store.pins.add(store.resolve("m@1").digest, "m@1", ["hot"])
+        world = copied(store._blobs)  # type: ignore[arg-type]
+    outcomes = set()
+    for store, *said in races(
+        world, tmp_path, lambda store: store.remove("m@1"), lambda store: store.remove("m@2")
+    ):
+        left = numbers(store, "m")
+        assert len(left) >= 2, said
+        outcomes.add(tuple(left))
+    assert outcomes >= {(3, 2), (3, 1)}
+
+
+@pytest.mark.parametrize("removed_first", [True, False])
+def test_what_a_patch_lies_on_is_removed_meanwhile(
+    world: MemoryStore, tmp_path: Path, removed_first: bool
+) -> None:
+    """Whichever entry is the first one holds; a patch can be loaded in any case."""
+    was_there: list[bool] = []
+
+    def remove(store: Store) -> None:
+        was_there.append(3 in numbers(store, "b"))
+        store.remove("b@1")
+
+    parties: list[Act] = [lambda store: store.patch("b@1", ROWS), remove]
+    if removed_first:
+        parties.reverse()
+    expected = content(1)
+    expected["w"][1] = 7
+    outcomes = set()
+    for store, *said in races(world, tmp_path, *parties):
+        left = numbers(store, "b")
+        removed, patched = 1 not in left, 3 in left
+        if patched:
+            equal(store.load("b@3").load(), expected)
+        if removed_first or was_there[-1]:
+            assert not (removed and patched), said
+        outcomes.add((removed, patched))
+    assert (False, True) in outcomes
+    assert ((True, False) if removed_first else (True, True)) in outcomes
+
+
+def test_a_patch_stops_a_removal_that_is_announced(store: Store) -> None:
+    say(store, "announce", "b", 1)
+    store.patch("b@1", ROWS)
+    assert actions(store, "b") == ["announce", "undelete"]
+
+
+TOGETHER: dict[str, tuple[Act, list[tuple[str, int]], Act]] = {
+    "models": (
+        lambda store: store.remove("b@1", "m@1"),
+        [("b", 1), ("m", 1)],
+        lambda store: store.alias("m", "prod", "m@1"),
+    ),
+    "whole models": (
+        lambda store: store.remove_model("b", "m"),
+        [("b", 1), ("b", 2), ("m", 1), ("m", 2), ("m", 3)],
+        lambda store: store.alias("m", "prod", "m@3"),
+    ),
+    "a release and its member": (
+        lambda store: store.remove("a@1", "all@1"),
+        [("all", 1), ("a", 1)],
+        lambda store: store.alias("a", "prod", "a@1"),
+    ),
+    "a member and its release": (
+        lambda store: store.remove("all@1", "a@1"),
+        [("all", 1), ("a", 1)],
+        lambda store: store.alias("all", "prod", "all@1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOGETHER)
+def test_all_or_none_of_what_is_removed_together(
+    world: MemoryStore, tmp_path: Path, what: str
+) -> None:
+    """One of them gets a name meanwhile."""
+    remove, versions, name = TOGETHER[what]
+    outcomes = set()
+    for store, said, named in races(world, tmp_path, remove, name):
+        there = {number in numbers(store, model) for model, number in versions}
+        assert there == {said != "done"}, (said, named)
+        if said == "done":
+            assert named != "done"
+            assert not any(store.aliases(model) for model, _ in versions)
+        else:
+            assert "nothing was removed" in said
+            for model, number in versions:
+                if model != "all":
+                    store.load(f"{model}@{number}").load()
+        outcomes.add(said == "done")
+    assert outcomes == {True, False}
+
+
+def test_a_removal_that_is_cut_off_leaves_no_release_of_what_is_removed(
+    world: MemoryStore, tmp_path: Path
+) -> None:
+    outcomes = set()
+    for changes in itertools.count():
+        blobs = copied(world)
+        faulty = FaultyStore(blobs, crash_after=changes)
+        try:
+            with opened(faulty, tmp_path / uuid.uuid4().hex) as store:
+                store.remove("a@1", "all@1")
+        except Crashed:
+            pass
+        with opened(blobs, tmp_path / uuid.uuid4().hex) as store:
+            outcomes.add((1 in numbers(store, "all"), 1 in numbers(store, "a")))
+        if faulty.mutations < changes:
+            break
+    assert outcomes == {(True, True), (False, True), (False, False)}
+
+
+def test_a_release_of_others_keeps_a_member(store: Store) -> None:
+    store.releases.create("both", ["a@1", "b@1"])
+    with pytest.raises(Conflict, match=r"^a@1 is needed by release both@1; nothing was removed"):
+        store.remove("all@1", "a@1")
+    assert numbers(store, "all") == [2, 1]
+    with pytest.raises(UsageError, match="no version was named"):
+        store.remove_model()
+
+
+# A name is taken back, whatever fails in its look
+
+
+def no_room(op: str, key: str) -> OutOfSpace | None:
+    return OutOfSpace("no room") if op == "put_if_absent" and "/removed/" in key else None
+
+
+@pytest.mark.parametrize("has_reserve", [True, False])
+def test_a_name_on_a_full_home_stops_a_removal_or_is_taken_back(
+    store: Store, blobs: MemoryStore, tmp_path: Path, has_reserve: bool
+) -> None:
+    say(store, "announce", "b", 1)
+    if not has_reserve:
+        blobs.delete([RESERVE])
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        return no_room(op, key) if not has_reserve or RESERVE in blobs.get_many([RESERVE]) else None
+
+    with opened(FaultyStore(blobs, plan), tmp_path / "other") as other:
+        if has_reserve:
+            other.alias("b", "prod", "b@1")
+        else:
+            with pytest.raises(OutOfSpace, match=r"no room. b@prod is gone"):
+                other.alias("b", "prod", "b@1")
+    assert bool(store.aliases("b")) == has_reserve
+    assert actions(store, "b") == (["announce", "undelete"] if has_reserve else ["announce"])
+
+
+def test_a_name_whose_look_at_removals_fails_is_taken_back(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    def plan(op: str, key: str, n: int) -> Fault:
+        if not failed and store.aliases("b") and op == "get" and "b/removed/" in key:
+            failed.append(key)
+            return Unreachable("gone")
+        return None
+
+    failed: list[str] = []
+
+    with (
+        opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
+        pytest.raises(Unreachable, match=r"^gone. b@prod is gone$"),
+    ):
+        other.alias("b", "prod", "b@1")
+    assert not store.aliases("b")
+
+
+def test_a_name_that_cannot_be_taken_back_says_so(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    def plan(op: str, key: str, n: int) -> Fault:
+        return Unreachable("gone") if store.aliases("b") else None
+
+    with (
+        opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
+        pytest.raises(Unreachable, match=r"^gone. Taking that back ended with: gone$"),
+    ):
+        other.alias("b", "prod", "b@1")
+    assert store.aliases("b")
+
+
+# Releases and their members
+
+
+def test_a_release_of_what_is_removed_gets_no_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever made it died before the look, and its member was removed meanwhile."""
+    with monkeypatch.context() as dies:
+        dies.setattr(Named, "look", lambda *args: None)
+        say(store, "announce", "b", 1)
+        store.releases.create("rest", ["b@1"])
+    say(store, "forget", "b", 1)
+    with pytest.raises(NotFound, match=r"^b@1 was removed on .* rest@prod is gone$"):
+        store.alias("rest", "prod", "rest@1")
+    assert not store.aliases("rest")
+    store.undelete("b@1")
+    say(store, "announce", "b", 1)
+    store.alias("rest", "prod", "rest@1")
+    assert actions(store, "b")[-1] == "undelete", "the removal was stopped"
+
+
+def test_a_release_that_has_a_name_is_not_taken_back(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """Its writer cannot look at the member; whoever named it could."""
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        is_look = op == "get" and "b/removed/" in key and "rest" in store.releases.names()
+        if is_look and not store.aliases("rest"):
+            store.alias("rest", "prod", "rest@1")
+            return Unreachable("gone")
+        return None
+
+    with (
+        opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
+        pytest.raises(Unreachable, match=r"^gone. rest@1 was made of it, and stays, as some"),
+    ):
+        other.releases.create("rest", ["b@1"])
+    assert store.resolve("rest@prod").number == 1
+    assert numbers(store, "rest") == [1]

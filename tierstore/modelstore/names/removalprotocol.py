@@ -1,0 +1,199 @@
+"""The log of removals as it is written: who appends what, and who looks after (SPEC.md 9.1).
+
+=========  ============================  ==========================  =========================
+entry      appended by                   only if                     and then
+=========  ============================  ==========================  =========================
+announce   who removes versions          none of them is removed     looks who names them
+forget     the same, if nobody does      its announce is the newest  has removed them
+                                         entry about each of them
+undelete   who names one of them         the removal is announced    looks if it is removed
+undelete   who brings one back, or has   it is removed               looks at packs, members,
+           removed only a part of all                                and removes it again if
+                                                                     something is lost
+=========  ============================  ==========================  =========================
+
+``reclaim/removal.py`` removes and brings back, ``named.py`` names; ``tests/reclaim/model.py`` is
+the model of both. Of one that removes and one that names at least one sees the other, as each looks
+behind its own entry. What failures leave:
+
+* Who removes ends before the first forget: versions in force, announced for ever, which hurts
+  nobody: the next one that names them says undelete. Between two forgets: what is removed is.
+* Who names ends between name and look: a name of a version that may be removed, promised to nobody.
+  It leads to bytes that stay, as what names mean is a root of every mark.
+* Who brings back ends between entry and look: a version in force that may have lost chunks,
+  promised to nobody. A collector stops at it and names it, and it can be removed.
+
+Home may be full: each entry may use the reserve, as nobody can free anything otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tierstore.errors import Conflict
+from tierstore.format.keys import REMOVED_LOG
+from tierstore.format.reflog import MAX_REMOVED, Action, RefEntry
+from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.refs import NOWHERE, RefTarget
+from tierstore.modelstore.home.reserve import with_reserve
+from tierstore.modelstore.names.removed import Removals
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """An entry that was appended to a log of removals.
+
+    Attributes:
+        model: The model's name.
+        numbers: The versions, rising.
+        seq: The entry's number in the log of removals.
+    """
+
+    model: str
+    numbers: Sequence[int]
+    seq: int
+
+
+class _Over(Exception):
+    """A removal is not announced any more."""
+
+
+class RemovalProtocol:
+    """Writes the logs of removals of a store.
+
+    Args:
+        home: The store's home.
+        removals: What is removed.
+    """
+
+    def __init__(self, home: Home, removals: Removals) -> None:
+        self._home, self._removals = home, removals
+
+    def announce(self, model: str, numbers: Sequence[int], note: str) -> list[Appended]:
+        """Announce that versions are removed; they are in force still.
+
+        Args:
+            model: The model's name.
+            numbers: The versions, rising.
+            note: Why, for the log.
+
+        Returns:
+            One entry for each 10,000 of them.
+
+        Raises:
+            Conflict: One of them is removed already.
+        """
+
+        def check() -> None:
+            removed = self._removals.of(model)
+            if gone := [number for number in numbers if number in removed]:
+                raise Conflict(gone_meanwhile(model, gone[0]))
+
+        batches = [numbers[at : at + MAX_REMOVED] for at in range(0, len(numbers), MAX_REMOVED)]
+        return [
+            Appended(model, batch, self._append("announce", model, batch, note, check).seq)
+            for batch in batches
+        ]
+
+    def forget(self, announced: Appended, note: str) -> Appended:
+        """Remove what was announced, and return the entry that says so.
+
+        Raises:
+            Conflict: Another entry about one of the versions was appended since.
+        """
+
+        def check() -> None:
+            found = self._removals.announced(announced.model)
+            for number in announced.numbers:
+                if number not in found or found[number].seq != announced.seq:
+                    raise Conflict(
+                        f"{announced.model}@{number} was named, or removed by somebody else, just "
+                        "now; nothing was removed: look at it and try again"
+                    )
+
+        model, numbers = announced.model, announced.numbers
+        return Appended(model, numbers, self._append("forget", model, numbers, note, check).seq)
+
+    def stop(self, model: str, number: int, note: str) -> bool:
+        """Stop the removal of a version that was announced, and is not done yet.
+
+        Args:
+            model: Name of the model.
+            number: Number of the version.
+            note: Who needs the version, for the log.
+
+        Returns:
+            Whether the version is removed already.
+        """
+
+        def check() -> None:
+            if number not in self._removals.announced(model):
+                raise _Over
+
+        removed, announced = self._removals.both(model)
+        if number in announced:
+            with suppress(_Over):  # it is done by now, or somebody else has stopped it
+                self._append("undelete", model, [number], note, check)
+            removed = self._removals.of(model)
+        return number in removed
+
+    def bring_back(self, model: str, numbers: Sequence[int], note: str) -> None:
+        """Bring removed versions back.
+
+        Raises:
+            Conflict: One of them is not removed any more.
+        """
+
+        def check() -> None:
+            removed = self._removals.of(model)
+            if back := [number for number in numbers if number not in removed]:
+                raise Conflict(f"{model}@{back[0]} was brought back by somebody else just now")
+
+        self._append("undelete", model, numbers, note, check)
+
+    def take_back(self, forgotten: Appended, note: str) -> list[int]:
+        """Bring back what an entry removed, but for what others have brought back since.
+
+        Returns:
+            The numbers of the versions.
+        """
+        while True:
+            removed = self._removals.of(forgotten.model)
+            ours = [
+                number
+                for number in forgotten.numbers
+                if number in removed and removed[number].seq == forgotten.seq
+            ]
+            try:
+                if ours:
+                    self.bring_back(forgotten.model, ours, note)
+                return ours
+            except Conflict:  # somebody else was faster with one of them
+                continue
+
+    def _append(
+        self,
+        action: Action,
+        model: str,
+        numbers: Sequence[int],
+        note: str,
+        check: Callable[[], None],
+    ) -> RefEntry:
+        """Append an entry behind a log that ``check`` has read to its end, and allows that."""
+
+        def target(last: RefEntry | None) -> RefTarget:
+            check()
+            return NOWHERE
+
+        log = self._home.log(model, REMOVED_LOG)
+        return with_reserve(self._home.blobs, lambda: log.append(action, target, note, numbers))
+
+
+def gone_meanwhile(model: str, number: int) -> str:
+    """Return what is said where a version was removed since it was found."""
+    return (
+        f"{model}@{number} was removed by somebody else just now; 'tierstore ls {model} --deleted' "
+        "says by whom"
+    )

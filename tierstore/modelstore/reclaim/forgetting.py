@@ -1,0 +1,136 @@
+"""Versions that no rule keeps are removed; the rules are in ``rules.py``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tierstore.arguments import as_message, as_number
+from tierstore.errors import Conflict, NotFound
+from tierstore.format.keys import ALIASES
+from tierstore.format.retention import Rules
+from tierstore.ids import check_name
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.reclaim.feature import check_enabled
+from tierstore.modelstore.reclaim.holders import Content, Holders
+from tierstore.modelstore.reclaim.removal import Plan, Removing, in_force
+from tierstore.modelstore.reclaim.rules import Candidate, kept_by
+from tierstore.modelstore.version import Version, version_of, when
+
+MOST_PERCENT = 20.0
+"""Rules remove no more of a model's versions at once unless somebody allows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """A version that stays, and what keeps it: rules, and who names it."""
+
+    version: Version
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What rules made of the versions of a model.
+
+    Attributes:
+        model: The model's name.
+        kept: The versions that stay, newest first, each with its reasons.
+        removed: The versions that were removed, newest first; with ``dry_run`` those that would be.
+        dry_run: Whether nothing was removed.
+    """
+
+    model: str
+    kept: list[KeptVersion]
+    removed: list[Version]
+    dry_run: bool
+
+
+class Forgetting:
+    """Removes the versions of a model that no rule keeps.
+
+    Args:
+        names: The names of the store.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self._names, self._home = names, names.home
+
+    def forget(
+        self,
+        model: str,
+        rules: Rules,
+        *,
+        dry_run: bool,
+        most_percent: float,
+        message: str | None,
+    ) -> Forgotten:
+        """Remove the versions of a model that no rule keeps; see ``Store.forget``."""
+        note = as_message(message)
+        most = as_number("most_percent", most_percent, "a share in percent, 0 to 100", 0)
+        if not dry_run:
+            check_enabled(self._home)
+        model = check_name("model", model)
+        self._names.newest(model)  # says when there is none
+        holders = Holders(self._names)
+        contents = holders.contents(model, in_force(self._names, model)[0])
+        if not contents:
+            raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
+        kept = self._kept(holders, model, rules, contents)
+        going = {number: one for number, one in contents.items() if number not in kept}
+        share = 100 * len(going) / len(contents)
+        if not dry_run and share > most:
+            enough = math.ceil(share)
+            raise Conflict(
+                f"{len(going)} of the {len(contents)} versions of {model} would be removed, which "
+                f"is more than {most:g} % of them: look at them with dry_run=True (--dry-run), "
+                f"then allow it with most_percent={enough} (--yes, or --most-percent {enough})"
+            )
+        if going and not dry_run:
+            plan = Plan({model: sorted(going)})
+            Removing(self._names).carry_out(plan, holders, note)
+        return Forgotten(
+            model,
+            [
+                KeptVersion(version_of(model, contents[number].entry), tuple(kept[number]))
+                for number in sorted(kept, reverse=True)
+            ],
+            [version_of(model, going[number].entry) for number in sorted(going, reverse=True)],
+            dry_run,
+        )
+
+    def _kept(
+        self, holders: Holders, model: str, rules: Rules, contents: Mapping[int, Content]
+    ) -> dict[int, list[str]]:
+        """Return what stays, with the reasons: rules, names, and what patches lie on."""
+        aliases: dict[int, list[str]] = {}
+        for alias in self._home.aliases(model):
+            last = self._home.log(model, ALIASES + alias).last()
+            if last is not None and last.version is not None:
+                aliases.setdefault(last.version, []).append(alias)
+        candidates = [
+            Candidate(
+                number,
+                when(one.entry),
+                (*aliases.get(number, ()), one.entry.message),
+                holders.is_patch(one),
+            )
+            for number, one in contents.items()
+        ]
+        kept = {max(contents): ["newest"]}
+        for reasons in (
+            kept_by(rules, candidates, datetime.now(UTC)),
+            holders.named(model, contents, frozenset()),
+            holders.left(model),
+        ):
+            for number, why in reasons.items():
+                if number in contents:
+                    kept.setdefault(number, []).extend(why)
+        chains = holders.chains(model, {number: contents[number] for number in kept})
+        for number, one in contents.items():
+            patch = chains.get(one.entry.manifest or "")
+            if patch is not None:
+                kept.setdefault(number, []).append(f"patch {patch} lies on it")
+        return {number: list(dict.fromkeys(why)) for number, why in kept.items()}

@@ -1,0 +1,76 @@
+"""Which versions are removed, for those who list them or bring one back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from tierstore.errors import UsageError
+from tierstore.ids import ModelRef, check_name
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.version import Version, version_of, when
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedVersion:
+    """A version that was removed.
+
+    Attributes:
+        version: The version.
+        removed: When it was removed, by the clock of whoever did it, in UTC.
+        who: Who removed it, as ``user@host``.
+        message: Why.
+        until: Until when it can be brought back for certain.
+    """
+
+    version: Version
+    removed: datetime
+    who: str
+    message: str
+    until: datetime
+
+
+def deleted(names: Names, model: str | None) -> list[RemovedVersion]:
+    """Return the versions that are removed; see ``Store.deleted``."""
+    home = names.home
+    if model is not None and home.log(check_name("model", model)).last() is None:
+        names.resolve(model)  # says so
+    found = []
+    for name in home.models() if model is None else [model]:
+        removed = names.removals.of(name)
+        for version in _versions(names, name, removed):
+            by = removed[version.number]
+            until = names.removals.until(name, by)
+            found.append(RemovedVersion(version, when(by), by.who, by.message, until))
+    return found
+
+
+def removed_version(names: Names, ref: ModelRef) -> Version:
+    """Return the removed version that a reference names."""
+    if ref.variant is not None:
+        raise UsageError(f"{ref} is a variant: it comes back with its version")
+    found = _versions(names, ref.model, names.removals.of(ref.model))
+    if ref.number is not None:
+        chosen = [version for version in found if version.number == ref.number]
+    elif ref.prefix is not None:
+        chosen = [version for version in found if version.digest.hex.startswith(ref.prefix)]
+    else:
+        chosen = found
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        some = ", ".join(str(version) for version in chosen[:_SHOWN])
+        raise UsageError(
+            f"{len(chosen)} removed versions are meant by {ref}, {some} among them; name one"
+        )
+    names.resolve(str(ref))  # says what does not exist
+    raise UsageError(f"{ref} is not removed; 'tierstore ls --deleted' lists what is")
+
+
+def _versions(names: Names, model: str, numbers: Iterable[int]) -> list[Version]:
+    """Return these versions of a model, newest first, whether they are removed or not."""
+    entries = names.home.log(model).numbered(sorted(numbers, reverse=True))
+    return [version_of(model, entry) for entry in entries]
