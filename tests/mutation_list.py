@@ -4406,6 +4406,16 @@ _REMOVAL = (
         ("integration/test_removal_looks.py::test_a_release_of_what_is_removed_gets_no_name",),
     ),
     Mutation(
+        "pin-by-features-of-before",
+        "SPEC 9.1: With the features of a config.json that it read after that.",
+        "modelstore/names/names.py",
+        "if not self.home.reclaims_by_now():",
+        "if not self.home.reclaims:",
+        (
+            "integration/test_removal_looks.py::test_a_process_that_was_opened_before_removal_was_allowed_sees_it_as_it_pins",
+        ),
+    ),
+    Mutation(
         "writer-that-slept-too-long",
         "SPEC 11: Who was suspended for longer than that looks for the packs themselves.",
         "modelstore/home/confirm.py",

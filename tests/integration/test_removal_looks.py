@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -392,3 +393,24 @@ def test_a_release_that_has_a_name_is_not_taken_back(
         other.releases.create("rest", ["b@1"])
     assert store.resolve("rest@prod").number == 1
     assert numbers(store, "rest") == [1]
+
+
+# Pins
+
+
+def test_a_process_that_was_opened_before_removal_was_allowed_sees_it_as_it_pins(
+    tmp_path: Path,
+) -> None:
+    blobs = MemoryStore("early")
+    with created(blobs, tmp_path / "a") as store, opened(blobs, tmp_path / "b") as early:
+        for value in (1, 2):
+            store.save("m", content(value), base=None)
+        old = early.resolve("m@1")
+        enable(store._parts.home, wait_s=0)
+        store.remove("m@1")
+        with pytest.raises(NotFound, match="m@1 was removed on"):
+            early.pins.add(old.digest, "m@1", ["hot"])
+        assert not store.pins.active()
+        none = timedelta(0)
+        store.reclaim.run(grace=none, window=none)
+        store.reclaim.run(grace=none)

@@ -146,6 +146,12 @@ class Home:
         """Whether versions may have been removed, as far as this process has seen."""
         return reclaims(self.config)
 
+    def reclaims_by_now(self) -> bool:
+        """Whether versions may have been removed; asks home as long as they may not."""
+        if not self.reclaims:
+            self.config = read_config(self.blobs)
+        return self.reclaims
+
     def models(self) -> list[str]:
         """Return the names of all models, sorted; folders that are no model's are skipped."""
         return sorted(_names(self.blobs.list_folders(keys.REFS)))

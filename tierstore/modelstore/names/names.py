@@ -142,7 +142,7 @@ class Names:
             ref: What the user said: a reference, or any other text.
             digest: Digest of the manifest of the version, or of a variant of it.
         """
-        if not self.home.reclaims:
+        if not self.home.reclaims_by_now():  # no entry is appended that would have asked
             return
         were_removed = False
         with suppress(InvalidName):

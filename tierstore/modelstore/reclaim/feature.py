@@ -107,9 +107,7 @@ def _unchanged_for_s(home_blobs: BlobStore) -> float:
 
 def is_enabled(home: Home) -> bool:
     """Return whether versions of a store may be removed; asks home until they may."""
-    if not home.reclaims:
-        home.config = read_config(home.blobs)  # it may have been enabled since it was opened
-    return home.reclaims
+    return home.reclaims_by_now()
 
 
 def check_enabled(home: Home) -> None:
