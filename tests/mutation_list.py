@@ -4416,6 +4416,14 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "pin-that-is-lost-as-it-is-renewed",
+        "SPEC 9.1: It MUST put back the pin that was there.",
+        "modelstore/home/pins.py",
+        "            if before is None:\n",
+        "            if True:\n",
+        ("integration/test_removal_looks.py::test_a_pin_whose_look_fails_is_what_it_was",),
+    ),
+    Mutation(
         "writer-that-slept-too-long",
         "SPEC 11: Who was suspended for longer than that looks for the packs themselves.",
         "modelstore/home/confirm.py",

@@ -24,6 +24,7 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, TierstoreError, Unreachable, UsageError
 from tierstore.format.keys import REMOVED_LOG, RESERVE
 from tierstore.format.reflog import Action
+from tierstore.format.tiers import PINS
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.named import Named
 from tierstore.modelstore.reclaim.feature import enable
@@ -414,3 +415,25 @@ def test_a_process_that_was_opened_before_removal_was_allowed_sees_it_as_it_pins
         none = timedelta(0)
         store.reclaim.run(grace=none, window=none)
         store.reclaim.run(grace=none)
+
+
+@pytest.mark.parametrize("has_older", [True, False])
+def test_a_pin_whose_look_fails_is_what_it_was(
+    store: Store, blobs: MemoryStore, tmp_path: Path, has_older: bool
+) -> None:
+    digest = store.resolve("b@1").digest
+    if has_older:
+        store.pins.add(digest, "b@1", ["hot"])
+    before = store.pins.active()
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        is_put = any(op == "put" and key.startswith(PINS) for op, key in faulty.calls)
+        return Unreachable("gone") if is_put and "removed/" in key else None
+
+    faulty = FaultyStore(blobs, plan)
+    with opened(faulty, tmp_path / "other") as other, pytest.raises(Unreachable, match=r"^gone$"):
+        other.pins.add(digest, "b@1", ["hot", "warm"])
+    assert store.pins.active() == before
+    if has_older:
+        with pytest.raises(Conflict, match="b@1 is needed by pin of"):
+            store.remove("b@1")

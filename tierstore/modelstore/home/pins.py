@@ -23,8 +23,9 @@ from tierstore.errors import (
 )
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import PINS, Pin, Role, pin_key
-from tierstore.ids import Digest
+from tierstore.ids import Buffer, Digest
 from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.shown import time_text
 
 _log = logging.getLogger("tierstore.pins")
@@ -110,14 +111,31 @@ class Pins:
         )
         key = pin_key(version.hex)
         self._look(ref, version)
+        before = self._home_blobs.get_many([key]).get(key)
         self._home_blobs.put(key, seal_body(Kind.PIN, pin))
         try:  # who removes the version looks for pins after saying so
             self._look(ref, version)
-        except TierstoreError:
-            self._home_blobs.delete([key])
+        except TierstoreError as error:
+            self._put_back(key, before, error)
             raise
         self._changed()
         return _shown(pin)
+
+    def _put_back(self, key: str, before: Buffer | None, why: TierstoreError) -> None:
+        """Let a pin be what it was before: it may have held the version then."""
+
+        def put_back() -> None:
+            if before is None:
+                self._home_blobs.delete([key])
+            else:
+                self._home_blobs.put(key, before)
+
+        try:
+            with_reserve(self._home_blobs, put_back)
+        except TierstoreError as error:
+            raise type(why)(
+                f"{why}. The pin could not be taken back: {error}; 'tierstore unpin' does that"
+            ) from why
 
     def remove(self, version: Digest) -> None:
         """Remove the user's pin of a version; ``NotFound`` when there is none."""
