@@ -4424,6 +4424,16 @@ _REMOVAL = (
         ("integration/test_removal_looks.py::test_a_pin_whose_look_fails_is_what_it_was",),
     ),
     Mutation(
+        "reader-with-the-same-pid",
+        "SPEC 9.1: The lease of a reader that is another process.",
+        "modelstore/home/readerlease.py",
+        "return lease.id in _ids and lease.pid == os.getpid()",
+        "return lease.pid == os.getpid()",
+        (
+            "integration/test_removal_looks.py::test_a_container_with_the_same_host_and_pid_is_another_reader",
+        ),
+    ),
+    Mutation(
         "writer-that-slept-too-long",
         "SPEC 11: Who was suspended for longer than that looks for the packs themselves.",
         "modelstore/home/confirm.py",

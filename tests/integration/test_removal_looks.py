@@ -14,17 +14,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 import pytest
 
 from tests.integration.kit import created, equal, opened
 from tests.integration.test_collector_schedules import copied
+from tests.waiting import wait_until
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, TierstoreError, Unreachable, UsageError
-from tierstore.format.keys import REMOVED_LOG, RESERVE
-from tierstore.format.reflog import Action
+from tierstore.format.keys import LEASES, REMOVED_LOG, RESERVE
+from tierstore.format.reflog import Action, Lease
+from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import PINS
+from tierstore.modelstore.home.leases import in_force, new_lease
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.named import Named
 from tierstore.modelstore.reclaim.feature import enable
@@ -437,3 +441,22 @@ def test_a_pin_whose_look_fails_is_what_it_was(
     if has_older:
         with pytest.raises(Conflict, match="b@1 is needed by pin of"):
             store.remove("b@1")
+
+
+# Leases
+
+
+def test_a_container_with_the_same_host_and_pid_is_another_reader(
+    store: Store, blobs: MemoryStore
+) -> None:
+    model = store.load("b@1")
+    wait_until(lambda: bool(in_force(blobs, "reader")), "this process has a lease")
+    [info] = blobs.list(LEASES)
+    own = unseal_body(Kind.LEASE, blobs.get(info.key), Lease, info.key)
+    theirs = msgspec.structs.replace(own, id=new_lease("reader").id)
+    blobs.put(f"{LEASES}{theirs.id}", seal_body(Kind.LEASE, theirs))
+    with pytest.raises(Conflict, match="b@1 is needed by lease of"):
+        store.remove("b@1")
+    blobs.delete([f"{LEASES}{theirs.id}"])
+    store.remove("b@1")
+    equal(model.load(), content(1))

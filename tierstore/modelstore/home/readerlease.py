@@ -12,6 +12,7 @@ read. It never touches its parent's.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import weakref
@@ -43,8 +44,16 @@ _LOOK_S = 30.0
 _CLOSE_S = 5.0
 _END = ""
 _log = logging.getLogger("tierstore.leases")
+_ids: set[str] = set()
+"""The ids of the leases that this process has begun, or one that it was forked from."""
+
 _held: set[ReaderLease] = set()
 """What this process has to end before it ends itself."""
+
+
+def is_own(lease: Lease) -> bool:
+    """Return whether this process has begun a lease; containers may share host and pid."""
+    return lease.id in _ids and lease.pid == os.getpid()
 
 
 class Hold:
@@ -206,6 +215,7 @@ class ReaderLease:
             part = next(room, None)
             if part is None:
                 part = _Part(new_lease("reader"))
+                _ids.add(part.lease.id)
                 self._parts.append(part)
             part.versions[version] = None
             part.due = 0.0

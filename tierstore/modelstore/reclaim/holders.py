@@ -7,8 +7,6 @@ Entries and manifests never change, so each is read once; what names mean is rea
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.readerlease import is_own
 from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
 from tierstore.modelstore.names.names import Names
@@ -172,10 +171,7 @@ class Holders:
                 found.setdefault(pin.version.hex, []).append(f"pin of {pin.who}")
         for lease in in_force(self._home.blobs, "reader"):
             # what this process reads itself its lease keeps from being deleted; that is enough
-            if (lease.host, lease.pid) != (
-                socket.gethostname(),
-                os.getpid(),
-            ):
+            if not is_own(lease):
                 for version in lease.versions:
                     reader = f"lease of {lease.who} (pid {lease.pid} on {lease.host})"
                     found.setdefault(version, []).append(reader)
