@@ -460,3 +460,21 @@ def test_a_container_with_the_same_host_and_pid_is_another_reader(
     blobs.delete([f"{LEASES}{theirs.id}"])
     store.remove("b@1")
     equal(model.load(), content(1))
+
+
+# What it costs
+
+
+def test_what_is_removed_is_listed_by_a_few_requests(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    for value in range(20, 30):
+        store.save("m", content(value), base=None)
+    store.retention.set("m", window=timedelta(days=3))
+    store.remove(*(f"m@{number}" for number in range(1, 11)))
+    watched = FaultyStore(blobs)
+    with opened(watched, tmp_path / "other") as other:
+        found = other.deleted("m")
+    assert {one.until - one.removed for one in found} == {timedelta(days=3)}
+    asked = [(op, key) for op, key in watched.calls if "retention" in key]
+    assert asked == [("list", "retention/"), ("get", "retention/models/m")]

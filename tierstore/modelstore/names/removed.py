@@ -182,8 +182,17 @@ class Removals:
 
     def until(self, model: str, entry: RefEntry) -> datetime:
         """Return until when what an entry removed can be brought back for certain."""
-        end_s = min(entry.time_us / 1e6 + window_s(self._home.blobs, model), _LAST_S)
-        return datetime.fromtimestamp(end_s, UTC)
+        return window_end(entry, window_s(self._home.blobs, model))
+
+
+def window_end(entry: RefEntry, seconds: float) -> datetime:
+    """Return until when what an entry removed can be brought back for certain.
+
+    Args:
+        entry: The entry.
+        seconds: The window of the model.
+    """
+    return datetime.fromtimestamp(min(entry.time_us / 1e6 + seconds, _LAST_S), UTC)
 
 
 def apply_removal(
