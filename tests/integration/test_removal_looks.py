@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,16 +18,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.integration.kit import created, equal, opened
+from tests.integration.kit import condemn, created, equal, opened
+from tests.integration.test_collector import packs_of
 from tests.integration.test_collector_schedules import copied
 from tests.waiting import wait_until
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, TierstoreError, Unreachable, UsageError
-from tierstore.format.keys import LEASES, REMOVED_LOG, RESERVE
+from tierstore.format.keys import LEASES, REMOVED_LOG, RESERVE, pack_key
 from tierstore.format.reflog import Action, Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import PINS
+from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import in_force, new_lease
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.named import Named
@@ -478,3 +480,32 @@ def test_what_is_removed_is_listed_by_a_few_requests(
     assert {one.until - one.removed for one in found} == {timedelta(days=3)}
     asked = [(op, key) for op, key in watched.calls if "retention" in key]
     assert asked == [("list", "retention/"), ("get", "retention/models/m")]
+
+
+def listings(watched: FaultyStore, act: Callable[[], object]) -> Sequence[str]:
+    """Return the listings of all packs that something takes."""
+    begin = len(watched.calls)
+    act()
+    return [key for op, key in watched.calls[begin:] if op == "list" and key == "packs/"]
+
+
+def test_a_name_of_what_was_written_anew_is_as_cheap_as_in_a_new_process(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """A collector led its layout to other packs since this process saw it."""
+    watched = FaultyStore(blobs)
+    with opened(watched, tmp_path / "other") as other:
+
+        def name() -> None:
+            other.alias("b", "prod", "b@1")
+
+        [own] = packs_of(store, "b@1")
+        condemn(blobs, pack_key(b"\1" * 32))
+        name()
+        condemn(blobs, pack_key(own))
+        store.alias("b", "next", "b@1")
+        store.reclaim.run(grace=timedelta(0))
+        assert own not in packs_of(store, "b@1")
+        assert listings(watched, name), "by the layout that it knew"
+        assert not listings(watched, name)
+    assert Home(blobs).condemned.every().packs >= {own}

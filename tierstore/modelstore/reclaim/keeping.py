@@ -75,12 +75,13 @@ class Keeping:
         if lacks or not is_laid_out:
             for top in dict.fromkeys(map(_top, chains)):
                 self._heal(Root(top, "live", what))
+            for digest in _manifests(chains):  # a collector may have written its layout anew
+                self._packs.pop(digest, None)
 
     def _named(self, chains: Iterable[Chain]) -> dict[bytes, int]:
         """Return the sizes of the packs that the layouts of chains name, by id."""
         found: dict[bytes, int] = {}
-        manifests = [one for chain in chains for one in (chain.full, *chain.patches)]
-        for digest in dict.fromkeys(manifests):
+        for digest in _manifests(chains):
             if digest not in self._packs:
                 table = self._layouts.table(digest)
                 if table is None:
@@ -111,6 +112,11 @@ class Keeping:
             f"packs that {root.why} relies on keep disappearing from {self._home.packs.url}; see "
             "that no other program deletes objects there, then try again"
         )
+
+
+def _manifests(chains: Iterable[Chain]) -> list[Digest]:
+    """Return what chains consist of, each once."""
+    return list(dict.fromkeys(one for chain in chains for one in (chain.full, *chain.patches)))
 
 
 def _top(chain: Chain) -> Digest:
