@@ -69,6 +69,24 @@ PATCH = World(
     promised=frozenset({"p1"}),
 )
 
+# A pin of a content that two versions have; and one version that gets a variant.
+EQUAL = BEGIN._replace(
+    setup=replace(SETUP, pins=True),
+    versions=frozenset({"v1", "v2"}),
+    names=frozenset({("pin", "M")}),
+    promised=frozenset({"v1", "v2", "pin"}),
+)
+VARIED = BEGIN._replace(
+    setup=replace(
+        SETUP,
+        pins=True,
+        chunks={**SETUP.chunks, "X": ("a",)},
+        manifest={"v1": "M", "v1+x": "X"},
+    ),
+    layouts=BEGIN.layouts | {("X", "a", "old-a"), ("X", "b", "old-b")},
+    promised=frozenset({"v1"}),
+)
+
 # A pack of which a part is dead.
 WASTE = Setup(chunks={"M": ("a",)}, manifest={"v1": "M", "v2": "M"}, index=(("a", "old"),))
 WASTED = World(
@@ -188,6 +206,10 @@ WORLDS_AND_PARTIES: dict[str, tuple[World, dict[str, tuple[object, ...]]]] = {
         IN_FORCE, {"a": ("name", "alias", "v1"), "x": ("remove", "v1"), "g": ("collect", 1)}),
     "release, undelete, collector": (
         REMOVED, {"a": ("name", "release", "v1"), "u": ("undelete", "v1"), "g": ("collect", 1)}),
+    "pin, 2 removals of equal content": (
+        EQUAL, {"x": ("remove", "v1"), "y": ("remove", "v2")}),
+    "pin of a new variant, removal": (
+        VARIED, {"p": ("pin_variant", "v1", "v1+x"), "x": ("remove", "v1")}),
     # readers
     "reader, rebase, collector": (
         IN_FORCE,
@@ -259,6 +281,7 @@ WRITES = {
     "rebase": "layouts",
     "rewrite": "layouts",
     "name": "names",
+    "pin_variant": "names",
     "read": "leases",
     "fold": "folds",
 }
@@ -325,8 +348,9 @@ def broken(world: World) -> str:
 
     ``strict``: layouts, with moves, lead to packs that are there, for every chunk and base of what
     returned. ``weak``: some pack has each of those chunks still. ``list``: the highest condemned
-    list can be read. ``named``: what an alias or a release names, once that was promised, is not
-    removed. ``reader``: who reads what is promised or leased never gets NotFound.
+    list can be read. ``named``: what an alias, a release or a pin names, once that was promised,
+    is not removed, nor what a patch lies on. ``reader``: who reads what is promised or leased never
+    gets NotFound.
     """
     up = world._replace(down=frozenset())
     names = dict(world.names)
@@ -348,7 +372,18 @@ def broken(world: World) -> str:
         return "list"
     if {version for name, version in world.names if name in world.promised} & world.removed:
         return "named"
+    if any(name in world.promised and _is_gone(world, what) for name, what in world.names):
+        return "named"
+    for patch, on, below in (one.partition(" on ") for one in world.promised):
+        if on and below in world.removed and patch not in world.removed:
+            return "named"
     return "reader" if world.wronged else ""
+
+
+def _is_gone(world: World, manifest: str) -> bool:
+    """Return whether what a pin means is a manifest of which every version is removed."""
+    have = {one for one in world.versions if world.setup.manifest[one] == manifest}
+    return bool(have) and {one.partition("+")[0] for one in have} <= world.removed
 
 
 def left_over(world: World) -> frozenset[str]:
@@ -363,7 +398,7 @@ def left_over(world: World) -> frozenset[str]:
     named = {version for _, version in world.names}
     needed: set[str] = set()
     for version in world.versions - world.removed | named:
-        for manifests in store.needed_by(world, world.setup.manifest[version]):
+        for manifests in store.needed_by(world, world.setup.manifest.get(version, version)):
             layouts = {one: store.layout_of(world, one) for one in manifests}
             leads = [
                 store.follow_layout(world, layout, world.setup.chunks[one], unfit)

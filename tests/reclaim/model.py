@@ -142,20 +142,41 @@ def save(setup: Setup, version: str, owner: str) -> Steps:
     if not first:
         yield from lay_out(setup, manifest, layout, owner, number)
         del layout
-    if "a patch looks at its own layout alone" not in setup.rules:
-        under = setup.below.get(manifest, ())
-        bases = frozenset(one for one, what in setup.manifest.items() if what in under)
-        forgotten = yield store.read_forgotten()
-        under = under if bases & forgotten else ()
-        del bases, forgotten
-        for below in under:
-            number = yield from mend(setup, below, owner, PACKS)
-            whole = whole and number is not None
+    under = setup.below.get(manifest, ())
+    found = ""
+    if under and "a patch looks at its own layout alone" not in setup.rules:
+        found, lies_whole = yield from look_below(setup, under, owner)
+        whole = whole and lies_whole
     if whole:
+        if found:
+            yield store.promise(f"{version} on {found}", True)
         yield store.promise(version, False)
     else:  # what it lies on is gone: nobody must rely on it, and no collector must stop at it
-        yield from sure(store.append_removal("forget", version))
+        yield from remove_unless_named(setup, version, owner)
     yield store.end_lease(owner)
+
+
+def look_below(setup: Setup, under: tuple[str, ...], owner: str) -> Steps:
+    """Stop removals of what a patch lies on; if it ever was removed, see that it is whole.
+
+    Returns:
+        The version that it lies on, if that never was removed; and whether that is whole.
+    """
+    base = next(one for one, what in setup.manifest.items() if what == under[0])
+    if "a patch stops no removal" not in setup.rules:
+        announced = yield store.is_announced(base)
+        if announced:
+            yield from sure(store.stop_removal(base))
+        del announced
+    forgotten = yield store.read_forgotten()
+    if base not in forgotten:
+        return base, True
+    del forgotten, base
+    for below in under:
+        number = yield from mend(setup, below, owner, PACKS)
+        if number is None:
+            return "", False
+    return "", True
 
 
 def store_chunks(setup: Setup, chunk: str, owner: str) -> Steps:
@@ -314,12 +335,18 @@ def undelete(setup: Setup, version: str, owner: str) -> Steps:
         if number is not None:
             yield store.promise(version, True)
             return
-        yield from sure(store.announce(version, owner))  # too late
-        named = yield from is_named(version)
-        if not named:
-            done = yield store.finish_removal(version, owner)
-            if done:
-                return
+        done = yield from remove_unless_named(setup, version, owner)  # too late
+        if done:
+            return
+
+
+def remove_unless_named(setup: Setup, version: str, owner: str) -> Steps:
+    """Remove what its writer cannot promise to anybody; return whether it is removed."""
+    yield from sure(store.announce(version, owner))
+    named = yield from is_named(setup, version)
+    if named:
+        return False
+    return (yield store.finish_removal(version, owner))
 
 
 def remove(setup: Setup, version: str, owner: str) -> Steps:
@@ -329,23 +356,39 @@ def remove(setup: Setup, version: str, owner: str) -> Steps:
         return
     if "removal is not announced" in setup.rules:
         yield from sure(store.append_removal("forget", version))
-        named = yield from is_named(version)
+        named = yield from is_named(setup, version)
         if named:
             yield from undelete(setup, version, owner)
         return
+    meant: frozenset[str] | None = None
+    if "what pins mean is read before the announcement" in setup.rules:
+        meant = yield from meant_by_pins(setup, version)
     yield from sure(store.announce(version, owner))
     named = False
     if "removal does not look" not in setup.rules:
-        named = yield from is_named(version)
+        named = yield from is_named(setup, version, meant)
+        if setup.below and not named and "removal does not look at patches" not in setup.rules:
+            named = yield store.is_below_a_patch(version)
     if not named:
         yield store.finish_removal(version, owner)
 
 
-def is_named(version: str) -> Steps:
-    """Return whether an alias, a release or a reader's lease names a version."""
+def meant_by_pins(setup: Setup, version: str) -> Steps:
+    """Return the manifests of a version and its variants that nothing keeps but itself."""
+    if not setup.pins:
+        return frozenset()
+    staying = yield store.read_staying(version)
+    contents = yield store.read_contents(version)
+    return contents - staying
+
+
+def is_named(setup: Setup, version: str, meant: frozenset[str] | None = None) -> Steps:
+    """Return whether an alias, a release, a pin or a reader's lease names a version."""
+    if meant is None:
+        meant = yield from meant_by_pins(setup, version)
     named = yield store.read_names()
     leases = yield store.read_leases()
-    return version in named | {one for _, one in leases}
+    return bool((named | {one for _, one in leases}) & (meant | {version}))
 
 
 def name(setup: Setup, title: str, version: str, owner: str) -> Steps:
@@ -369,6 +412,24 @@ def name(setup: Setup, title: str, version: str, owner: str) -> Steps:
                 yield from sure(store.append_name(title, ""))
                 return
     yield store.promise(title, True)
+
+
+def pin_variant(setup: Setup, version: str, variant: str, owner: str) -> Steps:
+    """Publish a variant of a version, and pin that."""
+    in_force = yield store.read_versions()
+    if version not in in_force:
+        return
+    del in_force
+    yield from sure(store.publish(variant))
+    yield from sure(store.append_name("pin", setup.manifest[variant]))
+    announced = yield store.is_announced(version)
+    if announced:
+        yield from sure(store.stop_removal(version))
+    in_force = yield store.read_versions()
+    if version not in in_force:
+        yield from sure(store.append_name("pin", ""))
+        return
+    yield store.promise("pin", True)
 
 
 # Readers and movers
@@ -456,7 +517,7 @@ def mark(setup: Setup, owner: str) -> Steps:
             leases = yield store.read_leases()
         roots = in_force | named | {version for _, version in leases if version}
         del in_force, named, leases
-        manifests = tuple(sorted({setup.manifest[version] for version in roots}))
+        manifests = tuple(sorted({setup.manifest.get(root, root) for root in roots}))
         del roots
         live: frozenset[str] | None = frozenset()
         healed = False

@@ -42,6 +42,8 @@ class Setup:
         changes: What somebody writes: ``layouts`` over, ``names``, ``leases``, ``folds``.
         tidies: Whether collectors delete old lists and segments.
         loses: Whether layouts were lost: what has none is whole as long as its chunks are there.
+        pins: Whether names may mean manifests, as pins do, and so every version that has them.
+            Version ``v+x`` is a variant of ``v``, and goes with it.
     """
 
     chunks: dict[str, tuple[str, ...]]
@@ -58,6 +60,7 @@ class Setup:
     changes: frozenset[str] = frozenset()
     tidies: bool = False
     loses: bool = False
+    pins: bool = False
 
 
 class World(NamedTuple):
@@ -75,10 +78,11 @@ class World(NamedTuple):
         removed: Those whose newest entry in the log of removals is a ``forget``.
         forgotten: Those that ever were.
         announced: Pairs of a version whose removal was announced, and who did it.
-        names: Pairs of an alias or release and the version it names.
+        names: Pairs of an alias, release or pin and the version or manifest it names.
         leases: Pairs of a holder and the version that it reads, or nothing for a writer.
         folds: Patch manifests that have a fold.
-        promised: What returned: versions, and names of aliases and releases.
+        promised: What returned: versions, names, and patches ``p on v`` that found a version in
+            force.
         leased: Versions that were leased while they were promised, by leases that never lapsed.
         earlier: ``removed`` and ``names`` without the newest entry: what a stale hint leads to.
         down: Tiers that cannot be asked.
@@ -520,6 +524,35 @@ def put_fold(world: World, manifest: str) -> Iterator[tuple[World, None]]:
 def _hinted(world: World, state: frozenset[Any]) -> frozenset[Any]:
     """Return what a stale hint leads to, if anybody believes it."""
     return state if "a stale hint is believed" in world.setup.rules else frozenset()
+
+
+@call
+def read_staying(world: World, version: str) -> Iterator[tuple[World, frozenset[str]]]:
+    """Read the logs of removals: manifests that other versions keep, which nobody removes."""
+    going = world.removed | set(dict(world.announced)) | {version}
+    yield (
+        world,
+        frozenset(
+            world.setup.manifest[one]
+            for one in world.versions
+            if one.partition("+")[0] not in going
+        ),
+    )
+
+
+@call
+def read_contents(world: World, version: str) -> Iterator[tuple[World, frozenset[str]]]:
+    """Read the ref logs: the manifests of a version and of its variants."""
+    every = frozenset(one for one in world.versions if one.partition("+")[0] == version)
+    yield world, frozenset(world.setup.manifest[one] for one in every)
+
+
+@call
+def is_below_a_patch(world: World, version: str) -> Iterator[tuple[World, bool]]:
+    """Read the ref logs and the folds: whether a patch that is not removed lies on a version."""
+    setup = world.setup
+    patches = {setup.manifest[one] for one in world.versions - world.removed} - world.folds
+    yield world, any(setup.manifest[version] in setup.below.get(one, ()) for one in patches)
 
 
 @call

@@ -9,12 +9,14 @@ where it says so. These hold in every state:
 * weak: some pack has each of these chunks still;
 * reader: who reads a version that is not removed, or was leased before, never gets NotFound;
 * list: the highest condemned list can be read;
-* named: what an alias or a release names, once it returned, is not removed.
+* named: what an alias, a release or a pin names, once it returned, is not removed, nor what a
+  patch lies on that found it in force.
 
 And at the end, when nobody stopped halfway, two more collectors leave no garbage.
 
 What the model cannot show is left to tests of the code: that a put is durable once it returned
-(fsync), and that what is read is what was stored (digests). A chunk has no content here.
+(fsync), and that what is read is what was stored (digests). A chunk has no content here. Nor are
+there windows, alias histories, leases by content, or removals of several models at once.
 """
 
 from __future__ import annotations
@@ -133,6 +135,14 @@ MUTATIONS = [
     ("save, tidying, collector", ["a segment that is gone is empty"], "weak"),
     ("save, tidying, collector", ["segments that no list names are deleted"], "list"),
     # names
+    (
+        "pin, 2 removals of equal content",
+        ["what pins mean is read before the announcement"],
+        "named",
+    ),
+    ("pin of a new variant, removal", ["what pins mean is read before the announcement"], "named"),
+    ("patch, removal of what is below, collector", ["a patch stops no removal"], "named"),
+    ("patch, removal of what is below, collector", ["removal does not look at patches"], "named"),
     ("undelete, 2 collectors", ["undelete does not look"], "weak"),
     ("alias, removal, collector", ["a name does not look"], "named"),
     ("alias, removal, collector", ["a stale hint is believed"], "named"),
