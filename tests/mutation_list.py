@@ -5254,6 +5254,14 @@ _COLLECTED = (
         ("integration/test_collector.py::test_a_removed_version_that_is_lost_stops_nobody",),
     ),
     Mutation(
+        "healed-by-a-delta-alone",
+        "SPEC 10.1: What cannot be healed ends the run: a delta without its bases heals nothing.",
+        "modelstore/reclaim/heal.py",
+        "            if None not in below:",
+        "            if True:",
+        ("integration/test_collector.py::test_a_delta_whose_base_is_gone_heals_nothing",),
+    ),
+    Mutation(
         "lost-and-not-removed",
         "SPEC 10.1: What cannot be healed ends the run.",
         "modelstore/reclaim/heal.py",

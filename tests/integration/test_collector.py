@@ -24,6 +24,7 @@ from tierstore.format.keys import (
     COLLECTED,
     CONDEMNED,
     GC,
+    INDEX,
     LEASES,
     MOVES,
     PACKS,
@@ -617,6 +618,23 @@ def test_what_cannot_be_healed_ends_the_run_before_anything_is_deleted(
     store.remove("m@2")
     assert states(collect(store))[dead][0] == "deleted"
     is_sound(store)
+
+
+def test_a_delta_whose_base_is_gone_heals_nothing(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """It is in two packs: copied from one to the other, it would be lost there as well."""
+    store.save("n", weights(1), base=None)
+    store.save("n", TUNED, base="n@1")
+    blobs.delete(keys(blobs, INDEX))
+    with opened(blobs, tmp_path / "other") as other:
+        other.save("again", TUNED, base="n@1")
+    blobs.delete([pack_key(one) for one in packs_of(store, "n@1")])
+    store.remove("n@1")
+    before = packs(blobs)
+    with pytest.raises(Damaged, match=r"(n@2|again@1) .*has lost chunks.*tierstore rm"):
+        collect(store)
+    assert packs(blobs) == before
 
 
 @pytest.mark.parametrize("prefix", ["refs/m/versions/000000/", "versions/", "layouts/", LEASES])

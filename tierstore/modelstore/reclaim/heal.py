@@ -7,7 +7,7 @@ is copied as it is stored there, and a chunk whose pack is gone is looked for in
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -198,21 +198,35 @@ class Healer:
             if not place.bases:
                 plan.leads.setdefault(lost.pack, set()).add(place.pack)
                 return
-        for place in [*(one for one in places if not one.bases), *places]:
-            plan.copy(place.pack, lost.digest, lost.pack)
-            return
+        for place in sorted(places, key=lambda one: len(one.bases)):
+            below = [self._standalone(base) for base in place.bases]
+            if None not in below:  # a delta without its bases heals nothing
+                for one in (place, *filter(None, below)):
+                    plan.copy(one.pack, one.digest, lost.pack)
+                return
         raise Damaged(f"chunk b3:{lost.digest.hex()} of pack {lost.pack.hex()} is in no other pack")
 
+    def _standalone(self, digest: bytes) -> ChunkPlace | None:
+        return next((one for one in self._search(digest) if not one.bases), None)
+
     def _search(self, digest: bytes) -> list[ChunkPlace]:
-        """Return all places of a chunk, by the footers of all packs, which are read once."""
+        """Return all places of a chunk that is lost, or is a base of a delta of one."""
         if self._found is None:
-            wanted = {one.digest for one in _every_lost(self._mark.lacking)}
-            self._found = {one: [] for one in wanted}
-            for pack in sorted(self._mark.holdings.every()):
-                for place in self._footer(pack):
-                    if place.digest in wanted:
-                        self._found[place.digest].append(place)
+            self._found = {}
+            self._find({one.digest for one in _every_lost(self._mark.lacking)}, self._found)
+            places = [place for every in self._found.values() for place in every]
+            bases = {base for place in places for base in place.bases} - self._found.keys()
+            if bases:
+                self._find(bases, self._found)
         return self._found[digest]
+
+    def _find(self, wanted: Set[bytes], found: dict[bytes, list[ChunkPlace]]) -> None:
+        """Note all places of chunks, by the footers of all packs, of which each is read once."""
+        found |= {one: [] for one in wanted}
+        for pack in sorted(self._mark.holdings.every()):
+            for place in self._footer(pack):
+                if place.digest in wanted:
+                    found[place.digest].append(place)
 
     def _footer(self, pack: bytes) -> Iterable[ChunkPlace]:
         if not self._mark.holdings.is_readable(pack):
