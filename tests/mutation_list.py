@@ -6081,9 +6081,63 @@ _SWEPT = (
     ),
 )
 
+_WAYS = (
+    Mutation(
+        "ways-end-at-any-delta",
+        "SPEC 8: The base of a delta that a move leads to is found by the layout or by the moves.",
+        "modelstore/chunks/ways.py",
+        "return self._is_fit(place) and all(",
+        "return self._is_fit(place) or all(",
+        (
+            "integration/test_check_ways.py::"
+            "test_a_way_that_ends_in_a_delta_without_its_base_is_damage[False]",
+            "integration/test_check_ways.py::test_a_repair_says_what_is_lost_of_it",
+            "integration/test_check_ways.py::test_a_save_of_that_content_heals_it",
+        ),
+    ),
+    Mutation(
+        "save-heals-without-the-layout",
+        "SPEC 11: A chunk gets a move, unless one into a fit pack does already where it is found.",
+        "modelstore/saving/writer.py",
+        "self._heal(self._healing.lost_in(table, self._state.order), table)",
+        "self._heal(self._healing.lost_in(table, self._state.order))",
+        ("integration/test_check_ways.py::test_a_save_of_that_content_heals_it",),
+    ),
+    Mutation(
+        "repair-leads-without-the-layout",
+        "SPEC 10.2: A chunk whose way ends in a delta without its base is looked for elsewhere.",
+        "modelstore/reclaim/repair/rescue.py",
+        "reader[1] if reader else None",
+        "None",
+        ("integration/test_check_ways.py::test_a_repair_heals_it_from_another_pack",),
+    ),
+    Mutation(
+        "check-mourns-bases-of-none",
+        "SPEC 10.1: Moves are followed from deltas whose bases cannot be read: these are not lost.",
+        "modelstore/care/check_findings.py",
+        "if place.digest in own and isinstance(",
+        "if isinstance(",
+        (
+            "integration/test_check_ways.py::"
+            "test_a_base_that_nothing_needs_since_a_rebase_is_no_damage[False-False]",
+        ),
+    ),
+    Mutation(
+        "repair-mourns-bases-of-none",
+        "SPEC 10.1: Moves are followed from deltas whose bases cannot be read: these are not lost.",
+        "modelstore/reclaim/repair/repairing.py",
+        "no_loss = _bases_of_none(lost)",
+        "no_loss = set[Missing]()",
+        (
+            "integration/test_check_ways.py::"
+            "test_a_base_that_nothing_needs_since_a_rebase_is_no_damage[False-False]",
+        ),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
     *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_SWEPT, *_ROWS,
-    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES,
+    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES, *_WAYS,
 )  # fmt: skip

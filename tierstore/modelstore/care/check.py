@@ -27,7 +27,7 @@ from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.format.segments import parse_any_segment
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Suspects
+from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Looked, Suspects
 from tierstore.modelstore.care.check_data import DataRead, Item, Limits, PackData, read_items
 from tierstore.modelstore.care.check_findings import Finding, PackProblems, without_advice
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
@@ -315,16 +315,21 @@ class _Check:
         self._report.chunks = self._parts.chunks()
         check = CopyCheck(self._home, self._copies, self._problems, self._suspects)
         sizes: dict[bytes, tuple[int, int]] = {}
+        unfit: dict[bytes, Looked] = {}
         for pack, footers in ahead(check.read, self._parts.packs()):
-            parts = distinct(self._parts.of(pack))
-            looked = check.look(pack, parts, footers)
-            self._report.packs += looked.verified
-            self._report.archived += looked.archived
-            if looked.bad:
-                self._data.bad.add(pack)
-            places = [place for _, own in parts for place in own]
+            places = [place for _, own in distinct(self._parts.of(pack)) for place in own]
             frame_bytes = sum(place.frame_bytes for place in places)
             sizes[pack] = frame_bytes, sum(place.plain_bytes for place in places)
+            looked = check.look(pack, set(places), footers)
+            if looked.gone or looked.bad is not None:
+                unfit[pack] = looked
+            self._report.packs += looked.verified
+            self._report.archived += looked.archived
+        self._problems.unfit.update(unfit)  # a way may lead through any of them
+        for pack, looked in unfit.items():
+            if check.look_behind(pack, looked, distinct(self._parts.of(pack))):
+                self._data.bad.add(pack)
+            self._report.archived += looked.archived
         return sizes
 
     def _check_segments(self) -> None:

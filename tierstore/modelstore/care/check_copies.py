@@ -18,7 +18,7 @@ from tierstore.format import keys
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.care.check_findings import PackProblems
 from tierstore.modelstore.care.check_parts import Part
-from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.tiers.durable.tier import DurableTier
@@ -84,14 +84,14 @@ class Looked:
     Attributes:
         verified: Whether its footer was read.
         archived: Whether only an archive has it, so that it cannot be verified.
-        bad: Whether no tier has a copy with a good footer, and no move leads on.
         gone: Whether no tier has any copy.
+        bad: Why none of its copies is good; ``None`` if one is, or may be.
     """
 
     verified: bool = False
     archived: bool = False
-    bad: bool = False
     gone: bool = False
+    bad: Damaged | UnsupportedFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,52 +136,50 @@ class CopyCheck:
         key = keys.pack_key(pack)
         return _read(key, self._copies.of(key))
 
-    def look(
-        self, pack: bytes, parts: Sequence[tuple[Part, list[ChunkPlace]]], footers: list[Footer]
-    ) -> Looked:
-        """Check every tier's copy of a pack, and that the layouts' parts of it agree with it."""
-        looked = Looked()
-        try:
-            self._look(pack, [place for _, places in parts for place in places], looked, footers)
-        except (Damaged, NotFound, UnsupportedFormat) as error:
-            self._problems.lost(pack, error, is_gone=looked.gone)
-            looked.bad = True
-        return looked
-
-    def _look(
-        self, pack: bytes, places: list[ChunkPlace], looked: Looked, footers: list[Footer]
-    ) -> None:
+    def look(self, pack: bytes, wanted: Set[ChunkPlace], footers: list[Footer]) -> Looked:
+        """Check every tier's copy of a pack, and that what layouts place in it agrees with it."""
+        key = keys.pack_key(pack)
         if not footers:  # unless it is archived, a mover or a collector was faster than this check
-            key = keys.pack_key(pack)
             copies = self._copies.now(key)
             footers = _read(key, copies)
-        if not footers:
-            looked.archived = any(tier.archive is not None for tier, _ in copies)
-            looked.gone = not looked.archived
-            lost = None if looked.archived else self._unmoved(places)
-            if isinstance(lost, Archived):  # moved, and archived there
-                looked.archived = True
-            elif lost is not None:
-                raise lost
-            return
-        looked.verified = True
-        wanted = set(places)
+            if not footers:
+                if any(tier.archive is not None for tier, _ in copies):
+                    return Looked(archived=True)
+                return Looked(gone=True)
+        looked = Looked(verified=True)
         bad = {one.tier: why for one in footers if (why := one.wrong(wanted)) is not None}
         if len(bad) == len(footers):
             self._suspects.setdefault(pack, {})
-            if self._unmoved(places) is not None:
-                raise bad[footers[0].tier]
-            return
+            looked.bad = bad[footers[0].tier]
+            return looked
         for name, why in bad.items():
             self._problems.bad_copy(pack, name, str(why))
+        return looked
 
-    def _unmoved(self, places: list[ChunkPlace]) -> NotFound | Damaged | BackendError | None:
-        """Return what a reader of these frames raises if no move leads to one of them."""
-        moves = Moves(self._home.blobs, self._home.packs)
-        for place in places:
-            if not moves.follow(place):
-                return moves.lost(place)
-        return None
+    def look_behind(
+        self, pack: bytes, looked: Looked, parts: Iterable[tuple[Part, list[ChunkPlace]]]
+    ) -> bool:
+        """Follow what layouts have in an unfit pack; return whether some of it is lost.
+
+        Parts of layouts tell less than whole layouts, so more may seem lost here than is.
+        """
+        lost: NotFound | Damaged | BackendError | None = None
+        for place, table in ((place, part.table) for part, own in parts for place in own):
+            lost = self._ways.lost(place, table) or lost
+            if lost is not None and not isinstance(lost, Archived):
+                break
+        if isinstance(lost, Archived):  # moved, and archived there
+            looked.archived = True
+        elif isinstance(lost, BackendError):
+            raise lost
+        elif lost is not None:
+            self._problems.lost(pack, looked.bad or lost, is_gone=looked.gone)
+            return True
+        return False
+
+    @cached_property
+    def _ways(self) -> FrameWays:
+        return self._problems.ways()
 
 
 def _read(key: str, copies: Iterable[tuple[DurableTier, int]]) -> list[Footer]:

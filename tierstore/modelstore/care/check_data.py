@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 from tierstore.errors import Archived, Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
@@ -18,6 +19,7 @@ from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
 from tierstore.modelstore.chunks.sharing import Want
+from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.settings import Settings
 from tierstore.tiers.durable.tiers import DurableTiers
@@ -157,7 +159,7 @@ class PackData:
 
     Attributes:
         decoded_bytes: Plain bytes that were compared.
-        bad: Packs whose damage was found already: it is not told once more.
+        bad: Packs whose damage was found already: what is lost with them is not told once more.
     """
 
     def __init__(
@@ -250,10 +252,15 @@ class PackData:
         except (Archived, Damaged, NotFound, UnsupportedFormat):
             self._good = False
             for want in wants:  # one by one, to name each chunk
-                if want.place.pack in self.bad:
+                place = want.place
+                if place.pack in self.bad and self._ways.lost(place, table) is not None:
                     continue
                 with suppress(Archived):
                     self._read_one(reader, table, want)
+
+    @cached_property
+    def _ways(self) -> FrameWays:
+        return self._problems.ways()
 
     def _read_one(self, reader: ChunkReader, table: ChunkTable, want: Want) -> None:
         try:

@@ -13,7 +13,9 @@ from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_parts import NeededParts
 from tierstore.modelstore.care.check_users import Named, Users
-from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.chunks.ways import FrameWays
+from tierstore.modelstore.home.home import Home, chunks_of
 
 _ADVICE = re.compile(r"; (run 'tierstore check'[^;]*|restore it from a copy)\Z")
 
@@ -74,11 +76,20 @@ class PackProblems:
         home: The store's home.
         users: Which versions need which manifests.
         parts: What layouts need of packs.
+
+    Attributes:
+        unfit: The packs that no tier has, or only with a bad footer.
     """
 
     def __init__(self, home: Home, users: Users, parts: NeededParts) -> None:
         self._home, self._users, self._parts = home, users, parts
         self._found: list[_Problem] = []
+        self.unfit: set[bytes] = set()
+
+    def ways(self) -> FrameWays:
+        """Return what follows frames, by the moves as they are now."""
+        moves = Moves(self._home.blobs, self._home.packs)
+        return FrameWays(moves, lambda place: place.pack not in self.unfit)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -104,32 +115,41 @@ class PackProblems:
         for problem in self._found:
             if problem.hits:
                 by_pack.setdefault(problem.pack, []).append(problem)
+        ways = self.ways()
         for digest in self._parts.users([*by_pack]):
             named = self._users.now(digest)
             if named.every:
-                self._name(digest, named, by_pack)
+                for problem in self._in(digest, by_pack, ways):
+                    problem.hit(named)
         return [
             Finding("damage", keys.pack_key(one.pack), one.what, tuple(sorted(one.users)))
             for one in self._found
             if one.users or not one.hits
         ]
 
-    def _name(self, digest: Digest, named: Named, by_pack: dict[bytes, list[_Problem]]) -> None:
+    def _in(
+        self, digest: Digest, by_pack: dict[bytes, list[_Problem]], ways: FrameWays
+    ) -> list[_Problem]:
+        """Return the problems that hit a manifest, by its layout as it is now."""
         key = keys.layout_key(digest)
         try:
+            own = set(chunks_of(self._home.manifest(digest)))
             table = parse_layout(self._home.blobs.get(key), digest, key)
         except (Damaged, NotFound, UnsupportedFormat):  # it is what it was at the first look
-            for pack in by_pack:
-                for problem in by_pack[pack] if digest in self._parts.users([pack]) else ():
-                    problem.hit(named)
-            return
-        for pack in by_pack.keys() & set(table.pack_ids):
-            for problem in by_pack[pack]:
-                if _needs(table, problem):
-                    problem.hit(named)
+            named = (pack for pack in by_pack if digest in self._parts.users([pack]))
+            return [problem for pack in named for problem in by_pack[pack]]
+        lost = set[bytes]()
+        for place in table.places_relying_on(self.unfit):
+            # what was a base alone may be gone, where its deltas were stored anew since
+            if place.digest in own and isinstance(ways.lost(place, table), NotFound | Damaged):
+                lost |= {place.pack, *table.packs_of(place.bases)}
+        return [
+            problem
+            for pack in by_pack.keys() & set(table.pack_ids)
+            for problem in by_pack[pack]
+            if (pack in lost if problem.place is None else _is_there(table, problem.place))
+        ]
 
 
-def _needs(table: ChunkTable, problem: _Problem) -> bool:
-    if problem.place is None:
-        return any(True for _ in table.places_in(problem.pack))
-    return table.find(problem.place.digest) == problem.place
+def _is_there(table: ChunkTable, place: ChunkPlace) -> bool:
+    return table.find(place.digest) == place

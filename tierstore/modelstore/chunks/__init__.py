@@ -11,5 +11,6 @@ __all__ = [
     "reader",
     "recent",
     "sharing",
+    "ways",
     "writemove",
 ]

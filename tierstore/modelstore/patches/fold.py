@@ -128,7 +128,7 @@ def _is_lost(home: Home, full: Digest) -> bool:
         return True
     unfit = unfit_packs(home, dict(zip(table.pack_ids, table.pack_sizes, strict=True)))
     healing = Healing(home, unfit)
-    return bool(healing.uncovered(healing.lost_in(table, table.digests)))
+    return bool(healing.uncovered(healing.lost_in(table, table.digests), table))
 
 
 def _name(home: Home, patch: Digest, full: Digest) -> None:

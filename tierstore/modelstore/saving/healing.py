@@ -6,11 +6,13 @@ a pack are numbered, and whoever comes second looks at what the first one wrote.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Collection, Mapping, MutableSet, Set
 from typing import TypeAlias
 
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.moves import Moves
+from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.confirm import unfit_packs
 from tierstore.modelstore.home.home import Home
@@ -52,7 +54,7 @@ class Healing:
         there: dict[bytes, set[bytes]] = {}
         for one in unread - set(own):
             there.setdefault(bases[one].pack, set()).add(one)
-        self._bad_bases |= {one for left in self.uncovered(there).values() for one in left}
+        self._bad_bases |= {one for left in self.uncovered(there, table).values() for one in left}
         bad = self._unfit
         lost: dict[bytes, set[bytes]] = {}
         for place in table:
@@ -62,24 +64,24 @@ class Healing:
                 lost.setdefault(place.pack, set()).add(place.digest)
         return lost
 
-    def uncovered(self, lost: Lost) -> dict[bytes, set[bytes]]:
-        """Return those chunks that readers cannot find, by the pack where their way ends."""
+    def uncovered(self, lost: Lost, table: ChunkTable | None = None) -> dict[bytes, set[bytes]]:
+        """Return those chunks that readers cannot find, by the pack where their way ends.
+
+        Args:
+            lost: The chunks, by the packs in which they cannot be read.
+            table: The layout that a reader has, for the bases of deltas to which moves lead;
+                without one those of which moves say nothing count as found.
+        """
         moves = Moves(self._home.blobs, self._home.packs)
-        known: set[bytes] = set()
+        sizes = ChainMap(moves.sizes)
+        if table is not None:
+            sizes.maps.append(dict(zip(table.pack_ids, table.pack_sizes, strict=True)))
+        ways = FrameWays(moves, lambda place: self._is_good(place, sizes))
         found: dict[bytes, set[bytes]] = {}
         for pack, digest in ((pack, digest) for pack, every in lost.items() for digest in every):
-            way = [pack]
-            while True:
-                if way[-1] not in known:
-                    moves.learn(way[-1])
-                    known.add(way[-1])
-                target = moves.target(way[-1], digest)
-                if target is None or target.pack in way:
-                    found.setdefault(way[-1], set()).add(digest)
-                    break
-                if self._is_good(target, moves.sizes):
-                    break
-                way.append(target.pack)
+            end = ways.end_behind(pack, digest, table)
+            if end is not None:
+                found.setdefault(end, set()).add(digest)
         return found
 
     def _is_good(self, place: ChunkPlace, sizes: Mapping[bytes, int]) -> bool:

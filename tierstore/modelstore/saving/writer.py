@@ -372,7 +372,7 @@ class Writer:
         others = {pack: size for pack, size in sizes.items() if pack not in known}
         self._state.unfit |= unfit_packs(self._home, others)
         self._named.update(table.pack_ids)
-        self._heal(self._healing.lost_in(table, self._state.order))
+        self._heal(self._healing.lost_in(table, self._state.order), table)
 
     def _lost(self) -> dict[bytes, set[bytes]]:
         """Return the chunks of this save that other versions cannot read, by the pack."""
@@ -386,10 +386,10 @@ class Writer:
                     lost.setdefault(pack, set()).update(chunks)
         return {pack: chunks & state.order.keys() for pack, chunks in lost.items()}
 
-    def _heal(self, lost: Mapping[bytes, Set[bytes]]) -> None:
+    def _heal(self, lost: Mapping[bytes, Set[bytes]], table: ChunkTable | None = None) -> None:
         """Say by moves where these chunks lie now, wherever no move does so already."""
         for again in range(_ROUNDS):
-            todo = self._healing.uncovered(lost)
+            todo = self._healing.uncovered(lost, table)
             if not todo:
                 return
             every = {one for digests in todo.values() for one in digests}

@@ -252,7 +252,10 @@ class _Repair:
             above = rescue.unreadable_on(lost, wanted)
             collected = _collected([*lost, *above], damaged, removed)
             lost += rescue.from_elsewhere([one for one in above if one not in collected])
+        no_loss = _bases_of_none(lost)
+        lost = [one for one in lost if one not in no_loss]
         for pack in found:
+            pack.missing = [one for one in pack.missing if one not in no_loss]
             self._tell(pack, {one.digest for one in lost})
         return {(one.wanted.place.pack, one.digest) for one in lost}
 
@@ -376,6 +379,12 @@ def _collected(
         and one.digest not in bad
         and bad.isdisjoint(one.wanted.place.bases)
     }
+
+
+def _bases_of_none(lost: Sequence[Missing]) -> set[Missing]:
+    """Return the lost bases without a delta that is lost: moves lead to where these are by now."""
+    needed = {base for one in lost for base in one.wanted.place.bases}
+    return {one for one in lost if one.wanted.is_base and one.digest not in needed}
 
 
 def _readable_bytes(holdings: Holdings, pack: bytes) -> int:

@@ -120,7 +120,7 @@ class Rescue:
         """
         places = {place.digest: place for place in copies.places or ()}
         places |= {digest: one.place for digest, one in wanted.items()}
-        ends = self._ends(copies.pack, places)
+        ends = self._ends(copies.pack, places, wanted)
         frames = {
             digest: frame
             for digest in ends
@@ -136,17 +136,25 @@ class Rescue:
         ]
         return len(frames), missing
 
-    def _ends(self, pack: bytes, digests: Iterable[bytes]) -> dict[bytes, bytes]:
+    def _ends(
+        self, pack: bytes, digests: Iterable[bytes], wanted: Mapping[bytes, Wanted]
+    ) -> dict[bytes, bytes]:
         """Return where the ways of those chunks end that no move leads to a fit pack yet."""
-        every = set(digests)
+        groups: dict[Digest | None, set[bytes]] = {}
+        for digest in digests:
+            one = wanted.get(digest)
+            groups.setdefault(one.manifest if one is not None else None, set()).add(digest)
+        found: dict[bytes, bytes] = {}
         try:
-            uncovered = self._healing.uncovered({pack: every})
+            for manifest, every in groups.items():
+                reader = None if manifest is None else self._reader(manifest)
+                uncovered = self._healing.uncovered({pack: every}, reader[1] if reader else None)
+                found |= {digest: end for end, left in uncovered.items() for digest in left}
         except (Damaged, UnsupportedFormat) as error:
             if self._lease is not None:  # damaged since it was repaired
                 raise
             _log.info("what moves lead to is seen once they and the lists are repaired: %s", error)
-            return {}
-        return {digest: end for end, every in uncovered.items() for digest in every}
+        return found
 
     def is_good(self, copies: Copies, wanted: Wanted) -> bool:
         """Return whether a pack has a good frame of a chunk, which gives it if it is a delta."""
@@ -206,13 +214,14 @@ class Rescue:
         for one in above:
             pack, digest = one.place.pack, one.place.digest
             if (pack, digest) not in known and self._read(one) is None:
-                end = self._ends(pack, [digest]).get(digest, pack)
+                end = self._ends(pack, [digest], {digest: one}).get(digest, pack)
                 found[pack, digest] = Missing(end, one)
         return list(found.values())
 
     def missing_from(self, pack: bytes, wanted: Mapping[bytes, Wanted]) -> list[Missing]:
         """Return those of the chunks of a pack that no move leads to."""
-        return [Missing(end, wanted[digest]) for digest, end in self._ends(pack, wanted).items()]
+        ends = self._ends(pack, wanted, wanted)
+        return [Missing(end, wanted[digest]) for digest, end in ends.items()]
 
     def from_elsewhere(self, missing: Sequence[Missing]) -> list[Missing]:
         """Find chunks in other packs or hot tiers, and lead readers there; return the rest."""
