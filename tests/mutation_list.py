@@ -6133,6 +6133,62 @@ _WAYS = (
             "test_a_base_that_nothing_needs_since_a_rebase_is_no_damage[False-False]",
         ),
     ),
+    Mutation(
+        "check-mourns-what-a-fold-stands-for",
+        "SPEC 10.1: A patch needs the nearest fold that is whole, or else what lies below.",
+        "modelstore/care/check_users.py",
+        "found if because is None else because",
+        "found",
+        tuple(
+            "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
+            f"a_whole_chain_is_no_damage[{which}-False]"
+            for which in ("below", "fold")
+        ),
+    ),
+    Mutation(
+        "check-mourns-a-lost-fold",
+        "SPEC 8: A fold whose packs are gone loses nothing while the chain below can be read.",
+        "modelstore/care/check_patches.py",
+        "if lost != {chain.full} or chain.full == chain.start:",
+        "if lost:",
+        (
+            "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
+            "a_whole_chain_is_no_damage[fold-False]",
+        ),
+    ),
+    Mutation(
+        "check-mourns-what-was-collected-below-a-fold",
+        "SPEC 10.1: Of what lies below a whole fold nothing is needed.",
+        "modelstore/care/check_findings.py",
+        "elif not self.is_gone:",
+        "else:",
+        (
+            "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
+            "a_whole_chain_is_no_damage[below-False]",
+        ),
+    ),
+    Mutation(
+        "check-hides-spare-damage",
+        "CLI, check: what is damaged is listed, also where versions are read without it.",
+        "modelstore/care/check_findings.py",
+        "self.is_spare = True",
+        "pass",
+        (
+            "integration/test_check_folds.py::"
+            "test_damage_that_no_version_is_read_with_names_none[below]",
+        ),
+    ),
+    Mutation(
+        "check-trusts-what-it-has-not-looked-at",
+        "SPEC 8: A lost fold loses nothing while the chain below exists, and only then.",
+        "modelstore/care/check_findings.py",
+        "                self.unfit.add(pack)\n",
+        "                pass\n",
+        (
+            "integration/test_check_folds.py::"
+            "test_what_lies_below_a_fold_that_is_gone_may_be_gone_as_well",
+        ),
+    ),
 )
 
 MUTATIONS = (

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.integration.kit import created
+from tests.integration.kit import created, opened
 from tierstore import Dense, Elements, Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import fold_key, layout_key, version_key
+from tierstore.format.keys import fold_key, layout_key, pack_key, version_key
 from tierstore.format.layout import Fold
 from tierstore.format.sealed import Kind, seal_body
+from tierstore.ids import Digest
 from tierstore.modelstore.care.check_findings import Finding
+from tierstore.modelstore.home.chain import fold_of
+from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
 
 State = dict[str, np.ndarray]
@@ -154,3 +158,85 @@ def test_a_fold_without_a_chain_below_needs_none(store: Store, blobs: MemoryStor
     assert report.damaged, "of the base"
     assert of_fold(report.findings, key) == []
     assert np.array_equal(store.load("m")["emb"], FOLDED["emb"])
+
+
+# A version that was folded, and another one on it: either the fold or what lies below is needed
+
+
+@pytest.fixture
+def folded(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    with created(blobs, cache) as made:
+        enable(made._parts.home, wait_s=0)
+        made.save("m", BASE)
+        made.patch("m", {"emb": Rows([0, 1, 2], np.ones((3, 300), np.float32))}, fold=False)
+        made.fold("m@2")
+        made.patch("m", {"head": Dense(FOLDED["head"])}, fold=False)
+        yield made
+
+
+def own_pack(store: Store, digest: Digest) -> str:
+    """The pack that a patch version, or the fold of one, has for itself."""
+    home = store._parts.home
+    others = home.layout(store.resolve("m@1").digest, home.manifest(store.resolve("m@1").digest))
+    [pack] = set(home.layout(digest, home.manifest(digest)).pack_ids) - set(others.pack_ids)
+    return pack_key(pack)
+
+
+def fold_pack(store: Store) -> str:
+    full = fold_of(store._parts.home, store.resolve("m@2").digest)
+    assert full is not None
+    return own_pack(store, full)
+
+
+def reads(store: Store, blobs: MemoryStore, cache: Path) -> None:
+    with opened(blobs, cache / "other") as other:
+        other.load("m@2").load()
+        other.load("m@3").load()
+
+
+@pytest.mark.parametrize("read_data", [False, True])
+@pytest.mark.parametrize("which", ["below", "fold"])
+def test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_a_whole_chain_is_no_damage(
+    folded: Store, blobs: MemoryStore, cache: Path, which: str, read_data: bool
+) -> None:
+    """As a collector says, which deletes it once nothing else needs it."""
+    below = own_pack(folded, folded.resolve("m@2").digest)
+    blobs.delete([below if which == "below" else fold_pack(folded)])
+    reads(folded, blobs, cache)
+    assert folded.check(read_data=read_data).findings == []
+
+
+@pytest.mark.parametrize("read_data", [False, True])
+def test_what_is_gone_of_both_is_damage(folded: Store, blobs: MemoryStore, read_data: bool) -> None:
+    both = [own_pack(folded, folded.resolve("m@2").digest), fold_pack(folded)]
+    blobs.delete(both)
+    findings = folded.check(read_data=read_data).findings
+    assert {(one.key, one.needed_by) for one in findings} == {(key, ("m@2", "m@3")) for key in both}
+
+
+def test_what_lies_below_a_fold_that_is_gone_may_be_gone_as_well(
+    folded: Store, blobs: MemoryStore
+) -> None:
+    """Nothing else needs it, so that the check has not looked at it."""
+    key, below = fold_pack(folded), own_pack(folded, folded.resolve("m@2").digest)
+    folded.remove("m@2")
+    folded.retention.set("m", window=timedelta(0))
+    blobs.delete([key])
+    assert folded.check().findings == []
+    blobs.delete([below])
+    assert [(one.key, one.needed_by) for one in folded.check().findings] == [(key, ("m@3",))]
+
+
+@pytest.mark.parametrize("which", ["below", "fold"])
+def test_damage_that_no_version_is_read_with_names_none(
+    folded: Store, blobs: MemoryStore, cache: Path, which: str
+) -> None:
+    below = own_pack(folded, folded.resolve("m@2").digest)
+    key = below if which == "below" else fold_pack(folded)
+    data = bytearray(blobs.get(key))
+    data[-1] ^= 1
+    blobs.put(key, data)
+    report = folded.check()
+    assert [(one.key, one.needed_by) for one in report.findings] == [(key, ())]
+    assert report.quarantined == [key]
+    reads(folded, blobs, cache)

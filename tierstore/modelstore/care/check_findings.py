@@ -55,6 +55,8 @@ class _Problem:
         hits: Whether versions cannot be read because of it, and not one copy of several is bad.
         is_gone: Whether no tier has it, which is no damage to what is removed: it was collected.
         users: The versions that need it.
+        is_spare: Whether versions have it in their chain, and are read without it: by a fold, or by
+            what lies below one.
     """
 
     pack: bytes
@@ -63,10 +65,14 @@ class _Problem:
     hits: bool = True
     is_gone: bool = False
     users: set[str] = field(default_factory=set)
+    is_spare: bool = False
 
-    def hit(self, named: Named) -> None:
-        """Note that versions need it."""
-        self.users.update(named.in_force if self.is_gone else named.every)
+    def hit(self, named: Named, *, is_needed: bool) -> None:
+        """Note versions that have it in their chain, and whether they cannot be read without it."""
+        if is_needed:
+            self.users.update(named.in_force if self.is_gone else named.every)
+        elif not self.is_gone:  # what is gone was collected, as nothing needs it
+            self.is_spare = True
 
 
 class PackProblems:
@@ -85,6 +91,7 @@ class PackProblems:
         self._home, self._users, self._parts = home, users, parts
         self._found: list[_Problem] = []
         self.unfit: set[bytes] = set()
+        self._looked_for: set[bytes] = set()
 
     def ways(self) -> FrameWays:
         """Return what follows frames, by the moves as they are now."""
@@ -116,39 +123,62 @@ class PackProblems:
             if problem.hits:
                 by_pack.setdefault(problem.pack, []).append(problem)
         ways = self.ways()
-        for digest in self._parts.users([*by_pack]):
-            named = self._users.now(digest)
-            if named.every:
-                for problem in self._in(digest, by_pack, ways):
-                    problem.hit(named)
+        self._looked_for = set(self._parts.packs())
+        hits: dict[Digest, list[_Problem] | None] = {}
+
+        def hits_in(digest: Digest) -> list[_Problem] | None:
+            if digest not in hits:
+                hits[digest] = self._hits_in(digest, by_pack, ways)
+            return hits[digest]
+
+        named_in = self._parts.users([*by_pack])
+        for named, near, because in self._users.hit(named_in, lambda one: hits_in(one) != []):
+            for digest in near | because:
+                for problem in hits_in(digest) or ():
+                    problem.hit(named, is_needed=digest in because)
         return [
             Finding("damage", keys.pack_key(one.pack), one.what, tuple(sorted(one.users)))
             for one in self._found
-            if one.users or not one.hits
+            if one.users or one.is_spare or not one.hits
         ]
 
-    def _in(
+    def _hits_in(
         self, digest: Digest, by_pack: dict[bytes, list[_Problem]], ways: FrameWays
-    ) -> list[_Problem]:
-        """Return the problems that hit a manifest, by its layout as it is now."""
+    ) -> list[_Problem] | None:
+        """Return the problems that hit a manifest, by its layout as it is now.
+
+        ``None`` if something else is wrong with it, so that it cannot be read.
+        """
         key = keys.layout_key(digest)
         try:
             own = set(chunks_of(self._home.manifest(digest)))
             table = parse_layout(self._home.blobs.get(key), digest, key)
         except (Damaged, NotFound, UnsupportedFormat):  # it is what it was at the first look
             named = (pack for pack in by_pack if digest in self._parts.users([pack]))
-            return [problem for pack in named for problem in by_pack[pack]]
+            return [problem for pack in named for problem in by_pack[pack]] or None
+        self._look_for({*table.pack_ids})
         lost = set[bytes]()
         for place in table.places_relying_on(self.unfit):
             # what was a base alone may be gone, where its deltas were stored anew since
             if place.digest in own and isinstance(ways.lost(place, table), NotFound | Damaged):
                 lost |= {place.pack, *table.packs_of(place.bases)}
-        return [
+        found = [
             problem
             for pack in by_pack.keys() & set(table.pack_ids)
             for problem in by_pack[pack]
             if (pack in lost if problem.place is None else _is_there(table, problem.place))
         ]
+        return found or (None if lost else [])
+
+    def _look_for(self, packs: set[bytes]) -> None:
+        """See whether those packs are there that no layout named at the first look."""
+        new = packs - self._looked_for
+        self._looked_for |= new
+        for pack in new:
+            try:
+                self._home.packs.size(keys.pack_key(pack))
+            except NotFound:
+                self.unfit.add(pack)
 
 
 def _is_there(table: ChunkTable, place: ChunkPlace) -> bool:

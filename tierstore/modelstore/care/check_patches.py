@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
@@ -56,3 +57,33 @@ def named_below(home: Home, digest: Digest) -> Below:
     except (Damaged, NotFound, UnsupportedFormat):
         return Below()
     return Below(tuple(info.digests)) if info else Below()
+
+
+def unread_because_of(
+    home: Home, digest: Digest, is_lost: Callable[[Digest], bool]
+) -> set[Digest] | None:
+    """Return the manifests because of which a version cannot be read; none if it can.
+
+    As in a load, what lies below a fold is read where something of the fold is lost.
+
+    Args:
+        home: The store's home.
+        digest: The digest of the version's manifest.
+        is_lost: Returns whether something of a manifest is lost.
+
+    Returns:
+        These manifests; ``None`` if what the version lies on cannot be read.
+    """
+    found, ignored = set[Digest](), frozenset[Digest]()
+    while True:
+        try:
+            chain = find_chain(home, digest, ignored)
+        except (Damaged, NotFound, UnsupportedFormat):
+            return found or None
+        lost = {one for one in (chain.full, *chain.patches) if is_lost(one)}
+        if not lost:
+            return set()
+        found |= lost
+        if lost != {chain.full} or chain.full == chain.start:
+            return found
+        ignored |= lost

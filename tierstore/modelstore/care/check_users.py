@@ -6,13 +6,13 @@ have then, and nobody would know; what is gone of it was collected, and who brin
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_patches import Below, named_below
+from tierstore.modelstore.care.check_patches import Below, unread_because_of
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.names.removed import Removals
 
@@ -85,19 +85,31 @@ class Users:
         names = dict.fromkeys(name for names in every for name in names.get(digest, ()))
         return self._named_now(names).every
 
-    def now(self, digest: Digest) -> Named:
-        """Return the versions that need a manifest now.
+    def hit(
+        self, digests: Iterable[Digest], is_lost: Callable[[Digest], bool]
+    ) -> Iterator[tuple[Named, set[Digest], set[Digest]]]:
+        """Yield the versions that may read any of these manifests, as refs say it now.
 
         Removals are read anew at the first call. A collector deletes a pack only after the removal
         of whatever needs it is in the log: who has found a pack missing and asks then knows whether
         that is damage.
+
+        Args:
+            digests: Manifests of which something is lost.
+            is_lost: Returns whether something of a manifest is lost, and it cannot be read in full.
+
+        Yields:
+            The versions; those of ``digests`` that they have in their chain; and those manifests
+            because of which they cannot be read, none if the lost ones are not needed for it.
         """
-        found = set[str]()
-        for owner in (digest, *self._above.get(digest, ())):
-            names = self._own.get(owner, ())
-            if names and (owner == digest or digest in named_below(self._home, owner).read):
-                found.update(names)
-        return self._named_now(sorted(found))
+        near: dict[Digest, set[Digest]] = {}
+        for digest in digests:
+            for owner in (digest, *self._above.get(digest, ())):
+                near.setdefault(owner, set()).add(digest)
+        for owner, found in near.items():
+            if (names := self._own.get(owner)) and (named := self._named_now(names)).every:
+                because = unread_because_of(self._home, owner, is_lost)
+                yield named, found, found if because is None else because
 
     def _named_now(self, names: Iterable[str]) -> Named:
         if self._now is None:
