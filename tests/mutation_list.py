@@ -251,8 +251,8 @@ _FORMAT = (
         "check-damaged-first",
         "Docs, operations: a copy that is damaged is read first until it is good again.",
         "modelstore/care/check_data.py",
-        "(times.note if item.read(count) else times.forget)(item.copy)",
-        "(times.note if item.read(count) else times.note)(item.copy)",
+        "(times.note if good else times.forget)(item.copy)",
+        "times.note(item.copy)",
         (
             "integration/test_check_subset.py::"
             "test_damage_is_found_in_its_turn_and_comes_first_from_then_on[0-warm]",
@@ -6187,6 +6187,70 @@ _WAYS = (
         (
             "integration/test_check_folds.py::"
             "test_what_lies_below_a_fold_that_is_gone_may_be_gone_as_well",
+        ),
+    ),
+    Mutation(
+        "check-forgets-what-it-found",
+        "Docs, operations: what was found is told however a check ends.",
+        "modelstore/care/check.py",
+        "            self._tell()\n",
+        "            pass\n",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_what_was_found_before_an_interruption_is_told_and_quarantined",
+            "integration/test_check_cut_short.py::test_what_was_found_before_home_failed_is_told",
+        ),
+    ),
+    Mutation(
+        "check-ends-with-a-tier",
+        "Docs, operations: a tier that fails while a check runs is left out from then on.",
+        "modelstore/care/check_copies.py",
+        "            self.down.setdefault(tier, str(error))\n\n    def failed",
+        "            raise\n\n    def failed",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_what_is_damaged_elsewhere_is_found_while_a_tier_is_down",
+        ),
+    ),
+    Mutation(
+        "check-ends-with-the-data-of-a-tier",
+        "Docs, operations: a tier that fails while a check runs is left out from then on.",
+        "modelstore/care/check_data.py",
+        "                copies.failed(*item.copy, error)\n",
+        "                raise\n",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_data_that_a_failing_tier_leaves_is_read_by_the_next_check[4]",
+        ),
+    ),
+    Mutation(
+        "check-loses-what-is-in-a-tier-that-is-down",
+        "Docs, operations: what only a tier has that fails is not called lost.",
+        "modelstore/care/check_copies.py",
+        "Looked(gone=not self._copies.down)",
+        "Looked(gone=True)",
+        ("integration/test_check_cut_short.py::test_what_only_a_tier_has_that_fails_is_not_lost",),
+    ),
+    Mutation(
+        "check-marks-what-may-be-good",
+        "SPEC 8: Only what every tier that could be asked has damaged is marked, and called lost.",
+        "modelstore/care/check_copies.py",
+        "if len(bad) == len(footers) and unread:",
+        "if False:",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_what_is_damaged_elsewhere_is_found_while_a_tier_is_down",
+        ),
+    ),
+    Mutation(
+        "check-reads-another-copy",
+        "Docs, operations: of every pack in every tier, the copies that were not read for longest.",
+        "modelstore/care/check_data.py",
+        "if self._tiers_read and tier.name not in self._tiers_read:",
+        "if False:",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_a_copy_in_a_tier_that_fails_is_left_though_another_one_was_read",
         ),
     ),
 )

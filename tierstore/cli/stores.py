@@ -26,6 +26,7 @@ from tierstore.cli.tierargs import (
     first_tiers,
     tier_json,
 )
+from tierstore.errors import Unreachable
 
 if TYPE_CHECKING:
     from tierstore.modelstore.care.check import CheckReport
@@ -181,7 +182,8 @@ def check(
     or --max-time, or after it was interrupted, goes on where it ended.
 
     Exits with 4 when data or history is damaged; garbage only takes space. What is damaged in the
-    hot tier is removed there, and fetched again when it is read.
+    hot tier is removed there, and fetched again when it is read. A tier that fails meanwhile is
+    left out from then on: what was found is listed, and it exits with 8 if nothing is damaged.
     """
     from tierstore.config import parse_share
 
@@ -192,7 +194,16 @@ def check(
             read_data=read_data, hot=hot, subset=share, max_time=limit, progress=progress
         )
     read_data = read_data or share is not None or limit is not None
-    data = schemas.CheckJson(
+    damaged = [one.key for one in report.findings if one.severity == "damage"]
+    cli.out.show(_json(report), damaged, lambda: _print_report(report, read_data, hot))
+    if report.damaged:
+        raise typer.Exit(4)
+    if report.down:
+        raise typer.Exit(Unreachable.exit_code)
+
+
+def _json(report: CheckReport) -> schemas.CheckJson:
+    return schemas.CheckJson(
         damaged=report.damaged,
         findings=[
             schemas.FindingJson(
@@ -210,11 +221,8 @@ def check(
         copies_read=report.data.copies,
         copies_left=report.data.copies_left,
         left_bytes=report.data.left_bytes,
+        down=report.down,
     )
-    damaged = [one.key for one in report.findings if one.severity == "damage"]
-    cli.out.show(data, damaged, lambda: _print_report(report, read_data, hot))
-    if report.damaged:
-        raise typer.Exit(4)
 
 
 def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
@@ -247,6 +255,8 @@ def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
         print(
             "'tierstore check --read-data' says whether anything was lost with what is quarantined"
         )
+    for name, why in report.down.items():
+        print(printable(f"tier {name} could not be asked: {why}; check again when it can be"))
     if report.data.copies_left:
         print(report.data.summary)
 

@@ -1124,6 +1124,9 @@ class Store:
         Raises:
             UsageError: ``hot``, and this node has no hot tier.
             KeyboardInterrupt: As it was raised; while data is read, it says how to read the rest.
+                What was found by then is logged as errors and quarantined.
+            BackendError: Home failed, with what was found by then logged. A tier that fails
+                meanwhile raises nothing: ``down`` of the report names it.
 
         Examples:
             >>> store = tierstore.init("store")

@@ -315,7 +315,8 @@ class CheckJson(Schema):
     ``versions`` counts variants too, and those with equal content once.
     ``quarantined`` names packs that no tier has a good copy of: saves store their chunks anew.
     ``copies_read`` counts the copies of packs that were read in full, ``copies_left`` those that
-    ``--subset`` or ``--max-time`` left for another time, of ``left_bytes`` together.
+    ``--subset`` or ``--max-time`` left for another time, of ``left_bytes`` together. ``down`` says
+    why tiers could not be asked from some time on, by name.
     """
 
     damaged: bool
@@ -330,6 +331,7 @@ class CheckJson(Schema):
     copies_read: int
     copies_left: int
     left_bytes: int
+    down: dict[str, str]
 
 
 class DemoStep(Schema):

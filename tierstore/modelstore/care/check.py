@@ -7,6 +7,7 @@ and packs of a store, and not with the chunks of all versions.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
@@ -43,6 +44,7 @@ from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.home.refs import highest_of
 from tierstore.modelstore.settings import Settings
 
+_log = logging.getLogger("tierstore.check")
 _SHARE = "a share of the stored bytes above 0 and up to 1, such as 0.05"
 
 
@@ -62,6 +64,8 @@ class CheckReport:
         quarantined: Keys of the packs that are quarantined, whoever did it: no tier has a good
             copy, and saves store anew what is in them.
         data: How much was read with ``read_data``, and was left for another time.
+        down: Why tiers could not be asked from some time on, by name. What they have was not looked
+            at since, and nothing that they may have is called lost.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -74,6 +78,7 @@ class CheckReport:
     hot_bytes: int = 0
     quarantined: list[str] = field(default_factory=list)
     data: DataRead = field(default_factory=DataRead)
+    down: dict[str, str] = field(default_factory=dict)
 
     @property
     def damaged(self) -> bool:
@@ -124,8 +129,11 @@ def check_store(
         progress: Called with plain bytes read and in all.
 
     Raises:
+        BackendError: Home failed, or a tier at the very beginning; what was found until then was
+            logged.
         OutOfSpace: There is no room for temporary files.
-        KeyboardInterrupt: While data was read, with a message that says how to read the rest.
+        KeyboardInterrupt: As it was raised; what was found until then was logged. While data was
+            read, its message says how to read the rest.
     """
     parts = NeededParts()
     try:
@@ -160,6 +168,20 @@ class _Check:
 
     def run(self, limits: Limits | None) -> CheckReport:
         """Check the store; with limits its data as well."""
+        try:
+            sizes = self._look(limits)
+            self._quarantine(lift=limits is not None and not self._report.data.copies_left)
+            self._name_users()
+            self._report.findings += self._problems.look_again()
+        except (BackendError, KeyboardInterrupt):
+            self._tell()
+            raise
+        self._find_garbage(sizes.keys())
+        self._report.down = self._copies.down
+        self._report.findings.sort(key=lambda f: (f.severity != "damage", f.key))
+        return self._report
+
+    def _look(self, limits: Limits | None) -> dict[bytes, tuple[int, int]]:
         self._check_refs()
         for digest in self._users.each():
             self._check_version(digest)
@@ -168,12 +190,21 @@ class _Check:
         self._check_folds()
         if limits is not None:
             self._check_data(limits, sizes)
-        self._quarantine(lift=limits is not None and not self._report.data.copies_left)
-        self._name_users()
-        self._report.findings += self._problems.look_again()
-        self._find_garbage(sizes.keys())
-        self._report.findings.sort(key=lambda f: (f.severity != "damage", f.key))
-        return self._report
+        return sizes
+
+    def _tell(self) -> None:
+        """Log what was found when the check cannot go on, and quarantine it."""
+        found = self._report.findings
+        try:
+            self._name_users()
+            found += self._problems.look_again()
+        except BackendError:
+            found += self._problems.unconfirmed()
+        for one in found:
+            needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
+            _log.error("%s: %s: %s%s", one.severity, one.key, one.what, needed)
+        with suppress(BackendError):
+            self._quarantine(lift=False)
 
     def _damage(self, key: str, what: object, needs: Digest | str | None = None) -> None:
         """Note damage that hits one version, or all that need a manifest."""
@@ -380,7 +411,7 @@ class _Check:
             items.append(Item(("", fold.key), plain_bytes, plain_bytes, self._fold_reader(fold)))
         path = self._settings.cache_dir / self._home.config.store_id / "checked.sqlite"
         with ReadTimes(path, "check") as times:
-            read_items(items, times, limits, self._progress, self._report.data)
+            read_items(items, times, limits, self._progress, self._report.data, self._copies)
         self._report.data_bytes = self._data.decoded_bytes
 
     def _fold_reader(self, fold: FoundFold) -> Callable[[Callable[[int], None]], bool]:

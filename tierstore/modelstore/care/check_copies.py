@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from tierstore.errors import (
     BackendError,
     Damaged,
     NotFound,
+    OutOfSpace,
     UnsupportedFormat,
 )
 from tierstore.format import keys
@@ -24,15 +25,41 @@ from tierstore.modelstore.home.home import Home
 from tierstore.tiers.durable.tier import DurableTier
 
 
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """The footer of one tier's copy of a pack.
+
+    Attributes:
+        tier: The name of the tier.
+        places: The chunks that it lists.
+        error: Why it cannot be read; ``None`` if it can.
+    """
+
+    tier: str
+    places: Sequence[ChunkPlace]
+    error: Damaged | UnsupportedFormat | None = None
+
+    def wrong(self, places: Set[ChunkPlace]) -> Damaged | UnsupportedFormat | None:
+        """Return what is wrong with it, where layouts have these places in the pack."""
+        if self.error is None and not places <= set(self.places):
+            return Damaged("a layout and the pack's own index do not agree")
+        return self.error
+
+
 class Copies:
     """The packs that each durable tier held when a check began, and the moves that there were.
 
     Args:
         home: The store's home.
+
+    Attributes:
+        down: Why tiers could not be asked since then, by name. They are asked no more: each answer
+            would have to be waited for.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self.down: dict[str, str] = {}
         # each tier's copy of a pack is looked at: another one's being good does not mend it
         self.held = {
             tier.name: {info.key: info.size for info in tier.blobs.list(keys.PACKS)}
@@ -51,12 +78,52 @@ class Copies:
         return found or self.now(key)
 
     def now(self, key: str) -> list[tuple[DurableTier, int]]:
-        """Return the tiers that have a pack, having asked each one, and its size."""
+        """Return the tiers that have a pack, having asked each one that is not down; its size."""
         found = []
         for tier in self._home.packs.tiers:
-            with suppress(NotFound):
-                found.append((tier, tier.blobs.info(key).size))
+            if tier.name not in self.down:
+                with suppress(NotFound), self.asking(tier.name):
+                    found.append((tier, tier.blobs.info(key).size))
         return found
+
+    @contextmanager
+    def asking(self, tier: str) -> Iterator[None]:
+        """Note a tier that fails as down."""
+        try:
+            yield
+        except OutOfSpace:  # of the check itself
+            raise
+        except BackendError as error:
+            self.down.setdefault(tier, str(error))
+
+    def failed(self, tier: str, key: str, error: BackendError) -> None:
+        """Note as down what fails now, or else the tier of what could not be read.
+
+        Raises ``error`` where no tier is down and none was named.
+        """
+        before = len(self.down)
+        self.now(key)
+        if tier and len(self.down) == before:
+            self.down.setdefault(tier, str(error))
+        elif not self.down:
+            raise error
+
+    def read(self, key: str, copies: Iterable[tuple[DurableTier, int]]) -> list[Footer]:
+        """Read the footers of those copies that are still there, and neither archived nor down."""
+        found: list[Footer] = []
+        for tier, size in copies:
+            if tier.archive is not None or tier.name in self.down:
+                continue
+            with suppress(NotFound), self.asking(tier.name):
+                try:
+                    found.append(Footer(tier.name, read_footer(tier.blobs, key, size)[1]))
+                except (Damaged, UnsupportedFormat) as error:
+                    found.append(Footer(tier.name, [], error))
+        return found
+
+    def unread(self, key: str) -> list[str]:
+        """Return the names of tiers that are down and had a pack when the check began."""
+        return [name for name, held in self.held.items() if name in self.down and key in held]
 
     @cached_property
     def moves(self) -> dict[bytes, list[str]]:
@@ -94,27 +161,6 @@ class Looked:
     bad: Damaged | UnsupportedFormat | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Footer:
-    """The footer of one tier's copy of a pack.
-
-    Attributes:
-        tier: The name of the tier.
-        places: The chunks that it lists.
-        error: Why it cannot be read; ``None`` if it can.
-    """
-
-    tier: str
-    places: Sequence[ChunkPlace]
-    error: Damaged | UnsupportedFormat | None = None
-
-    def wrong(self, places: Set[ChunkPlace]) -> Damaged | UnsupportedFormat | None:
-        """Return what is wrong with it, where layouts have these places in the pack."""
-        if self.error is None and not places <= set(self.places):
-            return Damaged("a layout and the pack's own index do not agree")
-        return self.error
-
-
 class CopyCheck:
     """Checks packs one by one.
 
@@ -134,26 +180,29 @@ class CopyCheck:
     def read(self, pack: bytes) -> list[Footer]:
         """Read the footers of a pack that can be read now; any thread may."""
         key = keys.pack_key(pack)
-        return _read(key, self._copies.of(key))
+        return self._copies.read(key, self._copies.of(key))
 
     def look(self, pack: bytes, wanted: Set[ChunkPlace], footers: list[Footer]) -> Looked:
         """Check every tier's copy of a pack, and that what layouts place in it agrees with it."""
         key = keys.pack_key(pack)
         if not footers:  # unless it is archived, a mover or a collector was faster than this check
             copies = self._copies.now(key)
-            footers = _read(key, copies)
+            footers = self._copies.read(key, copies)
             if not footers:
                 if any(tier.archive is not None for tier, _ in copies):
                     return Looked(archived=True)
-                return Looked(gone=True)
+                return Looked(gone=not self._copies.down)  # else it may be in one of these
         looked = Looked(verified=True)
         bad = {one.tier: why for one in footers if (why := one.wrong(wanted)) is not None}
-        if len(bad) == len(footers):
+        other, unread = "another one is good", self._copies.unread(key)
+        if len(bad) == len(footers) and unread:
+            other = f"and tier {', '.join(unread)} could not be asked for another one"
+        elif len(bad) == len(footers):
             self._suspects.setdefault(pack, {})
             looked.bad = bad[footers[0].tier]
             return looked
         for name, why in bad.items():
-            self._problems.bad_copy(pack, name, str(why))
+            self._problems.bad_copy(pack, name, str(why), other)
         return looked
 
     def look_behind(
@@ -170,8 +219,10 @@ class CopyCheck:
                 break
         if isinstance(lost, Archived):  # moved, and archived there
             looked.archived = True
-        elif isinstance(lost, BackendError):
-            raise lost
+        elif isinstance(lost, BackendError):  # it may be in a tier that cannot be asked
+            self._copies.now(keys.pack_key(pack))
+            if not self._copies.down:
+                raise lost
         elif lost is not None:
             self._problems.lost(pack, looked.bad or lost, is_gone=looked.gone)
             return True
@@ -180,18 +231,3 @@ class CopyCheck:
     @cached_property
     def _ways(self) -> FrameWays:
         return self._problems.ways()
-
-
-def _read(key: str, copies: Iterable[tuple[DurableTier, int]]) -> list[Footer]:
-    """Read the footers of those copies that are still there and in no archive."""
-    found: list[Footer] = []
-    for tier, size in copies:
-        if tier.archive is not None:
-            continue
-        with suppress(NotFound):
-            try:
-                _, places = read_footer(tier.blobs, key, size)
-                found.append(Footer(tier.name, places))
-            except (Damaged, UnsupportedFormat) as error:
-                found.append(Footer(tier.name, [], error))
-    return found

@@ -8,7 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from tierstore.errors import Archived, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import (
+    Archived,
+    BackendError,
+    Damaged,
+    NotFound,
+    OutOfSpace,
+    UnsupportedFormat,
+)
 from tierstore.format import keys
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.care.check_copies import Copies, Suspects
@@ -98,11 +105,12 @@ def read_items(
     limits: Limits,
     progress: Callable[[int, int], None] | None,
     result: DataRead,
+    copies: Copies,
 ) -> None:
     """Read items, those first that were not read for longest, as far as the limits allow.
 
     What was found good is noted at once, so that another run goes on from there however this one
-    ends. What is damaged comes first again.
+    ends. What is damaged comes first again. What is in a tier that fails is left.
 
     Raises:
         KeyboardInterrupt: With a message that says what was read.
@@ -124,7 +132,16 @@ def read_items(
         for item in chosen:
             if time.monotonic() >= limits.until:
                 break
-            (times.note if item.read(count) else times.forget)(item.copy)
+            if item.copy[0] in copies.down:
+                continue
+            try:
+                good = item.read(count)
+            except OutOfSpace:  # of the check itself
+                raise
+            except BackendError as error:
+                copies.failed(*item.copy, error)
+                continue
+            (times.note if good else times.forget)(item.copy)
             result.copies += 1
             result.copies_left -= 1
             result.stored_bytes += item.stored_bytes
@@ -179,6 +196,7 @@ class PackData:
         self.decoded_bytes = 0
         self.bad: set[bytes] = set()
         self._good = True
+        self._tiers_read: set[str] = set()
 
     def items(self, sizes: dict[bytes, tuple[int, int]]) -> list[Item]:
         """Return the copies to read, tier by tier.
@@ -210,9 +228,14 @@ class PackData:
     def _reader(self, pack: bytes, number: int) -> Read:
         def read(count: Callable[[int], None]) -> bool:
             self._good = True
+            self._tiers_read.clear()
             for part, places in distinct(self._parts.of(pack)):
                 if places:
                     self._read_part(part, places, self._first[number], count)
+            tier = self._tiers[number]
+            if self._tiers_read and tier.name not in self._tiers_read:
+                with suppress(NotFound):  # a mover has dropped it; else it fails, and is not read
+                    tier.blobs.info(keys.pack_key(pack))
             return self._good
 
         return read
@@ -241,8 +264,10 @@ class PackData:
             if bad.moved:  # damaged in every tier, and stored again since
                 self._suspects.add(pool.moves.way(bad.place)[:-1], table)
             else:
-                self._problems.bad_copy(bad.place.pack, ", ".join(bad.tiers), bad.why)
+                where = ", ".join(bad.tiers)
+                self._problems.bad_copy(bad.place.pack, where, bad.why, "another one is good")
         self.decoded_bytes += pool.bytes_decoded
+        self._tiers_read.update(pool.bytes_by_tier)
 
     def _read_batch(self, reader: ChunkReader, table: ChunkTable, batch: list[ChunkPlace]) -> None:
         wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]

@@ -107,10 +107,14 @@ class PackProblems:
         """Note that a pack, or one chunk in it, cannot be read from any tier, or is in none."""
         self._found.append(_Problem(pack, without_advice(what), place, is_gone=is_gone))
 
-    def bad_copy(self, pack: bytes, tiers: str, why: str) -> None:
-        """Note a damaged copy; no version is affected, as another tier has a good one."""
-        what = f"its copy in tier {tiers} is bad, another one is good: {without_advice(why)}"
+    def bad_copy(self, pack: bytes, tiers: str, why: str, other: str) -> None:
+        """Note a damaged copy; no version is affected as long as there is another one."""
+        what = f"its copy in tier {tiers} is bad, {other}: {without_advice(why)}"
         self._found.append(_Problem(pack, what, hits=False))
+
+    def unconfirmed(self) -> list[Finding]:
+        """Return what was found as findings, without a second look."""
+        return [Finding("damage", keys.pack_key(one.pack), one.what) for one in self._found]
 
     def look_again(self) -> list[Finding]:
         """Return as findings what is needed still, in the order in which it was found.
