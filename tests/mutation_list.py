@@ -1856,9 +1856,9 @@ _HOT = (
     Mutation(
         "cache-folder-of-other-users",
         "SECURITY: Spool, cache and hot folders of another user are refused.",
-        "modelstore/home/index.py",
-        "                ALONE.make(self._path.parent, above=1)\n",
-        "                self._path.parent.mkdir(parents=True, exist_ok=True)\n",
+        "modelstore/home/cachefile.py",
+        "        ALONE.make(path.parent, above=1)\n",
+        "        path.parent.mkdir(parents=True, exist_ok=True)\n",
         ("integration/test_folders.py::test_nothing_of_a_folder_of_another_user_is_used",),
     ),
     Mutation(
@@ -4503,20 +4503,15 @@ _REMOVAL = (
         ("integration/test_full_disk.py::test_the_right_is_given_back_where_nothing_was_freed",),
     ),
     Mutation(
-        "index-that-is-not-mapped",
+        "cache-files-that-are-not-mapped",
         "Docs, operations: the node's disk is full: nothing but caches suffers.",
-        "modelstore/home/index.py",
+        "modelstore/home/cachefile.py",
         '"PRAGMA journal_mode = TRUNCATE"',
         '"PRAGMA journal_mode = WAL"',
-        ("unit/test_modelstore_index.py::test_no_part_of_the_cache_is_mapped",),
-    ),
-    Mutation(
-        "times-that-are-not-mapped",
-        "Docs, operations: the node's disk is full: nothing but caches suffers.",
-        "modelstore/care/readtimes.py",
-        '"PRAGMA journal_mode = TRUNCATE"',
-        '"PRAGMA journal_mode = WAL"',
-        ("integration/test_check_subset.py::test_no_part_of_what_it_keeps_is_mapped",),
+        (
+            "unit/test_modelstore_index.py::test_no_part_of_the_cache_is_mapped",
+            "integration/test_check_subset.py::test_no_part_of_what_it_keeps_is_mapped",
+        ),
     ),
     Mutation(
         "a-move-of-any-pack",

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
-from tierstore.folders import ALONE
+from tierstore.modelstore.home.cachefile import open_cache, remove_cache
 
 _log = logging.getLogger("tierstore.check")
 
@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS reads (
     PRIMARY KEY (reader, tier, key)
 ) WITHOUT ROWID;
 """
+_LOOK = "SELECT reader, tier, key, time_us FROM reads LIMIT 1"
 _FORGET = "DELETE FROM reads WHERE reader = ? AND tier = ? AND key = ?"
 
 
@@ -47,15 +48,13 @@ class ReadTimes:
     @cached_property
     def _db(self) -> sqlite3.Connection:
         try:
-            ALONE.make(self._path.parent, above=1)
             with contextlib.suppress(sqlite3.DatabaseError):
-                return _connect(str(self._path))
-            for suffix in ("", "-journal", "-wal", "-shm"):  # the last two of earlier versions
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-            return _connect(str(self._path))
+                return open_cache(self._path, _SCHEMA, _LOOK)
+            remove_cache(self._path)
+            return open_cache(self._path, _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             _log.warning("when copies were read is not kept in %s: %s", self._path, error)
-            return _connect(":memory:")
+            return open_cache(None, _SCHEMA)
 
     def of(self, copies: Collection[Copy]) -> dict[Copy, int]:
         """Return when copies were last read, in microseconds since the epoch; 0 for never.
@@ -108,17 +107,3 @@ class ReadTimes:
         db = self.__dict__.pop("_db", None)
         if db is not None:
             db.close()
-
-
-def _connect(where: str) -> sqlite3.Connection:
-    db = sqlite3.connect(where, timeout=30, isolation_level=None, check_same_thread=False)
-    try:
-        # a write-ahead log has a mapped index: on a full disk that may be SIGBUS
-        db.execute("PRAGMA journal_mode = TRUNCATE")
-        db.execute("PRAGMA synchronous = OFF")  # it can be lost
-        db.executescript(_SCHEMA)
-        db.execute("SELECT reader, tier, key, time_us FROM reads LIMIT 1").fetchone()
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db

@@ -2,6 +2,7 @@
 
 __all__ = [
     "ahead",
+    "cachefile",
     "chain",
     "clock",
     "condemned",

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, UnsupportedFormat
-from tierstore.folders import ALONE
 from tierstore.forks import begin, leave
 from tierstore.format.checks import xxh3
 from tierstore.format.keys import INDEX
@@ -27,6 +26,7 @@ from tierstore.format.layout import seal_segment
 from tierstore.format.segments import parse_any_segment
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import split_digests
+from tierstore.modelstore.home.cachefile import open_cache, remove_cache
 from tierstore.modelstore.home.condemned import CondemnedPacks
 
 _log = logging.getLogger("tierstore.index")
@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS chunks (
     bases BLOB NOT NULL, sum BLOB NOT NULL
 ) WITHOUT ROWID;
 """
+_LOOKS = ("SELECT count(*) FROM segments", "SELECT place_and_proof FROM chunks LIMIT 1")
+"""A cache from before there were proofs lacks that column, and is replaced."""
 _ADD = """
 INSERT INTO chunks VALUES (?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET
     pack = excluded.pack, place_and_proof = excluded.place_and_proof, bases = excluded.bases,
@@ -107,12 +109,11 @@ class ChunkIndex:
     def _open(self) -> sqlite3.Connection:
         if self._path is not None:
             try:
-                ALONE.make(self._path.parent, above=1)
-                return self._connect(str(self._path))
+                return open_cache(self._path, _SCHEMA, *_LOOKS)
             except OSError as error:
                 _log.warning("the index cache is kept in memory: %s", error)
                 self._path = None
-        return self._connect(":memory:")
+        return open_cache(None, _SCHEMA)
 
     def _recover(self, error: sqlite3.Error) -> None:
         """Give up a broken cache file: replace it if it is damaged, else use memory."""
@@ -121,30 +122,10 @@ class ChunkIndex:
         if self._path is not None and code in _REPLACED:
             _log.warning("the index cache %s is replaced: %s", self._path, error)
             with contextlib.suppress(OSError):
-                self._remove_files()
+                remove_cache(self._path)
                 return
         _log.warning("the index cache is kept in memory: %s", error)
         self._path = None
-
-    def _remove_files(self) -> None:
-        for suffix in ("", "-journal", "-wal", "-shm"):  # the last two of earlier versions
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
-
-    @staticmethod
-    def _connect(where: str) -> sqlite3.Connection:
-        db = sqlite3.connect(where, timeout=30, check_same_thread=False, isolation_level=None)
-        try:
-            # a write-ahead log has a mapped index: on a full disk that may be SIGBUS
-            db.execute("PRAGMA journal_mode = TRUNCATE")
-            db.execute("PRAGMA synchronous = OFF")  # it can be lost: rebuilt from the segments
-            db.executescript(_SCHEMA)
-            db.execute("SELECT count(*) FROM segments").fetchone()
-            # a cache from before there were proofs lacks this column, and is replaced
-            db.execute("SELECT place_and_proof FROM chunks LIMIT 1").fetchone()
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
 
     def sync(self, unfit: Container[bytes] = ()) -> None:
         """Read the segments that were added to home since the last call.
