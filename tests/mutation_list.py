@@ -6248,6 +6248,29 @@ _WAYS = (
             "test_a_copy_in_a_tier_that_fails_is_left_though_another_one_was_read",
         ),
     ),
+    Mutation(
+        "repair-mourns-what-a-fold-stands-for",
+        "SPEC 10.1: A patch needs the nearest fold that is whole, or else what lies below.",
+        "modelstore/reclaim/repair/hits.py",
+        "because = unread_because_of(home, users.own[name], is_lost)",
+        "because = None",
+        tuple(
+            "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
+            f"a_whole_chain_is_no_damage[{which}-False]"
+            for which in ("below", "fold")
+        ),
+    ),
+    Mutation(
+        "repair-tells-what-nothing-needs",
+        "SPEC 10.1: A patch needs the nearest fold that is whole, or else what lies below.",
+        "modelstore/reclaim/repair/repairing.py",
+        "not in hits.needed",
+        "in set()",
+        (
+            "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
+            "a_whole_chain_is_no_damage[below-False]",
+        ),
+    ),
 )
 
 MUTATIONS = (

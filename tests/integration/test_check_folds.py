@@ -204,6 +204,8 @@ def test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_a_whole_chain_is_no_dam
     blobs.delete([below if which == "below" else fold_pack(folded)])
     reads(folded, blobs, cache)
     assert folded.check(read_data=read_data).findings == []
+    report = folded.repair()
+    assert (report.objects, report.hit) == ([], [])
 
 
 @pytest.mark.parametrize("read_data", [False, True])
@@ -225,6 +227,7 @@ def test_what_lies_below_a_fold_that_is_gone_may_be_gone_as_well(
     assert folded.check().findings == []
     blobs.delete([below])
     assert [(one.key, one.needed_by) for one in folded.check().findings] == [(key, ("m@3",))]
+    assert [one.version for one in folded.repair().hit] == ["m@3"]
 
 
 @pytest.mark.parametrize("which", ["below", "fold"])

@@ -4,46 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import version_key
+from tierstore.format.keys import pack_key, version_key
 from tierstore.format.manifest import Manifest, named_tensors
-from tierstore.ids import split_digests
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.care.check_patches import unread_because_of
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.reclaim.repair.report import HitPart, HitVersion
 from tierstore.modelstore.reclaim.repair.users import Users
-from tierstore.modelstore.reclaim.repair.wanted import read_tables
+from tierstore.modelstore.reclaim.repair.wanted import read_table, read_tables
 
 Lost = Set[tuple[bytes, bytes]]
 """The pack in which a layout places a chunk, and the digest of the chunk, that are lost."""
 
 
-def find_hits(home: Home, users: Users, lost: Lost) -> list[HitVersion]:
-    """Return the versions that lack lost chunks, by their names.
+@dataclass(slots=True)
+class Hits:
+    """What lost chunks are needed for.
+
+    Attributes:
+        versions: The versions that lack some, by their names.
+        needed: Those of the chunks that are in a manifest because of which a version lacks some.
+    """
+
+    versions: list[HitVersion] = field(default_factory=list)
+    needed: set[tuple[bytes, bytes]] = field(default_factory=set)
+
+
+def find_hits(home: Home, users: Users, lost: Lost) -> Hits:
+    """Return what lost chunks are needed for.
 
     Args:
         home: The store's home.
         users: The versions by the manifests that they need.
         lost: The chunks.
     """
-    if not lost:
-        return []
+    found = Hits()
+    parts: dict[Digest, tuple[HitPart, ...]] = {}
+    chunks: dict[Digest, set[tuple[bytes, bytes]]] = {}
     packs = {pack for pack, _ in lost}
-    hits: list[HitVersion] = []
-    for digest, table in read_tables(home, users):
+    for digest, table in read_tables(home, users) if lost else ():
         if packs.isdisjoint(table.pack_ids):
             continue
-        sizes = {
-            place.digest: place.plain_bytes for place in table if (place.pack, place.digest) in lost
-        }
-        if not sizes:
-            continue
+        places = [place for place in table if (place.pack, place.digest) in lost]
         with suppress(Damaged, NotFound, UnsupportedFormat):  # a manifest is spoken of itself
-            parts = tuple(_parts(home.manifest(digest), sizes))
-            if parts:  # else what is lost is a base of deltas that were stored anew
-                hits += [HitVersion(name, version_key(digest), parts) for name in users[digest]]
-    return sorted(hits, key=lambda hit: hit.version)
+            sizes = {place.digest: place.plain_bytes for place in places}
+            if own := tuple(_parts(home.manifest(digest), sizes)):
+                # else what is lost is a base of deltas that were stored anew
+                parts[digest] = own
+                chunks[digest] = {(place.pack, place.digest) for place in places}
+
+    @cache
+    def is_lost(digest: Digest) -> bool:
+        return digest in parts or (digest not in users and not _is_there(home, digest))
+
+    for name in dict.fromkeys(name for digest in parts for name in users[digest]):
+        because = unread_because_of(home, users.own[name], is_lost)
+        if because is None:
+            because = {digest for digest in parts if name in users[digest]}
+        for digest in because & parts.keys():
+            found.versions.append(HitVersion(name, version_key(digest), parts[digest]))
+            found.needed |= chunks[digest]
+    return found
+
+
+def _is_there(home: Home, digest: Digest) -> bool:
+    """Return whether the layout of a manifest and all packs in it are there."""
+    table = read_table(home, digest)
+    try:
+        for pack in table.pack_ids if table is not None else ():
+            home.packs.size(pack_key(pack))
+    except NotFound:
+        return False
+    return table is not None
 
 
 def _parts(manifest: Manifest, sizes: dict[bytes, int]) -> Iterator[HitPart]:

@@ -119,9 +119,7 @@ class _Repair:
             damaged = self._repair_copies(sorted(every), holdings, right)
         hits: list[HitVersion] = []
         if damaged or gone:
-            chunks = self._rescue(damaged, gone)
-            users = self._users.read()  # some may be removed by now
-            hits = find_hits(self._home, users, chunks)
+            hits = self._rescue(damaged, gone)
         self.report.hit = sorted([*lost, *hits], key=lambda hit: (hit.version, hit.manifest))
         return self.report
 
@@ -230,8 +228,8 @@ class _Repair:
 
     # Packs without a good copy
 
-    def _rescue(self, damaged: Mapping[bytes, str], gone: Set[bytes]) -> set[tuple[bytes, bytes]]:
-        """Rescue what versions need of bad packs; return what is lost: packs and digests."""
+    def _rescue(self, damaged: Mapping[bytes, str], gone: Set[bytes]) -> list[HitVersion]:
+        """Rescue what versions need of bad packs; return those that lack what is lost."""
         bad = damaged.keys() | gone
         users = self._users.read()
         wanted = find_wanted(self._home, users, bad.__contains__)
@@ -252,12 +250,19 @@ class _Repair:
             above = rescue.unreadable_on(lost, wanted)
             collected = _collected([*lost, *above], damaged, removed)
             lost += rescue.from_elsewhere([one for one in above if one not in collected])
-        no_loss = _bases_of_none(lost)
+        chunks = {(one.wanted.place.pack, one.digest) for one in lost}
+        hits = find_hits(self._home, self._users.read(), chunks)  # some may be removed by now
+        no_loss = _bases_of_none(lost) | {
+            one
+            for one in lost  # a fold stands for it, or what lies below it
+            if one.wanted.place.pack not in damaged
+            and (one.wanted.place.pack, one.digest) not in hits.needed
+        }
         lost = [one for one in lost if one not in no_loss]
         for pack in found:
             pack.missing = [one for one in pack.missing if one not in no_loss]
             self._tell(pack, {one.digest for one in lost})
-        return {(one.wanted.place.pack, one.digest) for one in lost}
+        return hits.versions
 
     def _from_copies(
         self, rescue: Rescue, pack: bytes, wanted: Mapping[bytes, Wanted], why: str | None

@@ -31,10 +31,12 @@ class Users(dict[Digest, list[str]]):
 
     Attributes:
         removed: Manifests that removed versions alone need. What is gone of these was collected.
+        own: The manifest of each version, by its name.
     """
 
     def __init__(self) -> None:
         self.removed: set[Digest] = set()
+        self.own: dict[str, Digest] = {}
 
 
 class UserReader:
@@ -58,6 +60,7 @@ class UserReader:
         below = dict(ahead(self._below, every))
         for one in named:
             name = f"{one.name} (removed)" if one.is_removed else one.name
+            users.own[name] = one.digest
             for needed in (one.digest, *below[one.digest]):
                 if one.is_removed and needed not in users:
                     users.removed.add(needed)
