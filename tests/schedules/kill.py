@@ -285,7 +285,9 @@ def _act(place: Place, act: Act, promised: Path | None, begins: Callable[[], obj
             return
         if promised is not None:
             text = f"{made.model} {made.number}" if isinstance(made, Version) else "done"
-            promised.write_text(text)
+            said = promised.with_suffix(".part")
+            said.write_text(text)
+            said.replace(promised)  # a promise that was killed half said is none
 
 
 def _ended(child: int, name: str) -> None:
