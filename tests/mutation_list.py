@@ -3443,8 +3443,8 @@ _PROCESSES = (
         "writers-by-homes-clock",
         "modelstore.home.leases: a save runs or has ended by home's own clock.",
         "modelstore/home/leases.py",
-        "    return time.time() + skew_s\n",
-        "    return time.time()\n",
+        "        return home_now_s(home_blobs)\n",
+        "        return __import__('time').time()\n",
         ("unit/test_modelstore_leases.py::test_saves_are_running_by_homes_clock",),
     ),
     Mutation(
@@ -3452,7 +3452,7 @@ _PROCESSES = (
         "modelstore.home.leases: where the clock cannot be asked, no save has ended.",
         "modelstore/home/leases.py",
         "        return -math.inf\n",
-        "        return time.time()\n",
+        "        return __import__('time').time()\n",
         ("unit/test_modelstore_leases.py::test_without_the_right_to_write_no_save_has_ended",),
     ),
     Mutation(
@@ -4606,7 +4606,7 @@ _REMOVAL = (
         "rules-that-are-new",
         "SPEC 9.1: An agent MUST NOT remove anything by rules before one window has passed.",
         "modelstore/reclaim/retention.py",
-        "        waits = datetime.fromtimestamp(self._clock(), UTC) < due\n",
+        "        waits = datetime.fromtimestamp(certain_now_s(self._home.blobs), UTC) < due\n",
         "        waits = False\n",
         ("integration/test_removal.py::test_stored_rules_report_for_a_window_and_then_remove",),
     ),
@@ -4968,7 +4968,7 @@ _COLLECTOR = (
         "pins-unmarked",
         "SPEC 10.1: Roots are pins.",
         "modelstore/reclaim/roots.py",
-        "            for pin in Pins(self._home.blobs).active()",
+        "            for pin in Pins(self._home.blobs).active(lambda: now_s)",
         "            for pin in ()",
         ("integration/test_collector.py::test_what_is_pinned_stays",),
     ),
@@ -5083,6 +5083,56 @@ _COLLECTOR = (
         (
             "integration/test_collector.py::"
             "test_what_a_rollback_goes_back_to_does_not_stay_for_ever",
+        ),
+    ),
+    Mutation(
+        "rules-by-a-clock-that-is-ahead",
+        "SPEC 9.1: The alias history and the wait of rules end when home's clock says so, too.",
+        "modelstore/home/probe.py",
+        "return min(home_or_own_now_s(home_blobs), time.time())",
+        "return time.time()",
+        (
+            "integration/test_removal.py::test_the_alias_history_is_counted_by_the_clock_of_home",
+            "integration/test_removal.py::test_rules_wait_for_a_window_by_the_clock_of_home",
+            "integration/test_removal.py::test_a_pin_ends_by_the_clock_of_home",
+        ),
+    ),
+    Mutation(
+        "rules-by-a-clock-of-home-that-leaps",
+        "SPEC 9.1: The wait of rules ends when the remover's own clock says so, too.",
+        "modelstore/home/probe.py",
+        "return min(home_or_own_now_s(home_blobs), time.time())",
+        "return home_or_own_now_s(home_blobs)",
+        (
+            "integration/test_removal.py::"
+            "test_rules_wait_for_a_window_though_the_clock_of_home_leaps",
+        ),
+    ),
+    Mutation(
+        "pins-that-a-wrong-clock-ends",
+        "SPEC 9.1: A user's pin ends when home's clock says so, too.",
+        "modelstore/reclaim/holders.py",
+        "Pins(self._home.blobs).active(self.now_s)",
+        "Pins(self._home.blobs).active()",
+        ("integration/test_removal.py::test_a_pin_ends_by_the_clock_of_home",),
+    ),
+    Mutation(
+        "pins-that-the-clock-of-a-collector-ends",
+        "SPEC 10.1: Roots are pins; times are by home's clock.",
+        "modelstore/reclaim/roots.py",
+        "Pins(self._home.blobs).active(lambda: now_s)",
+        "Pins(self._home.blobs).active()",
+        ("integration/test_removal.py::test_a_pin_ends_by_the_clock_of_home",),
+    ),
+    Mutation(
+        "window-that-a-wrong-clock-ends-for-check",
+        "SPEC 9.1: What is damaged of a removed version within its window is damage.",
+        "modelstore/names/removed.py",
+        "self._now_s = home_or_own_now_s(self._home.blobs)",
+        "self._now_s = 1e18",
+        (
+            "integration/test_removal.py::"
+            "test_what_is_damaged_of_a_removed_version_is_told_by_the_clock_of_home",
         ),
     ),
     Mutation(

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,7 @@ from tierstore.errors import (
     Unreachable,
     UsageError,
 )
-from tierstore.format.keys import CONFIG, LEASES, PACKS, REMOVED_LOG
+from tierstore.format.keys import CONFIG, LEASES, PACKS, REMOVED_LOG, layout_key
 from tierstore.format.reflog import Action, Hint, RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import Features, encode_config, parse_config
@@ -40,6 +40,7 @@ from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names import removalprotocol
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.reclaim import retention as retention_module
 from tierstore.modelstore.reclaim.feature import enable, writers_seen
 from tierstore.modelstore.reclaim.retention import Retentions
 from tierstore.modelstore.store import Store
@@ -597,6 +598,77 @@ def test_rules_keep_where_a_rollback_goes_though_the_alias_was_removed_in_betwee
     assert store.rollback("m", "prod").version.number == 1
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Store]:
+    """A store with m@1 to m@3, whose home has a clock of its own."""
+    with enabled(created(Elsewhere("elsewhere"), tmp_path)) as store:
+        for number in range(1, 4):
+            store.save("m", content(number))
+        yield store
+
+
+@contextlib.contextmanager
+def ahead(store: Store, days: float) -> Iterator[None]:
+    """Let this machine's clock be so many days ahead; those of home and of others are right."""
+    blobs, real = store._blobs, time.time
+    assert isinstance(blobs, Elsewhere)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.time", lambda: real() + days * 86400)
+        blobs.ahead_s = -days * 86400  # the time of new objects is this machine's
+        yield
+    blobs.ahead_s = 0.0
+
+
+def test_the_alias_history_is_counted_by_the_clock_of_home(elsewhere: Store) -> None:
+    for version in ("m@1", "m@2", "m@3"):
+        elsewhere.alias("m", "prod", version)
+    with ahead(elsewhere, 300):
+        assert why_kept(elsewhere)[1] == ("alias prod in the last 30 d",)
+
+
+def test_rules_wait_for_a_window_by_the_clock_of_home(elsewhere: Store) -> None:
+    elsewhere.retention.set("m", keep_last=1)
+    with ahead(elsewhere, 300):
+        reported = elsewhere.retention.apply("m", most_percent=100)
+        assert reported is not None
+        assert reported.dry_run
+        elsewhere.retention.set("m", keep_last=1)
+        [held] = elsewhere.retention.all()
+    assert held.since.timestamp() == pytest.approx(time.time(), abs=900)
+
+
+def test_rules_wait_for_a_window_though_the_clock_of_home_leaps(elsewhere: Store) -> None:
+    elsewhere.retention.set("m", keep_last=1)
+    blobs = elsewhere._blobs
+    assert isinstance(blobs, Elsewhere)
+    blobs.ahead_s = 300 * 86400.0
+    reported = elsewhere.retention.apply("m", most_percent=100)
+    assert reported is not None
+    assert reported.dry_run
+
+
+def test_a_pin_ends_by_the_clock_of_home(elsewhere: Store) -> None:
+    until = datetime.now(UTC) + timedelta(days=1)
+    elsewhere.pins.add(elsewhere.resolve("m@1").digest, "m@1", ["hot"], until)
+    with ahead(elsewhere, 300):
+        with pytest.raises(Conflict, match="m@1 is needed by pin"):
+            elsewhere.remove("m@1")
+        log = elsewhere._parts.home.log("m", REMOVED_LOG)
+        log.append("forget", lambda last: NOWHERE, None, [1])
+        report = elsewhere.reclaim.run(window=timedelta(0), grace=timedelta(0))
+        assert "pin of" in "".join(one.why for one in report.packs)
+
+
+def test_what_is_damaged_of_a_removed_version_is_told_by_the_clock_of_home(
+    elsewhere: Store,
+) -> None:
+    own = elsewhere.resolve("m@1").digest
+    elsewhere.remove("m@1")
+    elsewhere._blobs.delete([layout_key(own)])
+    with ahead(elsewhere, 300):
+        assert elsewhere.check().damaged
+
+
 def test_forget_keeps_what_patches_lie_on(store: Store) -> None:
     store.patch("m@1", {"w": Rows([1], np.ones((1, 8), np.float32))})
     found = store.forget("m", keep_last=1, most_percent=100)
@@ -607,9 +679,13 @@ def test_forget_keeps_what_patches_lie_on(store: Store) -> None:
     ]
 
 
-def test_stored_rules_report_for_a_window_and_then_remove(store: Store) -> None:
+def test_stored_rules_report_for_a_window_and_then_remove(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 0.0
-    retention = Retentions(store._names, lambda: now)
+    for clock in ("home_or_own_now_s", "certain_now_s"):
+        monkeypatch.setattr(retention_module, clock, lambda home_blobs: now)
+    retention = Retentions(store._names)
     with pytest.raises(UsageError, match="give rules, such as keep_last, or a window, or an alias"):
         retention.set("m")
     for keep in ({"keep_last": 0}, {"keep_within": timedelta(0)}):

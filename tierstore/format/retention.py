@@ -60,7 +60,7 @@ class Retention(Body, frozen=True, kw_only=True):
         window_s: Seconds for which a removed version can be brought back for certain.
         alias_history_s: Seconds for which a version stays after an alias left it.
         rules: What an agent keeps; ``None`` where it removes nothing.
-        time_us: Microseconds since the epoch by the writer's clock.
+        time_us: Microseconds since the epoch by home's clock if that could be asked.
         who: The user and the host.
         message: Why it was set.
     """

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import socket
-import time
 import uuid
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +17,7 @@ from tierstore.format.keys import LEASES
 from tierstore.format.reflog import MAX_LEASE_S, Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.clock import running_s
-from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.probe import home_now_s
 from tierstore.modelstore.home.refs import whoami
 
 TTL_S = 4 * 3600
@@ -114,11 +113,10 @@ def is_saving(home_blobs: BlobStore) -> bool:
 def _now_s(home_blobs: BlobStore) -> float:
     """Return the time by home's clock, in seconds since the epoch; minus infinity if unknown."""
     try:
-        skew_s = probe(home_blobs).clock_skew_s
+        return home_now_s(home_blobs)
     except BackendError as error:
         _log.info("the clock of %s cannot be asked: %s", home_blobs.url, error)
         return -math.inf
-    return time.time() + skew_s
 
 
 def _ttl_s(home_blobs: BlobStore, key: str) -> float:

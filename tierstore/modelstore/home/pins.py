@@ -173,20 +173,23 @@ class Pins:
             self._home_blobs.delete(over)
         self._changed()
 
-    def active(self) -> list[PinnedVersion]:
+    def active(self, now_s: Callable[[], float] | None = None) -> list[PinnedVersion]:
         """Return the pins that have not ended, sorted by version digest.
+
+        Args:
+            now_s: Returns the time in seconds since the epoch; asked only where a pin has an end.
+                Who may delete something for it asks home; ``None`` for this machine's clock.
 
         A pin that cannot be read is logged and counts as one that holds its version in all fast
         tiers without end: ignoring it would drop what somebody wanted to keep.
         """
-        found = []
-        for info in self._home_blobs.list(PINS):
-            pin = self._read(info.key)
-            if pin is None:
-                continue
-            if pin.until_us is None or pin.until_us > time.time() * 1e6:
-                found.append(_shown(pin))
-        return found
+        clock = now_s or time.time
+        every = (self._read(info.key) for info in self._home_blobs.list(PINS))
+        return [
+            _shown(pin)
+            for pin in every
+            if pin is not None and (pin.until_us is None or pin.until_us > clock() * 1e6)
+        ]
 
     def _read(self, key: str) -> Pin | None:
         try:

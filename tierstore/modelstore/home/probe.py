@@ -1,7 +1,8 @@
-"""Finds out by trying what a store's storage really does."""
+"""Finds out by trying what a store's storage really does, and what time its clock says."""
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.errors import BackendError
 from tierstore.format.keys import PROBES
+
+_log = logging.getLogger("tierstore.clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,33 @@ def probe(blobs: BlobStore) -> Probe:
         return Probe(refused, info.mtime - middle, _is_kept(info))
     finally:
         blobs.delete([key])
+
+
+def home_now_s(home_blobs: BlobStore) -> float:
+    """Return the time by home's clock, in seconds since the epoch; five small requests.
+
+    Raises:
+        PermissionDenied, OutOfSpace, Unreachable, BackendError: The storage did not take the object
+            whose time it is.
+    """
+    return time.time() + probe(home_blobs).clock_skew_s
+
+
+def home_or_own_now_s(home_blobs: BlobStore) -> float:
+    """Return the time by home's clock, or by this machine's where nothing can be written."""
+    try:
+        return home_now_s(home_blobs)
+    except BackendError as error:
+        _log.info("the clock of %s cannot be asked: %s", home_blobs.url, error)
+        return time.time()
+
+
+def certain_now_s(home_blobs: BlobStore) -> float:
+    """Return a time that has come by home's clock and by this machine's, as far as both are known.
+
+    Whichever of them is ahead by mistake: what stays for a time stays for no less.
+    """
+    return min(home_or_own_now_s(home_blobs), time.time())
 
 
 def prove(blobs: BlobStore) -> bool:

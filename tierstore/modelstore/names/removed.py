@@ -7,7 +7,6 @@ as a rule is not there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from tierstore.errors import NotFound
 from tierstore.format.keys import REMOVED_LOG, entry_key, ref_prefix
 from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.probe import home_or_own_now_s
 from tierstore.modelstore.home.retention import window_s
 from tierstore.modelstore.version import when
 from tierstore.shown import time_text
@@ -54,6 +54,7 @@ class Removals:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._known: dict[str, _Known] = {}
+        self._now_s: float | None = None
 
     def of(self, model: str) -> Removed:
         """Return the versions of a model that are removed now."""
@@ -173,11 +174,16 @@ class Removals:
         )
 
     def expired(self, model: str) -> set[int]:
-        """Return the removed versions of a model whose window is over, by this machine's clock."""
+        """Return the removed versions of a model whose window is over.
+
+        Home's clock is asked once by each of these, and only where something is removed.
+        """
         removed = self.of(model)
         if not removed:
             return set()
-        since_us = (time.time() - window_s(self._home.blobs, model)) * 1e6
+        if self._now_s is None:
+            self._now_s = home_or_own_now_s(self._home.blobs)
+        since_us = (self._now_s - window_s(self._home.blobs, model)) * 1e6
         return {number for number, entry in removed.items() if entry.time_us <= since_us}
 
     def until(self, model: str, entry: RefEntry) -> datetime:

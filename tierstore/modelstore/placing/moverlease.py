@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import MOVERS, MoverLease
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.once import create_once
-from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.probe import home_now_s
 from tierstore.modelstore.home.refs import whoami
 
 TTL_S = 60
@@ -225,7 +224,7 @@ class HeldLease:
             held = MoverLease(seq=seq, id="", who="somebody", host="?", pid=0, ttl_s=TTL_S)
         if held.done:
             return
-        age = time.time() + probe(self._home_blobs).clock_skew_s - info.mtime
+        age = home_now_s(self._home_blobs) - info.mtime
         left = held.ttl_s + _GRACE_S - age
         if left > 0:
             raise Conflict(

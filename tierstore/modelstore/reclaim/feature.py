@@ -19,7 +19,7 @@ from tierstore.format.storeconfig import (
 from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.home.leases import TTL_S, writers
-from tierstore.modelstore.home.probe import probe
+from tierstore.modelstore.home.probe import home_now_s
 from tierstore.modelstore.home.reserve import keep_reserve
 from tierstore.modelstore.names.history import whole_history
 from tierstore.modelstore.version import when
@@ -101,8 +101,7 @@ def is_waited_for(config: StoreConfig) -> bool:
 
 def _unchanged_for_s(home_blobs: BlobStore) -> float:
     """Return since how many seconds the features are what they are, by the storage's clock."""
-    now_s = time.time() + probe(home_blobs).clock_skew_s
-    return now_s - home_blobs.info(CONFIG).mtime
+    return home_now_s(home_blobs) - home_blobs.info(CONFIG).mtime
 
 
 def is_enabled(home: Home) -> bool:

@@ -121,7 +121,7 @@ class Forgetting:
         ]
         kept = {max(contents): ["newest"]}
         for reasons in (
-            kept_by(rules, candidates, datetime.now(UTC)),
+            kept_by(rules, candidates, datetime.fromtimestamp(holders.now_s(), UTC)),
             holders.named(model, contents, frozenset()),
             holders.left(model),
         ):

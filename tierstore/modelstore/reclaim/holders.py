@@ -7,7 +7,6 @@ Entries and manifests never change, so each is read once; what names mean is rea
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +19,7 @@ from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.home.leases import in_force
 from tierstore.modelstore.home.pins import Pins
+from tierstore.modelstore.home.probe import certain_now_s
 from tierstore.modelstore.home.readerlease import is_own
 from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
@@ -54,10 +54,17 @@ class Holders:
 
     def __init__(self, names: Names) -> None:
         self._names, self._home = names, names.home
+        self._now_s: float | None = None
         self._models: set[str] = set()
         self._members: dict[str, tuple[Member, ...]] = {}
         self._entries: dict[tuple[str, str, int], RefEntry] = {}
         self._below: dict[str, list[str]] = {}
+
+    def now_s(self) -> float:
+        """Return the time by which names and pins end: see ``certain_now_s``; asked once."""
+        if self._now_s is None:
+            self._now_s = certain_now_s(self._home.blobs)
+        return self._now_s
 
     def contents(self, model: str, numbers: Iterable[int]) -> dict[int, Content]:
         """Return the contents of these versions of a model, by number."""
@@ -122,7 +129,7 @@ class Holders:
     def left(self, model: str) -> Reasons:
         """Return the versions that aliases left lately (SPEC 9.1), or would go back to."""
         found: Reasons = {}
-        now_us = time.time() * 1e6
+        now_us = self.now_s() * 1e6
         history_s = SetRetentions(self._home.blobs).alias_history_s(model)
         lately = f"in the last {duration_text(timedelta(seconds=history_s))}"
         for alias in self._home.aliases(model):
@@ -166,7 +173,7 @@ class Holders:
     def _pinned_and_read(self) -> dict[str, list[str]]:
         """Return who pins or reads versions, by the digests of their manifests."""
         found: dict[str, list[str]] = {}
-        for pin in Pins(self._home.blobs).active():
+        for pin in Pins(self._home.blobs).active(self.now_s):
             if not pin.ref.startswith(HOLDER):  # the alias names what a rollout pins
                 found.setdefault(pin.version.hex, []).append(f"pin of {pin.who}")
         for lease in in_force(self._home.blobs, "reader"):

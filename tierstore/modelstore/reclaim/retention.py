@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Unpack
@@ -15,6 +13,7 @@ from tierstore.format.retention import Retention, Rules
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import check_name
+from tierstore.modelstore.home.probe import certain_now_s, home_or_own_now_s
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.retention import (
     read_retention,
@@ -38,7 +37,7 @@ class ModelRetention:
         alias_history: How long a version stays after an alias left it; ``None`` where nothing is
             set.
         rules: What is kept; ``None`` where nothing is removed by rules.
-        since: When it was set, by the clock of whoever did, in UTC.
+        since: When it was set, in UTC, by home's clock if that could be asked.
         who: Who set it.
         message: Why.
     """
@@ -57,11 +56,10 @@ class Retentions:
 
     Args:
         names: The names of the store.
-        clock: Returns the time of day, in seconds since the epoch.
     """
 
-    def __init__(self, names: Names, clock: Callable[[], float] = time.time) -> None:
-        self._names, self._home, self._clock = names, names.home, clock
+    def __init__(self, names: Names) -> None:
+        self._names, self._home = names, names.home
 
     def __repr__(self) -> str:
         return f"<Retentions of {self._home.blobs.url}>"
@@ -110,7 +108,7 @@ class Retentions:
             window_s=window_s,
             alias_history_s=alias_history_s,
             rules=rules,
-            time_us=int(self._clock() * 1e6),
+            time_us=int(home_or_own_now_s(self._home.blobs) * 1e6),
             who=whoami(),
             message=note,
         )
@@ -163,7 +161,7 @@ class Retentions:
         rules, due = self.due(model)
         if rules is None or due is None:
             return None
-        waits = datetime.fromtimestamp(self._clock(), UTC) < due
+        waits = datetime.fromtimestamp(certain_now_s(self._home.blobs), UTC) < due
         return Forgetting(self._names).forget(
             model, rules, dry_run=waits, most_percent=most_percent, message=MESSAGE
         )

@@ -152,7 +152,7 @@ class Roots:
         found.roots += self._all_of([*held, *_releases(logs, now)], logs)
         found.roots += [
             Root(pin.version, "live", f"pin of {pin.who}", pin.ref)
-            for pin in Pins(self._home.blobs).active()
+            for pin in Pins(self._home.blobs).active(lambda: now_s)
         ]
         found.roots += self._leased(now_s)
         return found
