@@ -47,43 +47,43 @@ def read_here(store: Store) -> None:
     wait_until(lambda: bool(in_force(store._blobs, "reader")), "this process has a lease")
 
 
-def alias(store: Store, *names: str | None) -> None:
+def alias(*names: str | None, history: timedelta | None = None) -> Callable[[Store], None]:
     """Let an alias mean one version after the other, or nothing."""
-    for name in names:
-        if name is None:
-            store.remove_alias("m", "prod")
-        else:
-            store.alias("m", "prod", name)
+
+    def act(store: Store) -> None:
+        for name in names:
+            if name is None:
+                store.remove_alias("m", "prod")
+            else:
+                store.alias("m", "prod", name)
+        if history is not None:
+            store.retention.set("m", alias_history=history)
+
+    return act
 
 
-def left_long_ago(store: Store) -> None:
-    store.retention.set("m", alias_history=timedelta(0))
+def roll_out(store: Store) -> None:
+    store.alias("m", "prod", "m@2")
+    store.rollouts.start("m", "prod", "m@1")
+
+
+def hold_for_a_rollout(store: Store) -> None:
+    store.pins.hold("rollout of m@prod", [store.resolve("m@1").digest])
 
 
 SOURCES: dict[str, Callable[[Store], object]] = {
-    "alias": lambda store: alias(store, "m@1"),
-    "target of a rollout": lambda store: (
-        alias(store, "m@2"),
-        store.rollouts.start("m", "prod", "m@1"),
-    ),
-    "pin of a rollout": lambda store: store.pins.hold(
-        "rollout of m@prod", [store.resolve("m@1").digest]
-    ),
+    "alias": alias("m@1"),
+    "target of a rollout": roll_out,
+    "pin of a rollout": hold_for_a_rollout,
     "member of a release": lambda store: store.releases.create("all", ["m@1"]),
     "pin of a user": lambda store: store.pins.add(store.resolve("m@1").digest, "m@1", ["hot"]),
     "lease of another process": read_elsewhere,
     "lease of this process": read_here,
     "patch that lies on it": lambda store: store.patch("m@1", {"bias": Dense(np.ones(77, "i1"))}),
-    "where an alias would go back to": lambda store: (
-        alias(store, "m@1", "m@2"),
-        left_long_ago(store),
-    ),
-    "what an alias meant lately": lambda store: alias(store, "m@1", "m@2", "m@3"),
-    "where a removed alias would go back": lambda store: (
-        alias(store, "m@1", None),
-        left_long_ago(store),
-    ),
-    "what a removed alias meant lately": lambda store: alias(store, "m@1", "m@2", None),
+    "where an alias would go back to": alias("m@1", "m@2", history=timedelta(0)),
+    "what an alias meant lately": alias("m@1", "m@2", "m@3"),
+    "where a removed alias would go back": alias("m@1", None, history=timedelta(0)),
+    "what a removed alias meant lately": alias("m@1", "m@2", None),
 }
 
 
