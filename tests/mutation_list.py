@@ -4984,7 +4984,7 @@ _COLLECTOR = (
         "history-of-aliases-forgotten-by-rules",
         "SPEC 9.1: Rules keep what an alias meant at any time in the alias history.",
         "modelstore/reclaim/holders.py",
-        "for one in meant_since(log, now_us - history_s * 1e6, now_us):",
+        "for one in meant_since(newest, since_us, now_us):",
         "for one in ():",
         ("integration/test_removal.py::test_rules_keep_what_an_alias_meant_until_lately",),
     ),
@@ -5134,6 +5134,25 @@ _COLLECTOR = (
             "integration/test_removal.py::"
             "test_what_is_damaged_of_a_removed_version_is_told_by_the_clock_of_home",
         ),
+    ),
+    Mutation(
+        "alias-log-cut-off-by-one-clock",
+        "SPEC 9.1: For rules entries MAY be left unread behind 64 in a row that are older.",
+        "modelstore/names/aliaslog.py",
+        "if old == MOST_OLD:",
+        "if old == 1:",
+        (
+            "integration/test_removal.py::"
+            "test_rules_keep_what_an_alias_meant_before_a_clock_that_is_behind",
+        ),
+    ),
+    Mutation(
+        "alias-log-read-whole",
+        "modelstore.names.aliaslog: the end of a log is read without reading all of it.",
+        "modelstore/names/aliaslog.py",
+        "if old == MOST_OLD:",
+        "if False:",
+        ("integration/test_removal.py::test_rules_read_no_more_of_a_long_log_than_they_need",),
     ),
     Mutation(
         "entry-that-is-missing",

@@ -36,7 +36,7 @@ from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease, in_force, new_lease
 from tierstore.modelstore.home.probe import Probe
-from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.names import removalprotocol
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import Removals
@@ -584,6 +584,35 @@ def test_rules_keep_what_an_alias_meant_before_a_clock_that_is_behind(store: Sto
         2: (lately,),
         1: (lately,),
     }
+
+
+def test_rules_read_no_more_of_a_long_log_than_they_need(store: Store, tmp_path: Path) -> None:
+    """An alias that moves each minute for a year has half a million entries."""
+    log = store._parts.home.log("m", "alias/prod")
+    manifests = [digest_of(store, number) for number in range(1, 6)]
+
+    def target(last: RefEntry | None) -> RefTarget:
+        seq = last.seq if last is not None else 0
+        number = 1 if seq == 300 else 3
+        return RefTarget(number, manifests[number - 1], seq or None)
+
+    with days_ago(400):
+        for _ in range(600):
+            log.append("set", target)
+    with days_ago(2):
+        store.alias("m", "prod", "m@2")
+    with days_ago(90):  # by its clock
+        store.alias("m", "prod", "m@4")
+    faulty = FaultyStore(store._blobs, None)
+    with opened(faulty, tmp_path / "other") as other:
+        lately = "alias prod in the last 30 d"
+        assert why_kept(other) == {
+            5: ("newest", "last 1"),
+            4: ("alias prod",),
+            3: (lately,),
+            2: ("rollback of prod", lately),
+        }
+    assert sum("/alias/" in key for _, key in faulty.calls) < 250
 
 
 def test_rules_keep_where_a_rollback_goes_though_the_alias_was_removed_in_between(

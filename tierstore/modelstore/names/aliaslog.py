@@ -6,11 +6,14 @@ collect garbage, and ``rollback`` itself. Nothing here reads a store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 from tierstore.format.reflog import RefEntry
+
+MOST_OLD = 64
+"""What lies behind so many entries in a row that are older than the history is older, too."""
 
 
 class Meant(NamedTuple):
@@ -55,6 +58,27 @@ def goes_back_to(last: RefEntry | None, entry_of: Callable[[int], RefEntry]) -> 
     ):
         before = entry_of(before.previous) if before.previous is not None else None
     return before
+
+
+def newest_since(newest_first: Iterable[RefEntry], since_us: float) -> list[RefEntry]:
+    """Return the end of a log, as far as ``meant_since`` needs it, without reading all of it.
+
+    One entry that is older is not enough, as the clock of its writer may be behind.
+
+    Args:
+        newest_first: The entries, the newest first; asked for no more than is needed.
+        since_us: Microseconds since the epoch.
+
+    Returns:
+        The newest entries, the oldest of them first.
+    """
+    found, old = list[RefEntry](), 0
+    for entry in newest_first:
+        found.append(entry)
+        old = 0 if entry.time_us > since_us else old + 1
+        if old == MOST_OLD:
+            break
+    return found[::-1]
 
 
 def meant_since(entries: Sequence[RefEntry], since_us: float, now_us: float) -> list[Meant]:

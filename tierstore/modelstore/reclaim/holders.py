@@ -22,7 +22,7 @@ from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.probe import certain_now_s
 from tierstore.modelstore.home.readerlease import is_own
 from tierstore.modelstore.home.retention import SetRetentions
-from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
+from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since, newest_since
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.version import RELEASED, Version
@@ -131,16 +131,22 @@ class Holders:
         found: Reasons = {}
         now_us = self.now_s() * 1e6
         history_s = SetRetentions(self._home.blobs).alias_history_s(model)
+        since_us = now_us - history_s * 1e6
         lately = f"in the last {duration_text(timedelta(seconds=history_s))}"
         for alias in self._home.aliases(model):
-            log = list(self._home.log(model, ALIASES + alias).entries())[::-1]
-            numbered = {entry.seq: entry for entry in log}
-            before = goes_back_to(log[-1] if log else None, numbered.__getitem__)
+            newest = newest_since(self._home.log(model, ALIASES + alias).entries(), since_us)
+            before = self._back(model, ALIASES + alias, newest)
             if before is not None and before.version is not None:
                 found.setdefault(before.version, []).append(f"rollback of {alias}")
-            for one in meant_since(log, now_us - history_s * 1e6, now_us):
+            for one in meant_since(newest, since_us, now_us):
                 found.setdefault(one.version, []).append(f"alias {alias} {lately}")
         return found
+
+    def _back(self, model: str, name: str, newest: Sequence[RefEntry]) -> RefEntry | None:
+        """Return what a rollback goes back to; the newest entries of the log are read already."""
+        self._entries |= {(model, name, entry.seq): entry for entry in newest}
+        last = newest[-1] if newest else None
+        return goes_back_to(last, lambda seq: self._read(model, name, [seq])[0])
 
     def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
         names = [name for name in self._home.models() if name not in self._models]
