@@ -24,8 +24,10 @@ from tierstore.ids import Buffer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease, new_lease
 from tierstore.modelstore.home.reserve import RESERVE_BYTES
+from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -225,6 +227,27 @@ def test_nothing_goes_first_while_another_one_collects(store: Store, blobs: Quot
         collect(blobs)
     assert len(packs(blobs)) == 4
     assert has_reserve(blobs)
+
+
+def test_who_has_no_right_writes_no_reserve(
+    store: Store, blobs: Quota, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may be at work in its room."""
+    blobs.delete([RESERVE])
+    with HeldLease(blobs, COLLECTOR), pytest.raises(Conflict, match="another garbage collection"):
+        collect(blobs)
+    assert not has_reserve(blobs), "it was refused"
+    mark = Marker.mark
+
+    def overtaken(self: Marker, now_s: float, window_s: float | None) -> Mark:
+        other = MoverLease(seq=99, id=uuid.uuid4().hex, who="ada", host="h", pid=7, ttl_s=60)
+        blobs.put(f"{SWEEPS}000000099", seal_body(Kind.MOVER, other))
+        return mark(self, now_s, window_s)
+
+    monkeypatch.setattr(Marker, "mark", overtaken)
+    with pytest.raises(Conflict, match="has taken over"):
+        collect(blobs)
+    assert not has_reserve(blobs), "it has lost the right"
 
 
 def test_nothing_goes_first_that_a_save_or_a_version_may_need(store: Store, blobs: Quota) -> None:

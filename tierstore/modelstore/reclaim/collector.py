@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
+from tierstore.errors import (
+    BackendError,
+    Conflict,
+    Damaged,
+    NotFound,
+    OutOfSpace,
+    UnsupportedFormat,
+)
 from tierstore.format.reflog import Lease
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import Digest
@@ -239,10 +246,9 @@ class Collector:
             return
         blobs = self._home.blobs
         with ExitStack() as stack:
-            stack.callback(keep_reserve, blobs)
             lease = HeldLease(blobs, COLLECTOR)
             self._with_room(lambda: stack.enter_context(lease), Unheld(blobs), how)
-            stack.callback(_give_back, blobs, lease)
+            stack.callback(_end, blobs, lease)
             stack.enter_context(lease.kept())
             yield lease
 
@@ -351,10 +357,19 @@ class Collector:
         return "condemned", f"left to the next run: {swept.stopped}"
 
 
-def _give_back(home_blobs: BlobStore, lease: HeldLease) -> None:
-    """Give the right back; on a full home by the reserve, or nobody else could collect next."""
+def _end(home_blobs: BlobStore, lease: HeldLease) -> None:
+    """Write the reserve and give the right back: on a full home by the reserve.
+
+    Else nobody could collect next. Who never had the right, or has lost it, writes no reserve:
+    another may be at work in its room.
+    """
+    try:
+        lease.check()
+    except Conflict:
+        return
     with suppress(BackendError):  # the lease says so when it ends
         with_reserve(home_blobs, lease.give_back)
+    keep_reserve(home_blobs)
 
 
 class _Run:
