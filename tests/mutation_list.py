@@ -4533,8 +4533,8 @@ _REMOVAL = (
         "collectors-take-the-first-move",
         "SPEC 8: A chunk is where the last of them that can be read has it.",
         "modelstore/reclaim/ways.py",
-        "                found.places.update(known[into])",
-        "                found.places = {**known[into], **found.places}",
+        "        for table in reversed(self.tables):",
+        "        for table in self.tables:",
         ("integration/test_moves_agree.py::test_readers_and_collectors_come_to_the_same_places",),
     ),
     Mutation(

@@ -93,7 +93,7 @@ def test_readers_and_collectors_come_to_the_same_places(
             digest: place
             for digest in made.chunks
             if (place := readers.target(pack, digest)) is not None
-        } == {digest: found.places[digest] for digest in made.chunks if digest in found.places}
+        } == {digest: place for digest in made.chunks if (place := found.find(digest)) is not None}
 
 
 def test_a_move_of_another_pack_is_damaged(made: Store) -> None:

@@ -438,7 +438,7 @@ def test_a_pack_that_goes_once_the_tiers_were_listed_is_gone(
     ways.look(read_holdings(home.packs))
     blobs.delete([pack_key(other)])
     targets = ways.targets(own)
-    assert not targets.places
+    assert not targets.tables
     assert not targets.hidden
 
 

@@ -595,3 +595,16 @@ def test_nothing_is_looked_for_again_while_nothing_changes(
     store.remove("m@2")
     assert collect(store, max_bytes=0).repacked == 0
     assert collect(store).repacked > 0, "a limit does not count as nothing to do"
+
+
+def test_a_collector_forgets_packs_that_are_gone(store: Store, blobs: MemoryStore) -> None:
+    """An agent's collects for years."""
+    collector, repacked = Collector(store._parts.home), 0
+    for number in range(4):  # each shares some chunks with the next, and is removed
+        store.save("m", model(*range(100 + 8 * number, 110 + 8 * number)), base=None)
+        store.remove(f"m@{number + 2}")
+        repacked += collector.run(grace_s=0, window_s=0, repack=True).repacked
+    assert repacked > 1
+    assert collector.marker.ways._footers, "a move led to the new pack"
+    collector.run(grace_s=0, window_s=0)
+    assert collector.marker.ways._footers.keys() < packs(blobs), "waste is looked for once"

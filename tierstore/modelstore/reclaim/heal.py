@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import layout_key, pack_key
 from tierstore.format.pack import PackBuilder
-from tierstore.format.table import ChunkPlace
+from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.chunks.writemove import write_move
 from tierstore.modelstore.home.footers import read_footer
@@ -70,6 +70,7 @@ class Healer:
         self._home, self._marker, self._mark = home, marker, mark
         self.left: set[Digest] = set()
         self._found: dict[bytes, list[ChunkPlace]] | None = None
+        self._footers: dict[bytes, ChunkTable] = {}
         self._scan: PackScan | None = None
         self._open = ExitStack()
 
@@ -189,7 +190,13 @@ class Healer:
     def _has(self, pack: bytes, digest: bytes) -> bool:
         if not self._mark.holdings.is_readable(pack):
             return False
-        return any(place.digest == digest for place in self._marker.ways.footer(pack))
+        return self._chunks_of(pack).find(digest) is not None
+
+    def _chunks_of(self, pack: bytes) -> ChunkTable:
+        """Return the chunks of a pack that one mark found lacking; it is read once for each."""
+        if pack not in self._footers:
+            self._footers[pack] = self._marker.ways.footer(pack)
+        return self._footers[pack]
 
     def _plan_from_any(self, lost: Lost, plan: _Plan) -> None:
         places = [place for place in self._search(lost.digest) if place.pack != lost.pack]
@@ -270,7 +277,8 @@ class Healer:
         self, pack: bytes, chunks: Mapping[bytes, object]
     ) -> list[tuple[ChunkPlace, bytes]]:
         """Return frames with their proofs, verified, from any tier that has a good copy."""
-        places = [one for one in self._marker.ways.footer(pack) if one.digest in chunks]
+        table = self._chunks_of(pack)
+        places = [place for one in chunks if (place := table.find(one)) is not None]
         return read_frames(self._home.packs, pack, places)
 
 

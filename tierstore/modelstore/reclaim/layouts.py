@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -65,12 +66,30 @@ class Layouts:
         listed = [info for prefix in (FOLDS, LAYOUTS) for info in self._home.blobs.list(prefix)]
         self._listed = {info.key: info for info in listed}
         changed = [info for key, info in self._listed.items() if before.get(key) != info]
+        self._forget(before)
         for key, value in self._cache.get(changed).items():
             prefix, _, name = key.rpartition("/")
             if f"{prefix}/" == FOLDS:
                 self._folds[Digest.from_hex(name)] = Digest(value)
             else:
                 self._recall(Digest.from_hex(name), self._listed[key], value)
+
+    def _forget(self, before: Mapping[str, BlobInfo]) -> None:
+        """Forget what was known of objects that are gone now, or others than they were."""
+        if all(self._listed.get(key) == info for key, info in before.items()):
+            return
+        self._folds = {one: full for one, full in self._folds.items() if self._is_fold(one)}
+        self._named = {
+            digest: known
+            for digest, known in self._named.items()
+            if self._listed.get(layout_key(digest)) == known[0]
+        }
+        named = self._named.values()
+        packs = (pack for _, one in named for ids in (one.own, one.bases) for pack in ids)
+        self._ids = {pack: pack for pack in packs}
+
+    def _is_fold(self, digest: Digest) -> bool:
+        return fold_key(digest) in self._listed
 
     def keep(self) -> None:
         """Keep for the next process what was read since the last call."""

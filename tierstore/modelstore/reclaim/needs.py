@@ -232,7 +232,7 @@ class Needs:
                         way.end = place
                     return way
             targets = self._ways.targets(place.pack)
-            target = targets.places.get(place.digest)
+            target = targets.find(place.digest)
             if target is None or target.pack in seen:
                 break
             seen.append(target.pack)
@@ -271,7 +271,7 @@ class Needs:
         at = table.find(base)
         for pack in reversed(seen):
             if at is None:
-                moved = self._ways.targets(pack).places.get(base)
+                moved = self._ways.targets(pack).find(base)
                 at = moved if moved is not None and not moved.bases else None
         if at is None or base in behind:
             return _Way(lost=Lost(base, place.pack))

@@ -247,7 +247,7 @@ class Repacker:
 
     def _elsewhere(self, place: ChunkPlace) -> ChunkPlace | None:
         """Return where a move leads to the chunk already, as after a repack that was stopped."""
-        found = self._ways.targets(place.pack).places.get(place.digest)
+        found = self._ways.targets(place.pack).find(place.digest)
         if found is None or (found.bases and found.bases != place.bases):
             return None
         sizes = self._mark.holdings.bytes_of(found.pack)
@@ -301,11 +301,12 @@ class Repacker:
         for pack, digests in list(self._waiting.items()):
             if digests <= self._new.keys():
                 del self._waiting[pack]
-                known = self._ways.targets(pack).places
+                targets = self._ways.targets(pack)
+                known = {one: targets.find(one) for one in digests}
                 into = {
                     self._new[one]
-                    for one in digests
-                    if one not in known or known[one].pack != self._new[one]
+                    for one, place in known.items()
+                    if place is None or place.pack != self._new[one]
                 }
                 if into:
                     write_move(self._home, pack, into)

@@ -154,7 +154,8 @@ def find_waste(mark: Mark, ways: Ways, needed: NeededFrames) -> list[PackWaste]:
         share = 1 - needed_bytes / (size - PACK_HEADER_BYTES - TRAILER_BYTES)
         if share > _LOOK_INTO:  # its index, too
             try:
-                share = 1 - needed_bytes / (_end(ways.footer(pack)[-1]) - PACK_HEADER_BYTES)
+                ends = ways.footer(pack).spans()[2]
+                share = 1 - needed_bytes / (int(ends.max()) - PACK_HEADER_BYTES)
             except (Damaged, NotFound):
                 share = 0.0
         found.append(PackWaste(pack, size, share))

@@ -5,14 +5,13 @@ They are those of ``chunks.moves.Moves``, but of a whole store: what never chang
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.format.keys import MOVES, move_key, moved_pack, pack_key
 from tierstore.format.layout import parse_move
-from tierstore.format.table import ChunkPlace
-from tierstore.modelstore.home.footers import read_footer
+from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.home.footers import read_chunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import Holdings
 
@@ -22,17 +21,28 @@ class Targets:
     """Where the moves of one pack lead.
 
     Attributes:
-        places: The place of each chunk, by digest.
+        tables: The chunks in each pack, in the order of the moves.
         hidden: Packs that these moves name and that cannot be looked into now: they are in archives
             alone, or in tiers that cannot be asked.
     """
 
-    places: dict[bytes, ChunkPlace] = field(default_factory=dict)
+    tables: list[ChunkTable] = field(default_factory=list)
     hidden: set[bytes] = field(default_factory=set)
+
+    def find(self, digest: bytes) -> ChunkPlace | None:
+        """Return the place of a chunk, where the last pack that has it does; ``None`` if none."""
+        for table in reversed(self.tables):
+            place = table.find(digest)
+            if place is not None:
+                return place
+        return None
 
 
 class Ways:
-    """The moves of a store. Moves and footers never change, and each is read once.
+    """The moves of a store.
+
+    Moves never change, and each is read once. So are the footers of packs to which they lead, which
+    are forgotten once these packs are gone.
 
     Args:
         home: The store's home.
@@ -41,7 +51,7 @@ class Ways:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._moves: dict[str, list[bytes]] = {}
-        self._footers: dict[bytes, Sequence[ChunkPlace]] = {}
+        self._footers: dict[bytes, ChunkTable] = {}
         self._listed: set[str] = set()
         self._targets: dict[bytes, Targets] = {}
         self._holdings: Holdings | None = None
@@ -51,6 +61,9 @@ class Ways:
         self._holdings = holdings
         self._listed = {i.key for i in self._home.blobs.list(MOVES) if moved_pack(i.key)}
         self._targets = {}
+        self._footers = {
+            pack: table for pack, table in self._footers.items() if holdings.bytes_of(pack)
+        }
 
     def targets(self, pack: bytes) -> Targets:
         """Return where the moves of a pack lead.
@@ -62,24 +75,34 @@ class Ways:
             self._targets[pack] = self._follow(pack, {})
         return self._targets[pack]
 
-    def _follow(self, pack: bytes, known: dict[bytes, Mapping[bytes, ChunkPlace]]) -> Targets:
+    def _follow(self, pack: bytes, known: dict[bytes, list[ChunkTable]]) -> Targets:
+        """Follow the moves of a pack, and those of packs that a reader could not look into either.
+
+        A pack that is there and cannot be looked into now is hidden, as it may have the chunk, and
+        is kept for that. Its moves are followed all the same, as readers follow them: what is found
+        behind it serves whoever comes before it can be looked into again.
+
+        Args:
+            pack: The id of the pack.
+            known: What is in the packs that were looked at already, or is found behind them.
+        """
         found = Targets()
-        known[pack] = {}
+        known[pack] = []
         number = 1
         while (key := move_key(pack, number)) in self._listed:
             number += 1
             for into in self._into(key, pack):
                 if into not in known:
-                    places = self._looked_into(into)
-                    if places is None:
+                    table = self._looked_into(into)
+                    if table is None:
                         if self._there.is_there(into):
                             found.hidden.add(into)
                         behind = self._follow(into, known)
-                        known[into] = behind.places
+                        known[into] = behind.tables
                         found.hidden |= behind.hidden
                     else:
-                        known[into] = {place.digest: place for place in places}
-                found.places.update(known[into])
+                        known[into] = [table]
+                found.tables += known[into]
         return found
 
     def named(self, pack: bytes) -> set[bytes]:
@@ -100,22 +123,21 @@ class Ways:
             self._moves[key] = parse_move(self._home.blobs.get(key), pack, key)
         return self._moves[key]
 
-    def _looked_into(self, pack: bytes) -> Sequence[ChunkPlace] | None:
+    def _looked_into(self, pack: bytes) -> ChunkTable | None:
         """Return what is in a pack; ``None`` when a reader could not look into it either."""
         if not self._there.is_readable(pack):
             return None
         try:
-            return self.footer(pack)
+            if pack not in self._footers:
+                self._footers[pack] = self.footer(pack)
+            return self._footers[pack]
         except NotFound:
             self._there.distrust(pack)
             return None
         except (Damaged, BackendError):
             return None
 
-    def footer(self, pack: bytes) -> Sequence[ChunkPlace]:
-        """Return the places of the frames in a pack that is there; ``Damaged`` as reading it."""
-        if pack not in self._footers:
-            key = pack_key(pack)
-            size = self._home.packs.info(key).size
-            self._footers[pack] = read_footer(self._home.packs, key, size)[1]
-        return self._footers[pack]
+    def footer(self, pack: bytes) -> ChunkTable:
+        """Read which chunks a pack has; ``Damaged`` and ``NotFound`` as reading it."""
+        key = pack_key(pack)
+        return read_chunks(self._home.packs, key, self._home.packs.info(key).size)
