@@ -4888,6 +4888,17 @@ _COLLECTOR = (
         ("integration/test_collector.py::test_what_an_unfinished_save_left_waits_for_the_grace",),
     ),
     Mutation(
+        "grace-that-a-tier-begins-anew",
+        "Docs, how-to/collecting: a grace of 1 day since it was first seen to be garbage.",
+        "modelstore/reclaim/collector.py",
+        "self._kept.seen.keys() - there if mark.holdings.down else",
+        "set[bytes]() if mark.holdings.down else",
+        (
+            "integration/test_collector.py::"
+            "test_a_tier_that_is_down_once_does_not_begin_the_grace_anew",
+        ),
+    ),
+    Mutation(
         "unhealed-and-deleted",
         "SPEC 10.1: What a root needs MUST be whole before anything is deleted.",
         "modelstore/reclaim/collector.py",

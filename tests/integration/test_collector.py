@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -734,6 +735,23 @@ def test_a_pack_in_a_tier_that_is_down_is_not_lost(tiered: Tiered) -> None:
     assert (report.healed, list(report.down)) == (0, ["cold"])
     tiered.plans.clear()
     equal(store.load("m").load(), tensors(1))
+
+
+def test_a_tier_that_is_down_once_does_not_begin_the_grace_anew(tiered: Tiered) -> None:
+    store = tiered.open()
+    home = store._parts.home
+    enable(home, wait_s=0)
+    store.save("m", tensors(1))
+    left, key = bytes(32), pack_key(bytes(32))  # of a save that was never finished
+    tiered.stores["cold"].inner.put(key, b"left")
+    collect(store, grace_s=DAY_S)
+    kept = read_kept(home.blobs, time.time())
+    assert kept.seen.keys() == {left}
+    write_kept(home.blobs, replace(kept, seen={left: time.time() - 1.1 * DAY_S}), time.time())
+    tiered.down("cold")
+    assert not collect(store, grace_s=DAY_S).condemned, "it was not listed"
+    tiered.plans.clear()
+    assert states(collect(store, grace_s=DAY_S))[left][0] == "deleted"
 
 
 # Limits and tidying

@@ -284,14 +284,19 @@ class Collector:
         return set().union(*(packs for key, (_, packs) in segments.items() if not writers[key]))
 
     def _candidates(self, mark: Mark, now_s: float, grace_s: float) -> set[bytes]:
-        """Return the packs to condemn: no layout that stays needs them, and they have waited."""
-        unmarked = mark.holdings.every() - mark.live.keys() - mark.condemned.listed
-        seen = {pack: self._kept.seen.get(pack, now_s) for pack in unmarked}
+        """Return the packs to condemn: no layout that stays needs them, and they have waited.
+
+        What is in a tier that cannot be asked goes on waiting, unless something needs it now.
+        """
+        there, needed = mark.holdings.every(), mark.live.keys() | mark.condemned.listed
+        hidden = self._kept.seen.keys() - there if mark.holdings.down else set[bytes]()
+        waiting = (there | hidden) - needed
+        seen = {pack: self._kept.seen.get(pack, now_s) for pack in waiting}
         self._kept = replace(self._kept, seen=seen)
         return {
             pack
             for pack, since_s in seen.items()
-            if pack in mark.dead or now_s - since_s >= grace_s
+            if pack in there and (pack in mark.dead or now_s - since_s >= grace_s)
         }
 
     def _doomed(self, mark: Mark, cleared: set[bytes], would_be: set[bytes]) -> set[bytes]:
