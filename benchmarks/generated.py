@@ -1,6 +1,6 @@
 """A home with very many objects, made through ``tierstore.format`` and not by saving.
 
-Chunks are tiny and packs hold few of them, so that the numbers of objects are those of a large
+Chunks are small and packs hold few of them, so that the numbers of objects are those of a large
 store and its bytes are not. Each version of a model takes over most chunks of the one before.
 The files are written without ``fsync``.
 """
@@ -36,7 +36,6 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkPlace
 from tierstore.ids import Buffer, Digest
 
-CHUNK_BYTES = 64
 _HOUR_US = 3600 * 1_000_000
 
 
@@ -50,6 +49,8 @@ class Shape:
         chunks: So many tensors, of one chunk each, in a version.
         fresh: So many of these are not in the version before.
         per_pack: So many chunks are in a pack at most.
+        chunk_bytes: The size of each. Where it is tiny, the index of a pack is as large as its
+            chunks, so that it may be waste, and garbage collection looks into every pack.
     """
 
     models: int = 100
@@ -57,6 +58,7 @@ class Shape:
     chunks: int = 1000
     fresh: int = 91
     per_pack: int = 16
+    chunk_bytes: int = 64
 
 
 @dataclass(slots=True)
@@ -79,13 +81,13 @@ def generate(folder: Path, shape: Shape) -> Made:
 
 def _model(folder: Path, name: str, shape: Shape, made: Made) -> None:
     header = build_header(
-        [(f"t{at:06d}", "U8", (CHUNK_BYTES,)) for at in range(shape.chunks)], None
+        [(f"t{at:06d}", "U8", (shape.chunk_bytes,)) for at in range(shape.chunks)], None
     )
     now_us, places, sizes = time.time_ns() // 1000, list[ChunkPlace](), dict[bytes, int]()
     log = ref_prefix(name, VERSION_LOG)
     for number in range(1, shape.versions + 1):
         fresh = shape.chunks if number == 1 else shape.fresh
-        added = _packs(folder, fresh, shape.per_pack, sizes)
+        added = _packs(folder, fresh, shape, sizes)
         if number == 1:
             places = added
         else:
@@ -127,18 +129,18 @@ def _entry(number: int, digest: Digest, time_us: int) -> bytes:
     return seal_body(Kind.REF, entry)
 
 
-def _packs(folder: Path, chunks: int, per_pack: int, sizes: dict[bytes, int]) -> list[ChunkPlace]:
+def _packs(folder: Path, chunks: int, shape: Shape, sizes: dict[bytes, int]) -> list[ChunkPlace]:
     places = list[ChunkPlace]()
-    for begin in range(0, chunks, per_pack):
+    for begin in range(0, chunks, shape.per_pack):
         builder = PackBuilder()
-        for _ in range(begin, min(begin + per_pack, chunks)):
-            plain = os.urandom(CHUNK_BYTES)
+        for _ in range(begin, min(begin + shape.per_pack, chunks)):
+            plain = os.urandom(shape.chunk_bytes)
             digest = blake3.blake3(plain).digest()
             head = build_head(
                 digest=digest, codec=RAW, dtype="U8", plain=plain, codec_head=b"",
-                ends=[CHUNK_BYTES], payload=plain,
+                ends=[shape.chunk_bytes], payload=plain,
             )  # fmt: skip
-            builder.add(digest, [head, plain], len(head), CHUNK_BYTES, RAW)
+            builder.add(digest, [head, plain], len(head), shape.chunk_bytes, RAW)
         pack, parts, laid = builder.close()
         sizes[pack] = _put(folder, pack_key(pack), parts)
         places += laid
