@@ -147,7 +147,7 @@ def say(store: Store, action: Action, model: str, number: int) -> None:
 
 def actions(store: Store, model: str) -> list[str]:
     log = store._parts.home.log(model, REMOVED_LOG)
-    return [entry.action for entry in log.entries()][::-1]
+    return [str(entry.action) for entry in log.entries()][::-1]
 
 
 def pinned_variant(store: Store) -> None:
