@@ -4695,6 +4695,39 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "repair-of-entries-without-the-reserve",
+        "SPEC 10.1: Who repairs, and finds no room MAY delete it and try again.",
+        "modelstore/reclaim/repair/objects.py",
+        "is_done = with_reserve(self.blobs, act)",
+        "is_done = act()",
+        (
+            "integration/test_full_disk.py::"
+            "test_a_repair_uses_the_reserve_where_it_finds_no_room[entry]",
+        ),
+    ),
+    Mutation(
+        "repair-of-packs-without-the-reserve",
+        "SPEC 10.1: Who repairs, and finds no room MAY delete it and try again.",
+        "modelstore/reclaim/repair/rescue.py",
+        "if with_reserve(self._home.blobs, lambda: self._is_settled(lease, store)):",
+        "if self._is_settled(lease, store):",
+        (
+            "integration/test_full_disk.py::"
+            "test_a_repair_uses_the_reserve_where_it_finds_no_room[pack]",
+        ),
+    ),
+    Mutation(
+        "repair-that-cannot-begin-on-a-full-disk",
+        "SPEC 10.1: Who repairs, and finds no room MAY delete it and try again.",
+        "modelstore/reclaim/repair/repairing.py",
+        "with_reserve(blobs, lambda: stack.enter_context(right))",
+        "stack.enter_context(right)",
+        (
+            "integration/test_full_disk.py::"
+            "test_a_repair_uses_the_reserve_where_it_finds_no_room[pack]",
+        ),
+    ),
+    Mutation(
         "repair-stores-again-what-was-collected",
         "SPEC 10.2: but for those of removed versions alone whose pack is gone.",
         "modelstore/reclaim/repair/repairing.py",
@@ -5409,8 +5442,8 @@ _REPAIR = (
         "repair-without-the-right-of-a-mover",
         "SPEC 10.2: bytes are written over bad copies by the holder of a mover's lease.",
         "modelstore/reclaim/repair/repairing.py",
-        "        with HeldLease(self._home.blobs) as right:",
-        "        for right in [None]:",
+        "enter_context(right))\n            yield right\n",
+        "enter_context(ExitStack()))\n            yield None\n            return\n",
         ("integration/test_repair.py::test_what_another_process_moves_now_is_left_to_it",),
     ),
     Mutation(
@@ -5463,8 +5496,8 @@ _REPAIR = (
         "repair-does-not-look-again",
         "SPEC 10.2: It looks at the condemned list as in step 7, and begins again.",
         "modelstore/reclaim/repair/rescue.py",
-        "lost = lost_since(self._home, stored.sizes.keys(), since_s)",
-        "lost = set[bytes]()",
+        "if lost := lost_since(self._home, stored.sizes.keys(), since_s):",
+        "if lost := set[bytes]():",
         (
             "integration/test_repair.py::test_a_new_pack_that_is_condemned_meanwhile_is_written_again",
         ),
@@ -5473,8 +5506,8 @@ _REPAIR = (
         "repair-marks-nothing",
         "SPEC 10.2: Where no copy is good, a repair sets the mark.",
         "modelstore/reclaim/repair/repairing.py",
-        "self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why)",
-        "pass",
+        "lambda: self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why),",
+        "lambda: None,",
         ("integration/test_repair.py::test_what_is_good_in_a_damaged_pack_is_rescued",),
     ),
 )

@@ -12,12 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.kit import created, equal
+from tests.integration.kit import created, equal, opened
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound, OutOfSpace, PermissionDenied
-from tierstore.format.keys import LEASES, PACKS, RESERVE, SWEEPS, pack_key
+from tierstore.format.keys import (
+    LEASES,
+    PACKS,
+    QUARANTINE,
+    REFS,
+    RESERVE,
+    SWEEPS,
+    entry_key,
+    pack_key,
+)
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import MoverLease
 from tierstore.ids import Buffer
@@ -163,6 +172,43 @@ def test_a_collection_uses_the_reserve_where_it_finds_no_room(store: Store, blob
         other.limit_bytes = other.used_bytes + left
         assert collect(other).freed["home"] == pytest.approx(free, rel=0.01)
         assert len(packs(other)) == 1
+
+
+@pytest.mark.parametrize("what", ["entry", "pack"])
+def test_a_repair_uses_the_reserve_where_it_finds_no_room(
+    store: Store, blobs: Quota, cache: Path, what: str
+) -> None:
+    store.alias("m", "prod", "m@2")
+    bad = entry_key(f"{REFS}m/alias/prod/", 1)
+    if what == "pack":
+        small = {name: model(number)["w"][:5000] for number, name in enumerate("ab", 8)}
+        before = set(packs(blobs))
+        store.save("m", small, base=None)
+        [bad] = set(packs(blobs)) - before
+    data = bytearray(blobs.get(bad))
+    data[-len(data) // 2] ^= 1
+    blobs.put(bad, data)
+    for left in range(0, 2400, 200):  # any of what it writes is what does not fit
+        other = Quota("copy")
+        other._blobs = dict(blobs._blobs)
+        other.limit_bytes = other.used_bytes + left
+        with opened(other, cache) as repairing:
+            report = repairing.repair()
+            assert not report.of("left")
+            assert repairing.repair().of("left") == []
+            if what == "pack":
+                assert [info.key[-64:] for info in other.list(QUARANTINE)] == [bad[-64:]]
+            else:
+                assert repairing.aliases("m") == []
+
+
+def test_a_repair_without_room_says_what_to_do(store: Store, blobs: Quota, cache: Path) -> None:
+    blobs.delete([RESERVE])
+    blobs.fill()
+    with opened(blobs, cache) as other:
+        with pytest.raises(OutOfSpace, match="'tierstore gc' make some: repair again then"):
+            other.repair()
+        assert other.repair(dry_run=True).is_whole
 
 
 def test_what_is_condemned_goes_before_the_reserve(store: Store, blobs: Quota) -> None:

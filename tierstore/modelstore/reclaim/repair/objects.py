@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from tierstore.blobs.base import BlobStore
-from tierstore.errors import BackendError, Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.errors import (
+    BackendError,
+    Damaged,
+    InvalidName,
+    NotFound,
+    OutOfSpace,
+    UnsupportedFormat,
+)
 from tierstore.format import keys
 from tierstore.format.collected import Collected
 from tierstore.format.heat import parse_heat
@@ -29,6 +36,7 @@ from tierstore.modelstore.home.pins import holder_mark
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.reclaim.repair.report import Outcome, RepairReport
+from tierstore.modelstore.reclaim.reserve import with_reserve
 
 _PAGE = 64
 _KINDS = frozenset(Kind)
@@ -157,7 +165,11 @@ class Objects:
         """
         if not self.report.dry_run:
             try:
-                is_done = act()
+                is_done = with_reserve(self.blobs, act)
+            except OutOfSpace as error:
+                hint = "'tierstore gc' may make room, then repair again"
+                self.report.add("left", key, why, f"it could not be {done}: {error}; {hint}")
+                return
             except BackendError as error:
                 self.report.add("left", key, why, f"it could not be {done}: {error}")
                 return

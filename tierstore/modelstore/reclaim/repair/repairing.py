@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
-from tierstore.errors import Damaged, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, OutOfSpace, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkTable
@@ -44,6 +45,7 @@ from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome, Repa
 from tierstore.modelstore.reclaim.repair.rescue import Missing, Rescue
 from tierstore.modelstore.reclaim.repair.users import UserReader, Users
 from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted, read_tables
+from tierstore.modelstore.reclaim.reserve import with_reserve
 from tierstore.modelstore.version import Version
 from tierstore.shown import counted
 from tierstore.tiers.hot.tiers import HotTiers
@@ -74,11 +76,18 @@ def repair_store(
 
     Raises:
         Conflict: Another process moves packs now.
+        OutOfSpace: There is no room for what is repaired, not even with home's reserve.
         BackendError: Home cannot be asked.
         UnsupportedFormat: The store needs a newer tierstore to be written to.
     """
     check_features(home.config, "write", home.blobs.url)
-    return _Repair(home, hot, versions, dry_run, progress).run()
+    try:
+        return _Repair(home, hot, versions, dry_run, progress).run()
+    except OutOfSpace as error:
+        raise OutOfSpace(
+            f"{error}; there is no room for what is repaired. 'tierstore rm' and 'tierstore gc' "
+            "make some: repair again then, what was repaired until now stays so"
+        ) from error
 
 
 class _Repair:
@@ -170,8 +179,12 @@ class _Repair:
         if self.report.dry_run:
             yield None
             return
-        with HeldLease(self._home.blobs) as right:
+        blobs, right = self._home.blobs, HeldLease(self._home.blobs)
+        with ExitStack() as stack:
+            with_reserve(blobs, lambda: stack.enter_context(right))
             yield right
+            with suppress(BackendError):  # the lease says so when it ends
+                with_reserve(blobs, right.give_back)
 
     def _repair_copies(
         self, packs: Sequence[bytes], holdings: Holdings, right: HeldLease | None
@@ -236,7 +249,8 @@ class _Repair:
         with ExitStack() as stack:
             lease = None
             if not self.report.dry_run:
-                lease = stack.enter_context(WriterLease(self._home.blobs))
+                lease = WriterLease(self._home.blobs)
+                with_reserve(self._home.blobs, partial(stack.enter_context, lease))
             rescue = Rescue(self._home, self._hot, lease, set(bad))
             found = [
                 self._from_copies(rescue, pack, wanted.by_pack.get(pack, {}), damaged.get(pack))
@@ -307,7 +321,10 @@ class _Repair:
         if not self.report.dry_run and (is_new or copies.pack in self._bad_marks):
             chunks = {place.digest for place in copies.places or ()} | wanted.keys()
             tiers = [copy.tier.name for copy in copies.every]
-            self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why)
+            with_reserve(
+                self._home.blobs,
+                lambda: self._home.quarantine.mark(copies.pack, chunks, tiers=tiers, why=why),
+            )
         return is_new
 
     def _lift(self, copies: Copies) -> None:

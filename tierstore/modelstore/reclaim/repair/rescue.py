@@ -35,6 +35,7 @@ from tierstore.modelstore.reclaim.repair.wanted import (
     dtypes_of,
     read_table,
 )
+from tierstore.modelstore.reclaim.reserve import with_reserve
 from tierstore.modelstore.saving.framing import BufferPool
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
@@ -374,25 +375,29 @@ class Rescue:
     def _settle(self, lease: WriterLease, store: Callable[[], _Stored]) -> None:
         """Store chunks and lead readers to them, until no pack that is relied on is condemned."""
         for _ in range(_ROUNDS):
-            since_s = running_s()
-            stored = store()
-            lease.renew()
-            gone = gone_packs(self._home, stored.sizes)
-            if gone:
-                self._unfit |= gone
-                continue
-            for end, into in stored.into.items():
-                self._healing.move(end, into)
-            self._readers.clear()  # they have read the moves before
-            lost = lost_since(self._home, stored.sizes.keys(), since_s)
-            if not lost:
-                self._publish(stored)
+            if with_reserve(self._home.blobs, lambda: self._is_settled(lease, store)):
                 return
-            self._unfit |= lost
         raise BackendError(
             f"packs that repair writes keep disappearing from {self._home.packs.url}; see that no "
             "other program deletes objects there, then repair again"
         )
+
+    def _is_settled(self, lease: WriterLease, store: Callable[[], _Stored]) -> bool:
+        """Do it once; return whether all packs that are relied on then can be."""
+        since_s = running_s()
+        stored = store()
+        lease.renew()
+        if lost := gone_packs(self._home, stored.sizes):
+            self._unfit |= lost
+            return False
+        for end, into in stored.into.items():
+            self._healing.move(end, into)
+        self._readers.clear()  # they have read the moves before
+        if lost := lost_since(self._home, stored.sizes.keys(), since_s):
+            self._unfit |= lost
+            return False
+        self._publish(stored)
+        return True
 
     def _publish(self, stored: _Stored) -> None:
         """Let later saves find the chunks of new packs."""
