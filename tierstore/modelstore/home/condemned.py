@@ -35,9 +35,9 @@ LISTED_S = 30 * 24 * 3600
 """Seconds for which a condemned pack stays listed, at least."""
 
 GRACE_S = 24 * 3600
-"""Seconds for which a pack is seen unmarked before it is condemned, unless something else is said.
+"""Seconds for which a pack is seen not live before it is condemned, unless something else is said.
 
-Packs that versions of a removed model named do not wait: they have waited for its window.
+Packs that removed versions named do not wait: they have waited for their window.
 """
 
 _log = logging.getLogger("tierstore.gc")

@@ -29,7 +29,7 @@ class Kept:
     """What is kept from one run to the next.
 
     Attributes:
-        seen: Since when packs were seen unmarked, in seconds since the epoch by home's clock, by
+        seen: Since when packs were seen not live, in seconds since the epoch by home's clock, by
             id.
         writers: The ids of the leases that segments of condemned packs wait for, by the segments'
             keys.

@@ -16,7 +16,7 @@ from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.ways import Ways
 
-Standing = Literal["good", "archived", "marked", "condemned", "gone"]
+Standing = Literal["good", "archived", "quarantined", "condemned", "gone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class Needs:
         if not self._holdings.is_there(pack):
             return "gone"
         if pack in self._quarantined:
-            return "marked"
+            return "quarantined"
         return "archived" if self._holdings.is_archived(pack) else "good"
 
     def _way(self, place: ChunkPlace, table: ChunkTable, behind: frozenset[bytes]) -> _Way:
@@ -214,12 +214,12 @@ class Needs:
         seen, broken, found = [place.pack], tuple[Lost, ...](), False
         while True:
             standing = self.standing(place.pack)
-            if standing in ("good", "archived", "marked"):
+            if standing in ("good", "archived", "quarantined"):
                 below = [self._base(one, place, table, seen, behind) for one in place.bases]
                 packs = {place.pack}.union(*(one.packs for one in below))
                 visited += [place, *(frame for one in below for frame in one.frames)]
                 lost = tuple(one.lost for one in below if one.lost is not None)
-                if standing == "marked":
+                if standing == "quarantined":
                     bad |= packs
                 elif lost:
                     broken = broken or lost
