@@ -7,6 +7,7 @@ __all__ = [
     "clock",
     "condemned",
     "confirm",
+    "features",
     "footers",
     "home",
     "index",

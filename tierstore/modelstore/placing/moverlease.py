@@ -28,6 +28,7 @@ from tierstore.errors import (
     TierstoreError,
     UnsupportedFormat,
 )
+from tierstore.forks import begin
 from tierstore.format.keys import SWEEPS
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import MOVERS, MoverLease
@@ -95,6 +96,9 @@ class HeldLease:
             ttl_s=right.ttl_s,
         )
         self._renewed = 0.0
+        begin(self._begin)
+
+    def _begin(self) -> None:
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:

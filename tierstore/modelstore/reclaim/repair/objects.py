@@ -34,9 +34,9 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S
 from tierstore.modelstore.home.pins import holder_mark
 from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.reclaim.repair.report import Outcome, RepairReport
-from tierstore.modelstore.reclaim.reserve import with_reserve
 
 _PAGE = 64
 _KINDS = frozenset(Kind)

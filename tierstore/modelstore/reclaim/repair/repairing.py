@@ -24,6 +24,7 @@ from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.repair.content import ContentRepair, MoveRepair, bad_manifests
@@ -45,7 +46,6 @@ from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome, Repa
 from tierstore.modelstore.reclaim.repair.rescue import Missing, Rescue
 from tierstore.modelstore.reclaim.repair.users import UserReader, Users
 from tierstore.modelstore.reclaim.repair.wanted import Wanted, find_wanted, read_tables
-from tierstore.modelstore.reclaim.reserve import with_reserve
 from tierstore.modelstore.version import Version
 from tierstore.shown import counted
 from tierstore.tiers.hot.tiers import HotTiers

@@ -27,6 +27,7 @@ from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.repair.copies import Copies
 from tierstore.modelstore.reclaim.repair.wanted import (
@@ -35,7 +36,6 @@ from tierstore.modelstore.reclaim.repair.wanted import (
     dtypes_of,
     read_table,
 )
-from tierstore.modelstore.reclaim.reserve import with_reserve
 from tierstore.modelstore.saving.framing import BufferPool
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
