@@ -6239,17 +6239,6 @@ _WAYS = (
         ),
     ),
     Mutation(
-        "repair-mourns-bases-of-none",
-        "SPEC 10.1: Moves are followed from deltas whose bases cannot be read: these are not lost.",
-        "modelstore/reclaim/repair/repairing.py",
-        "no_loss = _bases_of_none(lost)",
-        "no_loss = set[Missing]()",
-        (
-            "integration/test_check_ways.py::"
-            "test_a_base_that_nothing_needs_since_a_rebase_is_no_damage[False-False]",
-        ),
-    ),
-    Mutation(
         "check-mourns-what-a-fold-stands-for",
         "SPEC 10.1: A patch needs the nearest fold that is whole, or else what lies below.",
         "modelstore/care/check_users.py",
@@ -6390,6 +6379,8 @@ _WAYS = (
         (
             "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
             "a_whole_chain_is_no_damage[below-False]",
+            "integration/test_check_ways.py::"
+            "test_a_base_that_nothing_needs_since_a_rebase_is_no_damage[False-False]",
         ),
     ),
 )

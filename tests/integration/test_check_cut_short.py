@@ -54,7 +54,7 @@ class World:
     def open(self, **plans: Plan) -> Store:
         stores = {name: FaultyStore(blobs, plans.get(name)) for name, blobs in self.tiers.items()}
         tiers = [
-            DurableTier(TierSpec(name=name, role=name, url=f"memory://{name}"), stores[name])  # type: ignore[arg-type]
+            DurableTier(TierSpec(name=name, role=name, url=f"memory://{name}"), stores[name])
             for name in ("warm", "cold")
         ]
         home = stores["home"]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tests.integration.kit import MIB, created, equal, opened
 from tests.integration.test_collector import packs, packs_of
 from tests.integration.test_collector_schedules import tuned, weights
-from tierstore.blobs.base import ByteRange
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.keys import MOVES, layout_key, move_key, pack_key
@@ -21,6 +20,7 @@ from tierstore.format.layout import Move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.table import ChunkTable
+from tierstore.ids import ByteRange
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader

@@ -12,7 +12,7 @@ from tierstore.format.keys import pack_key, version_key
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.care.check_patches import unread_because_of
-from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.reclaim.repair.report import HitPart, HitVersion
 from tierstore.modelstore.reclaim.repair.users import Users
@@ -28,7 +28,7 @@ class Hits:
 
     Attributes:
         versions: The versions that lack some, by their names.
-        needed: Those of the chunks that are in a manifest because of which a version lacks some.
+        needed: Those of the chunks that such a version lacks, and their bases.
     """
 
     versions: list[HitVersion] = field(default_factory=list)
@@ -52,11 +52,14 @@ def find_hits(home: Home, users: Users, lost: Lost) -> Hits:
             continue
         places = [place for place in table if (place.pack, place.digest) in lost]
         with suppress(Damaged, NotFound, UnsupportedFormat):  # a manifest is spoken of itself
-            sizes = {place.digest: place.plain_bytes for place in places}
-            if own := tuple(_parts(home.manifest(digest), sizes)):
-                # else what is lost is a base of deltas that were stored anew
-                parts[digest] = own
-                chunks[digest] = {(place.pack, place.digest) for place in places}
+            manifest = home.manifest(digest)
+            own = {*chunks_of(manifest)}.intersection(place.digest for place in places)
+            if own:  # else what is lost is a base of deltas that were stored anew
+                sizes = {place.digest: place.plain_bytes for place in places}
+                parts[digest] = tuple(_parts(manifest, sizes))
+                needed = own.union(*(place.bases for place in places if place.digest in own))
+                every = {place.digest: (place.pack, place.digest) for place in places}
+                chunks[digest] = {every[one] for one in needed & every.keys()}
 
     @cache
     def is_lost(digest: Digest) -> bool:

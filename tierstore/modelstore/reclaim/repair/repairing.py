@@ -266,12 +266,8 @@ class _Repair:
             lost += rescue.from_elsewhere([one for one in above if one not in collected])
         chunks = {(one.wanted.place.pack, one.digest) for one in lost}
         hits = find_hits(self._home, self._users.read(), chunks)  # some may be removed by now
-        no_loss = _bases_of_none(lost) | {
-            one
-            for one in lost  # a fold stands for it, or what lies below it
-            if one.wanted.place.pack not in damaged
-            and (one.wanted.place.pack, one.digest) not in hits.needed
-        }
+        # else a fold stands for it, or what lies below it; or it is a base of what lies elsewhere
+        no_loss = {one for one in lost if (one.wanted.place.pack, one.digest) not in hits.needed}
         lost = [one for one in lost if one not in no_loss]
         for pack in found:
             pack.missing = [one for one in pack.missing if one not in no_loss]
@@ -401,12 +397,6 @@ def _collected(
         and one.digest not in bad
         and bad.isdisjoint(one.wanted.place.bases)
     }
-
-
-def _bases_of_none(lost: Sequence[Missing]) -> set[Missing]:
-    """Return the lost bases without a delta that is lost: moves lead to where these are by now."""
-    needed = {base for one in lost for base in one.wanted.place.bases}
-    return {one for one in lost if one.wanted.is_base and one.digest not in needed}
 
 
 def _readable_bytes(holdings: Holdings, pack: bytes) -> int:

@@ -13,7 +13,7 @@ from tierstore.format.layout import parse_layout
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.ahead import ahead
-from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.home import Home
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,10 @@ class Wanted:
     Attributes:
         place: Where its layout places it.
         manifest: The digest of the manifest whose layout that is.
-        is_base: Whether it is no chunk of that one, and there for deltas alone.
     """
 
     place: ChunkPlace
     manifest: Digest
-    is_base: bool
 
 
 @dataclass(slots=True)
@@ -62,13 +60,10 @@ def find_wanted(
         if not bad:
             continue
         lost = {place.digest for place in table if place.pack in bad}
-        own = _chunks(home, digest)
         for place in table:
-            wanted = Wanted(place, digest, is_base=own is not None and place.digest not in own)
+            wanted = Wanted(place, digest)
             if place.pack in bad:
-                known = found.by_pack.setdefault(place.pack, {})
-                if place.digest not in known or known[place.digest].is_base:
-                    known[place.digest] = wanted
+                found.by_pack.setdefault(place.pack, {}).setdefault(place.digest, wanted)
             else:
                 for base in lost.intersection(place.bases):
                     found.above.setdefault(base, []).append(wanted)
@@ -87,12 +82,6 @@ def read_table(home: Home, digest: Digest) -> ChunkTable | None:
     key = layout_key(digest)
     with suppress(Damaged, NotFound, UnsupportedFormat):
         return parse_layout(home.blobs.get(key), digest, f"layout {key}")
-    return None
-
-
-def _chunks(home: Home, manifest: Digest) -> set[bytes] | None:
-    with suppress(Damaged, NotFound, UnsupportedFormat):
-        return set(chunks_of(home.manifest(manifest)))
     return None
 
 
