@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.kit import created, tensors
-from tierstore.blobs.base import ByteRange
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged
 from tierstore.format.keys import move_key, pack_key
 from tierstore.format.layout import Move, parse_move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
+from tierstore.ids import ByteRange
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import read_holdings
@@ -85,14 +85,14 @@ def test_readers_and_collectors_come_to_the_same_places(
     home = Home(blobs)
     readers, collectors = Moves(blobs, home.packs), Ways(home)
     collectors.look(read_holdings(home.packs))
-    for pack in packs:
-        readers.learn(pack)
-        found = collectors.targets(pack)
+    for one in packs:
+        readers.learn(one)
+        found = collectors.targets(one)
         assert not found.hidden
         assert {
             digest: place
             for digest in made.chunks
-            if (place := readers.target(pack, digest)) is not None
+            if (place := readers.target(one, digest)) is not None
         } == {digest: place for digest in made.chunks if (place := found.find(digest)) is not None}
 
 

@@ -33,6 +33,7 @@ from tierstore.format.keys import pack_of as pack_of_key
 from tierstore.format.pack import TRAILER_BYTES, parse_trailer
 from tierstore.format.table import ChunkPlace
 from tierstore.format.tiers import MOVERS
+from tierstore.ids import ByteRange
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.repair.report import RepairReport
@@ -489,12 +490,18 @@ def marked(store: Store, blobs: MemoryStore) -> str:
     return pack_key(place.pack)
 
 
+def mark_of(key: str) -> str:
+    pack = pack_of_key(key)
+    assert pack is not None
+    return quarantine_key(pack)
+
+
 def test_the_mark_of_a_pack_that_seems_newer_stays(store: Store, blobs: MemoryStore) -> None:
     """Nobody has read a good copy: one bit of its version may be wrong with the rest."""
     key = marked(store, blobs)
     spoil(blobs, key, flipped(4))
     assert outcomes(store.repair()) == [("left", key, "")]
-    assert [info.key for info in blobs.list(QUARANTINE)] == [quarantine_key(pack_of_key(key))]
+    assert [info.key for info in blobs.list(QUARANTINE)] == [mark_of(key)]
 
 
 class Hours(FaultyStore):
@@ -504,12 +511,12 @@ class Hours(FaultyStore):
     key = ""
     gets = 0
 
-    def get(self, key: str) -> memoryview:
+    def get(self, key: str, byte_range: ByteRange | None = None) -> memoryview:
         self.gets += key == self.key
         if self.gets == 3 and self.meanwhile is not None:  # the first look reads a bad copy twice
             meanwhile, self.meanwhile = self.meanwhile, None
             meanwhile()
-        return super().get(key)
+        return super().get(key, byte_range)
 
 
 @pytest.mark.parametrize("is_needed", [False, True])
@@ -523,7 +530,7 @@ def test_the_mark_of_a_pack_that_nobody_could_read_again_stays(
     slow.key, slow.meanwhile = key, lambda: blobs.delete([key])
     with opened(slow, cache) as other:
         report = other.repair()
-    assert [info.key for info in blobs.list(QUARANTINE)] == [quarantine_key(pack_of_key(key))]
+    assert [info.key for info in blobs.list(QUARANTINE)] == [mark_of(key)]
     assert [one.what for one in report.objects] == (
         ["the checksum of its payload does not match"] if is_needed else []
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ class Raced(MemoryStore):
     rival: Callable[[], object] | None = None
     prefix = ""
 
-    def put_if_absent(self, key: str, data: Buffer) -> bool:
+    def put_if_absent(self, key: str, data: Buffer | Sequence[Buffer]) -> bool:
         if self.rival is not None and key.startswith(self.prefix):
             rival, self.rival = self.rival, None
             rival()

@@ -10,12 +10,12 @@ import pytest
 
 from tests.integration.kit import created, equal, opened
 from tests.integration.test_deltas import model, tuned_model
-from tierstore.blobs.base import ByteRange
 from tierstore.blobs.memory import MemoryStore
 from tierstore.format.keys import PACKS, move_key, pack_key
 from tierstore.format.layout import parse_move
 from tierstore.format.pack import PackBuilder
 from tierstore.format.table import ChunkPlace
+from tierstore.ids import ByteRange
 from tierstore.modelstore.home.home import chunks_of
 from tierstore.modelstore.store import Store
 
