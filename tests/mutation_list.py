@@ -1971,7 +1971,10 @@ _HOT = (
         "format/layout.py",
         "if move.pack != pack.hex():",
         "if False:",
-        ("integration/test_quarantine.py::test_a_move_of_another_pack_is_damage",),
+        (
+            "integration/test_quarantine.py::test_a_move_of_another_pack_is_damage",
+            "integration/test_moves_agree.py::test_a_move_of_another_pack_is_damaged",
+        ),
     ),
     Mutation(
         "moves-followed-when-damaged",
@@ -4514,14 +4517,6 @@ _REMOVAL = (
         ),
     ),
     Mutation(
-        "a-move-of-any-pack",
-        "SPEC 8: chunks of that pack lie in those packs, too.",
-        "format/layout.py",
-        "if move.pack != pack.hex():",
-        "if False:",
-        ("integration/test_moves_agree.py::test_a_move_of_another_pack_is_damaged",),
-    ),
-    Mutation(
         "readers-take-the-first-move",
         "SPEC 8: A chunk is where the last of them that can be read has it.",
         "modelstore/chunks/moves.py",
@@ -4536,14 +4531,6 @@ _REMOVAL = (
         "        for table in reversed(self.tables):",
         "        for table in self.tables:",
         ("integration/test_moves_agree.py::test_readers_and_collectors_come_to_the_same_places",),
-    ),
-    Mutation(
-        "repair-moves-to-deltas",
-        "SPEC 8: those with deltas before those without.",
-        "modelstore/chunks/writemove.py",
-        "len(into) > 1 and not _has_deltas(home, one), one",
-        "False, one",
-        ("integration/test_repair_moves.py::test_what_lies_standalone_comes_after_deltas",),
     ),
     Mutation(
         "repair-moves-to-deltas-without-bases",
@@ -4562,6 +4549,7 @@ _REMOVAL = (
         (
             "integration/test_removal.py::"
             "test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks",
+            "integration/test_repair_moves.py::test_what_lies_standalone_comes_after_deltas",
         ),
     ),
     Mutation(
