@@ -6137,6 +6137,14 @@ _PROMISES = (
 
 _SWEPT = (
     Mutation(
+        "footer-of-one-tier",
+        "docs/how-to/repairing.md: What one tier has whole is not lost.",
+        "modelstore/home/footers.py",
+        "            bad |= asked\n",
+        "            raise\n",
+        ("integration/test_footers.py::test_a_layout_is_made_by_the_footer_of_another_tier",),
+    ),
+    Mutation(
         "freed-though-it-is-kept",
         "docs/how-to/collecting.md: What a bucket keeps as older versions is not counted as freed.",
         "modelstore/reclaim/sweep.py",
