@@ -2214,8 +2214,8 @@ _QUARANTINE = (
         "mark-no-pack-with-a-good-copy",
         "SPEC 8: and found each of them damaged.",
         "modelstore/chunks/examine.py",
-        "            found.good = True\n",
-        "            found.good = False\n",
+        "found.good = copies.good is not None",
+        "found.good = False",
         ("integration/test_quarantine.py::test_a_mark_is_lifted_once_a_copy_is_good",),
     ),
     Mutation(
@@ -5421,7 +5421,7 @@ _REPAIR = (
     Mutation(
         "repair-of-condemned-packs",
         "SPEC 10.2: Condemned packs are left alone.",
-        "modelstore/reclaim/repair/copies.py",
+        "modelstore/reclaim/repair/putback.py",
         "if home.condemned.among([pack]):",
         "if False:",
         ("integration/test_repair.py::test_a_pack_that_is_condemned_meanwhile_is_left_alone",),
@@ -5437,7 +5437,7 @@ _REPAIR = (
     Mutation(
         "repair-is-not-read-back",
         "SPEC 10.2: these bytes are written over the bad copies, and read back.",
-        "modelstore/reclaim/repair/copies.py",
+        "modelstore/reclaim/repair/putback.py",
         "if digest_of(tier.blobs.get(key)) != digest_of(data):",
         "if False:",
         ("integration/test_repair.py::test_a_tier_that_stores_something_else_is_found_out",),
@@ -6077,7 +6077,7 @@ _PROMISES = (
     Mutation(
         "repair-from-a-bad-copy",
         "docs/reference/promises.md: repair puts the bytes of a good copy over a bad one.",
-        "modelstore/reclaim/repair/copies.py",
+        "modelstore/chunks/copies.py",
         "return next((copy for copy in self.every if copy.why is None), None)",
         "return next(iter(self.every), None)",
         ("integration/test_repair.py::test_a_bad_copy_is_put_back_from_another_tier",),

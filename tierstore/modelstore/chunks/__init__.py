@@ -1,6 +1,7 @@
 """From packs to verified plain bytes: read plans, reading, decoding."""
 
 __all__ = [
+    "copies",
     "decode",
     "examine",
     "local",

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import pack_key
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.modelstore.chunks.copies import read_copies
 from tierstore.modelstore.chunks.decode import FrameDecoder
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.home.home import Home
@@ -54,20 +54,15 @@ def examine(home: Home, pack: bytes, suspects: Suspects | None = None) -> Examin
         suspects: Frames of it that are decoded as well if they are deltas; others always are.
     """
     found = Examined()
-    key = pack_key(pack)
-    for tier in home.packs.tiers:
-        if tier.archive is not None:
-            continue
-        try:
-            tier.verify()
-            _check_copy(home, key, tier.blobs.get(key), suspects or {}, found)
-        except Damaged as error:
-            found.bad[tier.name] = str(error)
-        except (NotFound, BackendError, UnsupportedFormat) as error:
-            _log.debug("tier %s is not asked for %s: %s", tier.name, key, error)
-        else:
-            found.good = True
-            break
+
+    def check(key: str, data: memoryview) -> None:
+        _check_copy(home, key, data, suspects or {}, found)
+
+    copies = read_copies(home, pack, check, until_good=True)
+    found.good = copies.good is not None
+    found.bad = {
+        one.tier.name: str(one.why) for one in copies.every if isinstance(one.why, Damaged)
+    }
     return found
 
 

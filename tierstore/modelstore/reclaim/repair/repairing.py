@@ -22,13 +22,13 @@ from tierstore.format import keys
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.copies import Copies, read_copies
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.repair.content import ContentRepair, MoveRepair, bad_manifests
-from tierstore.modelstore.reclaim.repair.copies import Copies, put_back, read_copies
 from tierstore.modelstore.reclaim.repair.hits import find_hits
 from tierstore.modelstore.reclaim.repair.hot import HotRepair
 from tierstore.modelstore.reclaim.repair.lists import ListRepair
@@ -42,6 +42,7 @@ from tierstore.modelstore.reclaim.repair.objects import (
     repair_pins,
     repair_retention,
 )
+from tierstore.modelstore.reclaim.repair.putback import put_back
 from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome, RepairReport
 from tierstore.modelstore.reclaim.repair.rescue import Missing, Rescue
 from tierstore.modelstore.reclaim.repair.users import UserReader, Users

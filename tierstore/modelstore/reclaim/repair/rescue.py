@@ -18,6 +18,7 @@ from tierstore.format.pack import PackBuilder
 from tierstore.format.proof import hash_plain
 from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, table_columns
 from tierstore.ids import Digest
+from tierstore.modelstore.chunks.copies import Copies
 from tierstore.modelstore.chunks.decode import FrameDecoder
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
@@ -29,7 +30,6 @@ from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.reclaim.holdings import read_holdings
-from tierstore.modelstore.reclaim.repair.copies import Copies
 from tierstore.modelstore.reclaim.repair.wanted import (
     Wanted,
     WantedChunks,

@@ -27,10 +27,11 @@ from tierstore.errors import (
 from tierstore.format.keys import PACKS, SCRUBS, pack_of
 from tierstore.format.storeconfig import check_features
 from tierstore.modelstore.care.readtimes import Copy, ReadTimes
+from tierstore.modelstore.chunks.copies import read_copies
 from tierstore.modelstore.chunks.examine import quarantine
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.placing.moverlease import HeldLease, Right
-from tierstore.modelstore.reclaim.repair.copies import put_back, read_copies
+from tierstore.modelstore.reclaim.repair.putback import put_back
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.packcheck import check_pack
 from tierstore.tiers.durable.tier import DurableTier

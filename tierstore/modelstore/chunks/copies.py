@@ -1,8 +1,8 @@
-"""The copies of one pack: which are good, and good ones put over bad ones (SPEC.md 10.2)."""
+"""The copies of one pack in the durable tiers: which are good, and what is good in each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +12,6 @@ from tierstore.format.keys import pack_key
 from tierstore.format.proof import can_prove, parse_proof
 from tierstore.format.table import ChunkPlace
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.placing.moverlease import HeldLease
 from tierstore.tiers.durable.packcheck import check_frame, check_pack, places_in
 from tierstore.tiers.durable.tier import DurableTier
 
@@ -128,8 +127,21 @@ def _chunks(places: Sequence[ChunkPlace]) -> list[ChunkPlace]:
     return [place for place in places if place.offset not in proofs]
 
 
-def read_copies(home: Home, pack: bytes) -> Copies:
-    """Read the copy of a pack in every durable tier that can be asked, and check each."""
+def read_copies(
+    home: Home,
+    pack: bytes,
+    check: Callable[[str, memoryview], None] = check_pack,
+    *,
+    until_good: bool = False,
+) -> Copies:
+    """Read the copy of a pack in every durable tier that can be asked, and check each.
+
+    Args:
+        home: The store's home.
+        pack: The id of the pack.
+        check: Checks a copy, by its key and bytes; raises ``Damaged`` or ``UnsupportedFormat``.
+        until_good: Whether to read none behind the first good copy.
+    """
     found = Copies(pack)
     good: bytes | None = None
     for tier in home.packs.tiers:
@@ -138,56 +150,21 @@ def read_copies(home: Home, pack: bytes) -> Copies:
                 tier.blobs.info(found.key)
                 found.archives.append(tier.name)
             continue
+        data, why = memoryview(b""), None
         try:
             tier.verify()
             data = tier.blobs.get(found.key)
             if good is None or digest_of(data).raw != good:
-                check_pack(found.key, data)
+                check(found.key, data)
                 good = digest_of(data).raw
         except NotFound:
             continue
         except BackendError as error:
             found.down[tier.name] = str(error)
-        except UnsupportedFormat as error:
-            found.every.append(Copy(tier, data, error))
-        except Damaged as error:
-            found.every.append(Copy(tier, _read(tier, found.key), error))
-        else:
-            found.every.append(Copy(tier, data))
+            continue
+        except (Damaged, UnsupportedFormat) as error:
+            why = error
+        found.every.append(Copy(tier, data, why))
+        if why is None and until_good:
+            break
     return found
-
-
-def _read(tier: DurableTier, key: str) -> memoryview:
-    try:
-        return tier.blobs.get(key)
-    except (Damaged, NotFound, BackendError):
-        return memoryview(b"")
-
-
-def put_back(home: Home, copy: Copy, pack: bytes, data: memoryview, right: HeldLease) -> str:
-    """Write good bytes over a bad copy, and read them back; return why that failed, or ``""``.
-
-    Args:
-        home: The store's home.
-        copy: The bad copy.
-        pack: The id of the pack.
-        data: All bytes of the pack, which were checked.
-        right: The right of a mover, so that no other copy is dropped meanwhile.
-
-    Raises:
-        Conflict: Another process has that right now.
-    """
-    key, tier = pack_key(pack), copy.tier
-    try:
-        if home.condemned.among([pack]):
-            return "garbage collection deletes the pack from every tier"
-        right.check()
-        tier.verify()
-        tier.blobs.put(key, data)
-        home.packs.room(tier).add(len(data) - len(copy.data))
-        if digest_of(tier.blobs.get(key)) != digest_of(data):
-            return f"tier {tier.name} does not keep what is written to it; look after it"
-    except (BackendError, Damaged, NotFound, UnsupportedFormat) as error:
-        return str(error)
-    tier.stats.count(admitted=1, admitted_bytes=len(data))
-    return ""
