@@ -168,17 +168,17 @@ def test_a_read_that_fails_once_marks_nothing(
     store: Store, blobs: MemoryStore, cache: Path
 ) -> None:
     """A bit that flips on the way, or in this machine's memory, is not the pack's."""
-    flipped: list[str] = []
+    reads: list[str] = []
 
     def plan(op: str, key: str, n: int) -> str | None:
         if op == "get_ranges" and key.startswith("packs/"):
-            flipped.append(key)
-            return "flip"
+            reads.append(key)
+            return "flip" if len(reads) > 1 else None  # the footer comes as it is
         return None
 
     with opened(FaultyStore(blobs, plan), cache) as bad:  # type: ignore[arg-type]
         report = bad.check(read_data=True)
-    assert flipped
+    assert len(reads) > 1
     assert report.damaged
     assert report.quarantined == []
     assert not list(blobs.list("quarantine/"))
