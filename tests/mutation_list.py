@@ -5187,6 +5187,39 @@ _COLLECTOR = (
         ("integration/test_removal.py::test_rules_read_no_more_of_a_long_log_than_they_need",),
     ),
     Mutation(
+        "collected-by-a-clock-that-leaped",
+        "SPEC 10.1: Where home's clock is more than a day ahead of all others, the run ends.",
+        "modelstore/reclaim/roots.py",
+        "if now_s - own_s <= _MOST_AHEAD_S:",
+        "if True:",
+        (
+            "integration/test_removal.py::"
+            "test_nothing_is_collected_while_the_clock_of_home_is_ahead_of_all_others",
+        ),
+    ),
+    Mutation(
+        "clock-that-leaped-and-a-removal-by-it",
+        "SPEC 10.1: Entries with forget do not count, as they are by home's clock.",
+        "modelstore/reclaim/roots.py",
+        'if entry.action != "forget" and entry.time_us / 1e6 <= now_s',
+        "if entry.time_us / 1e6 <= now_s",
+        (
+            "integration/test_removal.py::"
+            "test_nothing_is_collected_while_the_clock_of_home_is_ahead_of_all_others",
+        ),
+    ),
+    Mutation(
+        "clock-of-home-that-others-confirm",
+        "SPEC 10.1: It must be ahead of the newest entry, too.",
+        "modelstore/reclaim/roots.py",
+        "if now_s - newest_s > _MOST_AHEAD_S:",
+        "if True:",
+        (
+            "integration/test_removal.py::"
+            "test_a_collector_whose_own_clock_is_wrong_believes_home_and_the_others",
+        ),
+    ),
+    Mutation(
         "entry-that-is-missing",
         "SPEC 10.1: What may need a pack and cannot be read ends the run.",
         "modelstore/reclaim/reflogs.py",

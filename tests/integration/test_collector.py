@@ -40,7 +40,6 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import PINS, Pin
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S, WriterLease, new_lease
-from tierstore.modelstore.home.probe import Probe
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease, Right
 from tierstore.modelstore.reclaim import collector, readcache
 from tierstore.modelstore.reclaim.collector import Collector
@@ -53,7 +52,6 @@ from tierstore.testing.faulty import Fault, FaultyStore
 from tierstore.variants.derive import derive
 
 DAY_S = 24 * 3600
-PROBE = "tierstore.modelstore.reclaim.collector.probe"
 PATCHED = {**tensors(3), "emb": tensors(9)["emb"], "bias": np.arange(77, dtype=np.int8)}
 CHANGES = {"emb": Dense(PATCHED["emb"]), "bias": Dense(PATCHED["bias"])}
 """What changes every chunk that m@3 has alone."""
@@ -833,7 +831,8 @@ def test_what_is_over_is_tidied(
     store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock: list[float] = [0]
-    monkeypatch.setattr(PROBE, lambda home: Probe(True, clock[0]))
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + clock[0])
     for number in (1, 2):
         store.save("m", {"w": np.full(3, number)})
         store.remove(f"m@{3 + number - 1}", force=True)
@@ -867,7 +866,8 @@ def test_a_segment_stays_listed_while_a_tier_has_one_of_its_packs(
     store.remove("m@2")
     with WriterLease(blobs):
         collect(store)
-    monkeypatch.setattr(PROBE, lambda home: Probe(True, 40 * DAY_S))
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + 40 * DAY_S)
     collect(store, max_time_s=0)
     assert Home(blobs).condemned.every().packs == {own}
 

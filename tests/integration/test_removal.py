@@ -19,6 +19,7 @@ from tierstore import Rows
 from tierstore.blobs.base import BlobInfo
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import (
+    BackendError,
     Conflict,
     InvalidName,
     NotFound,
@@ -112,6 +113,8 @@ def test_the_window_is_counted_by_the_clock_of_home(ahead_s: float, tmp_path: Pa
         store.save("m", content(1))
         store.save("m", content(2))
         store.remove("m@1")
+        with days_ago(-ahead_s / 86400):  # somebody whose clock is right
+            store.alias("m", "prod", "m@2")
         [gone] = store.deleted("m")
         week_s = 7 * 24 * 3600
         assert gone.until.timestamp() - time.time() - ahead_s == pytest.approx(week_s, abs=900)
@@ -696,6 +699,39 @@ def test_what_is_damaged_of_a_removed_version_is_told_by_the_clock_of_home(
     elsewhere._blobs.delete([layout_key(own)])
     with ahead(elsewhere, 300):
         assert elsewhere.check().damaged
+
+
+@pytest.mark.parametrize("is_removed_first", [True, False])
+def test_nothing_is_collected_while_the_clock_of_home_is_ahead_of_all_others(
+    elsewhere: Store, is_removed_first: bool
+) -> None:
+    """It may have leaped, and then all windows, graces and leases would be over."""
+    blobs, no_s = elsewhere._blobs, timedelta(0)
+    assert isinstance(blobs, Elsewhere)
+    if is_removed_first:
+        elsewhere.remove("m@1")
+    blobs.ahead_s = 300 * 86400.0
+    if not is_removed_first:
+        elsewhere.remove("m@1")
+    for how in ({}, {"window": no_s}, {"dry_run": True}):
+        with pytest.raises(BackendError, match=r"the clock of .* more than a day after this mach"):
+            elsewhere.reclaim.run(grace=no_s, **how)
+    blobs.ahead_s = 0.9 * 86400
+    assert elsewhere.reclaim.run(grace=no_s).of("deleted") == []
+    elsewhere.undelete("m@1")
+    equal(elsewhere.load("m@1").load(), content(1))
+
+
+def test_a_collector_whose_own_clock_is_wrong_believes_home_and_the_others(
+    elsewhere: Store,
+) -> None:
+    elsewhere.remove("m@1")
+    blobs = elsewhere._blobs
+    assert isinstance(blobs, Elsewhere)
+    blobs.ahead_s = 300 * 86400.0
+    with days_ago(-299.5):
+        elsewhere.alias("m", "prod", "m@2")
+    assert len(elsewhere.reclaim.run(grace=timedelta(0)).of("deleted")) == 1
 
 
 def test_forget_keeps_what_patches_lie_on(store: Store) -> None:

@@ -31,11 +31,13 @@ that are. Of a patch the mark finds what lies below (``mark``).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
+from tierstore.errors import BackendError
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
 from tierstore.format.manifest import Member
 from tierstore.format.reflog import RefEntry
@@ -51,6 +53,9 @@ from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
 from tierstore.modelstore.reclaim.report import end_text
 from tierstore.modelstore.version import RELEASED
 from tierstore.shown import duration_text
+
+_MOST_AHEAD_S = 24 * 3600
+"""How far home's clock may be ahead of all others before a collector trusts it no more."""
 
 RootKind = Literal["live", "window", "leased"]
 """Why a manifest stays: something names it, its removal can be undone, or a reader holds it."""
@@ -133,12 +138,14 @@ class Roots:
         Raises:
             Damaged, NotFound, UnsupportedFormat: Something that may name a version cannot be read;
                 the message names it.
+            BackendError: Home's clock cannot be right, or this machine's.
         """
         removed = {log.model: log for log in self._logs.read(now_s) if log.name == REMOVED_LOG}
         retentions = SetRetentions(self._home.blobs)
         ends_s = _ends(removed.values(), now_s, window_s, retentions)
         now = _Now(now_s, ends_s, retentions)
         logs = self._logs.read(now_s)
+        _check_clock(now_s, logs, self._home.blobs.url)
         found = Found()
         held = list[_Held]()
         for log in logs:
@@ -235,6 +242,31 @@ class _Now:
             return None
         why = f"{ref} was removed, and can be undeleted until {end_text(end_s)}"
         return Root(digest, "window", why, is_removed=True)
+
+
+def _check_clock(now_s: float, logs: Iterable[Log], url: str) -> None:
+    """Raise ``BackendError`` where time by home's clock is far ahead of all other clocks.
+
+    If it has leaped, what waits for its time would be deleted at once. The times of removals do not
+    count, as they are by home's clock themselves.
+    """
+    own_s = time.time()
+    if now_s - own_s <= _MOST_AHEAD_S:
+        return
+    past = (
+        entry.time_us / 1e6
+        for log in logs
+        for entry in log.entries
+        if entry.action != "forget" and entry.time_us / 1e6 <= now_s
+    )
+    newest_s = max(past, default=0.0)
+    if now_s - newest_s > _MOST_AHEAD_S:
+        raise BackendError(
+            f"the clock of {url} says {end_text(now_s)}, which is more than a day after this "
+            f"machine's, {end_text(own_s)}, and after the newest entry of the store, "
+            f"{end_text(newest_s)}: nothing was deleted, as all that waits for its time would be "
+            "over at once. Set the one that is wrong (NTP), then try again"
+        )
 
 
 def _ends(
