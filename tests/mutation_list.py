@@ -5220,6 +5220,22 @@ _COLLECTOR = (
         ),
     ),
     Mutation(
+        "shorter-window-that-is-not-noted",
+        "SPEC 10.1: over_us is the time of the newest removal whose window was over for a run.",
+        "modelstore/reclaim/collector.py",
+        "if how.window_s is not None:  # or",
+        "if False:  # or",
+        ("integration/test_removal.py::test_nothing_is_promised_of_what_a_shorter_window_took",),
+    ),
+    Mutation(
+        "undelete-promised-after-a-shorter-window",
+        "SPEC 10.1: What was removed until over_us cannot be brought back for certain.",
+        "modelstore/names/removed.py",
+        "if entry.time_us <= over_us:",
+        "if False:",
+        ("integration/test_removal.py::test_nothing_is_promised_of_what_a_shorter_window_took",),
+    ),
+    Mutation(
         "entry-that-is-missing",
         "SPEC 10.1: What may need a pack and cannot be read ends the run.",
         "modelstore/reclaim/reflogs.py",

@@ -701,6 +701,28 @@ def test_what_is_damaged_of_a_removed_version_is_told_by_the_clock_of_home(
         assert elsewhere.check().damaged
 
 
+def test_nothing_is_promised_of_what_a_shorter_window_took(store: Store) -> None:
+    """Neither in the list nor in messages; of later removals it is."""
+    store.save("n", {"w": np.random.default_rng(1).standard_normal((99, 99))})
+    store.save("n", content(1))
+    store.remove("n@1")
+    with pytest.raises(NotFound, match=r"; until 20.* 'tierstore undelete n@1' brings it back"):
+        store.load("n@1")
+    store.reclaim.run(window=timedelta(0), dry_run=True)
+    assert store.deleted("n")[0].until > datetime.now(UTC)
+    store.reclaim.run(window=timedelta(0), grace=timedelta(0))
+    with pytest.raises(NotFound, match=r"if it is still there, which is certain only until 20"):
+        store.load("n@1")
+    [gone] = store.deleted("n")
+    assert gone.until == gone.removed
+    store.reclaim.run()
+    store.remove("m@1")
+    assert store.deleted("m")[0].until > datetime.now(UTC) + timedelta(days=6)
+    with pytest.raises(NotFound, match=r"; until 20.* 'tierstore undelete m@1' brings it back"):
+        store.load("m@1")
+    assert store.deleted("n")[0].until == gone.until, "a later run does not forget it"
+
+
 @pytest.mark.parametrize("is_removed_first", [True, False])
 def test_nothing_is_collected_while_the_clock_of_home_is_ahead_of_all_others(
     elsewhere: Store, is_removed_first: bool

@@ -69,6 +69,8 @@ class Collected(Body, frozen=True, kw_only=True):
         writers: The ids of the leases that each condemned segment waits for, by its key.
         last: What the last collection that ended did; ``None`` before the first.
         no_waste: A digest of what a repack found nothing to do in; empty if none did.
+        over_us: The time of the newest removal whose window was over for a run that was given a
+            window; 0 if there was none.
     """
 
     time_us: Microseconds
@@ -79,6 +81,7 @@ class Collected(Body, frozen=True, kw_only=True):
     writers: dict[Hex32, list[Hex32]]
     last: LastCollection | None = None
     no_waste: bytes = b""
+    over_us: Microseconds = 0
 
     def check(self) -> None:
         """Raise ``Broken`` unless the ids rise, and each has its time."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tierstore.blobs.base import BlobStore
-from tierstore.format.keys import RETENTION, retention_key
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format.collected import Collected
+from tierstore.format.keys import COLLECTED, RETENTION, retention_key
 from tierstore.format.retention import ALIAS_HISTORY_S, WINDOW_S, Retention
 from tierstore.format.sealed import Kind, unseal_body
 
@@ -21,6 +23,18 @@ def stored_retention(home_blobs: BlobStore, model: str | None) -> Retention | No
     """Return what is set for a model, or with ``None`` for the store; ``None`` if nothing is."""
     key = retention_key(model)
     return _parsed(home_blobs.get_many([key]), key)
+
+
+def over_us(home_blobs: BlobStore) -> int:
+    """Return the time of the newest removal whose window a collection took for over.
+
+    Where it was given a window, instead of what is set. Microseconds since the epoch; 0 for none.
+    """
+    try:
+        found = unseal_body(Kind.COLLECTED, home_blobs.get(COLLECTED), Collected, COLLECTED)
+    except (NotFound, Damaged, UnsupportedFormat):  # it may be lost at any time
+        return 0
+    return found.over_us
 
 
 def window_s(home_blobs: BlobStore, model: str) -> int:

@@ -17,7 +17,7 @@ from tierstore.format.keys import REMOVED_LOG, entry_key, ref_prefix
 from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.probe import home_or_own_now_s
-from tierstore.modelstore.home.retention import window_s
+from tierstore.modelstore.home.retention import over_us, window_s
 from tierstore.modelstore.version import when
 from tierstore.shown import time_text
 
@@ -188,16 +188,19 @@ class Removals:
 
     def until(self, model: str, entry: RefEntry) -> datetime:
         """Return until when what an entry removed can be brought back for certain."""
-        return window_end(entry, window_s(self._home.blobs, model))
+        return window_end(entry, window_s(self._home.blobs, model), over_us(self._home.blobs))
 
 
-def window_end(entry: RefEntry, seconds: float) -> datetime:
+def window_end(entry: RefEntry, seconds: float, over_us: int) -> datetime:
     """Return until when what an entry removed can be brought back for certain.
 
     Args:
         entry: The entry.
         seconds: The window of the model.
+        over_us: The time of the newest removal whose window is over anyway: see ``over_us``.
     """
+    if entry.time_us <= over_us:
+        seconds = 0
     return datetime.fromtimestamp(min(entry.time_us / 1e6 + seconds, _LAST_S), UTC)
 
 

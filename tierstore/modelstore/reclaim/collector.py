@@ -163,6 +163,8 @@ class Collector:
         cleared = self._cleared(now_s)
         mark = work.mark()
         new = self._candidates(mark, now_s, how.grace_s)
+        if how.window_s is not None:  # or nobody would know that these windows are over
+            self._kept = replace(self._kept, over_us=max(self._kept.over_us, mark.over_us))
         if lease is not None and self._kept != before:
             lease.check()  # or the note would be written over that of another
             write_kept(self._home.blobs, self._kept, offset_s + running_s())

@@ -35,12 +35,14 @@ class Kept:
             keys.
         last: What the last run that ended did; ``None`` before the first.
         no_waste: The fingerprint of what a run found nothing to repack in; empty if none did.
+        over_us: The time of the newest removal whose window was over for a run that was given one.
     """
 
     seen: Mapping[bytes, float] = field(default_factory=dict)
     writers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     last: LastCollection | None = None
     no_waste: bytes = b""
+    over_us: int = 0
 
 
 def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
@@ -64,6 +66,7 @@ def read_kept(home_blobs: BlobStore, now_s: float) -> Kept:
         {key: frozenset(ids) for key, ids in found.writers.items()},
         found.last,
         found.no_waste,
+        found.over_us,
     )
 
 
@@ -143,6 +146,7 @@ def write_kept(home_blobs: BlobStore, kept: Kept, now_s: float) -> None:
         writers={key: sorted(ids) for key, ids in kept.writers.items()},
         last=kept.last,
         no_waste=kept.no_waste,
+        over_us=kept.over_us,
     )
     try:
         home_blobs.put(COLLECTED, seal_body(Kind.COLLECTED, body))

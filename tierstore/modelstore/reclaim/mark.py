@@ -68,6 +68,7 @@ class Mark:
             ``Root.is_firm``.
         kept: The manifests whose layouts are needed, patches below and folds among them.
         held: Packs that readers hold as they are.
+        over_us: The time of the newest removal that cannot be undone for certain; 0 without any.
     """
 
     condemned: Condemned
@@ -79,6 +80,7 @@ class Mark:
     in_force: set[Digest] = field(default_factory=set)
     kept: set[Digest] = field(default_factory=set)
     held: set[bytes] = field(default_factory=set)
+    over_us: int = 0
 
     def to_heal(self, left: Set[Digest]) -> list[Demand]:
         """Return what must be healed before anything is deleted: all that stays and is not whole.
@@ -116,6 +118,7 @@ class Marker:
         condemned = self._home.condemned.every()  # first: see ``roots``
         found = self._roots.find(now_s, window_s)
         mark = self._begin(condemned, now_s)
+        mark.over_us = found.over_us
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
         done = set[Digest]()
         for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):

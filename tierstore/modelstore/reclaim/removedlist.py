@@ -8,7 +8,7 @@ from datetime import datetime
 
 from tierstore.errors import UsageError
 from tierstore.ids import ModelRef, check_name
-from tierstore.modelstore.home.retention import SetRetentions
+from tierstore.modelstore.home.retention import SetRetentions, over_us
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import window_end
 from tierstore.modelstore.version import Version, version_of, when
@@ -40,12 +40,12 @@ def deleted(names: Names, model: str | None) -> list[RemovedVersion]:
     home = names.home
     if model is not None and home.log(check_name("model", model)).last() is None:
         names.resolve(model)  # says so
-    found, retentions = [], SetRetentions(home.blobs)
+    found, retentions, over = [], SetRetentions(home.blobs), over_us(home.blobs)
     for name in home.models() if model is None else [model]:
         removed = names.removals.of(name)
         for version in _versions(names, name, removed):
             by = removed[version.number]
-            until = window_end(by, retentions.window_s(name))
+            until = window_end(by, retentions.window_s(name), over)
             found.append(RemovedVersion(version, when(by), by.who, by.message, until))
     return found
 

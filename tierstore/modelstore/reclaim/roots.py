@@ -108,10 +108,12 @@ class Found:
     Attributes:
         roots: What must stay; one manifest may be there several times.
         dead: Manifests of versions that were removed, and cannot be brought back for certain.
+        over_us: The time of the newest removal that cannot be undone for certain; 0 without any.
     """
 
     roots: list[Root] = field(default_factory=list)
     dead: set[Digest] = field(default_factory=set)
+    over_us: int = 0
 
 
 class Roots:
@@ -146,7 +148,7 @@ class Roots:
         now = _Now(now_s, ends_s, retentions)
         logs = self._logs.read(now_s)
         _check_clock(now_s, logs, self._home.blobs.url)
-        found = Found()
+        found = Found(over_us=max((_over_us(log, now) for log in removed.values()), default=0))
         held = list[_Held]()
         for log in logs:
             if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
@@ -285,6 +287,13 @@ def _ends(
                 n: min(one.time_us / 1e6, now_s) + wait_s for n, one in removed.items()
             }
     return found
+
+
+def _over_us(log: Log, now: _Now) -> int:
+    """Return the time of the newest removal of a log whose window is over; 0 without any."""
+    ends_s = now.ends_s.get(log.model, {})
+    over = (e.time_us for n, e in _removed(log.entries).items() if ends_s[n] <= now.now_s)
+    return max(over, default=0)
 
 
 def _removed(entries: Iterable[RefEntry]) -> Removed:
