@@ -344,7 +344,7 @@ def test_removal_is_enabled_first(blobs: MemoryStore, tmp_path: Path) -> None:
         assert left[0] == sum(slept)
         assert left == sorted(left, reverse=True)
         enable(store._parts.home, 60, slept.append)
-        assert 100 < sum(slept) <= 122, "interrupted, it goes on"
+        assert sum(slept) <= 61, "it was waited for already"
         slept.clear()
         enable(store._parts.home, 0, slept.append)
         assert not slept
