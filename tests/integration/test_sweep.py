@@ -101,6 +101,8 @@ def test_what_a_tier_deleted_before_it_went_down_counts(tiered: Tiered, store: S
 
 
 def test_a_tier_that_cannot_say_what_it_refused_may_have_all(tiered: Tiered, store: Store) -> None:
+    [live] = {one.pack for one in collect_dry(store).of("live")}
+    tiered.stores["cold"].inner.delete([f"packs/{live.hex()[:2]}/{live.hex()}"])
     first = refuse(tiered, "cold", PermissionDenied("it is retained"))
     refusing = tiered.plans["cold"]
     deletions = 0
