@@ -5391,6 +5391,25 @@ _COLLECTED = (
         ("integration/test_cli_gc.py::test_nothing_is_collected_before_it_is_enabled",),
     ),
     Mutation(
+        "named-while-removal-begins",
+        "SPEC 9.1: If a config.json has reclaim in write.",
+        "format/storeconfig.py",
+        "    return RECLAIM_FEATURE in config.features.write\n",
+        "    return RECLAIM_FEATURE in config.features.gc\n",
+        ("integration/test_features.py::test_who_names_a_version_while_removal_begins_looks",),
+    ),
+    Mutation(
+        "alias-means-a-part",
+        "SPEC 10.1: What an alias means, with its variants; the members of releases that it means.",
+        "modelstore/reclaim/roots.py",
+        "    for one in meant:  # itself",
+        "    for one in ():  # itself",
+        (
+            "integration/test_collector.py"
+            "::test_what_an_alias_means_stays_whole_though_it_was_removed",
+        ),
+    ),
+    Mutation(
         "lost-and-removed",
         "SPEC 10.1: A removed version that has lost chunks is left as it is.",
         "modelstore/reclaim/heal.py",

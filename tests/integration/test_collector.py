@@ -22,6 +22,7 @@ from tierstore import Dense, Rows
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat, UsageError
 from tierstore.format.keys import (
+    ALIASES,
     COLLECTED,
     CONDEMNED,
     GC,
@@ -30,6 +31,7 @@ from tierstore.format.keys import (
     MOVES,
     PACKS,
     PROBES,
+    REMOVED_LOG,
     RESERVE,
     SWEEPS,
     layout_key,
@@ -40,6 +42,7 @@ from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import PINS, Pin
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import TTL_S, WriterLease, new_lease
+from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease, Right
 from tierstore.modelstore.reclaim import collector, readcache
 from tierstore.modelstore.reclaim.collector import Collector
@@ -291,6 +294,25 @@ def test_what_an_alias_meant_can_come_back_with_its_variants(
         store.undelete(ref)
     assert store.load("m@2+bf16").load().keys() == tensors(2).keys()
     is_sound(store)
+
+
+def test_what_an_alias_means_stays_whole_though_it_was_removed(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """Who let it name the version had died before the look at removals."""
+    store.releases.create("search", ["m@1"])
+    for number in (4, 5):
+        store.save("n", tensors(number), base=None)
+    derive(store, "n@1", {"cast": "bf16"})
+    home = store._parts.home
+    for model in ("search", "n"):
+        named = RefTarget(1, home.log(model).entry(1).manifest)
+        home.log(model, ALIASES + "prod").append("set", {None: named}.get)
+    for model in ("search", "n", "m"):
+        home.log(model, REMOVED_LOG).append("forget", lambda last: NOWHERE, "", [1])
+    before = packs(blobs)
+    assert collect(store).of("deleted") == []
+    assert packs(blobs) == before
 
 
 def test_an_alias_that_moves_every_night_has_one_reason(store: Store) -> None:

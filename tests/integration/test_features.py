@@ -10,11 +10,13 @@ import pytest
 from tests.integration.kit import created, opened, tensors
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Conflict, UsageError
-from tierstore.format.keys import CONFIG
-from tierstore.format.storeconfig import RECLAIM_FEATURE, Features
+from tierstore.errors import Conflict, NotFound, UsageError
+from tierstore.format.keys import ALIASES, CONFIG
+from tierstore.format.storeconfig import RECLAIM_FEATURE, Features, reclaims
 from tierstore.format.tiers import FEATURE, TierSpec
 from tierstore.ids import Buffer, ByteRange
+from tierstore.modelstore.home import refs
+from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.home import Home, create_config, read_config
 from tierstore.modelstore.home.tierlist import TierLog, added
 from tierstore.modelstore.reclaim.collector import Collector
@@ -112,11 +114,34 @@ def test_a_wait_in_which_the_feature_was_lost_begins_anew(blobs: MemoryStore) ->
         if not waits:
             blobs.put(CONFIG, before)
         waits.append(seconds)
-        assert not Home(blobs).reclaims
+        assert not reclaims(Home(blobs).config)
 
     enable(Home(blobs), 100, sleep)
     assert 190 < sum(waits) <= 200
     assert Home(blobs).reclaims
+
+
+def test_who_names_a_version_while_removal_begins_looks(
+    store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is on its way, with a config.json that was read before, when the wait is over."""
+    home = store._parts.home
+    add_features(home.blobs, write=[RECLAIM_FEATURE])
+    create, removed = refs.create_once, list[str]()
+
+    def slowly(blobs: BlobStore, key: str, data: bytes) -> bool:
+        if ALIASES in key and not removed:
+            enable(home, 0)
+            removed.extend(map(str, store.remove("m@1")))
+        return create(blobs, key, data)
+
+    with opened(home.blobs, cache / "other") as other:
+        monkeypatch.setattr(refs, "create_once", slowly)
+        with pytest.raises(NotFound, match="m@1 was removed"):
+            other.alias("m", "prod", "m@1")
+        assert removed == ["m@1"]
+        with pytest.raises(NotFound):
+            other.resolve("m@prod")
 
 
 def test_nothing_is_removed_or_collected_before_the_wait_is_over(store: Store, cache: Path) -> None:

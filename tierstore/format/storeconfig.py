@@ -47,6 +47,11 @@ def reclaims(config: StoreConfig) -> bool:
     return RECLAIM_FEATURE in config.features.gc
 
 
+def will_reclaim(config: StoreConfig) -> bool:
+    """Return whether versions of a store may be removed, now or once saves have ended."""
+    return RECLAIM_FEATURE in config.features.write
+
+
 def encode_config(config: StoreConfig) -> bytes:
     """Return the stored form of a config: JSON with a checksum over its content."""
     fields = msgspec.to_builtins(config)

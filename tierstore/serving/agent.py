@@ -21,6 +21,7 @@ from tierstore.errors import (
     TierstoreError,
     UnsupportedFormat,
 )
+from tierstore.format.storeconfig import reclaims
 from tierstore.modelstore.home.chain import find_chain
 from tierstore.modelstore.names.rollout import advance_all
 from tierstore.modelstore.patches.fold import Folded
@@ -245,7 +246,7 @@ class Agent:
         """Remove what rules of retention do not keep; in their first window only say what."""
         now = time.monotonic()
         home, retention = self._store._parts.home, self._store.retention
-        if not home.reclaims or now - self._rules_looked_at < _RULES_EVERY_S:
+        if not reclaims(home.config) or now - self._rules_looked_at < _RULES_EVERY_S:
             return
         self._rules_looked_at = now
         held = {one.model for one in retention.all() if one.rules is not None}

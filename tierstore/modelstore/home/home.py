@@ -25,7 +25,7 @@ from tierstore.format.storeconfig import (
     encode_config,
     is_config,
     parse_config,
-    reclaims,
+    will_reclaim,
 )
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Buffer, Digest, split_digests
@@ -143,8 +143,12 @@ class Home:
 
     @property
     def reclaims(self) -> bool:
-        """Whether versions may have been removed, as far as this process has seen."""
-        return reclaims(self.config)
+        """Whether versions may have been removed, or may be soon, as far as this process has seen.
+
+        What is written while others wait for removal to be allowed is looked at as if it was: it
+        may be slower than they are.
+        """
+        return will_reclaim(self.config)
 
     def reclaims_by_now(self) -> bool:
         """Whether versions may have been removed; asks home as long as they may not."""

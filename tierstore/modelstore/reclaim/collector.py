@@ -374,9 +374,9 @@ def _end(home_blobs: BlobStore, lease: HeldLease) -> None:
         lease.check()
     except Conflict:
         return
+    keep_reserve(home_blobs)
     with suppress(BackendError):  # the lease says so when it ends
         with_reserve(home_blobs, lease.give_back)
-    keep_reserve(home_blobs)
 
 
 class _Run:

@@ -106,7 +106,9 @@ def _unchanged_for_s(home_blobs: BlobStore) -> float:
 
 def is_enabled(home: Home) -> bool:
     """Return whether versions of a store may be removed; asks home until they may."""
-    return home.reclaims_by_now()
+    if not reclaims(home.config):
+        home.config = read_config(home.blobs)
+    return reclaims(home.config)
 
 
 def check_enabled(home: Home) -> None:

@@ -155,7 +155,7 @@ class Roots:
                 self._versions(log, now, found)
             elif log.name.startswith(ALIASES):
                 found.roots += _of_entries(log.entries[-1:], log, _alias(log))
-                held += _left_by_alias(log, now)
+                held += _held_by_alias(log, now)
             elif log.name != REMOVED_LOG:  # written by a later version
                 found.roots += _of_entries(log.entries, log, f"{log.title} in its log {log.name}")
         found.roots += self._all_of([*held, *_releases(logs, now)], logs)
@@ -307,8 +307,8 @@ def _alias(log: Log) -> str:
     return f"alias {log.title}@{log.name.removeprefix(ALIASES)}"
 
 
-def _left_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
-    """Return what an alias meant lately (SPEC 9.1), and where it would go back to."""
+def _held_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
+    """Return what an alias means, what it meant lately (SPEC 9.1), and would go back to."""
     removed = now.ends_s.get(log.model, {})
     alias = _alias(log)
 
@@ -317,7 +317,10 @@ def _left_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
         root = Root(Digest.from_hex(manifest), "live", why, ref, version in removed)
         return log.title, version, root
 
-    if current(log.entries):  # a removed version would stay for ever for an alias that is gone
+    meant = current(log.entries)
+    for one in meant:  # itself it is a root that is not removed
+        yield held(one.version, one.manifest, f"rollout of {alias}" if one.is_rollout else alias)
+    if meant:  # a removed version would stay for ever for an alias that is gone
         before = goes_back_to(log.entries[-1], lambda seq: log.entries[seq - 1])
         if before is not None:
             for one in current([before])[:1]:
