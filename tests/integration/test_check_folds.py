@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.kit import created, opened
+from tests.integration.kit import condemn, created, opened
 from tierstore import Dense, Elements, Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import fold_key, layout_key, pack_key, version_key
-from tierstore.format.layout import Fold
+from tierstore.errors import TierstoreError
+from tierstore.format.keys import fold_key, layout_key, move_key, pack_key, version_key
+from tierstore.format.layout import Fold, Move
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_findings import Finding
@@ -243,3 +244,67 @@ def test_damage_that_no_version_is_read_with_names_none(
     assert [(one.key, one.needed_by) for one in report.findings] == [(key, ())]
     assert report.quarantined == [key]
     reads(folded, blobs, cache)
+
+
+def spoiled(blobs: MemoryStore, key: str) -> None:
+    data = bytearray(blobs.get(key))
+    data[80] ^= 1
+    data[90] ^= 1
+    blobs.put(key, data)
+
+
+@pytest.mark.parametrize("case", ["manifest of the fold", "layout of the fold", "frame below"])
+def test_a_version_that_cannot_be_loaded_is_named(
+    folded: Store, blobs: MemoryStore, cache: Path, case: str
+) -> None:
+    full = fold_of(folded._parts.home, folded.resolve("m@2").digest)
+    assert full is not None
+    fold, below = fold_pack(folded), own_pack(folded, folded.resolve("m@2").digest)
+    if case == "frame below":
+        spoiled(blobs, below)
+        blobs.delete([fold])
+        folded.remove("m@2")
+        folded.retention.set("m", window=timedelta(0))
+    elif case == "layout of the fold":
+        blobs.delete([below, fold, layout_key(full)])
+    else:
+        blobs.delete([below, version_key(full)])
+    with opened(blobs, cache / "other") as other:
+        with pytest.raises(TierstoreError):
+            other.load("m@3").load()
+        named = {name for one in other.check(read_data=True).findings for name in one.needed_by}
+        report = other.repair()
+    assert "m@3" in named
+    assert {one.version for one in report.hit} & {"m@2", "m@3"}
+    assert not report.is_whole
+
+
+def test_a_damaged_move_ends_no_check(folded: Store, blobs: MemoryStore) -> None:
+    [gone, _] = sorted((own_pack(folded, folded.resolve("m@2").digest), fold_pack(folded)))
+    folded.save("n", {"w": np.arange(70_000, dtype=np.float32)}, base=None)
+    table = folded._parts.home
+    [own] = table.layout(
+        (found := folded.resolve("n")).digest, table.manifest(found.digest)
+    ).pack_ids
+    move = seal_body(Kind.MOVE, Move(pack=own.hex(), into=[gone[-64:]]))
+    blobs.put(move_key(own), bytes(move)[:-3])
+    blobs.delete([pack_key(own)])
+    found_keys = {one.key for one in folded.check().findings}
+    assert {pack_key(own), move_key(own)} <= found_keys
+
+
+def test_what_lies_below_a_lost_fold_stays_for_the_window(blobs: MemoryStore, cache: Path) -> None:
+    """It was condemned while the fold was whole."""
+    with created(blobs, cache) as made:
+        enable(made._parts.home, wait_s=0)
+        made.save("m", BASE)
+        made.patch("m", {"emb": Rows([0, 1, 2], np.ones((3, 300), np.float32))}, fold=False)
+        made.fold("m@2")
+        below, fold = own_pack(made, made.resolve("m@2").digest), fold_pack(made)
+        made.remove("m@2", force=True)
+        condemn(blobs, below)
+        blobs.delete([fold])
+    with opened(blobs, cache / "gc") as other:
+        other.reclaim.run(grace=timedelta(0))
+        other.undelete("m@2")
+        assert other.load("m@2").load().keys() == BASE.keys()

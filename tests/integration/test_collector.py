@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from tierstore.format.keys import (
     list_key,
     pack_key,
 )
+from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import PINS, Pin
 from tierstore.modelstore.home.home import Home
@@ -296,6 +298,10 @@ def test_what_an_alias_meant_can_come_back_with_its_variants(
     is_sound(store)
 
 
+def named(manifest: str | None, last: RefEntry | None) -> RefTarget:
+    return RefTarget(1, manifest)
+
+
 def test_what_an_alias_means_stays_whole_though_it_was_removed(
     store: Store, blobs: MemoryStore
 ) -> None:
@@ -306,8 +312,8 @@ def test_what_an_alias_means_stays_whole_though_it_was_removed(
     derive(store, "n@1", {"cast": "bf16"})
     home = store._parts.home
     for model in ("search", "n"):
-        named = RefTarget(1, home.log(model).entry(1).manifest)
-        home.log(model, ALIASES + "prod").append("set", {None: named}.get)
+        manifest = home.log(model).entry(1).manifest
+        home.log(model, ALIASES + "prod").append("set", functools.partial(named, manifest))
     for model in ("search", "n", "m"):
         home.log(model, REMOVED_LOG).append("forget", lambda last: NOWHERE, "", [1])
     before = packs(blobs)

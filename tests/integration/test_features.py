@@ -15,9 +15,9 @@ from tierstore.format.keys import ALIASES, CONFIG
 from tierstore.format.storeconfig import RECLAIM_FEATURE, Features, reclaims
 from tierstore.format.tiers import FEATURE, TierSpec
 from tierstore.ids import Buffer, ByteRange
-from tierstore.modelstore.home import refs
 from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.home import Home, create_config, read_config
+from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.tierlist import TierLog, added
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
@@ -127,16 +127,16 @@ def test_who_names_a_version_while_removal_begins_looks(
     """The entry is on its way, with a config.json that was read before, when the wait is over."""
     home = store._parts.home
     add_features(home.blobs, write=[RECLAIM_FEATURE])
-    create, removed = refs.create_once, list[str]()
+    removed = list[str]()
 
     def slowly(blobs: BlobStore, key: str, data: bytes) -> bool:
         if ALIASES in key and not removed:
             enable(home, 0)
             removed.extend(map(str, store.remove("m@1")))
-        return create(blobs, key, data)
+        return create_once(blobs, key, data)
 
     with opened(home.blobs, cache / "other") as other:
-        monkeypatch.setattr(refs, "create_once", slowly)
+        monkeypatch.setattr("tierstore.modelstore.home.refs.create_once", slowly)
         with pytest.raises(NotFound, match="m@1 was removed"):
             other.alias("m", "prod", "m@1")
         assert removed == ["m@1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -76,7 +77,7 @@ def waste_share(store: Store) -> float:
     """The share of waste in all packs, by a mark of its own."""
     home = store._parts.home
     marker = Marker(home, ReadCache(None))
-    mark = marker.mark(2e9, 0)
+    mark = marker.mark(time.time() + 3600, 0)
     found = find_waste(mark, marker.ways, needed_frames(mark, mark.holdings.every()))
     return sum(one.waste_bytes for one in found) / sum(one.bytes for one in found)
 
@@ -226,7 +227,7 @@ def test_any_versions_are_whole_and_have_little_waste(
         again = collect(store, repack=True)
         assert again.repacked == again.rewritten_bytes == 0
         assert packs(blobs) == before
-        mark = Marker(store._parts.home, ReadCache(None)).mark(2e9, 0)
+        mark = Marker(store._parts.home, ReadCache(None)).mark(time.time() + 3600, 0)
         for digest in mark.kept:
             assert mark.needs.of(digest).named <= before, "a layout names a pack that is gone"
         with opened(blobs, Path(name) / "two") as other:

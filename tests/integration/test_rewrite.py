@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
 
 
 def marked(blobs: MemoryStore) -> Mark:
-    return Marker(Home(blobs), ReadCache(None)).mark(2e9, 0)
+    return Marker(Home(blobs), ReadCache(None)).mark(time.time() + 3600, 0)
 
 
 def followed(blobs: MemoryStore) -> list[str]:

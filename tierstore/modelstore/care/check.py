@@ -20,6 +20,7 @@ from tierstore.errors import (
     Damaged,
     InvalidName,
     NotFound,
+    TierstoreError,
     UnsupportedFormat,
 )
 from tierstore.format import keys
@@ -168,15 +169,17 @@ class _Check:
 
     def run(self, limits: Limits | None) -> CheckReport:
         """Check the store; with limits its data as well."""
+        is_told, self._problems.reads_data = False, limits is not None
         try:
             sizes = self._look(limits)
             self._quarantine(lift=limits is not None and not self._report.data.copies_left)
             self._name_users()
             self._report.findings += self._problems.look_again()
-        except (BackendError, KeyboardInterrupt):
-            self._tell()
+            is_told = True
+            self._find_garbage(sizes.keys())
+        except (TierstoreError, KeyboardInterrupt):
+            self._tell(is_named=is_told)
             raise
-        self._find_garbage(sizes.keys())
         self._report.down = self._copies.down
         self._report.findings.sort(key=lambda f: (f.severity != "damage", f.key))
         return self._report
@@ -192,18 +195,23 @@ class _Check:
             self._check_data(limits, sizes)
         return sizes
 
-    def _tell(self) -> None:
-        """Log what was found when the check cannot go on, and quarantine it."""
+    def _tell(self, *, is_named: bool) -> None:
+        """Log what was found when the check cannot go on, and quarantine it.
+
+        Args:
+            is_named: Whether the findings say who needs them, after a second look.
+        """
         found = self._report.findings
-        try:
-            self._name_users()
-            found += self._problems.look_again()
-        except BackendError:
-            found += self._problems.unconfirmed()
+        if not is_named:
+            try:
+                self._name_users()
+                found += self._problems.look_again()
+            except TierstoreError:
+                found += self._problems.unconfirmed()
         for one in found:
             needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
             _log.error("%s: %s: %s%s", one.severity, one.key, one.what, needed)
-        with suppress(BackendError):
+        with suppress(TierstoreError):
             self._quarantine(lift=False)
 
     def _damage(self, key: str, what: object, needs: Digest | str | None = None) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.layout import parse_layout
 from tierstore.format.table import ChunkPlace, ChunkTable
@@ -85,12 +85,15 @@ class PackProblems:
 
     Attributes:
         unfit: The packs that no tier has, or only with a bad footer.
+        reads_data: Whether frames are read; of what lies below a fold that is lost, and that no
+            version needs by itself, none are, so that it does not stand in for the fold.
     """
 
     def __init__(self, home: Home, users: Users, parts: NeededParts) -> None:
         self._home, self._users, self._parts = home, users, parts
         self._found: list[_Problem] = []
         self.unfit: set[bytes] = set()
+        self.reads_data = False
         self._looked_for: set[bytes] = set()
 
     def ways(self) -> FrameWays:
@@ -136,7 +139,12 @@ class PackProblems:
             return hits[digest]
 
         named_in = self._parts.users([*by_pack])
-        for named, near, because in self._users.hit(named_in, lambda one: hits_in(one) != []):
+
+        def is_lost(digest: Digest) -> bool:
+            return hits_in(digest) != [] or (self.reads_data and digest not in looked_at)
+
+        looked_at = {*self._users.each()}
+        for named, near, because in self._users.hit(named_in, is_lost):
             for digest in near | because:
                 for problem in hits_in(digest) or ():
                     problem.hit(named, is_needed=digest in because)
@@ -183,6 +191,8 @@ class PackProblems:
                 self._home.packs.size(keys.pack_key(pack))
             except NotFound:
                 self.unfit.add(pack)
+            except BackendError:
+                continue  # it may be there
 
 
 def _is_there(table: ChunkTable, place: ChunkPlace) -> bool:

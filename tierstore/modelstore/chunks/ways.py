@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tierstore.errors import BackendError, Damaged, NotFound
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.chunks.moves import Moves
 
@@ -44,7 +44,10 @@ class FrameWays:
 
         It is a ``BackendError`` if the frame may be there, in what cannot be looked into now.
         """
-        end = self.end(place, table)
+        try:
+            end = self.end(place, table)
+        except (Damaged, UnsupportedFormat) as error:  # a move: readers end there, too
+            return Damaged(str(error))
         if end is None:
             return None
         at = next((one for one in self._moves.way(place) if one.pack == end), place)

@@ -112,17 +112,9 @@ class Healer:
 
     def _plan_root(self, demand: Demand, plan: _Plan) -> None:
         try:
-            if demand.root.digest not in self._mark.in_force:
-                self._look_for_removed(demand)
             self._plan(demand, plan)
         except (Damaged, NotFound) as error:
             self._leave([demand.root], error)
-
-    def _look_for_removed(self, demand: Demand) -> None:
-        """Raise ``NotFound`` for lost chunks of a removed version: other packs are not searched."""
-        for lost in _every_lost([demand]):
-            if not self._has(lost.pack, lost.digest):
-                raise NotFound(f"chunk b3:{lost.digest.hex()} is not in pack {lost.pack.hex()}")
 
     def _plan(self, demand: Demand, plan: _Plan) -> None:
         """Plan to heal the nearest fold that can be healed, or else what the version lies on."""
@@ -148,6 +140,10 @@ class Healer:
 
     def _plan_needs(self, needs: Sequence[Need], root: Root, plan: _Plan) -> None:
         mine = _Plan()
+        if root.digest not in self._mark.in_force:  # for what is removed no packs are searched
+            for lost in _every_lost(needs):
+                if not self._has(lost.pack, lost.digest):
+                    raise NotFound(f"chunk b3:{lost.digest.hex()} is not in pack {lost.pack.hex()}")
         for need in needs:
             if not need.is_laid_out:
                 manifest = self._home.manifest(need.digest)
@@ -220,7 +216,8 @@ class Healer:
         """Return all places of a chunk that is lost, or is a base of a delta of one."""
         if self._found is None:
             self._found = {}
-            self._find({one.digest for one in _every_lost(self._mark.lacking)}, self._found)
+            wanted = {one.digest for one in _every_lost(_all_needs(self._mark))}
+            self._find(wanted, self._found)
             places = [place for every in self._found.values() for place in every]
             bases = {base for place in places for base in place.bases} - self._found.keys()
             if bases:
@@ -282,9 +279,13 @@ class Healer:
         return read_frames(self._home.packs, pack, places)
 
 
-def _every_lost(demands: Iterable[Demand]) -> Iterable[Lost]:
-    for demand in demands:
-        for need in (*demand.needs, *demand.instead):
-            for lost in need.lost:
-                yield lost
-                yield from lost.bases
+def _all_needs(mark: Mark) -> Iterable[Need]:
+    for demand in mark.lacking:
+        yield from (*demand.needs, *demand.instead)
+
+
+def _every_lost(needs: Iterable[Need]) -> Iterable[Lost]:
+    for need in needs:
+        for lost in need.lost:
+            yield lost
+            yield from lost.bases

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.keys import pack_key, version_key
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.ids import Digest, split_digests
@@ -35,13 +35,15 @@ class Hits:
     needed: set[tuple[bytes, bytes]] = field(default_factory=set)
 
 
-def find_hits(home: Home, users: Users, lost: Lost) -> Hits:
+def find_hits(home: Home, users: Users, lost: Lost, bad: Set[bytes] = frozenset()) -> Hits:
     """Return what lost chunks are needed for.
 
     Args:
         home: The store's home.
         users: The versions by the manifests that they need.
         lost: The chunks.
+        bad: Packs that are damaged or gone. What no version needs by itself was not looked for in
+            them, so that it counts as lost.
     """
     found = Hits()
     parts: dict[Digest, tuple[HitPart, ...]] = {}
@@ -63,7 +65,8 @@ def find_hits(home: Home, users: Users, lost: Lost) -> Hits:
 
     @cache
     def is_lost(digest: Digest) -> bool:
-        return digest in parts or (digest not in users and not _is_there(home, digest))
+        packs = None if digest in users else bad
+        return digest in parts or not _is_there(home, digest, packs)
 
     for name in dict.fromkeys(name for digest in parts for name in users[digest]):
         because = unread_because_of(home, users.own[name], is_lost)
@@ -75,15 +78,26 @@ def find_hits(home: Home, users: Users, lost: Lost) -> Hits:
     return found
 
 
-def _is_there(home: Home, digest: Digest) -> bool:
-    """Return whether the layout of a manifest and all packs in it are there."""
+def _is_there(home: Home, digest: Digest, bad: Set[bytes] | None) -> bool:
+    """Return whether a manifest and its layout can be read, and all packs in that.
+
+    Args:
+        home: The store's home.
+        digest: The digest of the manifest.
+        bad: Packs that cannot be read; ``None`` not to ask for packs.
+    """
     table = read_table(home, digest)
     try:
-        for pack in table.pack_ids if table is not None else ():
+        home.manifest(digest)
+        if table is None or bad is None:
+            return table is not None
+        for pack in table.pack_ids:
             home.packs.size(pack_key(pack))
-    except NotFound:
+    except (Damaged, NotFound, UnsupportedFormat):
         return False
-    return table is not None
+    except BackendError:
+        return True  # it may be there
+    return bad.isdisjoint(table.pack_ids)
 
 
 def _parts(manifest: Manifest, sizes: dict[bytes, int]) -> Iterator[HitPart]:

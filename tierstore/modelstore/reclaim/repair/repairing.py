@@ -266,7 +266,8 @@ class _Repair:
             collected = _collected([*lost, *above], damaged, removed)
             lost += rescue.from_elsewhere([one for one in above if one not in collected])
         chunks = {(one.wanted.place.pack, one.digest) for one in lost}
-        hits = find_hits(self._home, self._users.read(), chunks)  # some may be removed by now
+        # some may be removed by now
+        hits = find_hits(self._home, self._users.read(), chunks, bad)
         # else a fold stands for it, or what lies below it; or it is a base of what lies elsewhere
         no_loss = {one for one in lost if (one.wanted.place.pack, one.digest) not in hits.needed}
         lost = [one for one in lost if one not in no_loss]
