@@ -5102,7 +5102,7 @@ _COLLECTOR = (
         "rollback-unmarked",
         "SPEC 10.1: Roots are the entries that a rollback would go back to.",
         "modelstore/reclaim/roots.py",
-        "    if current(log.entries):  # a removed",
+        "    if meant:  # a removed",
         "    if False:  # a removed",
         ("integration/test_collector.py::test_where_an_alias_would_go_back_to_stays",),
     ),
@@ -5110,7 +5110,7 @@ _COLLECTOR = (
         "rollback-of-an-alias-that-is-gone",
         "SPEC 10.1: Where an alias would go back to is a root while it means anything.",
         "modelstore/reclaim/roots.py",
-        "    if current(log.entries):  # a removed",
+        "    if meant:  # a removed",
         "    if True:  # a removed",
         (
             "integration/test_collector.py::"
@@ -6394,7 +6394,7 @@ _WAYS = (
         "check-forgets-what-it-found",
         "Docs, operations: what was found is told however a check ends.",
         "modelstore/care/check.py",
-        "            self._tell()\n",
+        "            self._tell(is_named=is_told)\n",
         "            pass\n",
         (
             "integration/test_check_cut_short.py::"
