@@ -79,13 +79,19 @@ def below(blobs: MemoryStore, places: list[ChunkPlace], limit: bytes) -> bytes:
     raise AssertionError("no order gives such a pack")
 
 
-def test_what_lies_standalone_comes_after_deltas(
-    blobs: MemoryStore, deltas: tuple[bytes, bytes], cache: Path
-) -> None:
+def with_deltas(blobs: MemoryStore, deltas: tuple[bytes, bytes], cache: Path) -> list[ChunkPlace]:
+    """Put the pack of deltas; return where the layout has the chunks."""
     with opened(blobs, cache) as store:
         places = places_of(store, "n")
     delta, data = deltas
     blobs.put(pack_key(delta), data)
+    return places
+
+
+def test_what_lies_standalone_comes_after_deltas(
+    blobs: MemoryStore, deltas: tuple[bytes, bytes], cache: Path
+) -> None:
+    places, delta = with_deltas(blobs, deltas, cache), deltas[0]
     whole = below(blobs, places, delta)
     lost_with_its_move(blobs, pack_of(places))
     with opened(blobs, cache) as store:
@@ -99,10 +105,7 @@ def test_what_lies_standalone_comes_after_deltas(
 def test_it_leads_to_the_bases_of_deltas_as_well(
     blobs: MemoryStore, deltas: tuple[bytes, bytes], cache: Path
 ) -> None:
-    with opened(blobs, cache) as store:
-        places = places_of(store, "n")
-    delta, data = deltas
-    blobs.put(pack_key(delta), data)
+    places = with_deltas(blobs, deltas, cache)
     lost_with_its_move(blobs, pack_of(places))
     with opened(blobs, cache) as store:
         assert store.repair().is_whole

@@ -5,7 +5,7 @@
     right -> mark, heal -> condemn -> note the saves that run -> mark, heal -> rewrite layouts
                                                                       -> delete -> tidy
 
-What is condemned was unmarked before, and what is deleted is unmarked afterwards. A save, a name or
+What is condemned was not live before, and what is deleted is not live afterwards. A save, a name or
 a reader that comes in between is seen by the second mark, or it looks at the list itself. So
 nothing that stays is lost, whatever is paused, and however many collect at once.
 """
@@ -125,7 +125,7 @@ class Collector:
 
         Args:
             dry_run: Whether nothing is changed: the report says what would be.
-            grace_s: Seconds for which a pack is seen unmarked before it is condemned; 0 is allowed.
+            grace_s: Seconds for which a pack is seen not live before it is condemned; 0 is allowed.
             window_s: Seconds for which removed versions stay; ``None``: what is set in the store.
             max_bytes: Delete at most this much, counted in all tiers together, and write no more
                 than that when packs are repacked, less what is condemned and still there.

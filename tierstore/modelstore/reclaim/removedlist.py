@@ -22,7 +22,7 @@ class RemovedVersion:
 
     Attributes:
         version: The version.
-        removed: When it was removed, by the clock of whoever did it, in UTC.
+        removed: When it was removed, by home's clock, in UTC.
         who: Who removed it, as ``user@host``.
         message: Why.
         until: Until when it can be brought back for certain.
