@@ -4474,6 +4474,17 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "older-patches-on-equal-content",
+        "docs/reference/promises.md: A removal of what a patch lies on is refused.",
+        "modelstore/reclaim/removal.py",
+        "        if all(below):",
+        "        if True:",
+        (
+            "integration/test_removal.py::"
+            "test_what_a_patch_lies_on_stays_by_any_version_of_that_content",
+        ),
+    ),
+    Mutation(
         "newest-without-force",
         "docs/how-to/deleting.md: rm refuses the newest version of a model without --force.",
         "modelstore/reclaim/removal.py",

@@ -297,6 +297,18 @@ def test_patches_and_what_they_lie_on_go_together(store: Store) -> None:
     assert numbers(store) == [5, 4, 3, 1]
 
 
+def test_what_a_patch_lies_on_stays_by_any_version_of_that_content(store: Store) -> None:
+    """The patch is older than the last one of these: it was made on another, which is removed."""
+    store.patch("m@1", {"w": Rows([1], np.ones((1, 8), np.float32))})
+    store.save("m", content(1), base=None)
+    store.save("m", content(9), base=None)
+    assert store.resolve("m@7").digest == store.resolve("m@1").digest
+    store.remove("m@1")
+    with pytest.raises(Conflict, match=r"^m@7 is needed by patch m@6, which lies on it; nothing"):
+        store.remove("m@7")
+    store.remove("m@7", "m@6")
+
+
 def test_all_or_none_of_the_references(store: Store) -> None:
     with pytest.raises(NotFound, match="m@9 does not exist"):
         store.remove("m@1", "m@9")

@@ -80,8 +80,13 @@ class Plan:
         )
         releases = {(name, number) for name, every in self.going.items() for number in every}
         needed = holders.named(model, going, staying, releases)
-        newer = {number: one for number, one in stays.items() if number > min(numbers)}
-        chains = holders.chains(model, newer)
+        first = min(numbers)
+        below = (number in stays and number not in announced for number in range(1, first))
+        if all(below):  # a patch that is older lies on one of these, of content that stays
+            patches = {number: one for number, one in stays.items() if number > first}
+        else:
+            patches = stays
+        chains = holders.chains(model, patches)
         for number, content in going.items():
             patch = chains.get(content.entry.manifest or "")
             if patch is not None and content.entry.manifest not in staying:
