@@ -4384,10 +4384,62 @@ _REMOVAL = (
         "name-that-stays-where-its-look-fails",
         "SPEC 9.1: Whatever fails in the look, the name is taken back.",
         "modelstore/names/named.py",
-        '        except TierstoreError as error:\n            raise type(error)(f"{error}. {',
-        '        except NotFound as error:\n            raise type(error)(f"{error}. {',
+        "        except BaseException as error:\n            done = ",
+        "        except NotFound as error:\n            done = ",
         (
             "integration/test_removal_looks.py::test_a_name_whose_look_at_removals_fails_is_taken_back",
+        ),
+    ),
+    Mutation(
+        "name-that-stays-where-its-look-is-interrupted",
+        "SPEC 9.1: When its look ends for any other reason, the name is taken back.",
+        "modelstore/names/named.py",
+        "        except BaseException as error:\n            done = ",
+        "        except Exception as error:\n            done = ",
+        ("integration/test_removal_looks.py::test_a_name_whose_look_is_interrupted_is_taken_back",),
+    ),
+    Mutation(
+        "alias-that-is-lost-where-its-put-back-cannot-be-looked-at",
+        "SPEC 9.1: An alias that is put back is led nowhere else for what comes of its look.",
+        "modelstore/names/named.py",
+        "                if not self._is_known_as_removed(model, number):",
+        "                if False:",
+        (
+            "integration/test_removal_looks.py::"
+            "test_an_alias_that_is_put_back_stays_there_whatever_its_look_says",
+        ),
+    ),
+    Mutation(
+        "alias-that-stays-where-removals-cannot-be-read",
+        "SPEC 9.1: It is put back unless what it meant is known to be removed.",
+        "modelstore/names/named.py",
+        "        except TierstoreError:\n            return False\n",
+        "        except NotFound:\n            return False\n",
+        (
+            "integration/test_removal_looks.py::"
+            "test_an_alias_that_is_put_back_stays_there_whatever_its_look_says",
+        ),
+    ),
+    Mutation(
+        "pin-that-stays-where-its-look-is-interrupted",
+        "SPEC 9.1: When its look ends for any other reason, the pin is put back or deleted.",
+        "modelstore/home/pins.py",
+        "        except BaseException as error:",
+        "        except Exception as error:",
+        (
+            "integration/test_removal_looks.py::"
+            "test_a_name_whose_look_is_interrupted_is_taken_back[pin]",
+        ),
+    ),
+    Mutation(
+        "pin-of-somebody-else-that-is-taken-back",
+        "SPEC 9.1: Unless somebody has put another pin in its place meanwhile.",
+        "modelstore/home/pins.py",
+        "            if self._home_blobs.get_many([key]).get(key) != own:",
+        "            if False:",
+        (
+            "integration/test_removal_looks.py::"
+            "test_a_pin_that_another_one_put_there_meanwhile_stays_as_it_is",
         ),
     ),
     Mutation(

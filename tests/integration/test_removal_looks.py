@@ -24,8 +24,16 @@ from tests.integration.test_collector_schedules import copied
 from tests.waiting import wait_until
 from tierstore import Rows
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Conflict, NotFound, OutOfSpace, TierstoreError, Unreachable, UsageError
-from tierstore.format.keys import LEASES, REMOVED_LOG, RESERVE, pack_key
+from tierstore.errors import (
+    Conflict,
+    Damaged,
+    NotFound,
+    OutOfSpace,
+    TierstoreError,
+    Unreachable,
+    UsageError,
+)
+from tierstore.format.keys import CONDEMNED, LEASES, PACKS, REMOVED_LOG, RESERVE, pack_key
 from tierstore.format.reflog import Action, Lease
 from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.format.tiers import PINS
@@ -360,6 +368,109 @@ def test_a_name_that_cannot_be_taken_back_says_so(
     assert store.aliases("b")
 
 
+@pytest.mark.parametrize("error", [Unreachable("gone"), OutOfSpace("no room")])
+def test_an_alias_that_is_put_back_stays_there_whatever_its_look_says(
+    store: Store, blobs: MemoryStore, tmp_path: Path, error: TierstoreError
+) -> None:
+    store.alias("b", "prod", "b@1")
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        return error if begun and op == "get" and "b/removed/" in key else None
+
+    begun: list[bool] = []
+    with opened(FaultyStore(blobs, plan), tmp_path / "other") as other:
+        version = other.resolve("b@2")
+        entry = other._parts.home.log("b").entry(2)
+        begun.append(True)
+        with pytest.raises(type(error), match=rf"^{error}. b@prod points to b@1 as before; look"):
+            other._names.point("b", "prod", entry, None)
+    assert version.number == 2
+    assert store.resolve("b@prod").number == 1
+    assert [one.action for one in store.history("b", "prod")] == ["rollback", "set", "set"]
+    assert RESERVE in blobs.get_many([RESERVE]), "nothing was to be written"
+
+
+def test_an_alias_both_of_whose_ends_fail_their_look_ends_where_it_was(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """Nobody can say what is condemned: a segment is missing."""
+    store.alias("b", "prod", "b@1")
+    condemn(blobs, *(info.key for info in blobs.list(PACKS)))
+    blobs.delete([info.key for info in blobs.list(CONDEMNED)])
+    with (
+        opened(blobs, tmp_path / "other") as other,
+        pytest.raises(Damaged, match=r"b@prod points to b@1 as before; looking at that ended with"),
+    ):
+        other.alias("b", "prod", "b@2")
+    assert [one.action for one in store.history("b", "prod")] == ["rollback", "set", "set"]
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_rollout_whose_last_look_fails_goes_back_unless_that_is_removed(
+    store: Store, blobs: MemoryStore, tmp_path: Path, is_removed: bool
+) -> None:
+    store.alias("b", "prod", "b@1")
+    store.rollouts.start("b", "prod", "b@2", stages=[10_000])
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        is_over = store.history("b", "prod", 1)[0].action == "finish"
+        if not failed and is_over and op == "get" and "b/removed/" in key:
+            failed.append(key)
+            if is_removed:
+                store.remove("b@1")
+            return Unreachable("gone")
+        return None
+
+    failed: list[str] = []
+    where = "is gone" if is_removed else "points to b@1 as before"
+    with (
+        opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
+        pytest.raises(Unreachable, match=rf"^gone. The rollout of b@prod is over: b@prod {where}$"),
+    ):
+        other.rollouts.step("b", "prod", force=True)
+    assert [one.version.number for one in store.aliases("b")] == ([] if is_removed else [1])
+    assert not store.pins.active()
+
+
+NAMES: dict[str, Act] = {
+    "alias": lambda store: store.alias("b", "prod", "b@1"),
+    "rollback": lambda store: store.rollback("b", "prod"),
+    "rollout": lambda store: store.rollouts.start("b", "prod", "b@1"),
+    "release": lambda store: store.releases.create("rest", ["b@1"]),
+    "pin": lambda store: store.pins.add(store.resolve("b@1").digest, "b@1", ["hot"]),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_whose_look_is_interrupted_is_taken_back(
+    store: Store, blobs: MemoryStore, tmp_path: Path, name: str
+) -> None:
+    """As by Ctrl-C: a look may copy packs for minutes."""
+    store.alias("b", "prod", "b@1")
+    store.alias("b", "prod", "b@2")
+    before = list(map(numbers, [store] * 2, ["b", "rest"]))
+
+    def is_named() -> bool:
+        means = store.history("b", "prod", 1)[0]
+        named = 1 in (means.version, means.rollout and means.rollout.version)
+        return named or bool(store.pins.active()) or numbers(store, "rest") != []
+
+    def plan(op: str, key: str, n: int) -> None:
+        if begun and not ended and op == "get" and "b/removed/" in key and is_named():
+            ended.append(key)
+            raise KeyboardInterrupt
+
+    begun, ended = list[bool](), list[str]()
+    with opened(FaultyStore(blobs, plan), tmp_path / "other") as other:
+        begun.append(True)
+        with pytest.raises(KeyboardInterrupt):
+            NAMES[name](other)
+    assert ended
+    assert not is_named()
+    assert store.resolve("b@prod").number == 2
+    assert list(map(numbers, [store] * 2, ["b", "rest"])) == before
+
+
 # Releases and their members
 
 
@@ -443,6 +554,31 @@ def test_a_pin_whose_look_fails_is_what_it_was(
     if has_older:
         with pytest.raises(Conflict, match="b@1 is needed by pin of"):
             store.remove("b@1")
+
+
+@pytest.mark.parametrize("is_unpinned", [False, True])
+def test_a_pin_that_another_one_put_there_meanwhile_stays_as_it_is(
+    store: Store, blobs: MemoryStore, tmp_path: Path, is_unpinned: bool
+) -> None:
+    """Two pin the same version; the look of the first one fails behind the other's pin."""
+    digest = store.resolve("b@1").digest
+    if is_unpinned:
+        store.pins.add(digest, "b@1", ["hot"])
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        is_put = any(op == "put" and key.startswith(PINS) for op, key in faulty.calls)
+        if not is_put or "removed/" not in key:
+            return None
+        if is_unpinned:
+            store.pins.remove(digest)
+        else:
+            store.pins.add(digest, "b@1", ["warm"])
+        return Unreachable("gone")
+
+    faulty = FaultyStore(blobs, plan)
+    with opened(faulty, tmp_path / "other") as other, pytest.raises(Unreachable, match=r"^gone$"):
+        other.pins.add(digest, "b@1", ["hot", "warm"])
+    assert [one.roles for one in store.pins.active()] == ([] if is_unpinned else [("warm",)])
 
 
 # Leases

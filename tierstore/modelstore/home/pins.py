@@ -111,20 +111,25 @@ class Pins:
         )
         key = pin_key(version.hex)
         self._look(ref, version)
-        before = self._home_blobs.get_many([key]).get(key)
-        self._home_blobs.put(key, seal_body(Kind.PIN, pin))
+        before, sealed = self._home_blobs.get_many([key]).get(key), seal_body(Kind.PIN, pin)
+        self._home_blobs.put(key, sealed)
         try:  # who removes the version looks for pins after saying so
             self._look(ref, version)
-        except TierstoreError as error:
-            self._put_back(key, before, error)
+        except BaseException as error:  # Ctrl-C, too: a look may copy packs for minutes
+            self._put_back(key, sealed, before, error)
             raise
         self._changed()
         return _shown(pin)
 
-    def _put_back(self, key: str, before: Buffer | None, why: TierstoreError) -> None:
-        """Let a pin be what it was before: it may have held the version then."""
+    def _put_back(self, key: str, own: Buffer, before: Buffer | None, why: BaseException) -> None:
+        """Let a pin be what it was before: it may have held the version then.
+
+        What somebody else has made of it meanwhile stays.
+        """
 
         def put_back() -> None:
+            if self._home_blobs.get_many([key]).get(key) != own:
+                return
             if before is None:
                 self._home_blobs.delete([key])
             else:
@@ -133,9 +138,10 @@ class Pins:
         try:
             with_reserve(self._home_blobs, put_back)
         except TierstoreError as error:
-            raise type(why)(
-                f"{why}. The pin could not be taken back: {error}; 'tierstore unpin' does that"
-            ) from why
+            left = f"The pin could not be taken back: {error}; 'tierstore unpin' does that"
+            if isinstance(why, TierstoreError):
+                raise type(why)(f"{why}. {left}") from why
+            _log.warning("%s", left)
 
     def remove(self, version: Digest) -> None:
         """Remove the user's pin of a version; ``NotFound`` when there is none."""

@@ -7,19 +7,24 @@ so, and who names a version looks at its packs after that.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from tierstore.errors import Conflict, NotFound, TierstoreError
+from tierstore.format.reflog import Action, RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.chain import Chain, find_chain
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.members import contents_of, members_of
-from tierstore.modelstore.names.removalprotocol import RemovalProtocol
+from tierstore.modelstore.names.removalprotocol import RemovalProtocol, undone
 from tierstore.modelstore.names.removed import Removals
-from tierstore.modelstore.version import Version
+from tierstore.modelstore.version import Version, version_of
+
+_log = logging.getLogger("tierstore.removal")
 
 Keep: TypeAlias = Callable[[str, Callable[[], Iterable[Chain]], bool], None]
 """Sees to it that packs stay, or raises ``NotFound``.
@@ -66,7 +71,8 @@ class Named:
     ) -> None:
         """See that versions which an entry names are in force and stay, or take the entry back.
 
-        A removal that is announced only is stopped. Whatever fails, the entry is taken back.
+        A removal that is announced only is stopped. Whatever fails, Ctrl-C too, the entry is taken
+        back.
 
         Args:
             versions: The versions.
@@ -84,16 +90,68 @@ class Named:
         try:
             for version in versions:
                 self._see(version, is_settled)
-        except TierstoreError as error:
-            raise type(error)(f"{error}. {self._taken_back(take_back, error)}") from error
+        except BaseException as error:
+            done = self._taken_back(take_back, error)
+            if isinstance(error, TierstoreError):
+                raise type(error)(f"{error}. {done}") from error
+            _log.warning("%s", done)
+            raise
 
-    def _taken_back(self, take_back: Callable[[str], str], why: TierstoreError) -> str:
+    @staticmethod
+    def _taken_back(take_back: Callable[[str], str], why: BaseException) -> str:
         """Take an entry back; return in words what was done."""
-        note = f"undone: {why}"[:500]
         try:
-            return with_reserve(self._home.blobs, lambda: take_back(note))
+            return take_back(undone(why))
         except TierstoreError as error:
             return f"Taking that back ended with: {error}"
+
+    def put_back(
+        self, model: str, log: RefLog, new: RefEntry, before: RefTarget, action: Action, note: str
+    ) -> str:
+        """Let an alias mean what it did before an entry; return in words what that is.
+
+        It is looked at, too, but led nowhere else for that: whatever the look says, it is what the
+        alias meant. The alias is removed if that is nothing, or a version that is removed by now.
+
+        Args:
+            model: Name of the model.
+            log: The alias's log.
+            new: The entry, its newest one.
+            before: What the alias meant before.
+            action: The action that leads back to a version.
+            note: Why, for the log.
+
+        Raises:
+            Conflict: Somebody moved the alias since.
+        """
+        number = before.version
+        if number is not None and not self._is_known_as_removed(model, number):
+            new = self._append_behind(log, action, new, before, note)
+            where = f"{log.title} points to {model}@{number} as before"
+            try:
+                self._see(version_of(model, self._home.log(model).entry(number)), False)
+                return where
+            except TierstoreError as error:
+                if not self._is_known_as_removed(model, number):
+                    return f"{where}; looking at that ended with: {error}"
+        self._append_behind(log, "remove", new, RefTarget(None, None, new.seq), note)
+        return f"{log.title} is gone"
+
+    def _is_known_as_removed(self, model: str, number: int) -> bool:
+        try:
+            return number in self._removals.of(model)
+        except TierstoreError:
+            return False
+
+    def _append_behind(
+        self, log: RefLog, action: Action, seen: RefEntry, to: RefTarget, note: str
+    ) -> RefEntry:
+        def target(last: RefEntry | None) -> RefTarget:
+            if last is None or last.seq != seen.seq:
+                raise Conflict(f"somebody moved {log.title} again just now; look at it")
+            return to
+
+        return with_reserve(self._home.blobs, lambda: log.append(action, target, note))
 
     def _see(self, version: Version, is_settled: bool) -> None:
         note = f"{version} is named again"

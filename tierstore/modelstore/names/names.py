@@ -416,23 +416,11 @@ class Names:
 
     def _put_back(self, model: str, log: RefLog, new: RefEntry, note: str) -> str:
         """Let an alias point to where it did before an entry; return in words where that is."""
-        before = log.entry(new.seq - 1) if new.seq > 1 else None
-        number = None if before is None else before.version
-        if number in self.removals.of(model):
-            number = None
-
-        def target(last: RefEntry | None) -> RefTarget:
-            if last is None or last.seq != new.seq:
-                raise Conflict(f"somebody moved {log.title} again just now; look at it")
-            if before is None or number is None:
-                return RefTarget(None, None, last.seq)
-            return RefTarget(before.version, before.manifest, before.previous)
-
-        back = log.append("remove" if number is None else "rollback", target, note)
-        if number is None:
-            return f"{log.title} is gone"
-        self._look_again(version_of(model, self.home.log(model).entry(number)), log, back)
-        return f"{log.title} points to {model}@{number} as before"
+        before = RefTarget(None, None)
+        if new.seq > 1:
+            entry = log.entry(new.seq - 1)
+            before = RefTarget(entry.version, entry.manifest, entry.previous)
+        return self.named.put_back(model, log, new, before, "rollback", note)
 
     def check_movable(self, model: str, alias: str, was: int | None = None) -> None:
         """Raise ``Conflict`` where ``point`` would, before anything is published."""

@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tierstore.errors import Conflict
+from tierstore.errors import Conflict, TierstoreError
 from tierstore.format.keys import REMOVED_LOG
 from tierstore.format.reflog import MAX_REMOVED, Action, RefEntry
 from tierstore.modelstore.home.home import Home
@@ -197,3 +197,8 @@ def gone_meanwhile(model: str, number: int) -> str:
         f"{model}@{number} was removed by somebody else just now; 'tierstore ls {model} --deleted' "
         "says by whom"
     )
+
+
+def undone(error: BaseException) -> str:
+    """Return the note for the log of an entry that takes another one back."""
+    return f"undone: {error}"[:500] if isinstance(error, TierstoreError) else "undone: interrupted"

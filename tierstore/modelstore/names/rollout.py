@@ -155,7 +155,7 @@ class Rollouts:
         try:
             entry = self._append(log, "start", last, self._same(last, rollout), message)
             self._look_again(log, to, entry, last)
-        except TierstoreError:
+        except BaseException:
             self.settle(model, alias)
             raise
         return self._status(model, log, entry)
@@ -165,8 +165,9 @@ class Rollouts:
 
         def aborted(note: str) -> str:
             action: Action = "abort" if new.rollout is not None else "rollback"
-            self._append(log, action, new, self._same(before, None), note)
-            return f"The rollout of {log.title} is over"
+            back = self._same(before, None)
+            where = self._names.named.put_back(to.model, log, new, back, action, note)
+            return f"The rollout of {log.title} is over: {where}"
 
         self._names.named.look([to], aborted)
 
@@ -203,7 +204,7 @@ class Rollouts:
         entry = self._append(log, "finish" if is_over else "step", last, target, message)
         try:
             self._look_again(log, status.new, entry, last)
-        except TierstoreError:
+        except BaseException:
             self.settle(model, alias)
             raise
         if is_over:

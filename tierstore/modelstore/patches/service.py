@@ -15,6 +15,7 @@ from tierstore.modelstore.home.readerlease import ReaderLease
 from tierstore.modelstore.loading.opener import Opened, Opener
 from tierstore.modelstore.names.members import refuse_release
 from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.names.removalprotocol import undone
 from tierstore.modelstore.patches.fold import Folded, fold_version
 from tierstore.modelstore.patches.patches import Patch
 from tierstore.modelstore.patches.patching import (
@@ -94,7 +95,7 @@ class Patching:
         try:
             named.look_below(base, str(patch), below.chain)
         except NotFound as error:
-            is_removed = named.remove_unless_named(patch, f"undone: {error}"[:500])
+            is_removed = named.remove_unless_named(patch, undone(error))
             done = "is removed again" if is_removed else "stays, as somebody names it by now"
             raise NotFound(
                 f"{error}. {patch}, the patch on it, was published and {done}: patch another "

@@ -13,7 +13,7 @@ from tierstore.arguments import as_message
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UsageError
 from tierstore.ids import ModelRef, check_name
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.names.removalprotocol import Appended, gone_meanwhile
+from tierstore.modelstore.names.removalprotocol import Appended, gone_meanwhile, undone
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.reclaim.holders import Holders, Reasons
 from tierstore.modelstore.reclaim.removedlist import removed_version
@@ -174,7 +174,7 @@ class Removing:
                 done.append(self._protocol.forget(entry, note))
         except BaseException as error:
             for entry in reversed(done):  # members before their release
-                self._take_back(entry, _undone(error))
+                self._take_back(entry, undone(error))
             raise
 
     def _take_back(self, done: Appended, note: str) -> None:
@@ -216,7 +216,7 @@ class Removing:
                 return
             except BaseException as error:
                 # who named it meanwhile saw that it was whole, or sees now that it is not
-                why = _undone(error) if note is None else note
+                why = undone(error) if note is None else note
                 is_removed = self._names.named.remove_unless_named(version, why)
                 if is_removed or not again or not isinstance(error, TierstoreError):
                     raise
@@ -240,9 +240,3 @@ def _refuse(held: Mapping[str, Sequence[str]]) -> None:
     kinds = {reason.partition(" ")[0] for reasons in held.values() for reason in reasons}
     first = ", ".join(what for kind, what in _FIRST.items() if kind in kinds)
     raise Conflict(f"{'; '.join(needed[:_SHOWN])}{more}; nothing was removed: first {first}")
-
-
-def _undone(error: BaseException) -> str:
-    if isinstance(error, TierstoreError):
-        return f"undone: {error}"[:500]
-    return "undone: it was interrupted"
