@@ -4280,8 +4280,8 @@ _REMOVAL = (
         "look-after-a-removal",
         "SPEC 9.1: Who removes versions appends an announce, and MUST then look at all of these.",
         "modelstore/reclaim/removal.py",
-        "        plan.look(self._names, holders)\n        try:\n",
-        "        try:\n",
+        "            self._look(plan, holders)\n            for entry in announced:\n",
+        "            for entry in announced:\n",
         (
             "integration/test_removal.py::test_nothing_that_is_named_is_removed_whoever_comes_first",
             "integration/test_removal_looks.py::test_two_removals_of_equal_content_do_not_excuse_each_other",
@@ -4292,7 +4292,7 @@ _REMOVAL = (
         "removal-that-is-not-undone",
         "docs/how-to/deleting.md: All of them, or none.",
         "modelstore/reclaim/removal.py",
-        "                self._take_back(entry, _undone(error))\n",
+        "                self._take_back(entry, undone(error))\n",
         "                pass\n",
         (
             "integration/test_removal.py::test_a_removal_of_many_that_is_stopped_is_undone",
@@ -4350,6 +4350,39 @@ _REMOVAL = (
         (
             "integration/test_removal_looks.py::test_two_removals_of_equal_content_do_not_excuse_each_other",
         ),
+    ),
+    Mutation(
+        "equal-content-that-is-announced-for-ever",
+        "SPEC 9.1: It MAY append an undelete of that version, and looks again.",
+        "modelstore/reclaim/removal.py",
+        "            if not equal:\n",
+        "            if True:\n",
+        (
+            "integration/test_removal_looks.py::"
+            "test_an_announced_removal_of_equal_content_is_stopped",
+            "integration/test_removal_looks.py::"
+            "test_an_announced_removal_is_stopped_for_a_patch_on_equal_content",
+        ),
+    ),
+    Mutation(
+        "announced-for-ever-by-who-is-refused",
+        "SPEC 9.1: Who ends without having removed them SHOULD append an undelete of them.",
+        "modelstore/reclaim/removal.py",
+        "                self._end(entry, undone(error))\n",
+        "                pass\n",
+        (
+            "integration/test_removal_looks.py::test_who_is_refused_ends_what_was_announced",
+            "integration/test_removal_looks.py::"
+            "test_a_removal_that_is_interrupted_ends_what_was_announced",
+        ),
+    ),
+    Mutation(
+        "removal-of-somebody-else-that-is-ended",
+        "SPEC 9.1: Of those about which its announce is still the newest entry.",
+        "modelstore/names/removalprotocol.py",
+        "newest[number].seq == own.seq",
+        "True",
+        ("integration/test_removal.py::test_a_removal_of_many_that_is_stopped_is_undone",),
     ),
     Mutation(
         "patch-that-stops-no-removal",
@@ -4510,8 +4543,8 @@ _REMOVAL = (
         "look-before-a-removal",
         "docs/how-to/deleting.md: Refused, with the reason, is what is needed.",
         "modelstore/reclaim/removal.py",
-        "        plan.look(self._names, holders)\n        announced = [\n",
-        "        announced = [\n",
+        "        self._look(plan, holders)\n        try:\n",
+        "        try:\n",
         ("integration/test_removal.py::test_what_is_named_is_not_removed",),
     ),
     Mutation(

@@ -41,6 +41,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import in_force, new_lease
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.named import Named
+from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Crashed, Fault, FaultyStore
@@ -196,6 +197,57 @@ def test_two_removals_of_equal_content_do_not_excuse_each_other(
         assert len(left) >= 2, said
         outcomes.add(tuple(left))
     assert outcomes >= {(3, 2), (3, 1)}
+
+
+def test_an_announced_removal_of_equal_content_is_stopped(store: Store) -> None:
+    """Who announced them was killed: neither could be removed as long as the other one was."""
+    store.pins.add(store.resolve("m@1").digest, "m@1", ["hot"])
+    say(store, "announce", "m", 1)
+    say(store, "announce", "m", 2)
+    store.remove("m@1")
+    assert numbers(store, "m") == [3, 2]
+    assert actions(store, "m") == ["announce", "announce", "undelete", "announce", "forget"]
+    with pytest.raises(Conflict, match="m@2 is needed by pin of"):
+        store.remove("m@2")
+
+
+def test_an_announced_removal_is_stopped_for_a_patch_on_equal_content(store: Store) -> None:
+    store.patch("m@1", ROWS)
+    say(store, "announce", "m", 1)
+    store.remove("m@2")
+    assert numbers(store, "m") == [4, 3, 1]
+    assert actions(store, "m") == ["announce", "undelete", "announce", "forget"]
+
+
+def test_who_is_refused_ends_what_was_announced(world: MemoryStore, tmp_path: Path) -> None:
+    """Of the other models, too: whoever names one of them ends the removal of that alone."""
+    parties: list[Act] = [
+        lambda store: store.remove("b@1", "m@1"),
+        lambda store: store.alias("m", "prod", "m@1"),
+    ]
+    outcomes = set()
+    for store, said, _ in races(world, tmp_path, *parties):
+        removals = Removals(store._parts.home)
+        assert not removals.announced("b"), said
+        assert not removals.announced("m"), said
+        outcomes.add((said == "done", bool(actions(store, "b"))))
+    assert outcomes == {(True, True), (False, True), (False, False)}
+
+
+def test_a_removal_that_is_interrupted_ends_what_was_announced(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    def plan(op: str, key: str, n: int) -> None:
+        if op == "list" and key == PINS and actions(store, "m")[-1:] == ["announce"]:
+            raise KeyboardInterrupt
+
+    with (
+        opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        other.remove("b@1", "m@1")
+    for model in "bm":
+        assert actions(store, model) == ["announce", "undelete"]
 
 
 @pytest.mark.parametrize("removed_first", [True, False])

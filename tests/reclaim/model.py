@@ -345,6 +345,7 @@ def remove_unless_named(setup: Setup, version: str, owner: str) -> Steps:
     yield from sure(store.announce(version, owner))
     named = yield from is_named(setup, version)
     if named:
+        yield from sure(store.end_removal(version, owner))
         return False
     return (yield store.finish_removal(version, owner))
 
@@ -366,11 +367,26 @@ def remove(setup: Setup, version: str, owner: str) -> Steps:
     yield from sure(store.announce(version, owner))
     named = False
     if "removal does not look" not in setup.rules:
-        named = yield from is_named(setup, version, meant)
-        if setup.below and not named and "removal does not look at patches" not in setup.rules:
-            named = yield store.is_below_a_patch(version)
-    if not named:
+        named = yield from is_needed(setup, version, meant)
+    while named and setup.pins and meant is None:  # what is announced to go as well may stay
+        equal = yield store.read_equal(version)
+        if not equal:
+            break
+        yield from sure(store.stop_removal(min(equal)))
+        del equal
+        named = yield from is_needed(setup, version, meant)
+    if named:
+        yield from sure(store.end_removal(version, owner))
+    else:
         yield store.finish_removal(version, owner)
+
+
+def is_needed(setup: Setup, version: str, meant: frozenset[str] | None) -> Steps:
+    """Return whether anything names a version, or a patch lies on it."""
+    named = yield from is_named(setup, version, meant)
+    if setup.below and not named and "removal does not look at patches" not in setup.rules:
+        named = yield store.is_below_a_patch(version)
+    return named
 
 
 def meant_by_pins(setup: Setup, version: str) -> Steps:

@@ -582,6 +582,22 @@ def finish_removal(world: World, version: str, owner: str) -> Iterator[tuple[Wor
 
 
 @call
+def end_removal(world: World, version: str, owner: str) -> Iterator[tuple[World, object]]:
+    """Append ``undelete`` if the newest entry about a version is the owner's announcement."""
+    if (version, owner) in world.announced:
+        world = _with_entry(world, "undelete", version)
+    yield from _told(world, None)
+
+
+@call
+def read_equal(world: World, version: str) -> Iterator[tuple[World, frozenset[str]]]:
+    """Read the logs: versions of the same content whose removal is announced."""
+    manifest = world.setup.manifest
+    others = dict(world.announced).keys() - {version}
+    yield world, frozenset(one for one in others if manifest[one] == manifest[version])
+
+
+@call
 def stop_removal(world: World, version: str) -> Iterator[tuple[World, object]]:
     """Append ``undelete`` if the newest entry about a version announces its removal."""
     if version in dict(world.announced):

@@ -221,13 +221,17 @@ class Named:
             [announced] = self.protocol.announce(version.model, [version.number], note)
         except Conflict:  # somebody else has removed it
             return True
-        if self._is_named(version):
-            return False
         try:
-            self.protocol.forget(announced, note)
-        except Conflict:
+            if not self._is_named(version):
+                self.protocol.forget(announced, note)
+                return True
+        except Conflict:  # somebody named it
             return False
-        return True
+        except BaseException as error:
+            self.protocol.undo(announced, undone(error))
+            raise
+        self.protocol.undo(announced, f"{version} is named by now")
+        return False
 
     def members(self, version: Version) -> list[Version]:
         """Return the versions that a release names; none for any other version."""

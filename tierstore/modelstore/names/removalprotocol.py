@@ -6,9 +6,12 @@ entry      appended by                   only if                     and then
 announce   who removes versions          none of them is removed     looks who names them
 forget     the same, if nobody does      its announce is the newest  has removed them
                                          entry about each of them
-undelete   who names one of them         the removal is announced    looks if it is removed
-undelete   who brings one back, or has   it is removed               looks at packs, members,
-           removed only a part of all                                and removes it again if
+undelete   the same, if anything stops   its announce or forget is   looks, after a forget, as
+           it                            the newest about it         who brings one back
+undelete   who names one of them, or     the removal is announced    looks if it is removed
+           removes equal content
+undelete   who brings one back           it is removed               looks at packs, members,
+                                                                     and removes it again if
                                                                      something is lost
 =========  ============================  ==========================  =========================
 
@@ -16,8 +19,9 @@ undelete   who brings one back, or has   it is removed               looks at pa
 the model of both. Of one that removes and one that names at least one sees the other, as each looks
 behind its own entry. What failures leave:
 
-* Who removes ends before the first forget: versions in force, announced for ever, which hurts
-  nobody: the next one that names them says undelete. Between two forgets: what is removed is.
+* Who removes is killed before the first forget: versions in force, announced for ever. The next one
+  that names them, or for which equal content would have to stay, says undelete. Between two
+  forgets: what is removed is.
 * Who names ends between name and look: a name of a version that may be removed, promised to nobody.
   It leads to bytes that stay, as what names mean is a root of every mark.
 * Who brings back ends between entry and look: a version in force that may have lost chunks,
@@ -28,7 +32,7 @@ Home may be full: each entry may use the reserve, as nobody can free anything ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -71,7 +75,7 @@ class RemovalProtocol:
     def __init__(self, home: Home, removals: Removals) -> None:
         self._home, self._removals = home, removals
 
-    def announce(self, model: str, numbers: Sequence[int], note: str) -> list[Appended]:
+    def announce(self, model: str, numbers: Sequence[int], note: str) -> Iterator[Appended]:
         """Announce that versions are removed; they are in force still.
 
         Args:
@@ -79,8 +83,8 @@ class RemovalProtocol:
             numbers: The versions, rising.
             note: Why, for the log.
 
-        Returns:
-            One entry for each 10,000 of them.
+        Yields:
+            Each entry once it is there, one for 10,000 of them.
 
         Raises:
             Conflict: One of them is removed already.
@@ -92,10 +96,8 @@ class RemovalProtocol:
                 raise Conflict(gone_meanwhile(model, gone[0]))
 
         batches = [numbers[at : at + MAX_REMOVED] for at in range(0, len(numbers), MAX_REMOVED)]
-        return [
-            Appended(model, batch, self._append("announce", model, batch, note, check).seq)
-            for batch in batches
-        ]
+        for batch in batches:
+            yield Appended(model, batch, self._append("announce", model, batch, note, check).seq)
 
     def forget(self, announced: Appended, note: str) -> Appended:
         """Remove what was announced, and return the entry that says so.
@@ -153,25 +155,32 @@ class RemovalProtocol:
 
         self._append("undelete", model, numbers, note, check)
 
-    def take_back(self, forgotten: Appended, note: str) -> list[int]:
-        """Bring back what an entry removed, but for what others have brought back since.
+    def undo(self, own: Appended, note: str) -> list[int]:
+        """Undo an entry that announced or removed versions.
+
+        Those stay as they are about which somebody else has appended an entry since.
 
         Returns:
-            The numbers of the versions.
+            The numbers of the others, which are in force then, and not about to be removed.
         """
-        while True:
-            removed = self._removals.of(forgotten.model)
-            ours = [
-                number
-                for number in forgotten.numbers
-                if number in removed and removed[number].seq == forgotten.seq
-            ]
-            try:
-                if ours:
-                    self.bring_back(forgotten.model, ours, note)
-                return ours
-            except Conflict:  # somebody else was faster with one of them
-                continue
+
+        def check() -> None:
+            if self._newest(own) != ours:
+                raise _Over
+
+        while ours := self._newest(own):
+            with suppress(_Over):  # somebody else was faster with one of them
+                self._append("undelete", own.model, ours, note, check)
+                break
+        return ours
+
+    def _newest(self, own: Appended) -> list[int]:
+        """Return the versions of an entry about which there is no newer one."""
+        removed, announced = self._removals.both(own.model)
+        newest = {**removed, **announced}
+        return [
+            number for number in own.numbers if number in newest and newest[number].seq == own.seq
+        ]
 
     def _append(
         self,

@@ -61,6 +61,20 @@ class Plan:
         if held:
             _refuse(held)
 
+    def equal(self, names: Names, holders: Holders) -> list[tuple[str, int]]:
+        """Return versions of equal content that stay, if the removal of them is stopped."""
+        found = []
+        for model, numbers in self.going.items():
+            present, announced = in_force(names, model)
+            contents = holders.contents(model, present)
+            goes = {digest for n in numbers if n in contents for digest in contents[n].digests}
+            found += [
+                (model, number)
+                for number in sorted(announced & contents.keys() - set(numbers))
+                if contents[number].digests & goes
+            ]
+        return found
+
     def _needed(
         self, names: Names, holders: Holders, model: str, numbers: Sequence[int]
     ) -> Reasons:
@@ -161,27 +175,49 @@ class Removing:
 
         Whoever names one of them stops the removal as long as it is announced only: then none goes.
         """
-        done: list[Appended] = []
-        plan.look(self._names, holders)
-        announced = [
-            entry
-            for model, numbers in plan.going.items()
-            for entry in self._protocol.announce(model, numbers, note)
-        ]
-        plan.look(self._names, holders)
+        announced, done = list[Appended](), list[Appended]()
+        self._look(plan, holders)
         try:
+            for model, numbers in plan.going.items():
+                for entry in self._protocol.announce(model, numbers, note):
+                    announced.append(entry)
+            self._look(plan, holders)
             for entry in announced:
                 done.append(self._protocol.forget(entry, note))
         except BaseException as error:
             for entry in reversed(done):  # members before their release
                 self._take_back(entry, undone(error))
+            for entry in announced[len(done) :]:
+                self._end(entry, undone(error))
             raise
+
+    def _look(self, plan: Plan, holders: Holders) -> None:
+        """Raise ``Conflict`` when somebody needs versions of a plan.
+
+        Others of equal content whose removal is announced stay in their place: that is stopped.
+        """
+        try:
+            plan.look(self._names, holders)
+        except Conflict:
+            equal = plan.equal(self._names, holders)
+            if not equal:
+                raise
+            for model, number in equal:
+                self._protocol.stop(model, number, "others of the same content are removed")
+            plan.look(self._names, holders)
+
+    def _end(self, announced: Appended, note: str) -> None:
+        """End a removal that was announced; where that fails, the next one that names them does."""
+        try:
+            self._protocol.undo(announced, note)
+        except TierstoreError as error:
+            _log.warning("the removal of %s is announced still: %s", announced.model, error)
 
     def _take_back(self, done: Appended, note: str) -> None:
         """Bring back what was just removed; what cannot come back is logged, and stays removed."""
         numbers = done.numbers
         try:
-            numbers = self._protocol.take_back(done, note)
+            numbers = self._protocol.undo(done, note)
             for entry in self._home.log(done.model).numbered(numbers):
                 version = version_of(done.model, entry)
                 try:
