@@ -4300,6 +4300,17 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "brought-back-without-a-look",
+        "SPEC 9.1: Whoever takes a removal back that is done MUST also look at its packs.",
+        "modelstore/reclaim/removal.py",
+        "        for version in versions:  # each by itself",
+        "        for version in versions[:1]:  # each by itself",
+        (
+            "integration/test_removal_looks.py::"
+            "test_of_what_is_brought_back_each_is_looked_at_by_itself",
+        ),
+    ),
+    Mutation(
         "removal-that-was-stopped",
         "SPEC 9.1: It MUST NOT unless its announce is still the newest entry about each of them.",
         "modelstore/names/removalprotocol.py",

@@ -331,6 +331,32 @@ def test_all_or_none_of_what_is_removed_together(
     assert outcomes == {True, False}
 
 
+def test_of_what_is_brought_back_each_is_looked_at_by_itself(
+    store: Store, blobs: MemoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A version is named as the others are removed already; one of those cannot be looked at."""
+    [own] = packs_of(store, "b@2")
+    [other_own] = packs_of(store, "b@1")
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        is_removed = op == "put_if_absent" and actions(store, "b")[-1:] == ["forget"]
+        if is_removed and not store.aliases("m"):
+            store.alias("m", "prod", "m@1")
+        return Unreachable("gone") if key == pack_key(own) else None
+
+    faulty = FaultyStore(blobs, plan)
+    with (
+        opened(faulty, tmp_path / "other") as other,
+        pytest.raises(Conflict, match="m@1 was named"),
+    ):
+        other.remove("b@1", "b@2", "m@1", force=True)
+    assert numbers(store, "b") == [1]
+    looked = [key for op, key in faulty.calls if op == "info" and key.startswith(PACKS)]
+    assert looked == [pack_key(own), pack_key(other_own)]
+    said = [one.message for one in caplog.records if one.name == "tierstore.removal"]
+    assert said == ["b@2 stays removed: gone"]
+
+
 def test_a_removal_that_is_cut_off_leaves_no_release_of_what_is_removed(
     world: MemoryStore, tmp_path: Path
 ) -> None:

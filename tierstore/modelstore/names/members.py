@@ -1,12 +1,20 @@
-"""Finds what belongs to a version: its variants, or a release's members (SPEC.md section 14)."""
+"""Finds versions by number, and what belongs to one: its variants, or a release's members."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from tierstore.errors import Damaged, NotFound, UsageError
 from tierstore.format.keys import VARIANTS
 from tierstore.ids import Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.version import Version, version_of
+
+
+def numbered(home: Home, model: str, numbers: Iterable[int]) -> list[Version]:
+    """Return these versions of a model, newest first, whether they are removed or not."""
+    entries = home.log(model).numbered(sorted(numbers, reverse=True))
+    return [version_of(model, entry) for entry in entries]
 
 
 def variant_of(home: Home, version: Version, name: str) -> Version | None:

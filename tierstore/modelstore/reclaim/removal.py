@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from tierstore.arguments import as_message
 from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UsageError
 from tierstore.ids import ModelRef, check_name
+from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removalprotocol import Appended, gone_meanwhile, undone
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.reclaim.holders import Holders, Reasons
 from tierstore.modelstore.reclaim.removedlist import removed_version
-from tierstore.modelstore.version import Version, version_of
+from tierstore.modelstore.version import Version
 
 _SHOWN = 5
 _FIRST = {
@@ -215,18 +216,27 @@ class Removing:
 
     def _take_back(self, done: Appended, note: str) -> None:
         """Bring back what was just removed; what cannot come back is logged, and stays removed."""
-        numbers = done.numbers
         try:
             numbers = self._protocol.undo(done, note)
-            for entry in self._home.log(done.model).numbered(numbers):
-                version = version_of(done.model, entry)
-                try:
-                    self._settle(version, note)
-                except NotFound as error:
-                    _log.warning("%s stays removed: %s", version, error)
+            versions = numbered(self._home, done.model, numbers)
         except TierstoreError as error:
-            some = ", ".join(f"{done.model}@{number}" for number in numbers[:_SHOWN])
+            some = ", ".join(f"{done.model}@{number}" for number in done.numbers[:_SHOWN])
             _log.warning("%s and others may stay removed, see 'tierstore ls': %s", some, error)
+            return
+        for version in versions:  # each by itself: what fails for one says nothing of the others
+            try:
+                self._settle(version, note)
+            except TierstoreError as error:
+                self._tell(version, error)
+
+    def _tell(self, version: Version, error: TierstoreError) -> None:
+        """Log what became of a version that could not be looked at once it was brought back."""
+        try:
+            is_removed = version.number in self._names.removals.of(version.model)
+            state = "stays removed" if is_removed else "is in force, and may have lost content"
+        except TierstoreError:
+            state = "may be removed, or in force with content that is lost"
+        _log.warning("%s %s: %s", version, state, error)
 
     def undelete(self, ref: str | Version, *, message: str | None) -> Version:
         """Bring a removed version back; see ``Store.undelete``."""

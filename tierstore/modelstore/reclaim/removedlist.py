@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from tierstore.errors import UsageError
 from tierstore.ids import ModelRef, check_name
 from tierstore.modelstore.home.retention import SetRetentions, over_us
+from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import window_end
-from tierstore.modelstore.version import Version, version_of, when
+from tierstore.modelstore.version import Version, when
 
 _SHOWN = 5
 
@@ -43,7 +43,7 @@ def deleted(names: Names, model: str | None) -> list[RemovedVersion]:
     found, retentions, over = [], SetRetentions(home.blobs), over_us(home.blobs)
     for name in home.models() if model is None else [model]:
         removed = names.removals.of(name)
-        for version in _versions(names, name, removed):
+        for version in numbered(home, name, removed):
             by = removed[version.number]
             until = window_end(by, retentions.window_s(name), over)
             found.append(RemovedVersion(version, when(by), by.who, by.message, until))
@@ -54,7 +54,7 @@ def removed_version(names: Names, ref: ModelRef) -> Version:
     """Return the removed version that a reference names."""
     if ref.variant is not None:
         raise UsageError(f"{ref} is a variant: it comes back with its version")
-    found = _versions(names, ref.model, names.removals.of(ref.model))
+    found = numbered(names.home, ref.model, names.removals.of(ref.model))
     if ref.number is not None:
         chosen = [version for version in found if version.number == ref.number]
     elif ref.prefix is not None:
@@ -70,9 +70,3 @@ def removed_version(names: Names, ref: ModelRef) -> Version:
         )
     names.resolve(str(ref))  # says what does not exist
     raise UsageError(f"{ref} is not removed; 'tierstore ls --deleted' lists what is")
-
-
-def _versions(names: Names, model: str, numbers: Iterable[int]) -> list[Version]:
-    """Return these versions of a model, newest first, whether they are removed or not."""
-    entries = names.home.log(model).numbered(sorted(numbers, reverse=True))
-    return [version_of(model, entry) for entry in entries]
