@@ -5050,6 +5050,27 @@ _COLLECTOR = (
         ),
     ),
     Mutation(
+        "collection-that-goes-on-without-a-manifest",
+        "SPEC 10.1: A root of which a manifest that it needs is missing or damaged ends the run.",
+        "modelstore/reclaim/mark.py",
+        """        refuse({str(root): lost[root.digest] for root in firm}, "cannot be loaded")
+""",
+        "",
+        (
+            "integration/test_lost_manifests.py::"
+            "test_all_that_is_lost_is_named_and_once_removed_stops_nothing",
+            "integration/test_lost_manifests.py::test_a_lost_release_says_so_and_can_be_removed",
+        ),
+    ),
+    Mutation(
+        "reader-of-a-lost-manifest-that-keeps-nothing",
+        "SPEC 10.1: For a lease everything below a patch is kept as it is.",
+        "modelstore/reclaim/mark.py",
+        "frozenset(() if table is None else table.pack_ids)",
+        "frozenset()",
+        ("integration/test_lost_manifests.py::test_who_has_opened_a_version_goes_on_reading_it",),
+    ),
+    Mutation(
         "fold-that-is-not-whole",
         "SPEC 10.1: Of a fold that is not whole nothing counts.",
         "modelstore/reclaim/mark.py",

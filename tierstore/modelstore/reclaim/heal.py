@@ -23,10 +23,12 @@ from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.relayout import PackScan
 from tierstore.modelstore.reclaim.frames import read_frames
+from tierstore.modelstore.reclaim.lost import refuse
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.needs import Lost, Need
 from tierstore.modelstore.reclaim.roots import Root
 
+_LOST = "has lost chunks"
 _log = logging.getLogger("tierstore.gc")
 
 
@@ -69,6 +71,7 @@ class Healer:
     def __init__(self, home: Home, marker: Marker, mark: Mark) -> None:
         self._home, self._marker, self._mark = home, marker, mark
         self.left: set[Digest] = set()
+        self._lost: dict[str, Damaged | NotFound] = {}
         self._found: dict[bytes, list[ChunkPlace]] | None = None
         self._footers: dict[bytes, ChunkTable] = {}
         self._scan: PackScan | None = None
@@ -85,7 +88,7 @@ class Healer:
         """Heal everything; return how many chunks and layouts that were.
 
         Raises:
-            Damaged: Something is lost that is not removed. The message names the version; some of
+            Damaged: Something is lost that is not removed. The message names the versions; some of
                 the rest may have been healed.
             BackendError: A tier or home failed.
         """
@@ -96,6 +99,7 @@ class Healer:
         plan = _Plan()
         for demand in self._mark.lacking:
             self._plan_root(demand, plan)
+        refuse(self._lost, _LOST)
         if plan == _Plan():
             return 0
         with WriterLease(self._home.blobs) as lease:
@@ -127,16 +131,13 @@ class Healer:
         self._plan_needs(demand.needs, demand.root, plan)
 
     def _leave(self, roots: Iterable[Root], error: Damaged | NotFound) -> None:
-        """Leave removed versions as they are which cannot be healed; raise for any other."""
+        """Leave removed versions as they are which cannot be healed; all others are lost."""
         for root in roots:
             if root.digest in self._mark.in_force:
-                raise Damaged(
-                    f"{root} has lost chunks: {error}. Nothing was deleted: save the model again, "
-                    "or restore what is missing from a copy; if the version is not needed, "
-                    "'tierstore rm' removes it once nothing names it"
-                ) from error
-            _log.info("%s; it cannot be brought back any more: %s", root, error)
-            self.left.add(root.digest)
+                self._lost[str(root)] = error
+            else:
+                _log.info("%s; it cannot be brought back any more: %s", root, error)
+                self.left.add(root.digest)
 
     def _plan_needs(self, needs: Sequence[Need], root: Root, plan: _Plan) -> None:
         mine = _Plan()
@@ -250,6 +251,7 @@ class Healer:
                 frames = self._frames(source, chunks)
             except (Damaged, NotFound) as error:
                 self._leave(plan.roots[source], error)
+                refuse(self._lost, _LOST)
                 continue
             for place, data in frames:
                 builder.copy(place, data)

@@ -7,10 +7,12 @@ Entries and manifests never change, so each is read once; what names mean is rea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 
+from tierstore.errors import Damaged, NotFound
 from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
 from tierstore.format.manifest import Member, patch_info
 from tierstore.format.reflog import RefEntry
@@ -30,6 +32,8 @@ from tierstore.shown import duration_text
 
 Reasons = dict[int, list[str]]
 """Why versions stay, by their numbers."""
+
+_log = logging.getLogger("tierstore.removal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +170,20 @@ class Holders:
             (member.version, f"release {name}@{entry.seq}")
             for entry in log.entries()
             if entry.seq not in removed and entry.manifest and (name, entry.seq) not in going
-            for member in self._members_of(entry.manifest)
+            for member in self._members_of(f"{name}@{entry.seq}", entry.manifest)
             if member.model == model
         ]
 
-    def _members_of(self, manifest: str) -> tuple[Member, ...]:
+    def _members_of(self, release: str, manifest: str) -> tuple[Member, ...]:
         if manifest not in self._members:
-            found = self._home.manifest(Digest.from_hex(manifest)).members
+            try:
+                found = self._home.manifest(Digest.from_hex(manifest)).members
+            except (Damaged, NotFound) as error:
+                raise Damaged(
+                    f"release {release} cannot be read, so nobody knows its members: {error}. "
+                    "Nothing was removed: restore it from a copy, or first "
+                    f"'tierstore rm {release}'"
+                ) from error
             self._members[manifest] = tuple(found or ())
         return self._members[manifest]
 
@@ -213,12 +224,19 @@ class Holders:
         if manifest not in self._below:
             below: list[str] = []
             if self.is_patch(content):
-                chain = find_chain(self._home, Digest.from_hex(manifest))
-                below = [one.hex for one in (chain.full, *chain.patches[:-1])]
+                try:
+                    chain = find_chain(self._home, Digest.from_hex(manifest))
+                    below = [one.hex for one in (chain.full, *chain.patches[:-1])]
+                except (Damaged, NotFound) as error:  # it cannot be loaded, whatever stays
+                    _log.info("%s; what it lay on can be removed", error)
             self._below[manifest] = below
         return self._below[manifest]
 
     def is_patch(self, content: Content) -> bool:
-        """Return whether a version is a patch on others, folded or not."""
-        manifest = self._home.manifest(Digest.from_hex(content.entry.manifest or ""))
+        """Return whether a version is a patch on others, folded or not; a lost one is none."""
+        try:
+            manifest = self._home.manifest(Digest.from_hex(content.entry.manifest or ""))
+        except (Damaged, NotFound) as error:
+            _log.info("%s; whether it is a patch is not known", error)
+            return False
         return patch_info(manifest) is not None

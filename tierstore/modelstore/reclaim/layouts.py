@@ -11,13 +11,14 @@ import msgspec
 from tierstore.blobs.base import BlobInfo
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.checks import damaged
-from tierstore.format.keys import FOLDS, LAYOUTS, fold_key, layout_key
+from tierstore.format.keys import FOLDS, LAYOUTS, fold_key, layout_key, version_key
 from tierstore.format.layout import missing_chunks, parse_layout
 from tierstore.format.manifest import ManifestChunks
 from tierstore.format.table import ChunkTable
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.reclaim.lost import Unloadable
 from tierstore.modelstore.reclaim.readcache import ReadCache, is_settled
 
 _KEPT_AT_ONCE = 1000
@@ -114,16 +115,24 @@ class Layouts:
             self.keep()
 
     def base_of(self, digest: Digest) -> Digest | None:
-        """Return the manifest that a patch was made for; ``None`` for any other manifest."""
+        """Return the manifest that a patch was made for; ``None`` for any other manifest.
+
+        Raises:
+            Unloadable: The manifest is missing or damaged.
+        """
         if digest not in self._bases:
             self._manifest(digest)
         return self._bases[digest]
 
     def _manifest(self, digest: Digest) -> ManifestChunks:
-        if (
-            self._last is None or self._last[0] != digest
-        ):  # who asks for a base asks for chunks next
-            self._last = digest, self._home.manifest_chunks(digest)
+        # who asks for a base asks for chunks next
+        if self._last is None or self._last[0] != digest:
+            try:
+                self._last = digest, self._home.manifest_chunks(digest)
+            except NotFound as error:
+                raise Unloadable(f"manifest {version_key(digest)} is missing") from error
+            except Damaged as error:
+                raise Unloadable(str(error)) from error
             self._bases[digest] = self._last[1].base
         return self._last[1]
 
@@ -150,6 +159,7 @@ class Layouts:
 
         Raises:
             Damaged: The layout is damaged, or does not place all chunks.
+            Unloadable: The manifest is missing or damaged.
         """
         key = layout_key(digest)
         info = self._listed.get(key)

@@ -13,6 +13,7 @@ from tierstore.modelstore.home.condemned import Condemned
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.layouts import Layouts
+from tierstore.modelstore.reclaim.lost import Unloadable, refuse
 from tierstore.modelstore.reclaim.needs import Need, Needs
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.roots import Root, Roots
@@ -111,6 +112,9 @@ class Marker:
     def mark(self, now_s: float, window_s: float | None) -> Mark:
         """Find all packs that stay; see ``Roots.find`` for the arguments.
 
+        A removed version whose manifest is lost keeps nothing, as no other object says what it was:
+        its packs wait as those of unfinished saves do.
+
         Raises:
             Damaged, NotFound, UnsupportedFormat: Something that may need a pack cannot be read.
             BackendError: Home cannot be asked.
@@ -120,13 +124,19 @@ class Marker:
         mark = self._begin(condemned, now_s)
         mark.over_us = found.over_us
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
-        done = set[Digest]()
+        done, lost = set[Digest](), dict(found.lost)
         for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):
             if root.digest not in done:
                 done.add(root.digest)
-                self._mark(root, mark)
+                try:
+                    self._mark(root, mark)
+                except Unloadable as error:
+                    lost[root.digest] = error
+                    _log.info("%s cannot be brought back any more: %s", root, error)
             if root.kind == "leased":
                 self._hold(root, mark)
+        firm = [root for root in found.roots if root.digest in lost and root.is_firm]
+        refuse({str(root): lost[root.digest] for root in firm}, "cannot be loaded")
         for digest in found.dead - done:
             mark.dead |= self._named(digest)
         self.layouts.keep()
@@ -157,7 +167,7 @@ class Marker:
         needs, instead = list[Need](), list[Need]()
         digest = root.digest
         while True:
-            base = self._base_of(root, digest)
+            base = self.layouts.base_of(digest)
             folded = self._folded(digest, mark) if base is not None else None
             if folded is not None and folded.is_whole:
                 needs.append(folded)
@@ -174,12 +184,6 @@ class Marker:
             _note(mark, need, root, is_below=at > 0)
         if not all(need.is_whole for need in needs):
             mark.lacking.append(Demand(root, needs, instead))
-
-    def _base_of(self, root: Root, digest: Digest) -> Digest | None:
-        try:
-            return self.layouts.base_of(digest)
-        except NotFound as error:
-            raise NotFound(f"{root.why} needs it: {error}; nothing was deleted") from error
 
     def _folded(self, digest: Digest, mark: Mark) -> Need | None:
         full = self.layouts.fold_of(digest)
@@ -217,13 +221,21 @@ class Marker:
             for one in (digest, self.layouts.fold_of(digest)):
                 if one is not None:
                     try:
-                        yield mark.needs.of(one)
+                        yield self._opened(one, mark)
                     except (Damaged, NotFound) as error:  # what the version needs is marked already
                         _log.warning("%s; it is not kept for readers of %s", error, top)
             try:
                 digest = self.layouts.base_of(digest)
             except (Damaged, NotFound):
                 return
+
+    def _opened(self, digest: Digest, mark: Mark) -> Need:
+        """Return what who has opened a version reads of it, though its manifest is lost by now."""
+        try:
+            return mark.needs.of(digest)
+        except Unloadable:
+            table = self.layouts.table(digest)
+            return Need(digest, named=frozenset(() if table is None else table.pack_ids))
 
     def _named(self, digest: Digest) -> set[bytes]:
         """Return the packs that the layouts of a removed version, and of its fold, name."""

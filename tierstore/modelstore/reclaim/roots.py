@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
-from tierstore.errors import BackendError
+from tierstore.errors import BackendError, Damaged, NotFound
 from tierstore.format.keys import ALIASES, REMOVED_LOG, VARIANTS, VERSION_LOG
 from tierstore.format.manifest import Member
 from tierstore.format.reflog import RefEntry
@@ -109,10 +109,12 @@ class Found:
         roots: What must stay; one manifest may be there several times.
         dead: Manifests of versions that were removed, and cannot be brought back for certain.
         over_us: The time of the newest removal that cannot be undone for certain; 0 without any.
+        lost: Releases whose manifests cannot be read, so that nobody knows their members.
     """
 
     roots: list[Root] = field(default_factory=list)
     dead: set[Digest] = field(default_factory=set)
+    lost: dict[Digest, Damaged | NotFound] = field(default_factory=dict)
     over_us: int = 0
 
 
@@ -158,7 +160,7 @@ class Roots:
                 held += _held_by_alias(log, now)
             elif log.name != REMOVED_LOG:  # written by a later version
                 found.roots += _of_entries(log.entries, log, f"{log.title} in its log {log.name}")
-        found.roots += self._all_of([*held, *_releases(logs, now)], logs)
+        found.roots += self._all_of([*held, *_releases(logs, now)], logs, found)
         found.roots += [
             Root(pin.version, "live", f"pin of {pin.who}", pin.ref)
             for pin in Pins(self._home.blobs).active(lambda: now_s)
@@ -180,7 +182,7 @@ class Roots:
             else:
                 found.roots.append(root)
 
-    def _all_of(self, held: Iterable[_Held], logs: Sequence[Log]) -> Iterator[Root]:
+    def _all_of(self, held: Iterable[_Held], logs: Sequence[Log], found: Found) -> Iterator[Root]:
         """Return all that nodes may serve of versions: members of releases, and all variants."""
         released = {
             (log.title, entry.seq)
@@ -193,10 +195,7 @@ class Roots:
         for model, number, root in held:
             parts = [(model, number, root)]
             if (model, number) in released:
-                parts += [
-                    (one.model, one.version, root.of(one.manifest, f"{one.model}@{one.version}"))
-                    for one in self._members_of(root.digest)
-                ]
+                parts += self._members_of(root, found)
             for title, version, part in parts:
                 yield part
                 known = strongest.get((title, version))
@@ -209,10 +208,18 @@ class Roots:
                     if staying is not None and entry.manifest is not None:
                         yield staying.of(bytes.fromhex(entry.manifest), staying.ref)
 
-    def _members_of(self, digest: Digest) -> tuple[Member, ...]:
+    def _members_of(self, release: Root, found: Found) -> list[_Held]:
+        digest = release.digest
         if digest.hex not in self._members:
-            self._members[digest.hex] = tuple(self._home.manifest(digest).members or ())
-        return self._members[digest.hex]
+            try:
+                self._members[digest.hex] = tuple(self._home.manifest(digest).members or ())
+            except (Damaged, NotFound) as error:
+                found.lost[digest] = error
+                return []
+        return [
+            (one.model, one.version, release.of(one.manifest, f"{one.model}@{one.version}"))
+            for one in self._members[digest.hex]
+        ]
 
     def _leased(self, now_s: float) -> Iterator[Root]:
         for lease in standing(self._home.blobs, now_s).standing:
