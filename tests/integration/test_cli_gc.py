@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ def test_enabling_is_asked_for_and_names_who_writes(
     done = run("gc", "--enable")
     assert done.code == 2
     assert "give --yes" in done.err
+    assert "WROTE WITH" in done.out, "who writes can be seen without allowing anything"
     assert run("gc", "--enable", "--json").code == 2
     assert run("rm", "m@1").code == 2
     done = run("gc", "--enable", "--yes", "--wait", "0")
@@ -147,11 +149,23 @@ def test_an_interrupted_wait_goes_on(run: Program, monkeypatch: pytest.MonkeyPat
         slept.append(seconds)
         if len(slept) == 2:
             raise KeyboardInterrupt
+        config = Path("store/config.json")
+        past = config.stat().st_mtime - seconds
+        os.utime(config, (past, past))
 
     monkeypatch.setattr(feature.enable, "__defaults__", _sleeping(interrupted))
-    assert run("gc", "--enable", "--yes", "--wait", "60s").code == 130
+    done = run("gc", "--enable", "--yes", "--wait", "60s")
+    assert done.code == 130
+    said = re.search(r"before (.*)\nare waited for until (.*) \(--wait 60s\)", done.out)
+    assert said is not None
+    began, until = map(datetime.fromisoformat, (one.removesuffix(" UTC") for one in said.groups()))
+    assert until - began == timedelta(minutes=1)
+    assert f"'tierstore gc --enable --yes --wait 60s' ends at {said[2][:-6]}" in done.err
+    refused = run("rm", "m@1")
+    assert refused.code == 2
+    assert re.search(r"allowed, at .* UTC, may be running until .* UTC; 'tierstore gc", refused.err)
     assert run("gc", "--enable", "--yes", "--wait", "60s").code == 0
-    assert 60 + slept[0] < sum(slept) <= 61 + 2 * slept[0], "the second waits for all that is left"
+    assert 69 < sum(slept) <= 71, "the second waits for all that is left"
 
 
 def _sleeping(sleep: Callable[[float], None]) -> tuple[Any, ...]:

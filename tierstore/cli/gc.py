@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,7 @@ from tierstore.errors import UsageError
 from tierstore.shown import duration_text, time_text
 
 if TYPE_CHECKING:
+    from tierstore.cli.kit.progress import ProgressBar
     from tierstore.modelstore.reclaim.explain import Share
     from tierstore.modelstore.reclaim.feature import SeenWriter
     from tierstore.modelstore.reclaim.report import Report
@@ -107,7 +109,7 @@ def gc(
     if enable:
         if dry_run or explain or max_bytes or max_time or window:
             raise UsageError("--enable only allows collection: give it alone, then run gc")
-        _enable(cli, duration(wait), yes=yes)
+        _enable(cli, wait, yes=yes)
         return
     until = None if window is None else duration(window)
     if explain:
@@ -130,26 +132,27 @@ def gc(
         raise typer.Exit(3)
 
 
-def _enable(cli: Cli, wait: timedelta, *, yes: bool) -> None:
-    asks = not (yes or cli.out.json or cli.out.quiet) and sys.stdin is not None
-    if not yes and not (asks and sys.stdin.isatty()):
-        raise UsageError(
-            "--enable cannot be undone, so it asks, and nobody can answer here: give --yes. "
-            "'tierstore log' shows who writes to the store"
-        )
+def _enable(cli: Cli, wait: str, *, yes: bool) -> None:
+    wait_s = duration(wait).total_seconds()
+    talks = not (cli.out.json or cli.out.quiet)
     with cli.open() as store:
         writers, was = store.reclaim.writers(), store.reclaim.is_enabled
-        if not (cli.out.json or cli.out.quiet):
+        if talks:
             _print_writers(writers, was=was)
         if not (yes or was):
+            if not talks or sys.stdin is None or not sys.stdin.isatty():
+                raise UsageError(
+                    "--enable cannot be undone, so it asks, and nobody can answer here: give --yes"
+                )
             typer.confirm("Enable it for good?", abort=True)
         with cli.progress("waiting for saves that began before") as progress:
-
-            def waiting(left_s: float) -> None:
-                left = duration_text(timedelta(seconds=round(left_s)))
-                progress.describe(f"waiting for saves that began before: {left} left")
-
-            store.reclaim.enable(wait_s=wait.total_seconds(), waiting=waiting)
+            waiting = _Waiting(progress, wait, talks=talks)
+            try:
+                store.reclaim.enable(wait_s=wait_s, waiting=waiting)
+            except KeyboardInterrupt as error:
+                if waiting.goes_on is not None:
+                    error.args = (waiting.goes_on,)
+                raise
         data = schemas.GcEnabled(
             url=store.url,
             writers=[schemas.GcWriter(who=w.who, tool=w.tool, last=w.last) for w in writers],
@@ -159,6 +162,42 @@ def _enable(cli: Cli, wait: timedelta, *, yes: bool) -> None:
         [data.url],
         lambda: print("removal is enabled: 'tierstore rm' and 'tierstore gc' work from now on"),
     )
+
+
+class _Waiting:
+    """Says until when older saves are waited for, and how long that still is.
+
+    Args:
+        progress: Shows what is left.
+        wait: The whole time, as it was given.
+        talks: Whether the end is printed as well.
+
+    Attributes:
+        goes_on: What to say when the wait is interrupted; ``None`` before it began.
+    """
+
+    def __init__(self, progress: ProgressBar, wait: str, *, talks: bool) -> None:
+        self._progress, self._wait, self._talks = progress, wait, talks
+        self.goes_on: str | None = None
+
+    def __call__(self, left_s: float) -> None:
+        """Take in how many seconds are left."""
+        left = timedelta(seconds=math.ceil(left_s))
+        until = time_text(datetime.now(UTC) + left)
+        if self._talks and self.goes_on is None:
+            began = time_text(datetime.now(UTC) + left - duration(self._wait))
+            print(
+                f"Saves that began before {began}\n"
+                f"are waited for until {until} (--wait {self._wait}).",
+                flush=True,
+            )
+        self.goes_on = (
+            "nothing can be removed yet. The wait counts from when it was allowed, so 'tierstore "
+            f"gc --enable --yes --wait {self._wait}' ends at {until}, or at once after that"
+        )
+        self._progress.describe(
+            f"waiting for saves that began before: {duration_text(left)} left, until {until}"
+        )
 
 
 def _explain(cli: Cli, grace: timedelta, window: timedelta | None) -> None:

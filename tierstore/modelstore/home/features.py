@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -21,6 +22,13 @@ from tierstore.format.tiers import TIERS
 from tierstore.modelstore.home.home import read_config
 
 _ATTEMPTS = 5
+_NUMBER = re.compile("[0-9]{9}")
+_MADE_BY_COLLECTORS = {
+    keys.GC: _NUMBER,
+    keys.CONDEMNED: re.compile("[0-9a-f]{32}"),
+    keys.SWEEPS: _NUMBER,
+}
+"""What collectors make, by its prefix: anything else below these says nothing of the store."""
 
 
 def add_features(
@@ -82,4 +90,7 @@ def shows_reclaim(home_blobs: BlobStore) -> bool:
         except NotFound:
             continue
         return True
-    return any(any(home_blobs.list(prefix)) for prefix in (keys.GC, keys.CONDEMNED, keys.SWEEPS))
+    return any(
+        any(form.fullmatch(info.key.removeprefix(prefix)) for info in home_blobs.list(prefix))
+        for prefix, form in _MADE_BY_COLLECTORS.items()
+    )

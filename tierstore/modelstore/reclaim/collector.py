@@ -40,7 +40,7 @@ from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.home.reserve import give_up_reserve, keep_reserve, with_reserve
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
-from tierstore.modelstore.reclaim.feature import check_enabled
+from tierstore.modelstore.reclaim.feature import check_enabled, keep_enabled
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.reclaim.indexmerge import tidy_index
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
@@ -251,6 +251,7 @@ class Collector:
             lease = HeldLease(blobs, COLLECTOR)
             self._with_room(lambda: stack.enter_context(lease), Unheld(blobs), how)
             stack.callback(_end, blobs, lease)
+            keep_enabled(self._home)  # the lease may be the first object that shows it
             stack.enter_context(lease.kept())
             yield lease
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import UsageError
@@ -23,6 +23,7 @@ from tierstore.modelstore.home.probe import home_now_s
 from tierstore.modelstore.home.reserve import keep_reserve
 from tierstore.modelstore.names.history import whole_history
 from tierstore.modelstore.version import when
+from tierstore.shown import time_text
 
 _LATELY = 100
 _STEP_S = 10.0
@@ -83,15 +84,24 @@ def enable(
     """
     blobs, name = home.blobs, [RECLAIM_FEATURE]
     while not reclaims(add_features(blobs, write=name)):
-        left_s = wait_s - _unchanged_for_s(blobs)
-        while left_s > 0:
+        left_s = wait_s - _unchanged_for_s(blobs)  # again each time: somebody may write it over
+        if left_s > 0:
             waiting(left_s)
             sleep(min(left_s, _STEP_S))
-            left_s -= _STEP_S
-        if is_waited_for(read_config(blobs)):  # else somebody has written it over meanwhile
+        elif is_waited_for(read_config(blobs)):
             add_features(blobs, write=name, gc=name)
     keep_reserve(blobs)
-    home.config = add_features(blobs, write=name, gc=name)
+    keep_enabled(home)
+
+
+def keep_enabled(home: Home) -> None:
+    """Set the feature again if it was lost: another may have written over it what it read before.
+
+    Whoever makes the first object that shows the feature calls this behind it. From then on whoever
+    writes config.json sees that object.
+    """
+    name = [RECLAIM_FEATURE]
+    home.config = add_features(home.blobs, write=name, gc=name)
 
 
 def is_waited_for(config: StoreConfig) -> bool:
@@ -101,7 +111,11 @@ def is_waited_for(config: StoreConfig) -> bool:
 
 def _unchanged_for_s(home_blobs: BlobStore) -> float:
     """Return since how many seconds the features are what they are, by the storage's clock."""
-    return home_now_s(home_blobs) - home_blobs.info(CONFIG).mtime
+    return max(0.0, home_now_s(home_blobs) - home_blobs.info(CONFIG).mtime)
+
+
+def _text(time_s: float) -> str:
+    return time_text(datetime.fromtimestamp(time_s, UTC))
 
 
 def is_enabled(home: Home) -> bool:
@@ -115,9 +129,11 @@ def check_enabled(home: Home) -> None:
     """Raise ``UsageError`` unless versions of a store may be removed."""
     if not is_enabled(home):
         if is_waited_for(home.config):
+            since_s = home.blobs.info(CONFIG).mtime
             raise UsageError(
                 f"nothing can be removed from {home.blobs.url} yet: saves that began before it was "
-                "allowed may be running; 'tierstore gc --enable' waits for the rest of their time"
+                f"allowed, at {_text(since_s)}, may be running until {_text(since_s + TTL_S)}; "
+                "'tierstore gc --enable' waits for the rest of their time, or for its --wait"
             )
         raise UsageError(
             f"nothing can be removed from {home.blobs.url} yet: 'tierstore gc --enable' allows it, "
