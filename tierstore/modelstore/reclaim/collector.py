@@ -38,7 +38,12 @@ from tierstore.modelstore.home.condemned import GRACE_S
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.probe import probe
-from tierstore.modelstore.home.reserve import give_up_reserve, keep_reserve, with_reserve
+from tierstore.modelstore.home.reserve import (
+    NO_RESERVE,
+    give_up_reserve,
+    keep_reserve,
+    with_reserve,
+)
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.feature import check_enabled, keep_enabled
 from tierstore.modelstore.reclaim.heal import Healer
@@ -54,6 +59,7 @@ from tierstore.modelstore.reclaim.sweep import Checked, Swept, sweep
 from tierstore.modelstore.reclaim.tidy import tidy, tidy_unneeded
 from tierstore.modelstore.reclaim.waste import fingerprint
 from tierstore.progress import Progress
+from tierstore.shown import size
 
 _Done = TypeVar("_Done")
 _ROUNDS = 10
@@ -66,6 +72,7 @@ class _How:
 
     Attributes:
         freed: What was deleted to make room, by the tier's name.
+        is_full: Whether home has no room for the whole reserve when the run has ended.
     """
 
     grace_s: float
@@ -75,6 +82,7 @@ class _How:
     progress: Progress | None
     repack: bool
     freed: dict[str, int] = field(default_factory=dict)
+    is_full: bool = False
 
     def count(self, freed: Mapping[str, int]) -> int:
         """Count what was deleted before the run itself; return how many bytes that were."""
@@ -153,6 +161,13 @@ class Collector:
             report = self._with_room(lambda: self._collect(lease, how), lease, how)
         for tier, freed in how.freed.items():
             report.freed[tier] = report.freed.get(tier, 0) + freed
+        if how.is_full and (held := report.amounts().get("window")) is not None:
+            _log.warning(
+                "%s is full, and %s of removed versions can be undeleted still: 'tierstore gc "
+                "--window 0' deletes them now",
+                self._home.blobs.url,
+                size(held.bytes),
+            )
         return report
 
     def _collect(self, lease: HeldLease | None, how: _How) -> Report:
@@ -209,9 +224,10 @@ class Collector:
             try:
                 return do()
             except OutOfSpace as full:
-                _log.warning("%s", full)
-                if right is None or not self._make_room(right, how):
+                if right is None:
                     raise
+                if not self._make_room(right, how):
+                    raise OutOfSpace(f"{full}. {NO_RESERVE}") from full
 
     def _make_room(self, right: Checked, how: _How) -> bool:
         """Free what can be freed without writing anything, and else the reserve.
@@ -250,7 +266,7 @@ class Collector:
         with ExitStack() as stack:
             lease = HeldLease(blobs, COLLECTOR)
             self._with_room(lambda: stack.enter_context(lease), Unheld(blobs), how)
-            stack.callback(_end, blobs, lease)
+            stack.callback(_end, blobs, lease, how)
             keep_enabled(self._home)  # the lease may be the first object that shows it
             stack.enter_context(lease.kept())
             yield lease
@@ -365,7 +381,7 @@ class Collector:
         return "condemned", f"left to the next run: {swept.stopped}"
 
 
-def _end(home_blobs: BlobStore, lease: HeldLease) -> None:
+def _end(home_blobs: BlobStore, lease: HeldLease, how: _How) -> None:
     """Write the reserve and give the right back: on a full home by the reserve.
 
     Else nobody could collect next. Who never had the right, or has lost it, writes no reserve:
@@ -375,7 +391,7 @@ def _end(home_blobs: BlobStore, lease: HeldLease) -> None:
         lease.check()
     except Conflict:
         return
-    keep_reserve(home_blobs)
+    how.is_full = not keep_reserve(home_blobs)
     with suppress(BackendError):  # the lease says so when it ends
         with_reserve(home_blobs, lease.give_back)
 
