@@ -4795,6 +4795,63 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "check-mourns-collected-layouts",
+        "SPEC 9.1: What is gone of a removed version is no damage.",
+        "modelstore/care/check.py",
+        "if users := named.in_force if is_missing else named.every:",
+        "if users := named.every:",
+        (
+            "integration/test_check_removed.py::"
+            "test_what_was_collected_is_not_lost_with_its_layout[False]",
+            "integration/test_check_removed.py::"
+            "test_a_missing_manifest_of_a_removed_version_is_no_damage",
+        ),
+    ),
+    Mutation(
+        "check-takes-what-it-cannot-read-for-garbage",
+        "check: what cannot be read may need any object, so that nothing is called garbage.",
+        "modelstore/care/check.py",
+        "                self._is_unread = True\n",
+        "                pass\n",
+        (
+            "integration/test_check_removed.py::"
+            "test_packs_of_a_removed_version_whose_layout_is_lost_are_no_garbage",
+        ),
+    ),
+    Mutation(
+        "repair-mourns-collected-layouts",
+        "SPEC 9.1: What is gone of a removed version is no damage.",
+        "modelstore/reclaim/repair/content.py",
+        "            if digest in self._users.removed:  # it was collected\n                return\n",
+        "",
+        (
+            "integration/test_check_removed.py::"
+            "test_what_was_collected_is_not_lost_with_its_layout[False]",
+        ),
+    ),
+    Mutation(
+        "repair-mourns-manifests-of-removed-versions",
+        "SPEC 9.1: What is gone of a removed version is no damage.",
+        "modelstore/reclaim/repair/content.py",
+        "if not why and digest in self._users.removed:",
+        "if False:",
+        (
+            "integration/test_check_removed.py::"
+            "test_a_missing_manifest_of_a_removed_version_is_no_damage",
+        ),
+    ),
+    Mutation(
+        "damage-of-what-a-collection-took-for-over",
+        "SPEC 9.1: What is damaged of a removed version is damage until a collection took it.",
+        "modelstore/names/removed.py",
+        "home_or_own_now_s(self._home.blobs), over_us(self._home.blobs)",
+        "home_or_own_now_s(self._home.blobs), 0",
+        (
+            "integration/test_check_removed.py::"
+            "test_once_a_collection_took_a_window_for_over_nothing_of_it_is_damage",
+        ),
+    ),
+    Mutation(
         "damage-of-what-can-be-undeleted",
         "SPEC 9.1: A check looks at a removed version as long as its window lasts.",
         "modelstore/care/check_removed.py",

@@ -13,7 +13,7 @@ from tests.integration.test_collector import CHANGES, collect, packs, packs_of
 from tests.integration.test_quarantine import flip, places
 from tests.integration.test_repair import flipped, spoil
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import layout_key, pack_key, version_key
+from tierstore.format.keys import COLLECTED, LAYOUTS, layout_key, pack_key, version_key
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
@@ -88,7 +88,8 @@ def test_once_the_window_is_over_nothing_of_it_is_damage(store: Store, blobs: Me
     flip(blobs, place)
     spoil(blobs, manifest, flipped(-1))
     store.retention.set("m", window=timedelta(0))
-    assert store.check(read_data=True).findings == []
+    report = store.check(read_data=True)
+    assert (report.findings, report.quarantined) == ([], [])
 
 
 def test_what_was_collected_with_a_shorter_window_is_not_lost(
@@ -114,3 +115,58 @@ def test_what_is_gone_of_versions_in_force_is_lost_all_the_same(
     blobs.delete([pack_key(own)])
     assert [one.needed_by for one in store.check().findings] == [("n@1",)]
     assert [one.version for one in store.repair().hit] == ["m@2 (removed)", "n@1"]
+
+
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_what_was_collected_is_not_lost_with_its_layout(
+    store: Store, blobs: MemoryStore, is_noted: bool
+) -> None:
+    """Whether or not the note of the collection is there, which may be lost at any time."""
+    layout = layout_key(store.resolve("m@2").digest)
+    store.remove("m@2")
+    collect(store)
+    blobs.delete([info.key for info in blobs.list(LAYOUTS)])
+    if not is_noted:
+        blobs.delete([COLLECTED])
+    assert store.reclaim.rebuild_layouts().lost == []
+    assert layout not in {info.key for info in blobs.list(LAYOUTS)}, "its chunks are in no pack"
+    assert store.check(read_data=True).findings == []
+    report = store.repair()
+    assert (report.objects, report.hit) == ([], [])
+
+
+def test_packs_of_a_removed_version_whose_layout_is_lost_are_no_garbage(
+    store: Store, blobs: MemoryStore
+) -> None:
+    layout = layout_key(store.resolve("m@2").digest)
+    store.remove("m@2")
+    blobs.delete([layout])
+    assert store.check(read_data=True).findings == []
+    assert [one.outcome for one in store.repair().objects] == ["repaired"]
+    store.undelete("m@2")
+    assert store.check(read_data=True).findings == []
+
+
+def test_a_missing_manifest_of_a_removed_version_is_no_damage(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """Who has lost a version and removes it has done what there is to do."""
+    key = version_key(store.resolve("m@2").digest)
+    blobs.delete([key])
+    assert [(one.key, one.needed_by) for one in store.check().findings] == [(key, ("m@2",))]
+    assert [one.version for one in store.repair().hit] == ["m@2"]
+    store.remove("m@2")
+    assert not store.check(read_data=True).damaged
+    assert store.repair().is_whole
+
+
+def test_once_a_collection_took_a_window_for_over_nothing_of_it_is_damage(
+    store: Store, blobs: MemoryStore
+) -> None:
+    key = version_key(store.resolve("m@2").digest)
+    store.remove("m@2")
+    spoil(blobs, key, flipped(-1))
+    assert [one.needed_by for one in store.check().findings] == [("m@2 (removed)",)]
+    store.reclaim.run(grace=timedelta(0), window=timedelta(0))
+    assert not store.check(read_data=True).damaged
+    assert store.repair().is_whole

@@ -158,8 +158,9 @@ class _Check:
         self._folds: list[tuple[FoundFold, int]] = []
         """Folds that are what the patches give as far as metadata tells, with the bytes to compare.
         """
-        self._needed: list[tuple[int, Digest]] = []
-        """Findings, by number, with the manifests that they are about."""
+        self._needed: dict[Finding, tuple[Digest, bool]] = {}
+        """Findings with the manifests that they are about, and whether the object is missing."""
+        self._is_unread = False
         self._bad_folds: list[str] = []
         self._unused_folds: set[str] = set()
         self._saving = is_saving(home.blobs)
@@ -201,14 +202,13 @@ class _Check:
         Args:
             is_named: Whether the findings say who needs them, after a second look.
         """
-        found = self._report.findings
         if not is_named:
             try:
                 self._name_users()
-                found += self._problems.look_again()
+                self._report.findings += self._problems.look_again()
             except TierstoreError:
-                found += self._problems.unconfirmed()
-        for one in found:
+                self._report.findings += self._problems.unconfirmed()
+        for one in self._report.findings:
             needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
             _log.error("%s: %s: %s%s", one.severity, one.key, one.what, needed)
         with suppress(TierstoreError):
@@ -216,15 +216,26 @@ class _Check:
 
     def _damage(self, key: str, what: object, needs: Digest | str | None = None) -> None:
         """Note damage that hits one version, or all that need a manifest."""
-        if isinstance(needs, Digest):  # who needs it is known once all chains were looked at
-            self._needed.append((len(self._report.findings), needs))
         users = (needs,) if isinstance(needs, str) else ()
-        self._report.findings.append(Finding("damage", key, without_advice(what), users))
+        found = Finding("damage", key, without_advice(what), users)
+        if isinstance(needs, Digest):  # who needs it is known once all chains were looked at
+            self._needed[found] = needs, isinstance(what, NotFound)
+        self._report.findings.append(found)
 
     def _name_users(self) -> None:
-        findings = self._report.findings
-        for at, digest in self._needed:
-            findings[at] = replace(findings[at], needed_by=tuple(self._users.of(digest)))
+        """Say who needs what was found; what is missing of removed versions was collected."""
+        findings: list[Finding] = []
+        for one in self._report.findings:
+            if one not in self._needed:
+                findings.append(one)
+                continue
+            digest, is_missing = self._needed[one]
+            named = self._users.of(digest)
+            if users := named.in_force if is_missing else named.every:
+                findings.append(replace(one, needed_by=tuple(users)))
+            else:  # it may have needed any pack
+                self._is_unread = True
+        self._report.findings = findings
         self._needed.clear()
 
     @contextmanager
@@ -498,7 +509,7 @@ class _Check:
 
     def _garbage(self, found: set[str], what: str) -> None:
         # what cannot be read may need any object: then nothing is called garbage
-        if not self._report.damaged:
+        if not (self._report.damaged or self._is_unread):
             if self._saving:
                 what += ", unless the save that is running now does: leave it alone"
             self._report.findings += [Finding("garbage", key, what) for key in sorted(found)]

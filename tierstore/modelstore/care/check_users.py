@@ -79,11 +79,11 @@ class Users:
         """The manifests that are kept: those that are read, and those that have a fold in use."""
         return {*self._own, *self._below, *self._folded}
 
-    def of(self, digest: Digest) -> list[str]:
+    def of(self, digest: Digest) -> Named:
         """Return the versions that need a manifest or its fold."""
         every = (self._own, self._below, self._folded)
         names = dict.fromkeys(name for names in every for name in names.get(digest, ()))
-        return self._named_now(names).every
+        return self._named_now(names)
 
     def hit(
         self, digests: Iterable[Digest], is_lost: Callable[[Digest], bool]

@@ -54,7 +54,7 @@ class Removals:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._known: dict[str, _Known] = {}
-        self._now_s: float | None = None
+        self._now: tuple[float, int] | None = None
 
     def of(self, model: str) -> Removed:
         """Return the versions of a model that are removed now."""
@@ -174,16 +174,18 @@ class Removals:
         )
 
     def expired(self, model: str) -> set[int]:
-        """Return the removed versions of a model whose window is over.
+        """Return the removed versions of a model whose window is over, or was for a collection.
 
-        Home's clock is asked once by each of these, and only where something is removed.
+        Home's clock, and what collections took for over, are asked for once by each of these, and
+        only where something is removed.
         """
         removed = self.of(model)
         if not removed:
             return set()
-        if self._now_s is None:
-            self._now_s = home_or_own_now_s(self._home.blobs)
-        since_us = (self._now_s - window_s(self._home.blobs, model)) * 1e6
+        if self._now is None:
+            self._now = home_or_own_now_s(self._home.blobs), over_us(self._home.blobs)
+        now_s, collected_us = self._now
+        since_us = max((now_s - window_s(self._home.blobs, model)) * 1e6, collected_us)
         return {number for number, entry in removed.items() if entry.time_us <= since_us}
 
     def until(self, model: str, entry: RefEntry) -> datetime:

@@ -68,6 +68,8 @@ class ContentRepair:
             why = lost.get(digest, "")
             if not why and (digest in there or self._objects.is_there(key)):
                 continue
+            if not why and digest in self._users.removed:  # its versions were given up
+                continue
             why = why or _MISSING
             done = "no other object says what is in it; saving that content again writes it anew"
             self._report.add("lost", key, why, done)
@@ -117,6 +119,8 @@ class ContentRepair:
             self._report.add("lost", key, why, "its manifest is lost, too")
             return
         except NotFound as error:  # of a chunk, or of the manifest itself
+            if digest in self._users.removed:  # it was collected
+                return
             self._report.add("lost", key, why, str(error))
             return
         except BackendError as error:  # a tier that may have it cannot be asked, or home written
