@@ -235,24 +235,24 @@ _FORMAT = (
         "check-reads-layouts-twice",
         "SPEC 12: a layout may have been written anew since it was read, and its packs deleted.",
         "modelstore/care/check_findings.py",
-        "            table = parse_layout(self._home.blobs.get(key), digest, key)\n",
-        "            raise NotFound(key)\n",
+        "            return set(chunks_of(manifest)), read_layout(self._home, digest, manifest)\n",
+        "            return None\n",
         ("integration/test_check_meanwhile.py::test_a_layout_that_is_written_anew_meanwhile",),
     ),
     Mutation(
         "check-oldest-first",
         "Docs, operations: nothing is read twice before all was read once.",
         "modelstore/care/check_data.py",
-        "order = sorted(items, key=lambda item: last[item.copy])",
-        "order = items",
+        "sorted(items, key=lambda item: last[item.copy])",
+        "items",
         ("integration/test_check_subset.py::test_subsets_in_turn_cover_everything_once",),
     ),
     Mutation(
         "check-damaged-first",
         "Docs, operations: a copy that is damaged is read first until it is good again.",
         "modelstore/care/check_data.py",
-        "(times.note if good else times.forget)(item.copy)",
-        "times.note(item.copy)",
+        "(self._times.note if good else self._times.forget)(item.copy)",
+        "self._times.note(item.copy)",
         (
             "integration/test_check_subset.py::"
             "test_damage_is_found_in_its_turn_and_comes_first_from_then_on[0-warm]",
@@ -296,8 +296,8 @@ _FORMAT = (
         "check-reads-proofs",
         "CLI, check: with --read-data, everything is read that a reader may need.",
         "modelstore/care/check_data.py",
-        "            reader.read(wants, own=True)\n            reader.check_proofs(batch)\n",
-        "            reader.read(wants, own=True)\n",
+        "reader.check_proofs(batch)\n            return\n",
+        "return\n",
         ("integration/test_forged_parts.py::test_check_finds_a_bad_proof",),
     ),
     Mutation(
@@ -4797,9 +4797,9 @@ _REMOVAL = (
     Mutation(
         "check-mourns-collected-layouts",
         "SPEC 9.1: What is gone of a removed version is no damage.",
-        "modelstore/care/check.py",
-        "if users := named.in_force if is_missing else named.every:",
-        "if users := named.every:",
+        "modelstore/care/check_findings.py",
+        "problem = _Problem(key, what, is_gone=isinstance(error, NotFound))",
+        "problem = _Problem(key, what)",
         (
             "integration/test_check_removed.py::"
             "test_what_was_collected_is_not_lost_with_its_layout[False]",
@@ -4810,8 +4810,8 @@ _REMOVAL = (
     Mutation(
         "check-takes-what-it-cannot-read-for-garbage",
         "check: what cannot be read may need any object, so that nothing is called garbage.",
-        "modelstore/care/check.py",
-        "                self._is_unread = True\n",
+        "modelstore/care/check_findings.py",
+        "                self.hides_packs = True\n",
         "                pass\n",
         (
             "integration/test_check_removed.py::"
@@ -4822,8 +4822,8 @@ _REMOVAL = (
         "repair-mourns-collected-layouts",
         "SPEC 9.1: What is gone of a removed version is no damage.",
         "modelstore/reclaim/repair/content.py",
-        "            if digest in self._users.removed:  # it was collected\n                return\n",
-        "",
+        "if digest in self._users.removed:  # it was collected\n",
+        "if False:\n",
         (
             "integration/test_check_removed.py::"
             "test_what_was_collected_is_not_lost_with_its_layout[False]",
@@ -5635,12 +5635,12 @@ _COLLECTED = (
         ("integration/test_check_folds.py::test_a_version_that_cannot_be_loaded_is_named",),
     ),
     Mutation(
-        "check-trusts-what-it-has-not-read",
-        "modelstore/care/check_findings.py: what was not read does not stand in for a lost fold.",
-        "modelstore/care/check_findings.py",
-        "(self.reads_data and digest not in looked_at)",
-        "False",
-        ("integration/test_check_folds.py::test_a_version_that_cannot_be_loaded_is_named",),
+        "check-reads-no-stand-ins",
+        "check --read-data: what stands in for a fold in which data is damaged is read, too.",
+        "modelstore/care/check.py",
+        "while sizes := self._check_stand_ins():",
+        "while sizes := {}:",
+        ("integration/test_check_folds.py::test_what_lies_below_a_lost_fold_is_read[frame-True]",),
     ),
     Mutation(
         "window-of-what-has-a-lost-fold",
@@ -6578,7 +6578,7 @@ _WAYS = (
         "check-mourns-what-was-collected-below-a-fold",
         "SPEC 10.1: Of what lies below a whole fold nothing is needed.",
         "modelstore/care/check_findings.py",
-        "elif not self.is_gone:",
+        "elif not self.is_gone or (self.pack is None and named.in_force):",
         "else:",
         (
             "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
@@ -6600,11 +6600,12 @@ _WAYS = (
         "check-trusts-what-it-has-not-looked-at",
         "SPEC 8: A lost fold loses nothing while the chain below exists, and only then.",
         "modelstore/care/check_findings.py",
-        "                self.unfit.add(pack)\n",
+        "                found.add(digest)\n",
         "                pass\n",
         (
             "integration/test_check_folds.py::"
             "test_what_lies_below_a_fold_that_is_gone_may_be_gone_as_well",
+            "integration/test_check_folds.py::test_a_version_that_cannot_be_loaded_is_named",
         ),
     ),
     Mutation(
@@ -6623,8 +6624,8 @@ _WAYS = (
         "check-ends-with-a-tier",
         "Docs, operations: a tier that fails while a check runs is left out from then on.",
         "modelstore/care/check_copies.py",
-        "            self.down.setdefault(tier, str(error))\n\n    def failed",
-        "            raise\n\n    def failed",
+        "            self.down[tier.name] = str(error)\n            return False\n",
+        "            raise error\n",
         (
             "integration/test_check_cut_short.py::"
             "test_what_is_damaged_elsewhere_is_found_while_a_tier_is_down",
@@ -6634,11 +6635,62 @@ _WAYS = (
         "check-ends-with-the-data-of-a-tier",
         "Docs, operations: a tier that fails while a check runs is left out from then on.",
         "modelstore/care/check_data.py",
-        "                copies.failed(*item.copy, error)\n",
+        "                if not tiers.failed:  # it was home\n                    raise\n",
         "                raise\n",
         (
             "integration/test_check_cut_short.py::"
             "test_data_that_a_failing_tier_leaves_is_read_by_the_next_check[4]",
+        ),
+    ),
+    Mutation(
+        "check-blames-a-tier-for-one-copy",
+        "Docs, operations: a copy that cannot be read is damage, and its tier is read on.",
+        "modelstore/care/check_copies.py",
+        "if isinstance(error, Unreachable):",
+        "if True:",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_a_copy_that_cannot_be_read_is_found_and_no_tier_is_down[0-0]",
+            "integration/test_check_cut_short.py::"
+            "test_a_copy_that_cannot_be_read_is_found_and_no_tier_is_down[2-1]",
+        ),
+    ),
+    Mutation(
+        "check-loses-data-that-a-tier-may-have",
+        "Docs, operations: nothing that a tier may have that is down is called lost.",
+        "modelstore/care/check_data.py",
+        "if down := sorted(",
+        "if down := [] and sorted(",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_data_that_a_failing_tier_may_have_good_is_not_lost",
+        ),
+    ),
+    Mutation(
+        "check-mourns-damaged-bases-of-none",
+        "SPEC 10.1: A base that nothing needs since its deltas were stored anew is no damage.",
+        "modelstore/care/check_findings.py",
+        "else problem.place.digest in chunks\n                and table",
+        "else table",
+        ("integration/test_check_ways.py::test_a_damaged_base_that_nothing_needs_is_no_damage",),
+    ),
+    Mutation(
+        "check-names-a-lost-manifest-for-each-version",
+        "check: what lies on a manifest that is lost is named with it, and not by itself.",
+        "modelstore/care/check.py",
+        "if all(map(self._is_readable, below.read)):",
+        "if True:",
+        ("integration/test_check_folds.py::test_a_lost_manifest_is_named_once",),
+    ),
+    Mutation(
+        "check-hides-what-leads-to-a-fold",
+        "check: what is missing of a fold is told, also while what lies below is read.",
+        "modelstore/care/check_patches.py",
+        "return Below(read, folded, fold, tuple(chain.ignored))",
+        "return Below(read, folded, fold)",
+        (
+            "integration/test_check_folds.py::"
+            "test_what_leads_to_a_fold_is_spare_while_what_lies_below_is_whole[version_key]",
         ),
     ),
     Mutation(
@@ -6653,8 +6705,8 @@ _WAYS = (
         "check-marks-what-may-be-good",
         "SPEC 8: Only what every tier that could be asked has damaged is marked, and called lost.",
         "modelstore/care/check_copies.py",
-        "if len(bad) == len(footers) and unread:",
-        "if False:",
+        "if len(bad) == len(footers) and not self._copies.unread(key):",
+        "if len(bad) == len(footers):",
         (
             "integration/test_check_cut_short.py::"
             "test_what_is_damaged_elsewhere_is_found_while_a_tier_is_down",
@@ -6664,8 +6716,8 @@ _WAYS = (
         "check-reads-another-copy",
         "Docs, operations: of every pack in every tier, the copies that were not read for longest.",
         "modelstore/care/check_data.py",
-        "if self._tiers_read and tier.name not in self._tiers_read:",
-        "if False:",
+        "return None if tier.name in self._copies.down else self._good",
+        "return self._good",
         (
             "integration/test_check_cut_short.py::"
             "test_a_copy_in_a_tier_that_fails_is_left_though_another_one_was_read",

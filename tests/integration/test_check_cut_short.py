@@ -12,12 +12,13 @@ import pytest
 import tierstore
 from tests.integration.kit import MIB, settings, tensors
 from tests.integration.test_check_subset import interrupting
+from tests.integration.test_collector_schedules import tuned, weights
 from tests.integration.test_quarantine import flip, places
 from tests.integration.test_repair import flipped, spoil
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.cli.kit.app import run
-from tierstore.errors import Unreachable
+from tierstore.errors import BackendError, Unreachable
 from tierstore.format.keys import PACKS, QUARANTINE, pack_key
 from tierstore.format.tiers import TierSpec
 from tierstore.modelstore.home.home import create_config
@@ -170,6 +171,76 @@ def test_what_was_found_before_home_failed_is_told(
     [said] = [r.getMessage() for r in caplog.records if r.name == "tierstore.check"]
     assert said.startswith(f"damage: {world.keys[2]}: ")
     assert world.marks == []
+
+
+def test_data_that_a_failing_tier_may_have_good_is_not_lost(world: World) -> None:
+    flip(world.tiers["warm"], world.frames[0])
+    with world.open(cold=failing()) as store:
+        report = store.check(read_data=True)
+    [finding] = report.findings
+    assert (finding.key, finding.needed_by) == (world.keys[0], ())
+    assert "tier cold may have it good and could not be asked" in finding.what
+    assert report.down == {"cold": "it is down"}
+    assert (report.quarantined, world.marks) == ([], [])
+
+
+def test_a_tier_is_not_blamed_for_another(world: World) -> None:
+    """Deltas in warm need bases that only cold has, which is down; what else is in warm is read."""
+    with world.open() as store:
+        base = store.save("b", weights(1), base=None)
+        store.save("b", tuned(weights(1), 2), base="b@1")
+        [key] = {pack_key(one.pack) for one in places(store, f"b@{base.number}", "emb")}
+    world.tiers["cold"].put(key, world.tiers["warm"].get(key))
+    world.tiers["warm"].delete([key])
+    flip(world.tiers["warm"], world.frames[2])
+    with world.open(cold=failing()) as store:
+        report = store.check(read_data=True)
+    assert [(one.key, one.needed_by) for one in report.findings] == [(world.keys[2], ("m2@1",))]
+    assert report.down == {"cold": "it is down"}
+    assert report.data.copies == 3
+    assert report.data.copies_left == 5
+
+
+def bad_sector(key: str, after: int) -> Plan:
+    """Let so many reads of one pack through, and fail then."""
+    calls = iter(range(after))
+
+    def plan(op: str, wanted: str, n: int) -> None:
+        if op in ("get", "get_ranges") and wanted == key and next(calls, None) is None:
+            raise BackendError("reading failed: Input/output error")
+
+    return plan
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_copy_that_cannot_be_read_is_found_and_no_tier_is_down(
+    world: World, after: int, number: int
+) -> None:
+    """In the footer, and in the data; what else the tier has is read."""
+    flip(world.tiers["warm"], world.frames[1])
+    key = world.keys[number]
+    for _ in range(2):
+        with world.open(warm=bad_sector(key, after)) as store:
+            report = store.check(read_data=True)
+        found = {one.key: one for one in report.findings}
+        assert found.keys() == {world.keys[1], key}
+        assert "its copy in tier warm cannot be read" in found[key].what
+        assert "Input/output error" in found[key].what
+        assert ("another one is good" in found[key].what) == (number == 0)
+        assert found[key].needed_by == (() if number == 0 else ("m2@1",))
+        assert report.down == {}
+        assert (report.data.copies, report.data.copies_left) == (6, 0)
+        assert world.marks == []
+
+
+def test_a_copy_that_cannot_be_read_is_not_lost_while_a_tier_is_down(world: World) -> None:
+    with world.open(warm=bad_sector(world.keys[0], 1), cold=failing()) as store:
+        report = store.check(read_data=True)
+    [finding] = report.findings
+    assert (finding.key, finding.needed_by) == (world.keys[0], ())
+    assert "tier cold could not be asked for another one" in finding.what
+    assert report.down == {"cold": "it is down"}
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -220,15 +220,70 @@ def test_what_is_gone_of_both_is_damage(folded: Store, blobs: MemoryStore, read_
 def test_what_lies_below_a_fold_that_is_gone_may_be_gone_as_well(
     folded: Store, blobs: MemoryStore
 ) -> None:
-    """Nothing else needs it, so that the check has not looked at it."""
+    """Nothing else needs it, so that the check looks at it only now."""
     key, below = fold_pack(folded), own_pack(folded, folded.resolve("m@2").digest)
     folded.remove("m@2")
     folded.retention.set("m", window=timedelta(0))
     blobs.delete([key])
     assert folded.check().findings == []
     blobs.delete([below])
-    assert [(one.key, one.needed_by) for one in folded.check().findings] == [(key, ("m@3",))]
+    both = [(one, ("m@3",)) for one in sorted((key, below))]
+    assert [(one.key, one.needed_by) for one in folded.check().findings] == both
     assert [one.version for one in folded.repair().hit] == ["m@3"]
+
+
+def expire(store: Store) -> None:
+    """Have nothing but the fold of m@2 need what lies below it."""
+    store.remove("m@2")
+    store.retention.set("m", window=timedelta(0))
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize("lost", ["pack", "frame"])
+def test_what_lies_below_a_lost_fold_is_read(
+    folded: Store, blobs: MemoryStore, lost: str, is_damaged: bool
+) -> None:
+    fold, below = fold_pack(folded), own_pack(folded, folded.resolve("m@2").digest)
+    expire(folded)
+    before = folded.check(read_data=True)
+    assert before.findings == []
+    if lost == "pack":
+        blobs.delete([fold])
+    else:
+        spoiled(blobs, fold)
+    if is_damaged:
+        spoiled(blobs, below)
+    report = folded.check(read_data=True)
+    named = {(one.key, one.needed_by) for one in report.findings}
+    users = ("m@3",) if is_damaged else ()
+    wanted = {(fold, users)} if is_damaged or lost == "frame" else set()
+    assert named == (wanted | {(below, users)} if is_damaged else wanted)
+    assert report.data.copies == before.data.copies + (lost == "frame")
+    if lost == "pack":
+        assert folded.repair().is_whole != is_damaged
+
+
+@pytest.mark.parametrize("key_of", [version_key, layout_key])
+def test_what_leads_to_a_fold_is_spare_while_what_lies_below_is_whole(
+    folded: Store, blobs: MemoryStore, cache: Path, key_of: Callable[[Digest], str]
+) -> None:
+    """One finding says so, however many versions lie on the fold."""
+    full = fold_of(folded._parts.home, folded.resolve("m@2").digest)
+    assert full is not None
+    data = bytearray(blobs.get(key_of(full)))
+    data[-1] ^= 1
+    blobs.put(key_of(full), data)
+    [finding] = folded.check().findings
+    assert (finding.severity, finding.key, finding.needed_by) == ("damage", key_of(full), ())
+    reads(folded, blobs, cache)
+
+
+def test_a_lost_manifest_is_named_once(folded: Store, blobs: MemoryStore) -> None:
+    key = version_key(folded.resolve("m@1").digest)
+    folded.patch("m@1", {"head": Dense(FOLDED["head"])}, fold=False)
+    blobs.delete([key])
+    [finding] = folded.check().findings
+    assert (finding.key, finding.needed_by) == (key, ("m@1", "m@4"))
 
 
 @pytest.mark.parametrize("which", ["below", "fold"])

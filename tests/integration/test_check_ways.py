@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.integration.kit import MIB, created, equal, opened
 from tests.integration.test_collector import packs, packs_of
 from tests.integration.test_collector_schedules import tuned, weights
+from tests.integration.test_quarantine import flip
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.keys import MOVES, layout_key, move_key, pack_key
@@ -141,6 +142,31 @@ def test_a_base_that_nothing_needs_since_a_rebase_is_no_damage(
         report = store.check(read_data=read_data)
         assert not report.damaged, report.findings
         assert store.repair().is_whole
+
+
+def test_a_damaged_base_that_nothing_needs_is_no_damage(blobs: MemoryStore, cache: Path) -> None:
+    with created(blobs, cache) as store:
+        enable(store._parts.home, wait_s=0)
+        store.save("m", BASE, base=None)
+        digest = store.save("m", TUNED, base="m@1").digest
+        [base] = packs_of(store, "m@1")
+        table = store.load("m@2")._opened.content.table
+        place = next(
+            one for one in table.places_in(base) if any(one.digest in o.bases for o in table)
+        )
+        before = bytes(blobs.get(layout_key(digest)))
+        store.rebase("m@2", above=1)
+        blobs.put(layout_key(digest), before)
+        store.remove("m@1")
+        store.retention.set("m", window=timedelta(0))
+        flip(blobs, place)
+    with opened(blobs, cache) as store:
+        equal(store.load("m@2").load(), TUNED)
+        report = store.check(read_data=True)
+        assert not report.damaged, report.findings
+        assert report.quarantined == [pack_key(base)], "a save may reuse it"
+        assert store.repair().is_whole
+        assert not store.check(read_data=True).damaged
 
 
 # What a check says against what a reader does

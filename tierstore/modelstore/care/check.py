@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -20,27 +20,28 @@ from tierstore.errors import (
     Damaged,
     InvalidName,
     NotFound,
+    OutOfSpace,
     TierstoreError,
     UnsupportedFormat,
 )
 from tierstore.format import keys
-from tierstore.format.layout import missing_chunks, parse_layout, parse_move
+from tierstore.format.layout import parse_move
 from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.reflog import RefEntry
 from tierstore.format.segments import parse_any_segment
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Looked, Suspects
-from tierstore.modelstore.care.check_data import DataRead, Item, Limits, PackData, read_items
-from tierstore.modelstore.care.check_findings import Finding, PackProblems, without_advice
+from tierstore.modelstore.care.check_data import DataRead, Item, ItemReader, Limits, PackData, Read
+from tierstore.modelstore.care.check_findings import Finding, Problems, without_advice
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
-from tierstore.modelstore.care.check_parts import NeededParts, distinct
-from tierstore.modelstore.care.check_patches import Below, needed_below
+from tierstore.modelstore.care.check_parts import NeededParts, distinct, read_layout
+from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.care.check_removed import ExpiredVersions
 from tierstore.modelstore.care.check_users import Users
 from tierstore.modelstore.care.readtimes import ReadTimes
 from tierstore.modelstore.chunks.examine import examine, quarantine
 from tierstore.modelstore.home.ahead import ahead
-from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.home.refs import highest_of
 from tierstore.modelstore.settings import Settings
@@ -160,28 +161,30 @@ class _Check:
         """
         self._needed: dict[Finding, tuple[Digest, bool]] = {}
         """Findings with the manifests that they are about, and whether the object is missing."""
-        self._is_unread = False
         self._bad_folds: list[str] = []
         self._unused_folds: set[str] = set()
         self._saving = is_saving(home.blobs)
         self._copies, self._suspects = Copies(home), Suspects()
-        self._problems = PackProblems(home, self._users, parts)
+        self._looked_at: set[Digest] = set()
+        self._verified: set[bytes] = set()
+        self._archived: set[bytes] = set()
+        self._problems = Problems(home, self._users, parts)
         self._data = PackData(home, settings, self._copies, parts, self._problems, self._suspects)
 
     def run(self, limits: Limits | None) -> CheckReport:
         """Check the store; with limits its data as well."""
-        is_told, self._problems.reads_data = False, limits is not None
+        is_told = False
         try:
             sizes = self._look(limits)
             self._quarantine(lift=limits is not None and not self._report.data.copies_left)
-            self._name_users()
-            self._report.findings += self._problems.look_again()
+            self._look_again()
             is_told = True
             self._find_garbage(sizes.keys())
         except (TierstoreError, KeyboardInterrupt):
             self._tell(is_named=is_told)
             raise
         self._report.down = self._copies.down
+        self._report.packs, self._report.archived = len(self._verified), len(self._archived)
         self._report.findings.sort(key=lambda f: (f.severity != "damage", f.key))
         return self._report
 
@@ -189,9 +192,11 @@ class _Check:
         self._check_refs()
         for digest in self._users.each():
             self._check_version(digest)
-        sizes = self._check_packs()
+        self._report.chunks = self._parts.chunks()
+        sizes = self._check_packs(self._parts.packs())
         self._check_segments()
         self._check_folds()
+        sizes |= self._check_stand_ins()
         if limits is not None:
             self._check_data(limits, sizes)
         return sizes
@@ -204,8 +209,7 @@ class _Check:
         """
         if not is_named:
             try:
-                self._name_users()
-                self._report.findings += self._problems.look_again()
+                self._look_again()
             except TierstoreError:
                 self._report.findings += self._problems.unconfirmed()
         for one in self._report.findings:
@@ -222,6 +226,12 @@ class _Check:
             self._needed[found] = needs, isinstance(what, NotFound)
         self._report.findings.append(found)
 
+    def _look_again(self) -> None:
+        """Say who needs what was found as of now."""
+        self._users.forget_removals()
+        self._name_users()
+        self._report.findings += self._problems.look_again()
+
     def _name_users(self) -> None:
         """Say who needs what was found; what is missing of removed versions was collected."""
         findings: list[Finding] = []
@@ -233,8 +243,6 @@ class _Check:
             named = self._users.of(digest)
             if users := named.in_force if is_missing else named.every:
                 findings.append(replace(one, needed_by=tuple(users)))
-            else:  # it may have needed any pack
-                self._is_unread = True
         self._report.findings = findings
         self._needed.clear()
 
@@ -316,37 +324,57 @@ class _Check:
             self._damage(key, f"it points to b3:{digest.hex}, which no version has")
 
     def _check_version(self, digest: Digest) -> None:
-        key = keys.version_key(digest)
-        manifest: Manifest | None = None
-        with self._noting(key, digest):
+        manifest = self._check_own(digest)
+        if manifest is not None:
+            self._check_members(manifest, digest)
+            self._check_chain(manifest, digest)
+
+    def _check_own(self, digest: Digest) -> Manifest | None:
+        """Read a manifest and its layout, and note what that places where."""
+        self._looked_at.add(digest)
+        try:
             manifest = self._home.manifest(digest)
-            self._report.versions += 1
-        if manifest is None:
-            return
-        self._check_members(manifest, digest)
-        self._check_chain(manifest, digest)
-        key = keys.layout_key(digest)
-        with self._noting(key, digest):
-            try:
-                data = self._home.blobs.get(key)
-            except NotFound:
-                raise NotFound(
-                    "it is missing; 'tierstore layout rebuild --all' makes it anew"
-                ) from None
-            table = parse_layout(data, digest, f"layout {key}")
-            missing = missing_chunks(table, chunks_of(manifest))
-            if missing:
-                raise Damaged(f"it has no place for {len(missing)} of the version's chunks")
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            self._problems.unread(keys.version_key(digest), error, digest)
+            return None
+        self._report.versions += 1
+        try:
+            table = read_layout(self._home, digest, manifest)
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            self._problems.unread(keys.layout_key(digest), error, digest)
+        else:
             self._parts.add(digest, table)
+        return manifest
 
     def _check_chain(self, manifest: Manifest, digest: Digest) -> None:
-        info = patch_info(manifest)
-        if info is None:
+        if patch_info(manifest) is None:
             return
-        below = Below(tuple(info.digests))  # as it says itself
-        with self._noting(keys.version_key(digest), digest):
+        try:
             below = needed_below(self._home, digest)
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            below = named_below(self._home, digest)
+            if all(map(self._is_readable, below.read)):  # else that one is named
+                self._damage(keys.version_key(digest), error, digest)
         self._users.add_below(digest, below)
+
+    def _is_readable(self, digest: Digest) -> bool:
+        with suppress(Damaged, NotFound, UnsupportedFormat):
+            self._home.manifest(digest)
+            return True
+        return False
+
+    def _check_stand_ins(self) -> dict[bytes, tuple[int, int]]:
+        """Look at what is read in the place of folds with losses, as at what versions need.
+
+        Returns:
+            Frame bytes and plain bytes that are needed of the packs in which that lies.
+        """
+        sizes: dict[bytes, tuple[int, int]] = {}
+        while found := self._problems.stand_ins(self._looked_at):
+            for digest in found:
+                self._check_own(digest)
+            sizes |= self._check_packs(self._parts.packs_of(found))
+        return sizes
 
     def _check_members(self, manifest: Manifest, digest: Digest) -> None:
         """Check that the log of every member of a release has the version that it names."""
@@ -356,31 +384,35 @@ class _Check:
                 if log.entry(member.version).manifest != member.manifest.hex():
                     raise Damaged(f"a release names b3:{member.manifest.hex()} under this number")
 
-    def _check_packs(self) -> dict[bytes, tuple[int, int]]:
-        """Check every pack's footer, and that each layout agrees with it.
+    def _check_packs(self, packs: Iterable[bytes]) -> dict[bytes, tuple[int, int]]:
+        """Check the footers of packs, and that each layout agrees with it.
 
         Returns:
             Frame bytes and plain bytes that are needed of each pack.
         """
-        self._report.chunks = self._parts.chunks()
         check = CopyCheck(self._home, self._copies, self._problems, self._suspects)
         sizes: dict[bytes, tuple[int, int]] = {}
         unfit: dict[bytes, Looked] = {}
-        for pack, footers in ahead(check.read, self._parts.packs()):
+        for pack, footers in ahead(check.read, packs):
             places = [place for _, own in distinct(self._parts.of(pack)) for place in own]
             frame_bytes = sum(place.frame_bytes for place in places)
             sizes[pack] = frame_bytes, sum(place.plain_bytes for place in places)
             looked = check.look(pack, set(places), footers)
-            if looked.gone or looked.bad is not None:
+            if looked.gone or looked.bad:
                 unfit[pack] = looked
-            self._report.packs += looked.verified
-            self._report.archived += looked.archived
+            self._count(pack, looked)
         self._problems.unfit.update(unfit)  # a way may lead through any of them
         for pack, looked in unfit.items():
             if check.look_behind(pack, looked, distinct(self._parts.of(pack))):
                 self._data.bad.add(pack)
-            self._report.archived += looked.archived
+            self._count(pack, looked)
         return sizes
+
+    def _count(self, pack: bytes, looked: Looked) -> None:
+        if looked.verified:
+            self._verified.add(pack)
+        if looked.archived:
+            self._archived.add(pack)
 
     def _check_segments(self) -> None:
         for info in self._home.blobs.list(keys.INDEX):
@@ -430,16 +462,25 @@ class _Check:
             items.append(Item(("", fold.key), plain_bytes, plain_bytes, self._fold_reader(fold)))
         path = self._settings.cache_dir / self._home.config.store_id / "checked.sqlite"
         with ReadTimes(path, "check") as times:
-            read_items(items, times, limits, self._progress, self._report.data, self._copies)
+            data, down = self._report.data, self._copies.down
+            reader = ItemReader(times, limits, self._progress, data, down)
+            reader.read(items)
+            while sizes := self._check_stand_ins():  # of folds in which damage was found
+                reader.read(self._data.items(sizes))
         self._report.data_bytes = self._data.decoded_bytes
 
-    def _fold_reader(self, fold: FoundFold) -> Callable[[Callable[[int], None]], bool]:
-        def read(count: Callable[[int], None]) -> bool:
+    def _fold_reader(self, fold: FoundFold) -> Read:
+        def read(count: Callable[[int], None]) -> bool | None:
             check = self._fold_check(fold)
-            with suppress(Damaged, NotFound, UnsupportedFormat):  # it was named with its chunks
+            try:
                 differs = check.compare_data(count) if check is not None else ""
-                return not self._differs(fold, differs)
-            return False
+            except (Damaged, NotFound, UnsupportedFormat):  # it was named with its chunks
+                return False
+            except OutOfSpace:  # of the check itself
+                raise
+            except BackendError:  # the copy or the tier was named, or will be
+                return None
+            return not self._differs(fold, differs)
 
         return read
 
@@ -509,7 +550,7 @@ class _Check:
 
     def _garbage(self, found: set[str], what: str) -> None:
         # what cannot be read may need any object: then nothing is called garbage
-        if not (self._report.damaged or self._is_unread):
+        if not (self._report.damaged or self._problems.hides_packs):
             if self._saving:
                 what += ", unless the save that is running now does: leave it alone"
             self._report.findings += [Finding("garbage", key, what) for key in sorted(found)]

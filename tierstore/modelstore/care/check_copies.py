@@ -13,13 +13,13 @@ from tierstore.errors import (
     Damaged,
     NotFound,
     OutOfSpace,
+    Unreachable,
     UnsupportedFormat,
 )
 from tierstore.format import keys
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.modelstore.care.check_findings import PackProblems
+from tierstore.modelstore.care.check_findings import Problems
 from tierstore.modelstore.care.check_parts import Part
-from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.tiers.durable.tier import DurableTier
@@ -37,9 +37,9 @@ class Footer:
 
     tier: str
     places: Sequence[ChunkPlace]
-    error: Damaged | UnsupportedFormat | None = None
+    error: Damaged | UnsupportedFormat | BackendError | None = None
 
-    def wrong(self, places: Set[ChunkPlace]) -> Damaged | UnsupportedFormat | None:
+    def wrong(self, places: Set[ChunkPlace]) -> Damaged | UnsupportedFormat | BackendError | None:
         """Return what is wrong with it, where layouts have these places in the pack."""
         if self.error is None and not places <= set(self.places):
             return Damaged("a layout and the pack's own index do not agree")
@@ -96,17 +96,21 @@ class Copies:
         except BackendError as error:
             self.down.setdefault(tier, str(error))
 
-    def failed(self, tier: str, key: str, error: BackendError) -> None:
-        """Note as down what fails now, or else the tier of what could not be read.
+    def is_of_copy(self, tier: DurableTier, key: str, error: BackendError) -> bool:
+        """Return whether reading one copy failed, as on a bad sector, while its tier answers.
 
-        Raises ``error`` where no tier is down and none was named.
+        Else the tier is noted as down, unless the copy is gone.
         """
-        before = len(self.down)
-        self.now(key)
-        if tier and len(self.down) == before:
-            self.down.setdefault(tier, str(error))
-        elif not self.down:
-            raise error
+        if tier.name in self.down:
+            return False
+        if isinstance(error, Unreachable):
+            self.down[tier.name] = str(error)
+            return False
+        with suppress(NotFound), self.asking(tier.name):
+            tier.verify()
+            tier.blobs.info(key)
+            return True
+        return False
 
     def read(self, key: str, copies: Iterable[tuple[DurableTier, int]]) -> list[Footer]:
         """Read the footers of those copies that are still there, and neither archived nor down."""
@@ -114,16 +118,28 @@ class Copies:
         for tier, size in copies:
             if tier.archive is not None or tier.name in self.down:
                 continue
-            with suppress(NotFound), self.asking(tier.name):
-                try:
-                    found.append(Footer(tier.name, read_footer(tier.blobs, key, size)[1]))
-                except (Damaged, UnsupportedFormat) as error:
+            try:
+                found.append(Footer(tier.name, read_footer(tier.blobs, key, size)[1]))
+            except NotFound:
+                continue
+            except (Damaged, UnsupportedFormat) as error:
+                found.append(Footer(tier.name, [], error))
+            except OutOfSpace:  # of the check itself
+                raise
+            except BackendError as error:
+                if self.is_of_copy(tier, key, error):
                     found.append(Footer(tier.name, [], error))
         return found
 
     def unread(self, key: str) -> list[str]:
         """Return the names of tiers that are down and had a pack when the check began."""
         return [name for name, held in self.held.items() if name in self.down and key in held]
+
+    def other(self, key: str) -> str:
+        """Say what is known of other copies of a pack than one that is bad."""
+        if unread := self.unread(key):
+            return f"and tier {', '.join(unread)} could not be asked for another one"
+        return "another one is good"
 
     @cached_property
     def moves(self) -> dict[bytes, list[str]]:
@@ -152,13 +168,13 @@ class Looked:
         verified: Whether its footer was read.
         archived: Whether only an archive has it, so that it cannot be verified.
         gone: Whether no tier has any copy.
-        bad: Why none of its copies is good; ``None`` if one is, or may be.
+        bad: Why none of its copies is good; empty if one is, or may be.
     """
 
     verified: bool = False
     archived: bool = False
     gone: bool = False
-    bad: Damaged | UnsupportedFormat | None = None
+    bad: str = ""
 
 
 class CopyCheck:
@@ -171,9 +187,7 @@ class CopyCheck:
         suspects: Told of packs that may have to be quarantined.
     """
 
-    def __init__(
-        self, home: Home, copies: Copies, problems: PackProblems, suspects: Suspects
-    ) -> None:
+    def __init__(self, home: Home, copies: Copies, problems: Problems, suspects: Suspects) -> None:
         self._home, self._copies = home, copies
         self._problems, self._suspects = problems, suspects
 
@@ -194,15 +208,13 @@ class CopyCheck:
                 return Looked(gone=not self._copies.down)  # else it may be in one of these
         looked = Looked(verified=True)
         bad = {one.tier: why for one in footers if (why := one.wrong(wanted)) is not None}
-        other, unread = "another one is good", self._copies.unread(key)
-        if len(bad) == len(footers) and unread:
-            other = f"and tier {', '.join(unread)} could not be asked for another one"
-        elif len(bad) == len(footers):
+        if len(bad) == len(footers) and not self._copies.unread(key):
             self._suspects.setdefault(pack, {})
-            looked.bad = bad[footers[0].tier]
+            looked.bad = why_unread(footers[0].tier, bad[footers[0].tier])
             return looked
+        other = self._copies.other(key) if len(bad) == len(footers) else "another one is good"
         for name, why in bad.items():
-            self._problems.bad_copy(pack, name, str(why), other)
+            self._problems.bad_copy(pack, name, why, other)
         return looked
 
     def look_behind(
@@ -214,7 +226,7 @@ class CopyCheck:
         """
         lost: NotFound | Damaged | BackendError | None = None
         for place, table in ((place, part.table) for part, own in parts for place in own):
-            lost = self._ways.lost(place, table) or lost
+            lost = self._problems.ways.lost(place, table) or lost
             if lost is not None and not isinstance(lost, Archived):
                 break
         if isinstance(lost, Archived):  # moved, and archived there
@@ -222,12 +234,15 @@ class CopyCheck:
         elif isinstance(lost, BackendError):  # it may be in a tier that cannot be asked
             self._copies.now(keys.pack_key(pack))
             if not self._copies.down:
-                raise lost
+                self._problems.unsure(pack, f"what it was moved to cannot be read: {lost}")
         elif lost is not None:
             self._problems.lost(pack, looked.bad or lost, is_gone=looked.gone)
             return True
         return False
 
-    @cached_property
-    def _ways(self) -> FrameWays:
-        return self._problems.ways()
+
+def why_unread(tier: str, error: object) -> str:
+    """Say why the only copy of a pack is not good."""
+    if isinstance(error, BackendError):
+        return f"its copy in tier {tier} cannot be read: {error}"
+    return str(error)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 
 from tierstore.errors import (
     Archived,
@@ -18,23 +17,26 @@ from tierstore.errors import (
 )
 from tierstore.format import keys
 from tierstore.format.table import ChunkPlace, ChunkTable
-from tierstore.modelstore.care.check_copies import Copies, Suspects
-from tierstore.modelstore.care.check_findings import PackProblems
+from tierstore.modelstore.care.check_copies import Copies, Suspects, why_unread
+from tierstore.modelstore.care.check_findings import Problems, without_advice
 from tierstore.modelstore.care.check_parts import NeededParts, Part, distinct
 from tierstore.modelstore.care.readtimes import Copy, ReadTimes
 from tierstore.modelstore.chunks.plan import batches
 from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
 from tierstore.modelstore.chunks.sharing import Want
-from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.settings import Settings
+from tierstore.tiers.durable.tier import DurableTier
 from tierstore.tiers.durable.tiers import DurableTiers
 
 _BATCH_BYTES = 64 << 20
 
-Read = Callable[[Callable[[int], None]], bool]
-"""Reads one item, and tells the plain bytes of each piece; returns whether all of it is good."""
+Read = Callable[[Callable[[int], None]], bool | None]
+"""Reads one item, and tells the plain bytes of each piece; returns whether all of it is good.
+
+``None`` if it could not be read now, because of a tier.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,55 +101,68 @@ class DataRead:
         )
 
 
-def read_items(
-    items: Sequence[Item],
-    times: ReadTimes,
-    limits: Limits,
-    progress: Callable[[int, int], None] | None,
-    result: DataRead,
-    copies: Copies,
-) -> None:
-    """Read items, those first that were not read for longest, as far as the limits allow.
+class ItemReader:
+    """Reads items, those first that were not read for longest, as far as the limits allow.
 
     What was found good is noted at once, so that another run goes on from there however this one
     ends. What is damaged comes first again. What is in a tier that fails is left.
 
-    Raises:
-        KeyboardInterrupt: With a message that says what was read.
+    Args:
+        times: When each item was read.
+        limits: How much is read.
+        progress: Called with plain bytes read and in all.
+        result: Gets how much was read.
+        down: The names of tiers that are not asked any more.
     """
-    last = times.of({item.copy for item in items})
-    order = sorted(items, key=lambda item: last[item.copy])
-    chosen = _first(order, limits.share)
-    total, done = sum(item.plain_bytes for item in chosen), 0
-    result.copies_left = len(items)
-    result.left_bytes = sum(item.stored_bytes for item in items)
 
-    def count(plain_bytes: int) -> None:
-        nonlocal done
-        done += plain_bytes
-        if progress is not None:
-            progress(done, total)
+    def __init__(
+        self,
+        times: ReadTimes,
+        limits: Limits,
+        progress: Callable[[int, int], None] | None,
+        result: DataRead,
+        down: Mapping[str, str],
+    ) -> None:
+        self._times, self._limits, self._progress = times, limits, progress
+        self._result, self._down = result, down
+        self._known: set[Copy] = set()
+        self._done = self._total = 0
 
-    try:
-        for item in chosen:
-            if time.monotonic() >= limits.until:
-                break
-            if item.copy[0] in copies.down:
-                continue
-            try:
-                good = item.read(count)
-            except OutOfSpace:  # of the check itself
-                raise
-            except BackendError as error:
-                copies.failed(*item.copy, error)
-                continue
-            (times.note if good else times.forget)(item.copy)
-            result.copies += 1
-            result.copies_left -= 1
-            result.stored_bytes += item.stored_bytes
-            result.left_bytes -= item.stored_bytes
-    except KeyboardInterrupt as error:
-        raise type(error)(result.summary) from None
+    def read(self, items: Sequence[Item]) -> None:
+        """Read items, or as many of them as the limits allow.
+
+        Raises:
+            KeyboardInterrupt: With a message that says what was read.
+        """
+        self._known |= {item.copy for item in items}
+        last = self._times.of(self._known)
+        chosen = _first(sorted(items, key=lambda item: last[item.copy]), self._limits.share)
+        self._total += sum(item.plain_bytes for item in chosen)
+        self._result.copies_left += len(items)
+        self._result.left_bytes += sum(item.stored_bytes for item in items)
+        try:
+            for item in chosen:
+                if time.monotonic() >= self._limits.until:
+                    break
+                if item.copy[0] not in self._down:
+                    self._read(item)
+        except KeyboardInterrupt as error:
+            raise type(error)(self._result.summary) from None
+
+    def _read(self, item: Item) -> None:
+        good = item.read(self._count)
+        if good is None:
+            return
+        (self._times.note if good else self._times.forget)(item.copy)
+        self._result.copies += 1
+        self._result.copies_left -= 1
+        self._result.stored_bytes += item.stored_bytes
+        self._result.left_bytes -= item.stored_bytes
+
+    def _count(self, plain_bytes: int) -> None:
+        self._done += plain_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def _first(items: Sequence[Item], share: float) -> Sequence[Item]:
@@ -161,6 +176,24 @@ def _first(items: Sequence[Item], share: float) -> Sequence[Item]:
             return items[:number]
         taken += item.stored_bytes
     return items
+
+
+class _WatchedTiers(DurableTiers):
+    """Tiers that keep which copies could not be read, and why.
+
+    Attributes:
+        failed: The tiers and errors, by the tier's name and the key.
+    """
+
+    def __init__(self, tiers: Sequence[DurableTier]) -> None:
+        super().__init__(tiers)
+        self.failed: dict[Copy, tuple[DurableTier, BackendError]] = {}
+
+    def report(self, tier: DurableTier, key: str, error: BackendError | Damaged) -> None:
+        if isinstance(error, BackendError) and not isinstance(error, Archived):
+            copied = type(error)(str(error))  # its traceback would hold the buffers of the read
+            self.failed.setdefault((tier.name, key), (tier, copied))
+        super().report(tier, key, error)
 
 
 class PackData:
@@ -185,18 +218,19 @@ class PackData:
         settings: Settings,
         copies: Copies,
         parts: NeededParts,
-        problems: PackProblems,
+        problems: Problems,
         suspects: Suspects,
     ) -> None:
         self._home, self._settings, self._copies = home, settings, copies
         self._parts, self._problems, self._suspects = parts, problems, suspects
         self._tiers = [tier for tier in home.packs.tiers if tier.archive is None]
         every = home.packs.tiers
-        self._first = [DurableTiers([t, *(o for o in every if o is not t)]) for t in self._tiers]
+        self._first = [_WatchedTiers([t, *(o for o in every if o is not t)]) for t in self._tiers]
         self.decoded_bytes = 0
         self.bad: set[bytes] = set()
         self._good = True
-        self._tiers_read: set[str] = set()
+        self._lost: set[str] = set()
+        """Packs of which something could be read from no copy of this item's."""
 
     def items(self, sizes: dict[bytes, tuple[int, int]]) -> list[Item]:
         """Return the copies to read, tier by tier.
@@ -226,25 +260,50 @@ class PackData:
         return found
 
     def _reader(self, pack: bytes, number: int) -> Read:
-        def read(count: Callable[[int], None]) -> bool:
+        def read(count: Callable[[int], None]) -> bool | None:
             self._good = True
-            self._tiers_read.clear()
-            for part, places in distinct(self._parts.of(pack)):
-                if places:
-                    self._read_part(part, places, self._first[number], count)
-            tier = self._tiers[number]
-            if self._tiers_read and tier.name not in self._tiers_read:
-                with suppress(NotFound):  # a mover has dropped it; else it fails, and is not read
-                    tier.blobs.info(keys.pack_key(pack))
-            return self._good
+            self._lost.clear()
+            tier, tiers = self._tiers[number], self._first[number]
+            tiers.failed.clear()
+            try:
+                for part, places in distinct(self._parts.of(pack)):
+                    if places:
+                        self._read_part(part, places, tiers, count)
+            except OutOfSpace:  # of the check itself
+                raise
+            except BackendError:
+                if not tiers.failed:  # it was home
+                    raise
+                self._tell_failed(tiers)
+                return None
+            if (tier.name, keys.pack_key(pack)) in self._tell_failed(tiers):
+                self._good = False
+            return None if tier.name in self._copies.down else self._good
 
         return read
+
+    def _tell_failed(self, tiers: _WatchedTiers) -> set[Copy]:
+        """Say which copies cannot be read while another one is, or may be; return these."""
+        found: set[Copy] = set()
+        for (name, key), (tier, error) in tiers.failed.items():
+            pack = keys.pack_of(key)
+            if pack is not None and self._copies.is_of_copy(tier, key, error):
+                found.add((name, key))
+                if key not in self._lost and pack not in self.bad:
+                    self._problems.bad_copy(pack, name, error, self._copies.other(key))
+        return found
+
+    def _are_of_copies(self, tiers: _WatchedTiers) -> bool:
+        """Return whether all that failed were single copies, and no tier as such."""
+        failed = [(tier, key, error) for (_, key), (tier, error) in tiers.failed.items()]
+        single = [one for one in failed if self._copies.is_of_copy(*one)]
+        return bool(failed) and len(single) == len(failed)
 
     def _read_part(
         self,
         part: Part,
         places: list[ChunkPlace],
-        tiers: DurableTiers,
+        tiers: _WatchedTiers,
         count: Callable[[int], None],
     ) -> None:
         table = part.table
@@ -257,7 +316,7 @@ class PackData:
         )
         reader = ChunkReader(pool, table)
         for batch in batches(places, lambda place: place.plain_bytes, _BATCH_BYTES):
-            self._read_batch(reader, table, batch)
+            self._read_batch(reader, table, batch, tiers)
             count(sum(place.plain_bytes for place in batch))
         for bad in pool.bad_copies:
             self._good = False
@@ -267,36 +326,62 @@ class PackData:
                 where = ", ".join(bad.tiers)
                 self._problems.bad_copy(bad.place.pack, where, bad.why, "another one is good")
         self.decoded_bytes += pool.bytes_decoded
-        self._tiers_read.update(pool.bytes_by_tier)
 
-    def _read_batch(self, reader: ChunkReader, table: ChunkTable, batch: list[ChunkPlace]) -> None:
+    def _read_batch(
+        self,
+        reader: ChunkReader,
+        table: ChunkTable,
+        batch: list[ChunkPlace],
+        tiers: _WatchedTiers,
+    ) -> None:
         wants = [Want(place, memoryview(bytearray(place.plain_bytes))) for place in batch]
         try:
             reader.read(wants, own=True)
             reader.check_proofs(batch)
+            return
         except (Archived, Damaged, NotFound, UnsupportedFormat):
-            self._good = False
-            for want in wants:  # one by one, to name each chunk
-                place = want.place
-                if place.pack in self.bad and self._ways.lost(place, table) is not None:
-                    continue
-                with suppress(Archived):
-                    self._read_one(reader, table, want)
+            pass
+        except OutOfSpace:  # of the check itself
+            raise
+        except BackendError:
+            if not self._are_of_copies(tiers):
+                raise
+        self._good = False
+        for want in wants:  # one by one, to name each chunk
+            place = want.place
+            if place.pack in self.bad and self._problems.ways.lost(place, table) is not None:
+                continue
+            with suppress(Archived):
+                self._read_one(reader, table, want, tiers)
 
-    @cached_property
-    def _ways(self) -> FrameWays:
-        return self._problems.ways()
-
-    def _read_one(self, reader: ChunkReader, table: ChunkTable, want: Want) -> None:
+    def _read_one(
+        self, reader: ChunkReader, table: ChunkTable, want: Want, tiers: _WatchedTiers
+    ) -> None:
         try:
             reader.read([want], own=True)
             reader.check_proofs([want.place])
+        except (Archived, OutOfSpace):
+            raise
         except (Damaged, NotFound, UnsupportedFormat) as error:
-            place = want.place
-            self._problems.lost(place.pack, error, place, is_gone=self._is_gone(table, place))
-            self._suspects.add(reader.pool.moves.way(want.place), table)
+            self._tell_lost(reader, table, want.place, error)
+        except BackendError as error:
+            if not self._are_of_copies(tiers):
+                raise
+            key = keys.pack_key(want.place.pack)
+            own = [(t, why) for (t, of), (_, why) in tiers.failed.items() if of == key]
+            self._tell_lost(reader, table, want.place, why_unread(*own[0]) if own else error)
 
-    def _is_gone(self, table: ChunkTable, place: ChunkPlace) -> bool:
-        """Return whether the pack of a chunk, or that of a base of it, is in no tier now."""
-        found = [place, *filter(None, map(table.find, place.bases))]
-        return not all(self._copies.now(keys.pack_key(one.pack)) for one in found)
+    def _tell_lost(
+        self, reader: ChunkReader, table: ChunkTable, place: ChunkPlace, why: object
+    ) -> None:
+        """Say that a chunk is lost, unless a tier that cannot be asked now may have it good."""
+        packs = [one.pack for one in (place, *filter(None, map(table.find, place.bases)))]
+        needed = list(map(keys.pack_key, packs))
+        there = list(map(self._copies.now, needed))  # all: who fails is down from now on
+        self._lost.update(needed)
+        if down := sorted({name for key in needed for name in self._copies.unread(key)}):
+            may = f"tier {', '.join(down)} may have it good and could not be asked"
+            self._problems.unsure(place.pack, f"{without_advice(why)}; {may}")
+            return
+        self._problems.lost(place.pack, why, place, is_gone=not all(there))
+        self._suspects.add(reader.pool.moves.way(place), table)

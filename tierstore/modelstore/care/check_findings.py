@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, TypeAlias
 
-from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError, UnsupportedFormat
 from tierstore.format import keys
-from tierstore.format.layout import parse_layout
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_parts import NeededParts
+from tierstore.modelstore.care.check_parts import NeededParts, read_layout
 from tierstore.modelstore.care.check_users import Named, Users
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.ways import FrameWays
+from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home, chunks_of
 
 _ADVICE = re.compile(r"; (run 'tierstore check'[^;]*|restore it from a copy)\Z")
+_AT_ONCE = 8
+"""Layouts that are read and kept at a time: one may have 60 MB."""
 
 Severity = Literal["damage", "garbage"]
 
@@ -46,21 +50,23 @@ def without_advice(what: object) -> str:
 
 @dataclass(slots=True)
 class _Problem:
-    """Damage in a pack.
+    """Damage in a pack, or of a manifest or layout.
 
     Attributes:
-        pack: The id of the pack.
+        key: The key of the object.
         what: Description of the problem.
-        place: The place of the one chunk that is damaged; ``None`` for all of the pack.
+        pack: The id of the pack; ``None`` for a manifest or layout.
+        place: The place of the one chunk that is damaged; ``None`` for all of the object.
         hits: Whether versions cannot be read because of it, and not one copy of several is bad.
-        is_gone: Whether no tier has it, which is no damage to what is removed: it was collected.
+        is_gone: Whether it is missing, which is no damage to what is removed: it was collected.
         users: The versions that need it.
         is_spare: Whether versions have it in their chain, and are read without it: by a fold, or by
             what lies below one.
     """
 
-    pack: bytes
+    key: str
     what: str
+    pack: bytes | None = None
     place: ChunkPlace | None = None
     hits: bool = True
     is_gone: bool = False
@@ -71,12 +77,15 @@ class _Problem:
         """Note versions that have it in their chain, and whether they cannot be read without it."""
         if is_needed:
             self.users.update(named.in_force if self.is_gone else named.every)
-        elif not self.is_gone:  # what is gone was collected, as nothing needs it
-            self.is_spare = True
+        elif not self.is_gone or (self.pack is None and named.in_force):
+            self.is_spare = True  # a pack that is gone was collected, as nothing needs it
 
 
-class PackProblems:
-    """The damage in packs that a check finds, until a second look says which versions need it.
+_ByManifest: TypeAlias = dict[Digest, list[_Problem]]
+
+
+class Problems:
+    """The damage that a check finds, until a second look says which versions need it.
 
     Args:
         home: The store's home.
@@ -85,102 +94,209 @@ class PackProblems:
 
     Attributes:
         unfit: The packs that no tier has, or only with a bad footer.
-        reads_data: Whether frames are read; of what lies below a fold that is lost, and that no
-            version needs by itself, none are, so that it does not stand in for the fold.
+        hides_packs: Whether a manifest or layout that cannot be read is no damage, as those who had
+            it are removed: nobody knows then which packs it needs.
     """
 
     def __init__(self, home: Home, users: Users, parts: NeededParts) -> None:
         self._home, self._users, self._parts = home, users, parts
-        self._found: list[_Problem] = []
+        self._found: dict[tuple[str, str, ChunkPlace | None], _Problem] = {}
+        self._of_home: _ByManifest = {}
         self.unfit: set[bytes] = set()
-        self.reads_data = False
-        self._looked_for: set[bytes] = set()
+        self._bad: set[ChunkPlace] = set()
+        self.hides_packs = False
 
+    @cached_property
     def ways(self) -> FrameWays:
-        """Return what follows frames, by the moves as they are now."""
+        """What follows frames, by the moves as they were at the first look."""
+        return self._ways_now()
+
+    def _ways_now(self) -> FrameWays:
         moves = Moves(self._home.blobs, self._home.packs)
-        return FrameWays(moves, lambda place: place.pack not in self.unfit)
+        return FrameWays(
+            moves, lambda place: place.pack not in self.unfit and place not in self._bad
+        )
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def _note(self, problem: _Problem) -> _Problem:
+        return self._found.setdefault((problem.key, problem.what, problem.place), problem)
+
+    def unread(self, key: str, error: TierstoreError, manifest: Digest) -> None:
+        """Note that a manifest, or the layout of one, cannot be read."""
+        what = without_advice(error)
+        problem = _Problem(key, what, is_gone=isinstance(error, NotFound))
+        self._of_home.setdefault(manifest, []).append(self._note(problem))
 
     def lost(
         self, pack: bytes, what: object, place: ChunkPlace | None = None, *, is_gone: bool
     ) -> None:
         """Note that a pack, or one chunk in it, cannot be read from any tier, or is in none."""
-        self._found.append(_Problem(pack, without_advice(what), place, is_gone=is_gone))
+        key = keys.pack_key(pack)
+        self._note(_Problem(key, without_advice(what), pack, place, is_gone=is_gone))
+        if place is not None:
+            self._bad.add(place)
 
-    def bad_copy(self, pack: bytes, tiers: str, why: str, other: str) -> None:
+    def bad_copy(self, pack: bytes, tiers: str, why: object, other: str) -> None:
         """Note a damaged copy; no version is affected as long as there is another one."""
-        what = f"its copy in tier {tiers} is bad, {other}: {without_advice(why)}"
-        self._found.append(_Problem(pack, what, hits=False))
+        is_bad = "cannot be read" if isinstance(why, BackendError) else "is bad"
+        self.unsure(pack, f"its copy in tier {tiers} {is_bad}, {other}: {without_advice(why)}")
+
+    def unsure(self, pack: bytes, what: object) -> None:
+        """Note what is wrong with a pack where nobody can say now that anything is lost."""
+        self._note(_Problem(keys.pack_key(pack), without_advice(what), pack, hits=False))
 
     def unconfirmed(self) -> list[Finding]:
         """Return what was found as findings, without a second look."""
-        return [Finding("damage", keys.pack_key(one.pack), one.what) for one in self._found]
+        return [Finding("damage", one.key, one.what) for one in self._found.values()]
+
+    def stand_ins(self, looked_at: Set[Digest]) -> set[Digest]:
+        """Return the manifests that are read in the place of folds with losses, but for those.
+
+        They lie below the folds, and no version needs them by itself.
+        """
+        hits = self._hits()
+        folds = hits.manifests & self._users.folds
+        found: set[Digest] = set()
+
+        def is_lost(digest: Digest) -> bool:
+            if digest not in looked_at:
+                found.add(digest)
+                return False
+            return hits.of(digest) != []
+
+        for _ in self._users.hit(folds, is_lost):
+            pass
+        return found
 
     def look_again(self) -> list[Finding]:
-        """Return as findings what is needed still, in the order in which it was found.
+        """Return as findings what is needed still, in the order in which it was found first.
 
         Versions may have been removed meanwhile and their packs collected, or a layout written
         anew: what no version needs as of now is no damage.
         """
-        by_pack: dict[bytes, list[_Problem]] = {}
-        for problem in self._found:
-            if problem.hits:
-                by_pack.setdefault(problem.pack, []).append(problem)
-        ways = self.ways()
-        self._looked_for = set(self._parts.packs())
-        hits: dict[Digest, list[_Problem] | None] = {}
-
-        def hits_in(digest: Digest) -> list[_Problem] | None:
-            if digest not in hits:
-                hits[digest] = self._hits_in(digest, by_pack, ways)
-            return hits[digest]
-
-        named_in = self._parts.users([*by_pack])
-
-        def is_lost(digest: Digest) -> bool:
-            return hits_in(digest) != [] or (self.reads_data and digest not in looked_at)
-
-        looked_at = {*self._users.each()}
-        for named, near, because in self._users.hit(named_in, is_lost):
+        hits = self._hits()
+        hits.read_all()
+        for named, near, because in self._users.hit(
+            hits.manifests, lambda digest: hits.of(digest) != []
+        ):
             for digest in near | because:
-                for problem in hits_in(digest) or ():
+                for problem in hits.of(digest) or ():
                     problem.hit(named, is_needed=digest in because)
+        found: dict[tuple[str, str], set[str]] = {}
+        for one in self._found.values():
+            if one.users or one.is_spare or not one.hits:  # of many chunks the same may be said
+                found.setdefault((one.key, one.what), set()).update(one.users)
+            elif one.pack is None:
+                self.hides_packs = True
         return [
-            Finding("damage", keys.pack_key(one.pack), one.what, tuple(sorted(one.users)))
-            for one in self._found
-            if one.users or one.is_spare or not one.hits
+            Finding("damage", key, what, tuple(sorted(users)))
+            for (key, what), users in found.items()
         ]
 
-    def _hits_in(
-        self, digest: Digest, by_pack: dict[bytes, list[_Problem]], ways: FrameWays
-    ) -> list[_Problem] | None:
-        """Return the problems that hit a manifest, by its layout as it is now.
+    def _hits(self) -> _Hits:
+        hitting = [one for one in self._found.values() if one.hits]
+        ways = self._ways_now()
+        return _Hits(self._home, self._parts, hitting, self._of_home, ways, self.unfit)
+
+
+class _Hits:
+    """Which problems hit a manifest, by its layout as it is now; each is looked at once.
+
+    Args:
+        home: The store's home.
+        parts: What layouts need of packs, at the first look.
+        found: The problems.
+        of_home: Those of manifests and layouts, by the manifest.
+        ways: Follows frames.
+        unfit: The packs that no tier has, or only with a bad footer. Packs that no layout named at
+            the first look are looked for, and put there if they are gone.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        parts: NeededParts,
+        found: Sequence[_Problem],
+        of_home: _ByManifest,
+        ways: FrameWays,
+        unfit: set[bytes],
+    ) -> None:
+        self._home, self._ways, self._unfit = home, ways, unfit
+        self._by_pack: dict[bytes, list[_Problem]] = {}
+        for problem in found:
+            if problem.pack is not None:
+                self._by_pack.setdefault(problem.pack, []).append(problem)
+        self._at_first: _ByManifest = {digest: [*those] for digest, those in of_home.items()}
+        for pack, problems in self._by_pack.items():
+            for digest in parts.users([pack]):
+                self._at_first.setdefault(digest, []).extend(problems)
+        self._looked_for = set(parts.packs()) if self._at_first else set()
+        self._bad_packs = {one.pack for one in found if one.pack and one.place is not None}
+        self._known: dict[Digest, list[_Problem] | None] = {}
+
+    @property
+    def manifests(self) -> set[Digest]:
+        """The manifests that problems may hit."""
+        return {*self._at_first}
+
+    def of(self, digest: Digest) -> list[_Problem] | None:
+        """Return the problems that hit a manifest.
 
         ``None`` if something else is wrong with it, so that it cannot be read.
         """
-        key = keys.layout_key(digest)
+        if digest not in self._known:
+            self._known[digest] = self._find(digest, self._read(digest))
+        return self._known[digest]
+
+    def read_all(self) -> None:
+        """Look at all manifests that problems may hit, some at a time."""
+        left = [digest for digest in self._at_first if digest not in self._known]
+        for at in range(0, len(left), _AT_ONCE):
+            some = left[at : at + _AT_ONCE]
+            for digest, read in zip(some, parallel(self._read, some), strict=True):
+                self._known[digest] = self._find(digest, read)
+
+    def _read(self, digest: Digest) -> tuple[set[bytes], ChunkTable] | None:
+        """Return the chunks of a manifest and its layout; ``None`` if one cannot be read."""
         try:
-            own = set(chunks_of(self._home.manifest(digest)))
-            table = parse_layout(self._home.blobs.get(key), digest, key)
-        except (Damaged, NotFound, UnsupportedFormat):  # it is what it was at the first look
-            named = (pack for pack in by_pack if digest in self._parts.users([pack]))
-            return [problem for pack in named for problem in by_pack[pack]] or None
+            manifest = self._home.manifest(digest)
+            return set(chunks_of(manifest)), read_layout(self._home, digest, manifest)
+        except (Damaged, NotFound, UnsupportedFormat):
+            return None
+
+    def _find(
+        self, digest: Digest, read: tuple[set[bytes], ChunkTable] | None
+    ) -> list[_Problem] | None:
+        if read is None:  # it is what it was at the first look
+            return self._at_first.get(digest) or None
+        own, table = read
         self._look_for({*table.pack_ids})
-        lost = set[bytes]()
-        for place in table.places_relying_on(self.unfit):
-            # what was a base alone may be gone, where its deltas were stored anew since
-            if place.digest in own and isinstance(ways.lost(place, table), NotFound | Damaged):
-                lost |= {place.pack, *table.packs_of(place.bases)}
+        lost = [*self._lost(own, table)]
+        packs = {pack for one in lost for pack in (one.pack, *table.packs_of(one.bases))}
+        chunks = {chunk for one in lost for chunk in (one.digest, *one.bases)}
         found = [
             problem
-            for pack in by_pack.keys() & set(table.pack_ids)
-            for problem in by_pack[pack]
-            if (pack in lost if problem.place is None else _is_there(table, problem.place))
+            for pack in self._by_pack.keys() & set(table.pack_ids)
+            for problem in self._by_pack[pack]
+            if (
+                pack in packs
+                if problem.place is None
+                else problem.place.digest in chunks
+                and table.find(problem.place.digest) == problem.place
+            )
         ]
         return found or (None if lost else [])
+
+    def _lost(self, own: Set[bytes], table: ChunkTable) -> Iterator[ChunkPlace]:
+        """Yield the places of the chunks of a manifest that no reader finds."""
+        for place in table.places_relying_on(self._unfit | self._bad_packs):
+            # what was a base alone may be lost, where its deltas were stored anew since
+            if place.digest in own and isinstance(
+                self._ways.lost(place, table), NotFound | Damaged
+            ):
+                yield place
 
     def _look_for(self, packs: set[bytes]) -> None:
         """See whether those packs are there that no layout named at the first look."""
@@ -190,10 +306,6 @@ class PackProblems:
             try:
                 self._home.packs.size(keys.pack_key(pack))
             except NotFound:
-                self.unfit.add(pack)
+                self._unfit.add(pack)
             except BackendError:
                 continue  # it may be there
-
-
-def _is_there(table: ChunkTable, place: ChunkPlace) -> bool:
-    return table.find(place.digest) == place

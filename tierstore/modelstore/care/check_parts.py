@@ -7,7 +7,7 @@ once, with the versions that have it. The file has no name, and is gone when the
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,10 +15,13 @@ import blake3
 import msgspec
 
 from tierstore.deferred import np
-from tierstore.errors import OutOfSpace
-from tierstore.format.keys import pack_key
+from tierstore.errors import Damaged, NotFound, OutOfSpace
+from tierstore.format.keys import layout_key, pack_key
+from tierstore.format.layout import missing_chunks, parse_layout
+from tierstore.format.manifest import Manifest
 from tierstore.format.table import ChunkPlace, ChunkTable, TableBody, TablePart
 from tierstore.ids import DIGEST_BYTES, Digest
+from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.prepared import prepared
 
 _SCHEMA = """
@@ -119,6 +122,19 @@ class NeededParts:
             found = self._db.execute("SELECT pack FROM parts GROUP BY pack ORDER BY min(id)")
             return [pack for (pack,) in found]
 
+    def packs_of(self, manifests: Set[Digest]) -> list[bytes]:
+        """Return the ids of the packs that the layouts of these manifests name, in any order."""
+        with _on_disk():
+            rows = self._db.execute("SELECT manifest, parts FROM versions")
+            numbers = [
+                number
+                for manifest, parts in rows.fetchall()
+                if Digest(manifest) in manifests
+                for number in np.frombuffer(parts, np.int64).tolist()
+            ]
+            query = "SELECT pack FROM parts WHERE id = ?"
+            return [*{self._db.execute(query, (one,)).fetchone()[0] for one in numbers}]
+
     def of(self, pack: bytes) -> list[Part]:
         """Return the parts of a pack, in the order in which layouts first had them."""
         with _on_disk():
@@ -151,6 +167,24 @@ def _on_disk() -> Iterator[None]:
             f"the check's temporary file cannot be written: {error}; set SQLITE_TMPDIR to a folder "
             "with more room"
         ) from error
+
+
+def read_layout(home: Home, digest: Digest, manifest: Manifest) -> ChunkTable:
+    """Return the layout of a manifest.
+
+    Raises:
+        NotFound: It is missing.
+        Damaged, UnsupportedFormat: It cannot be read, or lacks chunks of the manifest.
+    """
+    key = layout_key(digest)
+    try:
+        data = home.blobs.get(key)
+    except NotFound:
+        raise NotFound("it is missing; 'tierstore layout rebuild --all' makes it anew") from None
+    table = parse_layout(data, digest, f"layout {key}")
+    if missing := missing_chunks(table, chunks_of(manifest)):
+        raise Damaged(f"it has no place for {len(missing)} of the version's chunks")
+    return table
 
 
 def distinct(parts: Sequence[Part]) -> list[tuple[Part, list[ChunkPlace]]]:

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 from tierstore.errors import Damaged, UnsupportedFormat
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_patches import Below, unread_because_of
+from tierstore.modelstore.care.check_patches import Below, chain_of, unread_because_of
+from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home, read_config
 from tierstore.modelstore.names.removed import Removals
 
 _REMOVED = " (removed)"
+_AT_ONCE = 64
+"""Chains that are found and kept at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,9 @@ class Users:
 
     Args:
         home: The store's home.
+
+    Attributes:
+        folds: The full manifests of folds that are read.
     """
 
     def __init__(self, home: Home) -> None:
@@ -51,6 +57,7 @@ class Users:
         self._above: dict[Digest, list[Digest]] = {}
         """The manifests that lie on one: those that have it in their chain."""
         self._folded: dict[Digest, list[str]] = {}
+        self.folds: set[Digest] = set()
         self._now: _RemovedNow | None = None
 
     def add(self, digest: Digest, name: str) -> None:
@@ -63,9 +70,11 @@ class Users:
 
     def add_below(self, digest: Digest, below: Below) -> None:
         """Note what a manifest lies on."""
-        for one in below.read:
+        for one in (*below.read, *below.unread):
             _extend(self._below.setdefault(one, []), self._own.get(digest, []))
             self._above.setdefault(one, []).append(digest)
+        if below.fold is not None:
+            self.folds.add(below.fold)
         if below.folded is not None:
             _extend(self._folded.setdefault(below.folded, []), self._own.get(digest, []))
 
@@ -85,14 +94,17 @@ class Users:
         names = dict.fromkeys(name for names in every for name in names.get(digest, ()))
         return self._named_now(names)
 
+    def forget_removals(self) -> None:
+        """Have removals read anew when versions are named next."""
+        self._now = None
+
     def hit(
         self, digests: Iterable[Digest], is_lost: Callable[[Digest], bool]
     ) -> Iterator[tuple[Named, set[Digest], set[Digest]]]:
         """Yield the versions that may read any of these manifests, as refs say it now.
 
-        Removals are read anew at the first call. A collector deletes a pack only after the removal
-        of whatever needs it is in the log: who has found a pack missing and asks then knows whether
-        that is damage.
+        A collector deletes a pack only after the removal of whatever needs it is in the log: who
+        has found a pack missing, and has removals read anew then, knows whether that is damage.
 
         Args:
             digests: Manifests of which something is lost.
@@ -106,10 +118,14 @@ class Users:
         for digest in digests:
             for owner in (digest, *self._above.get(digest, ())):
                 near.setdefault(owner, set()).add(digest)
-        for owner, found in near.items():
-            if (names := self._own.get(owner)) and (named := self._named_now(names)).every:
-                because = unread_because_of(self._home, owner, is_lost)
-                yield named, found, found if because is None else because
+        named = {owner: self._named_now(self._own.get(owner, ())) for owner in near}
+        left = [owner for owner in near if named[owner].every]
+        for at in range(0, len(left), _AT_ONCE):
+            some = left[at : at + _AT_ONCE]
+            chains = parallel(lambda owner: chain_of(self._home, owner), some)
+            for owner, chain in zip(some, chains, strict=True):
+                because = unread_because_of(self._home, owner, is_lost, chain)
+                yield named[owner], near[owner], near[owner] if because is None else because
 
     def _named_now(self, names: Iterable[str]) -> Named:
         if self._now is None:
