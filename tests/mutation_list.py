@@ -6512,6 +6512,17 @@ _SWEPT = (
 
 _WAYS = (
     Mutation(
+        "repair-follows-the-first-layout-alone",
+        "SPEC 10.2: Chunks to whose base the readers of some layout find no way.",
+        "modelstore/saving/healing.py",
+        "left -= {one for one in here if one in found or not ways.leads_to_delta(pack, one)}",
+        "left -= here",
+        (
+            "integration/test_check_ways.py::"
+            "test_a_repair_heals_it_whatever_other_layouts_lead_there[a]",
+        ),
+    ),
+    Mutation(
         "ways-end-at-any-delta",
         "SPEC 8: The base of a delta that a move leads to is found by the layout or by the moves.",
         "modelstore/chunks/ways.py",

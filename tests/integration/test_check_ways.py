@@ -86,6 +86,35 @@ def test_a_repair_heals_it_from_another_pack(store: Store, blobs: MemoryStore) -
     assert store.repair().objects == []
 
 
+@pytest.mark.parametrize("beside", ["a", "z"])
+def test_a_repair_heals_it_whatever_other_layouts_lead_there(
+    blobs: MemoryStore, cache: Path, beside: str
+) -> None:
+    """The layout of the version beside it has the base, and is read before or after it."""
+    both = {**TUNED, **{f"base.{name}": array for name, array in BASE.items()}}
+    alone = MemoryStore("alone")
+    with created(alone, cache / "alone") as other:
+        digest = other.save("m", TUNED, base=None).digest
+        [gone] = packs_of(other, "m")
+        digests = [digest, other.save(beside, both, base=None).digest]
+        bases = packs_of(other, beside) - {gone}
+    with created(blobs, cache) as store:
+        store.save("m", BASE, base=None)
+        assert store.save("m", TUNED, base="m@1").digest == digest
+        [deltas] = packs_of(store, "m@2") - packs_of(store, "m@1")
+        store.save(beside, both, base=None)
+        keys = [*map(pack_key, bases), *map(layout_key, digests)]
+        for key in keys:
+            blobs.put(key, alone.get(key))
+        lead(blobs, gone, deltas)
+    with opened(blobs, cache / "again") as store:
+        equal(store.load(beside).load(), both)
+        [done] = store.repair().objects
+        assert (done.outcome, done.key) == ("repaired", pack_key(gone))
+        equal(store.load("m@2").load(), TUNED)
+        assert not store.check().damaged
+
+
 def test_a_repair_says_what_is_lost_of_it(store: Store, blobs: MemoryStore) -> None:
     [gone] = packs_of(store, "m@2")
     blobs.delete([pack_key(pack) for pack in packs_of(store, "m@1")])

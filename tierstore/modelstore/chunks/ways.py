@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format.table import ChunkPlace, ChunkTable
@@ -37,6 +37,10 @@ class FrameWays:
         """Return what ``end`` does of a frame that cannot be read in this pack."""
         return self._behind(pack, digest, table, frozenset())
 
+    def leads_to_delta(self, pack: bytes, digest: bytes) -> bool:
+        """Return whether a way leads to a delta from a pack, so that it depends on the layout."""
+        return any(place.bases for place in self._targets(pack, digest))
+
     def lost(
         self, place: ChunkPlace, table: ChunkTable
     ) -> NotFound | Damaged | BackendError | None:
@@ -69,11 +73,19 @@ class FrameWays:
         self, pack: bytes, digest: bytes, table: ChunkTable | None, behind: frozenset[bytes]
     ) -> bytes | None:
         way = [pack]
-        while (target := self._target(way[-1], digest)) is not None and target.pack not in way:
+        for target in self._targets(pack, digest):
             way.append(target.pack)
             if self._is_found(target, way, table, behind):
                 return None
         return way[-1]
+
+    def _targets(self, pack: bytes, digest: bytes) -> Iterator[ChunkPlace]:
+        """Yield where moves lead from a pack, one after the other."""
+        seen = {pack}
+        while (target := self._target(pack, digest)) is not None and target.pack not in seen:
+            pack = target.pack
+            seen.add(pack)
+            yield target
 
     def _target(self, pack: bytes, digest: bytes) -> ChunkPlace | None:
         if pack not in self._known:

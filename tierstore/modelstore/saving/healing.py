@@ -7,7 +7,7 @@ a pack are numbered, and whoever comes second looks at what the first one wrote.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Collection, Mapping, MutableSet, Set
+from collections.abc import Collection, Iterable, Mapping, MutableSet, Set
 from typing import TypeAlias
 
 from tierstore.format.table import ChunkPlace, ChunkTable
@@ -72,17 +72,54 @@ class Healing:
             table: The layout that a reader has, for the bases of deltas to which moves lead;
                 without one those of which moves say nothing count as found.
         """
-        moves = Moves(self._home.blobs, self._home.packs)
-        sizes = ChainMap(moves.sizes)
-        if table is not None:
-            sizes.maps.append(dict(zip(table.pack_ids, table.pack_sizes, strict=True)))
-        ways = FrameWays(moves, lambda place: self._is_good(place, sizes))
+        ways, sizes = self._ways()
+        sizes |= _sizes(table) if table is not None else {}
         found: dict[bytes, set[bytes]] = {}
         for pack, digest in ((pack, digest) for pack, every in lost.items() for digest in every):
             end = ways.end_behind(pack, digest, table)
             if end is not None:
                 found.setdefault(end, set()).add(digest)
         return found
+
+    def ends(
+        self, pack: bytes, digests: Iterable[bytes], tables: Iterable[ChunkTable]
+    ) -> dict[bytes, bytes]:
+        """Return where the ways of those chunks end that readers of some layout do not find.
+
+        Args:
+            pack: The pack in which they cannot be read.
+            digests: The chunks.
+            tables: The layouts, of which as many are taken as it depends on: where a move leads to
+                a delta, one may have its base and another not. Without one that places a chunk in
+                the pack bases of which moves say nothing count as found.
+        """
+        ways, sizes = self._ways()
+        found: dict[bytes, bytes] = {}
+        left, placed = {*digests}, set[bytes]()
+
+        def ask(digest: bytes, table: ChunkTable | None) -> None:
+            end = ways.end_behind(pack, digest, table)
+            if end is not None:
+                found[digest] = end
+
+        for table in tables:
+            sizes |= _sizes(table)
+            here = {one for one in left if (at := table.find(one)) is not None and at.pack == pack}
+            for digest in here:
+                ask(digest, table)
+            placed |= here
+            left -= {one for one in here if one in found or not ways.leads_to_delta(pack, one)}
+            if not left:
+                return found
+        for digest in left - placed:
+            ask(digest, None)
+        return found
+
+    def _ways(self) -> tuple[FrameWays, ChainMap[bytes, int]]:
+        """Return what follows frames, and the bytes of packs in which places are."""
+        moves = Moves(self._home.blobs, self._home.packs)
+        sizes = ChainMap(dict[bytes, int](), moves.sizes)
+        return FrameWays(moves, lambda place: self._is_good(place, sizes)), sizes
 
     def _is_good(self, place: ChunkPlace, sizes: Mapping[bytes, int]) -> bool:
         if place.pack not in self._confirmed:
@@ -94,3 +131,7 @@ class Healing:
         """Write a move, as ``write_move`` does, into packs that were confirmed."""
         self._confirmed |= into
         write_move(self._home, pack, into)
+
+
+def _sizes(table: ChunkTable) -> dict[bytes, int]:
+    return dict(zip(table.pack_ids, table.pack_sizes, strict=True))

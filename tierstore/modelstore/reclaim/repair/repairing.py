@@ -252,7 +252,7 @@ class _Repair:
             if not self.report.dry_run:
                 lease = WriterLease(self._home.blobs)
                 with_reserve(self._home.blobs, partial(stack.enter_context, lease))
-            rescue = Rescue(self._home, self._hot, lease, set(bad))
+            rescue = Rescue(self._home, self._hot, lease, set(bad), wanted)
             found = [
                 self._from_copies(rescue, pack, wanted.by_pack.get(pack, {}), damaged.get(pack))
                 for pack in sorted(bad)
@@ -262,7 +262,7 @@ class _Repair:
             for pack in found:
                 pack.missing = [one for one in pack.missing if one not in collected]
             lost = rescue.from_elsewhere([one for pack in found for one in pack.missing])
-            above = rescue.unreadable_on(lost, wanted)
+            above = rescue.unreadable_on(lost)
             collected = _collected([*lost, *above], damaged, removed)
             lost += rescue.from_elsewhere([one for one in above if one not in collected])
         chunks = {(one.wanted.place.pack, one.digest) for one in lost}
@@ -292,7 +292,7 @@ class _Repair:
         copies = Copies(pack) if why is None else read_copies(self._home, pack)
         found.down, found.archives = copies.down, copies.archives
         if not copies.every:  # it is gone, or nobody can say now how it is
-            found.missing = rescue.missing_from(pack, wanted)
+            found.missing = rescue.missing_from(pack)
             return found
         if copies.newer:
             self._leave_newer(copies)
@@ -310,7 +310,7 @@ class _Repair:
             found.why = next(str(copy.why) for copy in copies.bad)
         found.is_new = self._mark(copies, wanted, found.why)
         if wanted:
-            found.copied, found.missing = rescue.from_copies(copies, wanted)
+            found.copied, found.missing = rescue.from_copies(copies)
         return found
 
     def _mark(self, copies: Copies, wanted: Mapping[bytes, Wanted], why: str) -> bool:

@@ -8,7 +8,7 @@ found; layouts stay as they are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -92,12 +92,18 @@ class Rescue:
         hot: The hot tiers of this process, which may have what no pack has any more.
         lease: The lease of a writer; ``None`` where nothing is written, and only looked.
         bad: The ids of packs that are damaged or gone.
+        wanted: What versions need of these.
     """
 
     def __init__(
-        self, home: Home, hot: HotTiers, lease: WriterLease | None, bad: set[bytes]
+        self,
+        home: Home,
+        hot: HotTiers,
+        lease: WriterLease | None,
+        bad: set[bytes],
+        wanted: WantedChunks,
     ) -> None:
-        self._home, self._hot, self._lease = home, hot, lease
+        self._home, self._hot, self._lease, self._wanted = home, hot, lease, wanted
         self._unfit = set(bad)
         self._healing = Healing(home, self._unfit)
         self._readers: dict[Digest, tuple[ChunkReader, ChunkTable]] = {}
@@ -107,21 +113,16 @@ class Rescue:
 
     # What a damaged pack itself has
 
-    def from_copies(
-        self, copies: Copies, wanted: Mapping[bytes, Wanted]
-    ) -> tuple[int, list[Missing]]:
+    def from_copies(self, copies: Copies) -> tuple[int, list[Missing]]:
         """Copy the good frames of a damaged pack into a new one.
-
-        Args:
-            copies: Its copies.
-            wanted: The chunks that versions need of it.
 
         Returns:
             The number of chunks that were copied, and those that are needed and not good there.
         """
+        wanted = self._wanted.by_pack.get(copies.pack, {})
         places = {place.digest: place for place in copies.places or ()}
         places |= {digest: one.place for digest, one in wanted.items()}
-        ends = self._ends(copies.pack, places, wanted)
+        ends = self._ends(copies.pack, places.keys(), wanted)
         frames = {
             digest: frame
             for digest in ends
@@ -138,24 +139,25 @@ class Rescue:
         return len(frames), missing
 
     def _ends(
-        self, pack: bytes, digests: Iterable[bytes], wanted: Mapping[bytes, Wanted]
+        self, pack: bytes, digests: Set[bytes], wanted: Mapping[bytes, Wanted]
     ) -> dict[bytes, bytes]:
-        """Return where the ways of those chunks end that no move leads to a fit pack yet."""
-        groups: dict[Digest | None, set[bytes]] = {}
-        for digest in digests:
-            one = wanted.get(digest)
-            groups.setdefault(one.manifest if one is not None else None, set()).add(digest)
-        found: dict[bytes, bytes] = {}
+        """Return where the ways of those chunks end that no move leads to a fit pack yet.
+
+        It is enough that one of the layouts that name the pack leads a reader there in vain.
+        """
+        needed = [one for one in digests if one in wanted]
+        manifests = [wanted[one].manifest for one in needed]  # these have all of them
+        manifests += self._wanted.named_by.get(pack, ())
+        readers = map(self._reader, dict.fromkeys(manifests))
+        tables = (reader[1] for reader in readers if reader is not None)
         try:
-            for manifest, every in groups.items():
-                reader = None if manifest is None else self._reader(manifest)
-                uncovered = self._healing.uncovered({pack: every}, reader[1] if reader else None)
-                found |= {digest: end for end, left in uncovered.items() for digest in left}
+            found = self._healing.ends(pack, needed, tables)
+            return found | self._healing.ends(pack, digests - wanted.keys(), ())
         except (Damaged, UnsupportedFormat) as error:
             if self._lease is not None:  # damaged since it was repaired
                 raise
             _log.info("what moves lead to is seen once they and the lists are repaired: %s", error)
-        return found
+        return {}
 
     def is_good(self, copies: Copies, wanted: Wanted) -> bool:
         """Return whether a pack has a good frame of a chunk, which gives it if it is a delta."""
@@ -204,24 +206,25 @@ class Rescue:
 
     # What other packs and hot tiers have
 
-    def unreadable_on(self, lost: Iterable[Missing], wanted: WantedChunks) -> list[Missing]:
+    def unreadable_on(self, lost: Iterable[Missing]) -> list[Missing]:
         """Return the deltas, wherever they lie, that cannot be read as their bases are lost."""
         bases = {one.digest for one in lost}
         known = {(one.wanted.place.pack, one.digest) for one in lost}
-        above = [one for base in bases for one in wanted.above.get(base, ())]
-        beside = [one for every in wanted.by_pack.values() for one in every.values()]
+        above = [one for base in bases for one in self._wanted.above.get(base, ())]
+        beside = [one for every in self._wanted.by_pack.values() for one in every.values()]
         above += [one for one in beside if not bases.isdisjoint(one.place.bases)]
         found: dict[tuple[bytes, bytes], Missing] = {}
         for one in above:
             pack, digest = one.place.pack, one.place.digest
             if (pack, digest) not in known and self._read(one) is None:
-                end = self._ends(pack, [digest], {digest: one}).get(digest, pack)
+                end = self._ends(pack, {digest}, {digest: one}).get(digest, pack)
                 found[pack, digest] = Missing(end, one)
         return list(found.values())
 
-    def missing_from(self, pack: bytes, wanted: Mapping[bytes, Wanted]) -> list[Missing]:
+    def missing_from(self, pack: bytes) -> list[Missing]:
         """Return those of the chunks of a pack that no move leads to."""
-        ends = self._ends(pack, wanted, wanted)
+        wanted = self._wanted.by_pack.get(pack, {})
+        ends = self._ends(pack, wanted.keys(), wanted)
         return [Missing(end, wanted[digest]) for digest, end in ends.items()]
 
     def from_elsewhere(self, missing: Sequence[Missing]) -> list[Missing]:

@@ -21,8 +21,8 @@ class Wanted:
     """A chunk that a version needs.
 
     Attributes:
-        place: Where its layout places it.
-        manifest: The digest of the manifest whose layout that is.
+        place: Where a layout places it.
+        manifest: The digest of the manifest whose layout that is; others may place it there, too.
     """
 
     place: ChunkPlace
@@ -35,10 +35,12 @@ class WantedChunks:
 
     Attributes:
         by_pack: The chunks that layouts place in each bad pack, by its id and their digest.
+        named_by: The manifests whose layouts name each bad pack.
         above: Deltas in other packs whose bases layouts place in bad ones, by the base's digest.
     """
 
     by_pack: dict[bytes, dict[bytes, Wanted]] = field(default_factory=dict)
+    named_by: dict[bytes, list[Digest]] = field(default_factory=dict)
     above: dict[bytes, list[Wanted]] = field(default_factory=dict)
 
 
@@ -59,6 +61,8 @@ def find_wanted(
         bad = {pack for pack in table.pack_ids if is_bad(pack)}
         if not bad:
             continue
+        for pack in bad:
+            found.named_by.setdefault(pack, []).append(digest)
         lost = {place.digest for place in table if place.pack in bad}
         for place in table:
             wanted = Wanted(place, digest)
