@@ -6512,6 +6512,14 @@ _SWEPT = (
 
 _WAYS = (
     Mutation(
+        "a-base-is-where-nothing-says-it-is",
+        "SPEC 11 step 5: A move that ends in a delta whose base no reader finds heals nothing.",
+        "modelstore/chunks/ways.py",
+        "return at is not None and not at.bases and base",
+        "return at is None or not at.bases and base",
+        ("integration/test_repair_moves.py::test_a_save_heals_what_moves_lead_to_a_delta_of",),
+    ),
+    Mutation(
         "repair-follows-the-first-layout-alone",
         "SPEC 10.2: Chunks to whose base the readers of some layout find no way.",
         "modelstore/saving/healing.py",

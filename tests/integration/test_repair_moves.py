@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.kit import created, equal, opened
+from tests.integration.test_check_ways import lead
 from tests.integration.test_deltas import model, tuned_model
 from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Damaged
 from tierstore.format.keys import PACKS, move_key, pack_key
 from tierstore.format.layout import parse_move
 from tierstore.format.pack import PackBuilder
@@ -127,3 +129,18 @@ def test_where_it_led_is_lost_if_no_pack_has_its_chunks(blobs: MemoryStore, cach
         store.save("again", NEW, base=None)
         equal(store.load("n").load(), NEW)
         assert store.repair().is_whole
+
+
+def test_a_save_heals_what_moves_lead_to_a_delta_of(
+    blobs: MemoryStore, deltas: tuple[bytes, bytes], cache: Path
+) -> None:
+    """It does not know the layout of the other version, and whether that has the base."""
+    gone = pack_of(with_deltas(blobs, deltas, cache))
+    lead(blobs, gone, deltas[0])
+    blobs.delete([pack_key(gone)])
+    with opened(blobs, cache) as store:
+        with pytest.raises(Damaged, match="the base of a delta is not standalone"):
+            store.load("n").load()
+        store.save("o", {**NEW, "more": NEW["emb"][:1] + 1}, base=None)
+        equal(store.load("n").load(), NEW)
+        assert not store.check(read_data=True).damaged

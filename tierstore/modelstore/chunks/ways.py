@@ -29,7 +29,7 @@ class FrameWays:
 
         Args:
             place: Where the layout places it.
-            table: The layout; without one a base of which moves say nothing counts as found.
+            table: The layout; ``None`` for any: a base of which moves say nothing is not found.
         """
         return self._end(place, table, frozenset())
 
@@ -116,6 +116,9 @@ class FrameWays:
         if at is None:
             moved = (self._target(pack, base) for pack in reversed(way))
             at = next((one for one in moved if one is not None and not one.bases), None)
-        if at is None:
-            return table is None
-        return not at.bases and base not in behind and self._end(at, table, behind) is None
+        return (
+            at is not None
+            and not at.bases
+            and base not in behind
+            and self._end(at, table, behind) is None
+        )

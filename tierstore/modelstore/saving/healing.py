@@ -70,7 +70,7 @@ class Healing:
         Args:
             lost: The chunks, by the packs in which they cannot be read.
             table: The layout that a reader has, for the bases of deltas to which moves lead;
-                without one those of which moves say nothing count as found.
+                without one those of which moves say nothing are not found.
         """
         ways, sizes = self._ways()
         sizes |= _sizes(table) if table is not None else {}
@@ -90,8 +90,8 @@ class Healing:
             pack: The pack in which they cannot be read.
             digests: The chunks.
             tables: The layouts, of which as many are taken as it depends on: where a move leads to
-                a delta, one may have its base and another not. Without one that places a chunk in
-                the pack bases of which moves say nothing count as found.
+                a delta, one may have its base and another not. Where none places a chunk in the
+                pack, bases of which moves say nothing are not found.
         """
         ways, sizes = self._ways()
         found: dict[bytes, bytes] = {}
