@@ -4667,21 +4667,17 @@ _REMOVAL = (
         "repair-moves-to-deltas-without-bases",
         "SPEC 10.2: a move leads to the packs that hold bases of the deltas in these.",
         "modelstore/reclaim/repair/content.py",
-        "into[pack] | below[pack], unfit)",
-        "into[pack], unfit)",
+        "lost.into | lost.below, unfit=unfit",
+        "lost.into, unfit=unfit",
         ("integration/test_repair_moves.py::test_it_leads_to_the_bases_of_deltas_as_well",),
     ),
     Mutation(
         "move-to-deltas-first",
         "SPEC 8: A move of a chunk that is not verbatim holds it as a standalone frame.",
         "modelstore/chunks/writemove.py",
-        "len(into) > 1 and not _has_deltas(home, one), one",
+        "one not in deltas, one",
         "False, one",
-        (
-            "integration/test_removal.py::"
-            "test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks",
-            "integration/test_repair_moves.py::test_what_lies_standalone_comes_after_deltas",
-        ),
+        ("integration/test_repair_moves.py::test_what_lies_standalone_comes_after_deltas",),
     ),
     Mutation(
         "base-by-the-moves-of-its-delta",
@@ -4690,8 +4686,8 @@ _REMOVAL = (
         "            for pack in deltas - self._moved.keys() - self._below.keys():\n",
         "            for pack in set[bytes]():\n",
         (
-            "integration/test_removal.py::"
-            "test_what_was_collected_is_saved_again_as_deltas_beside_whole_chunks[as it was]",
+            "integration/test_check_ways.py::"
+            "test_a_base_to_which_moves_lead_is_found[True-False]",
         ),
     ),
     Mutation(

@@ -12,10 +12,11 @@ from tests.integration.kit import created, opened, tensors
 from tests.integration.test_quarantine import places
 from tests.integration.test_repair import flip_chunk
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import LAYOUTS, REFS, VERSIONS
+from tierstore.format.keys import LAYOUTS, PACKS, REFS, VERSIONS, move_key, pack_key
 from tierstore.ids import ByteRange
 from tierstore.modelstore.home.home import Home
-from tierstore.modelstore.reclaim.repair.content import ContentRepair
+from tierstore.modelstore.reclaim.holdings import read_holdings
+from tierstore.modelstore.reclaim.repair.content import ContentRepair, MoveRepair
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.modelstore.reclaim.repair.users import UserReader
@@ -78,3 +79,20 @@ def test_what_never_changes_is_asked_for_once_more_at_most(blobs: MemoryStore, c
     manifests = {key: n for key, n in counts.items() if key.startswith(VERSIONS)}
     assert len(manifests) == 4
     assert sorted(manifests.values())[:3] == [3, 3, 3], "checked, for its users, for its layout"
+
+
+def test_a_damaged_move_looks_into_each_pack_once(blobs: MemoryStore, cache: Path) -> None:
+    """And once more for the bases of deltas, if it leads to any."""
+    with opened(blobs, cache) as store:
+        pack = places(store, "m@1", "emb")[0].pack
+    blobs.put(move_key(pack), b"damaged")
+    asked = FaultyStore(blobs)
+    home, report = Home(asked), RepairReport()
+    users = UserReader(home).read()
+    holdings = read_holdings(home.packs)
+    asked.calls.clear()
+    MoveRepair(home, Objects(asked, report), holdings, users).run()
+    assert [one.key for one in report.objects] == [move_key(pack)]
+    packs = {info.key for info in blobs.list(PACKS)}
+    counts = Counter(key for _, key in asked.calls if key in packs)
+    assert counts == dict.fromkeys(packs, 1) | {pack_key(pack): 2}, "its own says what it held"

@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, Unreachable
-from tierstore.format.keys import LAYOUTS, LEASES, MOVES, move_key, pack_key
+from tierstore.format.keys import LAYOUTS, LEASES, MOVES, PACKS, move_key, pack_key
 from tierstore.format.layout import Move
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.modelstore.chunks.writemove import write_move
@@ -121,6 +121,17 @@ def test_moves_are_written_behind_those_that_are_there(blobs: MemoryStore, cache
         for number in range(1, len(list(blobs.list(MOVES))) + 1)
     ]
     assert written == [sorted(pack.hex() for pack in into) for into in (one, two)]
+
+
+def test_a_move_is_written_though_nobody_can_look_into_a_pack(
+    blobs: MemoryStore, cache: Path
+) -> None:
+    created(blobs, cache).close()
+    pack, into = b"\1" * 32, {b"\2" * 32, b"\3" * 32}
+    stumbles = FaultyStore(blobs, lambda op, key, n: Unreachable("no") if PACKS in key else None)
+    write_move(Home(stumbles), pack, into)
+    move = unseal_body(Kind.MOVE, blobs.get(move_key(pack)), Move, "x")
+    assert move.into == sorted(one.hex() for one in into)
 
 
 def test_one_that_sleeps_until_all_was_collected_loses_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
@@ -11,14 +12,13 @@ from tierstore.format.checks import damaged
 from tierstore.format.layout import missing_chunks, parse_fold, parse_layout, parse_move
 from tierstore.format.manifest import parse_manifest
 from tierstore.format.sealed import Kind
-from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
 from tierstore.modelstore.chunks.writemove import seal_move
 from tierstore.modelstore.home.chain import unfolded
-from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.relayout import PackScan, write_layouts
 from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.reclaim.repair.footers import read_footers
 from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
 from tierstore.modelstore.reclaim.repair.report import HitVersion, Outcome
 from tierstore.modelstore.reclaim.repair.users import Users
@@ -180,79 +180,73 @@ class MoveRepair:
         def parse(key: str, data: memoryview) -> object:
             return parse_move(data, packs[key], key)
 
-        by_pack: dict[bytes, list[Broken]] = {}
+        every: dict[bytes, _Lost] = {}
         for one in list(self._objects.broken(Kind.MOVE, packs, parse)):
-            by_pack.setdefault(packs[one.key], []).append(one)
-        if not by_pack:
+            every.setdefault(packs[one.key], _Lost()).broken.append(one)
+        if not every:
             return
-        wanted = self._chunks_of(by_pack.keys())
+        self._find_chunks(every)
+        deltas = self._find_packs(every)
+        if any(lost.bases for lost in every.values()):
+            self._find_bases(every)
         unfit = self._home.condemned.among(self._every) | self._home.quarantine.packs()
-        into = self._packs_with(wanted)
-        below = self._bases_below(wanted, into)
-        for pack, moves in by_pack.items():
-            sealed = seal_move(self._home, pack, into[pack] | below[pack], unfit)
+        for pack, lost in every.items():
+            sealed = seal_move(pack, lost.into | lost.below, unfit=unfit, deltas=deltas)
             outcome: Outcome = "repaired"
-            note = f"it leads to {counted(len(into[pack]), 'pack')} with chunks of it"
-            if wanted[pack] and not into[pack] and not self._holdings.is_there(pack):
+            note = f"it leads to {counted(len(lost.into), 'pack')} with chunks of it"
+            if lost.chunks and not lost.into and not self._holdings.is_there(pack):
                 outcome, note = "lost", "no pack has chunks of it any more"
-            for one in moves:
+            for one in lost.broken:
                 self._objects.put(one.key, sealed, one.why, "written anew", note, outcome)
 
-    def _chunks_of(self, packs: Collection[bytes]) -> dict[bytes, set[bytes]]:
-        """Return the chunks that these packs hold or held, as far as layouts and footers tell."""
-        found: dict[bytes, set[bytes]] = {pack: set() for pack in packs}
+    def _find_chunks(self, every: Mapping[bytes, _Lost]) -> None:
+        """Note the chunks that the packs hold or held, as far as layouts and footers tell."""
         for _, table in read_tables(self._home, self._users):
-            for place in table if not found.keys().isdisjoint(table.pack_ids) else ():
-                if place.pack in found:
-                    found[place.pack].update([place.digest, *place.bases])
-        for pack in packs:
-            found[pack] |= self._held(pack)
-        return found
+            for place in table if not every.keys().isdisjoint(table.pack_ids) else ():
+                if place.pack in every:
+                    every[place.pack].chunks.update([place.digest, *place.bases])
+        for pack, table in read_footers(self._home, self._holdings, every):
+            every[pack].chunks.update(table.digests)
 
-    def _held(self, pack: bytes) -> set[bytes]:
-        return {place.digest for place in self._places(pack)}
+    def _find_packs(self, every: Mapping[bytes, _Lost]) -> set[bytes]:
+        """Note for each pack the others that hold chunks of it; return those that hold deltas."""
+        deltas = set[bytes]()
+        for other, table in read_footers(self._home, self._holdings, self._every):
+            if table.bases:
+                deltas.add(other)
+            for pack, lost in every.items():
+                if pack != other and (held := lost.chunks & table.digests):
+                    lost.into.add(other)
+                    places = map(table.find, held)
+                    lost.bases.update(base for at in places if at is not None for base in at.bases)
+        return deltas
 
-    def _places(self, pack: bytes) -> list[ChunkPlace]:
-        """Return the places of the frames in a pack; none where it cannot be looked into."""
-        if not self._holdings.is_readable(pack):
-            return []
-        key = keys.pack_key(pack)
-        try:
-            return read_footer(self._home.packs, key, self._home.packs.info(key).size)[1]
-        except (*_Unread, BackendError):
-            return []
-
-    def _packs_with(self, wanted: Mapping[bytes, set[bytes]]) -> dict[bytes, set[bytes]]:
-        """Return, for each pack, the others that hold chunks of it."""
-        into: dict[bytes, set[bytes]] = {pack: set() for pack in wanted}
-        for other in self._every:
-            held = self._held(other)
-            for pack, chunks in wanted.items():
-                if pack != other and not chunks.isdisjoint(held):
-                    into[pack].add(other)
-        return into
-
-    def _bases_below(
-        self, wanted: Mapping[bytes, set[bytes]], into: Mapping[bytes, set[bytes]]
-    ) -> dict[bytes, set[bytes]]:
-        """Return, for each pack, those that hold bases of the deltas to which its move leads.
+    def _find_bases(self, every: Mapping[bytes, _Lost]) -> None:
+        """Note for each pack those that hold bases of the deltas to which its move leads.
 
         The layouts that lead to the pack need not have a place for these.
         """
-        bases = {
-            pack: {
-                base
-                for other in packs
-                for place in self._places(other)
-                if place.digest in wanted[pack]
-                for base in place.bases
-            }
-            for pack, packs in into.items()
-        }
-        below: dict[bytes, set[bytes]] = {pack: set() for pack in into}
-        for other in self._every if any(bases.values()) else ():
-            standalone = {place.digest for place in self._places(other) if not place.bases}
-            for pack, needed in bases.items():
-                if pack != other and not needed.isdisjoint(standalone):
-                    below[pack].add(other)
-        return below
+        for other, table in read_footers(self._home, self._holdings, self._every):
+            for pack, lost in every.items():
+                places = map(table.find, lost.bases & table.digests)
+                if pack != other and any(at is not None and not at.bases for at in places):
+                    lost.below.add(other)
+
+
+@dataclass(slots=True)
+class _Lost:
+    """What is known of a pack whose moves are damaged.
+
+    Attributes:
+        broken: The moves.
+        chunks: The chunks that it holds or held.
+        into: The other packs that hold chunks of it.
+        bases: The bases of the deltas in these.
+        below: The packs that hold these bases.
+    """
+
+    broken: list[Broken] = field(default_factory=list)
+    chunks: set[bytes] = field(default_factory=set)
+    into: set[bytes] = field(default_factory=set)
+    bases: set[bytes] = field(default_factory=set)
+    below: set[bytes] = field(default_factory=set)

@@ -24,12 +24,12 @@ from tierstore.modelstore.chunks.pool import ReadPool
 from tierstore.modelstore.chunks.reader import ChunkReader
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.confirm import gone_packs, lost_since, unfit_packs
-from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import write_segment
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.reclaim.holdings import read_holdings
+from tierstore.modelstore.reclaim.repair.footers import read_footers
 from tierstore.modelstore.reclaim.repair.wanted import (
     Wanted,
     WantedChunks,
@@ -265,16 +265,10 @@ class Rescue:
             return
         self._found |= {digest: [] for digest in new}
         holdings = read_holdings(self._home.packs)
-        for pack in sorted(filter(holdings.is_readable, holdings.every())):
-            try:
-                size = self._home.packs.info(pack_key(pack)).size
-                places = read_footer(self._home.packs, pack_key(pack), size)[1]
-            except _Unread as error:
-                _log.debug("left out: %s", error)
-                continue
-            for place in places:
-                if place.digest in new:
-                    self._found[place.digest].append((place, size))
+        for _, table in read_footers(self._home, holdings, sorted(holdings.every())):
+            [size] = table.pack_sizes
+            for place in filter(None, map(table.find, new & table.digests)):
+                self._found[place.digest].append((place, size))
 
     def _bases_of(self, digest: bytes) -> set[bytes]:
         return {base for place, _ in self._found.get(digest, ()) for base in place.bases}
