@@ -4685,10 +4685,7 @@ _REMOVAL = (
         "modelstore/chunks/moves.py",
         "            for pack in deltas - self._moved.keys() - self._below.keys():\n",
         "            for pack in set[bytes]():\n",
-        (
-            "integration/test_check_ways.py::"
-            "test_a_base_to_which_moves_lead_is_found[True-False]",
-        ),
+        ("integration/test_check_ways.py::test_a_base_to_which_moves_lead_is_found[True-False]",),
     ),
     Mutation(
         "window-by-the-clock-of-home",
@@ -5626,8 +5623,8 @@ _COLLECTED = (
         "repair-trusts-what-is-below-a-fold",
         "SPEC 10.2: What is found nowhere is lost.",
         "modelstore/reclaim/repair/hits.py",
-        "    return bad.isdisjoint(table.pack_ids)\n",
-        "    return True\n",
+        "return found is None or bool(found.places)",
+        "return found is None",
         ("integration/test_check_folds.py::test_a_version_that_cannot_be_loaded_is_named",),
     ),
     Mutation(

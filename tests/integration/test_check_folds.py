@@ -15,8 +15,9 @@ from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import TierstoreError
 from tierstore.format.keys import fold_key, layout_key, move_key, pack_key, version_key
 from tierstore.format.layout import Fold, Move
+from tierstore.format.pack import PackBuilder
 from tierstore.format.sealed import Kind, seal_body
-from tierstore.ids import Digest
+from tierstore.ids import ByteRange, Digest
 from tierstore.modelstore.care.check_findings import Finding
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.reclaim.feature import enable
@@ -284,6 +285,30 @@ def test_a_lost_manifest_is_named_once(folded: Store, blobs: MemoryStore) -> Non
     blobs.delete([key])
     [finding] = folded.check().findings
     assert (finding.key, finding.needed_by) == (key, ("m@1", "m@4"))
+
+
+def test_what_lies_below_a_fold_that_is_gone_may_have_moved(
+    folded: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    home, digest = folded._parts.home, folded.resolve("m@2").digest
+    fold, below = fold_pack(folded), own_pack(folded, digest)
+    builder = PackBuilder()
+    base = folded.resolve("m@1").digest  # with a frame more the pack has another name
+    places = [*home.layout(digest, home.manifest(digest)), *home.layout(base, home.manifest(base))]
+    for place in {one.digest: one for one in places}.values():
+        begin, end = place.offset - place.proof_bytes, place.offset + place.frame_bytes
+        builder.copy(place, blobs.get(pack_key(place.pack), ByteRange(begin, end)))
+    new, buffers, _ = builder.close()
+    blobs.put(pack_key(new), b"".join(buffers))
+    move = Move(pack=below[-64:], into=[new.hex()])
+    blobs.put(move_key(bytes.fromhex(below[-64:])), seal_body(Kind.MOVE, move))
+    folded.remove("m@2")
+    folded.retention.set("m", window=timedelta(0))
+    blobs.delete([fold, below])
+    with opened(blobs, cache / "other") as other:
+        other.load("m@3").load()
+        assert other.check().findings == []
+        assert other.repair().is_whole
 
 
 @pytest.mark.parametrize("which", ["below", "fold"])

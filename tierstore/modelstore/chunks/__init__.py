@@ -5,6 +5,7 @@ __all__ = [
     "decode",
     "examine",
     "local",
+    "lost",
     "moves",
     "origin",
     "plan",

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 
-from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import pack_key, version_key
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format.keys import version_key
 from tierstore.format.manifest import Manifest, named_tensors
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.care.check_patches import unread_because_of
+from tierstore.modelstore.chunks.lost import LostChunks
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.loading.stored import entry_bytes
 from tierstore.modelstore.reclaim.repair.report import HitPart, HitVersion
@@ -63,10 +64,16 @@ def find_hits(home: Home, users: Users, lost: Lost, bad: Set[bytes] = frozenset(
                 every = {place.digest: (place.pack, place.digest) for place in places}
                 chunks[digest] = {every[one] for one in needed & every.keys()}
 
+    below = LostChunks(home, {*bad})
+
     @cache
     def is_lost(digest: Digest) -> bool:
-        packs = None if digest in users else bad
-        return digest in parts or not _is_there(home, digest, packs)
+        if digest in parts:
+            return True
+        if digest in users:  # what versions need of bad packs was looked for: ``lost`` has the rest
+            return read_table(home, digest) is None or not _is_readable(home, digest)
+        found = below.of(digest)
+        return found is None or bool(found.places)
 
     for name in dict.fromkeys(name for digest in parts for name in users[digest]):
         because = unread_because_of(home, users.own[name], is_lost)
@@ -78,26 +85,12 @@ def find_hits(home: Home, users: Users, lost: Lost, bad: Set[bytes] = frozenset(
     return found
 
 
-def _is_there(home: Home, digest: Digest, bad: Set[bytes] | None) -> bool:
-    """Return whether a manifest and its layout can be read, and all packs in that.
-
-    Args:
-        home: The store's home.
-        digest: The digest of the manifest.
-        bad: Packs that cannot be read; ``None`` not to ask for packs.
-    """
-    table = read_table(home, digest)
+def _is_readable(home: Home, digest: Digest) -> bool:
     try:
         home.manifest(digest)
-        if table is None or bad is None:
-            return table is not None
-        for pack in table.pack_ids:
-            home.packs.size(pack_key(pack))
     except (Damaged, NotFound, UnsupportedFormat):
         return False
-    except BackendError:
-        return True  # it may be there
-    return bad.isdisjoint(table.pack_ids)
+    return True
 
 
 def _parts(manifest: Manifest, sizes: dict[bytes, int]) -> Iterator[HitPart]:
