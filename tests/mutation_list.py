@@ -6274,8 +6274,8 @@ _REPAIRED_OBJECTS = (
         "repair-lets-be-collected-what-was-brought-back",
         "SPEC 10.2: replaced by an undelete of all versions that entries before it removed.",
         "modelstore/reclaim/repair/logs.py",
-        "return sorted((removed.keys() | announced.keys()) - said)",
-        "return sorted(announced.keys() - removed.keys() - said)",
+        "return removed.keys() - said, announced",
+        "return set(), announced",
         (
             "integration/test_repair_removals.py::"
             "test_a_version_that_was_brought_back_is_not_collected",
@@ -6285,8 +6285,8 @@ _REPAIRED_OBJECTS = (
         "repair-lets-a-stopped-removal-go-on",
         "SPEC 10.2: replaced by an undelete of all versions that entries before it announced.",
         "modelstore/reclaim/repair/logs.py",
-        "return sorted((removed.keys() | announced.keys()) - said)",
-        "return sorted(removed.keys() - said)",
+        "announced.keys() - said - removed.keys()",
+        "set()",
         ("integration/test_repair_removals.py::test_a_removal_that_was_stopped_stays_stopped",),
     ),
     Mutation(
@@ -6504,6 +6504,24 @@ _SWEPT = (
 )
 
 _WAYS = (
+    Mutation(
+        "repair-brings-back-what-was-collected",
+        "SPEC 10.2: What was collected stays removed when an entry of removals is lost.",
+        "modelstore/reclaim/repair/logs.py",
+        "back = sorted((removed | announced) - gone)",
+        "back = sorted(removed | announced)",
+        ("integration/test_repair_removals.py::test_what_was_collected_stays_removed",),
+    ),
+    Mutation(
+        "repair-takes-what-may-be-there-for-collected",
+        "SPEC 10.2: What a lost entry of removals may have brought back is brought back.",
+        "modelstore/chunks/lost.py",
+        "            return False\n\n    def _look_for",
+        "            return True\n\n    def _look_for",
+        (
+            "integration/test_repair_removals.py::test_what_may_still_be_there_is_brought_back[move]",
+        ),
+    ),
     Mutation(
         "a-base-is-where-nothing-says-it-is",
         "SPEC 11 step 5: A move that ends in a delta whose base no reader finds heals nothing.",

@@ -10,16 +10,25 @@ import numpy as np
 import pytest
 
 from tests.integration.kit import created, equal, opened
+from tests.integration.test_collector import packs_of
 from tests.integration.test_repair import spoil
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Damaged
-from tierstore.format.keys import REFS, REMOVED_LOG, entry_key
+from tierstore.errors import Damaged, Unreachable
+from tierstore.format.keys import (
+    REFS,
+    REMOVED_LOG,
+    entry_key,
+    layout_key,
+    move_key,
+    pack_key,
+)
 from tierstore.format.reflog import MAX_REMOVED
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import Fault, FaultyStore
 
 LOG = f"{REFS}m/{REMOVED_LOG}/"
 
@@ -103,19 +112,52 @@ def test_what_was_removed_before_a_lost_removal_counts_as_not_removed(
         assert sorted(removed(other)) == [1, 3]
 
 
-def test_what_of_it_was_collected_is_named(store: Store, blobs: MemoryStore, cache: Path) -> None:
-    store.remove("m@1")
+def test_what_was_collected_stays_removed(store: Store, blobs: MemoryStore, cache: Path) -> None:
+    """Brought back it would be lost, and stop every collection until it is removed again."""
+    store.remove("m@1", "m@2")
     store.reclaim.run(grace=timedelta(0))
+    store.remove("m@3")
+    damage(blobs, newest(blobs))
+    report = repaired(blobs, cache)
+    [entry] = report.objects
+    assert "m@3 and what it removed itself count as not removed" in entry.done
+    assert "m@1, m@2 stay removed: packs of that are in no tier any more" in entry.done
+    assert report.hit == []
+    with opened(blobs, cache) as other:
+        assert (numbers(other), sorted(removed(other))) == ([4, 3], [1, 2])
+        other.reclaim.run(grace=timedelta(0))
+        equal(other.load("m@3").load(), content(3))
+        assert not other.check().damaged
+    assert repaired(blobs, cache).is_whole
+
+
+@pytest.mark.parametrize("what", ["move", "layout", "tier"])
+def test_what_may_still_be_there_is_brought_back(
+    store: Store, blobs: MemoryStore, cache: Path, what: str
+) -> None:
+    """Its move or layout can be made anew, or its tier comes back."""
+    [pack] = packs_of(store, "m@1")
+    digest = store.resolve("m@1").digest
+    store.remove("m@1")
     store.remove("m@2")
     damage(blobs, newest(blobs))
-    assert [hit.version for hit in repaired(blobs, cache).hit] == ["m@1"]
+    away = bytes(blobs.get(pack_key(pack)))
+    blobs.delete([pack_key(pack)])
+    if what == "move":
+        blobs.put(move_key(pack), b"damaged")
+    elif what == "layout":
+        blobs.delete([layout_key(digest)])
+
+    def down(op: str, key: str, n: int) -> Fault:
+        return Unreachable("no") if what == "tier" and key == pack_key(pack) else None
+
+    with opened(FaultyStore(blobs, down), cache) as other:
+        [entry] = [one for one in other.repair().objects if REMOVED_LOG in one.key]
+    assert "m@1, m@2 and what it removed itself count as not removed" in entry.done
+    blobs.put(pack_key(pack), away)
     with opened(blobs, cache) as other:
-        equal(other.load("m@2").load(), content(2))
-        with pytest.raises(Damaged, match=r"m@1 .* has lost chunks"):
-            other.reclaim.run(grace=timedelta(0))
-        other.remove("m@1")
-        other.reclaim.run(grace=timedelta(0))
-    assert repaired(blobs, cache).is_whole
+        other.repair()
+        equal(other.load("m@1").load(), content(1))
 
 
 def test_a_removal_that_was_stopped_stays_stopped(

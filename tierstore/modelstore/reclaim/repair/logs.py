@@ -3,15 +3,17 @@
 A version's entry is written anew where an alias, a rollout, a release or a variant says which
 manifest it named. What an alias meant, and what was removed, nobody else says. An entry that
 removes the alias takes the place of a damaged one; one of a log of removals brings back all that
-the lost one may have brought back, as what is removed may be collected at once.
+the lost one may have brought back, as what is removed may be collected at once. What was collected
+stays removed: nothing brings it back, and in force it would stop every collection.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version as package_version
 
 from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
@@ -19,6 +21,8 @@ from tierstore.format import keys
 from tierstore.format.reflog import MAX_REMOVED, Action, Hint, RefEntry, parse_entry
 from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
 from tierstore.ids import Digest
+from tierstore.modelstore.care.check_patches import unread_because_of
+from tierstore.modelstore.chunks.lost import LostChunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import highest_of, whoami
@@ -152,7 +156,9 @@ class LogRepair:
         """
         known = {one.seq: one for one in readable_entries(self._home, model, keys.REMOVED_LOG)}
         for seq in sorted(bad):
-            back = _brought_back(known, seq)
+            removed, announced = _held_before(known, seq)
+            gone = self._gone(model, removed)
+            back = sorted((removed | announced) - gone)
             pages = [back[at : at + MAX_REMOVED] for at in range(0, len(back), MAX_REMOVED)]
             here, *more = pages or [[_NO_VERSION]]
             behind = max(known.keys() | {last}) + 1  # an entry names so many versions at most
@@ -160,12 +166,36 @@ class LogRepair:
                 known[number] = self._blank(
                     model, keys.REMOVED_LOG, number, "undelete", versions=versions
                 )
-            self._removal(model, known[seq], [known[behind + at] for at in range(len(more))], bad)
+            also = [known[behind + at] for at in range(len(more))]
+            self._removal(model, known[seq], also, sorted(gone), bad[seq])
+
+    def _gone(self, model: str, numbers: Set[int]) -> set[int]:
+        """Return those of a model's versions of which a pack is in no tier: they were collected."""
+        manifests = {
+            one.seq: Digest.from_hex(one.manifest)
+            for one in (readable_entries(self._home, model, keys.VERSION_LOG) if numbers else ())
+            if one.manifest is not None and one.seq in numbers
+        }
+        lost = LostChunks(self._home, set())
+        is_gone = cache(lost.is_gone)
+        return {
+            number
+            for number, digest in manifests.items()
+            if unread_because_of(self._home, digest, is_gone)
+        }
 
     def _removal(
-        self, model: str, entry: RefEntry, more: Sequence[RefEntry], bad: Mapping[int, str]
+        self, model: str, entry: RefEntry, more: Sequence[RefEntry], gone: list[int], why: str
     ) -> None:
-        """Write an entry in the place of a damaged one, once those that go with it are there."""
+        """Write an entry in the place of a damaged one, once those that go with it are there.
+
+        Args:
+            model: Name of the model.
+            entry: The entry.
+            more: Those that go with it.
+            gone: The versions that stay removed, as they were collected.
+            why: What is wrong with the damaged one.
+        """
         back = [number for one in (entry, *more) for number in one.versions]
         done = "replaced by an entry that brings back all that was removed before it"
         whose = f"{_refs(model, back)} and what it removed itself count"
@@ -176,11 +206,13 @@ class LogRepair:
             f"{whose} as not removed; 'tierstore ls {model}' lists what that is, and "
             "'tierstore rm' or 'tierstore forget' removes it again"
         )
+        if gone:
+            stay = "stays" if len(gone) == 1 else "stay"
+            note += f"; {_refs(model, gone)} {stay} removed: packs of that are in no tier any more"
 
         def before() -> bool:
             return all(self._create(model, keys.REMOVED_LOG, one) for one in more)
 
-        why = bad[entry.seq]
         self._write(model, keys.REMOVED_LOG, entry, why, done, note, "lost", before)
 
     def _blank(
@@ -290,11 +322,11 @@ class LogRepair:
         return None
 
 
-def _brought_back(entries: Mapping[int, RefEntry], seq: int) -> list[int]:
+def _held_before(entries: Mapping[int, RefEntry], seq: int) -> tuple[set[int], set[int]]:
     """Return the versions that a lost entry in a log of removals may have brought back.
 
-    They are those that entries before it removed, or whose removal was announced and it may have
-    stopped, but for those of which a later one says anew whether they are removed.
+    They are those that entries before it removed, and those whose removal was announced and it may
+    have stopped, but for those of which a later one says anew whether they are removed.
 
     Args:
         entries: The entries that can be read, by number.
@@ -305,7 +337,7 @@ def _brought_back(entries: Mapping[int, RefEntry], seq: int) -> list[int]:
         apply_removal(entries[number], removed, announced)
     later = [one for number, one in entries.items() if number > seq and one.action != "announce"]
     said = {version for one in later for version in one.versions}
-    return sorted((removed.keys() | announced.keys()) - said)
+    return removed.keys() - said, announced.keys() - said - removed.keys()
 
 
 def _refs(model: str, numbers: Sequence[int]) -> str:
