@@ -4621,6 +4621,28 @@ _REMOVAL = (
         ("integration/test_removal.py::test_forget_says_what_stays_and_why",),
     ),
     Mutation(
+        "most-of-a-model-by-stored-rules",
+        "docs/how-to/deleting.md: Rules that make a model much smaller have to be allowed once.",
+        "modelstore/reclaim/retention.py",
+        "        if found.share_percent(last_us) <= most_percent:",
+        "        if True:",
+        (
+            "integration/test_agent_retention.py::"
+            "test_rules_that_make_a_model_much_smaller_wait_until_they_are_allowed",
+        ),
+    ),
+    Mutation(
+        "what-was-saved-since-pushes-out-as-much",
+        "docs/how-to/deleting.md: What was saved since the rules removed something does not count.",
+        "modelstore/reclaim/retention.py",
+        "        if found.share_percent(last_us) <= most_percent:",
+        "        if found.share_percent() <= most_percent:",
+        (
+            "integration/test_agent_retention.py::"
+            "test_rules_that_keep_few_are_kept_whatever_was_saved_meanwhile",
+        ),
+    ),
+    Mutation(
         "window-of-what-is-removed-ahead",
         "SPEC 9.1: The window begins at its removal, or now if that lies ahead.",
         "modelstore/reclaim/roots.py",
@@ -4718,7 +4740,7 @@ _REMOVAL = (
         "rules-that-are-new",
         "SPEC 9.1: An agent MUST NOT remove anything by rules before one window has passed.",
         "modelstore/reclaim/retention.py",
-        "        waits = datetime.fromtimestamp(certain_now_s(self._home.blobs), UTC) < due\n",
+        "        waits = datetime.fromtimestamp(found.holders.now_s(), UTC) < held.due\n",
         "        waits = False\n",
         ("integration/test_removal.py::test_stored_rules_report_for_a_window_and_then_remove",),
     ),

@@ -583,6 +583,11 @@ REMOVAL: tuple[Step, ...] = (
     forget m
     forget m --keep-within soon
     forget nobody --keep-last 1
+    retention set n --keep-last 1
+    retention apply n
+    retention apply n --yes --dry-run
+    retention apply m
+    retention rm n
     rm n --all
     rm n@1 --all
     rm m --all

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ Program = Callable[..., Done]
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with m@1 (removed), m@2, m@3 (prod), m@4 and n@1, which has rules."""
+    """A store with m@1 (removed), m@2, m@3 (prod), m@4; n@1, p@1 to p@5, with rules."""
     folder = tmp_path_factory.mktemp("template")
     with tierstore.init(folder / "store") as store:
         store.reclaim.enable(wait_s=0)
@@ -44,6 +44,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.alias("m", "prod", "m@3")
         store.remove("m@1", message="old")
         store.retention.set("n", keep_last=3, message="few")
+        for number in range(5):
+            store.save("p", {"w": np.full(9, number, np.float32)})
+        store.retention.set("p", keep_last=4)
     return folder
 
 
@@ -82,7 +85,11 @@ CASES: dict[str, tuple[str, str, str]] = {
     "retention set history": ("retention set m --alias-history 2d", "alias history  2 d\n", "m"),
     "retention rm": ("retention rm n", "nothing is set for n itself any more", "n"),
     "retention rm none": ("retention rm m", "nothing was set for m itself", "m"),
-    "retention ls": ("retention ls", "--keep-last 3", "n"),
+    "retention ls": ("retention ls", "--keep-last 3", "n p"),
+    "retention ls next": ("retention ls", "next           1 of 5 versions of p goes", "n p"),
+    "retention apply": ("retention apply --yes", "1 version removed", "p@1"),
+    "retention apply dry": ("retention apply p --dry-run", "p@1      ", "p@1"),
+    "retention apply early": ("retention apply p", "or now with --yes", ""),
     "log": ("log m --limit 1", "forget  m@1", "m@1"),
 }
 
@@ -130,9 +137,25 @@ def test_what_is_done_already_is_said(run: Program) -> None:
     assert done.err.endswith("; done before: n\n")
 
 
+def test_rules_that_are_blocked_keep_no_others_from_being_applied(run: Program) -> None:
+    with tierstore.open("store") as store:
+        store.retention.set("m", keep_last=1, window=timedelta(0))
+        store.retention.set("p", keep_last=4, window=timedelta(0))
+    assert "blocked        1 of the 3 versions of m would be" in run("retention", "ls").out
+    assert run("doctor", "-q").out.startswith("nothing of m is removed by its rules: 1 of the 3")
+    done = run("retention", "apply", "-q")
+    assert (done.code, done.out) == (6, "p@1\n")
+    assert done.err.startswith("tierstore: error: 1 of the 3 versions of m would be removed by rul")
+    assert run("retention", "apply", "m", "--yes", "-q").out == "m@2\n"
+    assert run("doctor", "-q").out == ""
+    done = run("retention", "apply", "p", "x")
+    assert (done.code, done.out) == (5, "")
+    assert "no rules are set for 'x'" in done.err
+
+
 def test_models_are_counted_without_what_is_removed(run: Program) -> None:
     models = json.loads(run("ls", "--json").out)["models"]
-    assert [(one["model"], one["versions"]) for one in models] == [("m", 3), ("n", 1)]
+    assert [(one["model"], one["versions"]) for one in models] == [("m", 3), ("n", 1), ("p", 5)]
 
 
 def test_every_time_says_that_it_is_in_utc(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.names import removalprotocol
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import Removals
+from tierstore.modelstore.reclaim import holders as holders_module
 from tierstore.modelstore.reclaim import retention as retention_module
 from tierstore.modelstore.reclaim.feature import enable, writers_seen
 from tierstore.modelstore.reclaim.retention import Retentions
@@ -782,8 +783,8 @@ def test_stored_rules_report_for_a_window_and_then_remove(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    for clock in ("home_or_own_now_s", "certain_now_s"):
-        monkeypatch.setattr(retention_module, clock, lambda home_blobs: now)
+    monkeypatch.setattr(retention_module, "home_or_own_now_s", lambda home_blobs: now)
+    monkeypatch.setattr(holders_module, "certain_now_s", lambda home_blobs: now)
     retention = Retentions(store._names)
     with pytest.raises(UsageError, match="give rules, such as keep_last, or a window, or an alias"):
         retention.set("m")

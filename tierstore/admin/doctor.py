@@ -107,6 +107,7 @@ class StoreHealth:
         keeps_versions: Whether its storage keeps what is deleted or written over.
         quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
         lost: What of it is gone altogether though it has versions: ``layouts/``, ``index/``.
+        blocked_rules: Why rules of retention remove nothing of a model, a sentence for each.
         uncollected_s: Seconds since garbage was collected last, or else since that was allowed;
             also ``None`` where it is not allowed.
         error: Why it could not be opened or written to.
@@ -122,6 +123,7 @@ class StoreHealth:
     keeps_versions: bool | None = None
     quarantined_packs: int | None = None
     lost: tuple[str, ...] | None = None
+    blocked_rules: tuple[str, ...] | None = None
     uncollected_s: float | None = None
     error: TierstoreError | None = None
 
@@ -158,6 +160,7 @@ class Diagnosis:
         if store and store.keeps_versions:
             found.append(f"{store.url}: {KEEPS_VERSIONS}")
         found += [_LOST[name] for name in (store and store.lost) or ()]
+        found += (store and store.blocked_rules) or ()
         if store and (store.uncollected_s or 0.0) > _COLLECT_EVERY_S:
             found.append(
                 f"no garbage was collected for {int((store.uncollected_s or 0.0) // 86400)} days: "
@@ -246,7 +249,7 @@ def diagnose(store: Store) -> Diagnosis:
             features=tuple(sorted({name for names in every for name in names})),
         )
         found = replace(found, quarantined_packs=len(store._parts.home.quarantine.packs()))
-        found = replace(found, lost=_lost(store))
+        found = replace(found, lost=_lost(store), blocked_rules=_blocked_rules(store))
         tried = probe(store._parts.home.blobs)
         found = replace(
             found,
@@ -265,6 +268,17 @@ def _lost(store: Store) -> tuple[str, ...]:
     if not store.models():
         return ()
     return tuple(name for name in _LOST if not any(store._parts.home.blobs.list(name)))
+
+
+def _blocked_rules(store: Store) -> tuple[str, ...]:
+    found = store.retention.outlooks()
+    if found and not store.reclaim.is_enabled:
+        return ("rules are set, but nothing may be removed yet: see 'tierstore gc --enable'",)
+    return tuple(
+        f"nothing of {one.model} is removed by its rules: {one.blocked}"
+        for one in found
+        if one.blocked is not None
+    )
 
 
 def _uncollected_s(store: Store, clock_skew_s: float) -> float | None:

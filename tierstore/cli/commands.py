@@ -42,7 +42,7 @@ class Command:
 
 GROUPS = {
     "alias": "Set, remove and list names of versions.",
-    "retention": "Set, remove and list what is kept of models.",
+    "retention": "Set, remove, list and apply what is kept of models.",
     "rollout": "Move an alias to a version stage by stage.",
     "release": "Switch versions of several models at once.",
     "tier": "List, add, change, drain and remove tiers.",
@@ -69,9 +69,10 @@ _TABLE = (
     ("Models", "rm", "removal.remove", "removal.Deleted"),
     ("Models", "undelete", "removal.undelete", "core.VersionJson"),
     ("Models", "forget", "removal.forget", "removal.Forgot"),
-    ("Models", "retention set", "removal.set_retention", "removal.RetentionJson"),
-    ("Models", "retention rm", "removal.remove_retention", "removal.RetentionRemoved"),
-    ("Models", "retention ls", "removal.ls_retention", "removal.Retentions"),
+    ("Models", "retention set", "retention.set_rules", "removal.RetentionJson"),
+    ("Models", "retention rm", "retention.remove", "removal.RetentionRemoved"),
+    ("Models", "retention ls", "retention.ls", "removal.Retentions"),
+    ("Models", "retention apply", "retention.apply", "removal.Forgot"),
     ("Models", "rebase", "models.rebase", "deltas.Rebase"),
     ("Models", "patch", "patches.patch", "patches.Patched"),
     ("Models", "patches", "patches.patches", "patches.Patches"),

@@ -100,6 +100,7 @@ def _store_json(store: StoreHealth) -> schemas.StoreHealth:
         keeps_versions=store.keeps_versions,
         quarantined_packs=store.quarantined_packs,
         lost=None if store.lost is None else list(store.lost),
+        blocked_rules=None if store.blocked_rules is None else list(store.blocked_rules),
         uncollected_seconds=None if store.uncollected_s is None else round(store.uncollected_s, 3),
         error=None if store.error is None else str(store.error),
     )

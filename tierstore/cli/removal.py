@@ -1,4 +1,4 @@
-"""Commands that remove versions and bring them back: rm, forget, undelete, retention."""
+"""Commands that remove versions and bring them back: rm, forget, undelete."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.kit.command import Cli
-from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, facts, table, when
-from tierstore.cli.kit.times import duration
+from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, table, when
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
 from tierstore.cli.schemas import removal as schemas
 from tierstore.cli.schemas.core import VersionJson
 from tierstore.config import parse_seconds
 from tierstore.errors import TierstoreError, UsageError
-from tierstore.shown import duration_text, time_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.forgetting import Forgotten
     from tierstore.modelstore.reclaim.removedlist import RemovedVersion
-    from tierstore.modelstore.reclaim.retention import ModelRetention
     from tierstore.modelstore.reclaim.rules import Keep
     from tierstore.modelstore.store import Store
 
@@ -42,18 +39,6 @@ KeepTag = Annotated[
     typer.Option(
         metavar="GLOB", help="Keep versions with such an alias or message; may be repeated."
     ),
-]
-WindowOption = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", help="Time in which a removal can be undone: 7d, 12h, or 0."),
-]
-AliasHistoryOption = Annotated[
-    str | None,
-    typer.Option(metavar="TIME", help="Time that a version stays after an alias left it: 30d, 0."),
-]
-RetentionModel = Annotated[
-    str | None,
-    typer.Argument(metavar="MODEL", help="The model; all models without it.", show_default=False),
 ]
 
 
@@ -169,7 +154,7 @@ def forget(
     --alias-history' gives. Patches stay for 7 days, and
     while they are among the newest 64 versions.
     """
-    keep = _keep(
+    keep = keep_of(
         keep_last, keep_within, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly,
         keep_tag,
     )  # fmt: skip
@@ -187,12 +172,12 @@ def forget(
                 done = ", ".join(one.model for one in found)
                 raise type(error)(f"{error}; done before: {done}") from error
         enabled = store.reclaim.is_enabled
-    data = schemas.Forgot(enabled=enabled, models=[_forgotten_json(one) for one in found])
+    data = schemas.Forgot(enabled=enabled, models=[forgotten_json(one) for one in found])
     ids = [str(version) for one in found for version in one.removed]
-    cli.out.show(data, ids, lambda: _print_forgotten(found, enabled=enabled))
+    cli.out.show(data, ids, lambda: print_forgotten(found, enabled=enabled))
 
 
-def _keep(
+def keep_of(
     last: int | None,
     within: str | None,
     hourly: int | None,
@@ -202,6 +187,7 @@ def _keep(
     yearly: int | None,
     tags: list[str] | None,
 ) -> Keep:
+    """Return rules as ``Store.forget`` takes them."""
     return {
         "keep_last": last,
         "keep_within": None if within is None else timedelta(seconds=parse_seconds(within)),
@@ -214,7 +200,8 @@ def _keep(
     }
 
 
-def _forgotten_json(one: Forgotten) -> schemas.ForgottenJson:
+def forgotten_json(one: Forgotten) -> schemas.ForgottenJson:
+    """Return what rules made of a model as it is printed."""
     return schemas.ForgottenJson(
         model=one.model,
         dry_run=one.dry_run,
@@ -226,7 +213,8 @@ def _forgotten_json(one: Forgotten) -> schemas.ForgottenJson:
     )
 
 
-def _print_forgotten(found: Sequence[Forgotten], *, enabled: bool) -> None:
+def print_forgotten(found: Sequence[Forgotten], *, enabled: bool) -> None:
+    """Print which versions stay, and why, and which go."""
     rows = [
         (str(version), when(version.created), what, why, version.message)
         for one in found
@@ -244,104 +232,3 @@ def _print_forgotten(found: Sequence[Forgotten], *, enabled: bool) -> None:
     print(f"\n{counted(gone, 'version')} {'would be removed' if dry else 'removed'}")
     if not enabled:
         print(NOT_ENABLED)
-
-
-def set_retention(
-    cli: Cli,
-    model: RetentionModel = None,
-    window: WindowOption = None,
-    alias_history: AliasHistoryOption = None,
-    keep_last: KeepLast = None,
-    keep_within: KeepWithin = None,
-    keep_hourly: KeepHourly = None,
-    keep_daily: KeepDaily = None,
-    keep_weekly: KeepWeekly = None,
-    keep_monthly: KeepMonthly = None,
-    keep_yearly: KeepYearly = None,
-    keep_tag: KeepTag = None,
-    message: Message = "",
-) -> None:
-    """Set what is kept of a model, and for how long it can be undone.
-
-    It replaces what was set before. Agents keep the rules: for one window they only report what
-    they would remove.
-    """
-    keep = _keep(
-        keep_last, keep_within, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly,
-        keep_tag,
-    )  # fmt: skip
-    times: dict[str, timedelta | None] = {
-        "window": None if window is None else duration(window),
-        "alias_history": None if alias_history is None else duration(alias_history),
-    }
-    with cli.open() as store:
-        done = store.retention.set(model, **times, message=message, **keep)
-    cli.out.show(_retention_json(done), [_name(done)], lambda: _print_retentions([done]))
-
-
-def remove_retention(cli: Cli, model: RetentionModel = None) -> None:
-    """Remove what is set for a model.
-
-    What is set for all models holds for it then.
-    """
-    with cli.open() as store:
-        was = store.retention.get(model)
-        store.retention.remove(model)
-    name = "all models" if model is None else f"{model} itself"
-    said = f"nothing was set for {name}" if was is None else f"nothing is set for {name} any more"
-    cli.out.show(schemas.RetentionRemoved(model=model), [model or "-"], lambda: print(said))
-
-
-def ls_retention(cli: Cli) -> None:
-    """List what is kept of models, and how long removals can be undone."""
-    with cli.open() as store:
-        found = store.retention.all()
-    data = schemas.Retentions(retentions=[_retention_json(one) for one in found])
-    cli.out.show(data, [_name(one) for one in found], lambda: _print_retentions(found))
-
-
-def _name(one: ModelRetention) -> str:
-    return "-" if one.model is None else one.model
-
-
-def _retention_json(one: ModelRetention) -> schemas.RetentionJson:
-    from tierstore.modelstore.reclaim.rules import described
-
-    return schemas.RetentionJson(
-        model=one.model,
-        window_s=_seconds(one.window),
-        alias_history_s=_seconds(one.alias_history),
-        rules=None if one.rules is None else described(one.rules),
-        since=one.since,
-        who=one.who,
-        message=one.message,
-    )
-
-
-def _seconds(time: timedelta | None) -> int | None:
-    return None if time is None else int(time.total_seconds())
-
-
-def _print_retentions(found: Sequence[ModelRetention]) -> None:
-    from tierstore.modelstore.reclaim.rules import described
-
-    for number, one in enumerate(found):
-        if number:
-            print()
-        facts(
-            [
-                ("model", "all others" if one.model is None else one.model),
-                ("window", _set_time(one.window)),
-                ("alias history", _set_time(one.alias_history)),
-                ("rules", "-" if one.rules is None else described(one.rules)),
-                ("set", f"{time_text(one.since)} by {one.who}"),
-                *([("message", one.message)] if one.message else []),
-            ]
-        )
-    if not found:
-        print("nothing is set: removals can be undone for 7 days, what an alias left stays")
-        print("for 30 days, and nothing is removed by rules")
-
-
-def _set_time(time: timedelta | None) -> str:
-    return "-" if time is None else duration_text(time)

@@ -28,6 +28,7 @@ from tierstore.modelstore.patches.fold import Folded
 from tierstore.modelstore.patches.patching import look_below
 from tierstore.modelstore.reclaim.growth import Growth
 from tierstore.modelstore.reclaim.repair.scrub import Scrub, ScrubStats
+from tierstore.modelstore.reclaim.retention import Outlook
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
 from tierstore.serving.collecting import Collecting, CollectingPlan
@@ -42,6 +43,8 @@ SCRUB_S = 90 * 24 * 3600.0
 """Seconds in which every copy is read once: a terabyte is 0.13 MB/s."""
 _RULES_EVERY_S = 3600.0
 """Seconds between two looks at what rules of retention remove: they count in hours and more."""
+
+_BLOCKED = "nothing of %s is removed by its rules: %s"
 
 
 @dataclass(slots=True)
@@ -245,29 +248,38 @@ class Agent:
     def _keep_rules(self) -> None:
         """Remove what rules of retention do not keep; in their first window only say what."""
         now = time.monotonic()
-        home, retention = self._store._parts.home, self._store.retention
-        if not reclaims(home.config) or now - self._rules_looked_at < _RULES_EVERY_S:
+        if (
+            not reclaims(self._store._parts.home.config)
+            or now - self._rules_looked_at < _RULES_EVERY_S
+        ):
             return
         self._rules_looked_at = now
-        held = {one.model for one in retention.all() if one.rules is not None}
-        for model in self._store.models() if None in held else sorted(filter(None, held)):
+        for found in self._store.retention.outlooks():
             if self.stop.is_set():
                 return
-            try:
-                done = retention.apply(model)
-            except (Conflict, Damaged, NotFound, UnsupportedFormat) as error:
-                _log.warning("nothing of %s is removed by its rules: %s", model, error)
-                continue
-            if done is None or not done.removed:
-                continue
-            refs = " ".join(map(str, done.removed))
-            if not done.dry_run:
-                self.stats.removed += len(done.removed)
-                _log.info("removed by the rules of %s: %s", model, refs)
-            elif (model, refs) not in self._reported:
-                self._reported.add((model, refs))
-                due = retention.due(model)[1]
-                _log.warning("the rules of %s will remove from %s on: %s", model, due, refs)
+            if found.blocked is not None:
+                _log.warning(
+                    "nothing of %s is removed by its rules: %s", found.model, found.blocked
+                )
+            elif found.going:
+                self._apply_rules(found)
+
+    def _apply_rules(self, found: Outlook) -> None:
+        try:
+            done = self._store.retention.apply(found.model)
+        except (Conflict, Damaged, NotFound, UnsupportedFormat) as error:
+            _log.warning(_BLOCKED, found.model, error)
+            return
+        if done is None or not done.removed:  # others were at it meanwhile
+            return
+        refs = " ".join(map(str, done.removed))
+        if not done.dry_run:
+            self.stats.removed += len(done.removed)
+            _log.info("removed by the rules of %s: %s", found.model, refs)
+        elif (found.model, refs) not in self._reported:
+            self._reported.add((found.model, refs))
+            due = time_text(found.due)
+            _log.warning("the rules of %s will remove from %s on: %s", found.model, due, refs)
 
     def counters(self) -> Mapping[str, float]:
         """Return totals for the page of metrics, by name."""

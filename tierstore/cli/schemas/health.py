@@ -23,6 +23,7 @@ class StoreHealth(Schema):
     keeps what is deleted or written over. ``quarantined_packs`` counts
     the packs that no tier has a good copy of, as far as a check has found out.
     ``lost`` names what is gone though the store has versions: all of ``layouts/`` or ``index/``.
+    ``blocked_rules`` say why rules of retention remove nothing of a model.
     ``uncollected_seconds`` passed since garbage was collected last, or else since that was allowed;
     null where it is not. ``error`` says why the store could not be opened or written to; fields
     that are not known are null then.
@@ -38,6 +39,7 @@ class StoreHealth(Schema):
     keeps_versions: bool | None = None
     quarantined_packs: int | None = None
     lost: list[str] | None = None
+    blocked_rules: list[str] | None = None
     uncollected_seconds: float | None = None
     error: str | None = None
 

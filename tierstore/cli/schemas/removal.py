@@ -51,13 +51,28 @@ class Forgot(Schema):
     models: list[ForgottenJson]
 
 
+class OutlookJson(Schema):
+    """What rules will remove of a model.
+
+    ``due`` is from when on agents remove, ``versions`` how many the model has, and ``going`` those
+    that no rule keeps. ``blocked`` says why agents remove none of them, and how to allow it; null
+    if they do.
+    """
+
+    model: str
+    due: datetime
+    versions: int
+    going: list[str]
+    blocked: str | None
+
+
 class RetentionJson(Schema):
     """What is set for a model, or for all models where ``model`` is null.
 
     ``window_s`` is for how many seconds a removal can be undone, and ``alias_history_s`` for how
     many a version stays after an alias left it; null where that is not set. ``rules`` are the
     options that set them, null where nothing is removed by rules. ``since`` is when this was set,
-    and ``who`` did it.
+    and ``who`` did it. ``outlooks`` are what the rules will remove, by model.
     """
 
     model: str | None
@@ -67,6 +82,7 @@ class RetentionJson(Schema):
     since: datetime
     who: str
     message: str
+    outlooks: list[OutlookJson]
 
 
 class Retentions(Schema):

@@ -48,6 +48,59 @@ class Forgotten:
     dry_run: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What rules make of the versions of a model.
+
+    Attributes:
+        model: The model's name.
+        contents: Its versions in force, by number.
+        kept: The numbers of those that stay, with the reasons of each.
+        holders: What found the reasons.
+    """
+
+    model: str
+    contents: Mapping[int, Content]
+    kept: Mapping[int, list[str]]
+    holders: Holders
+
+    @property
+    def going(self) -> list[int]:
+        """The numbers of the versions that no rule keeps, newest first."""
+        return sorted(self.contents.keys() - self.kept.keys(), reverse=True)
+
+    def share_percent(self, until_us: int | None = None) -> float:
+        """Return by how much fewer versions there will be, in percent.
+
+        Args:
+            until_us: Fewer than those of now that were published up to this time, in microseconds
+                since the epoch; ``None`` for all that there are now.
+        """
+        before = sum(
+            until_us is None or one.entry.time_us <= until_us for one in self.contents.values()
+        )
+        return 100 * max(0, before - len(self.kept)) / max(1, before)
+
+    def shown(self) -> str:
+        """Return how many versions would go, such as ``2 of the 7 versions of ranker``."""
+        return f"{len(self.going)} of the {len(self.contents)} versions of {self.model}"
+
+    def forgotten(self, *, dry_run: bool) -> Forgotten:
+        """Return the same for whoever asked for it."""
+        return Forgotten(
+            self.model,
+            [
+                KeptVersion(self._version(number), tuple(self.kept[number]))
+                for number in sorted(self.kept, reverse=True)
+            ],
+            [self._version(number) for number in self.going],
+            dry_run,
+        )
+
+    def _version(self, number: int) -> Version:
+        return version_of(self.model, self.contents[number].entry)
+
+
 class Forgetting:
     """Removes the versions of a model that no rule keeps.
 
@@ -72,34 +125,34 @@ class Forgetting:
         most = as_number("most_percent", most_percent, "a share in percent, 0 to 100", 0)
         if not dry_run:
             check_enabled(self._home)
+        found = self.look(model, rules)
+        share = found.share_percent()
+        if not dry_run and share > most:
+            enough = math.ceil(share)
+            raise Conflict(
+                f"{found.shown()} would be removed, which is more than {most:g} % of them: look at "
+                "them with dry_run=True (--dry-run), then allow it with "
+                f"most_percent={enough} (--yes, or --most-percent {enough})"
+            )
+        if not dry_run:
+            self.carry_out(found, note)
+        return found.forgotten(dry_run=dry_run)
+
+    def look(self, model: str, rules: Rules) -> Found:
+        """Return what rules keep of the versions of a model, and what not; removes nothing."""
         model = check_name("model", model)
         self._names.newest(model)  # says when there is none
         holders = Holders(self._names)
         contents = holders.contents(model, in_force(self._names, model)[0])
         if not contents:
             raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
-        kept = self._kept(holders, model, rules, contents)
-        going = {number: one for number, one in contents.items() if number not in kept}
-        share = 100 * len(going) / len(contents)
-        if not dry_run and share > most:
-            enough = math.ceil(share)
-            raise Conflict(
-                f"{len(going)} of the {len(contents)} versions of {model} would be removed, which "
-                f"is more than {most:g} % of them: look at them with dry_run=True (--dry-run), "
-                f"then allow it with most_percent={enough} (--yes, or --most-percent {enough})"
-            )
-        if going and not dry_run:
-            plan = Plan({model: sorted(going)})
-            Removing(self._names).carry_out(plan, holders, note)
-        return Forgotten(
-            model,
-            [
-                KeptVersion(version_of(model, contents[number].entry), tuple(kept[number]))
-                for number in sorted(kept, reverse=True)
-            ],
-            [version_of(model, going[number].entry) for number in sorted(going, reverse=True)],
-            dry_run,
-        )
+        return Found(model, contents, self._kept(holders, model, rules, contents), holders)
+
+    def carry_out(self, found: Found, message: str) -> None:
+        """Remove what a look found that no rule keeps, unless somebody needs it by now."""
+        if found.going:
+            plan = Plan({found.model: sorted(found.going)})
+            Removing(self._names).carry_out(plan, found.holders, message)
 
     def _kept(
         self, holders: Holders, model: str, rules: Rules, contents: Mapping[int, Content]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Unpack
 
-from tierstore.arguments import as_message, wrong
-from tierstore.errors import UsageError
+from tierstore.arguments import as_message, as_number, wrong
+from tierstore.errors import Conflict, Damaged, NotFound, UnsupportedFormat, UsageError
 from tierstore.format.keys import RETENTION, retention_key
 from tierstore.format.retention import Retention, Rules
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import check_name
-from tierstore.modelstore.home.probe import certain_now_s, home_or_own_now_s
+from tierstore.modelstore.home.probe import home_or_own_now_s
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.retention import (
     read_retention,
@@ -21,8 +21,10 @@ from tierstore.modelstore.home.retention import (
     stored_retention,
 )
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.reclaim.forgetting import MOST_PERCENT, Forgetting, Forgotten
+from tierstore.modelstore.reclaim.feature import check_enabled
+from tierstore.modelstore.reclaim.forgetting import MOST_PERCENT, Forgetting, Forgotten, Found
 from tierstore.modelstore.reclaim.rules import Keep, rules_of
+from tierstore.modelstore.version import Version
 
 MESSAGE = "by the rules of retention"
 
@@ -49,6 +51,37 @@ class ModelRetention:
     since: datetime
     who: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the rules for a model will remove.
+
+    Attributes:
+        model: The model's name.
+        set_for: The model that the rules are set for; ``None`` if they are those for all models.
+        due: From when on agents remove, in UTC; before that they only report.
+        versions: How many versions the model has.
+        going: The versions that no rule keeps, newest first.
+        blocked: Why agents remove none of them, and how to allow it; ``None`` if they do.
+    """
+
+    model: str
+    set_for: str | None
+    due: datetime
+    versions: int
+    going: list[Version]
+    blocked: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The rules for a model: whom they are set for, since when, and from when on they remove."""
+
+    model: str | None
+    rules: Rules
+    time_us: int
+    due: datetime
 
 
 class Retentions:
@@ -132,38 +165,112 @@ class Retentions:
         found = (self.get(model) for model in wanted if retention_key(model) in keys)
         return [one for one in found if one is not None]
 
-    def due(self, model: str) -> tuple[Rules | None, datetime | None]:
-        """Return the rules for a model, its own or the store's, and from when on they remove.
+    def outlook(self, model: str) -> Outlook | None:
+        """Return what the rules for a model will remove; ``None`` without rules.
 
-        Until then, one window after they were set, they only report.
+        Args:
+            model: The model's name.
         """
-        both = read_retention(self._home.blobs, model)
-        held = next((one for one in both if one is not None and one.rules is not None), None)
-        if held is None:
-            return None, None
-        due_s = held.time_us / 1e6 + settled_window_s(both)
-        return held.rules, datetime.fromtimestamp(due_s, UTC)
+        held = self._held(model)
+        return None if held is None else self._outlook(model, held)
 
-    def apply(self, model: str, *, most_percent: float = MOST_PERCENT) -> Forgotten | None:
+    def outlooks(self) -> list[Outlook]:
+        """Return what the rules for each model will remove; a model without rules is left out.
+
+        A model that cannot be looked at is blocked, for that reason.
+        """
+        keys = {info.key for info in self._home.blobs.list(RETENTION)}
+        names = [
+            model
+            for model in (self._home.models() if keys else [])
+            if keys & {retention_key(model), retention_key(None)}
+        ]
+        found = []
+        for model in self._names.removals.listed(names):
+            held = self._held(model)
+            if held is None:
+                continue
+            try:
+                found.append(self._outlook(model, held))
+            except (Damaged, NotFound, UnsupportedFormat) as error:
+                found.append(Outlook(model, held.model, held.due, 0, [], str(error)))
+        return found
+
+    def apply(
+        self,
+        model: str,
+        *,
+        most_percent: float = MOST_PERCENT,
+        at_once: bool = False,
+        dry_run: bool = False,
+    ) -> Forgotten | None:
         """Remove what the stored rules of a model do not keep, as an agent does.
 
         Args:
             model: The model's name.
-            most_percent: The most of the model's versions that may go, in percent.
+            most_percent: By how much fewer versions may be left at most, in percent of those that
+                there were when the rules were set, or removed something last. What was saved since
+                does not count: it pushes out as much.
+            at_once: Whether to remove before the first window of the rules is over as well.
+            dry_run: Remove nothing.
 
         Returns:
             What stays and what was removed; a ``dry_run`` before the rules are due. ``None`` when
             there are no rules for the model.
 
         Raises:
-            Conflict: More would go than ``most_percent``; nothing is removed.
+            UsageError: The store does not allow removal yet.
+            Conflict: Fewer versions would be left than ``most_percent`` allows; nothing is removed.
         """
-        rules, due = self.due(model)
-        if rules is None or due is None:
+        most = as_number("most_percent", most_percent, "a share in percent, 0 to 100", 0)
+        held = self._held(model)
+        if held is None:
             return None
-        waits = datetime.fromtimestamp(certain_now_s(self._home.blobs), UTC) < due
-        return Forgetting(self._names).forget(
-            model, rules, dry_run=waits, most_percent=most_percent, message=MESSAGE
+        forgetting = Forgetting(self._names)
+        found = forgetting.look(model, held.rules)
+        waits = datetime.fromtimestamp(found.holders.now_s(), UTC) < held.due
+        if dry_run or (waits and not at_once):
+            return found.forgotten(dry_run=True)
+        check_enabled(self._home)
+        if (why := self._blocked(found, held, most)) is not None:
+            raise Conflict(why)
+        forgetting.carry_out(found, MESSAGE)
+        return found.forgotten(dry_run=False)
+
+    def _held(self, model: str) -> _Held | None:
+        """Return the rules for a model: its own, or else the store's."""
+        both = read_retention(self._home.blobs, model)
+        for name, one in zip((model, None), both, strict=True):
+            if one is not None and one.rules is not None:
+                due_s = one.time_us / 1e6 + settled_window_s(both)
+                due = datetime.fromtimestamp(due_s, UTC)
+                return _Held(name, one.rules, one.time_us, due)
+        return None
+
+    def _outlook(self, model: str, held: _Held) -> Outlook:
+        found = Forgetting(self._names).look(model, held.rules)
+        blocked = self._blocked(found, held, MOST_PERCENT)
+        gone = found.forgotten(dry_run=True).removed
+        return Outlook(model, held.model, held.due, len(found.contents), gone, blocked)
+
+    def _blocked(self, found: Found, held: _Held, most_percent: float) -> str | None:
+        """Return why so much may not go unasked; ``None`` if it may.
+
+        A wrong rule makes a model smaller. One that was right keeps it as it is: what is saved
+        pushes out as much, however few versions it keeps.
+        """
+        by_rules = (
+            entry.time_us
+            for entry in self._names.removals.entries(found.model)
+            if entry.action == "forget" and entry.message == MESSAGE
+        )
+        last_us = max(held.time_us, next(by_rules, 0))
+        if found.share_percent(last_us) <= most_percent:
+            return None
+        return (
+            f"{found.shown()} would be removed by rules, over {most_percent:g} % of those that "
+            "there were when the rules were set or last removed any: 'tierstore retention apply "
+            f"{found.model} --dry-run' lists them, and with --yes instead it removes them"
         )
 
 
