@@ -48,6 +48,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural}"
 
 
+def quarantine_text(packs: int) -> str:
+    """Return how many packs are quarantined, and what to do about it."""
+    return (
+        f"{counted(packs, 'pack')} without a good copy in any tier: 'tierstore repair' repairs "
+        "what can be repaired, and lists what is lost; saving that content again heals it"
+    )
+
+
 def time_text(time: datetime) -> str:
     """Return a time for people, such as ``2026-11-30 05:11:22 UTC``."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

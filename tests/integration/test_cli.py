@@ -182,10 +182,11 @@ def test_what_is_quarantined_is_shown(run: Program, place: Path) -> None:
     path.write_bytes(data)
     assert run("check", "--read-data").code == 4
     said = (
-        "1 pack without a good copy in any tier: 'tierstore check --read-data' lists what needs "
-        "them, and saving that content again heals it"
+        "1 pack without a good copy in any tier: 'tierstore repair' repairs what can be repaired, "
+        "and lists what is lost; saving that content again heals it"
     )
     assert said in run("doctor").out
+    assert said in run("doctor", "-q").out
     assert json.loads(run("doctor", "--json").out)["store"]["quarantined_packs"] == 1
     assert said in run("stat", "org/other").out
     packs = json.loads(run("stat", "org/other", "--json").out)["packs"]

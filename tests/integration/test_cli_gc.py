@@ -401,7 +401,7 @@ def test_du_df_and_doctor_tell_of_garbage(
         assert (last["garbage_packs"], last["removed_packs"], last["freed_bytes"]) == (1, 1, 0)
         assert MIB < last["garbage_bytes"] < 1.01 * MIB
         assert MIB < last["removed_bytes"] < 1.01 * MIB
-        line = "garbage 1.0 MiB, removed and can be undeleted 1.0 MiB, after 'tierstore gc' of 20"
+        line = "garbage 1.0 MiB, can be undeleted 1.0 MiB, at the last gc, 20"
         assert line in enabled(command).out
     assert enabled("du", "m", "--json").json["last_gc"] is None
     assert "no garbage was collected" not in enabled("doctor", "-q").out

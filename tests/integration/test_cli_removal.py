@@ -142,12 +142,12 @@ def test_rules_that_are_blocked_keep_no_others_from_being_applied(run: Program) 
         store.retention.set("m", keep_last=1, window=timedelta(0))
         store.retention.set("p", keep_last=4, window=timedelta(0))
     assert "blocked        1 of the 3 versions of m would be" in run("retention", "ls").out
-    assert run("doctor", "-q").out.startswith("nothing of m is removed by its rules: 1 of the 3")
+    assert "nothing of m is removed by its rules: 1 of the 3" in run("doctor", "-q").out
     done = run("retention", "apply", "-q")
     assert (done.code, done.out) == (6, "p@1\n")
     assert done.err.startswith("tierstore: error: 1 of the 3 versions of m would be removed by rul")
     assert run("retention", "apply", "m", "--yes", "-q").out == "m@2\n"
-    assert run("doctor", "-q").out == ""
+    assert "rules" not in run("doctor", "-q").out
     done = run("retention", "apply", "p", "x")
     assert (done.code, done.out) == (5, "")
     assert "no rules are set for 'x'" in done.err

@@ -638,7 +638,7 @@ def test_df(filled: Program, redis_plain: RedisServer) -> None:
     assert tiers["memcached"]["quota_bytes"] == 64 << 20
     assert tiers["memcached"]["servers"][0]["max_value_bytes"] == 1 << 20
     out = filled("df").out
-    (warm,) = (line for line in out.splitlines() if line.startswith("warm"))
+    (warm,) = (line for line in out.splitlines() if line.startswith("warm "))
     for text in ("1 pack", "1.9 MiB", "85-95 %"):
         assert text in warm
     assert max(map(len, out.splitlines())) <= 80

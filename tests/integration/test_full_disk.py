@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 
 from tests.integration.kit import created, equal, opened
+from tierstore.admin.doctor import diagnose
+from tierstore.admin.health import nearly_full
+from tierstore.admin.survey import survey
 from tierstore.blobs.base import BlobStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
+from tierstore.cli.kit import app
 from tierstore.errors import Conflict, NotFound, OutOfSpace, PermissionDenied
 from tierstore.format.keys import (
     LEASES,
@@ -40,6 +45,7 @@ from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import Fault, FaultyStore
+from tierstore.wiring.below import Disk
 
 NUMBERS = range(1, 5)
 
@@ -376,3 +382,76 @@ def test_what_is_lost_though_it_could_be_undeleted_keeps_nothing(
     assert collect(blobs, window_s=30 * 24 * 3600).freed == {"home": 1000}
     with pytest.raises(NotFound, match="too late"):
         store.undelete("m@1")
+
+
+def test_doctor_tells_of_a_full_store_what_makes_room(store: Store, blobs: Quota) -> None:
+    blobs.fill()
+    found = diagnose(store)
+    assert found.store is not None
+    assert isinstance(found.store.error, OutOfSpace)
+    assert found.store.uncollected_s is not None, "what needs no room is asked all the same"
+    full = f"{store.url} is full: it can be read, and nothing can be saved until there is room: "
+    makes = "'tierstore rm' and 'tierstore gc' make some"
+    assert f"{full}{makes}, and have a reserve for it" in found.problems
+    blobs.delete([RESERVE])
+    blobs.fill()
+    found = diagnose(store)
+    assert f"{full}{makes}" in found.problems
+    assert any("has no reserve of space" in one for one in found.problems)
+    blobs.limit_bytes = 1 << 40
+    collect(blobs)
+    assert not any(f"{store.url} " in one for one in diagnose(store).problems)
+
+
+def test_a_file_system_with_little_space_left_is_a_problem(tmp_path: Path, cache: Path) -> None:
+    with disk(tmp_path / "disk") as path, filled(store_at(path or tmp_path), cache) as store:
+        [home] = survey(store)
+        assert home.disk is not None
+        found = diagnose(store)
+        assert found.store is not None
+        assert found.store.disk is not None
+        assert found.store.disk.total_bytes == home.disk.total_bytes
+        if path is None:
+            return
+        assert home.disk.total_bytes == 24 << 20
+        assert not any("left" in problem for problem in found.problems)
+        left = shutil.disk_usage(path).free
+        (path / "filler").write_bytes(bytes(left - (1 << 20)))
+        [problem] = [one for one in diagnose(store).problems if "left" in one]
+        assert problem.startswith(f"{store.url}: its file system has only 1.0 MiB of 24.0 MiB left")
+        assert diagnose(store).store.error is None
+
+
+def test_doctor_on_a_full_disk(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with disk(tmp_path / "disk") as path:
+        home = (path or tmp_path) / "home"
+        filled(LocalStore(home, create=True), cache).close()
+        if path is None:
+            return
+        fill(path)
+        capsys.readouterr()
+        assert app.run(["doctor", "--store", str(home)]) == OutOfSpace.exit_code
+        out = " ".join(capsys.readouterr().out.split())
+        assert " full: creating 'probes/" in out
+        assert "0 B of 24.0 MiB free" in out
+        assert "NOT usable" not in out
+        assert "free some space, then try again" in out, "no quota of it can be raised"
+        assert app.run(["doctor", "-q", "--store", str(home)]) == OutOfSpace.exit_code
+        assert "is full: it can be read" in capsys.readouterr().out
+
+
+def store_at(path: Path) -> LocalStore:
+    return LocalStore(path / "home", create=True)
+
+
+def test_a_nearly_full_file_system() -> None:
+    def left(free_bytes: int) -> tuple[str, ...]:
+        return nearly_full(
+            Disk("ext4", network=False, total_bytes=100 << 20, free_bytes=free_bytes)
+        )
+
+    assert left((5 << 20) - 1) == ("its file system has only 5.0 MiB of 100.0 MiB left",)
+    assert left(5 << 20) == ()
+    assert nearly_full(None) == ()

@@ -13,15 +13,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tierstore import codecs, config
-from tierstore.admin.health import KEEPS_VERSIONS, TierHealth, examine_tiers
+from tierstore.admin.health import KEEPS_VERSIONS, TierHealth, examine_tiers, nearly_full
+from tierstore.admin.survey import home_spec
 from tierstore.codecs import NativeInfo
-from tierstore.errors import TierstoreError
+from tierstore.errors import NotFound, OutOfSpace, TierstoreError
 from tierstore.folders import ALONE
-from tierstore.format.keys import CONFIG, INDEX, LAYOUTS
+from tierstore.format.keys import CONFIG, INDEX, LAYOUTS, RESERVE
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.store import Store
-from tierstore.shown import shown_url
+from tierstore.shown import quarantine_text, shown_url
 from tierstore.wiring.backends import BACKENDS
+from tierstore.wiring.below import Disk, disk_of
 
 CORE = (
     "numpy",
@@ -104,6 +106,9 @@ class StoreHealth:
         features: Features of the format that it uses.
         put_if_absent: Whether its storage creates an object only if it is absent.
         clock_skew_s: The storage's clock minus this machine's, in seconds.
+        disk: File system of its home, if that is a directory of this node.
+        has_reserve: Whether its reserve of space is there, for the day that its disk is full; also
+            ``None`` where nothing can be removed and collected yet.
         keeps_versions: Whether its storage keeps what is deleted or written over.
         quarantined_packs: Number of packs that are marked, as no tier has a good copy of them.
         lost: What of it is gone altogether though it has versions: ``layouts/``, ``index/``.
@@ -120,6 +125,8 @@ class StoreHealth:
     features: tuple[str, ...] | None = None
     put_if_absent: bool | None = None
     clock_skew_s: float | None = None
+    disk: Disk | None = None
+    has_reserve: bool | None = None
     keeps_versions: bool | None = None
     quarantined_packs: int | None = None
     lost: tuple[str, ...] | None = None
@@ -159,6 +166,10 @@ class Diagnosis:
             found.append("this machine's clock and the storage's differ: see that both use NTP")
         if store and store.keeps_versions:
             found.append(f"{store.url}: {KEEPS_VERSIONS}")
+        if store:
+            found += _of_room(store)
+        if store and store.quarantined_packs:
+            found.append(quarantine_text(store.quarantined_packs))
         found += [_LOST[name] for name in (store and store.lost) or ()]
         found += (store and store.blocked_rules) or ()
         if store and (store.uncollected_s or 0.0) > _COLLECT_EVERY_S:
@@ -169,6 +180,28 @@ class Diagnosis:
         for tier in self.tiers:
             found += [f"tier {tier.spec.name}: {problem}" for problem in tier.problems]
         return found
+
+
+def _of_room(store: StoreHealth) -> list[str]:
+    """Return what is wrong with the space of a store's home."""
+    makes = "'tierstore gc --enable' allows to remove versions"
+    if store.uncollected_s is not None:
+        makes = "'tierstore rm' and 'tierstore gc' make some"
+    found = []
+    if isinstance(store.error, OutOfSpace):
+        reserve = ", and have a reserve for it" if store.has_reserve else ""
+        found.append(
+            f"{store.url} is full: it can be read, and nothing can be saved until there is room: "
+            f"{makes}{reserve}"
+        )
+    else:
+        found += [f"{store.url}: {problem}: {makes}" for problem in nearly_full(store.disk)]
+    if store.has_reserve is False:
+        found.append(
+            f"{store.url} has no reserve of space to remove and collect on a full disk: the next "
+            "'tierstore gc' for which there is room makes it"
+        )
+    return found
 
 
 def _of_installation(found: Installation) -> list[str]:
@@ -250,18 +283,30 @@ def diagnose(store: Store) -> Diagnosis:
         )
         found = replace(found, quarantined_packs=len(store._parts.home.quarantine.packs()))
         found = replace(found, lost=_lost(store), blocked_rules=_blocked_rules(store))
-        tried = probe(store._parts.home.blobs)
-        found = replace(
-            found,
-            put_if_absent=tried.put_if_absent,
-            clock_skew_s=tried.clock_skew_s,
-            keeps_versions=tried.keeps_versions,
-        )
-        found = replace(found, uncollected_s=_uncollected_s(store, tried.clock_skew_s))
+        found = replace(found, disk=disk_of(home_spec(store)), has_reserve=_has_reserve(store))
+        try:
+            tried = probe(store._parts.home.blobs)
+            found = replace(
+                found,
+                put_if_absent=tried.put_if_absent,
+                clock_skew_s=tried.clock_skew_s,
+                keeps_versions=tried.keeps_versions,
+            )
+        except OutOfSpace as error:  # all else can be asked
+            found = replace(found, error=error)
+        found = replace(found, uncollected_s=_uncollected_s(store, found.clock_skew_s or 0.0))
         tiers = tuple(examine_tiers(store))
     except TierstoreError as error:
         found = replace(found, error=error)
     return Diagnosis(installation(), found, tiers)
+
+
+def _has_reserve(store: Store) -> bool | None:
+    try:
+        store._parts.home.blobs.info(RESERVE)
+    except NotFound:
+        return False if store.reclaim.is_enabled else None
+    return True
 
 
 def _lost(store: Store) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from tierstore.format.tiers import DURABLE, TierSpec
 from tierstore.modelstore.care.framesizes import frame_sizes
 from tierstore.modelstore.home.probe import prove
 from tierstore.modelstore.store import Store
-from tierstore.shown import counted
+from tierstore.shown import counted, size
 from tierstore.tiers.activity import activities
 from tierstore.wiring.backends import Place, hot_directory, open_tier
 from tierstore.wiring.below import Disk, Server, ask_servers, disk_of
@@ -77,7 +77,7 @@ def _examined(store: Store, place: Place) -> TierHealth:
         tier.verify()
         kept = (KEEPS_VERSIONS,) if prove(tier.blobs) else ()
         disk = disk_of(spec)
-        return TierHealth(spec, disk=disk, problems=(*_full(disk), *kept))
+        return TierHealth(spec, disk=disk, problems=(*nearly_full(disk), *kept))
     if spec.role == "hot":
         disk = disk_of(spec)
         if disk is None:
@@ -120,10 +120,12 @@ def _of_damage(spec: TierSpec, count: int) -> tuple[str, ...]:
     return (f"this node found {what} in it in the last day: {advice}",)
 
 
-def _full(disk: Disk | None) -> tuple[str, ...]:
+def nearly_full(disk: Disk | None) -> tuple[str, ...]:
+    """Return a problem where a file system has less than a twentieth of its space left."""
     if disk is not None and disk.total_bytes and disk.free_bytes * 20 < disk.total_bytes:
-        free, total = disk.free_bytes >> 20, disk.total_bytes >> 20
-        return (f"its file system has only {free} MiB of {total} left",)
+        return (
+            f"its file system has only {size(disk.free_bytes)} of {size(disk.total_bytes)} left",
+        )
     return ()
 
 

@@ -15,7 +15,7 @@ from tierstore.modelstore.store import Store
 from tierstore.shown import counted, size
 from tierstore.tiers.durable.census import packs_of
 from tierstore.wiring.backends import Place, open_tier
-from tierstore.wiring.below import Server, ask_servers
+from tierstore.wiring.below import Disk, Server, ask_servers, disk_of
 from tierstore.wiring.tiers import placed
 
 
@@ -30,6 +30,7 @@ class TierReport:
         objects: Number of packs or chunks.
         pinned_bytes: Bytes that may not be evicted or moved.
         quota_bytes: Quota; for a cache, the limits of all servers together.
+        disk: File system of a tier in a directory of this node.
         servers: Servers of a cache.
         error: Why the tier could not be asked.
     """
@@ -40,6 +41,7 @@ class TierReport:
     objects: int | None = None
     pinned_bytes: int | None = None
     quota_bytes: int | None = None
+    disk: Disk | None = None
     servers: tuple[Server, ...] = ()
     error: str | None = None
 
@@ -71,8 +73,12 @@ def survey(store: Store) -> list[TierReport]:
             reports.append(_held(store, place, pinned))
         except TierstoreError as error:
             reports.append(TierReport(place.spec, quota_bytes=place.spec.size, error=str(error)))
-    home = TierSpec(name=HOME_NAME, role="cold", url=store.url)
-    return [*reports, _durable(store, home, pinned)]
+    return [*reports, _durable(store, home_spec(store), pinned)]
+
+
+def home_spec(store: Store) -> TierSpec:
+    """Return home as a tier like the others, which hold packs alone."""
+    return TierSpec(name=HOME_NAME, role="cold", url=store.url)
 
 
 def _held(store: Store, place: Place, pinned: Collection[str]) -> TierReport:
@@ -93,6 +99,7 @@ def _durable(store: Store, spec: TierSpec, pinned: Collection[str]) -> TierRepor
         objects=len(packs),
         pinned_bytes=stay,
         quota_bytes=spec.size,
+        disk=disk_of(spec),
     )
 
 
@@ -108,6 +115,7 @@ def _hot(store: Store, spec: TierSpec) -> TierReport:
         objects=usage.objects,
         pinned_bytes=usage.pinned_bytes,
         quota_bytes=usage.quota_bytes,
+        disk=disk_of(spec),
         error=error,
     )
 

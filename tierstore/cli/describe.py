@@ -12,8 +12,7 @@ from tierstore.cli.kit.output import Column, counted, facts, size, table
 from tierstore.cli.models import Ref, matching, version_fields, version_json
 from tierstore.cli.schemas import core as schemas
 from tierstore.cli.schemas.deltas import ChangeJson, DiffJson
-from tierstore.cli.stores import quarantine_text
-from tierstore.shown import time_text
+from tierstore.shown import quarantine_text, time_text
 
 if TYPE_CHECKING:
     from tierstore.modelstore.care.compare import ItemDiff

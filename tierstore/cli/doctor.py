@@ -10,9 +10,8 @@ import typer
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import facts, size
 from tierstore.cli.schemas import health as schemas
-from tierstore.cli.stores import quarantine_text
-from tierstore.cli.tierhealth import tier_facts, tier_health_json
-from tierstore.errors import ConfigError
+from tierstore.cli.tierhealth import disk_json, disk_text, tier_facts, tier_health_json
+from tierstore.errors import ConfigError, OutOfSpace
 from tierstore.shown import duration_text, shown_url
 
 if TYPE_CHECKING:
@@ -97,6 +96,8 @@ def _store_json(store: StoreHealth) -> schemas.StoreHealth:
         features=None if store.features is None else list(store.features),
         put_if_absent=store.put_if_absent,
         clock_skew_seconds=None if store.clock_skew_s is None else round(store.clock_skew_s, 3),
+        disk=disk_json(store.disk),
+        has_reserve=store.has_reserve,
         keeps_versions=store.keeps_versions,
         quarantined_packs=store.quarantined_packs,
         lost=None if store.lost is None else list(store.lost),
@@ -130,14 +131,18 @@ def _print(data: schemas.Doctor, found: Diagnosis) -> None:
             for name, version in data.optional_libraries.items()
         ),
         ("node file", data.node_file or "none; see 'tierstore tier example'"),
-        *_store_facts(data.store),
+        *_store_facts(data.store, is_full=_is_full(found.store)),
         *(fact for tier in data.tiers for fact in tier_facts(tier)),
         *(("problem", problem) for problem in found.problems),
     ]
     facts(pairs)
 
 
-def _store_facts(store: schemas.StoreHealth | None) -> list[tuple[str, str]]:
+def _is_full(store: StoreHealth | None) -> bool:
+    return store is not None and isinstance(store.error, OutOfSpace)
+
+
+def _store_facts(store: schemas.StoreHealth | None, *, is_full: bool) -> list[tuple[str, str]]:
     if store is None:
         return [("store", "none named: give --store, or set TIERSTORE_STORE")]
     found = [("store", store.url)]
@@ -153,11 +158,11 @@ def _store_facts(store: schemas.StoreHealth | None) -> list[tuple[str, str]]:
         skew = f"{store.clock_skew_seconds:+.1f} s off"
         same = abs(store.clock_skew_seconds) < 0.05
         found.append(("store", f"its clock is {'the same as' if same else skew} this machine's"))
-    if store.quarantined_packs:
-        found.append(("store", quarantine_text(store.quarantined_packs)))
     if store.uncollected_seconds is not None:
         ago = duration_text(timedelta(seconds=store.uncollected_seconds))
         found.append(("store", f"garbage can be collected; {ago} since the last time"))
+    if store.disk is not None:
+        found.append(("store", disk_text(store.disk)))
     if store.error:
-        found.append(("store", f"NOT usable: {store.error}"))
+        found.append(("store", f"{'full' if is_full else 'NOT usable'}: {store.error}"))
     return found

@@ -426,6 +426,6 @@ def print_last_gc(last: LastGc | None) -> None:
     """Print the line of ``du`` and ``df`` for garbage, if any was collected yet."""
     if last is not None:
         print(
-            f"garbage {size(last.garbage_bytes)}, removed and can be undeleted "
-            f"{size(last.removed_bytes)}, after 'tierstore gc' of {time_text(last.time)}"
+            f"garbage {size(last.garbage_bytes)}, can be undeleted {size(last.removed_bytes)}, at "
+            f"the last gc, {time_text(last.time)}"
         )

@@ -10,7 +10,7 @@ from tierstore.cli.gc import last_gc, print_last_gc
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import Column, counted, printable, size, table
 from tierstore.cli.schemas import tiers as schemas
-from tierstore.cli.tierhealth import server_json
+from tierstore.cli.tierhealth import disk_json, disk_text, server_json
 
 if TYPE_CHECKING:
     from tierstore.admin.survey import TierReport
@@ -45,6 +45,7 @@ def usage_json(report: TierReport) -> schemas.TierUsageJson:
         quota_bytes=report.quota_bytes,
         high_percent=spec.high,
         low_percent=spec.low,
+        disk=disk_json(report.disk),
         servers=[server_json(server) for server in report.servers],
         error=report.error,
     )
@@ -64,6 +65,8 @@ def _print(data: schemas.Df) -> None:
     ]
     table(columns, [_row(tier) for tier in data.tiers])
     for tier in data.tiers:
+        if tier.disk is not None:
+            print(printable(f"{tier.name}: {disk_text(tier.disk)}"))
         if tier.error:
             print(printable(f"{tier.name}: {tier.error}"))
     print_last_gc(data.last_gc)

@@ -261,14 +261,6 @@ def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
         print(report.data.summary)
 
 
-def quarantine_text(count: int) -> str:
-    """Say how many packs are quarantined, and what to do."""
-    return (
-        f"{counted(count, 'pack')} without a good copy in any tier: 'tierstore check --read-data' "
-        "lists what needs them, and saving that content again heals it"
-    )
-
-
 def version(cli: Cli) -> None:
     """Show the versions of tierstore and Python."""
     import platform

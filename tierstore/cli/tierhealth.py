@@ -11,29 +11,39 @@ from tierstore.shown import shown_url
 
 if TYPE_CHECKING:
     from tierstore.admin.health import TierHealth
-    from tierstore.wiring.below import Server
+    from tierstore.wiring.below import Disk, Server
 
 
 def tier_health_json(tier: TierHealth) -> schemas.TierHealthJson:
     """Return a tier's health as it is printed."""
-    disk = tier.disk
     return schemas.TierHealthJson(
         name=tier.spec.name,
         role=tier.spec.role,
         url=shown_url(tier.spec.url),
         enabled=tier.enabled,
         error=tier.error,
-        disk=None
-        if disk is None
-        else schemas.DiskJson(
-            kind=disk.kind,
-            network=disk.network,
-            total_bytes=disk.total_bytes,
-            free_bytes=disk.free_bytes,
-        ),
+        disk=disk_json(tier.disk),
         servers=[server_json(server) for server in tier.servers],
         problems=list(tier.problems),
     )
+
+
+def disk_json(disk: Disk | None) -> tier_schemas.DiskJson | None:
+    """Return a file system as it is printed."""
+    if disk is None:
+        return None
+    return tier_schemas.DiskJson(
+        kind=disk.kind,
+        network=disk.network,
+        total_bytes=disk.total_bytes,
+        free_bytes=disk.free_bytes,
+    )
+
+
+def disk_text(disk: tier_schemas.DiskJson) -> str:
+    """Return what ``doctor`` and ``df`` say of a file system."""
+    where = f"on {disk.kind}, " if disk.kind else ""
+    return f"{where}{size(disk.free_bytes)} of {size(disk.total_bytes)} free"
 
 
 def server_json(server: Server) -> tier_schemas.ServerJson:
@@ -59,9 +69,7 @@ def tier_facts(tier: schemas.TierHealthJson) -> list[tuple[str, str]]:
         return [(name, f"{tier.role}, NOT usable: {tier.error}")]
     found = [(name, f"{tier.role}, reachable and writable; {tier.url}")]
     if tier.disk is not None:
-        disk = tier.disk
-        where = f"on {disk.kind}, " if disk.kind else ""
-        found.append((name, f"{where}{size(disk.free_bytes)} of {size(disk.total_bytes)} free"))
+        found.append((name, disk_text(tier.disk)))
     found += [(name, _server(server)) for server in tier.servers]
     return found
 

@@ -165,7 +165,8 @@ def read_into(fd: int, start: int, outs: Sequence[memoryview]) -> bool:
 def translated(error: OSError, message: str) -> BackendError:
     """Return our exception for ``error``; its message ends with what to do."""
     if error.errno in _FULL:
-        return OutOfSpace(f"{message}; free some space or raise the quota, then try again")
+        raised = " or raise the quota" if error.errno == errno.EDQUOT else ""
+        return OutOfSpace(f"{message}; free some space{raised}, then try again")
     if error.errno in DENIED:
         return PermissionDenied(f"{message}; check the owner and mode of the directory")
     if error.errno == errno.EXDEV:

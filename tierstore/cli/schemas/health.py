@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tierstore.cli.schemas.core import Schema
-from tierstore.cli.schemas.tiers import ServerJson
+from tierstore.cli.schemas.tiers import DiskJson, ServerJson
 
 
 class Kernels(Schema):
@@ -20,7 +20,9 @@ class StoreHealth(Schema):
     """The store as this machine finds it.
 
     ``clock_skew_seconds`` is the storage's clock minus this machine's; with ``keeps_versions`` it
-    keeps what is deleted or written over. ``quarantined_packs`` counts
+    keeps what is deleted or written over. ``disk`` is the file system of a home in a directory, and
+    ``has_reserve`` whether the reserve is there that a full disk is collected with; null where
+    nothing can be collected yet. ``quarantined_packs`` counts
     the packs that no tier has a good copy of, as far as a check has found out.
     ``lost`` names what is gone though the store has versions: all of ``layouts/`` or ``index/``.
     ``blocked_rules`` say why rules of retention remove nothing of a model.
@@ -36,21 +38,14 @@ class StoreHealth(Schema):
     features: list[str] | None = None
     put_if_absent: bool | None = None
     clock_skew_seconds: float | None = None
+    disk: DiskJson | None = None
+    has_reserve: bool | None = None
     keeps_versions: bool | None = None
     quarantined_packs: int | None = None
     lost: list[str] | None = None
     blocked_rules: list[str] | None = None
     uncollected_seconds: float | None = None
     error: str | None = None
-
-
-class DiskJson(Schema):
-    """The file system below a directory; ``kind`` is its type, such as ``ext4``, or null."""
-
-    kind: str | None
-    network: bool
-    total_bytes: int
-    free_bytes: int
 
 
 class TierHealthJson(Schema):

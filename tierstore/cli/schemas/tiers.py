@@ -48,6 +48,15 @@ class TiersJson(Schema):
     tiers: list[TierJson]
 
 
+class DiskJson(Schema):
+    """The file system below a directory; ``kind`` is its type, such as ``ext4``, or null."""
+
+    kind: str | None
+    network: bool
+    total_bytes: int
+    free_bytes: int
+
+
 class ServerJson(Schema):
     """One Redis or Memcached server; a field is null where the server did not say.
 
@@ -69,8 +78,8 @@ class TierUsageJson(Schema):
     """The content of a tier; a field is null where that is not known.
 
     ``used_bytes`` counts this store's ``objects``, packs or chunks (in Memcached, which cannot tell
-    them apart, everything). ``pinned_bytes`` may not be evicted or moved. ``error`` says why the
-    tier could not be asked.
+    them apart, everything). ``pinned_bytes`` may not be evicted or moved. ``disk`` is the file
+    system of a tier in a directory. ``error`` says why the tier could not be asked.
     """
 
     name: str
@@ -84,6 +93,7 @@ class TierUsageJson(Schema):
     quota_bytes: int | None
     high_percent: int
     low_percent: int
+    disk: DiskJson | None
     servers: list[ServerJson]
     error: str | None
 
