@@ -95,6 +95,15 @@ def test_what_was_followed_is_followed_again(store: tierstore.Store, tmp_path: P
     assert Served(path).refs() == {}
 
 
+def test_a_node_that_followed_nothing_resumes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So one unit serves nodes with and without a hot tier."""
+    monkeypatch.setenv("TIERSTORE_CACHE_DIR", str(tmp_path / "cache"))
+    with tierstore.init(tmp_path / "plain") as plain, agent(plain, "--resume") as (_, address):
+        assert gauges(address) == {}
+
+
 def test_a_node_without_a_hot_tier_is_told(tmp_path: Path) -> None:
     tierstore.init(tmp_path / "plain").close()
     done = subprocess.run(
@@ -103,4 +112,4 @@ def test_a_node_without_a_hot_tier_is_told(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "has no hot tier" in done.stderr
+    assert "has no hot tier to keep m@prod in" in done.stderr

@@ -212,13 +212,14 @@ def _following(store: Store, refs: list[str], resume: bool) -> Following:
 
     for ref in refs:
         ModelRef.parse(ref)
-    if (refs or resume) and store._parts.hot.local is None:
-        raise UsageError(
-            "this node has no hot tier to keep versions in; 'tierstore tier example' shows one"
-        )
     path = settings_from().cache_dir / store._parts.home.config.store_id / "served.json"
     served = Served(path)
-    return Following(store, refs or (list(served.refs()) if resume else []), served)
+    wanted = refs or (list(served.refs()) if resume else [])
+    if wanted and store._parts.hot.local is None:
+        raise UsageError(
+            f"this node has no hot tier to keep {wanted[0]} in; 'tierstore tier example' shows one"
+        )
+    return Following(store, wanted, served)
 
 
 @contextmanager
