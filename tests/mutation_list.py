@@ -4417,7 +4417,33 @@ _REMOVAL = (
         "modelstore/names/removalprotocol.py",
         "newest[number].seq == own.seq",
         "True",
-        ("integration/test_removal.py::test_a_removal_of_many_that_is_stopped_is_undone",),
+        (
+            "integration/test_removal_looks.py::"
+            "test_what_others_announced_or_removed_since_is_not_undone",
+        ),
+    ),
+    Mutation(
+        "own-version-that-is-lost-and-read",
+        "SPEC 9.1: No reader's lease stops the removal of a version by its own writer.",
+        "modelstore/reclaim/removal.py",
+        "stops_for_readers=False)",
+        "stops_for_readers=True)",
+        (
+            "integration/test_removal_looks.py::"
+            "test_a_version_that_cannot_be_promised_goes_though_it_is_read",
+        ),
+    ),
+    Mutation(
+        "own-version-that-is-removed-whatever-needs-it",
+        "SPEC 9.1: A version that its own writer cannot promise it removes as any other.",
+        "modelstore/reclaim/removal.py",
+        "        except Conflict:\n            return True\n",
+        "        except Conflict:\n            return False\n",
+        (
+            "integration/test_removal_looks.py::"
+            "test_a_version_that_cannot_be_promised_stays_below_a_patch",
+            "integration/test_removal_looks.py::test_a_release_that_has_a_name_is_not_taken_back",
+        ),
     ),
     Mutation(
         "patch-that-stops-no-removal",
@@ -5045,7 +5071,7 @@ _REMOVAL = (
         "patch-that-stays-on-what-is-lost",
         "SPEC 11: When something is lost there, it MUST append a forget of its own version.",
         "modelstore/patches/service.py",
-        '            is_removed = named.remove_unless_named(patch, f"undone: {error}"[:500])\n',
+        "            is_removed = named.remove_own(patch, undone(error))\n",
         "            is_removed = True\n",
         ("integration/test_relied_on.py::test_a_patch_on_what_is_gone_says_what_to_do",),
     ),

@@ -234,6 +234,19 @@ def test_who_is_refused_ends_what_was_announced(world: MemoryStore, tmp_path: Pa
     assert outcomes == {(True, True), (False, True), (False, False)}
 
 
+def test_what_others_announced_or_removed_since_is_not_undone(store: Store) -> None:
+    protocol = store._names.named.protocol
+    [first] = protocol.announce("m", [1, 2], "")
+    [second] = protocol.announce("m", [2], "")
+    assert protocol.undo(first, "") == [1]
+    forgotten = protocol.forget(second, "")
+    protocol.bring_back("m", [2], "")
+    [third] = protocol.announce("m", [2], "")
+    protocol.forget(third, "")
+    assert protocol.undo(forgotten, "") == []
+    assert numbers(store, "m") == [3, 1]
+
+
 def test_a_removal_that_is_interrupted_ends_what_was_announced(
     store: Store, blobs: MemoryStore, tmp_path: Path
 ) -> None:
@@ -541,8 +554,10 @@ def test_a_name_whose_look_is_interrupted_is_taken_back(
     begun, ended = list[bool](), list[str]()
     with opened(FaultyStore(blobs, plan), tmp_path / "other") as other:
         begun.append(True)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as raised:
             NAMES[name](other)
+    said = getattr(raised.value, "__notes__", [])
+    assert (name == "pin") != bool(said), "what became of the name"
     assert ended
     assert not is_named()
     assert store.resolve("b@prod").number == 2
@@ -584,11 +599,61 @@ def test_a_release_that_has_a_name_is_not_taken_back(
 
     with (
         opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
-        pytest.raises(Unreachable, match=r"^gone. rest@1 was made of it, and stays, as some"),
+        pytest.raises(
+            Unreachable, match=r"^gone. rest@1 was made of it, and stays, as something needs it"
+        ),
     ):
         other.releases.create("rest", ["b@1"])
     assert store.resolve("rest@prod").number == 1
     assert numbers(store, "rest") == [1]
+
+
+# What its own writer removes
+
+
+def test_a_version_that_cannot_be_promised_goes_though_it_is_read(
+    store: Store, blobs: MemoryStore
+) -> None:
+    """Who follows the newest version has loaded it at once; the lease keeps what is left of it."""
+    patch = store.patch("b@1", ROWS)
+    lease = msgspec.structs.replace(new_lease("reader"), versions=[patch.digest.hex])
+    blobs.put(f"{LEASES}{lease.id}", seal_body(Kind.LEASE, lease))
+    with pytest.raises(Conflict, match="b@3 is needed by lease of"):
+        store.remove("b@3", force=True)
+    assert store._names.named.remove_own(patch, "lost")
+    assert numbers(store, "b") == [2, 1]
+
+
+def test_a_version_that_cannot_be_promised_stays_below_a_patch(store: Store) -> None:
+    below = store.patch("b@1", ROWS)
+    above = store.patch(below, ROWS | {"w": Rows([2], np.full((1, 8), 8, np.float32))})
+    named = store._names.named
+    assert not named.remove_own(below, "lost")
+    assert numbers(store, "b") == [4, 3, 2, 1]
+    assert actions(store, "b") == ["announce", "undelete"]
+    assert named.remove_own(above, "lost")
+    assert named.remove_own(below, "lost")
+    assert named.remove_own(below, "lost"), "it is removed already"
+
+
+def test_a_version_that_comes_back_in_vain_goes_though_its_content_is_pinned(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """The pin means another version of that content, which stays."""
+    store.remove("m@2")
+    store.pins.add(store.resolve("m@1").digest, "m@1", ["hot"])
+    [own] = packs_of(store, "m@1")
+
+    def plan(op: str, key: str, n: int) -> Fault:
+        is_back = actions(store, "m")[-1] == "undelete"
+        return Unreachable("gone") if key == pack_key(own) and is_back else None
+
+    with (
+        opened(FaultyStore(blobs, plan), tmp_path / "other") as other,
+        pytest.raises(Unreachable, match=r"^gone$"),
+    ):
+        other.undelete("m@2")
+    assert numbers(store, "m") == [3, 1]
 
 
 # Pins

@@ -152,7 +152,7 @@ def save(setup: Setup, version: str, owner: str) -> Steps:
             yield store.promise(f"{version} on {found}", True)
         yield store.promise(version, False)
     else:  # what it lies on is gone: nobody must rely on it, and no collector must stop at it
-        yield from remove_unless_named(setup, version, owner)
+        yield from remove_own(setup, version, owner)
     yield store.end_lease(owner)
 
 
@@ -335,15 +335,15 @@ def undelete(setup: Setup, version: str, owner: str) -> Steps:
         if number is not None:
             yield store.promise(version, True)
             return
-        done = yield from remove_unless_named(setup, version, owner)  # too late
+        done = yield from remove_own(setup, version, owner)  # too late
         if done:
             return
 
 
-def remove_unless_named(setup: Setup, version: str, owner: str) -> Steps:
-    """Remove what its writer cannot promise to anybody; return whether it is removed."""
+def remove_own(setup: Setup, version: str, owner: str) -> Steps:
+    """Remove what its writer cannot promise to anybody, whoever reads it; return whether it is."""
     yield from sure(store.announce(version, owner))
-    named = yield from is_named(setup, version)
+    named = yield from is_needed(setup, version, None, readers=False)
     if named:
         yield from sure(store.end_removal(version, owner))
         return False
@@ -381,9 +381,11 @@ def remove(setup: Setup, version: str, owner: str) -> Steps:
         yield store.finish_removal(version, owner)
 
 
-def is_needed(setup: Setup, version: str, meant: frozenset[str] | None) -> Steps:
+def is_needed(
+    setup: Setup, version: str, meant: frozenset[str] | None, readers: bool = True
+) -> Steps:
     """Return whether anything names a version, or a patch lies on it."""
-    named = yield from is_named(setup, version, meant)
+    named = yield from is_named(setup, version, meant, readers)
     if setup.below and not named and "removal does not look at patches" not in setup.rules:
         named = yield store.is_below_a_patch(version)
     return named
@@ -398,12 +400,16 @@ def meant_by_pins(setup: Setup, version: str) -> Steps:
     return contents - staying
 
 
-def is_named(setup: Setup, version: str, meant: frozenset[str] | None = None) -> Steps:
+def is_named(
+    setup: Setup, version: str, meant: frozenset[str] | None = None, readers: bool = True
+) -> Steps:
     """Return whether an alias, a release, a pin or a reader's lease names a version."""
     if meant is None:
         meant = yield from meant_by_pins(setup, version)
     named = yield store.read_names()
-    leases = yield store.read_leases()
+    leases = frozenset[tuple[str, str]]()
+    if readers:
+        leases = yield store.read_leases()
     return bool((named | {one for _, one in leases}) & (meant | {version}))
 
 

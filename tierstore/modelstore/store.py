@@ -133,7 +133,7 @@ class Store:
         self._index = ChunkIndex(blobs, settings.cache_dir / home.config.store_id / "index.sqlite")
         self._lease = ReaderLease(blobs)
         looks = Looks(home)
-        self._names = Names(home, settings.node, settings.labels, looks.keep, looks.is_named)
+        self._names = Names(home, settings.node, settings.labels, looks.keep, looks.is_needed)
         places = StorePlaces(
             lambda: [
                 StorePlace(HOME, blobs.url),

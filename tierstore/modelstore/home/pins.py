@@ -141,7 +141,7 @@ class Pins:
             left = f"The pin could not be taken back: {error}; 'tierstore unpin' does that"
             if isinstance(why, TierstoreError):
                 raise type(why)(f"{why}. {left}") from why
-            _log.warning("%s", left)
+            why.add_note(left)
 
     def remove(self, version: Digest) -> None:
         """Remove the user's pin of a version; ``NotFound`` when there is none."""

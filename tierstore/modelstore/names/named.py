@@ -7,7 +7,6 @@ so, and who names a version looks at its packs after that.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -24,8 +23,6 @@ from tierstore.modelstore.names.removalprotocol import RemovalProtocol, undone
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.version import Version, version_of
 
-_log = logging.getLogger("tierstore.removal")
-
 Keep: TypeAlias = Callable[[str, Callable[[], Iterable[Chain]], bool], None]
 """Sees to it that packs stay, or raises ``NotFound``.
 
@@ -41,14 +38,14 @@ class Named:
         home: The store's home.
         removals: What is removed.
         keep: Sees to it that the packs of versions stay.
-        is_named: Whether an alias, a rollout, a release, a user's pin or a reader names a version.
+        is_needed: Whether anything but a reader's lease refuses the removal of a version.
     """
 
     def __init__(
-        self, home: Home, removals: Removals, keep: Keep, is_named: Callable[[Version], bool]
+        self, home: Home, removals: Removals, keep: Keep, is_needed: Callable[[Version], bool]
     ) -> None:
         self._home, self._removals = home, removals
-        self._keep, self._is_named = keep, is_named
+        self._keep, self._is_needed = keep, is_needed
         self.protocol = RemovalProtocol(home, removals)
 
     def refuse_removed(self, model: str, number: int, meanwhile: str = "") -> None:
@@ -94,7 +91,7 @@ class Named:
             done = self._taken_back(take_back, error)
             if isinstance(error, TierstoreError):
                 raise type(error)(f"{error}. {done}") from error
-            _log.warning("%s", done)
+            error.add_note(done)
             raise
 
     @staticmethod
@@ -211,26 +208,29 @@ class Named:
         """Return whether versions were ever removed, as far as the logs were just read."""
         return any(one.number in self._removals.ever(one.model) for one in versions)
 
-    def remove_unless_named(self, version: Version, note: str) -> bool:
-        """Remove a version that its writer cannot promise to anybody.
+    def remove_own(self, version: Version, note: str) -> bool:
+        """Remove a version that its writer cannot promise to anybody, unless something needs it.
+
+        What needs it was named since: whoever did that looks as well, and found it whole, or takes
+        the name back. A reader's lease keeps what is left from being deleted, which is enough.
 
         Returns:
-            Whether it is removed; ``False`` if somebody names it by now.
+            Whether it is removed.
         """
         try:
             [announced] = self.protocol.announce(version.model, [version.number], note)
         except Conflict:  # somebody else has removed it
             return True
         try:
-            if not self._is_named(version):
+            if not self._is_needed(version):
                 self.protocol.forget(announced, note)
                 return True
-        except Conflict:  # somebody named it
-            return False
+        except Conflict:  # somebody named it, or removed it
+            return version.number in self._removals.of(version.model)
         except BaseException as error:
             self.protocol.undo(announced, undone(error))
             raise
-        self.protocol.undo(announced, f"{version} is named by now")
+        self.protocol.undo(announced, f"{version} is needed by now")
         return False
 
     def members(self, version: Version) -> list[Version]:

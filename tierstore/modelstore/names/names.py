@@ -54,7 +54,7 @@ class Names:
         node: This node's name, which decides its turn in a rollout.
         labels: This node's labels.
         keep: Sees to it that the packs of what gets a name stay.
-        is_named: Whether an alias, a rollout, a release, a user's pin or a reader names a version.
+        is_needed: Whether anything but a reader's lease refuses the removal of a version.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Names:
         node: str,
         labels: Mapping[str, str],
         keep: Keep = lambda what, find, were_removed: None,
-        is_named: Callable[[Version], bool] = lambda version: False,
+        is_needed: Callable[[Version], bool] = lambda version: False,
     ) -> None:
         self.home = home
         self.removals = Removals(home)
-        self.named = Named(home, self.removals, keep, is_named)
+        self.named = Named(home, self.removals, keep, is_needed)
         self._node, self._labels = node, labels
 
     def resolve(self, ref: str | Version) -> Version:

@@ -130,9 +130,9 @@ class Releases:
 
     def _unmade(self, release: Version, note: str) -> str:
         """Remove a release that was just made of versions which cannot be named."""
-        if self._names.named.remove_unless_named(release, note):
+        if self._names.named.remove_own(release, note):
             return f"{release} was made of it, and is removed as well"
-        return f"{release} was made of it, and stays, as somebody names it by now"
+        return f"{release} was made of it, and stays, as something needs it by now"
 
     def get(self, ref: str | Version) -> Release:
         """Return the release that a reference such as ``search@prod`` points to on this node now.

@@ -95,17 +95,19 @@ class Patching:
         try:
             named.look_below(base, str(patch), below.chain)
         except NotFound as error:
-            is_removed = named.remove_unless_named(patch, undone(error))
-            done = "is removed again" if is_removed else "stays, as somebody names it by now"
+            is_removed = named.remove_own(patch, undone(error))
+            done = "is removed again" if is_removed else "stays, as something needs it by now"
             raise NotFound(
                 f"{error}. {patch}, the patch on it, was published and {done}: patch another "
                 "version, or save the whole model"
             ) from error
-        except TierstoreError as error:
-            raise type(error)(
-                f"{base.model}@{entry.seq} is published, but it is unknown whether {base}, on "
-                f"which it lies, will stay: {error}; load it, and 'tierstore rm' it if that fails"
-            ) from error
+        except BaseException as error:
+            unsure = f"{patch} is published, but it is unknown whether {base}, on which it lies, "
+            act = f"load it, and 'tierstore rm {patch}' if that fails"
+            if isinstance(error, TierstoreError):
+                raise type(error)(f"{unsure}will stay: {error}; {act}") from error
+            error.add_note(f"{unsure}will stay: {act}")
+            raise
 
     def _with_room(self, base: Version, below: Below, fold: bool) -> Below:
         if not fold:

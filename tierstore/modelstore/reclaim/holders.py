@@ -27,7 +27,7 @@ from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since, newest_since
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.rollout import HOLDER
-from tierstore.modelstore.version import RELEASED, Version
+from tierstore.modelstore.version import RELEASED
 from tierstore.shown import duration_text
 
 Reasons = dict[int, list[str]]
@@ -90,17 +90,14 @@ class Holders:
             self._entries[model, name, entry.seq] = entry
         return [self._entries[model, name, number] for number in numbers]
 
-    def is_named(self, version: Version) -> bool:
-        """Return whether anybody names a version now."""
-        contents = self.contents(version.model, [version.number])
-        return bool(self.named(version.model, contents, frozenset()))
-
     def named(
         self,
         model: str,
         going: Mapping[int, Content],
         staying: Set[str],
         releases: Set[tuple[str, int]] = frozenset(),
+        *,
+        readers: bool = True,
     ) -> Reasons:
         """Return who names versions of a model now, by number.
 
@@ -110,12 +107,13 @@ class Holders:
             staying: The digests of versions that stay in any case: a pin or lease of the same
                 content means those.
             releases: Releases, by name and number, that go as well.
+            readers: Whether who reads a version counts.
         """
         found: Reasons = {}
         for number, reason in [*self._aliases(model), *self._releases(model, releases)]:
             if number in going:
                 found.setdefault(number, []).append(reason)
-        by_digest = self._pinned_and_read()
+        by_digest = self._pinned_and_read(readers=readers)
         for number, content in going.items():
             for digest in sorted(content.digests - staying):
                 found.setdefault(number, []).extend(by_digest.get(digest, []))
@@ -187,13 +185,13 @@ class Holders:
             self._members[manifest] = tuple(found or ())
         return self._members[manifest]
 
-    def _pinned_and_read(self) -> dict[str, list[str]]:
+    def _pinned_and_read(self, *, readers: bool) -> dict[str, list[str]]:
         """Return who pins or reads versions, by the digests of their manifests."""
         found: dict[str, list[str]] = {}
         for pin in Pins(self._home.blobs).active(self.now_s):
             if not pin.ref.startswith(HOLDER):  # the alias names what a rollout pins
                 found.setdefault(pin.version.hex, []).append(f"pin of {pin.who}")
-        for lease in in_force(self._home.blobs, "reader"):
+        for lease in in_force(self._home.blobs, "reader") if readers else ():
             # what this process reads itself its lease keeps from being deleted; that is enough
             if not is_own(lease):
                 for version in lease.versions:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Looks:
-    """Sees to it that packs stay, and who names a version.
+    """Sees to it that packs stay, and who needs a version.
 
     Args:
         home: The store's home.
@@ -32,8 +32,8 @@ class Looks:
         self._keeping = self._keeping or Keeping(self._home)
         self._keeping.keep(what, find, were_removed)
 
-    def is_named(self, version: Version) -> bool:
-        """Return whether anybody names a version now; see ``Holders.is_named``."""
-        from tierstore.modelstore.reclaim.holders import Holders
+    def is_needed(self, version: Version) -> bool:
+        """Return whether anything but a reader needs a version; see ``Removing.is_needed``."""
+        from tierstore.modelstore.reclaim.removal import Removing
 
-        return Holders(Names(self._home, "", {})).is_named(version)
+        return Removing(Names(self._home, "", {})).is_needed(version)

@@ -41,9 +41,11 @@ class Plan:
 
     Attributes:
         going: Their numbers, rising, by model; releases before their members.
+        stops_for_readers: Whether who reads one of them keeps all.
     """
 
     going: Mapping[str, Sequence[int]]
+    stops_for_readers: bool = True
 
     def look(self, names: Names, holders: Holders) -> None:
         """Raise ``Conflict`` when somebody needs one of them, with all the reasons.
@@ -94,7 +96,7 @@ class Plan:
             for digest in one.digests
         )
         releases = {(name, number) for name, every in self.going.items() for number in every}
-        needed = holders.named(model, going, staying, releases)
+        needed = holders.named(model, going, staying, releases, readers=self.stops_for_readers)
         first = min(numbers)
         below = (number in stays and number not in announced for number in range(1, first))
         if all(below):  # a patch that is older lies on one of these, of content that stays
@@ -192,6 +194,15 @@ class Removing:
                 self._end(entry, undone(error))
             raise
 
+    def is_needed(self, version: Version) -> bool:
+        """Return whether anything but a reader's lease refuses the removal of a version."""
+        plan = Plan({version.model: [version.number]}, stops_for_readers=False)
+        try:
+            self._look(plan, Holders(self._names))
+        except Conflict:
+            return True
+        return False
+
     def _look(self, plan: Plan, holders: Holders) -> None:
         """Raise ``Conflict`` when somebody needs versions of a plan.
 
@@ -263,7 +274,7 @@ class Removing:
             except BaseException as error:
                 # who named it meanwhile saw that it was whole, or sees now that it is not
                 why = undone(error) if note is None else note
-                is_removed = self._names.named.remove_unless_named(version, why)
+                is_removed = self._names.named.remove_own(version, why)
                 if is_removed or not again or not isinstance(error, TierstoreError):
                     raise
 
