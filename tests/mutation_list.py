@@ -6267,11 +6267,36 @@ _REPAIRED_OBJECTS = (
         ("integration/test_repair.py::test_a_check_lifts_no_mark_of_deltas_that_nobody_decoded",),
     ),
     Mutation(
+        "check-forgets-home",
+        "Docs, promises: a flipped bit in any object is found by a check.",
+        "modelstore/care/check_home.py",
+        "                yield key, error\n",
+        "                pass\n",
+        (
+            "integration/test_repair_objects.py::"
+            "test_a_check_finds_what_a_repair_would[pin of a user]",
+            "integration/test_repair_objects.py::test_a_check_finds_what_a_repair_would[move]",
+        ),
+    ),
+    Mutation(
+        "check-forgets-condemned-lists",
+        "Docs, promises: a flipped bit in any object is found by a check.",
+        "modelstore/care/check_home.py",
+        "yield from found or [Finding",
+        "yield from found and [Finding",
+        (
+            "integration/test_repair_objects.py::"
+            "test_a_check_finds_what_a_repair_would[condemned list]",
+            "integration/test_repair_objects.py::"
+            "test_a_check_goes_on_where_a_condemned_segment_is_missing",
+        ),
+    ),
+    Mutation(
         "check-takes-any-segment",
-        "modelstore.care.check: a damaged index segment is said to be that.",
-        "modelstore/care/check.py",
-        "parse_any_segment(self._home.blobs.get(info.key), info.key)",
-        "pass",
+        "modelstore.care.check_home: a damaged index segment is said to be that.",
+        "modelstore/care/check_home.py",
+        "(keys.INDEX, parse_any_segment, ",
+        "(keys.INDEX, lambda data, key: None, ",
         (
             "integration/test_repair.py::"
             "test_a_segment_that_cannot_be_taken_in_is_found_by_check_and_repair",
@@ -6633,8 +6658,8 @@ _WAYS = (
         "check-mourns-what-a-fold-stands-for",
         "SPEC 10.1: A patch needs the nearest fold that is whole, or else what lies below.",
         "modelstore/care/check_users.py",
-        "found if because is None else because",
-        "found",
+        "near[owner] if because is None else because",
+        "near[owner]",
         tuple(
             "integration/test_check_folds.py::test_what_is_gone_below_a_whole_fold_or_of_a_fold_on_"
             f"a_whole_chain_is_no_damage[{which}-False]"

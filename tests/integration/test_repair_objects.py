@@ -277,6 +277,45 @@ def test_a_damaged_object(world: World, kind: str, damage: str) -> None:
             store.reclaim.run(dry_run=True)
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"hint"}))
+def test_a_check_finds_what_a_repair_would(world: World, kind: str) -> None:
+    """But for hints of logs, without which the logs say the same."""
+    about = KINDS[kind]
+    path = world.find(about.prefix, about.at)
+    if kind == "condemned segment":
+        last = world.find("gc/", -1)
+        newest = parse_list(world.files[last], int(last.name), last.name)
+        path = world.find(f"condemned/{newest.segments[0].key}")
+    damaged(world, path, "body")
+    with opened(world) as store:
+        found = {one.key: one for one in store.check().findings}
+    one = found[str(path.relative_to(world.root / "store"))]
+    is_hint = about.prefix in ("index/", "heat/", "reports/", "collected", "folds/")
+    assert one.severity == ("garbage" if is_hint else "damage")
+
+
+def test_a_check_finds_a_lease_that_cannot_be_read(world: World) -> None:
+    path = world.root / "store" / "leases" / ("0" * 32)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"no lease")
+    with opened(world) as store:
+        [found] = store.check().findings
+    path.unlink()
+    assert found.key == f"leases/{path.name}"
+    assert "no garbage is collected until it ends" in found.what
+
+
+def test_a_check_goes_on_where_a_condemned_segment_is_missing(world: World) -> None:
+    last = world.find("gc/", -1)
+    newest = parse_list(world.files[last], int(last.name), last.name)
+    key = f"condemned/{newest.segments[0].key}"
+    world.find(key).unlink()
+    with opened(world) as store:
+        [found] = store.check(read_data=True).findings
+    assert (found.severity, found.key) == ("damage", key)
+    assert found.what.startswith("it is missing: ")
+
+
 @pytest.mark.parametrize("damage", sorted(DAMAGE.keys() - MENDED))
 def test_a_lost_manifest_is_said_with_the_versions_that_need_it(world: World, damage: str) -> None:
     with opened(world) as store:

@@ -28,12 +28,12 @@ from tierstore.format import keys
 from tierstore.format.layout import parse_move
 from tierstore.format.manifest import Manifest, patch_info
 from tierstore.format.reflog import RefEntry
-from tierstore.format.segments import parse_any_segment
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Looked, Suspects
 from tierstore.modelstore.care.check_data import DataRead, Item, ItemReader, Limits, PackData, Read
 from tierstore.modelstore.care.check_findings import Finding, Problems, without_advice
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
+from tierstore.modelstore.care.check_home import check_home
 from tierstore.modelstore.care.check_parts import NeededParts, distinct, read_layout
 from tierstore.modelstore.care.check_patches import named_below, needed_below
 from tierstore.modelstore.care.check_removed import ExpiredVersions
@@ -194,7 +194,7 @@ class _Check:
             self._check_version(digest)
         self._report.chunks = self._parts.chunks()
         sizes = self._check_packs(self._parts.packs())
-        self._check_segments()
+        self._report.findings += check_home(self._home)
         self._check_folds()
         sizes |= self._check_stand_ins()
         if limits is not None:
@@ -414,17 +414,6 @@ class _Check:
         if looked.archived:
             self._archived.add(pack)
 
-    def _check_segments(self) -> None:
-        for info in self._home.blobs.list(keys.INDEX):
-            try:
-                parse_any_segment(self._home.blobs.get(info.key), info.key)
-            except NotFound:  # replaced since we listed
-                continue
-            except (Damaged, UnsupportedFormat):
-                # nothing reads it but the search for duplicates
-                what = "a damaged index segment: duplicates may be missed; it can be deleted"
-                self._report.findings.append(Finding("garbage", info.key, what))
-
     def _check_folds(self) -> None:
         """Compare the metadata of every fold with its chain, where that is still there."""
         named = self._users.named
@@ -536,7 +525,7 @@ class _Check:
             if pack in fit:
                 continue
             for key in self._copies.moves.get(pack, ()):
-                with self._noting(key):
+                with suppress(Damaged, NotFound, UnsupportedFormat):  # it was named
                     left.update({*parse_move(self._home.blobs.get(key), pack, key)} - used)
         return set(map(keys.pack_key, used))
 
@@ -546,7 +535,7 @@ class _Check:
         held = {key for tier in tiers for key in self._copies.held[tier.name]}
         found = map(keys.pack_of, held - {*self._report.quarantined})
         packs = {pack for pack in found if pack is not None}
-        return packs - self._suspects.keys() - self._home.condemned.among(packs)
+        return packs - self._suspects.keys() - self._home.condemned.known()
 
     def _garbage(self, found: set[str], what: str) -> None:
         # what cannot be read may need any object: then nothing is called garbage

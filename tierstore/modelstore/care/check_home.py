@@ -1,0 +1,122 @@
+"""Checks what home has besides logs, manifests and layouts: what a store is run with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat
+from tierstore.format import keys
+from tierstore.format.collected import Collected
+from tierstore.format.condemned import parse_list, parse_segment
+from tierstore.format.heat import parse_heat
+from tierstore.format.layout import parse_mark, parse_move
+from tierstore.format.reflog import Lease, Report
+from tierstore.format.retention import Retention
+from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.segments import parse_any_segment
+from tierstore.format.tiers import HEAT, PINS, Pin
+from tierstore.ids import Buffer
+from tierstore.modelstore.care.check_findings import Finding, without_advice
+from tierstore.modelstore.home.home import Home
+
+_PAGE = 256
+_Parse = Callable[[Buffer, str], object]
+"""Parses an object, by its bytes and key."""
+
+
+def _move(data: Buffer, key: str) -> object:
+    pack = keys.moved_pack(key)
+    return None if pack is None else parse_move(data, pack, key)
+
+
+def _mark(data: Buffer, key: str) -> object:
+    pack = keys.pack_of(key)
+    return None if pack is None else parse_mark(data, pack, key)
+
+
+_NEEDED: list[tuple[str, _Parse, str]] = [
+    (keys.MOVES, _move, "no reader finds what was moved by it"),
+    (keys.QUARANTINE, _mark, "its pack counts as damaged"),
+    (
+        keys.RETENTION,
+        lambda data, key: unseal_body(Kind.RETENTION, data, Retention, key),
+        "nothing of it is removed or collected until 'tierstore retention set' sets it again",
+    ),
+    (PINS, lambda data, key: unseal_body(Kind.PIN, data, Pin, key), "it pins without end"),
+    (
+        keys.LEASES,
+        lambda data, key: unseal_body(Kind.LEASE, data, Lease, key),
+        "no garbage is collected until it ends, in some hours",
+    ),
+]
+"""Objects that something depends on, and what becomes of it."""
+
+_HINTS: list[tuple[str, _Parse, str]] = [
+    (keys.INDEX, parse_any_segment, "a damaged index segment: duplicates may be missed"),
+    (HEAT, parse_heat, "damaged heat: what a node has read is forgotten"),
+    (
+        keys.REPORTS,
+        lambda data, key: unseal_body(Kind.REPORT, data, Report, key),
+        "a damaged report of a node: it reports again",
+    ),
+    (
+        keys.COLLECTED,
+        lambda data, key: unseal_body(Kind.COLLECTED, data, Collected, key),
+        "a damaged note of the last collection: times that garbage has waited begin anew",
+    ),
+]
+"""Objects that only save work."""
+
+
+def check_home(home: Home) -> Iterator[Finding]:
+    """Yield what is damaged of moves, marks, retention, pins, leases, condemned lists and hints."""
+    for prefix, parse, becomes in _NEEDED:
+        for key, error in _broken(home, prefix, parse):
+            yield Finding("damage", key, f"{without_advice(error)}: {becomes}")
+    for prefix, parse, what in _HINTS:
+        for key, _ in _broken(home, prefix, parse):
+            yield Finding("garbage", key, f"{what}; it can be deleted")
+    yield from _condemned(home)
+
+
+def _broken(
+    home: Home, prefix: str, parse: _Parse
+) -> Iterator[tuple[str, Damaged | UnsupportedFormat]]:
+    """Yield the objects below a prefix, or of that key, that cannot be read, and why."""
+    listed: Iterable[str] = [prefix]
+    if prefix.endswith("/"):
+        listed = (info.key for info in home.blobs.list(prefix))
+    left = iter(listed)
+    while page := list(islice(left, _PAGE)):
+        for key, data in home.blobs.get_many(page).items():  # others may be gone by now
+            try:
+                parse(data, key)
+            except (Damaged, UnsupportedFormat) as error:
+                yield key, error
+
+
+def _condemned(home: Home) -> Iterator[Finding]:
+    """Yield what cannot be read of the highest condemned list and its segments."""
+    try:
+        home.condemned.every()
+        return
+    except (Damaged, UnsupportedFormat) as error:
+        why = without_advice(error)
+    names = [info.key.removeprefix(keys.GC) for info in home.blobs.list(keys.GC)]
+    numbers = [int(name) for name in names if len(name) == 9 and name.isdigit()]
+    key = keys.list_key(max(numbers)) if numbers else keys.GC
+    becomes = "no garbage is collected, and saves store again what it may have condemned"
+    found: list[Finding] = []
+    try:
+        for one in parse_list(home.blobs.get(key), max(numbers, default=0), key).segments:
+            segment = keys.CONDEMNED + one.key
+            try:
+                parse_segment(home.blobs.get(segment), segment)
+            except NotFound:
+                found.append(Finding("damage", segment, f"it is missing: {becomes}"))
+            except (Damaged, UnsupportedFormat) as error:
+                found.append(Finding("damage", segment, f"{without_advice(error)}: {becomes}"))
+    except (Damaged, NotFound, UnsupportedFormat):  # of the list, or of one of an early form
+        pass
+    yield from found or [Finding("damage", key, f"{why}: {becomes}")]
