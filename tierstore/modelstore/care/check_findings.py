@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
-from tierstore.errors import BackendError, Damaged, NotFound, TierstoreError, UnsupportedFormat
+from tierstore.errors import BackendError, NotFound, TierstoreError
 from tierstore.format import keys
-from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.format.table import ChunkPlace
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_parts import NeededParts, read_layout
+from tierstore.modelstore.care.check_parts import NeededParts
 from tierstore.modelstore.care.check_users import Named, Users
+from tierstore.modelstore.chunks.lost import LostChunks, NeededChunks
 from tierstore.modelstore.chunks.moves import Moves
 from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.ahead import parallel
-from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.home import Home
 
 _ADVICE = re.compile(r"; (run 'tierstore check'[^;]*|restore it from a copy)\Z")
 _AT_ONCE = 8
@@ -109,13 +110,8 @@ class Problems:
     @cached_property
     def ways(self) -> FrameWays:
         """What follows frames, by the moves as they were at the first look."""
-        return self._ways_now()
-
-    def _ways_now(self) -> FrameWays:
         moves = Moves(self._home.blobs, self._home.packs)
-        return FrameWays(
-            moves, lambda place: place.pack not in self.unfit and place not in self._bad
-        )
+        return FrameWays(moves, lambda place: place.pack not in self.unfit)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -197,33 +193,29 @@ class Problems:
 
     def _hits(self) -> _Hits:
         hitting = [one for one in self._found.values() if one.hits]
-        ways = self._ways_now()
-        return _Hits(self._home, self._parts, hitting, self._of_home, ways, self.unfit)
+        known = self._parts.packs() if hitting else ()
+        lost = LostChunks(self._home, self.unfit, known, self._bad)
+        return _Hits(lost, self._parts, hitting, self._of_home)
 
 
 class _Hits:
     """Which problems hit a manifest, by its layout as it is now; each is looked at once.
 
     Args:
-        home: The store's home.
+        lost: Finds out what readers do not find.
         parts: What layouts need of packs, at the first look.
         found: The problems.
         of_home: Those of manifests and layouts, by the manifest.
-        ways: Follows frames.
-        unfit: The packs that no tier has, or only with a bad footer. Packs that no layout named at
-            the first look are looked for, and put there if they are gone.
     """
 
     def __init__(
         self,
-        home: Home,
+        lost: LostChunks,
         parts: NeededParts,
         found: Sequence[_Problem],
         of_home: _ByManifest,
-        ways: FrameWays,
-        unfit: set[bytes],
     ) -> None:
-        self._home, self._ways, self._unfit = home, ways, unfit
+        self._lost = lost
         self._by_pack: dict[bytes, list[_Problem]] = {}
         for problem in found:
             if problem.pack is not None:
@@ -232,8 +224,6 @@ class _Hits:
         for pack, problems in self._by_pack.items():
             for digest in parts.users([pack]):
                 self._at_first.setdefault(digest, []).extend(problems)
-        self._looked_for = set(parts.packs()) if self._at_first else set()
-        self._bad_packs = {one.pack for one in found if one.pack and one.place is not None}
         self._known: dict[Digest, list[_Problem] | None] = {}
 
     @property
@@ -247,7 +237,7 @@ class _Hits:
         ``None`` if something else is wrong with it, so that it cannot be read.
         """
         if digest not in self._known:
-            self._known[digest] = self._find(digest, self._read(digest))
+            self._known[digest] = self._find(digest, self._lost.read(digest))
         return self._known[digest]
 
     def read_all(self) -> None:
@@ -255,25 +245,13 @@ class _Hits:
         left = [digest for digest in self._at_first if digest not in self._known]
         for at in range(0, len(left), _AT_ONCE):
             some = left[at : at + _AT_ONCE]
-            for digest, read in zip(some, parallel(self._read, some), strict=True):
+            for digest, read in zip(some, parallel(self._lost.read, some), strict=True):
                 self._known[digest] = self._find(digest, read)
 
-    def _read(self, digest: Digest) -> tuple[set[bytes], ChunkTable] | None:
-        """Return the chunks of a manifest and its layout; ``None`` if one cannot be read."""
-        try:
-            manifest = self._home.manifest(digest)
-            return set(chunks_of(manifest)), read_layout(self._home, digest, manifest)
-        except (Damaged, NotFound, UnsupportedFormat):
-            return None
-
-    def _find(
-        self, digest: Digest, read: tuple[set[bytes], ChunkTable] | None
-    ) -> list[_Problem] | None:
-        if read is None:  # it is what it was at the first look
+    def _find(self, digest: Digest, needed: NeededChunks | None) -> list[_Problem] | None:
+        if needed is None:  # it is what it was at the first look
             return self._at_first.get(digest) or None
-        own, table = read
-        self._look_for({*table.pack_ids})
-        lost = [*self._lost(own, table)]
+        table, lost = self._lost.find(needed)
         packs = {pack for one in lost for pack in (one.pack, *table.packs_of(one.bases))}
         chunks = {chunk for one in lost for chunk in (one.digest, *one.bases)}
         found = [
@@ -288,24 +266,3 @@ class _Hits:
             )
         ]
         return found or (None if lost else [])
-
-    def _lost(self, own: Set[bytes], table: ChunkTable) -> Iterator[ChunkPlace]:
-        """Yield the places of the chunks of a manifest that no reader finds."""
-        for place in table.places_relying_on(self._unfit | self._bad_packs):
-            # what was a base alone may be lost, where its deltas were stored anew since
-            if place.digest in own and isinstance(
-                self._ways.lost(place, table), NotFound | Damaged
-            ):
-                yield place
-
-    def _look_for(self, packs: set[bytes]) -> None:
-        """See whether those packs are there that no layout named at the first look."""
-        new = packs - self._looked_for
-        self._looked_for |= new
-        for pack in new:
-            try:
-                self._home.packs.size(keys.pack_key(pack))
-            except NotFound:
-                self._unfit.add(pack)
-            except BackendError:
-                continue  # it may be there
