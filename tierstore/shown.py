@@ -43,8 +43,10 @@ def printable(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: ``1 file``, ``2 files``, ``2 processes``."""
+    """Return a count with its noun: ``1 file``, ``2 files``, ``2 processes``, ``2 copies``."""
     plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
+    if noun.endswith("copy"):
+        plural = f"{noun[:-1]}ies"
     return f"{count} {noun if count == 1 else plural}"
 
 

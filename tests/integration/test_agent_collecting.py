@@ -60,7 +60,7 @@ def test_an_agent_collects_once_it_is_allowed_and_never_allows_it(
     assert (runs, packs) == (1, 1)
     assert MIB < freed < 1.01 * MIB
     [line] = [one for one in caplog.records if "garbage collection" in one.getMessage()]
-    assert f"deleted 1 packs, {freed} bytes; 0 bytes of garbage wait" in line.getMessage()
+    assert "deleted 1 pack of 1.0 MiB; 0 B of garbage wait" in line.getMessage()
     assert f'"event": "gc", "deleted_packs": 1, "freed_bytes": {freed}' in JsonLines().format(line)
 
 

@@ -218,3 +218,19 @@ def test_a_damaged_count_is_none(
     blobs.put(key, b"damaged")
     assert growth.left_bytes() == free
     assert "what it counted is not counted" in caplog.text
+
+
+def test_a_fold_that_may_not_be_made_is_told_once(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tierstore.agent")
+    store.save("m", {"w": np.zeros((100, 64), np.float32)})
+    for turn in range(9):
+        store.patch("m", {"w": Rows([turn], np.full((1, 64), 7.0, np.float32))}, fold=False)
+    one = agent(store, 1000, round_bytes=9 * 264 - 1)
+    for _ in range(3):
+        one.round()
+    [said] = [text for text in caplog.messages if text.startswith("m@10 lies on 9 patches and")]
+    assert said.endswith("that may take 2.3 KiB, and 2.3 KiB may be written (--growth, --rewrite)")
+    agent(store, 1000).round()
+    assert "m@10 was folded: it lay on 9 patches" in caplog.text

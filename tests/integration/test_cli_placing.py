@@ -21,6 +21,7 @@ import pytest
 import tierstore
 from tests.integration.kit import MIB, ROOT, equal, tensors
 from tests.waiting import wait_until
+from tierstore.cli.agent import _ended
 from tierstore.cli.kit import app
 from tierstore.cli.schemas import placing as schemas
 from tierstore.format.tiers import TierSpec
@@ -210,6 +211,26 @@ def test_the_agent_ends_in_the_middle_of_a_slow_move(place: Path) -> None:
     assert len(packs(place, "warm")) == 2
     with tierstore.open(place / "store") as store:
         assert store.placement.rebalance().complete, "its lease was given back"
+
+
+def test_a_budget_has_a_unit(run: Run) -> None:
+    code, _, err = run("rebalance", "--budget", "50")
+    assert code == 2
+    assert "invalid --budget '50': the unit is missing; expected 100MB or 50MiB" in err
+
+
+def test_what_an_agent_says_at_the_end() -> None:
+    nothing = schemas.AgentEnded(*[0] * len(schemas.AgentEnded.__struct_fields__))
+    assert _ended(nothing) == "ended after 0 rounds: nothing was to be done"
+    done = msgspec.structs.replace(
+        nothing, rounds=9, failed_rounds=1, moves=2, moved_bytes=2048, folded=1,
+        rewritten_bytes=512, removed_versions=1, deleted_packs=8, freed_bytes=1 << 20,
+        verified_bytes=1024, damaged_copies=1,
+    )  # fmt: skip
+    assert _ended(done) == (
+        "ended after 9 rounds: 1 round failed, 2 moves of 2.0 KiB, 0 rebased and 1 folded, 512 B, "
+        "1 version removed, 8 packs of 1.0 MiB deleted, 1.0 KiB verified, 1 damaged copy found"
+    )
 
 
 def test_two_agents(place: Path) -> None:

@@ -44,6 +44,8 @@ from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.mark import Mark, Marker
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
+from tierstore.serving.agent import Agent
+from tierstore.serving.collecting import CollectingPlan
 from tierstore.testing.faulty import Fault, FaultyStore
 from tierstore.wiring.below import Disk
 
@@ -401,6 +403,24 @@ def test_doctor_tells_of_a_full_store_what_makes_room(store: Store, blobs: Quota
     blobs.limit_bytes = 1 << 40
     collect(blobs)
     assert not any(f"{store.url} " in one for one in diagnose(store).problems)
+
+
+def test_an_agent_on_a_full_disk_says_so_once(
+    store: Store, blobs: Quota, caplog: pytest.LogCaptureFixture
+) -> None:
+    blobs.delete([RESERVE])
+    blobs.fill()
+    agent = Agent(store, scrub_s=1e-3, collecting=CollectingPlan(every=None))
+    for _ in range(3):
+        agent.round()
+    assert agent.stats.failed_rounds == 3
+    told = [line.partition(":")[0] for line in caplog.messages if "quota" in line]
+    assert told == ["round failed", "nothing is verified now"]
+    blobs.limit_bytes = 1 << 40
+    agent.round()
+    blobs.fill()
+    agent.round()
+    assert sum("quota" in line for line in caplog.messages) == 3, "the scrub has its lease"
 
 
 def test_a_file_system_with_little_space_left_is_a_problem(tmp_path: Path, cache: Path) -> None:

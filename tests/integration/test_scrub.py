@@ -181,7 +181,7 @@ def test_a_damaged_copy_gets_the_bytes_of_a_good_one(
     assert contents(world) == before, "and nothing else was written"
     stats = turns.scrub.stats
     assert (stats.damaged, stats.healed, stats.quarantined) == (1, 1, 0)
-    assert f"the copy of {key} in tier {tier} is damaged" in caplog.text
+    assert f"in tier {tier}: pack {key} is damaged" in caplog.text
     assert f"the copy of {key} in tier {tier} was damaged, and has good bytes" in caplog.text
     assert world.check(read_data=True).findings == []
 
@@ -212,6 +212,45 @@ def test_what_no_tier_has_good_is_quarantined_and_healed_by_a_save(
     with world.open() as store:
         store.save("again", tensors(2), base=None)
         equal(store.load("m@3").load(), tensors(2))
+
+
+def test_it_says_once_a_day_what_was_verified(
+    world: World, turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tierstore.scrub")
+    turns.run(PERIOD_S / 3)
+    [first] = [one.getMessage() for one in caplog.records]
+    assert " of packs verified, " in first
+    assert f" of {len(world.copies)} copies were never read by this node" in first
+    for _ in range(12):
+        turns.run(PERIOD_S / 10)
+    assert len(caplog.records) == 1
+    turns.run(86_400)
+    [second] = [one.getMessage() for one in caplog.records[1:]]
+    assert f"; all of {len(world.copies)} copies were read since 20" in second
+
+
+def test_damage_is_told_once_until_it_was_good_again(
+    world: World, turns: Turns, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = place_in(world, 2)
+    for name in ("warm", "cold"):
+        flip(world.tiers[name], place)
+    for _ in range(40):
+        turns.run(PERIOD_S / 10)
+    assert turns.scrub.stats.damaged > 4, "what is damaged is read first"
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
+    assert len(told) == 3, "two copies, and that the pack is quarantined"
+    assert len([line for line in told if "'tierstore repair'" in line]) == 1
+    for name in ("warm", "cold"):
+        flip(world.tiers[name], place)
+    for _ in range(20):
+        turns.run(PERIOD_S / 10)
+    flip(world.tiers["warm"], place)
+    for _ in range(20):
+        turns.run(PERIOD_S / 10)
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
+    assert len(told) == 4
 
 
 # The agent

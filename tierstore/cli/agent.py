@@ -169,21 +169,41 @@ def _collecting(every: str, max_bytes: str | None, max_time: str) -> CollectingP
 
 
 def _done(runs: Agent) -> schemas.AgentEnded:
+    own, collected, scrubbed = runs.stats, runs.collected, runs.scrubbed
     return schemas.AgentEnded(
-        rounds=runs.stats.rounds,
+        rounds=own.rounds,
+        failed_rounds=own.failed_rounds,
         moves=runs.moves.moves,
         failed=runs.moves.failed,
         moved_bytes=runs.moves.moved_bytes,
-        rollout_steps=runs.stats.rollout_steps,
+        rollout_steps=own.rollout_steps,
+        rebased=own.rebased,
+        folded=own.folded,
+        rewritten_bytes=own.rewritten_bytes,
+        removed_versions=own.removed,
+        deleted_packs=collected.deleted_packs,
+        freed_bytes=collected.freed_bytes,
+        verified_bytes=scrubbed.bytes,
+        damaged_copies=scrubbed.damaged,
     )
 
 
 def _ended(data: schemas.AgentEnded) -> str:
     failed = f", {data.failed} failed" if data.failed else ""
-    return (
-        f"ended after {counted(data.rounds, 'round')}: {counted(data.moves, 'move')} of "
-        f"{size(data.moved_bytes)}{failed}"
-    )
+    rewritten = f"{data.rebased} rebased and {data.folded} folded, {size(data.rewritten_bytes)}"
+    deleted = f"{counted(data.deleted_packs, 'pack')} of {size(data.freed_bytes)} deleted"
+    done = {
+        f"{counted(data.failed_rounds, 'round')} failed": data.failed_rounds,
+        f"{counted(data.moves, 'move')} of {size(data.moved_bytes)}{failed}": data.moves or failed,
+        f"{counted(data.rollout_steps, 'step')} of rollouts": data.rollout_steps,
+        rewritten: data.rebased or data.folded,
+        f"{counted(data.removed_versions, 'version')} removed": data.removed_versions,
+        deleted: data.deleted_packs,
+        f"{size(data.verified_bytes)} verified": data.verified_bytes,
+        f"{counted(data.damaged_copies, 'damaged copy')} found": data.damaged_copies,
+    }
+    said = [text for text, count in done.items() if count] or ["nothing was to be done"]
+    return f"ended after {counted(data.rounds, 'round')}: {', '.join(said)}"
 
 
 @contextmanager

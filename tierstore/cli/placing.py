@@ -45,8 +45,11 @@ PackTarget = Annotated[
 def budget_of(size: str | None, share: float) -> Budget:
     """Return the bandwidth that moves may use, from the options."""
     from tierstore.config import parse_size
+    from tierstore.errors import UsageError
     from tierstore.tiers.durable.budget import Budget
 
+    if size is not None and size.strip().isdecimal():  # 50 would be a pack in two weeks
+        raise UsageError(f"invalid --budget {size!r}: the unit is missing; expected 100MB or 50MiB")
     return Budget(None if size is None else max(1, parse_size(size)), share)
 
 

@@ -31,8 +31,8 @@ from tierstore.modelstore.reclaim.repair.scrub import Scrub, ScrubStats
 from tierstore.modelstore.reclaim.retention import Outlook
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
-from tierstore.serving.collecting import Collecting, CollectingPlan
-from tierstore.shown import time_text
+from tierstore.serving.collecting import Collecting, CollectingPlan, CollectingStats
+from tierstore.shown import size, time_text
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.mover import MoverStats
 
@@ -44,6 +44,7 @@ SCRUB_S = 90 * 24 * 3600.0
 _RULES_EVERY_S = 3600.0
 """Seconds between two looks at what rules of retention remove: they count in hours and more."""
 
+_WARN_EVERY_S = 3600.0
 _BLOCKED = "nothing of %s is removed by its rules: %s"
 
 
@@ -111,6 +112,8 @@ class Agent:
         self._newest: dict[str, int] = {}
         self._rules_looked_at = -_RULES_EVERY_S
         self._reported: set[tuple[str, str]] = set()
+        self._warned: dict[str, tuple[type[TierstoreError], float]] = {}
+        self._waiting: set[Version] = set()
         home = store._parts.home
         path = store._parts.settings.cache_dir / home.config.store_id / "checked.sqlite"
         self._scrub: Scrub | None = None
@@ -121,6 +124,11 @@ class Agent:
     def moves(self) -> MoverStats:
         """Counts of the moves so far."""
         return self._placement.stats
+
+    @property
+    def collected(self) -> CollectingStats:
+        """Counts of the collections of garbage so far."""
+        return self._collecting.stats
 
     @property
     def scrubbed(self) -> ScrubStats:
@@ -147,7 +155,9 @@ class Agent:
             try:
                 self._scrub.run()
             except TierstoreError as error:
-                _log.warning("nothing is scrubbed now: %s", error)
+                self._warn("nothing is verified now: %s", error)
+            else:
+                self._warned.pop("nothing is verified now: %s", None)
 
     def _keep_up(self) -> None:
         """Run one round: rollouts, rebases, folds, removals, garbage collection, and moves."""
@@ -169,8 +179,9 @@ class Agent:
             return
         except TierstoreError as error:
             self.stats.failed_rounds += 1
-            _log.warning("round failed: %s", error)
+            self._warn("round failed: %s", error)
             return
+        self._warned.pop("round failed: %s", None)
         for note in report.plan.notes:
             _log.warning("%s", note)
         fields = {
@@ -187,6 +198,15 @@ class Agent:
             fields["planned"],
             extra={"fields": fields},
         )
+
+    def _warn(self, message: str, error: TierstoreError) -> None:
+        """Log what fails in each round alike once an hour; in between at level DEBUG."""
+        now, kind = time.monotonic(), type(error)
+        before = self._warned.get(message)
+        is_new = before is None or before[0] is not kind or now - before[1] >= _WARN_EVERY_S
+        if is_new:
+            self._warned[message] = kind, now
+        _log.log(logging.WARNING if is_new else logging.DEBUG, message, error)
 
     def _advance(self) -> None:
         for alias, verdict in advance_all(self._store.rollouts).items():
@@ -233,7 +253,18 @@ class Agent:
         if len(chain.patches) < _FOLD_FROM:
             return Folded(version, 0, chain.full, None)
         left = self._growth.left_bytes()
-        if look_below(home, version.digest).patch_bytes > left:
+        takes = look_below(home, version.digest).patch_bytes
+        if takes > left:
+            if version not in self._waiting:
+                self._waiting.add(version)
+                _log.info(
+                    "%s lies on %d patches and is not folded now: that may take %s, and %s may be "
+                    "written (--growth, --rewrite)",
+                    version,
+                    len(chain.patches),
+                    size(takes),
+                    size(left),
+                )
             return None
         try:
             done = self._store._parts.patching.fold(version, _FOLD_FROM, None, left)

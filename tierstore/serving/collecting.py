@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from tierstore.errors import Conflict, TierstoreError
 from tierstore.modelstore.reclaim.report import Report
 from tierstore.modelstore.store import Store
+from tierstore.shown import counted, size
 
 _LOOK_EVERY_S = 600.0
 """Seconds between two looks at whether a collection is due; a failed one is tried again then."""
@@ -122,10 +123,10 @@ class Collecting:
             "seconds": round(seconds, 3),
         }
         _log.info(
-            "garbage collection deleted %d packs, %d bytes; %d bytes of garbage wait%s",
-            len(deleted),
-            freed,
-            waiting.bytes,
+            "garbage collection deleted %s of %s; %s of garbage wait%s",
+            counted(len(deleted), "pack"),
+            size(freed),
+            size(waiting.bytes),
             f"; {report.stopped}" if report.stopped else "",
             extra={"fields": fields},
         )

@@ -112,10 +112,23 @@ class Restored(Schema):
 
 
 class AgentEnded(Schema):
-    """The work that an agent did until it was stopped."""
+    """The work that an agent did until it was stopped.
+
+    ``freed_bytes`` are those of the ``deleted_packs`` in all tiers, ``rewritten_bytes`` what it has
+    stored to rebase and fold. ``damaged_copies`` were found by verifying ``verified_bytes``.
+    """
 
     rounds: int
+    failed_rounds: int
     moves: int
     failed: int
     moved_bytes: int
     rollout_steps: int
+    rebased: int
+    folded: int
+    rewritten_bytes: int
+    removed_versions: int
+    deleted_packs: int
+    freed_bytes: int
+    verified_bytes: int
+    damaged_copies: int

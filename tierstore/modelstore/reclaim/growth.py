@@ -17,6 +17,7 @@ from tierstore.format.sealed import Kind, seal_body, unseal_body
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import read_holdings
 from tierstore.modelstore.reclaim.kept import read_last
+from tierstore.shown import size
 
 PERCENT = 5.0
 """Garbage, and what was written since the last collection, in percent of all other bytes."""
@@ -58,10 +59,10 @@ class Growth:
         if left <= 0 and self._told != since_us:
             self._told = since_us
             _log.info(
-                "nothing is rebased or folded until garbage is collected: %d bytes of it and %d "
-                "that were written since are %g percent of the store or more",
-                garbage,
-                written,
+                "nothing is rebased or folded until garbage is collected: %s of it and %s that "
+                "were written since are %g percent of the store or more (--growth)",
+                size(garbage),
+                size(written),
                 self._percent,
             )
         return max(0, int(min(left, self._round_left)))

@@ -12,7 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tierstore.blobs.base import RangeRead
@@ -32,6 +33,7 @@ from tierstore.modelstore.chunks.examine import quarantine
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.placing.moverlease import HeldLease, Right
 from tierstore.modelstore.reclaim.repair.putback import put_back
+from tierstore.shown import counted, size, time_text
 from tierstore.tiers.durable.budget import Budget
 from tierstore.tiers.durable.packcheck import check_pack
 from tierstore.tiers.durable.tier import DurableTier
@@ -44,6 +46,7 @@ _MOST_S = 30.0
 _LIST_EVERY_S = 3600.0
 _ASK_AGAIN_S = 3600.0
 _SAVED_UP_S = 24 * 3600.0
+_TELL_EVERY_S = 24 * 3600.0
 _log = logging.getLogger("tierstore.scrub")
 
 
@@ -99,6 +102,8 @@ class Scrub:
         self._order: deque[Copy] = deque()
         self._listed = float("-inf")
         self._since, self._allowed = clock(), 0.0
+        self._told_at, self._told = float("-inf"), ScrubStats()
+        self._known_bad: set[Copy] = set()
         self.stats = ScrubStats()
 
     def close(self) -> None:
@@ -128,6 +133,37 @@ class Scrub:
             self._order.append(copy)
             if self._clock() - began >= _MOST_S:
                 break
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say once a day what was verified, and since when all of it was."""
+        read, nbytes = self.stats.copies - self._told.copies, self.stats.bytes - self._told.bytes
+        now = self._clock()
+        if not read or now - self._told_at < _TELL_EVERY_S:
+            return
+        self._told_at, self._told = now, replace(self.stats)
+        last = self._times.of(self._sizes.keys())
+        unread = sum(not time_us for time_us in last.values())
+        every = f"{unread} of {counted(len(last), 'copy')} were never read by this node"
+        if last and not unread:
+            oldest = time_text(datetime.fromtimestamp(min(last.values()) / 1e6, UTC))
+            every = f"all of {counted(len(last), 'copy')} were read since {oldest}"
+        fields = {
+            "event": "scrub",
+            "copies": read,
+            "bytes": nbytes,
+            "damaged": self.stats.damaged,
+            "healed": self.stats.healed,
+            "quarantined": self.stats.quarantined,
+            "unread_copies": unread,
+        }
+        _log.info(
+            "%s of packs verified, %s; %s",
+            counted(read, "copy"),
+            size(nbytes),
+            every,
+            extra={"fields": fields},
+        )
 
     def _may(self) -> bool:
         """Take or keep the right to scrub; return whether this process has it."""
@@ -182,6 +218,7 @@ class Scrub:
             return
         else:
             self._times.note(copy)
+            self._known_bad.discard(copy)
         self.stats.copies += 1
         self.stats.bytes += nbytes
         tier.stats.count(scrubbed_bytes=nbytes)
@@ -201,7 +238,12 @@ class Scrub:
     def _see_to(self, tier: DurableTier, key: str, error: Damaged) -> None:
         self.stats.damaged += 1
         tier.stats.count(damaged=1)
-        _log.error("the copy of %s in tier %s is damaged: %s", key, tier.name, error)
+        is_known = (
+            tier.name,
+            key,
+        ) in self._known_bad  # it is read again and again until it is good
+        self._known_bad.add((tier.name, key))
+        _log.log(logging.DEBUG if is_known else logging.ERROR, "in tier %s: %s", tier.name, error)
         pack = pack_of(key)
         assert pack is not None
         try:
@@ -210,7 +252,11 @@ class Scrub:
                 return
             if quarantine(self._home, pack).unfit:
                 self.stats.quarantined += 1
-                _log.error("%s is quarantined: no tier has a good copy of it", key)
+                _log.error(
+                    "%s is quarantined, as no tier has a good copy: 'tierstore repair' repairs "
+                    "what can be repaired, and lists which versions have lost what",
+                    key,
+                )
         except TierstoreError as failure:
             _log.warning("%s is not healed now, but later: %s", key, failure)
 
