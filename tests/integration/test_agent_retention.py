@@ -94,7 +94,9 @@ def test_rules_that_make_a_model_much_smaller_wait_until_they_are_allowed(tmp_pa
         saved(store, "m", range(14, 40))
         assert round_of(store) == 25
         assert [version.number for version in store.versions("m")] == [40, 39, 13]
-        assert store.admin.doctor().store.blocked_rules == ()
+        health = store.admin.doctor().store
+        assert health is not None
+        assert health.blocked_rules == ()
 
 
 def test_rules_that_are_allowed_at_once_do_not_wait_for_a_window(tmp_path: Path) -> None:

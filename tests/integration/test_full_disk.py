@@ -439,7 +439,9 @@ def test_a_file_system_with_little_space_left_is_a_problem(tmp_path: Path, cache
         (path / "filler").write_bytes(bytes(left - (1 << 20)))
         [problem] = [one for one in diagnose(store).problems if "left" in one]
         assert problem.startswith(f"{store.url}: its file system has only 1.0 MiB of 24.0 MiB left")
-        assert diagnose(store).store.error is None
+        health = diagnose(store).store
+        assert health is not None
+        assert health.error is None
 
 
 def test_doctor_on_a_full_disk(
