@@ -662,16 +662,18 @@ _DURABILITY = (
         "SPEC 11: 2. packs 3. manifest.",
         "modelstore/saving/writer.py",
         "        self._packer.finish()\n"
-        "        digest, sealed = seal_manifest(\n"
+        "        digest, sealed = seal_fit(\n"
+        "            self._home,\n"
         "            Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))\n"
         "            if patch is None\n"
-        "            else patch_manifest(entries[0], patch, self._chunk_size)\n"
+        "            else patch_manifest(entries[0], patch, self._chunk_size),\n"
         "        )\n"
         "        self._create(version_key(digest), sealed)\n",
-        "        digest, sealed = seal_manifest(\n"
+        "        digest, sealed = seal_fit(\n"
+        "            self._home,\n"
         "            Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))\n"
         "            if patch is None\n"
-        "            else patch_manifest(entries[0], patch, self._chunk_size)\n"
+        "            else patch_manifest(entries[0], patch, self._chunk_size),\n"
         "        )\n"
         "        self._create(version_key(digest), sealed)\n"
         "        self._packer.finish()\n",
@@ -708,8 +710,8 @@ _DURABILITY = (
         "reused-packs-confirmed",
         "SPEC 11: every reused pack is confirmed to exist before the layout.",
         "modelstore/saving/writer.py",
-        "            unfit = self._unfit_packs()\n",
-        "            unfit: set[bytes] = set()\n",
+        "unfit := self._unfit_packs()",
+        "unfit := set[bytes]()",
         ("integration/test_save_load_dedup.py::test_a_pack_that_vanished_is_stored_again",),
     ),
     Mutation(
@@ -3797,8 +3799,8 @@ _RECLAIM = (
         "settled",
         "SPEC 11: In step 7 the writer reads the highest condemned list once more.",
         "modelstore/saving/writer.py",
-        "            lost = lost_since(self._home, relied_on, self._since_s)\n",
-        "            lost = set[bytes]()\n",
+        "lost := lost_since(self._home, relied_on, self._since_s, manifests)",
+        "lost := set[bytes]()",
         (
             "integration/test_condemned.py::test_a_save_whose_packs_were_collected_before_it_was_published",
             "integration/test_condemned.py::test_a_kept_layout_whose_pack_is_condemned_when_the_version_is_there",
@@ -3871,8 +3873,8 @@ _RECLAIM = (
         "condemned-for-good",
         "SPEC 10: Condemned is for good: a segment stays in the lists.",
         "modelstore/home/condemned.py",
-        "lambda before: [*before, new]",
-        "lambda before: [new]",
+        "lambda before: [*before, *new])",
+        "lambda before: new)",
         (
             "integration/test_condemned.py::test_the_highest_list_says_all_that_holds",
             "integration/test_condemned.py::test_a_collector_that_comes_second_builds_on_the_first",
@@ -3882,7 +3884,7 @@ _RECLAIM = (
         "condemned-by-the-highest",
         "SPEC 10: A collector MUST read the highest one again after its own put.",
         "modelstore/home/condemned.py",
-        "                if new in newest.segments:\n",
+        "                if all(one in newest.segments for one in new):\n",
         "                if True:\n",
         (
             "integration/test_condemned.py::"
@@ -5010,8 +5012,8 @@ _REMOVAL = (
         "packs-that-are-listed-no-more",
         "SPEC 9.1: Of a version that was ever removed what is gone is found out, too.",
         "modelstore/reclaim/keeping.py",
-        "        if were_removed:\n",
-        "        if False:\n",
+        "(were_removed and bool(gone_packs(self._home, needed())))",
+        "False",
         ("integration/test_relied_on.py::test_what_is_lost_gets_no_name",),
     ),
     Mutation(
@@ -6850,9 +6852,95 @@ _WAYS = (
     ),
 )
 
+_CONDEMNED_MANIFESTS = (
+    Mutation(
+        "condemned-name-again",
+        "SPEC 10: The name of a condemned manifest is never given again.",
+        "modelstore/home/sealing.py",
+        "if home.reclaims and home.condemned.may_hold(digest.raw) and _is_condemned(home, digest):",
+        "if False:",
+        (
+            "integration/test_condemned_manifests.py::"
+            "test_equal_content_is_saved_under_another_digest",
+            "integration/test_condemned_manifests.py::"
+            "test_a_patch_a_fold_and_a_release_are_as_well",
+        ),
+    ),
+    Mutation(
+        "condemned-name-unseen",
+        "SPEC 11: When its manifest is condemned by now, the writer has failed.",
+        "modelstore/saving/writer.py",
+        "            manifests = {self._digest.raw, *self.below}\n",
+        "            manifests = set[bytes]()\n",
+        (
+            "integration/test_condemned_manifests.py::test_who_is_too_late_is_refused_once",
+            "integration/test_condemned_manifests.py::test_what_nobody_can_read_is_removed_again",
+        ),
+    ),
+    Mutation(
+        "condemned-below-unseen",
+        "SPEC 11: Its writer looks whether a manifest of the chain is condemned.",
+        "modelstore/saving/writer.py",
+        "manifests = {self._digest.raw, *self.below}",
+        "manifests = {self._digest.raw}",
+        ("integration/test_condemned_manifests.py::test_what_names_it_is_refused",),
+    ),
+    Mutation(
+        "condemned-and-not-taken-back",
+        "SPEC 11: if that is gone, it SHOULD append a `purge` of the version.",
+        "modelstore/home/sealing.py",
+        '        take_back(f"undone: b3:{digest.hex} was purged")\n',
+        "",
+        ("integration/test_condemned_manifests.py::test_what_nobody_can_read_is_removed_again",),
+    ),
+    Mutation(
+        "condemned-release",
+        "SPEC 11: That holds for patches, folds, variants and releases, too.",
+        "modelstore/names/releases.py",
+        "if self._home.reclaims and self._home.condemned.among([digest.raw]):",
+        "if False:",
+        ("integration/test_condemned_manifests.py::test_a_release_is_looked_at_as_well",),
+    ),
+    Mutation(
+        "condemned-and-named",
+        "SPEC 9.1: Where the manifest of one of these versions is condemned, that version is lost.",
+        "modelstore/reclaim/keeping.py",
+        "        _refuse_purged(what, condemned & _ids(chains))\n",
+        "",
+        ("integration/test_condemned_manifests.py::test_what_names_it_is_refused",),
+    ),
+    Mutation(
+        "condemned-fold-counts",
+        "SPEC 10.1: A fold whose full manifest is condemned is not whole.",
+        "modelstore/reclaim/mark.py",
+        "if folded is not None and folded.digest.raw in mark.condemned.manifests:",
+        "if False:",
+        (
+            "integration/test_condemned_manifests.py::"
+            "test_a_fold_of_a_condemned_manifest_does_not_count",
+        ),
+    ),
+    Mutation(
+        "dead-writer-is-not-ended",
+        "SPEC 10.1: If it is a version in force, the collector MUST append a `purge` of it.",
+        "modelstore/reclaim/collector.py",
+        "            self._end_orphans(mark)\n",
+        "",
+        ("integration/test_condemned_manifests.py::test_what_a_dead_writer_left_stops_nobody",),
+    ),
+    Mutation(
+        "purged-and-brought-back",
+        "SPEC 9.1: no later entry about it counts.",
+        "modelstore/names/removed.py",
+        "        if before is not None and before.action == PURGE:\n            continue\n",
+        "",
+        ("integration/test_condemned_manifests.py::test_what_was_purged_stays_so",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
     *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_SWEPT, *_ROWS,
-    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES, *_WAYS,
+    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES, *_WAYS, *_CONDEMNED_MANIFESTS,
 )  # fmt: skip

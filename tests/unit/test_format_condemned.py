@@ -95,4 +95,13 @@ def test_a_segment_that_breaks_the_format_is_damaged(packs: bytes, why: str) -> 
 def test_a_segment_is_read_as_it_was_written() -> None:
     body = CondemnedSegment(packs=b"a" * 32 + b"b" * 32)
     found = parse_segment(seal_body(Kind.CONDEMNED_SEGMENT, body), "x")
-    assert found == {b"a" * 32, b"b" * 32}
+    assert found == ({b"a" * 32, b"b" * 32}, set())
+
+
+def test_a_segment_holds_packs_or_manifests() -> None:
+    body = CondemnedSegment(manifests=b"a" * 32)
+    found = parse_segment(seal_body(Kind.CONDEMNED_SEGMENT, body), "x")
+    assert (found.packs, found.manifests, found.every) == (set(), {b"a" * 32}, {b"a" * 32})
+    both = msgpack({"requires": [], "packs": b"a" * 32, "manifests": b"b" * 32})
+    with pytest.raises(Damaged, match="no list of ids"):
+        parse_segment(sealed(17, both), "x")

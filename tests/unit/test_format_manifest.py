@@ -166,6 +166,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     | {"files": [PLAIN | {"path": p} for p in ("a", "a-b", "a/b")]},
     "a path twice": FIELDS | {"files": [PLAIN, PLAIN]},
     "no files": {name: value for name, value in FIELDS.items() if name != "files"},
+    "a short salt": FIELDS | {"salt": bytes(15)},
     "lineage of no digest": FIELDS | {"lineage": [{"relation": "x", "digest": D[0][1:]}]},
     "a bad path": with_file(PLAIN, path="../config.json"),
     "a negative size": with_file(PLAIN, size=-1, chunks=b""),

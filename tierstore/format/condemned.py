@@ -3,6 +3,7 @@
 import itertools
 import struct
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -61,17 +62,34 @@ class CondemnedList(Body, frozen=True, kw_only=True):
 
 
 class CondemnedSegment(Body, frozen=True, kw_only=True):
-    """The ids of condemned packs, 32 bytes each, rising."""
+    """The ids of condemned packs, or the digests of condemned manifests, 32 bytes each, rising."""
 
-    packs: bytes
+    packs: bytes = b""
+    manifests: bytes | msgspec.UnsetType = msgspec.UNSET
 
     def check(self) -> None:
-        """Raise ``Broken`` unless the ids rise."""
-        if not self.packs or len(self.packs) % DIGEST_BYTES:
+        """Raise ``Broken`` unless it has either, and they rise."""
+        if self.manifests is msgspec.UNSET:
+            every = self.packs
+        else:
+            every = b"" if self.packs else self.manifests
+        if not every or len(every) % DIGEST_BYTES:
             raise Broken("its packs are no list of ids")
-        ids = split_digests(self.packs)
+        ids = split_digests(every)
         if any(low >= high for low, high in itertools.pairwise(ids)):
             raise Broken("its packs do not rise")
+
+
+class Ids(NamedTuple):
+    """What a segment holds: ids of packs, or digests of manifests."""
+
+    packs: frozenset[bytes] = frozenset()
+    manifests: frozenset[bytes] = frozenset()
+
+    @property
+    def every(self) -> frozenset[bytes]:
+        """Both: no id is a digest."""
+        return self.packs | self.manifests
 
 
 class EarlyCondemned(Body, frozen=True, kw_only=True):
@@ -101,7 +119,8 @@ def parse_list(data: Buffer, seq: int, name: str) -> CondemnedList:
     return found
 
 
-def parse_segment(data: Buffer, name: str) -> frozenset[bytes]:
-    """Unseal and check a segment of condemned lists; return the ids of its packs."""
+def parse_segment(data: Buffer, name: str) -> Ids:
+    """Unseal and check a segment of condemned lists; return what it holds."""
     body = unseal_body(Kind.CONDEMNED_SEGMENT, data, CondemnedSegment, name)
-    return frozenset(split_digests(body.packs))
+    manifests = b"" if body.manifests is msgspec.UNSET else body.manifests
+    return Ids(frozenset(split_digests(body.packs)), frozenset(split_digests(manifests)))

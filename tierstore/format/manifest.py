@@ -19,6 +19,9 @@ MIN_CHUNK, MAX_CHUNK, DEFAULT_CHUNK = 1 << 20, 16 << 20, 4 << 20
 HASH = "blake3"
 FULL_KIND, PATCH_KIND, RELEASE_KIND = "full", "patch", "release"
 MAX_MEMBERS = 1000
+SALT_BYTES = 16
+"""Bytes of what gives equal content another digest."""
+
 _MAX_ITEMS = 1 << 20
 
 
@@ -73,6 +76,7 @@ class Manifest(Body, frozen=True, kw_only=True):
     lineage: tuple[LineageEntry, ...] = ()
     members: tuple[Member, ...] | msgspec.UnsetType = msgspec.UNSET
     patch: PatchInfo | msgspec.UnsetType = msgspec.UNSET
+    salt: bytes | msgspec.UnsetType = msgspec.UNSET
 
     def check(self) -> None:
         """Raise ``Broken`` or ``Newer`` unless its files and members make a version."""
@@ -244,6 +248,8 @@ def _check_manifest(manifest: Manifest) -> None:
         _check_file(file, manifest.chunk_size)
     if any(len(entry.digest) != DIGEST_BYTES for entry in manifest.lineage):
         raise Broken("its lineage names something that is not a digest")
+    if manifest.salt is not msgspec.UNSET and len(manifest.salt) != SALT_BYTES:
+        raise Broken(f"its salt has {len(manifest.salt)} bytes")
     _check_members(manifest)
     _check_patch(manifest)
 

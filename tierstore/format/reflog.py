@@ -12,9 +12,9 @@ from tierstore.ids import Buffer
 Action = Literal[
     "publish", "release", "derive", "set", "remove", "rollback",
     "start", "step", "pause", "resume", "finish", "abort",
-    "announce", "forget", "undelete",
+    "announce", "forget", "undelete", "purge",
 ]  # fmt: skip
-REMOVALS: frozenset[Action] = frozenset({"announce", "forget", "undelete"})
+REMOVALS: frozenset[Action] = frozenset({"announce", "forget", "undelete", "purge"})
 """The actions in a log of removals (SPEC.md section 9.1)."""
 
 MAX_REMOVED = 10_000

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -323,6 +324,7 @@ class Store:
                 self._parts.saving.begin(selection, progress=told) as writer,
             ):
                 entry = self._names.publish(model, writer.write(files, lineage), message)
+                writer.take_back = partial(self._names.named.purge, model, entry.seq)
         finally:
             for file in files:
                 file.close()

@@ -21,5 +21,6 @@ __all__ = [
     "relayout",
     "reserve",
     "retention",
+    "sealing",
     "tierlist",
 ]

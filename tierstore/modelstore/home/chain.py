@@ -41,6 +41,11 @@ class Chain:
     bottom: Manifest | None = None
     ignored: frozenset[Digest] = frozenset()
 
+    @property
+    def needed(self) -> set[Digest]:
+        """The digests of the manifests that it is read by, but for that of a fold."""
+        return {*self.patches, *([self.start] if self.start == self.full else [])}
+
 
 def find_chain(home: Home, digest: Digest, ignored: frozenset[Digest] = frozenset()) -> Chain:
     """Find what a version lies on, down to the nearest full manifest or fold.

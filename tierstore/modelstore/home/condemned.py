@@ -22,6 +22,7 @@ from tierstore.format.condemned import (
     CondemnedList,
     CondemnedSegment,
     EarlyCondemned,
+    Ids,
     SegmentOfList,
     filter_of,
     parse_list,
@@ -55,10 +56,12 @@ class Condemned:
         segments: When the packs of each segment were condemned, in microseconds since the epoch by
             home's clock, and their ids; by the random part of the segment's key.
         early: The ids in lists of an early form.
+        manifests: The digests of condemned manifests.
     """
 
     segments: Mapping[str, tuple[int, frozenset[bytes]]]
     early: Set[bytes]
+    manifests: Set[bytes] = frozenset()
 
     @property
     def listed(self) -> set[bytes]:
@@ -105,7 +108,7 @@ class CondemnedPacks:
     def __init__(self, home_blobs: BlobStore) -> None:
         self._home_blobs = home_blobs
         self._newest: CondemnedList | None = None
-        self._segments: dict[str, frozenset[bytes]] = {}
+        self._segments: dict[str, Ids] = {}
         self._early_lists: dict[str, frozenset[bytes]] = {}
         begin(self._begin)
 
@@ -160,6 +163,15 @@ class CondemnedPacks:
         found = {pack for pack in wanted if newest.may_hold(pack)}
         return found & self.packs_in([one.key for one in newest.segments]) if found else found
 
+    def may_hold(self, name: bytes) -> bool:
+        """Return whether a pack or a manifest may be condemned by the newest list read here so far.
+
+        It asks home for nothing, and tells less than ``among``.
+        """
+        with self._lock:
+            newest = self._newest
+        return newest is not None and newest.may_hold(name)
+
     def every(self) -> Condemned:
         """Return all that is condemned by the list that is the highest now, for a collector.
 
@@ -172,10 +184,14 @@ class CondemnedPacks:
             early, number = self._look()
             try:
                 named = self._list(number).segments if number else []
-                packs = self._read([one.key for one in named])
+                ids = self._read([one.key for one in named])
             except NotFound:  # a newer list has taken its place
                 continue
-            return Condemned({one.key: (one.time_us, packs[one.key]) for one in named}, early)
+            packs = {
+                one.key: (one.time_us, ids[one.key].packs) for one in named if ids[one.key].packs
+            }
+            manifests = set[bytes]().union(*(one.manifests for one in ids.values()))
+            return Condemned(packs, early, manifests)
         raise self._without_segment(number)
 
     def known(self) -> set[bytes]:
@@ -203,13 +219,13 @@ class CondemnedPacks:
         return Glance(early, newest)
 
     def packs_in(self, segments: Sequence[str]) -> set[bytes]:
-        """Return the ids of the packs in segments, by the random parts of the segments' keys.
+        """Return what is in segments, by the random parts of the segments' keys.
 
         Raises:
             Damaged, NotFound: One of them cannot be read.
             BackendError: Home cannot be asked.
         """
-        return set().union(*self._read(segments).values())
+        return set().union(*(one.every for one in self._read(segments).values()))
 
     def _without_segment(self, number: int) -> Damaged:
         return Damaged(
@@ -231,8 +247,8 @@ class CondemnedPacks:
     def _segments_there(self) -> list[str]:
         return [info.key.removeprefix(CONDEMNED) for info in self._home_blobs.list(CONDEMNED)]
 
-    def _read(self, segments: Sequence[str]) -> dict[str, frozenset[bytes]]:
-        """Return the ids in these segments, of which none but the new ones are read."""
+    def _read(self, segments: Sequence[str]) -> dict[str, Ids]:
+        """Return what is in these segments, of which none but the new ones are read."""
         with self._lock:
             known = {key: self._segments[key] for key in segments if key in self._segments}
         new = [key for key in segments if key not in known]
@@ -243,10 +259,10 @@ class CondemnedPacks:
             newest = self._newest.segments if self._newest else []
             kept = {*segments, *(one.key for one in newest)}
             every = self._segments | known
-            self._segments = {key: packs for key, packs in every.items() if key in kept}
+            self._segments = {key: ids for key, ids in every.items() if key in kept}
         return known
 
-    def _segment(self, name: str) -> frozenset[bytes]:
+    def _segment(self, name: str) -> Ids:
         key = CONDEMNED + name
         return parse_segment(self._home_blobs.get(key), f"condemned segment {key}")
 
@@ -266,27 +282,38 @@ class CondemnedPacks:
                 self._early_lists[key] = found
         return found
 
-    def condemn(self, packs: Iterable[bytes], *, run: str, now_us: int) -> CondemnedList:
-        """Write the next list, which says all that the highest one says, and these packs.
+    def condemn(
+        self,
+        packs: Iterable[bytes],
+        manifests: Iterable[bytes] = (),
+        *,
+        run: str,
+        now_us: int,
+    ) -> CondemnedList:
+        """Write the next list, which says all that the highest one says, and these.
 
-        Returns the list that is the highest afterwards, and names these packs: the number of a
-        collector that was paused may have been given out and be free again, and nobody would read
-        a list below the highest.
+        Returns the list that is the highest afterwards, and names these: the number of a collector
+        that was paused may have been given out and be free again, and nobody would read a list
+        below the highest.
 
         Args:
-            packs: The ids of packs, at least one.
+            packs: The ids of packs.
+            manifests: The digests of manifests, which are condemned for ever; at least one of both.
             run: The run of the collector: 32 hex digits, random.
             now_us: Microseconds since the epoch by home's clock.
 
         Raises:
             Conflict: Other collectors were faster a hundred times.
         """
-        new = SegmentOfList(key=uuid.uuid4().hex, time_us=now_us)
-        self._put_segment(new.key, sorted(set(packs)))
+        new: list[SegmentOfList] = []
+        for ids, are_manifests in ((set(packs), False), (set(manifests), True)):
+            if ids:
+                new.append(SegmentOfList(key=uuid.uuid4().hex, time_us=now_us))
+                self._put_segment(new[-1].key, sorted(ids), are_manifests)
         for _ in range(_ATTEMPTS):
-            if self._put_next(run, now_us, lambda before: [*before, new]):
+            if self._put_next(run, now_us, lambda before: [*before, *new]):
                 newest = self._list(self._look()[1])
-                if new in newest.segments:
+                if all(one in newest.segments for one in new):
                     return newest
         raise Conflict(f"other collectors condemned packs first {_ATTEMPTS} times; try again later")
 
@@ -402,8 +429,11 @@ class CondemnedPacks:
         named = [SegmentOfList(key=key, time_us=now_us) for key in segments]
         return self._put(number + 1, named, run, now_us)
 
-    def _put_segment(self, key: str, ids: Sequence[bytes]) -> None:
-        segment = CondemnedSegment(packs=b"".join(ids))
+    def _put_segment(self, key: str, ids: Sequence[bytes], are_manifests: bool = False) -> None:
+        joined = b"".join(ids)
+        segment = CondemnedSegment(packs=joined)
+        if are_manifests:
+            segment = CondemnedSegment(manifests=joined)
         self._home_blobs.put(CONDEMNED + key, seal_body(Kind.CONDEMNED_SEGMENT, segment))
 
     def tidy(self, now_us: int) -> None:

@@ -41,7 +41,9 @@ def gone_packs(home: Home, sizes: Mapping[bytes, int]) -> set[bytes]:
     return _refused(home, sizes, home.packs.size)
 
 
-def lost_since(home: Home, packs: Set[bytes], since_s: float) -> set[bytes]:
+def lost_since(
+    home: Home, packs: Set[bytes], since_s: float, manifests: Set[bytes] = frozenset()
+) -> set[bytes]:
     """Return those of the packs that were condemned, or deleted, since they were all there.
 
     Lists name a condemned pack for 30 days at least. Whoever was suspended for longer asks for the
@@ -51,11 +53,13 @@ def lost_since(home: Home, packs: Set[bytes], since_s: float) -> set[bytes]:
         home: The store's home.
         packs: The ids of the packs.
         since_s: A time by ``running_s`` before anybody looked whether they are there.
+        manifests: The digests of manifests; those that are condemned, which they are for ever, are
+            returned, too.
 
     Raises:
         Damaged: It is unknown what is condemned.
     """
-    lost = home.condemned.among(packs)
+    lost = home.condemned.among(packs | manifests)
     if running_s() - since_s > LISTED_S / 2:
         lost |= _missing(packs - lost, lambda pack: home.packs.size(pack_key(pack)) > 0)
     return lost

@@ -271,7 +271,7 @@ class RefLog:
 
         The time of a removal is by home's clock, as collectors count its window by that.
         """
-        if action == "forget":
+        if action in ("forget", "purge"):
             try:
                 return probe(self._home_blobs).clock_skew_s
             except OutOfSpace:  # the entry would not fit either

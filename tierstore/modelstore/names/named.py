@@ -19,7 +19,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import RefLog, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.members import contents_of, members_of
-from tierstore.modelstore.names.removalprotocol import RemovalProtocol, undone
+from tierstore.modelstore.names.removalprotocol import RemovalProtocol, purge_lost, undone
 from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.version import Version, version_of
 
@@ -232,6 +232,10 @@ class Named:
             raise
         self.protocol.undo(announced, f"{version} is needed by now")
         return False
+
+    def purge(self, model: str, number: int, note: str) -> None:
+        """Remove a version for good, as what it needs was purged and is gone."""
+        purge_lost(self._home, model, number, note)
 
     def members(self, version: Version) -> list[Version]:
         """Return the versions that a release names; none for any other version."""

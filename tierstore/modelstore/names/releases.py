@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from tierstore.arguments import as_list, as_message
 from tierstore.errors import InvalidName, UsageError
 from tierstore.format.keys import layout_key, version_key
 from tierstore.format.layout import seal_layout
-from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member, seal_manifest
+from tierstore.format.manifest import MAX_MEMBERS, RELEASE_KIND, Manifest, Member
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.ids import check_alias, check_name
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.sealing import refuse_condemned, seal_fit
 from tierstore.modelstore.names.members import members_of
 from tierstore.modelstore.names.names import Names, check_case, refuse_mixed
 from tierstore.modelstore.version import RELEASED, Version, version_of
@@ -107,7 +109,8 @@ class Releases:
         refuse_mixed(name, log.last(), release=True)
         if alias is not None:
             self._names.check_movable(name, check_alias(alias))
-        digest, sealed = seal_manifest(
+        digest, sealed = seal_fit(
+            self._home,
             Manifest(
                 kind=RELEASE_KIND,
                 chunk_size=self._home.config.chunk_size,
@@ -116,13 +119,16 @@ class Releases:
                     Member(model=model, version=one.number, manifest=one.digest.raw)
                     for model, one in members.items()
                 ),
-            )
+            ),
         )
         with WriterLease(self._home.blobs):
             self._home.blobs.put(version_key(digest), sealed)
             self._home.blobs.put(layout_key(digest), seal_layout(digest, [], {}))
             entry = log.append(RELEASED, target, message)
             release = version_of(name, entry)
+            if self._home.reclaims and self._home.condemned.among([digest.raw]):
+                purge = partial(self._names.named.purge, name, entry.seq)
+                refuse_condemned(self._home, digest, purge)
             self._names.named.look(members.values(), lambda note: self._unmade(release, note))
         if alias is not None:
             self._names.point_to_new(name, check_alias(alias), entry, message)

@@ -13,6 +13,8 @@ undelete   who names one of them, or     the removal is announced    looks if it
 undelete   who brings one back           it is removed               looks at packs, members,
                                                                      and removes it again if
                                                                      something is lost
+purge      who published one, or         its manifest is condemned   has nothing to do: it was
+           collects                      and gone                    promised to nobody
 =========  ============================  ==========================  =========================
 
 ``reclaim/removal.py`` removes and brings back, ``named.py`` names; ``tests/reclaim/model.py`` is
@@ -146,12 +148,15 @@ class RemovalProtocol:
 
         Raises:
             Conflict: One of them is not removed any more.
+            NotFound: One of them was purged meanwhile.
         """
 
         def check() -> None:
             removed = self._removals.of(model)
             if back := [number for number in numbers if number not in removed]:
                 raise Conflict(f"{model}@{back[0]} was brought back by somebody else just now")
+            for number in numbers:
+                self._removals.refuse_purged(model, number)
 
         self._append("undelete", model, numbers, note, check)
 
@@ -198,6 +203,15 @@ class RemovalProtocol:
 
         log = self._home.log(model, REMOVED_LOG)
         return with_reserve(self._home.blobs, lambda: log.append(action, target, note, numbers))
+
+
+def purge_lost(home: Home, model: str, number: int, note: str) -> None:
+    """Remove a version for good, as what it needs was purged and is gone.
+
+    Whoever was to look at it and does not know that yet finds it out by that look.
+    """
+    log = home.log(model, REMOVED_LOG)
+    with_reserve(home.blobs, lambda: log.append("purge", lambda last: NOWHERE, note, [number]))
 
 
 def gone_meanwhile(model: str, number: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, repeat, takewhile
+from typing import Final
 
 from tierstore.errors import NotFound
 from tierstore.format.keys import REMOVED_LOG, entry_key, ref_prefix
@@ -24,6 +25,9 @@ from tierstore.shown import time_text
 _LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1
 _PAGES = (4, 32, 256)
 """How many entries are read at once, as long as there are more."""
+
+PURGE: Final = "purge"
+"""The action of an entry that removes versions for good."""
 
 Removed = Mapping[int, RefEntry]
 """The removed versions of a model, by number: the entries that removed them."""
@@ -160,8 +164,13 @@ class Removals:
     def why(self, model: str, number: int, entry: RefEntry) -> str:
         """Return in words when a version was removed, by whom, and how it can be brought back."""
         ref = f"{model}@{number}"
-        until = self.until(model, entry)
         note = f", {entry.message!r}" if entry.message else ""
+        if entry.action == PURGE:
+            return (
+                f"{ref} was purged on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}, "
+                "and cannot be brought back"
+            )
+        until = self.until(model, entry)
         if until > datetime.now(UTC):
             back = f"until {time_text(until)} 'tierstore undelete {ref}' brings it back"
         else:
@@ -172,6 +181,12 @@ class Removals:
         return (
             f"{ref} was removed on {when(entry):%Y-%m-%d %H:%M:%S} UTC by {entry.who}{note}; {back}"
         )
+
+    def refuse_purged(self, model: str, number: int) -> None:
+        """Raise ``NotFound`` for a version that was removed for good."""
+        entry = self.of(model).get(number)
+        if entry is not None and entry.action == PURGE:
+            raise NotFound(self.why(model, number, entry))
 
     def expired(self, model: str) -> set[int]:
         """Return the removed versions of a model whose window is over, or was for a collection.
@@ -186,7 +201,11 @@ class Removals:
             self._now = home_or_own_now_s(self._home.blobs), over_us(self._home.blobs)
         now_s, collected_us = self._now
         since_us = max((now_s - window_s(self._home.blobs, model)) * 1e6, collected_us)
-        return {number for number, entry in removed.items() if entry.time_us <= since_us}
+        return {
+            number
+            for number, entry in removed.items()
+            if entry.action == PURGE or entry.time_us <= since_us
+        }
 
     def until(self, model: str, entry: RefEntry) -> datetime:
         """Return until when what an entry removed can be brought back for certain."""
@@ -201,6 +220,8 @@ def window_end(entry: RefEntry, seconds: float, over_us: int) -> datetime:
         seconds: The window of the model.
         over_us: The time of the newest removal whose window is over anyway: see ``over_us``.
     """
+    if entry.action == PURGE:
+        return when(entry)
     if entry.time_us <= over_us:
         seconds = 0
     return datetime.fromtimestamp(min(entry.time_us / 1e6 + seconds, _LAST_S), UTC)
@@ -209,7 +230,7 @@ def window_end(entry: RefEntry, seconds: float, over_us: int) -> datetime:
 def apply_removal(
     entry: RefEntry, removed: dict[int, RefEntry], announced: dict[int, RefEntry] | None = None
 ) -> None:
-    """Apply the next entry of a log of removals.
+    """Apply the next entry of a log of removals; what was purged stays so.
 
     Args:
         entry: The entry.
@@ -217,6 +238,9 @@ def apply_removal(
         announced: Likewise those whose removal is announced.
     """
     for number in entry.versions:
+        before = removed.get(number)
+        if before is not None and before.action == PURGE:
+            continue
         if entry.action == "announce":
             if announced is not None:
                 announced[number] = entry

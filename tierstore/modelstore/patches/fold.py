@@ -142,5 +142,8 @@ def _name(home: Home, patch: Digest, full: Digest) -> None:
         if fold_of(home, patch) is None:
             raise
         return
-    if not created and fold_of(home, patch) is None:
-        home.blobs.put(key, data)  # the one that is there is damaged
+    if created:
+        return
+    named = fold_of(home, patch)
+    if named is None or (named != full and home.condemned.among([named.raw])):
+        home.blobs.put(key, data)  # the one that is there is damaged, or leads to what was purged

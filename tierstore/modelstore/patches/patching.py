@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from tierstore.arguments import wrong
@@ -136,6 +137,7 @@ def publish_patch(
     encoded: EncodedPatch,
     append: Callable[[Digest], RefEntry],
     look_below: Callable[[RefEntry], None],
+    take_back: Callable[[RefEntry, str], None],
 ) -> tuple[RefEntry, SaveStats]:
     """Store a patch and publish it by the entry that ``append`` writes.
 
@@ -147,6 +149,7 @@ def publish_patch(
         encoded: The patch.
         append: Publishes a manifest, and returns the entry.
         look_below: Called with that entry: sees to it that what the patch lies on stays.
+        take_back: Called with that entry and the reason: removes the patch for good.
     """
     chunk_size = below.full.chunk_size
     chain = [below.chain.start, *below.chain.patches]
@@ -155,6 +158,8 @@ def publish_patch(
     )
     with saving.begin(indexed=False, chunk_size=chunk_size) as writer:
         entry = append(writer.write([_PatchFile(encoded)], patch=info))
+        writer.take_back = partial(take_back, entry)
+        writer.below = frozenset(digest.raw for digest in below.chain.needed)
         look_below(entry)
     return entry, writer.stats()
 

@@ -78,6 +78,7 @@ class Patching:
             encoded,
             lambda digest: self._names.publish(base.model, digest, message, newest),
             lambda entry: self._look_below(base, below, entry),
+            lambda entry, why: self._names.named.purge(base.model, entry.seq, why),
         )
         version = version_of(base.model, entry, stats)
         if alias is not None:

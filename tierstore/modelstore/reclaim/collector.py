@@ -44,6 +44,7 @@ from tierstore.modelstore.home.reserve import (
     keep_reserve,
     with_reserve,
 )
+from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.placing.moverlease import COLLECTOR, HeldLease
 from tierstore.modelstore.reclaim.feature import check_enabled, keep_enabled
 from tierstore.modelstore.reclaim.heal import Healer
@@ -418,17 +419,34 @@ class _Run:
         self.run = run
         self.report = Report(dry_run=lease is None)
         self._left: set[Digest] = set()
+        self._spared: set[Digest] = set()
+
+    def _end_orphans(self, mark: Mark) -> None:
+        """Remove versions for good of which a manifest was purged, and is gone.
+
+        Who published one ended before it could do so, and promised it to nobody.
+        """
+        for root in mark.orphans:
+            model, _, number = root.why.rpartition("@")
+            if root.kind != "live" or root.ref or not number.isdecimal():
+                continue
+            _log.warning("%s was never whole, as its content was purged: it is removed", root.why)
+            if self._lease is not None:
+                self._lease.check()
+                note = "its content was purged while it was published"
+                purge_lost(self._home, model, int(number), note)
 
     def mark(self) -> Mark:
         """Mark, and heal until a mark finds nothing lacking; without a lease nothing is healed."""
         failed = False
         for _ in range(_ROUNDS):
             mark = self.marker.mark(self._now_s, self._window_s)
+            self._end_orphans(mark)
             if self._lease is None:
                 lacking = _to_heal(self._home, self.marker, mark)
                 self.report.lacking = [demand.root.why for demand in lacking]
                 return mark
-            lacking = mark.to_heal(self._left)
+            lacking = mark.to_heal(self._left, self._spared)
             if not lacking:
                 return mark
             self._lease.check()
@@ -436,6 +454,7 @@ class _Run:
                 healer = Healer(self._home, self.marker, mark)
                 self.report.healed += healer.heal()
                 self._left |= healer.left
+                self._spared |= healer.spared
                 failed = False
             except (Damaged, NotFound):
                 if failed:

@@ -66,11 +66,14 @@ class Healer:
     Attributes:
         left: Manifests of removed versions that cannot be brought back any more though their window
             is not over: it was shorter before, or they were lost already.
+        spared: Manifests that are read by folds whose own manifests are condemned, as nothing else
+            is left of them.
     """
 
     def __init__(self, home: Home, marker: Marker, mark: Mark) -> None:
         self._home, self._marker, self._mark = home, marker, mark
         self.left: set[Digest] = set()
+        self.spared: set[Digest] = set()
         self._lost: dict[str, Damaged | NotFound] = {}
         self._found: dict[bytes, list[ChunkPlace]] | None = None
         self._footers: dict[bytes, ChunkTable] = {}
@@ -128,7 +131,12 @@ class Healer:
             except (Damaged, NotFound):
                 continue
             return
-        self._plan_needs(demand.needs, demand.root, plan)
+        try:
+            self._plan_needs(demand.needs, demand.root, plan)
+        except (Damaged, NotFound):
+            if not any(folded.is_whole for folded in demand.last):
+                raise
+            self.spared.add(demand.root.digest)
 
     def _leave(self, roots: Iterable[Root], error: Damaged | NotFound) -> None:
         """Leave removed versions as they are which cannot be healed; all others are lost."""

@@ -7,7 +7,7 @@ is visible. What is condemned and still there is copied, as a collector does; wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.ids import Digest
@@ -60,7 +60,8 @@ class Keeping:
 
         def needed() -> dict[bytes, int]:
             nonlocal is_laid_out
-            chains.extend(find())
+            if not chains:
+                chains.extend(find())
             try:
                 return self._named(chains)
             except (NotFound, Damaged) as error:
@@ -68,10 +69,12 @@ class Keeping:
                 is_laid_out = False
                 return {}
 
-        if were_removed:
-            lacks = bool(gone_packs(self._home, needed()))
-        else:
-            lacks = bool(self._home.condemned.among_those(needed))
+        def every() -> set[bytes]:
+            return {*needed(), *(one.full.raw for one in chains), *_ids(chains)}
+
+        condemned = self._home.condemned.among_those(every)
+        _refuse_purged(what, condemned & _ids(chains))
+        lacks = bool(condemned) or (were_removed and bool(gone_packs(self._home, needed())))
         if lacks or not is_laid_out:
             for top in dict.fromkeys(map(_top, chains)):
                 self._heal(Root(top, "live", what))
@@ -117,6 +120,22 @@ class Keeping:
 def _manifests(chains: Iterable[Chain]) -> list[Digest]:
     """Return what chains consist of, each once."""
     return list(dict.fromkeys(one for chain in chains for one in (chain.full, *chain.patches)))
+
+
+def _ids(chains: Iterable[Chain]) -> set[bytes]:
+    """Return the digests of the manifests that chains need, but for those of folds.
+
+    What lies below stands for these.
+    """
+    return {one.raw for chain in chains for one in chain.needed | {_top(chain)}}
+
+
+def _refuse_purged(what: str, condemned: Set[bytes]) -> None:
+    if condemned:
+        raise NotFound(
+            f"{what} is lost: exactly the content of its manifest b3:{min(condemned).hex()} was "
+            "purged; save it again, under another digest, or use another version"
+        )
 
 
 def _top(chain: Chain) -> Digest:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tierstore.errors import Damaged, NotFound
+from tierstore.format.keys import version_key
 from tierstore.ids import Digest
 from tierstore.modelstore.home.condemned import Condemned
 from tierstore.modelstore.home.home import Home
@@ -16,7 +17,7 @@ from tierstore.modelstore.reclaim.layouts import Layouts
 from tierstore.modelstore.reclaim.lost import Unloadable, refuse
 from tierstore.modelstore.reclaim.needs import Need, Needs
 from tierstore.modelstore.reclaim.readcache import ReadCache
-from tierstore.modelstore.reclaim.roots import Root, Roots
+from tierstore.modelstore.reclaim.roots import Found, Root, Roots
 from tierstore.modelstore.reclaim.ways import Ways
 
 LiveKind = Literal["live", "chain", "base", "window", "leased"]
@@ -47,11 +48,13 @@ class Demand:
         root: Why it stays.
         needs: What is to be healed, down to what it lies on.
         instead: Folds of which one that is healed would do as well, the nearest first.
+        last: Folds that do only where nothing else can be healed: their manifests are condemned.
     """
 
     root: Root
     needs: list[Need]
     instead: list[Need]
+    last: list[Need]
 
 
 @dataclass(slots=True)
@@ -70,6 +73,8 @@ class Mark:
         kept: The manifests whose layouts are needed, patches below and folds among them.
         held: Packs that readers hold as they are.
         over_us: The time of the newest removal that cannot be undone for certain; 0 without any.
+        manifests: All manifests that something needs, those that have no layout among them.
+        orphans: Roots of which a manifest was purged and is gone: nobody was promised them.
     """
 
     condemned: Condemned
@@ -82,17 +87,33 @@ class Mark:
     kept: set[Digest] = field(default_factory=set)
     held: set[bytes] = field(default_factory=set)
     over_us: int = 0
+    manifests: set[Digest] = field(default_factory=set)
+    orphans: list[Root] = field(default_factory=list)
 
-    def to_heal(self, left: Set[Digest]) -> list[Demand]:
+    def to_heal(self, left: Set[Digest], spared: Set[Digest] = frozenset()) -> list[Demand]:
         """Return what must be healed before anything is deleted: all that stays and is not whole.
 
         But for what was found to be lost of versions that nobody can load: nothing helps these.
 
         Args:
             left: Manifests of which that was found; one that is in force by now does not count.
+            spared: Manifests that are read by folds, as nothing else is left of them.
         """
-        lost = left - self.in_force
+        lost = (left - self.in_force) | spared
         return [demand for demand in self.lacking if demand.root.digest not in lost]
+
+
+class _Orphan(Exception):
+    """A manifest that a root needs was purged, and is gone."""
+
+
+def _lost(found: Found, condemned: Condemned) -> dict[Digest, Damaged | NotFound]:
+    """Return the releases that are lost; one that is purged, and gone, has no members."""
+    return {
+        digest: error
+        for digest, error in found.lost.items()
+        if digest.raw not in condemned.manifests or not isinstance(error, NotFound)
+    }
 
 
 class Marker:
@@ -124,7 +145,7 @@ class Marker:
         mark = self._begin(condemned, now_s)
         mark.over_us = found.over_us
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
-        done, lost = set[Digest](), dict(found.lost)
+        done, lost = set[Digest](), _lost(found, condemned)
         for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):
             if root.digest not in done:
                 done.add(root.digest)
@@ -133,6 +154,9 @@ class Marker:
                 except Unloadable as error:
                     lost[root.digest] = error
                     _log.info("%s cannot be brought back any more: %s", root, error)
+                except _Orphan:
+                    mark.orphans.append(root)
+                    continue
             if root.kind == "leased":
                 self._hold(root, mark)
         firm = [root for root in found.roots if root.digest in lost and root.is_firm]
@@ -147,7 +171,10 @@ class Marker:
         """Find what one root needs and lacks, by what was condemned right before; see ``mark``."""
         mark = self._begin(condemned, 0)
         mark.in_force.add(root.digest)
-        self._mark(root, mark)
+        try:
+            self._mark(root, mark)
+        except _Orphan as error:
+            raise NotFound(f"a manifest of {root} was purged, and is gone") from error
         return mark
 
     def _begin(self, condemned: Condemned, now_s: float) -> Mark:
@@ -164,11 +191,14 @@ class Marker:
         The packs of a patch itself stay when it has a fold, for those who go on from the version
         below. Nobody is lost without them, so these are not healed.
         """
-        needs, instead = list[Need](), list[Need]()
+        needs, instead, last = list[Need](), list[Need](), list[Need]()
         digest = root.digest
         while True:
-            base = self.layouts.base_of(digest)
+            base = self._base_of(digest, mark)
             folded = self._folded(digest, mark) if base is not None else None
+            if folded is not None and folded.digest.raw in mark.condemned.manifests:
+                last.append(folded)
+                folded = None
             if folded is not None and folded.is_whole:
                 needs.append(folded)
                 if digest == root.digest:
@@ -183,11 +213,26 @@ class Marker:
         for at, need in enumerate(needs):
             _note(mark, need, root, is_below=at > 0)
         if not all(need.is_whole for need in needs):
-            mark.lacking.append(Demand(root, needs, instead))
+            for need in last:
+                _note(mark, need, root, is_below=False)
+            mark.lacking.append(Demand(root, needs, instead, last))
+
+    def _base_of(self, digest: Digest, mark: Mark) -> Digest | None:
+        if digest.raw in mark.condemned.manifests and not self._is_there(digest):
+            raise _Orphan
+        mark.manifests.add(digest)
+        return self.layouts.base_of(digest)
+
+    def _is_there(self, digest: Digest) -> bool:
+        try:
+            self._home.blobs.info(version_key(digest))
+        except NotFound:
+            return False
+        return True
 
     def _folded(self, digest: Digest, mark: Mark) -> Need | None:
         full = self.layouts.fold_of(digest)
-        if full is None:
+        if full is None or (full.raw in mark.condemned.manifests and not self._is_there(full)):
             return None
         try:
             return mark.needs.of(full)
@@ -220,6 +265,7 @@ class Marker:
         while digest is not None:
             for one in (digest, self.layouts.fold_of(digest)):
                 if one is not None:
+                    mark.manifests.add(one)
                     try:
                         yield self._opened(one, mark)
                     except (Damaged, NotFound) as error:  # what the version needs is marked already
@@ -252,6 +298,7 @@ class Marker:
 def _note(mark: Mark, need: Need, root: Root, *, is_below: bool) -> None:
     kind: LiveKind = root.kind
     mark.kept.add(need.digest)
+    mark.manifests.add(need.digest)
     if kind == "live" and is_below:
         kind = "chain"
     for pack in need.own:

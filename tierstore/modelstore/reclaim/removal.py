@@ -255,6 +255,7 @@ class Removing:
         is_enabled(self._home)  # asks whether it was since the store was opened
         version = removed_version(self._names, ModelRef.parse(as_text(ref)))
         check_enabled(self._home)
+        self._names.removals.refuse_purged(version.model, version.number)
         self._see_whole(version)  # what is gone already never comes into force, if we end here, too
         self._protocol.bring_back(version.model, [version.number], note)
         self._settle(version, None)

@@ -31,6 +31,7 @@ that are. Of a patch the mark finds what lies below (``mark``).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,7 +48,7 @@ from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.retention import SetRetentions
 from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
-from tierstore.modelstore.names.removed import Removed, apply_removal
+from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
 from tierstore.modelstore.reclaim.report import end_text
@@ -166,6 +167,8 @@ class Roots:
             for pin in Pins(self._home.blobs).active(lambda: now_s)
         ]
         found.roots += self._leased(now_s)
+        purged = _purged(removed.values())
+        found.roots = [one for one in found.roots if one.kind == "leased" or one.ref not in purged]
         return found
 
     @staticmethod
@@ -266,7 +269,7 @@ def _check_clock(now_s: float, logs: Iterable[Log], url: str) -> None:
         entry.time_us / 1e6
         for log in logs
         for entry in log.entries
-        if entry.action != "forget" and entry.time_us / 1e6 <= now_s
+        if entry.action not in ("forget", PURGE) and entry.time_us / 1e6 <= now_s
     )
     newest_s = max(past, default=0.0)
     if now_s - newest_s > _MOST_AHEAD_S:
@@ -291,15 +294,23 @@ def _ends(
         if removed:
             wait_s = retentions.window_s(log.title) if window_s is None else window_s
             found[log.model] = {
-                n: min(one.time_us / 1e6, now_s) + wait_s for n, one in removed.items()
+                n: -math.inf if one.action == PURGE else min(one.time_us / 1e6, now_s) + wait_s
+                for n, one in removed.items()
             }
     return found
 
 
 def _over_us(log: Log, now: _Now) -> int:
-    """Return the time of the newest removal of a log whose window is over; 0 without any."""
+    """Return the time of the newest removal of a log whose window is over; 0 without any.
+
+    A purge has no window, and says nothing about those of others.
+    """
     ends_s = now.ends_s.get(log.model, {})
-    over = (e.time_us for n, e in _removed(log.entries).items() if ends_s[n] <= now.now_s)
+    over = (
+        entry.time_us
+        for number, entry in _removed(log.entries).items()
+        if entry.action != PURGE and ends_s[number] <= now.now_s
+    )
     return max(over, default=0)
 
 
@@ -308,6 +319,16 @@ def _removed(entries: Iterable[RefEntry]) -> Removed:
     for entry in entries:
         apply_removal(entry, removed)
     return removed
+
+
+def _purged(logs: Iterable[Log]) -> set[str]:
+    """Return the versions that were purged: what names one has not looked yet, or never will."""
+    return {
+        f"{log.title}@{number}"
+        for log in logs
+        for number, entry in _removed(log.entries).items()
+        if entry.action == PURGE
+    }
 
 
 def _alias(log: Log) -> str:

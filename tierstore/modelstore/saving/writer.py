@@ -31,7 +31,6 @@ from tierstore.format.manifest import (
     Manifest,
     TensorEntry,
     patch_manifest,
-    seal_manifest,
 )
 from tierstore.format.patch import PatchInfo
 from tierstore.format.paths import check_tree
@@ -44,6 +43,7 @@ from tierstore.modelstore.home.confirm import lost_since, unfit_packs
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.leases import WriterLease
+from tierstore.modelstore.home.sealing import refuse_condemned, seal_fit
 from tierstore.modelstore.saving.base_selection import BaseSelection
 from tierstore.modelstore.saving.delta import LEAST_CHUNK_BYTES
 from tierstore.modelstore.saving.framing import BufferPool, ChunkBase, Frame, Framing, encoders
@@ -73,6 +73,11 @@ class Writer:
         indexed: Whether later saves are told of the chunks that this one stores.
         selection: The base selection for new chunks; ``None`` stores them standalone.
         progress: Told after every batch of chunks.
+
+    Attributes:
+        take_back: Removes the version again, as nobody can read it; told why. Whoever appends a ref
+            entry SHOULD set it: else the next collection does so.
+        below: The digests of the manifests that a patch lies on, but for those of folds.
     """
 
     def __init__(
@@ -94,8 +99,9 @@ class Writer:
         self._chunk_size, self._progress = chunk_size, progress
         self._state = SaveState(unfit=set(marked), alone=set().union(*marked.values()))
         self._healing = Healing(home, self._state.unfit)
-        self._named: set[bytes] = set()
+        self._named, self.below = set[bytes](), frozenset[bytes]()
         self._digest: Digest | None = None
+        self.take_back: Callable[[str], object] = lambda why: None
         self._selection = selection
         threads = min(threads, encoders(chunk_size, deltas=selection is not None))
         self._depth = 2 * threads + 2
@@ -136,10 +142,11 @@ class Writer:
             self._reuse([*reused.places, *reused.bases])
         entries = tuple(map(self._write_file, files))
         self._packer.finish()
-        digest, sealed = seal_manifest(
+        digest, sealed = seal_fit(
+            self._home,
             Manifest(chunk_size=self._chunk_size, files=entries, lineage=tuple(lineage))
             if patch is None
-            else patch_manifest(entries[0], patch, self._chunk_size)
+            else patch_manifest(entries[0], patch, self._chunk_size),
         )
         self._create(version_key(digest), sealed)
         self._publish(digest)
@@ -249,8 +256,7 @@ class Writer:
     def _encode(self, buffer: mmap.mmap, batch: list[SourceChunk]) -> EncodedBatch:
         """Encode the chunks of ``batch``, which lie end to end in ``buffer``, and take it over."""
         framing = Framing(self._pool, buffer)
-        results = []
-        at = 0
+        results, at = [], 0
         for chunk in batch:
             plain = memoryview(buffer)[at : at + chunk.plain_bytes]
             at += chunk.plain_bytes
@@ -389,8 +395,7 @@ class Writer:
     def _heal(self, lost: Mapping[bytes, Set[bytes]], table: ChunkTable | None = None) -> None:
         """Say by moves where these chunks lie now, wherever no move does so already."""
         for again in range(_ROUNDS):
-            todo = self._healing.uncovered(lost, table)
-            if not todo:
+            if not (todo := self._healing.uncovered(lost, table)):
                 return
             every = {one for digests in todo.values() for one in digests}
             # a move holds standalone frames, and is no good into a pack whose footer is damaged
@@ -415,8 +420,7 @@ class Writer:
     def _confirm(self) -> None:
         """Confirm the packs that are relied on; what lies in unfit ones is stored again."""
         for _ in range(_ROUNDS):
-            unfit = self._unfit_packs()
-            if not unfit:
+            if not (unfit := self._unfit_packs()):
                 return
             self._store_again(unfit)
         raise BackendError(self._vanishing())
@@ -473,8 +477,7 @@ class Writer:
     def _encode_alone(self, buffer: mmap.mmap, digests: Sequence[bytes]) -> EncodedBatch:
         """Encode chunks that lie end to end in ``buffer``, and take that over."""
         framing = Framing(self._pool, buffer)
-        results = []
-        at = 0
+        results, at = [], 0
         for digest in digests:
             chunk = self._state.sources[digest]
             plain = memoryview(buffer)[at : at + chunk.plain_bytes]
@@ -504,15 +507,18 @@ class Writer:
 
         Raises:
             BackendError: Packs keep being condemned or deleted.
+            Conflict: Exactly this content was purged meanwhile.
             Damaged: It is unknown what is condemned.
         """
         if self._digest is None:
             return
         for _ in range(_ROUNDS):
             relied_on = (self._named | self._healing.leads_to) - self._state.unfit
-            lost = lost_since(self._home, relied_on, self._since_s)
-            if not lost:
+            manifests = {self._digest.raw, *self.below}
+            if not (lost := lost_since(self._home, relied_on, self._since_s, manifests)):
                 return
+            for digest in manifests & lost:
+                refuse_condemned(self._home, Digest(digest), self.take_back)
             self._store_again(lost)
             self._publish(self._digest)
         raise BackendError(self._vanishing())

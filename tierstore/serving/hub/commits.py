@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,8 @@ class Committer:
             saving = self._store._parts.saving
             with saving.begin(saving.select_base(files, "auto", model)) as writer:
                 entry = append(writer.write(files))
+                if was != entry.seq:
+                    writer.take_back = partial(names.named.purge, model, entry.seq)
         finally:
             for file in files:
                 file.close()
