@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tierstore import wiring
 from tierstore.admin.admin import Admin
@@ -12,6 +13,10 @@ from tierstore.format.tiers import TierSpec
 from tierstore.modelstore import store as modelstore
 from tierstore.modelstore.version import Version
 from tierstore.progress import Progress
+
+if TYPE_CHECKING:
+    from tierstore.modelstore.reclaim.purge.purging import Purges
+    from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt
 
 __all__ = ["Store", "init_store", "open_store"]
 
@@ -41,6 +46,49 @@ class Store(modelstore.Store):
     def admin(self) -> Admin:
         """Administration: tiers, what they hold and serve, lineage, and what is wrong."""
         return self._once("admin", lambda: Admin(self))
+
+    def purge(
+        self, *refs: str | Version, force: bool = False, message: str | None = None
+    ) -> list[PurgeReceipt]:
+        """Remove versions for good, and their bytes from everywhere, with a receipt for each.
+
+        There is no window: what nothing else needs is deleted at once from every durable tier, with
+        the manifests; from the hot tiers of this node, and those that nodes share. Agents do the
+        same on their nodes, and acknowledge it. What cannot be deleted yet is named in the receipt:
+        agents go on with it, and so does ``purges.run``, or this, called again. Versions that were
+        removed can be purged, too.
+
+        Args:
+            refs: References to the versions. Variants go with them.
+            force: Whether the newest version of a model may go, too.
+            message: Why; kept in the log and in the receipt. ``None`` for no message.
+
+        Returns:
+            For each version what was deleted, what is left and why, who shares chunks, and which
+            nodes are outstanding. ``purges.receipt`` returns it again, as it is then.
+
+        Raises:
+            UsageError: The store does not allow removal yet, or a variant was named alone.
+            NotFound: There is no such version.
+            Conflict: A version is needed, and the message says by whom; or it is the newest.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.reclaim.enable(wait_s=0)
+            >>> for value in (1.0, 2.0):
+            ...     _ = store.save("ranker", {"w": np.full(3, value, np.float32)}, base=None)
+            >>> [receipt] = store.purge("ranker@1", message="request 7")
+            >>> receipt.is_done, receipt.left, [tier.packs for tier in receipt.tiers]
+            (True, [], [1])
+        """
+        return self.purges.begin(refs, force=force, message=message)
+
+    @property
+    def purges(self) -> Purges:
+        """Purges: their receipts, and going on with those that are not over."""
+        from tierstore.admin.purges import purges_of
+
+        return self._once("purges", lambda: purges_of(self))
 
     def derive(
         self,

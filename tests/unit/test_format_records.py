@@ -29,6 +29,14 @@ from tierstore.format.layout import (
 )
 from tierstore.format.manifest import FileEntry, Manifest, parse_manifest, seal_manifest
 from tierstore.format.pack import PackBuilder
+from tierstore.format.purge import (
+    Acknowledgement,
+    NodeNote,
+    PurgedContent,
+    PurgedPack,
+    PurgeOrder,
+    SharedChunks,
+)
 from tierstore.format.reflog import Hint, Lease, RefEntry, Report, Rollout, parse_entry
 from tierstore.format.retention import Retention, Rules
 from tierstore.format.sealed import Body, Kind, decode_body, encode_body, seal_body, unseal_body
@@ -72,6 +80,21 @@ BODIES: dict[Kind, Body] = {
         pack=bytes(32), chunks=bytes(64), tiers=["warm"], why="cut short", who="me", time_us=7
     ),
     Kind.GROWTH: Growth(since_us=7, bytes=8),
+    Kind.PURGE: PurgeOrder(
+        id=HEX16, time_us=7, who="me", model="m", version=1, manifest=HEX32, variants=["half"],
+        manifests_left={HEX32: "m@2"},
+        shared=[SharedChunks(why="m@2", chunks=1, plain_bytes=8)],
+        packs=[PurgedPack(pack=HEX32, tier="home", bytes=7, gone=True)], down={"warm": "no"},
+    ),
+    Kind.PURGED: PurgedContent(
+        id=HEX16, sweep=1, manifests=bytes(32), digests=bytes(32) + b"x" * 32, kept=b"\1",
+        deltas=bytes(48),
+    ),
+    Kind.ACKNOWLEDGEMENT: Acknowledgement(
+        id=HEX16, node="n", place=HEX16, who="me", sweep=1, time_us=7,
+        dropped={"hot": 3}, failed={"r": "no"},
+    ),
+    Kind.NODE: NodeNote(node="n", place=HEX16, who="me", tool="tierstore 1", time_us=7),
     Kind.RETENTION: Retention(
         window_s=60, alias_history_s=9, rules=Rules(keep_last=3), time_us=7, who="me"
     ),

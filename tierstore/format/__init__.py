@@ -15,6 +15,7 @@ __all__ = [
     "patch",
     "paths",
     "proof",
+    "purge",
     "readback",
     "reflog",
     "retention",

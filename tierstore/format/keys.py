@@ -15,6 +15,7 @@ REFS, VERSIONS, LAYOUTS, FOLDS, MOVES, INDEX, PACKS, LEASES, GC = (
 PROBES, REPORTS, QUARANTINE, CONDEMNED = "probes/", "reports/", "quarantine/", "condemned/"
 RETENTION, SWEEPS, SCRUBS = "retention/", "sweeps/", "scrubs/"
 COLLECTED, GROWTH = "collected", "growth/"
+PURGES, PURGED, ACKS, NODES = "purges/", "purged/", "acks/", "nodes/"
 RESERVE = "reserve/collector"
 VERSION_LOG, REMOVED_LOG = "versions", "removed"
 ALIASES = "alias/"

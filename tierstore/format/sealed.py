@@ -46,6 +46,10 @@ class Kind(IntEnum):
     RETENTION = 18
     COLLECTED = 19
     GROWTH = 20
+    PURGE = 21
+    PURGED = 22
+    ACKNOWLEDGEMENT = 23
+    NODE = 24
 
     @property
     def title(self) -> str:
@@ -63,15 +67,19 @@ _TITLES = {
     Kind.CONDEMNED_LIST: "list of condemned packs",
     Kind.CONDEMNED_SEGMENT: "segment of a list of condemned packs",
     Kind.COLLECTED: "note of the last collection",
+    Kind.PURGE: "purge order",
+    Kind.PURGED: "purged content",
+    Kind.ACKNOWLEDGEMENT: "acknowledgement of a purge",
+    Kind.NODE: "note of a node",
 }
 _LIMITS = {
     Kind.MANIFEST: 512 << 20, Kind.LAYOUT: 512 << 20, Kind.SEGMENT: 512 << 20,
     Kind.CONDEMNED: 64 << 20, Kind.HEAT: 64 << 20, Kind.QUARANTINE: 64 << 20,
     Kind.CONDEMNED_LIST: 64 << 20, Kind.CONDEMNED_SEGMENT: 64 << 20,
-    Kind.COLLECTED: 64 << 20,
+    Kind.COLLECTED: 64 << 20, Kind.PURGE: 64 << 20, Kind.PURGED: 512 << 20,
 }  # fmt: skip
 _OTHER_LIMIT = 1 << 20
-_MSGPACK = frozenset(_LIMITS) - {Kind.CONDEMNED}
+_MSGPACK = frozenset(_LIMITS) - {Kind.CONDEMNED, Kind.PURGE}
 
 
 def max_plain_bytes(kind: Kind) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
 
+from tierstore.admin.purges import purges_of
 from tierstore.errors import (
     Conflict,
     Damaged,
@@ -109,6 +110,7 @@ class Agent:
         self.stats = AgentStats()
         self._placement, self._rebasing = store.placement, store._parts.rebasing
         self._collecting = Collecting(store, collecting or CollectingPlan(), self.stop)
+        self._purges = purges_of(store)
         self._newest: dict[str, int] = {}
         self._rules_looked_at = -_RULES_EVERY_S
         self._reported: set[tuple[str, str]] = set()
@@ -172,6 +174,7 @@ class Agent:
                 self._fold()
             self._keep_rules()
             self._collecting.round()
+            self._purges.keep_up()
             report = self._placement.rebalance(budget=self._budget, stop=self.stop)
         except Conflict as error:
             self.stats.refused += 1
@@ -235,7 +238,7 @@ class Agent:
                 continue
             try:
                 done = self._fold_one(newest)
-            except (Damaged, NotFound, UnsupportedFormat, OutOfSpace) as error:
+            except (Conflict, Damaged, NotFound, UnsupportedFormat, OutOfSpace) as error:
                 # 'check' tells more
                 _log.warning("%s was not folded: %s", newest, error)
             else:

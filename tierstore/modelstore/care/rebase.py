@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -193,21 +193,41 @@ class Rebasing:
         before = costs.whole({})
         if not expensive:
             return Rebased(len(costs.deltas), 0, 0, 0, before, before), is_cut
+        return self._replace(full, costs, expensive, since_s), is_cut
+
+    def _replace(
+        self, full: Opened, costs: ReadCosts, deltas: Sequence[ChunkPlace], since_s: float
+    ) -> Rebased:
         with (
             WriterLease(self._home.blobs) as lease,
             closing(_Work(self._home, lease, full, since_s)) as work,
         ):
             packer = work.packer
-            written = work.run(expensive) + _publish(self._home, self._index, packer)
-        done = Rebased(
+            written = work.run(deltas) + _publish(self._home, self._index, packer)
+        return Rebased(
             deltas=len(costs.deltas),
             chunks=len(work.places),
             plain_bytes=sum(place.plain_bytes for place in packer.places.values()),
             stored_bytes=sum(packer.pack_sizes.values()) + written,
-            cost_before=before,
+            cost_before=costs.whole({}),
             cost_after=costs.whole({one: at.frame_bytes for one, at in packer.places.items()}),
         )
-        return done, is_cut
+
+    def without(self, alone: Opened, bases: Set[bytes]) -> Rebased | None:
+        """Store the deltas of a manifest standalone that lie on any of these chunks.
+
+        Args:
+            alone: The manifest, opened without what it lies on.
+            bases: Digests of chunks.
+
+        Returns:
+            ``None`` where it has no such deltas.
+        """
+        check_features(self._home.config, "write", self._home.blobs.url)
+        since_s = running_s()
+        costs = ReadCosts(alone.content.table, alone.manifest)
+        deltas = [place for place in costs.deltas if not bases.isdisjoint(place.bases)]
+        return self._replace(alone, costs, deltas, since_s) if deltas else None
 
     def sweep(
         self, stop: Callable[[], bool] = lambda: False, allowance: Allowance = UNLIMITED

@@ -142,6 +142,16 @@ class Opener:
         chain, full = readable_chain(self._home, version.digest)
         return self._opened(replace(chain, top=full, patches=()), full, [])
 
+    def open_alone(self, digest: Digest) -> Opened:
+        """Open a manifest without what it lies on, to store its chunks again; no tier is filled."""
+        manifest = self._home.manifest(digest)
+
+        def layout() -> ChunkTable:
+            return self._home.layout(digest, manifest)
+
+        content = self.content(layout(), manifest.chunk_size, layout, HotTiers())
+        return Opened(digest, manifest, content, {}, frozenset(), (), (), self._places)
+
     def open_chain(self, chain: Chain, hot: HotTiers | None = None) -> Opened:
         """Open a version whose chain is known; what lies below a fold that cannot be read."""
         try:

@@ -6,6 +6,7 @@ entry      appended by                   only if                     and then
 announce   who removes versions          none of them is removed     looks who names them
 forget     the same, if nobody does      its announce is the newest  has removed them
                                          entry about each of them
+purge      the same, for good            the same, or it is removed  goes on by SPEC.md 10.3
 undelete   the same, if anything stops   its announce or forget is   looks, after a forget, as
            it                            the newest about it         who brings one back
 undelete   who names one of them, or     the removal is announced    looks if it is removed
@@ -37,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from tierstore.errors import Conflict, TierstoreError
 from tierstore.format.keys import REMOVED_LOG
@@ -45,6 +47,9 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import NOWHERE, RefTarget
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.names.removed import Removals
+
+Removal: TypeAlias = Literal["forget", "purge"]
+"""The action of an entry that removes versions: within a window, or for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,13 @@ class RemovalProtocol:
         for batch in batches:
             yield Appended(model, batch, self._append("announce", model, batch, note, check).seq)
 
-    def forget(self, announced: Appended, note: str) -> Appended:
+    def forget(self, announced: Appended, note: str, action: Removal = "forget") -> Appended:
         """Remove what was announced, and return the entry that says so.
+
+        Args:
+            announced: What was announced.
+            note: Why, for the log.
+            action: ``purge`` removes for good.
 
         Raises:
             Conflict: Another entry about one of the versions was appended since.
@@ -118,7 +128,20 @@ class RemovalProtocol:
                     )
 
         model, numbers = announced.model, announced.numbers
-        return Appended(model, numbers, self._append("forget", model, numbers, note, check).seq)
+        return Appended(model, numbers, self._append(action, model, numbers, note, check).seq)
+
+    def purge_removed(self, model: str, number: int, note: str) -> None:
+        """Remove a version for good that is removed already: who names it sees that.
+
+        Raises:
+            Conflict: It is not removed any more.
+        """
+
+        def check() -> None:
+            if number not in self._removals.of(model):
+                raise Conflict(f"{model}@{number} was brought back just now: try again")
+
+        self._append("purge", model, [number], note, check)
 
     def stop(self, model: str, number: int, note: str) -> bool:
         """Stop the removal of a version that was announced, and is not done yet.

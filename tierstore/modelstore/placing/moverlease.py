@@ -63,6 +63,15 @@ MOVER = Right(MOVERS, "mover")
 COLLECTOR = Right(SWEEPS, "garbage collection")
 
 
+def mover_at_work(home_blobs: BlobStore) -> str | None:
+    """Return who moves packs now, in words; ``None`` if nobody does for certain."""
+    try:
+        HeldLease(home_blobs).look()
+    except Conflict as error:
+        return str(error)
+    return None
+
+
 class HeldLease:
     """The right to move packs, or to collect garbage; a context manager.
 
@@ -102,15 +111,19 @@ class HeldLease:
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
-        highest = self._highest()
-        if highest:
-            self._refuse_if_held(highest)
-        self._take(highest + 1)
+        self._take(self.look() + 1)
         try:
             self._tidy()
         except BackendError as error:  # the next one tries again
             _log.info("older leases of a %s were not removed: %s", self._who, error)
         return self
+
+    def look(self) -> int:
+        """Return the highest number, 0 for none; ``Conflict`` when another one is at work."""
+        highest = self._highest()
+        if highest:
+            self._refuse_if_held(highest)
+        return highest
 
     def keep(self) -> None:
         """Renew the lease when a third of its time has passed.

@@ -6,6 +6,7 @@ __all__ = [
     "forgetting",
     "growth",
     "looks",
+    "purge",
     "reclaim",
     "removal",
     "removedlist",

@@ -52,7 +52,7 @@ from tierstore.modelstore.reclaim.indexmerge import tidy_index
 from tierstore.modelstore.reclaim.kept import Kept, last_of, read_kept, write_kept
 from tierstore.modelstore.reclaim.mark import Demand, Mark, Marker
 from tierstore.modelstore.reclaim.readcache import ReadCache
-from tierstore.modelstore.reclaim.repack import Repacker
+from tierstore.modelstore.reclaim.repack import Repacked, Repacker
 from tierstore.modelstore.reclaim.report import PackReport, Report, State, end_text
 from tierstore.modelstore.reclaim.reserve import Unheld, newest_s
 from tierstore.modelstore.reclaim.rewrite import rewrite_layouts
@@ -65,6 +65,41 @@ from tierstore.shown import size
 _Done = TypeVar("_Done")
 _ROUNDS = 10
 _log = logging.getLogger("tierstore.gc")
+
+
+class Errand:
+    """What a run deletes at once besides what is garbage, such as all that was purged: nothing."""
+
+    @property
+    def doomed(self) -> Set[bytes]:
+        """The packs that are to go, as the last ``prepare`` found them."""
+        return frozenset()
+
+    def begin(self) -> None:
+        """Read what is to be done, once the right to collect is held."""
+
+    def prepare(self, mark: Mark, marker: Marker, lease: HeldLease) -> bool:
+        """Find what is to go, by a mark; tell whether that changed the store: mark again."""
+        return False
+
+    def names(self, mark: Mark) -> Set[bytes]:
+        """Return the digests of manifests that are condemned with the packs."""
+        return frozenset()
+
+    def rewrote(self, done: Repacked) -> None:
+        """Take note of what was copied out of packs that are to go."""
+
+    def found(self, mark: Mark) -> None:
+        """Take note of what will be deleted now, before anything is."""
+
+    def swept(self, mark: Mark, lease: HeldLease) -> None:
+        """Delete objects of manifests that are condemned, after the packs were."""
+
+    def conclude(self, report: Report) -> None:
+        """Look what is left and write it down, as long as the right to collect is held."""
+
+
+_NOTHING = Errand()
 
 
 @dataclass(slots=True)
@@ -82,6 +117,7 @@ class _How:
     is_over: Callable[[], bool]
     progress: Progress | None
     repack: bool
+    errand: Errand
     freed: dict[str, int] = field(default_factory=dict)
     is_full: bool = False
 
@@ -129,6 +165,7 @@ class Collector:
         is_stopped: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
         repack: bool = False,
+        errand: Errand = _NOTHING,
     ) -> Report:
         """Collect once.
 
@@ -143,6 +180,7 @@ class Collector:
             repack: Whether packs of which more than a fifth is waste are written anew.
             is_stopped: Asked before each batch of deletions: whether to begin no more.
             progress: Called with the bytes that were deleted and those to delete.
+            errand: What else is to be deleted at once; not with ``dry_run``.
 
         Raises:
             UsageError: The store does not allow it yet.
@@ -157,7 +195,7 @@ class Collector:
         def is_over() -> bool:
             return is_stopped() or (max_time_s is not None and running_s() - began >= max_time_s)
 
-        how = _How(grace_s, window_s, max_bytes, is_over, progress, repack)
+        how = _How(grace_s, window_s, max_bytes, is_over, progress, repack, errand)
         with self._right(dry_run, how) as lease:
             report = self._with_room(lambda: self._collect(lease, how), lease, how)
         for tier, freed in how.freed.items():
@@ -177,8 +215,9 @@ class Collector:
         self._kept = before = read_kept(self._home.blobs, now_s)
         work = _Run(self._home, self.marker, lease, now_s, how.window_s, uuid.uuid4().hex)
         cleared = self._cleared(now_s)
-        mark = work.mark()
-        new = self._candidates(mark, now_s, how.grace_s)
+        how.errand.begin()
+        mark = work.prepared(how.errand)
+        new = self._candidates(mark, now_s, how.grace_s, how.errand)
         if how.window_s is not None:  # or nobody would know that these windows are over
             self._kept = replace(self._kept, over_us=max(self._kept.over_us, mark.over_us))
         if lease is not None and self._kept != before:
@@ -187,25 +226,33 @@ class Collector:
         if how.repack and (seen := fingerprint(mark)) != self._kept.no_waste:
             new, is_done = work.repack(mark, new, how)
             self._kept = replace(self._kept, no_waste=seen if is_done else b"")
-        if new and lease is not None:
-            condemned = self._home.condemned.condemn(new, run=work.run, now_us=int(now_s * 1e6))
+        new = work.give_up(mark, new, how.errand)
+        names = how.errand.names(mark)
+        if (new or names) and lease is not None:
+            condemned = self._home.condemned.condemn(
+                new, names, run=work.run, now_us=int(now_s * 1e6)
+            )
             _log.info("%d packs condemned by list %d", len(new), condemned.seq)
             work.report.condemned = len(new)
             cleared = self._cleared(now_s)
-            mark = work.mark()
+        if (new or names or how.errand.doomed) and lease is not None:
+            mark = work.mark(how.errand.doomed)
         doomed = self._doomed(mark, cleared, new if lease is None else set())
         self.mark = mark
         swept = Swept(asked=doomed, down=dict(mark.holdings.down))
         merged: Mapping[str, Sequence[str]] = {}
         if lease is not None:
             rewrite_layouts(self._home, self.marker, mark, lease, how.is_over)
+            how.errand.found(mark)
             swept = self._sweep(doomed, mark, lease, how)
+            how.errand.swept(mark, lease)
             merged = tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
             tidy_index(self._home, mark.condemned, mark.holdings, lease, now_s, how.is_over)
         report = self._reported(work.report, mark, swept, cleared, how.grace_s)
         if lease is not None:
             lease.check()
             self._keep(report, new, merged, offset_s + running_s())
+            how.errand.conclude(report)
         return report
 
     @staticmethod
@@ -303,11 +350,12 @@ class Collector:
         self._kept = replace(self._kept, writers=writers)
         return set().union(*(packs for key, (_, packs) in segments.items() if not writers[key]))
 
-    def _candidates(self, mark: Mark, now_s: float, grace_s: float) -> set[bytes]:
+    def _candidates(self, mark: Mark, now_s: float, grace_s: float, errand: Errand) -> set[bytes]:
         """Return the packs to condemn: no layout that stays needs them, and they have waited.
 
         What is in a tier that cannot be asked goes on waiting, unless something needs it now.
         """
+        at_once = mark.dead | errand.doomed
         there, needed = mark.holdings.every(), mark.live.keys() | mark.condemned.listed
         hidden = self._kept.seen.keys() - there if mark.holdings.down else set[bytes]()
         waiting = (there | hidden) - needed
@@ -316,7 +364,7 @@ class Collector:
         return {
             pack
             for pack, since_s in seen.items()
-            if pack in there and (pack in mark.dead or now_s - since_s >= grace_s)
+            if pack in there and (pack in at_once or now_s - since_s >= grace_s)
         }
 
     def _doomed(self, mark: Mark, cleared: set[bytes], would_be: set[bytes]) -> set[bytes]:
@@ -436,11 +484,35 @@ class _Run:
                 note = "its content was purged while it was published"
                 purge_lost(self._home, model, int(number), note)
 
-    def mark(self) -> Mark:
-        """Mark, and heal until a mark finds nothing lacking; without a lease nothing is healed."""
+    def prepared(self, errand: Errand) -> Mark:
+        """Mark, and let the errand see to it that as little as possible stays for others' sake."""
+        mark = self.mark()
+        for _ in range(_ROUNDS):
+            if self._lease is None or not errand.prepare(mark, self.marker, self._lease):
+                break
+            mark = self.mark()
+        return mark
+
+    def give_up(self, mark: Mark, new: set[bytes], errand: Errand) -> set[bytes]:
+        """Copy what is needed out of packs that are to go; return the packs to condemn."""
+        staying = errand.doomed & mark.live.keys()
+        if self._lease is None or not staying:
+            return new
+        done = Repacker(self._home, self.marker, mark).give_up(staying, self._lease)
+        errand.rewrote(done)
+        self.report.repacked = len(done.packs)
+        self.report.rewritten_bytes = done.written_bytes
+        return (new - done.into) | done.packs
+
+    def mark(self, given_up: Set[bytes] = frozenset()) -> Mark:
+        """Mark, and heal until a mark finds nothing lacking; without a lease nothing is healed.
+
+        Args:
+            given_up: As in ``Marker.mark``.
+        """
         failed = False
         for _ in range(_ROUNDS):
-            mark = self.marker.mark(self._now_s, self._window_s)
+            mark = self.marker.mark(self._now_s, self._window_s, given_up)
             self._end_orphans(mark)
             if self._lease is None:
                 lacking = _to_heal(self._home, self.marker, mark)

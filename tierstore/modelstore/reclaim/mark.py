@@ -70,9 +70,11 @@ class Mark:
         dead: Packs that layouts of removed versions name, and that do not stay.
         in_force: Manifests that somebody can load, of which nothing may be lost; see
             ``Root.is_firm``.
-        kept: The manifests whose layouts are needed, patches below and folds among them.
+        kept: Why manifests stay whose layouts are needed, patches below and folds among them.
         held: Packs that readers hold as they are.
         over_us: The time of the newest removal that cannot be undone for certain; 0 without any.
+        below: Why manifests stay that readers may have opened, and that are not in ``kept``.
+        firm: Those in ``kept`` that stay for more than a window, a reader or the past of an alias.
         manifests: All manifests that something needs, those that have no layout among them.
         orphans: Roots of which a manifest was purged and is gone: nobody was promised them.
     """
@@ -84,9 +86,11 @@ class Mark:
     lacking: list[Demand] = field(default_factory=list)
     dead: set[bytes] = field(default_factory=set)
     in_force: set[Digest] = field(default_factory=set)
-    kept: set[Digest] = field(default_factory=set)
+    kept: dict[Digest, Reason] = field(default_factory=dict)
     held: set[bytes] = field(default_factory=set)
     over_us: int = 0
+    below: dict[Digest, Reason] = field(default_factory=dict)
+    firm: set[Digest] = field(default_factory=set)
     manifests: set[Digest] = field(default_factory=set)
     orphans: list[Root] = field(default_factory=list)
 
@@ -130,11 +134,18 @@ class Marker:
         self.layouts = Layouts(home, cache)
         self.ways = Ways(home)
 
-    def mark(self, now_s: float, window_s: float | None) -> Mark:
+    def mark(
+        self, now_s: float, window_s: float | None, given_up: Set[bytes] = frozenset()
+    ) -> Mark:
         """Find all packs that stay; see ``Roots.find`` for the arguments.
 
         A removed version whose manifest is lost keeps nothing, as no other object says what it was:
         its packs wait as those of unfinished saves do.
+
+        Args:
+            now_s: As there.
+            window_s: As there.
+            given_up: Packs that stay for no reader's sake who finds all by moves.
 
         Raises:
             Damaged, NotFound, UnsupportedFormat: Something that may need a pack cannot be read.
@@ -158,7 +169,7 @@ class Marker:
                     mark.orphans.append(root)
                     continue
             if root.kind == "leased":
-                self._hold(root, mark)
+                self._hold(root, mark, given_up)
         firm = [root for root in found.roots if root.digest in lost and root.is_firm]
         refuse({str(root): lost[root.digest] for root in firm}, "cannot be loaded")
         for digest in found.dead - done:
@@ -252,11 +263,15 @@ class Marker:
                 if mark.holdings.is_there(pack):
                     mark.live[pack] = Reason(root.kind, root.why)
 
-    def _hold(self, root: Root, mark: Mark) -> None:
+    def _hold(self, root: Root, mark: Mark, given_up: Set[bytes]) -> None:
         """Keep what a reader may have opened: all patches below, and every fold, as they are."""
         for need in self._below(root.digest, mark):
-            mark.held |= need.own | need.bases | need.named
-            for pack in (need.own | need.bases | need.named) - mark.live.keys():
+            if need.digest not in mark.kept:
+                mark.below.setdefault(need.digest, Reason("leased", root.why))
+            packs = need.own | need.bases | need.named
+            mark.held |= packs
+            spared = given_up if need.is_whole else frozenset[bytes]()
+            for pack in packs - mark.live.keys() - spared:
                 if mark.holdings.is_there(pack):
                     mark.live[pack] = Reason("leased", root.why)
 
@@ -297,8 +312,12 @@ class Marker:
 
 def _note(mark: Mark, need: Need, root: Root, *, is_below: bool) -> None:
     kind: LiveKind = root.kind
-    mark.kept.add(need.digest)
+    named = f"{root.ref} ({root.why})" if root.ref else root.why
+    named = f"below the patch {named}" if is_below else named
+    mark.kept.setdefault(need.digest, Reason(root.kind, named))
     mark.manifests.add(need.digest)
+    if root.digest in mark.in_force:
+        mark.firm.add(need.digest)
     if kind == "live" and is_below:
         kind = "chain"
     for pack in need.own:

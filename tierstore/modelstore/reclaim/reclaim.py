@@ -17,7 +17,7 @@ from tierstore.modelstore.home.leases import TTL_S
 from tierstore.progress import Progress, reported
 
 if TYPE_CHECKING:
-    from tierstore.modelstore.reclaim.collector import Collector
+    from tierstore.modelstore.reclaim.collector import Collector, Errand
     from tierstore.modelstore.reclaim.explain import Explanation
     from tierstore.modelstore.reclaim.feature import SeenWriter
     from tierstore.modelstore.reclaim.kept import LastRun
@@ -174,6 +174,16 @@ class Reclaim:
                 is_stopped=_never if stop is None else stop.is_set,
                 progress=told,
             )
+
+    def carry_out(self, errand: Errand) -> Report:
+        """Collect once, and delete at once what an errand says; for the store's own use.
+
+        Raises:
+            Conflict: Another process collects garbage now.
+            Damaged, NotFound, UnsupportedFormat, BackendError: As ``run``.
+        """
+        with self._lock:
+            return self._kept().run(errand=errand)
 
     def last(self) -> LastRun | None:
         """Return what the last collection found and did, whoever ran it; costs one read of home.

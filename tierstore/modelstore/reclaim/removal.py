@@ -6,7 +6,7 @@ The entries themselves, and what each failure leaves, are in ``names/removalprot
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from tierstore.arguments import as_message
@@ -14,7 +14,7 @@ from tierstore.errors import Conflict, Damaged, NotFound, TierstoreError, UsageE
 from tierstore.ids import ModelRef, check_name
 from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.names.removalprotocol import Appended, gone_meanwhile, undone
+from tierstore.modelstore.names.removalprotocol import Appended, Removal, gone_meanwhile, undone
 from tierstore.modelstore.reclaim.feature import check_enabled, is_enabled
 from tierstore.modelstore.reclaim.holders import Holders, Reasons
 from tierstore.modelstore.reclaim.removedlist import removed_version
@@ -157,6 +157,53 @@ class Removing:
         self.carry_out(plan, Holders(self._names), note)
         return list(dict.fromkeys(versions))
 
+    def purge(self, versions: Iterable[Version], *, force: bool, note: str) -> None:
+        """Remove versions for good: those in force all or none, and those that are removed.
+
+        Raises:
+            Conflict: Somebody needs one of them, or one is the newest of its model; or a patch that
+                is removed and can be brought back lies on one.
+        """
+        going: dict[str, set[int]] = {}
+        late: dict[str, set[int]] = {}
+        for version in sorted(versions, key=lambda version: not version.is_release):
+            is_late = version.number in self._names.removals.of(version.model)
+            (late if is_late else going).setdefault(version.model, set()).add(version.number)
+        if not force:
+            self._refuse_newest(going)
+        holders = Holders(self._names)
+        for model in going.keys() | late.keys():
+            self._refuse_below(model, going.get(model, set()) | late.get(model, set()), holders)
+        plan = Plan({model: sorted(numbers) for model, numbers in going.items()})
+        self.carry_out(plan, holders, note, "purge")
+        for model, numbers in late.items():
+            for number in sorted(numbers):
+                self._protocol.purge_removed(model, number, note)
+
+    def _refuse_below(self, model: str, going: Set[int], holders: Holders) -> None:
+        """Raise ``Conflict`` when a patch lies on one of these that can still be brought back.
+
+        Whoever brings it back behind this look has it in force again by the next one.
+        """
+        removed = self._names.removals.of(model)
+        back = removed.keys() - self._names.removals.expired(model) - going
+        if not back:
+            return
+        every = holders.contents(model, sorted(going | back))
+        staying = {digest for number in back for digest in every[number].digests}
+        manifests = {every[number].entry.manifest: number for number in going}
+        for number in sorted(back):
+            try:
+                needed = holders.chains(model, {number: every[number]})
+            except (Damaged, NotFound) as error:
+                _log.info("%s@%d cannot be brought back: %s", model, number, error)
+                continue
+            if below := needed.keys() & manifests.keys() - staying:
+                raise Conflict(
+                    f"{model}@{manifests[min(below)]} is needed by patch {model}@{number}, which "
+                    "is removed and can be brought back: purge that as well; nothing was purged"
+                )
+
     def remove_models(self, models: Iterable[str], *, message: str | None) -> list[Version]:
         """Remove all versions of models, all or none; see ``Store.remove_model``."""
         names = [check_name("model", model) for model in models]
@@ -173,10 +220,13 @@ class Removing:
                     f"(--force); 'tierstore rm {model} --all' removes the whole model"
                 )
 
-    def carry_out(self, plan: Plan, holders: Holders, note: str) -> None:
+    def carry_out(
+        self, plan: Plan, holders: Holders, note: str, action: Removal = "forget"
+    ) -> None:
         """Announce that versions are removed, look who names them, and if nobody does, remove them.
 
         Whoever names one of them stops the removal as long as it is announced only: then none goes.
+        What is purged is purged for good, also if somebody stops a part of it just then.
         """
         announced, done = list[Appended](), list[Appended]()
         self._look(plan, holders)
@@ -186,9 +236,9 @@ class Removing:
                     announced.append(entry)
             self._look(plan, holders)
             for entry in announced:
-                done.append(self._protocol.forget(entry, note))
+                done.append(self._protocol.forget(entry, note, action))
         except BaseException as error:
-            for entry in reversed(done):  # members before their release
+            for entry in reversed(done if action == "forget" else []):  # members before releases
                 self._take_back(entry, undone(error))
             for entry in announced[len(done) :]:
                 self._end(entry, undone(error))

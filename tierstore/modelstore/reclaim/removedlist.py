@@ -10,7 +10,7 @@ from tierstore.ids import ModelRef, check_name
 from tierstore.modelstore.home.retention import SetRetentions, over_us
 from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
-from tierstore.modelstore.names.removed import window_end
+from tierstore.modelstore.names.removed import PURGE, window_end
 from tierstore.modelstore.version import Version, when
 
 _SHOWN = 5
@@ -26,6 +26,7 @@ class RemovedVersion:
         who: Who removed it, as ``user@host``.
         message: Why.
         until: Until when it can be brought back for certain.
+        is_purged: Whether it is gone for good, and cannot be brought back at all.
     """
 
     version: Version
@@ -33,6 +34,7 @@ class RemovedVersion:
     who: str
     message: str
     until: datetime
+    is_purged: bool = False
 
 
 def deleted(names: Names, model: str | None) -> list[RemovedVersion]:
@@ -46,21 +48,28 @@ def deleted(names: Names, model: str | None) -> list[RemovedVersion]:
         for version in numbered(home, name, removed):
             by = removed[version.number]
             until = window_end(by, retentions.window_s(name), over)
-            found.append(RemovedVersion(version, when(by), by.who, by.message, until))
+            purged = by.action == PURGE
+            found.append(RemovedVersion(version, when(by), by.who, by.message, until, purged))
     return found
 
 
 def removed_version(names: Names, ref: ModelRef) -> Version:
-    """Return the removed version that a reference names."""
+    """Return the removed version that a reference names; a model alone means none that was purged.
+
+    Raises:
+        UsageError: It names none, or several.
+        NotFound: There is no such version.
+    """
     if ref.variant is not None:
         raise UsageError(f"{ref} is a variant: it comes back with its version")
-    found = numbered(names.home, ref.model, names.removals.of(ref.model))
+    removed = names.removals.of(ref.model)
+    found = numbered(names.home, ref.model, removed)
     if ref.number is not None:
         chosen = [version for version in found if version.number == ref.number]
     elif ref.prefix is not None:
         chosen = [version for version in found if version.digest.hex.startswith(ref.prefix)]
     else:
-        chosen = found
+        chosen = [version for version in found if removed[version.number].action != PURGE]
     if len(chosen) == 1:
         return chosen[0]
     if chosen:

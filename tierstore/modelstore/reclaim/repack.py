@@ -11,7 +11,7 @@ them and their end. So this may stop anywhere, and whatever became needed meanwh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import blake3
@@ -150,6 +150,38 @@ class Repacker:
             done.stopped = str(error)
         self._confirm()
         return done
+
+    def give_up(self, packs: Set[bytes], lease: HeldLease) -> Repacked:
+        """Copy what is needed out of these packs, however little of them is waste.
+
+        Readers that hold a pack are no hindrance: they follow the moves. What is in archives alone,
+        or cannot be read or written now, is left as it is.
+
+        Args:
+            packs: The ids of packs that stay.
+            lease: The right to collect.
+
+        Raises:
+            Damaged, NotFound: Metadata of something that stays cannot be read.
+            Conflict: The lease is lost.
+        """
+        self._chosen = {pack for pack in packs if self._mark.needs.standing(pack) == "good"}
+        needed = needed_frames(self._mark, sorted(self._chosen), self._mark.below)
+        found = [PackWaste(pack, 0, 1.0) for pack in sorted(self._chosen)]
+        for tiers, chosen in self._by_tiers(found).items():
+            try:
+                self._repack_all(chosen, self._open_tiers(tiers), needed, lease, lambda: False)
+            except (BackendError, Damaged, NotFound) as error:
+                _log.warning("packs stay as they are: %s", error)
+                self._done.stopped = str(error)
+        self._confirm()
+        return self._done
+
+    def _open_tiers(self, names: Sequence[str]) -> list[str]:
+        """Return those of the tiers that take packs and give them at once; else home."""
+        tiers = self._mark.holdings.packs.tiers
+        fit = [one.name for one in tiers if one.takes_writes and one.archive is None]
+        return [name for name in names if name in fit] or [tiers[-1].name]
 
     def _allowed(self) -> list[bytes]:
         """Return the packs that may be repacked.

@@ -12,6 +12,7 @@ from tierstore.deferred import np
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.pack import TRAILER_BYTES
 from tierstore.format.table import PACK_HEADER_BYTES, ChunkPlace, ChunkTable
+from tierstore.ids import Digest
 from tierstore.modelstore.reclaim.mark import Mark
 from tierstore.modelstore.reclaim.ways import Ways
 
@@ -109,20 +110,29 @@ class NeededFrames:
             pack: The id of the pack.
             places: The places of its frames, by its own index.
         """
+        if self._new:
+            self._merge()
         number = self._numbers[pack]
         low, high = np.searchsorted(self._ends, [number << 32, (number + 1) << 32])
         ends = set((self._ends[low:high] & 0xFFFFFFFF).tolist())
         return [place for place in places if _end(place) in ends]
 
 
-def needed_frames(mark: Mark, packs: Collection[bytes]) -> NeededFrames:
+def needed_frames(
+    mark: Mark, packs: Collection[bytes], below: Iterable[Digest] = ()
+) -> NeededFrames:
     """Return which frames of these packs are needed by what stays.
+
+    Args:
+        mark: What stays.
+        packs: The ids of the packs.
+        below: Further manifests of which the frames are needed.
 
     Raises:
         Damaged, NotFound: A layout that stays cannot be read.
     """
     needed = NeededFrames(packs)
-    for digest in mark.kept:
+    for digest in (*mark.kept, *below):
         for part in mark.needs.frames(digest):
             if isinstance(part, ChunkTable):
                 needed.add_table(part)

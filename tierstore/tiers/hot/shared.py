@@ -21,6 +21,7 @@ from tierstore.tiers.stats import TierStats
 BATCH_BYTES = 16 << 20
 """The most bytes of frames that are read or written at once."""
 
+_BATCH_KEYS = 1000
 _log = logging.getLogger("tierstore.tiers")
 
 
@@ -28,8 +29,12 @@ def frame_key(place: ChunkPlace) -> str:
     """Return the key of a chunk's frame: its digest, and for a delta also its bases."""
     if not place.bases:
         return place.digest.hex()
-    bases = blake3.blake3(b"".join(place.bases)).digest()[:16]
-    return f"{place.digest.hex()}-{bases.hex()}"
+    return f"{place.digest.hex()}-{bases_of(place).hex()}"
+
+
+def bases_of(place: ChunkPlace) -> bytes:
+    """Return what tells a delta from others of its chunk in a key: 16 bytes."""
+    return blake3.blake3(b"".join(place.bases)).digest()[:16]
 
 
 class SharedHot:
@@ -112,6 +117,19 @@ class SharedHot:
             BackendError: Some may still be here.
         """
         self.blobs.delete([frame_key(place) for place in places])
+
+    def drop(self, keys: Sequence[str]) -> int:
+        """Delete frames by key; return how many there were.
+
+        Raises:
+            BackendError: Some may still be here.
+        """
+        there = 0
+        for at in range(0, len(keys), _BATCH_KEYS):
+            batch = keys[at : at + _BATCH_KEYS]
+            there += len(self.blobs.present(batch))
+            self.blobs.delete(batch)
+        return there
 
     def close(self) -> None:
         """Release connections."""

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tierstore.forks import begin
@@ -245,6 +245,19 @@ class HotBook:
                 self.policy.forget(digest)
                 freed += self._evicted(digest)
         return freed
+
+    def drop(self, digests: Sequence[bytes]) -> int:
+        """Remove every file of these chunks, known or not; return how many chunks had one."""
+        self.pin(digests, False)
+        there = 0
+        for digest in digests:
+            there += self._files.exists(digest)
+            if digest in self.sizes:
+                self.policy.forget(digest)
+                self._evicted(digest)
+            else:
+                self._files.remove(digest)
+        return there
 
     def pin(self, digests: Iterable[bytes], pinned: bool) -> None:
         """Pin or unpin chunks."""

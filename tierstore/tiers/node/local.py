@@ -317,6 +317,15 @@ class LocalHot:
         """Remove these chunks, or all of them, except pinned ones; return the bytes freed."""
         return self._dir.manage(lambda: self._dir.book.evict(digests), 0)
 
+    def drop(self, digests: Sequence[bytes]) -> int:
+        """Remove every file of these chunks, pinned or not; return how many chunks had one.
+
+        Raises:
+            OSError: The directory failed: some may still be here.
+        """
+        self._dir.files.prepare()
+        return self._dir.transact(lambda: self._dir.book.drop(digests))
+
     def pin(self, digests: Sequence[bytes]) -> None:
         """Protect these chunks from eviction until ``unpin``, here already or not."""
         self._dir.manage(lambda: self._dir.book.pin(digests, True), None)

@@ -1,0 +1,280 @@
+"""What a run of the collector does for purge orders (SPEC.md 10.3)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.kit import created, equal, opened
+from tests.integration.test_collector_schedules import copied
+from tierstore import Dense
+from tierstore.admin.purges import purges_of
+from tierstore.blobs.memory import MemoryStore
+from tierstore.errors import Conflict, NotFound
+from tierstore.format.keys import LEASES, SWEEPS, pack_key
+from tierstore.format.purge import PurgeOrder
+from tierstore.modelstore.home.footers import list_packs, read_chunks
+from tierstore.modelstore.names.removalprotocol import purge_lost
+from tierstore.modelstore.patches.fold import fold_version
+from tierstore.modelstore.reclaim.collector import Collector
+from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.purge.carrying import Carrying
+from tierstore.modelstore.reclaim.purge.frames import Frames
+from tierstore.modelstore.reclaim.purge.orders import Orders
+from tierstore.modelstore.reclaim.purge.purging import Purges
+from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import Crashed, FaultyStore
+
+SHARED = np.random.default_rng(99).standard_normal((300, 1000), np.float32)
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((300, 1000), np.float32)
+
+
+def content(number: int) -> dict[str, np.ndarray]:
+    return {"own": noise(number), "shared": SHARED}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
+    """A store with m@1 to m@3, which share a tensor."""
+    blobs = MemoryStore("world")
+    with created(blobs, tmp_path_factory.mktemp("world")) as store:
+        enable(store._parts.home, wait_s=0)
+        for number in range(1, 4):
+            store.save("m", content(number), base=None)
+    return blobs
+
+
+@pytest.fixture
+def blobs(world: MemoryStore) -> MemoryStore:
+    return copied(world)
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    with opened(blobs, cache) as store:
+        yield store
+
+
+def give(store: Store, number: int, model: str = "m") -> PurgeOrder:
+    """Give an order, and purge the version."""
+    order = PurgeOrder(
+        id=uuid.uuid4().hex,
+        time_us=time.time_ns() // 1000,
+        who="me",
+        model=model,
+        version=number,
+        manifest=store.resolve(f"{model}@{number}").digest.hex,
+    )
+    Orders(store._parts.home.blobs).put(order)
+    purge_lost(store._parts.home, model, number, "request 7")
+    return order
+
+
+def carrying_of(store: Store, *orders: PurgeOrder) -> Carrying:
+    home = store._parts.home
+    names = [one.id for one in orders]
+    parts = store._parts
+    open_alone = store._opener.open_alone
+    return Carrying(home, Orders(home.blobs), names, Frames(home), True, parts.rebasing, open_alone)
+
+
+def carry(store: Store, *orders: PurgeOrder, passes: int = 3) -> list[PurgeOrder]:
+    home = store._parts.home
+    known = Orders(home.blobs)
+    for _ in range(passes):
+        Collector(home).run(errand=carrying_of(store, *orders))
+    return [known.get(one.id) for one in orders]
+
+
+def packs_with(store: Store, digests: set[bytes]) -> set[bytes]:
+    home = store._parts.home
+    found = set()
+    for info in list_packs(home.packs).packs:
+        table = read_chunks(home.packs, info.key, info.size)
+        if not digests.isdisjoint(table.digests):
+            found.add(bytes.fromhex(info.key.rpartition("/")[2]))
+    return found
+
+
+def chunks(store: Store, ref: str) -> set[bytes]:
+    home = store._parts.home
+    return set(home.manifest_chunks(store.resolve(ref).digest).digests)
+
+
+def test_what_nothing_needs_is_gone_in_one_run(store: Store, blobs: MemoryStore) -> None:
+    own = chunks(store, "m@1") - chunks(store, "m@2")
+    digest = store.resolve("m@1").digest.hex
+    [order] = carry(store, give(store, 1), passes=1)
+    assert packs_with(store, own) == set()
+    assert not [info.key for info in blobs.list() if digest in info.key]
+    assert order.done
+    assert order.manifests_left == {}
+    assert [one.gone for one in order.packs] == [True]
+    assert order.shared_chunks == 2
+    assert {key.partition("/")[0] for key in order.objects} == {"layouts", "versions"}
+    for number in (2, 3):
+        equal(store.load(f"m@{number}").load(), content(number))
+
+
+def test_several_orders_go_in_one_run(store: Store) -> None:
+    own = (chunks(store, "m@1") | chunks(store, "m@2")) - chunks(store, "m@3")
+    orders = carry(store, give(store, 1), give(store, 2), passes=1)
+    assert [one.done for one in orders] == [True, True]
+    assert packs_with(store, own) == set()
+    equal(store.load("m@3").load(), content(3))
+
+
+def test_a_pack_that_nobody_can_look_into_is_left(store: Store, blobs: MemoryStore) -> None:
+    """However often the purge is gone on with, and whoever does."""
+    home, digest = store._parts.home, store.resolve("m@1").digest
+    [pack] = home.layout(digest, home.manifest(digest)).pack_ids
+    data = bytearray(blobs.get(pack_key(bytes(pack))))
+    data[-8:] = bytes(8)
+    blobs.put(pack_key(bytes(pack)), bytes(data))
+    order = give(store, 1)
+    for _ in range(2):
+        [after] = carry(store, order, passes=2)
+        assert not after.done
+        assert [one.gone for one in after.packs] == [False]
+
+
+def test_what_is_folded_or_derived_behind_the_order_goes_as_well(store: Store) -> None:
+    patch = store.patch("m@3", {"own": Dense(noise(7))})
+    order = give(store, patch.number)
+    home = store._parts.home
+    folded = fold_version(
+        home, store._opener, store._parts.saving, patch, at_least=1, progress=None
+    ).full
+    home.blobs.delete([info.key for info in home.blobs.list(LEASES)])
+    [order] = carry(store, order)
+    assert order.done
+    assert not [info.key for info in home.blobs.list() if folded.hex in info.key]
+
+
+def test_deltas_on_what_goes_are_stored_anew(store: Store) -> None:
+    near = content(1) | {"own": noise(1) + np.float32(1e-3)}
+    store.save("n", near, base="m@1")
+    own = chunks(store, "m@1") - chunks(store, "n@1") - chunks(store, "m@2")
+    [order] = carry(store, give(store, 1))
+    assert order.done
+    assert packs_with(store, own) == set()
+    equal(store.load("n@1").load(), near)
+
+
+def test_equal_content_can_be_saved_while_it_goes(store: Store, blobs: MemoryStore) -> None:
+    order = give(store, 1)
+    carry(store, order, passes=1)
+    version = store.save("x", content(1), base=None)
+    assert version.digest.hex != order.manifest
+    [order] = carry(store, order)
+    assert order.done
+    equal(store.load(version).load(), content(1))
+
+
+def test_a_manifest_that_is_written_late_goes_as_well(store: Store, blobs: MemoryStore) -> None:
+    digest = store.resolve("m@1").digest
+    key = f"versions/{digest.hex}"
+    data = blobs.get(key)
+    order = give(store, 1)
+    [order] = carry(store, order)
+    assert order.done
+    blobs.put(key, data)
+    [order] = carry(store, order)
+    assert not [info.key for info in blobs.list() if digest.hex in info.key]
+
+
+def test_two_that_go_on_at_once_keep_one_receipt(store: Store) -> None:
+    """Who has the right reads the order then, and writes it before the right is given back."""
+    order = give(store, 1)
+    home = store._parts.home
+    known = Orders(home.blobs)
+    late = carrying_of(store, order)
+    [done] = carry(store, order)
+    Collector(home).run(errand=late)
+    after = known.get(order.id)
+    assert after.objects == done.objects != []
+    assert after.packs == done.packs
+    assert after.done
+
+
+def test_it_waits_for_who_needs_it_for_a_while(store: Store, blobs: MemoryStore) -> None:
+    store.save("x", content(1) | {"more": noise(5)}, base=None)
+    store.save("x", {"w": noise(6)}, base=None)
+    store.remove("x@1")
+    order = give(store, 1)
+    [order] = carry(store, order)
+    assert not order.done
+    assert any("x@1 was removed" in why for why in order.waits)
+    assert Orders(blobs).content(order.id)
+
+
+# whole purges
+
+
+@pytest.fixture
+def purges(store: Store) -> Purges:
+    return purges_of(store)
+
+
+def test_a_purge_is_one_order_a_version(store: Store, purges: Purges) -> None:
+    own = (chunks(store, "m@1") | chunks(store, "m@2")) - chunks(store, "m@3")
+    orders = purges.begin(["m@1", "m@2"], force=False, message="request 7")
+    assert [(one.version, one.is_done, one.message) for one in orders] == [
+        ("m@1", True, "request 7"),
+        ("m@2", True, "request 7"),
+    ]
+    assert packs_with(store, own) == set()
+    with pytest.raises(NotFound, match=r"m@1 was purged .* 'request 7', and cannot be"):
+        store.load("m@1")
+    [again] = purges.begin(["m@1"], force=False, message=None)
+    assert (again.id, again.tiers) == (orders[0].id, orders[0].tiers)
+    assert purges.run() == []
+
+
+def test_what_is_needed_is_not_purged_and_leaves_no_order(store: Store, purges: Purges) -> None:
+    store.alias("m", "prod", "m@2")
+    with pytest.raises(Conflict, match="m@2 is needed by alias prod"):
+        purges.begin(["m@1", "m@2"], force=False, message=None)
+    assert purges.all() == []
+    assert [one.number for one in store.versions("m")] == [3, 2, 1]
+
+
+def test_what_is_removed_can_be_purged(store: Store, purges: Purges) -> None:
+    own = chunks(store, "m@1") - chunks(store, "m@2")
+    store.remove("m@1")
+    [order] = purges.begin(["m@1"], force=False, message=None)
+    assert order.is_done
+    assert packs_with(store, own) == set()
+
+
+def test_wherever_a_purge_ends_it_is_gone_on_with(world: MemoryStore, tmp_path: Path) -> None:
+    """By whoever goes on with all purges, who does not know of this one."""
+    at, ended = 0, False
+    while not ended:
+        blobs = copied(world)
+        faulty = FaultyStore(blobs, crash_after=at)
+        try:
+            with opened(faulty, tmp_path / f"a{at}") as store:
+                purges_of(store).begin(["m@1"], force=False, message=None)
+                ended = True
+        except Crashed:
+            pass
+        at += 1
+        blobs.delete([info.key for info in [*blobs.list(LEASES), *blobs.list(SWEEPS)]])
+        with opened(blobs, tmp_path / f"b{at}") as store:
+            is_purged = "m@1" not in {str(one) for one in store.versions("m")}
+            purges_of(store).run()
+            if is_purged:
+                [order] = Orders(blobs).all()
+                assert order.done
+                left = [info.key for info in blobs.list() if order.manifest in info.key]
+                assert not left
+            equal(store.load("m@2").load(), content(2))

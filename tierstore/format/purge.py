@@ -1,0 +1,186 @@
+"""Purge orders with their receipts, and what nodes say to them (SPEC.md section 10.3)."""
+
+import itertools
+from typing import Annotated
+
+import msgspec
+
+from tierstore.format.checks import Broken
+from tierstore.format.reflog import Microseconds, Seq
+from tierstore.format.sealed import Body, Hex32, Hex64
+from tierstore.ids import DIGEST_BYTES, split_digests
+
+DELTA_BYTES = DIGEST_BYTES + 16
+"""Bytes of the key of a delta in a shared tier: the digest, and half a digest of its bases."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class PurgedPack(msgspec.Struct, frozen=True, kw_only=True):
+    """A pack with purged frames in one tier.
+
+    Attributes:
+        pack: Its id, in hex.
+        tier: The name of the tier.
+        bytes: Its length.
+        gone: Whether it was deleted from there.
+        why: Why it is there still; empty once it is gone.
+    """
+
+    pack: Hex64
+    tier: str
+    bytes: Count
+    gone: bool = False
+    why: str = ""
+
+
+class SharedChunks(msgspec.Struct, frozen=True, kw_only=True):
+    """Chunks of what was purged that somebody else needs.
+
+    Attributes:
+        why: Who needs them: a version, or why it stays.
+        chunks: How many.
+        plain_bytes: Their bytes, as far as these are known.
+    """
+
+    why: str
+    chunks: Count
+    plain_bytes: Count
+
+
+class PurgeOrder(Body, frozen=True, kw_only=True):
+    """A version that is to be purged, and the receipt of it.
+
+    Attributes:
+        id: Its name, random.
+        time_us: When it was given, in microseconds since the epoch by the clock of whoever did.
+        who: The user and the host.
+        message: Why.
+        model: The name of the model.
+        version: The number of the version.
+        manifest: The digest of its manifest, in hex.
+        variants: The names of its variants that were found so far.
+        updated_us: When somebody last went on with it, by the clock of whoever did.
+        tries: How often somebody went on with it and did not end it: the next one waits longer.
+        done: Whether nothing is left to do but by nodes.
+        sweep: How often there was more to drop from caches; not more than in the content.
+        chunks: How many distinct chunks were found.
+        plain_bytes: Their bytes, as far as these are known.
+        shared_chunks: How many of them somebody else needs.
+        shared_plain_bytes: Their bytes, as far as these are known.
+        shared: Who needs them; a chunk counts for each.
+        tiers: The durable tiers that were asked.
+        packs: The packs that had purged frames, by tier.
+        rewritten_bytes: The bytes of new packs for what else was in these, in all tiers together.
+        kept_bytes: The bytes that were deleted and that a tier keeps as older versions, by its
+            name.
+        objects: The keys of other objects that were deleted.
+        manifests_left: Why manifests stay, by their digests in hex.
+        unread: How many packs of archives, or damaged ones, nobody knows the chunks of.
+        down: Why tiers could not be asked, by name.
+        waits: Whom it waits for.
+    """
+
+    id: Hex32
+    time_us: Microseconds
+    who: str
+    message: str = ""
+    model: str
+    version: Seq
+    manifest: Hex64
+    variants: list[str] = msgspec.field(default_factory=list)
+    updated_us: Microseconds = 0
+    tries: Count = 0
+    done: bool = False
+    sweep: Count = 0
+    chunks: Count = 0
+    plain_bytes: Count = 0
+    shared_chunks: Count = 0
+    shared_plain_bytes: Count = 0
+    shared: list[SharedChunks] = msgspec.field(default_factory=list)
+    tiers: list[str] = msgspec.field(default_factory=list)
+    packs: list[PurgedPack] = msgspec.field(default_factory=list)
+    rewritten_bytes: Count = 0
+    kept_bytes: dict[str, Count] = msgspec.field(default_factory=dict)
+    objects: list[str] = msgspec.field(default_factory=list)
+    manifests_left: dict[Hex64, str] = msgspec.field(default_factory=dict)
+    unread: Count = 0
+    down: dict[str, str] = msgspec.field(default_factory=dict)
+    waits: list[str] = msgspec.field(default_factory=list)
+
+
+class PurgedContent(Body, frozen=True, kw_only=True):
+    """The manifests and chunks of what was purged, as far as they were found.
+
+    Attributes:
+        id: The order's.
+        sweep: How often there was more to drop from caches.
+        manifests: The digests of the manifests, 32 bytes each, rising.
+        digests: Those of the chunks, likewise.
+        kept: One bit for each chunk, whether somebody else needs it: bit b is ``1 << b % 8`` of
+            byte ``b // 8``.
+        deltas: The keys of deltas in shared tiers, 48 bytes each, rising.
+    """
+
+    id: Hex32
+    sweep: Count
+    manifests: bytes
+    digests: bytes
+    kept: bytes
+    deltas: bytes = b""
+
+    def check(self) -> None:
+        """Raise ``Broken`` unless the digests rise, and there is a bit for each chunk."""
+        digests = split_digests(self.digests)
+        if len(self.digests) % DIGEST_BYTES or len(self.kept) != -(-len(digests) // 8):
+            raise Broken("its chunks and their bits are not as many")
+        manifests = split_digests(self.manifests)
+        if len(self.manifests) % DIGEST_BYTES:
+            raise Broken("its manifests are not whole")
+        for column in (digests, manifests):
+            if any(low >= high for low, high in itertools.pairwise(column)):
+                raise Broken("its digests do not rise")
+        if len(self.deltas) % DELTA_BYTES:
+            raise Broken("its deltas are not whole")
+
+
+class Acknowledgement(Body, frozen=True, kw_only=True):
+    """What the agent of one place has dropped for a purge.
+
+    Attributes:
+        id: The order's.
+        node: The node's name.
+        place: The place: a cache of that node, by the random name that it was given once.
+        who: The user and the host.
+        sweep: The count that it had read before.
+        time_us: When, in microseconds since the epoch by the node's clock.
+        dropped: How many chunks, frames or files were dropped, by the place.
+        failed: Why a place could not be asked, by the place.
+    """
+
+    id: Hex32
+    node: str
+    place: Hex32
+    who: str
+    sweep: Count
+    time_us: Microseconds
+    dropped: dict[str, Count] = msgspec.field(default_factory=dict)
+    failed: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class NodeNote(Body, frozen=True, kw_only=True):
+    """Says that there is an agent on a node.
+
+    Attributes:
+        node: The node's name.
+        place: The agent's place, as in its acknowledgements.
+        who: The user and the host.
+        tool: The program and its version.
+        time_us: When, in microseconds since the epoch by the node's clock.
+    """
+
+    node: str
+    place: Hex32
+    who: str
+    tool: str
+    time_us: Microseconds

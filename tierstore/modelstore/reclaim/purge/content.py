@@ -1,0 +1,107 @@
+"""What a purge takes in, found anew in each pass: manifests, chunks, deltas (SPEC.md 10.3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
+
+from tierstore.errors import Damaged, NotFound
+from tierstore.format.keys import VARIANTS
+from tierstore.format.purge import DELTA_BYTES, PurgedContent, PurgeOrder
+from tierstore.ids import Digest, split_digests
+from tierstore.modelstore.home.chain import fold_of
+from tierstore.modelstore.home.home import Home, chunks_of
+
+_log = logging.getLogger("tierstore.purge")
+
+
+@dataclass(slots=True)
+class Content:
+    """What was found of the content of one order; it only grows.
+
+    Attributes:
+        manifests: The digests of its manifests.
+        digests: Those of its chunks.
+        kept: The chunks that somebody else needs.
+        deltas: Keys of deltas in shared tiers.
+        sweep: How often there was more to drop.
+    """
+
+    manifests: set[bytes] = field(default_factory=set)
+    digests: set[bytes] = field(default_factory=set)
+    kept: set[bytes] = field(default_factory=set)
+    deltas: set[bytes] = field(default_factory=set)
+    sweep: int = 0
+
+    @classmethod
+    def read(cls, stored: PurgedContent | None) -> Content:
+        """Return what was found before."""
+        if stored is None:
+            return cls()
+        digests = split_digests(stored.digests)
+        return cls(
+            manifests=set(split_digests(stored.manifests)),
+            digests=set(digests),
+            kept={d for at, d in enumerate(digests) if stored.kept[at // 8] >> at % 8 & 1},
+            deltas={
+                stored.deltas[at : at + DELTA_BYTES]
+                for at in range(0, len(stored.deltas), DELTA_BYTES)
+            },
+            sweep=stored.sweep,
+        )
+
+    @property
+    def gone(self) -> set[bytes]:
+        """The chunks that nobody else needs."""
+        return self.digests - self.kept
+
+    def stored(self, name: str) -> PurgedContent:
+        """Return it as it is kept in home, for the order of that id."""
+        digests = sorted(self.digests)
+        bits = bytearray(-(-len(digests) // 8))
+        for at, digest in enumerate(digests):
+            if digest in self.kept:
+                bits[at // 8] |= 1 << at % 8
+        return PurgedContent(
+            id=name,
+            sweep=self.sweep,
+            manifests=b"".join(sorted(self.manifests)),
+            digests=b"".join(digests),
+            kept=bytes(bits),
+            deltas=b"".join(sorted(self.deltas)),
+        )
+
+    def drops_more_than(self, before: Content) -> bool:
+        """Return whether caches have more to drop than before."""
+        return not (self.gone <= before.gone and self.deltas <= before.deltas)
+
+
+def find(home: Home, order: PurgeOrder) -> tuple[set[str], set[bytes]]:
+    """Return the variants of a purged version, and the manifests that have its content.
+
+    Those are its own, those of every entry of its variants, and the full ones of their folds.
+    """
+    variants, versions = set[str](), {order.manifest}
+    for variant in home.variants(order.model):
+        for entry in home.log(order.model, VARIANTS + variant).entries():
+            if entry.version == order.version and entry.manifest is not None:
+                variants.add(variant)
+                versions.add(entry.manifest)
+    found = {Digest.from_hex(one).raw for one in versions}
+    for one in list(found):
+        full = fold_of(home, Digest(one))
+        if full is not None:
+            found.add(full.raw)
+    return variants, found
+
+
+def chunks_in(home: Home, manifests: Iterable[bytes]) -> Set[bytes]:
+    """Return the digests of all chunks of manifests, as far as these are there still."""
+    found = set[bytes]()
+    for manifest in manifests:
+        try:
+            found.update(chunks_of(home.manifest(Digest(manifest))))
+        except (Damaged, NotFound) as error:
+            _log.info("%s; its chunks are those that were found before", error)
+    return found

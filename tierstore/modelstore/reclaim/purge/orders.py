@@ -1,0 +1,185 @@
+"""Purge orders, their chunks and what nodes say to them, as home keeps them (SPEC.md 10.3)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+from tierstore.blobs.base import BlobInfo, BlobStore
+from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
+from tierstore.forks import begin
+from tierstore.format.keys import (
+    ACKS,
+    GROWTH,
+    NODES,
+    PURGED,
+    PURGES,
+    REPORTS,
+    segment,
+    unsegment,
+)
+from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder
+from tierstore.format.sealed import Kind, seal_body, unseal_body
+from tierstore.format.tiers import HEAT
+from tierstore.modelstore.home.leases import in_force
+
+_BY_NODE = ((HEAT, 0, 0), (GROWTH, 0, 0), (NODES, 0, 1), (REPORTS, 2, 0))
+"""Prefixes of objects that a node writes, with how many segments are before and behind its name."""
+
+_log = logging.getLogger("tierstore.purge")
+
+
+class Orders:
+    """The purge orders of one store.
+
+    Args:
+        home_blobs: The store's home.
+    """
+
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._blobs = home_blobs
+        self._done: dict[str, tuple[tuple[int, float], PurgeOrder]] = {}
+        begin(self._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+
+    def put(self, order: PurgeOrder) -> None:
+        """Write an order, over what it was before."""
+        self._blobs.put(PURGES + order.id, seal_body(Kind.PURGE, order))
+
+    def get(self, name: str) -> PurgeOrder:
+        """Return an order by its id."""
+        key = PURGES + name
+        return unseal_body(Kind.PURGE, self._blobs.get(key), PurgeOrder, key)
+
+    def find(self, name: str) -> PurgeOrder:
+        """Return the order whose id begins so, or the newest one that names a version.
+
+        Args:
+            name: The beginning of an id, or a version such as ``ranker@3``.
+
+        Raises:
+            NotFound: There is none.
+            UsageError: There are several.
+        """
+        if "@" in name:
+            for order in self.all():
+                if name == f"{order.model}@{order.version}":
+                    return order
+            raise NotFound(f"{name} was not purged; 'tierstore purge ls' lists what was")
+        found = [one for one in self.names() if one.startswith(name)]
+        if not found or not name:
+            raise NotFound(f"there is no receipt {name!r}; 'tierstore purge ls' lists them")
+        if len(found) > 1:
+            raise UsageError(f"{len(found)} receipts begin with {name!r}: give more of the id")
+        return self.get(found[0])
+
+    def names(self) -> list[str]:
+        """Return the ids of all orders."""
+        return [info.key.removeprefix(PURGES) for info in self._blobs.list(PURGES)]
+
+    def all(self) -> list[PurgeOrder]:
+        """Return all orders that can be read, the newest first.
+
+        Those that are done are read again when they were written again.
+        """
+        there = {info.key: (info.size, info.mtime) for info in self._blobs.list(PURGES)}
+        with self._lock:
+            known = {
+                key: order for key, (seen, order) in self._done.items() if there.get(key) == seen
+            }
+        found = list(known.values())
+        keys = [key for key in there if key not in known]
+        for key, data in self._blobs.get_many(keys).items():
+            try:
+                order = unseal_body(Kind.PURGE, data, PurgeOrder, key)
+            except (Damaged, UnsupportedFormat) as error:
+                _log.warning("%s", error)
+                continue
+            found.append(order)
+            if order.done:
+                with self._lock:
+                    self._done[key] = there[key], order
+        return sorted(found, key=lambda one: (-one.time_us, one.id))
+
+    def drop(self, name: str) -> None:
+        """Delete an order of a version that was not purged."""
+        self._blobs.delete([PURGED + name, PURGES + name])
+
+    def put_content(self, content: PurgedContent) -> None:
+        """Write what was found of the content of an order, over what was found before."""
+        self._blobs.put(PURGED + content.id, seal_body(Kind.PURGED, content))
+
+    def content(self, name: str) -> PurgedContent | None:
+        """Return what was found of the content of an order by its id; ``None``: nothing yet."""
+        key = PURGED + name
+        try:
+            return unseal_body(Kind.PURGED, self._blobs.get(key), PurgedContent, key)
+        except NotFound:
+            return None
+
+    def acknowledge(self, said: Acknowledgement) -> None:
+        """Write what the agent of a place has dropped, over what it said before."""
+        data = seal_body(Kind.ACKNOWLEDGEMENT, said)
+        self._blobs.put(f"{ACKS}{said.id}/{said.place}", data)
+
+    def acknowledged(self, names: Iterable[str], place: str) -> dict[str, Acknowledgement]:
+        """Return what the agent of a place has said to these orders, by their ids."""
+        return {said.id: said for said in self._said([f"{ACKS}{one}/{place}" for one in names])}
+
+    def acknowledgements(self, name: str) -> dict[str, Acknowledgement]:
+        """Return what agents have said to an order, by their places."""
+        keys = [info.key for info in self._blobs.list(f"{ACKS}{name}/")]
+        return {said.place: said for said in self._said(keys)}
+
+    def _said(self, keys: list[str]) -> Iterator[Acknowledgement]:
+        for key, data in self._blobs.get_many(keys).items():
+            try:
+                yield unseal_body(Kind.ACKNOWLEDGEMENT, data, Acknowledgement, key)
+            except (Damaged, UnsupportedFormat) as error:
+                _log.warning("%s", error)
+
+    def note(self, note: NodeNote) -> None:
+        """Say that there is an agent on a node."""
+        key = f"{NODES}{segment(note.node)}/{note.place}"
+        self._blobs.put(key, seal_body(Kind.NODE, note))
+
+    def places(self) -> dict[str, str]:
+        """Return the nodes of all places that have an agent, by the place."""
+        found: dict[str, str] = {}
+        for info in self._blobs.list(NODES):
+            name, place = _node_of(info, NODES, 0, 1), info.key.rpartition("/")[2]
+            if name:
+                found[place] = name
+        return found
+
+    def nodes(self) -> dict[str, datetime | None]:
+        """Return when each node of the store was seen last, by home's clock.
+
+        A node is known by what it writes. A host that holds a reader's lease is one as well, with
+        ``None``, unless a node has its name.
+        """
+        found: dict[str, datetime | None] = {}
+        for prefix, before, behind in _BY_NODE:
+            for info in self._blobs.list(prefix):
+                name = _node_of(info, prefix, before, behind)
+                seen = datetime.fromtimestamp(info.mtime, UTC)
+                known = found.get(name) if name else None
+                if name and (known is None or known < seen):
+                    found[name] = seen
+        for lease in in_force(self._blobs, "reader"):
+            found.setdefault(lease.host, None)
+        return found
+
+
+def _node_of(info: BlobInfo, prefix: str, before: int, behind: int) -> str:
+    parts = info.key.removeprefix(prefix).split("/")
+    if len(parts) != before + 1 + behind:
+        return ""
+    try:
+        return unsegment(parts[before])
+    except UnicodeDecodeError:
+        return ""

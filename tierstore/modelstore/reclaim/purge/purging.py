@@ -1,0 +1,295 @@
+"""Purges versions, goes on with purges that are not over, and tells what became of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from tierstore.arguments import as_message
+from tierstore.errors import NotFound, TierstoreError, UsageError
+from tierstore.format.purge import PurgeOrder
+from tierstore.ids import Digest, ModelRef
+from tierstore.modelstore.care.rebase import Rebasing
+from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.reserve import with_reserve
+from tierstore.modelstore.loading.opener import Opened
+from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.names.removed import PURGE
+from tierstore.modelstore.reclaim.feature import check_enabled
+from tierstore.modelstore.reclaim.purge.carrying import Carrying
+from tierstore.modelstore.reclaim.purge.dropping import Dropping
+from tierstore.modelstore.reclaim.purge.frames import Frames
+from tierstore.modelstore.reclaim.purge.orders import Orders
+from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt, receipt_of
+from tierstore.modelstore.reclaim.reclaim import Reclaim
+from tierstore.modelstore.reclaim.removal import Removing, as_text
+from tierstore.modelstore.reclaim.removedlist import removed_version
+from tierstore.modelstore.version import Version
+
+_PASSES = 5
+_DAY_S = 24 * 3600.0
+_DROPPED_S = _DAY_S
+"""Seconds after which an order of a version that was never purged is dropped."""
+
+_AGAIN_S = (600.0, 3600.0, _DAY_S)
+"""Seconds after which an agent goes on with a purge that is not over, by how often it tried."""
+
+_LATE_S = 30 * _DAY_S
+"""Seconds in which an agent looks daily at a purge that is done, and afterwards once in as long."""
+
+_log = logging.getLogger("tierstore.purge")
+
+
+class Purges:
+    """The purges of a store; obtained as ``Store.purges``. ``Store.purge`` begins one.
+
+    Examples:
+        >>> store = tierstore.init("store")
+        >>> store.reclaim.enable(wait_s=0)
+        >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+        >>> [receipt] = store.purge("ranker@1", force=True)
+        >>> store.purges.receipt(receipt.id).version
+        'ranker@1'
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        removing: Removing,
+        reclaim: Reclaim,
+        rebasing: Rebasing,
+        open_alone: Callable[[Digest], Opened],
+        dropping: Dropping,
+    ) -> None:
+        """Purge versions of the store with these names."""
+        self._names, self._home = names, names.home
+        self._removing, self._reclaim = removing, reclaim
+        self._rebasing, self._open_alone = rebasing, open_alone
+        self._orders: Orders = dropping.orders
+        self._dropping = dropping
+
+    def __repr__(self) -> str:
+        return f"<Purges of {self._home.blobs.url}>"
+
+    def __dir__(self) -> Sequence[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
+
+    def begin(
+        self, refs: Iterable[str | Version], *, force: bool, message: str | None
+    ) -> list[PurgeReceipt]:
+        """Purge versions; see ``Store.purge``.
+
+        Each has an order of its own, which is written before anything else. An order of another
+        process that has not purged its version yet is not relied on: that may still give it up.
+        """
+        note = as_message(message)
+        check_enabled(self._home)
+        versions = list({str(one): one for one in map(self._any_version, refs)}.values())
+        if not versions:
+            raise UsageError("no version was named; give references, such as 'ranker@3'")
+        known = {(one.model, one.version): one.id for one in reversed(self._orders.all())}
+        names: list[str] = []
+        given: dict[str, PurgeOrder] = {}
+        new: list[Version] = []
+        for version in versions:
+            is_purged = self._is_purged(version.model, version.number)
+            name = known.get((version.model, version.number))
+            if name is None or not is_purged:
+                order = self._give(version, note)
+                given[order.id], name = order, order.id
+            if not is_purged:
+                new.append(version)
+            names.append(name)
+        self._remove(new, given, force=force, note=note)
+        waits = self._go_on(names)
+        self._dropping.drop_all([self._orders.get(name) for name in names])
+        return self._receipts(names, waits)
+
+    def _remove(
+        self,
+        versions: Sequence[Version],
+        given: Mapping[str, PurgeOrder],
+        *,
+        force: bool,
+        note: str,
+    ) -> None:
+        try:
+            if versions:
+                self._removing.purge(versions, force=force, note=note)
+        except TierstoreError:
+            # of two that purge the same at once one may have been faster
+            if not all(self._is_purged(one.model, one.number) for one in versions):
+                self._drop_unpurged(given, 0.0)
+                raise
+        there = set(self._orders.names()) if given else set[str]()
+        for name in given.keys() - there:  # we slept for so long that others dropped it
+            self._put(given[name])
+
+    def _any_version(self, ref: str | Version) -> Version:
+        """Return the version that a reference names, removed or not."""
+        try:
+            version = self._names.resolve(as_text(ref))
+        except NotFound:
+            return removed_version(self._names, ModelRef.parse(as_text(ref)))
+        if version.variant is not None:
+            raise UsageError(
+                f"{version} is a variant: it is purged with its version, "
+                f"{version.model}@{version.number}, and not without it"
+            )
+        return version
+
+    def _is_purged(self, model: str, number: int) -> bool:
+        entry = self._names.removals.of(model).get(number)
+        return entry is not None and entry.action == PURGE
+
+    def _give(self, version: Version, note: str) -> PurgeOrder:
+        order = PurgeOrder(
+            id=uuid.uuid4().hex,
+            time_us=time.time_ns() // 1000,
+            who=whoami(),
+            message=note,
+            model=version.model,
+            version=version.number,
+            manifest=version.digest.hex,
+        )
+        self._put(order)
+        return order
+
+    def _put(self, order: PurgeOrder) -> None:
+        """Write an order, on a full home by the reserve: nobody could free anything otherwise."""
+        with_reserve(self._home.blobs, lambda: self._orders.put(order))
+
+    def _drop_unpurged(self, names: Iterable[str], older_s: float) -> list[str]:
+        """Delete orders of versions that were not purged; return the ids of the others."""
+        left: list[str] = []
+        for name in names:
+            order = self._orders.get(name)
+            if self._is_purged(order.model, order.version):
+                left.append(name)
+            elif time.time() - order.time_us / 1e6 >= older_s:
+                self._orders.drop(name)
+        return left
+
+    def _go_on(self, names: Sequence[str]) -> str | None:
+        """Carry orders out, as far as that is possible now; return what is in the way."""
+        try:
+            todo = self._drop_unpurged(names, _DROPPED_S)
+            frames, before = Frames(self._home), None
+            for again in range(_PASSES if todo else 0):
+                self._carry_out(todo, frames, is_first=not again)
+                orders = [self._orders.get(name) for name in todo]
+                left = [_left(order) for order in orders]
+                if left == before or all(order.done for order in orders):
+                    break
+                before = left
+        except TierstoreError as error:  # what was purged stays so, and is gone on with
+            return str(error)
+        return None
+
+    def _carry_out(self, names: Sequence[str], frames: Frames, *, is_first: bool) -> None:
+        carrying = Carrying(
+            self._home, self._orders, names, frames, is_first, self._rebasing, self._open_alone
+        )
+        self._reclaim.carry_out(carrying)
+
+    def run(self) -> list[PurgeReceipt]:
+        """Go on with all purges, and drop what they name from the caches of this process.
+
+        Those that are done are looked at as well: what stayed of one may go by now.
+
+        Returns:
+            The receipts of those that were not complete, as they are now, the newest first.
+
+        Raises:
+            UsageError: The store does not allow removal.
+            BackendError: The store's home cannot be asked.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.reclaim.enable(wait_s=0)
+            >>> store.purges.run()
+            []
+        """
+        check_enabled(self._home)
+        names = [one.id for one in self.all() if not one.is_complete]
+        every = [one.id for one in self._orders.all()]
+        waits = self._go_on(every)
+        self._dropping.drop_all(self._orders.all())
+        there = set(self._orders.names())  # those of versions that were never purged are dropped
+        return self._receipts([name for name in names if name in there], waits)
+
+    def keep_up(self) -> None:
+        """Do what an agent does each round: go on, drop, and say that this node is there.
+
+        An error is logged, and tried again later.
+        """
+        try:
+            if not self._dropping.is_due() or not self._reclaim.is_enabled:
+                return
+            self._dropping.note()
+            every = self._orders.all()
+            due = [one.id for one in every if _is_due(one, time.time())]
+            if due and (why := self._go_on(due)):
+                _log.info("%d purges wait: %s", len(due), why)
+            for said in self._dropping.drop_all(self._orders.all() if due else every):
+                _log.info("dropped for the purge %s: %s", said.id, dict(said.dropped))
+        except TierstoreError as error:
+            _log.warning("purges are not gone on with now: %s", error)
+
+    def receipt(self, name: str) -> PurgeReceipt:
+        """Return the receipt of a purge as it is now, with the nodes that have answered since.
+
+        Args:
+            name: Its id, how that begins, or a version that was purged, such as ``ranker@3``.
+
+        Raises:
+            NotFound: There is no such purge.
+            UsageError: There are several.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.reclaim.enable(wait_s=0)
+            >>> _ = store.save("ranker", {"w": np.ones(3, np.float32)})
+            >>> _ = store.purge("ranker@1", force=True, message="request 7")
+            >>> store.purges.receipt("ranker@1").message
+            'request 7'
+        """
+        [found] = self._receipts([self._orders.find(name).id], None)
+        return found
+
+    def all(self) -> list[PurgeReceipt]:
+        """Return the receipts of all purges, the newest first.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.purges.all()
+            []
+        """
+        return self._receipts([one.id for one in self._orders.all()], None)
+
+    def _receipts(self, names: Sequence[str], waits: str | None) -> list[PurgeReceipt]:
+        nodes = self._orders.nodes() if names else {}
+        places = self._orders.places() if names else {}
+        found = []
+        for name in names:
+            said = self._orders.acknowledgements(name)
+            found.append(receipt_of(self._orders.get(name), said, places, nodes, waits))
+        return found
+
+
+def _left(order: PurgeOrder) -> object:
+    """Return what is left of an order: new packs with the same content are no progress."""
+    packs = sorted((one.tier, one.bytes) for one in order.packs if not one.gone)
+    return packs, dict(order.manifests_left), list(order.waits), order.unread
+
+
+def _is_due(order: PurgeOrder, now_s: float) -> bool:
+    """Return whether an agent goes on with an order now, as others may have done lately."""
+    since_s = now_s - max(order.updated_us, order.time_us) / 1e6
+    if since_s < 0:  # a clock was wrong
+        return True
+    if not order.done:
+        return since_s >= _AGAIN_S[min(order.tries, len(_AGAIN_S)) - 1 if order.tries else 0]
+    return since_s >= (_DAY_S if now_s - order.time_us / 1e6 < _LATE_S else _LATE_S)
