@@ -605,6 +605,34 @@ REMOVAL: tuple[Step, ...] = (
     """),
 )
 
+PURGING: tuple[Step, ...] = (
+    *lines("""
+    init
+    save m a.safetensors -m first
+    save m b.safetensors -m second --base none
+    save n b.safetensors -m "for customer 7"
+    rm n@1 --purge --yes --force
+    """),
+    allow_removal,
+    *lines("""
+    rm m@1 --purge
+    rm m@2 --purge --yes
+    rm m@1 --purge --yes -m "request 7"
+    rm m@1 --purge --yes
+    purge ls
+    purge show nothing
+    purge show m@1
+    purge show m@2
+    purge run
+    ls --deleted
+    undelete m@1
+    rm n --all --purge --yes
+    rm n@1 --all --purge --yes
+    rm m --all --purge --yes
+    ls
+    """),
+)
+
 COLLECTING = lines("""
     init
     save m a.safetensors -m first
@@ -734,6 +762,11 @@ SCENARIOS = {
     "aliases": Scenario(ALIASES, small("a") | small("b")),
     "rollouts": Scenario(ROLLOUTS, small("a") | small("b") | small("c")),
     "removal": Scenario(REMOVAL, small("a") | small("b")),
+    "purging": Scenario(
+        PURGING,
+        small("a") | small("b"),
+        compressed=COMPRESSED | {"bytes", "deleted_bytes", "left_bytes", "rewritten_bytes"},
+    ),
     "collecting": Scenario(
         COLLECTING,
         small("a") | small("b"),

@@ -42,6 +42,7 @@ class Command:
 
 GROUPS = {
     "alias": "Set, remove and list names of versions.",
+    "purge": "Receipts of what was removed for good.",
     "retention": "Set, remove, list and apply what is kept of models.",
     "rollout": "Move an alias to a version stage by stage.",
     "release": "Switch versions of several models at once.",
@@ -66,8 +67,11 @@ _TABLE = (
     ("Models", "alias rm", "aliases.remove", "core.AliasRemoved"),
     ("Models", "alias ls", "aliases.ls", "core.AllAliases", "core.Aliases"),
     ("Models", "rollback", "aliases.rollback", "core.AliasJson"),
-    ("Models", "rm", "removal.remove", "removal.Deleted"),
+    ("Models", "rm", "removal.remove", "removal.Deleted", "purge.Receipts"),
     ("Models", "undelete", "removal.undelete", "core.VersionJson"),
+    ("Models", "purge ls", "purge.ls", "purge.Receipts"),
+    ("Models", "purge show", "purge.show", "purge.Receipt"),
+    ("Models", "purge run", "purge.run", "purge.Receipts"),
     ("Models", "forget", "removal.forget", "removal.Forgot"),
     ("Models", "retention set", "retention.set_rules", "removal.RetentionJson"),
     ("Models", "retention rm", "retention.remove", "removal.RetentionRemoved"),

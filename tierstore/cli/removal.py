@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tierstore.cli import purge as purging
 from tierstore.cli.kit.command import Cli
 from tierstore.cli.kit.output import NOT_ENABLED, Column, counted, table, when
 from tierstore.cli.models import REF_HELP, Message, Ref, version_fields, version_json
@@ -51,17 +52,29 @@ def remove(
     force: Annotated[
         bool, typer.Option("--force", help="Remove the newest version of a model as well.")
     ] = False,
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="For good: delete the bytes everywhere, with a receipt."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --purge: do not ask.")] = False,
     message: Message = "",
 ) -> None:
     """Remove versions, with their variants; all of them or none.
 
     They are not found any more; 'undelete' brings them back within 7 days, or the window that is
     set. Refused for what an alias, rollout, release, pin, reader or patch needs.
+
+    With --purge there is no way back: what nothing else needs goes from every tier and cache at
+    once, and a receipt says what went, what is left and why. Exits with 3 while anything is left,
+    or a node has not answered; 'purge show' prints the receipt again, 'purge run' and agents go on.
     """
+    if every and (named := [ref for ref in refs if "@" in ref]):
+        raise UsageError(f"--all takes names of models, and {named[0]} names a version")
+    if purge:
+        purging.purge(cli, refs, every=every, force=force, yes=yes, message=message)
+        return
     with cli.open() as store:
         if every:
-            if named := [ref for ref in refs if "@" in ref]:
-                raise UsageError(f"--all takes names of models, and {named[0]} names a version")
             gone = store.remove_model(*refs, message=message)
         else:
             gone = store.remove(*refs, force=force, message=message)
@@ -96,7 +109,7 @@ def _show_deleted(cli: Cli, found: Sequence[RemovedVersion], none: str) -> None:
                 removed=one.removed,
                 removed_by=one.who,
                 reason=one.message,
-                until=one.until,
+                until=None if one.is_purged else one.until,
             )
             for one in found
         ]
@@ -109,7 +122,7 @@ def _show_deleted(cli: Cli, found: Sequence[RemovedVersion], none: str) -> None:
                 str(one.version),
                 when(one.removed),
                 one.who,
-                when(one.until),
+                "never" if one.is_purged else when(one.until),
                 one.message,
             )
             for one in found

@@ -7,6 +7,7 @@ __all__ = [
     "health",
     "patches",
     "placing",
+    "purge",
     "rebuild",
     "releases",
     "removal",

@@ -10,6 +10,7 @@ from tierstore.cli.schemas.core import Schema, VersionJson
 class DeletedVersion(VersionJson):
     """A removed version; until ``until`` it can be brought back for certain.
 
+    ``until`` is null for one that was purged: it cannot be brought back.
     ``created``, ``who`` and ``message`` are those of the version, ``removed_by`` and ``reason``
     those of its removal.
     """
@@ -17,7 +18,7 @@ class DeletedVersion(VersionJson):
     removed: datetime
     removed_by: str
     reason: str
-    until: datetime
+    until: datetime | None
 
 
 class Deleted(Schema):

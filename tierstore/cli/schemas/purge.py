@@ -1,0 +1,101 @@
+"""What ``rm --purge`` and ``purge`` print as JSON."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tierstore.cli.schemas.core import Schema
+
+
+class PurgedTierJson(Schema):
+    """What a purge did to one durable tier; ``error`` says why it could not be asked.
+
+    ``kept_bytes`` of what was deleted are there still as older versions of objects.
+    """
+
+    tier: str
+    deleted_packs: int
+    deleted_bytes: int
+    left_packs: int
+    left_bytes: int
+    kept_bytes: int
+    error: str | None
+
+
+class LeftPackJson(Schema):
+    """A pack with purged chunks that is still in a tier, and why."""
+
+    pack: str
+    tier: str
+    bytes: int
+    why: str
+
+
+class SharingJson(Schema):
+    """Chunks that stay, as ``why`` needs them."""
+
+    why: str
+    chunks: int
+    plain_bytes: int
+
+
+class PurgeNode(Schema):
+    """The caches of a node that one agent has; ``place`` is null where none is known.
+
+    ``acknowledged`` is null until it has dropped all that was there, ``seen`` where nobody knows.
+    """
+
+    node: str
+    place: str | None
+    acknowledged: datetime | None
+    dropped: dict[str, int]
+    failed: dict[str, str]
+    seen: datetime | None
+
+
+class Stays(Schema):
+    """What a purge leaves for good, and where."""
+
+    what: str
+    where: str
+
+
+class Receipt(Schema):
+    """The receipt of a purge.
+
+    ``done`` says that what nothing else needs is in no durable tier any more; ``complete`` that all
+    nodes have acknowledged, too. ``left`` and ``waits`` say what hinders it. ``manifests_left``
+    says why manifests stay, by their digests. Bytes of chunks are plain bytes as far as they are
+    known; those of packs are stored bytes.
+    """
+
+    id: str
+    time: datetime
+    who: str
+    message: str
+    version: str
+    variants: list[str]
+    done: bool
+    complete: bool
+    updated: datetime
+    chunks: int
+    plain_bytes: int
+    shared_chunks: int
+    shared_plain_bytes: int
+    shared: list[SharingJson]
+    tiers: list[PurgedTierJson]
+    left: list[LeftPackJson]
+    rewritten_bytes: int
+    deleted_objects: list[str]
+    manifests_left: dict[str, str]
+    unread_packs: int
+    waits: list[str]
+    nodes: list[PurgeNode]
+    outstanding: list[str]
+    stays: list[Stays]
+
+
+class Receipts(Schema):
+    """The receipts of purges, newest first."""
+
+    receipts: list[Receipt]
