@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -238,6 +238,11 @@ def _print_rest(data: schemas.Receipt) -> None:
         print(printable(f"waits: {why}"))
 
 
+def _counts(dropped: Mapping[str, int]) -> str:
+    counts = [f"{count} from {cache}" for cache, count in sorted(dropped.items()) if count]
+    return ", ".join(counts) or "-"
+
+
 def _print_nodes(data: schemas.Receipt) -> None:
     print()
     rows = [
@@ -245,8 +250,8 @@ def _print_nodes(data: schemas.Receipt) -> None:
             one.node,
             "-" if one.place is None else one.place[:8],
             when(one.acknowledged) if one.acknowledged else "OUTSTANDING",
-            ", ".join(f"{count} from {cache}" for cache, count in sorted(one.dropped.items())),
-            "; ".join(f"{place}: {why}" for place, why in sorted(one.failed.items())),
+            _counts(one.dropped),
+            "; ".join(f"{cache}: {why}" for cache, why in sorted(one.failed.items())) or "-",
             when(one.seen) if one.seen else "-",
         )
         for one in data.nodes

@@ -150,7 +150,8 @@ class Dropping:
         content = Content.read(self.orders.content(order.id))  # as new as the order, or newer
         is_first = known is None or known.said.sweep < content.sweep or bool(known.said.failed)
         dropped, failed = dict[str, int](), dict[str, str]()
-        for place, drop in self._places(order, content, is_first):
+        self._index.forget({bytes.fromhex(one.pack) for one in order.packs if one.gone})
+        for place, drop in self._places(content, is_first):
             try:
                 dropped[place] = drop()
             except (OSError, TierstoreError) as error:
@@ -176,13 +177,10 @@ class Dropping:
         self._done[order.id] = _Dropped(said, since_s, now_s)
         return said
 
-    def _places(
-        self, order: PurgeOrder, content: Content, is_first: bool
-    ) -> Iterable[tuple[str, Callable[[], int]]]:
+    def _places(self, content: Content, is_first: bool) -> Iterable[tuple[str, Callable[[], int]]]:
         digests = sorted(content.gone)
         keys = [one.hex() for one in digests] + [_delta_key(one) for one in content.deltas]
         yield "files", lambda: self._drop_files(content.manifests)
-        yield "dedup index", lambda: self._forget(order)
         local = self._hot.local
         if local is not None:
             yield local.name, lambda: self._drop_here(local, digests)
@@ -203,10 +201,6 @@ class Dropping:
         for key in gone:
             shutil.rmtree(keys[key])
         return len(gone)
-
-    def _forget(self, order: PurgeOrder) -> int:
-        self._index.forget({bytes.fromhex(one.pack) for one in order.packs if one.gone})
-        return 0
 
 
 def _secret(path: Path) -> str:
