@@ -6938,9 +6938,167 @@ _CONDEMNED_MANIFESTS = (
     ),
 )
 
+_PURGE = (
+    Mutation(
+        "purge-without-an-order",
+        "SPEC 10.3: The purge order is written before the version is announced.",
+        "modelstore/reclaim/purge/purging.py",
+        """        self._put(order)
+        return order
+""",
+        """        return order
+""",
+        ("integration/test_purge_carrying.py::test_wherever_a_purge_ends_it_is_gone_on_with",),
+    ),
+    Mutation(
+        "purge-on-which-a-removed-patch-lies",
+        "SPEC 10.3: As does a patch on it that is removed and can still be undeleted.",
+        "modelstore/reclaim/removal.py",
+        "            if below := needed.keys() & manifests.keys() - staying:\n",
+        "            if below := set[str]():\n",
+        ("integration/test_purge.py::test_what_is_needed_is_refused_with_the_reason",),
+    ),
+    Mutation(
+        "purge-gives-packs-up",
+        "SPEC 10.3: One that is live is given up as by a repack, although a lease holds it.",
+        "modelstore/reclaim/collector.py",
+        "        new = work.give_up(mark, new, how.errand)\n",
+        "",
+        ("integration/test_purge.py::test_no_byte_of_it_is_left_and_everything_else_is",),
+    ),
+    Mutation(
+        "purge-waits-for-no-reader-of-others",
+        "SPEC 10.3: Who reads it follows the moves; it then stays for no lease.",
+        "modelstore/reclaim/mark.py",
+        "            spared = given_up if need.is_whole else frozenset[bytes]()\n",
+        "            spared = frozenset[bytes]()\n",
+        ("integration/test_purge.py::test_a_reader_of_another_version_reads_on",),
+    ),
+    Mutation(
+        "purge-rebases",
+        "SPEC 10.3: Versions that stay and have such a delta are rebased.",
+        "modelstore/reclaim/purge/carrying.py",
+        "        done = self._rebase(mark, marker, lease, gone)\n",
+        "        done = False\n",
+        ("integration/test_purge.py::test_deltas_on_it_are_stored_without_it",),
+    ),
+    Mutation(
+        "purge-has-no-grace",
+        "SPEC 10.3: A pack that is not live and has a purged frame is condemned without a grace.",
+        "modelstore/reclaim/collector.py",
+        "        at_once = mark.dead | errand.doomed\n",
+        "        at_once = mark.dead\n",
+        ("integration/test_purge.py::test_what_unfinished_saves_and_dead_copies_left_goes_too",),
+    ),
+    Mutation(
+        "purge-of-what-is-needed-for-a-while",
+        "SPEC 10.3: What needs chunks or manifests of it does so for good: no window, no lease.",
+        "modelstore/reclaim/purge/carrying.py",
+        "        every = [*waits, *one.waits, *sorted(writing)]\n",
+        "        every = [*waits, *sorted(writing)]\n",
+        (
+            "integration/test_purge.py::test_it_waits_for_what_this_process_reads",
+            "integration/test_purge_carrying.py::test_it_waits_for_who_needs_it_for_a_while",
+        ),
+    ),
+    Mutation(
+        "purge-notes-before-it-deletes",
+        "SPEC 10.3: What is found is added to purged content before anything is deleted.",
+        "modelstore/reclaim/collector.py",
+        "            how.errand.found(mark)\n",
+        "",
+        ("integration/test_purge.py::test_killed_anywhere_it_goes_on_when_it_is_asked_again",),
+    ),
+    Mutation(
+        "purge-waits-for-movers",
+        "SPEC 10.3: No mover's lease may have stood before the tiers were listed for that.",
+        "modelstore/reclaim/purge/carrying.py",
+        "        waits = mover_at_work(self._home.blobs)",
+        "        waits = None",
+        ("integration/test_purge.py::test_it_waits_for_a_mover",),
+    ),
+    Mutation(
+        "purge-asks-every-tier",
+        "SPEC 10.3: The purge is done when no tier was left out.",
+        "modelstore/reclaim/purge/carrying.py",
+        "        done = not (left or unread or holdings.down or every or ",
+        "        done = not (left or unread or every or ",
+        ("integration/test_purge.py::test_a_tier_that_is_down_is_told_and_asked_again",),
+    ),
+    Mutation(
+        "purge-of-a-pack-that-nobody-looked-into",
+        "SPEC 10.3: No pack with a purged frame is in one, by footers, index segments and layouts.",
+        "modelstore/reclaim/purge/carrying.py",
+        "& there | (one.noted & unread)\n",
+        "& there\n",
+        ("integration/test_purge_carrying.py::test_a_pack_that_nobody_can_look_into_is_left",),
+    ),
+    Mutation(
+        "purge-whatever-pins-say",
+        "SPEC 10.3: An agent drops the chunks that are not kept, whatever pins say.",
+        "tiers/node/book.py",
+        "        self.pin(digests, False)\n        there = 0\n",
+        "        there = 0\n"
+        "        digests = [digest for digest in digests if digest not in self.pinned]\n",
+        (
+            "integration/test_purge.py::test_the_caches_of_a_node_are_emptied_pinned_or_from_another_boot",
+        ),
+    ),
+    Mutation(
+        "purge-of-files-of-a-node",
+        "SPEC 10.3: With files that its cache keeps of purged manifests that are gone.",
+        "modelstore/reclaim/purge/dropping.py",
+        "            shutil.rmtree(keys[key])\n",
+        "            pass\n",
+        (
+            "integration/test_purge.py::test_the_caches_of_a_node_are_emptied_pinned_or_from_another_boot",
+        ),
+    ),
+    Mutation(
+        "purge-that-is-dropped-once",
+        "SPEC 10.3: As other processes may fill caches, it drops again.",
+        "modelstore/reclaim/purge/dropping.py",
+        "        return age_s < _AGAIN_S or (age_s < _LATE_S and now_s - self.last_s >= _DAY_S)\n",
+        "        return False\n",
+        ("integration/test_purge.py::test_what_a_slow_process_writes_behind_it_is_dropped_again",),
+    ),
+    Mutation(
+        "purge-that-another-cache-acknowledges",
+        "SPEC 10.3: A place is the caches of one process: its name is made of its hot tier, too.",
+        "modelstore/reclaim/purge/dropping.py",
+        '"" if local is None else local.root)\n',
+        '"")\n',
+        ("integration/test_purge.py::test_who_uses_other_caches_does_not_speak_for_an_agent",),
+    ),
+    Mutation(
+        "purge-that-was-not-acknowledged",
+        "SPEC 10.3: Every place has acknowledged its sweep without failures.",
+        "modelstore/reclaim/purge/receipt.py",
+        "        if one is not None and not one.failed and one.sweep >= order.sweep:\n",
+        "        if one is not None and one.sweep >= order.sweep:\n",
+        ("integration/test_purge.py::test_a_node_whose_cache_cannot_be_written_stays_outstanding",),
+    ),
+    Mutation(
+        "nodes-that-say-that-they-are-there",
+        "SPEC 10.3: A note of a node is written by each agent once an hour.",
+        "modelstore/reclaim/purge/purging.py",
+        "            self._dropping.note()\n",
+        "",
+        ("integration/test_purge.py::test_nodes_are_outstanding_until_their_agents_have_answered",),
+    ),
+    Mutation(
+        "agents-go-on-with-purges",
+        "docs/how-to/deleting.md: Agents go on after ten minutes, an hour, and then once a day.",
+        "serving/agent.py",
+        "            self._purges.keep_up()\n",
+        "",
+        ("integration/test_purge.py::test_an_agent_goes_on_with_a_purge",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
     *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_SWEPT, *_ROWS,
-    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES, *_WAYS, *_CONDEMNED_MANIFESTS,
+    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES, *_WAYS, *_CONDEMNED_MANIFESTS, *_PURGE,
 )  # fmt: skip
