@@ -7027,11 +7027,14 @@ _PURGE = (
     ),
     Mutation(
         "purge-of-a-pack-that-nobody-looked-into",
-        "SPEC 10.3: No pack with a purged frame is in one, by footers, index segments and layouts.",
+        "SPEC 10.3: A receipt says that a pack is gone when it is, or was looked into.",
         "modelstore/reclaim/purge/carrying.py",
         "& there | (one.noted & unread)\n",
         "& there\n",
-        ("integration/test_purge_carrying.py::test_a_pack_that_nobody_can_look_into_is_left",),
+        (
+            "integration/test_purge_carrying.py::"
+            "test_a_pack_that_was_noted_is_not_gone_before_it_was_looked_into",
+        ),
     ),
     Mutation(
         "purge-whatever-pins-say",

@@ -16,9 +16,11 @@ from tierstore import Dense
 from tierstore.admin.purges import purges_of
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound
-from tierstore.format.keys import LEASES, SWEEPS, pack_key
+from tierstore.format.condemned import parse_segment
+from tierstore.format.keys import CONDEMNED, INDEX, LEASES, SWEEPS, pack_key
 from tierstore.format.purge import PurgeOrder
 from tierstore.modelstore.home.footers import list_packs, read_chunks
+from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.patches.fold import fold_version
 from tierstore.modelstore.reclaim.collector import Collector
@@ -94,6 +96,12 @@ def carry(store: Store, *orders: PurgeOrder, passes: int = 3) -> list[PurgeOrder
     return [known.get(one.id) for one in orders]
 
 
+def damaged(blobs: MemoryStore, key: str) -> None:
+    data = bytearray(blobs.get(key))
+    data[-1] ^= 1
+    blobs.put(key, bytes(data))
+
+
 def packs_with(store: Store, digests: set[bytes]) -> set[bytes]:
     home = store._parts.home
     found = set()
@@ -144,6 +152,20 @@ def test_a_pack_that_nobody_can_look_into_is_left(store: Store, blobs: MemorySto
         [after] = carry(store, order, passes=2)
         assert not after.done
         assert [one.gone for one in after.packs] == [False]
+
+
+def test_a_pack_that_was_noted_is_not_gone_before_it_was_looked_into(
+    store: Store, blobs: MemoryStore
+) -> None:
+    order = give(store, 1)
+    with WriterLease(blobs):  # it is condemned, and waits
+        [order] = carry(store, order, passes=1)
+        [pack] = {one.pack for one in order.packs}
+        blobs.delete([info.key for info in blobs.list(INDEX)])
+        damaged(blobs, pack_key(bytes.fromhex(pack)))
+        [after] = carry(store, order, passes=1)
+    assert (after.done, after.unread) == (False, 1)
+    assert [one.gone for one in after.packs] == [False]
 
 
 def test_what_is_folded_or_derived_behind_the_order_goes_as_well(store: Store) -> None:
@@ -272,9 +294,52 @@ def test_wherever_a_purge_ends_it_is_gone_on_with(world: MemoryStore, tmp_path: 
         with opened(blobs, tmp_path / f"b{at}") as store:
             is_purged = "m@1" not in {str(one) for one in store.versions("m")}
             purges_of(store).run()
+            receipts = purges_of(store).all()
+            assert all("is not purged" in one.waits[-1] for one in receipts if not is_purged)
             if is_purged:
                 [order] = Orders(blobs).all()
                 assert order.done
                 left = [info.key for info in blobs.list() if order.manifest in info.key]
                 assert not left
             equal(store.load("m@2").load(), content(2))
+
+
+def test_a_damaged_segment_of_manifests_is_made_anew(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """Or a name could come back that somebody is about to delete."""
+    digest = store.resolve("m@1").digest
+    purges_of(store).begin(["m@1"], force=False, message=None)
+    [key] = [
+        info.key
+        for info in blobs.list(CONDEMNED)
+        if parse_segment(blobs.get(info.key), info.key).manifests
+    ]
+    damaged(blobs, key)
+    with opened(blobs, tmp_path / "repair") as other:
+        [one] = other.repair().objects
+        assert (one.key, one.outcome) == (key, "repaired")
+        assert "1 manifest of purges" in one.done
+        assert other._parts.home.condemned.every().manifests == {digest.raw}
+        assert other.save("x", content(1), base=None).digest != digest
+
+
+def test_damaged_records_of_a_purge(store: Store, blobs: MemoryStore, tmp_path: Path) -> None:
+    [receipt] = purges_of(store).begin(["m@1"], force=False, message=None)
+    damaged(blobs, f"purged/{receipt.id}")
+    [ack] = [info.key for info in blobs.list("acks/")]
+    damaged(blobs, ack)
+    with opened(blobs, tmp_path / "repair") as other:
+        assert {one.key: one.outcome for one in other.repair().objects} == {
+            f"purged/{receipt.id}": "lost",
+            ack: "repaired",
+        }
+        [after] = purges_of(other).run()
+    assert not after.is_done  # nobody knows any more what else to look for
+    assert any("was damaged, and " in why for why in after.waits), after.waits
+    damaged(blobs, f"purges/{receipt.id}")
+    with opened(blobs, tmp_path / "again") as other:
+        [one] = other.repair().objects
+        assert (one.key, one.outcome) == (f"purges/{receipt.id}", "lost")
+        [again] = purges_of(other).begin(["m@1"], force=False, message="again")
+        assert again.id != receipt.id

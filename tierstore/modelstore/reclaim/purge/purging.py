@@ -200,7 +200,7 @@ class Purges:
         Those that are done are looked at as well: what stayed of one may go by now.
 
         Returns:
-            The receipts of those that were not complete, as they are now, the newest first.
+            The receipts of those that were not complete, or are not now, the newest first.
 
         Raises:
             UsageError: The store does not allow removal.
@@ -213,12 +213,12 @@ class Purges:
             []
         """
         check_enabled(self._home)
-        names = [one.id for one in self.all() if not one.is_complete]
-        every = [one.id for one in self._orders.all()]
-        waits = self._go_on(every)
-        self._dropping.drop_all(self._orders.all())
-        there = set(self._orders.names())  # those of versions that were never purged are dropped
-        return self._receipts([name for name in names if name in there], waits)
+        before = {one.id for one in self.all() if not one.is_complete}
+        waits = self._go_on([one.id for one in self._orders.all()])
+        every = self._orders.all()
+        self._dropping.drop_all(every)
+        found = self._receipts([one.id for one in every], waits)
+        return [one for one in found if one.id in before or not one.is_complete]
 
     def keep_up(self) -> None:
         """Do what an agent does each round: go on, drop, and say that this node is there.
@@ -274,8 +274,14 @@ class Purges:
         places = self._orders.places() if names else {}
         found = []
         for name in names:
-            said = self._orders.acknowledgements(name)
-            found.append(receipt_of(self._orders.get(name), said, places, nodes, waits))
+            order, said = self._orders.get(name), self._orders.acknowledgements(name)
+            why = waits
+            if not self._is_purged(order.model, order.version):
+                why = (
+                    f"{order.model}@{order.version} is not purged: whoever asked for it ended "
+                    "before that, or is about to do it. Ask again; else this receipt goes in a day"
+                )
+            found.append(receipt_of(order, said, places, nodes, why))
         return found
 
 
