@@ -305,11 +305,7 @@ class CondemnedPacks:
         Raises:
             Conflict: Other collectors were faster a hundred times.
         """
-        new: list[SegmentOfList] = []
-        for ids, are_manifests in ((set(packs), False), (set(manifests), True)):
-            if ids:
-                new.append(SegmentOfList(key=uuid.uuid4().hex, time_us=now_us))
-                self._put_segment(new[-1].key, sorted(ids), are_manifests)
+        new = self._put_segments(packs, manifests, now_us)
         for _ in range(_ATTEMPTS):
             if self._put_next(run, now_us, lambda before: [*before, *new]):
                 newest = self._list(self._look()[1])
@@ -392,24 +388,30 @@ class CondemnedPacks:
         )
         return merged if done else {}
 
-    def replace(self, segments: Set[str], packs: Iterable[bytes], *, run: str, now_us: int) -> bool:
-        """Write the next list with one segment of these packs instead of some that are lost.
+    def replace(
+        self,
+        segments: Set[str],
+        packs: Iterable[bytes],
+        manifests: Iterable[bytes] = (),
+        *,
+        run: str,
+        now_us: int,
+    ) -> bool:
+        """Write the next list with segments of these instead of some that are lost.
 
         Some of the packs may be condemned only now, so the segment is not older than that.
 
         Args:
             segments: The random parts of the keys of the segments that are lost.
             packs: The ids of all packs that these may have held; perhaps none.
+            manifests: Likewise the digests of manifests.
             run: The run of the repair: 32 hex digits, random.
             now_us: Microseconds since the epoch by home's clock.
 
         Returns:
             Whether it was written: another process may have replaced them first.
         """
-        ids = sorted(set(packs))
-        new = [SegmentOfList(key=uuid.uuid4().hex, time_us=now_us)] if ids else []
-        for one in new:
-            self._put_segment(one.key, ids)
+        new = self._put_segments(packs, manifests, now_us)
         return self._put_next(
             run, now_us, lambda before: [*(one for one in before if one.key not in segments), *new]
         )
@@ -428,6 +430,17 @@ class CondemnedPacks:
         """
         named = [SegmentOfList(key=key, time_us=now_us) for key in segments]
         return self._put(number + 1, named, run, now_us)
+
+    def _put_segments(
+        self, packs: Iterable[bytes], manifests: Iterable[bytes], now_us: int
+    ) -> list[SegmentOfList]:
+        """Write a segment of packs and one of manifests, where there are any."""
+        new: list[SegmentOfList] = []
+        for ids, are_manifests in ((set(packs), False), (set(manifests), True)):
+            if ids:
+                new.append(SegmentOfList(key=uuid.uuid4().hex, time_us=now_us))
+                self._put_segment(new[-1].key, sorted(ids), are_manifests)
+        return new
 
     def _put_segment(self, key: str, ids: Sequence[bytes], are_manifests: bool = False) -> None:
         joined = b"".join(ids)

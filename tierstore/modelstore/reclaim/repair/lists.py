@@ -20,6 +20,8 @@ from tierstore.format.sealed import Kind
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.probe import probe
 from tierstore.modelstore.reclaim.holdings import Holdings
+from tierstore.modelstore.reclaim.purge.content import Content
+from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.users import Users
 from tierstore.modelstore.reclaim.repair.wanted import read_tables
@@ -108,16 +110,19 @@ class ListRepair:
                 return
             known = self._home.condemned.packs_in([one for one in named if one not in gone])
             found = {pack for pack in self._candidates() if newest.may_hold(pack)} - known
+            purged = {one for one in self._purged() if newest.may_hold(one)} - known
 
             @cache
             def write() -> bool:
-                return self._home.condemned.replace(gone.keys(), found, **self._now())
+                return self._home.condemned.replace(gone.keys(), found, purged, **self._now())
 
             done = f"replaced by list {number + 1}"
             note = (
                 f"it condemns {counted(len(found), 'pack')}: what list {number} has in its filter "
                 "and is there, or anything leads to"
             )
+            if purged:
+                note += f"; and {counted(len(purged), 'manifest')} of purges"
             for one, why in gone.items():
                 self._objects.change(write, named[one], why, done, note)
 
@@ -125,6 +130,14 @@ class ListRepair:
         """Return by what name and when a list is written, by home's clock."""
         now_s = time.time() + probe(self._home.blobs).clock_skew_s
         return _Now(run=uuid.uuid4().hex, now_us=int(now_s * 1e6))
+
+    def _purged(self) -> set[bytes]:
+        """Return the digests of all manifests that were purged: none of them may come back."""
+        found = set[bytes]()
+        for name in (key.removeprefix(keys.PURGED) for key in self._objects.listed(keys.PURGED)):
+            with suppress(*_Unread):  # it is found again by whoever goes on with the purge
+                found |= Content.read(Orders(self._home.blobs).content(name)).manifests
+        return found
 
     def _candidates(self) -> Iterator[bytes]:
         """Yield the packs that are there, and those that layouts name: no others can be relied on.

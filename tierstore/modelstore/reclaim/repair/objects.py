@@ -23,6 +23,7 @@ from tierstore.errors import (
 from tierstore.format import keys
 from tierstore.format.collected import Collected
 from tierstore.format.heat import parse_heat
+from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder
 from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Kind, mended, seal_body, unseal_body
@@ -220,6 +221,18 @@ def repair_hints(objects: Objects) -> None:
             "the node reports again",
         ),
         (
+            Kind.ACKNOWLEDGEMENT,
+            keys.ACKS,
+            lambda key, data: unseal_body(Kind.ACKNOWLEDGEMENT, data, Acknowledgement, key),
+            "the node drops what was purged once more, and says so",
+        ),
+        (
+            Kind.NODE,
+            keys.NODES,
+            lambda key, data: unseal_body(Kind.NODE, data, NodeNote, key),
+            "the node's agent writes it anew within an hour",
+        ),
+        (
             Kind.COLLECTED,
             keys.COLLECTED,
             lambda key, data: unseal_body(Kind.COLLECTED, data, Collected, key),
@@ -263,6 +276,29 @@ def repair_retention(objects: Objects) -> None:
         "it is removed or collected"
     )
     for one in objects.broken(Kind.RETENTION, objects.listed(keys.RETENTION), parse):
+        objects.report.add("lost", one.key, one.why, done)
+
+
+def repair_purges(objects: Objects) -> None:
+    """Say which receipts of purges are lost, and what of purged content is found again."""
+
+    def order(key: str, data: memoryview) -> object:
+        return unseal_body(Kind.PURGE, data, PurgeOrder, key)
+
+    def content(key: str, data: memoryview) -> object:
+        return unseal_body(Kind.PURGED, data, PurgedContent, key)
+
+    done = (
+        "the receipt of a purge is lost; what was purged stays so, and 'tierstore rm REF --purge' "
+        "looks for what is left of it"
+    )
+    for one in objects.broken(Kind.PURGE, objects.listed(keys.PURGES), order):
+        objects.report.add("lost", one.key, one.why, done)
+    done = (
+        "which chunks were purged is found again as far as their manifests are there: 'tierstore "
+        "purge run' does so, and says what is lost"
+    )
+    for one in objects.broken(Kind.PURGED, objects.listed(keys.PURGED), content):
         objects.report.add("lost", one.key, one.why, done)
 
 

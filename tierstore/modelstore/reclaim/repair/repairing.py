@@ -40,6 +40,7 @@ from tierstore.modelstore.reclaim.repair.objects import (
     repair_hints,
     repair_leases,
     repair_pins,
+    repair_purges,
     repair_retention,
 )
 from tierstore.modelstore.reclaim.repair.putback import put_back
@@ -164,6 +165,7 @@ class _Repair:
             repair_hints(objects)
             repair_leases(objects)
             repair_retention(objects)
+            repair_purges(objects)
             repair_pins(objects, self._home)
         return lost
 
