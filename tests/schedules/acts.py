@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tests.schedules.promises import CONTENTS, Lost, differs, patched
 from tests.schedules.scheduler import Process
 from tests.schedules.world import World
+from tierstore.admin.purges import purges_of
 from tierstore.errors import NotFound, TierstoreError, Unreachable, UsageError
 from tierstore.format.keys import LEASES, REMOVED_LOG
 from tierstore.format.reflog import Lease
@@ -115,6 +116,21 @@ def _rebase(ref: str) -> Act:
 
 def _remove(ref: str) -> Act:
     return lambda scene: _ignore(scene.store.remove(ref, force=True, message=scene.note))
+
+
+def _purge(ref: str, times: int = 1) -> Act:
+    """Purge a version, and ask again: it is removed by then, or somebody else has begun."""
+
+    def act(scene: Scene) -> None:
+        promises = scene.world.promises
+        version = scene.store.resolve(ref)
+        own = scene.store._parts.home.manifest_chunks(version.digest).digests
+        promises.asked.add((version.model, version.number))
+        for _ in range(times):
+            purges_of(scene.store).begin([str(version)], force=True, message=scene.note)
+            promises.purged[version.model, version.number] = frozenset(own)
+
+    return act
 
 
 def _undelete(ref: str, *, removes: bool = False) -> Act:
@@ -245,6 +261,7 @@ MAKERS: Mapping[str, Callable[[Chooser], Act]] = {
     "fold": lambda rng: _fold(rng.ref(("n", "n@4", "m"))),
     "rebase": lambda rng: _rebase(rng.ref(("n@2", "n@2", "n@2", "n", "m", "new"))),
     "rm": lambda rng: _remove(rng.ref(("m@2", "m@2", "n@3", "n@4", "m", "n", "n@2"))),
+    "purge": lambda rng: _purge(rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice((1, 2))),
     "undelete": _undelete_any,
     "alias": lambda rng: _alias(
         rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice(("prod", "next"))
@@ -260,7 +277,9 @@ MAKERS: Mapping[str, Callable[[Chooser], Act]] = {
     "move": lambda rng: _move(rng.ref(("m@2", "n@3", "n@4", "n")), rng.choice(("home", "warm"))),
     "read": lambda rng: _read(rng.ref(("m@2", "n@3", "n@4", "m", "n")), rng.choice((1, 2, 3))),
 }
-_OFTEN = {"save": 5, "patch": 3, "rm": 5, "undelete": 3, "read": 3, "rebase": 2, "fold": 2}
+_OFTEN = {
+    "save": 5, "patch": 3, "rm": 5, "undelete": 3, "read": 3, "rebase": 2, "fold": 2, "purge": 2,
+}  # fmt: skip
 
 _GC = ("gc", _collect(times=2))
 _GC3 = ("gc", _collect(times=3, repack=True))
@@ -310,6 +329,14 @@ CASTS: Sequence[Sequence[Sequence[tuple[str, Act]]]] = (
     # what a collector heals while another one deletes
     ([_GC3], [_GC3], [("save", _save("m", "third")), ("read", _read("m@2", 3))]),
     ([("undelete", _undelete("n@2"))], [("save", _save("n", "tuned", "n@3"))], [_GC3], [_GC]),
+    # what is purged while others share it, save it again, read beside it or name it
+    ([("purge", _purge("m@2", 2))], [("save", _save("new", "third"))], [_GC]),
+    ([("purge", _purge("m@2"))], [("save", _save("new", "third")), ("rm", _remove("new"))], [_GC3]),
+    ([("purge", _purge("n@3", 2))], [("patch", _patch("n@3", 2)), ("fold", _fold("n@4"))], [_GC3]),
+    ([("purge", _purge("n", 2))], [("fold", _fold("n"))], [("patch", _patch("n@4", 2))]),
+    ([("purge", _purge("m@2"))], [("purge", _purge("m@2"))], [("alias", _alias("m@2", "prod"))]),
+    ([("purge", _purge("n@3", 2))], [("rebase", _rebase("n@2"))], [("undelete", _undelete("n@2"))]),
+    ([("purge", _purge("n@4", 2))], [("read", _read("n@3", 3))], [("purge", _purge("m@2", 2))]),
 )
 """Who may meet in ways that the model of ``tests/reclaim`` found to be the dangerous ones."""
 

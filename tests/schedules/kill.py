@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tests.schedules.places import PLACES, Disk, Place
 from tests.schedules.promises import CONTENTS, Content, Promises, patched
+from tierstore.admin.purges import purges_of
 from tierstore.errors import TierstoreError
 from tierstore.format.keys import layout_key, pack_key
 from tierstore.format.tiers import TierSpec
@@ -136,6 +137,8 @@ ACTS: dict[str, Act] = {
     "save of what was removed": Act(
         lambda store: store.save("m", CONTENTS["first"], base=None), CONTENTS["first"]
     ),
+    "purge": Act(lambda store: purges_of(store).begin(["m@2"], force=True, message=None)),
+    "purge of a base": Act(lambda store: purges_of(store).begin(["n@1"], force=True, message=None)),
     "save of a delta": Act(
         lambda store: store.save("n", CONTENTS["tuned"], base="n@3"), CONTENTS["tuned"]
     ),
@@ -303,7 +306,7 @@ def _check(
 ) -> None:
     """Raise unless all that was promised is there, and all else goes."""
     begins()
-    promises = Promises(dict(versions), is_kept=False)
+    promises = Promises(dict(versions), is_kept=False, asked={("m", 2), ("n", 1)})
     try:
         promised = (place.notes / "promised").read_text()
     except FileNotFoundError:  # it did not come so far

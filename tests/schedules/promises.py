@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
 from tierstore import Rows
+from tierstore.admin.purges import purges_of
 from tierstore.errors import Damaged, TierstoreError
-from tierstore.format.keys import ALIASES, LEASES
+from tierstore.format.keys import ALIASES, LEASES, VERSIONS, version_key
 from tierstore.format.reflog import RefEntry
+from tierstore.ids import Digest
+from tierstore.modelstore.home.footers import list_packs, read_chunks
+from tierstore.modelstore.home.home import chunks_of
+from tierstore.modelstore.names.removed import PURGE
 from tierstore.modelstore.reclaim.collector import Collector
+from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.store import Store
 
 Content = dict[str, np.ndarray]
@@ -66,6 +73,11 @@ def differs(got: dict[str, Any], expected: Content) -> bool:
     )
 
 
+def _is_purged(store: Store, model: str, number: int) -> bool:
+    entry = store._names.removals.of(model).get(number)
+    return entry is not None and entry.action == PURGE
+
+
 @dataclass(eq=False)
 class Promises:
     """What users of a store were promised.
@@ -76,6 +88,8 @@ class Promises:
         aliases: The entries, by model, alias and number of the version, that were promised.
         pinned: The versions whose pin was promised.
         released: The members of promised releases, by the release.
+        asked: The versions that somebody was about to purge.
+        purged: The chunks of the versions whose purge has returned.
         is_kept: Whether no collector ignored the window, and the time did not end it.
     """
 
@@ -84,6 +98,8 @@ class Promises:
     aliases: set[tuple[str, str, int]] = field(default_factory=set)
     pinned: list[tuple[str, int]] = field(default_factory=list)
     released: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    asked: set[tuple[str, int]] = field(default_factory=set)
+    purged: dict[tuple[str, int], frozenset[bytes]] = field(default_factory=dict)
     is_kept: bool = True
 
     def settle(
@@ -107,6 +123,8 @@ class Promises:
         with open_store() as store:
             self._collect(store, end_leases)
         with open_store() as store:
+            self._finish_purges(store)
+        with open_store() as store:
             removed = {
                 model: store._names.removals.of(model).keys()
                 for model in store._parts.home.models()
@@ -116,9 +134,43 @@ class Promises:
                     self._look(store, f"{model}@{number}", content)
             self._look_at_names(store)
 
+    def _finish_purges(self, store: Store) -> None:
+        """Go on with all purges, whatever ended them: nothing that was purged is left anywhere."""
+        store.retention.set(None, window=timedelta(0), alias_history=timedelta(0))
+        for receipt in purges_of(store).run():
+            model, _, number = receipt.version.rpartition("@")
+            if not receipt.is_done and _is_purged(store, model, int(number)):
+                raise Lost(f"a purge is not done: {receipt}")
+        home = store._parts.home
+        for model, number in self.purged:
+            if not _is_purged(store, model, number):
+                raise Lost(f"{model}@{number} was purged, and is not")
+        for model, number in self.versions:
+            if _is_purged(store, model, number) and (model, number) not in self.asked:
+                raise Lost(f"{model}@{number} was purged by nobody")
+        present = [Digest.from_hex(info.key[-64:]) for info in home.blobs.list(VERSIONS)]
+        needed = set[bytes]().union(*(chunks_of(home.manifest(one)) for one in present))
+        gone = set[bytes]().union(*self.purged.values()) - needed
+        for info in list_packs(home.packs).packs:
+            table = read_chunks(home.packs, info.key, info.size)
+            if not gone.isdisjoint(table.digests):
+                raise Lost(f"chunks that were purged are in {info.key}")
+        named = {
+            entry.manifest
+            for model in home.models()
+            for entry in home.log(model).entries()
+            if not _is_purged(store, model, entry.seq)
+        }
+        for order in Orders(home.blobs).all():
+            left = home.blobs.present([version_key(Digest.from_hex(order.manifest))])
+            if left and not order.manifests_left and order.manifest not in named:
+                raise Lost(f"the manifest of {order.model}@{order.version} was purged, and stays")
+
     def _bring_back(self, store: Store) -> None:
-        """Undelete everything: no window has ended."""
+        """Undelete everything that was not purged: no window has ended."""
         for (model, number), content in self.versions.items():
+            if _is_purged(store, model, number) and (model, number) in self.asked:
+                continue
             if number in store._names.removals.of(model):
                 ref = f"{model}@{number}"
                 try:

@@ -15,6 +15,7 @@ import faulthandler
 import os
 import queue
 import random
+import secrets
 import sys
 import threading
 import time
@@ -364,6 +365,7 @@ def installed(scheduler: Scheduler) -> Iterator[None]:
     put(time, "sleep", scheduler.sleep)
     put(os, "urandom", scheduler.random_bytes)
     put(os, "getpid", lambda: scheduler.process.pid if scheduler.process else 1)
+    put(secrets, "token_bytes", scheduler.random_bytes)
     put(uuid, "uuid4", lambda: uuid.UUID(bytes=scheduler.random_bytes(16), version=4))
     threads = SimpleNamespace(Lock=threading.Lock, Thread=scheduler.thread)
     put(readerlease, "threading", threads)
