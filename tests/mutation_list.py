@@ -4471,7 +4471,7 @@ _REMOVAL = (
         "SPEC 9.1: Those of releases before those of their members.",
         "modelstore/reclaim/removal.py",
         "sorted(versions, key=lambda version: not version.is_release)",
-        "versions",
+        "list(versions)",
         (
             "integration/test_removal_looks.py::test_a_removal_that_is_cut_off_leaves_no_release_of_what_is_removed",
         ),
@@ -4741,7 +4741,7 @@ _REMOVAL = (
         "window-by-the-clock-of-home",
         "SPEC 9: `time_us` of a `forget` is by home's clock.",
         "modelstore/home/refs.py",
-        'if action == "forget":',
+        'if action in ("forget", "purge"):',
         "if False:",
         ("integration/test_removal.py::test_the_window_is_counted_by_the_clock_of_home",),
     ),
@@ -5116,7 +5116,7 @@ _COLLECTOR = (
         "collected-without-a-second-mark",
         "SPEC 10.1: Delete: it marks again once its list is there.",
         "modelstore/reclaim/collector.py",
-        "            mark = work.mark()\n        doomed",
+        "            mark = work.mark(how.errand.doomed)\n        doomed",
         "            mark.condemned = self._home.condemned.every()\n        doomed",
         (
             "integration/test_collector_schedules.py::test_a_writer_within_a_collection",
@@ -5453,7 +5453,7 @@ _COLLECTOR = (
         "clock-that-leaped-and-a-removal-by-it",
         "SPEC 10.1: Entries with forget do not count, as they are by home's clock.",
         "modelstore/reclaim/roots.py",
-        'if entry.action != "forget" and entry.time_us / 1e6 <= now_s',
+        'if entry.action not in ("forget", PURGE) and entry.time_us / 1e6 <= now_s',
         "if entry.time_us / 1e6 <= now_s",
         (
             "integration/test_removal.py::"
@@ -6233,8 +6233,8 @@ _REPAIRED_OBJECTS = (
         "repair-condemns-less",
         "SPEC 10.2: the next list has in its place one of all packs that its filter has.",
         "modelstore/reclaim/repair/lists.py",
-        "replace(gone.keys(), found, **self._now())",
-        "replace(gone.keys(), (), **self._now())",
+        "replace(gone.keys(), found, purged, **self._now())",
+        "replace(gone.keys(), (), purged, **self._now())",
         ("integration/test_repair_objects.py::test_what_was_condemned_stays_condemned",),
     ),
     Mutation(
@@ -6379,8 +6379,8 @@ _REPAIRED_OBJECTS = (
         "repair-lets-packs-leave-the-lists-early",
         "SPEC 10: a segment MUST stay in the lists for 30 days.",
         "modelstore/home/condemned.py",
-        "new = [SegmentOfList(key=uuid.uuid4().hex, time_us=now_us)] if ids else []",
-        "new = [SegmentOfList(key=uuid.uuid4().hex, time_us=0)] if ids else []",
+        "new = self._put_segments(packs, manifests, now_us)\n        return",
+        "new = self._put_segments(packs, manifests, 0)\n        return",
         (
             "integration/test_repair_objects.py::"
             "test_what_a_repair_condemns_stays_in_the_lists[segment]",
@@ -6939,6 +6939,22 @@ _CONDEMNED_MANIFESTS = (
 )
 
 _PURGE = (
+    Mutation(
+        "repair-lets-purged-names-come-back",
+        "SPEC 10: Condemned is for good, and of manifests for ever.",
+        "modelstore/reclaim/repair/lists.py",
+        "replace(gone.keys(), found, purged, **self._now())",
+        "replace(gone.keys(), found, **self._now())",
+        ("integration/test_purge_carrying.py::test_a_damaged_segment_of_manifests_is_made_anew",),
+    ),
+    Mutation(
+        "purge-of-which-the-record-was-lost",
+        "SPEC 10.3: The purge is done when no pack with a purged frame is in a tier.",
+        "modelstore/reclaim/purge/carrying.py",
+        "if (lost := one.order.chunks - len(one.content.digests)) > 0:",
+        "if (lost := 0) > 0:",
+        ("integration/test_purge_carrying.py::test_damaged_records_of_a_purge",),
+    ),
     Mutation(
         "purge-without-an-order",
         "SPEC 10.3: The purge order is written before the version is announced.",

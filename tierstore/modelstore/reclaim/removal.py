@@ -143,8 +143,7 @@ class Removing:
         if not versions:
             raise UsageError("no version was named; give references, such as 'ranker@3'")
         going: dict[str, set[int]] = {}
-        # a release goes first, as it names its members until then
-        for version in sorted(versions, key=lambda version: not version.is_release):
+        for version in _releases_first(versions):
             if version.variant is not None:
                 raise UsageError(
                     f"{version} is a variant, which goes with its version and not without it: "
@@ -166,7 +165,7 @@ class Removing:
         """
         going: dict[str, set[int]] = {}
         late: dict[str, set[int]] = {}
-        for version in sorted(versions, key=lambda version: not version.is_release):
+        for version in _releases_first(versions):
             is_late = version.number in self._names.removals.of(version.model)
             (late if is_late else going).setdefault(version.model, set()).add(version.number)
         if not force:
@@ -335,6 +334,11 @@ class Removing:
             self._names.named.see_whole(version, f"{version} names it again")
         except (NotFound, Damaged) as error:
             raise NotFound(f"it is too late for {version}: {error}") from error
+
+
+def _releases_first(versions: Iterable[Version]) -> list[Version]:
+    """Return versions in the order in which they go: a release names its members until then."""
+    return sorted(versions, key=lambda version: not version.is_release)
 
 
 def as_text(ref: str | Version) -> str:
