@@ -4372,8 +4372,9 @@ _REMOVAL = (
         "variants-of-before",
         "SPEC 9.1: Variants that were made since it was announced are looked at, too.",
         "modelstore/reclaim/removal.py",
-        "        contents = holders.contents(model, present)\n",
-        "        contents = vars(holders).setdefault(model, holders.contents(model, present))\n",
+        "        contents = holders.contents(model, present)\n        if gone",
+        "        contents = vars(holders).setdefault(model, holders.contents(model, present))\n"
+        "        if gone",
         (
             "integration/test_removal_looks.py::test_a_variant_that_is_made_and_pinned_meanwhile_keeps_its_version",
         ),
@@ -4445,6 +4446,17 @@ _REMOVAL = (
             "integration/test_removal_looks.py::"
             "test_a_version_that_cannot_be_promised_stays_below_a_patch",
             "integration/test_removal_looks.py::test_a_release_that_has_a_name_is_not_taken_back",
+        ),
+    ),
+    Mutation(
+        "rules-that-look-once",
+        "docs/how-to/deleting.md: Rules keep what an alias meant in the last 30 days.",
+        "modelstore/reclaim/forgetting.py",
+        "is_by_rules=True",
+        "is_by_rules=False",
+        (
+            "integration/test_removal_looks.py::"
+            "test_rules_remove_nothing_that_an_alias_left_meanwhile",
         ),
     ),
     Mutation(
@@ -5039,10 +5051,10 @@ _REMOVAL = (
     ),
     Mutation(
         "undelete-that-does-not-look-at-names",
-        "SPEC 9.1: When somebody names it by then, it begins anew with the look.",
+        "SPEC 9.1: When that is stopped, it begins anew with the look.",
         "modelstore/names/named.py",
-        "        if self._is_named(version):\n            return False\n",
-        "",
+        "            if not self._is_needed(version):",
+        "            if True:",
         (
             "integration/test_relied_on.py::test_an_undelete_that_is_too_late_looks_at_names_again",
             "integration/test_removal_looks.py::test_a_release_that_has_a_name_is_not_taken_back",
@@ -5052,8 +5064,8 @@ _REMOVAL = (
         "removal-taken-back-without-a-look",
         "SPEC 9.1: Whoever takes a removal back MUST also look at its packs.",
         "modelstore/reclaim/removal.py",
-        "                    self._settle(version, note)\n",
-        "                    pass\n",
+        "                self._settle(version, note)\n",
+        "                pass\n",
         (
             "integration/test_relied_on.py::test_a_removal_that_is_undone_leaves_nothing_that_is_lost",
         ),
@@ -5654,8 +5666,8 @@ _COLLECTED = (
         "alias-means-a-part",
         "SPEC 10.1: What an alias means, with its variants; the members of releases that it means.",
         "modelstore/reclaim/roots.py",
-        "    for one in meant:  # itself",
-        "    for one in ():  # itself",
+        "    for one in meant:  # whoever",
+        "    for one in ():  # whoever",
         (
             "integration/test_collector.py"
             "::test_what_an_alias_means_stays_whole_though_it_was_removed",
