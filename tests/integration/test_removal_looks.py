@@ -398,6 +398,25 @@ def test_a_release_of_others_keeps_a_member(store: Store) -> None:
         store.remove_model()
 
 
+def test_rules_remove_nothing_that_an_alias_left_meanwhile(
+    world: MemoryStore, tmp_path: Path
+) -> None:
+    def move(store: Store) -> None:
+        store.alias("m", "prod", "m@1")
+        store.alias("m", "prod", "m@3")
+
+    outcomes = set()
+    for store, said, moved in races(
+        world, tmp_path, lambda store: store.forget("m", keep_last=1, most_percent=100), move
+    ):
+        is_removed = 1 not in numbers(store, "m")
+        assert is_removed == (moved != "done"), (said, moved)
+        if "stays by now" in said:
+            assert numbers(store, "m") == [3, 2, 1], said
+        outcomes.add("stays by now" if "stays by now" in said else said == "done")
+    assert outcomes >= {"stays by now", True}
+
+
 # A name is taken back, whatever fails in its look
 
 

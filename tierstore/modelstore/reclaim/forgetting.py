@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 
 from tierstore.arguments import as_message, as_number
 from tierstore.errors import Conflict, NotFound
-from tierstore.format.keys import ALIASES
 from tierstore.format.retention import Rules
 from tierstore.ids import check_name
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.holders import Content, Holders
-from tierstore.modelstore.reclaim.removal import Plan, Removing, in_force
+from tierstore.modelstore.reclaim.removal import Plan, Removing, numbers_in_force
 from tierstore.modelstore.reclaim.rules import Candidate, kept_by
 from tierstore.modelstore.version import Version, version_of, when
 
@@ -143,7 +142,7 @@ class Forgetting:
         model = check_name("model", model)
         self._names.newest(model)  # says when there is none
         holders = Holders(self._names)
-        contents = holders.contents(model, in_force(self._names, model)[0])
+        contents = holders.contents(model, numbers_in_force(self._names, model)[0])
         if not contents:
             raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")
         return Found(model, contents, self._kept(holders, model, rules, contents), holders)
@@ -151,23 +150,23 @@ class Forgetting:
     def carry_out(self, found: Found, message: str) -> None:
         """Remove what a look found that no rule keeps, unless somebody needs it by now."""
         if found.going:
-            plan = Plan({found.model: sorted(found.going)})
+            plan = Plan({found.model: sorted(found.going)}, is_by_rules=True)
             Removing(self._names).carry_out(plan, found.holders, message)
 
     def _kept(
         self, holders: Holders, model: str, rules: Rules, contents: Mapping[int, Content]
     ) -> dict[int, list[str]]:
         """Return what stays, with the reasons: rules, names, and what patches lie on."""
-        aliases: dict[int, list[str]] = {}
-        for alias in self._home.aliases(model):
-            last = self._home.log(model, ALIASES + alias).last()
-            if last is not None and last.version is not None:
-                aliases.setdefault(last.version, []).append(alias)
+        aliases = holders.aliases(model)
+        names: dict[int, list[str]] = {}
+        for alias, last in aliases.items():
+            if last.version is not None:
+                names.setdefault(last.version, []).append(alias)
         candidates = [
             Candidate(
                 number,
                 when(one.entry),
-                (*aliases.get(number, ()), one.entry.message),
+                (*names.get(number, ()), one.entry.message),
                 holders.is_patch(one),
             )
             for number, one in contents.items()
@@ -175,8 +174,8 @@ class Forgetting:
         kept = {max(contents): ["newest"]}
         for reasons in (
             kept_by(rules, candidates, datetime.fromtimestamp(holders.now_s(), UTC)),
-            holders.named(model, contents, frozenset()),
-            holders.left(model),
+            holders.named(model, contents, frozenset(), aliases),
+            holders.left(model, aliases),
         ):
             for number, why in reasons.items():
                 if number in contents:

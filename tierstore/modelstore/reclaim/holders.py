@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 
 from tierstore.errors import Damaged, NotFound
 from tierstore.format.keys import ALIASES, VARIANTS, VERSION_LOG
@@ -90,11 +91,19 @@ class Holders:
             self._entries[model, name, entry.seq] = entry
         return [self._entries[model, name, number] for number in numbers]
 
+    def aliases(self, model: str) -> dict[str, RefEntry]:
+        """Return the newest entry of each alias of a model, as it is now."""
+        found = {
+            one: self._home.log(model, ALIASES + one).last() for one in self._home.aliases(model)
+        }
+        return {alias: last for alias, last in found.items() if last is not None}
+
     def named(
         self,
         model: str,
         going: Mapping[int, Content],
         staying: Set[str],
+        aliases: Mapping[str, RefEntry],
         releases: Set[tuple[str, int]] = frozenset(),
         *,
         readers: bool = True,
@@ -106,11 +115,12 @@ class Holders:
             going: The versions that are asked about.
             staying: The digests of versions that stay in any case: a pin or lease of the same
                 content means those.
+            aliases: The newest entry of each alias of the model.
             releases: Releases, by name and number, that go as well.
             readers: Whether who reads a version counts.
         """
         found: Reasons = {}
-        for number, reason in [*self._aliases(model), *self._releases(model, releases)]:
+        for number, reason in [*_meant(model, aliases), *self._releases(model, releases)]:
             if number in going:
                 found.setdefault(number, []).append(reason)
         by_digest = self._pinned_and_read(readers=readers)
@@ -119,24 +129,21 @@ class Holders:
                 found.setdefault(number, []).extend(by_digest.get(digest, []))
         return {number: sorted(set(reasons)) for number, reasons in found.items() if reasons}
 
-    def _aliases(self, model: str) -> list[tuple[int, str]]:
-        found = []
-        for alias in self._home.aliases(model):
-            last = self._home.log(model, ALIASES + alias).last()
-            for one in current([last] if last is not None else []):
-                why = f"rollout of {model}@{alias}" if one.is_rollout else f"alias {alias}"
-                found.append((one.version, why))
-        return found
+    def left(self, model: str, aliases: Mapping[str, RefEntry]) -> Reasons:
+        """Return the versions that aliases left lately (SPEC 9.1), or would go back to.
 
-    def left(self, model: str) -> Reasons:
-        """Return the versions that aliases left lately (SPEC 9.1), or would go back to."""
+        Args:
+            model: The model's name.
+            aliases: The newest entry of each of its aliases.
+        """
         found: Reasons = {}
         now_us = self.now_s() * 1e6
         history_s = SetRetentions(self._home.blobs).alias_history_s(model)
         since_us = now_us - history_s * 1e6
         lately = f"in the last {duration_text(timedelta(seconds=history_s))}"
-        for alias in self._home.aliases(model):
-            newest = newest_since(self._home.log(model, ALIASES + alias).entries(), since_us)
+        for alias, last in aliases.items():
+            older = self._home.log(model, ALIASES + alias).numbered(range(last.seq - 1, 0, -1))
+            newest = newest_since(chain([last], older), since_us)
             before = self._back(model, ALIASES + alias, newest)
             if before is not None and before.version is not None:
                 found.setdefault(before.version, []).append(f"rollback of {alias}")
@@ -147,8 +154,7 @@ class Holders:
     def _back(self, model: str, name: str, newest: Sequence[RefEntry]) -> RefEntry | None:
         """Return what a rollback goes back to; the newest entries of the log are read already."""
         self._entries |= {(model, name, entry.seq): entry for entry in newest}
-        last = newest[-1] if newest else None
-        return goes_back_to(last, lambda seq: self._read(model, name, [seq])[0])
+        return goes_back_to(newest[-1], lambda seq: self._read(model, name, [seq])[0])
 
     def _releases(self, model: str, going: Set[tuple[str, int]]) -> list[tuple[int, str]]:
         names = [name for name in self._home.models() if name not in self._models]
@@ -238,3 +244,12 @@ class Holders:
             _log.info("%s; whether it is a patch is not known", error)
             return False
         return patch_info(manifest) is not None
+
+
+def _meant(model: str, aliases: Mapping[str, RefEntry]) -> list[tuple[int, str]]:
+    """Return which versions aliases mean, and how each is called in messages."""
+    return [
+        (one.version, f"rollout of {model}@{alias}" if one.is_rollout else f"alias {alias}")
+        for alias, last in aliases.items()
+        for one in current([last])
+    ]

@@ -42,10 +42,12 @@ class Plan:
     Attributes:
         going: Their numbers, rising, by model; releases before their members.
         stops_for_readers: Whether who reads one of them keeps all.
+        is_by_rules: Whether what aliases left lately keeps all, too.
     """
 
     going: Mapping[str, Sequence[int]]
     stops_for_readers: bool = True
+    is_by_rules: bool = False
 
     def look(self, names: Names, holders: Holders) -> None:
         """Raise ``Conflict`` when somebody needs one of them, with all the reasons.
@@ -68,7 +70,7 @@ class Plan:
         """Return versions of equal content that stay, if the removal of them is stopped."""
         found = []
         for model, numbers in self.going.items():
-            present, announced = in_force(names, model)
+            present, announced = numbers_in_force(names, model)
             contents = holders.contents(model, present)
             goes = {digest for n in numbers if n in contents for digest in contents[n].digests}
             found += [
@@ -82,7 +84,7 @@ class Plan:
         self, names: Names, holders: Holders, model: str, numbers: Sequence[int]
     ) -> Reasons:
         """Return who needs versions of a model, by number."""
-        present, announced = in_force(names, model)
+        present, announced = numbers_in_force(names, model)
         contents = holders.contents(model, present)
         if gone := [number for number in numbers if number not in contents]:
             raise Conflict(gone_meanwhile(model, gone[0]))
@@ -96,7 +98,12 @@ class Plan:
             for digest in one.digests
         )
         releases = {(name, number) for name, every in self.going.items() for number in every}
-        needed = holders.named(model, going, staying, releases, readers=self.stops_for_readers)
+        aliases = holders.aliases(model)
+        if self.is_by_rules:
+            _refuse_left(model, going, holders.left(model, aliases))
+        needed = holders.named(
+            model, going, staying, aliases, releases, readers=self.stops_for_readers
+        )
         first = min(numbers)
         below = (number in stays and number not in announced for number in range(1, first))
         if all(below):  # a patch that is older lies on one of these, of content that stays
@@ -111,7 +118,7 @@ class Plan:
         return needed
 
 
-def in_force(names: Names, model: str) -> tuple[list[int], set[int]]:
+def numbers_in_force(names: Names, model: str) -> tuple[list[int], set[int]]:
     """Return the versions of a model that are not removed, newest first.
 
     With it come those of which a removal is announced.
@@ -344,6 +351,16 @@ def _releases_first(versions: Iterable[Version]) -> list[Version]:
 def as_text(ref: str | Version) -> str:
     """Return a reference as text: whether a version is removed is looked up by its number."""
     return str(ref) if isinstance(ref, Version) else ref
+
+
+def _refuse_left(model: str, going: Iterable[int], left: Reasons) -> None:
+    """Raise ``Conflict`` where an alias was moved since rules were asked what stays."""
+    for number in going:
+        if reasons := left.get(number):
+            raise Conflict(
+                f"{model}@{number} stays by now ({', '.join(reasons)}), as an alias was moved just "
+                "now; nothing was removed: try again"
+            )
 
 
 def _refuse(held: Mapping[str, Sequence[str]]) -> None:

@@ -47,7 +47,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import standing
 from tierstore.modelstore.home.pins import Pins
 from tierstore.modelstore.home.retention import SetRetentions
-from tierstore.modelstore.names.aliaslog import current, goes_back_to, meant_since
+from tierstore.modelstore.names.aliaslog import Meant, current, goes_back_to, meant_since
 from tierstore.modelstore.names.removed import PURGE, Removed, apply_removal
 from tierstore.modelstore.reclaim.readcache import ReadCache
 from tierstore.modelstore.reclaim.reflogs import Log, RefLogs
@@ -145,6 +145,7 @@ class Roots:
                 the message names it.
             BackendError: Home's clock cannot be right, or this machine's.
         """
+        # first, as said above: versions and names are those of the second reading, behind it
         removed = {log.model: log for log in self._logs.read(now_s) if log.name == REMOVED_LOG}
         retentions = SetRetentions(self._home.blobs)
         ends_s = _ends(removed.values(), now_s, window_s, retentions)
@@ -157,7 +158,6 @@ class Roots:
             if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
                 self._versions(log, now, found)
             elif log.name.startswith(ALIASES):
-                found.roots += _of_entries(log.entries[-1:], log, _alias(log))
                 held += _held_by_alias(log, now)
             elif log.name != REMOVED_LOG:  # written by a later version
                 found.roots += _of_entries(log.entries, log, f"{log.title} in its log {log.name}")
@@ -194,20 +194,20 @@ class Roots:
             for entry in log.entries
             if entry.action == RELEASED
         }
-        strongest: dict[tuple[str, int], Root] = {}
+        chosen: dict[tuple[str, int], Root] = {}
         for model, number, root in held:
             parts = [(model, number, root)]
             if (model, number) in released:
                 parts += self._members_of(root, found)
             for title, version, part in parts:
                 yield part
-                known = strongest.get((title, version))
+                known = chosen.get((title, version))
                 if known is None or known.is_removed:
-                    strongest[title, version] = part
+                    chosen[title, version] = part
         for log in logs:
             if log.name.startswith(VARIANTS):
                 for entry in log.entries:
-                    staying = strongest.get((log.title, entry.version or 0))
+                    staying = chosen.get((log.title, entry.version or 0))
                     if staying is not None and entry.manifest is not None:
                         yield staying.of(bytes.fromhex(entry.manifest), staying.ref)
 
@@ -340,23 +340,24 @@ def _held_by_alias(log: Log, now: _Now) -> Iterator[_Held]:
     removed = now.ends_s.get(log.model, {})
     alias = _alias(log)
 
-    def held(version: int, manifest: str, why: str) -> _Held:
-        ref = f"{log.title}@{version}"
-        root = Root(Digest.from_hex(manifest), "live", why, ref, version in removed)
-        return log.title, version, root
+    def held(one: Meant, why: str, is_removed: bool) -> _Held:
+        why = f"rollout of {why}" if one.is_rollout else why
+        digest, ref = Digest.from_hex(one.manifest), f"{log.title}@{one.version}"
+        return log.title, one.version, Root(digest, "live", why, ref, is_removed)
 
     meant = current(log.entries)
-    for one in meant:  # itself it is a root that is not removed
-        yield held(one.version, one.manifest, f"rollout of {alias}" if one.is_rollout else alias)
+    for one in meant:  # whoever follows the alias loads it, removed or not
+        yield held(one, alias, False)
     if meant:  # a removed version would stay for ever for an alias that is gone
         before = goes_back_to(log.entries[-1], lambda seq: log.entries[seq - 1])
         if before is not None:
             for one in current([before])[:1]:
-                yield held(one.version, one.manifest, f"rollback of {alias.removeprefix('alias ')}")
+                why = f"rollback of {alias.removeprefix('alias ')}"
+                yield held(one, why, one.version in removed)
     history_s = now.retentions.alias_history_s(log.title) if len(log.entries) > 1 else 0
     why = f"{alias} left it in the last {duration_text(timedelta(seconds=history_s))}"
     for one in meant_since(log.entries, (now.now_s - history_s) * 1e6, now.now_s * 1e6):
-        yield held(one.version, one.manifest, f"rollout of {why}" if one.is_rollout else why)
+        yield held(one, why, one.version in removed)
 
 
 def _releases(logs: Iterable[Log], now: _Now) -> Iterator[_Held]:
