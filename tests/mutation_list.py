@@ -4907,6 +4907,17 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "check-calls-condemned-packs-unfinished",
+        "Docs, operations: a condemned pack is called that, as no save goes on with it.",
+        "modelstore/care/check.py",
+        "left = found - condemned - anew",
+        "left = found",
+        (
+            "integration/test_check_removed.py::"
+            "test_packs_that_nothing_needs_are_called_what_they_are",
+        ),
+    ),
+    Mutation(
         "damage-of-what-can-be-undeleted",
         "SPEC 9.1: A check looks at a removed version as long as its window lasts.",
         "modelstore/care/check_removed.py",

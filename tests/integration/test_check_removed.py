@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.kit import MIB, settings, tensors
+from tests.integration.kit import MIB, condemn, settings, tensors
 from tests.integration.test_collector import CHANGES, collect, packs, packs_of
 from tests.integration.test_quarantine import flip, places
 from tests.integration.test_repair import flipped, spoil
 from tierstore.blobs.memory import MemoryStore
-from tierstore.format.keys import COLLECTED, LAYOUTS, layout_key, pack_key, version_key
+from tierstore.errors import Unreachable
+from tierstore.format.keys import COLLECTED, LAYOUTS, layout_key, move_key, pack_key, version_key
+from tierstore.format.layout import Move
+from tierstore.format.sealed import Kind, seal_body
 from tierstore.modelstore.home.home import create_config
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import FaultyStore
 
 
 @pytest.fixture
@@ -170,3 +174,33 @@ def test_once_a_collection_took_a_window_for_over_nothing_of_it_is_damage(
     store.reclaim.run(grace=timedelta(0), window=timedelta(0))
     assert not store.check(read_data=True).damaged
     assert store.repair().is_whole
+
+
+def test_packs_that_nothing_needs_are_called_what_they_are(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    def said() -> dict[str, str]:
+        return {one.key: one.what for one in store.check().findings}
+
+    unfinished = "a pack of a save that was not finished; saving that content again goes on with it"
+    [own] = packs_of(store, "m@2") - packs_of(store, "m@1")
+    before = packs(blobs)
+
+    def plan(op: str, key: str, n: int) -> None:
+        if key.startswith("versions/") and op.startswith("put"):
+            raise Unreachable("home is down")
+
+    with (
+        Store(FaultyStore(blobs, plan), settings(cache / "other")) as other,
+        pytest.raises(Unreachable),
+    ):
+        other.save("n", tensors(9), base=None)
+    [new] = packs(blobs) - before
+    assert said() == {pack_key(new): unfinished}
+    blobs.delete([info.key for info in blobs.list("index/")])
+    blobs.put(move_key(new), seal_body(Kind.MOVE, Move(pack=new.hex(), into=[own.hex()])))
+    assert said() == {pack_key(new): "a pack of which what is needed was stored anew"}
+    condemn(blobs, pack_key(new))
+    assert said() == {pack_key(new): "a condemned pack: 'tierstore gc' deletes it"}
+    store.save("n", tensors(9), base=None)
+    assert said() == {pack_key(new): "a condemned pack: 'tierstore gc' deletes it"}

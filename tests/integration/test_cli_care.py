@@ -11,6 +11,7 @@ import pytest
 
 import tierstore
 from tierstore.cli.kit.app import run
+from tierstore.cli.kit.objects import short_ids
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def test_damage_names_the_next_step_and_not_itself(
 ) -> None:
     key = damage(root)
     assert run(["check", "--read-data"]) == 4
-    *lines, verdict, advice = capsys.readouterr().out.splitlines()
+    *lines, verdict, advice, note = capsys.readouterr().out.splitlines()
+    key = short_ids(key)
     assert lines[0].startswith(f"damage: {key}: chunk b3:")
     assert lines[0].endswith("(needed by m@1)")
     assert (
@@ -57,6 +59,8 @@ def test_damage_names_the_next_step_and_not_itself(
     assert verdict.startswith("1 damaged, 1 pack quarantined; checked")
     assert advice == "'tierstore repair' repairs what can be repaired, and lists what is lost"
     assert not any("tierstore check" in line for line in lines)
+    assert note == "ids are cut to 12 digits here: -q and --json print keys in full"
+    assert max(map(len, lines)) < 200
 
 
 @pytest.mark.parametrize("how", [[], ["--max-time", "0s"], ["--subset", "1%"]])
@@ -68,7 +72,7 @@ def test_what_is_quarantined_is_said_whatever_was_looked_at(
     capsys.readouterr()
     code = run(["check", *how])
     out = capsys.readouterr().out
-    assert f"quarantined: {key}" in out
+    assert f"quarantined: {short_ids(key)}: " in out
     assert "1 pack quarantined; checked" in out
     if how == ["--subset", "1%"]:  # what is damaged is read first
         assert (code, out.count("1 damaged,")) == (4, 1)

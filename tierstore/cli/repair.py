@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tierstore.cli.kit.command import Cli
+from tierstore.cli.kit.objects import MANY, by_kind, short_ids
 from tierstore.cli.kit.output import counted, printable, size
 from tierstore.cli.models import REF_HELP
 from tierstore.cli.schemas import repair as schemas
@@ -98,10 +99,10 @@ def _print(report: RepairReport) -> None:
     for one in report.objects:
         where = f"{one.key} in tier {one.tier}" if one.tier else one.key
         said = words.get(one.outcome, one.outcome)
-        print(printable(f"{said}: {where}: {one.what}: {one.done}"))
+        print(printable(short_ids(f"{said}: {where}: {one.what}: {one.done}")))
     for hit in report.hit:
         if not hit.parts:
-            print(printable(f"{hit.version} is lost: {hit.manifest}"))
+            print(printable(short_ids(f"{hit.version} is lost: {hit.manifest}")))
         for part in hit.parts:
             lost = f"{size(part.lost_bytes)} of {size(part.plain_bytes)}"
             print(printable(f"{hit.version}: {part.name}: {lost} lost"))
@@ -112,4 +113,7 @@ def _print(report: RepairReport) -> None:
     looked = f"{counted(report.packs, 'pack')}, {size(report.read_bytes)}{hot}"
     verdict = "nothing is lost" if report.is_whole else "not everything could be repaired"
     done = "to repair" if report.dry_run else "repaired"
+    for outcome in ("lost", "left"):
+        if len(keys := [one.key for one in report.of(outcome)]) > MANY:
+            print(f"{outcome}: {by_kind(keys)}")
     print(f"{counted(repaired, 'object')} {done}, {verdict}; read {looked}")

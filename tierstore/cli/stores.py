@@ -8,6 +8,7 @@ import typer
 
 from tierstore.cli.gc import last_gc, print_last_gc
 from tierstore.cli.kit.command import Cli
+from tierstore.cli.kit.objects import MANY, by_kind, short_ids, some_of
 from tierstore.cli.kit.output import Column, counted, printable, shares, size, table
 from tierstore.cli.kit.times import duration
 from tierstore.cli.schemas import core as schemas
@@ -227,10 +228,11 @@ def _json(report: CheckReport) -> schemas.CheckJson:
 
 def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
     for one in report.findings:
-        needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
-        print(printable(f"{one.severity}: {one.key}: {one.what}{needed}"))
+        needed = f" (needed by {some_of(one.needed_by)})" if one.needed_by else ""
+        print(printable(short_ids(f"{one.severity}: {one.key}: {one.what}{needed}")))
     for key in report.quarantined:
-        print(f"quarantined: {key}: no tier has a good copy; saves store anew what is in it")
+        what = "no tier has a good copy; saves store anew what is in it"
+        print(short_ids(f"quarantined: {key}: {what}"))
     looked = ", ".join(
         (
             counted(report.refs, "ref"),
@@ -241,16 +243,20 @@ def _print_report(report: CheckReport, read_data: bool, hot: bool) -> None:
     )
     data = f", {size(report.data_bytes)} of data" if read_data else " (data was not read)"
     data += f", {size(report.hot_bytes)} in the hot tier" if hot else ""
-    damage = sum(one.severity == "damage" for one in report.findings)
-    garbage = len(report.findings) - damage
+    damaged = [one.key for one in report.findings if one.severity == "damage"]
+    damage, garbage = len(damaged), len(report.findings) - len(damaged)
     marked = len(report.quarantined)
     verdict = f"{damage} damaged" if damage else f"no {'new ' if marked else ''}damage"
     if marked:
         verdict += f", {counted(marked, 'pack')} quarantined"
     waste = f", {counted(garbage, 'object')} of garbage" if garbage else ""
     print(f"{verdict}{waste}; checked {looked}{data}")
+    if damage > MANY:
+        hit = {name for one in report.findings for name in one.needed_by}
+        print(f"damaged: {by_kind(damaged)}; needed by {counted(len(hit), 'version')}")
     if damage:
         print("'tierstore repair' repairs what can be repaired, and lists what is lost")
+        print("ids are cut to 12 digits here: -q and --json print keys in full")
     elif marked and (report.data.copies_left or not read_data):
         print(
             "'tierstore check --read-data' says whether anything was lost with what is quarantined"

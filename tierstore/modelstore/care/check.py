@@ -31,7 +31,7 @@ from tierstore.format.reflog import RefEntry
 from tierstore.ids import Digest
 from tierstore.modelstore.care.check_copies import Copies, CopyCheck, Looked, Suspects
 from tierstore.modelstore.care.check_data import DataRead, Item, ItemReader, Limits, PackData, Read
-from tierstore.modelstore.care.check_findings import Finding, Problems, without_advice
+from tierstore.modelstore.care.check_findings import Finding, Problems, brief
 from tierstore.modelstore.care.check_folds import FoldCheck, FoundFold, look_at_folds
 from tierstore.modelstore.care.check_home import check_home
 from tierstore.modelstore.care.check_parts import NeededParts, distinct, read_layout
@@ -221,7 +221,7 @@ class _Check:
     def _damage(self, key: str, what: object, needs: Digest | str | None = None) -> None:
         """Note damage that hits one version, or all that need a manifest."""
         users = (needs,) if isinstance(needs, str) else ()
-        found = Finding("damage", key, without_advice(what), users)
+        found = Finding("damage", key, brief(what, key), users)
         if isinstance(needs, Digest):  # who needs it is known once all chains were looked at
             self._needed[found] = needs, isinstance(what, NotFound)
         self._report.findings.append(found)
@@ -334,7 +334,11 @@ class _Check:
         self._looked_at.add(digest)
         try:
             manifest = self._home.manifest(digest)
-        except (Damaged, NotFound, UnsupportedFormat) as error:
+        except NotFound:
+            gone = NotFound("it is missing; saving that content again writes it anew")
+            self._problems.unread(keys.version_key(digest), gone, digest)
+            return None
+        except (Damaged, UnsupportedFormat) as error:
             self._problems.unread(keys.version_key(digest), error, digest)
             return None
         self._report.versions += 1
@@ -502,7 +506,7 @@ class _Check:
         used = self._used_packs(needed)
         self._saving = self._saving or is_saving(self._home.blobs)
         live = {digest.hex for digest in self._users.named | self._expired.digests}
-        self._garbage(set(self._copies.every) - used, "a pack that no version uses")
+        self._garbage_packs(set(self._copies.every) - used)
         for prefix, what in ((keys.VERSIONS, "manifest"), (keys.LAYOUTS, "layout")):
             stored = {info.key for info in self._home.blobs.list(prefix)}
             unused = {key for key in stored if key.removeprefix(prefix) not in live}
@@ -537,9 +541,18 @@ class _Check:
         packs = {pack for pack in found if pack is not None}
         return packs - self._suspects.keys() - self._home.condemned.known()
 
-    def _garbage(self, found: set[str], what: str) -> None:
+    def _garbage_packs(self, found: set[str]) -> None:
+        condemned = found & set(map(keys.pack_key, self._home.condemned.known()))
+        anew = found & set(map(keys.pack_key, self._copies.moves))
+        again = "" if self._saving else "; saving that content again goes on with it"
+        self._garbage(condemned, "a condemned pack: 'tierstore gc' deletes it", is_for_good=True)
+        self._garbage(anew - condemned, "a pack of which what is needed was stored anew")
+        left = found - condemned - anew
+        self._garbage(left, f"a pack of a save that was not finished{again}")
+
+    def _garbage(self, found: set[str], what: str, *, is_for_good: bool = False) -> None:
         # what cannot be read may need any object: then nothing is called garbage
         if not (self._report.damaged or self._problems.hides_packs):
-            if self._saving:
-                what += ", unless the save that is running now does: leave it alone"
+            if self._saving and not is_for_good:
+                what += "; a save that is running may use it: leave it alone"
             self._report.findings += [Finding("garbage", key, what) for key in sorted(found)]

@@ -18,7 +18,7 @@ from tierstore.errors import (
 from tierstore.format import keys
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.care.check_copies import Copies, Suspects, why_unread
-from tierstore.modelstore.care.check_findings import Problems, without_advice
+from tierstore.modelstore.care.check_findings import Problems, brief
 from tierstore.modelstore.care.check_parts import NeededParts, Part, distinct
 from tierstore.modelstore.care.readtimes import Copy, ReadTimes
 from tierstore.modelstore.chunks.plan import batches
@@ -381,7 +381,7 @@ class PackData:
         self._lost.update(needed)
         if down := sorted({name for key in needed for name in self._copies.unread(key)}):
             may = f"tier {', '.join(down)} may have it good and could not be asked"
-            self._problems.unsure(place.pack, f"{without_advice(why)}; {may}")
+            self._problems.unsure(place.pack, f"{brief(why, needed[0])}; {may}")
             return
         self._problems.lost(place.pack, why, place, is_gone=not all(there))
         self._suspects.add(reader.pool.moves.way(place), table)

@@ -20,6 +20,7 @@ from tierstore.modelstore.chunks.ways import FrameWays
 from tierstore.modelstore.home.ahead import parallel
 from tierstore.modelstore.home.home import Home
 
+_NAME = re.compile(r"\A.{,300}? is damaged: ")
 _ADVICE = re.compile(r"; (run 'tierstore check'[^;]*|restore it from a copy)\Z")
 _AT_ONCE = 8
 """Layouts that are read and kept at a time: one may have 60 MB."""
@@ -44,9 +45,16 @@ class Finding:
     needed_by: tuple[str, ...] = ()
 
 
-def without_advice(what: object) -> str:
-    """Return what is wrong with an object without what to do about it: the report says that."""
-    return _ADVICE.sub("", str(what))
+def brief(what: object, key: str = "") -> str:
+    """Return what is wrong with an object, without its name and what to do about it.
+
+    Args:
+        what: The error, or its message.
+        key: The key of the object: another one's name stays.
+    """
+    text = _ADVICE.sub("", str(what))
+    name = _NAME.match(text)
+    return text[name.end() :] if name and key in name[0] else text
 
 
 @dataclass(slots=True)
@@ -121,7 +129,7 @@ class Problems:
 
     def unread(self, key: str, error: TierstoreError, manifest: Digest) -> None:
         """Note that a manifest, or the layout of one, cannot be read."""
-        what = without_advice(error)
+        what = brief(error, key)
         problem = _Problem(key, what, is_gone=isinstance(error, NotFound))
         self._of_home.setdefault(manifest, []).append(self._note(problem))
 
@@ -130,18 +138,19 @@ class Problems:
     ) -> None:
         """Note that a pack, or one chunk in it, cannot be read from any tier, or is in none."""
         key = keys.pack_key(pack)
-        self._note(_Problem(key, without_advice(what), pack, place, is_gone=is_gone))
+        self._note(_Problem(key, brief(what, key), pack, place, is_gone=is_gone))
         if place is not None:
             self._bad.add(place)
 
     def bad_copy(self, pack: bytes, tiers: str, why: object, other: str) -> None:
         """Note a damaged copy; no version is affected as long as there is another one."""
         is_bad = "cannot be read" if isinstance(why, BackendError) else "is bad"
-        self.unsure(pack, f"its copy in tier {tiers} {is_bad}, {other}: {without_advice(why)}")
+        said = brief(why, keys.pack_key(pack))
+        self.unsure(pack, f"its copy in tier {tiers} {is_bad}, {other}: {said}")
 
-    def unsure(self, pack: bytes, what: object) -> None:
+    def unsure(self, pack: bytes, what: str) -> None:
         """Note what is wrong with a pack where nobody can say now that anything is lost."""
-        self._note(_Problem(keys.pack_key(pack), without_advice(what), pack, hits=False))
+        self._note(_Problem(keys.pack_key(pack), what, pack, hits=False))
 
     def unconfirmed(self) -> list[Finding]:
         """Return what was found as findings, without a second look."""

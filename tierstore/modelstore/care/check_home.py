@@ -17,7 +17,7 @@ from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.segments import parse_any_segment
 from tierstore.format.tiers import HEAT, PINS, Pin
 from tierstore.ids import Buffer
-from tierstore.modelstore.care.check_findings import Finding, without_advice
+from tierstore.modelstore.care.check_findings import Finding, brief
 from tierstore.modelstore.home.home import Home
 
 _PAGE = 256
@@ -73,7 +73,7 @@ def check_home(home: Home) -> Iterator[Finding]:
     """Yield what is damaged of moves, marks, retention, pins, leases, condemned lists and hints."""
     for prefix, parse, becomes in _NEEDED:
         for key, error in _broken(home, prefix, parse):
-            yield Finding("damage", key, f"{without_advice(error)}: {becomes}")
+            yield Finding("damage", key, f"{brief(error, key)}: {becomes}")
     for prefix, parse, what in _HINTS:
         for key, _ in _broken(home, prefix, parse):
             yield Finding("garbage", key, f"{what}; it can be deleted")
@@ -102,7 +102,7 @@ def _condemned(home: Home) -> Iterator[Finding]:
         home.condemned.every()
         return
     except (Damaged, UnsupportedFormat) as error:
-        why = without_advice(error)
+        why = brief(error)
     names = [info.key.removeprefix(keys.GC) for info in home.blobs.list(keys.GC)]
     numbers = [int(name) for name in names if len(name) == 9 and name.isdigit()]
     key = keys.list_key(max(numbers)) if numbers else keys.GC
@@ -116,7 +116,7 @@ def _condemned(home: Home) -> Iterator[Finding]:
             except NotFound:
                 found.append(Finding("damage", segment, f"it is missing: {becomes}"))
             except (Damaged, UnsupportedFormat) as error:
-                found.append(Finding("damage", segment, f"{without_advice(error)}: {becomes}"))
+                found.append(Finding("damage", segment, f"{brief(error, key)}: {becomes}"))
     except (Damaged, NotFound, UnsupportedFormat):  # of the list, or of one of an early form
         pass
     yield from found or [Finding("damage", key, f"{why}: {becomes}")]

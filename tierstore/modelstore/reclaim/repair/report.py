@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tierstore.modelstore.care.check_findings import without_advice
-
-_NAME = re.compile(r"\A.{,300}? is damaged: ")
+from tierstore.modelstore.care.check_findings import brief
 
 Outcome = Literal["repaired", "lost", "left"]
 
@@ -109,8 +106,3 @@ class RepairReport:
     def add(self, outcome: Outcome, key: str, what: object, done: str, tier: str = "") -> None:
         """Note what was done about an object."""
         self.objects.append(Repaired(outcome, key, brief(what), done, tier))
-
-
-def brief(what: object) -> str:
-    """Return what is wrong with an object, without its name and what to do about it."""
-    return _NAME.sub("", without_advice(what))
