@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 
 from tests.integration.kit import created, equal, opened
+from tests.integration.test_collector import packs_of
+from tests.integration.test_tiers import Tiered
 from tierstore.admin.doctor import diagnose
 from tierstore.admin.health import nearly_full
 from tierstore.admin.survey import survey
@@ -30,6 +34,7 @@ from tierstore.format.keys import (
     RESERVE,
     SWEEPS,
     entry_key,
+    layout_key,
     pack_key,
 )
 from tierstore.format.sealed import Kind, seal_body
@@ -239,13 +244,92 @@ def test_a_repair_uses_the_reserve_where_it_finds_no_room(
                 assert repairing.aliases("m") == []
 
 
-def test_a_repair_without_room_says_what_to_do(store: Store, blobs: Quota, cache: Path) -> None:
+def spoil_several(store: Store, blobs: Quota) -> None:
+    """Lose a layout, and damage a pack and the entry of an alias if there is one."""
+    blobs.delete([layout_key(store.resolve("m@1").digest)])
+    [pack] = packs_of(store, "m@3")
+    entry = entry_key(f"{REFS}m/alias/prod/", 1)
+    for key in (pack_key(pack), *([entry] if store.aliases("m") else [])):
+        data = bytearray(blobs.get(key))
+        data[-len(data) // 2] ^= 1
+        blobs.put(key, data)
+
+
+@pytest.mark.parametrize("left", [0, 400, 1200])
+@pytest.mark.parametrize("and_entry", [False, True])
+def test_one_repair_does_all_that_the_reserve_has_room_for(
+    store: Store, blobs: Quota, cache: Path, left: int, and_entry: bool
+) -> None:
+    """Whatever comes first: an entry, else a layout."""
+    if and_entry:
+        store.alias("m", "prod", "m@2")
+    spoil_several(store, blobs)
+    blobs.limit_bytes = blobs.used_bytes + left
+    with opened(blobs, cache) as other:
+        report = other.repair()
+        assert (report.of("left"), report.full) == ([], "")
+        assert other.repair().of("repaired") == []
+        equal(other.load("m@1").load(), model(1))
+
+
+def test_a_repair_without_room_says_so_of_each_object_and_goes_on_later(
+    store: Store, blobs: Quota, cache: Path
+) -> None:
+    store.alias("m", "prod", "m@2")
+    spoil_several(store, blobs)
     blobs.delete([RESERVE])
     blobs.fill()
     with opened(blobs, cache) as other:
-        with pytest.raises(OutOfSpace, match="'tierstore gc' make some: repair again then"):
-            other.repair()
-        assert other.repair(dry_run=True).is_whole
+        before = {one.key for one in other.repair(dry_run=True).objects}
+        report = other.repair()
+        assert {one.key for one in report.of("left")} == before
+        assert report.full == "the quota is used up"
+        blobs.limit_bytes = 1 << 40
+        report = other.repair()
+        assert (report.of("left"), report.full) == ([], "")
+
+
+def test_a_bad_copy_in_a_full_home_is_left(tmp_path: Path) -> None:
+    made = Tiered(tmp_path)
+    store = made.open()
+    store.save("m", model(1))
+    made.copy("warm", "cold")
+    [key] = made.packs("warm")
+    warm = made.stores["warm"].inner
+    warm.put(key, bytes(warm.get(key))[:-1])
+    full = OutOfSpace("no room")
+    made.plans["home"] = lambda op, key, n: full if op in ("put", "put_if_absent") else None
+    report = store.repair()
+    assert [(one.outcome, one.key, one.tier) for one in report.objects] == [("left", key, "warm")]
+    assert (report.full, report.is_whole) == ("no room", False)
+    made.plans.clear()
+    assert store.repair().is_whole
+    store.close()
+
+
+def test_the_command_lists_what_is_left_and_exits_with_7(tmp_path: Path, cache: Path) -> None:
+    """Of a process that can write no file: what it found is printed all the same."""
+    home = LocalStore(tmp_path / "home", create=True)
+    with filled(home, cache) as store:
+        layout = layout_key(store.resolve("m@1").digest)
+    home.delete([layout, RESERVE])
+    done = subprocess.run(
+        [sys.executable, "-m", "tierstore", "repair"],
+        env={**os.environ, "TIERSTORE_STORE": str(tmp_path / "home")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == OutOfSpace.exit_code
+    assert f"left: {layout}: it is missing: it could not be made anew, as there is" in done.stdout
+    assert "'tierstore rm' and 'tierstore gc' make some: repair again then" in done.stderr
+
+
+def test_a_repair_of_what_is_whole_needs_no_room(store: Store, blobs: Quota, cache: Path) -> None:
+    blobs.delete([RESERVE])
+    blobs.fill()
+    with opened(blobs, cache) as other:
+        assert other.repair().is_whole
 
 
 def test_what_is_condemned_goes_before_the_reserve(store: Store, blobs: Quota) -> None:

@@ -11,7 +11,7 @@ from tierstore.cli.kit.objects import MANY, by_kind, short_ids
 from tierstore.cli.kit.output import counted, printable, size
 from tierstore.cli.models import REF_HELP
 from tierstore.cli.schemas import repair as schemas
-from tierstore.errors import UsageError
+from tierstore.errors import OutOfSpace, UsageError
 
 if TYPE_CHECKING:
     from tierstore.modelstore.reclaim.repair.report import RepairReport
@@ -40,7 +40,8 @@ def repair(
     """Repair what is damaged from what is left, and list what is lost.
 
     Reads every copy of every pack, or of those that each REF needs. Exits with 4 when something is
-    lost, or could not be repaired now. What is whole is not touched. --home begins with config.json
+    lost, or could not be repaired now, and with 7 when there was no room. What is whole is not
+    touched. --home begins with config.json
     and the list of tiers, without which no other command works.
     """
     if store_id is not None and not home:
@@ -58,6 +59,11 @@ def repair(
         report.objects[:0] = start.objects if start is not None else []
     data = repair_json(report)
     cli.out.show(data, [one.key for one in report.objects], lambda: _print(report))
+    if report.full:
+        raise OutOfSpace(
+            f"{report.full}; there is no room for what is repaired. 'tierstore rm' and 'tierstore "
+            "gc' make some: repair again then, what was repaired until now stays so"
+        )
     if not report.is_whole:
         raise typer.Exit(4)
 
@@ -91,6 +97,7 @@ def repair_json(report: RepairReport) -> schemas.Repair:
         read_bytes=report.read_bytes,
         hot_bytes=report.hot_bytes,
         down=dict(report.down),
+        full=report.full,
     )
 
 

@@ -1169,6 +1169,10 @@ class Store:
             progress: ``True`` for a bar, or a function that is called with the bytes of packs that
                 were read and the bytes in all; as in ``save``.
 
+        Returns:
+            What was found, and what came of it. Where there was no room for all of it, not even
+            with the reserve, ``full`` says so.
+
         Raises:
             Conflict: Another process moves packs between tiers now.
 

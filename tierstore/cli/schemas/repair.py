@@ -41,7 +41,8 @@ class HitVersionJson(Schema):
 class Repair(Schema):
     """What was repaired and what is lost; with ``dry_run`` nothing was changed.
 
-    ``down`` says why tiers could not be asked. ``whole`` is whether nothing is lost or left.
+    ``down`` says why tiers could not be asked, ``full`` why there was no room for what is repaired;
+    it is empty where there was. ``whole`` is whether nothing is lost or left.
     """
 
     dry_run: bool
@@ -52,3 +53,4 @@ class Repair(Schema):
     read_bytes: int
     hot_bytes: int
     down: dict[str, str]
+    full: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tierstore.blobs.base import BlobStore
-from tierstore.format.tiers import Role, TierSpec
+from tierstore.format.tiers import HOME_NAME, Role, TierSpec
 from tierstore.tiers.durable.archive import Archive
 from tierstore.tiers.durable.marker import verify
 from tierstore.tiers.stats import TierStats
@@ -39,6 +39,11 @@ class DurableTier:
     def role(self) -> Role:
         """The role, ``warm`` or ``cold``; for home the one that is configured."""
         return self.spec.role
+
+    @property
+    def is_home(self) -> bool:
+        """Whether it is the store's home, which has packs as well."""
+        return self.name == HOME_NAME
 
     @property
     def takes_writes(self) -> bool:

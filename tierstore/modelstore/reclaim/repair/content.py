@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
@@ -17,6 +18,7 @@ from tierstore.modelstore.chunks.writemove import seal_move
 from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.relayout import PackScan, write_layouts
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.reclaim.holdings import Holdings
 from tierstore.modelstore.reclaim.repair.footers import read_footers
 from tierstore.modelstore.reclaim.repair.objects import Broken, Objects, digest_in
@@ -105,7 +107,7 @@ class ContentRepair:
                 scan.read()
             except BackendError as error:  # what it may be made from cannot be looked into
                 for digest, reason in sorted(bad.items()):
-                    self._report.add("left", keys.layout_key(digest), reason, str(error))
+                    self._report.leave(keys.layout_key(digest), reason, "made anew", error)
                 return
             for digest in sorted(bad):
                 self._layout(scan, digest, bad[digest])
@@ -114,7 +116,10 @@ class ContentRepair:
         key = keys.layout_key(digest)
         try:
             made = scan.layout(digest, self._home.manifest(digest))
-            unfit = [] if self._report.dry_run else write_layouts(self._home, [made])
+            unfit = []
+            if not self._report.dry_run:
+                write = partial(write_layouts, self._home, [made])
+                unfit = with_reserve(self._home.blobs, write)
         except (Damaged, UnsupportedFormat):
             self._report.add("lost", key, why, "its manifest is lost, too")
             return
@@ -124,7 +129,7 @@ class ContentRepair:
             self._report.add("lost", key, why, str(error))
             return
         except BackendError as error:  # a tier that may have it cannot be asked, or home written
-            self._report.add("left", key, why, str(error))
+            self._report.leave(key, why, "made anew", error)
             return
         if unfit:
             done = "its chunks are in condemned packs alone: 'tierstore gc' heals it"

@@ -17,7 +17,6 @@ from tierstore.errors import (
     Damaged,
     InvalidName,
     NotFound,
-    OutOfSpace,
     UnsupportedFormat,
 )
 from tierstore.format import keys
@@ -167,12 +166,8 @@ class Objects:
         if not self.report.dry_run:
             try:
                 is_done = with_reserve(self.blobs, act)
-            except OutOfSpace as error:
-                hint = "'tierstore gc' may make room, then repair again"
-                self.report.add("left", key, why, f"it could not be {done}: {error}; {hint}")
-                return
-            except BackendError as error:
-                self.report.add("left", key, why, f"it could not be {done}: {error}")
+            except (BackendError, Damaged) as error:
+                self.report.leave(key, why, done, error)
                 return
             if not is_done:
                 self.report.add("left", key, why, "another process was there first: repair again")

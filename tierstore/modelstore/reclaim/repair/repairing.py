@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from tierstore.errors import BackendError, Damaged, OutOfSpace, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format import keys
 from tierstore.format.storeconfig import check_features
 from tierstore.format.table import ChunkTable
@@ -52,6 +52,7 @@ from tierstore.modelstore.version import Version
 from tierstore.shown import counted
 from tierstore.tiers.hot.tiers import HotTiers
 
+_GONE = "the pack is in no tier"
 _SAVE_AGAIN = "saving that content again heals it"
 
 Told = Callable[[int, int], None]
@@ -76,20 +77,17 @@ def repair_store(
         dry_run: Whether nothing is changed: the report says what would be.
         progress: Told of the bytes of packs that were read.
 
+    Returns:
+        What it found and did. Where there was no room for some of it, not even with home's reserve,
+        the report says so.
+
     Raises:
         Conflict: Another process moves packs now.
-        OutOfSpace: There is no room for what is repaired, not even with home's reserve.
         BackendError: Home cannot be asked.
         UnsupportedFormat: The store needs a newer tierstore to be written to.
     """
     check_features(home.config, "write", home.blobs.url)
-    try:
-        return _Repair(home, hot, versions, dry_run, progress).run()
-    except OutOfSpace as error:
-        raise OutOfSpace(
-            f"{error}; there is no room for what is repaired. 'tierstore rm' and 'tierstore gc' "
-            "make some: repair again then, what was repaired until now stays so"
-        ) from error
+    return _Repair(home, hot, versions, dry_run, progress).run()
 
 
 class _Repair:
@@ -111,6 +109,7 @@ class _Repair:
         self._users = UserReader(home, versions)
         self._progress = progress
         self._bad_marks: set[bytes] = set()
+        self._no_right: OutOfSpace | None = None
         self.report = RepairReport(dry_run=dry_run)
 
     def run(self) -> RepairReport:
@@ -130,7 +129,10 @@ class _Repair:
             damaged = self._repair_copies(sorted(every), holdings, right)
         hits: list[HitVersion] = []
         if damaged or gone:
-            hits = self._rescue(damaged, gone)
+            try:
+                hits = self._rescue(damaged, gone)
+            except OutOfSpace as error:
+                self._leave(damaged, error)
         self.report.hit = sorted([*lost, *hits], key=lambda hit: (hit.version, hit.manifest))
         return self.report
 
@@ -184,7 +186,12 @@ class _Repair:
             return
         blobs, right = self._home.blobs, HeldLease(self._home.blobs)
         with ExitStack() as stack:
-            with_reserve(blobs, lambda: stack.enter_context(right))
+            try:
+                with_reserve(blobs, lambda: stack.enter_context(right))
+            except OutOfSpace as error:
+                self._no_right = error
+                yield None
+                return
             yield right
             with suppress(BackendError):  # the lease says so when it ends
                 with_reserve(blobs, right.give_back)
@@ -231,11 +238,15 @@ class _Repair:
         if copies.good is not None:
             source = self.report.did(f"put back from tier {copies.good.tier.name}")
         for copy in copies.bad:
-            outcome: Outcome = "repaired"
-            done = source
-            if right is not None and (why := put_back(self._home, copy, copies.pack, data, right)):
-                outcome, done = "left", f"it was not written anew: {why}"
-            self.report.add(outcome, copies.key, copy.why, done, copy.tier.name)
+            try:
+                if self._no_right is not None:
+                    raise self._no_right
+                if right is not None:
+                    put_back(self._home, copy, copies.pack, data, right)
+            except (BackendError, Damaged, NotFound, UnsupportedFormat) as error:
+                self.report.leave(copies.key, copy.why, "written anew", error, copy.tier.name)
+            else:
+                self.report.add("repaired", copies.key, copy.why, source, copy.tier.name)
         return False
 
     def _leave_newer(self, copies: Copies) -> None:
@@ -243,6 +254,13 @@ class _Repair:
         self.report.add("left", copies.key, why, "repair it with that version of tierstore")
 
     # Packs without a good copy
+
+    def _leave(self, damaged: Mapping[bytes, str], error: OutOfSpace) -> None:
+        """Say that nothing could be rescued; which packs that are gone are needed is not known."""
+        for pack, why in sorted(damaged.items()):
+            what = why or "the pack is quarantined"
+            self.report.leave(keys.pack_key(pack), what, "rescued", error)
+        self.report.full = self.report.full or str(error)
 
     def _rescue(self, damaged: Mapping[bytes, str], gone: Set[bytes]) -> list[HitVersion]:
         """Rescue what versions need of bad packs; return those that lack what is lost."""
@@ -358,7 +376,7 @@ class _Repair:
                 outcome = "left"
                 done.append(f"{', '.join(down)} could not be asked and may have it: repair again")
         if done:
-            what = found.why or "the pack is in no tier"
+            what = found.why or _GONE
             self.report.add(outcome, keys.pack_key(found.pack), what, "; ".join(done))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tierstore.errors import OutOfSpace
 from tierstore.modelstore.care.check_findings import brief
 
 Outcome = Literal["repaired", "lost", "left"]
@@ -80,6 +81,8 @@ class RepairReport:
         read_bytes: Bytes of packs that were read.
         hot_bytes: Bytes of hot tiers that were compared.
         down: Why tiers could not be asked, by name.
+        full: Why there was no room for what is repaired; empty where there was. Once there is some
+            another run goes on.
     """
 
     dry_run: bool = False
@@ -89,6 +92,7 @@ class RepairReport:
     read_bytes: int = 0
     hot_bytes: int = 0
     down: Mapping[str, str] = field(default_factory=dict)
+    full: str = ""
 
     def of(self, outcome: Outcome) -> list[Repaired]:
         """Return the objects that came to this."""
@@ -97,7 +101,7 @@ class RepairReport:
     @property
     def is_whole(self) -> bool:
         """Whether nothing is lost, and nothing was left to another time."""
-        return not self.hit and not self.of("lost") and not self.of("left")
+        return not self.hit and not self.of("lost") and not self.of("left") and not self.full
 
     def did(self, done: str) -> str:
         """Return a participle, such as "written anew", as it holds of this run."""
@@ -106,3 +110,19 @@ class RepairReport:
     def add(self, outcome: Outcome, key: str, what: object, done: str, tier: str = "") -> None:
         """Note what was done about an object."""
         self.objects.append(Repaired(outcome, key, brief(what), done, tier))
+
+    def leave(self, key: str, what: object, done: str, error: Exception, tier: str = "") -> None:
+        """Note that an object could not be repaired now, by the error that says why.
+
+        Args:
+            key: The key of the object.
+            what: Description of the damage.
+            done: What was tried, as a participle: ``written anew``.
+            error: What came of it.
+            tier: The name of the tier in which the object lies.
+        """
+        why = f": {error}"
+        if isinstance(error, OutOfSpace):
+            self.full = self.full or str(error)
+            why = ", as there is no room"
+        self.add("left", key, what, f"it could not be {done}{why}", tier)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
-from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format.keys import pack_key
 from tierstore.format.pack import PackBuilder
 from tierstore.format.proof import hash_plain
@@ -372,7 +373,7 @@ class Rescue:
     def _settle(self, lease: WriterLease, store: Callable[[], _Stored]) -> None:
         """Store chunks and lead readers to them, until no pack that is relied on is condemned."""
         for _ in range(_ROUNDS):
-            if with_reserve(self._home.blobs, lambda: self._is_settled(lease, store)):
+            if self._is_settled(lease, store):
                 return
         raise BackendError(
             f"packs that repair writes keep disappearing from {self._home.packs.url}; see that no "
@@ -381,14 +382,14 @@ class Rescue:
 
     def _is_settled(self, lease: WriterLease, store: Callable[[], _Stored]) -> bool:
         """Do it once; return whether all packs that are relied on then can be."""
-        since_s = running_s()
-        stored = store()
-        lease.renew()
+        since_s, blobs = running_s(), self._home.blobs
+        stored = with_reserve(blobs, store)  # home is the last tier that takes them
+        with_reserve(blobs, lease.renew)
         if lost := gone_packs(self._home, stored.sizes):
             self._unfit |= lost
             return False
         for end, into in stored.into.items():
-            self._healing.move(end, into)
+            with_reserve(blobs, partial(self._healing.move, end, into))
         self._readers.clear()  # they have read the moves before
         if lost := lost_since(self._home, stored.sizes.keys(), since_s):
             self._unfit |= lost
@@ -399,4 +400,5 @@ class Rescue:
     def _publish(self, stored: _Stored) -> None:
         """Let later saves find the chunks of new packs."""
         if stored.places:
-            write_segment(self._home.blobs, stored.places, stored.sizes)
+            with suppress(OutOfSpace):  # they find others, or store them again
+                write_segment(self._home.blobs, stored.places, stored.sizes)

@@ -272,13 +272,14 @@ class Scrub:
             return False
         with HeldLease(self._home.blobs) as right:
             for bad in copies.bad:
-                why = put_back(self._home, bad, pack, data, right)
-                if why:
+                try:
+                    put_back(self._home, bad, pack, data, right)
+                except (BackendError, Damaged, NotFound, UnsupportedFormat) as error:
                     _log.warning(
                         "the copy of %s in tier %s is not healed: %s",
                         copies.key,
                         bad.tier.name,
-                        why,
+                        error,
                     )
                     continue
                 self.stats.healed += 1

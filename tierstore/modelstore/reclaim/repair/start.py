@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 
 import msgspec
@@ -28,6 +29,7 @@ from tierstore.format.tiers import FEATURE, TIERS, TierList, parse_tiers, seal_t
 from tierstore.modelstore.home.features import shows_reclaim
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.reclaim.repair.objects import Objects
 
 _ID = re.compile(r"[0-9a-f]{32}\Z")
@@ -66,9 +68,8 @@ def repair_tier_list(objects: Objects) -> TierList | None:
             who=whoami(),
             message="repair: newer lists were damaged",
         )
-        if not objects.report.dry_run and not create_once(
-            objects.blobs, tiers_key(again.seq), seal_tiers(again)
-        ):
+        create = partial(create_once, objects.blobs, tiers_key(again.seq), seal_tiers(again))
+        if not objects.report.dry_run and not with_reserve(objects.blobs, create):
             return repair_tier_list(objects)  # somebody else wrote that list: it is read
     _tell_of_lists(objects, found, again, bad)
     return again
@@ -134,7 +135,7 @@ def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None)
             return config
     config, done = _config(objects, data, store_ids, given)
     if not objects.report.dry_run:
-        blobs.put(keys.CONFIG, encode_config(config))
+        with_reserve(blobs, lambda: blobs.put(keys.CONFIG, encode_config(config)))
     objects.report.add("repaired", keys.CONFIG, why, objects.report.did(done))
     return config
 
