@@ -7143,6 +7143,14 @@ _PURGE = (
         ("integration/test_purge.py::test_nodes_are_outstanding_until_their_agents_have_answered",),
     ),
     Mutation(
+        "node-that-is-gone-and-comes-back",
+        "SPEC 10.3: It is not waited for, as long as nothing of it is newer than that.",
+        "modelstore/reclaim/purge/orders.py",
+        "            if (found.seen.get(name) or since) <= since:\n",
+        "            if True:\n",
+        ("integration/test_purge.py::test_nodes_are_outstanding_until_their_agents_have_answered",),
+    ),
+    Mutation(
         "agents-go-on-with-purges",
         "docs/how-to/deleting.md: Agents go on after ten minutes, an hour, and then once a day.",
         "serving/agent.py",

@@ -624,6 +624,7 @@ PURGING: tuple[Step, ...] = (
     purge show m@1
     purge show m@2
     purge run
+    purge gone another
     ls --deleted
     undelete m@1
     rm n --all --purge --yes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -714,6 +715,16 @@ def test_nodes_are_outstanding_until_their_agents_have_answered(
     assert receipt.is_done
     assert not receipt.is_complete
     assert receipt.outstanding == ["b"]
+    with pytest.raises(NotFound, match="knows no node 'c', but a, b"):
+        purges(stores["a"]).say_gone("b", "c")
+    purges(stores["a"]).say_gone("b")
+    gone = purges(stores["a"]).receipt(receipt.id)
+    assert gone.is_complete
+    assert [one.node for one in gone.nodes if one.gone] == ["b"]
+    [note] = (tmp_path / "store" / "nodes" / "b").glob("?*?????????")  # it comes back after all
+    later = time.time() + 10
+    os.utime(note, (later, later))
+    assert purges(stores["a"]).receipt(receipt.id).outstanding == ["b"]
     assert found_below(tmp_path / "hot-a", secret) == {}
     agents["b"].round()
     after = purges(stores["a"]).receipt(receipt.id)
@@ -799,6 +810,8 @@ def test_what_a_slow_process_writes_behind_it_is_dropped_again(
         assert found_below(tmp_path / "hot", marks(content(1)["own"])) == {}
         [node] = purges(store).receipt(receipt.id).nodes
         assert node.dropped["hot"] == receipt.nodes[0].dropped["hot"] + 1
+        assert node.acknowledged is not None
+        assert receipt.nodes[0].acknowledged is not None
         assert node.acknowledged > receipt.nodes[0].acknowledged
 
 

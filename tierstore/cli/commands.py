@@ -72,6 +72,7 @@ _TABLE = (
     ("Models", "purge ls", "purge.ls", "purge.Receipts"),
     ("Models", "purge show", "purge.show", "purge.Receipt"),
     ("Models", "purge run", "purge.run", "purge.Receipts"),
+    ("Models", "purge gone", "purge.gone", "purge.GoneNodes"),
     ("Models", "forget", "removal.forget", "removal.Forgot"),
     ("Models", "retention set", "retention.set_rules", "removal.RetentionJson"),
     ("Models", "retention rm", "retention.remove", "removal.RetentionRemoved"),

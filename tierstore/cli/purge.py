@@ -91,6 +91,22 @@ def run(cli: Cli) -> None:
         raise typer.Exit(3)
 
 
+def gone(
+    cli: Cli,
+    nodes: Annotated[
+        list[str], typer.Argument(metavar="NODE...", help="Nodes, as receipts have them.")
+    ],
+) -> None:
+    """Say that nodes will never come back.
+
+    No purge waits for them then. One that is seen again counts again.
+    """
+    with cli.open() as store:
+        store.purges.say_gone(*nodes)
+    data = schemas.GoneNodes(nodes=nodes)
+    cli.out.show(data, nodes, lambda: print(f"not waited for any more: {', '.join(nodes)}"))
+
+
 def _show_each(cli: Cli, found: Sequence[PurgeReceipt]) -> None:
     data = schemas.Receipts(receipts=[_json(one) for one in found])
 
@@ -142,6 +158,7 @@ def _json(one: PurgeReceipt) -> schemas.Receipt:
                 dropped=dict(node.dropped),
                 failed=dict(node.failed),
                 seen=node.seen,
+                gone=node.gone,
             )
             for node in one.nodes
         ],
@@ -238,6 +255,12 @@ def _print_rest(data: schemas.Receipt) -> None:
         print(printable(f"waits: {why}"))
 
 
+def _answer(node: schemas.PurgeNode) -> str:
+    if node.acknowledged is not None:
+        return when(node.acknowledged)
+    return "OUTSTANDING" if node.gone is None else f"gone, by {when(node.gone)}"
+
+
 def _counts(dropped: Mapping[str, int]) -> str:
     counts = [f"{count} from {cache}" for cache, count in sorted(dropped.items()) if count]
     return ", ".join(counts) or "-"
@@ -249,7 +272,7 @@ def _print_nodes(data: schemas.Receipt) -> None:
         (
             one.node,
             "-" if one.place is None else one.place[:8],
-            when(one.acknowledged) if one.acknowledged else "OUTSTANDING",
+            _answer(one),
             _counts(one.dropped),
             "; ".join(f"{cache}: {why}" for cache, why in sorted(one.failed.items())) or "-",
             when(one.seen) if one.seen else "-",

@@ -42,7 +42,8 @@ class SharingJson(Schema):
 class PurgeNode(Schema):
     """The caches of a node that one agent has; ``place`` is null where none is known.
 
-    ``acknowledged`` is null until it has dropped all that was there, ``seen`` where nobody knows.
+    ``acknowledged`` is null until it has dropped all that was there, ``seen`` where nobody knows,
+    and ``gone`` unless it is said that the node will not come back.
     """
 
     node: str
@@ -51,6 +52,7 @@ class PurgeNode(Schema):
     dropped: dict[str, int]
     failed: dict[str, str]
     seen: datetime | None
+    gone: datetime | None
 
 
 class Stays(Schema):
@@ -93,6 +95,12 @@ class Receipt(Schema):
     nodes: list[PurgeNode]
     outstanding: list[str]
     stays: list[Stays]
+
+
+class GoneNodes(Schema):
+    """Nodes that are not waited for any more."""
+
+    nodes: list[str]
 
 
 class Receipts(Schema):

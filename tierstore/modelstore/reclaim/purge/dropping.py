@@ -119,16 +119,18 @@ class Dropping:
         """Say to the store once an hour that there is an agent here."""
         if time.monotonic() - self._noted_s < _NOTE_EVERY_S:
             return
-        self.orders.note(
-            NodeNote(
-                node=self._node,
-                place=self.place,
-                who=whoami(),
-                tool=f"tierstore {package_version('tierstore')}",
-                time_us=time.time_ns() // 1000,
-            )
-        )
+        self.orders.note(self.note_of(self._node))
         self._noted_s = time.monotonic()
+
+    def note_of(self, node: str) -> NodeNote:
+        """Return what somebody with these caches says of a node now."""
+        return NodeNote(
+            node=node,
+            place=self.place,
+            who=whoami(),
+            tool=f"tierstore {package_version('tierstore')}",
+            time_us=time.time_ns() // 1000,
+        )
 
     def drop_all(self, orders: Iterable[PurgeOrder]) -> list[Acknowledgement]:
         """Drop what orders name, as far as it is due; return what was dropped, or not."""

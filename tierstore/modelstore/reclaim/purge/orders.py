@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tierstore.blobs.base import BlobInfo, BlobStore
@@ -28,7 +29,26 @@ from tierstore.modelstore.home.leases import in_force
 _BY_NODE = ((HEAT, 0, 0), (GROWTH, 0, 0), (NODES, 0, 1), (REPORTS, 2, 0))
 """Prefixes of objects that a node writes, with how many segments are before and behind its name."""
 
+_GONE = "gone"
+"""The end of the key of a note that says that a node is gone; a place is 32 hex digits."""
+
 _log = logging.getLogger("tierstore.purge")
+
+
+@dataclass(slots=True)
+class Nodes:
+    """The nodes of a store.
+
+    Attributes:
+        places: The nodes of all places that have an agent, by the place.
+        seen: When each node was seen last, by home's clock; ``None`` for a host that a reader's
+            lease alone names.
+        gone: Since when a node was said to be gone, of those that were not seen since.
+    """
+
+    places: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, datetime | None] = field(default_factory=dict)
+    gone: dict[str, datetime] = field(default_factory=dict)
 
 
 class Orders:
@@ -147,31 +167,35 @@ class Orders:
         key = f"{NODES}{segment(note.node)}/{note.place}"
         self._blobs.put(key, seal_body(Kind.NODE, note))
 
-    def places(self) -> dict[str, str]:
-        """Return the nodes of all places that have an agent, by the place."""
-        found: dict[str, str] = {}
-        for info in self._blobs.list(NODES):
-            name, place = _node_of(info, NODES, 0, 1), info.key.rpartition("/")[2]
-            if name:
-                found[place] = name
-        return found
+    def say_gone(self, note: NodeNote) -> None:
+        """Say that what a node keeps will never be read again, as it will not come back."""
+        key = f"{NODES}{segment(note.node)}/{_GONE}"
+        self._blobs.put(key, seal_body(Kind.NODE, note))
 
-    def nodes(self) -> dict[str, datetime | None]:
-        """Return when each node of the store was seen last, by home's clock.
+    def nodes(self) -> Nodes:
+        """Return the nodes of the store, by what they write.
 
-        A node is known by what it writes. A host that holds a reader's lease is one as well, with
-        ``None``, unless a node has its name.
+        A host that holds a reader's lease is one as well, unless a node has its name. Of one that
+        was said to be gone nothing counts that is older than that.
         """
-        found: dict[str, datetime | None] = {}
+        found, gone = Nodes(), dict[str, datetime]()
         for prefix, before, behind in _BY_NODE:
             for info in self._blobs.list(prefix):
                 name = _node_of(info, prefix, before, behind)
                 seen = datetime.fromtimestamp(info.mtime, UTC)
-                known = found.get(name) if name else None
-                if name and (known is None or known < seen):
-                    found[name] = seen
+                last = info.key.rpartition("/")[2]
+                if prefix == NODES and last == _GONE:
+                    gone[name] = seen
+                elif name:
+                    found.seen[name] = max(found.seen.get(name) or seen, seen)
+                    if prefix == NODES:
+                        found.places[last] = name
+        for name, since in gone.items():
+            if (found.seen.get(name) or since) <= since:
+                found.gone[name] = since
         for lease in in_force(self._blobs, "reader"):
-            found.setdefault(lease.host, None)
+            found.seen.setdefault(lease.host, None)
+            found.gone.pop(lease.host, None)
         return found
 
 

@@ -21,7 +21,7 @@ from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.purge.carrying import Carrying
 from tierstore.modelstore.reclaim.purge.dropping import Dropping
 from tierstore.modelstore.reclaim.purge.frames import Frames
-from tierstore.modelstore.reclaim.purge.orders import Orders
+from tierstore.modelstore.reclaim.purge.orders import Nodes, Orders
 from tierstore.modelstore.reclaim.purge.receipt import PurgeReceipt, receipt_of
 from tierstore.modelstore.reclaim.reclaim import Reclaim
 from tierstore.modelstore.reclaim.removal import Removing, as_text
@@ -29,6 +29,7 @@ from tierstore.modelstore.reclaim.removedlist import removed_version
 from tierstore.modelstore.version import Version
 
 _PASSES = 5
+_SHOWN = 5
 _DAY_S = 24 * 3600.0
 _DROPPED_S = _DAY_S
 """Seconds after which an order of a version that was never purged is dropped."""
@@ -269,9 +270,34 @@ class Purges:
         """
         return self._receipts([one.id for one in self._orders.all()], None)
 
+    def say_gone(self, *nodes: str) -> None:
+        """Say that nodes will never come back, so that no purge waits for them.
+
+        One that comes back all the same counts again once it is seen, and drops what was purged
+        then.
+
+        Args:
+            nodes: The names of the nodes, as receipts have them.
+
+        Raises:
+            NotFound: There is no such node; none was said to be gone.
+
+        Examples:
+            >>> store = tierstore.init("store")
+            >>> store.purges.say_gone("node7")
+            Traceback (most recent call last):
+                ...
+            tierstore.errors.NotFound: the store knows no node 'node7'...
+        """
+        known = self._orders.nodes().seen
+        if missing := [node for node in nodes if node not in known]:
+            some = f", but {', '.join(sorted(known)[:_SHOWN])}" if known else ""
+            raise NotFound(f"the store knows no node {missing[0]!r}{some}")
+        for node in nodes:
+            self._orders.say_gone(self._dropping.note_of(node))
+
     def _receipts(self, names: Sequence[str], waits: str | None) -> list[PurgeReceipt]:
-        nodes = self._orders.nodes() if names else {}
-        places = self._orders.places() if names else {}
+        nodes = self._orders.nodes() if names else Nodes()
         found = []
         for name in names:
             order, said = self._orders.get(name), self._orders.acknowledgements(name)
@@ -281,7 +307,7 @@ class Purges:
                     f"{order.model}@{order.version} is not purged: whoever asked for it ended "
                     "before that, or is about to do it. Ask again; else this receipt goes in a day"
                 )
-            found.append(receipt_of(order, said, places, nodes, why))
+            found.append(receipt_of(order, said, nodes, why))
         return found
 
 

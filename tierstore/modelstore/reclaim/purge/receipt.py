@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tierstore.format.purge import Acknowledgement, PurgeOrder
+from tierstore.modelstore.reclaim.purge.orders import Nodes
 
 STAYS: Sequence[tuple[str, str]] = (
     (
@@ -104,6 +105,7 @@ class NodeState:
         dropped: How many chunks, frames or folders were dropped, by the tier or cache.
         failed: Why a tier or cache could not be asked, by its name.
         seen: When the store last saw the node; ``None`` for one that a reader's lease alone names.
+        gone: Since when it is said that the node will not come back, if it was not seen since.
     """
 
     node: str
@@ -112,6 +114,12 @@ class NodeState:
     dropped: Mapping[str, int]
     failed: Mapping[str, str]
     seen: datetime | None
+    gone: datetime | None
+
+    @property
+    def is_outstanding(self) -> bool:
+        """Whether it has to acknowledge yet."""
+        return self.acknowledged is None and self.gone is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +178,8 @@ class PurgeReceipt:
 
     @property
     def outstanding(self) -> list[str]:
-        """The nodes that have not acknowledged yet."""
-        return sorted({one.node for one in self.nodes if one.acknowledged is None})
+        """The nodes that have not acknowledged yet, but for those that are said to be gone."""
+        return sorted({one.node for one in self.nodes if one.is_outstanding})
 
     @property
     def is_complete(self) -> bool:
@@ -182,8 +190,7 @@ class PurgeReceipt:
 def receipt_of(
     order: PurgeOrder,
     said: Mapping[str, Acknowledgement],
-    places: Mapping[str, str],
-    nodes: Mapping[str, datetime | None],
+    nodes: Nodes,
     waits: str | None = None,
 ) -> PurgeReceipt:
     """Return the receipt of an order.
@@ -191,8 +198,7 @@ def receipt_of(
     Args:
         order: The order.
         said: What was said to it, by the place.
-        places: The nodes of all places that have an agent, by the place.
-        nodes: When each node was seen last, by name.
+        nodes: The nodes of the store.
         waits: Why nobody could go on with it just now.
     """
     ref = f"{order.model}@{order.version}"
@@ -218,7 +224,7 @@ def receipt_of(
         manifests_left=order.manifests_left,
         unread_packs=order.unread,
         waits=[*order.waits, *([waits] if waits and not order.done else [])],
-        nodes=_nodes(order, said, places, nodes),
+        nodes=_nodes(order, said, nodes),
     )
 
 
@@ -241,26 +247,22 @@ def _tiers(order: PurgeOrder) -> list[PurgedTier]:
     return found
 
 
-def _nodes(
-    order: PurgeOrder,
-    said: Mapping[str, Acknowledgement],
-    places: Mapping[str, str],
-    nodes: Mapping[str, datetime | None],
-) -> list[NodeState]:
+def _nodes(order: PurgeOrder, said: Mapping[str, Acknowledgement], nodes: Nodes) -> list[NodeState]:
     """Return all places, and the nodes for which nobody has spoken."""
-    every = dict(places) | {place: one.node for place, one in said.items()}
+    every: dict[str, str] = nodes.places | {place: one.node for place, one in said.items()}
+    rows: list[tuple[str, str | None]] = [(node, place) for place, node in every.items()]
+    rows += [(node, None) for node in nodes.seen.keys() - set(every.values())]
     found = []
-    for place, node in every.items():
-        one = said.get(place)
+    for node, place in rows:
+        one = said.get(place or "")
         when = None
         if one is not None and not one.failed and one.sweep >= order.sweep:
             when = _time(one.time_us)
         dropped = {} if one is None else one.dropped
         failed = {} if one is None else one.failed
-        found.append(NodeState(node, place, when, dropped, failed, nodes.get(node)))
-    for node in nodes.keys() - set(every.values()):
-        found.append(NodeState(node, None, None, {}, {}, nodes[node]))
-    return sorted(found, key=lambda one: (one.acknowledged is not None, one.node, one.place or ""))
+        seen, gone = nodes.seen.get(node), nodes.gone.get(node)
+        found.append(NodeState(node, place, when, dropped, failed, seen, gone))
+    return sorted(found, key=lambda one: (not one.is_outstanding, one.node, one.place or ""))
 
 
 def _time(time_us: int) -> datetime:
