@@ -138,8 +138,8 @@ class Promises:
         """Go on with all purges, whatever ended them: nothing that was purged is left anywhere."""
         store.retention.set(None, window=timedelta(0), alias_history=timedelta(0))
         for receipt in purges_of(store).run():
-            model, _, number = receipt.version.rpartition("@")
-            if not receipt.is_done and _is_purged(store, model, int(number)):
+            of, _, at = receipt.version.rpartition("@")
+            if not receipt.is_done and _is_purged(store, of, int(at)):
                 raise Lost(f"a purge is not done: {receipt}")
         home = store._parts.home
         for model, number in self.purged:
