@@ -96,6 +96,25 @@ def test_readers_and_collectors_come_to_the_same_places(
         } == {digest: place for digest in made.chunks if (place := found.find(digest)) is not None}
 
 
+def test_ways_that_fork_and_meet_are_followed_once(made: Store) -> None:
+    """Of packs that are gone each leads to two of the next generation, which both lead on."""
+    gone = [[bytes([age, which] * 16) for which in (0, 1)] for age in range(12)]
+    for older, newer in zip(gone, [*gone[1:], list(made.packs[5:])], strict=True):
+        for pack in older:
+            names = [one.hex() for one in newer]
+            for number in (1, 2):
+                body = Move(pack=pack.hex(), into=names)
+                made.blobs.put(move_key(pack, number), seal_body(Kind.MOVE, body))
+    ways = Ways(made.home)
+    ways.look(read_holdings(made.home.packs))
+    found = ways.targets(gone[0][0])
+    assert len(found.tables) == 2
+    for digest in made.chunks:
+        place = found.find(digest)
+        assert place is not None
+        assert place.pack == made.packs[6 if digest in made.chunks[::2] else 5]
+
+
 def test_a_move_of_another_pack_is_damaged(made: Store) -> None:
     here, other = made.packs[:2]
     body = Move(pack=other.hex(), into=[here.hex()])

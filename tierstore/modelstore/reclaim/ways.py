@@ -103,6 +103,7 @@ class Ways:
                     else:
                         known[into] = [table]
                 found.tables += known[into]
+        found.tables = _each_once(found.tables)
         return found
 
     def named(self, pack: bytes) -> set[bytes]:
@@ -141,3 +142,13 @@ class Ways:
         """Read which chunks a pack has; ``Damaged`` and ``NotFound`` as reading it."""
         key = pack_key(pack)
         return read_chunks(self._home.packs, key, self._home.packs.info(key).size)
+
+
+def _each_once(tables: list[ChunkTable]) -> list[ChunkTable]:
+    """Return tables without repeats, each at its last place: the last that has a chunk counts.
+
+    Several ways may lead to a pack, and through chains of packs that are gone their number doubles
+    with each that forks.
+    """
+    last = {id(table): at for at, table in enumerate(tables)}
+    return [table for at, table in enumerate(tables) if last[id(table)] == at]
