@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.integration.test_tiers import Tiered
-from tierstore.errors import BackendError, PermissionDenied, Unreachable
+from tierstore.errors import BackendError, NotDurable, PermissionDenied, Unreachable
+from tierstore.format.keys import PACKS
 from tierstore.modelstore.home.probe import Probe
 from tierstore.modelstore.reclaim import collector, sweep
 from tierstore.modelstore.reclaim.collector import Collector
@@ -76,6 +77,20 @@ def test_one_pack_that_is_not_deleted_keeps_no_other(tiered: Tiered, store: Stor
     tiered.plans.clear()
     report = collect(store)
     assert (report.freed, report.refused, tiered.packs("cold")) == ({"cold": size}, {}, [])
+
+
+def test_what_a_power_loss_may_bring_back_is_deleted(tiered: Tiered, store: Store) -> None:
+    def plan(op: str, key: str, n: int) -> Fault:
+        if op == "delete" and key.startswith(PACKS):
+            tiered.stores["warm"].inner.delete([key])
+            return NotDurable("not synced")
+        return None
+
+    tiered.plans["warm"] = plan
+    report = collect(store)
+    assert report.refused == {}
+    assert report.amounts()["deleted"].packs == 3
+    assert len(tiered.packs("warm")) == 1
 
 
 def collect_dry(store: Store) -> Report:

@@ -143,7 +143,7 @@ def _delete(tier: DurableTier, batch: Sequence[bytes], lease: Checked, done: Swe
         _log.warning("tier %s did not delete what is condemned: %s", tier.name, error)
         done.down[tier.name] = str(error)
         return
-    except BackendError as error:
+    except BackendError as error:  # it is asked for the others all the same: each may be allowed
         _log.warning("tier %s did not delete all that is condemned: %s", tier.name, error)
         done.refused.setdefault(tier.name, str(error))
     done.answered.setdefault(tier.name, set()).update(batch)
@@ -160,6 +160,8 @@ def _count(tier: DurableTier, holdings: Holdings, done: Swept) -> None:
             done.down[tier.name] = str(error)
             return
         gone, done.left[tier.name] = gone - left, left
+        if not left:  # it has deleted all, though a power loss may bring some of it back
+            del done.refused[tier.name]
     freed = sum(held[pack] for pack in gone)
     if freed:
         holdings.packs.room(tier).add(-freed)
