@@ -24,7 +24,7 @@ from tierstore.errors import Conflict, NotFound, OutOfSpace, Unreachable, UsageE
 from tierstore.format.keys import pack_key
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import MoverLease, TierSpec
-from tierstore.modelstore.placing.moverlease import HeldLease
+from tierstore.modelstore.placing.moverlease import HeldLease, Right
 from tierstore.modelstore.placing.placing import Placement
 from tierstore.modelstore.store import Store
 from tierstore.placement.scene import MoveKind, Plan
@@ -469,6 +469,30 @@ def test_a_lease_that_lapsed_unseen_is_taken_again(world: World) -> None:
         world.stores["home"].plan = None
     with HeldLease(world.stores["home"]):
         assert [i.key for i in world.stores["home"].inner.list("movers/")] == ["movers/000000003"]
+
+
+def test_who_hangs_keeps_no_right_for_ever(world: World) -> None:
+    """It is renewed beside the work, but not after 8 hours in which the work did not go on."""
+    now_s, asked = [0.0], [0]
+
+    def clock() -> float:
+        asked[0] += 1
+        return now_s[0]
+
+    def puts() -> int:
+        return len([op for op, key in world.stores["home"].calls if op == "put"])
+
+    right = Right("sweeps/", "garbage collection", ttl_s=1)
+    with HeldLease(world.stores["home"], right, clock=clock) as lease, lease.kept():
+        wait_until(lambda: asked[0] > 5, "the thread that renews it")
+        now_s[0] = 3600.0
+        wait_until(lambda: lease._renewed == 3600.0, "that it is renewed")
+        now_s[0], before = 8 * 3600.0 + 1, puts()
+        asked[0] = 0
+        wait_until(lambda: asked[0] > 3, "the thread that renews it")
+        assert puts() == before
+        lease.check()
+        assert lease._renewed == now_s[0], "who goes on has it again, unless another has"
 
 
 @pytest.mark.parametrize("asleep", [False, True])

@@ -41,6 +41,9 @@ TTL_S = 60
 _GRACE_S = 2
 """Seconds; more than the resolution of a storage's times."""
 
+_HANGING_S = 8 * 3600
+"""After so many seconds without a check whoever holds a right is taken to hang."""
+
 _log = logging.getLogger("tierstore.mover")
 
 
@@ -104,7 +107,7 @@ class HeldLease:
             pid=os.getpid(),
             ttl_s=right.ttl_s,
         )
-        self._renewed = 0.0
+        self._renewed = self._checked = 0.0
         begin(self._begin)
 
     def _begin(self) -> None:
@@ -151,12 +154,16 @@ class HeldLease:
         """Renew the lease while the block runs, in a thread of its own, however long that takes.
 
         Before a step that cannot be undone it is to be checked all the same: the whole process may
-        have been suspended.
+        have been suspended. After 8 hours without a check it is renewed no more, until the next
+        one: the block may hang, as on a file server that is gone, and others can go on then.
         """
         is_over = threading.Event()
+        self._checked = self._clock()
 
         def renew() -> None:
             while not is_over.wait(self._lease.ttl_s / 6):
+                if self._clock() - self._checked > _HANGING_S:
+                    continue
                 try:
                     self.keep()
                 except TierstoreError as error:  # ``check`` says so where it matters
@@ -186,6 +193,7 @@ class HeldLease:
             Conflict: The lease is lost, or home cannot be asked.
         """
         with self._lock:
+            self._checked = self._clock()
             self.keep()
             try:
                 self._refuse_if_followed()
