@@ -35,10 +35,12 @@ from tierstore.format.keys import (
     REMOVED_LOG,
     RESERVE,
     SWEEPS,
+    fold_key,
     layout_key,
     list_key,
     pack_key,
 )
+from tierstore.format.layout import Fold
 from tierstore.format.reflog import RefEntry
 from tierstore.format.sealed import Kind, seal_body
 from tierstore.format.tiers import PINS, Pin
@@ -205,6 +207,19 @@ def test_a_fold_that_is_not_whole_does_not_count(store: Store, blobs: MemoryStor
     blobs.delete([pack_key(folded), *keys(blobs, LEASES)])
     assert collect(store).healed == 0
     assert packs(blobs) == before
+
+
+def test_a_fold_that_was_written_anew_is_read_again(store: Store, blobs: MemoryStore) -> None:
+    """By a collector that lives on, too."""
+    store.patch("m@3", CHANGES, fold=False)
+    store.fold("m@4")
+    digest, other = store.resolve("m@4").digest, store.resolve("m@1").digest
+    collector = Collector(store._parts.home)
+    collector.run()
+    assert collector.marker.layouts.fold_of(digest) not in (None, other)
+    blobs.put(fold_key(digest), seal_body(Kind.FOLD, Fold(patch=digest.hex, full=other.hex)))
+    collector.run()
+    assert collector.marker.layouts.fold_of(digest) == other
 
 
 def test_variants_go_with_their_version(store: Store, blobs: MemoryStore) -> None:

@@ -53,7 +53,7 @@ class Layouts:
         self._home, self._cache = home, cache
         self._named: dict[Digest, tuple[BlobInfo, NamedPacks]] = {}
         self._listed: dict[str, BlobInfo] = {}
-        self._folds: dict[Digest, Digest] = {}
+        self._folds: dict[Digest, tuple[BlobInfo, Digest]] = {}
         self._bases: dict[Digest, Digest | None] = {}
         self._last: tuple[Digest, ManifestChunks] | None = None
         self._fresh: list[tuple[BlobInfo, bytes]] = []
@@ -71,7 +71,7 @@ class Layouts:
         for key, value in self._cache.get(changed).items():
             prefix, _, name = key.rpartition("/")
             if f"{prefix}/" == FOLDS:
-                self._folds[Digest.from_hex(name)] = Digest(value)
+                self._folds[Digest.from_hex(name)] = self._listed[key], Digest(value)
             else:
                 self._recall(Digest.from_hex(name), self._listed[key], value)
 
@@ -79,7 +79,11 @@ class Layouts:
         """Forget what was known of objects that are gone now, or others than they were."""
         if all(self._listed.get(key) == info for key, info in before.items()):
             return
-        self._folds = {one: full for one, full in self._folds.items() if self._is_fold(one)}
+        self._folds = {
+            digest: known
+            for digest, known in self._folds.items()
+            if self._listed.get(fold_key(digest)) == known[0]
+        }
         self._named = {
             digest: known
             for digest, known in self._named.items()
@@ -88,9 +92,6 @@ class Layouts:
         named = self._named.values()
         packs = (pack for _, one in named for ids in (one.own, one.bases) for pack in ids)
         self._ids = {pack: pack for pack in packs}
-
-    def _is_fold(self, digest: Digest) -> bool:
-        return fold_key(digest) in self._listed
 
     def keep(self) -> None:
         """Keep for the next process what was read since the last call."""
@@ -143,9 +144,9 @@ class Layouts:
             full = None if info is None else fold_of(self._home, digest)
             if info is None or full is None:
                 return None
-            self._folds[digest] = full
+            self._folds[digest] = info, full
             self._fresh.append((info, full.raw))
-        full = self._folds[digest]
+        full = self._folds[digest][1]
         try:
             if self.base_of(full) is None:
                 return full
