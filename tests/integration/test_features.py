@@ -150,7 +150,7 @@ def test_a_feature_that_is_lost_as_the_wait_ends(blobs: MemoryStore) -> None:
         if op == "info" and key == CONFIG and waits and not lost:
             lost.append(key)  # behind this the wait is measured; another puts what it read before
             mtime = blobs._blobs[CONFIG][1]
-            blobs._blobs[CONFIG] = memoryview(before), mtime
+            blobs._blobs[CONFIG] = before, mtime
         return None
 
     def sleep(seconds: float) -> None:

@@ -25,8 +25,9 @@ from tierstore.blobs.base import BlobStore
 from tierstore.blobs.local.store import LocalStore
 from tierstore.blobs.memory import MemoryStore
 from tierstore.cli.kit import app
-from tierstore.errors import Conflict, NotFound, OutOfSpace, PermissionDenied
+from tierstore.errors import Conflict, Damaged, NotFound, OutOfSpace, PermissionDenied
 from tierstore.format.keys import (
+    COLLECTED,
     LEASES,
     PACKS,
     QUARANTINE,
@@ -454,6 +455,30 @@ def test_nothing_goes_first_that_can_be_undeleted(
     blobs.limit_bytes = 1 << 40
     store.undelete("m@1")
     equal(store.load("m@1").load(), model(1))
+
+
+def test_nothing_is_promised_of_what_made_room(
+    store: Store, blobs: Quota, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the run ends before it has marked."""
+    store.remove("m@1")
+    collect(blobs, max_bytes=0)
+    blobs.delete([RESERVE, COLLECTED])
+    blobs.fill()
+    mark, marks = Marker.mark, list[float]()
+
+    def marking(self: Marker, now_s: float, window_s: float | None) -> Mark:
+        marks.append(now_s)
+        if len(marks) > 1:
+            raise Damaged("a manifest")
+        return mark(self, now_s, window_s)
+
+    monkeypatch.setattr(Marker, "mark", marking)
+    with pytest.raises(Damaged):
+        collect(blobs)
+    assert len(packs(blobs)) == 3, "to make room"
+    [one] = store.deleted("m")
+    assert one.until == one.removed, "its window is over"
 
 
 def test_what_is_lost_though_it_could_be_undeleted_keeps_nothing(

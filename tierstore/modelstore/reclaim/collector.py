@@ -109,6 +109,7 @@ class _How:
     Attributes:
         freed: What was deleted to make room, by the tier's name.
         is_full: Whether home has no room for the whole reserve when the run has ended.
+        over_us: The time of the newest removal of which something was deleted to make room.
     """
 
     grace_s: float
@@ -120,6 +121,7 @@ class _How:
     errand: Errand
     freed: dict[str, int] = field(default_factory=dict)
     is_full: bool = False
+    over_us: int = 0
 
     def count(self, freed: Mapping[str, int]) -> int:
         """Count what was deleted before the run itself; return how many bytes that were."""
@@ -212,7 +214,12 @@ class Collector:
     def _collect(self, lease: HeldLease | None, how: _How) -> Report:
         now_s = time.time() + self._skew_s(lease is None)
         offset_s = now_s - running_s()
-        self._kept = before = read_kept(self._home.blobs, now_s)
+        before = read_kept(self._home.blobs, now_s)
+        self._kept = replace(before, over_us=max(before.over_us, how.over_us))
+        if lease is not None and self._kept != before:  # before anything can end this run
+            lease.check()
+            write_kept(self._home.blobs, self._kept, now_s)
+            before = self._kept
         work = _Run(self._home, self.marker, lease, now_s, how.window_s, uuid.uuid4().hex)
         cleared = self._cleared(now_s)
         how.errand.begin()
@@ -221,7 +228,7 @@ class Collector:
         if how.window_s is not None:  # or nobody would know that these windows are over
             self._kept = replace(self._kept, over_us=max(self._kept.over_us, mark.over_us))
         if lease is not None and self._kept != before:
-            lease.check()  # or the note would be written over that of another
+            lease.check()  # who has lost the right writes no note
             write_kept(self._home.blobs, self._kept, offset_s + running_s())
         if how.repack and (seen := fingerprint(mark)) != self._kept.no_waste:
             new, is_done = work.repack(mark, new, how)
@@ -293,6 +300,8 @@ class Collector:
             mark = self.marker.mark(now_s, how.window_s)
             if not _to_heal(self._home, self.marker, mark):
                 swept = self._sweep(self._doomed(mark, waited, set()), mark, right, how)
+                if how.window_s is not None:
+                    how.over_us = max(how.over_us, mark.over_us)
                 if how.count(swept.freed):
                     return True
         except (Damaged, NotFound, UnsupportedFormat) as error:
@@ -553,9 +562,15 @@ class _Run:
 
 
 def _to_heal(home: Home, marker: Marker, mark: Mark) -> list[Demand]:
-    """Return what must be healed before anything is deleted, without writing anything."""
+    """Return what must be healed before anything is deleted, without writing anything.
+
+    Where what is needed to know that cannot be read now, it may be anything that lacks something.
+    """
     healer = Healer(home, marker, mark)
-    healer.find_left()
+    try:
+        healer.find_left()
+    except BackendError as error:
+        _log.warning("whether all that is removed can be brought back is not known: %s", error)
     return mark.to_heal(healer.left)
 
 
