@@ -6136,6 +6136,17 @@ _FULL = (
         ("integration/test_collector.py::test_a_fold_that_was_written_anew_is_read_again",),
     ),
     Mutation(
+        "full-disk-and-waste-that-stays",
+        "docs/how-to/collecting.md: Where there is no room for a whole new pack it goes on by one.",
+        "modelstore/reclaim/repack.py",
+        "                    self._repack_each(packs, tiers, needed, lease, is_over)\n",
+        "                    raise\n",
+        (
+            "integration/test_repack.py::"
+            "test_where_there_is_no_room_for_a_whole_pack_it_goes_on_one_by_one",
+        ),
+    ),
+    Mutation(
         "full-disk-while-another-collects",
         "SPEC 10.1: unless another's was renewed within its time.",
         "modelstore/reclaim/reserve.py",

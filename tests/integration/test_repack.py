@@ -21,6 +21,7 @@ from msgspec.structs import replace as replace_struct
 from tests.integration.kit import condemn, created, equal, opened
 from tests.integration.test_collector import packs, packs_of, states
 from tests.integration.test_collector_schedules import Paused, some
+from tests.integration.test_full_disk import Quota
 from tests.integration.test_tiers import Tiered
 from tests.waiting import wait_until
 from tierstore import Dense
@@ -297,6 +298,31 @@ def test_no_more_is_written_than_is_allowed(store: Store, blobs: MemoryStore, ca
     assert collect(store).repacked == 2  # that of m@2, and of what was copied for it
     blobs.delete([LEASES + lease.id])
     sound(blobs, cache, {"m@3": model(100, 101)})
+
+
+def test_where_there_is_no_room_for_a_whole_pack_it_goes_on_one_by_one(cache: Path) -> None:
+    """What is needed of all packs does not fit at once; each run makes room for the next."""
+    blobs, kept = Quota("full"), dict[str, Model]()
+    with created(blobs, cache) as store:
+        enable(store._parts.home, wait_s=0)
+        for name, stay in {"a": 6, "b": 3, "c": 6}.items():
+            seeds = [ord(name) * 100 + at for at in range(PARTS)]
+            kept[name] = model(*seeds[:stay])
+            store.save(name, model(*seeds), base=None)
+            store.save(name, kept[name], base=None)
+            store.remove(f"{name}@1")
+        before = stored_bytes(blobs)
+        blobs.limit_bytes = blobs.used_bytes + 90_000
+        report = collect(store)
+        assert (report.repacked, report.stopped is None) == (1, False), "that of which least stays"
+        runs = 1
+        while report.stopped is not None:
+            report, runs = collect(store), runs + 1
+            assert runs < 5
+        assert stored_bytes(blobs) < before * 0.6
+        assert waste_share(store) < 0.01
+        for name, tensors in kept.items():
+            equal(store.load(f"{name}@2").load(), tensors)
 
 
 def test_time_that_is_over_ends_it(store: Store, blobs: MemoryStore) -> None:

@@ -144,7 +144,11 @@ class Repacker:
             return done
         try:
             for tiers, packs in self._by_tiers(chosen).items():
-                self._repack_all(packs, tiers, needed, lease, is_over)
+                try:
+                    self._repack_all(packs, tiers, needed, lease, is_over)
+                except OutOfSpace as full:
+                    _log.info("packs with waste are repacked one by one: %s", full)
+                    self._repack_each(packs, tiers, needed, lease, is_over)
         except (BackendError, Damaged, NotFound) as error:
             _log.warning("packs with waste are left as they are: %s", error)
             done.stopped = str(error)
@@ -252,6 +256,24 @@ class Repacker:
                 self._put(builder, tiers)
             self._give_up()
             packs = self._later if len(self._later) < len(packs) else []
+
+    def _repack_each(
+        self,
+        packs: Sequence[bytes],
+        tiers: Sequence[str],
+        needed: NeededFrames,
+        lease: HeldLease,
+        is_over: Callable[[], bool],
+    ) -> None:
+        """Repack one pack after the other where there is no room for a whole new one.
+
+        Those of which the least is needed come first. Once they are deleted there is room for more.
+        """
+        needed_bytes = needed.bytes_by_pack()
+        for pack in sorted(packs, key=lambda one: needed_bytes[one]):
+            if pack not in self._done.packs:
+                self._waiting.clear()  # what did not fit was not written
+                self._repack_all([pack], tiers, needed, lease, is_over)
 
     def _frames(self, pack: bytes, needed: NeededFrames) -> Iterator[tuple[ChunkPlace, bytes]]:
         """Yield what is to be copied of a pack, and note what must be there before it goes."""
