@@ -125,7 +125,7 @@ def apply(
         ),
     ] = False,
 ) -> None:
-    """Remove the versions that the stored rules do not keep, as agents do once an hour.
+    """Remove what the stored rules do not keep, as agents do.
 
     For one window after rules were set it only reports. Where over 20 percent of the versions would
     go that there were when the rules were set or last removed any, it removes nothing, and neither
