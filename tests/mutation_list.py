@@ -4460,6 +4460,14 @@ _REMOVAL = (
         ),
     ),
     Mutation(
+        "folders-without-an-entry-are-models",
+        "Removals.listed: a folder without any entry is no model.",
+        "modelstore/names/removed.py",
+        "if key in found or self._has_entry(name)",
+        "",
+        ("integration/test_removal.py::test_a_model_without_an_entry_hides_no_other",),
+    ),
+    Mutation(
         "patch-that-stops-no-removal",
         "SPEC 11: A patch's writer stops an announced removal of what it lies on.",
         "modelstore/names/named.py",

@@ -197,6 +197,26 @@ def test_a_model_without_versions_is_not_listed_and_its_numbers_go_on(store: Sto
     assert numbers(store) == [6]
 
 
+@pytest.mark.parametrize("removal", [True, False])
+def test_a_model_without_an_entry_hides_no_other(tmp_path: Path, removal: bool) -> None:
+    """Nor does the loss of one of several entries hide its model."""
+    blobs = MemoryStore("strays")
+    with created(blobs, tmp_path / "a") as store:
+        if removal:
+            enabled(store)
+        for model in ("lost", "m", "m", "n"):
+            store.save(model, content(len(blobs._blobs)))
+        for model in ("lost", "m"):
+            blobs.delete([store._parts.home.log(model).key_of(1)])
+        blobs.put("refs/stray/x", b"")
+        blobs.put("refs/hint/versions/HEAD", seal_body(Kind.HINT, Hint(seq=3)))
+        assert store.models() == ["m", "n"]
+        if removal:
+            store.save("n", content(99))
+            store.remove_model("n")
+            assert store.models() == ["m"]
+
+
 def test_variants_go_with_their_version(store: Store) -> None:
     derive(store, "m@2", {"cast": "bf16"})
     with pytest.raises(UsageError, match=r"m@2\+bf16 is a variant, .*: remove m@2$"):

@@ -7,6 +7,7 @@ as a rule is not there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from itertools import chain, repeat, takewhile
 from typing import Final
 
 from tierstore.errors import NotFound
-from tierstore.format.keys import REMOVED_LOG, entry_key, ref_prefix
+from tierstore.format.keys import REMOVED_LOG, VERSION_LOG, entry_key, ref_prefix
 from tierstore.format.reflog import RefEntry, parse_entry
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.probe import home_or_own_now_s
@@ -22,6 +23,7 @@ from tierstore.modelstore.home.retention import over_us, window_s
 from tierstore.modelstore.version import when
 from tierstore.shown import time_text
 
+_log = logging.getLogger("tierstore.refs")
 _LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1
 _PAGES = (4, 32, 256)
 """How many entries are read at once, as long as there are more."""
@@ -104,18 +106,27 @@ class Removals:
         return entry, self._read_on(model, known, data).removed
 
     def listed(self, models: Iterable[str]) -> list[str]:
-        """Return those of the models that have a version which is not removed."""
-        names = list(models)
-        if not self._home.reclaims:
-            return names
-        known = {name: self._known_of(name) for name in names}
-        keys = {name: _key(name, known[name]) for name in names}
-        found = self._home.blobs.get_many(list(keys.values()))
+        """Return those of the models that have a version which is not removed.
+
+        A folder without any entry, which strangers or a loss may leave, is no model.
+        """
+        first = {name: entry_key(ref_prefix(name, VERSION_LOG), 1) for name in models}
+        known = {name: self._known_of(name) for name in first} if self._home.reclaims else {}
+        keys = {name: _key(name, one) for name, one in known.items()}
+        found = self._home.blobs.get_many([*first.values(), *keys.values()])
+        names = [name for name, key in first.items() if key in found or self._has_entry(name)]
         return [
             name
             for name in names
-            if not self._is_gone(name, self._read_on(name, known[name], found.get(keys[name])))
+            if name not in known
+            or not self._is_gone(name, self._read_on(name, known[name], found.get(keys[name])))
         ]
+
+    def _has_entry(self, model: str) -> bool:
+        if self._home.log(model).last() is not None:
+            return True
+        _log.warning("refs/%s is not listed: it holds no version, or all of its log is lost", model)
+        return False
 
     def _is_gone(self, model: str, known: _Known) -> bool:
         if not known.removed:
