@@ -6809,8 +6809,8 @@ _WAYS = (
         "check-ends-with-a-tier",
         "Docs, operations: a tier that fails while a check runs is left out from then on.",
         "modelstore/care/check_copies.py",
-        "            self.down[tier.name] = str(error)\n            return False\n",
-        "            raise error\n",
+        "                self.down[tier.name] = str(why)\n",
+        "                raise error\n",
         (
             "integration/test_check_cut_short.py::"
             "test_what_is_damaged_elsewhere_is_found_while_a_tier_is_down",
@@ -6827,7 +6827,7 @@ _WAYS = (
     Mutation(
         "check-blames-a-tier-for-one-copy",
         "Docs, operations: a copy that cannot be read is damage, and its tier is read on.",
-        "modelstore/care/check_copies.py",
+        "modelstore/chunks/copies.py",
         "if isinstance(error, Unreachable):",
         "if True:",
         (
@@ -6835,6 +6835,30 @@ _WAYS = (
             "test_a_copy_that_cannot_be_read_is_found_and_no_tier_is_down[0-0]",
             "integration/test_check_cut_short.py::"
             "test_a_copy_that_cannot_be_read_is_found_and_no_tier_is_down[2-1]",
+        ),
+    ),
+    Mutation(
+        "repair-leaves-copies-that-cannot-be-read",
+        "SPEC 8: A copy that cannot be read although its tier answers counts as damaged.",
+        "modelstore/chunks/copies.py",
+        "            if down is not None:\n",
+        "            if True:\n",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_a_copy_that_cannot_be_read_gets_the_bytes_of_another",
+            "integration/test_check_cut_short.py::"
+            "test_a_copy_that_cannot_be_read_is_found_and_no_tier_is_down[2-0]",
+        ),
+    ),
+    Mutation(
+        "check-loses-what-a-tier-may-have-that-was-never-listed",
+        "Docs, operations: nothing that a tier may have that is down is called lost.",
+        "modelstore/care/check_copies.py",
+        "(key in held or name in self._unlisted)",
+        "key in held",
+        (
+            "integration/test_check_cut_short.py::"
+            "test_what_may_be_in_a_tier_that_was_down_from_the_start_is_not_lost",
         ),
     ),
     Mutation(

@@ -97,12 +97,14 @@ def test_what_is_damaged_elsewhere_is_found_while_a_tier_is_down(world: World) -
     assert world.marks == [world.keys[2].rpartition("/")[2]]
 
 
-def test_what_only_a_tier_has_that_fails_is_not_lost(world: World) -> None:
-    with world.open(cold=failing()) as store:
+@pytest.mark.parametrize("ops", [(), ("list",)])
+def test_what_only_a_tier_has_that_fails_is_not_lost(world: World, ops: tuple[str, ...]) -> None:
+    """Whether or not it could be asked what it has."""
+    with world.open(cold=failing(ops=("get", "get_ranges", "info", *ops))) as store:
         report = store.check(read_data=True)
     assert report.findings == []
     assert report.down.keys() == {"cold"}
-    assert (report.data.copies, report.data.copies_left) == (3, 3)
+    assert (report.data.copies, report.data.copies_left) == (3, 1 if ops else 3)
 
 
 @pytest.mark.parametrize("after", [4, 5, 6])
@@ -184,6 +186,36 @@ def test_data_that_a_failing_tier_may_have_good_is_not_lost(world: World) -> Non
     assert (report.quarantined, world.marks) == ([], [])
 
 
+def test_what_may_be_in_a_tier_that_was_down_from_the_start_is_not_lost(world: World) -> None:
+    spoil(world.tiers["warm"], world.keys[0], flipped(-1))
+    with world.open(cold=failing(ops=("list", "get", "get_ranges", "info"))) as store:
+        report = store.check(read_data=True)
+    [finding] = report.findings
+    assert (finding.key, finding.needed_by) == (world.keys[0], ())
+    assert "tier cold could not be asked for another one" in finding.what
+    assert report.down == {"cold": "it is down"}
+    assert world.marks == []
+
+
+def test_a_copy_that_cannot_be_read_gets_the_bytes_of_another(world: World) -> None:
+    """Writing it anew is what mends a bad sector."""
+    key, written = world.keys[0], []
+    fails = bad_sector(key, 0)
+
+    def plan(op: str, wanted: str, n: int) -> None:
+        if op == "put" and wanted == key:
+            written.append(key)
+        if not written:
+            fails(op, wanted, n)
+
+    with world.open(warm=plan) as store:
+        report = store.repair()
+        assert store.check(read_data=True).findings == []
+    [one] = report.objects
+    assert (one.outcome, one.key, one.tier) == ("repaired", key, "warm")
+    assert "Input/output error" in one.what
+
+
 def test_a_tier_is_not_blamed_for_another(world: World) -> None:
     """Deltas in warm need bases that only cold has, which is down; what else is in warm is read."""
     with world.open() as store:
@@ -231,7 +263,7 @@ def test_a_copy_that_cannot_be_read_is_found_and_no_tier_is_down(
         assert found[key].needed_by == (() if number == 0 else ("m2@1",))
         assert report.down == {}
         assert (report.data.copies, report.data.copies_left) == (6, 0)
-        assert world.marks == []
+        assert report.quarantined == ([key] if number == 2 else []), "no save may reuse it"
 
 
 def test_a_copy_that_cannot_be_read_is_not_lost_while_a_tier_is_down(world: World) -> None:

@@ -131,8 +131,7 @@ def check_store(
         progress: Called with plain bytes read and in all.
 
     Raises:
-        BackendError: Home failed, or a tier at the very beginning; what was found until then was
-            logged.
+        BackendError: Home failed; what was found until then was logged.
         OutOfSpace: There is no room for temporary files.
         KeyboardInterrupt: As it was raised; what was found until then was logged. While data was
             read, its message says how to read the rest.

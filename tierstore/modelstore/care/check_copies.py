@@ -13,13 +13,13 @@ from tierstore.errors import (
     Damaged,
     NotFound,
     OutOfSpace,
-    Unreachable,
     UnsupportedFormat,
 )
 from tierstore.format import keys
 from tierstore.format.table import ChunkPlace, ChunkTable
 from tierstore.modelstore.care.check_findings import Problems
 from tierstore.modelstore.care.check_parts import Part
+from tierstore.modelstore.chunks.copies import why_down
 from tierstore.modelstore.home.footers import read_footer
 from tierstore.modelstore.home.home import Home
 from tierstore.tiers.durable.tier import DurableTier
@@ -53,18 +53,21 @@ class Copies:
         home: The store's home.
 
     Attributes:
-        down: Why tiers could not be asked since then, by name. They are asked no more: each answer
-            would have to be waited for.
+        down: Why tiers could not be asked then or since, by name. They are asked no more: each
+            answer would have to be waited for.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self.down: dict[str, str] = {}
         # each tier's copy of a pack is looked at: another one's being good does not mend it
-        self.held = {
-            tier.name: {info.key: info.size for info in tier.blobs.list(keys.PACKS)}
-            for tier in home.packs.tiers
-        }
+        self.held: dict[str, dict[str, int]] = {}
+        for tier in home.packs.tiers:
+            self.held[tier.name] = {}
+            with self.asking(tier.name):
+                listed = {info.key: info.size for info in tier.blobs.list(keys.PACKS)}
+                self.held[tier.name] = listed
+        self._unlisted = {*self.down}
 
     @property
     def every(self) -> Set[str]:
@@ -101,15 +104,12 @@ class Copies:
 
         Else the tier is noted as down, unless the copy is gone.
         """
-        if tier.name in self.down:
-            return False
-        if isinstance(error, Unreachable):
-            self.down[tier.name] = str(error)
-            return False
-        with suppress(NotFound), self.asking(tier.name):
-            tier.verify()
-            tier.blobs.info(key)
-            return True
+        if tier.name not in self.down:
+            with suppress(NotFound):
+                why = why_down(tier, key, error)
+                if why is None:
+                    return True
+                self.down[tier.name] = str(why)
         return False
 
     def read(self, key: str, copies: Iterable[tuple[DurableTier, int]]) -> list[Footer]:
@@ -132,8 +132,12 @@ class Copies:
         return found
 
     def unread(self, key: str) -> list[str]:
-        """Return the names of tiers that are down and had a pack when the check began."""
-        return [name for name, held in self.held.items() if name in self.down and key in held]
+        """Return the names of tiers that are down and had a pack when the check began, or may."""
+        return [
+            name
+            for name, held in self.held.items()
+            if name in self.down and (key in held or name in self._unlisted)
+        ]
 
     def other(self, key: str) -> str:
         """Say what is known of other copies of a pack than one that is bad."""

@@ -383,5 +383,6 @@ class PackData:
             may = f"tier {', '.join(down)} may have it good and could not be asked"
             self._problems.unsure(place.pack, f"{brief(why, needed[0])}; {may}")
             return
-        self._problems.lost(place.pack, why, place, is_gone=not all(there))
-        self._suspects.add(reader.pool.moves.way(place), table)
+        way = reader.pool.moves.way(place)
+        self._problems.lost(place.pack, why, way, is_gone=not all(there))
+        self._suspects.add(way, table)

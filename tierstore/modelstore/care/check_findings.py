@@ -134,13 +134,20 @@ class Problems:
         self._of_home.setdefault(manifest, []).append(self._note(problem))
 
     def lost(
-        self, pack: bytes, what: object, place: ChunkPlace | None = None, *, is_gone: bool
+        self, pack: bytes, what: object, way: Sequence[ChunkPlace] = (), *, is_gone: bool
     ) -> None:
-        """Note that a pack, or one chunk in it, cannot be read from any tier, or is in none."""
+        """Note that a pack, or one chunk in it, cannot be read from any tier, or is in none.
+
+        Args:
+            pack: The id of the pack.
+            what: Why.
+            way: The place of the chunk, and those to which moves lead; empty for all of the pack.
+            is_gone: Whether it is in none.
+        """
         key = keys.pack_key(pack)
+        place = way[0] if way else None
         self._note(_Problem(key, brief(what, key), pack, place, is_gone=is_gone))
-        if place is not None:
-            self._bad.add(place)
+        self._bad.update(way)
 
     def bad_copy(self, pack: bytes, tiers: str, why: object, other: str) -> None:
         """Note a damaged copy; no version is affected as long as there is another one."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from tierstore.errors import BackendError, Damaged, NotFound, UnsupportedFormat
+from tierstore.errors import BackendError, Damaged, NotFound, Unreachable, UnsupportedFormat
 from tierstore.format.checks import digest_of
 from tierstore.format.keys import pack_key
 from tierstore.format.proof import can_prove, parse_proof
@@ -22,7 +22,7 @@ class Copy:
 
     Attributes:
         tier: The tier that has it.
-        data: Its bytes; none where the tier says itself that they are damaged.
+        data: Its bytes; none where the tier says itself that they are damaged, or cannot read them.
         why: What is wrong with it; ``None`` when it is good.
     """
 
@@ -150,7 +150,8 @@ def read_copies(
                 tier.blobs.info(found.key)
                 found.archives.append(tier.name)
             continue
-        data, why = memoryview(b""), None
+        data = memoryview(b"")
+        why: Damaged | UnsupportedFormat | None = None
         try:
             tier.verify()
             data = tier.blobs.get(found.key)
@@ -160,11 +161,42 @@ def read_copies(
         except NotFound:
             continue
         except BackendError as error:
-            found.down[tier.name] = str(error)
-            continue
+            try:
+                down = why_down(tier, found.key, error)
+            except NotFound:
+                continue
+            if down is not None:
+                found.down[tier.name] = str(down)
+                continue
+            why = Damaged(f"it cannot be read: {error}")
         except (Damaged, UnsupportedFormat) as error:
             why = error
         found.every.append(Copy(tier, data, why))
         if why is None and until_good:
             break
     return found
+
+
+def why_down(tier: DurableTier, key: str, error: BackendError) -> BackendError | None:
+    """Return why a tier counts as down after a copy in it could not be read.
+
+    Args:
+        tier: The tier.
+        key: The key of the pack.
+        error: What reading it failed with.
+
+    Returns:
+        The reason; ``None`` where the tier answers and has the copy: then that copy alone cannot be
+        read, as on a bad sector.
+
+    Raises:
+        NotFound: The copy is gone.
+    """
+    if isinstance(error, Unreachable):
+        return error
+    try:
+        tier.verify()
+        tier.blobs.info(key)
+    except BackendError as other:
+        return other
+    return None
