@@ -6838,6 +6838,14 @@ _WAYS = (
         ),
     ),
     Mutation(
+        "scrub-leaves-copies-that-cannot-be-read",
+        "SPEC 8: A copy that cannot be read although its tier answers counts as damaged.",
+        "modelstore/reclaim/repair/scrub.py",
+        "            if why is None:\n",
+        "            if False:\n",
+        ("integration/test_scrub.py::test_a_copy_that_cannot_be_read_is_written_anew",),
+    ),
+    Mutation(
         "repair-leaves-copies-that-cannot-be-read",
         "SPEC 8: A copy that cannot be read although its tier answers counts as damaged.",
         "modelstore/chunks/copies.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,11 @@ import pytest
 from tests.integration.kit import condemn, equal, tensors
 from tests.integration.test_check_subset import World
 from tests.integration.test_quarantine import flip, places
-from tierstore.errors import NotFound
+from tierstore.blobs.base import RangeRead
+from tierstore.errors import BackendError, NotFound
 from tierstore.format.keys import PACKS, SCRUBS, pack_key
 from tierstore.format.table import ChunkPlace
+from tierstore.ids import Buffer, ByteRange
 from tierstore.modelstore.reclaim.repair.scrub import Scrub
 from tierstore.modelstore.store import Store
 from tierstore.serving.agent import Agent
@@ -127,6 +129,41 @@ def test_it_ends_between_two_copies(world: World, turns: Turns) -> None:
     assert turns.run(PERIOD_S) == []
     turns.stop.clear()
     assert turns.run(0) != []
+
+
+def test_a_copy_that_cannot_be_read_is_written_anew(
+    world: World, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a bad sector, while the tier answers: its medium may take the bytes elsewhere."""
+    warm = world.tiers["warm"]
+    bad = min(key for name, key in world.copies if name == "warm")
+    written: list[str] = []
+    get_ranges, get, put = warm.get_ranges, warm.get, warm.put
+
+    def read(key: str) -> None:
+        if key == bad and not written:
+            raise BackendError("reading failed: Input/output error")
+
+    def ranges(reads: Sequence[RangeRead]) -> None:
+        read(reads[0].key)
+        get_ranges(reads)
+
+    def whole(key: str, byte_range: ByteRange | None = None) -> memoryview:
+        read(key)
+        return get(key, byte_range)
+
+    def write(key: str, data: Buffer | Sequence[Buffer]) -> None:
+        written.append(key)
+        put(key, data)
+
+    monkeypatch.setattr(warm, "get_ranges", ranges)
+    monkeypatch.setattr(warm, "get", whole)
+    monkeypatch.setattr(warm, "put", write)
+    for _ in range(11):
+        turns.run(PERIOD_S / 10)
+    assert written == [bad]
+    stats = turns.scrub.stats
+    assert (stats.damaged, stats.healed, stats.quarantined) == (1, 1, 0)
 
 
 def test_what_was_deleted_or_is_condemned_is_no_damage(world: World, turns: Turns) -> None:

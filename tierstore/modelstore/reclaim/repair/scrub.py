@@ -28,7 +28,7 @@ from tierstore.errors import (
 from tierstore.format.keys import PACKS, SCRUBS, pack_of
 from tierstore.format.storeconfig import check_features
 from tierstore.modelstore.care.readtimes import Copy, ReadTimes
-from tierstore.modelstore.chunks.copies import read_copies
+from tierstore.modelstore.chunks.copies import read_copies, why_down
 from tierstore.modelstore.chunks.examine import quarantine
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.placing.moverlease import HeldLease, Right
@@ -207,13 +207,15 @@ class Scrub:
             return
         try:
             nbytes = self._read(tier, key)
+            if nbytes is None:
+                return
         except NotFound:  # moved or deleted since it was listed
             return
         except Damaged as error:
             nbytes = self._sizes[copy]
             self._times.forget(copy)
             self._see_to(tier, key, error)
-        except (BackendError, UnsupportedFormat) as error:
+        except UnsupportedFormat as error:
             _log.warning("%s in tier %s could not be verified: %s", key, name, error)
             return
         else:
@@ -223,8 +225,21 @@ class Scrub:
         self.stats.bytes += nbytes
         tier.stats.count(scrubbed_bytes=nbytes)
 
-    def _read(self, tier: DurableTier, key: str) -> int:
-        """Read and verify a copy; return its bytes."""
+    def _read(self, tier: DurableTier, key: str) -> int | None:
+        """Read and verify a copy; return its bytes, or ``None`` where the tier is down.
+
+        A copy that cannot be read although its tier answers is ``Damaged``.
+        """
+        try:
+            return self._verified(tier, key)
+        except BackendError as error:
+            why = why_down(tier, key, error)
+            if why is None:
+                raise Damaged(f"{key} cannot be read: {error}") from error
+            _log.warning("%s in tier %s could not be verified: %s", key, tier.name, why)
+        return None
+
+    def _verified(self, tier: DurableTier, key: str) -> int:
         tier.verify()
         data = memoryview(bytearray(tier.blobs.info(key).size))  # which another may have healed
         for start in range(0, len(data), self._budget.piece_bytes):
