@@ -1,3 +1,3 @@
-"""Parts that commands are made of: the app, options, references, help, output, progress."""
+"""Parts that commands are made of: app, options, references, help, output, objects, progress."""
 
 __all__ = ["app", "command", "objects", "output", "progress", "refs", "signals", "streams", "times"]
