@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import resource
 import select
 import signal
@@ -257,6 +258,7 @@ def test_a_full_disk_while_saving(store: Path) -> None:
     assert run("init", "other").returncode == 0
     done = run("--store", "other", "save", "m", "model.safetensors", preexec_fn=limit_files)
     assert (done.returncode, done.stderr.count("\n")) == (7, 1), done.stderr
+    assert re.search(r"free some space, then try again; none of its [\d.]+ MiB are", done.stderr)
     assert run("--store", "other", "ls", "-q").stdout == ""
     assert run("--store", "other", "check").returncode == 0
 
@@ -331,7 +333,7 @@ def test_a_save_that_is_ended_says_what_is_kept(store: Path, number: signal.Sign
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     word = "interrupted" if number == signal.SIGINT else "terminated"
-    kept = "64.0 MiB of it are stored, and saving it again goes on from there"
+    kept = "64.0 MiB of 256.0 GiB are stored, and saving it again goes on from there"
     assert err == f"tierstore: error: {word}; {kept}\n"
     assert len(list((store / "store" / "index").iterdir())) == 2
     (large := store / "large.safetensors").unlink()

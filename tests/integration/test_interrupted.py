@@ -134,11 +134,26 @@ def test_ctrl_c_says_what_is_kept(blobs: MemoryStore, cache: Path, reclaims: boo
         assert not writers(blobs), "its lease is removed"
         put = keys(blobs, PACKS)
         (note,) = caught.value.__notes__
-        kept = f"{len(put) * 1.0:.1f} MiB of it are stored, and saving it again goes on from there"
+        kept = (
+            f"{len(put)}.0 MiB of {CHUNKS}.0 MiB are stored, and saving it again goes on from there"
+        )
         assert note == kept + (", for 24 hours at least" if reclaims else "")
     assert named_packs(blobs) == put
     with opened(blobs, cache / "second") as store:
         assert new_chunks(store, model()) == CHUNKS - len(put)
+
+
+def test_what_was_kept_before_counts_too(blobs: MemoryStore, cache: Path) -> None:
+    """However often it is interrupted, and also where this time nothing new was stored."""
+    noted = []
+    with opened(blobs, cache / "first") as store:
+        for share in (0.3, 0.6, 0.2):
+            with pytest.raises(KeyboardInterrupt) as caught:
+                store.save("m", model(), progress=stopped_at(share, KeyboardInterrupt()))
+            noted.append(float(caught.value.__notes__[0].partition(" ")[0]))
+    put = len(keys(blobs, PACKS))
+    assert 0.3 * CHUNKS <= noted[0] < noted[1] == put
+    assert 0.2 * CHUNKS <= noted[2] < noted[0] + LOST
 
 
 def test_what_was_not_put_is_not_said_to_be_kept(
@@ -167,7 +182,7 @@ def test_a_network_that_goes_away(blobs: MemoryStore, cache: Path, which: str) -
         pytest.raises(Unreachable, match="no answer") as caught,
     ):
         store.save("m", model())
-    assert ".0 MiB of it are stored" in caught.value.__notes__[0]
+    assert f".0 MiB of {CHUNKS}.0 MiB are stored" in caught.value.__notes__[0]
     assert named_packs(blobs) <= keys(blobs, PACKS)
     with opened(blobs, cache / "second") as store:
         assert new_chunks(store, model()) <= CHUNKS // 2 + LOST - 2

@@ -76,3 +76,8 @@ class SaveState:
         """Note that a chunk cannot be relied on where it was found; called under ``lock``."""
         self.lost.add(place)
         self.alone.add(place.digest)
+
+    def found_bytes(self) -> int:
+        """Return the plain bytes of the chunks that were in the store; no thread may be at work."""
+        found = self.reused.keys() & self.sources.keys()
+        return sum(self.sources[digest].plain_bytes for digest in found)

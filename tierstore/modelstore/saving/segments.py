@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import TierstoreError
@@ -25,14 +26,23 @@ being written, one that was put or being put meanwhile, and one that was being f
 _log = logging.getLogger("tierstore.writer")
 
 
+class Kept(NamedTuple):
+    """What is stored of a save that failed, its own chunks and those that it found.
+
+    Attributes:
+        stored_bytes: Plain bytes of its chunks that later saves find, as far as it had come.
+        total_bytes: Plain bytes of all that it was to save.
+    """
+
+    stored_bytes: int
+    total_bytes: int
+
+
 class SaveSegments:
     """Writes the index segments of one save, those of its packs in a thread of its own.
 
     Args:
         home_blobs: The store's home.
-
-    Attributes:
-        kept_bytes: Bytes of the packs that are named by segments which are there.
     """
 
     def __init__(self, home_blobs: BlobStore) -> None:
@@ -42,7 +52,7 @@ class SaveSegments:
         self._sizes: dict[bytes, int] = {}
         self._early: list[str] = []
         self._writing: Future[None] | None = None
-        self.kept_bytes = 0
+        self._kept_bytes = 0
 
     def note(self, places: Sequence[ChunkPlace], pack_size: int) -> None:
         """Take note of the chunks of a pack that is durable now; called by one thread at a time.
@@ -63,14 +73,26 @@ class SaveSegments:
         written = write_segment(self._home_blobs, places, sizes)
         if written is not None:  # else the save goes on; if it fails, these are stored again
             self._early.append(written[0])
-            self.kept_bytes += sum(sizes.values())
+            self._kept_bytes += sum(place.plain_bytes for place in places)
 
-    def keep(self) -> None:
-        """Write what is left to be written, as the save has failed; no pack is put any more."""
+    def keep(self, found_bytes: int, total_bytes: int, *, is_written: bool) -> Kept | None:
+        """Write what is left to be written, as the save has failed; no pack is put any more.
+
+        Args:
+            found_bytes: Plain bytes of its chunks that were there before.
+            total_bytes: Plain bytes of all that it was to save.
+            is_written: Whether it has failed after all of its content was stored.
+
+        Returns:
+            What is stored of it; ``None`` where all of that was there before.
+        """
         self._writer.shutdown()
         if self._sizes:
             self._write(self._places, self._sizes)
             self._places, self._sizes = [], {}
+        if is_written and not self._kept_bytes:
+            return None
+        return Kept(found_bytes + self._kept_bytes, total_bytes)
 
     def replace(
         self, places: Sequence[ChunkPlace], sizes: dict[bytes, int]

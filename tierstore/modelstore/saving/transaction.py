@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
-from tierstore.errors import TierstoreError
+from tierstore.errors import OutOfSpace, TierstoreError
 from tierstore.format.reflog import RefEntry
 from tierstore.format.storeconfig import check_features
 from tierstore.modelstore.home.condemned import GRACE_S, Glance
@@ -16,6 +16,7 @@ from tierstore.modelstore.loading.opener import Opener
 from tierstore.modelstore.saving.base_selection import BaseSelection, select_base
 from tierstore.modelstore.saving.delta import BaseVersion
 from tierstore.modelstore.saving.framing import encoders
+from tierstore.modelstore.saving.segments import Kept
 from tierstore.modelstore.saving.source import SourceFile
 from tierstore.modelstore.saving.writer import Writer
 from tierstore.modelstore.version import Version
@@ -116,15 +117,22 @@ class Saving:
                         raise
                     writer.settle()
             except BaseException as error:
-                if kept_bytes := writer.keep():
-                    error.add_note(self._kept(kept_bytes))
+                if note := self._kept(writer.keep(), error):
+                    error.add_note(note)
                 raise
             writer.publish_index()
 
-    def _kept(self, kept_bytes: int) -> str:
-        hours = GRACE_S // 3600
-        least = f", for {hours} hours at least" if self._home.reclaims else ""
-        return f"{size(kept_bytes)} of it are stored, and saving it again goes on from there{least}"
+    def _kept(self, kept: Kept | None, error: BaseException) -> str:
+        """Return what is said of a save that failed."""
+        if kept is None or not kept.total_bytes:
+            return ""
+        total = size(kept.total_bytes)
+        if kept.stored_bytes:
+            hours = GRACE_S // 3600
+            least = f", for {hours} hours at least" if self._home.reclaims else ""
+            stored = f"{size(kept.stored_bytes)} of {total} are stored"
+            return f"{stored}, and saving it again goes on from there{least}"
+        return f"none of its {total} are stored" if isinstance(error, OutOfSpace) else ""
 
     def select_base(
         self, files: Sequence[SourceFile], base: str | Version | None, model: str

@@ -50,7 +50,7 @@ from tierstore.modelstore.saving.framing import BufferPool, ChunkBase, Frame, Fr
 from tierstore.modelstore.saving.healing import Healing
 from tierstore.modelstore.saving.packer import Packer
 from tierstore.modelstore.saving.savestate import EncodedBatch, HashedChunk, SaveState, SourceChunk
-from tierstore.modelstore.saving.segments import SaveSegments
+from tierstore.modelstore.saving.segments import Kept, SaveSegments
 from tierstore.modelstore.saving.source import ReusedChunks, SourceFile
 from tierstore.modelstore.version import SaveStats
 from tierstore.progress import Progress
@@ -544,16 +544,16 @@ class Writer:
             self._objects += 1
             self._index.add(key, places, sizes)
 
-    def keep(self) -> int:
+    def keep(self) -> Kept | None:
         """Lead later saves to what is stored, as this one has failed; called after ``close``.
 
         Returns:
-            The bytes of the packs that later saves will find.
+            What later saves will find; ``None`` where that is nothing new, or is not known.
         """
         if self._segments is None:
-            return 0
-        self._segments.keep()
-        return self._segments.kept_bytes
+            return None
+        is_written = self._digest is not None
+        return self._segments.keep(self._state.found_bytes(), self._total, is_written=is_written)
 
     def stats(self) -> SaveStats:
         """Return what the save cost so far."""
