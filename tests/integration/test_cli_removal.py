@@ -137,6 +137,19 @@ def test_what_is_done_already_is_said(run: Program) -> None:
     assert done.err.endswith("; done before: n\n")
 
 
+def test_a_log_does_not_grow_wider_with_what_is_removed_at_once(run: Program) -> None:
+    with tierstore.open("store") as store:
+        for number in range(5, 14):
+            store.save("p", {"w": np.full(9, number, np.float32)})
+        store.remove(*[f"p@{number}" for number in (1, 2, 3, 5, 7, 8, 13)])
+    newest = run("log", "p", "--limit", "1").out.splitlines()[1]
+    assert newest.startswith("-    20")
+    assert "  forget  p@1 to p@3, p@5 and 3 more  -  " in newest
+    assert run("log", "p", "--limit", "1", "-q").out.split() == [
+        "p@1", "p@2", "p@3", "p@5", "p@7", "p@8", "p@13",
+    ]  # fmt: skip
+
+
 def test_rules_that_are_blocked_keep_no_others_from_being_applied(run: Program) -> None:
     with tierstore.open("store") as store:
         store.retention.set("m", keep_last=1, window=timedelta(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -97,6 +98,7 @@ def _show_history(cli: Cli, entries: list[Logged]) -> None:
     cli.out.show(data, _ids(entries), lambda: _print_log(entries, ["OF"], refs))
 
 
+_MOST_RUNS = 2
 _ENTRY_FIELDS = schemas.LogEntry.__struct_fields__
 
 
@@ -137,7 +139,7 @@ def _print_log(entries: list[Logged], more: list[str], refs: list[str]) -> None:
     rows = [
         (
             *refs[number : number + 1],
-            str(entry.seq),
+            "-" if entry.versions else str(entry.seq),  # removals are counted apart
             when(time_of(entry)),
             entry.action,
             _pointed_to(ref.model, entry),
@@ -153,11 +155,27 @@ def _print_log(entries: list[Logged], more: list[str], refs: list[str]) -> None:
         print("the log is empty; 'tierstore save MODEL SOURCE' stores a model")
 
 
+def _listed(model: str, numbers: Sequence[int]) -> str:
+    """Return versions in a width that does not grow with them: ``m@1 to m@8, m@11 and 3 more``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = [
+        f"{model}@{run[0]}" if len(run) == 1 else f"{model}@{run[0]} to {model}@{run[-1]}"
+        for run in runs[:_MOST_RUNS]
+    ]
+    left = sum(map(len, runs[_MOST_RUNS:]))
+    return ", ".join(shown) + (f" and {left} more" if left else "")
+
+
 def _pointed_to(model: str, entry: RefEntry) -> str:
     from tierstore.modelstore.names.rollout import percent_of
 
     if entry.versions:
-        return " ".join(f"{model}@{number}" for number in entry.versions)
+        return _listed(model, entry.versions)
     if not entry.version:
         return "-"
     if entry.rollout:
