@@ -11,7 +11,7 @@ import pytest
 
 import tierstore
 from tierstore.errors import Conflict, UsageError
-from tierstore.format.keys import version_key
+from tierstore.format.keys import VERSION_LOG, entry_key, ref_prefix
 from tierstore.serving.agent import Agent
 
 
@@ -126,10 +126,10 @@ def test_a_model_that_cannot_be_looked_at_blocks_no_other(tmp_path: Path) -> Non
         store.remove_model("gone")
         store.retention.set(None, keep_last=2, window=timedelta(0))
         saved(store, "n", range(12, 13))
-        store._blobs.delete([version_key(store.resolve("m@1").digest)])
+        store._blobs.put(entry_key(ref_prefix("m", VERSION_LOG), 1), b"TSOB")
         with tierstore.open(tmp_path / "store") as other:
             assert round_of(other) == 1
             first, second = other.retention.outlooks()
         assert first.model == "m"
-        assert "missing" in (first.blocked or "")
+        assert "damaged" in (first.blocked or "")
         assert (second.model, second.blocked) == ("n", None)
