@@ -820,7 +820,7 @@ def test_stored_rules_report_for_a_window_and_then_remove(
     with pytest.raises(NotFound, match="no model 'x'"):
         retention.set("x", keep_last=3)
     assert retention.apply("m") is None
-    retention.set(None, keep_last=4, message="for all")
+    retention.set(None, keep_last=np.int64(4), message="for all")  # type: ignore[arg-type]
     now = 6.9 * 86400
     reported = retention.apply("m")
     assert reported is not None

@@ -124,7 +124,7 @@ class Retentions:
             NotFound: There is no such model.
         """
         note = as_message(message)
-        is_given = any(value not in (None, (), []) for value in keep.values())
+        is_given = any(not (value is None or _is_empty(value)) for value in keep.values())
         rules = rules_of(**keep) if is_given else None
         window_s = _seconds("window", window)
         alias_history_s = _seconds("alias_history", alias_history)
@@ -272,6 +272,10 @@ class Retentions:
             "there were when the rules were set or last removed any: 'tierstore retention apply "
             f"{found.model} --dry-run' lists them, and with --yes instead it removes them"
         )
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, list | tuple) and not value
 
 
 def _seconds(argument: str, given: timedelta | None) -> int | None:
