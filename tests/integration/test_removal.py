@@ -805,6 +805,23 @@ def test_forget_keeps_what_patches_lie_on(store: Store) -> None:
     ]
 
 
+def test_looking_at_the_rules_of_many_models_costs_as_much_for_each(cache: Path) -> None:
+    """What names versions of all models is read once, not once for each model."""
+
+    def requests(models: int) -> int:
+        blobs = FaultyStore(MemoryStore(f"rules-{models}"), None)
+        with enabled(created(blobs, cache / str(models))) as store:
+            for number in range(models):
+                store.save(f"m{number}", content(number + 1))
+            Retentions(store._names).set(None, keep_last=1)
+            before = len(blobs.calls)
+            assert len(Retentions(store._names).outlooks()) == models
+            return len(blobs.calls) - before
+
+    few, more, many = requests(4), requests(8), requests(12)
+    assert many - more <= 1.2 * (more - few)
+
+
 def test_stored_rules_report_for_a_window_and_then_remove(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

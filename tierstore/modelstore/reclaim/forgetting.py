@@ -137,11 +137,17 @@ class Forgetting:
             self.carry_out(found, note)
         return found.forgotten(dry_run=dry_run)
 
-    def look(self, model: str, rules: Rules) -> Found:
-        """Return what rules keep of the versions of a model, and what not; removes nothing."""
+    def look(self, model: str, rules: Rules, holders: Holders | None = None) -> Found:
+        """Return what rules keep of the versions of a model, and what not; removes nothing.
+
+        Args:
+            model: The model's name.
+            rules: The rules.
+            holders: What finds who names them, where several models are looked at.
+        """
         model = check_name("model", model)
         self._names.newest(model)  # says when there is none
-        holders = Holders(self._names)
+        holders = holders or Holders(self._names)
         contents = holders.contents(model, numbers_in_force(self._names, model)[0])
         if not contents:
             raise NotFound(f"there is no model {model!r}; 'tierstore ls' lists them")

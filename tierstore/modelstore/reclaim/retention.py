@@ -23,6 +23,7 @@ from tierstore.modelstore.home.retention import (
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.forgetting import MOST_PERCENT, Forgetting, Forgotten, Found
+from tierstore.modelstore.reclaim.holders import Holders
 from tierstore.modelstore.reclaim.rules import Keep, rules_of
 from tierstore.modelstore.version import Version
 
@@ -172,7 +173,7 @@ class Retentions:
             model: The model's name.
         """
         held = self._held(model)
-        return None if held is None else self._outlook(model, held)
+        return None if held is None else self._outlook(model, held, Holders(self._names))
 
     def outlooks(self) -> list[Outlook]:
         """Return what the rules for each model will remove; a model without rules is left out.
@@ -185,13 +186,13 @@ class Retentions:
             for model in (self._home.models() if keys else [])
             if keys & {retention_key(model), retention_key(None)}
         ]
-        found = []
+        found, holders = [], Holders(self._names)
         for model in self._names.removals.listed(names):
             held = self._held(model)
             if held is None:
                 continue
             try:
-                found.append(self._outlook(model, held))
+                found.append(self._outlook(model, held, holders))
             except (Damaged, NotFound, UnsupportedFormat) as error:
                 found.append(Outlook(model, held.model, held.due, 0, [], str(error)))
         return found
@@ -247,8 +248,8 @@ class Retentions:
                 return _Held(name, one.rules, one.time_us, due)
         return None
 
-    def _outlook(self, model: str, held: _Held) -> Outlook:
-        found = Forgetting(self._names).look(model, held.rules)
+    def _outlook(self, model: str, held: _Held, holders: Holders) -> Outlook:
+        found = Forgetting(self._names).look(model, held.rules, holders)
         blocked = self._blocked(found, held, MOST_PERCENT)
         gone = found.forgotten(dry_run=True).removed
         return Outlook(model, held.model, held.due, len(found.contents), gone, blocked)
