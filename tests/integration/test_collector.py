@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -486,7 +487,9 @@ def test_what_an_unfinished_save_left_waits_for_the_grace(store: Store, blobs: M
     assert states(report)[own][0] == "deleted", "it has waited for its window"
     state, why = states(report)[left]
     assert state == "waiting"
-    assert why.startswith("nothing needs it; it waits until 20")
+    assert why.startswith(
+        "no version has it: a save that was not finished can go on with it until 20"
+    )
     assert left in packs(blobs)
     kept = read_kept(blobs, time.time())
     assert set(kept.seen) == {left}
@@ -513,7 +516,11 @@ def test_saves_that_run_are_waited_for_by_their_leases(store: Store, blobs: Memo
         state, why = states(collector.run(grace_s=0, window_s=0))[own]
         assert state == "writing"
         assert why.startswith("condemned, and waits for writer ")
-        assert why.endswith(f", lease {lease._lease.id})")
+        said = re.search(r", lease (.*); if it was killed until (.*) UTC\)$", why)
+        assert said is not None
+        assert said[1] == lease._lease.id
+        left_s = datetime.fromisoformat(f"{said[2]}+00:00").timestamp() - time.time()
+        assert left_s == pytest.approx(2 * lease._lease.ttl_s, abs=60)
         assert own in packs(blobs)
         assert states(collector.run(grace_s=0, window_s=0))[own][0] == "writing"
     with WriterLease(blobs):  # it began after the list: it sees that itself

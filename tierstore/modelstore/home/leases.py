@@ -65,10 +65,13 @@ class StandingLeases:
     Attributes:
         standing: Those that may be in force: they ended less than their own time ago.
         ended: The keys of all others.
+        until_s: Until when they may be in force unless they are renewed, in seconds since the epoch
+            by home's clock, by id.
     """
 
     standing: list[Lease]
     ended: list[str]
+    until_s: dict[str, float]
 
 
 def standing(home_blobs: BlobStore, now_s: float) -> StandingLeases:
@@ -81,7 +84,7 @@ def standing(home_blobs: BlobStore, now_s: float) -> StandingLeases:
     Raises:
         Damaged, UnsupportedFormat: A lease cannot be read, and may be in force.
     """
-    found, ended = list[Lease](), list[str]()
+    found, ended, until_s = list[Lease](), list[str](), dict[str, float]()
     for info in home_blobs.list(LEASES):
         age_s = now_s - info.mtime
         try:
@@ -102,7 +105,8 @@ def standing(home_blobs: BlobStore, now_s: float) -> StandingLeases:
             ended.append(info.key)
         else:
             found.append(lease)
-    return StandingLeases(found, ended)
+            until_s[lease.id] = info.mtime + 2 * lease.ttl_s
+    return StandingLeases(found, ended, until_s)
 
 
 def is_saving(home_blobs: BlobStore) -> bool:

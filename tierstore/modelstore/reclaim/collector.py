@@ -64,6 +64,7 @@ from tierstore.shown import size
 
 _Done = TypeVar("_Done")
 _ROUNDS = 10
+_OF_NO_VERSION = "no version has it: a save that was not finished can go on with it"
 _log = logging.getLogger("tierstore.gc")
 
 
@@ -154,7 +155,8 @@ class Collector:
         self.marker = Marker(home, ReadCache(cache_path))
         self.mark: Mark | None = None
         self._kept = Kept()
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[str, tuple[Lease, float]] = {}
+        """The leases of saves, and until when they hold unless they are renewed, by id."""
 
     def run(
         self,
@@ -351,8 +353,12 @@ class Collector:
         written, and has not ended, is among them. They are known by their leases' ids.
         """
         segments = self._home.condemned.every().segments
-        leases = standing(self._home.blobs, now_s).standing
-        self._leases = {lease.id: lease for lease in leases if lease.role == "writer"}
+        found = standing(self._home.blobs, now_s)
+        self._leases = {
+            lease.id: (lease, found.until_s[lease.id])
+            for lease in found.standing
+            if lease.role == "writer"
+        }
         running = frozenset(self._leases)
         before = self._kept.writers
         writers = {key: before.get(key, running) & running for key in segments}
@@ -426,7 +432,7 @@ class Collector:
             return "deleted", "nothing needs it"
         if pack not in mark.condemned.listed:
             until_s = self._kept.seen.get(pack, time.time()) + grace_s
-            return "waiting", f"nothing needs it; it waits until {end_text(until_s)}"
+            return "waiting", f"{_OF_NO_VERSION} until {end_text(until_s)}"
         if pack not in cleared:
             writers = {
                 one
@@ -434,7 +440,7 @@ class Collector:
                 if pack in packs
                 for one in self._kept.writers.get(key, ())
             }
-            waits = ", ".join(sorted(_who(self._leases[one]) for one in writers))
+            waits = ", ".join(sorted(_who(*self._leases[one]) for one in writers))
             return "writing", f"condemned, and waits for writer {waits or 'leases'}"
         return "condemned", f"left to the next run: {swept.stopped}"
 
@@ -574,5 +580,8 @@ def _to_heal(home: Home, marker: Marker, mark: Mark) -> list[Demand]:
     return mark.to_heal(healer.left)
 
 
-def _who(lease: Lease) -> str:
-    return f"{lease.who} (pid {lease.pid} on {lease.host}, lease {lease.id})"
+def _who(lease: Lease, until_s: float) -> str:
+    return (
+        f"{lease.who} (pid {lease.pid} on {lease.host}, lease {lease.id}; if it was killed until "
+        f"{end_text(until_s)})"
+    )
