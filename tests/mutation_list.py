@@ -6155,6 +6155,17 @@ _FULL = (
         ),
     ),
     Mutation(
+        "lost-though-it-only-cannot-be-read",
+        "SPEC 10.1: What may need a pack and cannot be read ends the run.",
+        "modelstore/reclaim/heal.py",
+        "            for key in scan.unread:\n",
+        "            for key in ():\n",
+        (
+            "integration/test_collector_goes_on.py::"
+            "test_a_report_goes_on_where_a_removed_version_cannot_be_looked_at",
+        ),
+    ),
+    Mutation(
         "full-disk-while-another-collects",
         "SPEC 10.1: unless another's was renewed within its time.",
         "modelstore/reclaim/reserve.py",

@@ -10,14 +10,17 @@ import pytest
 from tests.integration.kit import created, equal, tensors
 from tests.integration.test_collector import collect, packs, packs_of
 from tierstore.blobs.memory import MemoryStore
-from tierstore.errors import Damaged, NotFound
-from tierstore.format.keys import LEASES, REMOVED_LOG, pack_key
+from tierstore.errors import Damaged, NotFound, PermissionDenied
+from tierstore.format.keys import LEASES, PACKS, REMOVED_LOG, layout_key, pack_key
 from tierstore.format.sealed import Kind, seal_body
+from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import new_lease
 from tierstore.modelstore.home.refs import NOWHERE
+from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
 from tierstore.modelstore.reclaim.heal import Healer
 from tierstore.modelstore.store import Store
+from tierstore.testing.faulty import Fault, FaultyStore
 
 
 @pytest.fixture
@@ -49,6 +52,37 @@ def test_a_removed_version_that_is_lost_within_its_window_stops_nothing(
     assert {one.state for one in report.packs} == {"live", "window"}
     with pytest.raises(NotFound, match="too late"):
         store.undelete("m@3")
+    store.undelete("m@2")
+    equal(store.load("m@2").load(), tensors(2))
+
+
+def test_a_damaged_layout_is_told_with_its_version(store: Store, blobs: MemoryStore) -> None:
+    key = layout_key(store.resolve("m@3").digest)
+    blobs.put(key, bytes(blobs.get(key))[:-1])
+    with pytest.raises(Damaged, match=rf"m@3 .*{key}.*'tierstore repair'"):
+        collect(store)
+    assert store.repair().is_whole
+    collect(store)
+
+
+def test_a_report_goes_on_where_a_removed_version_cannot_be_looked_at(
+    store: Store, blobs: MemoryStore
+) -> None:
+    digest = store.resolve("m@2").digest
+    store.remove("m@2")
+    blobs.delete([layout_key(digest)])
+
+    def refuse(op: str, key: str, n: int) -> Fault:
+        is_read = op.startswith("get") and key.startswith(PACKS)
+        return PermissionDenied("not for you") if is_read else None
+
+    home = Home(FaultyStore(blobs, refuse))
+    report = Collector(home).run(dry_run=True)
+    assert [why.partition(" ")[0] for why in report.lacking] == ["m@2"]
+    before = packs(blobs)
+    with pytest.raises(PermissionDenied):
+        Collector(home).run(grace_s=0)
+    assert packs(blobs) == before
     store.undelete("m@2")
     equal(store.load("m@2").load(), tensors(2))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
@@ -155,8 +155,7 @@ class Healer:
                     raise NotFound(f"chunk b3:{lost.digest.hex()} is not in pack {lost.pack.hex()}")
         for need in needs:
             if not need.is_laid_out:
-                manifest = self._home.manifest(need.digest)
-                mine.layouts[need.digest] = self._scanned().layout(need.digest, manifest).sealed
+                mine.layouts[need.digest] = self._layout(need.digest)
             for lost in need.lost:
                 self._plan_chunk(lost, mine)
         plan.layouts |= mine.layouts
@@ -166,6 +165,22 @@ class Healer:
             plan.roots.setdefault(source, []).append(root)
             for digest, ends in chunks.items():
                 plan.copies.setdefault(source, {}).setdefault(digest, set()).update(ends)
+
+    def _layout(self, digest: Digest) -> bytes:
+        """Return a missing layout, made anew, sealed.
+
+        Raises:
+            NotFound: Chunks of it are in no pack.
+            BackendError: They may be in one that cannot be read now.
+        """
+        manifest, scan = self._home.manifest(digest), self._scanned()
+        try:
+            return scan.layout(digest, manifest).sealed
+        except NotFound:
+            for key in scan.unread:
+                with suppress(Damaged, NotFound, UnsupportedFormat):  # whoever reads it says that
+                    read_footer(self._home.packs, key, self._home.packs.info(key).size)
+            raise
 
     def _scanned(self) -> PackScan:
         """Return what is in all packs, whose footers are read once for all layouts."""

@@ -165,6 +165,11 @@ class Marker:
                 except Unloadable as error:
                     lost[root.digest] = error
                     _log.info("%s cannot be brought back any more: %s", root, error)
+                except Damaged as error:
+                    raise Damaged(
+                        f"{root} needs it: {error}. Nothing was deleted: 'tierstore repair' makes "
+                        "layouts anew"
+                    ) from error
                 except _Orphan:
                     mark.orphans.append(root)
                     continue
