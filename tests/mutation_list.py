@@ -6083,8 +6083,8 @@ _FULL = (
         "full-disk-that-cannot-be-removed-from",
         "SPEC 10.1: Who appends a forget and finds no room MAY delete it and try again.",
         "modelstore/home/reserve.py",
-        "        if not give_up_reserve(home_blobs):\n",
-        "        if True:\n",
+        "        if not give_up_reserve(home_blobs):\n            raise\n",
+        "        raise\n",
         ("integration/test_full_disk.py::test_a_file_system_that_is_full",),
     ),
     Mutation(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -561,13 +562,13 @@ def test_a_long_mark_keeps_the_right(
             written.append(key)
         return None
 
-    def long(self: Marker, now_s: float, window_s: float | None) -> Mark:
+    def long(self: Marker, *how: Any) -> Mark:
         if not errors:
             wait_until(lambda: len(written) >= 8, "the right is written anew")
             with pytest.raises(Conflict, match="another garbage collection is at work"):
                 collect(store)
             errors.append("it was refused")
-        return mark(self, now_s, window_s)
+        return mark(self, *how)
 
     monkeypatch.setattr(Marker, "mark", long)
     Collector(Home(FaultyStore(blobs, plan))).run()
@@ -580,8 +581,8 @@ def test_who_has_lost_the_right_keeps_no_note(
 ) -> None:
     notes, mark = list[bytes](), Marker.mark
 
-    def overtaken(self: Marker, now_s: float, window_s: float | None) -> Mark:
-        found = mark(self, now_s, window_s)
+    def overtaken(self: Marker, *how: Any) -> Mark:
+        found = mark(self, *how)
         if not notes:
             notes.append(b"")
             age(blobs, SWEEPS, 3600)

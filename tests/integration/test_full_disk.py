@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -407,10 +408,10 @@ def test_who_has_no_right_writes_no_reserve(
     assert not has_reserve(blobs), "it was refused"
     mark = Marker.mark
 
-    def overtaken(self: Marker, now_s: float, window_s: float | None) -> Mark:
+    def overtaken(self: Marker, *how: Any) -> Mark:
         other = MoverLease(seq=99, id=uuid.uuid4().hex, who="ada", host="h", pid=7, ttl_s=60)
         blobs.put(f"{SWEEPS}000000099", seal_body(Kind.MOVER, other))
-        return mark(self, now_s, window_s)
+        return mark(self, *how)
 
     monkeypatch.setattr(Marker, "mark", overtaken)
     with pytest.raises(Conflict, match="has taken over"):
@@ -465,13 +466,13 @@ def test_nothing_is_promised_of_what_made_room(
     collect(blobs, max_bytes=0)
     blobs.delete([RESERVE, COLLECTED])
     blobs.fill()
-    mark, marks = Marker.mark, list[float]()
+    mark, marks = Marker.mark, list[Any]()
 
-    def marking(self: Marker, now_s: float, window_s: float | None) -> Mark:
-        marks.append(now_s)
+    def marking(self: Marker, *how: Any) -> Mark:
+        marks.append(how)
         if len(marks) > 1:
             raise Damaged("a manifest")
-        return mark(self, now_s, window_s)
+        return mark(self, *how)
 
     monkeypatch.setattr(Marker, "mark", marking)
     with pytest.raises(Damaged):

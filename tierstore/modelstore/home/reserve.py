@@ -72,9 +72,9 @@ def with_reserve(home_blobs: BlobStore, do: Callable[[], _Done]) -> _Done:
     """
     try:
         return do()
-    except OutOfSpace as full:
+    except OutOfSpace:
         if not give_up_reserve(home_blobs):
-            raise OutOfSpace(f"{full}. {NO_RESERVE}") from full
+            raise
         try:
             return do()
         finally:

@@ -40,12 +40,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from tierstore.errors import Conflict, TierstoreError
+from tierstore.errors import Conflict, OutOfSpace, TierstoreError
 from tierstore.format.keys import REMOVED_LOG
 from tierstore.format.reflog import MAX_REMOVED, Action, RefEntry
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.refs import NOWHERE, RefTarget
-from tierstore.modelstore.home.reserve import with_reserve
+from tierstore.modelstore.home.reserve import NO_RESERVE, with_reserve
 from tierstore.modelstore.names.removed import Removals
 
 Removal: TypeAlias = Literal["forget", "purge"]
@@ -225,7 +225,10 @@ class RemovalProtocol:
             return NOWHERE
 
         log = self._home.log(model, REMOVED_LOG)
-        return with_reserve(self._home.blobs, lambda: log.append(action, target, note, numbers))
+        try:
+            return with_reserve(self._home.blobs, lambda: log.append(action, target, note, numbers))
+        except OutOfSpace as full:
+            raise OutOfSpace(f"{full}. {NO_RESERVE}") from full
 
 
 def purge_lost(home: Home, model: str, number: int, note: str) -> None:
