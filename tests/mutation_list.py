@@ -7052,6 +7052,14 @@ _CONDEMNED_MANIFESTS = (
         ("integration/test_condemned_manifests.py::test_what_a_dead_writer_left_stops_nobody",),
     ),
     Mutation(
+        "merged-manifests-leave-the-lists",
+        "SPEC 10: A segment of manifests MUST stay in the lists, or be merged into one that does.",
+        "modelstore/reclaim/tidy.py",
+        "home.condemned.replace(merged, (), every, run=run, now_us=now_us)",
+        "home.condemned.replace(merged, (), (), run=run, now_us=now_us)",
+        ("integration/test_condemned_manifests.py::test_many_segments_of_manifests_become_one",),
+    ),
+    Mutation(
         "purged-and-brought-back",
         "SPEC 9.1: no later entry about it counts.",
         "modelstore/names/removed.py",

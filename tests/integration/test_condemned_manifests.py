@@ -23,6 +23,7 @@ from tierstore.modelstore.home.condemned import CondemnedPacks
 from tierstore.modelstore.home.refs import NOWHERE
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.tidy import MOST_SEGMENTS
 from tierstore.modelstore.store import Store
 from tierstore.testing.faulty import FaultyStore
 
@@ -242,3 +243,15 @@ def test_a_fold_of_a_condemned_manifest_does_not_count(
     assert again != full
     assert fold_of(store._parts.home, patch.digest) == again
     assert blobs.info(fold_key(patch.digest))
+
+
+def test_many_segments_of_manifests_become_one(store: Store, blobs: MemoryStore) -> None:
+    """One comes with each purge, and none ever leaves the lists."""
+    digests = [Digest(bytes([at]) * 32) for at in range(1, MOST_SEGMENTS + 2)]
+    for digest in digests:
+        condemn_manifest(blobs, digest)
+    Collector(store._parts.home).run()
+    found = CondemnedPacks(blobs).every()
+    assert len(found.of_manifests) == 1
+    assert found.manifests == {one.raw for one in digests}
+    assert CondemnedPacks(blobs).among([digests[3].raw]) == {digests[3].raw}

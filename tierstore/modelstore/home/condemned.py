@@ -57,11 +57,13 @@ class Condemned:
             home's clock, and their ids; by the random part of the segment's key.
         early: The ids in lists of an early form.
         manifests: The digests of condemned manifests.
+        of_manifests: The random parts of the keys of the segments that hold these.
     """
 
     segments: Mapping[str, tuple[int, frozenset[bytes]]]
     early: Set[bytes]
     manifests: Set[bytes] = frozenset()
+    of_manifests: Sequence[str] = ()
 
     @property
     def listed(self) -> set[bytes]:
@@ -191,7 +193,8 @@ class CondemnedPacks:
                 one.key: (one.time_us, ids[one.key].packs) for one in named if ids[one.key].packs
             }
             manifests = set[bytes]().union(*(one.manifests for one in ids.values()))
-            return Condemned(packs, early, manifests)
+            of_manifests = [one.key for one in named if ids[one.key].manifests]
+            return Condemned(packs, early, manifests, of_manifests)
         raise self._without_segment(number)
 
     def known(self) -> set[bytes]:

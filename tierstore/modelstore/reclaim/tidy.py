@@ -84,7 +84,7 @@ def _retire(
 ) -> dict[str, Sequence[str]]:
     """Leave segments out of the next list that are old, and of which no tier has a pack.
 
-    Others are merged where they are many.
+    Others are merged where they are many, and so are those of manifests, which never leave.
     """
     old = set[str]()
     if not holdings.down:
@@ -96,6 +96,9 @@ def _retire(
         }
     if old:
         home.condemned.retire(old, run=run, now_us=now_us)
+    if len(condemned.of_manifests) > MOST_SEGMENTS:
+        every, merged = condemned.manifests, set(condemned.of_manifests)
+        home.condemned.replace(merged, (), every, run=run, now_us=now_us)
     groups = mergeable({k: v for k, v in condemned.segments.items() if k not in old}, now_us)
     return home.condemned.merge(groups, run=run, now_us=now_us) if groups else {}
 
