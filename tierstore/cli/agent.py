@@ -115,8 +115,8 @@ def agent(
     It runs in the foreground. Any number of agents may run for a store; one at a time moves packs.
     SIGTERM and SIGINT end it after the piece of work at hand. Its log goes to stderr.
 
-    Where 'gc --enable' was given it also removes what the rules of 'retention' do not keep, and
-    collects garbage.
+    Where 'gc --enable' was given it also removes what the rules of 'retention' do not keep,
+    collects garbage, goes on with purges, and drops from this node's caches what was purged.
 
     One agent of a store reads what all durable tiers hold, a little at a time, and puts good bytes
     over damaged copies.
