@@ -841,3 +841,28 @@ def test_who_uses_other_caches_does_not_speak_for_an_agent(
             agent.round()
             assert purges(store).receipt(receipt.id).is_complete
             assert found_below(tmp_path, secrets(content(1))) == {}
+
+
+def test_a_cache_that_fails_ends_no_purge_and_no_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropping, "_LOOK_EVERY_S", 0.0)
+    with init_store(tmp_path / "store", chunk_size=MIB) as store:
+        store.reclaim.enable(wait_s=0)
+        for seed in (1, 2, 3):
+            store.save("m", content(seed), base=None)
+        home = store._parts.home
+        name = store._parts.settings.cache_dir / home.config.store_id / "place"
+        name.mkdir(parents=True)
+        receipt = purge(store, "m@1")
+        assert receipt.is_done
+        agent = Agent(store, scrub_s=None)
+        agent.round()
+        assert agent.stats.failed_rounds == 0
+        assert purges(store).receipt(receipt.id).nodes == receipt.nodes
+        name.rmdir()
+        home.blobs.put(f"purged/{receipt.id}", b"damaged")
+        other = purge(store, "m@2")  # what is damaged of one hinders no other
+        assert other.is_complete
+        agent.round()
+        assert agent.stats.failed_rounds == 0

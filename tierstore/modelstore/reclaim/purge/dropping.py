@@ -14,7 +14,7 @@ from pathlib import Path
 
 import blake3
 
-from tierstore.errors import TierstoreError
+from tierstore.errors import Damaged, TierstoreError, UnsupportedFormat
 from tierstore.format.keys import version_key
 from tierstore.format.purge import DELTA_BYTES, Acknowledgement, NodeNote, PurgeOrder
 from tierstore.ids import DIGEST_BYTES, Digest
@@ -149,7 +149,11 @@ class Dropping:
         return said_now
 
     def _drop(self, order: PurgeOrder, known: _Dropped | None) -> Acknowledgement | None:
-        content = Content.read(self.orders.content(order.id))  # as new as the order, or newer
+        try:  # as new as the order, or newer
+            content = Content.read(self.orders.content(order.id))
+        except (Damaged, UnsupportedFormat) as error:  # who goes on with it writes it anew
+            _log.warning("%s", error)
+            return None
         is_first = known is None or known.said.sweep < content.sweep or bool(known.said.failed)
         dropped, failed = dict[str, int](), dict[str, str]()
         self._index.forget({bytes.fromhex(one.pack) for one in order.packs if one.gone})

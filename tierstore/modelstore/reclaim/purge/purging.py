@@ -105,7 +105,7 @@ class Purges:
             names.append(name)
         self._remove(new, given, force=force, note=note)
         waits = self._go_on(names)
-        self._dropping.drop_all([self._orders.get(name) for name in names])
+        self._drop([self._orders.get(name) for name in names])
         return self._receipts(names, waits)
 
     def _remove(
@@ -217,9 +217,16 @@ class Purges:
         before = {one.id for one in self.all() if not one.is_complete}
         waits = self._go_on([one.id for one in self._orders.all()])
         every = self._orders.all()
-        self._dropping.drop_all(every)
+        self._drop(every)
         found = self._receipts([one.id for one in every], waits)
         return [one for one in found if one.id in before or not one.is_complete]
+
+    def _drop(self, orders: Sequence[PurgeOrder]) -> None:
+        """Drop what orders name from these caches; where that fails, nobody has answered for it."""
+        try:
+            self._dropping.drop_all(orders)
+        except (OSError, TierstoreError) as error:
+            _log.warning("the caches here keep what was purged, which is tried again: %s", error)
 
     def keep_up(self) -> None:
         """Do what an agent does each round: go on, drop, and say that this node is there.
@@ -236,7 +243,7 @@ class Purges:
                 _log.info("%d purges wait: %s", len(due), why)
             for said in self._dropping.drop_all(self._orders.all() if due else every):
                 _log.info("dropped for the purge %s: %s", said.id, dict(said.dropped))
-        except TierstoreError as error:
+        except (OSError, TierstoreError) as error:
             _log.warning("purges are not gone on with now: %s", error)
 
     def receipt(self, name: str) -> PurgeReceipt:
