@@ -6358,6 +6358,14 @@ _REPAIRED_OBJECTS = (
         ),
     ),
     Mutation(
+        "check-takes-any-folder-for-a-model",
+        "check: a folder of refs in which nothing was ever saved is told.",
+        "modelstore/care/check.py",
+        "if not self._check_log(model, keys.VERSION_LOG):",
+        "if self._check_log(model, keys.VERSION_LOG) is None:",
+        ("integration/test_repair_objects.py::test_a_check_finds_what_nobody_can_use[refs/foo/x]",),
+    ),
+    Mutation(
         "check-forgets-condemned-lists",
         "Docs, promises: a flipped bit in any object is found by a check.",
         "modelstore/care/check_home.py",

@@ -294,6 +294,18 @@ def test_a_check_finds_what_a_repair_would(world: World, kind: str) -> None:
     assert one.severity == ("garbage" if is_hint else "damage")
 
 
+@pytest.mark.parametrize("key", ["purges/" + "0" * 32, "purged/" + "0" * 32, "refs/foo/x"])
+def test_a_check_finds_what_nobody_can_use(world: World, key: str) -> None:
+    path = world.root / "store" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"of another program")
+    with opened(world) as store:
+        [found] = store.check().findings
+    path.unlink()
+    path.parent.rmdir()
+    assert (found.severity, found.key) == ("damage", key.removesuffix("/x"))
+
+
 def test_a_check_finds_a_lease_that_cannot_be_read(world: World) -> None:
     path = world.root / "store" / "leases" / ("0" * 32)
     path.parent.mkdir(exist_ok=True)

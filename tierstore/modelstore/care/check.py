@@ -269,13 +269,15 @@ class _Check:
             self._expired.begin(model)
             if self._home.reclaims:
                 self._check_log(model, keys.REMOVED_LOG)
-            self._check_log(model, keys.VERSION_LOG)
+            if not self._check_log(model, keys.VERSION_LOG):
+                self._damage(key, "nothing was ever saved under this name: move it away")
             for variant in self._home.variants(model):
                 self._check_log(model, keys.VARIANTS + variant)
             for alias in self._home.aliases(model):
                 self._check_log(model, keys.ALIASES + alias)
 
-    def _check_log(self, model: str, name: str) -> None:
+    def _check_log(self, model: str, name: str) -> bool:
+        """Check the entries of a log; return whether there are any, or were."""
         prefix = keys.ref_prefix(model, name)
         written = self._home.log(model, name).hinted()  # first: others may append meanwhile
         found = {written} if written else set[int]()
@@ -292,6 +294,7 @@ class _Check:
         for seq in sorted(seq for seq in found if seq > last):
             key = keys.entry_key(prefix, seq)
             self._damage(key, "entries before it are missing, so it is never reached")
+        return bool(found)
 
     def _check_number(self, model: str, name: str, seq: int) -> None:
         log = self._home.log(model, name)

@@ -11,6 +11,7 @@ from tierstore.format.collected import Collected
 from tierstore.format.condemned import parse_list, parse_segment
 from tierstore.format.heat import parse_heat
 from tierstore.format.layout import parse_mark, parse_move
+from tierstore.format.purge import PurgedContent, PurgeOrder
 from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Kind, unseal_body
@@ -43,6 +44,16 @@ _NEEDED: list[tuple[str, _Parse, str]] = [
         lambda data, key: unseal_body(Kind.RETENTION, data, Retention, key),
         "nothing of it is removed or collected until 'tierstore retention set' sets it again",
     ),
+    (
+        keys.PURGES,
+        lambda data, key: unseal_body(Kind.PURGE, data, PurgeOrder, key),
+        "nobody goes on with this purge",
+    ),
+    (
+        keys.PURGED,
+        lambda data, key: unseal_body(Kind.PURGED, data, PurgedContent, key),
+        "nobody goes on with this purge",
+    ),
     (PINS, lambda data, key: unseal_body(Kind.PIN, data, Pin, key), "it pins without end"),
     (
         keys.LEASES,
@@ -70,7 +81,7 @@ _HINTS: list[tuple[str, _Parse, str]] = [
 
 
 def check_home(home: Home) -> Iterator[Finding]:
-    """Yield what is damaged of moves, marks, retention, pins, leases, condemned lists and hints."""
+    """Yield what is damaged of what a store is run with, from moves to hints."""
     for prefix, parse, becomes in _NEEDED:
         for key, error in _broken(home, prefix, parse):
             yield Finding("damage", key, f"{brief(error, key)}: {becomes}")
