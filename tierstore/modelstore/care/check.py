@@ -45,6 +45,7 @@ from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.leases import is_saving
 from tierstore.modelstore.home.refs import highest_of
 from tierstore.modelstore.settings import Settings
+from tierstore.shown import counted
 
 _log = logging.getLogger("tierstore.check")
 _SHARE = "a share of the stored bytes above 0 and up to 1, such as 0.05"
@@ -214,6 +215,9 @@ class _Check:
         for one in self._report.findings:
             needed = f" (needed by {', '.join(one.needed_by)})" if one.needed_by else ""
             _log.error("%s: %s: %s%s", one.severity, one.key, one.what, needed)
+        if self._suspects:
+            packs = counted(len(self._suspects), "pack")
+            _log.warning("reading %s once more, to quarantine what has no good copy", packs)
         with suppress(TierstoreError):
             self._quarantine(lift=False)
 
