@@ -23,7 +23,15 @@ from tierstore.admin.repair import repair_home
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Damaged, NotFound, TierstoreError, UsageError
 from tierstore.format.condemned import parse_list
-from tierstore.format.keys import CONDEMNED, PACKS, REFS, list_key, pack_key
+from tierstore.format.keys import (
+    CONDEMNED,
+    PACKS,
+    REFS,
+    layout_key,
+    list_key,
+    pack_key,
+    version_key,
+)
 from tierstore.format.sealed import HEADER_BYTES
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.store import Store
@@ -599,3 +607,29 @@ def test_everything_but_packs_manifests_and_logs_is_made_anew(world: World) -> N
     reads_all(world)
     with opened(world) as store:
         assert store.check(read_data=True).damaged is False
+
+
+def test_a_dry_run_says_what_is_lost_beside_the_config(tmp_path: Path, cache: Path) -> None:
+    """Each version once, and how to go on."""
+    url = tmp_path / "s"
+    with tierstore.init(url) as store:
+        for number in (1, 2):
+            store.save("m", tensors(number), base=None)
+        lost = store.resolve("m@1").digest
+        store.retention.set("m", window=timedelta(days=30))
+    for key in ("config.json", version_key(lost), layout_key(lost)):
+        (url / key).unlink()
+    report = repair_home(url, dry_run=True)
+    assert [(one.outcome, one.key) for one in report.objects] == [
+        ("repaired", "config.json"),
+        ("lost", version_key(lost)),
+    ]
+    config, manifest = (one.done for one in report.objects)
+    assert "see to 'tierstore pin' before the next 'tierstore gc'" in config
+    assert "m@1 is lost with it" in manifest
+    assert "'tierstore rm' removes what is given up" in manifest
+    assert [one.version for one in report.hit] == ["m@1"]
+    assert not (url / "config.json").exists()
+    repair_home(url)
+    with tierstore.open(url) as store:
+        assert store.repair().objects == report.objects[1:]

@@ -6,15 +6,21 @@ import os
 from collections.abc import Iterable
 
 from tierstore import config
+from tierstore.blobs.base import BlobStore
 from tierstore.errors import BackendError, ConfigError, NotFound
-from tierstore.format.tiers import DURABLE, TierSpec
+from tierstore.format.storeconfig import StoreConfig
+from tierstore.format.tiers import DURABLE, TierList, TierSpec
+from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.repair.objects import Objects
+from tierstore.modelstore.reclaim.repair.repairing import repair_store
 from tierstore.modelstore.reclaim.repair.report import RepairReport
 from tierstore.modelstore.reclaim.repair.start import repair_config, repair_tier_list
 from tierstore.tiers.durable.marker import owner_of
+from tierstore.tiers.durable.tiers import DurableTiers
+from tierstore.tiers.hot.tiers import HotTiers
 from tierstore.wiring import open_home
 from tierstore.wiring.backends import open_tier
-from tierstore.wiring.tiers import placed
+from tierstore.wiring.tiers import Tiers, placed
 
 
 def repair_home(
@@ -28,7 +34,8 @@ def repair_home(
     Args:
         url: The store's home; by default the one that ``TIERSTORE_STORE`` or the node's file names.
         store_id: The id of the store; by default the one that its tiers name, or else a new one.
-        dry_run: Whether nothing is changed: the report says what would be.
+        dry_run: Whether nothing is changed: the report says what would be, by ``Store.repair`` as
+            well where the store cannot be opened now.
 
     Raises:
         NotFound: There is nothing of a store.
@@ -41,10 +48,33 @@ def repair_home(
         objects = Objects(blobs, report)
         tiers = repair_tier_list(objects)
         ids = _owners(tiers.tiers if tiers is not None else ())
-        repair_config(objects, ids, store_id)
+        own = repair_config(objects, ids, store_id)
+        if dry_run and report.objects:  # it cannot be opened as it is
+            return _tried(blobs, own, tiers, report)
     finally:
         blobs.close()
     return report
+
+
+def _tried(
+    blobs: BlobStore, own: StoreConfig, listed: TierList | None, report: RepairReport
+) -> RepairReport:
+    """Return what a repair would find once the config and the list of tiers are what they will be.
+
+    Args:
+        blobs: The store's home.
+        own: The config.
+        listed: The list of tiers, if there is one.
+        report: What was found until now.
+    """
+    tiers = Tiers(blobs, own, config.node_config(), listed)
+    home = Home(blobs, DurableTiers(tiers.durable()), own)
+    try:
+        found = repair_store(home, HotTiers(), dry_run=True)
+    finally:
+        home.close()
+    found.objects[:0] = report.objects
+    return found
 
 
 def _owners(specs: Iterable[TierSpec]) -> list[str]:

@@ -41,8 +41,8 @@ def repair(
 
     Reads every copy of every pack, or of those that each REF needs. Exits with 4 when something is
     lost, or could not be repaired now, and with 7 when there was no room. What is whole is not
-    touched. --home begins with config.json
-    and the list of tiers, without which no other command works.
+    touched. --home begins with config.json and the list of tiers, without which no other command
+    works.
     """
     if store_id is not None and not home:
         raise UsageError("--store-id goes with --home")
@@ -108,8 +108,6 @@ def _print(report: RepairReport) -> None:
         said = words.get(one.outcome, one.outcome)
         print(printable(short_ids(f"{said}: {where}: {one.what}: {one.done}")))
     for hit in report.hit:
-        if not hit.parts:
-            print(printable(short_ids(f"{hit.version} is lost: {hit.manifest}")))
         for part in hit.parts:
             lost = f"{size(part.lost_bytes)} of {size(part.plain_bytes)}"
             print(printable(f"{hit.version}: {part.name}: {lost} lost"))

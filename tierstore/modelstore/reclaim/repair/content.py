@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from tierstore.format.layout import missing_chunks, parse_fold, parse_layout, pa
 from tierstore.format.manifest import parse_manifest
 from tierstore.format.sealed import Kind
 from tierstore.ids import Digest
+from tierstore.modelstore.care.check_findings import without_advice
 from tierstore.modelstore.chunks.writemove import seal_move
 from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.home import Home, chunks_of
@@ -29,6 +30,7 @@ from tierstore.shown import counted
 
 _Unread = (Damaged, NotFound, UnsupportedFormat)
 _MISSING = "it is missing"
+_MOST_NAMED = 5
 
 
 def bad_manifests(objects: Objects, found: Iterable[str]) -> dict[Digest, str]:
@@ -55,6 +57,7 @@ class ContentRepair:
     def __init__(self, home: Home, objects: Objects, users: Users) -> None:
         self._home, self._objects, self._users = home, objects, users
         self._report = objects.report
+        self._lost: set[Digest] = set()
 
     def manifests(self, lost: Mapping[Digest, str], there: Collection[Digest]) -> list[HitVersion]:
         """Say which manifests are lost; return the versions that need these.
@@ -73,7 +76,11 @@ class ContentRepair:
             if not why and digest in self._users.removed:  # its versions were given up
                 continue
             why = why or _MISSING
-            done = "no other object says what is in it; saving that content again writes it anew"
+            self._lost.add(digest)
+            done = (
+                f"{_every(names)}: no other object says what is in it; restore it from a copy of "
+                "home, or save that content again; 'tierstore rm' removes what is given up"
+            )
             self._report.add("lost", key, why, done)
             hits += [HitVersion(name, key) for name in names]
         return hits
@@ -94,7 +101,7 @@ class ContentRepair:
         there = set(found)
         broken = self._objects.broken(Kind.LAYOUT, sorted(there), parse)
         why = {one.key: str(one.why) for one in broken}
-        needed = {keys.layout_key(digest): digest for digest in self._users}
+        needed = {keys.layout_key(one): one for one in self._users if one not in self._lost}
         bad = {
             digest: why.get(key, _MISSING)
             for key, digest in needed.items()
@@ -126,7 +133,8 @@ class ContentRepair:
         except NotFound as error:  # of a chunk, or of the manifest itself
             if digest in self._users.removed:  # it was collected
                 return
-            self._report.add("lost", key, why, str(error))
+            done = f"{without_advice(error)}; saving that content again heals it"
+            self._report.add("lost", key, why, done)
             return
         except BackendError as error:  # a tier that may have it cannot be asked, or home written
             self._report.leave(key, why, "made anew", error)
@@ -236,6 +244,13 @@ class MoveRepair:
                 places = map(table.find, lost.bases & table.digests)
                 if pack != other and any(at is not None and not at.bases for at in places):
                     lost.below.add(other)
+
+
+def _every(names: Sequence[str]) -> str:
+    """Return that versions are lost, some of them by name."""
+    more = len(names) - _MOST_NAMED
+    listed = ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"{listed} {'is' if len(names) == 1 else 'are'} lost with it"
 
 
 @dataclass(slots=True)

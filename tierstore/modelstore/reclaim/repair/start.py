@@ -16,6 +16,7 @@ import msgspec
 from tierstore.blobs.base import BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
 from tierstore.format import keys
+from tierstore.format.keys import RETENTION
 from tierstore.format.manifest import DEFAULT_CHUNK, Manifest, is_chunk_size
 from tierstore.format.sealed import Kind, unseal_body
 from tierstore.format.storeconfig import (
@@ -25,7 +26,15 @@ from tierstore.format.storeconfig import (
     encode_config,
     parse_config,
 )
-from tierstore.format.tiers import FEATURE, TIERS, TierList, parse_tiers, seal_tiers, tiers_key
+from tierstore.format.tiers import (
+    FEATURE,
+    PINS,
+    TIERS,
+    TierList,
+    parse_tiers,
+    seal_tiers,
+    tiers_key,
+)
 from tierstore.modelstore.home.features import shows_reclaim
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
@@ -134,10 +143,23 @@ def repair_config(objects: Objects, store_ids: Sequence[str], given: str | None)
             _check_id(blobs, given, config)
             return config
     config, done = _config(objects, data, store_ids, given)
+    done += _set_again(blobs)
     if not objects.report.dry_run:
         with_reserve(blobs, lambda: blobs.put(keys.CONFIG, encode_config(config)))
     objects.report.add("repaired", keys.CONFIG, why, objects.report.did(done))
     return config
+
+
+def _set_again(blobs: BlobStore) -> str:
+    """Return what to set again if it was lost with the config, which nothing shows."""
+    commands = {RETENTION: "tierstore retention set", PINS: "tierstore pin"}
+    gone = [what for prefix, what in commands.items() if not any(blobs.list(prefix))]
+    if not gone:
+        return ""
+    return (
+        f"; retention and pins of which nothing is left were lost if any were set: see to "
+        f"{' and '.join(map(repr, gone))} before the next 'tierstore gc'"
+    )
 
 
 def _check_id(blobs: BlobStore, given: str | None, config: StoreConfig) -> None:
