@@ -1502,6 +1502,14 @@ _TIERS = (
         ("integration/test_mover.py::test_a_quota_is_kept_by_saves_and_by_the_mover",),
     ),
     Mutation(
+        "list-of-tiers-of-another-name",
+        "SPEC 13: anything else below tiers/ is ignored.",
+        "format/tiers.py",
+        'is_one = len(name) == 9 and name.isascii() and name.isdigit() and name.strip("0")',
+        "is_one = name.isdigit()",
+        ("unit/test_modelstore_tierlist.py::test_what_is_not_ours_is_no_list",),
+    ),
+    Mutation(
         "tiers-feature-first",
         "SPEC 13: the feature is set before the first list of tiers is written.",
         "modelstore/home/tierlist.py",

@@ -161,6 +161,13 @@ def tiers_key(seq: int) -> str:
     return f"{TIERS}{seq:09d}"
 
 
+def tiers_seq(key: str) -> int | None:
+    """Return the number of the revision at a key; ``None`` if it is none."""
+    name = key.removeprefix(TIERS)
+    is_one = len(name) == 9 and name.isascii() and name.isdigit() and name.strip("0")
+    return int(name) if is_one else None
+
+
 def pin_key(version: str) -> str:
     """Return the key of the pin of a version (hex digest of its manifest)."""
     return PINS + version

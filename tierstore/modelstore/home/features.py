@@ -18,7 +18,7 @@ from tierstore.format.storeconfig import (
     encode_config,
 )
 from tierstore.format.tiers import FEATURE as TIERS_FEATURE
-from tierstore.format.tiers import TIERS
+from tierstore.format.tiers import TIERS, tiers_seq
 from tierstore.modelstore.home.home import read_config
 
 _ATTEMPTS = 5
@@ -77,9 +77,14 @@ def _joined(some: Features, more: Features) -> Features:
 
 def _shown(home_blobs: BlobStore) -> Features:
     """Return the features of which a store has objects."""
-    tiers = [TIERS_FEATURE] if any(home_blobs.list(TIERS)) else []
+    tiers = [TIERS_FEATURE] if shows_tiers(home_blobs) else []
     reclaim = [RECLAIM_FEATURE] if shows_reclaim(home_blobs) else []
     return Features(tiers, [*tiers, *reclaim], reclaim)
+
+
+def shows_tiers(home_blobs: BlobStore) -> bool:
+    """Return whether a list of tiers is there."""
+    return any(tiers_seq(info.key) is not None for info in home_blobs.list(TIERS))
 
 
 def shows_reclaim(home_blobs: BlobStore) -> bool:

@@ -30,6 +30,7 @@ from tierstore.format.tiers import (
     parse_tiers,
     seal_tiers,
     tiers_key,
+    tiers_seq,
 )
 from tierstore.modelstore.home.features import add_features
 from tierstore.modelstore.home.once import create_once
@@ -62,12 +63,12 @@ class TierLog:
 
     def current(self) -> TierList | None:
         """Return the newest revision; ``None`` when there has never been one."""
-        newest = max((info.key for info in self._home_blobs.list(TIERS)), default=None)
+        numbers = (tiers_seq(info.key) for info in self._home_blobs.list(TIERS))
+        newest = max(filter(None, numbers), default=None)  # what is not ours is no list
         if newest is None:
             return None
-        name = newest.removeprefix(TIERS)
-        seq = int(name) if name.isascii() and name.isdigit() else -1
-        return parse_tiers(self._home_blobs.get(newest), seq, f"list of tiers {newest}")
+        key = tiers_key(newest)
+        return parse_tiers(self._home_blobs.get(key), newest, f"list of tiers {key}")
 
     def change(self, change: TierChange, message: str | None = None) -> TierList:
         """Write a new revision, made by calling ``change`` with the current tiers.

@@ -34,8 +34,9 @@ from tierstore.format.tiers import (
     parse_tiers,
     seal_tiers,
     tiers_key,
+    tiers_seq,
 )
-from tierstore.modelstore.home.features import shows_reclaim
+from tierstore.modelstore.home.features import shows_reclaim, shows_tiers
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
@@ -55,7 +56,7 @@ def repair_tier_list(objects: Objects) -> TierList | None:
         UnsupportedFormat: A list is of a newer version.
     """
     listed = sorted(objects.listed(TIERS), reverse=True)
-    numbers = {key: int(name) for key in listed if (name := key.removeprefix(TIERS)).isdigit()}
+    numbers = {key: seq for key in listed if (seq := tiers_seq(key)) is not None}
 
     def parse(key: str, data: memoryview) -> object:
         return parse_tiers(data, numbers[key], key)
@@ -180,7 +181,7 @@ def _config(
     named = _features(data)
     in_gc = named.partition(b'"gc"')[2]
     features = Features(
-        read=[FEATURE] if any(blobs.list(TIERS)) or b'"tiers"' in named else [],
+        read=[FEATURE] if shows_tiers(blobs) or b'"tiers"' in named else [],
         gc=[RECLAIM_FEATURE] if _reclaims(blobs) or b"reclaim" in in_gc else [],
     )
     # in ``write`` alone it is as long as saves are waited for that began before it was
