@@ -5514,9 +5514,12 @@ _COLLECTOR = (
         "shorter-window-that-is-not-noted",
         "SPEC 10.1: over_us is the time of the newest removal whose window was over for a run.",
         "modelstore/reclaim/collector.py",
-        "if how.window_s is not None:  # or",
-        "if False:  # or",
-        ("integration/test_removal.py::test_nothing_is_promised_of_what_a_shorter_window_took",),
+        "over_us=max(self._kept.over_us, mark.over_us)",
+        "over_us=self._kept.over_us",
+        (
+            "integration/test_removal.py::test_nothing_is_promised_of_what_a_shorter_window_took",
+            "integration/test_removal.py::test_a_longer_window_promises_nothing_that_is_gone",
+        ),
     ),
     Mutation(
         "undelete-promised-after-a-shorter-window",

@@ -762,6 +762,26 @@ def test_nothing_is_promised_of_what_a_shorter_window_took(store: Store) -> None
     assert store.deleted("n")[0].until == gone.until, "a later run does not forget it"
 
 
+def test_a_longer_window_promises_nothing_that_is_gone(store: Store) -> None:
+    """Another model, of which what is removed has its window still, is promised on."""
+    for name, number in (("n", 1), ("o", 2)):
+        store.save(name, {"w": np.random.default_rng(number).standard_normal((99, 99))})
+        store.save(name, content(1))
+    store.retention.set("n", window=timedelta(0))
+    store.remove("n@1")
+    store.remove("o@1")
+    store.reclaim.run(grace=timedelta(0))
+    store.retention.set("n", window=timedelta(days=14))
+    [gone] = store.deleted("n")
+    assert gone.until == gone.removed
+    assert store.deleted("o")[0].until > datetime.now(UTC) + timedelta(days=6)
+    store.retention.set("n", window=timedelta(0))
+    store.remove("n@2", force=True)
+    store.reclaim.run(grace=timedelta(0))
+    assert store.deleted("o")[0].until > datetime.now(UTC) + timedelta(days=6)
+    store.undelete("o@1")
+
+
 @pytest.mark.parametrize("is_removed_first", [True, False])
 def test_nothing_is_collected_while_the_clock_of_home_is_ahead_of_all_others(
     elsewhere: Store, is_removed_first: bool

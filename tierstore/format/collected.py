@@ -69,8 +69,8 @@ class Collected(Body, frozen=True, kw_only=True):
         writers: The ids of the leases that each condemned segment waits for, by its key.
         last: What the last collection that ended did; ``None`` before the first.
         no_waste: A digest of what a repack found nothing to do in; empty if none did.
-        over_us: The time of the newest removal whose window was over for a run that was given a
-            window; 0 if there was none.
+        over_us: The time until which no removal can be undone for certain, whatever window is set
+            later; 0 if there is none.
     """
 
     time_us: Microseconds

@@ -227,8 +227,8 @@ class Collector:
         how.errand.begin()
         mark = work.prepared(how.errand)
         new = self._candidates(mark, now_s, how.grace_s, how.errand)
-        if how.window_s is not None:  # or nobody would know that these windows are over
-            self._kept = replace(self._kept, over_us=max(self._kept.over_us, mark.over_us))
+        # or nobody would know that these windows are over, once longer ones are set
+        self._kept = replace(self._kept, over_us=max(self._kept.over_us, mark.over_us))
         if lease is not None and self._kept != before:
             lease.check()  # who has lost the right writes no note
             write_kept(self._home.blobs, self._kept, offset_s + running_s())
@@ -302,8 +302,7 @@ class Collector:
             mark = self.marker.mark(now_s, how.window_s)
             if not _to_heal(self._home, self.marker, mark):
                 swept = self._sweep(self._doomed(mark, waited, set()), mark, right, how)
-                if how.window_s is not None:
-                    how.over_us = max(how.over_us, mark.over_us)
+                how.over_us = max(how.over_us, mark.over_us)
                 if how.count(swept.freed):
                     return True
         except (Damaged, NotFound, UnsupportedFormat) as error:

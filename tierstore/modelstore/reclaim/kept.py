@@ -35,7 +35,7 @@ class Kept:
             keys.
         last: What the last run that ended did; ``None`` before the first.
         no_waste: The fingerprint of what a run found nothing to repack in; empty if none did.
-        over_us: The time of the newest removal whose window was over for a run that was given one.
+        over_us: The time until which no removal could be undone for certain when a run marked.
     """
 
     seen: Mapping[bytes, float] = field(default_factory=dict)

@@ -152,7 +152,7 @@ class Roots:
         now = _Now(now_s, ends_s, retentions)
         logs = self._logs.read(now_s)
         _check_clock(now_s, logs, self._home.blobs.url)
-        found = Found(over_us=max((_over_us(log, now) for log in removed.values()), default=0))
+        found = Found(over_us=_over_us(removed.values(), now))
         held = list[_Held]()
         for log in logs:
             if log.name == VERSION_LOG or log.name.startswith(VARIANTS):
@@ -300,18 +300,20 @@ def _ends(
     return found
 
 
-def _over_us(log: Log, now: _Now) -> int:
-    """Return the time of the newest removal of a log whose window is over; 0 without any.
+def _over_us(logs: Iterable[Log], now: _Now) -> int:
+    """Return the time until which no removal can be undone for certain; 0 without any.
 
-    A purge has no window, and says nothing about those of others.
+    It is that of the newest removal whose window is over and that is older than all whose is not:
+    models may have windows of their own. A purge has no window, and says nothing about others.
     """
-    ends_s = now.ends_s.get(log.model, {})
-    over = (
-        entry.time_us
-        for number, entry in _removed(log.entries).items()
-        if entry.action != PURGE and ends_s[number] <= now.now_s
-    )
-    return max(over, default=0)
+    over, open_us = [0], list[int]()
+    for log in logs:
+        ends_s = now.ends_s.get(log.model, {})
+        for number, entry in _removed(log.entries).items():
+            if entry.action == "forget":
+                (over if ends_s[number] <= now.now_s else open_us).append(entry.time_us)
+    first_open_us = min(open_us, default=None)
+    return max(one for one in over if first_open_us is None or one < first_open_us)
 
 
 def _removed(entries: Iterable[RefEntry]) -> Removed:
