@@ -7125,6 +7125,22 @@ _PURGE = (
         ("integration/test_purge_carrying.py::test_wherever_a_purge_ends_it_is_gone_on_with",),
     ),
     Mutation(
+        "purge-by-a-part-of-what-a-pack-holds",
+        "SPEC 10.3: They say what it holds, if together they name frames that fill it.",
+        "modelstore/reclaim/purge/frames.py",
+        "if not _is_full(places, unread[pack])",
+        "if not places",
+        ("integration/test_purge_carrying.py::test_what_others_say_of_a_pack_may_not_be_all",),
+    ),
+    Mutation(
+        "purge-that-a-repair-takes-back",
+        "SPEC 9.1: With purge it is removed and purged, and stays so.",
+        "modelstore/reclaim/repair/logs.py",
+        "purged = self._purged(model, removed | announced) - _purged_by(known.values())",
+        "purged = set[int]()",
+        ("integration/test_purge_carrying.py::test_a_damaged_entry_takes_no_purge_back",),
+    ),
+    Mutation(
         "purge-on-which-a-removed-patch-lies",
         "SPEC 10.3: As does a patch on it that is removed and can still be undeleted.",
         "modelstore/reclaim/removal.py",

@@ -25,6 +25,7 @@ from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.patches.fold import fold_version
 from tierstore.modelstore.reclaim.collector import Collector
 from tierstore.modelstore.reclaim.feature import enable
+from tierstore.modelstore.reclaim.purge import purging
 from tierstore.modelstore.reclaim.purge.carrying import Carrying
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
@@ -150,7 +151,7 @@ def test_a_pack_that_nobody_can_look_into_is_left(store: Store, blobs: MemorySto
     order = give(store, 1)
     for _ in range(2):
         [after] = carry(store, order, passes=2)
-        assert not after.done
+        assert (after.done, after.unread) == (False, 0)  # index segments name all that it holds
         assert [one.gone for one in after.packs] == [False]
 
 
@@ -343,3 +344,48 @@ def test_damaged_records_of_a_purge(store: Store, blobs: MemoryStore, tmp_path: 
         assert (one.key, one.outcome) == (f"purges/{receipt.id}", "lost")
         [again] = purges_of(other).begin(["m@1"], force=False, message="again")
         assert again.id != receipt.id
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_damaged_entry_takes_no_purge_back(
+    store: Store, blobs: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """Nor does a day that passes then lose the receipt; also where nobody has gone on with it."""
+    if not ended:
+        monkeypatch.setattr(Purges, "_go_on", lambda self, names: "it was killed")
+    [receipt] = purges_of(store).begin(["m@1"], force=False, message="request 7")
+    monkeypatch.undo()
+    assert receipt.is_done == ended
+    [*_, last] = sorted(info.key for info in blobs.list("refs/m/removed/000000/"))
+    damaged(blobs, last)
+    with opened(blobs, tmp_path / "repair") as other:
+        [one] = other.repair().objects
+        assert one.key == last
+        assert "m@1 stay purged" in one.done
+        monkeypatch.setattr(purging, "_DROPPED_S", 0.0)
+        purges_of(other).run()
+        assert purges_of(other).receipt("m@1").is_done
+        with pytest.raises(NotFound, match="m@1 was purged"):
+            other.load("m@1")
+        equal(other.load("m@2").load(), content(2))
+
+
+def test_what_others_say_of_a_pack_may_not_be_all(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """Of equal chunks in two packs an index that was made anew names one."""
+    first, second, third = ({name: noise(at)} for at, name in enumerate("abc", 21))
+    store.save("one", first | second, base=None)
+    store.save("keep", first, base=None)
+    digest = store.resolve("one@1").digest
+    [pack] = store._parts.home.layout(digest, store._parts.home.manifest(digest)).pack_ids
+    blobs.delete([info.key for info in blobs.list(INDEX)])
+    with opened(blobs, tmp_path / "other") as other:
+        other.save("two", second | third, base=None)
+        other.save("two", content(1), base=None)
+        other.reclaim.rebuild_index()
+    damaged(blobs, pack_key(bytes(pack)))
+    purges_of(store).begin(["one@1", "two@1"], force=True, message=None)
+    with opened(blobs, tmp_path / "next") as other:  # no layout of it is left
+        for receipt in purges_of(other).run():
+            assert (receipt.is_done, receipt.unread_packs) == (False, 1)

@@ -1,23 +1,29 @@
 """Where frames of purged chunks lie: every pack is looked into, of every tier (SPEC.md 10.3).
 
-Of a pack whose footer cannot be read, as it is damaged or in an archive, index segments say which
-chunks it holds. Of one that no segment names nobody knows whether it has purged frames.
+Of a pack whose footer cannot be read, as it is damaged or in an archive, index segments and layouts
+say which chunks it holds. Each may name a part: of equal chunks in two packs those that were merged
+or made anew name one. So what a pack holds is known only if what they name fills it up to its
+footer; of any other nobody knows whether it has more purged frames.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from tierstore.blobs.base import BlobInfo
-from tierstore.errors import Damaged, NotFound, UnsupportedFormat
-from tierstore.format.keys import INDEX, pack_key, pack_of
+from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.format.keys import INDEX, LAYOUTS, pack_key, pack_of
 from tierstore.format.segments import parse_any_segment
-from tierstore.format.table import ChunkPlace, ChunkTable
+from tierstore.format.table import PACK_HEADER_BYTES, ChunkPlace, ChunkTable
+from tierstore.ids import Digest
 from tierstore.modelstore.home.footers import read_all_chunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.reclaim.holdings import Holdings
+
+_FOOTER_BYTES, _ROW_BYTES = 1024, 128
+"""The most bytes of a footer with its trailer, and of each row in it."""
 
 _log = logging.getLogger("tierstore.purge")
 
@@ -34,6 +40,16 @@ class Frame:
         return self.place.digest in gone or not gone.isdisjoint(self.bases)
 
 
+def _is_full(places: Iterable[ChunkPlace], pack_bytes: int) -> bool:
+    """Return whether these places fill a pack of so many bytes from its header to its footer."""
+    at, rows = PACK_HEADER_BYTES, 0
+    for place in sorted(places, key=lambda place: place.offset):
+        if place.offset - place.proof_bytes > at:
+            return False
+        at, rows = max(at, place.offset + place.frame_bytes), rows + 1
+    return rows > 0 and pack_bytes - at <= _FOOTER_BYTES + rows * _ROW_BYTES
+
+
 class Frames:
     """The frames of some chunks in all packs, each of which is read once.
 
@@ -41,7 +57,7 @@ class Frames:
         home: The store's home.
 
     Attributes:
-        unknown: The packs of which nothing says what they hold.
+        unknown: The packs of which nothing says all that they hold.
     """
 
     def __init__(self, home: Home) -> None:
@@ -50,6 +66,7 @@ class Frames:
         self._digests: Set[bytes] = frozenset()
         self._read: dict[bytes, tuple[Frame, ...]] = {}
         self._said: dict[bytes, tuple[Frame, ...]] = {}
+        self._told: dict[bytes, tuple[Frame, ...]] = {}
 
     def look(self, holdings: Holdings, digests: Set[bytes]) -> None:
         """Look into the packs of all tiers for frames of these chunks, and deltas on them."""
@@ -68,33 +85,53 @@ class Frames:
                 unread.add(pack)
             else:
                 self._read[pack] = tuple(self._frames(table))
-        self._said = self._in_segments(unread) if unread else {}
-        self.unknown = unread - self._said.keys()
+        self._said, self.unknown = {}, unread
+        if unread:
+            self._ask_others({pack: max(holdings.bytes_of(pack).values()) for pack in unread})
 
-    def _in_segments(self, unread: Set[bytes]) -> dict[bytes, tuple[Frame, ...]]:
-        """Return what index segments say of packs; it is asked again, as footers may come back."""
-        found = dict[bytes, list[Frame]]()
-        for info in self._home.blobs.list(INDEX):
-            try:
-                data = self._home.blobs.get(info.key)
-                table = parse_any_segment(data, f"index segment {info.key}").table
-            except (Damaged, NotFound, UnsupportedFormat) as error:
-                _log.warning("%s", error)
+    def _ask_others(self, unread: Mapping[bytes, int]) -> None:
+        """Note what index segments and layouts say of packs, which are given with their bytes.
+
+        It is asked each time, as footers may come back.
+        """
+        said: dict[bytes, dict[ChunkPlace, Frame | None]] = {pack: {} for pack in unread}
+        for table in self._tables():
+            if said.keys().isdisjoint(bytes(one) for one in table.pack_ids):
                 continue
-            for pack in unread & {bytes(one) for one in table.pack_ids}:
-                found.setdefault(pack, [])
-            for frame in self._frames(table):
-                if frame.place.pack in unread:
-                    found[frame.place.pack].append(frame)
-        return {pack: tuple(frames) for pack, frames in found.items()}
+            for place in table:
+                if place.pack in said:
+                    said[place.pack][place] = next(self._of([place]), None)
+        # what was said before of one that nothing names now is said still
+        self._told |= {
+            pack: tuple({*self._told.get(pack, ()), *filter(None, places.values())})
+            for pack, places in said.items()
+        }
+        self._said = {pack: self._told[pack] for pack in unread}
+        self.unknown = {pack for pack, places in said.items() if not _is_full(places, unread[pack])}
+
+    def _tables(self) -> Iterator[ChunkTable]:
+        """Yield what index segments and layouts say, as far as they can be read."""
+        for prefix in (INDEX, LAYOUTS):
+            for info in self._home.blobs.list(prefix):
+                try:
+                    if prefix == INDEX:
+                        data = self._home.blobs.get(info.key)
+                        yield parse_any_segment(data, f"index segment {info.key}").table
+                    else:
+                        digest = Digest.from_hex(info.key.removeprefix(prefix))
+                        yield self._home.layout(digest, self._home.manifest(digest))
+                except (Damaged, NotFound, UnsupportedFormat, InvalidName) as error:
+                    _log.info("%s", error)
 
     def _frames(self, table: ChunkTable) -> Iterator[Frame]:
         digests = self._digests
-        if digests.isdisjoint(table.digests) and digests.isdisjoint(table.bases):
-            return
-        for place in table:
-            bases = tuple(base for base in place.bases if base in digests)
-            if place.digest in digests or bases:
+        if not (digests.isdisjoint(table.digests) and digests.isdisjoint(table.bases)):
+            yield from self._of(table)
+
+    def _of(self, places: Iterable[ChunkPlace]) -> Iterator[Frame]:
+        for place in places:
+            bases = tuple(base for base in place.bases if base in self._digests)
+            if place.digest in self._digests or bases:
                 yield Frame(place, bases)
 
     def every(self) -> Iterator[tuple[bytes, Frame]]:

@@ -125,6 +125,15 @@ class Orders:
                     self._done[key] = there[key], order
         return sorted(found, key=lambda one: (-one.time_us, one.id))
 
+    def is_begun(self, order: PurgeOrder) -> bool:
+        """Return whether anybody has carried an order out in part: its version was purged then."""
+        if order.updated_us:
+            return True
+        try:
+            return self.content(order.id) is not None
+        except (Damaged, UnsupportedFormat):
+            return True
+
     def drop(self, name: str) -> None:
         """Delete an order of a version that was not purged."""
         self._blobs.delete([PURGED + name, PURGES + name])

@@ -169,7 +169,7 @@ class Purges:
             order = self._orders.get(name)
             if self._is_purged(order.model, order.version):
                 left.append(name)
-            elif time.time() - order.time_us / 1e6 >= older_s:
+            elif time.time() - order.time_us / 1e6 >= older_s and not self._orders.is_begun(order):
                 self._orders.drop(name)
         return left
 

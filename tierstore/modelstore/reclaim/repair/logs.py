@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version as package_version
+from typing import TypeAlias
 
 from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
 from tierstore.format import keys
@@ -26,7 +27,8 @@ from tierstore.modelstore.chunks.lost import LostChunks
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.once import create_once
 from tierstore.modelstore.home.refs import highest_of, whoami
-from tierstore.modelstore.names.removed import apply_removal
+from tierstore.modelstore.names.removed import PURGE, apply_removal
+from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.repair.objects import Objects
 from tierstore.modelstore.reclaim.repair.report import Outcome
 from tierstore.modelstore.reclaim.repair.users import numbers, readable_entries
@@ -39,6 +41,10 @@ _NOTE = "repair: what this entry said was lost"
 _MOST_NAMED = 5
 _NO_VERSION = 999_999_999
 """A number that no version has: what an entry is about that changes nothing."""
+
+
+_Row: TypeAlias = tuple[Action, list[int]]
+"""An entry of a log of removals: its action and its versions."""
 
 
 class LogRepair:
@@ -158,16 +164,36 @@ class LogRepair:
         for seq in sorted(bad):
             removed, announced = _held_before(known, seq)
             gone = self._gone(model, removed)
-            back = sorted((removed | announced) - gone)
-            pages = [back[at : at + MAX_REMOVED] for at in range(0, len(back), MAX_REMOVED)]
-            here, *more = pages or [[_NO_VERSION]]
+            purged = self._purged(model, removed | announced) - _purged_by(known.values())
+            back = sorted((removed | announced) - gone - purged)
+            rows = list[_Row]()
+            if purged:
+                rows.append((PURGE, sorted(purged)[:MAX_REMOVED]))
+            for at in range(0, len(back), MAX_REMOVED):
+                rows.append(("undelete", back[at : at + MAX_REMOVED]))
+            here, *more = rows or [("undelete", [_NO_VERSION])]
             behind = max(known.keys() | {last}) + 1  # an entry names so many versions at most
-            for number, versions in [(seq, here), *enumerate(more, behind)]:
+            for number, (action, versions) in [(seq, here), *enumerate(more, behind)]:
                 known[number] = self._blank(
-                    model, keys.REMOVED_LOG, number, "undelete", versions=versions
+                    model, keys.REMOVED_LOG, number, action, versions=versions
                 )
             also = [known[behind + at] for at in range(len(more))]
             self._removal(model, known[seq], also, sorted(gone), bad[seq])
+
+    def _purged(self, model: str, held: Set[int]) -> set[int]:
+        """Return the versions of a model whose purge was begun, as their orders say.
+
+        Args:
+            model: Name of the model.
+            held: Versions that were removed before an entry that is damaged, or were about to be.
+                Where one of them has an order, that entry may have been its purge.
+        """
+        orders = Orders(self._home.blobs)
+        return {
+            one.version
+            for one in orders.all()
+            if one.model == model and (one.version in held or orders.is_begun(one))
+        }
 
     def _gone(self, model: str, numbers: Set[int]) -> set[int]:
         """Return those of a model's versions of which a pack is in no tier: they were collected."""
@@ -196,16 +222,23 @@ class LogRepair:
             gone: The versions that stay removed, as they were collected.
             why: What is wrong with the damaged one.
         """
-        back = [number for one in (entry, *more) for number in one.versions]
+        every = (entry, *more)
+        back = [number for one in every if one.action == "undelete" for number in one.versions]
+        purged = [number for one in every if one.action == PURGE for number in one.versions]
         done = "replaced by an entry that brings back all that was removed before it"
         whose = f"{_refs(model, back)} and what it removed itself count"
-        if back == [_NO_VERSION]:
+        if not back:
+            done = "replaced by an entry that purges what was purged"
+            whose = "what else it removed counts"
+        elif back == [_NO_VERSION]:
             done = "replaced by an entry that changes nothing"
             whose = "what it removed counts"
         note = (
             f"{whose} as not removed; 'tierstore ls {model}' lists what that is, and "
             "'tierstore rm' or 'tierstore forget' removes it again"
         )
+        if purged:
+            note += f"; {_refs(model, purged)} stay purged, as the orders of purges say"
         if gone:
             stay = "stays" if len(gone) == 1 else "stay"
             note += f"; {_refs(model, gone)} {stay} removed: packs of that are in no tier any more"
@@ -320,6 +353,11 @@ class LogRepair:
         with suppress(*_Unread, InvalidName):
             return self._home.manifest(Digest.from_hex(manifest)).kind
         return None
+
+
+def _purged_by(entries: Iterable[RefEntry]) -> set[int]:
+    """Return the versions that entries of a log of removals purge."""
+    return {number for one in entries if one.action == PURGE for number in one.versions}
 
 
 def _held_before(entries: Mapping[int, RefEntry], seq: int) -> tuple[set[int], set[int]]:
