@@ -7141,6 +7141,14 @@ _PURGE = (
         ("integration/test_purge_carrying.py::test_a_damaged_entry_takes_no_purge_back",),
     ),
     Mutation(
+        "purge-of-what-was-never-published",
+        "SPEC 10.3: The purged manifests are all that no entry, fold or root names, too.",
+        "modelstore/reclaim/purge/carrying.py",
+        "                manifests |= unfinished\n",
+        "                pass\n",
+        ("integration/test_purge.py::test_what_a_fold_left_that_never_ended_goes_as_well",),
+    ),
+    Mutation(
         "purge-on-which-a-removed-patch-lies",
         "SPEC 10.3: As does a patch on it that is removed and can still be undeleted.",
         "modelstore/reclaim/removal.py",

@@ -32,6 +32,7 @@ from tierstore.format.keys import (
     PURGES,
     REMOVED_LOG,
     VERSIONS,
+    fold_key,
     layout_key,
     version_key,
 )
@@ -502,10 +503,10 @@ def test_a_save_of_the_same_that_ran_meanwhile_takes_itself_back(
     assert found(blobs, secrets(content(1))) == {}
 
 
-def test_a_save_that_shares_its_chunks_meanwhile_keeps_them(
+def test_a_save_that_shares_its_chunks_meanwhile_is_saved_when_it_tries_again(
     store: Store, blobs: MemoryStore, tmp_path: Path
 ) -> None:
-    """It finds the chunks of m@1 in the index, and publishes after the purge has condemned them."""
+    """It was paused for longer than its lease, between its manifest and its entry."""
     other_content = content(1) | {"new": noise(77)}
 
     def plan(op: str, key: str, n: int) -> None:
@@ -517,6 +518,8 @@ def test_a_save_that_shares_its_chunks_meanwhile_keeps_them(
 
     done: list[bool] = []
     with opened(FaultyStore(blobs, plan), tmp_path / "other") as other:
+        with pytest.raises(Conflict, match="Try again"):  # nothing told it from a dead one
+            other.save("x", other_content, base=None)
         saved = other.save("x", other_content, base=None)
         equal(other.load(saved).load(), other_content)
     assert done
@@ -866,3 +869,22 @@ def test_a_cache_that_fails_ends_no_purge_and_no_agent(
         assert other.is_complete
         agent.round()
         assert agent.stats.failed_rounds == 0
+
+
+def test_what_a_fold_left_that_never_ended_goes_as_well(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """Nothing names its manifest; while a writer's lease stands it may be of a save that runs."""
+    changed = noise(6)
+    with opened(blobs, tmp_path / "other") as other:
+        patch = other.patch("m@3", {"own": Dense(changed)})
+        full = other.fold(patch).full
+    blobs.delete([fold_key(patch.digest)])
+    with WriterLease(blobs):
+        receipt = purge(store, patch, force=True)
+        assert not receipt.is_done
+        assert any("1 manifest that nothing names yet" in why for why in receipt.waits)
+    assert purge(store, patch).is_done
+    assert found(blobs, marks(changed)) == {}
+    assert not [info.key for info in blobs.list() if full.hex in info.key]
+    equal(store.load("m@3").load(), content(3))

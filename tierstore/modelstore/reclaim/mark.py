@@ -77,6 +77,7 @@ class Mark:
         firm: Those in ``kept`` that stay for more than a window, a reader or the past of an alias.
         manifests: All manifests that something needs, those that have no layout among them.
         orphans: Roots of which a manifest was purged and is gone: nobody was promised them.
+        named: All manifests that a root or an entry of a version names, removed or not.
     """
 
     condemned: Condemned
@@ -93,6 +94,7 @@ class Mark:
     firm: set[Digest] = field(default_factory=set)
     manifests: set[Digest] = field(default_factory=set)
     orphans: list[Root] = field(default_factory=list)
+    named: set[Digest] = field(default_factory=set)
 
     def to_heal(self, left: Set[Digest], spared: Set[Digest] = frozenset()) -> list[Demand]:
         """Return what must be healed before anything is deleted: all that stays and is not whole.
@@ -156,6 +158,7 @@ class Marker:
         mark = self._begin(condemned, now_s)
         mark.over_us = found.over_us
         mark.in_force = {root.digest for root in found.roots if root.is_firm}
+        mark.named = {root.digest for root in found.roots} | found.dead
         done, lost = set[Digest](), _lost(found, condemned)
         for root in sorted(found.roots, key=lambda root: _ORDER[root.kind]):
             if root.digest not in done:

@@ -26,7 +26,7 @@ from tierstore.modelstore.placing.moverlease import HeldLease, mover_at_work
 from tierstore.modelstore.reclaim.collector import Errand
 from tierstore.modelstore.reclaim.holdings import Holdings, read_holdings
 from tierstore.modelstore.reclaim.mark import Mark, Marker, Reason
-from tierstore.modelstore.reclaim.purge.content import Content, chunks_in, find
+from tierstore.modelstore.reclaim.purge.content import Content, chunks_in, find, leftovers
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.modelstore.reclaim.repack import Repacked
@@ -102,6 +102,7 @@ class Carrying(Errand):
         self._tried: set[Digest] = set()
         self._failed: list[str] = []
         self._in_place: set[bytes] = set()
+        self._unfinished: str | None = None
         self._needed: dict[Digest, str] = {}
         self._rewritten_bytes = 0
 
@@ -130,8 +131,11 @@ class Carrying(Errand):
 
     def prepare(self, mark: Mark, marker: Marker, lease: HeldLease) -> bool:
         """Find what is to go, and store standalone what lies on it; tell whether anything was."""
+        unfinished, self._unfinished = leftovers(self._home, mark, marker.layouts)
         for one in self._every:
             variants, manifests = find(self._home, one.order)
+            if not one.order.done:
+                manifests |= unfinished
             one.content.digests |= chunks_in(self._home, manifests - one.content.manifests)
             one.content.manifests |= manifests
             one.note(variants=sorted({*one.order.variants, *variants}))
@@ -299,6 +303,8 @@ class Carrying(Errand):
         writing = {why for pack in left if (why := _writer(reasons.get(pack)))}
         manifests = self._manifests_left(one)
         every = [*waits, *one.waits, *sorted(writing)]
+        if self._unfinished is not None and not one.order.done:
+            every.append(self._unfinished)
         done = not (left or unread or holdings.down or every or "" in manifests.values())
         one.note(
             updated_us=time.time_ns() // 1000,

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tierstore.errors import Damaged, NotFound
-from tierstore.format.keys import VARIANTS
+from tierstore.errors import Damaged, InvalidName, NotFound
+from tierstore.format.keys import VARIANTS, VERSIONS
 from tierstore.format.purge import DELTA_BYTES, PurgedContent, PurgeOrder
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
 from tierstore.modelstore.home.home import Home, chunks_of
+from tierstore.modelstore.home.leases import TTL_S, in_force
+from tierstore.modelstore.reclaim.layouts import Layouts
+from tierstore.modelstore.reclaim.mark import Mark
+from tierstore.shown import counted
+
+_RUNS_S = 3.0 * TTL_S
+"""Seconds for which a manifest that nothing names may be of a save that runs."""
 
 _log = logging.getLogger("tierstore.purge")
 
@@ -94,6 +103,31 @@ def find(home: Home, order: PurgeOrder) -> tuple[set[str], set[bytes]]:
         if full is not None:
             found.add(full.raw)
     return variants, found
+
+
+def leftovers(home: Home, mark: Mark, layouts: Layouts) -> tuple[set[bytes], str | None]:
+    """Return the manifests that were never published, and whom these may wait for.
+
+    A fold, variant or save that ended before its entry leaves one, and nothing says whose content
+    it has.
+    """
+    folds = {layouts.fold_of(one) for one in mark.named}
+    found = dict[bytes, float]()
+    for info in home.blobs.list(VERSIONS):
+        with suppress(InvalidName):
+            digest = Digest.from_hex(info.key.removeprefix(VERSIONS))
+            if digest not in mark.named and digest not in mark.manifests and digest not in folds:
+                found[digest.raw] = info.mtime
+    writers = in_force(home.blobs, "writer") if found else []
+    if not writers:
+        return set(found), None
+    since_s = time.time() - _RUNS_S
+    old = {digest for digest, written_s in found.items() if written_s < since_s}
+    waits = (
+        f"writer {writers[0].who} (pid {writers[0].pid} on {writers[0].host}), whose content may "
+        f"be in {counted(len(found) - len(old), 'manifest')} that nothing names yet"
+    )
+    return old, waits if len(old) < len(found) else None
 
 
 def chunks_in(home: Home, manifests: Iterable[bytes]) -> Set[bytes]:
