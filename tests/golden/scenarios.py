@@ -91,6 +91,13 @@ def allow_removal(folder: Path) -> None:
         store.reclaim.enable(wait_s=0)
 
 
+def seen_once(folder: Path) -> None:
+    """Let the store know a node that runs no agent any more."""
+    heat = folder / "store" / "heat"
+    heat.mkdir(exist_ok=True)
+    (heat / "retired").write_bytes(b"")
+
+
 def lose(*parts: str) -> Callable[[Path], None]:
     """Lose all that lies in these directories of the store."""
 
@@ -625,6 +632,11 @@ PURGING: tuple[Step, ...] = (
     purge show m@2
     purge run
     purge gone another
+    """),
+    seen_once,
+    *lines("""
+    purge show m@1
+    purge gone retired
     ls --deleted
     undelete m@1
     rm n --all --purge --yes

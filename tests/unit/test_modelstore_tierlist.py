@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -168,7 +169,7 @@ def test_what_is_not_ours_is_no_list(home: MemoryStore, stray: str) -> None:
     assert TierLog(home).current() is None
     for name in ("warm", "cold"):
         spec = TierSpec(name=name, role="warm", url=f"file:///{name}")
-        TierLog(home).change(lambda tiers, spec=spec: added(tiers, spec))
+        TierLog(home).change(partial(added, spec=spec))
     current = TierLog(home).current()
     assert current is not None
     assert [tier.name for tier in current.tiers] == ["warm", "cold"]

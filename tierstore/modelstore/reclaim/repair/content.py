@@ -14,7 +14,7 @@ from tierstore.format.layout import missing_chunks, parse_fold, parse_layout, pa
 from tierstore.format.manifest import parse_manifest
 from tierstore.format.sealed import Kind
 from tierstore.ids import Digest
-from tierstore.modelstore.care.check_findings import without_advice
+from tierstore.modelstore.care.check_findings import brief
 from tierstore.modelstore.chunks.writemove import seal_move
 from tierstore.modelstore.home.chain import unfolded
 from tierstore.modelstore.home.home import Home, chunks_of
@@ -133,7 +133,7 @@ class ContentRepair:
         except NotFound as error:  # of a chunk, or of the manifest itself
             if digest in self._users.removed:  # it was collected
                 return
-            done = f"{without_advice(error)}; saving that content again heals it"
+            done = f"{brief(error)}; saving that content again heals it"
             self._report.add("lost", key, why, done)
             return
         except BackendError as error:  # a tier that may have it cannot be asked, or home written
