@@ -28,7 +28,7 @@ def stored_retention(home_blobs: BlobStore, model: str | None) -> Retention | No
 def over_us(home_blobs: BlobStore) -> int:
     """Return the time of the newest removal whose window a collection took for over.
 
-    Where it was given a window, instead of what is set. Microseconds since the epoch; 0 for none.
+    By what was set or given then, whatever is set now. Microseconds since the epoch; 0 for none.
     """
     try:
         found = unseal_body(Kind.COLLECTED, home_blobs.get(COLLECTED), Collected, COLLECTED)
