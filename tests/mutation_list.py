@@ -7267,9 +7267,20 @@ _PURGE = (
         "purge-that-another-cache-acknowledges",
         "SPEC 10.3: A place is the caches of one process: its name is made of its hot tier, too.",
         "modelstore/reclaim/purge/dropping.py",
-        '"" if local is None else local.root)\n',
-        '"")\n',
+        'return self._place("" if local is None else str(local.root))',
+        'return self._place("")',
         ("integration/test_purge.py::test_who_uses_other_caches_does_not_speak_for_an_agent",),
+    ),
+    Mutation(
+        "purge-of-a-cache-that-is-not-used-here",
+        "SPEC 10.3: Every place has acknowledged its sweep without failures.",
+        "modelstore/reclaim/purge/dropping.py",
+        "        dropped, failed = dict[str, int](), dict(self._unused)\n",
+        "        dropped, failed = dict[str, int](), dict[str, str]()\n",
+        (
+            "integration/test_purge.py::"
+            "test_who_does_not_use_a_cache_of_the_store_does_not_speak_for_it",
+        ),
     ),
     Mutation(
         "purge-that-was-not-acknowledged",

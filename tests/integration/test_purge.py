@@ -888,3 +888,28 @@ def test_what_a_fold_left_that_never_ended_goes_as_well(
     assert found(blobs, marks(changed)) == {}
     assert not [info.key for info in blobs.list() if full.hex in info.key]
     equal(store.load("m@3").load(), content(3))
+
+
+def test_who_does_not_use_a_cache_of_the_store_does_not_speak_for_it(tmp_path: Path) -> None:
+    """It was opened before the tier was added, and others of its node fill that."""
+    hot = tierstore.format.tiers.TierSpec(
+        name="ssd", role="hot", url=str(tmp_path / "hot"), size=64 * MIB
+    )
+    with init_store(tmp_path / "store", chunk_size=MIB) as store:
+        store.reclaim.enable(wait_s=0)
+        for seed in (1, 2):
+            store.save("m", content(seed), base=None)
+        store.admin.tiers.add(hot)
+        with open_store(tmp_path / "store") as serving:
+            serving.load("m@1").load()
+            settled(serving)
+        secret = secrets(content(1))
+        assert found_below(tmp_path / "hot", secret)
+        receipt = purge(store, "m@1")
+        assert receipt.is_done
+        assert receipt.outstanding == [store.node]
+        assert "was added since" in receipt.nodes[0].failed["ssd"]
+    with open_store(tmp_path / "store") as store:
+        purges(store).run()
+        assert found_below(tmp_path / "hot", secret) == {}
+        assert purges(store).receipt(receipt.id).is_complete

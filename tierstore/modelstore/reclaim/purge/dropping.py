@@ -13,6 +13,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 
 import blake3
+import msgspec
 
 from tierstore.errors import Damaged, TierstoreError, UnsupportedFormat
 from tierstore.format.keys import version_key
@@ -21,6 +22,7 @@ from tierstore.ids import DIGEST_BYTES, Digest
 from tierstore.modelstore.home.home import Home
 from tierstore.modelstore.home.index import ChunkIndex
 from tierstore.modelstore.home.refs import whoami
+from tierstore.modelstore.home.tierlist import TierLog
 from tierstore.modelstore.reclaim.purge.content import Content
 from tierstore.modelstore.reclaim.purge.orders import Orders
 from tierstore.tiers.hot.shared import SharedHot
@@ -94,6 +96,7 @@ class Dropping:
         self._home, self._hot, self._sync_pins = home, hot, sync_pins
         self._index, self._cache, self._node = index, cache, node
         self._done: dict[str, _Dropped] = {}
+        self._unused: dict[str, str] | None = None
         self._looked_s = -_LOOK_EVERY_S
         self._noted_s = -_NOTE_EVERY_S
 
@@ -112,8 +115,11 @@ class Dropping:
         copied with its disk, does not speak for these.
         """
         local = self._hot.local
-        parts = (_secret(self._cache / _SECRET), self._node, "" if local is None else local.root)
-        return blake3.blake3("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+        return self._place("" if local is None else str(local.root))
+
+    def _place(self, hot: str) -> str:
+        parts = (_secret(self._cache / _SECRET), self._node, hot)
+        return blake3.blake3("\n".join(parts).encode()).hexdigest()[:32]
 
     def note(self) -> None:
         """Say to the store once an hour that there is an agent here."""
@@ -140,6 +146,7 @@ class Dropping:
             when_s = said.time_us / 1e6
             self._done[name] = _Dropped(said, when_s, when_s)
         now_s = time.time()
+        self._unused = None
         said_now = list[Acknowledgement]()
         for name, order in every.items():
             known = self._done.get(name)
@@ -155,7 +162,9 @@ class Dropping:
             _log.warning("%s", error)
             return None
         is_first = known is None or known.said.sweep < content.sweep or bool(known.said.failed)
-        dropped, failed = dict[str, int](), dict[str, str]()
+        if self._unused is None:
+            self._unused = self._tiers_unused()
+        dropped, failed = dict[str, int](), dict(self._unused)
         self._index.forget({bytes.fromhex(one.pack) for one in order.packs if one.gone})
         for place, drop in self._places(content, is_first):
             try:
@@ -179,9 +188,28 @@ class Dropping:
             failed=failed,
         )
         self.orders.acknowledge(said)
+        bare = self._place("")
+        # who uses a hot tier as well speaks for who used this cache before the tier was added
+        if said.place != bare and self.orders.knows(order.id, self._node, bare):
+            self.orders.acknowledge(msgspec.structs.replace(said, place=bare))
         since_s = now_s if known is None or is_first else known.since_s
         self._done[order.id] = _Dropped(said, since_s, now_s)
         return said
+
+    def _tiers_unused(self) -> dict[str, str]:
+        """Return the caches of the store's list of tiers that this process does not use, and why.
+
+        Others of the node may fill them, so nobody can say here that nothing is in them.
+        """
+        current = TierLog(self._home.blobs).current()
+        why = "this process does not use it: it was added since, or is switched off here; restart"
+        names = {tier.name for tier in self._hot.shared}
+        return {
+            spec.name: why
+            for spec in (current.tiers if current else ())
+            if (spec.role == "shared" and spec.name not in names)
+            or (spec.role == "hot" and self._hot.local is None)
+        }
 
     def _places(self, content: Content, is_first: bool) -> Iterable[tuple[str, Callable[[], int]]]:
         digests = sorted(content.gone)

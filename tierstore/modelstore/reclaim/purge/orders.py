@@ -181,6 +181,11 @@ class Orders:
         key = f"{NODES}{segment(note.node)}/{_GONE}"
         self._blobs.put(key, seal_body(Kind.NODE, note))
 
+    def knows(self, name: str, node: str, place: str) -> bool:
+        """Return whether a place has a note, or has said anything to an order."""
+        keys = [f"{ACKS}{name}/{place}", f"{NODES}{segment(node)}/{place}"]
+        return bool(self._blobs.present(keys))
+
     def nodes(self) -> Nodes:
         """Return the nodes of the store, by what they write.
 
