@@ -337,7 +337,7 @@ def test_a_version_that_an_alias_has_just_left_says_so(enabled: Program) -> None
     assert enabled("rm", "m@3", "--force").code == 0
     found = checked(enabled("gc", "--window", "0", "--explain", "--json"), 1)
     whys = {one["why"] for one in found["tiers"][0]["shares"] if one["kind"] == "live"}
-    assert whys == {"alias m@prod", "rollback of m@prod", "alias m@prod left it in the last 30 d"}
+    assert whys == {"m@1", "rollback of m@prod", "alias m@prod left it in the last 30 d"}
     assert checked(enabled("gc", "--window", "0", "--json"))["deleted_packs"] == 0
 
 

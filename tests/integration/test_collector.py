@@ -853,7 +853,7 @@ def test_a_second_run_reads_next_to_nothing(
     watched.calls.clear()
     collector.run(grace_s=0, window_s=0)
     read = [key for op, key in watched.calls if op.startswith("get") or op == "info"]
-    few = ("sweeps/", "probes/", "leases/", COLLECTED, RESERVE)
+    few = ("sweeps/", "probes/", "leases/", "config.json", COLLECTED, RESERVE)
     assert all(key.startswith(few) for key in read), read
     store.save("m", tensors(7))
     watched.calls.clear()

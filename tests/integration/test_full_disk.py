@@ -323,7 +323,8 @@ def test_the_command_lists_what_is_left_and_exits_with_7(tmp_path: Path, cache: 
         text=True,
     )
     assert done.returncode == OutOfSpace.exit_code
-    assert f"left: {layout[:20]}…: it is missing: it could not be made anew, as there is" in done.stdout
+    told = f"left: {layout[:20]}…: it is missing: it could not be made anew, as there is"
+    assert told in done.stdout
     assert "'tierstore rm' and 'tierstore gc' make some: repair again then" in done.stderr
 
 
