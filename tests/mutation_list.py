@@ -7149,6 +7149,14 @@ _PURGE = (
         ("integration/test_purge.py::test_what_a_fold_left_that_never_ended_goes_as_well",),
     ),
     Mutation(
+        "purge-of-which-the-order-was-lost",
+        "docs/how-to/deleting.md: tierstore purge run goes on with all purges.",
+        "modelstore/reclaim/purge/purging.py",
+        "        self._make_anew()\n",
+        "",
+        ("integration/test_purge_carrying.py::test_a_purge_whose_order_is_lost_is_gone_on_with",),
+    ),
+    Mutation(
         "purge-on-which-a-removed-patch-lies",
         "SPEC 10.3: As does a patch on it that is removed and can still be undeleted.",
         "modelstore/reclaim/removal.py",

@@ -389,3 +389,16 @@ def test_what_others_say_of_a_pack_may_not_be_all(
     with opened(blobs, tmp_path / "next") as other:  # no layout of it is left
         for receipt in purges_of(other).run():
             assert (receipt.is_done, receipt.unread_packs) == (False, 1)
+
+
+def test_a_purge_whose_order_is_lost_is_gone_on_with(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = chunks(store, "m@1") - chunks(store, "m@2")
+    monkeypatch.setattr(Purges, "_go_on", lambda self, names: "it was killed")
+    [receipt] = purges_of(store).begin(["m@1"], force=False, message="request 7")
+    monkeypatch.undo()
+    damaged(blobs, f"purges/{receipt.id}")
+    [after] = purges_of(store).run()
+    assert (after.version, after.message, after.is_done) == ("m@1", "request 7", True)
+    assert packs_with(store, own) == set()

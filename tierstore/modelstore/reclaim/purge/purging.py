@@ -15,6 +15,7 @@ from tierstore.modelstore.care.rebase import Rebasing
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.loading.opener import Opened
+from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import PURGE
 from tierstore.modelstore.reclaim.feature import check_enabled
@@ -198,7 +199,8 @@ class Purges:
     def run(self) -> list[PurgeReceipt]:
         """Go on with all purges, and drop what they name from the caches of this process.
 
-        Those that are done are looked at as well: what stayed of one may go by now.
+        Those that are done are looked at as well: what stayed of one may go by now. Where the order
+        of a version that was purged is lost, it gets another one.
 
         Returns:
             The receipts of those that were not complete, or are not now, the newest first.
@@ -214,12 +216,27 @@ class Purges:
             []
         """
         check_enabled(self._home)
+        self._make_anew()
         before = {one.id for one in self.all() if not one.is_complete}
         waits = self._go_on([one.id for one in self._orders.all()])
         every = self._orders.all()
         self._drop(every)
         found = self._receipts([one.id for one in every], waits)
         return [one for one in found if one.id in before or not one.is_complete]
+
+    def _make_anew(self) -> None:
+        """Give orders for versions that the logs say are purged, and of which none can be read."""
+        known = {(one.model, one.version) for one in self._orders.all()}
+        for model in self._home.models():
+            removed = self._names.removals.of(model)
+            lost = [
+                number
+                for number, entry in removed.items()
+                if entry.action == PURGE and (model, number) not in known
+            ]
+            for version in numbered(self._home, model, lost):
+                _log.warning("the receipt of the purge of %s is lost: it begins anew", version)
+                self._give(version, removed[version.number].message)
 
     def _drop(self, orders: Sequence[PurgeOrder]) -> None:
         """Drop what orders name from these caches; where that fails, nobody has answered for it."""
