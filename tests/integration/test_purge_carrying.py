@@ -402,3 +402,34 @@ def test_a_purge_whose_order_is_lost_is_gone_on_with(
     [after] = purges_of(store).run()
     assert (after.version, after.message, after.is_done) == ("m@1", "request 7", True)
     assert packs_with(store, own) == set()
+
+
+def test_chunks_of_a_damaged_manifest_are_those_of_its_layout(
+    store: Store, blobs: MemoryStore
+) -> None:
+    own = chunks(store, "m@1") - chunks(store, "m@2")
+    digest = store.resolve("m@1").digest
+    damaged(blobs, f"versions/{digest.hex}")
+    [order] = carry(store, give(store, 1))
+    assert order.done
+    assert packs_with(store, own) == set()
+    assert order.chunks == 4
+
+
+def test_of_a_manifest_that_nobody_can_read_nothing_is_deleted(
+    store: Store, blobs: MemoryStore
+) -> None:
+    digest = store.resolve("m@1").digest
+    data = blobs.get(f"versions/{digest.hex}")
+    damaged(blobs, f"versions/{digest.hex}")
+    layout = blobs.get(f"layouts/{digest.hex}")
+    damaged(blobs, f"layouts/{digest.hex}")
+    order = give(store, 1)
+    [after] = carry(store, order)
+    assert not after.done
+    assert any(digest.hex in why and "nor its layout" in why for why in after.waits)
+    assert blobs.present([f"versions/{digest.hex}", f"layouts/{digest.hex}"])
+    blobs.put(f"versions/{digest.hex}", data)
+    blobs.put(f"layouts/{digest.hex}", layout)
+    [after] = carry(store, order)
+    assert after.done

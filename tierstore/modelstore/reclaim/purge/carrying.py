@@ -48,6 +48,7 @@ class _One:
         before: The same as it is in home.
         shared: The chunks that others need for good, by who does.
         waits: Who needs chunks or manifests for a while only, or why nobody knows what is left.
+        unread: Manifests of which nobody knows the chunks.
         is_touched: Whether this run found packs with purged frames.
         was_gone: The packs, each with its tier, that were gone before this run ended.
         has_more: Whether caches have more to drop, whatever is in ``content``.
@@ -58,6 +59,7 @@ class _One:
     before: Content
     shared: dict[str, set[bytes]] = field(default_factory=dict)
     waits: list[str] = field(default_factory=list)
+    unread: set[bytes] = field(default_factory=set)
     is_touched: bool = False
     was_gone: set[tuple[str, str]] = field(default_factory=set)
     has_more: bool = False
@@ -65,11 +67,6 @@ class _One:
     def note(self, **fields: object) -> None:
         """Change fields of the order."""
         self.order = msgspec.structs.replace(self.order, **fields)
-
-    @property
-    def noted(self) -> set[bytes]:
-        """The packs that had purged frames and are not known to be gone."""
-        return {bytes.fromhex(one.pack) for one in self.order.packs if not one.gone}
 
 
 class Carrying(Errand):
@@ -134,10 +131,13 @@ class Carrying(Errand):
         unfinished, self._unfinished = leftovers(self._home, mark, marker.layouts)
         for one in self._every:
             variants, manifests = find(self._home, one.order)
-            if not one.order.done:
-                manifests |= unfinished
-            one.content.digests |= chunks_in(self._home, manifests - one.content.manifests)
-            one.content.manifests |= manifests
+            own = manifests - one.content.manifests
+            digests, one.unread = chunks_in(self._home, own, mark.condemned.manifests)
+            if not one.order.done:  # of one that cannot be read nobody can say whose it is
+                digests |= chunks_in(self._home, unfinished - one.content.manifests, frozenset())[0]
+                one.content.manifests |= unfinished
+            one.content.digests |= digests
+            one.content.manifests |= manifests - one.unread
             one.note(variants=sorted({*one.order.variants, *variants}))
         every = set[bytes]().union(*(one.content.digests for one in self._every))
         needed = {
@@ -164,6 +164,11 @@ class Carrying(Errand):
             elif own:
                 waits.add(reason.why)
         one.waits = [f"{why} needs it for a while" for why in sorted(waits)]
+        one.waits += [
+            f"neither the manifest b3:{manifest.hex()} nor its layout can be read, so nobody knows "
+            "its chunks: run 'tierstore repair', or restore one of them from a copy"
+            for manifest in sorted(one.unread)
+        ]
         if (lost := one.order.chunks - len(one.content.digests)) > 0:
             one.waits.append(
                 f"the record of its chunks was damaged, and {counted(lost, 'chunk')} of it that "
@@ -295,11 +300,12 @@ class Carrying(Errand):
     ) -> None:
         there = holdings.every()
         unread = self._frames.unknown & there
-        # what was noted stays until its pack is gone, or was looked into and has no such frame
-        left = self._frames.with_purged(one.content.gone) & there | (one.noted & unread)
+        # a pack is named until it is gone, or was looked into and has no such frame
+        left = (self._frames.with_purged(one.content.gone) & there) | unread
         noted = _with_new(one.order.packs, left, holdings)
         one.was_gone = {(pack.pack, pack.tier) for pack in one.order.packs if pack.gone}
-        packs = [self._as_it_is(pack, left, holdings, reasons) for pack in noted]
+        states = (self._as_it_is(pack, left, holdings, reasons) for pack in noted)
+        packs = [pack for pack in states if pack is not None]
         writing = {why for pack in left if (why := _writer(reasons.get(pack)))}
         manifests = self._manifests_left(one)
         every = [*waits, *one.waits, *sorted(writing)]
@@ -351,14 +357,17 @@ class Carrying(Errand):
         left: Set[bytes],
         holdings: Holdings,
         reasons: Mapping[bytes, tuple[str, str]],
-    ) -> PurgedPack:
+    ) -> PurgedPack | None:
+        """Return the state of a pack; ``None`` for one that has no purged frame any more."""
         pack = bytes.fromhex(one.pack)
         if one.tier in holdings.down:
             why = f"the tier cannot be asked: {holdings.down[one.tier]}"
         elif one.tier not in holdings.by_tier:
             why = "the tier is in the store no more, and was not asked"
-        elif pack not in holdings.by_tier[one.tier] or pack not in left:
+        elif pack not in holdings.by_tier[one.tier]:
             return msgspec.structs.replace(one, gone=True, why="")
+        elif pack not in left:  # what it has of the content somebody needs again
+            return None
         else:
             why = self._why_there(pack, holdings, reasons)
         return msgspec.structs.replace(one, gone=False, why=why)
@@ -366,6 +375,9 @@ class Carrying(Errand):
     def _why_there(
         self, pack: bytes, holdings: Holdings, reasons: Mapping[bytes, tuple[str, str]]
     ) -> str:
+        if pack in self._frames.unknown:
+            todo = "restore it" if holdings.is_archived(pack) else "run 'tierstore repair'"
+            return f"nobody can look into it, so it may have purged chunks: {todo}"
         state, why = reasons.get(pack, ("new", "it came while the purge went on"))
         if state not in _NEEDED:
             return why

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tierstore.errors import Damaged, InvalidName, NotFound
-from tierstore.format.keys import VARIANTS, VERSIONS
+from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
+from tierstore.format.keys import VARIANTS, VERSIONS, layout_key
+from tierstore.format.layout import parse_layout
 from tierstore.format.purge import DELTA_BYTES, PurgedContent, PurgeOrder
 from tierstore.ids import Digest, split_digests
 from tierstore.modelstore.home.chain import fold_of
@@ -130,12 +131,28 @@ def leftovers(home: Home, mark: Mark, layouts: Layouts) -> tuple[set[bytes], str
     return old, waits if len(old) < len(found) else None
 
 
-def chunks_in(home: Home, manifests: Iterable[bytes]) -> Set[bytes]:
-    """Return the digests of all chunks of manifests, as far as these are there still."""
-    found = set[bytes]()
+def chunks_in(
+    home: Home, manifests: Iterable[bytes], condemned: Set[bytes]
+) -> tuple[set[bytes], set[bytes]]:
+    """Return the digests of all chunks of manifests, and the manifests of which nobody knows them.
+
+    Of one that cannot be read its layout says it. One that is condemned, and gone, was looked into
+    before.
+    """
+    found, unread = set[bytes](), set[bytes]()
     for manifest in manifests:
+        digest = Digest(manifest)
         try:
-            found.update(chunks_of(home.manifest(Digest(manifest))))
-        except (Damaged, NotFound) as error:
-            _log.info("%s; its chunks are those that were found before", error)
-    return found
+            found.update(chunks_of(home.manifest(digest)))
+            continue
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            if isinstance(error, NotFound) and manifest in condemned:
+                continue
+            _log.warning("%s; its layout says which chunks it has", error)
+        key = layout_key(digest)
+        try:
+            found.update(parse_layout(home.blobs.get(key), digest, key).digests)
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            _log.warning("%s", error)
+            unread.add(manifest)
+    return found, unread

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tierstore.blobs.base import BlobInfo
 from tierstore.errors import Damaged, InvalidName, NotFound, UnsupportedFormat
 from tierstore.format.keys import INDEX, LAYOUTS, pack_key, pack_of
+from tierstore.format.layout import parse_layout
 from tierstore.format.segments import parse_any_segment
 from tierstore.format.table import PACK_HEADER_BYTES, ChunkPlace, ChunkTable
 from tierstore.ids import Digest
@@ -114,12 +115,12 @@ class Frames:
         for prefix in (INDEX, LAYOUTS):
             for info in self._home.blobs.list(prefix):
                 try:
+                    data = self._home.blobs.get(info.key)
                     if prefix == INDEX:
-                        data = self._home.blobs.get(info.key)
                         yield parse_any_segment(data, f"index segment {info.key}").table
                     else:
                         digest = Digest.from_hex(info.key.removeprefix(prefix))
-                        yield self._home.layout(digest, self._home.manifest(digest))
+                        yield parse_layout(data, digest, f"layout {info.key}")
                 except (Damaged, NotFound, UnsupportedFormat, InvalidName) as error:
                     _log.info("%s", error)
 
