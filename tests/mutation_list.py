@@ -7144,8 +7144,8 @@ _PURGE = (
         "purge-of-what-was-never-published",
         "SPEC 10.3: The purged manifests are all that no entry, fold or root names, too.",
         "modelstore/reclaim/purge/carrying.py",
-        "                manifests |= unfinished\n",
-        "                pass\n",
+        "                one.content.manifests |= unfinished\n",
+        "",
         ("integration/test_purge.py::test_what_a_fold_left_that_never_ended_goes_as_well",),
     ),
     Mutation(
@@ -7155,6 +7155,28 @@ _PURGE = (
         "        self._make_anew()\n",
         "",
         ("integration/test_purge_carrying.py::test_a_purge_whose_order_is_lost_is_gone_on_with",),
+    ),
+    Mutation(
+        "purge-of-a-manifest-that-nobody-read",
+        "SPEC 10.3: The purged chunks are those of the purged manifests.",
+        "modelstore/reclaim/purge/carrying.py",
+        "            one.content.manifests |= manifests - one.unread\n",
+        "            one.content.manifests |= manifests\n",
+        (
+            "integration/test_purge_carrying.py::"
+            "test_of_a_manifest_that_nobody_can_read_nothing_is_deleted",
+        ),
+    ),
+    Mutation(
+        "purge-that-counts-what-is-there",
+        "SPEC 10.3: The receipt: what was found, deleted and left.",
+        "modelstore/reclaim/purge/carrying.py",
+        "            return None\n        else:\n",
+        '            return msgspec.structs.replace(one, gone=True, why="")\n        else:\n',
+        (
+            "integration/test_purge_carrying.py::"
+            "test_a_pack_without_purged_frames_is_not_said_to_be_deleted",
+        ),
     ),
     Mutation(
         "purge-on-which-a-removed-patch-lies",
@@ -7210,10 +7232,13 @@ _PURGE = (
     Mutation(
         "purge-notes-before-it-deletes",
         "SPEC 10.3: What is found is added to purged content before anything is deleted.",
-        "modelstore/reclaim/collector.py",
-        "            how.errand.found(mark)\n",
-        "",
-        ("integration/test_purge.py::test_killed_anywhere_it_goes_on_when_it_is_asked_again",),
+        "modelstore/reclaim/purge/purging.py",
+        "        order, content = noted(self._home, order)\n",
+        "        content = Content()\n",
+        (
+            "integration/test_purge_carrying.py::"
+            "test_what_a_collection_deletes_in_between_is_in_the_receipt",
+        ),
     ),
     Mutation(
         "purge-waits-for-movers",
@@ -7235,8 +7260,8 @@ _PURGE = (
         "purge-of-a-pack-that-nobody-looked-into",
         "SPEC 10.3: A receipt says that a pack is gone when it is, or was looked into.",
         "modelstore/reclaim/purge/carrying.py",
-        "& there | (one.noted & unread)\n",
-        "& there\n",
+        "& there) | unread\n",
+        "& there)\n",
         (
             "integration/test_purge_carrying.py::"
             "test_a_pack_that_was_noted_is_not_gone_before_it_was_looked_into",

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,8 +18,8 @@ from tierstore.admin.purges import purges_of
 from tierstore.blobs.memory import MemoryStore
 from tierstore.errors import Conflict, NotFound
 from tierstore.format.condemned import parse_segment
-from tierstore.format.keys import CONDEMNED, INDEX, LEASES, SWEEPS, pack_key
-from tierstore.format.purge import PurgeOrder
+from tierstore.format.keys import CONDEMNED, INDEX, LEASES, PACKS, SWEEPS, pack_key
+from tierstore.format.purge import PurgedPack, PurgeOrder
 from tierstore.modelstore.home.footers import list_packs, read_chunks
 from tierstore.modelstore.home.leases import WriterLease
 from tierstore.modelstore.names.removalprotocol import purge_lost
@@ -433,3 +434,31 @@ def test_of_a_manifest_that_nobody_can_read_nothing_is_deleted(
     blobs.put(f"layouts/{digest.hex}", layout)
     [after] = carry(store, order)
     assert after.done
+
+
+def test_what_a_collection_deletes_in_between_is_in_the_receipt(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a version is purged its packs have no window, whoever collects."""
+    monkeypatch.setattr(Purges, "_go_on", lambda self, names: "it was killed")
+    store.save("n", {"own": noise(7)}, base=None)
+    purges_of(store).begin(["n@1"], force=True, message=None)
+    monkeypatch.undo()
+    before = {info.key: info.size for info in blobs.list(PACKS)}
+    Collector(store._parts.home).run()
+    [(_, size)] = before.items() - {info.key: info.size for info in blobs.list(PACKS)}.items()
+    [receipt] = purges_of(store).run()
+    assert receipt.is_done
+    [home] = receipt.tiers
+    assert (home.packs, home.bytes, home.left_packs) == (1, size, 0)
+
+
+def test_a_pack_without_purged_frames_is_not_said_to_be_deleted(store: Store) -> None:
+    """As somebody has saved the content again, and reuses what was left of it."""
+    [pack] = packs_with(store, chunks(store, "m@2") - chunks(store, "m@1"))
+    order = give(store, 1)
+    there = PurgedPack(pack=bytes(pack).hex(), tier="home", bytes=9)
+    Orders(store._parts.home.blobs).put(msgspec.structs.replace(order, packs=[there]))
+    [after] = carry(store, order)
+    assert after.done
+    assert there.pack not in {one.pack for one in after.packs}

@@ -252,7 +252,6 @@ class Collector:
         merged: Mapping[str, Sequence[str]] = {}
         if lease is not None:
             rewrite_layouts(self._home, self.marker, mark, lease, how.is_over)
-            how.errand.found(mark)
             swept = self._sweep(doomed, mark, lease, how)
             how.errand.swept(mark, lease)
             merged = tidy(self._home, mark.condemned, mark.holdings, run=work.run, now_s=now_s)
@@ -509,8 +508,11 @@ class _Run:
 
     def give_up(self, mark: Mark, new: set[bytes], errand: Errand) -> set[bytes]:
         """Copy what is needed out of packs that are to go; return the packs to condemn."""
+        if self._lease is None:
+            return new
+        errand.found(mark)  # what is condemned from now on anybody may delete
         staying = errand.doomed & mark.live.keys()
-        if self._lease is None or not staying:
+        if not staying:
             return new
         done = Repacker(self._home, self.marker, mark).give_up(staying, self._lease)
         errand.rewrote(done)

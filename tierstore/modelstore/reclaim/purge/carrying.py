@@ -17,6 +17,7 @@ import msgspec
 
 from tierstore.errors import BackendError, Damaged, NotFound, OutOfSpace, UnsupportedFormat
 from tierstore.format.keys import REPORTS, fold_key, layout_key, segment, version_key
+from tierstore.format.layout import parse_layout
 from tierstore.format.purge import PurgedPack, PurgeOrder, SharedChunks
 from tierstore.ids import Digest
 from tierstore.modelstore.care.rebase import Rebasing
@@ -387,6 +388,28 @@ class Carrying(Errand):
             return f"{why} needs other chunks of it, and it is damaged: 'tierstore repair'"
         failed = f"; {self._failed[-1]}" if self._failed else ""
         return f"{why} needs other chunks of it{failed}"
+
+
+def noted(home: Home, order: PurgeOrder) -> tuple[PurgeOrder, Content]:
+    """Return an order with the packs that its layouts name, and its content as far as it is known.
+
+    Once its version is purged any collection may delete these packs, whoever carries it out.
+    """
+    content, packs = Content(), set[bytes]()
+    manifests = find(home, order)[1]
+    content.digests, unread = chunks_in(home, manifests, frozenset())
+    content.manifests = manifests - unread
+    for digest in map(Digest, content.manifests):
+        key = layout_key(digest)
+        try:
+            table = parse_layout(home.blobs.get(key), digest, key)
+        except (Damaged, NotFound, UnsupportedFormat) as error:
+            _log.warning("%s", error)
+            continue
+        packs |= {bytes(pack) for pack in table.pack_ids}
+        content.deltas |= {place.digest + bases_of(place) for place in table if place.bases}
+    there = _with_new([], packs, read_holdings(home.packs))
+    return msgspec.structs.replace(order, packs=there), content
 
 
 def _with_new(

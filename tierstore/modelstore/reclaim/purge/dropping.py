@@ -140,7 +140,8 @@ class Dropping:
 
     def drop_all(self, orders: Iterable[PurgeOrder]) -> list[Acknowledgement]:
         """Drop what orders name, as far as it is due; return what was dropped, or not."""
-        every = {one.id: one for one in orders}
+        # what nobody has carried out yet may still be given up
+        every = {one.id: one for one in orders if one.updated_us or one.sweep}
         new = [name for name in every if name not in self._done]
         for name, said in self.orders.acknowledged(new, self.place).items() if new else ():
             when_s = said.time_us / 1e6

@@ -130,9 +130,10 @@ class Orders:
         if order.updated_us:
             return True
         try:
-            return self.content(order.id) is not None
+            content = self.content(order.id)
         except (Damaged, UnsupportedFormat):
             return True
+        return content is not None and content.sweep > 0
 
     def drop(self, name: str) -> None:
         """Delete an order of a version that was not purged."""

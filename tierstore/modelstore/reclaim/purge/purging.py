@@ -19,7 +19,7 @@ from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
 from tierstore.modelstore.names.removed import PURGE
 from tierstore.modelstore.reclaim.feature import check_enabled
-from tierstore.modelstore.reclaim.purge.carrying import Carrying
+from tierstore.modelstore.reclaim.purge.carrying import Carrying, noted
 from tierstore.modelstore.reclaim.purge.dropping import Dropping
 from tierstore.modelstore.reclaim.purge.frames import Frames
 from tierstore.modelstore.reclaim.purge.orders import Nodes, Orders
@@ -156,6 +156,9 @@ class Purges:
             version=version.number,
             manifest=version.digest.hex,
         )
+        self._put(order)
+        order, content = noted(self._home, order)
+        with_reserve(self._home.blobs, lambda: self._orders.put_content(content.stored(order.id)))
         self._put(order)
         return order
 
