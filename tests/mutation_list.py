@@ -7098,6 +7098,22 @@ _CONDEMNED_MANIFESTS = (
 
 _PURGE = (
     Mutation(
+        "purge-counts-as-the-collection-of-the-day",
+        "Docs, collecting: `tierstore agent` does the same once a day.",
+        "modelstore/reclaim/collector.py",
+        "if errand is _NOTHING else self._kept.last",
+        "if errand else self._kept.last",
+        ("integration/test_purge_carrying.py::test_a_purge_is_not_the_collection_that_is_due",),
+    ),
+    Mutation(
+        "purge-goes-on-though-its-agent-is-to-end",
+        "Docs, deleting: Agents go on.",
+        "modelstore/reclaim/purge/purging.py",
+        "self._reclaim.carry_out(carrying, stop)",
+        "self._reclaim.carry_out(carrying)",
+        ("integration/test_purge_carrying.py::test_an_agent_that_is_to_end_deletes_nothing_more",),
+    ),
+    Mutation(
         "repair-lets-purged-names-come-back",
         "SPEC 10: Condemned is for good, and of manifests for ever.",
         "modelstore/reclaim/repair/lists.py",
@@ -7343,7 +7359,7 @@ _PURGE = (
         "agents-go-on-with-purges",
         "docs/how-to/deleting.md: Agents go on after ten minutes, an hour, and then once a day.",
         "serving/agent.py",
-        "            self._purges.keep_up()\n",
+        "            self._purges.keep_up(self.stop)\n",
         "",
         ("integration/test_purge.py::test_an_agent_goes_on_with_a_purge",),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -462,3 +463,36 @@ def test_a_pack_without_purged_frames_is_not_said_to_be_deleted(store: Store) ->
     [after] = carry(store, order)
     assert after.done
     assert there.pack not in {one.pack for one in after.packs}
+
+
+def test_a_purge_is_not_the_collection_that_is_due(store: Store, purges: Purges) -> None:
+    """Or agents would collect nothing else, nor repack, for as long as purges are looked at."""
+    assert purges.begin(["m@1"], force=False, message=None)[0].is_done
+    assert store.reclaim.last() is None
+    store.reclaim.run()
+    before = store.reclaim.last()
+    assert before is not None
+    purges.run()
+    assert store.reclaim.last() == before
+
+
+def test_an_agent_that_is_to_end_deletes_nothing_more(
+    store: Store, blobs: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = give(store, 1)
+    stop = threading.Event()
+    begin = Carrying.begin
+
+    def asked_to_end(self: Carrying) -> None:
+        stop.set()
+        begin(self)
+
+    monkeypatch.setattr(Carrying, "begin", asked_to_end)
+    monkeypatch.setattr(purging, "_AGAIN_S", (0.0,))
+    before = {info.key for info in blobs.list(PACKS)}
+    purges_of(store).keep_up(stop)
+    assert stop.is_set()
+    assert before <= {info.key for info in blobs.list(PACKS)}
+    monkeypatch.undo()
+    [receipt] = purges_of(store).run()
+    assert (receipt.id, receipt.is_done) == (order.id, True)

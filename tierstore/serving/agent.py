@@ -174,7 +174,7 @@ class Agent:
                 self._fold()
             self._keep_rules()
             self._collecting.round()
-            self._purges.keep_up()
+            self._purges.keep_up(self.stop)
             report = self._placement.rebalance(budget=self._budget, stop=self.stop)
         except Conflict as error:
             self.stats.refused += 1

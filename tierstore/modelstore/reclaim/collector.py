@@ -259,7 +259,7 @@ class Collector:
         report = self._reported(work.report, mark, swept, cleared, how.grace_s)
         if lease is not None:
             lease.check()
-            self._keep(report, new, merged, offset_s + running_s())
+            self._keep(report, how.errand, new, merged, offset_s + running_s())
             how.errand.conclude(report)
         return report
 
@@ -388,6 +388,7 @@ class Collector:
     def _keep(
         self,
         report: Report,
+        errand: Errand,
         condemned: Set[bytes],
         merged: Mapping[str, Sequence[str]],
         now_s: float,
@@ -397,7 +398,8 @@ class Collector:
             if writers.keys() >= set(before):
                 writers[key] = frozenset().union(*(writers.pop(one) for one in before))
         seen = {pack: at for pack, at in self._kept.seen.items() if pack not in condemned}
-        last = last_of(report, now_s)
+        # an errand counts as no collection, or those that are due would wait for it
+        last = last_of(report, now_s) if errand is _NOTHING else self._kept.last
         self._kept = replace(self._kept, seen=seen, writers=writers, last=last)
         write_kept(self._home.blobs, self._kept, now_s)
 

@@ -175,15 +175,18 @@ class Reclaim:
                 progress=told,
             )
 
-    def carry_out(self, errand: Errand) -> Report:
+    def carry_out(self, errand: Errand, stop: threading.Event | None = None) -> Report:
         """Collect once, and delete at once what an errand says; for the store's own use.
+
+        ``last`` says nothing of it. Once ``stop`` is set no further deletions begin.
 
         Raises:
             Conflict: Another process collects garbage now.
             Damaged, NotFound, UnsupportedFormat, BackendError: As ``run``.
         """
         with self._lock:
-            return self._kept().run(errand=errand)
+            is_stopped = _never if stop is None else stop.is_set
+            return self._kept().run(errand=errand, is_stopped=is_stopped)
 
     def last(self) -> LastRun | None:
         """Return what the last collection found and did, whoever ran it; costs one read of home.

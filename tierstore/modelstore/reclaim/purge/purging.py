@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -177,13 +178,15 @@ class Purges:
                 self._orders.drop(name)
         return left
 
-    def _go_on(self, names: Sequence[str]) -> str | None:
+    def _go_on(self, names: Sequence[str], stop: threading.Event | None = None) -> str | None:
         """Carry orders out, as far as that is possible now; return what is in the way."""
         try:
             todo = self._drop_unpurged(names, _DROPPED_S)
             frames, before = Frames(self._home), None
             for again in range(_PASSES if todo else 0):
-                self._carry_out(todo, frames, is_first=not again)
+                if stop is not None and stop.is_set():
+                    break
+                self._carry_out(todo, frames, stop, is_first=not again)
                 orders = [self._orders.get(name) for name in todo]
                 left = [_left(order) for order in orders]
                 if left == before or all(order.done for order in orders):
@@ -193,11 +196,13 @@ class Purges:
             return str(error)
         return None
 
-    def _carry_out(self, names: Sequence[str], frames: Frames, *, is_first: bool) -> None:
+    def _carry_out(
+        self, names: Sequence[str], frames: Frames, stop: threading.Event | None, *, is_first: bool
+    ) -> None:
         carrying = Carrying(
             self._home, self._orders, names, frames, is_first, self._rebasing, self._open_alone
         )
-        self._reclaim.carry_out(carrying)
+        self._reclaim.carry_out(carrying, stop)
 
     def run(self) -> list[PurgeReceipt]:
         """Go on with all purges, and drop what they name from the caches of this process.
@@ -248,10 +253,11 @@ class Purges:
         except (OSError, TierstoreError) as error:
             _log.warning("the caches here keep what was purged, which is tried again: %s", error)
 
-    def keep_up(self) -> None:
+    def keep_up(self, stop: threading.Event | None = None) -> None:
         """Do what an agent does each round: go on, drop, and say that this node is there.
 
-        An error is logged, and tried again later.
+        An error is logged, and tried again later. Once ``stop`` is set, nothing more is deleted
+        from durable tiers.
         """
         try:
             if not self._dropping.is_due() or not self._reclaim.is_enabled:
@@ -259,7 +265,7 @@ class Purges:
             self._dropping.note()
             every = self._orders.all()
             due = [one.id for one in every if _is_due(one, time.time())]
-            if due and (why := self._go_on(due)):
+            if due and (why := self._go_on(due, stop)):
                 _log.info("%d purges wait: %s", len(due), why)
             for said in self._dropping.drop_all(self._orders.all() if due else every):
                 _log.info("dropped for the purge %s: %s", said.id, dict(said.dropped))
