@@ -7096,7 +7096,40 @@ _CONDEMNED_MANIFESTS = (
     ),
 )
 
+_RECORDS = "integration/test_purge_records.py"
 _PURGE = (
+    Mutation(
+        "repair-speaks-of-what-was-purged-before",
+        "SPEC 10.2: Those that a `purge` names stay so.",
+        "modelstore/reclaim/repair/logs.py",
+        "    said |= {version for version, one in removed.items() if one.action == PURGE}\n",
+        "",
+        (f"{_RECORDS}::test_nothing_is_said_of_what_was_purged_before",),
+    ),
+    Mutation(
+        "purge-whose-entry-was-lost",
+        "SPEC 10.3: Append a `purge` of a version whose order was gone on with.",
+        "modelstore/names/purgerecords.py",
+        "            lost.entries.append(order)\n",
+        "            pass\n",
+        (f"{_RECORDS}::test_what_was_begun_is_purged_again_when_its_log_lost_that",),
+    ),
+    Mutation(
+        "purge-of-content-that-was-purged-has-an-order",
+        "SPEC 10.3: Unless an order or the content of one that can be read has its manifest.",
+        "modelstore/names/purgerecords.py",
+        "if manifest is None or bytes.fromhex(manifest) in manifests:",
+        "if manifest is None:",
+        (f"{_RECORDS}::test_a_save_of_purged_content_that_was_taken_back_needs_no_order",),
+    ),
+    Mutation(
+        "purge-order-made-anew-without-its-content",
+        "SPEC 10.3: The name of purged content without a readable order that has its manifest.",
+        "modelstore/names/purgerecords.py",
+        "id=unnamed.pop(bytes.fromhex(manifest), own),",
+        "id=own,",
+        (f"{_RECORDS}::test_an_order_that_is_lost_keeps_what_nodes_are_to_drop",),
+    ),
     Mutation(
         "purge-counts-as-the-collection-of-the-day",
         "Docs, collecting: `tierstore agent` does the same once a day.",
@@ -7168,8 +7201,8 @@ _PURGE = (
         "purge-of-which-the-order-was-lost",
         "docs/how-to/deleting.md: tierstore purge run goes on with all purges.",
         "modelstore/reclaim/purge/purging.py",
-        "        self._make_anew()\n",
-        "",
+        "        self._restore_records()\n        before = ",
+        "        before = ",
         ("integration/test_purge_carrying.py::test_a_purge_whose_order_is_lost_is_gone_on_with",),
     ),
     Mutation(

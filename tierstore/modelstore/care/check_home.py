@@ -11,7 +11,7 @@ from tierstore.format.collected import Collected
 from tierstore.format.condemned import parse_list, parse_segment
 from tierstore.format.heat import parse_heat
 from tierstore.format.layout import parse_mark, parse_move
-from tierstore.format.purge import PurgedContent, PurgeOrder
+from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder
 from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
 from tierstore.format.sealed import Kind, unseal_body
@@ -20,6 +20,8 @@ from tierstore.format.tiers import HEAT, PINS, Pin
 from tierstore.ids import Buffer
 from tierstore.modelstore.care.check_findings import Finding, brief
 from tierstore.modelstore.home.home import Home
+from tierstore.modelstore.names.purgerecords import find_lost_records
+from tierstore.modelstore.names.removed import Removals
 
 _PAGE = 256
 _Parse = Callable[[Buffer, str], object]
@@ -47,12 +49,12 @@ _NEEDED: list[tuple[str, _Parse, str]] = [
     (
         keys.PURGES,
         lambda data, key: unseal_body(Kind.PURGE, data, PurgeOrder, key),
-        "nobody goes on with this purge",
+        "'tierstore purge run' begins that purge anew, and what it said of what went is lost",
     ),
     (
         keys.PURGED,
         lambda data, key: unseal_body(Kind.PURGED, data, PurgedContent, key),
-        "nobody goes on with this purge",
+        "nodes do not know what to drop until 'tierstore purge run' found it again",
     ),
     (PINS, lambda data, key: unseal_body(Kind.PIN, data, Pin, key), "it pins without end"),
     (
@@ -76,6 +78,16 @@ _HINTS: list[tuple[str, _Parse, str]] = [
         lambda data, key: unseal_body(Kind.COLLECTED, data, Collected, key),
         "a damaged note of the last collection: times that garbage has waited begin anew",
     ),
+    (
+        keys.ACKS,
+        lambda data, key: unseal_body(Kind.ACKNOWLEDGEMENT, data, Acknowledgement, key),
+        "a damaged acknowledgement of a purge: the node drops what was purged once more",
+    ),
+    (
+        keys.NODES,
+        lambda data, key: unseal_body(Kind.NODE, data, NodeNote, key),
+        "a damaged note of a node: its agent writes it anew within an hour",
+    ),
 ]
 """Objects that only save work."""
 
@@ -89,6 +101,22 @@ def check_home(home: Home) -> Iterator[Finding]:
         for key, _ in _broken(home, prefix, parse):
             yield Finding("garbage", key, f"{what}; it can be deleted")
     yield from _condemned(home)
+    yield from _purges(home)
+
+
+def _purges(home: Home) -> Iterator[Finding]:
+    """Yield purges of which the order or the entry is gone: each says what the other does."""
+    try:
+        lost = find_lost_records(home, Removals(home))
+    except (Damaged, NotFound, UnsupportedFormat):  # the check of the logs says so
+        return
+    for one in lost.entries:
+        what = f"{one.model}@{one.version} was purged, and its log of removals does not say so"
+        yield Finding("damage", keys.PURGES + one.id, f"{what}: it can be loaded again")
+    for one in lost.orders:
+        what = f"{one.model}@{one.version} was purged, and no order says how far that is"
+        key = keys.ref_prefix(one.model, keys.REMOVED_LOG)
+        yield Finding("damage", key, f"{what}: 'tierstore purge run' goes on with it")
 
 
 def _broken(

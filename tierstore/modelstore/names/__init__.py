@@ -5,6 +5,7 @@ __all__ = [
     "history",
     "members",
     "names",
+    "purgerecords",
     "releases",
     "removalprotocol",
     "removed",

@@ -16,8 +16,9 @@ from tierstore.modelstore.care.rebase import Rebasing
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
 from tierstore.modelstore.loading.opener import Opened
-from tierstore.modelstore.names.members import numbered
 from tierstore.modelstore.names.names import Names
+from tierstore.modelstore.names.purgerecords import find_lost_records
+from tierstore.modelstore.names.removalprotocol import purge_lost
 from tierstore.modelstore.names.removed import PURGE
 from tierstore.modelstore.reclaim.feature import check_enabled
 from tierstore.modelstore.reclaim.purge.carrying import Carrying, noted
@@ -72,6 +73,7 @@ class Purges:
         self._rebasing, self._open_alone = rebasing, open_alone
         self._orders: Orders = dropping.orders
         self._dropping = dropping
+        self._restored_s = -_DAY_S
 
     def __repr__(self) -> str:
         return f"<Purges of {self._home.blobs.url}>"
@@ -208,7 +210,7 @@ class Purges:
         """Go on with all purges, and drop what they name from the caches of this process.
 
         Those that are done are looked at as well: what stayed of one may go by now. Where the order
-        of a version that was purged is lost, it gets another one.
+        of a version that was purged is lost, or the entry that purged it, that is written anew.
 
         Returns:
             The receipts of those that were not complete, or are not now, the newest first.
@@ -224,7 +226,7 @@ class Purges:
             []
         """
         check_enabled(self._home)
-        self._make_anew()
+        self._restore_records()
         before = {one.id for one in self.all() if not one.is_complete}
         waits = self._go_on([one.id for one in self._orders.all()])
         every = self._orders.all()
@@ -232,19 +234,16 @@ class Purges:
         found = self._receipts([one.id for one in every], waits)
         return [one for one in found if one.id in before or not one.is_complete]
 
-    def _make_anew(self) -> None:
-        """Give orders for versions that the logs say are purged, and of which none can be read."""
-        known = {(one.model, one.version) for one in self._orders.all()}
-        for model in self._home.models():
-            removed = self._names.removals.of(model)
-            lost = [
-                number
-                for number, entry in removed.items()
-                if entry.action == PURGE and (model, number) not in known
-            ]
-            for version in numbered(self._home, model, lost):
-                _log.warning("the receipt of the purge of %s is lost: it begins anew", version)
-                self._give(version, removed[version.number].message)
+    def _restore_records(self) -> None:
+        """Write anew what was lost of the records of purges: an order, or what says it is one."""
+        lost = find_lost_records(self._home, self._names.removals)
+        for order in lost.entries:
+            _log.warning("%s@%d is purged again, as its log lost it", order.model, order.version)
+            purge_lost(self._home, order.model, order.version, order.message)
+        for order in lost.orders:
+            ref = f"{order.model}@{order.version}"
+            _log.warning("the receipt of the purge of %s is lost: it begins anew", ref)
+            self._put(order)
 
     def _drop(self, orders: Sequence[PurgeOrder]) -> None:
         """Drop what orders name from these caches; where that fails, nobody has answered for it."""
@@ -263,6 +262,9 @@ class Purges:
             if not self._dropping.is_due() or not self._reclaim.is_enabled:
                 return
             self._dropping.note()
+            if time.monotonic() - self._restored_s >= _DAY_S:
+                self._restore_records()
+                self._restored_s = time.monotonic()
             every = self._orders.all()
             due = [one.id for one in every if _is_due(one, time.time())]
             if due and (why := self._go_on(due, stop)):

@@ -166,11 +166,7 @@ class LogRepair:
             gone = self._gone(model, removed)
             purged = self._purged(model, removed | announced) - _purged_by(known.values())
             back = sorted((removed | announced) - gone - purged)
-            rows = list[_Row]()
-            if purged:
-                rows.append((PURGE, sorted(purged)[:MAX_REMOVED]))
-            for at in range(0, len(back), MAX_REMOVED):
-                rows.append(("undelete", back[at : at + MAX_REMOVED]))
+            rows = [*_rows(PURGE, sorted(purged)), *_rows("undelete", back)]
             here, *more = rows or [("undelete", [_NO_VERSION])]
             behind = max(known.keys() | {last}) + 1  # an entry names so many versions at most
             for number, (action, versions) in [(seq, here), *enumerate(more, behind)]:
@@ -238,7 +234,8 @@ class LogRepair:
             "'tierstore rm' or 'tierstore forget' removes it again"
         )
         if purged:
-            note += f"; {_refs(model, purged)} stay purged, as the orders of purges say"
+            stay = "stays" if len(purged) == 1 else "stay"
+            note += f"; {_refs(model, purged)} {stay} purged, as the orders of purges say"
         if gone:
             stay = "stays" if len(gone) == 1 else "stay"
             note += f"; {_refs(model, gone)} {stay} removed: packs of that are in no tier any more"
@@ -360,11 +357,18 @@ def _purged_by(entries: Iterable[RefEntry]) -> set[int]:
     return {number for one in entries if one.action == PURGE for number in one.versions}
 
 
+def _rows(action: Action, versions: Sequence[int]) -> Iterator[_Row]:
+    """Yield entries about versions: each names so many at most."""
+    for at in range(0, len(versions), MAX_REMOVED):
+        yield action, [*versions[at : at + MAX_REMOVED]]
+
+
 def _held_before(entries: Mapping[int, RefEntry], seq: int) -> tuple[set[int], set[int]]:
     """Return the versions that a lost entry in a log of removals may have brought back.
 
     They are those that entries before it removed, and those whose removal was announced and it may
-    have stopped, but for those of which a later one says anew whether they are removed.
+    have stopped, but for those that are purged, and those of which a later one says anew whether
+    they are removed.
 
     Args:
         entries: The entries that can be read, by number.
@@ -375,6 +379,7 @@ def _held_before(entries: Mapping[int, RefEntry], seq: int) -> tuple[set[int], s
         apply_removal(entries[number], removed, announced)
     later = [one for number, one in entries.items() if number > seq and one.action != "announce"]
     said = {version for one in later for version in one.versions}
+    said |= {version for version, one in removed.items() if one.action == PURGE}
     return removed.keys() - said, announced.keys() - said - removed.keys()
 
 

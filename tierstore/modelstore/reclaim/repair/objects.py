@@ -35,6 +35,9 @@ from tierstore.modelstore.home.leases import TTL_S
 from tierstore.modelstore.home.pins import holder_mark
 from tierstore.modelstore.home.refs import whoami
 from tierstore.modelstore.home.reserve import with_reserve
+from tierstore.modelstore.names.purgerecords import find_lost_records
+from tierstore.modelstore.names.removalprotocol import purge_lost
+from tierstore.modelstore.names.removed import Removals
 from tierstore.modelstore.names.rollout import HOLDER
 from tierstore.modelstore.reclaim.repair.report import Outcome, RepairReport
 
@@ -274,8 +277,8 @@ def repair_retention(objects: Objects) -> None:
         objects.report.add("lost", one.key, one.why, done)
 
 
-def repair_purges(objects: Objects) -> None:
-    """Say which receipts of purges are lost, and what of purged content is found again."""
+def repair_purges(objects: Objects, home: Home) -> None:
+    """Write records of purges anew by what is left of them, and say what of them is lost."""
 
     def order(key: str, data: memoryview) -> object:
         return unseal_body(Kind.PURGE, data, PurgeOrder, key)
@@ -283,18 +286,45 @@ def repair_purges(objects: Objects) -> None:
     def content(key: str, data: memoryview) -> object:
         return unseal_body(Kind.PURGED, data, PurgedContent, key)
 
-    done = (
-        "the receipt of a purge is lost; what was purged stays so, and 'tierstore rm REF --purge' "
-        "looks for what is left of it"
-    )
-    for one in objects.broken(Kind.PURGE, objects.listed(keys.PURGES), order):
-        objects.report.add("lost", one.key, one.why, done)
+    broken = {
+        one.key: one for one in objects.broken(Kind.PURGE, objects.listed(keys.PURGES), order)
+    }
+    try:
+        lost = find_lost_records(home, Removals(home))
+    except (Damaged, NotFound, UnsupportedFormat) as error:
+        done = f"which version it purged is not known before that can be read: {error}"
+        for one in broken.values():
+            objects.report.add("left", one.key, one.why, done)
+        return
+    for found in lost.entries:
+        _purge_again(objects, home, found)
+    note = "'tierstore purge run' goes on with it; what it said of what went is lost"
+    for found in lost.orders:
+        key = keys.PURGES + found.id
+        why = broken.pop(key).why if key in broken else f"no order says how far {_ref(found)} is"
+        objects.put(key, seal_body(Kind.PURGE, found), why, "written anew", note, "lost")
+    for one in broken.values():
+        objects.delete(one, "each version that was purged has another order")
     done = (
         "which chunks were purged is found again as far as their manifests are there: 'tierstore "
         "purge run' does so, and says what is lost"
     )
     for one in objects.broken(Kind.PURGED, objects.listed(keys.PURGED), content):
         objects.report.add("lost", one.key, one.why, done)
+
+
+def _purge_again(objects: Objects, home: Home, order: PurgeOrder) -> None:
+    def act() -> bool:
+        purge_lost(home, order.model, order.version, order.message)
+        return True
+
+    key = keys.ref_prefix(order.model, keys.REMOVED_LOG)
+    why = f"it lost the purge of {_ref(order)}"
+    objects.change(act, key, why, "purged again", f"the order {order.id[:12]} says so")
+
+
+def _ref(order: PurgeOrder) -> str:
+    return f"{order.model}@{order.version}"
 
 
 def repair_pins(objects: Objects, home: Home) -> None:

@@ -167,7 +167,7 @@ class _Repair:
             repair_hints(objects)
             repair_leases(objects)
             repair_retention(objects)
-            repair_purges(objects)
+            repair_purges(objects, self._home)
             repair_pins(objects, self._home)
         return lost
 
