@@ -7187,7 +7187,10 @@ _PURGE = (
         "modelstore/reclaim/repair/logs.py",
         "purged = self._purged(model, removed | announced) - _purged_by(known.values())",
         "purged = set[int]()",
-        ("integration/test_purge_carrying.py::test_a_damaged_entry_takes_no_purge_back",),
+        (
+            "integration/test_purge_carrying.py::test_a_damaged_entry_takes_no_purge_back",
+            f"{_RECORDS}::test_a_repair_of_its_entry_brings_no_purged_version_back",
+        ),
     ),
     Mutation(
         "purge-of-what-was-never-published",
@@ -7203,7 +7206,10 @@ _PURGE = (
         "modelstore/reclaim/purge/purging.py",
         "        self._restore_records()\n        before = ",
         "        before = ",
-        ("integration/test_purge_carrying.py::test_a_purge_whose_order_is_lost_is_gone_on_with",),
+        (
+            "integration/test_purge_carrying.py::test_a_purge_whose_order_is_lost_is_gone_on_with",
+            f"{_RECORDS}::test_a_purge_whose_order_is_lost_goes_on",
+        ),
     ),
     Mutation(
         "purge-of-a-manifest-that-nobody-read",
