@@ -7099,6 +7099,17 @@ _CONDEMNED_MANIFESTS = (
 _RECORDS = "integration/test_purge_records.py"
 _PURGE = (
     Mutation(
+        "purge-gives-up-caches-that-an-agent-uses",
+        "SPEC 10.3: A place whose note was two hours old then.",
+        "modelstore/reclaim/purge/orders.py",
+        "- noted[place] >= _NOT_RENEWED:",
+        "- noted[place] > timedelta(0):",
+        (
+            "integration/test_purge.py::"
+            "test_a_node_that_uses_other_caches_now_is_not_waited_for_with_its_old_ones",
+        ),
+    ),
+    Mutation(
         "repair-speaks-of-what-was-purged-before",
         "SPEC 10.2: Those that a `purge` names stay so.",
         "modelstore/reclaim/repair/logs.py",

@@ -743,6 +743,39 @@ def test_nodes_are_outstanding_until_their_agents_have_answered(
         store.close()
 
 
+def test_a_node_that_uses_other_caches_now_is_not_waited_for_with_its_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there all the time; nobody will ever speak for its old disk."""
+    monkeypatch.setenv("TIERSTORE_NODE", "n")
+    monkeypatch.setenv("TIERSTORE_CACHE_DIR", str(tmp_path / "old"))
+    with init_store(tmp_path / "store", chunk_size=MIB) as store:
+        store.reclaim.enable(wait_s=0)
+        for seed in (1, 2):
+            store.save("m", {"own": noise(seed)}, base=None)
+        purges(store).keep_up()
+    [old] = (tmp_path / "store" / "nodes" / "n").iterdir()
+    before = time.time() - 3 * 3600
+    os.utime(old, (before, before))
+    monkeypatch.setenv("TIERSTORE_CACHE_DIR", str(tmp_path / "new"))
+    with open_store(tmp_path / "store") as store:
+        purges(store).keep_up()
+        receipt = purge(store, "m@1")
+        assert (receipt.is_done, receipt.outstanding) == (True, ["n"])
+        purges(store).say_gone("n")
+        [gone] = (tmp_path / "store" / "nodes" / "n").glob("gone")
+        for note in (tmp_path / "store" / "nodes" / "n").iterdir():
+            if note not in (gone, old):  # as its agent does every hour
+                later = time.time() + 10
+                os.utime(note, (later, later))
+        after = purges(store).receipt(receipt.id)
+        assert after.is_complete
+        assert [one.place for one in after.nodes if one.gone] == [old.name]
+        before = gone.stat().st_mtime - 3600
+        os.utime(old, (before, before))  # an agent may still use that one
+        assert purges(store).receipt(receipt.id).outstanding == ["n"]
+
+
 def test_a_node_whose_cache_cannot_be_written_stays_outstanding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from tierstore.blobs.base import BlobInfo, BlobStore
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat, UsageError
@@ -32,6 +32,9 @@ _BY_NODE = ((HEAT, 0, 0), (GROWTH, 0, 0), (NODES, 0, 1), (REPORTS, 2, 0))
 _GONE = "gone"
 """The end of the key of a note that says that a node is gone; a place is 32 hex digits."""
 
+_NOT_RENEWED = timedelta(hours=2)
+"""How old the note of a place is that no agent writes any more: they do once an hour."""
+
 _log = logging.getLogger("tierstore.purge")
 
 
@@ -44,11 +47,14 @@ class Nodes:
         seen: When each node was seen last, by home's clock; ``None`` for a host that a reader's
             lease alone names.
         gone: Since when a node was said to be gone, of those that were not seen since.
+        given_up: Since when a place was, of those that no agent used then: the node of one may use
+            other caches now.
     """
 
     places: dict[str, str] = field(default_factory=dict)
     seen: dict[str, datetime | None] = field(default_factory=dict)
     gone: dict[str, datetime] = field(default_factory=dict)
+    given_up: dict[str, datetime] = field(default_factory=dict)
 
 
 class Orders:
@@ -194,6 +200,7 @@ class Orders:
         was said to be gone nothing counts that is older than that.
         """
         found, gone = Nodes(), dict[str, datetime]()
+        noted = dict[str, datetime]()
         for prefix, before, behind in _BY_NODE:
             for info in self._blobs.list(prefix):
                 name = _node_of(info, prefix, before, behind)
@@ -204,10 +211,13 @@ class Orders:
                 elif name:
                     found.seen[name] = max(found.seen.get(name) or seen, seen)
                     if prefix == NODES:
-                        found.places[last] = name
+                        found.places[last], noted[last] = name, seen
         for name, since in gone.items():
             if (found.seen.get(name) or since) <= since:
                 found.gone[name] = since
+        for place, node in found.places.items():
+            if (since := gone.get(node, noted[place])) - noted[place] >= _NOT_RENEWED:
+                found.given_up[place] = since
         for lease in in_force(self._blobs, "reader"):
             found.seen.setdefault(lease.host, None)
             found.gone.pop(lease.host, None)

@@ -260,7 +260,7 @@ def _nodes(order: PurgeOrder, said: Mapping[str, Acknowledgement], nodes: Nodes)
             when = _time(one.time_us)
         dropped = {} if one is None else one.dropped
         failed = {} if one is None else one.failed
-        seen, gone = nodes.seen.get(node), nodes.gone.get(node)
+        seen, gone = nodes.seen.get(node), nodes.gone.get(node) or nodes.given_up.get(place or "")
         found.append(NodeState(node, place, when, dropped, failed, seen, gone))
     return sorted(found, key=lambda one: (not one.is_outstanding, one.node, one.place or ""))
 
