@@ -284,6 +284,27 @@ def with_chunk(folder: Path) -> LocalHot:
     return tier
 
 
+def purged(folder: Path) -> tuple[bool, bool]:
+    """Whether a purge is done, and whether all caches are known to have dropped it."""
+    with tierstore.init(folder / "store") as store:
+        for value in (1, 2):
+            store.save("m", {"w": np.full(9, value)})
+        store.reclaim.enable(wait_s=0)
+        [receipt] = store.purge("m@1")
+        return receipt.is_done, receipt.is_complete
+
+
+def kept_up(folder: Path) -> list[bool]:
+    """Whether purges are done after an agent's round."""
+    with tierstore.init(folder / "store") as store:
+        for value in (1, 2):
+            store.save("m", {"w": np.full(9, value)})
+        store.reclaim.enable(wait_s=0)
+        store.purge("m@1")
+        store.purges.keep_up()
+        return [one.is_done for one in store.purges.all()]
+
+
 def lost(folder: Path) -> int:
     """Files of a chunk whose bytes the disk has lost."""
     tier = with_chunk(folder)
@@ -440,6 +461,9 @@ CASES = {
         lambda folder: HotRepair(HotTiers(with_chunk(folder)), RepairReport()).repair_local(),
         Unreachable,
     ),
+    "modelstore.reclaim.purge.dropping:Dropping._drop#1": Case(purged, (True, False)),
+    "modelstore.reclaim.purge.purging:Purges._drop#1": Case(purged, (True, True)),
+    "modelstore.reclaim.purge.purging:Purges.keep_up#1": Case(kept_up, [True]),
     "tiers.activity:_forget_old#1": Case(old_ones, True),
     "tiers.activity:activities#1": Case(seen, []),
     "tiers.activity:activities#2": Case(seen, []),
