@@ -7007,8 +7007,8 @@ _CONDEMNED_MANIFESTS = (
         "condemned-name-again",
         "SPEC 10: The name of a condemned manifest is never given again.",
         "modelstore/home/sealing.py",
-        "if home.reclaims and home.condemned.may_hold(digest.raw, True) and ",
-        "if False and ",
+        "if home.reclaims and home.condemned.may_hold(digest.raw) and _is_condemned(home, digest):",
+        "if False:",
         (
             "integration/test_condemned_manifests.py::"
             "test_equal_content_is_saved_under_another_digest",
