@@ -7079,17 +7079,6 @@ _CONDEMNED_MANIFESTS = (
         ("integration/test_condemned_manifests.py::test_what_a_dead_writer_left_stops_nobody",),
     ),
     Mutation(
-        "condemned-for-who-has-read-no-list",
-        "SPEC 11: manifest, with a salt (section 7) if it is known to be condemned.",
-        "modelstore/home/condemned.py",
-        "        return unread if newest is None else newest.may_hold(name)\n",
-        "        return newest is not None and newest.may_hold(name)\n",
-        (
-            "integration/test_condemned_manifests.py::"
-            "test_a_process_that_has_read_no_list_makes_a_patch_of_what_was_purged",
-        ),
-    ),
-    Mutation(
         "merged-manifests-leave-the-lists",
         "SPEC 10: A segment of manifests MUST stay in the lists, or be merged into one that does.",
         "modelstore/reclaim/tidy.py",
