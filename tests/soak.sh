@@ -22,11 +22,13 @@ run() { # NAME PYTEST_ARGUMENTS...
         tests/stateful tests/unit/test_fuzz_format.py
     echo "== flipped bits, in build/flips-*.json"
     mkdir -p build
-    campaigns=()
-    for seed in $(seq "$(nproc)"); do # one campaign is one process, so one for each core
-        "$python" -m tests.flips --servers --flips $((100000 / $(nproc))) --seed "$seed" \
-            --json "build/flips-$seed.json" &
-        campaigns+=($!)
-    done
-    for campaign in "${campaigns[@]}"; do wait "$campaign"; done
+    # pieces of some minutes each, one process for each core; those of this commit that an
+    # interrupted run has ended are not done again
+    seq 20 | PYTHON=$python COMMIT=$(git rev-parse --short HEAD) xargs -P "$(nproc)" -I{} bash -c '
+        json=build/flips-$COMMIT-{}.json
+        [ -e "$json" ] ||
+            "$PYTHON" -m tests.flips --servers --flips 5000 --seed {} --json "$json"' ||
+        failed=1
+    "$python" -m tests.flips --sum build/flips-"$(git rev-parse --short HEAD)"-*.json
+    [ -z "${failed-}" ]
 } 2>&1 | tee "$last"

@@ -1,5 +1,7 @@
 """Runs a campaign of flips: ``python -m tests.flips [--flips N] [--minutes N] [--json FILE]``.
 
+``python -m tests.flips --sum FILE...`` adds up what campaigns have found.
+
 With ``--servers`` the cold tier is in a simulated S3, and a Redis and a memcached are caches; their
 programs must be installed. Ends with 1 if a flipped bit was returned as data, or an error came that
 is none of tierstore's.
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flips.campaign import Campaign
+from tests.flips.campaign import Campaign, Failure, Tally
 from tests.flips.uploads import flip_uploads
 from tests.flips.world import Servers, built
 from tests.servers.memcached import memcached_running
@@ -35,7 +37,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--servers", action="store_true")
+    parser.add_argument("--sum", type=Path, nargs="+", metavar="FILE")
     asked = parser.parse_args()
+    if asked.sum:
+        return _told(_sum(asked.sum))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers = stack.enter_context(running(Path(folder))) if asked.servers else Servers()
         world = built(Path(folder) / "world", servers)
@@ -52,9 +57,6 @@ def main() -> int:
         began = time.monotonic()
         tally = campaign.run(asked.flips, goes_on)
         flip_uploads(Path(folder), asked.flips // 100, asked.seed, tally)
-    print(tally.table())
-    for failure in tally.failures:
-        print(failure)
     if asked.json:
         found = {
             "flips": tally.counts.total(),
@@ -64,7 +66,25 @@ def main() -> int:
             "failures": [asdict(failure) for failure in tally.failures],
         }
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
+    return _told(tally)
+
+
+def _told(tally: Tally) -> int:
+    """Print what flips have found; return the exit code."""
+    print(tally.table())
+    for failure in tally.failures:
+        print(failure)
     return 1 if tally.failures else 0
+
+
+def _sum(paths: list[Path]) -> Tally:
+    tally = Tally()
+    for path in paths:
+        found = json.loads(path.read_text())
+        for place, kind, outcome, count in found["counts"]:
+            tally.counts[place, kind, outcome] += count
+        tally.failures += [Failure(**failure) for failure in found["failures"]]
+    return tally
 
 
 @contextmanager
