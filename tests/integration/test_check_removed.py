@@ -204,3 +204,20 @@ def test_packs_that_nothing_needs_are_called_what_they_are(
     assert said() == {pack_key(new): "a condemned pack: 'tierstore gc' deletes it"}
     store.save("n", tensors(9), base=None)
     assert said() == {pack_key(new): "a condemned pack: 'tierstore gc' deletes it"}
+
+
+def test_what_a_removed_release_needs_as_well_is_damage_of_the_other(
+    store: Store, blobs: MemoryStore
+) -> None:
+    store.releases.create("all", ["m@1"])
+    store.save("n", tensors(4), base=None)
+    store.releases.create("all", ["m@1", "n@1"])
+    store.remove("all@2", force=True)
+    entry = store._parts.home.log("m").key_of(1)
+    blobs.delete([entry])
+    found = [one.needed_by for one in store.check().findings if one.key == entry]
+    assert ("all@1", "all@2 (removed)") in found
+    store.remove("all@1", force=True)
+    assert ("all@1 (removed)", "all@2 (removed)") in [
+        one.needed_by for one in store.check().findings if one.key == entry
+    ], "no entry is ever collected"

@@ -316,7 +316,10 @@ def _lost(store: Store) -> tuple[str, ...]:
 
 
 def _blocked_rules(store: Store) -> tuple[str, ...]:
-    found = store.retention.outlooks()
+    try:
+        found = store.retention.outlooks()
+    except TierstoreError as error:  # all else can be asked
+        return (f"what rules of retention remove is not known: {error}",)
     if found and not store.reclaim.is_enabled:
         return ("rules are set, but nothing may be removed yet: see 'tierstore gc --enable'",)
     return tuple(

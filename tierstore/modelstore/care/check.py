@@ -159,8 +159,10 @@ class _Check:
         self._folds: list[tuple[FoundFold, int]] = []
         """Folds that are what the patches give as far as metadata tells, with the bytes to compare.
         """
-        self._needed: dict[Finding, tuple[Digest, bool]] = {}
-        """Findings with the manifests that they are about, and whether the object is missing."""
+        self._needed: dict[Finding, list[tuple[Digest, bool]]] = {}
+        """Findings with the manifests that they are about, and whether what is missing may have
+        been collected with these.
+        """
         self._bad_folds: list[str] = []
         self._unused_folds: set[str] = set()
         self._saving = is_saving(home.blobs)
@@ -221,12 +223,29 @@ class _Check:
         with suppress(TierstoreError):
             self._quarantine(lift=False)
 
-    def _damage(self, key: str, what: object, needs: Digest | str | None = None) -> None:
-        """Note damage that hits one version, or all that need a manifest."""
+    def _damage(
+        self,
+        key: str,
+        what: object,
+        needs: Digest | str | None = None,
+        is_collectable: bool = False,
+    ) -> None:
+        """Note damage that hits one version, or all that need a manifest.
+
+        Args:
+            key: The key of the object.
+            what: What is wrong with it.
+            needs: The version, or the manifest; several may be hit by the same.
+            is_collectable: Whether it goes with what needs it once that is removed.
+        """
         users = (needs,) if isinstance(needs, str) else ()
         found = Finding("damage", key, brief(what, key), users)
         if isinstance(needs, Digest):  # who needs it is known once all chains were looked at
-            self._needed[found] = needs, isinstance(what, NotFound)
+            is_collected = is_collectable and isinstance(what, NotFound)
+            needed = self._needed.setdefault(found, [])
+            needed.append((needs, is_collected))
+            if len(needed) > 1:
+                return
         self._report.findings.append(found)
 
     def _look_again(self) -> None:
@@ -242,10 +261,12 @@ class _Check:
             if one not in self._needed:
                 findings.append(one)
                 continue
-            digest, is_missing = self._needed[one]
-            named = self._users.of(digest)
-            if users := named.in_force if is_missing else named.every:
-                findings.append(replace(one, needed_by=tuple(users)))
+            users: list[str] = []
+            for digest, is_collected in self._needed[one]:
+                named = self._users.of(digest)
+                users += named.in_force if is_collected else named.every
+            if users:
+                findings.append(replace(one, needed_by=tuple(dict.fromkeys(users))))
         self._report.findings = findings
         self._needed.clear()
 
@@ -364,7 +385,7 @@ class _Check:
         except (Damaged, NotFound, UnsupportedFormat) as error:
             below = named_below(self._home, digest)
             if all(map(self._is_readable, below.read)):  # else that one is named
-                self._damage(keys.version_key(digest), error, digest)
+                self._damage(keys.version_key(digest), error, digest, is_collectable=True)
         self._users.add_below(digest, below)
 
     def _is_readable(self, digest: Digest) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 
 from tierstore.errors import Damaged, NotFound, UnsupportedFormat
 from tierstore.format import keys
@@ -24,6 +23,7 @@ from tierstore.modelstore.names.purgerecords import find_lost_records
 from tierstore.modelstore.names.removed import Removals
 
 _PAGE = 256
+_PAGE_BYTES = 16 << 20
 _Parse = Callable[[Buffer, str], object]
 """Parses an object, by its bytes and key."""
 
@@ -123,16 +123,28 @@ def _broken(
     home: Home, prefix: str, parse: _Parse
 ) -> Iterator[tuple[str, Damaged | UnsupportedFormat]]:
     """Yield the objects below a prefix, or of that key, that cannot be read, and why."""
-    listed: Iterable[str] = [prefix]
-    if prefix.endswith("/"):
-        listed = (info.key for info in home.blobs.list(prefix))
-    left = iter(listed)
-    while page := list(islice(left, _PAGE)):
+    for page in _pages(home, prefix):
         for key, data in home.blobs.get_many(page).items():  # others may be gone by now
             try:
                 parse(data, key)
             except (Damaged, UnsupportedFormat) as error:
                 yield key, error
+
+
+def _pages(home: Home, prefix: str) -> Iterator[list[str]]:
+    """Yield the keys below a prefix, or that key, as many at a time as are read at once."""
+    if not prefix.endswith("/"):
+        yield [prefix]
+        return
+    page, page_bytes = list[str](), 0
+    for info in home.blobs.list(prefix):
+        if page and (len(page) == _PAGE or page_bytes + info.size > _PAGE_BYTES):
+            yield page
+            page, page_bytes = [], 0
+        page.append(info.key)
+        page_bytes += info.size
+    if page:
+        yield page
 
 
 def _condemned(home: Home) -> Iterator[Finding]:
