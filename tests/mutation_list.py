@@ -7007,8 +7007,8 @@ _CONDEMNED_MANIFESTS = (
         "condemned-name-again",
         "SPEC 10: The name of a condemned manifest is never given again.",
         "modelstore/home/sealing.py",
-        "if home.reclaims and home.condemned.may_hold(digest.raw) and _is_condemned(home, digest):",
-        "if False:",
+        "if home.reclaims and home.condemned.may_hold(digest.raw, True) and ",
+        "if False and ",
         (
             "integration/test_condemned_manifests.py::"
             "test_equal_content_is_saved_under_another_digest",
@@ -7077,6 +7077,17 @@ _CONDEMNED_MANIFESTS = (
         "            self._end_orphans(mark)\n",
         "",
         ("integration/test_condemned_manifests.py::test_what_a_dead_writer_left_stops_nobody",),
+    ),
+    Mutation(
+        "condemned-for-who-has-read-no-list",
+        "SPEC 11: manifest, with a salt (section 7) if it is known to be condemned.",
+        "modelstore/home/condemned.py",
+        "        return unread if newest is None else newest.may_hold(name)\n",
+        "        return newest is not None and newest.may_hold(name)\n",
+        (
+            "integration/test_condemned_manifests.py::"
+            "test_a_process_that_has_read_no_list_makes_a_patch_of_what_was_purged",
+        ),
     ),
     Mutation(
         "merged-manifests-leave-the-lists",

@@ -255,3 +255,17 @@ def test_many_segments_of_manifests_become_one(store: Store, blobs: MemoryStore)
     assert len(found.of_manifests) == 1
     assert found.manifests == {one.raw for one in digests}
     assert CondemnedPacks(blobs).among([digests[3].raw]) == {digests[3].raw}
+
+
+def test_a_process_that_has_read_no_list_makes_a_patch_of_what_was_purged(
+    store: Store, blobs: MemoryStore, tmp_path: Path
+) -> None:
+    """As the next one has read none either, whoever tries again would fail again."""
+    patch = store.patch("m@1", ROWS)
+    purge_entry(store, "m", patch.number)
+    condemn_manifest(blobs, patch.digest)
+    delete_manifest(blobs, patch.digest)
+    with opened(blobs, tmp_path / "new") as other:
+        again = other.patch("m@1", ROWS)
+        assert again.digest != patch.digest
+        other.load(again).load()

@@ -18,14 +18,15 @@ from tierstore.modelstore.home.home import Home
 def seal_fit(home: Home, manifest: Manifest) -> tuple[Digest, bytes]:
     """Seal a manifest; where its name was condemned, with a salt, which gives it another one.
 
-    It asks home for nothing as long as the newest condemned list that this process has read does
-    not have the name: whoever looks at the list after the ref entry finds out the rest.
+    A process that has read a condemned list asks home for nothing as long as that does not have the
+    name: whoever looks at the list after the ref entry finds out the rest. One that has read none
+    looks at the newest: its next try would be as new.
 
     Returns:
         The digest, which is the name, and the sealed object.
     """
     digest, sealed = seal_manifest(manifest)
-    if home.reclaims and home.condemned.may_hold(digest.raw) and _is_condemned(home, digest):
+    if home.reclaims and home.condemned.may_hold(digest.raw, True) and _is_condemned(home, digest):
         salt = secrets.token_bytes(SALT_BYTES)
         return seal_manifest(msgspec.structs.replace(manifest, salt=salt))
     return digest, sealed
