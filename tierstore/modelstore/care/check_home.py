@@ -13,7 +13,7 @@ from tierstore.format.layout import parse_mark, parse_move
 from tierstore.format.purge import Acknowledgement, NodeNote, PurgedContent, PurgeOrder
 from tierstore.format.reflog import Lease, Report
 from tierstore.format.retention import Retention
-from tierstore.format.sealed import Kind, unseal_body
+from tierstore.format.sealed import Body, Kind, unseal_body
 from tierstore.format.segments import parse_any_segment
 from tierstore.format.tiers import HEAT, PINS, Pin
 from tierstore.ids import Buffer
@@ -38,28 +38,32 @@ def _mark(data: Buffer, key: str) -> object:
     return None if pack is None else parse_mark(data, pack, key)
 
 
+def _sealed(kind: Kind, body: type[Body]) -> _Parse:
+    return lambda data, key: unseal_body(kind, data, body, key)
+
+
 _NEEDED: list[tuple[str, _Parse, str]] = [
     (keys.MOVES, _move, "no reader finds what was moved by it"),
     (keys.QUARANTINE, _mark, "its pack counts as damaged"),
     (
         keys.RETENTION,
-        lambda data, key: unseal_body(Kind.RETENTION, data, Retention, key),
+        _sealed(Kind.RETENTION, Retention),
         "nothing of it is removed or collected until 'tierstore retention set' sets it again",
     ),
     (
         keys.PURGES,
-        lambda data, key: unseal_body(Kind.PURGE, data, PurgeOrder, key),
+        _sealed(Kind.PURGE, PurgeOrder),
         "'tierstore purge run' begins that purge anew, and what it said of what went is lost",
     ),
     (
         keys.PURGED,
-        lambda data, key: unseal_body(Kind.PURGED, data, PurgedContent, key),
+        _sealed(Kind.PURGED, PurgedContent),
         "nodes do not know what to drop until 'tierstore purge run' found it again",
     ),
-    (PINS, lambda data, key: unseal_body(Kind.PIN, data, Pin, key), "it pins without end"),
+    (PINS, _sealed(Kind.PIN, Pin), "it pins without end"),
     (
         keys.LEASES,
-        lambda data, key: unseal_body(Kind.LEASE, data, Lease, key),
+        _sealed(Kind.LEASE, Lease),
         "no garbage is collected until it ends, in some hours",
     ),
 ]
@@ -70,22 +74,22 @@ _HINTS: list[tuple[str, _Parse, str]] = [
     (HEAT, parse_heat, "damaged heat: what a node has read is forgotten"),
     (
         keys.REPORTS,
-        lambda data, key: unseal_body(Kind.REPORT, data, Report, key),
+        _sealed(Kind.REPORT, Report),
         "a damaged report of a node: it reports again",
     ),
     (
         keys.COLLECTED,
-        lambda data, key: unseal_body(Kind.COLLECTED, data, Collected, key),
+        _sealed(Kind.COLLECTED, Collected),
         "a damaged note of the last collection: times that garbage has waited begin anew",
     ),
     (
         keys.ACKS,
-        lambda data, key: unseal_body(Kind.ACKNOWLEDGEMENT, data, Acknowledgement, key),
+        _sealed(Kind.ACKNOWLEDGEMENT, Acknowledgement),
         "a damaged acknowledgement of a purge: the node drops what was purged once more",
     ),
     (
         keys.NODES,
-        lambda data, key: unseal_body(Kind.NODE, data, NodeNote, key),
+        _sealed(Kind.NODE, NodeNote),
         "a damaged note of a node: its agent writes it anew within an hour",
     ),
 ]
