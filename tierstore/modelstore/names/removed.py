@@ -60,6 +60,8 @@ class Removals:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._known: dict[str, _Known] = {}
+        self._named: set[str] = set()
+        """Names that were seen to have an entry: one that has is a model's for ever."""
         self._now: tuple[float, int] | None = None
 
     def of(self, model: str) -> Removed:
@@ -110,11 +112,19 @@ class Removals:
 
         A folder without any entry, which strangers or a loss may leave, is no model.
         """
-        first = {name: entry_key(ref_prefix(name, VERSION_LOG), 1) for name in models}
-        known = {name: self._known_of(name) for name in first} if self._home.reclaims else {}
+        asked = dict.fromkeys(models)
+        first = {
+            name: entry_key(ref_prefix(name, VERSION_LOG), 1)
+            for name in asked
+            if name not in self._named
+        }
+        known = {name: self._known_of(name) for name in asked} if self._home.reclaims else {}
         keys = {name: _key(name, one) for name, one in known.items()}
         found = self._home.blobs.get_many([*first.values(), *keys.values()])
-        names = [name for name, key in first.items() if key in found or self._has_entry(name)]
+        self._named |= {
+            name for name, key in first.items() if key in found or self._has_entry(name)
+        }
+        names = [name for name in asked if name in self._named]
         return [
             name
             for name in names
