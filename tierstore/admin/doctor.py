@@ -317,11 +317,13 @@ def _lost(store: Store) -> tuple[str, ...]:
 
 def _blocked_rules(store: Store) -> tuple[str, ...]:
     try:
+        if not store.reclaim.is_enabled:
+            rules = any(one.rules is not None for one in store.retention.all())
+            why = "rules are set, but nothing may be removed yet: see 'tierstore gc --enable'"
+            return (why,) if rules and store.models() else ()
         found = store.retention.outlooks()
     except TierstoreError as error:  # all else can be asked
         return (f"what rules of retention remove is not known: {error}",)
-    if found and not store.reclaim.is_enabled:
-        return ("rules are set, but nothing may be removed yet: see 'tierstore gc --enable'",)
     return tuple(
         f"nothing of {one.model} is removed by its rules: {one.blocked}"
         for one in found
