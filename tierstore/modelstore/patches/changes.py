@@ -274,7 +274,7 @@ def _array(indices: Any) -> npt.NDArray[Any]:
     """Return a copy of indices as they were given: what is checked is what is stored."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(indices, torch.Tensor):
-        indices = indices.detach().cpu()
+        indices = indices.detach().cpu().numpy()
     found = np.array(indices)
     return found.astype(np.int64) if found.size == 0 else found
 
