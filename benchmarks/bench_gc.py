@@ -302,7 +302,6 @@ def _remove(program: Program, made: Path, numbers: Sequence[int], least: int) ->
             sample, _ = run_child(argv, env)
             total.wall += sample.wall
             total.cpu += sample.cpu
-            total.peak_rss = max(total.peak_rss, sample.peak_rss)
         total.extra = {"before": before, "after": _bytes(repo)}
         total.extra["freed_share"] = (before - total.extra["after"]) / (before - least)
         return total
@@ -326,13 +325,12 @@ def peers(parent: Path, rounds: int, count: int, source: Path) -> dict[str, Any]
     show(
         f"{len(gone)} of {count} versions removed, {source.stat().st_size / MIB:.0f} MiB each "
         f"(median of {rounds})",
-        ("program", "wall s", "CPU s", "peak RSS MiB", "MB before", "MB after", "share freed"),
+        ("program", "wall s", "CPU s", "MB before", "MB after", "share freed"),
         [
             (
                 name,
                 median(s, "wall"),
                 median(s, "cpu"),
-                median(s, "peak_rss") / MIB,
                 median(s, "before") / 1e6,
                 median(s, "after") / 1e6,
                 f"{median(s, 'freed_share'):.3f}",
