@@ -1,0 +1,67 @@
+"""What operations ask of home as a store grows: no request count grows where it did not.
+
+Each is run on stores of two sizes, with everything that it asks counted. A listing takes a request
+for each ten keys here, so that one that grows is seen in small stores. ``MOST`` is a ratchet: what
+an operation asks for each further model, version or patch today it may ask, and no more; a number
+that was cured is lowered here. ``benchmarks.bench_growth`` tells exponents, in large stores.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.generated import Shape
+from benchmarks.growth import OPERATIONS, Place, cost_of, make
+
+GROWN = "model-00000"
+SIZES = {"models": (80, 240), "versions": (20, 80), "patches": (2, 14)}
+_PAGE = 10
+
+MOST: dict[str, dict[str, float]] = {
+    "models": {
+        "ls": 12.1, "du": 11.1, "df": 0.1, "check": 13.5, "gc, nothing new": 3.6,
+        "forget --dry-run": 4.1, "gateway's models": 8.1, "agent, first round": 18.6,
+        "agent, later round": 10.5, "first save": 0.1, "save": 0.1, "save, new model": 0.2,
+    },
+    "versions": {
+        "ls MODEL": 1.0, "du": 3.0, "df": 0.1, "check": 5.4, "gc, nothing new": 3.4,
+        "forget --dry-run": 2.0, "agent, first round": 5.2, "agent, later round": 0.2,
+    },
+    "patches": {
+        "load": 4.0, "ls MODEL": 1.0, "du": 22.0, "df": 0.1, "check": 25.4,
+        "gc, nothing new": 3.4, "forget --dry-run": 14.5, "agent, first round": 19.5,
+        "agent, later round": 4.4, "first save": 1.0,
+    },
+}  # fmt: skip
+"""The most requests for each further model, version or patch; 0 for what is not named."""
+
+
+def store_of(kind: str, size: int, folder: Path) -> Place:
+    """A store of so many models, versions of one, or patches."""
+    if kind == "models":
+        place = make(folder, Shape(size, 1, chunks=4, fresh=4))
+    elif kind == "versions":
+        place = make(folder, Shape(1, size, chunks=4, fresh=1), model=GROWN)
+    else:
+        place = make(folder, Shape(0), patches=size)
+    place.page = _PAGE
+    return place
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_no_request_count_grows_where_it_did_not(kind: str, tmp_path: Path) -> None:
+    small, large = SIZES[kind]
+    counts: dict[str, list[int]] = {name: [] for name in OPERATIONS}
+    for size in (small, large):
+        place = store_of(kind, size, tmp_path / str(size))
+        for name, operation in OPERATIONS.items():
+            counts[name].append(cost_of(operation, place).requests)
+    more = {name: (after - before) / (large - small) for name, (before, after) in counts.items()}
+    grown = {
+        name: (*counts[name], round(each, 2))
+        for name, each in more.items()
+        if each > MOST[kind].get(name, 0.0)
+    }
+    assert not grown, f"these ask more as there are more {kind}"
