@@ -7426,9 +7426,39 @@ _PURGE = (
     ),
 )
 
+_GROWTH = (
+    Mutation(
+        "agent-sees-aliases-that-moved",
+        "docs/how-to/operations.md: The agent steps rollouts that are due.",
+        "serving/agent.py",
+        "            if self._at_rest.get((model, alias)) == end:\n",
+        "            if (model, alias) in self._at_rest:\n",
+        (
+            "integration/test_heads.py::"
+            "test_an_agent_steps_a_rollout_that_another_process_has_begun",
+        ),
+    ),
+    Mutation(
+        "agent-sees-what-came-back",
+        "docs/how-to/operations.md: The agent folds versions that lie on many patches.",
+        "serving/agent.py",
+        "            if self._folded.get(model) == ends:\n",
+        "            if model in self._folded:\n",
+        ("integration/test_heads.py::test_an_agent_folds_what_was_brought_back",),
+    ),
+    Mutation(
+        "listed-entry-far-ahead-is-of-no-log",
+        "SPEC 9: An entry behind more than 1,000 missing ones is no part of a log.",
+        "modelstore/home/heads.py",
+        "if seq is not None and follows(seq, ends.get(name, 0)):",
+        "if seq is not None:",
+        ("integration/test_heads.py::test_every_log_ends_where_it_is_read_to",),
+    ),
+)
+
 MUTATIONS = (
     *_FORMAT, *_DURABILITY, *_TIERS, *_MOVER, *_HOT, *_QUARANTINE, *_NAMES, *_GATEWAY,
     *_ARCHITECTURE, *_API, *_PROCESSES, *_EVERYDAY, *_RECLAIM, *_INDEX, *_REBUILD, *_REMOVAL,
     *_COLLECTOR, *_COLLECTED, *_REPAIR, *_REPACK, *_FULL, *_FOLDED, *_SEGMENTS, *_SWEPT, *_ROWS,
-    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES, *_WAYS, *_CONDEMNED_MANIFESTS, *_PURGE,
+    *_REPAIRED_OBJECTS, *_WORDS, *_PROMISES, *_WAYS, *_CONDEMNED_MANIFESTS, *_PURGE, *_GROWTH,
 )  # fmt: skip

@@ -20,6 +20,7 @@ from tierstore.codecs.base import WORD_TYPES
 from tierstore.errors import Damaged, NotFound, UsageError
 from tierstore.format.dtypes import DTYPES
 from tierstore.format.keys import pack_key, version_key
+from tierstore.modelstore.home.heads import Heads
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import SaveStats, Version
 from tierstore.testing.faulty import Fault, FaultyStore
@@ -454,18 +455,18 @@ def test_a_sweep_rebases_what_is_dear_as_a_whole(store: Store, blobs: MemoryStor
     store.save("m", near)
     store.save("m", far)
     rebasing = store._parts.rebasing
-    done = rebasing.sweep()
+    done = rebasing.sweep(Heads(blobs))
     assert list(done) == ["m@3"], "reading m@2 costs little more than its bases do"
     assert done["m@3"].cost_before > 1.5 >= done["m@3"].cost_after
     assert any(place.bases for place in places(store, "m@2"))
-    assert rebasing.sweep() == {}
+    assert rebasing.sweep(Heads(blobs)) == {}
     equal(store.load("m@3").load(), far)
     for seed, base in ((5, "auto"), (7, "m@1")):
         other = {name: tuned(array, seed, step=0.02) for name, array in first.items()}
         store.save("m", other, base=base)
     blobs.put(version_key(store.resolve("m@4").digest), b"damaged")
-    assert list(rebasing.sweep()) == ["m@5"], "a damaged version is left to check"
-    assert store._parts.rebasing.sweep(lambda: True) == {}
+    assert list(rebasing.sweep(Heads(blobs))) == ["m@5"], "a damaged version is left to check"
+    assert store._parts.rebasing.sweep(Heads(blobs), lambda: True) == {}
 
 
 def test_a_rebased_version_is_a_base_itself(store: Store) -> None:

@@ -22,9 +22,11 @@ from tierstore.errors import (
     TierstoreError,
     UnsupportedFormat,
 )
+from tierstore.format.keys import ALIASES
 from tierstore.format.storeconfig import reclaims
 from tierstore.modelstore.home.chain import find_chain
-from tierstore.modelstore.names.rollout import advance_all
+from tierstore.modelstore.home.heads import Heads
+from tierstore.modelstore.names.rollout import advance
 from tierstore.modelstore.patches.fold import Folded
 from tierstore.modelstore.patches.patching import look_below
 from tierstore.modelstore.reclaim.growth import Growth
@@ -111,7 +113,10 @@ class Agent:
         self._placement, self._rebasing = store.placement, store._parts.rebasing
         self._collecting = Collecting(store, collecting or CollectingPlan(), self.stop)
         self._purges = purges_of(store)
-        self._newest: dict[str, int] = {}
+        self._folded: dict[str, tuple[int, int]] = {}
+        """The ends of the logs of models whose newest version was looked at."""
+        self._at_rest: dict[tuple[str, str], int] = {}
+        """The ends of the logs of aliases that are in no rollout."""
         self._rules_looked_at = -_RULES_EVERY_S
         self._reported: set[tuple[str, str]] = set()
         self._warned: dict[str, tuple[type[TierstoreError], float]] = {}
@@ -166,12 +171,13 @@ class Agent:
         began = time.monotonic()
         self.stats.rounds += 1
         try:
-            self._advance()
+            heads = Heads(self._store._parts.home.blobs)
+            self._advance(heads)
             self._growth.begin_round()
             if self._rebases:
-                self._rebase()
+                self._rebase(heads)
             if self._folds:
-                self._fold()
+                self._fold(heads)
             self._keep_rules()
             self._collecting.round()
             self._purges.keep_up(self.stop)
@@ -211,16 +217,29 @@ class Agent:
             self._warned[message] = kind, now
         _log.log(logging.WARNING if is_new else logging.DEBUG, message, error)
 
-    def _advance(self) -> None:
-        for alias, verdict in advance_all(self._store.rollouts).items():
-            if verdict in ("stepped", "finished"):
-                self.stats.rollout_steps += 1
-                _log.info("the rollout of %s: %s", alias, verdict)
-            elif verdict == "closed":
-                _log.warning("the rollout of %s waits: a gate does not hold", alias)
+    def _advance(self, heads: Heads) -> None:
+        """Step the rollouts that are due, and clean up after those that died."""
+        self._store.rollouts.settle_all()
+        for model, alias, end in heads.aliases():
+            if self._at_rest.get((model, alias)) == end:
+                continue
+            last = self._store._parts.home.log(model, ALIASES + alias).last()
+            if last is None or last.rollout is None:
+                self._at_rest[model, alias] = end
+            else:
+                self._advance_one(model, alias)
 
-    def _rebase(self) -> None:
-        for name, done in self._rebasing.sweep(self.stop.is_set, self._growth).items():
+    def _advance_one(self, model: str, alias: str) -> None:
+        rollouts = self._store.rollouts
+        verdict = advance(rollouts, rollouts.status(model, alias))
+        if verdict in ("stepped", "finished"):
+            self.stats.rollout_steps += 1
+            _log.info("the rollout of %s@%s: %s", model, alias, verdict)
+        elif verdict == "closed":
+            _log.warning("the rollout of %s@%s waits: a gate does not hold", model, alias)
+
+    def _rebase(self, heads: Heads) -> None:
+        for name, done in self._rebasing.sweep(heads, self.stop.is_set, self._growth).items():
             self.stats.rebased += 1
             self.stats.rewritten_bytes += done.stored_bytes
             _log.info(
@@ -230,24 +249,34 @@ class Agent:
                 done.cost_after,
             )
 
-    def _fold(self) -> None:
+    def _fold(self, heads: Heads) -> None:
         """Fold the newest version of each model while its chain of patches still has room."""
-        for model in self._store.models():
-            newest = self._store.resolve(model)
-            if self.stop.is_set() or newest.is_release or self._newest.get(model) == newest.number:
+        for model, ends in heads.versions():
+            if self.stop.is_set():
+                return
+            if self._folded.get(model) == ends:
                 continue
             try:
-                done = self._fold_one(newest)
-            except (Conflict, Damaged, NotFound, UnsupportedFormat, OutOfSpace) as error:
-                # 'check' tells more
-                _log.warning("%s was not folded: %s", newest, error)
+                newest = self._store.resolve(model)
+            except NotFound as error:  # every version of it is removed
+                _log.debug("%s is not folded: %s", model, error)
             else:
-                if done is None:  # it waits until there is room for it
+                if not newest.is_release and not self._fold_newest(newest):
                     continue
-                if done.stats is not None:
-                    self.stats.folded += 1
-                    _log.info("%s was folded: it lay on %d patches", newest, done.patches)
-            self._newest[model] = newest.number
+            self._folded[model] = ends
+
+    def _fold_newest(self, newest: Version) -> bool:
+        """Fold a version if it lies on many patches; return ``False`` if that waits for room."""
+        try:
+            done = self._fold_one(newest)
+        except (Conflict, Damaged, NotFound, UnsupportedFormat, OutOfSpace) as error:
+            # 'check' tells more
+            _log.warning("%s was not folded: %s", newest, error)
+            return True
+        if done is not None and done.stats is not None:
+            self.stats.folded += 1
+            _log.info("%s was folded: it lay on %d patches", newest, done.patches)
+        return done is not None
 
     def _fold_one(self, version: Version) -> Folded | None:
         """Fold a version that lies on many patches; ``None`` if that takes more than it may."""

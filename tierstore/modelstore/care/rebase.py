@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from tierstore.arguments import as_number
@@ -33,6 +34,7 @@ from tierstore.ids import split_digests
 from tierstore.modelstore.chunks.sharing import Want
 from tierstore.modelstore.home.clock import running_s
 from tierstore.modelstore.home.confirm import gone_packs, lost_since
+from tierstore.modelstore.home.heads import Heads
 from tierstore.modelstore.home.home import Home, chunks_of
 from tierstore.modelstore.home.index import ChunkIndex, write_segment
 from tierstore.modelstore.home.leases import WriterLease
@@ -230,7 +232,10 @@ class Rebasing:
         return self._replace(alone, costs, deltas, since_s) if deltas else None
 
     def sweep(
-        self, stop: Callable[[], bool] = lambda: False, allowance: Allowance = UNLIMITED
+        self,
+        heads: Heads,
+        stop: Callable[[], bool] = lambda: False,
+        allowance: Allowance = UNLIMITED,
     ) -> dict[str, Rebased]:
         """Rebase the versions that cost more than ``COSTS`` to read as a whole; return by name.
 
@@ -238,12 +243,13 @@ class Rebasing:
         each version and variant is looked at once. One that cannot be read is left to ``check``.
 
         Args:
+            heads: Where the logs of the store end: no other version is looked for.
             stop: Asked before each version; ``True`` ends the sweep.
             allowance: How much may be written. Where it ends a version is rebased in part, and the
                 next sweep goes on with it.
         """
         done = {}
-        for log, seq, model, variant in self._new():
+        for log, seq, model, variant in self._new(heads):
             if stop():
                 break
             try:
@@ -261,14 +267,14 @@ class Rebasing:
             self._looked_at[model, variant] = seq
         return done
 
-    def _new(self) -> Iterator[tuple[RefLog, int, str, str]]:
+    def _new(self, heads: Heads) -> Iterator[tuple[RefLog, int, str, str]]:
         """Yield the entries written since the last look with their logs, by log, oldest first."""
-        for model in self._home.models():
-            for variant in ["", *self._home.variants(model)]:
+        own = ((model, "", last) for model, (last, _) in heads.versions())
+        for model, variant, last in chain(own, heads.variants()):
+            before = self._looked_at.get((model, variant), 0)
+            if before < last:
                 log = self._home.log(model, VARIANTS + variant if variant else VERSION_LOG)
-                last = log.last()
-                before = self._looked_at.get((model, variant), 0)
-                for seq in range(before + 1, last.seq + 1 if last else 0):
+                for seq in range(before + 1, last + 1):
                     yield log, seq, model, variant
 
     def _is_expensive(self, version: Version) -> bool:

@@ -9,6 +9,7 @@ __all__ = [
     "confirm",
     "features",
     "footers",
+    "heads",
     "home",
     "index",
     "leases",

@@ -294,7 +294,15 @@ def highest_of(found: Iterable[int]) -> int:
     """
     highest = 0
     for seq in sorted(found):
-        if seq > highest + _MOST_MISSING + 1:
+        if not follows(seq, highest):
             break
         highest = seq
     return highest
+
+
+def follows(seq: int, highest: int) -> bool:
+    """Return whether an entry belongs to a log whose last entry before it has number ``highest``.
+
+    More than 1,000 missing entries between them say that it is no part of that log.
+    """
+    return seq <= highest + _MOST_MISSING + 1

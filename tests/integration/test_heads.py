@@ -1,0 +1,115 @@
+"""Where all logs of a store end, by one listing; and an agent that reads only what moved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.kit import created, opened
+from tierstore import Rows
+from tierstore.blobs.memory import MemoryStore
+from tierstore.format.keys import ALIASES, REFS, VARIANTS, entry_key, ref_prefix
+from tierstore.modelstore.home.heads import Heads
+from tierstore.modelstore.store import Store
+from tierstore.serving.agent import Agent
+from tierstore.testing.faulty import FaultyStore
+
+NAMES = ("m", "a/b", "näme", "50%")
+
+
+@pytest.fixture
+def blobs() -> MemoryStore:
+    return MemoryStore("heads")
+
+
+@pytest.fixture
+def store(blobs: MemoryStore, cache: Path) -> Iterator[Store]:
+    with created(blobs, cache) as store:
+        store.reclaim.enable(wait_s=0)
+        yield store
+
+
+def save(store: Store, name: str, value: float) -> None:
+    store.save(name, {"w": np.full(9, value, np.float32)}, base=None)
+
+
+def test_every_log_ends_where_it_is_read_to(store: Store, blobs: MemoryStore) -> None:
+    home = store._parts.home
+    for times, name in enumerate(NAMES, 1):
+        for value in range(times):
+            save(store, name, value)
+            store.alias(name, "weiß/x", f"{name}@{value + 1}")
+    store.remove("a/b@1")
+    blobs.put(f"{REFS}stray", b"")
+    blobs.put(f"{REFS}m/versions/000000/notes", b"")
+    blobs.put(entry_key(ref_prefix("m", "versions"), 5000), b"far ahead: no entry of it")
+    blobs.put(f"{REFS}%ff/versions/000000/000000001", b"no name")
+    blobs.put(f"{REFS}%6D/versions/000000/000000009", b"not how 'm' is written")
+    heads = Heads(blobs)
+    for name in NAMES:
+        for log in ("versions", "removed", ALIASES + "weiß/x", ALIASES + "none", VARIANTS + "v"):
+            last = home.log(name, log).last()
+            assert heads.of(name, log) == (last.seq if last else 0), (name, log)
+    assert dict(heads.versions()) == {"m": (1, 0), "a/b": (2, 2), "näme": (3, 0), "50%": (4, 0)}
+    assert sorted(heads.aliases()) == sorted(
+        (name, "weiß/x", times) for times, name in enumerate(NAMES, 1)
+    )
+    assert list(heads.variants()) == []
+
+
+def test_an_agents_round_reads_nothing_of_models_that_did_not_move(
+    store: Store, blobs: MemoryStore, cache: Path
+) -> None:
+    for name in NAMES:
+        save(store, name, 1)
+        store.alias(name, "prod", name)
+    asked = FaultyStore(blobs)
+    with opened(asked, cache) as other:
+        agent = Agent(other, scrub_s=None)
+        agent.round()
+        asked.calls.clear()
+        agent.round()
+        assert [key for _, key in asked.calls if key.startswith(REFS) and key != REFS] == []
+        save(store, "m", 2)
+        asked.calls.clear()
+        agent.round()
+        logs = {key for op, key in asked.calls if op == "get" and key.startswith(REFS)}
+        assert {key.split("/")[1] for key in logs} == {"m"}
+        assert agent.stats.failed_rounds == 0
+
+
+def test_an_agent_steps_a_rollout_that_another_process_has_begun(
+    store: Store, blobs: MemoryStore, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in (1, 2):
+        save(store, "m", value)
+    store.alias("m", "prod", "m@1")
+    with opened(blobs, cache) as other:
+        agent = Agent(other, scrub_s=None)
+        agent.round()
+        store.rollouts.start("m", "prod", "m@2", stages=[5000, 10000], every_s=60)
+        agent.round()
+        assert agent.stats.rollout_steps == 0, "it is not due"
+        monkeypatch.setattr(other.rollouts, "_clock", lambda: time.time() + 3600)
+        for done in (1, 2, 2):
+            agent.round()
+            assert agent.stats.rollout_steps == done
+    assert store.resolve("m@prod").number == 2
+
+
+def test_an_agent_folds_what_was_brought_back(store: Store, cache: Path) -> None:
+    table = np.arange(64_000, dtype="f4").reshape(1000, 64)
+    store.save("m", {"emb": table})
+    for turn in range(8):
+        store.patch("m", {"emb": Rows([turn], -table[turn : turn + 1])}, fold=False)
+    store.remove("m@9", force=True)
+    agent = Agent(store, scrub_s=None)
+    agent.round()
+    assert agent.stats.folded == 0
+    store.undelete("m@9")
+    agent.round()
+    assert agent.stats.folded == 1

@@ -1,0 +1,85 @@
+"""Where all ref logs of a store end, by one listing: what moved since somebody looked last.
+
+An entry is created once, under a key of its own, so that the keys alone say which logs have grown,
+whoever wrote to them: nothing need be announced, and no log that stayed as it is need be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tierstore.blobs.base import BlobStore
+from tierstore.errors import InvalidName
+from tierstore.format.keys import (
+    ALIASES,
+    REFS,
+    REMOVED_LOG,
+    VARIANTS,
+    VERSION_LOG,
+    ref_prefix,
+    seq_of,
+    unsegment,
+)
+from tierstore.modelstore.home.refs import follows
+
+_LOG = re.compile(re.escape(REFS) + r"([^/]+)/((?:(?:alias|variant)/)?[^/]+)/[0-9]{6}/[0-9]{9}\Z")
+
+
+class Heads:
+    """The numbers of the last entries of all ref logs, as they were at one moment or later.
+
+    An entry that is written while keys are listed may be left out: it is there at the next look.
+
+    Args:
+        home_blobs: The store's home. A request lists a thousand entries.
+    """
+
+    def __init__(self, home_blobs: BlobStore) -> None:
+        self._ends: dict[str, dict[str, int]] = {}
+        of_log, prefix, ends, name = ("", ""), "", dict[str, int](), ""
+        for info in home_blobs.list(REFS):
+            match = _LOG.match(info.key)
+            if match is None:
+                continue
+            if of_log != match.groups():
+                of_log = match[1], match[2]
+                try:
+                    model, name = unsegment(match[1]), unsegment(match[2])
+                    prefix = ref_prefix(model, name)
+                except (UnicodeDecodeError, InvalidName):  # no log of ours
+                    prefix = "/"
+                else:
+                    ends = self._ends.setdefault(model, {})
+            seq = seq_of(info.key, prefix)
+            if seq is not None and follows(seq, ends.get(name, 0)):
+                ends[name] = seq
+
+    def of(self, model: str, name: str) -> int:
+        """Return the number of the last entry of a log; 0 when it has none.
+
+        Args:
+            model: Name of the model.
+            name: What the log is: ``versions``, ``removed``, ``alias/<alias>``.
+        """
+        return self._ends.get(model, {}).get(name, 0)
+
+    def versions(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yield all models with the last entries of their versions and of their removals."""
+        for model in sorted(self._ends):
+            if last := self.of(model, VERSION_LOG):
+                yield model, (last, self.of(model, REMOVED_LOG))
+
+    def aliases(self) -> Iterator[tuple[str, str, int]]:
+        """Yield all aliases, removed ones too: the model, the alias and the last entry."""
+        return self._below(ALIASES)
+
+    def variants(self) -> Iterator[tuple[str, str, int]]:
+        """Yield all names of variants: the model, the name and the last entry."""
+        return self._below(VARIANTS)
+
+    def _below(self, folder: str) -> Iterator[tuple[str, str, int]]:
+        for model in sorted(self._ends):
+            for name, last in sorted(self._ends[model].items()):
+                if name.startswith(folder) and last:
+                    yield model, name.removeprefix(folder), last
