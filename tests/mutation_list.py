@@ -7454,6 +7454,42 @@ _GROWTH = (
         "if seq is not None:",
         ("integration/test_heads.py::test_every_log_ends_where_it_is_read_to",),
     ),
+    Mutation(
+        "follower-watches-variants",
+        "docs/how-to/serving.md: follow keeps a process on what its reference means.",
+        "serving/watched.py",
+        "    yield from (VARIANTS + name for",
+        "    yield from (VARIANTS + name + 'x' for",
+        ("integration/test_follow_watched.py::test_it_sees_what_a_writer_did_who_tells_nobody",),
+    ),
+    Mutation(
+        "follower-watches-removals",
+        "docs/how-to/serving.md: follow keeps a process on what its reference means.",
+        "serving/watched.py",
+        "        if removals:\n",
+        "        if False:\n",
+        ("integration/test_follow_watched.py::test_it_sees_a_removal",),
+    ),
+    Mutation(
+        "follower-on-a-mount",
+        "docs/how-to/serving.md: follow keeps a process on what its reference means.",
+        "serving/watched.py",
+        "if any(log.hinted() != hint for log, hint in self._hints):",
+        "if False:",
+        ("integration/test_follow_watched.py::test_a_mount_that_says_for_long_what_is_missing",),
+    ),
+    Mutation(
+        "follower-watches-before-it-looks",
+        "docs/how-to/serving.md: follow keeps a process on what its reference means.",
+        "serving/follower.py",
+        """        watched = self._watched()
+        wanted = self._store.choose(self._ref, profile=self._profile)
+""",
+        """        wanted = self._store.choose(self._ref, profile=self._profile)
+        watched = self._watched()
+""",
+        ("integration/test_follow_watched.py::test_it_sees_what_moved_while_it_looked",),
+    ),
 )
 
 MUTATIONS = (

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +18,7 @@ from tests.waiting import wait_until
 from tierstore.errors import UsageError
 from tierstore.format.tiers import TierSpec
 from tierstore.serving import follow
+from tierstore.serving.follower import Follower
 from tierstore.serving.inplace import InPlace
 from tierstore.serving.update import Update
 from tierstore.store import init_store, open_store
@@ -46,15 +46,15 @@ def store(tmp_path: Path) -> Iterator[tierstore.Store]:
 
 
 class Looks:
-    """Counts how often a follower has looked what its reference means."""
+    """Counts how often followers have looked whether their references mean something else."""
 
-    def __init__(self, store: tierstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._choose, self._count = store.choose, 0
-        monkeypatch.setattr(store, "choose", self._counted)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._round, self._count = Follower._round, 0
+        monkeypatch.setattr(Follower, "_round", lambda follower: self._counted(follower))
 
-    def _counted(self, *args: Any, **kwargs: Any) -> Any:
+    def _counted(self, follower: Follower) -> None:
         self._count += 1
-        return self._choose(*args, **kwargs)
+        self._round(follower)
 
     def some_more(self) -> None:
         """Wait until it has looked a few more times."""
@@ -63,8 +63,8 @@ class Looks:
 
 
 @pytest.fixture
-def looks(store: tierstore.Store, monkeypatch: pytest.MonkeyPatch) -> Looks:
-    return Looks(store, monkeypatch)
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
 
 
 def test_it_serves_what_the_alias_means(store: tierstore.Store, looks: Looks) -> None:

@@ -32,10 +32,13 @@ from tierstore.ids import ModelRef
 from tierstore.modelstore.store import Store
 from tierstore.modelstore.version import Version
 from tierstore.serving.update import Update, read_update
+from tierstore.serving.watched import Watched
 
 _log = logging.getLogger("tierstore.follow")
 _RETRY_S, _LONGEST_S = 1.0, 60.0
 _LISTEN_S = 0.5
+_LOOK_UP_S = 300.0
+"""Seconds after which a reference is looked up though nothing has moved, in case a log was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +128,20 @@ class Follower:
         if not isinstance(store, Store):
             raise wrong("store", "an open store, such as tierstore.open(url)", store)
         self._store, self._ref = store, str(ref) if isinstance(ref, Version) else ref
-        self._model_name = ModelRef.parse(self._ref).model
+        self._parsed = ModelRef.parse(self._ref)
         self._on_ready = as_function(
             "on_ready", on_ready, "a function that is called with each update, or an InPlace"
         )
         self._poll_s = as_number("poll_s", poll_s, "seconds, more than 0", 0, above=True)
         self._profile = profile
-        store._parts.settings.preference(profile)
+        self._order = store._parts.settings.preference(profile)
         self._warm = warm and store._parts.hot.local is not None
         self._reads = read
         self._current = _Current(status=FollowerStatus(self._ref))
         self._refused: _Refused | None = None
+        self._served_since: tuple[Watched, float] | None = None
+        """What is to move before another version than the one that is served can be meant, and when
+        the reference is looked up anyway."""
         self._looked = time.monotonic()
         self._process = os.getpid()
         self._threads: list[threading.Thread] = []
@@ -262,11 +268,18 @@ class Follower:
         return min(look, max(0.0, self._refused.due - time.monotonic()))
 
     def _round(self) -> None:
+        if self._is_served_still():
+            self._looked = time.monotonic()
+            self._cleared()
+            return
+        self._served_since = None
+        watched = self._watched()
         wanted = self._store.choose(self._ref, profile=self._profile)
         self._looked = time.monotonic()
         served = self._current.status.version
         if served is not None and str(served) == str(wanted):
             self._refused = None
+            self._served_since = watched
             self._cleared()
             return
         if self._refused is not None and self._refused.waits(str(wanted)):
@@ -291,7 +304,20 @@ class Follower:
             self._refused = _Refused.again(self._refused, str(wanted))
             raise
         self._refused = None
+        self._served_since = watched
         self._served(update, max(0.0, time.time() - since))
+
+    def _watched(self) -> tuple[Watched, float] | None:
+        if self._parsed.release is not None:
+            return None
+        until = time.monotonic() + _LOOK_UP_S
+        return Watched(self._store._parts.home, self._parsed, self._order), until
+
+    def _is_served_still(self) -> bool:
+        if self._served_since is None:
+            return False
+        watched, until = self._served_since
+        return time.monotonic() < until and not watched.has_moved()
 
     def _go_on(self, done: int, total: int) -> None:
         if self._stopped.is_set():
@@ -316,10 +342,10 @@ class Follower:
 
     def _meant_since(self, version: Version) -> float:
         """Return when the reference was pointed to a version, in seconds since the epoch."""
-        alias = ModelRef.parse(self._ref).alias
+        model, alias = self._parsed.model, self._parsed.alias
         entry = None
         if alias is not None:
-            entry = self._store._parts.home.log(self._model_name, ALIASES + alias).last()
+            entry = self._store._parts.home.log(model, ALIASES + alias).last()
         return version.created.timestamp() if entry is None else entry.time_us / 1e6
 
     def _failed(self, error: Exception) -> None:
@@ -355,7 +381,9 @@ class Follower:
                     while not self._stopped.is_set():
                         model = heard.get(_LISTEN_S)
                         # a release's switch is told under its own name
-                        if model is not None:
+                        if model is not None and (
+                            self._parsed.release is not None or model == self._parsed.model
+                        ):
                             self.look()
             except TierstoreError as error:
                 _log.info("news of changes are interrupted: %s", error)
